@@ -1,0 +1,53 @@
+"""What a scheduling policy is: a pure function from a request and a belief to an index table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from online_learning.distribution import LengthDistribution
+from store.records import Gate, IndexTable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestFacts:
+    """What a policy may know of a request."""
+
+    request_id: str | None
+    """None for the prior."""
+    prompt_tokens: int
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFacts:
+    """What a policy may know of the engine: sizes, and how long its steps take."""
+
+    kv_tokens: int
+    block_size_tokens: int
+    max_num_seqs: int
+    base_s: float
+    """Typical seconds of a step, decoding only."""
+    prefill_token_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assessment:
+    """A policy's verdict: the table for the engine, and the expected cost for the record."""
+
+    table: IndexTable
+    cost_s: float
+
+
+class Policy(Protocol):
+    """Order and admission; has no state, reads no clock."""
+
+    name: str
+    orders: bool
+    """False for the engine's own order: no tables are needed and the mode stays off."""
+    gate: Gate | None
+    boost_per_s: float | None
+
+    def assess(self, request: RequestFacts, belief: LengthDistribution, engine: EngineFacts) -> Assessment:
+        """Index and growth of a request by its attained tokens; ``belief`` is cut at max_tokens already."""
+        ...

@@ -1,0 +1,338 @@
+"""The engine's half of the loop: facts go out, tables and settings come in, and silence means FCFS.
+
+`Agent` knows no engine. The vLLM plugin and the simulated engine call it at the same moments:
+`arrived`, `attained`, `first_token`, `preempted`, `finished` as things happen,
+`poll` before every step, `plan` to order it, `count_step` after it and `report` when a snapshot is due.
+
+Facts are kept until the controller says that they are durable, so that a controller may die at any moment;
+the memory for them is bounded, and what has to be dropped is counted.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
+
+from msgspec import structs
+
+from engine_adapter.link import EngineLink
+from engine_adapter.ordering import Ordering, Plan, Schedulable
+from store.records import (
+    Acknowledged,
+    Arrived,
+    ControllerMessage,
+    Fact,
+    Facts,
+    Finished,
+    FirstToken,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    IndexTable,
+    Mode,
+    Preempted,
+    RunningRequest,
+    Settings,
+    Snapshot,
+    Welcome,
+)
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R", bound=Schedulable)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentLimits:
+    """Bounds and intervals of the engine's half."""
+
+    snapshot_interval_s: float = 0.1
+    hello_interval_s: float = 1.0
+    facts_per_batch: int = 256
+    retained_facts: int = 20_000
+    retained_bytes: int = 64 << 20
+    queue_in_snapshot: int = 200
+    running_in_snapshot: int = 1024
+    error_pause_s: float = 1.0
+    error_pause_limit_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """What an engine shows of itself in a snapshot."""
+
+    kv_blocks_used: int
+    waiting: int
+    running: int
+    queue: Iterable[str]
+    """Request ids in the order in which they will be tried."""
+    running_requests: Iterable[RunningRequest]
+    admission_limit: int | None = None
+    reserved_blocks: int = 0
+
+
+@dataclass(slots=True)
+class _Sums:
+    """What is added up between two snapshots."""
+
+    steps: int = 0
+    step_s: float = 0.0
+    prefill_tokens: int = 0
+    decode_tokens: int = 0
+    kv_tokens_read: int = 0
+    preemptions: int = 0
+    recomputed_tokens: int = 0
+    hook_s: float = 0.0
+
+
+class Agent:
+    """Facts out, decisions in, for one engine; not thread-safe, never blocks, never raises on bad messages."""
+
+    def __init__(self, *, hello: Hello, link: EngineLink, limits: AgentLimits | None = None) -> None:
+        self._hello = hello
+        self._link = link
+        self._limits = limits or AgentLimits()
+        self._ordering = Ordering(hello.block_size_tokens)
+        self._settings: Settings | None = None
+        self._welcomed = False
+        self._heard_s = -math.inf
+        self._next_hello_s = -math.inf
+        self._next_snapshot_s = -math.inf
+        self._unfinished: dict[str, Arrived] = {}
+        self._pending: list[Fact] = []
+        self._retained: deque[Facts] = deque()
+        self._unsent: deque[Facts] = deque()
+        self._retained_facts = 0
+        self._retained_bytes = 0
+        self._batch = 0
+        self._sums = _Sums()
+        self._tables_applied = 0
+        self._messages_dropped = 0
+        self._policy_errors = 0
+        self._error: str | None = None
+        self._error_until_s = -math.inf
+        self._logged: set[str] = set()
+
+    # --- facts ------------------------------------------------------------------------------------
+
+    def arrived(self, arrived: Arrived) -> None:
+        """A request entered the engine's queue."""
+        self._unfinished[arrived.request_id] = arrived
+        self._ordering.track(arrived.request_id, priority=arrived.priority, arrival_s=arrived.arrival_s)
+        self._pending.append(arrived)
+
+    def attained(self, request_id: str, attained_tokens: int) -> None:
+        """A request has generated so many output tokens."""
+        self._ordering.attain(request_id, attained_tokens)
+
+    def first_token(self, fact: FirstToken) -> None:
+        """A request's first output token was generated."""
+        self._pending.append(fact)
+
+    def preempted(self, fact: Preempted) -> None:
+        """A running request lost its place."""
+        self._pending.append(fact)
+        self._sums.preemptions += 1
+        self._sums.recomputed_tokens += fact.lost_tokens
+
+    def finished(self, fact: Finished) -> None:
+        """A request ended, for whatever reason."""
+        self._unfinished.pop(fact.request_id, None)
+        self._ordering.forget(fact.request_id)
+        self._pending.append(fact)
+
+    def knows(self, request_id: str) -> bool:
+        """Whether a request arrived here and has not finished."""
+        return request_id in self._unfinished
+
+    # --- every step -------------------------------------------------------------------------------
+
+    def poll(self, now_s: float) -> None:
+        """Exchange messages with the controller: greet it if need be, take its decisions, send the facts."""
+        for message in self._link.receive():
+            self._heard_s = now_s
+            self._take(message)
+        if not self._connected(now_s):
+            self._welcomed = False
+            if now_s >= self._next_hello_s:
+                self._next_hello_s = now_s + self._limits.hello_interval_s
+                self._link.send(self._hello)
+        self._batch_up()
+        self._send_facts()
+
+    def plan(self, now_s: float, *, waiting: Iterable[R], running: Iterable[R], free_blocks: int) -> Plan[R] | None:
+        """The order and the admission limit for the next step; None to serve as the engine would by itself."""
+        if self.mode(now_s) != "on":
+            return None
+        return self._ordering.plan(waiting=waiting, running=running, free_blocks=free_blocks)
+
+    def count_step(
+        self, *, step_s: float, prefill_tokens: int, decode_tokens: int, kv_tokens_read: int, hook_s: float
+    ) -> None:
+        """A step is over."""
+        sums = self._sums
+        sums.steps += 1
+        sums.step_s += step_s
+        sums.prefill_tokens += prefill_tokens
+        sums.decode_tokens += decode_tokens
+        sums.kv_tokens_read += kv_tokens_read
+        sums.hook_s += hook_s
+
+    def snapshot_due(self, now_s: float) -> bool:
+        """Whether it is time to `report`."""
+        return now_s >= self._next_snapshot_s
+
+    def report(self, now_s: float, view: View) -> None:
+        """Send a snapshot of the engine; dropped and counted when the controller cannot take it."""
+        self._next_snapshot_s = now_s + self._limits.snapshot_interval_s
+        if not self._welcomed:
+            return
+        sums, self._sums = self._sums, _Sums()
+        snapshot = Snapshot(
+            time_s=now_s,
+            waiting=view.waiting,
+            running=view.running,
+            kv_blocks_used=view.kv_blocks_used,
+            kv_blocks=self._hello.kv_blocks,
+            mode=self.mode(now_s),
+            fallback=self.fallback(now_s),
+            steps=sums.steps,
+            step_s=sums.step_s,
+            prefill_tokens=sums.prefill_tokens,
+            decode_tokens=sums.decode_tokens,
+            kv_tokens_read=sums.kv_tokens_read,
+            preemptions=sums.preemptions,
+            recomputed_tokens=sums.recomputed_tokens,
+            hook_s=sums.hook_s,
+            admission_limit=view.admission_limit,
+            reserved_blocks=view.reserved_blocks,
+            running_requests=tuple(islice(view.running_requests, self._limits.running_in_snapshot)),
+            queue=tuple(islice(view.queue, self._limits.queue_in_snapshot)),
+            tables_held=self._ordering.tables_held,
+            tables_applied=self._tables_applied,
+            messages_dropped=self._messages_dropped,
+            policy_errors=self._policy_errors,
+        )
+        if not self._link.send(snapshot):
+            self._messages_dropped += 1
+
+    # --- state ------------------------------------------------------------------------------------
+
+    def mode(self, now_s: float) -> Mode:
+        """The mode in force: what the controller asked for, or ``off`` during a fallback."""
+        if self._settings is None or self.fallback(now_s) is not None:
+            return "off"
+        return self._settings.mode
+
+    def fallback(self, now_s: float) -> str | None:
+        """Why the engine serves first come, first served although told otherwise; None when it does not."""
+        if self._settings is None or self._settings.mode == "off":
+            return None
+        if now_s < self._error_until_s:
+            return self._error
+        if not self._connected(now_s):
+            return f"controller silent for more than {self._settings.lease_s:g} s"
+        if not self._ordering.has_prior:
+            return "controller has sent no prior yet"
+        return None
+
+    def failed(self, now_s: float, error: Exception) -> None:
+        """Something of ours raised: serve first come, first served for a while, then start afresh.
+
+        The pause doubles with every further error up to its limit.
+        """
+        self._policy_errors += 1
+        self._error = f"{type(error).__name__}: {error}"
+        pause_s = self._limits.error_pause_s * 2.0 ** min(self._policy_errors - 1, 32)
+        self._error_until_s = now_s + min(pause_s, self._limits.error_pause_limit_s)
+        self._ordering.forget_tables()
+        self._heard_s = -math.inf
+        if self._error not in self._logged and len(self._logged) < 100:
+            self._logged.add(self._error)
+            log.error("scheduling policy failed, serving first come, first served", exc_info=error)
+
+    def close(self, now_s: float) -> None:
+        """Send what is left and say goodbye."""
+        self._batch_up()
+        self._send_facts()
+        self._link.send(Goodbye(time_s=now_s))
+        self._link.close()
+
+    # --- inside -----------------------------------------------------------------------------------
+
+    def _connected(self, now_s: float) -> bool:
+        """A controller has been heard within its lease; before its settings, within a hello's interval."""
+        lease_s = self._settings.lease_s if self._settings else self._limits.hello_interval_s
+        return now_s - self._heard_s <= lease_s
+
+    def _take(self, message: ControllerMessage) -> None:
+        match message:
+            case IndexTable():
+                applied = self._ordering.put(message)
+                self._tables_applied += applied and message.request_id is not None
+            case Settings():
+                self._settings = message
+                self._ordering.configure(message)
+            case Acknowledged():
+                self._release(message.batch)
+            case Welcome():
+                self._resynchronise(message)
+            case Heartbeat():
+                pass
+
+    def _resynchronise(self, welcome: Welcome) -> None:
+        """Forget what is durable, then send the rest and every unfinished request once more."""
+        self._welcomed = True
+        self._batch_up()
+        self._release(welcome.durable_batch)
+        self._unsent = deque(self._retained)
+        told = {fact.request_id for facts in self._retained for fact in facts.facts if isinstance(fact, Arrived)}
+        for request_id, arrived in self._unfinished.items():
+            if request_id not in told:
+                self._pending.append(_again(arrived, self._ordering.attained_tokens(request_id)))
+        self._batch_up()
+
+    def _batch_up(self) -> None:
+        """Number the pending facts and keep them; forget the oldest beyond the bounds."""
+        size = self._limits.facts_per_batch
+        for start in range(0, len(self._pending), size):
+            self._batch += 1
+            facts = Facts(batch=self._batch, facts=tuple(self._pending[start : start + size]))
+            self._retained.append(facts)
+            self._unsent.append(facts)
+            self._retained_facts += len(facts.facts)
+            self._retained_bytes += _bytes(facts)
+        self._pending.clear()
+        while self._retained and (
+            self._retained_facts > self._limits.retained_facts or self._retained_bytes > self._limits.retained_bytes
+        ):
+            self._messages_dropped += len(self._let_go().facts)
+
+    def _release(self, batch: int) -> None:
+        while self._retained and self._retained[0].batch <= batch:
+            self._let_go()
+
+    def _let_go(self) -> Facts:
+        facts = self._retained.popleft()
+        self._retained_facts -= len(facts.facts)
+        self._retained_bytes -= _bytes(facts)
+        if self._unsent and self._unsent[0] is facts:
+            self._unsent.popleft()
+        return facts
+
+    def _send_facts(self) -> None:
+        while self._welcomed and self._unsent and self._link.send(self._unsent[0]):
+            self._unsent.popleft()
+
+
+def _bytes(facts: Facts) -> int:
+    return sum(len(fact.token_ids) if isinstance(fact, Arrived) else 64 for fact in facts.facts)
+
+
+def _again(arrived: Arrived, attained_tokens: int) -> Arrived:
+    return structs.replace(arrived, resent=True, attained_tokens=attained_tokens)

@@ -1,0 +1,137 @@
+"""What the rest of the project knows of an engine in virtual time: work goes in, steps happen, lives come out.
+
+Two engines stand behind `VirtualEngine`: the simulated one and vLLM's own scheduler with our plugin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from store.records import FinishReason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """One request of a workload, with the answer length that only the engine's device may know."""
+
+    request_id: str
+    arrival_s: float
+    token_ids: tuple[int, ...]
+    """The whole prompt; its length is the prompt's length in tokens."""
+    max_tokens: int
+    true_output_tokens: int
+    """Tokens until the end-of-sequence token, which counts; the answer is cut at ``max_tokens``."""
+    temperature: float = 1.0
+    priority: int = 0
+    tenant: str | None = None
+    abort_after_tokens: int | None = None
+    """The client goes away when it has received so many tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Life:
+    """How a request was served, in virtual seconds."""
+
+    request_id: str
+    arrival_s: float
+    scheduled_s: float
+    first_token_s: float
+    finished_s: float
+    prompt_tokens: int
+    output_tokens: int
+    reason: FinishReason
+    preemptions: int
+    recomputed_tokens: int
+
+    @property
+    def ttft_s(self) -> float:
+        """Time to first token."""
+        return self.first_token_s - self.arrival_s
+
+    @property
+    def ttlt_s(self) -> float:
+        """Time to last token: the request's latency."""
+        return self.finished_s - self.arrival_s
+
+    @property
+    def tpot_s(self) -> float:
+        """Time per output token after the first; 0 for an answer of one token."""
+        return (self.finished_s - self.first_token_s) / max(1, self.output_tokens - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One engine step as the scheduler decided it."""
+
+    start_s: float
+    duration_s: float
+    scheduled_tokens: dict[str, int]
+    """Tokens computed for each request in this step, in the order in which they were scheduled."""
+    preempted: tuple[str, ...] = ()
+    finished: tuple[Life, ...] = ()
+    waiting: int = 0
+    running: int = 0
+    kv_blocks_used: int = 0
+    """KV blocks in use after the step's allocation, before answers that end in it are freed."""
+
+
+@dataclass(slots=True)
+class Totals:
+    """Sums over a run."""
+
+    steps: int = 0
+    computed_tokens: int = 0
+    recomputed_tokens: int = 0
+    preemptions: int = 0
+    lives: list[Life] = field(default_factory=list)
+
+
+class VirtualEngine(Protocol):
+    """An engine that computes nothing and whose clock advances by the profile's step times."""
+
+    @property
+    def now_s(self) -> float:
+        """The engine's clock."""
+        ...
+
+    @property
+    def unfinished(self) -> int:
+        """Requests submitted and not yet finished."""
+        ...
+
+    def submit(self, work: Work) -> None:
+        """Let a request arrive now."""
+        ...
+
+    def abort(self, request_id: str) -> None:
+        """The client of an unfinished request went away."""
+        ...
+
+    def step(self) -> Step:
+        """Schedule and carry out one step; with nothing to compute, a step of zero duration."""
+        ...
+
+    def advance_to(self, time_s: float) -> None:
+        """Let an idle engine's clock jump to a later moment."""
+        ...
+
+
+def serve(engine: VirtualEngine, works: Iterable[Work]) -> Totals:
+    """Serve a workload to its end; requests arrive at their time or, if a step is under way, when it ends."""
+    totals = Totals()
+    pending = sorted(works, key=lambda work: work.arrival_s)[::-1]
+    while pending or engine.unfinished:
+        if not engine.unfinished and pending[-1].arrival_s > engine.now_s:
+            engine.advance_to(pending[-1].arrival_s)
+        while pending and pending[-1].arrival_s <= engine.now_s:
+            engine.submit(pending.pop())
+        step = engine.step()
+        assert step.scheduled_tokens or step.finished or pending, "the engine has work and computes nothing"
+        totals.steps += 1
+        totals.computed_tokens += sum(step.scheduled_tokens.values())
+        totals.preemptions += len(step.preempted)
+        totals.lives.extend(step.finished)
+    totals.recomputed_tokens = sum(life.recomputed_tokens for life in totals.lives)
+    return totals

@@ -1,0 +1,1 @@
+"""From records to beliefs: prompt features, output-length distributions, drift, calibration."""

@@ -1,0 +1,78 @@
+"""What is known of a request when it arrives, and what of its answer when it ends: the learner's input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from online_learning.distribution import LengthDistribution
+
+Features = NDArray[np.float32]
+"""One prompt's features, a unit-free vector of the learner's dimension."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Prompt:
+    """A request as the learner sees it; ``token_ids`` may be the head and tail of a longer prompt."""
+
+    token_ids: NDArray[np.uint32]
+    prompt_tokens: int
+    max_tokens: int
+    temperature: float
+    model: str
+    tenant: str | None = None
+    lora: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """An answer's length; ``censored`` when it is only known to be at least this many tokens."""
+
+    output_tokens: int
+    censored: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Forecast:
+    """A belief and where it comes from; ``distribution`` is not yet cut at the request's max_tokens."""
+
+    distribution: LengthDistribution
+    cluster: int | None
+    evidence: float
+    """Effective number of past answers behind it."""
+    experts: dict[str, float] = field(default_factory=dict)
+    """Weight of each expert in the mixture."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drift:
+    """A cluster's lengths moved and part of its past was forgotten."""
+
+    model: str
+    cluster: int
+    before_mean_tokens: float
+    after_mean_tokens: float
+    forgotten: float
+
+
+class LengthLearner(Protocol):
+    """Learns output lengths online; one instance serves all models and engines of a controller."""
+
+    def features(self, prompt: Prompt) -> Features:
+        """Turn a prompt into a vector; depends on nothing that was learnt, so that it can be stored."""
+        ...
+
+    def predict_one(self, features: Features, model: str) -> Forecast:
+        """The belief about the answer's length."""
+        ...
+
+    def learn_one(self, features: Features, model: str, observation: Observation) -> list[Drift]:
+        """Take an answer into account; returns the drifts that it revealed."""
+        ...
+
+    def prior(self, model: str) -> LengthDistribution:
+        """The belief about an answer of this model to a prompt that nothing is known of."""
+        ...

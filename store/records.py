@@ -1,0 +1,391 @@
+r"""The frozen records that cross borders: engine to controller, controller to engine, controller to store.
+
+All records are immutable msgspec structs, tagged with their class name, so that a union of them decodes by itself.
+A reader ignores fields it does not know and gives defaults to those it misses: adding a field with a default
+is compatible, anything else raises `PROTOCOL`.
+
+Units are last in names and base units inside.
+Every ``*_s`` that names a moment (``time_s``, ``arrival_s``) is in Unix seconds of the engine's clock;
+every ``*_s`` that names a span (``step_s``, ``lease_s``) is in seconds.
+
+>>> frame = encode(Heartbeat(time_s=1.0))
+>>> decode_controller_message(frame)
+Heartbeat(time_s=1.0)
+>>> decode_controller_message(b"\x63" + frame[1:])
+Traceback (most recent call last):
+store.errors.ProtocolError: frame speaks protocol 99, this side speaks 1: run the same release on both sides
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias, TypeVar
+
+import msgspec
+
+from store.errors import ProtocolError
+
+PROTOCOL = 1
+"""Version of the border between engine and controller; the first byte of every frame."""
+
+MAX_PROMPT_TOKENS_SENT = 8192
+"""A longer prompt crosses the border as its first and its last half of so many token ids."""
+
+Mode: TypeAlias = Literal["off", "shadow", "on"]
+FinishReason: TypeAlias = Literal["stop", "length", "abort", "error"]
+PreemptionCause: TypeAlias = Literal["memory", "policy"]
+
+
+class Record(msgspec.Struct, frozen=True, tag=True):
+    """Base of all records; carries no fields of its own."""
+
+
+# --- engine to controller -------------------------------------------------------------------------
+
+
+class Hello(Record, frozen=True, kw_only=True):
+    """An engine introduces itself; the first message of every connection."""
+
+    engine_id: str
+    """Stable name of the engine across its restarts."""
+    session_id: str
+    """Random for each start of the engine process; request ids are unique within it."""
+    model: str
+    engine: Literal["vllm", "simulated"]
+    engine_version: str
+    kv_blocks: int
+    block_size_tokens: int
+    max_num_seqs: int
+    token_budget: int
+    max_model_len_tokens: int
+    prefix_caching: bool
+    started_s: float
+    data_parallel_rank: int = 0
+
+
+class Arrived(Record, frozen=True, kw_only=True):
+    """A request entered the engine's queue, or is told again after a `Welcome` (``resent``)."""
+
+    request_id: str
+    arrival_s: float
+    prompt_tokens: int
+    """Length of the whole prompt."""
+    token_ids: bytes
+    """Prompt token ids, little-endian uint32, at most `MAX_PROMPT_TOKENS_SENT` of them (head and tail)."""
+    max_tokens: int
+    temperature: float
+    priority: int = 0
+    """The request's own strict class; lower is served first."""
+    tenant: str | None = None
+    lora: str | None = None
+    resent: bool = False
+    attained_tokens: int = 0
+    """Output tokens generated when it was sent; not zero only when ``resent``."""
+
+
+class FirstToken(Record, frozen=True, kw_only=True):
+    """The first output token of a request was generated."""
+
+    request_id: str
+    time_s: float
+    scheduled_s: float
+    """When the request was first given a place in a step."""
+    cached_prompt_tokens: int
+
+
+class Preempted(Record, frozen=True, kw_only=True):
+    """A running request lost its KV blocks and will be computed again."""
+
+    request_id: str
+    time_s: float
+    lost_tokens: int
+    """Computed tokens (prompt and output) whose KV was given up."""
+    attained_tokens: int
+    cause: PreemptionCause = "memory"
+
+
+class Finished(Record, frozen=True, kw_only=True):
+    """The last fact of a request's life; complete in itself, should the earlier ones be lost."""
+
+    request_id: str
+    time_s: float
+    reason: FinishReason
+    arrival_s: float
+    prompt_tokens: int
+    output_tokens: int
+    max_tokens: int
+    cached_prompt_tokens: int
+    preemptions: int
+    recomputed_tokens: int
+    scheduled_s: float | None = None
+    first_token_s: float | None = None
+
+
+Fact: TypeAlias = Arrived | FirstToken | Preempted | Finished
+
+
+class Facts(Record, frozen=True, kw_only=True):
+    """A numbered batch of facts; the engine keeps it until a controller acknowledges it as durable."""
+
+    batch: int
+    """Increases within a session; a gap means that the engine had to drop what it could no longer keep."""
+    facts: tuple[Fact, ...]
+
+
+class RunningRequest(msgspec.Struct, frozen=True, array_like=True):
+    """One running request in a `Snapshot`."""
+
+    request_id: str
+    attained_tokens: int
+    kv_blocks: int
+
+
+class Snapshot(Record, frozen=True, kw_only=True):
+    """State of the engine and sums since the last snapshot; sent about ten times a second, never resent."""
+
+    time_s: float
+    waiting: int
+    running: int
+    kv_blocks_used: int
+    kv_blocks: int
+    mode: Mode
+    """The mode in force in the engine, which is ``off`` during a fallback."""
+    fallback: str | None = None
+    """Why the engine serves first come, first served although told otherwise."""
+    steps: int
+    step_s: float
+    """Sum of the durations of those steps."""
+    prefill_tokens: int
+    decode_tokens: int
+    kv_tokens_read: int
+    """Sum over steps of the tokens whose KV was attended to."""
+    preemptions: int
+    recomputed_tokens: int
+    admission_limit: int | None = None
+    """Requests that the gate allows to be active at once; None when it does not limit."""
+    reserved_blocks: int = 0
+    """KV blocks held back for the growth of running requests."""
+    running_requests: tuple[RunningRequest, ...] = ()
+    queue: tuple[str, ...] = ()
+    """Request ids at the head of the waiting queue, in the order in which they will be tried."""
+    tables_held: int = 0
+    tables_applied: int = 0
+    """Index tables received for requests that were unfinished, since the engine started."""
+    messages_dropped: int = 0
+    """Messages dropped at the engine's side of the border, since the engine started."""
+    policy_errors: int = 0
+    hook_s: float = 0.0
+    """Time that our code took inside the engine's steps, summed like ``step_s``."""
+
+
+class Goodbye(Record, frozen=True, kw_only=True):
+    """The engine shuts down in order."""
+
+    time_s: float
+
+
+EngineMessage: TypeAlias = Hello | Facts | Snapshot | Goodbye
+
+# --- controller to engine -------------------------------------------------------------------------
+
+
+class Welcome(Record, frozen=True, kw_only=True):
+    """Answer to `Hello`: the engine drops what is durable, sends the rest and every unfinished request again."""
+
+    controller_id: str
+    durable_batch: int
+    """Highest batch number of this session that the history already holds; 0 for none."""
+
+
+class Acknowledged(Record, frozen=True, kw_only=True):
+    """All batches up to this one are durable."""
+
+    batch: int
+
+
+class IndexTable(Record, frozen=True, kw_only=True):
+    """Index and expected growth of one request as step functions of its attained tokens.
+
+    Entry ``i`` holds from ``attained_tokens[i]`` up to the next entry; the first is 0.
+    Without a request id it is the prior for requests that have no table of their own yet.
+    """
+
+    request_id: str | None
+    attained_tokens: tuple[int, ...]
+    """Strictly increasing, starts with 0."""
+    index_s: tuple[float, ...]
+    """Gittins index in engine-seconds; lower runs first."""
+    growth_tokens: tuple[float, ...]
+    """Expected further output tokens within the gate's horizon."""
+
+
+class Gate(Record, frozen=True, kw_only=True):
+    """Admission: start a request only while the free KV blocks cover it and the expected growth."""
+
+    horizon_tokens: int
+    """Growth is counted up to so many further tokens per request."""
+    margin: float = 1.0
+    """Factor on the expected growth."""
+
+
+class Settings(Record, frozen=True, kw_only=True):
+    """How the engine applies index tables."""
+
+    revision: int
+    mode: Mode
+    gate: Gate | None
+    boost_per_s: float | None
+    """γ of the boost; None orders by the index alone."""
+    lease_s: float
+    """The engine falls back to first come, first served when it hears nothing for so long."""
+
+
+class Heartbeat(Record, frozen=True, kw_only=True):
+    """The controller is alive; renews the lease."""
+
+    time_s: float
+
+
+ControllerMessage: TypeAlias = Welcome | Acknowledged | IndexTable | Settings | Heartbeat
+
+# --- controller to store --------------------------------------------------------------------------
+
+
+class EngineSeen(Record, frozen=True, kw_only=True):
+    """An engine connected, reconnected or left."""
+
+    time_s: float
+    event: Literal["connected", "reconnected", "left", "lost"]
+    hello: Hello
+
+
+class Prediction(Record, frozen=True, kw_only=True):
+    """What was believed of a request's output length when it arrived."""
+
+    request_id: str
+    time_s: float
+    cluster: int | None
+    features: bytes
+    """Prompt features, little-endian float32."""
+    prompt_hash: str
+    """Keyed hash of the prompt's token ids."""
+    mean_tokens: float
+    p10_tokens: int
+    p25_tokens: int
+    p50_tokens: int
+    p75_tokens: int
+    p90_tokens: int
+    p95_tokens: int
+    p99_tokens: int
+    evidence: float
+    """Effective number of past answers behind the prediction."""
+    experts: dict[str, float]
+    """Weight of each expert in the mixture."""
+    predict_s: float
+    """Time that the prediction took."""
+
+
+class Decision(Record, frozen=True, kw_only=True):
+    """An index table was published for a request, and why."""
+
+    request_id: str
+    time_s: float
+    policy: str
+    reason: Literal["arrival", "resent", "belief"]
+    cost_s: float
+    """Expected cost of the whole request in engine-seconds."""
+    index_s: float
+    """Index at the attained tokens at the time of decision."""
+    attained_tokens: tuple[int, ...]
+    table_index_s: tuple[float, ...]
+    growth_tokens: tuple[float, ...]
+
+
+class Outcome(Record, frozen=True, kw_only=True):
+    """How a prediction turned out, when its request ended."""
+
+    request_id: str
+    time_s: float
+    output_tokens: int
+    censored: bool
+    """The length is only known to be at least this much."""
+    cluster: int | None
+    pit: float
+    """Probability integral transform of the outcome under the prediction, randomised within its bin."""
+    crps_tokens: float
+    log_score: float
+    within_50: bool
+    within_90: bool
+
+
+class DriftDetected(Record, frozen=True, kw_only=True):
+    """A length distribution moved and part of its past was forgotten."""
+
+    time_s: float
+    model: str
+    cluster: int
+    before_mean_tokens: float
+    after_mean_tokens: float
+    forgotten: float
+    """Effective number of answers forgotten."""
+
+
+class SettingsChanged(Record, frozen=True, kw_only=True):
+    """Settings sent to the engines, and why."""
+
+    time_s: float
+    settings: Settings
+    reason: str
+
+
+StoreRecord: TypeAlias = (
+    Arrived | FirstToken | Preempted | Finished | Snapshot
+    | EngineSeen | Prediction | Decision | Outcome | DriftDetected | SettingsChanged
+)  # fmt: skip
+
+
+class Entry(Record, frozen=True, kw_only=True):
+    """One record on its way into the history, with the engine that it is about."""
+
+    engine_id: str
+    """Empty for what concerns no single engine."""
+    session_id: str
+    batch: int | None
+    """Number of the batch of facts that brought it; None for what no engine sent in a batch."""
+    record: StoreRecord
+
+
+# --- frames ---------------------------------------------------------------------------------------
+
+Message = TypeVar("Message")
+
+_encoder = msgspec.msgpack.Encoder()
+_engine_decoder: msgspec.msgpack.Decoder[EngineMessage] = msgspec.msgpack.Decoder(EngineMessage)
+_controller_decoder: msgspec.msgpack.Decoder[ControllerMessage] = msgspec.msgpack.Decoder(ControllerMessage)
+
+
+def encode(message: EngineMessage | ControllerMessage) -> bytes:
+    """Turn a message into a frame: one byte of protocol version, then msgpack."""
+    return bytes((PROTOCOL,)) + _encoder.encode(message)
+
+
+def decode_engine_message(frame: bytes) -> EngineMessage:
+    """Read a frame that an engine sent; raises `ProtocolError`."""
+    return _decode(frame, _engine_decoder)
+
+
+def decode_controller_message(frame: bytes) -> ControllerMessage:
+    """Read a frame that a controller sent; raises `ProtocolError`."""
+    return _decode(frame, _controller_decoder)
+
+
+def _decode(frame: bytes, decoder: msgspec.msgpack.Decoder[Message]) -> Message:
+    if not frame:
+        raise ProtocolError("frame is empty: whatever sent it is no engine or controller of ours")
+    if frame[0] != PROTOCOL:
+        raise ProtocolError(
+            f"frame speaks protocol {frame[0]}, this side speaks {PROTOCOL}: run the same release on both sides"
+        )
+    try:
+        return decoder.decode(memoryview(frame)[1:])
+    except msgspec.MsgspecError as error:
+        raise ProtocolError(f"frame of {len(frame)} bytes does not decode: {error}") from error
