@@ -1,0 +1,246 @@
+"""Configuration: one frozen tree from flags, environment, a TOML file and defaults, in that order.
+
+Flags win over ``SAGESCHED_*`` (nested with two underscores: ``SAGESCHED_STORE__PATH``), those over the file, the file
+over the defaults.
+The tree is checked whole at start; a key that nobody knows is an error, because it is most likely a typing mistake.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+
+from engine_adapter.transport import default_endpoint
+from store.errors import ConfigError
+from store.records import Mode
+
+PREFIX = "SAGESCHED_"
+"""Beginning of every environment variable that sets something here."""
+
+
+def default_store_path() -> Path:
+    """Where history is kept when nobody says otherwise: the user's data directory."""
+    base = os.environ.get("XDG_DATA_HOME")
+    return Path(base) / "sagesched" if base else Path.home() / ".local" / "share" / "sagesched"
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class EngineSection(Section):
+    """How engines reach the controller."""
+
+    endpoint: str = Field(default_factory=default_endpoint, description="ipc:// address that engines connect to")
+    lease_s: float = Field(default=2.0, ge=0.2, le=60.0, description="silence after which an engine falls back to FCFS")
+
+    @field_validator("endpoint")
+    @classmethod
+    def _is_ipc(cls, endpoint: str) -> str:
+        if not endpoint.startswith("ipc://"):
+            raise ValueError("must be ipc:///path/to/socket: engines and controller share a machine")
+        return endpoint
+
+
+class LearningSection(Section):
+    """How output lengths are learnt."""
+
+    clusters: int = Field(default=64, ge=1, le=4096, description="prompt clusters per model")
+    history_answers: int = Field(default=20_000, ge=0, le=1_000_000, description="past answers learnt again at start")
+
+
+class PolicySection(Section):
+    """How requests are ordered and admitted."""
+
+    name: str = Field(default="sage", description="policy: sage, sagesched-paper or fcfs")
+    objective: Literal["mean", "balanced", "tail"] = Field(default="balanced", description="what the boost favours")
+    boost_per_s: float | None = Field(default=None, ge=0.0, description="γ of the boost instead of the objective's own")
+    gate: bool = Field(default=True, description="admit by expected growth; false admits as the engine would")
+    gate_horizon_tokens: int | None = Field(
+        default=None, ge=1, le=4096, description="growth horizon instead of the policy's"
+    )
+    gate_margin: float | None = Field(
+        default=None, gt=0.0, le=4.0, description="factor on growth instead of the policy's"
+    )
+
+
+class StoreSection(Section):
+    """Where history is kept, and for how long."""
+
+    path: Path = Field(default_factory=default_store_path, description="folder of the history")
+    seal_interval_s: float = Field(
+        default=5.0, gt=0.0, le=3600.0, description="how often history becomes visible to SQL"
+    )
+    prompts: bool = Field(default=False, description="keep prompt token ids; off because a prompt is somebody's secret")
+    retention_days: float = Field(default=30.0, gt=0.0, description="history older than this is removed")
+    retention_gb: float = Field(default=20.0, gt=0.0, description="the oldest history beyond this size is removed")
+
+
+class HttpSection(Section):
+    """Where the API is served."""
+
+    host: str = Field(default="127.0.0.1", description="address to listen on; any other than loopback needs a token")
+    port: int = Field(default=8700, ge=0, le=65_535, description="port to listen on; 0 takes a free one")
+    token: SecretStr | None = Field(default=None, description="bearer token that callers from other machines must send")
+
+    @model_validator(mode="after")
+    def _guarded(self) -> HttpSection:
+        if not is_loopback(self.host) and not (self.token and self.token.get_secret_value()):
+            raise ValueError(
+                f"address {self.host!r} can be reached from other machines: set http.token "
+                f"({PREFIX}HTTP__TOKEN), or listen on 127.0.0.1"
+            )
+        return self
+
+
+class Config(Section):
+    """The whole tree."""
+
+    mode: Mode = Field(default="on", description="off: FCFS; shadow: decide and record, change nothing; on")
+    engine: EngineSection = Field(default_factory=EngineSection)
+    learning: LearningSection = Field(default_factory=LearningSection)
+    policy: PolicySection = Field(default_factory=PolicySection)
+    store: StoreSection = Field(default_factory=StoreSection)
+    http: HttpSection = Field(default_factory=HttpSection)
+
+
+def load_config(
+    flags: Mapping[str, Any] | None = None, *, file: Path | None = None, environment: Mapping[str, str] | None = None
+) -> Config:
+    """Build the tree; ``flags`` is nested like it (None means not given). Raises `ConfigError`.
+
+    >>> load_config({"store": {"seal_interval_s": 1}}, environment={"SAGESCHED_MODE": "shadow"}).mode
+    'shadow'
+    >>> load_config(environment={"SAGESCHED_STORE__PTH": "/x"})
+    Traceback (most recent call last):
+    store.errors.ConfigError: unknown setting store.pth = '/x' (environment): did you mean store.path?
+    """
+    layers = {
+        "flag": _pruned(flags or {}),
+        "environment": _from_environment(os.environ if environment is None else environment),
+        "file": _from_file(file) if file else {},
+    }
+    merged: dict[str, Any] = {}
+    for values in reversed(layers.values()):
+        _merge(merged, values)
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(problem, layers) for problem in error.errors())) from None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address can be reached from this machine only.
+
+    >>> is_loopback("localhost"), is_loopback("::1"), is_loopback("0.0.0.0")
+    (True, True, False)
+    """
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def printed(config: Config) -> list[tuple[str, str]]:
+    """Every setting as (key, value), secrets hidden, for a human.
+
+    >>> printed(load_config(environment={}))[0]
+    ('mode', 'on')
+    """
+    lines: list[tuple[str, str]] = []
+    for key, value in config:
+        if isinstance(value, Section):
+            lines.extend((f"{key}.{name}", str(inner)) for name, inner in value)
+        else:
+            lines.append((key, str(value)))
+    return lines
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, value in sorted(environment.items()):
+        if name.startswith(PREFIX):
+            *sections, key = name.removeprefix(PREFIX).lower().split("__")
+            node = tree
+            for section in sections:
+                node = node.setdefault(section, {})
+                if not isinstance(node, dict):
+                    raise ConfigError(f"environment variable {name}: {section!r} is a setting of its own: unset one")
+            node[key] = value
+    return tree
+
+
+def _from_file(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"configuration file {str(file)!r} cannot be read ({error.strerror}): check --config"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration file {str(file)!r} is not TOML: {error}") from None
+
+
+def _pruned(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree without what was not given."""
+    pruned = {key: _pruned(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
+    return {key: value for key, value in pruned.items() if value is not None and value != {}}
+
+
+def _merge(into: dict[str, Any], tree: Mapping[str, Any]) -> None:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _explain(problem: ErrorDetails, layers: Mapping[str, Mapping[str, Any]]) -> str:
+    """One problem that pydantic found, as key, value, origin and remedy."""
+    path = [str(part) for part in problem["loc"]]
+    key = ".".join(path)
+    origin = next((name for name, tree in layers.items() if _holds(tree, path)), "default")
+    value = "(hidden)" if "token" in path else repr(problem["input"])
+    if problem["type"] == "extra_forbidden":
+        return f"unknown setting {key} = {value} ({origin}): {_suggestion(path)}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error" and not isinstance(problem["input"], str):
+        return f"setting {key}: {message}"
+    return f"setting {key} = {value} ({origin}): {message[:1].lower()}{message[1:]}"
+
+
+def _holds(tree: Mapping[str, Any], path: list[str]) -> bool:
+    node: Any = tree
+    for part in path:
+        if not isinstance(node, Mapping) or part not in node:
+            return False
+        node = node[part]
+    return True
+
+
+def _suggestion(path: list[str]) -> str:
+    known = [key for key, _ in _keys()]
+    close = difflib.get_close_matches(".".join(path), known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else f"known settings are {', '.join(known)}"
+
+
+def _keys() -> list[tuple[str, str]]:
+    """Every setting's key and description."""
+    keys: list[tuple[str, str]] = []
+    for name, field in Config.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, Section):
+            keys.extend((f"{name}.{key}", inner.description or "") for key, inner in section.model_fields.items())
+        else:
+            keys.append((name, field.description or ""))
+    return keys
