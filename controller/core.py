@@ -1,0 +1,491 @@
+"""The controller's brain: messages of engines go in, messages to engines and history entries come out.
+
+`Core` has state and no effects: no socket, file, thread, log or clock, so that the live loop, the benchmark
+in virtual time and the tests all run this very code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from controller.policy import Assessment, Policy, RequestFacts
+from controller.sessions import ServedRequest, Session
+from online_learning.distribution import LengthDistribution
+from online_learning.prompt import Drift, Features, LengthLearner, Observation, Prompt
+from online_learning.scoring import Score, score
+from store.records import (
+    Acknowledged,
+    Arrived,
+    ControllerMessage,
+    Decision,
+    DriftDetected,
+    EngineMessage,
+    EngineSeen,
+    Entry,
+    Fact,
+    Facts,
+    Finished,
+    FirstToken,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    Mode,
+    Outcome,
+    Preempted,
+    Prediction,
+    Settings,
+    SettingsChanged,
+    Snapshot,
+    StoreRecord,
+    Welcome,
+)
+
+Outgoing: TypeAlias = list[tuple[bytes, ControllerMessage]]
+DecisionReason: TypeAlias = Literal["arrival", "resent", "belief"]
+
+PRIOR_PROMPT_TOKENS = 256
+PRIOR_MAX_TOKENS = 8192
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoreConfig:
+    """Settings of the brain."""
+
+    controller_id: str
+    mode: Mode
+    hash_key: bytes
+    """Key of the hash under which prompts are recorded."""
+    lease_s: float = 2.0
+    refresh_interval_s: float = 5.0
+    refresh_requests: int = 256
+    """Beliefs that one refresh may form anew."""
+    max_sessions: int = 1024
+    max_unfinished: int = 100_000
+    """Unfinished requests that are remembered for each engine; those beyond keep the prior's index."""
+    forget_lost_s: float = 60.0
+    acknowledge_at_once: bool = False
+    """True where there is no store: facts count as durable when they are received."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """What the brain has done since it started."""
+
+    predictions: int = 0
+    completions: int = 0
+    censored: int = 0
+    tables_sent: int = 0
+    drift_events: int = 0
+    duplicate_batches: int = 0
+    strangers: int = 0
+    """Messages over connections that have not said hello, or one too many."""
+    not_tracked: int = 0
+    """Arrivals beyond ``max_unfinished``."""
+
+
+class Core:
+    """Predicts, decides and records for all engines of one controller.
+
+    ``timer`` measures the time of a prediction (``time.perf_counter`` live); it influences no decision.
+    ``durable_batches`` says what the history already holds of each session.
+    """
+
+    def __init__(
+        self,
+        *,
+        learner: LengthLearner,
+        policy: Policy,
+        config: CoreConfig,
+        now_s: float,
+        timer: Callable[[], float],
+        durable_batches: dict[str, int] | None = None,
+    ) -> None:
+        self._learner = learner
+        self._policy = policy
+        self._config = config
+        self._timer = timer
+        self._batches = dict(durable_batches or {})
+        self._sessions: dict[bytes, Session] = {}
+        self._entries: list[Entry] = []
+        self._random = np.random.default_rng(0)
+        self._taught: dict[str, int] = {}
+        self.counts = Counts()
+        self.on_score: Callable[[Score], None] = lambda _score: None
+        self.on_finished: Callable[[Session, ServedRequest | None, Finished, Outcome | None], None] = (
+            lambda *_: None
+        )
+        self._settings = Settings(
+            revision=1,
+            mode=config.mode if policy.orders else "off",
+            gate=policy.gate,
+            boost_per_s=policy.boost_per_s,
+            lease_s=config.lease_s,
+        )
+        self._record_settings("start", now_s)
+
+    # --- what others may look at --------------------------------------------------------------------
+
+    @property
+    def sessions(self) -> list[Session]:
+        """The engines, connected and lately lost; not to be changed."""
+        return list(self._sessions.values())
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force."""
+        return self._settings
+
+    @property
+    def policy_name(self) -> str:
+        """Which policy decides."""
+        return self._policy.name
+
+    def drain_entries(self) -> list[Entry]:
+        """What is to be recorded since the last call, in order."""
+        entries, self._entries = self._entries, []
+        return entries
+
+    # --- commands -----------------------------------------------------------------------------------
+
+    def take(self, connection: bytes, message: EngineMessage, now_s: float) -> Outgoing:
+        """Handle one message of an engine."""
+        if isinstance(message, Hello):
+            return self._greet(connection, message, now_s)
+        session = self._sessions.get(connection)
+        if session is None:
+            self.counts.strangers += 1
+            return []
+        session.last_seen_s = now_s
+        match message:
+            case Facts():
+                return self._take_facts(session, message, now_s)
+            case Snapshot():
+                self._record(session, message)
+                session.observe(message)
+                return self._tend(session, now_s)
+            case Goodbye():
+                self._leave(session, "left", now_s)
+        return []
+
+    def tick(self, now_s: float) -> Outgoing:
+        """What is due by the clock alone: heartbeats, fresher beliefs, forgetting engines that are gone."""
+        gone = [
+            connection
+            for connection, session in self._sessions.items()
+            if not session.connected and now_s - session.last_seen_s > self._config.forget_lost_s
+        ]
+        for connection in gone:
+            del self._sessions[connection]
+        return [out for session in self.sessions if session.connected for out in self._tend(session, now_s)]
+
+    def acknowledge(self, session_id: str, batch: int) -> Outgoing:
+        """Tell an engine that its facts up to this batch are durable."""
+        outgoing: Outgoing = []
+        self._batches[session_id] = max(batch, self._batches.get(session_id, 0))
+        for connection, session in self._sessions.items():
+            if session.hello.session_id == session_id:
+                session.durable_batch = max(session.durable_batch, batch)
+                outgoing.append((connection, Acknowledged(batch=batch)))
+        return outgoing
+
+    def lost(self, connection: bytes, now_s: float) -> None:
+        """The connection to an engine broke."""
+        session = self._sessions.get(connection)
+        if session is not None and session.connected:
+            self._leave(session, "lost", now_s)
+
+    def set_mode(self, mode: Mode, reason: str, now_s: float) -> Outgoing:
+        """Switch all engines to a mode; recorded with its reason."""
+        if mode == self._settings.mode:
+            return []
+        self._settings = Settings(
+            revision=self._settings.revision + 1,
+            mode=mode if self._policy.orders else "off",
+            gate=self._settings.gate,
+            boost_per_s=self._settings.boost_per_s,
+            lease_s=self._settings.lease_s,
+        )
+        self._record_settings(reason, now_s)
+        return [(session.connection, self._settings) for session in self.sessions if session.connected]
+
+    def teach(self, features: Features, model: str, observation: Observation) -> list[Drift]:
+        """Let the learner take an answer into account, as at the rebuild from history or a benchmark's warm-up."""
+        self._taught[model] = self._taught.get(model, 0) + 1
+        return self._learner.learn_one(features, model, observation)
+
+    # --- connections --------------------------------------------------------------------------------
+
+    def _greet(self, connection: bytes, hello: Hello, now_s: float) -> Outgoing:
+        assert len(self._sessions) <= self._config.max_sessions, "sessions are bounded"
+        previous = self._drop_session(hello.session_id)
+        if len(self._sessions) >= self._config.max_sessions:
+            self.counts.strangers += 1
+            return []
+        durable = self._batches.get(hello.session_id, 0)
+        session = Session(
+            hello=hello,
+            connection=connection,
+            connected=True,
+            last_seen_s=now_s,
+            received_batch=previous.received_batch if previous else durable,
+            durable_batch=durable,
+            next_heartbeat_s=now_s,
+            next_refresh_s=now_s + self._config.refresh_interval_s,
+            requests=previous.requests if previous else {},
+        )
+        self._sessions[connection] = session
+        self._record(session, EngineSeen(time_s=now_s, event="reconnected" if previous else "connected", hello=hello))
+        welcome = Welcome(controller_id=self._config.controller_id, durable_batch=durable)
+        return [(connection, welcome), (connection, self._settings), *self._publish_prior(session)]
+
+    def _drop_session(self, session_id: str) -> Session | None:
+        for connection, session in self._sessions.items():
+            if session.hello.session_id == session_id:
+                return self._sessions.pop(connection)
+        return None
+
+    def _leave(self, session: Session, event: Literal["left", "lost"], now_s: float) -> None:
+        session.connected = False
+        session.last_seen_s = now_s
+        self._record(session, EngineSeen(time_s=now_s, event=event, hello=session.hello))
+
+    def _tend(self, session: Session, now_s: float) -> Outgoing:
+        """Heartbeat and fresher beliefs, each when it is due."""
+        outgoing: Outgoing = []
+        if now_s >= session.next_heartbeat_s:
+            session.next_heartbeat_s = now_s + self._config.lease_s / 4
+            outgoing.append((session.connection, Heartbeat(time_s=now_s)))
+        if now_s >= session.next_refresh_s and self._policy.orders:
+            session.next_refresh_s = now_s + self._config.refresh_interval_s
+            outgoing.extend(self._refresh(session, now_s))
+        return outgoing
+
+    # --- facts --------------------------------------------------------------------------------------
+
+    def _take_facts(self, session: Session, facts: Facts, now_s: float) -> Outgoing:
+        if facts.batch <= session.received_batch:
+            self.counts.duplicate_batches += 1
+            return []
+        session.received_batch = facts.batch
+        outgoing: Outgoing = []
+        for fact in facts.facts:
+            self._record(session, fact, facts.batch)
+            outgoing.extend(self._take_fact(session, fact, now_s))
+        if self._config.acknowledge_at_once:
+            outgoing.extend(self.acknowledge(session.hello.session_id, facts.batch))
+        return outgoing
+
+    def _take_fact(self, session: Session, fact: Fact, now_s: float) -> Outgoing:
+        match fact:
+            case Arrived():
+                return self._arrive(session, fact, now_s)
+            case Finished():
+                return self._finish(session, fact, now_s)
+            case FirstToken():
+                request = session.requests.get(fact.request_id)
+                if request is not None:
+                    request.first_token_s = fact.time_s
+            case Preempted():
+                request = session.requests.get(fact.request_id)
+                if request is not None:
+                    request.preemptions += 1
+        return []
+
+    def _arrive(self, session: Session, arrived: Arrived, now_s: float) -> Outgoing:
+        if not self._policy.orders:
+            return []
+        known = session.requests.get(arrived.request_id)
+        if known is not None:
+            known.attained_tokens = arrived.attained_tokens
+            return self._publish(session, known, "resent", now_s)
+        if len(session.requests) >= self._config.max_unfinished:
+            self.counts.not_tracked += 1
+            return []
+        started = self._timer()
+        features = self._learner.features(_prompt(arrived, session.hello.model))
+        forecast = self._learner.predict_one(features, session.hello.model)
+        belief = forecast.distribution.cut(arrived.max_tokens)
+        predict_s = self._timer() - started
+        assessment = self._assess(session, arrived, belief)
+        request = ServedRequest(
+            arrived=arrived,
+            features=features,
+            forecast=forecast,
+            belief=belief,
+            table=assessment.table,
+            cost_s=assessment.cost_s,
+            taught=self._taught.get(session.hello.model, 0),
+            attained_tokens=arrived.attained_tokens,
+        )
+        session.requests[arrived.request_id] = request
+        self.counts.predictions += 1
+        self._record(session, self._prediction(request, predict_s, now_s))
+        return self._publish(session, request, "resent" if arrived.resent else "arrival", now_s)
+
+    def _finish(self, session: Session, finished: Finished, now_s: float) -> Outgoing:
+        request = session.requests.pop(finished.request_id, None)
+        outcome: Outcome | None = None
+        outgoing: Outgoing = []
+        if request is not None and finished.output_tokens > 0:
+            observation = Observation(finished.output_tokens, censored=finished.reason != "stop")
+            outcome = self._judge(session, request, finished, observation)
+            drifts = self.teach(request.features, session.hello.model, observation)
+            self.counts.completions += 1
+            self.counts.censored += observation.censored
+            for drift in drifts:
+                outgoing.extend(self._drifted(session, drift, now_s))
+        self.on_finished(session, request, finished, outcome)
+        return outgoing
+
+    def _judge(
+        self, session: Session, request: ServedRequest, finished: Finished, observation: Observation
+    ) -> Outcome:
+        verdict = score(request.belief, observation, self._random.random())
+        if not observation.censored:
+            self.on_score(verdict)
+        outcome = Outcome(
+            request_id=finished.request_id,
+            time_s=finished.time_s,
+            output_tokens=finished.output_tokens,
+            censored=observation.censored,
+            cluster=request.forecast.cluster,
+            pit=verdict.pit,
+            crps_tokens=verdict.crps_tokens,
+            log_score=verdict.log_score,
+            within_50=verdict.within_50,
+            within_90=verdict.within_90,
+        )
+        self._record(session, outcome)
+        return outcome
+
+    # --- beliefs and decisions ----------------------------------------------------------------------
+
+    def _drifted(self, session: Session, drift: Drift, now_s: float) -> Outgoing:
+        """Record a drift and form the beliefs of the prompts that it concerns anew, on all engines of the model."""
+        self.counts.drift_events += 1
+        self._record(
+            session,
+            DriftDetected(
+                time_s=now_s,
+                model=drift.model,
+                cluster=drift.cluster,
+                before_mean_tokens=drift.before_mean_tokens,
+                after_mean_tokens=drift.after_mean_tokens,
+                forgotten=drift.forgotten,
+            ),
+        )
+        return [
+            out
+            for other in self.sessions
+            if other.connected and other.hello.model == drift.model
+            for out in self._renew(
+                other, [r for r in other.requests.values() if r.forecast.cluster == drift.cluster], now_s
+            )
+        ]
+
+    def _refresh(self, session: Session, now_s: float) -> Outgoing:
+        """Form anew what was believed when the learner knew less than half of what it knows now."""
+        taught = self._taught.get(session.hello.model, 0)
+        stale = [request for request in session.requests.values() if taught >= 2 * request.taught + 20]
+        outgoing = self._renew(session, stale[: self._config.refresh_requests], now_s)
+        if taught >= 1.2 * session.prior_taught + 20:
+            outgoing.extend(self._publish_prior(session))
+        return outgoing
+
+    def _renew(self, session: Session, requests: Iterable[ServedRequest], now_s: float) -> Outgoing:
+        outgoing: Outgoing = []
+        for request in requests:
+            forecast = self._learner.predict_one(request.features, session.hello.model)
+            request.forecast = forecast
+            request.belief = forecast.distribution.cut(request.arrived.max_tokens)
+            assessment = self._assess(session, request.arrived, request.belief)
+            request.table, request.cost_s = assessment.table, assessment.cost_s
+            request.taught = self._taught.get(session.hello.model, 0)
+            outgoing.extend(self._publish(session, request, "belief", now_s))
+        return outgoing
+
+    def _assess(self, session: Session, arrived: Arrived, belief: LengthDistribution) -> Assessment:
+        facts = RequestFacts(
+            request_id=arrived.request_id, prompt_tokens=arrived.prompt_tokens, max_tokens=arrived.max_tokens
+        )
+        return self._policy.assess(facts, belief, session.engine)
+
+    def _publish(
+        self, session: Session, request: ServedRequest, reason: DecisionReason, now_s: float
+    ) -> Outgoing:
+        session.tables_sent += 1
+        self.counts.tables_sent += 1
+        table = request.table
+        decision = Decision(
+            request_id=request.arrived.request_id,
+            time_s=now_s,
+            policy=self._policy.name,
+            reason=reason,
+            cost_s=request.cost_s,
+            index_s=request.index_s,
+            attained_tokens=table.attained_tokens,
+            table_index_s=table.index_s,
+            growth_tokens=table.growth_tokens,
+        )
+        self._record(session, decision)
+        return [(session.connection, table)]
+
+    def _publish_prior(self, session: Session) -> Outgoing:
+        """The table of requests that have none of their own yet."""
+        if not self._policy.orders:
+            return []
+        model = session.hello.model
+        session.prior_taught = self._taught.get(model, 0)
+        max_tokens = min(PRIOR_MAX_TOKENS, session.hello.max_model_len_tokens)
+        facts = RequestFacts(request_id=None, prompt_tokens=PRIOR_PROMPT_TOKENS, max_tokens=max_tokens)
+        belief = self._learner.prior(model).cut(max_tokens)
+        return [(session.connection, self._policy.assess(facts, belief, session.engine).table)]
+
+    def _prediction(self, request: ServedRequest, predict_s: float, now_s: float) -> Prediction:
+        belief = request.belief
+        quantiles = {f"p{q}_tokens": belief.quantile(q / 100) for q in (10, 25, 50, 75, 90, 95, 99)}
+        return Prediction(
+            request_id=request.arrived.request_id,
+            time_s=now_s,
+            cluster=request.forecast.cluster,
+            features=request.features.tobytes(),
+            prompt_hash=_keyed_hash(request.arrived.token_ids, self._config.hash_key),
+            mean_tokens=belief.mean_tokens,
+            evidence=request.forecast.evidence,
+            experts=request.forecast.experts,
+            predict_s=predict_s,
+            **quantiles,
+        )
+
+    # --- history ------------------------------------------------------------------------------------
+
+    def _record(self, session: Session, record: StoreRecord, batch: int | None = None) -> None:
+        hello = session.hello
+        self._entries.append(
+            Entry(engine_id=hello.engine_id, session_id=hello.session_id, batch=batch, record=record)
+        )
+
+    def _record_settings(self, reason: str, now_s: float) -> None:
+        record = SettingsChanged(time_s=now_s, settings=self._settings, reason=reason)
+        self._entries.append(Entry(engine_id="", session_id="", batch=None, record=record))
+
+
+def _prompt(arrived: Arrived, model: str) -> Prompt:
+    return Prompt(
+        token_ids=np.frombuffer(arrived.token_ids, dtype="<u4"),
+        prompt_tokens=arrived.prompt_tokens,
+        max_tokens=arrived.max_tokens,
+        temperature=arrived.temperature,
+        model=model,
+        tenant=arrived.tenant,
+        lora=arrived.lora,
+    )
+
+
+def _keyed_hash(data: bytes, key: bytes) -> str:
+    return hashlib.blake2b(data, key=key, digest_size=16).hexdigest()

@@ -1,0 +1,87 @@
+"""What the controller remembers of each engine and of each unfinished request."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass, field
+
+from controller.policy import EngineFacts
+from online_learning.distribution import LengthDistribution
+from online_learning.prompt import Features, Forecast
+from store.records import Arrived, Hello, IndexTable, Snapshot
+
+DEFAULT_STEP_S = 0.03
+DEFAULT_PREFILL_TOKEN_S = 1.5e-4
+STEP_MEMORY = 0.02
+"""Weight of the newest snapshot in the running mean of the step time."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class ServedRequest:
+    """One unfinished request and what is believed of it."""
+
+    arrived: Arrived
+    features: Features
+    forecast: Forecast
+    belief: LengthDistribution
+    """The forecast, cut at the request's max_tokens."""
+    table: IndexTable
+    cost_s: float
+    taught: int
+    """Answers that the learner had seen when the belief was formed."""
+    attained_tokens: int = 0
+    first_token_s: float | None = None
+    preemptions: int = 0
+
+    @property
+    def index_s(self) -> float:
+        """The index at the attained tokens."""
+        entry = bisect_right(self.table.attained_tokens, self.attained_tokens) - 1
+        return self.table.index_s[entry]
+
+    @property
+    def expected_remaining_tokens(self) -> float:
+        """Mean of the tokens still to come, given those attained."""
+        return self.belief.given(self.attained_tokens).mean_tokens - self.attained_tokens
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Session:
+    """One run of one engine."""
+
+    hello: Hello
+    connection: bytes
+    connected: bool
+    last_seen_s: float
+    received_batch: int
+    durable_batch: int
+    next_heartbeat_s: float
+    next_refresh_s: float
+    prior_taught: int = 0
+    snapshot: Snapshot | None = None
+    step_s: float | None = None
+    tables_sent: int = 0
+    requests: dict[str, ServedRequest] = field(default_factory=dict)
+
+    def observe(self, snapshot: Snapshot) -> None:
+        """Take over a snapshot: where every running request stands, and how long steps take."""
+        self.snapshot = snapshot
+        for running in snapshot.running_requests:
+            request = self.requests.get(running.request_id)
+            if request is not None:
+                request.attained_tokens = running.attained_tokens
+        if snapshot.steps:
+            step_s = snapshot.step_s / snapshot.steps
+            self.step_s = step_s if self.step_s is None else self.step_s + STEP_MEMORY * (step_s - self.step_s)
+
+    @property
+    def engine(self) -> EngineFacts:
+        """What a policy may know of this engine."""
+        hello = self.hello
+        return EngineFacts(
+            kv_tokens=hello.kv_blocks * hello.block_size_tokens,
+            block_size_tokens=hello.block_size_tokens,
+            max_num_seqs=hello.max_num_seqs,
+            base_s=DEFAULT_STEP_S if self.step_s is None else self.step_s,
+            prefill_token_s=DEFAULT_PREFILL_TOKEN_S,
+        )
