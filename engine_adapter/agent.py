@@ -164,6 +164,7 @@ class Agent:
                 self._link.send(self._hello)
         self._batch_up()
         self._send_facts()
+        self._bound_facts()
 
     def plan(self, now_s: float, *, waiting: Iterable[R], running: Iterable[R], free_blocks: int) -> Plan[R] | None:
         """The order and the admission limit for the next step; None to serve as the engine would by itself."""
@@ -298,7 +299,7 @@ class Agent:
         self._batch_up()
 
     def _batch_up(self) -> None:
-        """Number the pending facts and keep them; forget the oldest beyond the bounds."""
+        """Number the pending facts and keep them."""
         size = self._limits.facts_per_batch
         for start in range(0, len(self._pending), size):
             self._batch += 1
@@ -308,22 +309,26 @@ class Agent:
             self._retained_facts += len(facts.facts)
             self._retained_bytes += _bytes(facts)
         self._pending.clear()
-        while self._retained and (
-            self._retained_facts > self._limits.retained_facts or self._retained_bytes > self._limits.retained_bytes
-        ):
-            self._messages_dropped += len(self._let_go().facts)
+
+    def _bound_facts(self) -> None:
+        """Let go of the oldest facts beyond the bounds; those that were never sent count as dropped."""
+        limits = self._limits
+        while self._retained_facts > limits.retained_facts or self._retained_bytes > limits.retained_bytes:
+            oldest = self._retained[0]
+            if self._unsent and self._unsent[0] is oldest:
+                self._messages_dropped += len(oldest.facts)
+            self._let_go()
 
     def _release(self, batch: int) -> None:
         while self._retained and self._retained[0].batch <= batch:
             self._let_go()
 
-    def _let_go(self) -> Facts:
+    def _let_go(self) -> None:
         facts = self._retained.popleft()
         self._retained_facts -= len(facts.facts)
         self._retained_bytes -= _bytes(facts)
         if self._unsent and self._unsent[0] is facts:
             self._unsent.popleft()
-        return facts
 
     def _send_facts(self) -> None:
         while self._welcomed and self._unsent and self._link.send(self._unsent[0]):

@@ -1,0 +1,214 @@
+from collections.abc import Callable
+
+from engine_adapter.agent import Agent, AgentLimits, View
+from store.records import (
+    Acknowledged,
+    Arrived,
+    ControllerMessage,
+    EngineMessage,
+    Facts,
+    Finished,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    IndexTable,
+    Settings,
+    Snapshot,
+    Welcome,
+)
+
+HELLO = Hello(
+    engine_id="e", session_id="s", model="m", engine="simulated", engine_version="1", kv_blocks=100,
+    block_size_tokens=16, max_num_seqs=8, token_budget=512, max_model_len_tokens=4096, prefix_caching=False,
+    started_s=0.0,
+)  # fmt: skip
+SETTINGS = Settings(revision=1, mode="on", gate=None, boost_per_s=None, lease_s=2.0)
+PRIOR = IndexTable(request_id=None, attained_tokens=(0,), index_s=(1.0,), growth_tokens=(0.0,))
+VIEW = View(kv_blocks_used=0, waiting=0, running=0, queue=(), running_requests=())
+
+
+class ScriptedLink:
+    """The far end of the border, played by a test: keeps what is sent, hands out what it is given."""
+
+    def __init__(self) -> None:
+        self.sent: list[EngineMessage] = []
+        self.inbox: list[ControllerMessage] = []
+        self.up = True
+
+    def send(self, message: EngineMessage) -> bool:
+        if self.up:
+            self.sent.append(message)
+        return self.up
+
+    def receive(self) -> list[ControllerMessage]:
+        inbox, self.inbox = self.inbox, []
+        return inbox
+
+    def close(self) -> None:
+        self.up = False
+
+    def facts(self) -> list[int]:
+        return [message.batch for message in self.sent if isinstance(message, Facts)]
+
+
+def arrived(request_id: str) -> Arrived:
+    return Arrived(
+        request_id=request_id, arrival_s=0.0, prompt_tokens=1, token_ids=bytes(4), max_tokens=9, temperature=1.0
+    )
+
+
+def finished(request_id: str) -> Finished:
+    return Finished(
+        request_id=request_id, time_s=1.0, reason="stop", arrival_s=0.0, prompt_tokens=1, output_tokens=3,
+        max_tokens=9, cached_prompt_tokens=0, preemptions=0, recomputed_tokens=0,
+    )  # fmt: skip
+
+
+def connected(limits: AgentLimits | None = None) -> tuple[Agent, ScriptedLink]:
+    link = ScriptedLink()
+    agent = Agent(hello=HELLO, link=link, limits=limits)
+    agent.poll(0.0)
+    link.inbox = [Welcome(controller_id="c", durable_batch=0), SETTINGS, PRIOR]
+    agent.poll(0.1)
+    return agent, link
+
+
+def test_it_says_hello_until_it_is_welcomed() -> None:
+    """Hello goes out at once and then once in its interval; nothing else does."""
+    link = ScriptedLink()
+    agent = Agent(hello=HELLO, link=link)
+    agent.arrived(arrived("a"))
+    for now_s in (0.0, 0.5, 1.0, 1.5):
+        agent.poll(now_s)
+        agent.report(now_s, VIEW)
+    assert link.sent == [HELLO, HELLO]
+    assert agent.mode(1.5) == "off"
+
+
+def test_facts_are_kept_until_they_are_durable() -> None:
+    """A batch that is not acknowledged goes out again to the next controller, in order and with its number."""
+    agent, link = connected()
+    for name in ("a", "b", "c"):
+        agent.arrived(arrived(name))
+        agent.poll(0.2)
+    assert link.facts() == [1, 2, 3]
+    link.inbox = [Acknowledged(batch=1)]
+    agent.poll(0.3)
+    link.sent.clear()
+    link.inbox = [Welcome(controller_id="c2", durable_batch=1)]
+    agent.poll(0.4)
+    again = [message for message in link.sent if isinstance(message, Facts)]
+    assert [facts.batch for facts in again] == [2, 3, 4]
+    assert [fact.request_id for facts in again for fact in facts.facts] == ["b", "c", "a"]
+    resent = again[-1].facts[0]
+    assert isinstance(resent, Arrived)
+    assert resent.resent, "what was durable and is unfinished is told again"
+
+
+def test_facts_gathered_while_nobody_listens_are_sent_after_the_welcome() -> None:
+    """A controller's outage loses no fact."""
+    agent, link = connected()
+    agent.arrived(arrived("a"))
+    agent.poll(0.2)
+    link.inbox = [Acknowledged(batch=1)]
+    agent.poll(0.3)
+    agent.finished(finished("a"))
+    agent.poll(60.0)
+    assert agent.fallback(60.0) == "controller silent for more than 2 s"
+    assert link.facts() == [1]
+    link.inbox = [Welcome(controller_id="c2", durable_batch=1)]
+    agent.poll(61.0)
+    assert link.facts() == [1, 2]
+
+
+def test_a_full_link_delays_facts_and_drops_snapshots() -> None:
+    """Facts wait for the link, snapshots are dropped and counted in the next one."""
+    agent, link = connected()
+    link.up = False
+    agent.arrived(arrived("a"))
+    agent.poll(0.2)
+    agent.report(0.2, VIEW)
+    link.up = True
+    agent.poll(0.3)
+    agent.report(0.3, VIEW)
+    assert link.facts() == [1]
+    snapshots = [message for message in link.sent if isinstance(message, Snapshot)]
+    assert [snapshot.messages_dropped for snapshot in snapshots] == [1]
+
+
+def test_memory_for_facts_is_bounded_and_drops_are_counted() -> None:
+    """Beyond the bound the oldest facts go; those that nobody has ever been sent count as dropped."""
+    agent, link = connected(AgentLimits(retained_facts=10, facts_per_batch=2))
+    link.up = False
+    for number in range(24):
+        agent.arrived(arrived(str(number)))
+    agent.poll(0.2)
+    link.up = True
+    agent.poll(0.3)
+    agent.report(0.3, VIEW)
+    for number in range(24, 48):
+        agent.arrived(arrived(str(number)))
+    agent.poll(0.4)
+    agent.report(0.4, VIEW)
+    snapshots = [message for message in link.sent if isinstance(message, Snapshot)]
+    assert [snapshot.messages_dropped for snapshot in snapshots] == [14, 14]
+    assert len(link.facts()) == 5 + 12
+
+
+def test_silence_beyond_the_lease_is_first_come_first_served_until_it_is_heard_again() -> None:
+    """The fallback comes by itself, names its reason and goes by itself."""
+    agent, link = connected()
+    agent.poll(2.0)
+    assert agent.mode(2.0) == "on"
+    agent.poll(2.2)
+    assert agent.mode(2.2) == "off"
+    assert agent.plan(2.2, waiting=[], running=[], free_blocks=0) is None
+    link.inbox = [Heartbeat(time_s=2.3)]
+    agent.poll(2.3)
+    assert agent.mode(2.3) == "on"
+
+
+def test_an_error_of_ours_pauses_the_policy_and_heals() -> None:
+    """After an error the tables are forgotten, and a new welcome brings order back when the pause is over."""
+    agent, link = connected()
+    agent.failed(1.0, ValueError("index is nan"))
+    assert agent.fallback(1.0) == "ValueError: index is nan"
+    agent.poll(1.1)
+    assert link.sent[-1] == HELLO
+    link.inbox = [Welcome(controller_id="c", durable_batch=0), SETTINGS, PRIOR]
+    agent.poll(1.2)
+    assert agent.mode(1.5) == "off", "the pause lasts its second"
+    assert agent.mode(2.1) == "on"
+
+
+def test_repeated_errors_pause_for_longer() -> None:
+    """The pause doubles with each error up to its limit."""
+    agent, _ = connected()
+    pauses = []
+    for _ in range(9):
+        agent.failed(0.0, ValueError("bad"))
+        pauses.append(_until(lambda now_s: agent.fallback(now_s) != "ValueError: bad"))
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+
+
+def _until(over: Callable[[float], bool]) -> int:
+    return next(second for second in range(1000) if over(float(second)))
+
+
+def test_shadow_changes_nothing() -> None:
+    """In shadow mode there is no plan, and the snapshot says which mode is in force."""
+    agent, link = connected()
+    link.inbox = [Settings(revision=2, mode="shadow", gate=None, boost_per_s=None, lease_s=2.0)]
+    agent.poll(0.2)
+    assert agent.mode(0.2) == "shadow"
+    assert agent.plan(0.2, waiting=[], running=[], free_blocks=0) is None
+
+
+def test_closing_sends_what_is_left() -> None:
+    """The last facts and a goodbye leave before the link closes."""
+    agent, link = connected()
+    agent.arrived(arrived("a"))
+    agent.close(1.0)
+    assert isinstance(link.sent[-2], Facts)
+    assert link.sent[-1] == Goodbye(time_s=1.0)
+    assert not link.up

@@ -1,0 +1,122 @@
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine_adapter.transport import HIGH_WATER_MARK, ZmqHub, ZmqLink, prepare_endpoint
+from store.errors import ConfigError, ProtocolError
+from store.records import Goodbye, Heartbeat, decode_controller_message, decode_engine_message, encode
+
+
+@pytest.fixture
+def endpoint(tmp_path: Path) -> str:
+    return f"ipc://{tmp_path}/private/engine.sock"
+
+
+@pytest.fixture
+def hub(endpoint: str) -> Iterator[ZmqHub]:
+    hub = ZmqHub(endpoint)
+    yield hub
+    hub.close()
+
+
+def eventually(happens: Callable[[], bool], seconds: float = 10.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if happens():
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def test_messages_go_both_ways(endpoint: str, hub: ZmqHub) -> None:
+    """What an engine sends comes with its connection, and the answer finds the way back."""
+    link = ZmqLink(endpoint)
+    assert eventually(lambda: link.send(Goodbye(time_s=1.0)))
+    [(connection, message)] = hub.receive(5.0)
+    assert message == Goodbye(time_s=1.0)
+    assert hub.send(connection, Heartbeat(time_s=2.0)) == "sent"
+    received: list[object] = []
+    assert eventually(lambda: bool(received.extend(link.receive()) or received))
+    assert received == [Heartbeat(time_s=2.0)]
+    link.close()
+    assert eventually(lambda: hub.send(connection, Heartbeat(time_s=3.0)) == "gone")
+
+
+def test_sending_to_nobody_neither_blocks_nor_queues(endpoint: str) -> None:
+    """Without a controller every send says no at once."""
+    prepare_endpoint(endpoint)
+    link = ZmqLink(endpoint)
+    started = time.monotonic()
+    assert not any(link.send(Goodbye(time_s=1.0)) for _ in range(1000))
+    assert time.monotonic() - started < 5.0
+    link.close()
+
+
+def test_a_controller_that_does_not_read_fills_a_bounded_queue(endpoint: str, hub: ZmqHub) -> None:
+    """Beyond the high-water marks of both sides and the socket's buffer, sends say no."""
+    link = ZmqLink(endpoint)
+    assert eventually(lambda: link.send(Goodbye(time_s=0.0)))
+    sent = 0
+    while link.send(Goodbye(time_s=1.0)) and sent < 40 * HIGH_WATER_MARK:
+        sent += 1
+    assert sent < 40 * HIGH_WATER_MARK
+    link.close()
+
+
+def test_a_new_controller_at_the_same_address_is_found(endpoint: str) -> None:
+    """The link connects again by itself after the controller's end was closed and opened."""
+    first = ZmqHub(endpoint)
+    link = ZmqLink(endpoint)
+    assert eventually(lambda: link.send(Goodbye(time_s=1.0)))
+    assert first.receive(5.0)
+    first.close()
+    second = ZmqHub(endpoint)
+    assert eventually(lambda: link.send(Goodbye(time_s=2.0)) and bool(second.receive(0.2)))
+    link.close()
+    second.close()
+
+
+def test_garbage_is_counted_and_skipped(endpoint: str, hub: ZmqHub) -> None:
+    """Frames that do not decode, or are no pair of connection and frame, disturb nothing."""
+    context = zmq.Context()
+    stranger = context.socket(zmq.DEALER)
+    stranger.connect(endpoint)
+    for parts in ([b""], [b"\x63x"], [b"\x01garbage"], [b"a", b"b"]):
+        stranger.send_multipart(parts)
+    stranger.send(encode(Goodbye(time_s=5.0)))
+    messages: list[object] = []
+    assert eventually(lambda: bool(messages.extend(message for _, message in hub.receive(0.1)) or messages))
+    assert messages == [Goodbye(time_s=5.0)]
+    assert hub.bad_frames == 4
+    stranger.close(linger=0)
+    context.term()
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_raise_anything_but_a_protocol_error(frame: bytes) -> None:
+    """Whatever comes over the border is a message or a `ProtocolError`."""
+    for decode in (decode_engine_message, decode_controller_message):
+        for candidate in (frame, b"\x01" + frame):
+            try:
+                decode(candidate)
+            except ProtocolError as error:
+                assert str(error)  # noqa: PT017 - any other exception fails the test
+
+
+def test_an_endpoint_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
+    """The directory of the socket must be private, and the transport must be ipc."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    os.chmod(shared, 0o777)  # noqa: PTH101, S103 - the very thing that is refused
+    with pytest.raises(ConfigError, match="can be written by others"):
+        prepare_endpoint(f"ipc://{shared}/engine.sock")
+    with pytest.raises(ConfigError, match="is not ipc://"):
+        prepare_endpoint("tcp://0.0.0.0:1")
+    prepare_endpoint(f"ipc://{tmp_path}/made/engine.sock")
+    assert (tmp_path / "made").stat().st_mode & 0o777 == 0o700
