@@ -42,11 +42,25 @@ class Assessment:
 class Policy(Protocol):
     """Order and admission; has no state, reads no clock."""
 
-    name: str
-    orders: bool
-    """False for the engine's own order: no tables are needed and the mode stays off."""
-    gate: Gate | None
-    boost_per_s: float | None
+    @property
+    def name(self) -> str:
+        """Its name in configuration, records and reports."""
+        ...
+
+    @property
+    def orders(self) -> bool:
+        """False for the engine's own order: no tables are needed and the mode stays off."""
+        ...
+
+    @property
+    def gate(self) -> Gate | None:
+        """Admission; None admits as the engine does."""
+        ...
+
+    @property
+    def boost_per_s(self) -> float | None:
+        """γ of the boost; None orders by the index alone."""
+        ...
 
     def assess(self, request: RequestFacts, belief: LengthDistribution, engine: EngineFacts) -> Assessment:
         """Index and growth of a request by its attained tokens; ``belief`` is cut at max_tokens already."""

@@ -1,0 +1,104 @@
+"""From a belief and a cost to an index table: the whole decision about a request, published once.
+
+The table is a step function of the attained tokens with the belief's own grid as breakpoints,
+so that the engine looks up what the controller has computed and the index changes without a message.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from controller.cost import CostModel
+from controller.gittins import gittins_index, survival_beyond
+from controller.policy import RequestFacts
+from online_learning.distribution import FloatArray, IntArray, LengthDistribution
+from store.records import IndexTable
+
+OUTLIVED = 1e-9
+"""Below this probability of going on, a request has outlived its belief, whatever the digits say."""
+
+SAME = 0.01
+"""Two entries whose index and growth differ relatively by less are one."""
+
+
+def index_table(
+    request: RequestFacts,
+    belief: LengthDistribution,
+    cost: CostModel,
+    *,
+    horizon_tokens: int,
+    refresh_tokens: int | None = None,
+) -> IndexTable:
+    """Gittins index and expected growth of a request by its attained tokens.
+
+    ``horizon_tokens`` bounds the growth that is counted.
+    ``refresh_tokens`` makes the index change only at its multiples, as in the paper; None: at every edge of the belief.
+    """
+    ages, mass = _ages(belief, request.max_tokens, refresh_tokens)
+    price_s = cost.total_s(request.prompt_tokens, ages)
+    alive = survival_beyond(mass) > OUTLIVED
+    index_s = gittins_index(price_s, mass)
+    index_s = np.where(alive, index_s, _outlived_index_s(request, cost, ages, index_s[alive].max()))
+    growth = np.where(alive, _growth_tokens(ages, mass, horizon_tokens), ages)
+    growth = np.minimum(growth, np.minimum(request.max_tokens - ages, horizon_tokens))
+    published = ages < request.max_tokens
+    if refresh_tokens is not None:
+        published &= ages % refresh_tokens == 0
+    return _compact(request.request_id, ages[published], index_s[published], growth[published])
+
+
+def expected_cost_s(request: RequestFacts, belief: LengthDistribution, cost: CostModel) -> float:
+    """Mean cost of the whole request in engine-seconds."""
+    return float(cost.total_s(request.prompt_tokens, belief.lengths) @ belief.mass)
+
+
+def _ages(belief: LengthDistribution, max_tokens: int, refresh_tokens: int | None) -> tuple[IntArray, FloatArray]:
+    """Ages at which the index is wanted, and the probability of ending at each.
+
+    They are 0, the belief's lengths, doublings beyond them as long as max_tokens allows, and the refresh points;
+    an answer of max_tokens has ended, so that no age reaches it.
+    """
+    lengths = belief.lengths
+    extra = [0]
+    doubled = 2 * int(lengths[-1])
+    while doubled < max_tokens:
+        extra.append(doubled)
+        doubled *= 2
+    if refresh_tokens is not None:
+        extra.extend(range(refresh_tokens, max_tokens, refresh_tokens))
+    ages = np.union1d(lengths, extra)
+    mass = np.zeros(ages.size)
+    mass[np.searchsorted(ages, lengths)] = belief.mass
+    return ages, mass
+
+
+def _outlived_index_s(request: RequestFacts, cost: CostModel, ages: IntArray, highest_s: float) -> FloatArray:
+    """Index where the belief has nothing left to say: as long again as it took, and no better than while it did.
+
+    Survival so far is the only evidence, and lengths are heavy-tailed: what has outlived every sample is not nearly done.
+    """
+    again_s = cost.total_s(request.prompt_tokens, np.minimum(2 * ages, request.max_tokens))
+    return np.maximum(again_s - cost.total_s(request.prompt_tokens, ages), highest_s)
+
+
+def _growth_tokens(ages: IntArray, mass: FloatArray, horizon_tokens: int) -> FloatArray:
+    """E[min(length - age, horizon)] of what has outlived each age; 0 where nothing has."""
+    remaining = np.clip(ages[None, :] - ages[:, None], 0, horizon_tokens)
+    survival = survival_beyond(mass)
+    growth: FloatArray = np.divide(remaining @ mass, survival, out=np.zeros(ages.size), where=survival > 0.0)
+    return growth
+
+
+def _compact(request_id: str | None, ages: IntArray, index_s: FloatArray, growth: FloatArray) -> IndexTable:
+    """Publish an entry only where it differs from the one that holds before it."""
+    assert np.isfinite(index_s).all(), "an index must be a number"
+    kept: list[tuple[int, float, float]] = []
+    for age, index, grows in zip(ages.tolist(), index_s.tolist(), growth.tolist(), strict=True):
+        if not kept or _differs(index, kept[-1][1]) or _differs(grows, kept[-1][2]):
+            kept.append((age, index, grows))
+    attained, indices, growths = zip(*kept, strict=True)
+    return IndexTable(request_id=request_id, attained_tokens=attained, index_s=indices, growth_tokens=growths)
+
+
+def _differs(value: float, before: float) -> bool:
+    return abs(value - before) > SAME * max(abs(value), abs(before))
