@@ -1,0 +1,66 @@
+"""The KV cache of the simulated engine: blocks counted by request, as vLLM's block pool counts them."""
+
+from __future__ import annotations
+
+
+class KvCache:
+    """Blocks of a fixed size that requests hold; counts only, because without prefix caching all blocks are alike.
+
+    ``blocks`` are those that requests can use. vLLM's pool has one more, the null block, which nobody ever holds;
+    its watermark is a share of the pool with that block.
+
+    >>> cache = KvCache(blocks=4, block_size_tokens=16, watermark=0.2)
+    >>> cache.allocate("a", tokens=33), cache.free_blocks
+    (True, 1)
+    >>> cache.allocate("b", tokens=16, keep_free_blocks=cache.watermark_blocks)
+    False
+    >>> cache.release("a"), cache.used_blocks
+    (3, 0)
+    """
+
+    def __init__(self, *, blocks: int, block_size_tokens: int, watermark: float = 0.0) -> None:
+        assert blocks > 0
+        assert block_size_tokens > 0
+        assert 0.0 <= watermark < 1.0
+        self.blocks = blocks
+        self.block_size_tokens = block_size_tokens
+        self.watermark_blocks = int(watermark * (blocks + 1))
+        self.free_blocks = blocks
+        self._held: dict[str, int] = {}
+
+    @property
+    def used_blocks(self) -> int:
+        """Blocks that requests hold."""
+        return self.blocks - self.free_blocks
+
+    def held_blocks(self, request_id: str) -> int:
+        """Blocks that one request holds."""
+        return self._held.get(request_id, 0)
+
+    def blocks_for(self, tokens: int) -> int:
+        """Blocks that so many tokens fill, the last one perhaps in part."""
+        return -(-tokens // self.block_size_tokens)
+
+    def can_allocate(self, request_id: str, *, tokens: int, keep_free_blocks: int = 0) -> bool:
+        """Whether a request could hold ``tokens`` in all and leave so many blocks free."""
+        wanted = max(0, self.blocks_for(tokens) - self.held_blocks(request_id))
+        return wanted + keep_free_blocks <= self.free_blocks
+
+    def allocate(self, request_id: str, *, tokens: int, keep_free_blocks: int = 0) -> bool:
+        """Let a request hold ``tokens`` in all; False, and nothing changes, when the blocks are not there."""
+        held = self._held.get(request_id, 0)
+        wanted = -(-tokens // self.block_size_tokens) - held
+        if wanted <= 0 and not keep_free_blocks:
+            return True
+        if max(0, wanted) + keep_free_blocks > self.free_blocks:
+            return False
+        self.free_blocks -= max(0, wanted)
+        self._held[request_id] = held + max(0, wanted)
+        return True
+
+    def release(self, request_id: str) -> int:
+        """Take all blocks from a request; the number of them."""
+        blocks = self._held.pop(request_id, 0)
+        self.free_blocks += blocks
+        assert self.free_blocks <= self.blocks
+        return blocks

@@ -1,0 +1,194 @@
+"""What engines in virtual time share: how an answer ends, what a step costs, and the account of each life."""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from engine_adapter.engine import Life, Work
+from engine_adapter.profiles import Profile
+from store.errors import ConfigError, WorkloadError
+from store.records import MAX_PROMPT_TOKENS_SENT, Arrived, Finished, FinishReason, FirstToken
+
+
+def check_profile(profile: Profile) -> None:
+    """Refuse an engine on which one request of full length could never end, as vLLM does; raises `ConfigError`."""
+    if profile.kv_tokens < profile.max_model_len_tokens:
+        raise ConfigError(
+            f"profile {profile.name!r}: {profile.kv_tokens} KV tokens cannot hold one request of "
+            f"{profile.max_model_len_tokens} tokens: lower max_model_len_tokens or raise kv_tokens"
+        )
+
+
+def check_work(work: Work, profile: Profile) -> None:
+    """Refuse a request that vLLM's front end would refuse; raises `WorkloadError`."""
+    prompt_tokens = len(work.token_ids)
+    if not 0 < prompt_tokens < profile.max_model_len_tokens:
+        raise WorkloadError(
+            f"request {work.request_id!r} has a prompt of {prompt_tokens} tokens: profile {profile.name!r} "
+            f"takes 1 to {profile.max_model_len_tokens - 1}"
+        )
+    if work.max_tokens < 1 or work.true_output_tokens < 1:
+        raise WorkloadError(
+            f"request {work.request_id!r} has max_tokens={work.max_tokens} and "
+            f"true_output_tokens={work.true_output_tokens}: both must be at least 1"
+        )
+
+
+def ending(work: Work, output_tokens: int, profile: Profile) -> FinishReason | None:
+    """Why the request ends with so many output tokens; None when it goes on.
+
+    The end-of-sequence token comes before the cut, and an answer that is complete cannot be aborted any more.
+    """
+    if output_tokens >= work.true_output_tokens:
+        return "stop"
+    if output_tokens >= work.max_tokens or len(work.token_ids) + output_tokens >= profile.max_model_len_tokens:
+        return "length"
+    if work.abort_after_tokens is not None and output_tokens >= work.abort_after_tokens:
+        return "abort"
+    return None
+
+
+class Computed(Protocol):
+    """A request after its tokens of a step were counted as computed and before it got a new one."""
+
+    num_computed_tokens: int
+    num_prompt_tokens: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt tokens and output tokens so far."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a step asks of the device."""
+
+    prefill_tokens: int
+    decode_seqs: int
+    kv_tokens: int
+
+    def duration_s(self, profile: Profile) -> float:
+        """Seconds that the step takes."""
+        return profile.step_s(
+            prefill_tokens=self.prefill_tokens, decode_seqs=self.decode_seqs, kv_tokens=self.kv_tokens
+        )
+
+
+def load_of(scheduled: Iterable[tuple[Computed, int]]) -> Load:
+    """Add up a step.
+
+    A sequence decodes when its one token is its newest output token; all other tokens are prefill,
+    those that are computed again after a preemption included.
+    Attention reads the KV of all tokens that a scheduled request has computed, those of this step included.
+    """
+    prefill_tokens = decode_seqs = kv_tokens = 0
+    for request, tokens in scheduled:
+        computed = request.num_computed_tokens
+        kv_tokens += computed
+        if tokens == 1 and computed > request.num_prompt_tokens and computed == request.num_tokens:
+            decode_seqs += 1
+        else:
+            prefill_tokens += tokens
+    return Load(prefill_tokens, decode_seqs, kv_tokens)
+
+
+@dataclass(slots=True)
+class Account:
+    """How one unfinished request has been served so far."""
+
+    work: Work
+    scheduled_s: float | None = None
+    first_token_s: float | None = None
+    output_tokens: int = 0
+    preemptions: int = 0
+    recomputed_tokens: int = 0
+    cached_prompt_tokens: int = 0
+
+    def arrived(self) -> Arrived:
+        """The fact of its arrival."""
+        work = self.work
+        return Arrived(
+            request_id=work.request_id,
+            arrival_s=work.arrival_s,
+            prompt_tokens=len(work.token_ids),
+            token_ids=packed(work.token_ids),
+            max_tokens=work.max_tokens,
+            temperature=work.temperature,
+            priority=work.priority,
+            tenant=work.tenant,
+        )
+
+    def preempt(self, lost_tokens: int) -> None:
+        """It lost its place and so many computed tokens."""
+        self.preemptions += 1
+        self.recomputed_tokens += lost_tokens
+
+    def generate(self, now_s: float) -> None:
+        """It got an output token."""
+        self.output_tokens += 1
+        if self.first_token_s is None:
+            self.first_token_s = now_s
+
+    def first_token(self) -> FirstToken:
+        """The fact of its first token."""
+        assert self.first_token_s is not None
+        assert self.scheduled_s is not None
+        return FirstToken(
+            request_id=self.work.request_id,
+            time_s=self.first_token_s,
+            scheduled_s=self.scheduled_s,
+            cached_prompt_tokens=self.cached_prompt_tokens,
+        )
+
+    def finished(self, now_s: float, reason: FinishReason) -> Finished:
+        """The fact of its end."""
+        return Finished(
+            request_id=self.work.request_id,
+            time_s=now_s,
+            reason=reason,
+            arrival_s=self.work.arrival_s,
+            prompt_tokens=len(self.work.token_ids),
+            output_tokens=self.output_tokens,
+            max_tokens=self.work.max_tokens,
+            cached_prompt_tokens=self.cached_prompt_tokens,
+            preemptions=self.preemptions,
+            recomputed_tokens=self.recomputed_tokens,
+            scheduled_s=self.scheduled_s,
+            first_token_s=self.first_token_s,
+        )
+
+    def life(self, now_s: float, reason: FinishReason) -> Life:
+        """Its whole life; what never came before an abort counts as of its end."""
+        return Life(
+            request_id=self.work.request_id,
+            arrival_s=self.work.arrival_s,
+            scheduled_s=now_s if self.scheduled_s is None else self.scheduled_s,
+            first_token_s=now_s if self.first_token_s is None else self.first_token_s,
+            finished_s=now_s,
+            prompt_tokens=len(self.work.token_ids),
+            output_tokens=self.output_tokens,
+            reason=reason,
+            preemptions=self.preemptions,
+            recomputed_tokens=self.recomputed_tokens,
+        )
+
+
+def packed(token_ids: tuple[int, ...]) -> bytes:
+    """Token ids as they cross the border: little-endian uint32, of a long prompt its first and its last half.
+
+    >>> packed((1, 258)).hex()
+    '0100000002010000'
+    """
+    if len(token_ids) > MAX_PROMPT_TOKENS_SENT:
+        half = MAX_PROMPT_TOKENS_SENT // 2
+        token_ids = token_ids[:half] + token_ids[-half:]
+    words = array("I", token_ids)
+    assert words.itemsize == 4
+    if sys.byteorder == "big":
+        words.byteswap()
+    return words.tobytes()

@@ -1,0 +1,273 @@
+"""The simulated engine: a discrete model of vLLM with our policy in it, in virtual time.
+
+It stands behind the same protocol as vLLM's own scheduler (`engine_adapter.engine.VirtualEngine`)
+and drives the same `Agent` at the same moments as the vLLM plugin does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
+
+from engine_adapter.agent import Agent, AgentLimits, View
+from engine_adapter.engine import Life, Step, Work
+from engine_adapter.kv_cache import KvCache
+from engine_adapter.link import EngineLink
+from engine_adapter.lives import Account, Load, check_profile, check_work, ending, load_of
+from engine_adapter.ordering import Plan
+from engine_adapter.profiles import Profile
+from engine_adapter.simulated_scheduler import (
+    Preemption,
+    Schedule,
+    Scheduling,
+    SimulatedRequest,
+    SimulatedScheduler,
+)
+from store.errors import ConfigError
+from store.records import FinishReason, Hello, Preempted, RunningRequest
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _UnderWay:
+    """A step that has begun and not yet ended."""
+
+    schedule: Schedule
+    load: Load
+    start_s: float
+    duration_s: float
+    kv_blocks_used: int
+
+
+class SimulatedEngine:
+    """An engine of the given profile whose clock starts at ``start_s`` and moves by the profile's step times.
+
+    Raises `ConfigError` for a profile that cannot hold one full request and for prefix caching, which is not modelled.
+    """
+
+    def __init__(  # noqa: PLR0913 - an engine has that many settings, all by name
+        self,
+        profile: Profile,
+        *,
+        link: EngineLink,
+        engine_id: str = "simulated",
+        session_id: str = "virtual",
+        watermark: float = 0.0,
+        scheduling: Scheduling = "fcfs",
+        reserve_full_prompt: bool = True,
+        prefix_caching: bool = False,
+        limits: AgentLimits | None = None,
+        start_s: float = 0.0,
+    ) -> None:
+        check_profile(profile)
+        if prefix_caching:
+            raise ConfigError("prefix_caching=True is not simulated: set it to False or use the vllm engine")
+        self._profile = profile
+        self._now_s = start_s
+        self._scheduler = SimulatedScheduler(
+            cache=KvCache(blocks=profile.kv_blocks, block_size_tokens=profile.block_size_tokens, watermark=watermark),
+            token_budget=profile.token_budget,
+            max_num_seqs=profile.max_num_seqs,
+            scheduling=scheduling,
+            reserve_full_prompt=reserve_full_prompt,
+        )
+        self.agent = Agent(hello=_hello(profile, engine_id, session_id, start_s), link=link, limits=limits)
+        self._accounts: dict[str, Account] = {}
+        self._requests: dict[str, SimulatedRequest] = {}
+        self._ended: list[Life] = []
+        self._plan: Plan[SimulatedRequest] | None = None
+        self._under_way: _UnderWay | None = None
+
+    @property
+    def now_s(self) -> float:
+        """The engine's clock."""
+        return self._now_s
+
+    @property
+    def unfinished(self) -> int:
+        """Requests whose life no step has handed out yet."""
+        return len(self._accounts) + len(self._ended)
+
+    def submit(self, work: Work) -> None:
+        """Let a request arrive now; raises `WorkloadError` for one that the engine cannot serve."""
+        assert work.request_id not in self._accounts, f"request {work.request_id!r} is here already"
+        check_work(work, self._profile)
+        account = Account(work)
+        self._accounts[work.request_id] = account
+        request = SimulatedRequest(
+            work.request_id, work.arrival_s, num_prompt_tokens=len(work.token_ids), priority=work.priority
+        )
+        self._requests[work.request_id] = request
+        self._scheduler.add(request)
+        self._guard(self.agent.arrived, account.arrived())
+
+    def abort(self, request_id: str) -> None:
+        """The client of an unfinished request went away; its life comes out with the next step."""
+        assert self._under_way is None, "a step is under way"
+        self._end(request_id, "abort")
+
+    def step(self) -> Step:
+        """Schedule and carry out one step; with nothing to compute, a step of zero duration."""
+        self.begin_step()
+        return self.end_step()
+
+    def advance_to(self, time_s: float) -> None:
+        """Let the clock jump to a later moment, as while the engine is idle or its host is late."""
+        self._now_s = max(self._now_s, time_s)
+
+    def begin_step(self) -> float:
+        """Decide the next step; the time at which it will be over."""
+        assert self._under_way is None, "a step is under way"
+        if not self._guard(self._apply_policy):
+            self._plan = None
+            self._scheduler.restore()
+        schedule = self._scheduler.schedule()
+        load = load_of(schedule.tokens.items())
+        duration_s = load.duration_s(self._profile) if schedule.tokens else 0.0
+        self._under_way = _UnderWay(schedule, load, self._now_s, duration_s, self._scheduler.cache.used_blocks)
+        for preemption in schedule.preemptions:
+            self._preempt(preemption)
+        for request in schedule.tokens:
+            account = self._accounts[request.request_id]
+            if account.scheduled_s is None:
+                account.scheduled_s = self._now_s
+        return self._now_s + duration_s
+
+    def end_step(self) -> Step:
+        """Carry out the step that was begun: the clock moves, tokens come out, answers end."""
+        assert self._under_way is not None, "no step is under way"
+        done, self._under_way = self._under_way, None
+        self._now_s = max(self._now_s, done.start_s + done.duration_s)
+        for request in done.schedule.tokens:
+            if request.generates:
+                self._generate(request)
+        if done.schedule.tokens:
+            self._count(done)
+        self._report(became_idle=bool(done.schedule.tokens) and not self._accounts)
+        finished, self._ended = tuple(self._ended), []
+        return Step(
+            start_s=done.start_s,
+            duration_s=done.duration_s,
+            scheduled_tokens={request.request_id: tokens for request, tokens in done.schedule.tokens.items()},
+            preempted=tuple(preemption.request.request_id for preemption in done.schedule.preemptions),
+            finished=finished,
+            waiting=len(self._scheduler.waiting),
+            running=len(self._scheduler.running),
+            kv_blocks_used=done.kv_blocks_used,
+        )
+
+    def close(self) -> None:
+        """Say goodbye to the controller."""
+        self.agent.close(self._now_s)
+
+    # --- the policy hook ----------------------------------------------------------------------------
+
+    def _apply_policy(self) -> bool:
+        """Exchange messages, then serve in the plan's order; False for the engine's own order."""
+        self.agent.poll(self._now_s)
+        scheduler = self._scheduler
+        plan = self.agent.plan(
+            self._now_s,
+            waiting=scheduler.waiting,
+            running=scheduler.running,
+            free_blocks=scheduler.cache.free_blocks,
+        )
+        if plan is None:
+            return False
+        self._plan = plan
+        scheduler.impose(waiting=plan.waiting, running=plan.running, admission_limit=plan.admission_limit)
+        return True
+
+    def _guard(self, hook: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """Let nothing of ours that fails reach the engine."""
+        try:
+            return hook(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - the one border at which a policy's error becomes FCFS
+            self.agent.failed(self._now_s, error)
+            return None
+
+    # --- lives --------------------------------------------------------------------------------------
+
+    def _preempt(self, preemption: Preemption) -> None:
+        account = self._accounts[preemption.request.request_id]
+        account.preempt(preemption.lost_tokens)
+        fact = Preempted(
+            request_id=preemption.request.request_id,
+            time_s=self._now_s,
+            lost_tokens=preemption.lost_tokens,
+            attained_tokens=account.output_tokens,
+        )
+        self._guard(self.agent.preempted, fact)
+
+    def _generate(self, request: SimulatedRequest) -> None:
+        account = self._accounts[request.request_id]
+        account.generate(self._now_s)
+        request.num_output_tokens += 1
+        if account.output_tokens == 1:
+            self._guard(self.agent.first_token, account.first_token())
+        self._guard(self.agent.attained, request.request_id, account.output_tokens)
+        reason = ending(account.work, account.output_tokens, self._profile)
+        if reason is not None:
+            self._end(request.request_id, reason)
+
+    def _end(self, request_id: str, reason: FinishReason) -> None:
+        account = self._accounts.pop(request_id)
+        self._scheduler.remove(self._requests.pop(request_id))
+        self._ended.append(account.life(self._now_s, reason))
+        self._guard(self.agent.finished, account.finished(self._now_s, reason))
+
+    # --- what the controller sees -------------------------------------------------------------------
+
+    def _count(self, done: _UnderWay) -> None:
+        self._guard(
+            self.agent.count_step,
+            step_s=done.duration_s,
+            prefill_tokens=done.load.prefill_tokens,
+            decode_tokens=done.load.decode_seqs,
+            kv_tokens_read=done.load.kv_tokens,
+            hook_s=0.0,
+        )
+
+    def _report(self, *, became_idle: bool) -> None:
+        """Send a snapshot when it is due; an engine that becomes idle sends its last facts as well."""
+        if became_idle:
+            self._guard(self.agent.poll, self._now_s)
+        if became_idle or self.agent.snapshot_due(self._now_s):
+            self._guard(self.agent.report, self._now_s, self._view())
+
+    def _view(self) -> View:
+        scheduler, plan = self._scheduler, self._plan
+        return View(
+            kv_blocks_used=scheduler.cache.used_blocks,
+            waiting=len(scheduler.waiting),
+            running=len(scheduler.running),
+            queue=(request.request_id for request in scheduler.waiting),
+            running_requests=self._running_requests(),
+            admission_limit=plan.admission_limit if plan else None,
+            reserved_blocks=plan.reserved_blocks if plan else 0,
+        )
+
+    def _running_requests(self) -> Iterator[RunningRequest]:
+        for request in self._scheduler.running:
+            blocks = self._scheduler.cache.held_blocks(request.request_id)
+            yield RunningRequest(request.request_id, request.num_output_tokens, blocks)
+
+
+def _hello(profile: Profile, engine_id: str, session_id: str, start_s: float) -> Hello:
+    return Hello(
+        engine_id=engine_id,
+        session_id=session_id,
+        model=profile.name,
+        engine="simulated",
+        engine_version="0.32",
+        kv_blocks=profile.kv_blocks,
+        block_size_tokens=profile.block_size_tokens,
+        max_num_seqs=profile.max_num_seqs,
+        token_budget=profile.token_budget,
+        max_model_len_tokens=profile.max_model_len_tokens,
+        prefix_caching=False,
+        started_s=start_s,
+    )

@@ -1,0 +1,201 @@
+"""A discrete model of vLLM's scheduler: what it decides in each step, and nothing of how it computes.
+
+Modelled is vLLM 0.32's ``Scheduler.schedule`` for text models with full attention, without prefix caching,
+speculation, LoRA and connectors: running requests first, in their order, each with what it lacks of the token budget;
+when KV blocks run out, a victim gives way and is computed again later; waiting requests are admitted from the head
+of the queue only in a step without a victim, while the token budget, the admission limit and the KV cache allow.
+A test holds it to vLLM's own scheduler, step by step.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from engine_adapter.kv_cache import KvCache
+
+Scheduling: TypeAlias = Literal["fcfs", "priority"]
+"""The engine's own order (vLLM's ``--scheduling-policy``)."""
+
+
+@dataclass(slots=True, eq=False)
+class SimulatedRequest:
+    """An unfinished request as the scheduler sees it; names as in vLLM's ``Request``."""
+
+    request_id: str
+    arrival_s: float
+    num_prompt_tokens: int
+    priority: int = 0
+    num_output_tokens: int = 0
+    num_computed_tokens: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt tokens and output tokens so far."""
+        return self.num_prompt_tokens + self.num_output_tokens
+
+    @property
+    def generates(self) -> bool:
+        """Whether all its tokens are computed, so that the step which computed the last gives a new one."""
+        return self.num_computed_tokens == self.num_prompt_tokens + self.num_output_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Preemption:
+    """A request that gave way, and the computed tokens that it lost."""
+
+    request: SimulatedRequest
+    lost_tokens: int
+
+
+@dataclass(slots=True)
+class Schedule:
+    """What one step computes."""
+
+    tokens: dict[SimulatedRequest, int] = field(default_factory=dict)
+    """New tokens of each request, in the order in which they were scheduled."""
+    preemptions: list[Preemption] = field(default_factory=list)
+
+
+class SimulatedScheduler:
+    """Queue, running requests and KV cache of one engine.
+
+    ``waiting`` and ``running`` are read by everybody and ordered by `impose` and `restore` alone.
+    """
+
+    def __init__(
+        self,
+        *,
+        cache: KvCache,
+        token_budget: int,
+        max_num_seqs: int,
+        scheduling: Scheduling = "fcfs",
+        reserve_full_prompt: bool = True,
+    ) -> None:
+        assert token_budget > 0
+        assert max_num_seqs > 0
+        self.cache = cache
+        self.waiting: deque[SimulatedRequest] = deque()
+        self.running: list[SimulatedRequest] = []
+        self._token_budget = token_budget
+        self._max_num_seqs = max_num_seqs
+        self._scheduling = scheduling
+        self._reserve_full_prompt = reserve_full_prompt
+        self._imposed = False
+        self._admission_limit = max_num_seqs
+
+    @property
+    def unfinished(self) -> int:
+        """Requests waiting and running."""
+        return len(self.waiting) + len(self.running)
+
+    def add(self, request: SimulatedRequest) -> None:
+        """A request joins the queue."""
+        if self._scheduling == "priority":
+            insort(self.waiting, request, key=_rank)
+        else:
+            self.waiting.append(request)
+
+    def remove(self, request: SimulatedRequest) -> None:
+        """A request ended or was aborted."""
+        if request in self.running:
+            self.running.remove(request)
+        else:
+            self.waiting.remove(request)
+        self.cache.release(request.request_id)
+
+    def impose(
+        self,
+        *,
+        waiting: Iterable[SimulatedRequest],
+        running: Iterable[SimulatedRequest],
+        admission_limit: int | None,
+    ) -> None:
+        """Serve in this order until further notice; the last of the running gives way first."""
+        self._imposed = True
+        self.waiting = deque(waiting)
+        self.running = list(running)
+        self._admission_limit = self._max_num_seqs if admission_limit is None else admission_limit
+
+    def restore(self) -> None:
+        """Go back to the engine's own order, as if nothing had ever been imposed on the queue."""
+        if not self._imposed:
+            return
+        self._imposed = False
+        self._admission_limit = self._max_num_seqs
+        order = _rank if self._scheduling == "priority" else _arrival
+        self.waiting = deque(sorted(self.waiting, key=order))
+        self.running.sort(key=order)
+
+    def schedule(self) -> Schedule:
+        """Decide a step and count its tokens as computed."""
+        schedule = Schedule()
+        budget = self._schedule_running(schedule)
+        if not schedule.preemptions:
+            self._admit(schedule, budget)
+        for request, tokens in schedule.tokens.items():
+            request.num_computed_tokens += tokens
+        return schedule
+
+    def _schedule_running(self, schedule: Schedule) -> int:
+        """Give running requests what they lack; the token budget that is left."""
+        budget = self._token_budget
+        place = 0
+        while place < len(self.running) and budget > 0:
+            request = self.running[place]
+            tokens = min(request.num_tokens - request.num_computed_tokens, budget)
+            while not self.cache.allocate(request.request_id, tokens=request.num_computed_tokens + tokens):
+                victim_place = self._victim_place()
+                victim = self.running.pop(victim_place)
+                place -= victim_place < place
+                budget += schedule.tokens.pop(victim, 0)
+                schedule.preemptions.append(Preemption(victim, victim.num_computed_tokens))
+                self._put_back(victim)
+                if victim is request:
+                    return budget
+            schedule.tokens[request] = tokens
+            budget -= tokens
+            place += 1
+        return budget
+
+    def _victim_place(self) -> int:
+        """The last of the running; under vLLM's own priority order, the first of the lowest rank."""
+        if self._imposed or self._scheduling == "fcfs":
+            return len(self.running) - 1
+        return max(range(len(self.running)), key=lambda place: _rank(self.running[place])[:2])
+
+    def _put_back(self, victim: SimulatedRequest) -> None:
+        """A victim goes to the head of the queue, or to where its priority belongs."""
+        self.cache.release(victim.request_id)
+        victim.num_computed_tokens = 0
+        if self._scheduling == "priority":
+            insort(self.waiting, victim, key=_rank)
+        else:
+            self.waiting.appendleft(victim)
+
+    def _admit(self, schedule: Schedule, budget: int) -> None:
+        """Start waiting requests from the head; one that does not fit blocks those behind it."""
+        limit = min(self._admission_limit, self._max_num_seqs)
+        while self.waiting and budget > 0 and len(self.running) < limit:
+            request = self.waiting[0]
+            tokens = min(request.num_tokens, budget)
+            keep_free = self.cache.watermark_blocks if self.running else 0
+            must_fit = request.num_tokens if self._reserve_full_prompt else tokens
+            if not self.cache.can_allocate(request.request_id, tokens=must_fit, keep_free_blocks=keep_free):
+                return
+            self.cache.allocate(request.request_id, tokens=tokens)
+            self.running.append(self.waiting.popleft())
+            schedule.tokens[request] = tokens
+            budget -= tokens
+
+
+def _rank(request: SimulatedRequest) -> tuple[int, float, str]:
+    """Priority order as vLLM has it."""
+    return request.priority, request.arrival_s, request.request_id
+
+
+def _arrival(request: SimulatedRequest) -> tuple[float, str]:
+    return request.arrival_s, request.request_id
