@@ -1,0 +1,200 @@
+"""From vLLM's requests and step outputs to the facts of their lives.
+
+Nothing here changes the engine; `SageScheduler` calls it when something has happened.
+A request's secret of the virtual GPU, its true length, passes by in ``extra_args`` and is never read.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.engine import EngineCoreOutput
+from vllm.v1.request import Request
+
+from engine_adapter.agent import Agent
+from store.records import MAX_PROMPT_TOKENS_SENT, Arrived, Finished, FinishReason, FirstToken, Preempted
+
+_REASONS: dict[str, FinishReason] = {
+    "STOP": "stop",
+    "REPETITION": "stop",
+    "LENGTH": "length",
+    "ABORT": "abort",
+}
+
+
+@dataclass(slots=True)
+class _Life:
+    """What is known of an unfinished request beyond what vLLM keeps itself."""
+
+    request: Request
+    output_tokens: int = 0
+    scheduled_s: float | None = None
+    first_token_s: float | None = None
+    cached_prompt_tokens: int = 0
+    preemptions: int = 0
+    recomputed_tokens: int = 0
+    lost_tokens: int = 0
+    """Computed tokens lost in a preemption from which the request has not come back yet."""
+
+
+class Lives:
+    """Follows every generating request from its arrival to its end and tells the agent.
+
+    Pooling requests generate nothing and are not followed.
+    A streaming-input session is one life, from its first chunk of input to its end.
+    """
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._lives: dict[str, _Life] = {}
+        self._preempted: set[str] = set()
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._lives
+
+    def begin(self, request: Request) -> None:
+        """A request was added to the engine; a further chunk of a known session changes nothing."""
+        if request.sampling_params is None or request.request_id in self._lives:
+            return
+        self._agent.arrived(arrived(request))
+        self._lives[request.request_id] = _Life(request)
+
+    def schedule(self, output: SchedulerOutput, now_s: float) -> None:
+        """A step was scheduled: ``output`` is vLLM's ``SchedulerOutput``."""
+        for new in output.scheduled_new_reqs:
+            life = self._lives.get(new.req_id)
+            if life is not None and life.scheduled_s is None:
+                life.scheduled_s = now_s
+                life.cached_prompt_tokens = new.num_computed_tokens
+        if self._preempted:
+            self._resume(output.num_scheduled_tokens)
+
+    def preempt(self, request: Request, lost_tokens: int, now_s: float) -> None:
+        """A running request lost its blocks, with so many computed tokens in them."""
+        life = self._lives.get(request.request_id)
+        if life is None:
+            return
+        life.preemptions += 1
+        life.recomputed_tokens += lost_tokens
+        life.lost_tokens = lost_tokens
+        self._preempted.add(request.request_id)
+        self._agent.preempted(
+            Preempted(
+                request_id=request.request_id,
+                time_s=now_s,
+                lost_tokens=lost_tokens,
+                attained_tokens=life.output_tokens,
+            )
+        )
+
+    def emit(self, outputs: Iterable[EngineCoreOutput], now_s: float) -> None:
+        """A step's output: ``outputs`` are vLLM's ``EngineCoreOutput`` of those requests that emitted something."""
+        agent = self._agent
+        lives = self._lives
+        for output in outputs:
+            life = lives.get(output.request_id)
+            if life is None:
+                continue
+            if output.new_token_ids:
+                life.output_tokens += len(output.new_token_ids)
+                agent.attained(output.request_id, life.output_tokens)
+                if life.first_token_s is None:
+                    self._first_token(life, now_s)
+            if output.finish_reason is not None and life.request.is_finished():
+                self.end(life.request, now_s)
+
+    def end(self, request: Request, now_s: float) -> None:
+        """A request has finished, with its final status set."""
+        life = self._lives.pop(request.request_id, None)
+        if life is None:
+            return
+        self._preempted.discard(request.request_id)
+        self._agent.finished(
+            Finished(
+                request_id=request.request_id,
+                time_s=now_s,
+                reason=_reason(request),
+                arrival_s=request.arrival_time,
+                prompt_tokens=request.num_prompt_tokens,
+                output_tokens=max(life.output_tokens, request.num_output_tokens),
+                max_tokens=request.max_tokens,
+                cached_prompt_tokens=life.cached_prompt_tokens,
+                preemptions=life.preemptions,
+                recomputed_tokens=life.recomputed_tokens,
+                scheduled_s=life.scheduled_s,
+                first_token_s=life.first_token_s,
+            )
+        )
+
+    def end_finished(self, now_s: float) -> None:
+        """End what has finished without our noticing, as after an error."""
+        for life in [life for life in self._lives.values() if life.request.is_finished()]:
+            self.end(life.request, now_s)
+
+    def _first_token(self, life: _Life, now_s: float) -> None:
+        life.first_token_s = now_s
+        self._agent.first_token(
+            FirstToken(
+                request_id=life.request.request_id,
+                time_s=now_s,
+                scheduled_s=now_s if life.scheduled_s is None else life.scheduled_s,
+                cached_prompt_tokens=life.cached_prompt_tokens,
+            )
+        )
+
+    def _resume(self, scheduled_tokens: Mapping[str, int]) -> None:
+        """Take off what a preempted request, back in a step, found again in the prefix cache."""
+        for request_id in [request_id for request_id in self._preempted if request_id in scheduled_tokens]:
+            self._preempted.discard(request_id)
+            life = self._lives[request_id]
+            found_tokens = life.request.num_computed_tokens - scheduled_tokens[request_id]
+            life.recomputed_tokens -= min(found_tokens, life.lost_tokens)
+
+
+def arrived(request: Request) -> Arrived:
+    """What the controller learns of a vLLM request when it arrives."""
+    sampling = request.sampling_params
+    tenant = (sampling.extra_args or {}).get("tenant")
+    return Arrived(
+        request_id=request.request_id,
+        arrival_s=request.arrival_time,
+        prompt_tokens=request.num_prompt_tokens,
+        token_ids=token_bytes(request.prompt_token_ids or ()),
+        max_tokens=request.max_tokens,
+        temperature=sampling.temperature,
+        priority=request.priority,
+        tenant=None if tenant is None else str(tenant),
+        lora=request.lora_request.lora_name if request.lora_request else None,
+    )
+
+
+def token_bytes(token_ids: Iterable[int]) -> bytes:
+    """Token ids as little-endian uint32, of a long prompt its head and tail; empty if they are no plain ids.
+
+    >>> token_bytes([1, 256]).hex()
+    '0100000000010000'
+    >>> len(token_bytes(range(20_000))) // 4
+    8192
+    >>> token_bytes([-1])
+    b''
+    """
+    ids = list(token_ids)
+    if len(ids) > MAX_PROMPT_TOKENS_SENT:
+        half = MAX_PROMPT_TOKENS_SENT // 2
+        ids = ids[:half] + ids[-half:]
+    try:
+        packed = array("I", ids)
+    except (OverflowError, TypeError):
+        return b""
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return packed.tobytes()
+
+
+def _reason(request: Request) -> FinishReason:
+    reason = request.get_finished_reason()
+    return _REASONS.get(reason.name, "error") if reason is not None else "error"
