@@ -1,0 +1,72 @@
+"""When requests arrive: seconds since the start, as pure functions of a seeded generator.
+
+All functions return a float array in which times never fall.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from store.errors import BadInputError
+
+Seconds = NDArray[np.float64]
+
+
+def poisson_arrivals(generator: np.random.Generator, *, count: int, rate_rps: float) -> Seconds:
+    """Arrivals that know nothing of each other: independent exponential gaps."""
+    return gamma_arrivals(generator, count=count, rate_rps=rate_rps, cv=1.0)
+
+
+def gamma_arrivals(generator: np.random.Generator, *, count: int, rate_rps: float, cv: float) -> Seconds:
+    """Arrivals with gamma-distributed gaps of a given coefficient of variation.
+
+    ``cv`` 0 is a metronome, 1 is Poisson, 3 and more is bursty (ServeGen finds such clients in production).
+
+    >>> gamma_arrivals(np.random.default_rng(0), count=3, rate_rps=2.0, cv=0.0).tolist()
+    [0.5, 1.0, 1.5]
+    """
+    _require_positive("arrival rate in requests/s", rate_rps)
+    if not (math.isfinite(cv) and cv >= 0.0):
+        raise BadInputError(f"coefficient of variation of the arrivals is {cv}: give 0 or more (1 is Poisson)")
+    if cv == 0.0:
+        return np.arange(1, count + 1, dtype=np.float64) / rate_rps
+    shape = cv**-2
+    return np.cumsum(generator.gamma(shape, 1.0 / (rate_rps * shape), size=count))
+
+
+def trace_arrivals(times_s: Sequence[float] | Seconds, *, rate_rps: float | None = None) -> Seconds:
+    """A trace's own arrivals in order, counted from its first; with a rate, stretched so that this is their mean rate.
+
+    >>> trace_arrivals([7.0, 5.0, 9.0], rate_rps=1.0).tolist()
+    [0.0, 1.0, 2.0]
+    """
+    times = np.sort(np.asarray(times_s, dtype=np.float64))
+    if not np.isfinite(times).all():
+        raise BadInputError("a trace has an arrival time that is no number: remove those rows or give them a time")
+    if len(times) == 0:
+        return times
+    times -= times[0]
+    if rate_rps is None:
+        return times
+    _require_positive("arrival rate in requests/s", rate_rps)
+    if times[-1] == 0.0:
+        raise BadInputError(
+            f"all {len(times)} arrivals of the trace are at one moment and have no rate to scale to {rate_rps}: "
+            "draw the arrivals instead"
+        )
+    times *= (len(times) - 1) / rate_rps / times[-1]
+    return times
+
+
+def all_at_zero(count: int) -> Seconds:
+    """Everything is there from the start: for measuring what an engine can serve."""
+    return np.zeros(count)
+
+
+def _require_positive(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0.0):
+        raise BadInputError(f"{name} is {value}: give a positive number")

@@ -1,0 +1,224 @@
+"""Workload files in the formats people have: ours in Parquet, ShareGPT, Azure, BurstGPT and Mooncake."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeAlias
+
+import msgspec
+
+from engine_adapter import workload_fields as fields
+from engine_adapter.tokens import count_tokens
+from engine_adapter.workload_parquet import read_parquet
+from engine_adapter.workload_rows import Workload, WorkloadRow
+from store.errors import WorkloadError
+
+_CsvRow: TypeAlias = dict[str, str | None]
+
+_UNKNOWN_MODEL = "served"
+"""Model of traces that name none: one served model."""
+
+
+def load_workload(path: Path | str) -> Workload:
+    """Read a workload, by its suffix and then its content; `WorkloadError` names what makes no sense, and where.
+
+    ``.parquet`` is the project's own contract; ``.json`` is ShareGPT;
+    ``.jsonl`` is a Mooncake trace, or ShareGPT with one conversation a line;
+    ``.csv`` is an Azure LLM inference trace (2023 or 2024) or BurstGPT.
+    Traces without text get no prompts; arrival times count from the trace's first request.
+    """
+    path = Path(path)
+    readers: dict[str, Callable[[Path], Workload]] = {
+        ".parquet": read_parquet,
+        ".json": _read_sharegpt,
+        ".jsonl": _read_json_lines,
+        ".csv": _read_csv,
+    }
+    if path.suffix.lower() not in readers:
+        raise WorkloadError(f"{path} has the suffix {path.suffix!r}: give a file of {', '.join(readers)}")
+    return readers[path.suffix.lower()](path)
+
+
+# --- CSV traces -----------------------------------------------------------------------------------
+
+
+def _read_csv(path: Path) -> Workload:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            row_of = _csv_row_reader(path, list(reader.fieldnames or []))
+            rows = [row_of(fields.Place(path, number), values) for number, values in enumerate(reader, 1)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise WorkloadError(f"{path} cannot be read as CSV ({error}): give a whole file of UTF-8 text") from error
+    return _timed(path, rows)
+
+
+def _csv_row_reader(path: Path, header: list[str]) -> Callable[[fields.Place, _CsvRow], WorkloadRow]:
+    if {"TIMESTAMP", "ContextTokens", "GeneratedTokens"} <= set(header):
+        return _azure_row
+    if {"Timestamp", "Model", "Request tokens", "Response tokens"} <= set(header):
+        return _burstgpt_row
+    raise WorkloadError(
+        f"{path} has the columns {', '.join(header)[:200] or '(none)'}: give an Azure LLM trace "
+        "(TIMESTAMP, ContextTokens, GeneratedTokens) or BurstGPT (Timestamp, Model, Request tokens, Response tokens)"
+    )
+
+
+def _azure_row(place: fields.Place, values: _CsvRow) -> WorkloadRow:
+    return WorkloadRow(
+        task="azure",
+        model=_UNKNOWN_MODEL,
+        prompt=None,
+        prompt_len_tokens=fields.prompt_tokens(place, "ContextTokens", values["ContextTokens"]),
+        response_len_tokens=fields.response_tokens(place, "GeneratedTokens", values["GeneratedTokens"]),
+        arrival_s=_moment_s(place, "TIMESTAMP", values["TIMESTAMP"]),
+    )
+
+
+def _moment_s(place: fields.Place, column: str, value: object) -> float:
+    """Unix seconds of a written date and time; UTC where it names no zone."""
+    written = fields.text(place, column, value)
+    try:
+        moment = datetime.fromisoformat(written)
+        moment_s = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        raise place.error(column, value, "give a date and time such as 2023-11-16 18:15:46.680590") from None
+    return fields.seconds(place, column, moment_s)
+
+
+def _burstgpt_row(place: fields.Place, values: _CsvRow) -> WorkloadRow:
+    return WorkloadRow(
+        task=values.get("Log Type") or "burstgpt",
+        model=fields.text(place, "Model", values["Model"]),
+        prompt=None,
+        prompt_len_tokens=fields.prompt_tokens(place, "Request tokens", values["Request tokens"]),
+        response_len_tokens=fields.response_tokens(place, "Response tokens", values["Response tokens"]),
+        arrival_s=fields.seconds(place, "Timestamp", values["Timestamp"]),
+        client=values.get("Session ID") or None,
+    )
+
+
+# --- JSON -----------------------------------------------------------------------------------------
+
+
+def _read_json_lines(path: Path) -> Workload:
+    lines = [(number, line) for number, line in enumerate(_read_bytes(path).splitlines(), 1) if line.strip()]
+    objects = [(fields.Place(path, number), _object(fields.Place(path, number), line)) for number, line in lines]
+    if objects and "conversations" in objects[0][1]:
+        return Workload(name=path.stem, rows=tuple(row for place, value in objects for row in _turns(place, value)))
+    return _timed(path, [_mooncake_row(place, value) for place, value in objects])
+
+
+def _object(place: fields.Place, line: bytes) -> dict[str, object]:
+    try:
+        value = msgspec.json.decode(line)
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+        raise WorkloadError(f"{place.file}, row {place.row}: is not JSON ({error}): give one object a line") from error
+    if not isinstance(value, dict):
+        raise place.error("the line", value, "give one object a line")
+    return value
+
+
+def _mooncake_row(place: fields.Place, value: dict[str, object]) -> WorkloadRow:
+    missing = {"timestamp", "input_length", "output_length", "hash_ids"} - set(value)
+    if missing:
+        raise WorkloadError(
+            f"{place.file}, row {place.row}: has no {', '.join(sorted(missing))}: "
+            "a Mooncake trace has timestamp, input_length, output_length and hash_ids in every line"
+        )
+    milliseconds = value["timestamp"]
+    if isinstance(milliseconds, bool) or not isinstance(milliseconds, int | float):
+        raise place.error("timestamp", milliseconds, "give milliseconds")
+    return WorkloadRow(
+        task="mooncake",
+        model=_UNKNOWN_MODEL,
+        prompt=None,
+        prompt_len_tokens=fields.prompt_tokens(place, "input_length", value["input_length"]),
+        response_len_tokens=fields.response_tokens(place, "output_length", value["output_length"]),
+        arrival_s=fields.seconds(place, "timestamp", milliseconds) / 1000.0,
+        block_hashes=_hashes(place, value["hash_ids"]),
+    )
+
+
+def _hashes(place: fields.Place, value: object) -> tuple[int, ...]:
+    if not isinstance(value, list):
+        raise place.error("hash_ids", value, "give a list of block hashes")
+    for block_hash in value:
+        if isinstance(block_hash, bool) or not isinstance(block_hash, int) or block_hash < 0:
+            raise place.error("hash_ids", block_hash, "give whole numbers of 0 or more")
+    return tuple(value)
+
+
+def _read_sharegpt(path: Path) -> Workload:
+    try:
+        conversations = msgspec.json.decode(_read_bytes(path))
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+        raise WorkloadError(f"{path} is not JSON ({error}): give a whole ShareGPT file") from error
+    if not isinstance(conversations, list):
+        raise WorkloadError(f"{path} holds no list of conversations: give a ShareGPT file, or JSON lines as .jsonl")
+    rows = [row for number, value in enumerate(conversations, 1) for row in _turns(fields.Place(path, number), value)]
+    if not rows:
+        raise WorkloadError(f"{path} holds no answer to any prompt: give conversations of human and gpt turns")
+    return Workload(name=path.stem, rows=tuple(rows))
+
+
+def _turns(place: fields.Place, conversation: object) -> Iterator[WorkloadRow]:
+    """One row for each answer; its prompt is the whole dialogue before it, as a server gets it."""
+    turns = conversation.get("conversations") if isinstance(conversation, dict) else None
+    if not isinstance(turns, list):
+        raise place.error("conversations", turns, "give a list of turns")
+    dialogue: list[str] = []
+    for turn in turns:
+        speaker, said = _said(place, turn)
+        if speaker == "assistant" and dialogue:
+            yield _sharegpt_row("\n\n".join(dialogue), said)
+        dialogue.append(said if not dialogue else f"{speaker}: {said}")
+
+
+_SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant",
+             "bard": "assistant", "assistant": "assistant", "model": "assistant", "system": "system"}  # fmt: skip
+
+
+def _said(place: fields.Place, turn: object) -> tuple[str, str]:
+    if not isinstance(turn, dict):
+        raise place.error("a turn", turn, "give turns with from and value")
+    speaker = fields.text(place, "from", turn.get("from", turn.get("role")))
+    said = fields.text(place, "value", turn.get("value", turn.get("content")))
+    return _SPEAKERS.get(speaker, "system"), said
+
+
+def _sharegpt_row(prompt: str, answer: str) -> WorkloadRow:
+    """Lengths are `count_tokens`' estimates: the format holds text only."""
+    return WorkloadRow(
+        task="sharegpt",
+        model=_UNKNOWN_MODEL,
+        prompt=prompt,
+        prompt_len_tokens=count_tokens(prompt),
+        response_len_tokens=count_tokens(answer),
+    )
+
+
+# --- both -----------------------------------------------------------------------------------------
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise WorkloadError(f"{path} cannot be read ({error.strerror}): give a readable file") from error
+
+
+def _timed(path: Path, rows: list[WorkloadRow]) -> Workload:
+    """Order a trace by time and let its clock begin with its first request."""
+    times_s = [row.arrival_s for row in rows if row.arrival_s is not None]
+    assert len(times_s) == len(rows), "every row of a trace has a time"
+    start_s = min(times_s, default=0.0)
+    order = sorted(range(len(rows)), key=times_s.__getitem__)
+    return Workload(
+        name=path.stem,
+        rows=tuple(replace(rows[index], arrival_s=times_s[index] - start_s) for index in order),
+    )

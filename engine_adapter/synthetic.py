@@ -1,0 +1,146 @@
+"""A built-in workload that looks like the traffic of a shared model: a dozen families of prompts with their own lengths.
+
+For demos and tests, where no file is at hand. The prompts say which family they are of and part of how long
+the answer will be, as real ones do; the rest is chance.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine_adapter.synthetic_families import COMMON, FAMILIES, Family
+from engine_adapter.tokens import count_tokens
+from engine_adapter.workload_rows import Workload, WorkloadRow
+from store.errors import BadInputError
+
+MAX_RESPONSE_TOKENS = 8000
+"""The longest answers are cut to this, as a model's own context does."""
+
+_USUAL_BODY_TOKENS = 250
+_SLOT = re.compile(r"\{(\w+)\}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyntheticOptions:
+    """What a synthetic workload may have beyond its families."""
+
+    model: str = "synthetic"
+    drift_at: int | None = None
+    """From this request on, several families' answers change their length, some to longer and some to shorter."""
+    informative: bool = True
+    """Whether prompts say anything about their answers; if not, each gets another one's answer length."""
+    length_factor: float = 1.0
+    """On every answer's length."""
+    tenants: int = 0
+    """Clients that share the traffic, the first with most of it; 0 leaves them unnamed."""
+    urgent_share: float = 0.0
+    """Share of requests that their clients put into the class before all others (priority -1)."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.urgent_share <= 1.0:
+            raise BadInputError(f"urgent_share is {self.urgent_share}: give a share from 0 to 1")
+        if not 0.0 < self.length_factor <= 100.0:
+            raise BadInputError(f"length_factor is {self.length_factor}: give more than 0, at most 100")
+        if not 0 <= self.tenants <= 1000:
+            raise BadInputError(f"tenants is {self.tenants}: give 0 to 1000")
+
+
+def synthetic_workload(requests: int, seed: int, options: SyntheticOptions | None = None) -> Workload:
+    """So many requests of `synthetic_stream`.
+
+    >>> synthetic_workload(1, seed=3).rows == synthetic_workload(9, seed=3).rows[:1]
+    True
+    """
+    return Workload(name="synthetic", rows=tuple(islice(synthetic_stream(seed, options), max(0, requests))))
+
+
+def synthetic_stream(seed: int, options: SyntheticOptions | None = None) -> Iterator[WorkloadRow]:
+    """Endless requests; the same seed and options give the same ones."""
+    options = options or SyntheticOptions()
+    generator = np.random.default_rng([seed, 3])
+    shares = np.array([family.weight for family in FAMILIES])
+    shares /= shares.sum()
+    position = 0
+    while True:
+        for chosen in generator.choice(len(FAMILIES), size=256, p=shares).tolist():
+            drifted = options.drift_at is not None and position >= options.drift_at
+            yield _row(FAMILIES[chosen], generator, options, drifted=drifted, shares=shares)
+            position += 1
+
+
+def _row(
+    family: Family,
+    generator: np.random.Generator,
+    options: SyntheticOptions,
+    *,
+    drifted: bool,
+    shares: NDArray[np.float64],
+) -> WorkloadRow:
+    prompt, factor = _prompt(family, generator)
+    length = _length(family, factor, generator, drifted=drifted)
+    if not options.informative:
+        other = FAMILIES[int(generator.choice(len(FAMILIES), p=shares))]
+        length = _length(other, _prompt(other, generator)[1], generator, drifted=drifted)
+    return WorkloadRow(
+        task=family.name,
+        model=options.model,
+        prompt=prompt,
+        prompt_len_tokens=count_tokens(prompt),
+        response_len_tokens=max(1, min(MAX_RESPONSE_TOKENS, round(length * options.length_factor))),
+        client=_client(options.tenants, generator),
+        max_tokens=family.max_tokens[int(generator.integers(len(family.max_tokens)))],
+        priority=-1 if generator.random() < options.urgent_share else 0,
+    )
+
+
+def _length(family: Family, factor: float, generator: np.random.Generator, *, drifted: bool) -> float:
+    return float(family.answers.draw(generator, 1)[0]) * factor * (family.drift if drifted else 1.0)
+
+
+def _prompt(family: Family, generator: np.random.Generator) -> tuple[str, float]:
+    """A prompt of the family, and the factor on the answer's length that its wording asks for."""
+    template = _pick(family.templates, generator)
+    phrase, factor = family.sizes[int(generator.integers(len(family.sizes)))]
+    if "{size}" not in template:
+        factor = 1.0
+    body = ""
+    if "{body}" in template and family.body_sentences[1]:
+        body = _body(family, generator)
+        factor *= (count_tokens(body) / _USUAL_BODY_TOKENS) ** family.body_exponent
+    filled = template.replace("{size}", phrase).replace("{body}", body)
+    return f"{family.system}\n\n{_fill(filled, family, generator).strip()}", factor
+
+
+def _body(family: Family, generator: np.random.Generator) -> str:
+    """Sentences or lines, still with their slots; there are more short texts than long ones."""
+    least, most = family.body_sentences
+    sentences = round(least * math.pow(most / least, float(generator.random())))
+    return family.sentence * sentences
+
+
+def _fill(text: str, family: Family, generator: np.random.Generator) -> str:
+    """Put words into the slots, and into those that the words bring with them."""
+    while "{" in text:
+        text = _SLOT.sub(
+            lambda slot: _pick(family.extra.get(slot[1]) or COMMON[slot[1]], generator),
+            text,
+        )
+    return text
+
+
+def _pick(choices: tuple[str, ...], generator: np.random.Generator) -> str:
+    return choices[int(generator.integers(len(choices)))]
+
+
+def _client(tenants: int, generator: np.random.Generator) -> str | None:
+    """Each tenant has half as much traffic as the one before it, the last as much as the one before."""
+    if not tenants:
+        return None
+    return f"tenant-{min(int(generator.geometric(0.5)), tenants)}"

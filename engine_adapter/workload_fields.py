@@ -1,0 +1,80 @@
+"""Single values of a workload file, read with suspicion: each error names file, row, column, value and remedy."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from store.errors import WorkloadError
+
+MAX_TOKENS_PER_ROW = 10_000_000
+"""A prompt or an answer longer than this is taken for a mistake."""
+
+MAX_TIME_S = 1e11
+"""A time later than this (the year 5138, as Unix time) is taken for a mistake, such as milliseconds for seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in which file a row stands; rows count from 1."""
+
+    file: Path
+    row: int
+
+    def error(self, column: str, value: object, remedy: str) -> WorkloadError:
+        """The exception for a value that makes no sense."""
+        shown = repr(value)
+        if len(shown) > 60:
+            shown = shown[:57] + "..."
+        return WorkloadError(f"{self.file}, row {self.row}: {column} is {shown}: {remedy}")
+
+
+def prompt_tokens(place: Place, column: str, value: object) -> int:
+    """Length of a prompt; an empty one counts as 1, for its beginning-of-sequence token."""
+    return max(1, whole_number(place, column, value))
+
+
+def response_tokens(place: Place, column: str, value: object) -> int:
+    """Length of an answer; an empty one counts as 1, for its end-of-sequence token."""
+    return max(1, whole_number(place, column, value))
+
+
+def whole_number(place: Place, column: str, value: object) -> int:
+    """A count from 0 up to `MAX_TOKENS_PER_ROW`, from a number or its text."""
+    number = _number(place, column, value)
+    if number != math.floor(number) or not 0 <= number <= MAX_TOKENS_PER_ROW:
+        raise place.error(column, value, f"give a whole number from 0 to {MAX_TOKENS_PER_ROW}")
+    return int(number)
+
+
+def seconds(place: Place, column: str, value: object) -> float:
+    """A moment in seconds, 0 or later."""
+    number = _number(place, column, value)
+    if not 0 <= number <= MAX_TIME_S:
+        raise place.error(column, value, f"give seconds from 0 to {MAX_TIME_S:g}")
+    return number
+
+
+def text(place: Place, column: str, value: object) -> str:
+    """A text that is there."""
+    if not isinstance(value, str):
+        raise place.error(column, value, "give a text")
+    return value
+
+
+def text_or_none(place: Place, column: str, value: object) -> str | None:
+    """A text, or nothing where the source has none."""
+    return None if value is None else text(place, column, value)
+
+
+def _number(place: Place, column: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise place.error(column, value, "give a number")
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        raise place.error(column, value, "give a number") from None
+    if not math.isfinite(number):
+        raise place.error(column, value, "give a finite number, or remove the row")
+    return number

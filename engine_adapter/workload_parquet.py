@@ -1,0 +1,69 @@
+"""Workloads in Parquet, in the project's own column contract."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from engine_adapter import workload_fields as fields
+from engine_adapter.workload_rows import Workload, WorkloadRow
+from store.errors import WorkloadError
+
+COLUMNS = ("task", "model", "prompt", "prompt_len_tokens", "response_len_tokens", "arrival_s", "client")
+"""What a file must have; prompt, arrival_s and client may be null. Further columns are not looked at."""
+
+
+def read_parquet(path: Path) -> Workload:
+    """Read a workload; `WorkloadError` names the file, the row and the column that make no sense."""
+    columns = _columns(path)
+    rows = tuple(
+        _row(fields.Place(path, number), values) for number, values in enumerate(zip(*columns, strict=True), 1)
+    )
+    return Workload(name=path.stem, rows=rows)
+
+
+def write_parquet(workload: Workload, path: Path) -> None:
+    """Write the contract's columns; priorities, clients' limits and block hashes have no column and are left out."""
+    table = pa.table(
+        {
+            "task": pa.array([row.task for row in workload.rows], pa.string()),
+            "model": pa.array([row.model for row in workload.rows], pa.string()),
+            "prompt": pa.array([row.prompt for row in workload.rows], pa.string()),
+            "prompt_len_tokens": pa.array([row.prompt_len_tokens for row in workload.rows], pa.int32()),
+            "response_len_tokens": pa.array([row.response_len_tokens for row in workload.rows], pa.int32()),
+            "arrival_s": pa.array([row.arrival_s for row in workload.rows], pa.float64()),
+            "client": pa.array([row.client for row in workload.rows], pa.string()),
+        }
+    )
+    pq.write_table(table, path, compression="zstd")
+
+
+def _columns(path: Path) -> list[list[object]]:
+    try:
+        with pq.ParquetFile(path) as file:
+            missing = [name for name in COLUMNS if name not in file.schema_arrow.names]
+            if missing:
+                raise WorkloadError(
+                    f"{path} has no column {', '.join(missing)}: a workload has the columns {', '.join(COLUMNS)}"
+                )
+            table = file.read(columns=list(COLUMNS))
+            return [table.column(name).to_pylist() for name in COLUMNS]
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WorkloadError(f"{path} cannot be read as Parquet ({reason}): give a whole Parquet file") from error
+
+
+def _row(place: fields.Place, values: tuple[object, ...]) -> WorkloadRow:
+    """A row of `COLUMNS`, in their order."""
+    task, model, prompt, prompt_len_tokens, response_len_tokens, arrival_s, client = values
+    return WorkloadRow(
+        task=fields.text(place, "task", task),
+        model=fields.text(place, "model", model),
+        prompt=fields.text_or_none(place, "prompt", prompt),
+        prompt_len_tokens=fields.prompt_tokens(place, "prompt_len_tokens", prompt_len_tokens),
+        response_len_tokens=fields.response_tokens(place, "response_len_tokens", response_len_tokens),
+        arrival_s=None if arrival_s is None else fields.seconds(place, "arrival_s", arrival_s),
+        client=fields.text_or_none(place, "client", client),
+    )

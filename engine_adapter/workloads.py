@@ -1,0 +1,164 @@
+"""From a workload to work for an engine: token ids, limits and arrival times are put to the rows.
+
+Arrivals are kept apart from the rest, because the same works are first served all at once, to measure
+what an engine can do, and then at a rate relative to that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from engine_adapter.arrivals import Seconds, all_at_zero, gamma_arrivals, trace_arrivals
+from engine_adapter.engine import Work
+from engine_adapter.loaders import load_workload
+from engine_adapter.synthetic import SyntheticOptions, synthetic_stream
+from engine_adapter.tokens import VOCABULARY_SIZE, block_token_ids, random_token_ids, token_ids
+from engine_adapter.workload_rows import Workload, WorkloadRow, fitting, row_tokens, sample, split
+
+__all__ = [
+    "DEFAULT_MAX_TOKENS",
+    "BenchWorks",
+    "Workload",
+    "WorkloadRow",
+    "bench_works",
+    "fitting",
+    "load_workload",
+    "rate_arrivals",
+    "sample",
+    "split",
+    "to_works",
+    "with_arrivals",
+]
+
+DEFAULT_MAX_TOKENS = 8192
+"""Limit of a request whose client set none: one constant, so that it says nothing about the true length."""
+
+SYNTHETIC = {
+    "synthetic": SyntheticOptions(tenants=3),
+    "synthetic-drift": SyntheticOptions(tenants=3),
+    "synthetic-blind": SyntheticOptions(tenants=3, informative=False),
+}
+"""Names of built-in workloads, where a file's path may stand too.
+
+``synthetic-drift`` changes its answers' lengths in the middle of the measured requests;
+the prompts of ``synthetic-blind`` say nothing about their answers.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchWorks:
+    """What a benchmark serves: works to learn from, all of them over before the first measured one arrives."""
+
+    name: str
+    warmup: list[Work]
+    measured: list[Work]
+    timed: bool
+    """Whether the measured works carry the source's own arrival times."""
+
+
+def bench_works(  # noqa: PLR0913 - every argument is one of the benchmark's own
+    path_or_name: Path | str,
+    *,
+    requests: int,
+    warmup: int,
+    seed: int,
+    rate_rps: float | None = None,
+    cv: float | None = None,
+    max_tokens: int = DEFAULT_MAX_TOKENS,
+    kv_tokens: int | None = None,
+) -> BenchWorks:
+    """Warm-up and measured works of a workload file, or of a built-in workload by its name in `SYNTHETIC`.
+
+    ``rate_rps`` and ``cv`` are as in `rate_arrivals`; without a rate the works have the source's own times,
+    or are all there at time zero. ``kv_tokens`` leaves out requests that would never fit into such a cache.
+    Request ids are unique over both lists; the same arguments give the same works.
+    """
+    workload = _open(str(path_or_name), requests=requests, warmup=warmup, seed=seed, kv_tokens=kv_tokens)
+    works = to_works(workload.rows, _own_arrivals(workload), seed=seed, max_tokens=max_tokens)
+    measured = works[warmup:]
+    if workload.timed:
+        measured = with_arrivals(measured, trace_arrivals([work.arrival_s for work in measured]))
+    if rate_rps is not None:
+        measured = with_arrivals(measured, rate_arrivals(measured, rate_rps=rate_rps, cv=cv, seed=seed))
+    return BenchWorks(name=workload.name, warmup=works[:warmup], measured=measured, timed=workload.timed)
+
+
+def to_works(
+    rows: Sequence[WorkloadRow],
+    arrivals_s: Seconds | Sequence[float],
+    *,
+    seed: int,
+    max_tokens: int = DEFAULT_MAX_TOKENS,
+    vocabulary_size: int = VOCABULARY_SIZE,
+) -> list[Work]:
+    """One work for each row, in order, with ids ``request-0``, ``request-1`` and so on.
+
+    ``max_tokens`` is the limit of rows that bring none of their own; the tenant is the row's client.
+    ``seed`` gives their token ids to rows of which neither text nor block hashes are known.
+    """
+    assert len(rows) == len(arrivals_s), "every row has one arrival"
+    return [
+        Work(
+            request_id=f"request-{number}",
+            arrival_s=float(arrival_s),
+            token_ids=_token_ids(row, (seed, number), vocabulary_size),
+            max_tokens=row.max_tokens or max_tokens,
+            true_output_tokens=row.response_len_tokens,
+            priority=row.priority,
+            tenant=row.client,
+        )
+        for number, (row, arrival_s) in enumerate(zip(rows, arrivals_s, strict=True))
+    ]
+
+
+def with_arrivals(works: Sequence[Work], arrivals_s: Seconds | Sequence[float]) -> list[Work]:
+    """The same works at other times."""
+    assert len(works) == len(arrivals_s), "every work has one arrival"
+    return [replace(work, arrival_s=float(arrival_s)) for work, arrival_s in zip(works, arrivals_s, strict=True)]
+
+
+def rate_arrivals(works: Sequence[Work], *, rate_rps: float, cv: float | None, seed: int) -> Seconds:
+    """Arrivals for these works at a mean rate.
+
+    Without a ``cv`` their own times are stretched to the rate, where they differ; else they are drawn as Poisson.
+    With one they are drawn with gamma-distributed gaps of that coefficient of variation.
+    """
+    own_s = [work.arrival_s for work in works]
+    if cv is None and own_s and max(own_s) > min(own_s):
+        return trace_arrivals(own_s, rate_rps=rate_rps)
+    generator = np.random.default_rng([seed, 2])
+    return gamma_arrivals(generator, count=len(works), rate_rps=rate_rps, cv=1.0 if cv is None else cv)
+
+
+def _open(path_or_name: str, *, requests: int, warmup: int, seed: int, kv_tokens: int | None) -> Workload:
+    """Exactly ``warmup + requests`` rows that fit."""
+    if path_or_name in SYNTHETIC:
+        options = SYNTHETIC[path_or_name]
+        if path_or_name == "synthetic-drift":
+            options = replace(options, drift_at=warmup + requests // 2)
+        rows = synthetic_stream(seed, options)
+        fits = (row for row in rows if kv_tokens is None or row_tokens(row) <= kv_tokens)
+        return Workload(name=path_or_name, rows=tuple(islice(fits, requests + warmup)))
+    workload = load_workload(path_or_name)
+    if kv_tokens is not None:
+        workload = fitting(workload, tokens=kv_tokens)
+    return sample(workload, requests + warmup, seed)
+
+
+def _own_arrivals(workload: Workload) -> Seconds:
+    if not workload.timed:
+        return all_at_zero(len(workload))
+    return trace_arrivals([row.arrival_s for row in workload.rows if row.arrival_s is not None])
+
+
+def _token_ids(row: WorkloadRow, seed: tuple[int, int], vocabulary_size: int) -> tuple[int, ...]:
+    if row.prompt is not None:
+        return token_ids(row.prompt, row.prompt_len_tokens, vocabulary_size=vocabulary_size)
+    if row.block_hashes:
+        return block_token_ids(row.block_hashes, row.prompt_len_tokens, vocabulary_size=vocabulary_size)
+    return random_token_ids(row.prompt_len_tokens, seed, vocabulary_size=vocabulary_size)
