@@ -108,6 +108,8 @@ class Account:
     preemptions: int = 0
     recomputed_tokens: int = 0
     cached_prompt_tokens: int = 0
+    lost_tokens: int = 0
+    """Computed tokens lost since it was last given a place."""
 
     def arrived(self) -> Arrived:
         """The fact of its arrival."""
@@ -123,10 +125,19 @@ class Account:
             tenant=work.tenant,
         )
 
+    def start(self, now_s: float, *, cached_tokens: int = 0) -> None:
+        """It got a place, for the first time or again, and found so many of its tokens in the prefix cache."""
+        if self.scheduled_s is None:
+            self.scheduled_s = now_s
+            self.cached_prompt_tokens = cached_tokens
+        self.recomputed_tokens -= min(cached_tokens, self.lost_tokens)
+        self.lost_tokens = 0
+
     def preempt(self, lost_tokens: int) -> None:
         """It lost its place and so many computed tokens."""
         self.preemptions += 1
         self.recomputed_tokens += lost_tokens
+        self.lost_tokens = lost_tokens
 
     def generate(self, now_s: float) -> None:
         """It got an output token."""

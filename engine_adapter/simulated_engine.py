@@ -130,10 +130,8 @@ class SimulatedEngine:
         self._under_way = _UnderWay(schedule, load, self._now_s, duration_s, self._scheduler.cache.used_blocks)
         for preemption in schedule.preemptions:
             self._preempt(preemption)
-        for request in schedule.tokens:
-            account = self._accounts[request.request_id]
-            if account.scheduled_s is None:
-                account.scheduled_s = self._now_s
+        for request in schedule.admitted:
+            self._accounts[request.request_id].start(self._now_s)
         return self._now_s + duration_s
 
     def end_step(self) -> Step:

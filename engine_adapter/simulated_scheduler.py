@@ -58,6 +58,8 @@ class Schedule:
     tokens: dict[SimulatedRequest, int] = field(default_factory=dict)
     """New tokens of each request, in the order in which they were scheduled."""
     preemptions: list[Preemption] = field(default_factory=list)
+    admitted: list[SimulatedRequest] = field(default_factory=list)
+    """Requests that were waiting before this step."""
 
 
 class SimulatedScheduler:
@@ -126,9 +128,8 @@ class SimulatedScheduler:
             return
         self._imposed = False
         self._admission_limit = self._max_num_seqs
-        order = _rank if self._scheduling == "priority" else _arrival
-        self.waiting = deque(sorted(self.waiting, key=order))
-        self.running.sort(key=order)
+        self.waiting = deque(sorted(self.waiting, key=_rank if self._scheduling == "priority" else _arrival))
+        self.running.sort(key=_arrival)
 
     def schedule(self) -> Schedule:
         """Decide a step and count its tokens as computed."""
@@ -188,6 +189,7 @@ class SimulatedScheduler:
                 return
             self.cache.allocate(request.request_id, tokens=tokens)
             self.running.append(self.waiting.popleft())
+            schedule.admitted.append(request)
             schedule.tokens[request] = tokens
             budget -= tokens
 
@@ -197,5 +199,5 @@ def _rank(request: SimulatedRequest) -> tuple[int, float, str]:
     return request.priority, request.arrival_s, request.request_id
 
 
-def _arrival(request: SimulatedRequest) -> tuple[float, str]:
-    return request.arrival_s, request.request_id
+def _arrival(request: SimulatedRequest) -> float:
+    return request.arrival_s

@@ -1,0 +1,283 @@
+"""vLLM's own scheduler and KV manager in virtual time: no model, no workers, no waiting.
+
+This is how vLLM's scheduler tests work: requests are added, ``schedule()`` decides a step, the clock moves by
+the profile's step time, and ``update_from_output()`` takes the tokens that a device would have given.
+Steps do not overlap here: each is over before the next is decided.
+It is the yardstick for policies and for the simulated engine, with the stock class or with our plugin.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from zlib import crc32
+
+import torch
+from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig
+from vllm.sampling_params import SamplingParams
+from vllm.utils.hashing import sha256_cbor
+from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request, RequestStatus
+from vllm.v1.structured_output import StructuredOutputManager
+
+from engine_adapter.engine import Life, Step, Work
+from engine_adapter.link import EngineLink
+from engine_adapter.lives import Account, check_profile, check_work, ending, load_of
+from engine_adapter.profiles import Profile
+from engine_adapter.simulated_scheduler import Scheduling
+from store.records import FinishReason
+
+END_OF_SEQUENCE_ID = 2
+
+
+class VllmVirtualTimeEngine:
+    """vLLM's scheduler of the given class, an engine whose clock starts at 0 and moves by the profile's step times.
+
+    ``scheduler_class`` is vLLM's ``AsyncScheduler`` or `engine_adapter.vllm_scheduler.SageScheduler`;
+    only the latter listens to ``link``. Raises `ConfigError` for a profile that cannot hold one full request.
+    """
+
+    def __init__(  # noqa: PLR0913 - an engine has that many settings, all by name
+        self,
+        profile: Profile,
+        *,
+        link: EngineLink,
+        scheduler_class: type[AsyncScheduler] = AsyncScheduler,
+        engine_id: str = "vllm",
+        watermark: float = 0.0,
+        scheduling: Scheduling = "fcfs",
+        reserve_full_prompt: bool = True,
+        prefix_caching: bool = False,
+    ) -> None:
+        check_profile(profile)
+        self._profile = profile
+        self._now_s = 0.0
+        self._accounts: dict[str, Account] = {}
+        self._ended: list[Life] = []
+        self._preempted: list[tuple[str, int]] = []
+        config = _vllm_config(
+            profile,
+            scheduler=SchedulerConfig(
+                max_model_len=profile.max_model_len_tokens,
+                is_encoder_decoder=False,
+                max_num_seqs=profile.max_num_seqs,
+                max_num_batched_tokens=profile.token_budget,
+                policy=scheduling,
+                watermark=watermark,
+                scheduler_reserve_full_isl=reserve_full_prompt,
+                enable_chunked_prefill=True,
+                async_scheduling=True,
+            ),
+            prefix_caching=prefix_caching,
+            engine_id=engine_id,
+        )
+        harnessed = _harnessed(scheduler_class, now_s=lambda: self._now_s, link=link, preempted=self._note_preemption)
+        self.scheduler = harnessed(
+            vllm_config=config,
+            kv_cache_config=_kv_cache_config(profile),
+            structured_output_manager=StructuredOutputManager(config),
+            block_size=profile.block_size_tokens,
+        )
+        init_none_hash(sha256_cbor)
+        self._block_hasher = (
+            get_request_block_hasher(profile.block_size_tokens, sha256_cbor) if prefix_caching else None
+        )
+
+    @property
+    def now_s(self) -> float:
+        """The engine's clock."""
+        return self._now_s
+
+    @property
+    def unfinished(self) -> int:
+        """Requests whose life no step has handed out yet."""
+        return len(self._accounts) + len(self._ended)
+
+    def submit(self, work: Work) -> None:
+        """Let a request arrive now; raises `WorkloadError` for one that the engine cannot serve."""
+        assert work.request_id not in self._accounts, f"request {work.request_id!r} is here already"
+        check_work(work, self._profile)
+        self._accounts[work.request_id] = Account(work)
+        sampling = SamplingParams(max_tokens=work.max_tokens, temperature=work.temperature)
+        sampling.update_from_generation_config({}, END_OF_SEQUENCE_ID)
+        request = Request(
+            request_id=work.request_id,
+            prompt_token_ids=list(work.token_ids),
+            sampling_params=sampling,
+            pooling_params=None,
+            arrival_time=work.arrival_s,
+            priority=work.priority,
+            block_hasher=self._block_hasher,
+        )
+        self.scheduler.add_request(request)
+
+    def abort(self, request_id: str) -> None:
+        """The client of an unfinished request went away; its life comes out with the next step."""
+        assert request_id in self._accounts
+        self.scheduler.finish_requests(request_id, RequestStatus.FINISHED_ABORTED)
+        self._end(request_id, "abort")
+
+    def step(self) -> Step:
+        """Schedule and carry out one step; with nothing to compute, a step of zero duration."""
+        start_s = self._now_s
+        self._preempted.clear()
+        output = self.scheduler.schedule()
+        blocks = self.scheduler.kv_cache_manager.block_pool
+        blocks_used = blocks.num_gpu_blocks - 1 - blocks.get_num_free_blocks()
+        tokens: dict[str, int] = dict(output.num_scheduled_tokens)
+        self._account_for(output)
+        requests = self.scheduler.requests
+        load = load_of((requests[request_id], count) for request_id, count in tokens.items())
+        duration_s = load.duration_s(self._profile) if tokens else 0.0
+        self._now_s = start_s + duration_s
+        self._carry_out(output)
+        finished, self._ended = tuple(self._ended), []
+        running, waiting = self.scheduler.get_request_counts()
+        return Step(
+            start_s=start_s,
+            duration_s=duration_s,
+            scheduled_tokens=tokens,
+            preempted=tuple(request_id for request_id, _ in self._preempted),
+            finished=finished,
+            waiting=waiting,
+            running=running,
+            kv_blocks_used=blocks_used,
+        )
+
+    def advance_to(self, time_s: float) -> None:
+        """Let the clock jump to a later moment."""
+        self._now_s = max(self._now_s, time_s)
+
+    def close(self) -> None:
+        """Shut the scheduler down, which says goodbye to the controller."""
+        self.scheduler.shutdown()
+
+    def _note_preemption(self, request_id: str, lost_tokens: int) -> None:
+        self._preempted.append((request_id, lost_tokens))
+
+    def _account_for(self, output: SchedulerOutput) -> None:
+        """Enter into the accounts who lost and who got a place."""
+        for request_id, lost_tokens in self._preempted:
+            self._accounts[request_id].preempt(lost_tokens)
+        started = [new.req_id for new in output.scheduled_new_reqs]
+        started += output.scheduled_cached_reqs.resumed_req_ids
+        for request_id in started:
+            scheduled = output.num_scheduled_tokens[request_id]
+            cached_tokens = self.scheduler.requests[request_id].num_computed_tokens - scheduled
+            self._accounts[request_id].start(self._now_s, cached_tokens=cached_tokens)
+
+    def _carry_out(self, output: SchedulerOutput) -> None:
+        """Give vLLM the tokens of the step and enter them into the accounts."""
+        request_ids = list(output.num_scheduled_tokens)
+        requests = [self.scheduler.requests[request_id] for request_id in request_ids]
+        sampled = [self._sample(request) for request in requests]
+        self.scheduler.update_from_output(
+            output,
+            ModelRunnerOutput(
+                req_ids=request_ids,
+                req_id_to_index={request_id: place for place, request_id in enumerate(request_ids)},
+                sampled_token_ids=sampled,
+            ),
+        )
+        for request_id, token_ids in zip(request_ids, sampled, strict=True):
+            if token_ids:
+                self._generated(request_id)
+
+    def _sample(self, request: Request) -> list[int]:
+        """The token that the device gives: none before all are computed, at the true length the last one."""
+        if request.num_computed_tokens < request.num_tokens:
+            return []
+        account = self._accounts[request.request_id]
+        output_tokens = account.output_tokens + 1
+        if output_tokens >= account.work.true_output_tokens:
+            return [END_OF_SEQUENCE_ID]
+        return [END_OF_SEQUENCE_ID + 1 + crc32(f"{request.request_id}/{output_tokens}".encode())]
+
+    def _generated(self, request_id: str) -> None:
+        account = self._accounts[request_id]
+        account.generate(self._now_s)
+        reason = ending(account.work, account.output_tokens, self._profile)
+        if reason == "abort":
+            self.abort(request_id)
+            return
+        assert (reason is not None) == (request_id not in self.scheduler.requests), "vLLM ends answers differently"
+        if reason is not None:
+            self._end(request_id, reason)
+
+    def _end(self, request_id: str, reason: FinishReason) -> None:
+        self._ended.append(self._accounts.pop(request_id).life(self._now_s, reason))
+
+
+def _harnessed(
+    base: type[AsyncScheduler],
+    *,
+    now_s: Callable[[], float],
+    link: EngineLink,
+    preempted: Callable[[str, int], None],
+) -> type[AsyncScheduler]:
+    """The scheduler class under virtual time; the plugin asks for clock and link while it is constructed."""
+
+    class Harnessed(base):  # type: ignore[misc]  # mypy does not follow vLLM
+        def _now_s(self) -> float:
+            return now_s()
+
+        def _make_link(self, endpoint: str) -> EngineLink:  # noqa: ARG002 - the link is there already
+            return link
+
+        def _preempt_request(self, request: Request, *args: object, **kwargs: object) -> None:
+            preempted(request.request_id, request.num_computed_tokens)
+            super()._preempt_request(request, *args, **kwargs)
+
+    return Harnessed
+
+
+def _vllm_config(profile: Profile, *, scheduler: SchedulerConfig, prefix_caching: bool, engine_id: str) -> VllmConfig:
+    cache = CacheConfig(block_size=profile.block_size_tokens, enable_prefix_caching=prefix_caching)
+    config = VllmConfig(
+        model_config=_model_config(profile.max_model_len_tokens),
+        cache_config=cache,
+        scheduler_config=scheduler,
+        device_config=DeviceConfig("cpu"),
+        additional_config={"sagesched": {"engine_id": engine_id}},
+    )
+    config.cache_config.num_gpu_blocks = profile.kv_blocks + 1
+    return config
+
+
+def _kv_cache_config(profile: Profile) -> KVCacheConfig:
+    """One layer of full attention; one block more than requests can use, because vLLM keeps the null block."""
+    layer = FullAttentionSpec(block_size=profile.block_size_tokens, num_kv_heads=1, head_size=16, dtype=torch.float32)
+    return KVCacheConfig(
+        num_blocks=profile.kv_blocks + 1,
+        kv_cache_tensors=[],
+        kv_cache_groups=[KVCacheGroupSpec(["layer"], layer)],
+    )
+
+
+@lru_cache(maxsize=16)
+def _model_config(max_model_len_tokens: int) -> ModelConfig:
+    """A Llama that nobody will ever load; vLLM reads its shape from a folder."""
+    shape = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+        "vocab_size": 1024,
+        "max_position_embeddings": max_model_len_tokens,
+        "eos_token_id": END_OF_SEQUENCE_ID,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "config.json").write_text(json.dumps(shape), encoding="utf-8")
+        return ModelConfig(
+            model=folder, skip_tokenizer_init=True, max_model_len=max_model_len_tokens, dtype="float32", seed=0
+        )
