@@ -36,8 +36,8 @@ from store.records import (
     Hello,
     Mode,
     Outcome,
-    Preempted,
     Prediction,
+    Preempted,
     Settings,
     SettingsChanged,
     Snapshot,
@@ -95,7 +95,7 @@ class Core:
     ``durable_batches`` says what the history already holds of each session.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it is made of, each by name
         self,
         *,
         learner: LengthLearner,
@@ -116,9 +116,7 @@ class Core:
         self._taught: dict[str, int] = {}
         self.counts = Counts()
         self.on_score: Callable[[Score], None] = lambda _score: None
-        self.on_finished: Callable[[Session, ServedRequest | None, Finished, Outcome | None], None] = (
-            lambda *_: None
-        )
+        self.on_finished: Callable[[Session, ServedRequest | None, Finished, Outcome | None], None] = lambda *_: None
         self._settings = Settings(
             revision=1,
             mode=config.mode if policy.orders else "off",
@@ -342,9 +340,7 @@ class Core:
         self.on_finished(session, request, finished, outcome)
         return outgoing
 
-    def _judge(
-        self, session: Session, request: ServedRequest, finished: Finished, observation: Observation
-    ) -> Outcome:
+    def _judge(self, session: Session, request: ServedRequest, finished: Finished, observation: Observation) -> Outcome:
         verdict = score(request.belief, observation, self._random.random())
         if not observation.censored:
             self.on_score(verdict)
@@ -415,9 +411,7 @@ class Core:
         )
         return self._policy.assess(facts, belief, session.engine)
 
-    def _publish(
-        self, session: Session, request: ServedRequest, reason: DecisionReason, now_s: float
-    ) -> Outgoing:
+    def _publish(self, session: Session, request: ServedRequest, reason: DecisionReason, now_s: float) -> Outgoing:
         session.tables_sent += 1
         self.counts.tables_sent += 1
         table = request.table
@@ -466,9 +460,7 @@ class Core:
 
     def _record(self, session: Session, record: StoreRecord, batch: int | None = None) -> None:
         hello = session.hello
-        self._entries.append(
-            Entry(engine_id=hello.engine_id, session_id=hello.session_id, batch=batch, record=record)
-        )
+        self._entries.append(Entry(engine_id=hello.engine_id, session_id=hello.session_id, batch=batch, record=record))
 
     def _record_settings(self, reason: str, now_s: float) -> None:
         record = SettingsChanged(time_s=now_s, settings=self._settings, reason=reason)
