@@ -1,0 +1,54 @@
+"""Entry of the dashboard: ``streamlit run dashboard/app.py``; `dashboard.launch` gives the whole command line."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from dashboard import history, latency, live, now, predictions, words
+from dashboard.client import Trouble
+
+
+def main() -> None:
+    """Set the page up, draw what all pages share, and run the chosen one."""
+    st.set_page_config(page_title="SageSched", page_icon=":material/stacks:", layout="wide")
+    pages = [
+        st.Page(now.page, title="Now", icon=":material/monitor_heart:", url_path="now", default=True),
+        st.Page(predictions.page, title="Predictions", icon=":material/query_stats:", url_path="predictions"),
+        st.Page(latency.page, title="Latency", icon=":material/timer:", url_path="latency"),
+        st.Page(history.page, title="History", icon=":material/history:", url_path="history"),
+    ]
+    chosen = st.navigation(pages)
+    with st.sidebar:
+        _health()
+    chosen.run()
+
+
+@st.fragment(run_every=live.REFRESH_S)
+def _health() -> None:
+    state = live.state()
+    if isinstance(state, Trouble):
+        st.badge("controller not reachable", icon=":material/cloud_off:", color="red")
+        st.caption(words.plain(live.addresses().api_url))
+        return
+    st.badge("controller up", icon=":material/check_circle:", color="green")
+    connected = sum(engine.connected for engine in state.engines)
+    whole = connected == len(state.engines) > 0
+    st.badge(
+        f"{connected} of {len(state.engines)} engines connected" if state.engines else "no engine connected",
+        icon=":material/memory:",
+        color="green" if whole else "orange",
+    )
+    fallen = words.in_force(state.engines) == "fallback"
+    st.badge(
+        "fallback: first come, first served" if fallen else f"mode {words.plain(words.in_force(state.engines))}",
+        icon=":material/warning:" if fallen else ":material/swap_vert:",
+        color="orange" if fallen else "blue",
+    )
+    controller = state.controller
+    if controller.now_s is not None and controller.started_s is not None:
+        version = f"Version {words.plain(controller.version)}, " if controller.version else ""
+        st.caption(f"{version}up {words.span(controller.now_s - controller.started_s)}")
+
+
+if __name__ == "__main__":
+    main()

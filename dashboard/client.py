@@ -1,0 +1,98 @@
+"""The controller's HTTP API, asked with a time limit; trouble is a value, never an exception."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, TypeVar
+
+import httpx
+import msgspec
+
+from dashboard.views import GainView, ModeView, QueueView, RecentView, StateView, View
+
+TIMEOUT_S = 2.0
+"""A live view that waited longer would be stale anyway."""
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Why there is no answer."""
+
+    kind: Literal["down", "slow", "refused", "failed", "garbled"]
+    """``down``: nobody listens; ``slow``: no answer in time; ``refused``: the token is missing or wrong;
+    ``failed``: another HTTP status than success; ``garbled``: the answer is not what the API promises."""
+    detail: str
+
+
+Answer = TypeVar("Answer", bound=View)
+Parameters: TypeAlias = Mapping[str, str | int | float]
+
+
+class ControllerClient:
+    """Asks one controller; may be shared between threads.
+
+    Args:
+        api_url: base address, such as ``http://127.0.0.1:8700``.
+        token: bearer token, where the controller wants one.
+        timeout_s: limit of each phase of a request.
+    """
+
+    def __init__(self, api_url: str, token: str | None = None, timeout_s: float = TIMEOUT_S) -> None:
+        self._api_url = api_url.rstrip("/")
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._http = httpx.Client(headers=headers, timeout=timeout_s)
+
+    def close(self) -> None:
+        """Close the connections that are kept for the next question."""
+        self._http.close()
+
+    def state(self) -> StateView | Trouble:
+        """Ask for controller, learner and engines as they are."""
+        return self._ask("GET", "/api/state", StateView)
+
+    def queue(self, engine_id: str | None, limit: int) -> QueueView | Trouble:
+        """Ask for the unfinished requests of one engine, or of all, at most ``limit`` of them."""
+        parameters: Parameters = {"limit": limit} | ({"engine_id": engine_id} if engine_id else {})
+        return self._ask("GET", "/api/queue", QueueView, parameters=parameters)
+
+    def recent(self, window_s: float) -> RecentView | Trouble:
+        """Ask for the snapshots and finished requests of the last ``window_s`` seconds."""
+        return self._ask("GET", "/api/recent", RecentView, parameters={"seconds": window_s})
+
+    def gain(self) -> GainView | Trouble:
+        """Ask for the comparison with first come, first served."""
+        return self._ask("GET", "/api/gain", GainView)
+
+    def set_mode(self, mode: str, reason: str) -> ModeView | Trouble:
+        """Change the mode of all engines; the reason is recorded."""
+        return self._ask("POST", "/api/mode", ModeView, body={"mode": mode, "reason": reason})
+
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        kind: type[Answer],
+        *,
+        parameters: Parameters | None = None,
+        body: Mapping[str, str] | None = None,
+    ) -> Answer | Trouble:
+        address = self._api_url + path
+        try:
+            response = self._http.request(method, address, params=parameters, json=body)
+        except httpx.TimeoutException:
+            return Trouble("slow", f"{address} did not answer within {self._http.timeout.read:g} s")
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            return Trouble("down", f"{address}: {error or type(error).__name__}")
+        return _understood(response, address, kind)
+
+
+def _understood(response: httpx.Response, address: str, kind: type[Answer]) -> Answer | Trouble:
+    if response.status_code in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}:
+        return Trouble("refused", f"{address} answered {response.status_code}")
+    if not response.is_success:
+        return Trouble("failed", f"{address} answered {response.status_code}: {response.text[:200]}")
+    try:
+        return msgspec.json.decode(response.content, type=kind, strict=False)
+    except msgspec.MsgspecError as error:
+        return Trouble("garbled", f"{address}: {error}")

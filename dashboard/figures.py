@@ -1,0 +1,253 @@
+"""Charts: pure functions from plain values to Plotly figures.
+
+Every axis has its unit, every colour one meaning (`dashboard.palette`), and a chart without data says so in words.
+Grounds, fonts and grids come from Streamlit's theme, so that the same figure serves light and dark.
+Text from outside goes through `_safe`, because Plotly reads a little HTML in its labels.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, tzinfo
+
+import plotly.graph_objects as go
+
+from dashboard import palette
+from dashboard.series import Moment, Percentiles, pit_shares
+from dashboard.views import FinishedPoint, GainView, LatencyView
+
+HEIGHT = 300
+SCATTER_POINTS = 600
+"""The latest so many outcomes are drawn; more would only cover each other."""
+PIT_BINS = 10
+
+CONFIG = {"displayModeBar": False, "responsive": True}
+"""How Plotly is to behave in the page."""
+
+
+def kv_memory(moments: Sequence[Moment], zone: tzinfo) -> go.Figure:
+    """KV blocks in use and held back for growth, stacked, under the capacity."""
+    figure = _figure("KV blocks", zone)
+    times = _times((moment.time_s for moment in moments), zone)
+    areas = (
+        ("used", [moment.used_blocks for moment in moments], palette.BLUE),
+        ("held back for growth", [moment.reserved_blocks for moment in moments], palette.AMBER),
+    )
+    for name, values, colour in areas:
+        figure.add_scatter(
+            x=times, y=values, name=name, mode="lines", stackgroup="kv", stackgaps="interpolate",
+            line={"color": colour, "width": 1.5}, fillcolor=palette.faded(colour, 0.35), hovertemplate="%{y:,.0f} blocks",
+        )  # fmt: skip
+    capacity = [moment.total_blocks for moment in moments]
+    figure.add_scatter(
+        x=times, y=capacity, name="capacity", mode="lines", hovertemplate="%{y:,.0f} blocks",
+        line={"color": palette.GREY, "width": 1.5, "dash": "dash"},
+    )  # fmt: skip
+    return _or_blank(figure, moments, "No snapshots in this window")
+
+
+def throughput(moments: Sequence[Moment], zone: tzinfo) -> go.Figure:
+    """Output and prompt tokens computed per second, and what was computed again."""
+    figure = _figure("tokens per second", zone)
+    times = _times((moment.time_s for moment in moments), zone)
+    curves = (
+        ("output", [moment.decode_tokens_per_s for moment in moments], palette.BLUE),
+        ("prompt", [moment.prefill_tokens_per_s for moment in moments], palette.GREEN),
+        ("recomputed", [moment.recomputed_tokens_per_s for moment in moments], palette.RED),
+    )
+    _lines(figure, times, curves, "%{y:,.0f} tokens/s")
+    return _or_blank(figure, moments, "No snapshots in this window")
+
+
+def requests(moments: Sequence[Moment], zone: tzinfo) -> go.Figure:
+    """Requests waiting and running."""
+    figure = _figure("requests", zone)
+    times = _times((moment.time_s for moment in moments), zone)
+    curves = (
+        ("waiting", [moment.waiting for moment in moments], palette.AMBER),
+        ("running", [moment.running for moment in moments], palette.BLUE),
+    )
+    _lines(figure, times, curves, "%{y:,.0f}")
+    return _or_blank(figure, moments, "No snapshots in this window")
+
+
+def latency(rows: Sequence[Percentiles], what: str, zone: tzinfo) -> go.Figure:
+    """Percentiles of one latency over time; ``what`` names it, such as ``TTLT``."""
+    figure = _figure(f"{what} (seconds)", zone)
+    times = _times((row.time_s for row in rows), zone)
+    counts = [row.requests for row in rows]
+    curves = (
+        ("median", [row.p50_s for row in rows], palette.BLUE),
+        ("90th percentile", [row.p90_s for row in rows], palette.AMBER),
+        ("99th percentile", [row.p99_s for row in rows], palette.RED),
+    )
+    _lines(figure, times, curves, "%{y:.3g} s of %{customdata:,} requests", counts)
+    return _or_blank(figure, rows, "No request finished in this window")
+
+
+def arrivals(times_s: Sequence[float], counts: Sequence[float | None], zone: tzinfo) -> go.Figure:
+    """Finished requests per minute."""
+    figure = _figure("requests per minute", zone)
+    figure.add_bar(
+        x=_times(times_s, zone), y=list(counts), name="finished", marker_color=palette.BLUE, hovertemplate="%{y:,}"
+    )
+    figure.update_layout(showlegend=False, bargap=0.15)
+    return _or_blank(figure, times_s, "No request in this range")
+
+
+def predicted_against_actual(points: Iterable[FinishedPoint]) -> go.Figure:
+    """Predicted median against the output tokens that came, on log axes, with the ideal diagonal."""
+    usable = [point for point in points if (point.p50_tokens or 0) > 0 and (point.output_tokens or 0) > 0]
+    usable = usable[-SCATTER_POINTS:]
+    figure = _base("output tokens that came")
+    ended = [point for point in usable if point.reason == "stop"]
+    cut = [point for point in usable if point.reason != "stop"]
+    inside = [point for point in ended if _inside(point)]
+    outside = [point for point in ended if not _inside(point)]
+    _cloud(figure, inside, "inside the predicted 10–90 % range", palette.BLUE, "circle")
+    _cloud(figure, outside, "outside it", palette.AMBER, "circle")
+    _cloud(figure, cut, "cut short: at least so many", palette.GREY, "triangle-up-open")
+    if usable:
+        numbers = [value for point in usable for value in (point.p50_tokens, point.output_tokens) if value]
+        ends = [min(numbers) / 1.5, max(numbers) * 1.5]
+        figure.add_scatter(
+            x=ends, y=ends, mode="lines", name="as predicted", hoverinfo="skip",
+            line={"color": palette.GREY, "width": 1, "dash": "dash"},
+        )  # fmt: skip
+    log_axis = {"type": "log", "dtick": 1, "minor": {"ticks": "outside", "dtick": "D1"}}
+    figure.update_xaxes(title="predicted output tokens (median)", **log_axis)
+    figure.update_yaxes(rangemode="normal", **log_axis)
+    figure.update_layout(hovermode="closest", height=420)
+    return _or_blank(figure, usable, "No finished request with a prediction in this window")
+
+
+def _inside(point: FinishedPoint) -> bool:
+    assert point.output_tokens is not None
+    low = point.p10_tokens if point.p10_tokens is not None else 0.0
+    high = point.p90_tokens if point.p90_tokens is not None else math.inf
+    return low <= point.output_tokens <= high
+
+
+def _cloud(figure: go.Figure, points: Sequence[FinishedPoint], name: str, colour: str, symbol: str) -> None:
+    figure.add_scatter(
+        x=[point.p50_tokens for point in points],
+        y=[point.output_tokens for point in points],
+        customdata=[
+            [_safe(point.request_id), _known(point.p10_tokens), _known(point.p90_tokens), _known(point.cluster)]
+            for point in points
+        ],
+        mode="markers",
+        name=name,
+        marker={"color": colour, "size": 7, "symbol": symbol, "opacity": 0.65},
+        hovertemplate="%{customdata[0]}<br>came %{y:,}, predicted %{x:,.0f} (%{customdata[1]} to %{customdata[2]})"
+        "<br>cluster %{customdata[3]}<extra></extra>",
+    )
+
+
+def pit(points: Iterable[FinishedPoint]) -> go.Figure:
+    """Histogram of the probability integral transform, with where sampling noise alone would keep it."""
+    shares, outcomes = pit_shares(points, PIT_BINS)
+    figure = _base("share of outcomes")
+    centres = [(number + 0.5) / PIT_BINS for number in range(PIT_BINS)]
+    ideal = 1.0 / PIT_BINS
+    if outcomes:
+        noise = 1.96 * math.sqrt(ideal * (1.0 - ideal) / outcomes)
+        figure.add_hrect(
+            y0=max(0.0, ideal - noise), y1=ideal + noise, fillcolor=palette.faded(palette.GREY, 0.2), line_width=0
+        )
+        figure.add_bar(
+            x=centres, y=shares, width=0.92 / PIT_BINS, marker_color=palette.BLUE, name="outcomes",
+            hovertemplate="%{y:.1%} of outcomes<extra></extra>",
+        )  # fmt: skip
+        figure.add_scatter(
+            x=[0.0, 1.0], y=[ideal, ideal], mode="lines", name="calibrated (band: 95 % of chance)", hoverinfo="skip",
+            line={"color": palette.GREY, "width": 1.5, "dash": "dash"},
+        )  # fmt: skip
+    figure.update_xaxes(title="where the outcome fell in its prediction (0 short, 1 long)", range=[0, 1])
+    figure.update_yaxes(tickformat=".0%")
+    figure.update_layout(hovermode="closest", height=420)
+    return _or_blank(figure, range(outcomes), "No finished request with a prediction in this window")
+
+
+def gain(view: GainView) -> go.Figure:
+    """TTLT as measured, and of two replays of the same requests: the policy as it is, and first come, first served."""
+    figure = _base("TTLT (seconds)")
+    names = ("mean", "median", "90th percentile", "99th percentile")
+    bars = (
+        ("measured", view.actual, palette.BLUE),
+        ("replay, policy in use", view.modelled, palette.GREEN),
+        ("replay, first come, first served", view.fcfs, palette.GREY),
+    )
+    known = [(name, values, colour) for name, values, colour in bars if values is not None]
+    for name, values, colour in known:
+        figure.add_bar(x=names, y=_heights(values), name=name, marker_color=colour, hovertemplate="%{y:.3g} s")
+    figure.update_layout(barmode="group", bargap=0.25, height=360)
+    return _or_blank(figure, known, "Nothing to compare yet")
+
+
+def _heights(values: LatencyView) -> list[float | None]:
+    return [values.mean_ttlt_s, values.p50_ttlt_s, values.p90_ttlt_s, values.p99_ttlt_s]
+
+
+def _figure(y_title: str, zone: tzinfo) -> go.Figure:
+    figure = _base(y_title)
+    figure.update_xaxes(title=f"time ({_safe(str(zone))})", type="date")
+    return figure
+
+
+def _base(y_title: str) -> go.Figure:
+    figure = go.Figure()
+    figure.update_layout(
+        height=HEIGHT,
+        margin={"l": 8, "r": 8, "t": 36, "b": 8},
+        legend={"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom", "title": ""},
+        hovermode="x unified",
+        uirevision="kept",
+        showlegend=True,
+    )
+    figure.update_yaxes(title=y_title, rangemode="tozero", automargin=True)
+    figure.update_xaxes(automargin=True)
+    return figure
+
+
+def _lines(
+    figure: go.Figure,
+    times: Sequence[datetime],
+    curves: Iterable[tuple[str, Sequence[float | None], str]],
+    hover: str,
+    extra: Sequence[object] | None = None,
+) -> None:
+    # A lone point, or one between two gaps, is invisible as a line.
+    mode = "lines+markers" if len(times) < 60 else "lines"
+    for name, values, colour in curves:
+        figure.add_scatter(
+            x=times, y=values, name=name, mode=mode, hovertemplate=hover, customdata=extra,
+            line={"color": colour, "width": 2}, marker={"size": 4}, connectgaps=False,
+        )  # fmt: skip
+
+
+def _or_blank(figure: go.Figure, data: Sequence[object], words: str) -> go.Figure:
+    if not data:
+        figure.update_layout(showlegend=False)
+        figure.update_xaxes(showticklabels=False, showgrid=False, zeroline=False)
+        figure.update_yaxes(showticklabels=False, showgrid=False, zeroline=False)
+        figure.add_annotation(
+            text=words, x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False,
+            font={"color": palette.GREY, "size": 14},
+        )  # fmt: skip
+    return figure
+
+
+def _times(times_s: Iterable[float], zone: tzinfo) -> list[datetime]:
+    # Plotly knows no time zones: it shows the wall clock that it is given.
+    return [datetime.fromtimestamp(time_s, UTC).astimezone(zone).replace(tzinfo=None) for time_s in times_s]
+
+
+def _safe(text: str) -> str:
+    return html.escape(text)
+
+
+def _known(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}"

@@ -1,0 +1,138 @@
+"""What the pages share: the client, answers kept for a moment, the choice of engine, notices, charts."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, tzinfo
+from pathlib import Path
+from typing import TypeVar
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import plotly.graph_objects as go
+import streamlit as st
+
+from dashboard import figures, words
+from dashboard.addresses import Addresses, from_environment
+from dashboard.client import ControllerClient, Trouble
+from dashboard.views import GainView, QueueView, RecentView, StateView
+
+REFRESH_S = 1.0
+"""How often live parts are drawn again."""
+
+KEPT_S = 0.8
+"""Answers are shared between all open browsers for so long, so that ten of them ask no more than one."""
+
+WINDOWS = {"2 min": 120, "5 min": 300, "10 min": 600}
+
+Value = TypeVar("Value")
+
+
+def addresses() -> Addresses:
+    """Give the addresses from the script's arguments and, where absent, from the environment."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--api")
+    parser.add_argument("--store", type=Path)
+    given, _ = parser.parse_known_args(sys.argv[1:])
+    found = from_environment(os.environ)
+    return replace(found, api_url=(given.api or found.api_url).rstrip("/"), store_path=given.store or found.store_path)
+
+
+@st.cache_resource(max_entries=4)
+def _client(api_url: str, token: str | None) -> ControllerClient:
+    return ControllerClient(api_url, token)
+
+
+def _controller() -> ControllerClient:
+    here = addresses()
+    return _client(here.api_url, here.token)
+
+
+@st.cache_resource(ttl=KEPT_S, max_entries=4, show_spinner=False)
+def _state(api_url: str, token: str | None) -> StateView | Trouble:
+    return _client(api_url, token).state()
+
+
+@st.cache_resource(ttl=KEPT_S, max_entries=16, show_spinner=False)
+def _queue(api_url: str, token: str | None, engine_id: str | None, limit: int) -> QueueView | Trouble:
+    return _client(api_url, token).queue(engine_id, limit)
+
+
+@st.cache_resource(ttl=KEPT_S, max_entries=8, show_spinner=False)
+def _recent(api_url: str, token: str | None, window_s: float) -> RecentView | Trouble:
+    return _client(api_url, token).recent(window_s)
+
+
+@st.cache_resource(ttl=KEPT_S, max_entries=4, show_spinner=False)
+def _gain(api_url: str, token: str | None) -> GainView | Trouble:
+    return _client(api_url, token).gain()
+
+
+def state() -> StateView | Trouble:
+    """Ask for the state, or give the answer of a moment ago."""
+    here = addresses()
+    return _state(here.api_url, here.token)
+
+
+def queue(engine_id: str | None, limit: int) -> QueueView | Trouble:
+    """Ask for the queue, or give the answer of a moment ago."""
+    here = addresses()
+    return _queue(here.api_url, here.token, engine_id, limit)
+
+
+def recent(window_s: float) -> RecentView | Trouble:
+    """Ask for the recent past, or give the answer of a moment ago."""
+    here = addresses()
+    return _recent(here.api_url, here.token, window_s)
+
+
+def gain() -> GainView | Trouble:
+    """Ask for the gain, or give the answer of a moment ago."""
+    here = addresses()
+    return _gain(here.api_url, here.token)
+
+
+def answered(answer: Value | Trouble) -> Value | None:
+    """Give the answer; or show the trouble in words and give None."""
+    if isinstance(answer, Trouble):
+        show(words.trouble_notice(answer, addresses().api_url))
+        return None
+    return answer
+
+
+def show(notice: words.Notice) -> None:
+    """Show a notice in the colour of its level."""
+    boxes: dict[str, tuple[Callable[..., object], str]] = {
+        "error": (st.error, ":material/error:"),
+        "warning": (st.warning, ":material/warning:"),
+        "info": (st.info, ":material/info:"),
+    }
+    box, icon = boxes[notice.level]
+    box(f"**{notice.title}**  \n{notice.text}", icon=icon)
+
+
+def chosen_engine(view: StateView) -> str | None:
+    """Let the operator choose an engine where there are several; None stands for all."""
+    names = sorted(engine.engine_id for engine in view.engines)
+    if len(names) < 2:
+        return None
+    return st.selectbox("Engine", [None, *names], format_func=lambda name: name or "all engines", key="engine")
+
+
+def zone() -> tzinfo:
+    """Give the browser's time zone; UTC where it is not known."""
+    try:
+        return ZoneInfo(st.context.timezone or "UTC")
+    except (ZoneInfoNotFoundError, ValueError):
+        return UTC
+
+
+def chart(title: str, figure: go.Figure, key: str, note: str | None = None) -> None:
+    """Show a titled chart; ``key`` keeps it in place from one drawing to the next."""
+    st.markdown(f"##### {title}")
+    if note:
+        st.caption(note)
+    st.plotly_chart(figure, key=key, config=figures.CONFIG, theme="streamlit")

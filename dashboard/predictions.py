@@ -1,0 +1,70 @@
+"""The page *Predictions*: how well the predicted lengths match the answers that came."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from dashboard import figures, live, words
+from dashboard.views import LearnerView
+
+WINDOW_S = 600
+
+
+def page() -> None:
+    """Draw the page; everything on it is live."""
+    st.title("Predictions")
+    st.caption("Output lengths as predicted on arrival, against those that came.")
+    _live()
+
+
+@st.fragment(run_every=live.REFRESH_S)
+def _live() -> None:
+    state = live.answered(live.state())
+    if state is None:
+        return
+    _totals(state.learner)
+    missing = words.no_prediction_notice(state.learner)
+    if missing is not None:
+        live.show(missing)
+    recent = live.answered(live.recent(WINDOW_S))
+    if recent is None:
+        return
+    scatter, histogram = st.columns([3, 2])
+    with scatter:
+        live.chart(
+            "Predicted against actual",
+            figures.predicted_against_actual(recent.finished),
+            "predictions_scatter",
+            f"The latest {figures.SCATTER_POINTS} requests that ended within the last 10 minutes. On the dashed line the median was right.",
+        )
+    with histogram:
+        live.chart(
+            "Calibration (PIT)",
+            figures.pit(recent.finished),
+            "predictions_pit",
+            "Flat is well calibrated; a hump in the middle is too cautious, raised ends are too sure, a slope is bias.",
+        )
+
+
+def _totals(learner: LearnerView) -> None:
+    columns = st.columns(6)
+    columns[0].metric("Predictions", words.count(learner.predictions))
+    columns[1].metric("Completed", words.count(learner.completions))
+    columns[2].metric(
+        "Cut short", words.count(learner.censored), help="Aborted or at max_tokens: learnt as at least so long"
+    )
+    columns[3].metric(
+        "Coverage of 50 %",
+        words.percent(learner.coverage_50),
+        help="Share of outcomes within the central 50 % range; ideal is 50 %",
+    )
+    columns[4].metric(
+        "Coverage of 90 %",
+        words.percent(learner.coverage_90),
+        help="Share of outcomes within the central 90 % range; ideal is 90 %",
+    )
+    columns[5].metric(
+        "CRPS (tokens)",
+        words.count(learner.crps_tokens),
+        help="Mean distance between prediction and outcome; lower is better",
+    )

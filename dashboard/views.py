@@ -1,0 +1,201 @@
+"""What the controller's HTTP API says, as frozen values.
+
+The dashboard and the controller may be of different releases: unknown fields are ignored, missing and null ones
+are None and shown as a dash. Units are last in names; moments are Unix seconds, spans are seconds.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class View(msgspec.Struct, frozen=True):
+    """Base of all views."""
+
+
+class GateView(View, frozen=True):
+    """The admission gate as it is set."""
+
+    horizon_tokens: int | None = None
+    margin: float | None = None
+
+
+class SettingsView(View, frozen=True):
+    """What the controller tells the engines to do."""
+
+    revision: int | None = None
+    mode: str | None = None
+    gate: GateView | None = None
+    boost_per_s: float | None = None
+    lease_s: float | None = None
+
+
+class ControllerView(View, frozen=True):
+    """The controller itself."""
+
+    controller_id: str = ""
+    version: str = ""
+    started_s: float | None = None
+    now_s: float | None = None
+    mode: str | None = None
+    policy: str | None = None
+    settings: SettingsView | None = None
+    store_path: str | None = None
+
+
+class LearnerView(View, frozen=True):
+    """What the learner has seen and how well it is calibrated."""
+
+    predictions: int | None = None
+    completions: int | None = None
+    censored: int | None = None
+    clusters: int | None = None
+    coverage_50: float | None = None
+    """Share of outcomes inside the central half of their prediction; ideally 0.5."""
+    coverage_90: float | None = None
+    crps_tokens: float | None = None
+    log_score: float | None = None
+    drift_events: int | None = None
+
+
+class SnapshotView(View, frozen=True):
+    """The last snapshot of an engine, as far as the dashboard shows it."""
+
+    time_s: float | None = None
+    waiting: int | None = None
+    running: int | None = None
+    kv_blocks_used: int | None = None
+    kv_blocks: int | None = None
+    mode: str | None = None
+    """The mode in force in the engine, ``off`` during a fallback."""
+    fallback: str | None = None
+    reserved_blocks: int | None = None
+    admission_limit: int | None = None
+    tables_held: int | None = None
+    tables_applied: int | None = None
+    messages_dropped: int | None = None
+    policy_errors: int | None = None
+
+
+class EngineView(View, frozen=True):
+    """One engine that the controller knows."""
+
+    engine_id: str = ""
+    session_id: str = ""
+    model: str = ""
+    engine: str = ""
+    engine_version: str = ""
+    connected: bool = False
+    last_seen_s: float | None = None
+    kv_blocks: int | None = None
+    block_size_tokens: int | None = None
+    max_num_seqs: int | None = None
+    unfinished: int | None = None
+    tables_sent: int | None = None
+    snapshot: SnapshotView | None = None
+
+
+class StateView(View, frozen=True):
+    """Answer of ``/api/state``."""
+
+    controller: ControllerView
+    learner: LearnerView = LearnerView()
+    engines: tuple[EngineView, ...] = ()
+
+
+class QueueRow(View, frozen=True):
+    """One unfinished request, in the order in which the engine will try the waiting ones."""
+
+    request_id: str
+    state: str
+    position: int | None = None
+    engine_id: str = ""
+    priority: int | None = None
+    age_s: float | None = None
+    prompt_tokens: int | None = None
+    attained_tokens: int | None = None
+    index_s: float | None = None
+    expected_remaining_tokens: float | None = None
+    p50_tokens: float | None = None
+    p90_tokens: float | None = None
+    cluster: int | None = None
+
+
+class QueueView(View, frozen=True):
+    """Answer of ``/api/queue``."""
+
+    time_s: float | None = None
+    rows: tuple[QueueRow, ...] = ()
+
+
+class SnapshotPoint(View, frozen=True):
+    """One snapshot of the recent past; counts of work are sums since the one before."""
+
+    time_s: float
+    engine_id: str = ""
+    waiting: int | None = None
+    running: int | None = None
+    kv_blocks_used: int | None = None
+    kv_blocks: int | None = None
+    reserved_blocks: int | None = None
+    admission_limit: int | None = None
+    mode: str | None = None
+    fallback: str | None = None
+    prefill_tokens: int | None = None
+    decode_tokens: int | None = None
+    step_s: float | None = None
+    steps: int | None = None
+    preemptions: int | None = None
+    recomputed_tokens: int | None = None
+
+
+class FinishedPoint(View, frozen=True):
+    """One request that ended in the recent past, with what was predicted of it."""
+
+    request_id: str
+    time_s: float
+    engine_id: str = ""
+    ttft_s: float | None = None
+    ttlt_s: float | None = None
+    output_tokens: int | None = None
+    reason: str | None = None
+    cluster: int | None = None
+    p10_tokens: float | None = None
+    p50_tokens: float | None = None
+    p90_tokens: float | None = None
+    pit: float | None = None
+
+
+class RecentView(View, frozen=True):
+    """Answer of ``/api/recent``."""
+
+    snapshots: tuple[SnapshotPoint, ...] = ()
+    finished: tuple[FinishedPoint, ...] = ()
+
+
+class LatencyView(View, frozen=True):
+    """Mean and percentiles of the time to the last token."""
+
+    mean_ttlt_s: float | None = None
+    p50_ttlt_s: float | None = None
+    p90_ttlt_s: float | None = None
+    p99_ttlt_s: float | None = None
+
+
+class GainView(View, frozen=True):
+    """Answer of ``/api/gain``: what was measured, and two replays of the same requests."""
+
+    status: str
+    method: str | None = None
+    computed_s: float | None = None
+    requests: int | None = None
+    actual: LatencyView | None = None
+    fcfs: LatencyView | None = None
+    modelled: LatencyView | None = None
+
+
+class ModeView(View, frozen=True):
+    """Answer to a change of mode."""
+
+    mode: str | None = None
+    revision: int | None = None

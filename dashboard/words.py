@@ -1,0 +1,233 @@
+"""Numbers, states and troubles in words for people; nothing here knows Streamlit."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from dashboard.client import Trouble
+from dashboard.views import EngineView, GainView, LatencyView, LearnerView, StateView
+
+DASH = "–"
+"""Stands for a number that is not known."""
+
+SILENT_S = 3.0
+"""An engine sends ten snapshots a second: after so long without any it is called silent."""
+
+MODES = {
+    "on": "on: SageSched orders and admits",
+    "shadow": "shadow: decides and records, changes nothing",
+    "off": "off: first come, first served",
+}
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something the operator should know, and what to do about it."""
+
+    level: Literal["error", "warning", "info"]
+    title: str
+    text: str
+    """Markdown; whatever came from outside in it has been through `plain`."""
+
+
+def plain(text: str) -> str:
+    r"""Escape text from outside, so that Markdown shows it as it is.
+
+    >>> plain("[a](b) $x$ :red[c]")
+    '\\[a\\]\\(b\\) \\$x\\$ \\:red\\[c\\]'
+    """
+    one_line = " ".join(text.split())
+    return re.sub(r"([\\`*_{}\[\]()<>#+\-.!|$:~&\"'=/@^])", r"\\\1", one_line)
+
+
+def count(value: float | None) -> str:
+    """Write a count with thin groups of three.
+
+    >>> count(10234), count(None)
+    ('10\u202f234', '–')
+    """
+    return DASH if _unknown(value) else f"{value:,.0f}".replace(",", "\u202f")
+
+
+def percent(share: float | None) -> str:
+    """Write a share as a whole percentage.
+
+    >>> percent(0.414), percent(float("nan"))
+    ('41 %', '–')
+    """
+    return DASH if share is None or _unknown(share) else f"{100 * share:.0f} %"
+
+
+def span(seconds: float | None) -> str:
+    """Write a span with two or three digits that matter.
+
+    >>> span(0.0123), span(3.456), span(75), span(7300), span(None)
+    ('12 ms', '3.46 s', '1 min 15 s', '2 h 1 min', '–')
+    """
+    if seconds is None or _unknown(seconds):
+        return DASH
+    if abs(seconds) < 1:
+        return f"{1000 * seconds:.0f} ms"
+    if abs(seconds) < 60:
+        return f"{seconds:.3g} s"
+    if abs(seconds) < 3600:
+        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
+
+
+def _unknown(value: float | None) -> bool:
+    return value is None or not math.isfinite(value)
+
+
+_WHILE_DOWN = (
+    "Engines serve first come, first served until it is back. "
+    "Start it with `python -m controller serve`, or point the dashboard at it with `SAGESCHED_DASHBOARD_API`. "
+    "This page comes back by itself; recorded history stays readable under *History*."
+)
+
+
+def trouble_notice(trouble: Trouble, api_url: str) -> Notice:
+    """Say why the controller gives no answer and what to do.
+
+    >>> trouble_notice(Trouble("down", "refused"), "http://127.0.0.1:8700").title
+    'The controller does not answer'
+    """
+    where, detail = plain(api_url), plain(trouble.detail)
+    known = {
+        "down": (
+            "The controller does not answer",
+            f"Nobody listens at {where}. {_WHILE_DOWN}",
+        ),
+        "slow": (
+            "The controller is slow to answer",
+            f"{detail}. It may be starting or its machine overloaded; this page keeps asking.",
+        ),
+        "refused": (
+            "The controller refuses this dashboard",
+            f"{detail}. Set `SAGESCHED_HTTP__TOKEN` for the dashboard to the controller's `http.token`.",
+        ),
+        "failed": ("The controller reports an error", f"{detail}. Its log says more."),
+        "garbled": (
+            "The controller's answer is not understood",
+            f"{detail}. Run controller and dashboard from the same release, and check that {where} is a controller.",
+        ),
+    }
+    title, text = known[trouble.kind]
+    return Notice("error", title, text)
+
+
+def state_notices(state: StateView, engine_id: str | None) -> list[Notice]:
+    """List what is out of the ordinary with the chosen engine, or with any when none is chosen; worst first."""
+    if not state.engines:
+        return [_no_engine_yet()]
+    chosen = [engine for engine in state.engines if engine_id in {None, engine.engine_id}]
+    now_s = state.controller.now_s
+    found = [notice for engine in chosen for notice in _engine_notices(engine, now_s)]
+    return sorted(found, key=lambda notice: ("error", "warning", "info").index(notice.level))
+
+
+def _no_engine_yet() -> Notice:
+    return Notice(
+        "info",
+        "No engine is connected yet",
+        "The controller is ready. Start one with "
+        "`vllm serve MODEL --scheduler-cls engine_adapter.vllm_scheduler.SageScheduler`, "
+        "or see everything at work with `python -m controller demo`.",
+    )
+
+
+def _engine_notices(engine: EngineView, now_s: float | None) -> list[Notice]:
+    name = plain(engine.engine_id)
+    silence_s = None if now_s is None or engine.last_seen_s is None else now_s - engine.last_seen_s
+    if not engine.connected:
+        return [_lost(name, silence_s)]
+    notices = []
+    snapshot = engine.snapshot
+    if snapshot is not None and snapshot.fallback:
+        notices.append(_fallback(name, snapshot.fallback))
+    if silence_s is not None and silence_s > SILENT_S:
+        notices.append(
+            Notice("warning", f"Engine {name} is silent", f"Last heard {span(silence_s)} ago: what is shown is old.")
+        )
+    if snapshot is not None and snapshot.messages_dropped:
+        dropped = f"{count(snapshot.messages_dropped)} messages between engine and controller were dropped since start."
+        notices.append(Notice("warning", f"Engine {name} drops messages", dropped))
+    return notices
+
+
+def _lost(name: str, silence_s: float | None) -> Notice:
+    since = "" if silence_s is None else f" Last heard {span(silence_s)} ago."
+    return Notice(
+        "error",
+        f"Engine {name} is lost",
+        f"The controller no longer hears it.{since} If its process runs, it serves first come, first served "
+        "and reconnects by itself; if not, restart it.",
+    )
+
+
+def _fallback(name: str, reason: str) -> Notice:
+    return Notice(
+        "warning",
+        f"Engine {name} has fallen back to first come, first served",
+        f"Reason: {plain(reason)}. Requests are served, but not in SageSched's order. It heals by itself once the cause is gone.",
+    )
+
+
+def in_force(engines: Sequence[EngineView]) -> str:
+    """Say in a few words what the engines do at this moment.
+
+    >>> in_force([])
+    'no engine'
+    """
+    modes = {engine.snapshot.mode for engine in engines if engine.connected and engine.snapshot}
+    if not modes:
+        return "no engine"
+    if any(engine.snapshot and engine.snapshot.fallback for engine in engines if engine.connected):
+        return "fallback"
+    return str(modes.pop()) if len(modes) == 1 else "mixed"
+
+
+def no_prediction_notice(learner: LearnerView) -> Notice | None:
+    """Say what is missing before predictions can be compared with outcomes; None when nothing is."""
+    if not learner.predictions:
+        text = "The first request that an engine reports brings the first one."
+        return Notice("info", "No predictions yet", text)
+    if not learner.completions:
+        text = f"{count(learner.predictions)} predictions are made, but no request has finished since."
+        return Notice("info", "No outcomes yet", text)
+    return None
+
+
+def gain_notice(gain: GainView) -> Notice:
+    """Say why there is no comparison with first come, first served yet."""
+    method = plain(gain.method or "")
+    if gain.status == "warming up":
+        text = f"The comparison needs more finished requests ({count(gain.requests)} so far). {method}"
+        return Notice("info", "Warming up", text)
+    return Notice("info", "No comparison available", method or "The controller offers none in this mode.")
+
+
+def gain_method(gain: GainView) -> str:
+    """Say exactly what the comparison is: how, from how many requests, and that only one of the three was measured."""
+    return (
+        f"Method: {plain(gain.method or 'not stated')}. From {count(gain.requests)} finished requests. "
+        "Only *measured* really happened; both replays are modelled, and how far the replay of the policy in use is "
+        "from the measured tells how far to trust the other."
+    )
+
+
+def change(before: LatencyView | None, after: LatencyView | None) -> str:
+    """Write the change of the mean TTLT in per cent of what it was before.
+
+    >>> change(LatencyView(mean_ttlt_s=10.0), LatencyView(mean_ttlt_s=7.5))
+    '−25 %'
+    """
+    old = before.mean_ttlt_s if before else None
+    new = after.mean_ttlt_s if after else None
+    if not old or new is None:
+        return DASH
+    return f"{100 * (new / old - 1):+.0f} %".replace("-", "−")

@@ -1,0 +1,191 @@
+import math
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import uvicorn
+from fastapi import FastAPI, Response
+
+Json = dict[str, Any]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def snapshot(now_s: float, waiting: int, **changes: Any) -> Json:
+    used = 900 + round(300 * math.sin(now_s / 9))
+    return {
+        "time_s": now_s, "waiting": waiting, "running": 48, "kv_blocks_used": used, "kv_blocks": 1500, "mode": "on",
+        "fallback": None, "reserved_blocks": 140, "admission_limit": 52, "steps": 4, "step_s": 0.1,
+        "prefill_tokens": 160, "decode_tokens": 190 + round(40 * math.sin(now_s / 5)), "kv_tokens_read": 9_000,
+        "preemptions": 0, "recomputed_tokens": 0, "tables_held": 60, "tables_applied": 400, "messages_dropped": 0,
+        "policy_errors": 0, "hook_s": 0.0001, "queue": [], "running_requests": [],
+    } | changes  # fmt: skip
+
+
+def engine(now_s: float, waiting: int = 137, **changes: Any) -> Json:
+    return {
+        "engine_id": "engine-0", "session_id": "s", "model": "qwen3-32b", "engine": "simulated",
+        "engine_version": "0.1.0", "connected": True, "last_seen_s": now_s - 0.05, "kv_blocks": 1500,
+        "block_size_tokens": 16, "max_num_seqs": 256, "unfinished": waiting + 48, "tables_sent": 420,
+        "snapshot": snapshot(now_s, waiting),
+    } | changes  # fmt: skip
+
+
+def state(now_s: float, engines: list[Json], **learner: Any) -> Json:
+    return {
+        "controller": {
+            "controller_id": "c", "version": "0.1.0", "started_s": now_s - 754, "now_s": now_s, "mode": "on",
+            "policy": "sage", "store_path": None,
+            "settings": {"revision": 3, "mode": "on", "gate": {"horizon_tokens": 256, "margin": 1.0},
+                         "boost_per_s": 0.02, "lease_s": 2.0},
+        },
+        "store": {"queued": 0, "written": 12_000},
+        "learner": {"predictions": 2431, "completions": 2290, "censored": 23, "clusters": 12, "coverage_50": 0.51,
+                    "coverage_90": 0.88, "crps_tokens": 112.4, "log_score": 1.2, "drift_events": 1} | learner,
+        "engines": engines,
+    }  # fmt: skip
+
+
+def queue(now_s: float, waiting: int, limit: int) -> Json:
+    rng = random.Random(5)  # noqa: S311 - test data
+    rows = []
+    for number in range(min(waiting + 48, limit)):
+        p50 = math.exp(rng.gauss(5.5, 1.0))
+        is_running = number < 48
+        rows.append({
+            "position": number if is_running else number - 48, "request_id": f"cmpl-{number:04x}-{rng.getrandbits(40):010x}",
+            "engine_id": "engine-0", "state": "running" if is_running else "waiting", "priority": 0,
+            "age_s": now_s % 60 + rng.random() * 20, "prompt_tokens": rng.randint(20, 3000),
+            "attained_tokens": rng.randint(1, 900) if is_running else 0, "index_s": 0.002 * p50 * (1 + number / 99),
+            "expected_remaining_tokens": p50 * 1.3, "p50_tokens": p50, "p90_tokens": p50 * 3.2, "cluster": rng.randint(0, 11),
+        })  # fmt: skip
+    return {"time_s": now_s, "rows": rows}
+
+
+def recent(now_s: float, seconds: float, waiting: int) -> Json:
+    rng = random.Random(7)  # noqa: S311 - test data
+    keys = ("time_s", "waiting", "running", "kv_blocks_used", "kv_blocks", "reserved_blocks", "admission_limit", "mode",
+            "fallback", "prefill_tokens", "decode_tokens", "step_s", "steps", "preemptions", "recomputed_tokens")  # fmt: skip
+    points = [snapshot(now_s - 0.2 * back, max(0, waiting - back // 40)) for back in range(int(seconds * 5))]
+    finished = []
+    for number in range(900):
+        p50 = math.exp(rng.gauss(5.5, 1.0))
+        tokens = max(1, round(p50 * math.exp(rng.gauss(0, 0.8))))
+        finished.append({
+            "request_id": f"cmpl-{number:04x}", "engine_id": "engine-0", "time_s": now_s - seconds * rng.random(),
+            "ttft_s": rng.lognormvariate(0.5, 0.8), "ttlt_s": rng.lognormvariate(2.5, 0.8), "output_tokens": tokens,
+            "reason": rng.choices(["stop", "length", "abort"], [90, 6, 4])[0], "cluster": rng.randint(0, 11),
+            "p10_tokens": p50 * 0.36, "p50_tokens": p50, "p90_tokens": p50 * 2.8, "pit": rng.random(),
+        })  # fmt: skip
+    return {"snapshots": [{"engine_id": "engine-0"} | {key: point[key] for key in keys} for point in reversed(points)],
+            "finished": finished}  # fmt: skip
+
+
+GAIN_READY = {
+    "status": "ready",
+    "method": "replay of finished requests through the simulated engine",
+    "computed_s": 0.0,
+    "requests": 1200,
+    "actual": {"mean_ttlt_s": 14.1, "p50_ttlt_s": 9.8, "p90_ttlt_s": 31.0, "p99_ttlt_s": 88.0},
+    "modelled": {"mean_ttlt_s": 13.8, "p50_ttlt_s": 9.5, "p90_ttlt_s": 30.2, "p99_ttlt_s": 86.5},
+    "fcfs": {"mean_ttlt_s": 20.9, "p50_ttlt_s": 18.6, "p90_ttlt_s": 39.5, "p99_ttlt_s": 74.0},
+}
+
+
+@dataclass
+class World:
+    """What the stand-in for the controller says; tests change it while it runs."""
+
+    waiting: int = 137
+    engines: Callable[[float, int], list[Json]] = lambda now_s, waiting: [engine(now_s, waiting)]
+    learner: Json = field(default_factory=dict)
+    gain: Json = field(default_factory=lambda: dict(GAIN_READY))
+    empty: bool = False
+    modes: list[Json] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+
+
+def application(world: World) -> FastAPI:
+    """Serve the shape of the controller's API from ``world``; time is the real one, so numbers change."""
+    app = FastAPI()
+
+    @app.get("/api/state")
+    def get_state() -> Json:
+        world.asked.append("state")
+        now_s = time.time()
+        return state(now_s, world.engines(now_s, world.waiting), **world.learner)
+
+    @app.get("/api/queue")
+    def get_queue(engine_id: str | None = None, limit: int = 500) -> Json:
+        now_s = time.time()
+        return {"time_s": now_s, "rows": []} if world.empty else queue(now_s, world.waiting, limit)
+
+    @app.get("/api/recent")
+    def get_recent(seconds: float = 600) -> Json:
+        return {"snapshots": [], "finished": []} if world.empty else recent(time.time(), seconds, world.waiting)
+
+    @app.get("/api/gain")
+    def get_gain() -> Json:
+        return world.gain
+
+    @app.post("/api/mode")
+    def post_mode(body: Json) -> Json:
+        world.modes.append(body)
+        return {"mode": body["mode"], "revision": 4}
+
+    @app.get("/bad/api/state")
+    def get_garbled() -> Response:
+        return Response("<html>something else lives here</html>", media_type="text/html")
+
+    @app.get("/locked/api/state")
+    def get_locked() -> Response:
+        return Response("no", status_code=401)
+
+    @app.get("/slow/api/state")
+    def get_slow() -> Json:
+        time.sleep(1.0)
+        return {}
+
+    return app
+
+
+class Standing:
+    """A real HTTP server that stands for the controller; may go away and come back on the same port."""
+
+    def __init__(self) -> None:
+        self.world = World()
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.start()
+
+    def start(self) -> None:
+        config = uvicorn.Config(application(self.world), port=self.port, log_level="error", timeout_graceful_shutdown=1)
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run)
+        self._thread.start()
+        deadline_s = time.monotonic() + 10
+        while not self._server.started:
+            assert time.monotonic() < deadline_s, "the stand-in for the controller did not start"
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(timeout=10)
+        assert not self._thread.is_alive()
+
+
+@pytest.fixture
+def standing() -> Iterator[Standing]:
+    server = Standing()
+    yield server
+    if server._thread.is_alive():
+        server.stop()
