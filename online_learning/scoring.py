@@ -1,0 +1,161 @@
+"""How good a belief was, once the answer is known: pure functions, and their mean over a rolling window."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from online_learning.distribution import IntArray, LengthDistribution, log_grid
+from online_learning.prompt import Observation
+
+CHANCE_FLOOR = 1e-6
+"""Least chance that the log score takes for true, so that a belief without a tail has a finite score."""
+
+PIT_BINS = 10
+
+_GRID = log_grid()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """One belief against one outcome; for a censored outcome against what is known of it."""
+
+    pit: float
+    crps_tokens: float
+    log_score: float
+    within_50: bool
+    within_90: bool
+
+
+def score(distribution: LengthDistribution, observation: Observation, uniform: float) -> Score:
+    """All scores of one belief; ``uniform`` is a draw from [0, 1) that randomises the PIT within its bin."""
+    transform = pit(distribution, observation, uniform)
+    return Score(
+        pit=transform,
+        crps_tokens=crps_tokens(distribution, observation),
+        log_score=log_score(distribution, observation),
+        within_50=within(transform, 0.5),
+        within_90=within(transform, 0.9),
+    )
+
+
+def pit(distribution: LengthDistribution, observation: Observation, uniform: float) -> float:
+    """Probability integral transform, uniform on [0, 1] when the belief is calibrated.
+
+    Randomised within the atom that the outcome falls on (Czado, Gneiting and Held 2009); for a censored outcome
+    within all that may still come.
+
+    >>> belief = LengthDistribution(np.array([1, 2, 4]), np.array([0.25, 0.25, 0.5]))
+    >>> pit(belief, Observation(2, censored=False), 0.5), pit(belief, Observation(2, censored=True), 0.0)
+    (0.375, 0.25)
+    """
+    position = int(np.searchsorted(distribution.lengths, observation.output_tokens))
+    below = float(distribution.mass[:position].sum())
+    if observation.censored or position >= distribution.lengths.size:
+        above = 1.0
+    else:
+        above = below + float(distribution.mass[position])
+    return min(below + uniform * (above - below), 1.0)
+
+
+def within(transform: float, coverage: float) -> bool:
+    """Whether an outcome with this PIT lies in the central interval of this coverage."""
+    return abs(transform - 0.5) <= coverage / 2.0
+
+
+def crps_tokens(distribution: LengthDistribution, observation: Observation) -> float:
+    """Continuous ranked probability score ∫ (F(x) - 1[x ≥ y])² dx, exactly; lower is better (Gneiting, Raftery 2007).
+
+    For a censored outcome the integral ends where it was cut: no more can be judged.
+
+    >>> belief = LengthDistribution(np.array([10, 20]), np.array([0.5, 0.5]))
+    >>> crps_tokens(belief, Observation(10, censored=False)), crps_tokens(belief, Observation(30, censored=False))
+    (2.5, 12.5)
+    """
+    outcome = float(observation.output_tokens)
+    cumulative = np.cumsum(distribution.mass)
+    left = distribution.lengths.astype(np.float64)
+    right = np.append(left[1:], max(left[-1], outcome))
+    below = np.clip(np.minimum(right, outcome) - left, 0.0, None)
+    missed = float(below @ cumulative**2)
+    if observation.censored:
+        return missed
+    above = np.clip(right - np.maximum(left, outcome), 0.0, None)
+    early = max(0.0, left[0] - outcome)
+    return float(missed + above @ (1.0 - cumulative) ** 2 + early)
+
+
+def log_score(distribution: LengthDistribution, observation: Observation) -> float:
+    """Logarithm of the probability of what was observed, in nats, at least log `CHANCE_FLOOR`; higher is better.
+
+    Probabilities are those of the bins of the common log grid, so that beliefs on other lengths compare.
+    """
+    position = min(int(np.searchsorted(_GRID, observation.output_tokens)), _GRID.size - 1)
+    first = int(np.searchsorted(distribution.lengths, _left(position), side="right"))
+    last = int(np.searchsorted(distribution.lengths, _GRID[position], side="right"))
+    if observation.censored or position == _GRID.size - 1:
+        last = distribution.lengths.size
+    return float(np.log(max(float(distribution.mass[first:last].sum()), CHANCE_FLOOR)))
+
+
+def _left(position: int) -> int:
+    return int(_GRID[position - 1]) if position > 0 else 0
+
+
+def pinball_tokens(distribution: LengthDistribution, observation: Observation, probability: float) -> float:
+    """Quantile loss of the belief's quantile at ``probability``; its mean is least for the true quantile.
+
+    A censored outcome counts by what is known: a quantile above the cut is not judged.
+    """
+    error = observation.output_tokens - distribution.quantile(probability)
+    if error >= 0:
+        return probability * error
+    return 0.0 if observation.censored else (probability - 1.0) * error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """Means over a window of scores; what the operator is told about the beliefs."""
+
+    count: int
+    crps_tokens: float
+    log_score: float
+    coverage_50: float
+    coverage_90: float
+    pit_histogram: tuple[float, ...]
+    """Share of the outcomes in each tenth of the PIT; a tenth each when calibrated."""
+
+
+def summarise(scores: Iterable[Score]) -> Calibration | None:
+    """Means of scores; None when there are none."""
+    kept = list(scores)
+    if not kept:
+        return None
+    transforms: IntArray = np.histogram([item.pit for item in kept], bins=PIT_BINS, range=(0.0, 1.0))[0]
+    return Calibration(
+        count=len(kept),
+        crps_tokens=float(np.mean([item.crps_tokens for item in kept])),
+        log_score=float(np.mean([item.log_score for item in kept])),
+        coverage_50=float(np.mean([item.within_50 for item in kept])),
+        coverage_90=float(np.mean([item.within_90 for item in kept])),
+        pit_histogram=tuple(float(count) / len(kept) for count in transforms),
+    )
+
+
+class RollingScores:
+    """The last ``window`` scores, summarised on demand."""
+
+    def __init__(self, window: int = 1_000) -> None:
+        assert window > 0, "the window must hold a score"
+        self._scores: deque[Score] = deque(maxlen=window)
+
+    def add(self, item: Score) -> None:
+        """Take the newest score in, and the oldest out when the window is full."""
+        self._scores.append(item)
+
+    def summary(self) -> Calibration | None:
+        """Means over the window; None while it is empty."""
+        return summarise(self._scores)

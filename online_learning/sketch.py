@@ -1,0 +1,125 @@
+"""An online length distribution that learns from unfinished answers too and forgets what no longer holds.
+
+Lengths are kept as life-table counts on the log grid: how many answers ended in a bin, and how many were at risk
+of ending there. An answer known only in part (right-censored) was at risk in every bin that it outlived, no more.
+The ratio is the hazard of the Kaplan-Meier estimator (1958); a belief shrinks it towards a prior hazard by evidence.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+from river.drift import ADWIN
+
+from online_learning.distribution import FloatArray, IntArray
+from online_learning.hazard import mass_from_hazard, posterior_hazard
+from online_learning.prompt import Observation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SketchSettings:
+    """How a sketch forgets."""
+
+    memory_answers: float = 5_000.0
+    """An answer's weight falls by a factor e after so many later ones: the bound on the evidence."""
+    recent_answers: int = 256
+    """Answers kept one by one, from which the sketch starts again after a drift."""
+    drift_confidence: float = 0.002
+    """ADWIN's δ: the chance that a stationary stream is taken for a drifting one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forgetting:
+    """A drift that a sketch found, and what it gave up."""
+
+    before_mean_tokens: float
+    after_mean_tokens: float
+    forgotten: float
+    """Effective number of answers forgotten."""
+
+
+class LengthSketch:
+    """Life-table counts of one stream of answers, exponentially forgetting, cut back by ADWIN at a drift.
+
+    Wrong where the stream's lengths depend on something that the stream does not show: it knows no prompts.
+    ADWIN (Bifet and Gavaldà 2007, in River) watches the logarithm of the length; an unfinished answer enters it
+    with the value that the sketch expects of it, so that many cut answers do not look like short ones.
+
+    >>> sketch = LengthSketch(np.array([1, 2, 4, 8]), SketchSettings())
+    >>> for tokens in (2, 4, 8):
+    ...     _ = sketch.learn_one(Observation(tokens, censored=False))
+    >>> _ = sketch.learn_one(Observation(4, censored=True))
+    >>> round(sketch.evidence, 2), sketch.events.round(1).tolist(), sketch.exposure.round(1).tolist()
+    (4.0, [0.0, 1.0, 1.0, 1.0], [4.0, 4.0, 2.5, 1.0])
+    """
+
+    def __init__(self, lengths: IntArray, settings: SketchSettings) -> None:
+        self.events: FloatArray = np.zeros(lengths.size)
+        self.exposure: FloatArray = np.zeros(lengths.size)
+        self.evidence = 0.0
+        self._lengths = lengths
+        self._log_lengths = np.log(lengths)
+        self._settings = settings
+        self._keep = 1.0 - 1.0 / settings.memory_answers
+        self._recent: deque[Observation] = deque(maxlen=settings.recent_answers)
+        self._adwin = ADWIN(delta=settings.drift_confidence, clock=8)
+
+    def learn_one(self, observation: Observation) -> Forgetting | None:
+        """Count an answer; returns what was forgotten when it reveals a drift."""
+        log_tokens = self._expected_log_tokens(observation)
+        self._count(observation)
+        self._recent.append(observation)
+        before = self._adwin.estimation
+        self._adwin.update(log_tokens)
+        if not self._adwin.drift_detected:
+            return None
+        return self._forget(before)
+
+    def _count(self, observation: Observation) -> None:
+        self.events *= self._keep
+        self.exposure *= self._keep
+        self.evidence = self.evidence * self._keep + 1.0
+        position = self._bin(observation.output_tokens)
+        self.exposure[:position] += 1.0
+        if observation.censored:
+            self.exposure[position] += self._share_outlived(position, observation.output_tokens)
+        else:
+            self.exposure[position] += 1.0
+            self.events[position] += 1.0
+
+    def _bin(self, tokens: int) -> int:
+        return min(int(np.searchsorted(self._lengths, tokens)), self._lengths.size - 1)
+
+    def _share_outlived(self, position: int, tokens: int) -> float:
+        """The part of its last bin that an unfinished answer is known to have outlived (actuarial exposure)."""
+        left = int(self._lengths[position - 1]) if position > 0 else 0
+        width = int(self._lengths[position]) - left
+        return min(max(tokens - 1 - left, 0) / width, 1.0)
+
+    def _expected_log_tokens(self, observation: Observation) -> float:
+        if not observation.censored:
+            return float(np.log(max(1, observation.output_tokens)))
+        position = self._bin(observation.output_tokens)
+        hazard = posterior_hazard(self.events, self.exposure, np.full(self.events.size, 0.1), 1.0)
+        beyond = mass_from_hazard(hazard[position:])
+        return float(beyond @ self._log_lengths[position:])
+
+    def _forget(self, before_log_tokens: float) -> Forgetting:
+        """Start again from the answers that ADWIN still believes in, as far as they are kept one by one."""
+        evidence = self.evidence
+        kept = min(int(self._adwin.width), len(self._recent))
+        answers = list(self._recent)[len(self._recent) - kept :]
+        self.events[:] = 0.0
+        self.exposure[:] = 0.0
+        self.evidence = 0.0
+        for answer in answers:
+            self._count(answer)
+        self._recent.clear()
+        self._recent.extend(answers)
+        return Forgetting(
+            before_mean_tokens=float(np.exp(before_log_tokens)),
+            after_mean_tokens=float(np.exp(self._adwin.estimation)),
+            forgotten=max(0.0, evidence - self.evidence),
+        )
