@@ -1,0 +1,77 @@
+"""What the benchmark says of a policy: figures over the lives of the measured requests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine_adapter.engine import Life, Totals
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyFigures:
+    """One policy on one workload; the fields are those of the JSON report."""
+
+    mean_ttlt_s: float
+    p50_ttlt_s: float
+    p90_ttlt_s: float
+    p99_ttlt_s: float
+    max_ttlt_s: float
+    mean_ttft_s: float
+    p99_ttft_s: float
+    mean_tpot_s: float
+    throughput_tokens_per_s: float
+    """Output tokens over the makespan."""
+    makespan_s: float
+    """From the first arrival to the last answer's end."""
+    preemptions: int
+    recompute_tax: float
+    """Tokens computed again after preemption / all tokens computed."""
+    watermark: float
+    """vLLM's static watermark under which the policy ran."""
+    wall_s: float
+    """Real time that the run took."""
+
+
+def figures(totals: Totals, *, watermark: float = 0.0, wall_s: float = 0.0) -> PolicyFigures:
+    """Sum a run up."""
+    lives = totals.lives
+    assert lives, "a run serves at least one request"
+    ttlt_s = np.array([life.ttlt_s for life in lives])
+    ttft_s = np.array([life.ttft_s for life in lives])
+    makespan_s = max(life.finished_s for life in lives) - min(life.arrival_s for life in lives)
+    p50, p90, p99 = (float(value) for value in np.percentile(ttlt_s, (50, 90, 99)))
+    return PolicyFigures(
+        mean_ttlt_s=float(ttlt_s.mean()),
+        p50_ttlt_s=p50,
+        p90_ttlt_s=p90,
+        p99_ttlt_s=p99,
+        max_ttlt_s=float(ttlt_s.max()),
+        mean_ttft_s=float(ttft_s.mean()),
+        p99_ttft_s=float(np.percentile(ttft_s, 99)),
+        mean_tpot_s=float(np.mean([life.tpot_s for life in lives])),
+        throughput_tokens_per_s=sum(life.output_tokens for life in lives) / makespan_s if makespan_s else 0.0,
+        makespan_s=makespan_s,
+        preemptions=totals.preemptions,
+        recompute_tax=totals.recomputed_tokens / max(1, totals.computed_tokens),
+        watermark=watermark,
+        wall_s=wall_s,
+    )
+
+
+def capacity_rps(lives: Sequence[Life]) -> float:
+    """What an engine serves while its queue never empties.
+
+    Completions between the 20th and the 80th percent over the time they took, of requests that all came at once,
+    so that neither the start nor the last long answers count.
+
+    >>> from types import SimpleNamespace
+    >>> capacity_rps([SimpleNamespace(finished_s=0.5 * n) for n in range(11)])
+    2.0
+    """
+    finished_s = np.sort([life.finished_s for life in lives])
+    first, last = round(0.2 * (finished_s.size - 1)), round(0.8 * (finished_s.size - 1))
+    span_s = float(finished_s[last] - finished_s[first])
+    return (last - first) / span_s if span_s > 0.0 else finished_s.size / max(float(finished_s[-1]), 1e-9)
