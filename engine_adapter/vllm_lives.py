@@ -53,7 +53,7 @@ class Lives:
         self._lives: dict[str, _Life] = {}
         self._preempted: set[str] = set()
 
-    def __contains__(self, request_id: str) -> bool:
+    def __contains__(self, request_id: object) -> bool:
         return request_id in self._lives
 
     def begin(self, request: Request) -> None:

@@ -1,0 +1,283 @@
+"""What `SageScheduler` does around vLLM's calls, and the one border that none of our errors crosses.
+
+Whatever of ours fails is caught here, logged and counted, and the engine goes on in vLLM's own order.
+vLLM's own calls stay outside: their errors are vLLM's and reach it untouched.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import socket
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, TypeVar
+
+import vllm
+from vllm.config import ModelConfig, VllmConfig
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.engine import EngineCoreOutputs
+from vllm.v1.request import Request
+
+from engine_adapter.agent import Agent, View
+from engine_adapter.link import EngineLink
+from engine_adapter.ordering import Plan
+from engine_adapter.transport import default_endpoint
+from engine_adapter.vllm_contract import KNOWN_VERSIONS, known_version
+from engine_adapter.vllm_lives import Lives
+from engine_adapter.vllm_reins import Reins
+from store.errors import ConfigError
+from store.records import Hello, RunningRequest
+
+log = logging.getLogger("vllm.sagesched")
+"""A child of vLLM's own logger, so that its level and format hold."""
+
+STEPS_IN_FLIGHT = 64
+"""Bound on steps scheduled and not yet updated; vLLM keeps two, or one for each pipeline stage."""
+
+Hook = TypeVar("Hook", bound=Callable[..., None])
+
+
+@dataclass(frozen=True, slots=True)
+class PluginSettings:
+    """Where the controller is and what this engine is called."""
+
+    endpoint: str
+    engine_id: str
+
+
+def plugin_settings(vllm_config: VllmConfig) -> PluginSettings:
+    """Read ``--additional-config '{"sagesched": {...}}'``, then the environment, then the defaults.
+
+    Raises `ConfigError` for unknown keys and wrong types.
+    """
+    additional = vllm_config.additional_config
+    given = additional.get("sagesched", {}) if isinstance(additional, dict) else {}
+    if not isinstance(given, dict) or not all(isinstance(value, str) for value in given.values()):
+        raise ConfigError(f'additional config "sagesched" is {given!r}: give an object of strings')
+    unknown = given.keys() - {"endpoint", "engine_id"}
+    if unknown:
+        raise ConfigError(f'additional config "sagesched" has unknown {sorted(unknown)}: use endpoint, engine_id')
+    parallel = vllm_config.parallel_config
+    name = given.get("engine_id") or os.environ.get("SAGESCHED_ENGINE_ID") or socket.gethostname()
+    return PluginSettings(
+        endpoint=given.get("endpoint") or os.environ.get("SAGESCHED_ENDPOINT") or default_endpoint(),
+        engine_id=f"{name}-{parallel.data_parallel_rank}" if parallel.data_parallel_size > 1 else name,
+    )
+
+
+def start_plugin(
+    scheduler: AsyncScheduler, *, now_s: Callable[[], float], make_link: Callable[[], EngineLink]
+) -> Plugin | None:
+    """Make the plugin of a scheduler; None, with the reason in the log, where it cannot or must not work."""
+    if not known_version(vllm.__version__):
+        log.error(
+            "SageSched does not know vLLM %s (it knows %s): vLLM serves in its own order and nothing is reported",
+            vllm.__version__,
+            ", ".join(f"{version}.x" for version in KNOWN_VERSIONS),
+        )
+        return None
+    try:
+        settings = plugin_settings(scheduler.vllm_config)
+        plugin = Plugin(scheduler, settings.engine_id, now_s, make_link())
+    except Exception:
+        log.exception("SageSched could not start: vLLM serves in its own order and nothing is reported")
+        return None
+    log.info("SageSched engine %s reports to %s", settings.engine_id, settings.endpoint)
+    return plugin
+
+
+def _border(hook: Hook) -> Hook:
+    """Guard a hook: no exception of ours reaches the engine, and the hook's time is counted."""
+
+    @functools.wraps(hook)
+    def guarded(self: Plugin, *args: object) -> None:
+        if not self.alive:
+            return
+        started_s = time.perf_counter()
+        try:
+            hook(self, *args)
+        except Exception as error:  # noqa: BLE001 - the border: nothing of ours may reach the engine
+            self._give_up(error)
+        self._hook_s += time.perf_counter() - started_s
+
+    return guarded  # type: ignore[return-value]
+
+
+class Plugin:
+    """Hears what happens in a vLLM scheduler, tells the agent, and steers the scheduler by the agent's plans."""
+
+    def __init__(self, scheduler: AsyncScheduler, engine_id: str, now_s: Callable[[], float], link: EngineLink) -> None:
+        self.alive = True
+        self._scheduler = scheduler
+        self._now_s = now_s
+        self._groups = max(1, len(scheduler.kv_cache_config.kv_cache_groups))
+        self.agent = Agent(hello=self._hello(engine_id), link=link)
+        self._lives = Lives(self.agent)
+        self._reins = Reins(scheduler)
+        self._plan: Plan[Request] | None = None
+        self._hook_s = 0.0
+        self._scheduled: deque[tuple[SchedulerOutput, float]] = deque(maxlen=STEPS_IN_FLIGHT)
+        self._updated_s = 0.0
+        self._told_idle = True
+
+    # --- hooks ------------------------------------------------------------------------------------
+
+    @_border
+    def after_add(self, request: Request) -> None:
+        """The engine has queued a request."""
+        if request.request_id in self._scheduler.requests:
+            self._lives.begin(request)
+
+    @_border
+    def before_schedule(self) -> None:
+        """The engine is about to schedule a step."""
+        now_s = self._now_s()
+        self.agent.poll(now_s)
+        self._plan = self._reins.steer(self.agent, self._lives, now_s=now_s, free_blocks=self._free_blocks())
+
+    @_border
+    def after_schedule(self, output: SchedulerOutput) -> None:
+        """The engine has scheduled a step."""
+        now_s = self._now_s()
+        self._scheduled.append((output, now_s))
+        self._lives.schedule(output, now_s)
+        self._report(now_s)
+
+    @_border
+    def after_update(self, output: SchedulerOutput, outputs: dict[int, EngineCoreOutputs], now_s: float) -> None:
+        """The engine has taken over the tokens of a step that ended at ``now_s``."""
+        self._lives.emit(chain.from_iterable(client.outputs for client in outputs.values()), now_s)
+        self._count_step(output, now_s)
+        if not self._scheduler.requests:
+            self.agent.poll(now_s)
+            self._report(now_s)
+
+    @_border
+    def after_finish(self, requests: list[Request]) -> None:
+        """The engine has ended requests on a word from outside."""
+        now_s = self._now_s()
+        for request in requests:
+            self._lives.end(request, now_s)
+
+    @_border
+    def after_preemption(self, request: Request, lost_tokens: int) -> None:
+        """The engine has taken a running request's blocks, with so many computed tokens in them."""
+        self._lives.preempt(request, lost_tokens, self._now_s())
+
+    @_border
+    def close(self) -> None:
+        """The engine shuts down: send what is left and say goodbye."""
+        self.alive = False
+        self.agent.close(self._now_s())
+
+    # --- inside -----------------------------------------------------------------------------------
+
+    def _hello(self, engine_id: str) -> Hello:
+        scheduler: Any = self._scheduler
+        config: VllmConfig = scheduler.vllm_config
+        return Hello(
+            engine_id=engine_id,
+            session_id=uuid.uuid4().hex,
+            model=_model_name(config.model_config),
+            engine="vllm",
+            engine_version=vllm.__version__,
+            kv_blocks=self._all_blocks(),
+            block_size_tokens=scheduler.block_size,
+            max_num_seqs=scheduler.max_num_running_reqs,
+            token_budget=scheduler.max_num_scheduled_tokens,
+            max_model_len_tokens=scheduler.max_model_len,
+            prefix_caching=bool(scheduler.cache_config.enable_prefix_caching),
+            started_s=self._now_s(),
+            data_parallel_rank=config.parallel_config.data_parallel_rank,
+        )
+
+    def _give_up(self, error: Exception) -> None:
+        """After an error of ours: back to vLLM's own order until the agent's pause is over."""
+        try:
+            now_s = self._now_s()
+            self._reins.give_back()
+            self.agent.failed(now_s, error)
+            self._lives.end_finished(now_s)
+        except Exception:
+            self.alive = False
+            log.exception("SageSched failed beyond repair: vLLM serves in its own order and nothing is reported")
+
+    def _count_step(self, output: SchedulerOutput, now_s: float) -> None:
+        """Count a step: it took from when it was scheduled, or the step before it ended, until now.
+
+        Steps queue behind one another on the device, so that this is the device's time under async scheduling too.
+        A request with one token in the step counts as decoding, and so does one with speculative tokens.
+        """
+        began_s = self._take_scheduled_s(output)
+        if began_s is None or not output.total_num_scheduled_tokens:
+            return
+        counts = output.num_scheduled_tokens
+        single = list(counts.values()).count(1)
+        drafted = [counts[request_id] for request_id in output.scheduled_spec_decode_tokens if counts[request_id] > 1]
+        computed_tokens = sum(output.scheduled_cached_reqs.num_computed_tokens)
+        computed_tokens += sum(new.num_computed_tokens for new in output.scheduled_new_reqs)
+        hook_s, self._hook_s = self._hook_s, 0.0
+        self.agent.count_step(
+            step_s=max(0.0, now_s - max(began_s, self._updated_s)),
+            prefill_tokens=output.total_num_scheduled_tokens - single - sum(drafted),
+            decode_tokens=single + len(drafted),
+            kv_tokens_read=computed_tokens + output.total_num_scheduled_tokens,
+            hook_s=hook_s,
+        )
+        self._updated_s = now_s
+
+    def _take_scheduled_s(self, output: SchedulerOutput) -> float | None:
+        for position, (scheduled, scheduled_s) in enumerate(self._scheduled):
+            if scheduled is output:
+                del self._scheduled[position]
+                return scheduled_s
+        return None
+
+    def _report(self, now_s: float) -> None:
+        """Send a snapshot when one is due, and one more when the engine falls idle: vLLM then stops calling."""
+        scheduler = self._scheduler
+        idle = not scheduler.requests
+        if not self.agent.snapshot_due(now_s) and (self._told_idle or not idle):
+            return
+        self._told_idle = idle
+        self.agent.report(
+            now_s,
+            View(
+                kv_blocks_used=self._all_blocks() - self._free_blocks(),
+                waiting=len(scheduler.waiting) + len(scheduler.kv_holding_waiting),
+                running=len(scheduler.running),
+                queue=(request.request_id for request in scheduler.waiting),
+                running_requests=self._running_requests(),
+                admission_limit=self._plan.admission_limit if self._plan else None,
+                reserved_blocks=self._plan.reserved_blocks if self._plan else 0,
+            ),
+        )
+
+    def _running_requests(self) -> Iterator[RunningRequest]:
+        """What runs, with the blocks that its computed tokens fill; a shared block counts for each."""
+        block_size = self._scheduler.block_size
+        for request in self._scheduler.running:
+            blocks = -(-request.num_computed_tokens // block_size)
+            yield RunningRequest(request.request_id, request.num_output_tokens, blocks)
+
+    def _all_blocks(self) -> int:
+        """Usable blocks; a model with several KV groups takes a block of each for the same tokens."""
+        return int(self._scheduler.kv_cache_manager.block_pool.num_gpu_blocks - 1) // self._groups
+
+    def _free_blocks(self) -> int:
+        return int(self._scheduler.kv_cache_manager.block_pool.get_num_free_blocks()) // self._groups
+
+
+def _model_name(model_config: ModelConfig) -> str:
+    """The first name that the model is served under."""
+    served = model_config.served_model_name
+    if isinstance(served, (list, tuple)):
+        served = served[0] if served else None
+    return str(served or model_config.model)

@@ -1,0 +1,87 @@
+"""Takes vLLM's order, victim and admission limit over, and gives them back as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable
+from itertools import chain
+
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.request_queue import FCFSRequestQueue, SchedulingPolicy, create_request_queue
+from vllm.v1.request import Request
+
+from engine_adapter.agent import Agent
+from engine_adapter.ordering import Plan
+
+
+class Reins:
+    """Steers a vLLM scheduler from outside, before each of its steps.
+
+    While held, vLLM runs under its ``FCFS`` policy, whatever it was started with:
+    its queue is then a deque that is served in the order in which it stands, and its victim the last of ``running``.
+    A request's own priority is not lost: it comes first in the plan's order.
+    Requests that wait with KV blocks in hand (``kv_holding_waiting``) are vLLM's own affair and go first.
+    """
+
+    def __init__(self, scheduler: AsyncScheduler) -> None:
+        self._scheduler = scheduler
+        self._stock_policy: SchedulingPolicy = scheduler.policy
+        self._stock_limit: int = scheduler.max_num_active_reqs
+        self._held = False
+
+    def steer(self, agent: Agent, known: Container[str], *, now_s: float, free_blocks: int) -> Plan[Request] | None:
+        """Ask the agent for a plan and put it into force, or give the reins back when it has none.
+
+        Requests that the agent does not know go first, outside the gate.
+        """
+        waiting, strange_waiting = _split(self._scheduler.waiting, known)
+        running, strange_running = _split(self._scheduler.running, known)
+        plan = agent.plan(now_s, waiting=waiting, running=running, free_blocks=free_blocks)
+        if plan is None:
+            self.give_back()
+        else:
+            self._apply(plan, strange_waiting, strange_running)
+        return plan
+
+    def give_back(self) -> None:
+        """Restore vLLM's own policy and limit, and the order that it would have kept itself."""
+        if not self._held:
+            return
+        scheduler = self._scheduler
+        waiting = create_request_queue(self._stock_policy)
+        for request in sorted(scheduler.waiting, key=_arrival_s):
+            waiting.add_request(request)
+        scheduler.running.sort(key=_arrival_s)
+        scheduler.waiting = waiting
+        scheduler.policy = self._stock_policy
+        scheduler.max_num_active_reqs = self._stock_limit
+        self._held = False
+
+    def _apply(self, plan: Plan[Request], strange_waiting: list[Request], strange_running: list[Request]) -> None:
+        """Check the plan whole, then change everything at once: an error leaves vLLM as it was."""
+        scheduler = self._scheduler
+        waiting = FCFSRequestQueue(chain(strange_waiting, plan.waiting))
+        running = strange_running + plan.running
+        assert len(waiting) == len(scheduler.waiting), "the plan loses or invents waiting requests"
+        assert len(running) == len(scheduler.running), "the plan loses or invents running requests"
+        limit = self._stock_limit
+        if plan.admission_limit is not None:
+            outside_gate = len(strange_waiting) + len(strange_running) + len(scheduler.kv_holding_waiting)
+            limit = min(limit, plan.admission_limit + outside_gate + scheduler.num_waiting_for_streaming_input)
+        self._held = True
+        scheduler.policy = SchedulingPolicy.FCFS
+        scheduler.waiting = waiting
+        scheduler.running[:] = running
+        scheduler.max_num_active_reqs = limit
+
+
+def _split(requests: Iterable[Request], known: Container[str]) -> tuple[list[Request], list[Request]]:
+    """The known ones and the others, each in its order."""
+    known_requests: list[Request] = []
+    strangers: list[Request] = []
+    for request in requests:
+        (known_requests if request.request_id in known else strangers).append(request)
+    return known_requests, strangers
+
+
+def _arrival_s(request: Request) -> float:
+    return float(request.arrival_time)
