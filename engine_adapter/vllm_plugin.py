@@ -73,7 +73,7 @@ def plugin_settings(vllm_config: VllmConfig) -> PluginSettings:
 
 
 def start_plugin(
-    scheduler: AsyncScheduler, *, now_s: Callable[[], float], make_link: Callable[[], EngineLink]
+    scheduler: AsyncScheduler, *, now_s: Callable[[], float], make_link: Callable[[str], EngineLink]
 ) -> Plugin | None:
     """Make the plugin of a scheduler; None, with the reason in the log, where it cannot or must not work."""
     if not known_version(vllm.__version__):
@@ -85,7 +85,7 @@ def start_plugin(
         return None
     try:
         settings = plugin_settings(scheduler.vllm_config)
-        plugin = Plugin(scheduler, settings.engine_id, now_s, make_link())
+        plugin = Plugin(scheduler, settings.engine_id, now_s, make_link(settings.endpoint))
     except Exception:
         log.exception("SageSched could not start: vLLM serves in its own order and nothing is reported")
         return None

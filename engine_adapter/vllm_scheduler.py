@@ -16,7 +16,7 @@ from vllm.v1.request import Request
 
 from engine_adapter.link import EngineLink
 from engine_adapter.transport import ZmqLink
-from engine_adapter.vllm_plugin import Plugin, plugin_settings, start_plugin
+from engine_adapter.vllm_plugin import Plugin, start_plugin
 
 _UNIX_OFFSET_S = time.time() - time.monotonic()
 """Converts the monotonic clock to Unix seconds, once for the whole life of the engine."""
@@ -39,9 +39,9 @@ class SageScheduler(AsyncScheduler):  # type: ignore[misc]
         """Unix seconds of a clock that never jumps."""
         return time.monotonic() + _UNIX_OFFSET_S
 
-    def _make_link(self) -> EngineLink:
+    def _make_link(self, endpoint: str) -> EngineLink:
         """The engine's end of the connection to the controller."""
-        return ZmqLink(plugin_settings(self.vllm_config).endpoint)
+        return ZmqLink(endpoint)
 
     def add_request(self, request: Request, *args: object, **kwargs: object) -> None:
         """Queue a request and report its arrival."""
