@@ -1,0 +1,113 @@
+"""The folder of a history on disk: names, permissions, durable renames and the writer's lock."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from store.errors import StoreError, StoreLockedError
+
+_OWNER_ONLY = 0o600
+_OWNER_ONLY_FOLDER = 0o700
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """Where the parts of one history lie."""
+
+    path: Path
+
+    @property
+    def live(self) -> Path:
+        """Rows that are not sealed yet; locked by the writer."""
+        return self.path / "live.duckdb"
+
+    @property
+    def catalog(self) -> Path:
+        """Views over the segments, for every reader."""
+        return self.path / "catalog.duckdb"
+
+    @property
+    def segments(self) -> Path:
+        """Immutable Parquet files by table and hour."""
+        return self.path / "segments"
+
+    @property
+    def building(self) -> Path:
+        """Where the next catalog grows, under the name that it will have."""
+        return self.path / ".building"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the one writer; names its process."""
+        return self.path / "writer.lock"
+
+    def create(self) -> None:
+        """Make the folder, for the owner's eyes only."""
+        try:
+            make_folder(self.path)
+            if self.path.stat().st_mode & stat.S_ISVTX:
+                raise StoreError(f"history folder {self.path} is shared by many: choose one of its own with --store")
+            self.path.chmod(_OWNER_ONLY_FOLDER)
+        except OSError as error:
+            raise StoreError(
+                f"history folder {self.path} cannot be made or secured: {error.strerror}: "
+                "choose a folder of your own with --store"
+            ) from error
+
+
+class WriterLock:
+    """An exclusive lock on a history, released by the system when its process dies however it dies."""
+
+    def __init__(self, folder: Folder) -> None:
+        self._descriptor = os.open(folder.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _OWNER_ONLY)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.read(self._descriptor, 32).decode("ascii", "replace").strip() or "unknown"
+            os.close(self._descriptor)
+            raise StoreLockedError(
+                f"history {folder.path} is being written by process {holder}: "
+                "stop that controller, or choose another folder with --store"
+            ) from error
+        os.ftruncate(self._descriptor, 0)
+        os.write(self._descriptor, f"{os.getpid()}\n".encode())
+
+    def release(self) -> None:
+        """Let the next writer in."""
+        os.close(self._descriptor)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, for the owner's eyes only."""
+    for part in (*reversed(path.parents), path):
+        if not part.is_dir():
+            part.mkdir(mode=_OWNER_ONLY_FOLDER, exist_ok=True)
+
+
+def publish(temporary: Path, final: Path) -> None:
+    """Make a finished file appear under its final name, whole and durable, or not at all."""
+    temporary.chmod(_OWNER_ONLY)
+    sync(temporary)
+    temporary.replace(final)
+    sync(final.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's contents, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def secure(path: Path) -> None:
+    """Let only the owner read and write a file that may have gone meanwhile."""
+    try:
+        path.chmod(_OWNER_ONLY)
+    except FileNotFoundError:
+        return

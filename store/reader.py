@@ -1,0 +1,87 @@
+"""Reading a history: from any process, at any moment, beside a writer or without one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import duckdb
+
+from store.errors import StoreError
+from store.files import Folder
+from store.tables import quoted
+
+
+class PastAnswer(NamedTuple):
+    """What a learner needs of an answer of the past."""
+
+    model: str
+    features: bytes
+    """Prompt features, little-endian float32."""
+    output_tokens: int
+    censored: bool
+    """The length is only known to be at least this much."""
+
+
+def open_history(path: Path) -> duckdb.DuckDBPyConnection:
+    """A connection on which all views of the catalog have their plain names; nothing can be changed through it.
+
+    It shows what was sealed when it was opened; open another one to see more.
+    It may be kept open for the writer's grace period (ten minutes by default), after which a segment that it lists may
+    be gone.
+    Each connection is a database of its own, so that one in the same process may already show a newer catalog.
+
+    Raises:
+        StoreError: there is no history in the folder.
+    """
+    catalog = Folder(Path(path).absolute()).catalog
+    if not catalog.is_file():
+        raise StoreError(
+            f"folder {path} holds no history (no {catalog.name}): start the controller with --store {path}, "
+            "or name the folder of one that ran"
+        )
+    connection = duckdb.connect(":memory:", config={"autoinstall_known_extensions": "false"})
+    try:
+        connection.execute(f"ATTACH {quoted(str(catalog))} AS catalog (READ_ONLY)")
+        connection.execute("USE catalog")
+    except duckdb.Error as error:
+        connection.close()
+        raise StoreError(
+            f"catalog {catalog} cannot be read: {str(error).splitlines()[0]}: start the controller once, it rebuilds it"
+        ) from error
+    return connection
+
+
+def last_batches(path: Path) -> dict[str, int]:
+    """The last batch of each session in the sealed history.
+
+    Right after `HistoryWriter.start` that is all that is durable, because opening seals what was left.
+    """
+    with open_history(path) as connection:
+        return dict(connection.execute("SELECT session_id, batch FROM sessions").fetchall())
+
+
+def learning_history(path: Path, limit: int) -> Iterator[PastAnswer]:
+    """The latest answers with what was known at their arrival, at most ``limit``, the oldest first."""
+    with open_history(path) as connection:
+        connection.execute(_LEARNING_HISTORY, {"limit": limit})
+        while rows := connection.fetchmany(1_000):
+            for row in rows:
+                yield PastAnswer(*row)
+
+
+_LEARNING_HISTORY = """
+WITH latest AS (SELECT * FROM outcomes ORDER BY time_s DESC, received_s DESC LIMIT $limit),
+known AS (
+    SELECT session_id, request_id, arg_min(features, received_s) AS features
+    FROM predictions SEMI JOIN latest USING (session_id, request_id)
+    GROUP BY ALL
+),
+served AS (SELECT session_id, any_value(model) AS model FROM engines GROUP BY ALL)
+SELECT served.model, known.features, latest.output_tokens, latest.censored
+FROM latest
+JOIN known USING (session_id, request_id)
+JOIN served USING (session_id)
+ORDER BY latest.time_s, latest.received_s
+"""

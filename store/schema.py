@@ -1,0 +1,132 @@
+"""Versions of the live file's schema: ordered migrations, each recorded when it has run.
+
+A history of a version that this release does not know is refused and left as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+
+from store.errors import StoreError, StoreSchemaError
+from store.tables import FIRST_SCHEMA, SEALED_TABLES, statements
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        "CREATE TABLE schema_version (version BIGINT PRIMARY KEY, applied_s DOUBLE NOT NULL)",
+        *(statement for table in FIRST_SCHEMA for statement in statements(table)),
+    ),
+)
+"""``MIGRATIONS[n]`` leads from version n to n + 1; entries are appended and never changed."""
+
+_CHECKPOINT_RELEASED = {"wal_autocheckpoint": "64MB", "threads": "2", "memory_limit": "1GB"}
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column as the live file has it."""
+
+    name: str
+    type: str
+    comment: str
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table as the live file has it."""
+
+    name: str
+    comment: str
+    columns: tuple[Column, ...]
+
+
+def schema_version() -> int:
+    """The version that this release writes."""
+    return len(MIGRATIONS)
+
+
+def open_live(path: Path, *, now_s: float) -> duckdb.DuckDBPyConnection:
+    """Open or create the live file and bring it to this release's version.
+
+    Raises `StoreSchemaError`, having changed nothing, when the file is of an unknown version.
+    """
+    if path.exists():
+        _refuse_unknown(path)
+    connection = _connect(path, read_only=False)
+    try:
+        migrate(connection, now_s=now_s)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def migrate(connection: duckdb.DuckDBPyConnection, *, now_s: float) -> int:
+    """Run the migrations that the file lacks, each in a transaction; returns how many."""
+    version = _version(connection)
+    for number, migration in enumerate(MIGRATIONS[version:], start=version + 1):
+        connection.begin()
+        try:
+            for statement in migration:
+                connection.execute(statement)
+            connection.execute("INSERT INTO schema_version VALUES (?, ?)", [number, now_s])
+        except BaseException:
+            connection.rollback()
+            raise
+        connection.commit()
+    return len(MIGRATIONS) - version
+
+
+def sealed_tables(connection: duckdb.DuckDBPyConnection) -> list[Table]:
+    """The tables whose rows move into segments, with their comments."""
+    return [describe(connection, name) for name in SEALED_TABLES]
+
+
+def describe(connection: duckdb.DuckDBPyConnection, name: str) -> Table:
+    """A table of the live file with its columns in order."""
+    ((table_comment,),) = connection.execute(
+        "SELECT comment FROM duckdb_tables() WHERE table_name = ?", [name]
+    ).fetchall()
+    columns = connection.execute(
+        "SELECT column_name, data_type, comment FROM duckdb_columns() WHERE table_name = ? ORDER BY column_index",
+        [name],
+    ).fetchall()
+    return Table(
+        name, table_comment or "", tuple(Column(column, kind, comment or "") for column, kind, comment in columns)
+    )
+
+
+def _refuse_unknown(path: Path) -> None:
+    """Look before opening for writing, which alone would already change the file."""
+    with _connect(path, read_only=True) as connection:
+        version = _version(connection)
+    if version > schema_version():
+        raise StoreSchemaError(
+            f"history {path.parent} has schema version {version}, this release knows {schema_version()}: "
+            "run the release that wrote it or a newer one, or choose another folder with --store"
+        )
+
+
+def _version(connection: duckdb.DuckDBPyConnection) -> int:
+    tables = {name for (name,) in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
+    if not tables:
+        return 0
+    if "schema_version" not in tables:
+        raise StoreSchemaError(
+            "the folder's live.duckdb is a database of something else, without a schema_version table: "
+            "choose another folder with --store"
+        )
+    (version,) = connection.execute("SELECT max(version) FROM schema_version").fetchall()[0]
+    return int(version or 0)
+
+
+def _connect(path: Path, *, read_only: bool) -> duckdb.DuckDBPyConnection:
+    try:
+        return duckdb.connect(path, read_only=read_only, config={} if read_only else _CHECKPOINT_RELEASED)
+    except duckdb.Error as error:
+        raise StoreError(
+            f"history file {path} cannot be opened: {str(error).splitlines()[0]}: "
+            "close what else has it open, restore it from a copy, or choose another folder with --store"
+        ) from error

@@ -1,0 +1,269 @@
+"""Segments: how rows leave the live file for immutable Parquet files, are compacted there and grow old.
+
+A segment counts from the transaction that lists it in ``segments`` and, in the same breath, deletes its rows from the
+live table (or retires the segments that it replaces).
+A file that no row lists is a remnant of an interrupted attempt and is removed at the next opening.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+
+from store.errors import StoreError
+from store.files import Folder, make_folder, publish
+from store.schema import schema_version
+from store.tables import SEALED_TABLES, quoted
+
+FAN_IN = 16
+"""So many segments of a table, hour and level become one of the next level."""
+
+_HOUR_LEVEL = 100
+_DAY_LEVEL = 200
+_TEMPORARY = ".tmp"
+_COPY_OPTIONS = "(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 122880)"
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One listed file."""
+
+    sequence: int
+    table_name: str
+    path: str
+    level: int
+    schema_version: int
+    rows: int
+    bytes: int
+    first_received_s: float
+    last_received_s: float
+
+    @property
+    def folder(self) -> str:
+        """The hour (``20260131-07``) or day (``20260131``) under which it is filed."""
+        return Path(self.path).parent.name
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """Segments of one table that become one."""
+
+    table_name: str
+    folder: str
+    level: int
+    sources: tuple[Segment, ...]
+
+
+class Segments:
+    """The sealed part of a history, through the live file's connection; used by the writer's thread alone."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, folder: Folder) -> None:
+        self._connection = connection
+        self._folder = folder
+        (last,) = connection.execute("SELECT coalesce(max(sequence), 0) FROM segments").fetchall()[0]
+        self._sequence = int(last)
+
+    def heal(self) -> int:
+        """Remove files that no transaction lists; returns how many.
+
+        Raises `StoreError`, touching nothing, when a listed file is missing or the live file is new beside old segments.
+        """
+        listed = {path for (path,) in self._connection.execute("SELECT path FROM segments").fetchall()}
+        present = {str(file.relative_to(self._folder.path)) for file in self._folder.segments.rglob("*.parquet*")}
+        self._refuse_strangers(present)
+        for path in present - listed:
+            (self._folder.path / path).unlink()
+        return len(present - listed)
+
+    def active(self) -> list[Segment]:
+        """Listed segments that are not retired, oldest first."""
+        rows = self._connection.execute(
+            "SELECT sequence, table_name, path, level, schema_version, rows, bytes, first_received_s, last_received_s"
+            " FROM segments WHERE retired_s IS NULL ORDER BY first_received_s, sequence"
+        ).fetchall()
+        return [Segment(*row) for row in rows]
+
+    def seal(self, now_s: float) -> int:
+        """Move all rows of the live tables into segments; returns how many rows."""
+        hour = hour_name(now_s)
+        written = [self._write(table, hour, 0, table) for table in SEALED_TABLES if self._any_row(table)]
+        if not written:
+            return 0
+        self._connection.begin()
+        try:
+            self._list(written)
+            for segment in written:
+                self._connection.execute(f"DELETE FROM {segment.table_name}")  # noqa: S608 - one of our own names
+            self._connection.commit()
+        except BaseException:
+            _roll_back(self._connection)
+            raise
+        return sum(segment.rows for segment in written)
+
+    def compact(self, now_s: float) -> int:
+        """Merge what `merges` names; returns how many segments were replaced."""
+        replaced = 0
+        for merge in merges(self.active(), hour_name(now_s)):
+            sources = _parquet([self._folder.path / source.path for source in merge.sources])
+            merged = self._write(merge.table_name, merge.folder, merge.level, sources)
+            self._replace(merge.sources, merged, now_s)
+            replaced += len(merge.sources)
+        return replaced
+
+    def retire(self, now_s: float, *, retention_days: float, retention_bytes: int) -> int:
+        """Take out of the history what is too old or, oldest first, too much; returns how many segments."""
+        gone = outlived(self.active(), now_s, retention_s=retention_days * 86_400.0, retention_bytes=retention_bytes)
+        if gone:
+            self._connection.execute(
+                "UPDATE segments SET retired_s = ? WHERE list_contains(?, sequence)",
+                [now_s, [segment.sequence for segment in gone]],
+            )
+        return len(gone)
+
+    def remove_retired(self, before_s: float) -> int:
+        """Delete the files of segments retired before then; returns how many."""
+        rows = self._connection.execute(
+            "SELECT sequence, path FROM segments WHERE retired_s < ?", [before_s]
+        ).fetchall()
+        for _, path in rows:
+            (self._folder.path / path).unlink(missing_ok=True)
+        if rows:
+            self._connection.execute(
+                "DELETE FROM segments WHERE list_contains(?, sequence)", [[sequence for sequence, _ in rows]]
+            )
+            self._remove_empty_folders({(self._folder.path / path).parent for _, path in rows})
+        return len(rows)
+
+    def _refuse_strangers(self, present: set[str]) -> None:
+        missing = sorted(
+            path
+            for (path,) in self._connection.execute("SELECT path FROM segments WHERE retired_s IS NULL").fetchall()
+            if path not in present
+        )
+        if missing:
+            raise StoreError(
+                f"history {self._folder.path} lacks {len(missing)} of its segments, the first is {missing[0]}: "
+                "restore them from a copy, or choose another folder with --store"
+            )
+        if present and not self._connection.execute("SELECT 1 FROM progress").fetchall():
+            raise StoreError(
+                f"history {self._folder.path} has segments, but its live.duckdb is new: restore live.duckdb from a copy, "
+                "or move the folder away and start a new history"
+            )
+
+    def _any_row(self, table: str) -> bool:
+        return bool(self._connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchall())  # noqa: S608 - our own name
+
+    def _write(self, table: str, folder: str, level: int, source: str) -> Segment:
+        self._sequence += 1
+        relative = Path("segments") / table / folder / f"{self._sequence:012d}.parquet"
+        final = self._folder.path / relative
+        make_folder(final.parent)
+        temporary = final.with_name(final.name + _TEMPORARY)
+        self._connection.execute(f"COPY (FROM {source}) TO {quoted(str(temporary))} {_COPY_OPTIONS}")
+        (rows, first_s, last_s) = self._connection.execute(
+            f"SELECT count(*), min(received_s), max(received_s) FROM {_parquet([temporary])}"  # noqa: S608 - our own path
+        ).fetchall()[0]
+        publish(temporary, final)
+        return Segment(
+            self._sequence, table, str(relative), level, schema_version(), rows, final.stat().st_size, first_s, last_s
+        )
+
+    def _list(self, written: Iterable[Segment]) -> None:
+        for s in written:
+            self._connection.execute(
+                "INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)",
+                [
+                    s.sequence, s.table_name, s.path, s.level, s.schema_version, s.rows, s.bytes,
+                    s.first_received_s, s.last_received_s,
+                ],
+            )  # fmt: skip
+
+    def _replace(self, sources: Sequence[Segment], merged: Segment, now_s: float) -> None:
+        self._connection.begin()
+        try:
+            self._list([merged])
+            self._connection.execute(
+                "UPDATE segments SET retired_s = ? WHERE list_contains(?, sequence)",
+                [now_s, [source.sequence for source in sources]],
+            )
+            self._connection.commit()
+        except BaseException:
+            _roll_back(self._connection)
+            raise
+
+    def _remove_empty_folders(self, folders: set[Path]) -> None:
+        for folder in folders:
+            if folder.is_dir() and not any(folder.iterdir()):
+                shutil.rmtree(folder)
+
+
+def hour_name(moment_s: float) -> str:
+    """The UTC hour under which a segment is filed.
+
+    >>> hour_name(0.0)
+    '19700101-00'
+    """
+    return dt.datetime.fromtimestamp(moment_s, tz=dt.UTC).strftime("%Y%m%d-%H")
+
+
+def merges(active: Sequence[Segment], hour: str) -> list[Merge]:
+    """Which segments should become one, given that ``hour`` is now.
+
+    `FAN_IN` segments of a level in the present hour become one of the next; an hour that is over becomes one segment,
+    and a day that is over becomes one.
+    So a table never has more than a few dozen segments for today and one for each earlier day.
+    """
+    found = []
+    groups: dict[tuple[str, str, int], list[Segment]] = {}
+    for segment in active:
+        folder, level = _target(segment, hour)
+        groups.setdefault((segment.table_name, folder, level), []).append(segment)
+    for (table, folder, level), sources in groups.items():
+        least = 2 if level >= _HOUR_LEVEL else FAN_IN
+        if len(sources) >= least:
+            found.append(Merge(table, folder, level, tuple(sources)))
+    return found
+
+
+def _target(segment: Segment, hour: str) -> tuple[str, int]:
+    """Folder and level of the merge in which a segment would take part."""
+    day = segment.folder[:8]
+    if day < hour[:8]:
+        return day, _DAY_LEVEL
+    if segment.folder < hour:
+        return segment.folder, _HOUR_LEVEL
+    return segment.folder, segment.level + 1
+
+
+def outlived(active: Sequence[Segment], now_s: float, *, retention_s: float, retention_bytes: int) -> list[Segment]:
+    """The segments to give up: all that are too old, then the oldest while the rest is too much."""
+    kept_bytes = 0
+    gone = []
+    for segment in sorted(active, key=lambda s: s.last_received_s, reverse=True):
+        kept_bytes += segment.bytes
+        if kept_bytes > retention_bytes or segment.last_received_s < now_s - retention_s:
+            gone.append(segment)
+    return gone
+
+
+def _parquet(files: Sequence[Path]) -> str:
+    """A table function over exactly these files.
+
+    >>> _parquet([Path("/h/1.parquet")])
+    "read_parquet(['/h/1.parquet'], union_by_name = true)"
+    """
+    return f"read_parquet([{', '.join(quoted(str(file)) for file in files)}], union_by_name = true)"
+
+
+def _roll_back(connection: duckdb.DuckDBPyConnection) -> None:
+    """End a failed transaction; a connection that the failure broke has none to end."""
+    try:
+        connection.rollback()
+    except duckdb.Error:
+        return

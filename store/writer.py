@@ -1,0 +1,387 @@
+"""The one writer of a history: takes entries without blocking, makes them durable on its own thread, seals them."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import duckdb
+import pyarrow as pa
+
+from store.errors import StoreError
+from store.files import Folder, WriterLock
+from store.live import Chunk, LiveFile, Retention
+from store.records import Entry
+from store.rows import DROPPABLE, TABLE_OF, Row, row_of
+
+log = logging.getLogger(__name__)
+
+_TROUBLE = (duckdb.Error, OSError, StoreError, pa.ArrowException, MemoryError)
+_FIRST_PAUSE_S = 0.5
+_LONGEST_PAUSE_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriterStats:
+    """What the writer did since it started."""
+
+    rows: Mapping[str, int] = field(default_factory=dict)
+    """Rows made durable, by table."""
+    queued: int = 0
+    """Entries that are not durable yet."""
+    position: int = 0
+    durable_position: int = 0
+    dropped: int = 0
+    """Predictions, decisions, snapshots and the like that were given up because the queue was full."""
+    refused: int = 0
+    """Facts that the full queue could not take; from the first on, nothing is acknowledged until the next start."""
+    rejected: int = 0
+    """Rows that no column type could hold."""
+    duplicates: int = 0
+    """Facts of batches that the history held already."""
+    commits: int = 0
+    last_commit_s: float | None = None
+    """When the last commit was done, Unix seconds."""
+    commit_s: float = 0.0
+    """How long the last commit took."""
+    seals: int = 0
+    last_seal_s: float | None = None
+    seal_s: float = 0.0
+    """How long the last sealing took, with compaction and catalog."""
+    sealed_rows: int = 0
+    segments: int = 0
+    """Segments that the catalog lists."""
+    errors: int = 0
+    last_error: str | None = None
+    """Why the last attempt to write failed; None when it did not."""
+
+
+class HistoryWriter:
+    """Appends entries to the history in a folder; the only one that writes there.
+
+    Durability: entries up to `durable_position` survive kill -9 and power loss, each exactly once.
+    A batch of facts is durable as a whole, and all earlier batches of its session before it, or with it.
+    All entries of a batch must come in one `append`; one whose number the session has already passed is not written
+    again (``duplicates``).
+
+    Pressure: beyond half of ``queue_limit`` predictions, decisions and snapshots are dropped and counted.
+    Beyond all of it facts are refused and counted, and `durable_position` stays where it was: the engine keeps what is
+    not acknowledged. The next start of a writer reads what is durable and takes the engine's second telling.
+
+    Trouble (a full disk, say) is logged once, counted, and tried again and again; nothing becomes durable meanwhile.
+
+    Args:
+        path: folder of the history; made, and shut to others, if need be.
+        seal_interval_s: how often rows become visible to readers.
+        commit_interval_s: how long entries are gathered into one transaction.
+        store_prompts: keep the prompts' token ids.
+        retention_days: what is older goes.
+        retention_bytes: what is more than this goes, the oldest first.
+        grace_s: how long a replaced segment stays on the disk for those who still read it.
+        queue_limit: entries that wait at most.
+        clock: Unix seconds.
+    """
+
+    def __init__(  # noqa: PLR0913 - settings, each with its name
+        self,
+        path: Path,
+        *,
+        seal_interval_s: float = 5.0,
+        commit_interval_s: float = 0.1,
+        store_prompts: bool = False,
+        retention_days: float = 30.0,
+        retention_bytes: int = 20 << 30,
+        grace_s: float = 600.0,
+        queue_limit: int = 200_000,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        assert queue_limit > 0, "the queue must hold something"
+        self._folder = Folder(Path(path).absolute())
+        self._seal_interval_s = seal_interval_s
+        self._commit_interval_s = commit_interval_s
+        self._store_prompts = store_prompts
+        self._retention = Retention(days=retention_days, bytes=retention_bytes, grace_s=grace_s)
+        self._queue_limit = queue_limit
+        self._clock = clock
+        self._name = secrets.token_hex(8)
+        self._condition = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._pending: dict[str, list[Row]] = {}
+        self._pending_entries = 0
+        self._chunk: Chunk | None = None
+        self._chunk_entries = 0
+        self._last_batches: dict[str, int] = {}
+        self._position = 0
+        self._durable = 0
+        self._hole: int | None = None
+        self._hurry = False
+        self._closing_until_s: float | None = None
+        self._next_seal_s = 0.0
+        self._pause_s = 0.0
+        self._stats = WriterStats()
+
+    # --- any thread -------------------------------------------------------------------------------
+
+    def start(self) -> Self:
+        """Open the history, heal and seal what an earlier writer left, publish the catalog, then begin to write.
+
+        When it returns, readers of the catalog see everything that was durable before.
+
+        Raises:
+            StoreError: the folder cannot be used.
+            StoreLockedError: another writer has it.
+            StoreSchemaError: it is of a version that this release does not know; it is left as it is.
+        """
+        assert self._thread is None, "a writer starts once"
+        self._folder.create()
+        self._lock = WriterLock(self._folder)
+        try:
+            self._live: LiveFile | None = self._open()
+        except BaseException:
+            self._lock.release()
+            raise
+        self._last_batches = self._live.last_batches()
+        self._stats = replace(self._stats, segments=self._live.segment_count())
+        self._next_seal_s = time.monotonic() + self._seal_interval_s
+        self._thread = threading.Thread(target=self._run, name="history-writer", daemon=True)
+        self._thread.start()
+        return self
+
+    def append(self, entries: Sequence[Entry]) -> int:
+        """Take entries in and return their position at once; they are durable when `durable_position` reaches it."""
+        received_s = self._clock()
+        rows = [row_of(entry, received_s, store_prompts=self._store_prompts) for entry in entries]
+        with self._condition:
+            if self._thread is None or self._closing_until_s is not None:
+                raise StoreError(f"history {self._folder.path} is closed: nothing can be appended")
+            self._take(entries, rows, received_s)
+            self._condition.notify_all()
+            return self._position
+
+    @property
+    def durable_position(self) -> int:
+        """Everything up to this position is durable."""
+        with self._condition:
+            return self._durable if self._hole is None else min(self._durable, self._hole)
+
+    @property
+    def last_batches(self) -> dict[str, int]:
+        """The last batch of each session that is durable or on its way."""
+        with self._condition:
+            return dict(self._last_batches)
+
+    @property
+    def stats(self) -> WriterStats:
+        """What the writer did so far."""
+        with self._condition:
+            return replace(
+                self._stats,
+                queued=self._queued(),
+                position=self._position,
+                durable_position=self._durable if self._hole is None else min(self._durable, self._hole),
+            )
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until everything appended so far is durable; False when that took too long."""
+        with self._condition:
+            target = self._position
+            self._hurry = True
+            self._condition.notify_all()
+            return self._condition.wait_for(lambda: self._durable >= target, timeout_s)
+
+    def close(self, timeout_s: float = 30.0) -> None:
+        """Make everything durable, seal it and give the history back; gives up after the time, saying what was lost."""
+        if self._thread is None:
+            return
+        with self._condition:
+            if self._closing_until_s is None:
+                self._closing_until_s = time.monotonic() + timeout_s
+            self._condition.notify_all()
+        self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- under the condition ----------------------------------------------------------------------
+
+    def _take(self, entries: Sequence[Entry], rows: Sequence[Row], received_s: float) -> None:
+        facts = sum(entry.batch is not None for entry in entries)
+        room = self._queue_limit - self._queued() >= facts
+        batches: dict[tuple[str, int], None] = {}
+        counts = {"dropped": 0, "refused": 0, "duplicates": 0}
+        for entry, row in zip(entries, rows, strict=True):
+            lost = self._why_not(entry, room=room)
+            if lost is not None:
+                counts[lost] += 1
+                continue
+            self._queue(TABLE_OF[type(entry.record)], row)
+            if entry.batch is not None:
+                batches[entry.session_id, entry.batch] = None
+        for session_id, batch in batches:
+            self._pending.setdefault("batches", []).append((session_id, batch, received_s))
+            self._last_batches[session_id] = max(batch, self._last_batches.get(session_id, batch))
+        if counts["refused"] and self._hole is None:
+            self._hole = self._position
+            log.error("the history's queue is full: facts are refused, and none is acknowledged until the next start")
+        self._position += len(entries)
+        self._count(**counts)
+
+    def _why_not(self, entry: Entry, *, room: bool) -> str | None:
+        """The counter of an entry that is not taken in; None for one that is."""
+        if entry.batch is not None:
+            if entry.batch <= self._last_batches.get(entry.session_id, -1):
+                return "duplicates"
+            return "refused" if self._hole is not None or not room else None
+        limit = self._queue_limit // 2 if isinstance(entry.record, DROPPABLE) else self._queue_limit
+        return "dropped" if self._queued() >= limit else None
+
+    def _queue(self, table: str, row: Row) -> None:
+        self._pending.setdefault(table, []).append(row)
+        self._pending_entries += 1
+
+    def _queued(self) -> int:
+        return self._pending_entries + self._chunk_entries
+
+    def _count(self, **counts: int) -> None:
+        if any(counts.values()):
+            stats = self._stats
+            self._stats = replace(stats, **{name: getattr(stats, name) + more for name, more in counts.items()})
+
+    # --- the writer's thread ----------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            closing = self._wait()
+            try:
+                self._write()
+                self._maintain(now=closing)
+                self._recovered()
+            except _TROUBLE as error:
+                self._failed(error)
+                if not closing or not self._out_of_time():
+                    continue
+            if closing:
+                break
+        self._finish()
+
+    def _wait(self) -> bool:
+        """Sleep until there is something to do and enough of it; True when the writer is being closed."""
+        with self._condition:
+            if self._pause_s > 0.0:
+                self._condition.wait_for(self._closing, self._pause_s)
+            else:
+                self._condition.wait_for(self._busy, max(0.0, self._next_seal_s - time.monotonic()))
+                self._condition.wait_for(self._urgent, self._commit_interval_s)
+            self._hurry = False
+            return self._closing()
+
+    def _closing(self) -> bool:
+        return self._closing_until_s is not None
+
+    def _busy(self) -> bool:
+        return self._position > self._durable or self._closing()
+
+    def _urgent(self) -> bool:
+        return self._hurry or self._closing() or self._position == self._durable
+
+    def _out_of_time(self) -> bool:
+        return self._closing_until_s is not None and time.monotonic() >= self._closing_until_s
+
+    def _write(self) -> None:
+        """Commit what is pending; the chunk of a failed attempt comes first, unchanged."""
+        while True:
+            with self._condition:
+                if self._chunk is None:
+                    if self._position == self._durable:
+                        return
+                    self._chunk = Chunk(self._position, self._pending)
+                    self._chunk_entries, self._pending_entries, self._pending = self._pending_entries, 0, {}
+                chunk = self._chunk
+            began_s = time.monotonic()
+            written = self._opened().commit(chunk)
+            self._committed(chunk, written, time.monotonic() - began_s)
+
+    def _committed(self, chunk: Chunk, written: Mapping[str, int], commit_s: float) -> None:
+        with self._condition:
+            stats = self._stats
+            rejected = sum(len(rows) - written[table] for table, rows in chunk.rows.items() if table in written)
+            rows = dict(stats.rows)
+            for table, more in written.items():
+                rows[table] = rows.get(table, 0) + more
+            self._stats = replace(
+                stats,
+                rows=rows,
+                rejected=stats.rejected + rejected,
+                commits=stats.commits + 1,
+                last_commit_s=self._clock(),
+                commit_s=commit_s,
+            )
+            self._durable = chunk.position
+            self._chunk, self._chunk_entries = None, 0
+            self._condition.notify_all()
+
+    def _maintain(self, *, now: bool) -> None:
+        began_s = time.monotonic()
+        if not now and began_s < self._next_seal_s:
+            return
+        live = self._opened()
+        sealed = live.maintain(self._clock())
+        self._next_seal_s = time.monotonic() + self._seal_interval_s
+        segments = live.segment_count()
+        with self._condition:
+            self._stats = replace(
+                self._stats,
+                seals=self._stats.seals + 1,
+                last_seal_s=self._clock(),
+                seal_s=time.monotonic() - began_s,
+                sealed_rows=self._stats.sealed_rows + sealed,
+                segments=segments,
+            )
+
+    def _open(self) -> LiveFile:
+        return LiveFile(self._folder, writer=self._name, retention=self._retention, now_s=self._clock())
+
+    def _opened(self) -> LiveFile:
+        if self._live is None:
+            self._live = self._open()
+        return self._live
+
+    def _failed(self, error: BaseException) -> None:
+        """An error may have broken the connection: the file is opened again before the next attempt."""
+        if self._live is not None:
+            self._live.close()
+            self._live = None
+        text = (str(error) or type(error).__name__).splitlines()[0]
+        with self._condition:
+            if self._stats.last_error is None:
+                log.error("history %s cannot be written, trying on: %s", self._folder.path, text)
+            self._stats = replace(self._stats, errors=self._stats.errors + 1, last_error=text)
+            self._pause_s = min(_LONGEST_PAUSE_S, max(_FIRST_PAUSE_S, 2.0 * self._pause_s))
+            if self._closing():
+                self._condition.wait(min(self._pause_s, _FIRST_PAUSE_S))
+
+    def _recovered(self) -> None:
+        with self._condition:
+            if self._stats.last_error is not None:
+                log.warning("history %s is written again", self._folder.path)
+            self._stats = replace(self._stats, last_error=None)
+            self._pause_s = 0.0
+
+    def _finish(self) -> None:
+        if self._live is not None:
+            self._live.close()
+        self._lock.release()
+        if self._queued():
+            log.error("history %s is closed with %d entries lost", self._folder.path, self._queued())
