@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,11 +10,14 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
-from online_learning.features import SCALAR_DIMENSIONS, TEXT_DIMENSIONS
+from online_learning.features import TEXT_DIMENSIONS
 from online_learning.prompt import Features
 
-_SCALE = np.concatenate((np.ones(TEXT_DIMENSIONS), np.full(SCALAR_DIMENSIONS, 1.5))).astype(np.float32)
-"""Weight of each feature in the distance; measured: a prompt's length says about as much as its words."""
+_SCALAR_WEIGHT = 0.7
+"""Weight of a scalar against the whole text in the distance; measured: prompt length says about as much as words."""
+
+_LEAST_DEVIATION = 0.05
+"""A scalar that varies less than this is magnified no further; one that varies hardly at all is left out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +44,34 @@ class Neighbourhood:
     weights: NDArray[np.float64]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class FeatureSpace:
+    """Where distances between prompts are taken: what all the first prompts shared is removed.
+
+    A system prompt that everyone sends would otherwise leave little room for the differences.
+    Text is centred and brought to unit length again; scalars are in their standard deviations, a constant one is
+    ignored.
+    """
+
+    centre: NDArray[np.float32]
+    scalar_scale: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, prompts: NDArray[np.float32]) -> FeatureSpace:
+        """The space of these prompts, one in each row."""
+        deviation = prompts[:, TEXT_DIMENSIONS:].std(axis=0)
+        scale = np.where(deviation > _LEAST_DEVIATION, _SCALAR_WEIGHT / np.maximum(deviation, _LEAST_DEVIATION), 0.0)
+        return cls(prompts.mean(axis=0), scale.astype(np.float32))
+
+    def point(self, features: Features) -> NDArray[np.float32]:
+        """A prompt's place in the space."""
+        point = features - self.centre
+        norm = math.sqrt(float(point[:TEXT_DIMENSIONS] @ point[:TEXT_DIMENSIONS]))
+        point[:TEXT_DIMENSIONS] /= max(norm, 1e-6)
+        point[TEXT_DIMENSIONS:] *= self.scalar_scale
+        return point
+
+
 class PromptClusters:
     """Centroids in feature space; `seed` them, then let them `follow` the prompts.
 
@@ -49,19 +81,20 @@ class PromptClusters:
 
     def __init__(self, settings: ClusterSettings) -> None:
         self._settings = settings
-        self._centroids: NDArray[np.float32] = np.empty((0, _SCALE.size), dtype=np.float32)
+        self._space: FeatureSpace | None = None
+        self._centroids: NDArray[np.float32] = np.empty((0, 0), dtype=np.float32)
         self._prompts: NDArray[np.float64] = np.empty(0)
 
     @property
     def seeded(self) -> bool:
         """Whether there are clusters yet."""
-        return len(self._centroids) > 0
+        return self._space is not None
 
     def seed(self, prompts: list[Features]) -> None:
         """Form the clusters from the first prompts; the same prompts give the same clusters."""
-        points = np.stack(prompts) * _SCALE
-        different = np.unique(points, axis=0).shape[0]
-        count = min(self._settings.clusters, different)
+        self._space = FeatureSpace.of(np.stack(prompts))
+        points = np.stack([self._space.point(features) for features in prompts])
+        count = min(self._settings.clusters, np.unique(points, axis=0).shape[0])
         # One thread: the order of a parallel sum would make a rebuilt learner differ in the last bit.
         with threadpool_limits(limits=1):
             fitted = KMeans(n_clusters=count, n_init=1, random_state=self._settings.seed).fit(points)
@@ -70,7 +103,7 @@ class PromptClusters:
 
     def neighbourhood(self, features: Features) -> Neighbourhood:
         """The clusters that a prompt belongs to, softly; there must be clusters."""
-        distances = self._distances(features)
+        distances = self._distances(self._point(features))
         nearest = min(self._settings.nearest, distances.size)
         clusters = np.argsort(distances, kind="stable")[:nearest]
         beyond = (distances[clusters] - distances[clusters[0]]).astype(np.float64)
@@ -79,11 +112,16 @@ class PromptClusters:
 
     def follow(self, features: Features) -> int:
         """Move the nearest centroid towards a prompt; returns which it is."""
-        cluster = int(np.argmin(self._distances(features)))
+        point = self._point(features)
+        cluster = int(np.argmin(self._distances(point)))
         self._prompts[cluster] = min(self._prompts[cluster] + 1.0, self._settings.centroid_memory_prompts)
-        self._centroids[cluster] += (features * _SCALE - self._centroids[cluster]) / np.float32(self._prompts[cluster])
+        self._centroids[cluster] += (point - self._centroids[cluster]) / np.float32(self._prompts[cluster])
         return cluster
 
-    def _distances(self, features: Features) -> NDArray[np.float32]:
-        difference = self._centroids - features * _SCALE
+    def _point(self, features: Features) -> NDArray[np.float32]:
+        assert self._space is not None, "the clusters must be seeded first"
+        return self._space.point(features)
+
+    def _distances(self, point: NDArray[np.float32]) -> NDArray[np.float32]:
+        difference = self._centroids - point
         return np.asarray(np.einsum("ij,ij->i", difference, difference))

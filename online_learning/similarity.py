@@ -1,0 +1,94 @@
+"""The published predictor of SageSched: the answers to similar prompts are the belief."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from online_learning.distribution import IntArray, LengthDistribution
+from online_learning.features import TEXT_DIMENSIONS, prompt_features
+from online_learning.learner import GlobalLearner, LearnerSettings
+from online_learning.models import ModelTable
+from online_learning.prompt import Drift, Features, Forecast, Observation, Prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimilaritySettings:
+    """The paper's constants; it leaves open what "too few" similar prompts are."""
+
+    least_cosine: float = 0.8
+    history_prompts: int = 10_000
+    fewest_matches: int = 1
+
+
+class _History:
+    """The last prompts of one model and the lengths of their answers; the oldest makes room."""
+
+    def __init__(self, prompts: int) -> None:
+        self._texts = np.zeros((prompts, TEXT_DIMENSIONS), dtype=np.float32)
+        self._lengths: IntArray = np.zeros(prompts, dtype=np.int64)
+        self._seen = 0
+
+    def add(self, text: Features, tokens: int) -> None:
+        place = self._seen % self._lengths.size
+        self._texts[place] = text
+        self._lengths[place] = tokens
+        self._seen += 1
+
+    def similar(self, text: Features, least_cosine: float) -> IntArray:
+        kept = min(self._seen, self._lengths.size)
+        return self._lengths[:kept][self._texts[:kept] @ text >= least_cosine]
+
+
+class SimilarityLearner:
+    """SageSched's predictor to the letter (arXiv 2603.07917, section on prediction), for comparison.
+
+    The lengths of the past answers to prompts with a cosine of at least 0.8, from a FIFO history with exact search,
+    are the belief as they are; without any, the global belief. The text features stand for the paper's unnamed
+    embedding. Unfinished answers are dropped, as published, so that it learns short lengths under long answers;
+    what outlived every sample is believed to end with the next token; nothing is forgotten before its turn.
+    """
+
+    def __init__(
+        self, settings: SimilaritySettings | None = None, learner_settings: LearnerSettings | None = None
+    ) -> None:
+        self._settings = settings or SimilaritySettings()
+        self._learner_settings = learner_settings or LearnerSettings()
+        self._global = GlobalLearner(self._learner_settings)
+        self._histories = ModelTable(self._new_history, bound=self._learner_settings.max_models)
+
+    def features(self, prompt: Prompt) -> Features:
+        """The common prompt features, of which the text part counts."""
+        return prompt_features(prompt)
+
+    def predict_one(self, features: Features, model: str) -> Forecast:
+        """The lengths of the answers to similar prompts, each with the same weight."""
+        history = self._histories.known(model)
+        if history is None:
+            return self._global.predict_one(features, model)
+        similar = history.similar(features[:TEXT_DIMENSIONS], self._settings.least_cosine)
+        if similar.size < self._settings.fewest_matches:
+            return self._global.predict_one(features, model)
+        lengths, counts = np.unique(similar, return_counts=True)
+        return Forecast(
+            distribution=LengthDistribution(lengths, counts / similar.size),
+            cluster=None,
+            evidence=float(similar.size),
+            experts={"similarity": 1.0},
+        )
+
+    def learn_one(self, features: Features, model: str, observation: Observation) -> list[Drift]:
+        """Keep a finished answer; finds no drift."""
+        if observation.censored:
+            return []
+        self._histories.taught(model).add(features[:TEXT_DIMENSIONS], max(1, observation.output_tokens))
+        self._global.learn_one(features, model, observation)
+        return []
+
+    def prior(self, model: str) -> LengthDistribution:
+        """The global belief."""
+        return self._global.prior(model)
+
+    def _new_history(self) -> _History:
+        return _History(self._settings.history_prompts)
