@@ -1,0 +1,199 @@
+"""Starts vLLM's own API server as a child process, with our plugin in it, and stops it again.
+
+Without a GPU: a tiny random model on the CPU, or the virtual GPU at a profile's pace.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from engine_adapter.profiles import PROFILES, Profile
+from engine_adapter.tiny_model import make_tiny_model
+from store.errors import EngineError
+
+MODEL_NAME = "tiny"
+"""The name under which the server serves its model."""
+
+_TINY_MODEL_LEN_TOKENS = 1024
+_READY_POLL_S = 0.2
+_STOP_S = 15.0
+_LOG_TAIL_LINES = 25
+
+
+class VllmServer:
+    """A running vLLM API server on a free local port; a context manager.
+
+    With a ``profile`` the device is the virtual GPU, ``speed`` times as fast as real; without, the tiny model is
+    really computed on the CPU. ``arguments`` are added to vLLM's command line.
+    The log is kept in ``log_path``, by default in the server's own temporary folder.
+
+    Raises `EngineError` with the log's last lines when the server does not get ready within ``ready_s``.
+    """
+
+    def __init__(  # noqa: PLR0913 - a server has that many settings, all by name
+        self,
+        *,
+        endpoint: str,
+        engine_id: str = "vllm",
+        profile: Profile | None = None,
+        speed: float = 1.0,
+        arguments: tuple[str, ...] = (),
+        log_path: Path | None = None,
+        ready_s: float = 180.0,
+    ) -> None:
+        self._additional = {"sagesched": {"endpoint": endpoint, "engine_id": engine_id}}
+        self._profile = profile
+        self._speed = speed
+        self._arguments = arguments
+        self._ready_s = ready_s
+        self._folder = tempfile.TemporaryDirectory(prefix="sagesched-vllm-")
+        self.log_path = log_path or Path(self._folder.name, "vllm.log")
+        self.port = _free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def base_url(self) -> str:
+        """Where the OpenAI API is, without ``/v1``."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def alive(self) -> bool:
+        """Whether the server's process runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start the server and wait until it is ready."""
+        model = make_tiny_model(Path(self._folder.name, "model"), max_model_len_tokens=self._model_len_tokens())
+        with self.log_path.open("wb") as log:
+            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and arguments
+                self._command(model),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=server_environment(os.environ),
+                start_new_session=True,
+            )
+        try:
+            self._wait()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Stop the server with all its processes; the log stays only where the caller asked for one."""
+        if self._process is not None:
+            _stop_group(self._process)
+            self._process = None
+        self._folder.cleanup()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _model_len_tokens(self) -> int:
+        return self._profile.max_model_len_tokens if self._profile else _TINY_MODEL_LEN_TOKENS
+
+    def _command(self, model: Path) -> list[str]:
+        return [
+            *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
+            *("--model", str(model), "--served-model-name", MODEL_NAME),
+            *("--host", "127.0.0.1", "--port", str(self.port)),
+            *("--load-format", "dummy", "--dtype", "float32", "--enforce-eager"),
+            *("--max-model-len", str(self._model_len_tokens())),
+            *("--scheduler-cls", "engine_adapter.vllm_scheduler.SageScheduler"),
+            *("--disable-uvicorn-access-log", "--generation-config", "vllm"),
+            *self._device_arguments(),
+            *self._arguments,
+        ]
+
+    def _device_arguments(self) -> list[str]:
+        profile = self._profile
+        if profile is None:
+            return ["--max-num-seqs", "16", "--additional-config", json.dumps(self._additional)]
+        assert PROFILES.get(profile.name) == profile, "the device looks its profile up by name"
+        device = {"virtual_gpu": {"profile": profile.name, "speed": self._speed}}
+        return [
+            *("--distributed-executor-backend", "engine_adapter.virtual_gpu.VirtualGpu"),
+            *("--additional-config", json.dumps(self._additional | device)),
+            *("--block-size", str(profile.block_size_tokens)),
+            *("--max-num-seqs", str(profile.max_num_seqs)),
+            *("--max-num-batched-tokens", str(profile.token_budget)),
+            "--no-enable-prefix-caching",
+        ]
+
+    def _wait(self) -> None:
+        deadline_s = time.monotonic() + self._ready_s
+        while not self._answers():
+            if not self.alive:
+                raise EngineError(f"vLLM ended while it started; its log ends with:\n{self._log_tail()}")
+            if time.monotonic() > deadline_s:
+                raise EngineError(
+                    f"vLLM is not ready after {self._ready_s:g} s; its log ends with:\n{self._log_tail()}"
+                )
+            time.sleep(_READY_POLL_S)
+
+    def _answers(self) -> bool:
+        try:
+            with urlopen(f"{self.base_url}/health", timeout=2.0) as response:  # noqa: S310 - our own http address
+                return bool(response.status == 200)
+        except (URLError, OSError):
+            return False
+
+    def _log_tail(self) -> str:
+        lines = self.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
+        return "\n".join(lines[-_LOG_TAIL_LINES:])
+
+
+def server_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a server on a small machine: offline, silent to the outside, few threads, little memory."""
+    ours = {
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "OMP_NUM_THREADS": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_HOST_IP": "127.0.0.1",
+    }
+    return {**environment, **ours}
+
+
+def _free_port() -> int:
+    """A port that nobody listens on now; vLLM binds it a little later."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _stop_group(process: subprocess.Popen[bytes]) -> None:
+    """Ask the whole process group to end, then insist: vLLM's engine core is a child of the server."""
+    for sign, patience_s in ((signal.SIGTERM, _STOP_S), (signal.SIGKILL, _STOP_S)):
+        try:
+            os.killpg(process.pid, sign)
+        except ProcessLookupError:
+            break
+        try:
+            process.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            continue
+    process.wait(_STOP_S)
