@@ -24,6 +24,10 @@ from store.records import Mode
 
 PREFIX = "SAGESCHED_"
 """Beginning of every environment variable that sets something here."""
+OTHERS = ("SAGESCHED_DASHBOARD_", "SAGESCHED_ENGINE_ID")
+"""Beginnings of the variables that are the dashboard's and the plugin's own."""
+SHARED = {"SAGESCHED_ENDPOINT": "SAGESCHED_ENGINE__ENDPOINT"}
+"""Variables that plugin and controller both read."""
 
 
 def default_store_path() -> Path:
@@ -169,8 +173,8 @@ def printed(config: Config) -> list[tuple[str, str]]:
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for name, value in sorted(environment.items()):
-        if name.startswith(PREFIX):
-            *sections, key = name.removeprefix(PREFIX).lower().split("__")
+        if name.startswith(PREFIX) and not name.startswith(OTHERS):
+            *sections, key = SHARED.get(name, name).removeprefix(PREFIX).lower().split("__")
             node = tree
             for section in sections:
                 node = node.setdefault(section, {})

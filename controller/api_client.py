@@ -1,0 +1,55 @@
+"""A small client of a running controller's API, for the command line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+
+from store.errors import BadInputError, SageError
+
+TIMEOUT_S = 5.0
+
+
+class ApiClient:
+    """Asks one controller; every failure is one line that says what to do."""
+
+    def __init__(self, base_url: str, *, token: str | None = None) -> None:
+        self.base_url = base_url.rstrip("/")
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        try:
+            self._client = httpx.Client(
+                base_url=self.base_url, headers=headers, timeout=TIMEOUT_S, transport=httpx.HTTPTransport()
+            )
+        except httpx.InvalidURL as error:
+            raise BadInputError(f"address {base_url!r} is no URL ({error}): give http://HOST:PORT") from None
+
+    def get(self, path: str, **parameters: str | float) -> dict[str, Any]:
+        """Fetch a JSON object."""
+        return self._ask("GET", path, params=parameters)
+
+    def set_mode(self, mode: str, reason: str) -> dict[str, Any]:
+        """Switch the mode; gives the settings then in force."""
+        settings: dict[str, Any] = self._ask("POST", "/api/mode", json={"mode": mode, "reason": reason})["settings"]
+        return settings
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+    def _ask(self, method: str, path: str, **options: Any) -> dict[str, Any]:  # noqa: ANN401 - httpx's own options
+        try:
+            answer = self._client.request(method, path, **options)
+        except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
+            raise BadInputError(f"address {self.base_url!r} cannot be used ({error}): give http://HOST:PORT") from None
+        except httpx.HTTPError as error:
+            raise SageError(
+                f"no controller answers at {self.base_url} ({error}): start one with `serve`, or give its --api"
+            ) from None
+        try:
+            body: dict[str, Any] = answer.json()
+        except ValueError:
+            raise SageError(f"{self.base_url}{path} did not answer as a controller does: check --api") from None
+        if answer.is_error:
+            raise SageError(f"{self.base_url}{path}: {body.get('error', answer.status_code)}: {body.get('remedy', '')}")
+        return body

@@ -1,0 +1,260 @@
+"""The command line: ``python -m controller ...``, also installed as ``sagesched``.
+
+This is where the real clock is read and handed down, and the only place that brings an engine and the controller
+together.
+Exit codes: 0 done, 1 something went wrong on the way, 2 bad usage or input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from controller.config import Config, load_config
+from store.errors import BadInputError, SageError
+
+app = typer.Typer(
+    name="sagesched",
+    help="Scheduling controller for vLLM: learns how long answers will be, and orders and admits requests by it.",
+    epilog="Without a command: serve. Example: sagesched serve --mode shadow, then "
+    "vllm serve MODEL --scheduler-cls engine_adapter.vllm_scheduler.SageScheduler",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+UsageProblem: type[Exception] = typer.BadParameter.__mro__[2]
+"""Typer's root of usage errors, which it does not export by a name of its own."""
+
+ModeName = Literal["off", "shadow", "on"]
+ConfigFlag = Annotated[Path | None, typer.Option("--config", metavar="FILE.toml", help="configuration file")]
+StoreFlag = Annotated[Path | None, typer.Option("--store", metavar="DIR", help="folder of the history")]
+ModeFlag = Annotated[ModeName | None, typer.Option("--mode", help="off: FCFS; shadow: decide, change nothing; on")]
+EndpointFlag = Annotated[str | None, typer.Option("--endpoint", metavar="ipc://...", help="where engines connect")]
+HostFlag = Annotated[str | None, typer.Option("--host", help="address of the API; not loopback needs a token")]
+PortFlag = Annotated[int | None, typer.Option("--port", help="port of the API (8700); 0 takes a free one")]
+PolicyFlag = Annotated[str | None, typer.Option("--policy", help="sage, sagesched-paper or fcfs")]
+ObjectiveFlag = Annotated[
+    Literal["mean", "balanced", "tail"] | None, typer.Option("--objective", help="what the order favours")
+]
+ApiFlag = Annotated[str | None, typer.Option("--api", metavar="URL", help="the controller (http://127.0.0.1:8700)")]
+LogFlag = Annotated[
+    Literal["debug", "info", "warning", "error"], typer.Option("--log-level", help="least severity that is logged")
+]
+
+
+def main() -> None:
+    """Run the command line and exit; bad usage and bad input end in one line and code 2."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Carry out a command line; gives the exit code."""
+    try:
+        code = app(args=arguments, prog_name="sagesched", standalone_mode=False)
+    except SageError as error:
+        return _fail(str(error), 2 if isinstance(error, BadInputError) else 1)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - the reader has gone; nothing may be written at exit
+        return 0
+    except UsageProblem as error:
+        return _fail(f"{_message(error)} (sagesched --help says more)", 2)
+    return code if isinstance(code, int) else 0
+
+
+@app.callback(invoke_without_command=True)
+def default(context: typer.Context) -> None:
+    """Serve when no command is given."""
+    if context.invoked_subcommand is None:
+        context.invoke(serve)
+
+
+@app.command(epilog="Example: sagesched serve --mode shadow --store /var/lib/sagesched --config sagesched.toml")
+def serve(  # noqa: PLR0913 - one parameter for each flag
+    *,
+    mode: ModeFlag = None,
+    config: ConfigFlag = None,
+    store: StoreFlag = None,
+    endpoint: EndpointFlag = None,
+    host: HostFlag = None,
+    port: PortFlag = None,
+    policy: PolicyFlag = None,
+    objective: ObjectiveFlag = None,
+    log_level: LogFlag = "info",
+) -> int:
+    """The controller beside serving: binds the engines' endpoint and HTTP, learns, decides, records."""
+    flags = {
+        "mode": mode,
+        "store": {"path": store},
+        "engine": {"endpoint": endpoint},
+        "http": {"host": host, "port": port},
+        "policy": {"name": policy, "objective": objective},
+    }
+    tree = load_config(flags, file=config)
+    _log_to_stderr(log_level)
+    return _serve(tree)
+
+
+@app.command(epilog="Example: sagesched demo --duration 30 --no-dashboard --json")
+def demo(  # noqa: PLR0913 - one parameter for each flag
+    *,
+    engine: Annotated[Literal["simulated", "vllm"], typer.Option(help="which engine serves")] = "simulated",
+    duration: Annotated[float | None, typer.Option(min=1.0, help="seconds; without it until Ctrl-C")] = None,
+    dashboard: Annotated[bool, typer.Option(help="start the dashboard")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="print one summary object as the last line")] = False,
+    store: StoreFlag = None,
+    speed: Annotated[float, typer.Option(min=0.1, max=100.0, help="engine seconds per second")] = 4.0,
+    load: Annotated[float, typer.Option(min=0.05, max=5.0, help="arrivals relative to what FCFS serves")] = 1.05,
+    seed: Annotated[int, typer.Option(help="of the workload")] = 1,
+) -> None:
+    """Everything on this machine, without a GPU: an engine under load, the controller, the dashboard."""
+    from controller.demo import DemoSpec, run_demo  # noqa: PLC0415 - keeps --help quick
+
+    spec = DemoSpec(
+        engine=engine, duration_s=duration, dashboard=dashboard, store=store, speed=speed, load=load, seed=seed
+    )
+    _stop_on_sigterm()
+    summary = run_demo(spec, clock=time.time, pause=time.sleep, say=_say)
+    if as_json:
+        sys.stdout.write(json.dumps(summary) + "\n")
+
+
+@app.command(epilog="""Example: sagesched sql "SELECT * FROM requests ORDER BY ttlt_s DESC LIMIT 5" --format csv""")
+def sql(  # noqa: PLR0913 - one parameter for each flag
+    query: Annotated[str, typer.Argument(help="one SQL statement over the history")],
+    *,
+    output: Annotated[Literal["table", "csv", "json", "parquet"], typer.Option("--format", "-f")] = "table",
+    file: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="instead of the screen")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000_000, help="rows at most")] = 10_000,
+    store: StoreFlag = None,
+    config: ConfigFlag = None,
+) -> None:
+    """A query over the history, while the controller runs or not."""
+    from controller.query import run_query  # noqa: PLC0415 - keeps --help quick
+
+    tree = load_config({"store": {"path": store}}, file=config)
+    run_query(tree.store.path, query, output=output, file=file, row_limit=limit)
+
+
+@app.command(epilog="Example: sagesched doctor --config sagesched.toml")
+def doctor(*, config: ConfigFlag = None, store: StoreFlag = None, port: PortFlag = None) -> int:
+    """Check the installation and the configuration, and say what to do."""
+    from controller.config import printed  # noqa: PLC0415 - with its only user
+    from controller.doctor import examine  # noqa: PLC0415 - keeps --help quick
+
+    tree = load_config({"store": {"path": store}, "http": {"port": port}}, file=config)
+    for key, value in printed(tree):
+        _say(f"  {key} = {value}")
+    wrong = 0
+    for finding in examine(tree, now_s=time.time()):
+        _say(f"[{finding.state:>5}] {finding.name}: {finding.text}")
+        if finding.remedy:
+            _say(f"        -> {finding.remedy}")
+        wrong += finding.state == "wrong"
+    _say(f"{wrong} thing(s) to put right" if wrong else "all is well")
+    return 1 if wrong else 0
+
+
+@app.command(epilog="Example: sagesched dashboard --api http://127.0.0.1:8700 --port 8501")
+def dashboard(
+    *,
+    api: ApiFlag = None,
+    store: StoreFlag = None,
+    port: Annotated[int, typer.Option(help="port of the dashboard")] = 8501,
+    host: Annotated[str, typer.Option(help="address of the dashboard, which has no login")] = "127.0.0.1",
+    config: ConfigFlag = None,
+) -> int:
+    """Start the Streamlit dashboard."""
+    from controller.demo import dashboard_command  # noqa: PLC0415 - keeps --help quick
+
+    tree = load_config({"store": {"path": store}}, file=config)
+    url = api or f"http://127.0.0.1:{tree.http.port}"
+    token = tree.http.token.get_secret_value() if tree.http.token else None
+    environment = {**os.environ, **({"SAGESCHED_HTTP__TOKEN": token} if token else {})}
+    _stop_on_sigterm()
+    _say(f"dashboard: http://{host}:{port} (controller {url}, history {tree.store.path})")
+    command = dashboard_command(url, tree.store.path, port=port, host=host)
+    return subprocess.run(command, env=environment, check=False).returncode  # noqa: S603 - our own command line
+
+
+@app.command(epilog="""Example: sagesched mode off --reason "incident 42" """)
+def mode(
+    wanted: Annotated[ModeName, typer.Argument(metavar="off|shadow|on")],
+    *,
+    reason: Annotated[str, typer.Option(help="recorded with the change")] = "asked for on the command line",
+    api: ApiFlag = None,
+    config: ConfigFlag = None,
+) -> None:
+    """Switch a running controller, and with it all engines, to a mode."""
+    from controller.api_client import ApiClient  # noqa: PLC0415 - keeps --help quick
+
+    tree = load_config(file=config)
+    token = tree.http.token.get_secret_value() if tree.http.token else None
+    client = ApiClient(api or f"http://127.0.0.1:{tree.http.port}", token=token)
+    settings = client.set_mode(wanted, reason)
+    _say(f"mode {settings['mode']}, revision {settings['revision']}")
+
+
+def _serve(config: Config) -> int:
+    """Run the controller until it is told to stop; 130 when it was Ctrl-C."""
+    from controller.service import service  # noqa: PLC0415 - keeps --help quick
+
+    log = logging.getLogger("controller")
+    interrupted = False
+    with service(config, clock=time.time, timer=time.perf_counter) as running:
+
+        def stop(number: int, _frame: object) -> None:
+            nonlocal interrupted
+            interrupted = number == signal.SIGINT
+            running.loop.stop()
+
+        signal.signal(signal.SIGINT, stop)
+        signal.signal(signal.SIGTERM, stop)
+        log.info("engines connect to %s", config.engine.endpoint)
+        log.info("API at %s (docs at /docs)", running.web.address)
+        log.info("history in %s, policy %s, mode %s", config.store.path, config.policy.name, config.mode)
+        running.loop.run()
+        log.info("stopping")
+    return 130 if interrupted else 0
+
+
+def _stop_on_sigterm() -> None:
+    """Have SIGTERM end a command as Ctrl-C does, so that everything it started is stopped."""
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+
+
+def _log_to_stderr(level: str) -> None:
+    logging.basicConfig(
+        level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+
+
+def _message(error: BaseException) -> str:
+    describe: Any = getattr(error, "format_message", None)
+    return str(describe()) if describe else str(error)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def _fail(line: str, code: int) -> int:
+    sys.stderr.write(f"sagesched: {line}\n")
+    return code

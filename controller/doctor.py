@@ -1,0 +1,190 @@
+"""`doctor`: is everything here that the controller needs, and if not, what to do."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from controller.config import Config
+from engine_adapter.transport import prepare_endpoint
+from store.errors import SageError
+from store.files import Folder, WriterLock
+
+ENOUGH_DISK_BYTES = 1 << 30
+CHECK_S = 120.0
+"""How long the check of vLLM, which takes long to import, may take."""
+EARLIEST_S = 1_735_689_600.0
+"""The first of January 2025: a clock before that is not set."""
+
+CONTROLLER_MODULES = ("duckdb", "fastapi", "numpy", "prometheus_client", "pyarrow", "river", "sklearn", "uvicorn")
+DASHBOARD_MODULES = ("plotly", "streamlit")
+VLLM_CHECK = """
+import importlib.metadata
+import sys
+import vllm
+from engine_adapter import vllm_contract
+if not vllm_contract.known_version(vllm.__version__):
+    sys.exit(f"vLLM {vllm.__version__} is none that the plugin knows ({', '.join(vllm_contract.KNOWN_VERSIONS)})")
+problems = [str(problem) for problem in getattr(vllm_contract, "check", list)()]
+if problems:
+    sys.exit("; ".join(problems))
+from engine_adapter.vllm_scheduler import SageScheduler
+print(f"vLLM {vllm.__version__}, scheduler class {SageScheduler.__module__}.{SageScheduler.__name__}")
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What one check found, and what to do if it is wrong."""
+
+    name: str
+    state: Literal["ok", "note", "wrong"]
+    text: str
+    remedy: str = ""
+
+
+def examine(config: Config, *, now_s: float) -> Iterator[Finding]:
+    """Carry out every check, cheapest first."""
+    yield _python()
+    yield _modules("controller packages", CONTROLLER_MODULES, "controller", needed=True)
+    yield _modules("dashboard packages", DASHBOARD_MODULES, "dashboard", needed=False)
+    yield _clock(config.store.path, now_s)
+    yield _store(config.store.path)
+    yield _disk(config.store.path)
+    yield _endpoint(config.engine.endpoint)
+    yield _port(config.http.host, config.http.port)
+    yield _vllm()
+
+
+def _python() -> Finding:
+    version = ".".join(str(part) for part in sys.version_info[:3])
+    release = importlib.metadata.version("sagesched-controller")
+    return Finding(name="installation", state="ok", text=f"sagesched-controller {release}, Python {version}")
+
+
+def _modules(name: str, modules: tuple[str, ...], extra: str, *, needed: bool) -> Finding:
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if not missing:
+        return Finding(name=name, state="ok", text=", ".join(modules))
+    return Finding(
+        name=name,
+        state="wrong" if needed else "note",
+        text=f"missing {', '.join(missing)}",
+        remedy=f'install "sagesched-controller[{extra}]"',
+    )
+
+
+def _clock(store: Path, now_s: float) -> Finding:
+    if now_s < EARLIEST_S:
+        return Finding(name="clock", state="wrong", text=f"stands at {now_s:.0f} s", remedy="set the system's clock")
+    catalog = Folder(store).catalog
+    ahead_s = catalog.stat().st_mtime - now_s if catalog.exists() else 0.0
+    if ahead_s > 60.0:
+        return Finding(
+            name="clock",
+            state="wrong",
+            text=f"the history was written {ahead_s:.0f} s in the future",
+            remedy="check that time synchronisation runs",
+        )
+    return Finding(name="clock", state="ok", text=f"{now_s:.0f} s since 1970")
+
+
+def _store(store: Path) -> Finding:
+    folder = Folder(store)
+    if not store.exists():
+        parent = next(path for path in store.absolute().parents if path.exists())
+        if os.access(parent, os.W_OK):
+            return Finding(name="history", state="ok", text=f"{store} will be made at the first start")
+        return Finding(
+            name="history",
+            state="wrong",
+            text=f"{store} cannot be made in {parent}",
+            remedy="choose a folder of your own with --store",
+        )
+    if not os.access(store, os.R_OK | os.W_OK | os.X_OK):
+        return Finding(
+            name="history",
+            state="wrong",
+            text=f"{store} is not readable and writable for this user",
+            remedy="choose a folder of your own with --store",
+        )
+    if not folder.lock.exists():
+        return Finding(name="history", state="ok", text=f"{store}, nobody has written there")
+    try:
+        WriterLock(folder).release()
+    except SageError as error:
+        return Finding(name="history", state="note", text=str(error))
+    return Finding(name="history", state="ok", text=f"{store}, no controller is writing")
+
+
+def _disk(store: Path) -> Finding:
+    parent = next(path for path in (store.absolute(), *store.absolute().parents) if path.exists())
+    free = shutil.disk_usage(parent).free
+    text = f"{free / 2**30:.1f} GiB free at {parent}"
+    if free < ENOUGH_DISK_BYTES:
+        return Finding(
+            name="disk", state="wrong", text=text, remedy="make room, or lower store.retention_gb (1 GiB is needed)"
+        )
+    return Finding(name="disk", state="ok", text=text)
+
+
+def _endpoint(endpoint: str) -> Finding:
+    try:
+        prepare_endpoint(endpoint)
+    except (SageError, OSError) as error:
+        return Finding(name="endpoint", state="wrong", text=str(error), remedy="set engine.endpoint")
+    return Finding(name="endpoint", state="ok", text=endpoint)
+
+
+def _port(host: str, port: int) -> Finding:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return Finding(
+                name="port",
+                state="note",
+                text=f"{host}:{port}: {error.strerror}",
+                remedy="a controller may be running there already; if not, choose another with --port",
+            )
+    return Finding(name="port", state="ok", text=f"{host}:{port} is free")
+
+
+def _vllm() -> Finding:
+    """Ask vLLM in a process of its own: the controller itself must not import it."""
+    if importlib.util.find_spec("vllm") is None:
+        return Finding(
+            name="vLLM",
+            state="note",
+            text="not in this environment",
+            remedy="fine if vLLM runs in another one: install sagesched-controller there and run `doctor` there too",
+        )
+    try:
+        answer = subprocess.run(  # noqa: S603 - our own interpreter and program
+            [sys.executable, "-c", VLLM_CHECK],
+            capture_output=True,
+            text=True,
+            timeout=CHECK_S,
+            check=False,
+            env={**os.environ, "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "ERROR"},
+        )
+    except subprocess.TimeoutExpired:
+        return Finding(name="vLLM", state="wrong", text=f"no answer within {CHECK_S:g} s", remedy="try again")
+    if answer.returncode == 0:
+        return Finding(name="vLLM", state="ok", text=answer.stdout.strip().splitlines()[-1])
+    return Finding(
+        name="vLLM",
+        state="wrong",
+        text=(answer.stderr.strip().splitlines() or ["the check failed without a word"])[-1],
+        remedy="install a vLLM that the plugin knows; with any other it serves first come, first served",
+    )

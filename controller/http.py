@@ -1,0 +1,198 @@
+"""The controller's HTTP API: health, metrics, live state, and the switch between modes.
+
+Everything is read from the newest picture (`controller.live`), so no reader can disturb the control loop.
+Callers on this machine need nothing; all others, and callers that name another host, need the bearer token.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel, ConfigDict, Field
+
+from controller.commands import Commands, SetMode
+from controller.config import is_loopback
+from controller.gain_watch import GainWatch
+from controller.live import Live, Picture, queue_rows
+from controller.metrics import Metrics
+from controller.views import finished_row, settings_view, snapshot_row, state_view
+
+ANSWER_S = 3.0
+"""How long a caller waits for the control loop to carry out a command."""
+STALE_S = 5.0
+"""A picture older than this means that the control loop is stuck."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiSources:
+    """Where the API takes what it shows."""
+
+    live: Live
+    metrics: Metrics
+    commands: Commands
+    gain: GainWatch
+    clock: Callable[[], float]
+    controller_id: str
+    version: str
+    started_s: float
+    store_path: str
+    token: str | None
+
+
+class ModeOrder(BaseModel):
+    """Body of ``POST /api/mode``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    mode: Literal["off", "shadow", "on"]
+    reason: str = Field(default="asked for over HTTP", min_length=1, max_length=500)
+
+
+def build_api(sources: ApiSources) -> FastAPI:
+    """Put the API together."""
+    api = FastAPI(
+        title="SageSched controller",
+        version=sources.version,
+        description="Live state of the scheduling controller. Times are Unix seconds, spans seconds.",
+    )
+    api.add_exception_handler(HTTPException, _explain)
+    api.add_exception_handler(RequestValidationError, _explain_invalid)
+    guard = Depends(_Guard(sources.token))
+    _add_health(api, sources)
+    _add_metrics(api, sources, guard)
+    _add_live(api, sources, guard)
+    _add_mode(api, sources, guard)
+    return api
+
+
+class _Guard:
+    """Lets callers in that are on this machine or send the token, which is compared in constant time."""
+
+    def __init__(self, token: str | None) -> None:
+        self._token = token
+
+    def __call__(self, request: Request) -> None:
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        if self._token and scheme.lower() == "bearer" and hmac.compare_digest(given.encode(), self._token.encode()):
+            return
+        if _is_local(request):
+            return
+        raise HTTPException(
+            status_code=401,
+            detail={"error": "this caller is not allowed", "remedy": "send 'Authorization: Bearer TOKEN' (http.token)"},
+        )
+
+
+def _is_local(request: Request) -> bool:
+    """From this machine, and addressed by a name of this machine: a web page that rebinds its name is refused."""
+    host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+    return request.client is not None and is_loopback(request.client.host) and is_loopback(host)
+
+
+def _add_health(api: FastAPI, sources: ApiSources) -> None:
+    @api.get("/healthz", tags=["health"])
+    def healthz(response: Response) -> dict[str, Any]:
+        """Whether the control loop turns."""
+        picture = sources.live.picture
+        age_s = sources.clock() - picture.time_s if picture else None
+        if age_s is None or age_s > STALE_S:
+            response.status_code = 503
+            return {"status": "stuck", "loop_age_s": age_s, "remedy": "look at the log and restart the controller"}
+        return {"status": "ok", "loop_age_s": age_s}
+
+    @api.get("/readyz", tags=["health"])
+    def readyz(response: Response) -> dict[str, Any]:
+        """Whether the controller orders, or could as soon as an engine connects."""
+        picture = sources.live.picture
+        if picture is None:
+            response.status_code = 503
+            return {"status": "starting", "engines": 0}
+        return {"status": "ready", "engines": sum(engine.connected for engine in picture.engines)}
+
+
+def _add_metrics(api: FastAPI, sources: ApiSources, guard: Any) -> None:  # noqa: ANN401 - FastAPI's own marker
+    @api.get("/metrics", tags=["metrics"], dependencies=[guard])
+    def metrics() -> Response:
+        """Prometheus metrics."""
+        return Response(sources.metrics.page(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_live(api: FastAPI, sources: ApiSources, guard: Any) -> None:  # noqa: ANN401 - FastAPI's own marker
+    @api.get("/api/state", tags=["live"], dependencies=[guard])
+    def state() -> dict[str, Any]:
+        """The controller, its learner, its store and its engines."""
+        about: dict[str, str | float] = {
+            "controller_id": sources.controller_id,
+            "version": sources.version,
+            "started_s": sources.started_s,
+            "now_s": sources.clock(),
+            "store_path": sources.store_path,
+        }
+        return state_view(_picture(sources), about)
+
+    @api.get("/api/queue", tags=["live"], dependencies=[guard])
+    def queue(engine_id: str | None = None, limit: Annotated[int, Query(ge=1, le=5000)] = 500) -> dict[str, Any]:
+        """Unfinished requests: waiting ones in the order in which they will be tried, then running ones."""
+        picture = _picture(sources)
+        return {"time_s": picture.time_s, "rows": queue_rows(picture, engine_id=engine_id, limit=limit)}
+
+    @api.get("/api/recent", tags=["live"], dependencies=[guard])
+    def recent(seconds: Annotated[float, Query(gt=0, le=86_400)] = 600.0) -> dict[str, Any]:
+        """Snapshots and finished requests of the last seconds, oldest first."""
+        since_s = sources.clock() - seconds
+        return {
+            "snapshots": [snapshot_row(*entry) for entry in sources.live.snapshots(since_s)],
+            "finished": [finished_row(view) for view in sources.live.finished(since_s)],
+        }
+
+    @api.get("/api/gain", tags=["live"], dependencies=[guard])
+    def gain() -> dict[str, Any]:
+        """What the last requests took, and what they would have taken first come, first served."""
+        return sources.gain.answer
+
+
+def _add_mode(api: FastAPI, sources: ApiSources, guard: Any) -> None:  # noqa: ANN401 - FastAPI's own marker
+    @api.post("/api/mode", tags=["control"], dependencies=[guard])
+    def mode(order: ModeOrder) -> dict[str, Any]:
+        """Switch all engines to a mode; recorded with its reason."""
+        command = SetMode(order.mode, order.reason)
+        if not sources.commands.offer(command):
+            raise _unavailable("too many commands wait already")
+        try:
+            return {"settings": settings_view(command.answer.result(timeout=ANSWER_S))}
+        except FutureTimeoutError:
+            raise _unavailable(f"the control loop did not answer within {ANSWER_S:g} s") from None
+
+
+def _picture(sources: ApiSources) -> Picture:
+    if sources.live.picture is None:
+        raise _unavailable("the controller is starting")
+    return sources.live.picture
+
+
+def _unavailable(what: str) -> HTTPException:
+    return HTTPException(status_code=503, detail={"error": what, "remedy": "try again in a few seconds"})
+
+
+async def _explain(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    detail = error.detail if isinstance(error.detail, dict) else {"error": str(error.detail)}
+    return JSONResponse(detail, status_code=error.status_code)
+
+
+async def _explain_invalid(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    problems = "; ".join(
+        f"{'.'.join(str(part) for part in problem['loc'])} = {problem.get('input')!r:.100}: {problem['msg']}"
+        for problem in error.errors()
+    )
+    return JSONResponse({"error": problems, "remedy": "see /docs for what is accepted"}, status_code=422)

@@ -1,0 +1,225 @@
+"""What the controller shows of itself while it runs: immutable pictures for readers in other threads.
+
+The control loop owns the brain and alone may touch it.
+Every so often it publishes a `Picture`, which holds nothing that changes afterwards; whoever serves HTTP reads the
+newest one and works out the rest (quantiles, ranks) in its own thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from itertools import islice
+
+from controller.core import Core
+from controller.sessions import ServedRequest, Session
+from online_learning.distribution import LengthDistribution
+from online_learning.scoring import Calibration, RollingScores
+from store.records import Arrived, Finished, Hello, IndexTable, Outcome, Settings, Snapshot
+
+REQUESTS_SHOWN = 5000
+"""Unfinished requests of one engine in a picture."""
+SNAPSHOTS_KEPT = 12_000
+FINISHED_KEPT = 5000
+SCORES_KEPT = 1000
+CLUSTERS_COUNTED = 100_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestView:
+    """One unfinished request at the moment of the picture; belief and table never change."""
+
+    arrived: Arrived
+    belief: LengthDistribution
+    table: IndexTable
+    cluster: int | None
+    attained_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineView:
+    """One engine at the moment of the picture."""
+
+    hello: Hello
+    connected: bool
+    last_seen_s: float
+    unfinished: int
+    tables_sent: int
+    snapshot: Snapshot | None
+    requests: tuple[RequestView, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishedView:
+    """How one request ended."""
+
+    engine_id: str
+    finished: Finished
+    cluster: int | None
+    p10_tokens: int | None
+    p50_tokens: int | None
+    p90_tokens: int | None
+    pit: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """The whole live state at one moment."""
+
+    time_s: float
+    settings: Settings
+    policy: str
+    counts: Mapping[str, int]
+    quality: Calibration | None
+    """How good predictions were lately; None before the first answer."""
+    clusters: int
+    """Prompt clusters that answers have come from, over all models."""
+    engines: tuple[EngineView, ...]
+    store: Mapping[str, object]
+    loop: Mapping[str, float]
+
+
+class Live:
+    """The newest picture and the last minutes; written by the control loop, read by anyone."""
+
+    def __init__(self) -> None:
+        self.picture: Picture | None = None
+        self._lock = threading.Lock()
+        self._snapshots: deque[tuple[str, Snapshot]] = deque(maxlen=SNAPSHOTS_KEPT)
+        self._finished: deque[FinishedView] = deque(maxlen=FINISHED_KEPT)
+        self._scores = RollingScores(SCORES_KEPT)
+        self._clusters: set[tuple[str, int]] = set()
+
+    def watch(self, core: Core) -> None:
+        """Have the brain tell what ends and how well it was predicted."""
+        core.on_finished = self._take_finished
+        core.on_score = self._scores.add
+
+    def take_snapshot(self, engine_id: str, snapshot: Snapshot) -> None:
+        """Remember a snapshot of an engine."""
+        with self._lock:
+            self._snapshots.append((engine_id, snapshot))
+
+    def publish(self, core: Core, *, store: Mapping[str, object], loop: Mapping[str, float], now_s: float) -> None:
+        """Take a new picture of the brain."""
+        self.picture = Picture(
+            time_s=now_s,
+            settings=core.settings,
+            policy=core.policy_name,
+            counts=asdict(core.counts),
+            quality=self._scores.summary(),
+            clusters=len(self._clusters),
+            engines=tuple(_engine_view(session) for session in core.sessions),
+            store=store,
+            loop=loop,
+        )
+
+    def snapshots(self, since_s: float) -> list[tuple[str, Snapshot]]:
+        """Snapshots since a moment, oldest first."""
+        with self._lock:
+            return [(engine_id, snapshot) for engine_id, snapshot in self._snapshots if snapshot.time_s >= since_s]
+
+    def finished(self, since_s: float) -> list[FinishedView]:
+        """Requests that ended since a moment, oldest first."""
+        with self._lock:
+            return [view for view in self._finished if view.finished.time_s >= since_s]
+
+    def _take_finished(
+        self, session: Session, request: ServedRequest | None, finished: Finished, outcome: Outcome | None
+    ) -> None:
+        belief = request.belief if request else None
+        view = FinishedView(
+            engine_id=session.hello.engine_id,
+            finished=finished,
+            cluster=request.forecast.cluster if request else None,
+            p10_tokens=belief.quantile(0.1) if belief else None,
+            p50_tokens=belief.quantile(0.5) if belief else None,
+            p90_tokens=belief.quantile(0.9) if belief else None,
+            pit=outcome.pit if outcome else None,
+        )
+        if view.cluster is not None and len(self._clusters) < CLUSTERS_COUNTED:
+            self._clusters.add((session.hello.model, view.cluster))
+        with self._lock:
+            self._finished.append(view)
+
+
+def queue_rows(picture: Picture, *, engine_id: str | None, limit: int) -> list[dict[str, object]]:
+    """Unfinished requests: the waiting in the order in which they will be tried, then the running.
+
+    An engine reports the head of its queue only; behind it requests follow by class, index and arrival.
+    """
+    rows: list[dict[str, object]] = []
+    for engine in picture.engines:
+        if engine_id is None or engine.hello.engine_id == engine_id:
+            rows.extend(_rows_of(engine, picture.time_s, limit - len(rows)))
+    return rows
+
+
+def _rows_of(engine: EngineView, now_s: float, limit: int) -> list[dict[str, object]]:
+    snapshot = engine.snapshot
+    running = {r.request_id for r in snapshot.running_requests} if snapshot else set()
+    rank = {request_id: place for place, request_id in enumerate(snapshot.queue)} if snapshot else {}
+    waiting = [view for view in engine.requests if view.arrived.request_id not in running]
+    served = [view for view in engine.requests if view.arrived.request_id in running]
+    waiting.sort(
+        key=lambda view: (
+            rank.get(view.arrived.request_id, len(rank)),
+            view.arrived.priority,
+            _index_s(view),
+            view.arrived.arrival_s,
+        )
+    )
+    ordered = [("waiting", view) for view in waiting] + [("running", view) for view in served]
+    return [
+        _row(position, state, view, engine.hello.engine_id, now_s)
+        for position, (state, view) in enumerate(ordered[: max(0, limit)])
+    ]
+
+
+def _row(position: int, state: str, view: RequestView, engine_id: str, now_s: float) -> dict[str, object]:
+    arrived = view.arrived
+    remaining = view.belief.given(view.attained_tokens)
+    return {
+        "position": position,
+        "request_id": arrived.request_id,
+        "engine_id": engine_id,
+        "state": state,
+        "priority": arrived.priority,
+        "age_s": max(0.0, now_s - arrived.arrival_s),
+        "prompt_tokens": arrived.prompt_tokens,
+        "attained_tokens": view.attained_tokens,
+        "index_s": _index_s(view),
+        "expected_remaining_tokens": max(0.0, remaining.mean_tokens - view.attained_tokens),
+        "p50_tokens": view.belief.quantile(0.5),
+        "p90_tokens": view.belief.quantile(0.9),
+        "cluster": view.cluster,
+    }
+
+
+def _index_s(view: RequestView) -> float:
+    return view.table.index_s[bisect_right(view.table.attained_tokens, view.attained_tokens) - 1]
+
+
+def _engine_view(session: Session) -> EngineView:
+    shown = islice(session.requests.values(), REQUESTS_SHOWN)
+    return EngineView(
+        hello=session.hello,
+        connected=session.connected,
+        last_seen_s=session.last_seen_s,
+        unfinished=len(session.requests),
+        tables_sent=session.tables_sent,
+        snapshot=session.snapshot,
+        requests=tuple(
+            RequestView(
+                arrived=request.arrived,
+                belief=request.belief,
+                table=request.table,
+                cluster=request.forecast.cluster,
+                attained_tokens=request.attained_tokens,
+            )
+            for request in shown
+        ),
+    )

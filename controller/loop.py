@@ -1,0 +1,219 @@
+"""The control loop: the one thread that owns the brain, and all its effects.
+
+`ControlLoop.run` is `startup`, then `turn` until told to stop, then `shutdown`; each can be read alone.
+What engines say goes to the brain, what the brain says goes to engines and into the history, and an engine's facts are
+acknowledged only when the history has them on disk.
+When the brain fails, the loop logs it once, counts it and orders first come, first served until it has been well
+for a while.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+
+from controller.commands import Commands, SetMode
+from controller.core import Core, Outgoing
+from controller.live import Live
+from controller.metrics import Metrics
+from engine_adapter.link import ControllerHub
+from store.records import EngineMessage, Entry, Finished, Mode, Snapshot
+from store.writer import HistoryWriter
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopLimits:
+    """Bounds and intervals of the loop."""
+
+    wait_s: float = 0.02
+    publish_interval_s: float = 0.25
+    unwritten_entries: int = 100_000
+    """Entries not yet on disk beyond which nothing more is received: engines keep what they cannot hand over."""
+    error_pause_s: float = 5.0
+    error_pause_limit_s: float = 300.0
+    errors_logged: int = 100
+
+
+@dataclass(slots=True)
+class _Trouble:
+    """Failures of the brain, and until when engines serve first come, first served because of them."""
+
+    errors: int = 0
+    until_s: float | None = None
+    wanted: Mode = "off"
+
+
+class ControlLoop:
+    """Moves messages between engines, brain and history; not thread-safe."""
+
+    def __init__(  # noqa: PLR0913 - everything that the loop touches is handed to it
+        self,
+        *,
+        core: Core,
+        hub: ControllerHub,
+        history: HistoryWriter,
+        live: Live,
+        metrics: Metrics,
+        commands: Commands,
+        clock: Callable[[], float],
+        limits: LoopLimits | None = None,
+    ) -> None:
+        self._core = core
+        self._hub = hub
+        self._history = history
+        self._live = live
+        self._metrics = metrics
+        self._commands = commands
+        self._clock = clock
+        self._limits = limits or LoopLimits()
+        self._unacknowledged: deque[tuple[int, str, int]] = deque()
+        self._position = 0
+        self._next_publish_s = 0.0
+        self._trouble = _Trouble()
+        self._logged: set[str] = set()
+        self._stopping = threading.Event()
+
+    def run(self) -> None:
+        """Turn until `stop` is called, from a signal handler or another thread."""
+        self.startup()
+        try:
+            while not self._stopping.is_set():
+                self.turn()
+        finally:
+            self.shutdown()
+
+    def stop(self) -> None:
+        """Have `run` end with the current turn."""
+        self._stopping.set()
+
+    def startup(self) -> None:
+        """Record the settings of the start and show a first picture."""
+        self._live.watch(self._core)
+        self._record()
+        self._publish(self._clock())
+
+    def turn(self) -> None:
+        """Wait shortly for messages, then do all that is due."""
+        messages = self._receive()
+        started_s = self._clock()
+        self._metrics.messages_received.inc(len(messages))
+        for connection, message in messages:
+            self._guarded(partial(self._on_message, connection, message), started_s)
+        self._guarded(self._on_commands, started_s)
+        self._guarded(self._on_tick, started_s)
+        self._record()
+        self._acknowledge(started_s)
+        if started_s >= self._next_publish_s:
+            self._publish(started_s)
+        self._metrics.tick_s.observe(max(0.0, self._clock() - started_s))
+
+    def shutdown(self) -> None:
+        """Hand over the last entries; what is not durable yet stays with the engines and is sent again."""
+        self._record()
+        self._acknowledge(self._clock())
+
+    # --- parts of a turn ----------------------------------------------------------------------------
+
+    def _receive(self) -> list[tuple[bytes, EngineMessage]]:
+        """Messages of engines; none while the disk is far behind."""
+        if self._position - self._history.durable_position > self._limits.unwritten_entries:
+            self._stopping.wait(self._limits.wait_s)
+            return []
+        return self._hub.receive(self._limits.wait_s)
+
+    def _guarded(self, part: Callable[[float], None], now_s: float) -> None:
+        """Carry out a part of a turn, so that its failure touches neither the other parts nor the engines."""
+        try:
+            part(now_s)
+        except Exception as error:  # noqa: BLE001 - one of the two broad borders: the control tick
+            self._fall_back(error, now_s)
+
+    def _on_message(self, connection: bytes, message: EngineMessage, now_s: float) -> None:
+        self._send(self._core.take(connection, message, now_s), now_s)
+
+    def _on_commands(self, now_s: float) -> None:
+        for command in self._commands.drain():
+            self._set_mode(command, now_s)
+
+    def _on_tick(self, now_s: float) -> None:
+        """What is due by the clock: heartbeats, fresher beliefs, and the way back from a fallback."""
+        trouble = self._trouble
+        if trouble.until_s is not None and now_s >= trouble.until_s:
+            trouble.until_s = None
+            self._send(self._core.set_mode(trouble.wanted, "no failure for a while", now_s), now_s)
+        self._send(self._core.tick(now_s), now_s)
+
+    def _set_mode(self, command: SetMode, now_s: float) -> None:
+        """Carry out an operator's order; it also ends a fallback."""
+        self._trouble.until_s = None
+        self._send(self._core.set_mode(command.mode, command.reason, now_s), now_s)
+        command.answer.set_result(self._core.settings)
+
+    def _fall_back(self, error: Exception, now_s: float) -> None:
+        """Count a failure, log its kind once, and switch engines to their own order for a while."""
+        self._metrics.tick_errors.inc()
+        kind = f"{type(error).__name__}: {error}"
+        if kind not in self._logged and len(self._logged) < self._limits.errors_logged:
+            self._logged.add(kind)
+            log.error("control loop failed, engines serve first come, first served", exc_info=error)
+        trouble = self._trouble
+        if trouble.until_s is None:
+            trouble.wanted = self._core.settings.mode
+        trouble.errors += 1
+        pause_s = self._limits.error_pause_s * 2.0 ** min(trouble.errors - 1, 16)
+        trouble.until_s = now_s + min(pause_s, self._limits.error_pause_limit_s)
+        self._send(self._core.set_mode("off", f"fallback: {kind}"[:500], now_s), now_s)
+
+    def _send(self, outgoing: Outgoing, now_s: float) -> None:
+        gone: set[bytes] = set()
+        for connection, message in outgoing:
+            if connection in gone:
+                continue
+            delivery = self._hub.send(connection, message)
+            if delivery != "sent":
+                self._metrics.messages_lost.inc()
+            if delivery == "gone":
+                gone.add(connection)
+                self._core.lost(connection, now_s)
+
+    # --- history and picture ------------------------------------------------------------------------
+
+    def _record(self) -> None:
+        """Hand new entries to the writer, and remember which batch is safe once they are on disk."""
+        entries = self._core.drain_entries()
+        if not entries:
+            return
+        self._position = self._history.append(entries)
+        newest = {entry.session_id: entry.batch for entry in entries if entry.batch is not None}
+        self._unacknowledged.extend((self._position, session_id, batch) for session_id, batch in newest.items())
+        for entry in entries:
+            self._show(entry)
+
+    def _show(self, entry: Entry) -> None:
+        record = entry.record
+        if isinstance(record, Snapshot):
+            self._live.take_snapshot(entry.engine_id, record)
+            self._metrics.count_snapshot(entry.engine_id, record)
+        elif isinstance(record, Finished):
+            self._metrics.count_finished(entry.engine_id, record)
+
+    def _acknowledge(self, now_s: float) -> None:
+        """Tell engines what the disk holds."""
+        durable = self._history.durable_position
+        batches: dict[str, int] = {}
+        while self._unacknowledged and self._unacknowledged[0][0] <= durable:
+            _, session_id, batch = self._unacknowledged.popleft()
+            batches[session_id] = batch
+        for session_id, batch in batches.items():
+            self._send(self._core.acknowledge(session_id, batch), now_s)
+
+    def _publish(self, now_s: float) -> None:
+        self._next_publish_s = now_s + self._limits.publish_interval_s
+        loop = {"unacknowledged_batches": float(len(self._unacknowledged)), "errors": float(self._trouble.errors)}
+        self._live.publish(self._core, store=asdict(self._history.stats), loop=loop, now_s=now_s)

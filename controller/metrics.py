@@ -1,0 +1,180 @@
+"""Prometheus metrics: counted in the loop where they must be, read from the newest picture where they can be.
+
+Names begin with ``sagesched_``, units are base units, counters end in ``_total``.
+The registry is the controller's own, so that a process may hold several controllers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from controller.live import EngineView, Live, Picture
+from store.records import Finished, Snapshot
+
+LATENCY_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000)
+TICK_BUCKETS_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1)
+ENGINE_LABELS = 256
+"""Engines that have metrics of their own."""
+
+ENGINE_GAUGES = (
+    ("engine_waiting_requests", "Requests in the engine's waiting queue.", "waiting"),
+    ("engine_running_requests", "Requests that the engine is running.", "running"),
+    ("engine_kv_blocks_used", "KV blocks in use.", "kv_blocks_used"),
+    ("engine_kv_blocks", "KV blocks that requests can use.", "kv_blocks"),
+    ("engine_reserved_blocks", "KV blocks held back for the growth of running requests.", "reserved_blocks"),
+    ("engine_tables_held", "Index tables that the engine holds.", "tables_held"),
+)
+ENGINE_COUNTERS = (
+    ("engine_tables_applied", "Index tables that reached an unfinished request.", "tables_applied"),
+    ("engine_messages_dropped", "Messages dropped at the engine's side of the border.", "messages_dropped"),
+    ("engine_policy_errors", "Errors of ours caught inside the engine.", "policy_errors"),
+)
+BRAIN_COUNTERS = {
+    "predictions": "Requests whose answer length was predicted.",
+    "completions": "Answers learnt from.",
+    "censored": "Answers learnt from whose length is only known to be at least so much.",
+    "tables_sent": "Index tables sent to engines.",
+    "drift_events": "Times that a length distribution moved and part of its past was forgotten.",
+    "duplicate_batches": "Batches of facts received more than once.",
+    "strangers": "Messages over connections that had not said hello.",
+}
+
+
+class Metrics:
+    """All metrics of one controller."""
+
+    def __init__(self, live: Live) -> None:
+        self.registry = CollectorRegistry()
+        self.ttft_s = Histogram(
+            "sagesched_ttft_seconds",
+            "Time to first token of finished requests.",
+            ["engine_id"],
+            buckets=LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.ttlt_s = Histogram(
+            "sagesched_ttlt_seconds",
+            "Time to last token of finished requests.",
+            ["engine_id"],
+            buckets=LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.tick_s = Histogram(
+            "sagesched_tick_seconds",
+            "Time that one turn of the control loop took, without waiting.",
+            buckets=TICK_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.tick_errors = self._counter("tick_errors", "Turns of the control loop that failed; FCFS follows.")
+        self.messages_received = self._counter("messages_received", "Messages received from engines.")
+        self.messages_lost = self._counter("messages_lost", "Messages to engines that did not keep up or were gone.")
+        self.generated_tokens = self._counter("generated_tokens", "Output tokens of finished requests.", "engine_id")
+        self.finished = self._counter("finished_requests", "Requests that ended.", "engine_id", "reason")
+        self.preemptions = self._counter("preemptions", "Requests that lost their KV blocks.", "engine_id")
+        self.recomputed_tokens = self._counter("recomputed_tokens", "Tokens to be computed again.", "engine_id")
+        self.computed_tokens = self._counter("computed_tokens", "Tokens computed, of prompts and answers.", "engine_id")
+        self._engine_labels: set[str] = set()
+        self.registry.register(PictureCollector(live))
+
+    def count_finished(self, engine: str, fact: Finished) -> None:
+        """A request ended."""
+        engine_id = self._label(engine)
+        self.finished.labels(engine_id, fact.reason).inc()
+        self.generated_tokens.labels(engine_id).inc(fact.output_tokens)
+        self.ttlt_s.labels(engine_id).observe(max(0.0, fact.time_s - fact.arrival_s))
+        if fact.first_token_s is not None:
+            self.ttft_s.labels(engine_id).observe(max(0.0, fact.first_token_s - fact.arrival_s))
+
+    def count_snapshot(self, engine: str, snapshot: Snapshot) -> None:
+        """An engine reported what it did since its last snapshot."""
+        engine_id = self._label(engine)
+        self.preemptions.labels(engine_id).inc(snapshot.preemptions)
+        self.recomputed_tokens.labels(engine_id).inc(snapshot.recomputed_tokens)
+        self.computed_tokens.labels(engine_id).inc(snapshot.prefill_tokens + snapshot.decode_tokens)
+
+    def page(self) -> bytes:
+        """All metrics in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def _label(self, engine_id: str) -> str:
+        """The engine's id while there are few; a fleet that keeps changing names shares one label."""
+        if len(self._engine_labels) < ENGINE_LABELS:
+            self._engine_labels.add(engine_id)
+        return engine_id if engine_id in self._engine_labels else "other"
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"sagesched_{name}_total", text, labels, registry=self.registry)
+
+
+class PictureCollector(Collector):
+    """Metrics that are read from the newest picture when somebody asks."""
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing is promised before the first picture."""
+        yield from ()
+
+    def collect(self) -> Iterator[Metric]:
+        """Turn the newest picture into metrics."""
+        picture = self._live.picture
+        if picture is None:
+            return
+        for name, text in BRAIN_COUNTERS.items():
+            yield CounterMetricFamily(f"sagesched_{name}", text, value=picture.counts[name])
+        yield from _quality(picture)
+        yield from _store(picture)
+        newest = {engine.hello.engine_id: engine for engine in sorted(picture.engines, key=lambda e: e.last_seen_s)}
+        yield from _engines(tuple(newest.values()))
+        yield _mode(picture)
+
+
+def _quality(picture: Picture) -> Iterator[Metric]:
+    quality = picture.quality
+    if quality is None:
+        return
+    for name, text, value in (
+        ("prediction_coverage_50", "Share of recent answers within the central half.", quality.coverage_50),
+        ("prediction_coverage_90", "Share of recent answers within the central nine tenths.", quality.coverage_90),
+        ("prediction_crps_tokens", "Mean CRPS of recent predictions.", quality.crps_tokens),
+    ):
+        yield GaugeMetricFamily(f"sagesched_{name}", text, value=value)
+
+
+def _store(picture: Picture) -> Iterator[Metric]:
+    for name, value in picture.store.items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            yield GaugeMetricFamily(f"sagesched_store_{name}", "State of the history's writer.", value=value)
+
+
+def _engines(engines: tuple[EngineView, ...]) -> Iterator[Metric]:
+    labels = ["engine_id"]
+    connected = GaugeMetricFamily("sagesched_engine_connected", "1 while the engine is connected.", labels=labels)
+    fallback = GaugeMetricFamily(
+        "sagesched_engine_fallback", "1 while the engine serves FCFS on its own.", labels=labels
+    )
+    for engine in engines:
+        connected.add_metric([engine.hello.engine_id], float(engine.connected))
+        held_back = engine.snapshot is not None and engine.snapshot.fallback is not None
+        fallback.add_metric([engine.hello.engine_id], float(held_back))
+    yield connected
+    yield fallback
+    for family, kinds in ((GaugeMetricFamily, ENGINE_GAUGES), (CounterMetricFamily, ENGINE_COUNTERS)):
+        for name, text, attribute in kinds:
+            metric = family(f"sagesched_{name}", text, labels=labels)
+            for engine in engines:
+                if engine.snapshot is not None:
+                    metric.add_metric([engine.hello.engine_id], float(getattr(engine.snapshot, attribute)))
+            yield metric
+
+
+def _mode(picture: Picture) -> Metric:
+    metric = GaugeMetricFamily("sagesched_mode", "1 for the mode that the controller asks for.", labels=["mode"])
+    for mode in ("off", "shadow", "on"):
+        metric.add_metric([mode], float(picture.settings.mode == mode))
+    return metric

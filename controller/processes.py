@@ -1,0 +1,126 @@
+"""Child processes that never outlive their parent, and free ports for them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from store.errors import EngineError
+
+STOP_S = 10.0
+"""How long a child may take to shut down before it is killed."""
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(slots=True)
+class Child:
+    """One running child and the file that takes its output."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log_path: Path
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self.process.poll() is None
+
+    def last_lines(self, count: int = 5) -> str:
+        """The end of its output, for an error message."""
+        try:
+            return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-count:])
+        except OSError:
+            return ""
+
+
+@dataclass(slots=True)
+class Children:
+    """A group of children in start order; they stop in the opposite order, all of them, whatever happens."""
+
+    log_folder: Path
+    children: list[Child] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self, name: str, command: Sequence[str], *, environment: Mapping[str, str] | None = None) -> Child:
+        """Start a child in a session of its own; its output goes to ``NAME.log``."""
+        log_path = self.log_folder / f"{name}.log"
+        with log_path.open("ab") as log:
+            process = subprocess.Popen(  # noqa: S603 - our own command lines
+                list(command),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **(environment or {})},
+                start_new_session=True,
+                preexec_fn=die_with_parent,  # noqa: PLW1509 - one call into the kernel, no lock is taken
+            )
+        child = Child(name, process, log_path)
+        self.children.append(child)
+        return child
+
+    def check(self) -> None:
+        """Raise `EngineError` when a child has ended by itself."""
+        for child in self.children:
+            if not child.running:
+                raise EngineError(
+                    f"{child.name} ended with code {child.process.returncode}: see {child.log_path}\n{child.last_lines()}"
+                )
+
+    def stop(self) -> None:
+        """End all children, the last first."""
+        while self.children:
+            end(self.children.pop().process)
+
+
+def end(process: subprocess.Popen[bytes], *, wait_s: float = STOP_S) -> int:
+    """Ask a child's whole group to end, then kill it; gives its exit code."""
+    _signal_group(process, signal.SIGTERM)
+    try:
+        process.wait(timeout=wait_s)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        _signal_group(process, signal.SIGKILL)
+    return process.wait()
+
+
+def free_port(preferred: int, host: str = "127.0.0.1") -> int:
+    """The preferred port if nobody listens there, else any free one."""
+    for port in (preferred, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise EngineError(f"no free port on {host}")
+
+
+def die_with_parent() -> None:
+    """Run in the child before its program: have the kernel end it when the thread that started it is gone."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    try:
+        os.killpg(process.pid, number)
+    except (ProcessLookupError, PermissionError):
+        return

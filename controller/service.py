@@ -1,0 +1,172 @@
+"""The controller as a process: what is opened at start, what is given up at the end, and in which order.
+
+At start: the history (only one writer may hold it), the brain with what the history teaches, the endpoint, HTTP.
+At the end the same backwards.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from controller.commands import Commands
+from controller.config import Config, PolicySection, StoreSection
+from controller.core import Core, CoreConfig
+from controller.gain_watch import GainWatch
+from controller.http import ApiSources, build_api
+from controller.live import Live
+from controller.loop import ControlLoop
+from controller.metrics import Metrics
+from controller.policies import DEFAULT_GATE, policy_named
+from controller.policy import Policy
+from controller.web_server import WebServer
+from engine_adapter.transport import ZmqHub
+from online_learning.clusters import ClusterSettings
+from online_learning.learner import ClusterLearner, LearnerSettings
+from online_learning.prompt import Observation
+from store.errors import StoreError
+from store.reader import learning_history
+from store.records import Gate
+from store.writer import HistoryWriter
+
+log = logging.getLogger(__name__)
+
+BOOSTS_PER_S = {"mean": None, "balanced": 0.003, "tail": 0.03}
+"""γ of the boost under each objective."""
+HASH_KEY_FILE = "prompt_hash.key"
+HASH_KEY_BYTES = 32
+
+
+@dataclass(slots=True)
+class Service:
+    """A controller that is ready to turn."""
+
+    config: Config
+    loop: ControlLoop
+    web: WebServer
+
+
+@contextmanager
+def service(config: Config, *, clock: Callable[[], float], timer: Callable[[], float]) -> Iterator[Service]:
+    """Open everything, and close it whatever happens; the caller runs the loop in between."""
+    ports = WebServer(config.http.host, config.http.port)
+    try:
+        with _opened(config, ports, clock=clock, timer=timer) as opened:
+            yield opened
+    finally:
+        ports.stop()
+
+
+@contextmanager
+def _opened(
+    config: Config, web: WebServer, *, clock: Callable[[], float], timer: Callable[[], float]
+) -> Iterator[Service]:
+    with _history(config.store, clock) as history:
+        controller_id = uuid.uuid4().hex
+        core = build_core(config, history.last_batches, controller_id=controller_id, now_s=clock(), timer=timer)
+        hub = ZmqHub(config.engine.endpoint)
+        live, commands = Live(), Commands()
+        metrics = Metrics(live)
+        loop = ControlLoop(
+            core=core, hub=hub, history=history, live=live, metrics=metrics, commands=commands, clock=clock
+        )
+        token = config.http.token
+        gain = GainWatch(live, clock)
+        sources = ApiSources(
+            live=live,
+            metrics=metrics,
+            commands=commands,
+            gain=gain,
+            clock=clock,
+            controller_id=controller_id,
+            version=version("sagesched-controller"),
+            started_s=clock(),
+            store_path=str(config.store.path.absolute()),
+            token=token.get_secret_value() if token else None,
+        )
+        web.start(build_api(sources))
+        gain.start()
+        try:
+            yield Service(config=config, loop=loop, web=web)
+        finally:
+            gain.stop()
+            hub.close()
+
+
+def build_core(
+    config: Config, durable_batches: dict[str, int], *, controller_id: str, now_s: float, timer: Callable[[], float]
+) -> Core:
+    """The brain with what the history teaches."""
+    learning = config.learning
+    clusters = ClusterSettings(clusters=learning.clusters, seed_prompts=max(500, 4 * learning.clusters))
+    core = Core(
+        learner=ClusterLearner(LearnerSettings(clusters=clusters)),
+        policy=policy_of(config.policy),
+        config=CoreConfig(
+            controller_id=controller_id,
+            mode=config.mode,
+            hash_key=_hash_key(config.store.path),
+            lease_s=config.engine.lease_s,
+        ),
+        now_s=now_s,
+        timer=timer,
+        durable_batches=durable_batches,
+    )
+    started_s = timer()
+    answers = 0
+    for answer in learning_history(config.store.path, learning.history_answers):
+        features = np.frombuffer(answer.features, dtype="<f4")
+        core.teach(features, answer.model, Observation(answer.output_tokens, censored=answer.censored))
+        answers += 1
+    log.info("learnt again from %d past answers in %.1f s", answers, timer() - started_s)
+    return core
+
+
+@contextmanager
+def _history(store: StoreSection, clock: Callable[[], float]) -> Iterator[HistoryWriter]:
+    writer = HistoryWriter(
+        store.path,
+        seal_interval_s=store.seal_interval_s,
+        store_prompts=store.prompts,
+        retention_days=store.retention_days,
+        retention_bytes=int(store.retention_gb * 1e9),
+        clock=clock,
+    )
+    with writer:
+        yield writer
+
+
+def _hash_key(store: Path) -> bytes:
+    """The key under which prompts are recorded; made once for each history, readable by its owner alone."""
+    file = store / HASH_KEY_FILE
+    if not file.exists():
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(secrets.token_bytes(HASH_KEY_BYTES))
+    key = file.read_bytes()
+    if len(key) != HASH_KEY_BYTES:
+        raise StoreError(f"file {file} has {len(key)} bytes instead of {HASH_KEY_BYTES}: remove it, a new one is made")
+    return key
+
+
+def policy_of(section: PolicySection) -> Policy:
+    """The policy that the configuration asks for; raises `ConfigError`.
+
+    >>> policy_of(PolicySection(objective="mean", gate_horizon_tokens=16)).gate
+    Gate(horizon_tokens=16, margin=1.0)
+    """
+    gate = Gate(
+        horizon_tokens=section.gate_horizon_tokens or DEFAULT_GATE.horizon_tokens,
+        margin=section.gate_margin or DEFAULT_GATE.margin,
+    )
+    boost_per_s = BOOSTS_PER_S[section.objective] if section.boost_per_s is None else section.boost_per_s
+    return policy_named(section.name, gate=gate if section.gate else None, boost_per_s=boost_per_s or None)

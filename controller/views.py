@@ -1,0 +1,121 @@
+"""The JSON that the API shows, made of records and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from msgspec import structs
+
+from controller.live import EngineView, FinishedView, Picture
+from store.records import Settings, Snapshot
+
+SNAPSHOT_LISTS = ("running_requests", "queue")
+"""What a snapshot holds beside scalars; the queue has an address of its own."""
+SNAPSHOT_COLUMNS = (
+    "time_s",
+    "waiting",
+    "running",
+    "kv_blocks_used",
+    "kv_blocks",
+    "reserved_blocks",
+    "admission_limit",
+    "mode",
+    "fallback",
+    "prefill_tokens",
+    "decode_tokens",
+    "step_s",
+    "steps",
+    "preemptions",
+    "recomputed_tokens",
+)
+
+
+def state_view(picture: Picture, about: Mapping[str, str | float]) -> dict[str, Any]:
+    """The whole live state, queue and history apart; ``about`` is what is known of the controller's process."""
+    return {
+        "controller": {
+            **about,
+            "mode": picture.settings.mode,
+            "policy": picture.policy,
+            "settings": settings_view(picture.settings),
+            "loop": dict(picture.loop),
+        },
+        "store": dict(picture.store),
+        "learner": _learner_view(picture),
+        "engines": [_engine_view(engine) for engine in picture.engines],
+    }
+
+
+def _learner_view(picture: Picture) -> dict[str, Any]:
+    counts, quality = picture.counts, picture.quality
+    return {
+        "predictions": counts["predictions"],
+        "completions": counts["completions"],
+        "censored": counts["censored"],
+        "clusters": picture.clusters,
+        "coverage_50": quality.coverage_50 if quality else None,
+        "coverage_90": quality.coverage_90 if quality else None,
+        "crps_tokens": quality.crps_tokens if quality else None,
+        "log_score": quality.log_score if quality else None,
+        "pit_histogram": quality.pit_histogram if quality else None,
+        "drift_events": counts["drift_events"],
+    }
+
+
+def settings_view(settings: Settings) -> dict[str, Any]:
+    """Settings as JSON."""
+    return {
+        "revision": settings.revision,
+        "mode": settings.mode,
+        "gate": structs.asdict(settings.gate) if settings.gate else None,
+        "boost_per_s": settings.boost_per_s,
+        "lease_s": settings.lease_s,
+    }
+
+
+def snapshot_row(engine_id: str, snapshot: Snapshot) -> dict[str, Any]:
+    """One row of the engine's recent past."""
+    return {"engine_id": engine_id} | {column: getattr(snapshot, column) for column in SNAPSHOT_COLUMNS}
+
+
+def finished_row(view: FinishedView) -> dict[str, Any]:
+    """One finished request with what had been predicted of it."""
+    fact = view.finished
+    return {
+        "request_id": fact.request_id,
+        "engine_id": view.engine_id,
+        "time_s": fact.time_s,
+        "ttft_s": None if fact.first_token_s is None else fact.first_token_s - fact.arrival_s,
+        "ttlt_s": fact.time_s - fact.arrival_s,
+        "output_tokens": fact.output_tokens,
+        "reason": fact.reason,
+        "cluster": view.cluster,
+        "p10_tokens": view.p10_tokens,
+        "p50_tokens": view.p50_tokens,
+        "p90_tokens": view.p90_tokens,
+        "pit": view.pit,
+    }
+
+
+def _engine_view(engine: EngineView) -> dict[str, Any]:
+    hello = engine.hello
+    return {
+        "engine_id": hello.engine_id,
+        "session_id": hello.session_id,
+        "model": hello.model,
+        "engine": hello.engine,
+        "engine_version": hello.engine_version,
+        "connected": engine.connected,
+        "last_seen_s": engine.last_seen_s,
+        "kv_blocks": hello.kv_blocks,
+        "block_size_tokens": hello.block_size_tokens,
+        "max_num_seqs": hello.max_num_seqs,
+        "unfinished": engine.unfinished,
+        "tables_sent": engine.tables_sent,
+        "snapshot": _scalars(engine.snapshot) if engine.snapshot else None,
+    }
+
+
+def _scalars(snapshot: Snapshot) -> dict[str, Any]:
+    return {name: value for name, value in structs.asdict(snapshot).items() if name not in SNAPSHOT_LISTS}
