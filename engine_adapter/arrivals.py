@@ -24,15 +24,15 @@ def poisson_arrivals(generator: np.random.Generator, *, count: int, rate_rps: fl
 def gamma_arrivals(generator: np.random.Generator, *, count: int, rate_rps: float, cv: float) -> Seconds:
     """Arrivals with gamma-distributed gaps of a given coefficient of variation.
 
-    ``cv`` 0 is a metronome, 1 is Poisson, 3 and more is bursty (ServeGen finds such clients in production).
+    ``cv`` 0 (below a millionth) is a metronome, 1 is Poisson, 3 and more is bursty (ServeGen finds such clients in production).
 
     >>> gamma_arrivals(np.random.default_rng(0), count=3, rate_rps=2.0, cv=0.0).tolist()
     [0.5, 1.0, 1.5]
     """
     _require_positive("arrival rate in requests/s", rate_rps)
-    if not (math.isfinite(cv) and cv >= 0.0):
-        raise BadInputError(f"coefficient of variation of the arrivals is {cv}: give 0 or more (1 is Poisson)")
-    if cv == 0.0:
+    if not 0.0 <= cv <= 100.0:
+        raise BadInputError(f"coefficient of variation of the arrivals is {cv}: give 0 to 100 (1 is Poisson)")
+    if cv < 1e-6:
         return np.arange(1, count + 1, dtype=np.float64) / rate_rps
     shape = cv**-2
     return np.cumsum(generator.gamma(shape, 1.0 / (rate_rps * shape), size=count))

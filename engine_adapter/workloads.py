@@ -6,6 +6,7 @@ what an engine can do, and then at a rate relative to that.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -19,6 +20,7 @@ from engine_adapter.loaders import load_workload
 from engine_adapter.synthetic import SyntheticOptions, synthetic_stream
 from engine_adapter.tokens import VOCABULARY_SIZE, block_token_ids, random_token_ids, token_ids
 from engine_adapter.workload_rows import Workload, WorkloadRow, fitting, row_tokens, sample, split
+from store.errors import WorkloadError
 
 __all__ = [
     "DEFAULT_MAX_TOKENS",
@@ -57,6 +59,8 @@ class BenchWorks:
     name: str
     warmup: list[Work]
     measured: list[Work]
+    measured_rows: tuple[WorkloadRow, ...]
+    """The rows behind the measured works, in the same order."""
     timed: bool
     """Whether the measured works carry the source's own arrival times."""
 
@@ -71,6 +75,7 @@ def bench_works(  # noqa: PLR0913 - every argument is one of the benchmark's own
     cv: float | None = None,
     max_tokens: int = DEFAULT_MAX_TOKENS,
     kv_tokens: int | None = None,
+    vocabulary_size: int = VOCABULARY_SIZE,
 ) -> BenchWorks:
     """Warm-up and measured works of a workload file, or of a built-in workload by its name in `SYNTHETIC`.
 
@@ -78,14 +83,23 @@ def bench_works(  # noqa: PLR0913 - every argument is one of the benchmark's own
     or are all there at time zero. ``kv_tokens`` leaves out requests that would never fit into such a cache.
     Request ids are unique over both lists; the same arguments give the same works.
     """
+    if requests < 1 or warmup < 0:
+        raise WorkloadError(f"{requests} requests after {warmup} of warm-up: give at least 1 and 0")
     workload = _open(str(path_or_name), requests=requests, warmup=warmup, seed=seed, kv_tokens=kv_tokens)
-    works = to_works(workload.rows, _own_arrivals(workload), seed=seed, max_tokens=max_tokens)
+    works = to_works(
+        workload.rows, _own_arrivals(workload), seed=seed, max_tokens=max_tokens, vocabulary_size=vocabulary_size
+    )
     measured = works[warmup:]
-    if workload.timed:
-        measured = with_arrivals(measured, trace_arrivals([work.arrival_s for work in measured]))
+    arrivals_s = trace_arrivals([work.arrival_s for work in measured])
     if rate_rps is not None:
-        measured = with_arrivals(measured, rate_arrivals(measured, rate_rps=rate_rps, cv=cv, seed=seed))
-    return BenchWorks(name=workload.name, warmup=works[:warmup], measured=measured, timed=workload.timed)
+        arrivals_s = rate_arrivals(measured, rate_rps=rate_rps, cv=cv, seed=seed)
+    return BenchWorks(
+        name=workload.name,
+        warmup=works[:warmup],
+        measured=with_arrivals(measured, arrivals_s),
+        measured_rows=workload.rows[warmup:],
+        timed=workload.timed,
+    )
 
 
 def to_works(
@@ -141,13 +155,22 @@ def _open(path_or_name: str, *, requests: int, warmup: int, seed: int, kv_tokens
         options = SYNTHETIC[path_or_name]
         if path_or_name == "synthetic-drift":
             options = replace(options, drift_at=warmup + requests // 2)
-        rows = synthetic_stream(seed, options)
-        fits = (row for row in rows if kv_tokens is None or row_tokens(row) <= kv_tokens)
-        return Workload(name=path_or_name, rows=tuple(islice(fits, requests + warmup)))
+        return Workload(name=path_or_name, rows=_synthetic_rows(requests + warmup, seed, options, kv_tokens))
     workload = load_workload(path_or_name)
     if kv_tokens is not None:
         workload = fitting(workload, tokens=kv_tokens)
     return sample(workload, requests + warmup, seed)
+
+
+def _synthetic_rows(
+    requests: int, seed: int, options: SyntheticOptions, kv_tokens: int | None
+) -> tuple[WorkloadRow, ...]:
+    limit = math.inf if kv_tokens is None else kv_tokens
+    tried = islice(synthetic_stream(seed, options), 2 * requests + 1000)
+    rows = tuple(islice((row for row in tried if row_tokens(row) <= limit), requests))
+    if len(rows) < requests:
+        raise WorkloadError(f"most requests of the synthetic workload exceed {limit} KV tokens: use a larger profile")
+    return rows
 
 
 def _own_arrivals(workload: Workload) -> Seconds:

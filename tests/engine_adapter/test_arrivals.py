@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine_adapter.arrivals import all_at_zero, gamma_arrivals, poisson_arrivals, trace_arrivals
+from store.errors import BadInputError
+
+
+@pytest.mark.parametrize("cv", [0.0, 0.3, 1.0, 3.0])
+@pytest.mark.parametrize("rate_rps", [0.2, 40.0])
+def test_gamma_arrivals_have_the_rate_and_the_variation_asked_for(cv: float, rate_rps: float) -> None:
+    """Mean rate within 5 % and coefficient of variation of the gaps within 5 % over many arrivals."""
+    times_s = gamma_arrivals(np.random.default_rng(7), count=60_000, rate_rps=rate_rps, cv=cv)
+    gaps_s = np.diff(times_s, prepend=0.0)
+    assert len(times_s) / times_s[-1] == pytest.approx(rate_rps, rel=0.05)
+    assert gaps_s.std() / gaps_s.mean() == pytest.approx(cv, rel=0.05, abs=1e-6)
+    assert (gaps_s >= 0).all()
+
+
+def test_poisson_arrivals_in_disjoint_seconds_are_counted_as_poisson() -> None:
+    """The variance of the counts equals their mean, and neighbouring counts do not correlate."""
+    times_s = poisson_arrivals(np.random.default_rng(3), count=50_000, rate_rps=5.0)
+    counts = np.bincount(times_s.astype(int))[:-1]
+    assert counts.var() / counts.mean() == pytest.approx(1.0, abs=0.05)
+    assert abs(np.corrcoef(counts[:-1], counts[1:])[0, 1]) < 0.03
+
+
+@given(seed=st.integers(0, 2**32), count=st.integers(0, 50), cv=st.floats(0, 100), rate_rps=st.floats(0.01, 1000))
+def test_arrivals_depend_on_the_seed_alone_and_never_fall(seed: int, count: int, cv: float, rate_rps: float) -> None:
+    """Two generators of one seed give the same times; times are ordered and as many as asked for."""
+    first, second = (
+        gamma_arrivals(np.random.default_rng(seed), count=count, rate_rps=rate_rps, cv=cv) for _ in range(2)
+    )
+    assert first.tolist() == second.tolist()
+    assert len(first) == count
+    assert (np.diff(first, prepend=0.0) >= 0).all()
+
+
+@given(times_s=st.lists(st.floats(0, 1e6), min_size=2, max_size=30), rate_rps=st.floats(0.01, 1000))
+def test_a_trace_scaled_to_a_rate_keeps_its_shape(times_s: list[float], rate_rps: float) -> None:
+    """Mean rate is the one asked for, the order is the trace's, and gaps keep their ratios."""
+    own_s = trace_arrivals(times_s)
+    assert own_s[0] == 0.0
+    if own_s[-1] < 1e-3:
+        return
+    scaled_s = trace_arrivals(times_s, rate_rps=rate_rps)
+    assert (len(times_s) - 1) / scaled_s[-1] == pytest.approx(rate_rps)
+    np.testing.assert_allclose(scaled_s / scaled_s[-1], own_s / own_s[-1], atol=1e-9)
+
+
+def test_a_trace_is_ordered_and_starts_at_zero_and_the_callers_list_stays_as_it_is() -> None:
+    """A trace's first arrival is its time zero; the argument is not changed."""
+    times_s = np.array([30.0, 10.0, 15.0])
+    assert trace_arrivals(times_s).tolist() == [0.0, 5.0, 20.0]
+    assert times_s.tolist() == [30.0, 10.0, 15.0]
+    assert trace_arrivals([]).tolist() == []
+
+
+def test_all_at_zero_is_there_from_the_start() -> None:
+    """For capacity: every request arrives at once."""
+    assert all_at_zero(3).tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("rate_rps", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_rate_that_is_none_is_refused_by_name_and_value(rate_rps: float) -> None:
+    """The message holds the value."""
+    with pytest.raises(BadInputError, match=f"rate in requests/s is {rate_rps}"):
+        poisson_arrivals(np.random.default_rng(0), count=1, rate_rps=rate_rps)
+    with pytest.raises(BadInputError, match=f"rate in requests/s is {rate_rps}"):
+        trace_arrivals([0.0, 1.0], rate_rps=rate_rps)
+
+
+def test_senseless_variation_and_traces_are_refused() -> None:
+    """A negative coefficient, a time that is no number, a trace of one moment that shall get a rate."""
+    with pytest.raises(BadInputError, match="variation of the arrivals is -1"):
+        gamma_arrivals(np.random.default_rng(0), count=1, rate_rps=1.0, cv=-1.0)
+    with pytest.raises(BadInputError, match="variation of the arrivals is nan"):
+        gamma_arrivals(np.random.default_rng(0), count=1, rate_rps=1.0, cv=float("nan"))
+    with pytest.raises(BadInputError, match="no number"):
+        trace_arrivals([0.0, float("nan")])
+    with pytest.raises(BadInputError, match="all 2 arrivals of the trace are at one moment"):
+        trace_arrivals([4.0, 4.0], rate_rps=1.0)
