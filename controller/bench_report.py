@@ -1,0 +1,166 @@
+"""The benchmark's result for people: a table for the terminal and a page with plots."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from html import escape
+from pathlib import Path
+
+import numpy as np
+import plotly.graph_objects as go
+from rich.table import Table
+
+from controller.bench import BenchResult
+from controller.bench_figures import PolicyFigures
+
+COLUMNS: tuple[tuple[str, str, str], ...] = (
+    ("mean_ttlt_s", "TTLT mean s", "{:.2f}"),
+    ("p50_ttlt_s", "P50", "{:.2f}"),
+    ("p90_ttlt_s", "P90", "{:.1f}"),
+    ("p99_ttlt_s", "P99", "{:.1f}"),
+    ("max_ttlt_s", "max", "{:.1f}"),
+    ("mean_ttft_s", "TTFT mean s", "{:.2f}"),
+    ("p99_ttft_s", "P99", "{:.1f}"),
+    ("mean_tpot_s", "TPOT s", "{:.3f}"),
+    ("throughput_tokens_per_s", "tokens/s", "{:.0f}"),
+    ("makespan_s", "makespan s", "{:.0f}"),
+    ("preemptions", "preemptions", "{}"),
+    ("recompute_tax", "recomputed", "{:.1%}"),
+    ("wall_s", "took s", "{:.1f}"),
+)
+"""Figure, heading, format; the watermark is the same for all and stands in the title where it is not 0."""
+
+COLOURS = ("#6b7280", "#d97706", "#2563eb", "#059669", "#db2777", "#7c3aed", "#0891b2", "#65a30d")
+PAGE = """<!doctype html>
+<html lang="en">
+<head><meta charset="utf-8"><title>{title}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1100px; padding: 0 1rem; color: #111827; }}
+table {{ border-collapse: collapse; }}
+th, td {{ padding: .3rem .6rem; text-align: right; border-bottom: 1px solid #e5e7eb; }}
+th:first-child, td:first-child {{ text-align: left; }}
+</style></head>
+<body><h1>{title}</h1><p>{about}</p>{table}{plots}</body></html>
+"""
+
+
+def bench_table(result: BenchResult) -> Table:
+    """One row for each policy; lower TTLT is better, and the best of a column is bold."""
+    table = Table(title=describe(result))
+    table.add_column("policy")
+    for _, heading, _ in COLUMNS:
+        table.add_column(heading, justify="right")
+    best = {name: min(float(getattr(f, name)) for f in result.figures.values()) for name in _LOWER_IS_BETTER}
+    for policy, figures in result.figures.items():
+        cells = [_cell(figures, name, form, best.get(name)) for name, _, form in COLUMNS]
+        table.add_row(policy, *cells)
+    return table
+
+
+def describe(result: BenchResult) -> str:
+    """One line: what was served, on what, how hard."""
+    spec = result.spec
+    rate = spec.load * result.capacity_rps
+    return (
+        f"{result.workload} on {spec.profile} ({spec.engine}, prefix caching {'on' if spec.prefix_caching else 'off'}): "
+        f"{result.requests} requests, load {spec.load:g} of stock FCFS = {rate:.2f}/s, seed {spec.seed}"
+    )
+
+
+def write_html(result: BenchResult, path: Path) -> None:
+    """Write a page that stands on its own: table, TTLT distributions, mean against P99, queue and KV over time."""
+    plots = [_ttlt_distributions(result), _mean_against_tail(result), _queue_over_time(result), _kv_over_time(result)]
+    parts = [
+        figure.to_html(full_html=False, include_plotlyjs=number == 0, default_height="420px")
+        for number, figure in enumerate(plots)
+    ]
+    page = PAGE.format(
+        title="Scheduling policies side by side",
+        about=escape(describe(result)),
+        table=_html_table(result),
+        plots="".join(parts),
+    )
+    path.write_text(page, encoding="utf-8")
+
+
+_LOWER_IS_BETTER = tuple(
+    field.name for field in fields(PolicyFigures) if field.name.endswith(("ttlt_s", "ttft_s", "tpot_s"))
+)
+
+
+def _cell(figures: PolicyFigures, name: str, form: str, best: float | None) -> str:
+    value = getattr(figures, name)
+    text = form.format(value)
+    return f"[bold]{text}[/bold]" if best is not None and value == best else text
+
+
+def _html_table(result: BenchResult) -> str:
+    head = "".join(f"<th>{escape(heading)}</th>" for heading in ("policy", *(heading for _, heading, _ in COLUMNS)))
+    rows = [
+        f"<tr><td>{escape(policy)}</td>"
+        + "".join(f"<td>{form.format(getattr(figures, name))}</td>" for name, _, form in COLUMNS)
+        + "</tr>"
+        for policy, figures in result.figures.items()
+    ]
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _ttlt_distributions(result: BenchResult) -> go.Figure:
+    figure = _figure("Requests finished within a time to last token", "TTLT, s", "share of requests")
+    for number, (policy, run) in enumerate(result.runs.items()):
+        ttlt_s = np.sort([life.ttlt_s for life in run.lives])
+        share = np.arange(1, ttlt_s.size + 1) / ttlt_s.size
+        figure.add_scatter(x=ttlt_s, y=share, name=policy, mode="lines", line=_line(number))
+    figure.update_xaxes(type="log")
+    return figure
+
+
+def _mean_against_tail(result: BenchResult) -> go.Figure:
+    figure = _figure("Mean against tail", "mean TTLT, s", "P99 TTLT, s")
+    for number, (policy, figures) in enumerate(result.figures.items()):
+        figure.add_scatter(
+            x=[figures.mean_ttlt_s],
+            y=[figures.p99_ttlt_s],
+            name=policy,
+            text=[policy],
+            mode="markers+text",
+            textposition="top center",
+            marker={"size": 12, "color": COLOURS[number % len(COLOURS)]},
+        )
+    figure.update_xaxes(rangemode="tozero")
+    figure.update_yaxes(rangemode="tozero")
+    return figure
+
+
+def _queue_over_time(result: BenchResult) -> go.Figure:
+    figure = _figure("Waiting requests", "virtual time, s", "requests")
+    for number, (policy, run) in enumerate(result.runs.items()):
+        times_s = [moment.time_s for moment in run.timeline]
+        waiting = [moment.waiting for moment in run.timeline]
+        figure.add_scatter(x=times_s, y=waiting, name=policy, mode="lines", line=_line(number))
+    return figure
+
+
+def _kv_over_time(result: BenchResult) -> go.Figure:
+    figure = _figure("KV cache in use", "virtual time, s", "share of blocks")
+    for number, (policy, run) in enumerate(result.runs.items()):
+        times_s = [moment.time_s for moment in run.timeline]
+        shares = [moment.kv_share for moment in run.timeline]
+        figure.add_scatter(x=times_s, y=shares, name=policy, mode="lines", line=_line(number))
+    figure.update_yaxes(range=[0.0, 1.05])
+    return figure
+
+
+def _figure(title: str, x_title: str, y_title: str) -> go.Figure:
+    return go.Figure(
+        layout={
+            "title": title,
+            "xaxis": {"title": x_title},
+            "yaxis": {"title": y_title},
+            "template": "plotly_white",
+        }
+    )
+
+
+def _line(number: int) -> dict[str, object]:
+    return {"color": COLOURS[number % len(COLOURS)], "width": 1.8}
