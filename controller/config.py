@@ -13,7 +13,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
@@ -34,6 +34,9 @@ def default_store_path() -> Path:
     """Where history is kept when nobody says otherwise: the user's data directory."""
     base = os.environ.get("XDG_DATA_HOME")
     return Path(base) / "sagesched" if base else Path.home() / ".local" / "share" / "sagesched"
+
+
+Objective: TypeAlias = Literal["mean", "balanced", "tail"]
 
 
 class Section(BaseModel):
@@ -67,7 +70,7 @@ class PolicySection(Section):
     """How requests are ordered and admitted."""
 
     name: str = Field(default="sage", description="policy: sage, sagesched-paper or fcfs")
-    objective: Literal["mean", "balanced", "tail"] = Field(default="balanced", description="what the boost favours")
+    objective: Objective = Field(default="balanced", description="what the boost favours")
     boost_per_s: float | None = Field(default=None, ge=0.0, description="γ of the boost instead of the objective's own")
     gate: bool = Field(default=True, description="admit by expected growth; false admits as the engine would")
     gate_horizon_tokens: int | None = Field(

@@ -26,6 +26,7 @@ SNAPSHOTS_KEPT = 12_000
 FINISHED_KEPT = 5000
 SCORES_KEPT = 1000
 CLUSTERS_COUNTED = 100_000
+QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,11 +59,15 @@ class FinishedView:
 
     engine_id: str
     finished: Finished
+    priority: int
     cluster: int | None
-    p10_tokens: int | None
-    p50_tokens: int | None
-    p90_tokens: int | None
+    quantiles: tuple[tuple[float, int], ...]
+    """The belief as pairs of probability and tokens; empty when there was none."""
     pit: float | None
+
+    def quantile_tokens(self, probability: float) -> int | None:
+        """One of the belief's quantiles."""
+        return dict(self.quantiles).get(probability)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,10 +139,9 @@ class Live:
         view = FinishedView(
             engine_id=session.hello.engine_id,
             finished=finished,
+            priority=request.arrived.priority if request else 0,
             cluster=request.forecast.cluster if request else None,
-            p10_tokens=belief.quantile(0.1) if belief else None,
-            p50_tokens=belief.quantile(0.5) if belief else None,
-            p90_tokens=belief.quantile(0.9) if belief else None,
+            quantiles=tuple((q, belief.quantile(q)) for q in QUANTILES) if belief else (),
             pit=outcome.pit if outcome else None,
         )
         if view.cluster is not None and len(self._clusters) < CLUSTERS_COUNTED:

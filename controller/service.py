@@ -19,15 +19,14 @@ from pathlib import Path
 import numpy as np
 
 from controller.commands import Commands
-from controller.config import Config, PolicySection, StoreSection
+from controller.config import Config, StoreSection
 from controller.core import Core, CoreConfig
 from controller.gain_watch import GainWatch
 from controller.http import ApiSources, build_api
 from controller.live import Live
 from controller.loop import ControlLoop
 from controller.metrics import Metrics
-from controller.policies import DEFAULT_GATE, policy_named
-from controller.policy import Policy
+from controller.policy_choice import policy_of
 from controller.web_server import WebServer
 from engine_adapter.transport import ZmqHub
 from online_learning.clusters import ClusterSettings
@@ -35,13 +34,10 @@ from online_learning.learner import ClusterLearner, LearnerSettings
 from online_learning.prompt import Observation
 from store.errors import StoreError
 from store.reader import learning_history
-from store.records import Gate
 from store.writer import HistoryWriter
 
 log = logging.getLogger(__name__)
 
-BOOSTS_PER_S = {"mean": None, "balanced": 0.003, "tail": 0.03}
-"""γ of the boost under each objective."""
 HASH_KEY_FILE = "prompt_hash.key"
 HASH_KEY_BYTES = 32
 
@@ -80,7 +76,7 @@ def _opened(
             core=core, hub=hub, history=history, live=live, metrics=metrics, commands=commands, clock=clock
         )
         token = config.http.token
-        gain = GainWatch(live, clock)
+        gain = GainWatch(live, config.policy, clock)
         sources = ApiSources(
             live=live,
             metrics=metrics,
@@ -156,17 +152,3 @@ def _hash_key(store: Path) -> bytes:
     if len(key) != HASH_KEY_BYTES:
         raise StoreError(f"file {file} has {len(key)} bytes instead of {HASH_KEY_BYTES}: remove it, a new one is made")
     return key
-
-
-def policy_of(section: PolicySection) -> Policy:
-    """The policy that the configuration asks for; raises `ConfigError`.
-
-    >>> policy_of(PolicySection(objective="mean", gate_horizon_tokens=16)).gate
-    Gate(horizon_tokens=16, margin=1.0)
-    """
-    gate = Gate(
-        horizon_tokens=section.gate_horizon_tokens or DEFAULT_GATE.horizon_tokens,
-        margin=section.gate_margin or DEFAULT_GATE.margin,
-    )
-    boost_per_s = BOOSTS_PER_S[section.objective] if section.boost_per_s is None else section.boost_per_s
-    return policy_named(section.name, gate=gate if section.gate else None, boost_per_s=boost_per_s or None)

@@ -91,9 +91,9 @@ def finished_row(view: FinishedView) -> dict[str, Any]:
         "output_tokens": fact.output_tokens,
         "reason": fact.reason,
         "cluster": view.cluster,
-        "p10_tokens": view.p10_tokens,
-        "p50_tokens": view.p50_tokens,
-        "p90_tokens": view.p90_tokens,
+        "p10_tokens": view.quantile_tokens(0.1),
+        "p50_tokens": view.quantile_tokens(0.5),
+        "p90_tokens": view.quantile_tokens(0.9),
         "pit": view.pit,
     }
 
