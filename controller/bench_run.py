@@ -20,6 +20,7 @@ from engine_adapter.simulated_engine import SimulatedEngine
 from engine_adapter.workloads import bench_works, with_arrivals
 from online_learning.learner import ClusterLearner
 from online_learning.prompt import LengthLearner, Observation, Prompt
+from online_learning.similarity import SimilarityLearner
 from store.errors import ConfigError
 from store.records import ControllerMessage, EngineMessage, Gate
 
@@ -180,9 +181,9 @@ class _Brain:
         return [answer for _, answer in answers]
 
 
-def _learner(_policy: str) -> LengthLearner:
-    """What runs live."""
-    return ClusterLearner()
+def _learner(policy: str) -> LengthLearner:
+    """The paper predicts by similarity, as it says; all others with what runs live."""
+    return SimilarityLearner() if policy == "sagesched-paper" else ClusterLearner()
 
 
 def _true_tokens(work: Work, profile: Profile) -> int:

@@ -10,6 +10,8 @@ Lowest first is optimal for the mean of a single server when lengths are only kn
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from online_learning.distribution import FloatArray
@@ -20,10 +22,11 @@ def gittins_index(cost: FloatArray, mass: FloatArray) -> FloatArray:
 
     ``cost`` increases strictly and starts with the age 0; ``mass[i]`` is the probability of finishing exactly at
     ``cost[i]``, with ``mass[0] == 0``. Points without mass may be there, so that ages between can be asked for.
-    The result has the unit of ``cost``, is infinite where no mass is left beyond the age, and takes O(n²).
+    The result has the unit of ``cost`` and is infinite where no mass is left beyond the age; it takes O(n).
 
     With A(c) = E[min(X, c)] and F(c) = P(X ≤ c) the index at age i is the least slope from point i of the curve
-    (F, A) to a point j > i. Both differences are summed from the far end, so that a thin tail keeps its digits.
+    (F, A) to a point j > i: the first edge of the lower convex hull of the points from i on, which grows to the left.
+    Slopes are taken from sums over the far end, so that a thin tail keeps its digits.
 
     >>> gittins_index(np.array([0.0, 1.0, 10.0]), np.array([0.0, 0.5, 0.5])).tolist()
     [2.0, 9.0, inf]
@@ -31,20 +34,29 @@ def gittins_index(cost: FloatArray, mass: FloatArray) -> FloatArray:
     assert cost[0] == 0.0, "ages start at 0"
     assert mass[0] == 0.0, "nothing finishes at age 0"
     survival = survival_beyond(mass)
-    left = np.append(np.cumsum((np.diff(cost) * survival[:-1])[::-1])[::-1], 0.0)
-    invested = left[:, None] - left[None, :]
-    finished = survival[:, None] - survival[None, :]
-    useful = (finished > 0.0) & _later(cost.size)
-    slopes = np.full(invested.shape, np.inf)
-    np.divide(invested, finished, out=slopes, where=useful)
-    index: FloatArray = slopes.min(axis=1)
+    to_invest = np.append(np.cumsum((np.diff(cost) * survival[:-1])[::-1])[::-1], 0.0)
+    return np.array(_first_hull_edges(survival.tolist(), to_invest.tolist()))
+
+
+def _first_hull_edges(survival: list[float], to_invest: list[float]) -> list[float]:
+    """Slope of the hull's first edge at each point; both coordinates count from the far end and fall."""
+    index = [math.inf] * len(survival)
+    hull: list[tuple[float, float, float]] = []
+    for point in range(len(survival) - 1, -1, -1):
+        left, invest = survival[point], to_invest[point]
+        slope = math.inf
+        while hull:
+            next_left, next_invest, next_slope = hull[-1]
+            slope = (invest - next_invest) / (left - next_left) if left > next_left else math.inf
+            if slope < next_slope:
+                break
+            hull.pop()
+            slope = math.inf
+        index[point] = slope
+        hull.append((left, invest, slope))
     return index
 
 
 def survival_beyond(mass: FloatArray) -> FloatArray:
     """Probability of lying strictly beyond each point, exact to the last digit in the tail."""
     return np.append(np.cumsum(mass[:0:-1])[::-1], 0.0)
-
-
-def _later(size: int) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
-    return np.tri(size, k=-1, dtype=np.bool_).T

@@ -83,10 +83,13 @@ def _outlived_index_s(request: RequestFacts, cost: CostModel, ages: IntArray, hi
 
 def _growth_tokens(ages: IntArray, mass: FloatArray, horizon_tokens: int) -> FloatArray:
     """E[min(length - age, horizon)] of what has outlived each age; 0 where nothing has."""
-    remaining = np.clip(ages[None, :] - ages[:, None], 0, horizon_tokens)
     survival = survival_beyond(mass)
-    growth: FloatArray = np.divide(remaining @ mass, survival, out=np.zeros(ages.size), where=survival > 0.0)
-    return growth
+    tokens_beyond = survival_beyond(mass * ages)
+    within = np.searchsorted(ages, ages + horizon_tokens, side="right") - 1
+    ending = survival - survival[within]
+    expected = tokens_beyond - tokens_beyond[within] - ages * ending + horizon_tokens * survival[within]
+    growth: FloatArray = np.divide(expected, survival, out=np.zeros(ages.size), where=survival > 0.0)
+    return np.maximum(growth, 0.0)
 
 
 def _compact(request_id: str | None, ages: IntArray, index_s: FloatArray, growth: FloatArray) -> IndexTable:

@@ -1,0 +1,191 @@
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from controller.bench import BenchResult, BenchSpec, run_bench
+from controller.bench_figures import capacity_rps, figures
+from controller.bench_report import bench_table, write_html
+from controller.bench_run import TIMELINE_POINTS
+from controller.policies import POLICY_NAMES
+from engine_adapter.engine import Life, Totals
+from store.errors import ConfigError, WorkloadError
+
+OVERLOAD = BenchSpec(load=1.5, requests=600, warmup=600, seed=3, policies=POLICY_NAMES)
+JSON_KEYS = {
+    "workload", "profile", "load", "seed", "requests", "tuned", "objective", "capacity_rps", "versions", "policies",
+}  # fmt: skip
+FIGURE_KEYS = {
+    "mean_ttlt_s", "p50_ttlt_s", "p90_ttlt_s", "p99_ttlt_s", "max_ttlt_s", "mean_ttft_s", "p99_ttft_s", "mean_tpot_s",
+    "throughput_tokens_per_s", "makespan_s", "preemptions", "recompute_tax", "watermark", "wall_s",
+}  # fmt: skip
+
+
+def bench(spec: BenchSpec) -> BenchResult:
+    """Run it with the real clock for what it took."""
+    return run_bench(spec, timer=time.perf_counter)
+
+
+def life(number: int, arrival_s: float, first_token_s: float, finished_s: float, output_tokens: int = 11) -> Life:
+    """A request that was served."""
+    return Life(
+        request_id=str(number),
+        arrival_s=arrival_s,
+        scheduled_s=arrival_s,
+        first_token_s=first_token_s,
+        finished_s=finished_s,
+        prompt_tokens=5,
+        output_tokens=output_tokens,
+        reason="stop",
+        preemptions=0,
+        recomputed_tokens=0,
+    )
+
+
+@pytest.fixture(scope="module")
+def overloaded() -> BenchResult:
+    """All policies on the built-in workload with more coming in than FCFS can serve."""
+    return bench(OVERLOAD)
+
+
+def test_the_report_has_the_keys_that_scripts_rely_on(overloaded: BenchResult) -> None:
+    """The JSON is what the design says, for every policy, and is plain JSON."""
+    report = json.loads(json.dumps(overloaded.as_json()))
+    assert set(report) == JSON_KEYS
+    assert list(report["policies"]) == list(POLICY_NAMES)
+    assert all(set(figures) == FIGURE_KEYS for figures in report["policies"].values())
+    assert report["capacity_rps"] > 0.0
+
+
+def test_every_policy_serves_every_request_whole(overloaded: BenchResult) -> None:
+    """No policy looks good by leaving something out: the same requests, the same answers, no life twice."""
+    served = {
+        name: sorted((life.request_id, life.arrival_s, life.output_tokens) for life in run.lives)
+        for name, run in overloaded.runs.items()
+    }
+    assert len({request_id for request_id, _, _ in served["fcfs"]}) == OVERLOAD.requests
+    assert all(lives == served["fcfs"] for lives in served.values())
+
+
+def test_under_overload_sage_beats_first_come_first_served(overloaded: BenchResult) -> None:
+    """The point of it all, with a margin well below what is usual, and without wasting work on recomputation."""
+    fcfs, sage = overloaded.figures["fcfs"], overloaded.figures["sage"]
+    assert sage.mean_ttlt_s < 0.8 * fcfs.mean_ttlt_s
+    assert sage.recompute_tax < 0.8 * fcfs.recompute_tax
+    assert sage.mean_ttft_s < fcfs.mean_ttft_s
+
+
+def test_at_low_load_nothing_gets_worse() -> None:
+    """Where nothing queues, ordering and gate cost nothing."""
+    result = bench(BenchSpec(load=0.4, requests=300, warmup=300, seed=5, policies=("fcfs", "sage")))
+    assert result.figures["sage"].mean_ttlt_s <= 1.01 * result.figures["fcfs"].mean_ttlt_s
+    assert result.figures["sage"].p99_ttlt_s <= 1.01 * result.figures["fcfs"].p99_ttlt_s
+
+
+def test_a_seed_decides_everything(overloaded: BenchResult) -> None:
+    """The same spec gives the same figures, alone or beside other policies, here or in processes of their own."""
+    spec = dataclasses.replace(OVERLOAD, policies=("sage", "fcfs"))
+    again = run_bench(spec, timer=time.perf_counter, processes=2)
+    for name in spec.policies:
+        assert again.runs[name].lives == overloaded.runs[name].lives
+        assert again.runs[name].timeline == overloaded.runs[name].timeline
+    assert again.capacity_rps == overloaded.capacity_rps
+
+
+def test_another_seed_gives_another_workload(overloaded: BenchResult) -> None:
+    """Seeds are not ignored."""
+    other = bench(dataclasses.replace(OVERLOAD, seed=4, policies=("fcfs",)))
+    assert other.figures["fcfs"].mean_ttlt_s != overloaded.figures["fcfs"].mean_ttlt_s
+
+
+def test_the_timeline_is_bounded_and_in_order(overloaded: BenchResult) -> None:
+    """Plots get the whole run in a bounded number of moments."""
+    for run in overloaded.runs.values():
+        times_s = [moment.time_s for moment in run.timeline]
+        assert times_s == sorted(times_s)
+        assert len(times_s) < 2 * TIMELINE_POINTS
+        assert times_s[-1] > 0.9 * run.figures.makespan_s
+        assert all(0.0 <= moment.kv_share <= 1.0 for moment in run.timeline)
+
+
+def test_progress_is_told_of_the_capacity_and_of_every_policy() -> None:
+    """Whoever waits sees who is at work and how far."""
+    told: list[tuple[str, int, int]] = []
+    spec = BenchSpec(requests=30, warmup=0, policies=("sage", "fcfs"))
+    run_bench(spec, timer=time.perf_counter, progress=lambda *report: told.append(report))
+    assert list(dict.fromkeys(policy for policy, _, _ in told)) == ["capacity", "sage", "fcfs"]
+    assert [report for report in told if report[1] == report[2]] == [
+        ("capacity", 30, 30), ("sage", 30, 30), ("fcfs", 30, 30),
+    ]  # fmt: skip
+
+
+def test_the_table_and_the_page_show_every_policy(overloaded: BenchResult, tmp_path: Path) -> None:
+    """What people read has the same figures as the JSON, and the page needs no network."""
+    console = Console(width=300, record=True, file=None, quiet=True)
+    console.print(bench_table(overloaded))
+    page_path = tmp_path / "report.html"
+    write_html(overloaded, page_path)
+    page = page_path.read_text(encoding="utf-8")
+    for policy, policy_figures in overloaded.figures.items():
+        assert policy in page
+        assert f"{policy_figures.mean_ttlt_s:.2f}" in page
+    assert page.count("plotly-graph-div") >= 4
+    assert 'src="https' not in page
+
+
+@given(st.lists(st.tuples(st.floats(0, 100), st.floats(0, 50), st.floats(0, 50)), min_size=1, max_size=40))
+def test_the_figures_are_those_of_the_lives(spans: list[tuple[float, float, float]]) -> None:
+    """Means, percentiles and spans come out as defined."""
+    lives = [
+        life(number, arrival, arrival + wait, arrival + wait + decode)
+        for number, (arrival, wait, decode) in enumerate(spans)
+    ]
+    totals = Totals(steps=1, computed_tokens=100, recomputed_tokens=25, preemptions=7, lives=lives)
+    found = figures(totals)
+    ttlt_s = [wait + decode for _, wait, decode in spans]
+    assert found.mean_ttlt_s == pytest.approx(np.mean(ttlt_s), abs=1e-9)
+    assert found.max_ttlt_s == pytest.approx(max(ttlt_s), abs=1e-9)
+    assert found.mean_ttft_s == pytest.approx(np.mean([wait for _, wait, _ in spans]), abs=1e-9)
+    assert found.mean_tpot_s == pytest.approx(np.mean([decode / 10 for _, _, decode in spans]), abs=1e-9)
+    assert found.p50_ttlt_s <= found.p90_ttlt_s <= found.p99_ttlt_s <= found.max_ttlt_s
+    assert (found.preemptions, found.recompute_tax) == (7, 0.25)
+
+
+def test_capacity_leaves_out_the_start_and_the_stragglers() -> None:
+    """A slow beginning and one endless answer do not change what is served at full backlog."""
+    steady = [life(n, 0.0, 1.0, 50.0 + 0.25 * n) for n in range(101)]
+    assert capacity_rps(steady) == pytest.approx(4.0)
+    late = [*steady[:-1], life(100, 0.0, 1.0, 5000.0)]
+    assert capacity_rps(late) == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"profile": "h100"}, "h100"),
+        ({"load": 0.0}, "load"),
+        ({"load": float("nan")}, "load"),
+        ({"requests": 3}, "requests"),
+        ({"warmup": -1}, "warmup"),
+        ({"policies": ("lifo",)}, "lifo"),
+        ({"policies": ()}, "policy"),
+        ({"policies": ("sage", "sage")}, "twice"),
+        ({"prefix_caching": True}, "prefix caching"),
+    ],
+)
+def test_a_spec_that_makes_no_sense_is_refused_by_name(changes: dict[str, object], named: str) -> None:
+    """Bad input is told at once, before anything runs."""
+    with pytest.raises(ConfigError, match=named):
+        BenchSpec(**changes)  # type: ignore[arg-type]
+
+
+def test_a_workload_that_is_not_there_is_refused() -> None:
+    """The file's name is in the message."""
+    with pytest.raises(WorkloadError, match=r"nowhere\.parquet"):
+        bench(BenchSpec(workload="nowhere.parquet", requests=10))
