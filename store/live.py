@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -122,7 +123,8 @@ class LiveFile:
 
     def close(self) -> None:
         """Give the live file back; what is durable stays so."""
-        self._connection.close()
+        with contextlib.suppress(duckdb.Error):
+            self._connection.close()
 
     def _claim(self) -> int:
         """Position that this writer had reached already, before an error made it open the file again."""
@@ -153,10 +155,8 @@ class LiveFile:
 
     def _roll_back(self) -> None:
         """End a failed transaction; a connection that the failure broke has none to end."""
-        try:
+        with contextlib.suppress(duckdb.Error):
             self._connection.rollback()
-        except duckdb.Error:
-            return
 
 
 def _arrow(name: str, schema: pa.Schema, rows: Sequence[Row]) -> pa.Table:

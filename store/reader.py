@@ -35,22 +35,29 @@ def open_history(path: Path) -> duckdb.DuckDBPyConnection:
     Raises:
         StoreError: there is no history in the folder.
     """
-    catalog = Folder(Path(path).absolute()).catalog
-    if not catalog.is_file():
-        raise StoreError(
-            f"folder {path} holds no history (no {catalog.name}): start the controller with --store {path}, "
-            "or name the folder of one that ran"
-        )
+    catalog = require_catalog(path)
     connection = duckdb.connect(":memory:", config={"autoinstall_known_extensions": "false"})
     try:
         connection.execute(f"ATTACH {quoted(str(catalog))} AS catalog (READ_ONLY)")
         connection.execute("USE catalog")
+        connection.execute("SET python_enable_replacements = false")
     except duckdb.Error as error:
         connection.close()
         raise StoreError(
             f"catalog {catalog} cannot be read: {str(error).splitlines()[0]}: start the controller once, it rebuilds it"
         ) from error
     return connection
+
+
+def require_catalog(path: Path) -> Path:
+    """The catalog's file; raises `StoreError` when the folder holds no history."""
+    catalog = Folder(Path(path).absolute()).catalog
+    if not catalog.is_file():
+        raise StoreError(
+            f"folder {path} holds no history (no {catalog.name}): start the controller with --store {path}, "
+            "or name the folder of one that ran"
+        )
+    return catalog
 
 
 def last_batches(path: Path) -> dict[str, int]:

@@ -23,8 +23,12 @@ from store.tables import SEALED_TABLES, quoted
 FAN_IN = 16
 """So many segments of a table, hour and level become one of the next level."""
 
+KEPT_TABLES = ("engines", "settings_history")
+"""Tables of a few rows, without which the rest is hard to read: no retention takes them."""
+
 _HOUR_LEVEL = 100
 _DAY_LEVEL = 200
+_EARLIER = "earlier"
 _TEMPORARY = ".tmp"
 _COPY_OPTIONS = "(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 122880)"
 
@@ -45,7 +49,7 @@ class Segment:
 
     @property
     def folder(self) -> str:
-        """The hour (``20260131-07``) or day (``20260131``) under which it is filed."""
+        """The hour (``20260131-07``) or day (``20260131``) under which it is filed, or ``earlier``."""
         return Path(self.path).parent.name
 
 
@@ -216,7 +220,7 @@ def merges(active: Sequence[Segment], hour: str) -> list[Merge]:
     """Which segments should become one, given that ``hour`` is now.
 
     `FAN_IN` segments of a level in the present hour become one of the next; an hour that is over becomes one segment,
-    and a day that is over becomes one.
+    and a day that is over becomes one (of `KEPT_TABLES`, all days that are over).
     So a table never has more than a few dozen segments for today and one for each earlier day.
     """
     found = []
@@ -234,8 +238,8 @@ def merges(active: Sequence[Segment], hour: str) -> list[Merge]:
 def _target(segment: Segment, hour: str) -> tuple[str, int]:
     """Folder and level of the merge in which a segment would take part."""
     day = segment.folder[:8]
-    if day < hour[:8]:
-        return day, _DAY_LEVEL
+    if segment.folder == _EARLIER or day < hour[:8]:
+        return (_EARLIER if segment.table_name in KEPT_TABLES else day), _DAY_LEVEL
     if segment.folder < hour:
         return segment.folder, _HOUR_LEVEL
     return segment.folder, segment.level + 1
@@ -245,7 +249,8 @@ def outlived(active: Sequence[Segment], now_s: float, *, retention_s: float, ret
     """The segments to give up: all that are too old, then the oldest while the rest is too much."""
     kept_bytes = 0
     gone = []
-    for segment in sorted(active, key=lambda s: s.last_received_s, reverse=True):
+    mortal = [segment for segment in active if segment.table_name not in KEPT_TABLES]
+    for segment in sorted(mortal, key=lambda s: s.last_received_s, reverse=True):
         kept_bytes += segment.bytes
         if kept_bytes > retention_bytes or segment.last_received_s < now_s - retention_s:
             gone.append(segment)
