@@ -12,12 +12,12 @@ def main() -> None:
     """Set the page up, draw what all pages share, and run the chosen one."""
     st.set_page_config(page_title="SageSched", page_icon=":material/stacks:", layout="wide")
     pages = [
-        st.Page(now.page, title="Now", icon=":material/monitor_heart:", url_path="now", default=True),
+        st.Page(now.page, title="Now", icon=":material/monitor_heart:", default=True),
         st.Page(predictions.page, title="Predictions", icon=":material/query_stats:", url_path="predictions"),
         st.Page(latency.page, title="Latency", icon=":material/timer:", url_path="latency"),
         st.Page(history.page, title="History", icon=":material/history:", url_path="history"),
     ]
-    chosen = st.navigation(pages)
+    chosen = st.navigation({"SageSched": pages})
     with st.sidebar:
         _health()
     chosen.run()

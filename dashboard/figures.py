@@ -15,6 +15,7 @@ from datetime import UTC, datetime, tzinfo
 import plotly.graph_objects as go
 
 from dashboard import palette
+from dashboard.archive import Coverage
 from dashboard.series import Moment, Percentiles, pit_shares
 from dashboard.views import FinishedPoint, GainView, LatencyView
 
@@ -29,11 +30,11 @@ CONFIG = {"displayModeBar": False, "responsive": True}
 
 def kv_memory(moments: Sequence[Moment], zone: tzinfo) -> go.Figure:
     """KV blocks in use and held back for growth, stacked, under the capacity."""
-    figure = _figure("KV blocks", zone)
     times = _times((moment.time_s for moment in moments), zone)
+    figure = _figure("KV blocks", times, zone)
     areas = (
         ("used", [moment.used_blocks for moment in moments], palette.BLUE),
-        ("held back for growth", [moment.reserved_blocks for moment in moments], palette.AMBER),
+        ("reserve", [moment.reserved_blocks for moment in moments], palette.AMBER),
     )
     for name, values, colour in areas:
         figure.add_scatter(
@@ -50,12 +51,12 @@ def kv_memory(moments: Sequence[Moment], zone: tzinfo) -> go.Figure:
 
 def throughput(moments: Sequence[Moment], zone: tzinfo) -> go.Figure:
     """Output and prompt tokens computed per second, and what was computed again."""
-    figure = _figure("tokens per second", zone)
     times = _times((moment.time_s for moment in moments), zone)
+    figure = _figure("tokens per second", times, zone)
     curves = (
         ("output", [moment.decode_tokens_per_s for moment in moments], palette.BLUE),
         ("prompt", [moment.prefill_tokens_per_s for moment in moments], palette.GREEN),
-        ("recomputed", [moment.recomputed_tokens_per_s for moment in moments], palette.RED),
+        ("recompute", [moment.recomputed_tokens_per_s for moment in moments], palette.RED),
     )
     _lines(figure, times, curves, "%{y:,.0f} tokens/s")
     return _or_blank(figure, moments, "No snapshots in this window")
@@ -63,8 +64,8 @@ def throughput(moments: Sequence[Moment], zone: tzinfo) -> go.Figure:
 
 def requests(moments: Sequence[Moment], zone: tzinfo) -> go.Figure:
     """Requests waiting and running."""
-    figure = _figure("requests", zone)
     times = _times((moment.time_s for moment in moments), zone)
+    figure = _figure("requests", times, zone)
     curves = (
         ("waiting", [moment.waiting for moment in moments], palette.AMBER),
         ("running", [moment.running for moment in moments], palette.BLUE),
@@ -75,8 +76,8 @@ def requests(moments: Sequence[Moment], zone: tzinfo) -> go.Figure:
 
 def latency(rows: Sequence[Percentiles], what: str, zone: tzinfo) -> go.Figure:
     """Percentiles of one latency over time; ``what`` names it, such as ``TTLT``."""
-    figure = _figure(f"{what} (seconds)", zone)
     times = _times((row.time_s for row in rows), zone)
+    figure = _figure(f"{what} (seconds)", times, zone)
     counts = [row.requests for row in rows]
     curves = (
         ("median", [row.p50_s for row in rows], palette.BLUE),
@@ -87,14 +88,31 @@ def latency(rows: Sequence[Percentiles], what: str, zone: tzinfo) -> go.Figure:
     return _or_blank(figure, rows, "No request finished in this window")
 
 
-def arrivals(times_s: Sequence[float], counts: Sequence[float | None], zone: tzinfo) -> go.Figure:
-    """Finished requests per minute."""
-    figure = _figure("requests per minute", zone)
+def finished(rows: Sequence[tuple[float, int]], bucket_s: float, zone: tzinfo) -> go.Figure:
+    """Finished requests per minute, from starts of buckets of ``bucket_s`` seconds and counts in them."""
+    times = _times((start_s for start_s, _ in rows), zone)
+    figure = _figure("requests per minute", times, zone)
     figure.add_bar(
-        x=_times(times_s, zone), y=list(counts), name="finished", marker_color=palette.BLUE, hovertemplate="%{y:,}"
-    )
+        x=times, y=[60.0 * count / bucket_s for _, count in rows], name="finished", marker_color=palette.BLUE,
+        hovertemplate="%{y:,.3g} per minute",
+    )  # fmt: skip
     figure.update_layout(showlegend=False, bargap=0.15)
-    return _or_blank(figure, times_s, "No request in this range")
+    return _or_blank(figure, rows, "No request ended in this range")
+
+
+def coverage(rows: Sequence[Coverage], zone: tzinfo) -> go.Figure:
+    """Share of outcomes inside the central 50 % and 90 % of their predictions, with the ideal."""
+    times = _times((row.time_s for row in rows), zone)
+    figure = _figure("share of outcomes", times, zone)
+    curves = (
+        ("inside 90 % range", [row.within_90 for row in rows], palette.GREEN),
+        ("inside 50 % range", [row.within_50 for row in rows], palette.BLUE),
+    )
+    _lines(figure, times, curves, "%{y:.0%}")
+    for ideal in (0.5, 0.9) if rows else ():
+        figure.add_hline(y=ideal, line={"color": palette.GREY, "width": 1, "dash": "dash"})
+    figure.update_yaxes(tickformat=".0%", range=[0.0, 1.02])
+    return _or_blank(figure, rows, "No prediction turned out in this range")
 
 
 def predicted_against_actual(points: Iterable[FinishedPoint]) -> go.Figure:
@@ -155,18 +173,19 @@ def pit(points: Iterable[FinishedPoint]) -> go.Figure:
     if outcomes:
         noise = 1.96 * math.sqrt(ideal * (1.0 - ideal) / outcomes)
         figure.add_hrect(
-            y0=max(0.0, ideal - noise), y1=ideal + noise, fillcolor=palette.faded(palette.GREY, 0.2), line_width=0
-        )
+            y0=max(0.0, ideal - noise), y1=ideal + noise, fillcolor=palette.faded(palette.GREY, 0.25), line_width=0,
+            layer="below",
+        )  # fmt: skip
         figure.add_bar(
             x=centres, y=shares, width=0.92 / PIT_BINS, marker_color=palette.BLUE, name="outcomes",
             hovertemplate="%{y:.1%} of outcomes<extra></extra>",
         )  # fmt: skip
         figure.add_scatter(
-            x=[0.0, 1.0], y=[ideal, ideal], mode="lines", name="calibrated (band: 95 % of chance)", hoverinfo="skip",
+            x=[0.0, 1.0], y=[ideal, ideal], mode="lines", name="calibrated (band: chance, 95 %)", hoverinfo="skip",
             line={"color": palette.GREY, "width": 1.5, "dash": "dash"},
         )  # fmt: skip
-    figure.update_xaxes(title="where the outcome fell in its prediction (0 short, 1 long)", range=[0, 1])
-    figure.update_yaxes(tickformat=".0%")
+    figure.update_xaxes(title="PIT", range=[0, 1])
+    figure.update_yaxes(tickformat=".0%", range=[0.0, max(0.2, 1.15 * max(shares))])
     figure.update_layout(hovermode="closest", height=420)
     return _or_blank(figure, range(outcomes), "No finished request with a prediction in this window")
 
@@ -191,9 +210,12 @@ def _heights(values: LatencyView) -> list[float | None]:
     return [values.mean_ttlt_s, values.p50_ttlt_s, values.p90_ttlt_s, values.p99_ttlt_s]
 
 
-def _figure(y_title: str, zone: tzinfo) -> go.Figure:
+def _figure(y_title: str, times: Sequence[datetime], zone: tzinfo) -> go.Figure:
     figure = _base(y_title)
-    figure.update_xaxes(title=f"time ({_safe(str(zone))})", type="date")
+    span_s = (times[-1] - times[0]).total_seconds() if times else 0.0
+    # Seconds only where they tell ticks apart, the date only where the day may change.
+    form = "%H:%M:%S" if span_s < 300 else "%H:%M" if span_s < 43_200 else "%H:%M<br>%d %b"
+    figure.update_xaxes(title=f"time ({_safe(str(zone))})", type="date", tickformat=form, tickangle=0, nticks=6)
     return figure
 
 
@@ -202,7 +224,16 @@ def _base(y_title: str) -> go.Figure:
     figure.update_layout(
         height=HEIGHT,
         margin={"l": 8, "r": 8, "t": 36, "b": 8},
-        legend={"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom", "title": ""},
+        legend={
+            "orientation": "h",
+            "xref": "container",
+            "x": 0,
+            "y": 1.02,
+            "xanchor": "left",
+            "yanchor": "bottom",
+            "title": "",
+            "traceorder": "normal",
+        },
         hovermode="x unified",
         uirevision="kept",
         showlegend=True,

@@ -20,7 +20,10 @@ def page() -> None:
 
 @st.fragment(run_every=live.REFRESH_S)
 def _live() -> None:
-    recent = live.answered(live.recent(WINDOW_S))
+    state = live.answered(live.state())
+    if state is None:
+        return
+    recent = live.answered(live.recent(state.controller, WINDOW_S))
     if recent is None:
         return
     _percentiles(recent)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, tzinfo
@@ -18,7 +19,8 @@ import streamlit as st
 from dashboard import figures, words
 from dashboard.addresses import Addresses, from_environment
 from dashboard.client import ControllerClient, Trouble
-from dashboard.views import GainView, QueueView, RecentView, StateView
+from dashboard.recent import RecentPast
+from dashboard.views import ControllerView, GainView, QueueView, RecentView, StateView
 
 REFRESH_S = 1.0
 """How often live parts are drawn again."""
@@ -41,14 +43,9 @@ def addresses() -> Addresses:
     return replace(found, api_url=(given.api or found.api_url).rstrip("/"), store_path=given.store or found.store_path)
 
 
-@st.cache_resource(max_entries=4)
+@st.cache_resource(max_entries=4, show_spinner=False, on_release=ControllerClient.close)
 def _client(api_url: str, token: str | None) -> ControllerClient:
     return ControllerClient(api_url, token)
-
-
-def _controller() -> ControllerClient:
-    here = addresses()
-    return _client(here.api_url, here.token)
 
 
 @st.cache_resource(ttl=KEPT_S, max_entries=4, show_spinner=False)
@@ -61,9 +58,9 @@ def _queue(api_url: str, token: str | None, engine_id: str | None, limit: int) -
     return _client(api_url, token).queue(engine_id, limit)
 
 
-@st.cache_resource(ttl=KEPT_S, max_entries=8, show_spinner=False)
-def _recent(api_url: str, token: str | None, window_s: float) -> RecentView | Trouble:
-    return _client(api_url, token).recent(window_s)
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _recent_past(api_url: str, token: str | None) -> RecentPast:
+    return RecentPast(_client(api_url, token), time.monotonic)
 
 
 @st.cache_resource(ttl=KEPT_S, max_entries=4, show_spinner=False)
@@ -83,10 +80,11 @@ def queue(engine_id: str | None, limit: int) -> QueueView | Trouble:
     return _queue(here.api_url, here.token, engine_id, limit)
 
 
-def recent(window_s: float) -> RecentView | Trouble:
-    """Ask for the recent past, or give the answer of a moment ago."""
+def recent(controller: ControllerView, window_s: float) -> RecentView | Trouble:
+    """Ask for what happened within ``window_s`` before the controller's present."""
     here = addresses()
-    return _recent(here.api_url, here.token, window_s)
+    now_s = time.time() if controller.now_s is None else controller.now_s
+    return _recent_past(here.api_url, here.token).read(controller.controller_id, now_s, window_s)
 
 
 def gain() -> GainView | Trouble:

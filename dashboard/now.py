@@ -31,7 +31,7 @@ def _live(window_s: int) -> None:
     engine_id = live.chosen_engine(state)
     for notice in words.state_notices(state, engine_id):
         live.show(notice)
-    recent = live.recent(window_s)
+    recent = live.recent(state.controller, window_s)
     recent_view = recent if isinstance(recent, RecentView) else RecentView()
     snapshots = [point for point in recent_view.snapshots if engine_id in {None, point.engine_id}]
     bins = moments(snapshots, max(1.0, window_s / 120))
@@ -60,7 +60,7 @@ def _figures_of_the_moment(state: StateView, engines: Sequence[EngineView], bins
     columns[1].metric("Waiting", words.count(sum(s.waiting or 0 for s in snapshots) if snapshots else None))
     columns[2].metric("Running", words.count(sum(s.running or 0 for s in snapshots) if snapshots else None))
     columns[3].metric("KV memory used", words.percent(used / blocks if blocks else None))
-    columns[4].metric("Held back for growth", words.percent(reserved / blocks if blocks else None))
+    columns[4].metric("Growth reserve", words.percent(reserved / blocks if blocks else None))
     columns[5].metric("Output tokens/s", words.count(last.decode_tokens_per_s if last else None))
 
 
@@ -80,55 +80,67 @@ def _charts(bins: Sequence[Moment]) -> None:
     zone = live.zone()
     memory, tokens, requests = st.columns(3)
     with memory:
-        live.chart("KV memory", figures.kv_memory(bins, zone), "now_memory")
+        live.chart("KV memory", figures.kv_memory(bins, zone), "now_memory", _MEMORY)
     with tokens:
-        live.chart("Throughput", figures.throughput(bins, zone), "now_tokens")
+        live.chart("Throughput", figures.throughput(bins, zone), "now_tokens", _TOKENS)
     with requests:
-        live.chart("Requests", figures.requests(bins, zone), "now_requests")
+        live.chart("Requests", figures.requests(bins, zone), "now_requests", _REQUESTS)
 
 
 def _tables(queue: QueueView, engines: Sequence[EngineView]) -> None:
     waiting = [row for row in queue.rows if row.state == "waiting"]
     running = [row for row in queue.rows if row.state == "running"]
-    several = len({row.engine_id for row in queue.rows}) > 1
     total = sum(engine.snapshot.waiting or 0 for engine in engines if engine.connected and engine.snapshot)
+    columns = [name for name in _COLUMNS if name != "engine_id" or len({row.engine_id for row in queue.rows}) > 1]
     st.markdown("##### Waiting, in the order in which they will be tried")
-    _table(waiting, several, "now_waiting", "Nothing waits.")
+    st.caption(_LENGTHS)
+    _table(waiting, columns, "now_waiting", "Nothing waits.")
     if waiting and total > len(waiting):
         st.caption(f"The first {words.count(len(waiting))} are shown; {words.count(total - len(waiting))} more wait.")
     st.markdown("##### Running")
-    _table(running, several, "now_running", "Nothing runs.")
+    _table(running, columns[1:], "now_running", "Nothing runs.")
 
 
-def _table(rows: Sequence[QueueRow], several: bool, key: str, nothing: str) -> None:  # noqa: FBT001 - a table has or has not the column
+def _table(rows: Sequence[QueueRow], columns: Sequence[str], key: str, nothing: str) -> None:
     if not rows:
         st.caption(nothing)
         return
-    order = list(_COLUMNS) if several else [name for name in _COLUMNS if name != "engine_id"]
-    data = {name: [getattr(row, name) for row in rows] for name in order}
-    st.dataframe(
-        data, key=key, hide_index=True, column_order=order, column_config=_COLUMNS, height=min(38 + 35 * len(rows), 423)
-    )
+    data = {name: [_rounded(name, getattr(row, name)) for row in rows] for name in columns}
+    height = min(38 + 35 * len(rows), 423)
+    st.dataframe(data, key=key, hide_index=True, column_config=_COLUMNS, height=height)
 
 
+def _rounded(name: str, value: object) -> object:
+    return round(value) if name.endswith("_tokens") and isinstance(value, float) else value
+
+
+_MEMORY = "Reserve: held back for the growth of running requests."
+_TOKENS = "Recompute: computed again after preemption."
+_REQUESTS = "Waiting: in the queue. Running: with a place in the batch."
+_LENGTHS = (
+    "Lengths are in tokens. *Remaining* is expected from here on; *median* and *90 %* are of the whole answer, "
+    "as predicted on arrival."
+)
 _NUMBER = st.column_config.NumberColumn
 _COLUMNS = {
     "position": _NUMBER("Order", help="Place in the queue; lower is tried first", width="small"),
-    "request_id": st.column_config.TextColumn("Request"),
-    "engine_id": st.column_config.TextColumn("Engine"),
+    "request_id": st.column_config.TextColumn("Request", width="medium"),
+    "engine_id": st.column_config.TextColumn("Engine", width="small"),
     "priority": _NUMBER("Class", help="The request's own strict priority; lower is served first", width="small"),
-    "age_s": _NUMBER("Age (s)", format="%.1f", help="Time since it arrived"),
+    "age_s": _NUMBER("Age (s)", format="%.1f", help="Time since it arrived", width="small"),
     "index_s": _NUMBER(
-        "Index (s)", format="%.3f", help="Gittins index of the remaining cost, in engine-seconds; lower runs first"
+        "Index (s)", format="%.3f", help="Gittins index of the remaining cost, in engine-seconds; lower runs first",
+        width="small",
     ),
-    "prompt_tokens": _NUMBER("Prompt (tokens)", format="localized"),
-    "attained_tokens": _NUMBER("Attained (tokens)", format="localized", help="Output tokens generated so far"),
+    "prompt_tokens": _NUMBER("Prompt", format="localized", width="small"),
+    "attained_tokens": _NUMBER("Attained", format="localized", help="Output tokens generated so far", width="small"),
     "expected_remaining_tokens": _NUMBER(
-        "Expected remaining (tokens)", format="%.0f", help="Mean of what is still to come, given what is attained"
+        "Remaining", format="localized", help="Mean of the output tokens still to come, given those attained",
+        width="small",
     ),
-    "p50_tokens": _NUMBER("Predicted median (tokens)", format="%.0f"),
+    "p50_tokens": _NUMBER("Median", format="localized", help="Predicted output tokens", width="small"),
     "p90_tokens": _NUMBER(
-        "Predicted 90 % (tokens)", format="%.0f", help="Nine in ten such answers are at most so long"
+        "90 %", format="localized", help="Nine in ten such answers are at most so many tokens long", width="small"
     ),
     "cluster": _NUMBER("Cluster", help="Group of like prompts", width="small"),
-}
+}  # fmt: skip

@@ -26,7 +26,7 @@ def _live() -> None:
     missing = words.no_prediction_notice(state.learner)
     if missing is not None:
         live.show(missing)
-    recent = live.answered(live.recent(WINDOW_S))
+    recent = live.answered(live.recent(state.controller, WINDOW_S))
     if recent is None:
         return
     scatter, histogram = st.columns([3, 2])
@@ -42,7 +42,7 @@ def _live() -> None:
             "Calibration (PIT)",
             figures.pit(recent.finished),
             "predictions_pit",
-            "Flat is well calibrated; a hump in the middle is too cautious, raised ends are too sure, a slope is bias.",
+            "Where each outcome fell in its prediction: 0 at its short end, 1 at its long end. Flat is well calibrated; a hump is too cautious, raised ends are too sure, a slope is bias.",
         )
 
 

@@ -45,12 +45,12 @@ def plain(text: str) -> str:
 
 
 def count(value: float | None) -> str:
-    """Write a count with thin groups of three.
+    """Write a count with groups of three.
 
     >>> count(10234), count(None)
-    ('10\u202f234', '–')
+    ('10,234', '–')
     """
-    return DASH if _unknown(value) else f"{value:,.0f}".replace(",", "\u202f")
+    return DASH if _unknown(value) else f"{value:,.0f}"
 
 
 def percent(share: float | None) -> str:
@@ -231,3 +231,23 @@ def change(before: LatencyView | None, after: LatencyView | None) -> str:
     if not old or new is None:
         return DASH
     return f"{100 * (new / old - 1):+.0f} %".replace("-", "−")
+
+
+def no_store_notice() -> Notice:
+    """Say that nobody named the folder of the history."""
+    text = "Set `SAGESCHED_STORE__PATH` or `--store` for the dashboard, or start the controller, which knows it."
+    return Notice("info", "No history is known", text)
+
+
+def archive_notice(kind: Literal["absent", "unreadable"], detail: str) -> Notice:
+    """Say why the history cannot be shown."""
+    if kind == "absent":
+        return Notice("info", "No history yet", f"{plain(detail)}.")
+    return Notice("error", "The history cannot be read", f"{plain(detail)}. This page keeps trying.")
+
+
+def empty_store_notice() -> Notice:
+    """Say that the history holds no finished request."""
+    return Notice(
+        "info", "No finished request is recorded yet", "Charts appear with the first one, a few seconds late."
+    )

@@ -5,11 +5,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 import uvicorn
 from fastapi import FastAPI, Response
+
+from store.records import Arrived, Entry, Finished, Outcome, Prediction
+from store.writer import HistoryWriter
 
 Json = dict[str, Any]
 
@@ -20,7 +24,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def snapshot(now_s: float, waiting: int, **changes: Any) -> Json:
+def snapshot(now_s: float, waiting: int, **changes: object) -> Json:
     used = 900 + round(300 * math.sin(now_s / 9))
     return {
         "time_s": now_s, "waiting": waiting, "running": 48, "kv_blocks_used": used, "kv_blocks": 1500, "mode": "on",
@@ -31,7 +35,7 @@ def snapshot(now_s: float, waiting: int, **changes: Any) -> Json:
     } | changes  # fmt: skip
 
 
-def engine(now_s: float, waiting: int = 137, **changes: Any) -> Json:
+def engine(now_s: float, waiting: int = 137, **changes: object) -> Json:
     return {
         "engine_id": "engine-0", "session_id": "s", "model": "qwen3-32b", "engine": "simulated",
         "engine_version": "0.1.0", "connected": True, "last_seen_s": now_s - 0.05, "kv_blocks": 1500,
@@ -40,7 +44,7 @@ def engine(now_s: float, waiting: int = 137, **changes: Any) -> Json:
     } | changes  # fmt: skip
 
 
-def state(now_s: float, engines: list[Json], **learner: Any) -> Json:
+def state(now_s: float, engines: list[Json], **learner: object) -> Json:
     return {
         "controller": {
             "controller_id": "c", "version": "0.1.0", "started_s": now_s - 754, "now_s": now_s, "mode": "on",
@@ -56,7 +60,7 @@ def state(now_s: float, engines: list[Json], **learner: Any) -> Json:
 
 
 def queue(now_s: float, waiting: int, limit: int) -> Json:
-    rng = random.Random(5)  # noqa: S311 - test data
+    rng = random.Random(5)
     rows = []
     for number in range(min(waiting + 48, limit)):
         p50 = math.exp(rng.gauss(5.5, 1.0))
@@ -72,10 +76,11 @@ def queue(now_s: float, waiting: int, limit: int) -> Json:
 
 
 def recent(now_s: float, seconds: float, waiting: int) -> Json:
-    rng = random.Random(7)  # noqa: S311 - test data
+    rng = random.Random(7)
     keys = ("time_s", "waiting", "running", "kv_blocks_used", "kv_blocks", "reserved_blocks", "admission_limit", "mode",
             "fallback", "prefill_tokens", "decode_tokens", "step_s", "steps", "preemptions", "recomputed_tokens")  # fmt: skip
-    points = [snapshot(now_s - 0.2 * back, max(0, waiting - back // 40)) for back in range(int(seconds * 5))]
+    last = int(now_s * 5)
+    points = [snapshot((last - back) / 5, max(0, waiting - back // 40)) for back in range(int(seconds * 5))]
     finished = []
     for number in range(900):
         p50 = math.exp(rng.gauss(5.5, 1.0))
@@ -181,6 +186,53 @@ class Standing:
         self._server.should_exit = True
         self._thread.join(timeout=10)
         assert not self._thread.is_alive()
+
+
+def life(number: int, end_s: float) -> list[Entry]:
+    """One request's arrival, prediction, end and outcome."""
+    name, arrival_s = f"cmpl-{number}", end_s - 2.0 - number % 7
+    facts = [
+        Arrived(request_id=name, arrival_s=arrival_s, prompt_tokens=100, token_ids=b"", max_tokens=512, temperature=1.0),
+        Finished(
+            request_id=name, time_s=end_s, reason="stop", arrival_s=arrival_s, prompt_tokens=100, output_tokens=40,
+            max_tokens=512, cached_prompt_tokens=0, preemptions=0, recomputed_tokens=0, scheduled_s=arrival_s + 0.5,
+            first_token_s=arrival_s + 1.0,
+        ),
+    ]  # fmt: skip
+    beliefs = [
+        Prediction(
+            request_id=name, time_s=arrival_s, cluster=1, features=b"", prompt_hash="h", mean_tokens=50.0, p10_tokens=10,
+            p25_tokens=20, p50_tokens=40, p75_tokens=60, p90_tokens=90, p95_tokens=100, p99_tokens=200, evidence=9.0,
+            experts={}, predict_s=0.001,
+        ),
+        Outcome(
+            request_id=name, time_s=end_s, output_tokens=40, censored=False, cluster=1, pit=0.5, crps_tokens=3.0,
+            log_score=1.0, within_50=number % 2 == 0, within_90=True,
+        ),
+    ]  # fmt: skip
+    return [
+        *(Entry(engine_id="engine-0", session_id="s", batch=number + 1, record=fact) for fact in facts),
+        *(Entry(engine_id="engine-0", session_id="s", batch=None, record=belief) for belief in beliefs),
+    ]
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> Path:
+    """A history of 300 requests, one ended every 5 seconds up to 2026-01-01 00:00 UTC."""
+    path = tmp_path / "recorded"
+    writer = HistoryWriter(path).start()
+    for number in range(300):
+        writer.append(life(number, 1_767_225_600.0 - 5 * number))
+    writer.close()
+    return path
+
+
+@pytest.fixture
+def empty_history(tmp_path: Path) -> Path:
+    """A history that was opened and holds nothing."""
+    path = tmp_path / "empty"
+    HistoryWriter(path).start().close()
+    return path
 
 
 @pytest.fixture
