@@ -84,12 +84,15 @@ async def _run(options: argparse.Namespace) -> int:
 
 async def _target(options: argparse.Namespace) -> Target:
     api_key = os.environ.get("OPENAI_API_KEY")
-    models = await served_models(options.base_url, api_key=api_key)
-    if not models:
-        raise BadInputError(f"the server at {options.base_url} serves no model: start it with one")
+    models = {model.name: model for model in await served_models(options.base_url, api_key=api_key)}
+    name = options.model or next(iter(models), None)
+    if name not in models:
+        served = ", ".join(models) or "no model"
+        raise BadInputError(f"model is {name}, and the server at {options.base_url} serves {served}: name one of those")
     return Target(
         base_url=options.base_url,
-        model=options.model or models[0],
+        model=name,
+        max_model_len_tokens=models[name].max_model_len_tokens,
         api_key=api_key,
         speed=options.speed,
         max_open_requests=options.max_open_requests,

@@ -31,6 +31,8 @@ class Target:
     """Engine seconds per second: arrivals come so much faster, and measured times are given in engine seconds."""
     max_open_requests: int = 1024
     """Further requests wait at the client, which the summary shows as lateness."""
+    max_model_len_tokens: int | None = None
+    """The server's bound on prompt and answer together; limits are lowered to it, for it refuses larger ones."""
     timeout_s: float = 600.0
     """Longest silence of the server, in real seconds."""
     send_priority: bool = False
@@ -53,19 +55,29 @@ class Target:
         return self.base_url.rstrip("/").removesuffix("/v1")
 
 
-async def served_models(base_url: str, *, api_key: str | None = None, timeout_s: float = 10.0) -> list[str]:
-    """Names of the models that a server serves; `EngineError` when there is no such server."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    """A model that a server offers."""
+
+    name: str
+    max_model_len_tokens: int | None
+    """Bound on prompt and answer together; vLLM tells it, others may not."""
+
+
+async def served_models(base_url: str, *, api_key: str | None = None, timeout_s: float = 10.0) -> list[ServedModel]:
+    """The models that a server serves; `EngineError` when there is no such server."""
     target = Target(base_url=base_url, model="", api_key=api_key, timeout_s=timeout_s)
     try:
         async with _client(target) as client:
             response = await client.get("/v1/models")
             response.raise_for_status()
-            return [model.id for model in msgspec.json.decode(response.content, type=_Models).data]
+            models = msgspec.json.decode(response.content, type=_Models).data
     except (httpx.HTTPError, httpx.InvalidURL, msgspec.MsgspecError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise EngineError(
             f"no OpenAI-compatible server answers at {base_url} ({reason}): start it or correct the URL"
         ) from error
+    return [ServedModel(name=model.id, max_model_len_tokens=model.max_model_len) for model in models]
 
 
 async def run_load(
@@ -77,13 +89,34 @@ async def run_load(
 ) -> list[Served]:
     """Send works, which come in order of arrival, and return what became of them, in order of their ends.
 
+    As `send_load`, for a load that ends; ``on_served`` is for showing progress.
+    """
+    served: list[Served] = []
+
+    def keep(one: Served) -> None:
+        served.append(one)
+        if on_served is not None:
+            on_served(one)
+
+    await send_load(works, target, on_served=keep, texts=texts)
+    return served
+
+
+async def send_load(
+    works: Iterable[Work],
+    target: Target,
+    *,
+    on_served: Callable[[Served], None],
+    texts: Mapping[str, str] | None = None,
+) -> None:
+    """Send works, which come in order of arrival, and hand over what became of each as it ends.
+
+    Works may be endless; then the caller cancels, and requests under way are cut off and not reported.
     Prompts go as token ids, except those of which ``texts`` holds the text by request id.
-    ``works`` may be endless: ``on_served`` then sees each request as it ends, until the caller cancels.
-    A request that fails is recorded with its error; it stops nothing.
+    A request that fails is reported with its error; it stops nothing.
     """
     loop = asyncio.get_running_loop()
     slots = asyncio.Semaphore(target.max_open_requests)
-    served: list[Served] = []
 
     async with _client(target) as client, asyncio.TaskGroup() as tasks:
         start_s = loop.time()
@@ -94,18 +127,15 @@ async def run_load(
         async def send(work: Work) -> None:
             try:
                 body = _body(work, target, (texts or {}).get(work.request_id))
-                one = await _serve(client, work, body, now_s)
+                served = await _serve(client, work, body, now_s)
             finally:
                 slots.release()
-            served.append(one)
-            if on_served is not None:
-                on_served(one)
+            on_served(served)
 
         for work in works:
             await asyncio.sleep(max(0.0, work.arrival_s - now_s()) / target.speed)
             await slots.acquire()
             tasks.create_task(send(work))
-    return served
 
 
 # --- one request ----------------------------------------------------------------------------------
@@ -113,6 +143,7 @@ async def run_load(
 
 class _Model(msgspec.Struct):
     id: str
+    max_model_len: int | None = None
 
 
 class _Models(msgspec.Struct):
@@ -153,7 +184,7 @@ def _body(work: Work, target: Target, text: str | None) -> dict[str, object]:
     body: dict[str, object] = {
         "model": target.model,
         "prompt": text if text is not None else work.token_ids,
-        "max_tokens": work.max_tokens,
+        "max_tokens": _limit(work, target.max_model_len_tokens, as_text=text is not None),
         "temperature": work.temperature,
         "stream": True,
         "stream_options": {"include_usage": True},
@@ -170,6 +201,14 @@ def _body(work: Work, target: Target, text: str | None) -> dict[str, object]:
     if extra:
         body["vllm_xargs"] = extra
     return body
+
+
+def _limit(work: Work, max_model_len_tokens: int | None, *, as_text: bool) -> int:
+    """The work's own limit, or what the model has room for; a text may have half as many tokens again as we count."""
+    if max_model_len_tokens is None:
+        return work.max_tokens
+    prompt_tokens = len(work.token_ids) * 3 // 2 if as_text else len(work.token_ids)
+    return max(1, min(work.max_tokens, max_model_len_tokens - prompt_tokens))
 
 
 @dataclass(slots=True)

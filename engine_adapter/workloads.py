@@ -7,9 +7,9 @@ what an engine can do, and then at a rate relative to that.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,7 @@ __all__ = [
     "split",
     "to_works",
     "with_arrivals",
+    "work_stream",
 ]
 
 DEFAULT_MAX_TOKENS = 8192
@@ -50,6 +51,9 @@ SYNTHETIC = {
 ``synthetic-drift`` changes its answers' lengths in the middle of the measured requests;
 the prompts of ``synthetic-blind`` say nothing about their answers.
 """
+
+_BLOCK = 256
+"""Arrivals that an endless stream draws at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,18 +120,31 @@ def to_works(
     ``seed`` gives their token ids to rows of which neither text nor block hashes are known.
     """
     assert len(rows) == len(arrivals_s), "every row has one arrival"
+    made = _Maker(seed, max_tokens, vocabulary_size)
     return [
-        Work(
-            request_id=f"request-{number}",
-            arrival_s=float(arrival_s),
-            token_ids=_token_ids(row, (seed, number), vocabulary_size),
-            max_tokens=row.max_tokens or max_tokens,
-            true_output_tokens=row.response_len_tokens,
-            priority=row.priority,
-            tenant=row.client,
-        )
-        for number, (row, arrival_s) in enumerate(zip(rows, arrivals_s, strict=True))
+        made.work(row, number, arrival_s) for number, (row, arrival_s) in enumerate(zip(rows, arrivals_s, strict=True))
     ]
+
+
+def work_stream(  # noqa: PLR0913 - what may differ between demos
+    *,
+    seed: int,
+    rate_rps: float,
+    cv: float = 1.0,
+    options: SyntheticOptions | None = None,
+    max_tokens: int = DEFAULT_MAX_TOKENS,
+    vocabulary_size: int = VOCABULARY_SIZE,
+) -> Iterator[Work]:
+    """Endless works of the synthetic workload, in order of arrival, at a mean rate with gamma-distributed gaps."""
+    rows = synthetic_stream(seed, options)
+    generator = np.random.default_rng([seed, 4])
+    made = _Maker(seed, max_tokens, vocabulary_size)
+    start_s = 0.0
+    for block in count():
+        arrivals_s = start_s + gamma_arrivals(generator, count=_BLOCK, rate_rps=rate_rps, cv=cv)
+        for number, arrival_s in enumerate(arrivals_s, block * _BLOCK):
+            yield made.work(next(rows), number, arrival_s)
+        start_s = float(arrivals_s[-1])
 
 
 def with_arrivals(works: Sequence[Work], arrivals_s: Seconds | Sequence[float]) -> list[Work]:
@@ -179,9 +196,28 @@ def _own_arrivals(workload: Workload) -> Seconds:
     return trace_arrivals([row.arrival_s for row in workload.rows if row.arrival_s is not None])
 
 
-def _token_ids(row: WorkloadRow, seed: tuple[int, int], vocabulary_size: int) -> tuple[int, ...]:
-    if row.prompt is not None:
-        return token_ids(row.prompt, row.prompt_len_tokens, vocabulary_size=vocabulary_size)
-    if row.block_hashes:
-        return block_token_ids(row.block_hashes, row.prompt_len_tokens, vocabulary_size=vocabulary_size)
-    return random_token_ids(row.prompt_len_tokens, seed, vocabulary_size=vocabulary_size)
+@dataclass(frozen=True, slots=True)
+class _Maker:
+    """Turns rows into works."""
+
+    seed: int
+    max_tokens: int
+    vocabulary_size: int
+
+    def work(self, row: WorkloadRow, number: int, arrival_s: float) -> Work:
+        return Work(
+            request_id=f"request-{number}",
+            arrival_s=float(arrival_s),
+            token_ids=self._token_ids(row, number),
+            max_tokens=row.max_tokens or self.max_tokens,
+            true_output_tokens=row.response_len_tokens,
+            priority=row.priority,
+            tenant=row.client,
+        )
+
+    def _token_ids(self, row: WorkloadRow, number: int) -> tuple[int, ...]:
+        if row.prompt is not None:
+            return token_ids(row.prompt, row.prompt_len_tokens, vocabulary_size=self.vocabulary_size)
+        if row.block_hashes:
+            return block_token_ids(row.block_hashes, row.prompt_len_tokens, vocabulary_size=self.vocabulary_size)
+        return random_token_ids(row.prompt_len_tokens, (self.seed, number), vocabulary_size=self.vocabulary_size)

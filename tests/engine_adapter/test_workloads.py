@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from engine_adapter.workloads import (
     split,
     to_works,
     with_arrivals,
+    work_stream,
 )
 from store.errors import WorkloadError
 
@@ -185,3 +187,14 @@ def test_bench_works_refuse_what_cannot_be() -> None:
             bench_works("synthetic", requests=requests, warmup=warmup, seed=0)
     with pytest.raises(WorkloadError, match="exceed 5 KV tokens"):
         bench_works("synthetic", requests=5, warmup=0, seed=0, kv_tokens=5)
+
+
+def test_an_endless_stream_of_works_keeps_its_rate_and_its_order() -> None:
+    """Ids are unique, times never fall, the mean rate is right, the same seed gives the same works."""
+    works = list(islice(work_stream(seed=3, rate_rps=8.0), 3000))
+    times_s = [work.arrival_s for work in works]
+    assert times_s == sorted(times_s)
+    assert len({work.request_id for work in works}) == 3000
+    assert 3000 / times_s[-1] == pytest.approx(8.0, rel=0.06)
+    assert list(islice(work_stream(seed=3, rate_rps=8.0), 300)) == works[:300]
+    assert list(islice(work_stream(seed=4, rate_rps=8.0), 300)) != works[:300]
