@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from controller.cli_studies import add_studies
 from controller.config import Config, load_config
 from store.errors import BadInputError, SageError
 
@@ -51,6 +52,9 @@ ApiFlag = Annotated[str | None, typer.Option("--api", metavar="URL", help="the c
 LogFlag = Annotated[
     Literal["debug", "info", "warning", "error"], typer.Option("--log-level", help="least severity that is logged")
 ]
+
+
+add_studies(app)
 
 
 def main() -> None:

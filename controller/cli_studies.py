@@ -1,0 +1,157 @@
+"""The commands that measure instead of serve: `bench` and `evaluate`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from store.errors import BadInputError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from controller.bench import BenchResult, BenchSpec
+
+DEFAULT_PROFILE = "h800-qwen3-32b-24k"
+WorkloadFlag = Annotated[str, typer.Option("--workload", metavar="FILE", help="a workload file, or `synthetic`")]
+SeedFlag = Annotated[int, typer.Option("--seed", help="of sample and arrivals")]
+JsonFlag = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="write the figures there")]
+QuietFlag = Annotated[bool, typer.Option("--quiet", help="no progress bar")]
+
+
+def add_studies(app: typer.Typer) -> None:
+    """Add both commands."""
+    app.command(
+        epilog="Example: sagesched bench --workload mix.parquet --load 1.05 --requests 1800 --warmup 4000 --json b.json"
+    )(bench)
+    app.command(epilog="Example: sagesched evaluate --workload mix.parquet --requests 4000 --json e.json")(evaluate)
+
+
+def bench(  # noqa: PLR0913 - one parameter for each flag
+    *,
+    workload: WorkloadFlag = "synthetic",
+    profile: Annotated[str, typer.Option(metavar="NAME", help="model and GPU")] = DEFAULT_PROFILE,
+    load: Annotated[float, typer.Option(help="arrivals relative to what stock FCFS serves")] = 1.05,
+    requests: Annotated[int, typer.Option(help="measured requests")] = 600,
+    warmup: Annotated[int, typer.Option(help="requests that are learnt from before")] = 1000,
+    seed: SeedFlag = 1,
+    policies: Annotated[str, typer.Option(metavar="A,B,C")] = "fcfs,sagesched-paper,sage,srpt-oracle",
+    engine: Annotated[Literal["simulated", "vllm"], typer.Option(help="whose scheduler serves")] = "simulated",
+    objective: Annotated[Literal["mean", "balanced", "tail"], typer.Option(help="what sage favours")] = "mean",
+    prefix_caching: Annotated[bool, typer.Option(help="with --engine vllm only")] = False,
+    processes: Annotated[int, typer.Option(min=1, max=64, help="policies that run at a time")] = 1,
+    json_file: JsonFlag = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="write a report with plots there")] = None,
+    quiet: QuietFlag = False,
+) -> None:
+    """Policies side by side on one workload, in virtual time."""
+    from controller.bench import BenchSpec  # noqa: PLC0415 - keeps --help quick
+    from controller.policy_choice import BOOSTS_PER_S  # noqa: PLC0415 - keeps --help quick
+
+    _require_writable(json_file, html)
+    spec = BenchSpec(
+        workload=workload,
+        profile=profile,
+        load=load,
+        requests=requests,
+        warmup=warmup,
+        seed=seed,
+        policies=tuple(name.strip() for name in policies.split(",") if name.strip()),
+        engine=engine,
+        prefix_caching=prefix_caching,
+        boost_per_s=BOOSTS_PER_S[objective],
+    )
+    result = _run_bench(spec, processes=processes, quiet=quiet)
+    _show_bench(result, json_file, html, objective)
+
+
+def evaluate(  # noqa: PLR0913 - one parameter for each flag
+    *,
+    workload: WorkloadFlag = "synthetic",
+    requests: Annotated[int, typer.Option(min=1, help="requests in all")] = 3000,
+    warmup: Annotated[int, typer.Option(min=0, help="of these, learnt from without being scored")] = 500,
+    seed: SeedFlag = 1,
+    json_file: JsonFlag = None,
+    quiet: QuietFlag = False,
+) -> None:
+    """Prequential quality and speed of the length prediction: first predict, then learn."""
+    from controller.study import evaluate_workload, quality_table  # noqa: PLC0415 - keeps --help quick
+
+    if warmup >= requests:
+        raise BadInputError(f"warmup is {warmup} of {requests} requests: leave some to be scored")
+    _require_writable(json_file)
+    with _progress(quiet=quiet) as bar:
+        task = bar.add_task("evaluate", total=requests)
+        result = evaluate_workload(
+            workload,
+            requests=requests,
+            warmup=warmup,
+            seed=seed,
+            clock=time.perf_counter,
+            progress=lambda done: bar.update(task, completed=done),
+        )
+    _print(quality_table(result))
+    _write(json_file, json.dumps(result.as_json(Path(workload).name, "clusters"), indent=2) + "\n")
+
+
+def _run_bench(spec: BenchSpec, *, processes: int, quiet: bool) -> BenchResult:
+    from controller.bench import run_bench  # noqa: PLC0415 - keeps --help quick
+
+    with _progress(quiet=quiet) as bar:
+        tasks = {name: bar.add_task(name, total=spec.requests) for name in ("capacity", *spec.policies)}
+
+        def report(name: str, served: int, requests: int) -> None:
+            bar.update(tasks[name], completed=served, total=requests)
+
+        return run_bench(spec, timer=time.perf_counter, progress=report, processes=processes)
+
+
+def _show_bench(result: BenchResult, json_file: Path | None, html: Path | None, objective: str) -> None:
+    from controller.bench_report import bench_table, write_html  # noqa: PLC0415 - keeps --help quick
+
+    _print(bench_table(result))
+    _write(json_file, json.dumps(result.as_json() | {"objective": objective}, indent=2) + "\n")
+    if html is not None:
+        write_html(result, html)
+
+
+@contextmanager
+def _progress(*, quiet: bool) -> Iterator[Progress]:
+    """A progress bar on standard error, so that standard output holds results only."""
+    from rich.console import Console  # noqa: PLC0415 - keeps --help quick
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
+        yield bar
+
+
+def _print(table: object) -> None:
+    from rich.console import Console  # noqa: PLC0415 - keeps --help quick
+
+    console = Console()
+    Console(width=None if console.is_terminal else 220).print(table)
+
+
+def _require_writable(*files: Path | None) -> None:
+    """Find out before minutes of work that the result could not be kept."""
+    for file in files:
+        if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
+            raise BadInputError(f"cannot write {str(file)!r}: give a file in a folder that exists")
+
+
+def _write(file: Path | None, text: str) -> None:
+    if file is None:
+        return
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        sys.stdout.write(text)
+        raise BadInputError(f"cannot write {str(file)!r} ({error.strerror}): the figures are printed instead") from None

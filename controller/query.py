@@ -1,0 +1,82 @@
+"""`sql`: the answer to one statement, for people and for programs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import pyarrow as pa
+from pyarrow import csv, parquet
+from rich.console import Console
+from rich.table import Table
+
+from store.errors import BadInputError
+from store.sql import TRUNCATED, run_sql
+
+Output: TypeAlias = Literal["table", "csv", "json", "parquet"]
+
+
+def run_query(store: Path, statement: str, *, output: Output, file: Path | None, row_limit: int) -> None:
+    """Run a statement and write the answer; raises `BadInputError` and `StoreError`."""
+    if output == "parquet" and file is None:
+        raise BadInputError("format 'parquet' is no text: name a file with --output")
+    answer = run_sql(store, statement, row_limit=row_limit)
+    if output == "parquet" and file is not None:
+        _write_parquet(answer, file)
+    elif output == "table" and file is None:
+        Console().print(_for_people(answer), highlight=False)
+    else:
+        _write_text(_TEXT[output](answer), file)
+    if (answer.schema.metadata or {}).get(TRUNCATED) == b"true":
+        sys.stderr.write(f"sagesched: only the first {row_limit} rows are shown: raise --limit to see more\n")
+
+
+def _for_people(answer: pa.Table) -> Table:
+    table = Table(*answer.column_names)
+    for row in answer.to_pylist():
+        table.add_row(*("" if value is None else str(value) for value in row.values()))
+    return table
+
+
+def _csv(answer: pa.Table) -> str:
+    stream = pa.BufferOutputStream()
+    csv.write_csv(answer, stream)
+    return str(stream.getvalue().to_pybytes().decode())
+
+
+def _json(answer: pa.Table) -> str:
+    import msgspec  # noqa: PLC0415 - only here
+
+    return msgspec.json.format(msgspec.json.encode(answer.to_pylist())).decode() + "\n"
+
+
+def _table(answer: pa.Table) -> str:
+    console = Console(file=None, width=200)
+    with console.capture() as capture:
+        console.print(_for_people(answer), highlight=False)
+    return capture.get()
+
+
+_TEXT = {"csv": _csv, "json": _json, "table": _table}
+
+
+def _write_text(text: str, file: Path | None) -> None:
+    if file is None:
+        sys.stdout.write(text)
+        return
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise _unwritable(file, error) from None
+
+
+def _write_parquet(answer: pa.Table, file: Path) -> None:
+    try:
+        parquet.write_table(answer, file)
+    except OSError as error:
+        raise _unwritable(file, error) from None
+
+
+def _unwritable(file: Path, error: OSError) -> BadInputError:
+    return BadInputError(f"cannot write {str(file)!r} ({error.strerror or error}): give a path that can be written")
