@@ -76,7 +76,8 @@ def power_tail_hazard(lengths: IntArray, events: FloatArray, exposure: FloatArra
     log_width = np.log(edges[1:] / edges[:-1])
     first = _tail_start(exposure)
     ended = float(events[first:].sum()) + _TAIL_PRIOR_ANSWERS
-    at_risk = float(exposure[first:] @ log_width[first:]) + _TAIL_PRIOR_ANSWERS / _TAIL_PRIOR_EXPONENT
+    outlived = exposure[first:] - 0.5 * events[first:]  # One that ended in a bin outlived half of it, about.
+    at_risk = float(outlived @ log_width[first:]) + _TAIL_PRIOR_ANSWERS / _TAIL_PRIOR_EXPONENT
     alpha = min(max(ended / at_risk, SLOWEST_TAIL), FASTEST_TAIL)
     return np.asarray(1.0 - np.exp(-alpha * log_width))
 

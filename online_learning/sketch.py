@@ -35,7 +35,9 @@ class Forgetting:
     """A drift that a sketch found, and what it gave up."""
 
     before_mean_tokens: float
+    """Geometric mean of the lengths given up."""
     after_mean_tokens: float
+    """Geometric mean of the lengths kept."""
     forgotten: float
     """Effective number of answers forgotten."""
 
@@ -46,6 +48,7 @@ class LengthSketch:
     Wrong where the stream's lengths depend on something that the stream does not show: it knows no prompts.
     ADWIN (Bifet and Gavaldà 2007, in River) watches the logarithm of the length; an unfinished answer enters it
     with the value that the sketch expects of it, so that many cut answers do not look like short ones.
+    At a drift only the answers since the change are kept, among the recent ones that are held one by one.
 
     >>> sketch = LengthSketch(np.array([1, 2, 4, 8]), SketchSettings())
     >>> for tokens in (2, 4, 8):
@@ -63,19 +66,16 @@ class LengthSketch:
         self._log_lengths = np.log(lengths)
         self._settings = settings
         self._keep = 1.0 - 1.0 / settings.memory_answers
-        self._recent: deque[Observation] = deque(maxlen=settings.recent_answers)
+        self._recent: deque[tuple[Observation, float]] = deque(maxlen=settings.recent_answers)
         self._adwin = ADWIN(delta=settings.drift_confidence, clock=8)
 
     def learn_one(self, observation: Observation) -> Forgetting | None:
         """Count an answer; returns what was forgotten when it reveals a drift."""
         log_tokens = self._expected_log_tokens(observation)
         self._count(observation)
-        self._recent.append(observation)
-        before = self._adwin.estimation
+        self._recent.append((observation, log_tokens))
         self._adwin.update(log_tokens)
-        if not self._adwin.drift_detected:
-            return None
-        return self._forget(before)
+        return self._forget() if self._adwin.drift_detected else None
 
     def _count(self, observation: Observation) -> None:
         self.events *= self._keep
@@ -106,20 +106,37 @@ class LengthSketch:
         beyond = mass_from_hazard(hazard[position:])
         return float(beyond @ self._log_lengths[position:])
 
-    def _forget(self, before_log_tokens: float) -> Forgetting:
-        """Start again from the answers that ADWIN still believes in, as far as they are kept one by one."""
+    def _forget(self) -> Forgetting:
+        """Start again from the answers since the change; River's ADWIN starts again by itself."""
         evidence = self.evidence
-        kept = min(int(self._adwin.width), len(self._recent))
-        answers = list(self._recent)[len(self._recent) - kept :]
+        log_tokens = np.array([log_tokens for _, log_tokens in self._recent])
+        change = _change_point(log_tokens)
+        kept = list(self._recent)[change:]
         self.events[:] = 0.0
         self.exposure[:] = 0.0
         self.evidence = 0.0
-        for answer in answers:
-            self._count(answer)
+        for observation, _ in kept:
+            self._count(observation)
         self._recent.clear()
-        self._recent.extend(answers)
+        self._recent.extend(kept)
         return Forgetting(
-            before_mean_tokens=float(np.exp(before_log_tokens)),
-            after_mean_tokens=float(np.exp(self._adwin.estimation)),
+            before_mean_tokens=float(np.exp(log_tokens[:change].mean())),
+            after_mean_tokens=float(np.exp(log_tokens[change:].mean())),
             forgotten=max(0.0, evidence - self.evidence),
         )
+
+
+def _change_point(values: FloatArray) -> int:
+    """Where one step of the mean explains a series best: the split with the least squared error.
+
+    ADWIN says that a window holds a change, and that coarsely; this says after which value.
+
+    >>> _change_point(np.array([1.0, 1.2, 0.9, 5.0, 5.1]))
+    3
+    """
+    assert values.size > 1, "one value has no change"
+    before = np.arange(1, values.size)
+    after = values.size - before
+    sums = np.cumsum(values)[:-1]
+    difference = sums / before - (values.sum() - sums) / after
+    return int(before[np.argmax(difference**2 * before * after)])
