@@ -43,6 +43,11 @@ def test_a_short_text_gets_the_shared_system_prompt_in_front() -> None:
     assert len(set(ids_one[:150])) > 140
 
 
+def test_system_prompts_of_different_length_begin_alike() -> None:
+    """A prompt with 40 tokens in front shares those 40 with a prompt that has 1,500."""
+    assert token_ids("one thing", 42)[:40] == token_ids("another matter", 1502)[:40]
+
+
 def test_a_long_text_loses_its_end() -> None:
     """What is left is the beginning."""
     text = "alpha beta gamma delta"
