@@ -15,6 +15,7 @@ from online_learning.hazard import (
 GRID = log_grid()
 
 
+@settings(deadline=None)
 @given(hazard=st.lists(st.floats(0.0, 1.0), min_size=1, max_size=60))
 def test_mass_is_what_survival_loses(hazard: list[float]) -> None:
     """The mass sums to 1, and the survival of a bin is the mass from it on."""
@@ -51,7 +52,7 @@ def test_the_exponent_of_a_power_law_is_recovered() -> None:
     assert abs(exponent - 2.2) < 0.1
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(lengths=st.lists(st.integers(1, 5_000), max_size=300))
 def test_a_tail_is_never_light(lengths: list[int]) -> None:
     """However light the data's own tail, past them the survival falls by a power of three at most."""

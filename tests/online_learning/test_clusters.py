@@ -1,0 +1,87 @@
+import numpy as np
+import pytest
+
+from online_learning.clusters import ClusterSettings, FeatureSpace, PromptClusters
+from online_learning.features import DIMENSIONS, TEXT_DIMENSIONS
+from online_learning.prompt import Features
+
+
+def _family_prompt(family: int, generator: np.random.Generator) -> Features:
+    """A text part near its family's direction, scalars alike."""
+    direction = np.random.default_rng(family).normal(size=TEXT_DIMENSIONS)
+    text = direction / np.linalg.norm(direction) + 0.03 * generator.normal(size=TEXT_DIMENSIONS)
+    text /= np.linalg.norm(text)
+    return np.concatenate((text, np.zeros(DIMENSIONS - TEXT_DIMENSIONS))).astype(np.float32)
+
+
+def _seeded(families: int, settings: ClusterSettings) -> PromptClusters:
+    generator = np.random.default_rng(0)
+    clusters = PromptClusters(settings)
+    clusters.seed([_family_prompt(number % families, generator) for number in range(200)])
+    return clusters
+
+
+def test_families_get_clusters_of_their_own() -> None:
+    """Four families, four clusters: prompts of one family fall together and apart from the others."""
+    clusters = _seeded(4, ClusterSettings(clusters=4))
+    generator = np.random.default_rng(1)
+    found = [
+        {int(clusters.neighbourhood(_family_prompt(family, generator)).clusters[0]) for _ in range(20)}
+        for family in range(4)
+    ]
+    assert [len(names) for names in found] == [1, 1, 1, 1]
+    assert len(set.union(*found)) == 4
+
+
+def test_weights_sum_to_one_and_fall_with_distance() -> None:
+    """The nearest cluster weighs most."""
+    clusters = _seeded(8, ClusterSettings(clusters=8, nearest=3))
+    near = clusters.neighbourhood(_family_prompt(2, np.random.default_rng(5)))
+    assert near.clusters.size == 3
+    assert abs(near.weights.sum() - 1.0) < 1e-9
+    assert near.weights.tolist() == sorted(near.weights, reverse=True)
+
+
+def test_equal_prompts_make_one_cluster() -> None:
+    """There are never more clusters than different prompts, and equal ones have no distance that is not a number."""
+    prompt = _family_prompt(0, np.random.default_rng(0))
+    clusters = PromptClusters(ClusterSettings())
+    clusters.seed([prompt] * 50)
+    near = clusters.neighbourhood(prompt)
+    assert near.clusters.tolist() == [0]
+    assert near.weights.tolist() == [1.0]
+    assert clusters.follow(prompt) == 0
+
+
+def test_a_centroid_follows_its_prompts_and_never_jumps() -> None:
+    """A family that wanders slowly keeps its cluster, though it ends nearer to where another one began."""
+    clusters = _seeded(2, ClusterSettings(clusters=2, centroid_memory_prompts=50))
+    start, end = (_family_prompt(family, np.random.default_rng(3)) for family in (0, 7))
+    home = int(clusters.neighbourhood(start).clusters[0])
+    for share in np.linspace(0.0, 1.0, 600):
+        moved = ((1.0 - share) * start + share * end).astype(np.float32)
+        assert clusters.follow(moved) == home
+
+
+def test_what_all_prompts_share_does_not_hide_their_differences() -> None:
+    """A long system prompt in front of every prompt leaves them as far apart as before, about."""
+    generator = np.random.default_rng(4)
+    plain = np.stack([_family_prompt(number % 10, generator) for number in range(300)])
+    shared = plain.copy()
+    shared[:, 0] += 4.0
+    shared[:, :TEXT_DIMENSIONS] /= np.linalg.norm(shared[:, :TEXT_DIMENSIONS], axis=1, keepdims=True)
+    spreads = []
+    for prompts in (plain, shared):
+        space = FeatureSpace.of(prompts)
+        points = np.stack([space.point(prompt) for prompt in prompts])
+        spreads.append(float(np.linalg.norm(points[:100, None] - points[None, :100], axis=2).mean()))
+    assert spreads[1] == pytest.approx(spreads[0], rel=0.1)
+
+
+def test_a_scalar_that_never_varies_has_no_weight() -> None:
+    """When all requests had one max_tokens at first, the first that has another is not torn away from its family."""
+    generator = np.random.default_rng(6)
+    space = FeatureSpace.of(np.stack([_family_prompt(0, generator) for _ in range(50)]))
+    other = _family_prompt(0, generator)
+    other[-2] = 3.0
+    assert space.point(other)[-2] == 0.0

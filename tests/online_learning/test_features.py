@@ -1,0 +1,102 @@
+import subprocess
+import sys
+from itertools import pairwise
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from online_learning.features import (
+    DIMENSIONS,
+    HEAD_TOKENS,
+    TAIL_TOKENS,
+    TEXT_DIMENSIONS,
+    prompt_features,
+)
+from online_learning.prompt import Features, Prompt
+
+
+def _features(tokens: list[int], *, max_tokens: int = 512, temperature: float = 0.7) -> Features:
+    ids = np.asarray(tokens, dtype=np.uint32)
+    return prompt_features(
+        Prompt(token_ids=ids, prompt_tokens=len(tokens), max_tokens=max_tokens, temperature=temperature, model="m")
+    )
+
+
+def _cosine(left: list[int], right: list[int]) -> float:
+    return float(_features(left)[:TEXT_DIMENSIONS] @ _features(right)[:TEXT_DIMENSIONS])
+
+
+@settings(deadline=None)
+@given(
+    tokens=st.lists(st.integers(0, 2**32 - 1), max_size=700),
+    max_tokens=st.integers(0, 10**6),
+    temperature=st.floats(-1.0, 100.0),
+)
+def test_features_are_normalised_whatever_the_prompt(tokens: list[int], max_tokens: int, temperature: float) -> None:
+    """The text part has length 1, or 0 without tokens; scalars stay small; everything is finite float32."""
+    vector = _features(tokens, max_tokens=max_tokens, temperature=temperature)
+    assert vector.shape == (DIMENSIONS,)
+    assert vector.dtype == np.float32
+    assert bool(np.isfinite(vector).all())
+    norm = float(np.linalg.norm(vector[:TEXT_DIMENSIONS]))
+    assert abs(norm - (1.0 if tokens else 0.0)) < 1e-4
+    assert float(np.abs(vector[TEXT_DIMENSIONS:]).max()) < 4.0
+
+
+def test_prompts_that_share_words_are_nearer_than_strangers() -> None:
+    """Two thirds of the words shared: cosine well above that of unrelated prompts."""
+    generator = np.random.default_rng(0)
+    words = generator.integers(0, 100_000, size=(200, 60))
+    related = [_cosine(row.tolist(), [*row[:40].tolist(), *range(200_000, 200_020)]) for row in words]
+    strangers = [_cosine(row.tolist(), other.tolist()) for row, other in pairwise(words)]
+    assert min(related) > 0.4
+    assert np.mean(related) > 0.6
+    assert abs(float(np.mean(strangers))) < 0.05
+
+
+def test_word_order_counts() -> None:
+    """The same words in another order are another prompt, though a near one."""
+    tokens = list(range(100, 160))
+    assert 0.3 < _cosine(tokens, tokens[::-1]) < 0.9
+
+
+def test_a_shared_beginning_counts() -> None:
+    """The same words after the same leading tokens are nearer than the same words shuffled throughout."""
+    generator = np.random.default_rng(1)
+    gains = []
+    for _ in range(50):
+        tokens = generator.integers(0, 100_000, 80)
+        head, tail = tokens[:40], tokens[40:]
+        same_head = [*head, *generator.permutation(tail)]
+        same_tail = [*generator.permutation(head), *tail]
+        gains.append(_cosine(tokens.tolist(), same_head) - _cosine(tokens.tolist(), same_tail))
+    assert np.mean(gains) > 0.005
+
+
+def test_a_long_prompt_counts_by_its_head_and_tail() -> None:
+    """What lies between the first and the last tokens costs no time and changes nothing."""
+    head, tail = list(range(HEAD_TOKENS)), list(range(10_000, 10_000 + TAIL_TOKENS))
+    one, other = _features(head + [7] * 5_000 + tail), _features(head + [9] * 5_000 + tail)
+    np.testing.assert_array_equal(one, other)
+
+
+def test_features_are_the_same_in_another_process() -> None:
+    """Stored features stay comparable: nothing in them depends on the process that made them."""
+    program = (
+        "import numpy as np\n"
+        "from online_learning.features import prompt_features\n"
+        "from online_learning.prompt import Prompt\n"
+        "ids = np.arange(50, dtype=np.uint32) * 37\n"
+        "p = Prompt(token_ids=ids, prompt_tokens=50, max_tokens=512, temperature=0.7, model='m')\n"
+        "print(prompt_features(p).tobytes().hex())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == _features([37 * n for n in range(50)]).tobytes().hex()
+
+
+def test_features_never_change_between_releases() -> None:
+    """A history holds features for ever: changing how they are made needs a migration, and this test to say so."""
+    vector = _features([37 * n for n in range(50)])
+    expected = [-0.06298, -0.100618, -0.081799, -0.068755, -0.044161, -0.362659, -0.253892, -0.3]
+    np.testing.assert_allclose(vector[[0, 1, 2, 64, 127, 128, 129, 130]], expected, atol=1e-5)
