@@ -96,12 +96,15 @@ def serve(  # noqa: PLR0913 - one parameter for each flag
     port: PortFlag = None,
     policy: PolicyFlag = None,
     objective: ObjectiveFlag = None,
+    seal_interval: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="how often history becomes visible to SQL")
+    ] = None,
     log_level: LogFlag = "info",
 ) -> int:
     """The controller beside serving: binds the engines' endpoint and HTTP, learns, decides, records."""
     flags = {
         "mode": mode,
-        "store": {"path": store},
+        "store": {"path": store, "seal_interval_s": seal_interval},
         "engine": {"endpoint": endpoint},
         "http": {"host": host, "port": port},
         "policy": {"name": policy, "objective": objective},

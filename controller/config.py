@@ -217,7 +217,8 @@ def _explain(problem: ErrorDetails, layers: Mapping[str, Mapping[str, Any]]) -> 
     path = [str(part) for part in problem["loc"]]
     key = ".".join(path)
     origin = next((name for name, tree in layers.items() if _holds(tree, path)), "default")
-    value = "(hidden)" if "token" in path else repr(problem["input"])
+    given = problem["input"]
+    value = "(hidden)" if "token" in path else f"section {sorted(given)}" if isinstance(given, dict) else repr(given)
     if problem["type"] == "extra_forbidden":
         return f"unknown setting {key} = {value} ({origin}): {_suggestion(path)}"
     message = problem["msg"].removeprefix("Value error, ")

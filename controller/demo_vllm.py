@@ -1,0 +1,98 @@
+"""The demo's real engine: vLLM's own server over a virtual GPU, and a load generator that keeps it busy over HTTP."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from controller.bench_figures import capacity_rps
+from controller.processes import Children
+from engine_adapter.engine import serve
+from engine_adapter.link import NoLink
+from engine_adapter.profiles import Profile, profile_named
+from engine_adapter.simulated_engine import SimulatedEngine
+from engine_adapter.tiny_model import VOCABULARY_TOKENS
+from engine_adapter.vllm_server import VllmServer
+from engine_adapter.workloads import bench_works
+from store.errors import EngineError
+
+CAPACITY_REQUESTS = 300
+REQUESTS_PER_LOAD = 5000
+BURSTINESS = 2.0
+"""Coefficient of variation of the gaps between arrivals: real traffic comes in bursts."""
+MAX_TOKENS = 8192
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until told to stop."""
+    options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    profile = profile_named(options.profile)
+    rate_rps = options.load * _capacity_rps(profile, options.seed)
+    try:
+        _serve(options, profile, rate_rps)
+    except KeyboardInterrupt:
+        return 130
+    except EngineError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+def _serve(options: argparse.Namespace, profile: Profile, rate_rps: float) -> None:
+    server = VllmServer(
+        endpoint=options.endpoint,
+        engine_id="vllm",
+        profile=profile,
+        speed=options.speed,
+        log_path=options.log_folder / "vllm.log",
+    )
+    with server, Children(options.log_folder) as children:
+        seed = options.seed
+        while server.alive:
+            load = children.start("load", _load_command(server, rate_rps, options.speed, seed))
+            load.process.wait()
+            if load.process.returncode:
+                raise EngineError(f"load generator ended with code {load.process.returncode}: {load.last_lines()}")
+            seed += 1
+        raise EngineError(f"vLLM ended by itself: see {server.log_path}")
+
+
+def _load_command(server: VllmServer, rate_rps: float, speed: float, seed: int) -> list[str]:
+    return [
+        *(sys.executable, "-m", "engine_adapter.load_generator", "--base-url", server.base_url),
+        *("--workload", "synthetic", "--requests", str(REQUESTS_PER_LOAD), "--seed", str(seed)),
+        *("--rate", f"{rate_rps:.4f}", "--cv", str(BURSTINESS), "--speed", str(speed)),
+        *("--max-tokens", str(MAX_TOKENS), "--tell-true-length", "--send-tenant"),
+        *("--vocabulary-size", str(VOCABULARY_TOKENS)),
+    ]
+
+
+def _capacity_rps(profile: Profile, seed: int) -> float:
+    """What the stock order serves at full backlog, found on the simulated engine."""
+    works = bench_works(
+        "synthetic", requests=CAPACITY_REQUESTS, warmup=0, seed=seed, max_tokens=MAX_TOKENS, kv_tokens=profile.kv_tokens
+    )
+    return capacity_rps(serve(SimulatedEngine(profile, link=NoLink()), works.measured).lives)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m controller.demo_vllm", description=__doc__)
+    parser.add_argument("--endpoint", required=True)
+    parser.add_argument("--profile", required=True)
+    parser.add_argument("--log-folder", type=Path, required=True)
+    parser.add_argument("--speed", type=float, default=1.0)
+    parser.add_argument("--load", type=float, default=1.05)
+    parser.add_argument("--seed", type=int, default=1)
+    return parser
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from controller.config import Config, load_config, printed
+from store.errors import ConfigError
+
+
+def test_flags_win_over_environment_over_file_over_defaults(tmp_path: Path) -> None:
+    """Each layer hides the ones below it, key by key."""
+    file = tmp_path / "sagesched.toml"
+    file.write_text('mode = "off"\n[store]\nseal_interval_s = 7.0\nretention_days = 3\n[learning]\nclusters = 9\n')
+    environment = {"SAGESCHED_MODE": "shadow", "SAGESCHED_STORE__SEAL_INTERVAL_S": "8"}
+    config = load_config({"mode": "on", "store": {"path": None}}, file=file, environment=environment)
+    assert config.mode == "on"
+    assert config.store.seal_interval_s == 8.0
+    assert config.store.retention_days == 3.0
+    assert config.learning.clusters == 9
+    assert config.http.port == 8700
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "words"),
+    [
+        ({"store": {"pth": "/x"}}, {}, ("store.pth", "'/x'", "flag", "store.path")),
+        ({}, {"SAGESCHED_HTPP__PORT": "1"}, ("htpp", "environment", "http")),
+        ({}, {"SAGESCHED_HTTP__PORT": "many"}, ("http.port", "'many'", "environment", "integer")),
+        ({"mode": "fast"}, {}, ("mode", "'fast'", "'off', 'shadow' or 'on'")),
+        ({"engine": {"lease_s": 0.0}}, {}, ("engine.lease_s", "0.0", "greater than or equal to 0.2")),
+        ({"engine": {"endpoint": "tcp://0.0.0.0:1"}}, {}, ("engine.endpoint", "ipc://")),
+        ({}, {"SAGESCHED_STORE": "x", "SAGESCHED_STORE__PATH": "y"}, ("SAGESCHED_STORE__PATH", "unset one")),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_value_and_origin(
+    flags: dict[str, object], environment: dict[str, str], words: tuple[str, ...]
+) -> None:
+    """The message says which key, which value, where it came from, and what would be right."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(flags, environment=environment)
+    for word in words:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_address_that_others_can_reach_needs_a_token() -> None:
+    """Listening beyond loopback without a token is refused with the remedy, and accepted with one."""
+    with pytest.raises(ConfigError, match=r"0\.0\.0\.0.*set http\.token"):
+        load_config({"http": {"host": "0.0.0.0"}}, environment={})  # noqa: S104 - the point of the test
+    config = load_config({"http": {"host": "0.0.0.0"}}, environment={"SAGESCHED_HTTP__TOKEN": "s3cret"})  # noqa: S104
+    assert config.http.token is not None
+    assert config.http.token.get_secret_value() == "s3cret"
+
+
+def test_the_token_is_never_shown() -> None:
+    """Neither the printed configuration nor a message about a mistyped key holds the token."""
+    config = load_config({}, environment={"SAGESCHED_HTTP__TOKEN": "s3cret"})
+    assert "s3cret" not in repr(config) + repr(printed(config))
+    with pytest.raises(ConfigError) as caught:
+        load_config({"htp": {"token": "s3cret"}}, environment={})
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["mode = ", 'mode = "on"\nmode = "off"', "\x00"])
+def test_a_broken_file_is_one_clear_error(tmp_path: Path, text: str) -> None:
+    """Bad TOML names the file."""
+    file = tmp_path / "bad.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"bad\.toml"):
+        load_config(file=file, environment={})
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    """A file that is not there is an error, not an empty configuration."""
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(file=tmp_path / "none.toml", environment={})
+
+
+def test_the_tree_is_frozen() -> None:
+    """Nothing can change a setting after the check."""
+    config = load_config(environment={})
+    with pytest.raises(ValidationError, match="frozen"):
+        config.mode = "off"
+
+
+def test_variables_of_the_plugin_and_the_dashboard_are_no_unknown_keys() -> None:
+    """One environment may serve engine, controller and dashboard; the endpoint is shared."""
+    environment = {
+        "SAGESCHED_ENGINE_ID": "gpu-7",
+        "SAGESCHED_DASHBOARD_API": "http://127.0.0.1:1",
+        "SAGESCHED_ENDPOINT": "ipc:///run/x/engine.sock",
+    }
+    assert load_config(environment=environment).engine.endpoint == "ipc:///run/x/engine.sock"
+
+
+def test_every_setting_is_described() -> None:
+    """No setting is without words for the documentation and `doctor`."""
+    for name, field in Config.model_fields.items():
+        inner = getattr(field.annotation, "model_fields", None)
+        for key, setting in (inner or {name: field}).items():
+            assert setting.description, f"{name}.{key} has no description"
