@@ -244,9 +244,10 @@ class Plugin:
         """Send a snapshot when one is due, and one more when the engine falls idle: vLLM then stops calling."""
         scheduler = self._scheduler
         idle = not scheduler.requests
-        if not self.agent.snapshot_due(now_s) and (self._told_idle or not idle):
-            return
+        falls_idle = idle and not self._told_idle
         self._told_idle = idle
+        if not falls_idle and not self.agent.snapshot_due(now_s):
+            return
         self.agent.report(
             now_s,
             View(

@@ -30,6 +30,8 @@ MODEL_NAME = "tiny"
 _TINY_MODEL_LEN_TOKENS = 1024
 _READY_POLL_S = 0.2
 _STOP_S = 15.0
+_DRAIN_S = 2
+"""Without it vLLM kills its engine core before that can say goodbye."""
 _LOG_TAIL_LINES = 25
 
 
@@ -120,6 +122,7 @@ class VllmServer:
             *("--max-model-len", str(self._model_len_tokens())),
             *("--scheduler-cls", "engine_adapter.vllm_scheduler.SageScheduler"),
             *("--disable-uvicorn-access-log", "--generation-config", "vllm"),
+            *("--shutdown-timeout", str(_DRAIN_S)),
             *self._device_arguments(),
             *self._arguments,
         ]

@@ -1,0 +1,310 @@
+"""The facts that the plugin reports of vLLM's requests, against independent accounts of the same lives."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from vllm.pooling_params import PoolingParams
+from vllm.sampling_params import SamplingParams
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request, RequestStatus
+
+from engine_adapter.engine import Life, Step, Work
+from engine_adapter.link import DirectLink
+from engine_adapter.profiles import Profile
+from engine_adapter.vllm_scheduler import SageScheduler
+from engine_adapter.vllm_virtual_time import END_OF_SEQUENCE_ID, VllmVirtualTimeEngine
+from store.records import Arrived, Finished, FirstToken, Gate, Preempted
+
+pytestmark = pytest.mark.vllm
+
+Script = Callable[..., Any]
+
+PROFILE = Profile(
+    name="tight",
+    base_s=0.01,
+    prefill_token_s=0.001,
+    decode_seq_s=0.001,
+    kv_token_s=0.00001,
+    kv_tokens=192,
+    block_size_tokens=16,
+    max_num_seqs=6,
+    token_budget=32,
+    max_model_len_tokens=96,
+)
+
+SUMS = ("steps", "step_s", "prefill_tokens", "decode_tokens", "kv_tokens_read", "preemptions")
+
+WORKS = st.lists(
+    st.builds(
+        lambda arrival, prompt, output, limit, priority, abort: (arrival, prompt, output, limit, priority, abort),
+        st.floats(0.0, 0.5),
+        st.integers(2, 70),
+        st.integers(1, 80),
+        st.integers(1, 80),
+        st.integers(0, 1),
+        st.none() | st.integers(1, 20),
+    ),
+    min_size=1,
+    max_size=14,
+)
+
+
+def _works(drawn: list[tuple[float, int, int, int, int, int | None]]) -> list[Work]:
+    return [
+        Work(
+            request_id=str(number),
+            arrival_s=arrival_s,
+            token_ids=tuple(range(3, 3 + prompt)),
+            max_tokens=limit,
+            true_output_tokens=output,
+            priority=priority,
+            abort_after_tokens=abort,
+        )
+        for number, (arrival_s, prompt, output, limit, priority, abort) in enumerate(drawn)
+    ]
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(
+    drawn=WORKS,
+    mode=st.sampled_from(["shadow", "on"]),
+    gate=st.sampled_from([None, Gate(horizon_tokens=32)]),
+    prefix_caching=st.booleans(),
+)
+def test_every_life_is_reported_whole(
+    scripted: Script,
+    drawn: list[Any],
+    mode: str,
+    gate: Gate | None,
+    prefix_caching: bool,  # noqa: FBT001 - an example's value
+) -> None:
+    """Under memory pressure, with chunked prompts, aborts and prefix caching: facts equal the harness's accounts.
+
+    The harness sits outside the scheduler and keeps its own books. Steps' times and loads agree with it as well.
+    """
+    script = scripted(indexes={str(number): float(number * 7 % 5) for number in range(14)}, mode=mode, gate=gate)
+    engine = VllmVirtualTimeEngine(
+        PROFILE, link=DirectLink(script), scheduler_class=SageScheduler, prefix_caching=prefix_caching
+    )
+    steps = list(_serve(engine, _works(drawn)))
+    ended = {life.request_id: life for step in steps for life in step.finished}
+    finished = script.finished()
+    assert {request_id: _life(fact) for request_id, fact in finished.items()} == ended
+    _check_order(script)
+    total = Counter[str]()
+    for snapshot in script.snapshots():
+        total.update({name: getattr(snapshot, name) for name in SUMS})
+    assert total["step_s"] == pytest.approx(sum(step.duration_s for step in steps))
+    assert total["step_s"] == pytest.approx(
+        PROFILE.base_s * total["steps"]
+        + PROFILE.prefill_token_s * (total["prefill_tokens"] + total["decode_tokens"])
+        + PROFILE.kv_token_s * total["kv_tokens_read"]
+    )
+    assert total["preemptions"] == sum(len(step.preempted) for step in steps)
+    last = script.snapshots()[-1]
+    assert (last.waiting, last.running, last.kv_blocks_used) == (0, 0, 0)
+    assert (last.policy_errors, last.messages_dropped) == (0, 0)
+
+
+def _serve(engine: VllmVirtualTimeEngine, works: list[Work]) -> Iterator[Step]:
+    """Serve a workload; two empty steps first, to connect, and one last, as vLLM's engine core makes it."""
+    engine.step()
+    engine.step()
+    pending = sorted(works, key=lambda work: work.arrival_s)[::-1]
+    while pending or engine.unfinished:
+        if not engine.unfinished:
+            engine.advance_to(pending[-1].arrival_s)
+        while pending and pending[-1].arrival_s <= engine.now_s:
+            engine.submit(pending.pop())
+        yield engine.step()
+    yield engine.step()
+
+
+def _check_order(script: Any) -> None:  # noqa: ANN401 - the conftest's class
+    """Each request arrives once, then maybe gets its first token, then ends; preemptions lie between."""
+    story: dict[str, str] = {}
+    for fact in script.facts((Arrived, FirstToken, Preempted, Finished)):
+        story[fact.request_id] = story.get(fact.request_id, "") + type(fact).__name__[:2]
+    assert all(re.fullmatch("Ar(Pr)*(Fi(Pr)*)?Fi", tale) for tale in story.values()), story
+
+
+def _life(fact: Finished) -> Life:
+    """A life as the harness would have put it: what never came before an abort counts as of its end."""
+    return Life(
+        request_id=fact.request_id,
+        arrival_s=fact.arrival_s,
+        scheduled_s=fact.time_s if fact.scheduled_s is None else fact.scheduled_s,
+        first_token_s=fact.time_s if fact.first_token_s is None else fact.first_token_s,
+        finished_s=fact.time_s,
+        prompt_tokens=fact.prompt_tokens,
+        output_tokens=fact.output_tokens,
+        reason=fact.reason,
+        preemptions=fact.preemptions,
+        recomputed_tokens=fact.recomputed_tokens,
+    )
+
+
+class Overlap:
+    """Drives vLLM's scheduler as its engine core does: a step is scheduled before the one before it has ended."""
+
+    def __init__(self, script: Any) -> None:  # noqa: ANN401 - the conftest's class
+        self.engine = VllmVirtualTimeEngine(PROFILE, link=DirectLink(script), scheduler_class=SageScheduler)
+        self.scheduler = self.engine.scheduler
+        self.flying: deque[tuple[SchedulerOutput, dict[str, list[int]]]] = deque()
+        self.schedule()
+        self.land()
+        self.schedule()
+        self.land()
+
+    def add(self, request_id: str, **more: object) -> Request:
+        """Let a request arrive."""
+        sampling = SamplingParams(max_tokens=50)
+        sampling.update_from_generation_config({}, END_OF_SEQUENCE_ID)
+        request = Request(request_id, [5] * 20, sampling, None, arrival_time=self.engine.now_s, **more)
+        self.scheduler.add_request(request)
+        return request
+
+    def schedule(self) -> SchedulerOutput:
+        """Schedule a step and send it to the device."""
+        output = self.scheduler.schedule()
+        complete = [
+            request_id
+            for request_id in output.num_scheduled_tokens
+            if not self.scheduler.requests[request_id].is_prefill_chunk
+        ]
+        self.flying.append((output, {request_id: [7] for request_id in complete}))
+        return output
+
+    def land(self, tokens: dict[str, list[int]] | None = None) -> None:
+        """Let the oldest step end, with other tokens than 7 where given."""
+        output, sampled = self.flying.popleft()
+        sampled |= tokens or {}
+        self.engine._now_s += 1.0
+        ids = list(output.num_scheduled_tokens)
+        self.scheduler.update_from_output(
+            output,
+            ModelRunnerOutput(
+                req_ids=ids,
+                req_id_to_index={request_id: place for place, request_id in enumerate(ids)},
+                sampled_token_ids=[sampled.get(request_id, []) for request_id in ids],
+            ),
+        )
+
+    def drain(self) -> None:
+        """Land what flies and make the last empty step."""
+        while self.flying:
+            self.land()
+        self.schedule()
+        self.land()
+
+
+def test_a_token_in_flight_behind_the_end_of_an_answer_is_not_counted(scripted: Script) -> None:
+    """With async scheduling the step after the last one is under way already when the answer ends."""
+    script = scripted()
+    overlap = Overlap(script)
+    overlap.add("a")
+    overlap.schedule()
+    overlap.schedule()
+    overlap.land()
+    overlap.schedule()
+    overlap.land({"a": [END_OF_SEQUENCE_ID]})
+    overlap.drain()
+    end = script.finished()["a"]
+    assert (end.reason, end.output_tokens) == ("stop", 2)
+    assert end.first_token_s == script.facts(FirstToken)[0].time_s
+
+
+@pytest.mark.parametrize("ids", ["a", ["a"], None])
+def test_an_abort_with_a_step_in_flight_ends_the_life_once(scripted: Script, ids: str | list[str] | None) -> None:
+    """The requests are named by a string, by several, or means all; the token in flight comes too late."""
+    script = scripted()
+    overlap = Overlap(script)
+    overlap.add("a")
+    overlap.schedule()
+    overlap.schedule()
+    overlap.land()
+    overlap.scheduler.finish_requests(ids, RequestStatus.FINISHED_ABORTED)
+    overlap.scheduler.finish_requests(ids, RequestStatus.FINISHED_ABORTED)
+    overlap.drain()
+    end = script.finished()["a"]
+    assert (end.reason, end.output_tokens) == ("abort", 1)
+    assert script.snapshots()[-1].policy_errors == 0
+
+
+def test_a_token_in_flight_of_a_preempted_request_is_delivered_and_counted(scripted: Script) -> None:
+    """Two requests outgrow the cache while a step is under way: one gives way, its token still arrives."""
+    script = scripted(indexes={str(number): float(number) for number in range(6)})
+    overlap = Overlap(script)
+    requests = [overlap.add(str(number)) for number in range(6)]
+    while any(not request.is_finished() for request in requests):
+        overlap.schedule()
+        if len(overlap.flying) == 2:
+            overlap.land()
+    overlap.drain()
+    ends = script.finished()
+    assert {(end.reason, end.output_tokens) for end in ends.values()} == {("length", 50)}
+    preempted = script.facts(Preempted)
+    assert preempted
+    assert sum(end.preemptions for end in ends.values()) == len(preempted)
+    assert sum(end.recomputed_tokens for end in ends.values()) == sum(fact.lost_tokens for fact in preempted)
+    assert script.snapshots()[-1].policy_errors == 0
+
+
+def test_overlapping_steps_add_up_to_the_time_that_passed(scripted: Script) -> None:
+    """A step's time runs from the end of the one before it, not from when it was scheduled ahead."""
+    script = scripted()
+    overlap = Overlap(script)
+    overlap.add("a")
+    overlap.schedule()
+    for _ in range(5):
+        overlap.schedule()
+        overlap.land()
+    overlap.scheduler.finish_requests("a", RequestStatus.FINISHED_ABORTED)
+    overlap.drain()
+    assert sum(snapshot.step_s for snapshot in script.snapshots()) == pytest.approx(6.0)
+    assert sum(snapshot.steps for snapshot in script.snapshots()) == 6
+
+
+def test_a_session_with_streaming_input_is_one_life(scripted: Script) -> None:
+    """Further chunks of input and a turn's end neither begin nor end a life; the session's end does."""
+    script = scripted()
+    overlap = Overlap(script)
+    overlap.add("session", resumable=True)
+    overlap.schedule()
+    overlap.land({"session": [END_OF_SEQUENCE_ID]})
+    assert script.finished() == {}
+    overlap.add("session", resumable=True)
+    overlap.schedule()
+    overlap.land()
+    overlap.schedule()
+    overlap.land({"session": [END_OF_SEQUENCE_ID]})
+    overlap.add("session", resumable=False)
+    overlap.drain()
+    assert [fact.request_id for fact in script.facts(Arrived)] == ["session"]
+    assert script.finished()["session"].output_tokens == 3
+    assert script.snapshots()[-1].policy_errors == 0
+
+
+def test_a_pooling_request_passes_unreported(scripted: Script) -> None:
+    """It generates nothing, so there is nothing to learn or to order."""
+    script = scripted(gate=Gate(horizon_tokens=8))
+    overlap = Overlap(script)
+    overlap.scheduler.add_request(Request("pool", [5] * 8, None, PoolingParams()))
+    overlap.add("a")
+    assert list(overlap.schedule().num_scheduled_tokens) == ["pool", "a"]
+    overlap.scheduler.finish_requests(None, RequestStatus.FINISHED_ABORTED)
+    overlap.drain()
+    assert set(script.finished()) == {"a"}
+    assert script.snapshots()[-1].policy_errors == 0

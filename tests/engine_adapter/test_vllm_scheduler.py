@@ -1,0 +1,292 @@
+"""The plugin in vLLM's real scheduler: order, gate, victim, classes, modes, and what happens when it fails."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import vllm
+from msgspec import structs
+from vllm.sampling_params import SamplingParams
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.request_queue import FCFSRequestQueue, PriorityRequestQueue, SchedulingPolicy
+from vllm.v1.request import Request, RequestStatus
+
+from engine_adapter import agent, ordering, vllm_lives, vllm_plugin, vllm_reins, vllm_scheduler
+from engine_adapter.engine import Life, Totals, Work, serve
+from engine_adapter.link import DirectLink, EngineLink, NoLink
+from engine_adapter.profiles import Profile
+from engine_adapter.vllm_scheduler import SageScheduler
+from engine_adapter.vllm_virtual_time import VllmVirtualTimeEngine
+from store.records import Arrived, ControllerMessage, EngineMessage, Gate
+
+pytestmark = pytest.mark.vllm
+
+Script = Callable[..., Any]
+"""The class `ScriptedController` of this folder's conftest."""
+
+Answer = Callable[[EngineMessage], Iterator[ControllerMessage]]
+
+PROFILE = Profile(
+    name="one-second-steps",
+    base_s=1.0,
+    prefill_token_s=0.0,
+    decode_seq_s=0.0,
+    kv_token_s=0.0,
+    kv_tokens=256,
+    block_size_tokens=16,
+    max_num_seqs=4,
+    token_budget=64,
+    max_model_len_tokens=128,
+)
+
+
+def narrow(max_num_seqs: int) -> Profile:
+    """The profile with so many places."""
+    return replace(PROFILE, max_num_seqs=max_num_seqs)
+
+
+def work(
+    request_id: str, *, arrival_s: float = 0.0, output_tokens: int = 3, prompt_tokens: int = 8, **more: object
+) -> Work:
+    """A request of this file's size."""
+    return Work(
+        request_id=request_id,
+        arrival_s=arrival_s,
+        token_ids=tuple(range(100, 100 + prompt_tokens)),
+        max_tokens=100,
+        true_output_tokens=output_tokens,
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def engine(answer: Answer, profile: Profile = PROFILE, **more: object) -> VllmVirtualTimeEngine:
+    """VLLM's scheduler with the plugin, on a script."""
+    return VllmVirtualTimeEngine(profile, link=DirectLink(answer), scheduler_class=SageScheduler, **more)
+
+
+def connect(served: VllmVirtualTimeEngine) -> None:
+    """Let hello and welcome cross: two empty steps."""
+    served.step()
+    served.step()
+
+
+def starts(totals: Totals) -> list[str]:
+    """Request ids in the order in which they got their first place."""
+    return [life.request_id for life in sorted(totals.lives, key=lambda life: life.scheduled_s)]
+
+
+def lives(totals: Totals) -> dict[str, Life]:
+    """Lives by request id."""
+    return {life.request_id: life for life in totals.lives}
+
+
+@pytest.mark.parametrize("mode", ["off", "shadow", "on"])
+def test_the_index_orders_the_queue_only_in_mode_on(scripted: Script, mode: str) -> None:
+    """One place: with mode on the lowest index goes first, otherwise the first to come."""
+    script = scripted(indexes={"a": 3.0, "b": 1.0, "c": 2.0}, mode=mode)
+    served = engine(script, narrow(1))
+    totals = serve(served, [work("first"), work("a"), work("b"), work("c")])
+    assert starts(totals) == (["first", "b", "c", "a"] if mode == "on" else ["first", "a", "b", "c"])
+    assert served.scheduler.policy == SchedulingPolicy.FCFS
+    assert script.snapshots()[-1].mode == mode
+    assert {snapshot.policy_errors for snapshot in script.snapshots()} == {0}
+
+
+def test_the_gate_limits_how_many_run(scripted: Script) -> None:
+    """16 blocks; each request needs 1 for its prompt and 6 for its growth: two fit, though four places are free.
+
+    Reserved are then 12 blocks of growth and one for the tokens that are not computed yet.
+    """
+    script = scripted(gate=Gate(horizon_tokens=96), growth_tokens=96.0)
+    served = engine(script)
+    connect(served)
+    running = []
+    for number in range(6):
+        served.submit(work(str(number)))
+    while served.unfinished:
+        running.append(served.step().running)
+    assert max(running) == 2
+    assert max(snapshot.reserved_blocks for snapshot in script.snapshots()) == 13
+    assert {snapshot.admission_limit for snapshot in script.snapshots()} >= {2}
+
+
+def test_the_highest_index_gives_way_when_memory_ends(scripted: Script) -> None:
+    """The first to come has the highest index: stock vLLM would preempt the last to come, we preempt the first."""
+    works = [work("old", prompt_tokens=60, output_tokens=60), work("new", prompt_tokens=60, output_tokens=60)]
+    profile = replace(PROFILE, kv_tokens=160)
+    stock = lives(serve(engine(scripted(mode="shadow"), profile), works))
+    ours = lives(serve(engine(scripted(indexes={"old": 9.0, "new": 1.0}), profile), works))
+    assert (stock["old"].preemptions, stock["new"].preemptions > 0) == (0, True)
+    assert (ours["old"].preemptions > 0, ours["new"].preemptions) == (True, 0)
+
+
+def test_a_requests_priority_is_a_strict_class_above_its_index(scripted: Script) -> None:
+    """Under vLLM's priority policy the class comes first and the index orders within it."""
+    indexes = {"low": 1.0, "high-a": 9.0, "high-b": 5.0}
+    script = scripted(indexes=indexes)
+    served = engine(script, narrow(1), scheduling="priority")
+    works = [work("first"), work("low", priority=5), work("high-a", priority=1), work("high-b", priority=1)]
+    assert starts(serve(served, works)) == ["first", "high-b", "high-a", "low"]
+
+
+@pytest.mark.parametrize(("scheduling", "queue"), [("fcfs", FCFSRequestQueue), ("priority", PriorityRequestQueue)])
+def test_leaving_mode_on_restores_vllms_own_policy_queue_limit_and_order(
+    scripted: Script, scheduling: str, queue: type
+) -> None:
+    """What stands in the queue is served first come, first served (or by class) again, and nothing is lost."""
+    script = scripted(indexes={str(number): 9.0 - number for number in range(5)}, gate=Gate(horizon_tokens=1))
+    served = engine(script, narrow(1), scheduling=scheduling)
+    connect(served)
+    for number in range(5):
+        served.submit(work(str(number), arrival_s=number / 100))
+    served.step()
+    served.step()
+    scheduler = served.scheduler
+    assert isinstance(scheduler.waiting, FCFSRequestQueue)
+    assert scheduler.policy == SchedulingPolicy.FCFS
+    assert [request.request_id for request in scheduler.waiting] == ["4", "3", "2", "1"]
+    script.push.append(script.settings("off"))
+    finished: list[Life] = []
+    while served.unfinished:
+        finished += served.step().finished
+    assert isinstance(scheduler.waiting, queue)
+    assert scheduler.policy == SchedulingPolicy(scheduling)
+    assert scheduler.max_num_active_reqs == 1
+    assert [life.request_id for life in finished] == ["0", "1", "2", "3", "4"]
+
+
+def test_an_error_of_ours_costs_no_request_and_heals(scripted: Script, caplog: pytest.LogCaptureFixture) -> None:
+    """A table that cannot be read: logged once, counted, first come, first served, and a second later on again."""
+    script = scripted(indexes={"bad": 1.0}, spoil=lambda table: structs.replace(table, index_s=(), growth_tokens=()))
+    served = engine(script, narrow(1))
+    works = [work("first"), work("a"), work("bad"), work("b", arrival_s=4.5, output_tokens=10)]
+    totals = serve(served, works)
+    assert starts(totals) == ["first", "a", "bad", "b"]
+    assert set(script.finished()) == {"first", "a", "bad", "b"}
+    assert script.snapshots()[-1].policy_errors >= 1
+    assert script.snapshots()[-1].mode == "on"
+    errors = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert len(errors) == 1
+
+
+class _Unlucky(SageScheduler):  # type: ignore[misc]
+    def _make_link(self, endpoint: str) -> EngineLink:
+        raise OSError(f"no such thing as {endpoint}")
+
+
+def test_an_engine_without_a_working_link_serves_plainly(caplog: pytest.LogCaptureFixture) -> None:
+    """The controller's endpoint cannot be used: said once, and vLLM works as ever."""
+    served = _Bare(_Unlucky)
+    assert served.scheduler._sage is None
+    assert "could not start" in caplog.text
+    assert starts(serve(served, [work("a"), work("b")])) == ["a", "b"]
+
+
+class _Bare(VllmVirtualTimeEngine):
+    """The harness without its link, so that the scheduler makes its own."""
+
+    def __init__(self, scheduler_class: type[AsyncScheduler]) -> None:
+        plain = type("Plain", (scheduler_class,), {})
+        super().__init__(PROFILE, link=NoLink(), scheduler_class=plain)
+        config = self.scheduler.vllm_config
+        self.scheduler = plain(
+            vllm_config=config,
+            kv_cache_config=self.scheduler.kv_cache_config,
+            structured_output_manager=self.scheduler.structured_output_manager,
+            block_size=PROFILE.block_size_tokens,
+        )
+
+
+def test_an_unknown_vllm_gets_its_own_order_and_a_clear_word(
+    scripted: Script, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A release that the plugin was never tested with is left alone."""
+    monkeypatch.setattr(vllm, "__version__", "0.99.0")
+    script = scripted(indexes={"b": 1.0})
+    served = engine(script, narrow(1))
+    assert starts(serve(served, [work("first"), work("a"), work("b")])) == ["first", "a", "b"]
+    assert "does not know vLLM 0.99.0" in caplog.text
+    assert script.heard == []
+
+
+def test_requests_that_the_agent_does_not_know_are_served_first(scripted: Script) -> None:
+    """A request that came past the plugin breaks nothing and is not reported."""
+    script = scripted(indexes={"a": 1.0}, gate=Gate(horizon_tokens=1))
+    served = engine(script, narrow(1))
+    served.submit(work("first"))
+    served.step()
+    served.submit(work("a"))
+    scheduler = served.scheduler
+    stranger = Request("stranger", [5] * 8, SamplingParams(max_tokens=1), None)
+    AsyncScheduler.add_request(scheduler, stranger)
+    while served.unfinished:
+        output = scheduler.schedule()
+        if "stranger" in output.num_scheduled_tokens:
+            assert [request.request_id for request in scheduler.waiting] == ["a"]
+            AsyncScheduler.finish_requests(scheduler, "stranger", RequestStatus.FINISHED_ABORTED)
+            output.num_scheduled_tokens.pop("stranger")
+        served._account_for(_without(output, "stranger"))
+        served._now_s += 1.0
+        served._carry_out(output)
+        served._ended.clear()
+    assert set(script.finished()) == {"first", "a"}
+    assert script.snapshots()[-1].policy_errors == 0
+
+
+def _without(output: SchedulerOutput, request_id: str) -> SchedulerOutput:
+    output.scheduled_new_reqs = [new for new in output.scheduled_new_reqs if new.req_id != request_id]
+    return output
+
+
+def test_the_plugin_never_reads_the_true_length() -> None:
+    """No module that runs in the scheduler's process on our behalf names the virtual GPU's secret."""
+    for module in (agent, ordering, vllm_lives, vllm_plugin, vllm_reins, vllm_scheduler):
+        for node in ast.walk(ast.parse(inspect.getsource(module))):
+            if isinstance(node, ast.Constant | ast.Name | ast.Attribute):
+                assert "true_len" not in ast.unparse(node), module
+
+
+class _Watched(dict[str, object]):
+    """Remembers which keys were asked for."""
+
+    def __init__(self, **content: object) -> None:
+        super().__init__(**content)
+        self.asked: set[object] = set()
+
+    def get(self, key: object, default: object = None) -> object:
+        self.asked.add(key)
+        return super().get(key, default)  # type: ignore[call-overload]
+
+    def __getitem__(self, key: str) -> object:
+        self.asked.add(key)
+        return super().__getitem__(key)
+
+    def _all(self) -> Iterator[object]:
+        raise AssertionError("somebody reads everything")
+
+    items = values = __iter__ = _all  # type: ignore[assignment]
+
+
+def test_of_a_requests_extra_arguments_only_the_tenant_is_read(scripted: Script) -> None:
+    """The true length passes by and is not asked for."""
+    script = scripted()
+    served = engine(script)
+    extra = _Watched(tenant="acme", true_len="3")
+    sampling = SamplingParams(max_tokens=5)
+    sampling.extra_args = extra
+    request = Request("a", [5] * 8, sampling, None)
+    extra.asked.clear()
+    served.scheduler.add_request(request)
+    served.scheduler.schedule()
+    served.scheduler.finish_requests("a", RequestStatus.FINISHED_ABORTED)
+    served.scheduler.schedule()
+    assert extra.asked == {"tenant"}
+    assert script.finished()["a"].reason == "abort"
+    assert [fact.tenant for fact in script.facts(Arrived)] == ["acme"]
