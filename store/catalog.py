@@ -6,27 +6,31 @@ Whoever opened an earlier catalog keeps it, and the segments that it lists stay 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import duckdb
 
 from store import views
 from store.files import Folder, publish
-from store.schema import Table, schema_version, sealed_tables
+from store.schema import Table, schema_version
 from store.segments import Segment
 from store.tables import quoted
 
 
 def publish_catalog(
-    live: duckdb.DuckDBPyConnection, folder: Folder, active: Sequence[Segment], *, now_s: float
+    live: duckdb.DuckDBPyConnection,
+    folder: Folder,
+    tables: Sequence[Table],
+    active: Sequence[Segment],
+    *,
+    now_s: float,
 ) -> None:
     """Build the catalog of what is sealed now and put it in the place of the last one."""
     folder.building.mkdir(mode=0o700, exist_ok=True)
     growing = folder.building / folder.catalog.name
     for remnant in (growing, growing.with_name(growing.name + ".wal")):
         remnant.unlink(missing_ok=True)
-    tables = sealed_tables(live)
     with duckdb.connect(growing, config={"threads": "1"}) as connection:
         connection.begin()
         for statement in _statements(tables, active, folder.path):
@@ -49,7 +53,7 @@ COMMENT ON TABLE sessions IS 'The last sealed batch of each session of an engine
 """
 
 
-def _statements(tables: Iterable[Table], active: Sequence[Segment], root: Path) -> list[str]:
+def _statements(tables: Sequence[Table], active: Sequence[Segment], root: Path) -> list[str]:
     found = [CATALOG_INFO, SESSIONS]
     for table in tables:
         segments = [segment for segment in active if segment.table_name == table.name]

@@ -14,7 +14,7 @@ import pyarrow as pa
 from store.catalog import publish_catalog
 from store.files import Folder, secure
 from store.rows import Row
-from store.schema import open_live
+from store.schema import open_live, sealed_tables
 from store.segments import Segments
 from store.tables import SEALED_TABLES
 
@@ -64,6 +64,7 @@ class LiveFile:
             self.healed_files = self._segments.heal()
             self.position = self._claim()
             self._types = {table: self._arrow_schema(table) for table in SEALED_TABLES}
+            self._tables = sealed_tables(self._connection)
             self._stale = True
             self.maintain(now_s)
         except BaseException:
@@ -113,7 +114,9 @@ class LiveFile:
         self._stale |= retired > 0
         if self._stale:
             self._forget_sessions(now_s)
-            publish_catalog(self._connection, self._folder, self._segments.active(), now_s=now_s)
+            publish_catalog(
+                self._connection, self._folder, self._tables, self._segments.active(), now_s=now_s
+            )
             self._stale = False
             self._connection.execute("CHECKPOINT")
             secure(self._folder.live)

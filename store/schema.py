@@ -80,22 +80,15 @@ def migrate(connection: duckdb.DuckDBPyConnection, *, now_s: float) -> int:
 
 
 def sealed_tables(connection: duckdb.DuckDBPyConnection) -> list[Table]:
-    """The tables whose rows move into segments, with their comments."""
-    return [describe(connection, name) for name in SEALED_TABLES]
-
-
-def describe(connection: duckdb.DuckDBPyConnection, name: str) -> Table:
-    """A table of the live file with its columns in order."""
-    ((table_comment,),) = connection.execute(
-        "SELECT comment FROM duckdb_tables() WHERE table_name = ?", [name]
-    ).fetchall()
-    columns = connection.execute(
-        "SELECT column_name, data_type, comment FROM duckdb_columns() WHERE table_name = ? ORDER BY column_index",
-        [name],
-    ).fetchall()
-    return Table(
-        name, table_comment or "", tuple(Column(column, kind, comment or "") for column, kind, comment in columns)
-    )
+    """The tables whose rows move into segments, as the live file has them, with their comments."""
+    comments = dict(connection.execute("SELECT table_name, comment FROM duckdb_tables()").fetchall())
+    columns: dict[str, list[Column]] = {name: [] for name in comments}
+    for table, *column in connection.execute(
+        "SELECT table_name, column_name, data_type, coalesce(comment, '') FROM duckdb_columns()"
+        " WHERE NOT internal ORDER BY table_name, column_index"
+    ).fetchall():
+        columns[table].append(Column(*column))
+    return [Table(name, comments[name] or "", tuple(columns[name])) for name in SEALED_TABLES]
 
 
 def _refuse_unknown(path: Path) -> None:

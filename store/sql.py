@@ -64,7 +64,7 @@ def run_sql(  # noqa: PLR0913 - limits, each with its name
         result_bytes=result_bytes,
     )
     try:
-        child = subprocess.run(  # noqa: S603 - our own module, the statement goes in through a pipe
+        child = subprocess.run(
             [sys.executable, "-m", "store.sql_child"],
             input=msgspec.json.encode(question),
             capture_output=True,

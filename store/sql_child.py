@@ -53,7 +53,7 @@ def _one_query(statement: str) -> str:
         raise BadInputError(
             f"{found[0].type.name} statements are not allowed: the history is only read, give a SELECT, DESCRIBE or SHOW"
         )
-    return found[0].query.strip().rstrip(";")
+    return str(found[0].query).strip().rstrip(";")
 
 
 def _lock(connection: duckdb.DuckDBPyConnection, question: Question) -> None:
@@ -97,7 +97,7 @@ def _refuse(text: str) -> int:
 
 def _first_part(text: str) -> str:
     """DuckDB's message without its picture of the statement, whose line numbers are not the user's."""
-    return " ".join(line.strip() for line in text.split("\nLINE ")[0].splitlines() if line.strip())
+    return " ".join(line.strip() for line in text.split("\nLINE ", maxsplit=1)[0].splitlines() if line.strip())
 
 
 # --- Landlock, Linux 5.13 and later: https://docs.kernel.org/userspace-api/landlock.html ------------
