@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+Start = Callable[..., Any]
+
+
+def test_an_idle_controller_is_healthy_and_ready(start_controller: Start) -> None:
+    """Health, readiness and the OpenAPI page answer before any engine connects."""
+    client = start_controller().client
+    assert client.get("/healthz").json()["status"] == "ok"
+    assert client.get("/readyz").json() == {"status": "ready", "engines": 0}
+    assert "/api/state" in client.get("/openapi.json").json()["paths"]
+    assert client.get("/docs").status_code == 200
+    assert client.get("/api/gain").json()["status"] == "warming up"
+
+
+def test_live_state_follows_an_engine_from_arrival_to_completion(start_controller: Start) -> None:
+    """Queue, state and recent past show the requests of a connected engine, and nothing is left when they end."""
+    running = start_controller()
+    engine = running.connect()
+    for number in range(5):
+        engine.submit(f"r{number}", output_tokens=40 + number)
+    engine.step_until(lambda: len(running.client.get("/api/queue").json()["rows"]) == 5)
+    rows = running.client.get("/api/queue", params={"engine_id": "driven", "limit": 3}).json()["rows"]
+    assert len(rows) == 3
+    assert set(rows[0]) == {
+        *("position", "request_id", "engine_id", "state", "priority", "age_s", "prompt_tokens", "attained_tokens"),
+        *("index_s", "expected_remaining_tokens", "p50_tokens", "p90_tokens", "cluster"),
+    }
+    engine.step_until(lambda: len(engine.lives) == 5)
+    engine.step_until(lambda: len(running.client.get("/api/recent").json()["finished"]) == 5)
+    recent = running.client.get("/api/recent").json()
+    assert {row["request_id"]: row["output_tokens"] for row in recent["finished"]} == {
+        f"r{n}": 40 + n for n in range(5)
+    }
+    assert all(row["p10_tokens"] <= row["p50_tokens"] <= row["p90_tokens"] for row in recent["finished"])
+    assert recent["snapshots"][-1]["kv_blocks"] == 1500
+    engine.step_until(lambda: running.client.get("/api/state").json()["engines"][0]["unfinished"] == 0)
+    state = running.client.get("/api/state").json()
+    assert state["learner"]["completions"] == 5
+    assert state["engines"][0]["connected"]
+    assert state["engines"][0]["tables_sent"] >= 5
+    assert "queue" not in state["engines"][0]["snapshot"]
+
+
+def test_metrics_count_what_happened(start_controller: Start) -> None:
+    """The Prometheus page has the promised names, and its counters the right values."""
+    running = start_controller()
+    engine = running.connect()
+    engine.submit("only", output_tokens=7)
+    engine.step_until(lambda: 'finished_requests_total{engine_id="driven"' in running.client.get("/metrics").text)
+    page = running.client.get("/metrics").text
+    assert 'sagesched_finished_requests_total{engine_id="driven",reason="stop"} 1.0' in page
+    assert 'sagesched_generated_tokens_total{engine_id="driven"} 7.0' in page
+    assert 'sagesched_ttlt_seconds_count{engine_id="driven"} 1.0' in page
+    engine.step_until(lambda: "sagesched_predictions_total 1.0" in running.client.get("/metrics").text)
+    names = {line.split("{")[0].split(" ")[0] for line in page.splitlines() if line and not line.startswith("#")}
+    assert all(name.startswith("sagesched_") for name in names)
+
+
+def test_a_mode_order_reaches_the_engine_and_the_history(start_controller: Start) -> None:
+    """POST /api/mode changes the settings in force at the engine and is recorded with its reason."""
+    running = start_controller()
+    engine = running.connect()
+    engine.submit("long", output_tokens=400)
+    engine.step_until(lambda: engine.engine.agent.mode(engine.engine.now_s) == "on")
+    answer = running.client.post("/api/mode", json={"mode": "shadow", "reason": "incident 42"})
+    assert answer.status_code == 200
+    assert answer.json()["settings"]["mode"] == "shadow"
+    engine.step_until(lambda: engine.engine.agent.mode(engine.engine.now_s) == "shadow")
+    engine.step_until(lambda: running.client.get("/api/state").json()["controller"]["mode"] == "shadow")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "options"),
+    [
+        ("POST", "/api/mode", {"json": {"mode": "fast"}}),
+        ("POST", "/api/mode", {"json": {"mode": "on", "colour": "red"}}),
+        ("POST", "/api/mode", {"content": b"{"}),
+        ("GET", "/api/queue", {"params": {"limit": 0}}),
+        ("GET", "/api/recent", {"params": {"seconds": "x"}}),
+    ],
+)
+def test_bad_input_is_told_as_json_with_a_remedy(
+    start_controller: Start, method: str, path: str, options: dict[str, Any]
+) -> None:
+    """No bad request ends in a stack trace or a bare number."""
+    answer = start_controller().client.request(method, path, **options)
+    assert answer.status_code == 422
+    assert set(answer.json()) == {"error", "remedy"}
+
+
+def test_a_foreign_host_name_needs_the_token(start_controller: Start) -> None:
+    """A page that points its own name at this machine gets nothing; a caller with the token gets in."""
+    client = start_controller(http={"port": 0, "token": "s3cret"}).client
+    assert client.get("/api/state").status_code == 200
+    evil = {"Host": "evil.example"}
+    for headers in (evil, {**evil, "Authorization": "Bearer wrong"}, {**evil, "Authorization": "Basic s3cret"}):
+        answer = client.post("/api/mode", json={"mode": "off"}, headers=headers)
+        assert answer.status_code == 401
+        assert "remedy" in answer.json()
+    assert client.get("/api/state", headers={**evil, "Authorization": "Bearer s3cret"}).status_code == 200
+    assert client.get("/healthz", headers=evil).status_code == 200
+
+
+def test_a_port_in_use_is_one_clear_error(start_controller: Start) -> None:
+    """A second controller on the same port says what to do, before it touches the history."""
+    first = start_controller()
+    port = httpx.URL(str(first.client.base_url)).port
+    with pytest.raises(Exception, match=f"http.port = {port}.*--port"):
+        start_controller(http={"port": port})
