@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from store.reader import last_batches, open_history
+from store.records import EngineMessage, Snapshot
+
+Start = Callable[..., Any]
+
+
+def test_facts_are_acknowledged_once_they_are_on_disk(start_controller: Start) -> None:
+    """The engine lets go of its facts, and by then the history holds them."""
+    running = start_controller()
+    engine = running.connect()
+    for number in range(3):
+        engine.submit(f"r{number}", output_tokens=3)
+    agent = engine.engine.agent
+    engine.step_until(lambda: len(engine.lives) == 3)
+    engine.step_until(lambda: not agent._retained)
+    running.close()
+    running.service.loop._history.close()
+    with open_history(running.store) as history:
+        rows = history.execute("SELECT request_id, output_tokens FROM requests ORDER BY ALL").fetchall()
+    assert rows == [("r0", 3), ("r1", 3), ("r2", 3)]
+    assert last_batches(running.store)["s1"] == agent._batch
+
+
+def test_a_restarted_controller_remembers_batches_and_lengths(start_controller: Start) -> None:
+    """After a restart nothing durable is asked for again, nothing is stored twice, and the learner knows the past."""
+    first = start_controller()
+    engine = first.connect()
+    for number in range(40):
+        engine.submit(f"r{number}", output_tokens=4)
+    engine.step_until(lambda: len(engine.lives) == 40)
+    engine.step_until(lambda: not engine.engine.agent._retained)
+    engine.submit("late", output_tokens=150)
+    engine.step_until(lambda: engine.engine.agent._batch > 0 and not engine.engine.agent._retained)
+    first.service.loop.stop()
+    first.thread.join(10.0)
+    first.service.loop._hub.close()
+    first.service.loop._history.close()
+    engine.step_until(lambda: engine.engine.agent.fallback(engine.engine.now_s) is not None)
+    assert "silent" in engine.engine.agent.fallback(engine.engine.now_s)
+
+    second = start_controller()
+    assert second.service.loop._core._taught == {engine.engine.agent._hello.model: 40}
+    engine.step_until(lambda: engine.engine.agent.mode(engine.engine.now_s) == "on")
+    engine.step_until(lambda: [row["request_id"] for row in second.client.get("/api/queue").json()["rows"]] == ["late"])
+    assert second.client.get("/api/state").json()["store"]["duplicates"] == 0
+
+
+def test_a_failing_brain_falls_back_and_heals(start_controller: Start, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever the brain raises: counted, logged once, engines serve FCFS, and order again after a while."""
+    running = start_controller()
+    loop = running.service.loop
+    engine = running.connect()
+    engine.submit("long", output_tokens=450)
+    agent = engine.engine.agent
+    engine.step_until(lambda: agent.mode(engine.engine.now_s) == "on")
+    take, failures = loop._core.take, 2
+
+    def fail_on_snapshots(connection: bytes, message: EngineMessage, now_s: float) -> Any:
+        nonlocal failures
+        if failures and isinstance(message, Snapshot):
+            failures -= 1
+            raise ZeroDivisionError("by design")
+        return take(connection, message, now_s)
+
+    loop._limits = type(loop._limits)(error_pause_s=0.4)
+    loop._core.take = fail_on_snapshots
+    engine.step_until(lambda: agent.mode(engine.engine.now_s) == "off")
+    assert running.client.get("/healthz").status_code == 200
+    engine.step_until(lambda: agent.mode(engine.engine.now_s) == "on")
+    assert "sagesched_tick_errors_total 2.0" in running.client.get("/metrics").text
+    assert sum("control loop failed" in record.message for record in caplog.records) == 1
+
+
+def test_nothing_is_received_while_the_disk_is_far_behind(start_controller: Start) -> None:
+    """Beyond the bound on unwritten entries the loop leaves messages with the engines instead of growing."""
+    running = start_controller()
+    loop = running.service.loop
+    loop._limits = type(loop._limits)(unwritten_entries=-1)
+    engine = running.connect()
+    until_s = time.monotonic() + 1.0
+    while time.monotonic() < until_s:
+        engine.step()
+    assert running.client.get("/api/state").json()["engines"] == []
+    loop._limits = type(loop._limits)()
+    engine.step_until(lambda: len(running.client.get("/api/state").json()["engines"]) == 1)
