@@ -28,7 +28,7 @@ def _health() -> None:
     state = live.state()
     if isinstance(state, Trouble):
         st.badge("controller not reachable", icon=":material/cloud_off:", color="red")
-        st.caption(words.plain(live.addresses().api_url))
+        st.caption(words.code(live.addresses().api_url))
         return
     st.badge("controller up", icon=":material/check_circle:", color="green")
     connected = sum(engine.connected for engine in state.engines)
@@ -38,12 +38,11 @@ def _health() -> None:
         icon=":material/memory:",
         color="green" if whole else "orange",
     )
-    fallen = words.in_force(state.engines) == "fallback"
-    st.badge(
-        "fallback: first come, first served" if fallen else f"mode {words.plain(words.in_force(state.engines))}",
-        icon=":material/warning:" if fallen else ":material/swap_vert:",
-        color="orange" if fallen else "blue",
-    )
+    in_force = words.in_force(state.engines)
+    if in_force == "fallback":
+        st.badge("fallback: FCFS", icon=":material/warning:", color="orange")
+    elif in_force != words.NO_ENGINE:
+        st.badge(f"mode {words.plain(in_force)}", icon=":material/swap_vert:", color="blue")
     controller = state.controller
     if controller.now_s is not None and controller.started_s is not None:
         version = f"Version {words.plain(controller.version)}, " if controller.version else ""

@@ -215,7 +215,7 @@ def _figure(y_title: str, times: Sequence[datetime], zone: tzinfo) -> go.Figure:
     span_s = (times[-1] - times[0]).total_seconds() if times else 0.0
     # Seconds only where they tell ticks apart, the date only where the day may change.
     form = "%H:%M:%S" if span_s < 300 else "%H:%M" if span_s < 43_200 else "%H:%M<br>%d %b"
-    figure.update_xaxes(title=f"time ({_safe(str(zone))})", type="date", tickformat=form, tickangle=0, nticks=6)
+    figure.update_xaxes(title=f"time ({_safe(str(zone))})", type="date", tickformat=form, tickangle=0, nticks=4)
     return figure
 
 
@@ -226,7 +226,6 @@ def _base(y_title: str) -> go.Figure:
         margin={"l": 8, "r": 8, "t": 36, "b": 8},
         legend={
             "orientation": "h",
-            "xref": "container",
             "x": 0,
             "y": 1.02,
             "xanchor": "left",
@@ -262,8 +261,8 @@ def _lines(
 def _or_blank(figure: go.Figure, data: Sequence[object], words: str) -> go.Figure:
     if not data:
         figure.update_layout(showlegend=False)
-        figure.update_xaxes(showticklabels=False, showgrid=False, zeroline=False)
-        figure.update_yaxes(showticklabels=False, showgrid=False, zeroline=False)
+        figure.update_xaxes(visible=False)
+        figure.update_yaxes(visible=False)
         figure.add_annotation(
             text=words, x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False,
             font={"color": palette.GREY, "size": 14},

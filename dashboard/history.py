@@ -109,5 +109,5 @@ def _tables(archive: Archive) -> None:
             "rows": st.column_config.NumberColumn("Rows", format="localized", width="small"),
             "holds": st.column_config.TextColumn("Holds", width="large"),
         },
-        height=38 + 35 * len(archive.rows),
+        height="content",
     )

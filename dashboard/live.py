@@ -117,7 +117,10 @@ def chosen_engine(view: StateView) -> str | None:
     names = sorted(engine.engine_id for engine in view.engines)
     if len(names) < 2:
         return None
-    return st.selectbox("Engine", [None, *names], format_func=lambda name: name or "all engines", key="engine")
+    narrow, _ = st.columns([1, 3])
+    return (
+        narrow.selectbox("Engine", ["", *names], format_func=lambda name: name or "all engines", key="engine") or None
+    )
 
 
 def zone() -> tzinfo:

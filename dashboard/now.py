@@ -114,9 +114,9 @@ def _rounded(name: str, value: object) -> object:
     return round(value) if name.endswith("_tokens") and isinstance(value, float) else value
 
 
-_MEMORY = "Reserve: held back for the growth of running requests."
-_TOKENS = "Recompute: computed again after preemption."
-_REQUESTS = "Waiting: in the queue. Running: with a place in the batch."
+_MEMORY = "Reserve: for the growth of what runs."
+_TOKENS = "Recompute: again after preemption."
+_REQUESTS = "In the queue, and in the batch."
 _LENGTHS = (
     "Lengths are in tokens. *Remaining* is expected from here on; *median* and *90 %* are of the whole answer, "
     "as predicted on arrival."

@@ -42,7 +42,7 @@ def _live() -> None:
             "Calibration (PIT)",
             figures.pit(recent.finished),
             "predictions_pit",
-            "Where each outcome fell in its prediction: 0 at its short end, 1 at its long end. Flat is well calibrated; a hump is too cautious, raised ends are too sure, a slope is bias.",
+            "Flat is well calibrated; a hump is too cautious, raised ends are too sure, a slope is bias.",
         )
 
 

@@ -17,6 +17,8 @@ DASH = "–"
 SILENT_S = 3.0
 """An engine sends ten snapshots a second: after so long without any it is called silent."""
 
+NO_ENGINE = "no engine"
+
 MODES = {
     "on": "on: SageSched orders and admits",
     "shadow": "shadow: decides and records, changes nothing",
@@ -35,13 +37,26 @@ class Notice:
 
 
 def plain(text: str) -> str:
-    r"""Escape text from outside, so that Markdown shows it as it is.
+    r"""Escape text from outside, so that Markdown shows it as it is and makes no links of addresses in it.
 
     >>> plain("[a](b) $x$ :red[c]")
     '\\[a\\]\\(b\\) \\$x\\$ \\:red\\[c\\]'
     """
     one_line = " ".join(text.split())
-    return re.sub(r"([\\`*_{}\[\]()<>#+\-.!|$:~&\"'=/@^])", r"\\\1", one_line)
+    escaped = re.sub(r"([\\`*_{}\[\]()<>#+\-.!|$:~&\"'=/@^])", r"\\\1", one_line)
+    # Bare addresses become links in spite of backslashes; an invisible word joiner keeps them text.
+    return re.sub(r"(?i)(https?\\:|www|\\@)", "\\1\u2060", escaped)
+
+
+def code(text: str) -> str:
+    """Set text from outside as code, which Markdown leaves alone and people can copy.
+
+    >>> code("http://h"), code("a`b")
+    ('`http://h`', '`` a`b ``')
+    """
+    one_line = " ".join(text.split()) or DASH
+    longest = max((len(run) for run in re.findall("`+", one_line)), default=0)
+    return f"`{one_line}`" if not longest else f"{'`' * (longest + 1)} {one_line} {'`' * (longest + 1)}"
 
 
 def count(value: float | None) -> str:
@@ -65,18 +80,23 @@ def percent(share: float | None) -> str:
 def span(seconds: float | None) -> str:
     """Write a span with two or three digits that matter.
 
-    >>> span(0.0123), span(3.456), span(75), span(7300), span(None)
-    ('12 ms', '3.46 s', '1 min 15 s', '2 h 1 min', '–')
+    >>> span(0.0123), span(3.456), span(75), span(7300), span(900), span(None)
+    ('12 ms', '3.46 s', '1 min 15 s', '2 h 1 min', '15 min', '–')
     """
     if seconds is None or _unknown(seconds):
         return DASH
-    if abs(seconds) < 1:
+    if seconds < 1:
         return f"{1000 * seconds:.0f} ms"
-    if abs(seconds) < 60:
+    if seconds < 60:
         return f"{seconds:.3g} s"
-    if abs(seconds) < 3600:
-        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
-    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
+    if seconds < 3600:
+        return _two(int(seconds), "min", "s")
+    return _two(int(seconds / 60), "h", "min")
+
+
+def _two(sixtieths: int, unit: str, sixtieth: str) -> str:
+    whole, rest = divmod(sixtieths, 60)
+    return f"{whole} {unit} {rest} {sixtieth}" if rest else f"{whole} {unit}"
 
 
 def _unknown(value: float | None) -> bool:
@@ -96,7 +116,7 @@ def trouble_notice(trouble: Trouble, api_url: str) -> Notice:
     >>> trouble_notice(Trouble("down", "refused"), "http://127.0.0.1:8700").title
     'The controller does not answer'
     """
-    where, detail = plain(api_url), plain(trouble.detail)
+    where, detail = code(api_url), plain(trouble.detail)
     known = {
         "down": (
             "The controller does not answer",
@@ -185,7 +205,7 @@ def in_force(engines: Sequence[EngineView]) -> str:
     """
     modes = {engine.snapshot.mode for engine in engines if engine.connected and engine.snapshot}
     if not modes:
-        return "no engine"
+        return NO_ENGINE
     if any(engine.snapshot and engine.snapshot.fallback for engine in engines if engine.connected):
         return "fallback"
     return str(modes.pop()) if len(modes) == 1 else "mixed"

@@ -235,6 +235,15 @@ def empty_history(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def lasting() -> Iterator[Standing]:
+    """One stand-in for the controller for a whole module."""
+    server = Standing()
+    yield server
+    if server._thread.is_alive():
+        server.stop()
+
+
 @pytest.fixture
 def standing() -> Iterator[Standing]:
     server = Standing()

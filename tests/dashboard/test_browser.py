@@ -1,0 +1,158 @@
+# ruff: noqa: ANN401 - a fixture's class in conftest cannot be imported
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import BrowserContext, Page, expect, sync_playwright
+
+from dashboard import launch
+from store.records import Entry, Outcome
+from store.writer import HistoryWriter
+
+pytestmark = pytest.mark.browser
+
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+PAGES = {"": "Now", "predictions": "Predictions", "latency": "Latency", "history": "History"}
+DRAWN_MS = 30_000
+LIVE_MS = 15_000
+"""Live parts follow within about a second; a busy machine is given more."""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small history with outcomes."""
+    path = tmp_path_factory.mktemp("store") / "history"
+    outcome = Outcome(
+        request_id="a", time_s=1.0, output_tokens=40, censored=False, cluster=1, pit=0.5, crps_tokens=3.0,
+        log_score=1.0, within_50=True, within_90=True,
+    )  # fmt: skip
+    writer = HistoryWriter(path).start()
+    writer.append([Entry(engine_id="engine-0", session_id="s", batch=None, record=outcome)])
+    writer.close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def dashboard_url(lasting: Any, store: Path) -> Iterator[str]:
+    """The dashboard in a process of its own, started by the command that it gives."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | launch.environment(lasting.url, store)
+    process = subprocess.Popen(
+        launch.command(lasting.url, store, port), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        _wait_until_served(url, process)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(timeout=15)
+
+
+def _wait_until_served(url: str, process: subprocess.Popen[bytes]) -> None:
+    deadline_s = time.monotonic() + 60
+    while time.monotonic() < deadline_s:
+        assert process.poll() is None, "the dashboard ended at once"
+        try:
+            if httpx.get(f"{url}/_stcore/health", timeout=2.0).is_success:
+                return
+        except httpx.HTTPError:
+            time.sleep(0.2)
+    pytest.fail(f"the dashboard did not answer at {url}")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrowserContext]:
+    """A real Chromium with a fresh profile."""
+    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if executable is None:
+        pytest.fail("Chromium is not installed: install it, or leave these tests out with -m 'not browser'")
+    with sync_playwright() as playwright:
+        context = playwright.chromium.launch_persistent_context(
+            tmp_path_factory.mktemp("profile"), executable_path=executable, args=list(FLAGS),
+            viewport={"width": 1440, "height": 1000},
+        )  # fmt: skip
+        context.set_default_timeout(DRAWN_MS)
+        yield context
+        context.close()
+
+
+@pytest.fixture
+def page(browser: BrowserContext, lasting: Any) -> Iterator[Page]:
+    """A fresh tab; afterwards the stand-in for the controller is up again."""
+    tab = browser.new_page()
+    yield tab
+    tab.close()
+    if not lasting._thread.is_alive():
+        lasting.start()
+
+
+def metric(page: Page, label: str) -> Any:
+    return page.get_by_test_id("stMetric").filter(has_text=label).get_by_test_id("stMetricValue")
+
+
+def assert_no_error_box(page: Page) -> None:
+    expect(page.get_by_test_id("stException")).to_have_count(0)
+
+
+@pytest.mark.parametrize(("path", "title"), PAGES.items())
+def test_every_page_loads_without_an_error_box(page: Page, dashboard_url: str, path: str, title: str) -> None:
+    """Each page has its title and at least one chart or table, opened by its own address."""
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(f"{dashboard_url}/{path}")
+    expect(page.get_by_role("heading", name=title, exact=True)).to_be_visible(timeout=DRAWN_MS)
+    drawn = page.get_by_test_id("stPlotlyChart").or_(page.get_by_test_id("stDataFrame"))
+    expect(drawn.first).to_be_visible(timeout=DRAWN_MS)
+    assert_no_error_box(page)
+    assert problems == []
+
+
+def test_the_navigation_leads_to_every_page(page: Page, dashboard_url: str) -> None:
+    """Links in the sidebar, as an operator uses them."""
+    page.goto(dashboard_url)
+    for title in reversed(PAGES.values()):
+        page.get_by_test_id("stSidebarNav").get_by_role("link", name=title, exact=False).click()
+        expect(page.get_by_role("heading", name=title, exact=True)).to_be_visible(timeout=DRAWN_MS)
+    assert_no_error_box(page)
+
+
+def test_numbers_change_while_one_looks_on(page: Page, dashboard_url: str, lasting: Any) -> None:
+    """A change in the queue is on the screen within seconds, without a click."""
+    page.goto(dashboard_url)
+    expect(metric(page, "Waiting")).to_have_text("137", timeout=DRAWN_MS)
+    lasting.world.waiting = 4321
+    expect(metric(page, "Waiting")).to_have_text("4,321", timeout=LIVE_MS)
+    expect(page.get_by_text(re.compile(r"more wait"))).to_be_visible()
+    lasting.world.waiting = 137
+    expect(metric(page, "Waiting")).to_have_text("137", timeout=LIVE_MS)
+
+
+def test_a_controller_that_goes_and_comes_back_is_shown(page: Page, dashboard_url: str, lasting: Any) -> None:
+    """Said within seconds, with what to do; healed without a reload; history is readable meanwhile."""
+    page.goto(dashboard_url)
+    expect(metric(page, "Waiting")).to_be_visible(timeout=DRAWN_MS)
+    lasting.stop()
+    expect(page.get_by_text("The controller does not answer")).to_be_visible(timeout=LIVE_MS)
+    expect(page.get_by_text("controller not reachable")).to_be_visible(timeout=LIVE_MS)
+    expect(metric(page, "Waiting")).to_have_count(0, timeout=LIVE_MS)
+    page.get_by_test_id("stSidebarNav").get_by_role("link", name="History").click()
+    expect(metric(page, "Requests")).to_be_visible(timeout=DRAWN_MS)
+    page.get_by_test_id("stSidebarNav").get_by_role("link", name="Now").click()
+    lasting.start()
+    expect(metric(page, "Waiting")).to_be_visible(timeout=LIVE_MS)
+    expect(page.get_by_text("The controller does not answer")).to_have_count(0, timeout=LIVE_MS)
+    assert_no_error_box(page)
