@@ -18,7 +18,7 @@ from typing import Any
 
 from controller.bench_figures import PolicyFigures, capacity_rps
 from controller.bench_run import BenchEngine, PolicyRun, Progress, RunSpec, run_policy
-from controller.policies import DEFAULT_GATE, POLICY_NAMES
+from controller.policies import BOOSTS_PER_S, DEFAULT_GATE, POLICY_NAMES, Objective
 from engine_adapter.profiles import profile_named
 from store.errors import ConfigError
 from store.records import Gate
@@ -47,8 +47,10 @@ class BenchSpec:
     """On in vLLM by default; the simulated engine does not have it."""
     gate: Gate | None = DEFAULT_GATE
     """Admission of `sage`."""
-    boost_per_s: float | None = None
+    boost_per_s: float | None = BOOSTS_PER_S["balanced"]
     """γ of `sage`; None orders by the index alone."""
+    objective: Objective = "balanced"
+    """Word for that γ in the report."""
 
     def __post_init__(self) -> None:
         profile_named(self.profile)
@@ -95,7 +97,7 @@ class BenchResult:
             "seed": self.spec.seed,
             "requests": self.requests,
             "tuned": False,
-            "objective": "mean" if self.spec.boost_per_s is None else "balanced",
+            "objective": self.spec.objective,
             "capacity_rps": self.capacity_rps,
             "versions": self.versions,
             "policies": {name: asdict(figures) for name, figures in self.figures.items()},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -22,7 +22,7 @@ from online_learning.learner import ClusterLearner
 from online_learning.prompt import LengthLearner, Observation, Prompt
 from online_learning.similarity import SimilarityLearner
 from store.errors import ConfigError
-from store.records import ControllerMessage, EngineMessage, Gate
+from store.records import ControllerMessage, EngineMessage, Gate, Hello
 
 BenchEngine: TypeAlias = Literal["simulated", "vllm"]
 Progress: TypeAlias = Callable[[str, int, int], None]
@@ -77,9 +77,7 @@ def run_policy(spec: RunSpec, timer: Callable[[], float], progress: Progress | N
     started_s = timer()
     profile = profile_named(spec.profile)
     warmup, measured = _works(spec, profile)
-    brain = _Brain(spec, profile, measured) if spec.policy != "fcfs" else None
-    if brain is not None:
-        brain.warm_up(warmup)
+    brain = _Brain(spec, profile, warmup, measured) if spec.policy != "fcfs" else None
     engine = _Watched(_engine(spec, profile, brain.link if brain else NoLink()), profile, spec, progress)
     if brain is not None:
         brain.engine = engine
@@ -129,10 +127,10 @@ def _engine(spec: RunSpec, profile: Profile, link: EngineLink) -> VirtualEngine:
 class _Brain:
     """The controller as it runs live, with a learner of the policy's own."""
 
-    def __init__(self, spec: RunSpec, profile: Profile, measured: Sequence[Work]) -> None:
+    def __init__(self, spec: RunSpec, profile: Profile, warmup: Sequence[Work], measured: Sequence[Work]) -> None:
         self.engine: VirtualEngine | None = None
         self.link = DirectLink(self._answer)
-        self._model = profile.name
+        self._warmup = warmup
         self._learner = _learner(spec.policy)
         self._core = Core(
             learner=self._learner,
@@ -149,26 +147,10 @@ class _Brain:
             timer=lambda: 0.0,
         )
 
-    def warm_up(self, works: Iterable[Work]) -> None:
-        """Teach answers that ended before the first measured request arrives."""
-        for work in works:
-            prompt = Prompt(
-                token_ids=np.frombuffer(packed(work.token_ids), dtype="<u4"),
-                prompt_tokens=len(work.token_ids),
-                max_tokens=work.max_tokens,
-                temperature=work.temperature,
-                model=self._model,
-                tenant=work.tenant,
-            )
-            length = min(work.true_output_tokens, work.max_tokens)
-            observation = Observation(length, censored=work.true_output_tokens > work.max_tokens)
-            self._core.teach(self._learner.features(prompt), self._model, observation)
-
     def check(self, requests: int) -> None:
         """A figure under a policy's name must come from that policy, from the first request to the last."""
         (session,) = self._core.sessions
         snapshot = session.snapshot
-        assert session.hello.model == self._model, "the warm-up must teach the model that is served"
         assert snapshot is not None, "the engine reports"
         assert snapshot.policy_errors == 0, "the policy must not have failed"
         assert snapshot.fallback is None, f"the engine must not have fallen back: {snapshot.fallback}"
@@ -176,9 +158,26 @@ class _Brain:
 
     def _answer(self, message: EngineMessage) -> list[ControllerMessage]:
         assert self.engine is not None, "the engine exists before it speaks"
+        if isinstance(message, Hello):
+            self._warm_up(message.model)
         answers = self._core.take(CONNECTION, message, self.engine.now_s)
         self._core.drain_entries()
         return [answer for _, answer in answers]
+
+    def _warm_up(self, model: str) -> None:
+        """Teach answers of this model that ended before the first measured request arrives."""
+        for work in self._warmup:
+            prompt = Prompt(
+                token_ids=np.frombuffer(packed(work.token_ids), dtype="<u4"),
+                prompt_tokens=len(work.token_ids),
+                max_tokens=work.max_tokens,
+                temperature=work.temperature,
+                model=model,
+                tenant=work.tenant,
+            )
+            length = min(work.true_output_tokens, work.max_tokens)
+            observation = Observation(length, censored=work.true_output_tokens > work.max_tokens)
+            self._core.teach(self._learner.features(prompt), model, observation)
 
 
 def _learner(policy: str) -> LengthLearner:
