@@ -146,6 +146,11 @@ class Agent:
         self._ordering.forget(fact.request_id)
         self._pending.append(fact)
 
+    @property
+    def unacknowledged(self) -> int:
+        """Facts that the controller has not yet called durable."""
+        return self._retained_facts + len(self._pending)
+
     def knows(self, request_id: str) -> bool:
         """Whether a request arrived here and has not finished."""
         return request_id in self._unfinished

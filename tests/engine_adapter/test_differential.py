@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import pytest
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 
 from engine_adapter.engine import VirtualEngine, Work
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.vllm
 
 STEP_LIMIT = 4000
 HUNDREDS = settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 PROFILE = Profile(
     name="tiny",
@@ -125,10 +125,10 @@ def profiles() -> st.SearchStrategy[Profile]:
             token_budget=seqs + spare_budget,
         ),
         block=st.sampled_from([1, 4, 16]),
-        model_len=st.sampled_from([24, 96]),
-        spare_blocks=st.integers(0, 12),
-        seqs=st.integers(1, 8),
-        spare_budget=st.integers(0, 60),
+        model_len=st.sampled_from([24, 96, 96]),
+        spare_blocks=st.integers(0, 2) | st.integers(0, 12),
+        seqs=st.integers(1, 8) | st.just(8),
+        spare_budget=st.integers(0, 4) | st.integers(0, 60),
     )
 
 
@@ -136,18 +136,18 @@ def profiles() -> st.SearchStrategy[Profile]:
 def cases(draw: st.DrawFn, scheduling: Scheduling) -> Case:
     """An engine and up to fourteen requests."""
     profile = draw(profiles())
-    lengths = st.integers(1, 30) | st.integers(1, profile.max_model_len_tokens)
+    lengths = st.integers(1, 30) | st.integers(1, profile.max_model_len_tokens) | st.integers(20, 60)
     works = tuple(
         Work(
             request_id=f"r{place:02d}",
-            arrival_s=draw(st.integers(0, 60)) * 0.01,
+            arrival_s=draw(st.integers(0, 5) | st.integers(0, 60)) * 0.01,
             token_ids=(7,) * min(draw(lengths), profile.max_model_len_tokens - 1),
             max_tokens=draw(lengths),
             true_output_tokens=draw(lengths),
             priority=draw(st.integers(0, 2)),
             abort_after_tokens=draw(st.none() | st.none() | st.integers(1, 20)),
         )
-        for place in range(draw(st.integers(1, 14)))
+        for place in range(draw(st.integers(1, 14) | st.integers(6, 14)))
     )
     return Case(
         profile=profile,
@@ -248,8 +248,36 @@ def test_first_come_first_served_is_simulated_step_by_step(case: Case) -> None:
     assert_same_schedule(case, simulated(case, NoLink()), real(case, NoLink(), plugin=False))
 
 
+def work(request_id: str, arrival_s: float, *, prompt_tokens: int, priority: int) -> Work:
+    """A request with a long answer."""
+    return Work(
+        request_id=request_id,
+        arrival_s=arrival_s,
+        token_ids=(7,) * prompt_tokens,
+        max_tokens=60,
+        true_output_tokens=60,
+        priority=priority,
+    )
+
+
+VICTIM_WITH_TOKENS = Case(
+    profile=replace(PROFILE, block_size_tokens=1, kv_tokens=101, max_num_seqs=3, token_budget=8),
+    watermark=0.0,
+    scheduling="priority",
+    reserve_full_prompt=False,
+    works=(
+        work("low", 0.0, prompt_tokens=4, priority=2),
+        work("high", 0.001, prompt_tokens=4, priority=0),
+        work("chunked", 0.002, prompt_tokens=80, priority=1),
+    ),
+    aborts={},
+)
+"""The victim has tokens in the step already, and gives them back to a prompt that is cut by the budget."""
+
+
 @HUNDREDS
 @given(case=cases("priority"))
+@example(case=VICTIM_WITH_TOKENS)
 def test_priority_order_is_simulated_step_by_step(case: Case) -> None:
     """Under ``--scheduling-policy priority`` as well, victims and their place in the queue included."""
     assert_same_schedule(case, simulated(case, NoLink()), real(case, NoLink(), plugin=False))

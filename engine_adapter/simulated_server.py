@@ -1,0 +1,245 @@
+"""The simulated engine as a process of its own, in real time: what a demo serves where there is no GPU and no vLLM.
+
+It makes its own traffic from the synthetic workload and talks to the controller over ZeroMQ, as the plugin does.
+At ``--speed 8`` an H800 goes eight times faster than real: steps take an eighth of the profile's time and requests
+come eight times as often. All times that it records are Unix seconds as they were.
+The last line of standard output is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import signal
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+
+from engine_adapter.engine import Life, Step, Work, serve
+from engine_adapter.link import NoLink
+from engine_adapter.profiles import PROFILES, Profile, profile_named
+from engine_adapter.simulated_engine import SimulatedEngine
+from engine_adapter.synthetic import SyntheticOptions
+from engine_adapter.transport import ZmqLink, default_endpoint
+from engine_adapter.workloads import work_stream
+from store.errors import BadInputError, ConfigError, SageError
+
+OPTIONS = SyntheticOptions(tenants=3)
+IDLE_PAUSE_S = 0.02
+"""How often an idle engine listens to its controller."""
+
+FAREWELL_S = 2.0
+"""How long a stopping engine waits for its facts to be durable."""
+
+CAPACITY_REQUESTS = 800
+
+
+@dataclass(frozen=True, slots=True)
+class RealTime:
+    """Time as the server sees it."""
+
+    clock: Callable[[], float]
+    """Unix seconds that never jump."""
+    sleep: Callable[[float], object]
+    pause: Callable[[float], object]
+    """Sleeps for so many seconds, or less when the server is told to stop."""
+    stopping: Callable[[], bool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSpec:
+    """What the server serves and for how long; raises `ConfigError` for settings that make no sense."""
+
+    profile: Profile
+    endpoint: str
+    engine_id: str = "simulated"
+    speed: float = 1.0
+    rate_rps: float
+    """Mean requests per engine second."""
+    seed: int = 0
+    duration_s: float | None = None
+    """Real seconds for which requests come; None for ever."""
+    drain: bool = False
+    """Whether what is there when the duration is over gets its answer."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("speed", self.speed), ("rate", self.rate_rps), ("duration", self.duration_s or 1.0)):
+            if not 0.0 < value < math.inf:
+                raise ConfigError(f"{name} is {value}: give a positive number")
+
+
+@dataclass(slots=True)
+class Tally:
+    """What has been served."""
+
+    submitted: int = 0
+    steps: int = 0
+    preemptions: int = 0
+    unacknowledged: int = 0
+    lives: list[Life] = field(default_factory=list)
+
+    def count(self, step: Step) -> None:
+        """Add a step."""
+        self.steps += bool(step.scheduled_tokens)
+        self.preemptions += len(step.preempted)
+        self.lives.extend(step.finished)
+
+    def summary(self, spec: ServerSpec) -> dict[str, object]:
+        """The JSON object of the last line; seconds are real ones."""
+        return {
+            "engine": "simulated",
+            "profile": spec.profile.name,
+            "speed": spec.speed,
+            "rate_rps": spec.rate_rps,
+            "requests_submitted": self.submitted,
+            "requests_finished": len(self.lives),
+            "mean_ttlt_s": _mean([life.ttlt_s for life in self.lives]),
+            "mean_ttft_s": _mean([life.ttft_s for life in self.lives]),
+            "steps": self.steps,
+            "preemptions": self.preemptions,
+            "facts_unacknowledged": self.unacknowledged,
+        }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until the duration is over or a signal comes; 2 for bad usage or input."""
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    offset_s = time.time() - time.monotonic()
+    try:
+        spec = _spec(_parser().parse_args(arguments))
+        real_time = RealTime(lambda: time.monotonic() + offset_s, time.sleep, stopping.wait, stopping.is_set)
+        tally = run_server(spec, real_time, session_id=uuid.uuid4().hex)
+    except SageError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2 if isinstance(error, BadInputError) else 1
+    sys.stdout.write(json.dumps(tally.summary(spec)) + "\n")
+    return 0
+
+
+def run_server(spec: ServerSpec, real_time: RealTime, *, session_id: str) -> Tally:
+    """Serve, say goodbye in order, and give what was served."""
+    engine = SimulatedEngine(
+        faster(spec.profile, spec.speed),
+        link=ZmqLink(spec.endpoint),
+        engine_id=spec.engine_id,
+        session_id=session_id,
+        start_s=real_time.clock(),
+    )
+    tally = Tally()
+    try:
+        _serve(spec, engine, tally, real_time)
+        _await_durable(engine, real_time)
+    finally:
+        tally.unacknowledged = engine.agent.unacknowledged
+        engine.advance_to(real_time.clock())
+        engine.close()
+    return tally
+
+
+def faster(profile: Profile, speed: float) -> Profile:
+    """The same device with every step's time divided by ``speed``."""
+    return replace(
+        profile,
+        base_s=profile.base_s / speed,
+        prefill_token_s=profile.prefill_token_s / speed,
+        decode_seq_s=profile.decode_seq_s / speed,
+        kv_token_s=profile.kv_token_s / speed,
+    )
+
+
+def synthetic_capacity_rps(profile: Profile, *, seed: int) -> float:
+    """Requests per engine second that first come, first served gives while its queue never empties.
+
+    Completions between the 20th and the 80th percent over the time they took, of synthetic requests that come at once.
+    """
+    works = [replace(work, arrival_s=0.0) for work in islice(_traffic(seed, rate_rps=1.0), CAPACITY_REQUESTS)]
+    lives = serve(SimulatedEngine(profile, link=NoLink()), works).lives
+    finished_s = sorted(life.finished_s for life in lives)
+    first, last = round(0.2 * (len(lives) - 1)), round(0.8 * (len(lives) - 1))
+    return (last - first) / (finished_s[last] - finished_s[first])
+
+
+def _traffic(seed: int, *, rate_rps: float) -> Iterator[Work]:
+    return work_stream(seed=seed, rate_rps=rate_rps, options=OPTIONS)
+
+
+def _serve(spec: ServerSpec, engine: SimulatedEngine, tally: Tally, real_time: RealTime) -> None:
+    """Steps in real time: each is decided when it begins and carried out when the device would be done."""
+    start_s = engine.now_s
+    until_s = math.inf if spec.duration_s is None else start_s + spec.duration_s
+    traffic = _traffic(spec.seed, rate_rps=spec.rate_rps)
+    following = next(traffic)
+    while not real_time.stopping() and (real_time.clock() < until_s or (spec.drain and engine.unfinished)):
+        engine.advance_to(real_time.clock())
+        while (arrival_s := start_s + following.arrival_s / spec.speed) <= min(engine.now_s, until_s):
+            engine.submit(replace(following, arrival_s=arrival_s))
+            tally.submitted += 1
+            following = next(traffic)
+        done_s = engine.begin_step()
+        if done_s > engine.now_s:
+            real_time.pause(max(0.0, done_s - real_time.clock()))
+        else:
+            real_time.pause(min(IDLE_PAUSE_S, max(0.0, arrival_s - real_time.clock())))
+        tally.count(engine.end_step())
+
+
+def _await_durable(engine: SimulatedEngine, real_time: RealTime) -> None:
+    """Give the controller a moment to take over what it has not yet acknowledged."""
+    until_s = real_time.clock() + FAREWELL_S
+    engine.agent.poll(real_time.clock())
+    while engine.agent.unacknowledged and real_time.clock() < until_s:
+        real_time.sleep(IDLE_PAUSE_S)
+        engine.agent.poll(real_time.clock())
+
+
+def _mean(values: list[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m engine_adapter.simulated_server",
+        description="A simulated engine in real time under synthetic load, for a controller at the given endpoint.",
+    )
+    add = parser.add_argument
+    add("--endpoint", help="where the controller listens (default: the user's runtime directory)")
+    add("--profile", default="h800-qwen3-32b-24k", help=f"one of {', '.join(PROFILES)} (default %(default)s)")
+    add("--speed", type=float, default=1.0, help="engine seconds per second (default %(default)s)")
+    rate = parser.add_mutually_exclusive_group()
+    rate.add_argument("--load", type=float, default=1.05, help="share of the capacity (default %(default)s)")
+    rate.add_argument("--rate", type=float, help="mean requests per engine second instead")
+    add("--duration", type=float, help="seconds for which requests come (default: until told to stop)")
+    add("--drain", action="store_true", help="answer what is there when the duration is over")
+    add("--seed", type=int, default=0, help="of the traffic (default %(default)s)")
+    add("--engine-id", default="simulated", help="name of this engine (default %(default)s)")
+    return parser
+
+
+def _spec(options: argparse.Namespace) -> ServerSpec:
+    profile = profile_named(options.profile)
+    rate_rps = options.rate
+    if rate_rps is None:
+        if not 0.0 < options.load < math.inf:
+            raise ConfigError(f"load is {options.load}: give a share of capacity above 0, such as 1.05")
+        rate_rps = options.load * synthetic_capacity_rps(profile, seed=options.seed)
+    return ServerSpec(
+        profile=profile,
+        endpoint=options.endpoint or default_endpoint(),
+        engine_id=options.engine_id,
+        speed=options.speed,
+        rate_rps=rate_rps,
+        seed=options.seed,
+        duration_s=options.duration,
+        drain=options.drain,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
