@@ -170,7 +170,9 @@ def _await(name: str, ready: Callable[[], bool], children: Children, *, clock: C
 
 
 def _ready(here: DemoEnvironment) -> bool:
-    return _ask(here, "/readyz") is not None
+    """Our own controller answers, and not another one that took the port meanwhile."""
+    state = _ask(here, "/api/state")
+    return state is not None and state["controller"]["store_path"] == str(here.store)
 
 
 def _engine_connected(here: DemoEnvironment, engine: Child) -> bool:

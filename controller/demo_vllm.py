@@ -8,18 +8,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from controller.bench_figures import capacity_rps
 from controller.processes import Children
-from engine_adapter.engine import serve
-from engine_adapter.link import NoLink
 from engine_adapter.profiles import Profile, profile_named
-from engine_adapter.simulated_engine import SimulatedEngine
+from engine_adapter.simulated_server import synthetic_capacity_rps
 from engine_adapter.tiny_model import VOCABULARY_TOKENS
 from engine_adapter.vllm_server import VllmServer
-from engine_adapter.workloads import bench_works
 from store.errors import EngineError
 
-CAPACITY_REQUESTS = 300
 REQUESTS_PER_LOAD = 5000
 BURSTINESS = 2.0
 """Coefficient of variation of the gaps between arrivals: real traffic comes in bursts."""
@@ -31,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _interrupt)
     profile = profile_named(options.profile)
-    rate_rps = options.load * _capacity_rps(profile, options.seed)
+    rate_rps = options.load * synthetic_capacity_rps(profile, seed=options.seed)
     try:
         _serve(options, profile, rate_rps)
     except KeyboardInterrupt:
@@ -69,14 +64,6 @@ def _load_command(server: VllmServer, rate_rps: float, speed: float, seed: int) 
         *("--max-tokens", str(MAX_TOKENS), "--tell-true-length", "--send-tenant"),
         *("--vocabulary-size", str(VOCABULARY_TOKENS)),
     ]
-
-
-def _capacity_rps(profile: Profile, seed: int) -> float:
-    """What the stock order serves at full backlog, found on the simulated engine."""
-    works = bench_works(
-        "synthetic", requests=CAPACITY_REQUESTS, warmup=0, seed=seed, max_tokens=MAX_TOKENS, kv_tokens=profile.kv_tokens
-    )
-    return capacity_rps(serve(SimulatedEngine(profile, link=NoLink()), works.measured).lives)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -14,6 +14,8 @@ from store.errors import ConfigError
 STOP_S = 3.0
 CONNECTIONS = 256
 """Requests answered at a time; more get 503."""
+BACKLOG = 128
+"""Connections that wait until the server starts: from the first moment nobody else can take the port."""
 
 
 class WebServer:
@@ -64,6 +66,7 @@ def _bind(host: str, port: int) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))
+        bound.listen(BACKLOG)
     except OSError as error:
         bound.close()
         raise ConfigError(

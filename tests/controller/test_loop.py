@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from controller.core import Outgoing
 from store.reader import last_batches, open_history
 from store.records import EngineMessage, Snapshot
 
@@ -63,7 +64,7 @@ def test_a_failing_brain_falls_back_and_heals(start_controller: Start, caplog: p
     engine.step_until(lambda: agent.mode(engine.engine.now_s) == "on")
     take, failures = loop._core.take, 2
 
-    def fail_on_snapshots(connection: bytes, message: EngineMessage, now_s: float) -> Any:
+    def fail_on_snapshots(connection: bytes, message: EngineMessage, now_s: float) -> Outgoing:
         nonlocal failures
         if failures and isinstance(message, Snapshot):
             failures -= 1
