@@ -1,8 +1,121 @@
-"""Which vLLM releases the plugin knows, and what it leans on in them."""
+"""Every name and behaviour of vLLM that the plugin leans on, in one list, and which releases it was tested with.
+
+vLLM's scheduler is no public interface and moves with every release. ``python -m engine_adapter.vllm_contract``
+checks the names in the installed vLLM; the behaviours are held by ``tests/engine_adapter/test_vllm_contract.py``.
+
+Behaviours:
+
+1. ``waiting`` under policy FCFS is a deque that is served from its head in the order in which it stands.
+2. Under policy FCFS the victim of a failed allocation is the last of ``running``.
+3. A preempted request goes to the head of ``waiting`` with no computed tokens left.
+4. No request is admitted while ``running`` has ``max_num_active_reqs`` requests; the limit is read in every step.
+5. ``policy``, ``waiting`` and ``max_num_active_reqs`` may change between steps, with steps in flight.
+6. ``schedule()`` reads ``waiting`` and ``running`` anew in every call, so that both may be reordered before it.
+7. ``finish_requests`` returns the requests that it ended; those that an output ends are finished when it returns.
+8. ``num_computed_tokens`` of a cached request in a ``SchedulerOutput`` is the count before the step.
+9. ``get_num_free_blocks()`` counts what can be allocated; one block of the pool, the null block, is never free.
+"""
 
 from __future__ import annotations
 
+import ast
+import importlib
+import inspect
+import sys
+import textwrap
+from collections.abc import Iterator
+
 KNOWN_VERSIONS = ("0.32", "0.33")
+
+_SCHEDULER = "vllm.v1.core.sched.scheduler"
+_ASYNC_SCHEDULER = "vllm.v1.core.sched.async_scheduler"
+_QUEUES = "vllm.v1.core.sched.request_queue"
+_OUTPUT = "vllm.v1.core.sched.output"
+
+NAMES: dict[str, tuple[str, ...]] = {
+    "vllm": ("__version__",),
+    "vllm.config": ("ModelConfig", "VllmConfig"),
+    _ASYNC_SCHEDULER: ("AsyncScheduler",),
+    _QUEUES: (
+        "FCFSRequestQueue",
+        "RequestQueue",
+        "SchedulingPolicy.FCFS",
+        "SchedulingPolicy.PRIORITY",
+        "create_request_queue",
+    ),
+    _OUTPUT: ("SchedulerOutput", "NewRequestData", "CachedRequestData"),
+    "vllm.v1.engine": ("EngineCoreOutput", "EngineCoreOutputs", "FinishReason"),
+    "vllm.v1.request": ("Request.is_finished", "Request.get_finished_reason", "RequestStatus"),
+    "vllm.v1.core.block_pool": ("BlockPool.get_num_free_blocks",),
+}
+"""What must exist in which module."""
+
+PARAMETERS: dict[tuple[str, str], tuple[str, ...]] = {
+    (_ASYNC_SCHEDULER, "AsyncScheduler.add_request"): ("self", "request"),
+    (_ASYNC_SCHEDULER, "AsyncScheduler.schedule"): ("self",),
+    (_ASYNC_SCHEDULER, "AsyncScheduler.update_from_output"): ("self", "scheduler_output", "model_runner_output"),
+    (_ASYNC_SCHEDULER, "AsyncScheduler.finish_requests"): ("self", "request_ids", "finished_status"),
+    (_ASYNC_SCHEDULER, "AsyncScheduler._preempt_request"): ("self", "request"),
+    (_ASYNC_SCHEDULER, "AsyncScheduler.shutdown"): ("self",),
+    (_QUEUES, "create_request_queue"): ("policy",),
+}
+"""First parameters of what we override or call."""
+
+ATTRIBUTES: dict[tuple[str, str], tuple[str, ...]] = {
+    (_SCHEDULER, "Scheduler"): (
+        "block_size",
+        "cache_config",
+        "kv_cache_config",
+        "kv_cache_manager",
+        "kv_holding_waiting",
+        "max_model_len",
+        "max_num_active_reqs",
+        "max_num_running_reqs",
+        "max_num_scheduled_tokens",
+        "num_waiting_for_streaming_input",
+        "policy",
+        "requests",
+        "running",
+        "vllm_config",
+        "waiting",
+    ),
+    ("vllm.v1.core.kv_cache_manager", "KVCacheManager"): ("block_pool",),
+    ("vllm.v1.core.block_pool", "BlockPool"): ("num_gpu_blocks",),
+    ("vllm.v1.request", "Request"): (
+        "arrival_time",
+        "lora_request",
+        "max_tokens",
+        "num_computed_tokens",
+        "num_output_tokens",
+        "num_prompt_tokens",
+        "num_tokens",
+        "priority",
+        "prompt_token_ids",
+        "request_id",
+        "sampling_params",
+    ),
+    (_OUTPUT, "SchedulerOutput"): (
+        "num_scheduled_tokens",
+        "scheduled_cached_reqs",
+        "scheduled_new_reqs",
+        "scheduled_spec_decode_tokens",
+        "total_num_scheduled_tokens",
+    ),
+    (_OUTPUT, "NewRequestData"): ("num_computed_tokens", "req_id"),
+    (_OUTPUT, "CachedRequestData"): ("num_computed_tokens",),
+    ("vllm.v1.engine", "EngineCoreOutput"): ("finish_reason", "new_token_ids", "request_id"),
+    ("vllm.v1.engine", "EngineCoreOutputs"): ("outputs",),
+    ("vllm.v1.kv_cache_interface", "KVCacheConfig"): ("kv_cache_groups",),
+    ("vllm.config", "VllmConfig"): ("additional_config", "model_config", "parallel_config"),
+    ("vllm.config", "ModelConfig"): ("model", "served_model_name"),
+    ("vllm.config", "ParallelConfig"): ("data_parallel_rank", "data_parallel_size"),
+    ("vllm.config", "CacheConfig"): ("enable_prefix_caching",),
+    ("vllm.sampling_params", "SamplingParams"): ("extra_args", "temperature"),
+}
+"""Attributes that a class's instances must have: fields, properties, or set in ``__init__``."""
+
+OURS = ("_sage", "_now_s", "_make_link")
+"""Names that `SageScheduler` adds; vLLM's scheduler must have none of them."""
 
 
 def known_version(version: str) -> bool:
@@ -12,3 +125,88 @@ def known_version(version: str) -> bool:
     (True, True, False, False)
     """
     return ".".join(version.split(".")[:2]) in KNOWN_VERSIONS
+
+
+def check() -> list[str]:
+    """Violations of the contract in the installed vLLM, each a line; empty when all names are there."""
+    return [*_check_names(), *_check_parameters(), *_check_attributes(), *_check_ours()]
+
+
+def main() -> int:
+    """Print the violations; exit code 0 without any."""
+    violations = check()
+    version = str(_find("vllm", "__version__"))
+    known = "known" if known_version(version) else "unknown to the plugin"
+    sys.stdout.write("".join(f"{line}\n" for line in violations))
+    sys.stdout.write(f"vLLM {version} ({known}): {len(violations)} violations of the plugin's contract\n")
+    return 1 if violations else 0
+
+
+def _check_names() -> Iterator[str]:
+    for module, names in NAMES.items():
+        for name in names:
+            if _find(module, name) is None:
+                yield f"{module} has no {name}"
+
+
+def _check_parameters() -> Iterator[str]:
+    for (module, name), expected in PARAMETERS.items():
+        function = _find(module, name)
+        if not callable(function):
+            yield f"{module} has no function {name}"
+            continue
+        found = tuple(inspect.signature(function).parameters)[: len(expected)]
+        if found != expected:
+            yield f"{module}.{name} takes {found}, expected {expected} first"
+
+
+def _check_attributes() -> Iterator[str]:
+    for (module, name), expected in ATTRIBUTES.items():
+        owner = _find(module, name)
+        if not isinstance(owner, type):
+            yield f"{module} has no class {name}"
+            continue
+        yield from (f"{module}.{name} has no {attribute}" for attribute in expected if attribute not in _has(owner))
+
+
+def _check_ours() -> Iterator[str]:
+    owner = _find(_ASYNC_SCHEDULER, "AsyncScheduler")
+    if isinstance(owner, type):
+        yield from (f"AsyncScheduler has a {name} of its own" for name in OURS if name in _has(owner))
+
+
+def _find(module: str, name: str) -> object | None:
+    """A dotted name in a module; None where any part is missing."""
+    try:
+        found: object | None = importlib.import_module(module)
+    except ImportError:
+        return None
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
+def _has(owner: type) -> set[str]:
+    """Names on a class, its annotated fields, and what its ``__init__`` sets, of its bases too."""
+    names = set(dir(owner))
+    for base in owner.__mro__:
+        names |= set(vars(base).get("__annotations__", {}))
+        if inspect.isfunction(vars(base).get("__init__")):
+            names |= _set_in(base)
+    return names
+
+
+def _set_in(owner: type) -> set[str]:
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(vars(owner)["__init__"])))
+    except (OSError, TypeError, SyntaxError):
+        return set()
+    return {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self"
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,196 @@
+"""What the plugin leans on in vLLM: its names, and its scheduler's behaviours one by one, without the plugin."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from dataclasses import replace
+
+import pytest
+import vllm
+from vllm.sampling_params import SamplingParams
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.request_queue import FCFSRequestQueue, PriorityRequestQueue, SchedulingPolicy
+from vllm.v1.request import Request, RequestStatus
+
+from engine_adapter import vllm_contract
+from engine_adapter.engine import Work
+from engine_adapter.link import NoLink
+from engine_adapter.profiles import Profile
+from engine_adapter.vllm_scheduler import SageScheduler
+from engine_adapter.vllm_virtual_time import VllmVirtualTimeEngine
+
+pytestmark = pytest.mark.vllm
+
+PROFILE = Profile(
+    name="six-blocks",
+    base_s=1.0,
+    prefill_token_s=0.0,
+    decode_seq_s=0.0,
+    kv_token_s=0.0,
+    kv_tokens=96,
+    block_size_tokens=16,
+    max_num_seqs=4,
+    token_budget=64,
+    max_model_len_tokens=96,
+)
+
+
+def stock(profile: Profile = PROFILE) -> VllmVirtualTimeEngine:
+    """The scheduler as vLLM made it."""
+    return VllmVirtualTimeEngine(profile, link=NoLink(), scheduler_class=AsyncScheduler)
+
+
+def submit(engine: VllmVirtualTimeEngine, *request_ids: str, prompt_tokens: int = 8) -> None:
+    """Let requests of 40 output tokens arrive."""
+    for request_id in request_ids:
+        engine.submit(
+            Work(
+                request_id=request_id,
+                arrival_s=engine.now_s,
+                token_ids=tuple(range(3, 3 + prompt_tokens)),
+                max_tokens=40,
+                true_output_tokens=40,
+            )
+        )
+
+
+def ids(requests: object) -> list[str]:
+    """Request ids in order."""
+    return [request.request_id for request in requests]  # type: ignore[attr-defined]
+
+
+def test_the_version_under_test_is_known() -> None:
+    """The installed release, or the one whose files were put before it."""
+    assert vllm.__version__.startswith(os.environ.get("SAGESCHED_VLLM_EXPECTED", "0.32"))
+    assert vllm_contract.known_version(vllm.__version__)
+
+
+def test_every_name_is_there() -> None:
+    """No name, parameter or attribute is missing, and none of ours is taken."""
+    assert vllm_contract.check() == []
+
+
+def test_a_missing_name_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check can fail: a name gone, a parameter renamed, an attribute dropped, one of ours taken."""
+    monkeypatch.delattr("vllm.v1.core.sched.request_queue.create_request_queue")
+    monkeypatch.setattr(AsyncScheduler, "schedule", lambda this: this)
+    monkeypatch.setattr(AsyncScheduler, "_sage", None, raising=False)
+    monkeypatch.setitem(vllm_contract.ATTRIBUTES, ("vllm.v1.request", "Request"), ("tokens_to_come",))
+    assert vllm_contract.check() == [
+        "vllm.v1.core.sched.request_queue has no create_request_queue",
+        "vllm.v1.core.sched.async_scheduler.AsyncScheduler.schedule takes ('this',), expected ('self',) first",
+        "vllm.v1.core.sched.request_queue has no function create_request_queue",
+        "vllm.v1.request.Request has no tokens_to_come",
+        "AsyncScheduler has a _sage of its own",
+    ]
+
+
+def test_the_plugin_overrides_only_what_the_contract_names() -> None:
+    """A method that the contract does not list cannot shadow one of vLLM's."""
+    listed = {name.split(".")[1] for module, name in vllm_contract.PARAMETERS if name.startswith("AsyncScheduler.")}
+    defined = {name for name, value in vars(SageScheduler).items() if inspect.isfunction(value)}
+    assert defined - {"__init__"} - set(vllm_contract.OURS) == listed
+
+
+def test_waiting_is_a_deque_served_from_its_head_and_may_be_replaced_between_steps() -> None:
+    """Behaviours 1, 5 and 6."""
+    engine = stock(replace(PROFILE, max_num_seqs=1))
+    submit(engine, "a", "b", "c")
+    engine.step()
+    scheduler = engine.scheduler
+    assert type(scheduler.waiting) is FCFSRequestQueue
+    assert ids(scheduler.waiting) == ["b", "c"]
+    scheduler.waiting = FCFSRequestQueue(reversed(scheduler.waiting))
+    scheduler.max_num_active_reqs = 2
+    scheduler.max_num_running_reqs = 2
+    engine.step()
+    assert ids(scheduler.running) == ["a", "c"]
+
+
+def test_the_victim_is_the_last_of_running_and_goes_to_the_head_of_waiting() -> None:
+    """Behaviours 2, 3 and 6: reordering running chooses the victim."""
+    engine = stock(replace(PROFILE, max_num_seqs=2))
+    submit(engine, "a", "b", "c", prompt_tokens=40)
+    engine.step()
+    scheduler = engine.scheduler
+    scheduler.running.reverse()
+    while not (step := engine.step()).preempted:
+        assert ids(scheduler.running) == ["b", "a"]
+    assert step.preempted == ("a",)
+    assert ids(scheduler.waiting) == ["a", "c"]
+    assert scheduler.requests["a"].num_computed_tokens == 0
+    assert scheduler.requests["a"].status == RequestStatus.PREEMPTED
+
+
+def test_admission_stops_at_max_num_active_reqs_as_it_stands_before_each_step() -> None:
+    """Behaviour 4; zero admits nobody and stops nobody."""
+    engine = stock()
+    submit(engine, "a", "b", "c")
+    scheduler = engine.scheduler
+    running = []
+    for limit in (2, 2, 3, 0):
+        scheduler.max_num_active_reqs = limit
+        running.append(engine.step().running)
+    assert running == [2, 2, 3, 3]
+
+
+def test_the_policy_may_change_with_requests_in_the_queue() -> None:
+    """Behaviour 5: a server started with priority serves our deque, then its own heap again."""
+    engine = VllmVirtualTimeEngine(
+        replace(PROFILE, max_num_seqs=1), link=NoLink(), scheduler_class=AsyncScheduler, scheduling="priority"
+    )
+    submit(engine, "a", "b", "c")
+    scheduler = engine.scheduler
+    assert type(scheduler.waiting) is PriorityRequestQueue
+    scheduler.policy = SchedulingPolicy.FCFS
+    scheduler.waiting = FCFSRequestQueue(sorted(scheduler.waiting, reverse=True))
+    engine.step()
+    assert ids(scheduler.running) == ["c"]
+    heap = PriorityRequestQueue()
+    for request in scheduler.waiting:
+        heap.add_request(request)
+    scheduler.policy = SchedulingPolicy.PRIORITY
+    scheduler.waiting = heap
+    lives = []
+    while engine.unfinished:
+        lives += engine.step().finished
+    assert [life.request_id for life in lives] == ["c", "a", "b"]
+
+
+def test_ended_requests_are_returned_or_finished() -> None:
+    """Behaviour 7."""
+    engine = stock()
+    submit(engine, "a", "b")
+    engine.step()
+    scheduler = engine.scheduler
+    request = scheduler.requests["a"]
+    assert ids(scheduler.finish_requests("a", RequestStatus.FINISHED_ABORTED)) == ["a"]
+    assert scheduler.finish_requests("a", RequestStatus.FINISHED_ABORTED) == []
+    assert ids(scheduler.finish_requests(None, RequestStatus.FINISHED_ABORTED)) == ["b"]
+    assert request.is_finished()
+    reason = request.get_finished_reason()
+    assert reason is not None
+    assert reason.name == "ABORT"
+
+
+def test_a_steps_computed_tokens_are_those_before_it() -> None:
+    """Behaviour 8, for a new request and for a running one."""
+    scheduler = stock().scheduler
+    scheduler.add_request(Request("a", [5] * 70, SamplingParams(max_tokens=4), None))
+    first = scheduler.schedule()
+    assert [(new.req_id, new.num_computed_tokens) for new in first.scheduled_new_reqs] == [("a", 0)]
+    assert first.num_scheduled_tokens == {"a": 64}
+    second = scheduler.schedule()
+    assert second.scheduled_cached_reqs.num_computed_tokens == [64]
+    assert second.total_num_scheduled_tokens == 6
+
+
+def test_the_null_block_is_never_free() -> None:
+    """Behaviour 9: of the pool's blocks one is not for requests, and blocks in use are not free."""
+    engine = stock()
+    pool = engine.scheduler.kv_cache_manager.block_pool
+    assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1 == PROFILE.kv_blocks
+    submit(engine, "a", prompt_tokens=20)
+    engine.step()
+    assert pool.get_num_free_blocks() == PROFILE.kv_blocks - 2
