@@ -29,8 +29,10 @@ def names(path: Path) -> list[str]:
 
 
 def write_one(history: Any, live: Any, make: Any, name: str, now_s: float) -> None:
+    """A segment of one row, which no catalog lists yet."""
     history.write(now_s, make.entry(make.first_token(name)))
-    live.maintain(now_s)
+    live._segments.seal(now_s)
+    live._stale = True
 
 
 def test_small_segments_become_few_and_readers_never_notice(hands: Callable[..., Any], make: Any) -> None:
@@ -39,18 +41,21 @@ def test_small_segments_become_few_and_readers_never_notice(hands: Callable[...,
     live = history.open(NOON_S)
     for n in range(FAN_IN - 1):
         write_one(history, live, make, f"{n}", NOON_S + n)
+    live.maintain(NOON_S + FAN_IN)
     before = open_history(history.folder.path)
     old_files = files(history.folder.path)
     assert len(old_files) == FAN_IN - 1
-    for n in range(FAN_IN - 1, 3 * FAN_IN):
+    for n in range(FAN_IN - 1, 2 * FAN_IN):
         write_one(history, live, make, f"{n}", NOON_S + n)
-    everything = [f"{n}" for n in range(3 * FAN_IN)]
+        live._segments.compact(NOON_S + n)
+    live.maintain(NOON_S + 2 * FAN_IN)
+    everything = [f"{n}" for n in range(2 * FAN_IN)]
     assert names(history.folder.path) == everything
-    assert live.segment_count() == 3
+    assert live.segment_count() == 2
     assert before.sql("SELECT request_id FROM first_tokens").fetchall() == [(name,) for name in everything[: FAN_IN - 1]]
     live.maintain(NOON_S + 1000.0)
     assert files(history.folder.path).isdisjoint(old_files)
-    assert len(files(history.folder.path)) == 3
+    assert len(files(history.folder.path)) == 2
     assert names(history.folder.path) == everything
     before.close()
 
@@ -66,6 +71,7 @@ def test_hours_and_days_that_are_over_become_one_segment(hands: Callable[..., An
                 name, now_s = f"{day}-{hour}-{n}", NOON_S + day * DAY_S + hour * HOUR_S + n
                 write_one(history, live, make, name, now_s)
                 expected.append(name)
+    live.maintain(NOON_S + 2 * DAY_S + 2 * HOUR_S + 9.0)
     assert names(history.folder.path) == expected
     live.maintain(NOON_S + 2 * DAY_S + 2 * HOUR_S + 10.0)
     assert {Path(file).parent.name for file in files(history.folder.path)} == {
@@ -81,6 +87,7 @@ def test_old_history_goes_but_engines_stay(hands: Callable[..., Any], make: Any)
     history.write(NOON_S, make.entry(make.engine()), make.entry(make.first_token("old"), 1))
     live.maintain(NOON_S)
     write_one(history, live, make, "new", NOON_S + DAY_S)
+    live.maintain(NOON_S + DAY_S)
     assert names(history.folder.path) == ["old", "new"]
     live.maintain(NOON_S + 2.5 * DAY_S)
     assert names(history.folder.path) == ["new"]
@@ -98,6 +105,7 @@ def test_a_history_never_grows_beyond_its_size(hands: Callable[..., Any], make: 
     for n in range(40):
         write_one(history, live, make, f"{n}", NOON_S + n * HOUR_S)
     live.maintain(NOON_S + 50 * HOUR_S)
+    live.maintain(NOON_S + 50 * HOUR_S + 1.0)
     kept = names(history.folder.path)
     assert sum((history.folder.path / file).stat().st_size for file in files(history.folder.path)) <= 12_000
     assert kept == [f"{n}" for n in range(40 - len(kept), 40)]
@@ -109,7 +117,7 @@ def test_the_live_file_does_not_grow_with_the_history(hands: Callable[..., Any],
     history = hands()
     live = history.open(NOON_S)
     sizes = []
-    for n in range(12):
+    for n in range(8):
         history.write(NOON_S + n, *(make.entry(make.prediction(f"{n}-{k}")) for k in range(2_000)))
         live.maintain(NOON_S + n)
         sizes.append(history.folder.live.stat().st_size)
@@ -138,6 +146,7 @@ def test_a_history_with_missing_parts_is_refused_and_left_alone(hands: Callable[
     live = history.open(NOON_S)
     write_one(history, live, make, "a", NOON_S)
     write_one(history, live, make, "b", NOON_S)
+    live.maintain(NOON_S)
     history.close()
     kept = files(history.folder.path)
     aside = history.folder.path.parent / "aside"

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from store import schema, tables, views
+from store.errors import StoreError, StoreSchemaError
+from store.reader import open_history
+from store.writer import HistoryWriter
+
+
+def test_every_table_view_and_column_says_what_it_is(hands: Callable[..., Any]) -> None:
+    """In the live file and in the catalog; a line of SQL whose comment was not understood would show here."""
+    history = hands()
+    live = history.open(1.0)
+    bare = "SELECT table_name, column_name FROM duckdb_columns() WHERE comment IS NULL AND NOT internal AND table_name NOT IN "
+    with open_history(history.folder.path) as catalog:
+        assert catalog.sql(bare + "('catalog_info', 'sessions')").fetchall() == []
+        assert catalog.sql("SELECT view_name FROM duckdb_views() WHERE comment IS NULL AND NOT internal").fetchall() == []
+        assert catalog.sql("SELECT table_name FROM duckdb_tables() WHERE comment IS NULL").fetchall() == []
+        shown = {name for (name,) in catalog.sql("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()}
+    assert shown == {*tables.SEALED_TABLES, "requests", "predicted_again", "latency_by_minute", "calibration_by_day"}
+    assert live._connection.sql(bare + "('schema_version')").fetchall() == []
+    assert len(views.VIEWS) == 4
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        ["CREATE TABLE schema_version (version BIGINT, applied_s DOUBLE)", "INSERT INTO schema_version VALUES (999, 1.0)"],
+        ["CREATE TABLE customers (name VARCHAR)"],
+    ],
+)
+def test_an_unknown_schema_is_refused_untouched(tmp_path: Path, statements: list[str]) -> None:
+    """A newer version, or a database of something else: the message says what to do and no byte changes."""
+    live = tmp_path / "live.duckdb"
+    with duckdb.connect(live) as connection:
+        for statement in statements:
+            connection.execute(statement)
+    before = live.read_bytes()
+    with pytest.raises(StoreSchemaError, match="choose another folder with --store"):
+        HistoryWriter(tmp_path).start()
+    assert live.read_bytes() == before
+    assert not (tmp_path / "catalog.duckdb").exists()
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    """It is named, and left as it is."""
+    (tmp_path / "live.duckdb").write_text("not a database")
+    with pytest.raises(StoreError, match="live.duckdb cannot be opened"):
+        HistoryWriter(tmp_path).start()
+    assert (tmp_path / "live.duckdb").read_text() == "not a database"
+
+
+def test_a_migration_is_run_once_recorded_and_reads_old_segments(
+    hands: Callable[..., Any], make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A column of a later version is NULL in what was sealed before it existed."""
+    history = hands()
+    live = history.open(1.0)
+    history.write(1.0, make.entry(make.finished("a")), make.entry(make.first_token("a")))
+    live.maintain(2.0)
+    history.write(2.0, make.entry(make.finished("b")))
+    history.close()
+    added = ("ALTER TABLE completions ADD COLUMN energy_j DOUBLE", "COMMENT ON COLUMN completions.energy_j IS 'Energy.'")
+    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, added))
+    for _ in range(2):
+        live = history.open(3.0, writer="later")
+        versions = live._connection.sql("SELECT version, applied_s FROM schema_version ORDER BY version").fetchall()
+        assert versions == [(1, 1.0), (2, 3.0)]
+        history.close()
+    with open_history(history.folder.path) as catalog:
+        rows = catalog.sql("SELECT request_id, energy_j FROM completions ORDER BY request_id").fetchall()
+        assert rows == [("a", None), ("b", None)]
+        assert catalog.sql("SELECT count(*) FROM requests").fetchall() == [(2,)]
+
+
+def test_a_migration_that_fails_leaves_the_version_before_it(
+    hands: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a migration is none."""
+    history = hands()
+    history.open(1.0)
+    history.close()
+    broken = ("ALTER TABLE completions ADD COLUMN energy_j DOUBLE", "ALTER TABLE nowhere ADD COLUMN x DOUBLE")
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, broken))
+        with pytest.raises(duckdb.Error):
+            history.open(2.0)
+    live = history.open(3.0)
+    columns = live._connection.sql("SELECT column_name FROM duckdb_columns() WHERE table_name = 'completions'").fetchall()
+    assert ("energy_j",) not in columns
