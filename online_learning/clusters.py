@@ -1,4 +1,4 @@
-"""A fixed number of prompt clusters: seeded once by k-means, followed online from then on."""
+"""A bounded number of prompt clusters: seeded by k-means, followed online from then on."""
 
 from __future__ import annotations
 
@@ -26,10 +26,14 @@ class ClusterSettings:
 
     clusters: int = 64
     seed_prompts: int = 500
-    """Prompts that are collected before the first clusters are formed."""
+    """Prompts from which the clusters are formed for good."""
+    early_seed_prompts: tuple[int, ...] = (60, 200)
+    """Numbers of prompts at which clusters are formed for the time being, from all prompts so far."""
+    fewest_prompts: int = 6
+    """Prompts per cluster when they are formed: few prompts make few clusters."""
     nearest: int = 4
     """Clusters that a belief is drawn from."""
-    softness: float = 0.05
+    softness: float = 0.1
     """Squared distance beyond the nearest centroid's by which a cluster's weight falls by a factor e."""
     centroid_memory_prompts: int = 500
     """A centroid moves by a share of 1/prompts towards each of its prompts, and this is the most it remembers."""
@@ -91,10 +95,11 @@ class PromptClusters:
         return self._space is not None
 
     def seed(self, prompts: list[Features]) -> None:
-        """Form the clusters from the first prompts; the same prompts give the same clusters."""
+        """Form the clusters anew from the first prompts; the same prompts give the same clusters."""
         self._space = FeatureSpace.of(np.stack(prompts))
         points = np.stack([self._space.point(features) for features in prompts])
-        count = min(self._settings.clusters, np.unique(points, axis=0).shape[0])
+        affordable = max(1, len(prompts) // self._settings.fewest_prompts)
+        count = min(self._settings.clusters, affordable, np.unique(points, axis=0).shape[0])
         # One thread: the order of a parallel sum would make a rebuilt learner differ in the last bit.
         with threadpool_limits(limits=1):
             fitted = KMeans(n_clusters=count, n_init=1, random_state=self._settings.seed).fit(points)

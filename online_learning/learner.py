@@ -112,7 +112,7 @@ def _drifts(model: str, cluster: int, forgetting: Forgetting | None) -> list[Dri
 
 @dataclass(frozen=True, slots=True)
 class _Taught:
-    """An answer that waits for the clusters to be seeded."""
+    """One of the first answers, kept until the clusters are formed for the last time."""
 
     features: Features
     model: str
@@ -139,8 +139,8 @@ class _Pooled:
 class ClusterLearner:
     """Prompt clusters, each with its own length distribution per model, shrunk to the model's by evidence.
 
-    Until `ClusterSettings.seed_prompts` answers were seen it is the `GlobalLearner`; then the clusters are formed and
-    the answers so far are sorted into them. How far a cluster is shrunk is learnt from recent log scores, so that on
+    Until `ClusterSettings.early_seed_prompts` it is the `GlobalLearner`; then, and once more at `seed_prompts`, the
+    clusters are formed and the answers so far are sorted into them; from there on they only move. How far a cluster is shrunk is learnt from recent log scores, so that on
     prompts that say nothing about length it stays the global belief.
     """
 
@@ -148,8 +148,9 @@ class ClusterLearner:
         self._settings = settings or LearnerSettings()
         self._global = GlobalLearner(self._settings)
         self._clusters = PromptClusters(self._settings.clusters)
-        self._models = ModelTable(self._new_beliefs, bound=self._settings.max_models)
-        self._unsorted: list[_Taught] = []
+        self._models = self._new_models()
+        self._settled = False
+        self._first: list[_Taught] = []
 
     def features(self, prompt: Prompt) -> Features:
         """The common prompt features."""
@@ -179,17 +180,20 @@ class ClusterLearner:
         """Take an answer into account; returns the drift of its cluster, if that is what it revealed."""
         drifts = self._learn_in_cluster(features, model, observation) if self._clusters.seeded else []
         self._global.learn_one(features, model, observation)
-        if not self._clusters.seeded:
-            self._unsorted.append(_Taught(features, model, observation))
-            if len(self._unsorted) >= self._settings.clusters.seed_prompts:
+        if not self._settled:
+            self._first.append(_Taught(features, model, observation))
+            if len(self._first) in (*self._settings.clusters.early_seed_prompts, self._settings.clusters.seed_prompts):
                 self._seed()
         return drifts
 
     def _seed(self) -> None:
-        self._clusters.seed([taught.features for taught in self._unsorted])
-        for taught in self._unsorted:
+        self._clusters.seed([taught.features for taught in self._first])
+        self._models = self._new_models()
+        for taught in self._first:
             self._learn_in_cluster(taught.features, taught.model, taught.observation)
-        self._unsorted.clear()
+        if len(self._first) >= self._settings.clusters.seed_prompts:
+            self._settled = True
+            self._first.clear()
 
     def _learn_in_cluster(self, features: Features, model: str, observation: Observation) -> list[Drift]:
         beliefs = self._models.taught(model)
@@ -204,6 +208,9 @@ class ClusterLearner:
         """Mass under each strength of shrinkage, one row each."""
         strength = shrinkage.strengths[:, None] * survival_from_hazard(prior)
         return mass_from_hazard(posterior_hazard(pooled.events, pooled.exposure, prior, strength))
+
+    def _new_models(self) -> ModelTable[_ClusterBeliefs]:
+        return ModelTable(self._new_beliefs, bound=self._settings.max_models)
 
     def _new_beliefs(self) -> _ClusterBeliefs:
         count = self._settings.clusters.clusters

@@ -85,3 +85,13 @@ def test_a_scalar_that_never_varies_has_no_weight() -> None:
     other = _family_prompt(0, generator)
     other[-2] = 3.0
     assert space.point(other)[-2] == 0.0
+
+
+def test_few_prompts_make_few_clusters() -> None:
+    """Thirty different prompts at six a cluster make five clusters, and forming them anew starts afresh."""
+    generator = np.random.default_rng(8)
+    clusters = PromptClusters(ClusterSettings(nearest=64))
+    prompts = [_family_prompt(number, generator) for number in range(200)]
+    for count, expected in ((30, 5), (200, 33)):
+        clusters.seed(prompts[:count])
+        assert clusters.neighbourhood(prompts[0]).clusters.size == expected

@@ -15,10 +15,16 @@ from online_learning.distribution import log_grid
 from online_learning.learner import ClusterLearner, GlobalLearner, LearnerSettings
 from online_learning.prompt import Drift, Features, LengthLearner, Observation, Prompt
 from online_learning.similarity import SimilarityLearner, SimilaritySettings
+from online_learning.sketch import SketchSettings
 
 Factory = Callable[[], LengthLearner]
 
-SMALL = LearnerSettings(max_models=3, clusters=ClusterSettings(clusters=6, seed_prompts=60))
+SMALL = LearnerSettings(
+    max_models=3,
+    sketch=SketchSettings(recent_answers=64),
+    cluster_sketch=SketchSettings(memory_answers=1_000.0, recent_answers=40),
+    clusters=ClusterSettings(clusters=6, early_seed_prompts=(30,), seed_prompts=60),
+)
 
 ALL: dict[str, Factory] = {
     "global": lambda: GlobalLearner(SMALL),
@@ -252,7 +258,7 @@ def test_memory_is_bounded(create: Factory) -> None:
     learner = create()
     sizes = []
     for lap in range(3):
-        for number in range(1_500):
+        for number in range(800):
             model = f"model {lap} {number % 5}"
             teach(
                 learner, make_prompt(number % 3, number, model), Observation(1 + number % 500, censored=number % 9 == 0)
