@@ -45,7 +45,7 @@ class DemoSpec:
 class DemoEnvironment:
     """Where everything is while the demo runs."""
 
-    folder: Path
+    logs: Path
     store: Path
     endpoint: str
     api_url: str
@@ -63,15 +63,10 @@ def run_demo(spec: DemoSpec, *, clock: Clock, pause: Pause, say: Say) -> dict[st
     Raises `EngineError` when a part does not come up or ends by itself.
     """
     _require_parts(spec)
-    with _environment(spec) as here, Children(here.folder) as children:
-        try:
+    with _environment(spec) as here:
+        with Children(here.logs) as children:
             _start_all(spec, here, children, clock=clock, pause=pause, say=say)
-            client = ApiClient(here.api_url)
-            last = _watch(spec, client, children, clock=clock, pause=pause)
-        except BaseException:
-            _keep_logs(here, children)
-            raise
-        children.stop()
+            last = _watch(spec, ApiClient(here.api_url), children, clock=clock, pause=pause)
         return _summary(spec, here.store, last)
 
 
@@ -101,10 +96,15 @@ def _require_parts(spec: DemoSpec) -> None:
 def _environment(spec: DemoSpec) -> Iterator[DemoEnvironment]:
     folder = Path(tempfile.mkdtemp(prefix="sagesched-demo-"))
     store = spec.store or Path(tempfile.mkdtemp(prefix="sagesched-history-"))
+    logs = store / "logs"
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"folder {store} cannot be made ({error.strerror}): choose another with --store") from None
     port = free_port(API_PORT)
     try:
         yield DemoEnvironment(
-            folder=folder,
+            logs=logs.absolute(),
             store=store.absolute(),
             endpoint=f"ipc://{folder}/engine/engine.sock",
             api_url=f"http://127.0.0.1:{port}",
@@ -114,19 +114,10 @@ def _environment(spec: DemoSpec) -> Iterator[DemoEnvironment]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _keep_logs(here: DemoEnvironment, children: Children) -> None:
-    """Let the logs outlive the demo's folder, beside the history."""
-    children.stop()
-    with contextlib.suppress(OSError):
-        here.store.mkdir(parents=True, exist_ok=True)
-        for log in here.folder.glob("*.log"):
-            shutil.copy(log, here.store / log.name)
-
-
 def _start_all(  # noqa: PLR0913 - what a demo is, where, and the outside world
     spec: DemoSpec, here: DemoEnvironment, children: Children, *, clock: Clock, pause: Pause, say: Say
 ) -> None:
-    say(f"history    {here.store}")
+    say(f"history    {here.store} (logs in {here.logs.name}/)")
     children.start("controller", _controller_command(here), environment={"OMP_NUM_THREADS": "1"})
     _await("controller", lambda: _ready(here), children, clock=clock, pause=pause)
     say(f"controller {here.api_url} (API at /docs, metrics at /metrics)")
@@ -150,7 +141,7 @@ def _controller_command(here: DemoEnvironment) -> list[str]:
 
 def _engine_command(spec: DemoSpec, here: DemoEnvironment) -> list[str]:
     if spec.engine == "vllm":
-        module = [sys.executable, "-m", "controller.demo_vllm", "--log-folder", str(here.folder)]
+        module = [sys.executable, "-m", "controller.demo_vllm", "--log-folder", str(here.logs)]
     else:
         module = [sys.executable, "-m", "engine_adapter.simulated_server"]
     return [
