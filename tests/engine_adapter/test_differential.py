@@ -151,7 +151,7 @@ def cases(draw: st.DrawFn, scheduling: Scheduling) -> Case:
     )
     return Case(
         profile=profile,
-        watermark=draw(st.sampled_from([0.0, 0.0, 0.05, 0.3])),
+        watermark=draw(st.sampled_from([0.0, 0.0, 0.05, 0.3, 0.5])),
         scheduling=scheduling,
         reserve_full_prompt=draw(st.sampled_from([True, True, False])),
         works=works,
