@@ -125,6 +125,7 @@ class Ordering:
         self._prior = None
         for tracked in self._tracked.values():
             tracked.table = None
+        self._place_all()
 
     def track(self, request_id: str, *, priority: int, arrival_s: float) -> None:
         """A request entered the engine."""
