@@ -134,7 +134,7 @@ def predicted_against_actual(points: Iterable[FinishedPoint]) -> go.Figure:
             x=ends, y=ends, mode="lines", name="as predicted", hoverinfo="skip",
             line={"color": palette.GREY, "width": 1, "dash": "dash"},
         )  # fmt: skip
-    log_axis = {"type": "log", "dtick": 1, "minor": {"ticks": "outside", "dtick": "D1"}}
+    log_axis = {"type": "log", "dtick": 1}
     figure.update_xaxes(title="predicted output tokens (median)", **log_axis)
     figure.update_yaxes(rangemode="normal", **log_axis)
     figure.update_layout(hovermode="closest", height=420)
@@ -193,21 +193,30 @@ def pit(points: Iterable[FinishedPoint]) -> go.Figure:
 def gain(view: GainView) -> go.Figure:
     """TTLT as measured, and of two replays of the same requests: the policy as it is, and first come, first served."""
     figure = _base("TTLT (seconds)")
-    names = ("mean", "median", "90th percentile", "99th percentile")
+    figure.update_xaxes(title="over the same finished requests")
     bars = (
         ("measured", view.actual, palette.BLUE),
         ("replay, policy in use", view.modelled, palette.GREEN),
         ("replay, first come, first served", view.fcfs, palette.GREY),
     )
-    known = [(name, values, colour) for name, values, colour in bars if values is not None]
-    for name, values, colour in known:
-        figure.add_bar(x=names, y=_heights(values), name=name, marker_color=colour, hovertemplate="%{y:.3g} s")
+    known = [(name, _heights(values), colour) for name, values, colour in bars if values is not None]
+    shown = [
+        number for number in range(len(_STATISTICS)) if any(heights[number] is not None for _, heights, _ in known)
+    ]
+    for name, heights, colour in known:
+        figure.add_bar(
+            x=[_STATISTICS[number] for number in shown], y=[heights[number] for number in shown], name=name,
+            marker_color=colour, hovertemplate="%{y:.3g} s",
+        )  # fmt: skip
     figure.update_layout(barmode="group", bargap=0.25, height=360)
     return _or_blank(figure, known, "Nothing to compare yet")
 
 
-def _heights(values: LatencyView) -> list[float | None]:
-    return [values.mean_ttlt_s, values.p50_ttlt_s, values.p90_ttlt_s, values.p99_ttlt_s]
+_STATISTICS = ("mean", "median", "90th percentile", "99th percentile")
+
+
+def _heights(values: LatencyView) -> tuple[float | None, ...]:
+    return values.mean_ttlt_s, values.p50_ttlt_s, values.p90_ttlt_s, values.p99_ttlt_s
 
 
 def _figure(y_title: str, times: Sequence[datetime], zone: tzinfo) -> go.Figure:

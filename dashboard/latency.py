@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import streamlit as st
 
 from dashboard import figures, live, series, words
-from dashboard.views import GainView, RecentView
+from dashboard.views import FinishedPoint, GainView
 
 WINDOW_S = 600
 BIN_S = 20.0
@@ -26,7 +28,7 @@ def _live() -> None:
     recent = live.answered(live.recent(state.controller, WINDOW_S))
     if recent is None:
         return
-    _percentiles(recent)
+    _percentiles(live.settled(recent.finished, state.controller.now_s))
     st.divider()
     st.markdown("##### TTLT against first come, first served")
     gain = live.answered(live.gain())
@@ -34,14 +36,14 @@ def _live() -> None:
         _gain(gain)
 
 
-def _percentiles(recent: RecentView) -> None:
+def _percentiles(ended: Sequence[FinishedPoint]) -> None:
     zone = live.zone()
     first, last = st.columns(2)
     with first:
-        rows = series.ttft(recent.finished, BIN_S)
+        rows = series.ttft(ended, BIN_S)
         live.chart("Time to first token", figures.latency(rows, "TTFT", zone), "latency_ttft", f"Per {BIN_S:.0f} s.")
     with last:
-        rows = series.ttlt(recent.finished, BIN_S)
+        rows = series.ttlt(ended, BIN_S)
         note = f"Arrival to last token, per {BIN_S:.0f} s; aborted requests are left out."
         live.chart("Time to last token", figures.latency(rows, "TTLT", zone), "latency_ttlt", note)
 

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, tzinfo
 from pathlib import Path
@@ -20,13 +20,16 @@ from dashboard import figures, words
 from dashboard.addresses import Addresses, from_environment
 from dashboard.client import ControllerClient, Trouble
 from dashboard.recent import RecentPast
-from dashboard.views import ControllerView, GainView, QueueView, RecentView, StateView
+from dashboard.views import ControllerView, FinishedPoint, GainView, QueueView, RecentView, StateView
 
 REFRESH_S = 1.0
 """How often live parts are drawn again."""
 
 KEPT_S = 0.8
 """Answers are shared between all open browsers for so long, so that ten of them ask no more than one."""
+
+STEP_S = 5.0
+"""Charts of finished requests move on in steps of this: a browser builds each changed chart anew."""
 
 WINDOWS = {"2 min": 120, "5 min": 300, "10 min": 600}
 
@@ -85,6 +88,14 @@ def recent(controller: ControllerView, window_s: float) -> RecentView | Trouble:
     here = addresses()
     now_s = time.time() if controller.now_s is None else controller.now_s
     return _recent_past(here.api_url, here.token).read(controller.controller_id, now_s, window_s)
+
+
+def settled(points: Sequence[FinishedPoint], now_s: float | None) -> list[FinishedPoint]:
+    """Leave out what ended since the last full `STEP_S` seconds, so that charts change once in so long."""
+    if now_s is None:
+        return list(points)
+    until_s = now_s // STEP_S * STEP_S
+    return [point for point in points if point.time_s < until_s]
 
 
 def gain() -> GainView | Trouble:

@@ -13,6 +13,9 @@ from dashboard.views import EngineView, QueueRow, QueueView, RecentView, StateVi
 QUEUE_ROWS = 500
 """So many requests are asked for and shown; the rest is a number."""
 
+BINS = 60
+"""Points in a chart over time. A chart is built anew in the browser when it changes, so it changes once a bin only."""
+
 
 def page() -> None:
     """Draw the page; everything on it is live."""
@@ -31,10 +34,11 @@ def _live(window_s: int) -> None:
     engine_id = live.chosen_engine(state)
     for notice in words.state_notices(state, engine_id):
         live.show(notice)
-    recent = live.recent(state.controller, window_s)
+    bin_s = window_s / BINS
+    recent = live.recent(state.controller, window_s + 2 * bin_s)
     recent_view = recent if isinstance(recent, RecentView) else RecentView()
     snapshots = [point for point in recent_view.snapshots if engine_id in {None, point.engine_id}]
-    bins = moments(snapshots, max(1.0, window_s / 120))
+    bins = moments(snapshots, bin_s)[-BINS:]
     engines = [engine for engine in state.engines if engine_id in {None, engine.engine_id}]
     _figures_of_the_moment(state, engines, bins)
     if not engines:
@@ -95,7 +99,8 @@ def _tables(queue: QueueView, engines: Sequence[EngineView]) -> None:
     st.markdown("##### Waiting, in the order in which they will be tried")
     st.caption(_LENGTHS)
     _table(waiting, columns, "now_waiting", "Nothing waits.")
-    if waiting and total > len(waiting):
+    # The counts are a moment older than the rows: only a list that was cut tells of more.
+    if len(queue.rows) >= QUEUE_ROWS and total > len(waiting):
         st.caption(f"The first {words.count(len(waiting))} are shown; {words.count(total - len(waiting))} more wait.")
     st.markdown("##### Running")
     _table(running, columns[1:], "now_running", "Nothing runs.")
@@ -107,7 +112,7 @@ def _table(rows: Sequence[QueueRow], columns: Sequence[str], key: str, nothing: 
         return
     data = {name: [_rounded(name, getattr(row, name)) for row in rows] for name in columns}
     height = min(38 + 35 * len(rows), 423)
-    st.dataframe(data, key=key, hide_index=True, column_config=_COLUMNS, height=height)
+    st.dataframe(data, key=key, hide_index=True, column_config=_COLUMNS, height=height, placeholder=words.DASH)
 
 
 def _rounded(name: str, value: object) -> object:

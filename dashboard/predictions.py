@@ -29,18 +29,19 @@ def _live() -> None:
     recent = live.answered(live.recent(state.controller, WINDOW_S))
     if recent is None:
         return
+    ended = live.settled(recent.finished, state.controller.now_s)
     scatter, histogram = st.columns([3, 2])
     with scatter:
         live.chart(
             "Predicted against actual",
-            figures.predicted_against_actual(recent.finished),
+            figures.predicted_against_actual(ended),
             "predictions_scatter",
             f"The latest {figures.SCATTER_POINTS} requests that ended within the last 10 minutes. On the dashed line the median was right.",
         )
     with histogram:
         live.chart(
             "Calibration (PIT)",
-            figures.pit(recent.finished),
+            figures.pit(ended),
             "predictions_pit",
             "Flat is well calibrated; a hump is too cautious, raised ends are too sure, a slope is bias.",
         )

@@ -14,7 +14,8 @@ from typing import TypeVar
 from dashboard.client import ControllerClient, Trouble
 from dashboard.views import FinishedPoint, RecentView, SnapshotPoint
 
-KEPT_S = 600.0
+KEPT_S = 630.0
+"""Ten minutes, and a little more so that bins at the far end are whole."""
 OVERLAP_S = 5.0
 """Facts may reach the controller so much later than they happened; what is seen twice is kept once."""
 REUSED_S = 0.8
@@ -33,7 +34,7 @@ class _Kept:
 
 
 class RecentPast:
-    """Joins short answers of one controller into the last ten minutes; may be shared between threads.
+    """Joins short answers of one controller into the last ten minutes and a half; may be shared between threads.
 
     Args:
         client: asks the controller.

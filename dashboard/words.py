@@ -234,7 +234,7 @@ def gain_notice(gain: GainView) -> Notice:
 def gain_method(gain: GainView) -> str:
     """Say exactly what the comparison is: how, from how many requests, and that only one of the three was measured."""
     return (
-        f"Method: {plain(gain.method or 'not stated')}. From {count(gain.requests)} finished requests. "
+        f"Method: {plain((gain.method or 'not stated').rstrip('. '))}. From {count(gain.requests)} finished requests. "
         "Only *measured* really happened; both replays are modelled, and how far the replay of the policy in use is "
         "from the measured tells how far to trust the other."
     )
@@ -250,7 +250,8 @@ def change(before: LatencyView | None, after: LatencyView | None) -> str:
     new = after.mean_ttlt_s if after else None
     if not old or new is None:
         return DASH
-    return f"{100 * (new / old - 1):+.0f} %".replace("-", "−")
+    per_cent = round(100 * (new / old - 1))
+    return f"{per_cent:+d} %".replace("-", "−") if per_cent else "±0 %"
 
 
 def no_store_notice() -> Notice:

@@ -123,3 +123,4 @@ def test_gain_draws_one_group_of_bars_for_what_is_known() -> None:
         ("measured", palette.BLUE),
         ("replay, first come, first served", palette.GREY),
     ]
+    assert list(figure.data[0].x) == ["mean", "median", "99th percentile"]
