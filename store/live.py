@@ -114,9 +114,7 @@ class LiveFile:
         self._stale |= retired > 0
         if self._stale:
             self._forget_sessions(now_s)
-            publish_catalog(
-                self._connection, self._folder, self._tables, self._segments.active(), now_s=now_s
-            )
+            publish_catalog(self._connection, self._folder, self._tables, self._segments.active(), now_s=now_s)
             self._stale = False
             self._connection.execute("CHECKPOINT")
             secure(self._folder.live)

@@ -1,6 +1,6 @@
 """One ad-hoc statement over the history, in a fresh process that can do nothing but read it.
 
-What holds it in (`store.sql_child`): the statement is parsed and must be one query; it runs as a subquery, where DuckDB
+What holds it in (`store.sql_child`): the statement is parsed and must be one query; it runs inside ``query()``, where DuckDB
 allows no ``COPY``, ``INSERT`` or the like in a ``WITH``; the catalog is attached read-only; external access is limited
 to the segments and the configuration is locked; the kernel denies the process every change of the file system
 (Landlock, where there is one) and every byte written to a file, and limits its address space; the caller kills it at

@@ -19,6 +19,8 @@ from store.reader import open_history
 from store.sql import REFUSED, Question
 from store.tables import quoted
 
+_BATCH_ROWS = 1_024
+
 
 def main() -> int:
     """Answer one question; returns the exit code."""
@@ -27,25 +29,29 @@ def main() -> int:
     try:
         _answer(question)
     except (MemoryError, duckdb.OutOfMemoryException):
-        return _refuse(f"query needs more memory than {question.memory_bytes >> 20} MiB: ask for fewer rows or columns")
-    except duckdb.Error as error:
-        return _refuse(f"query is wrong: {_first_part(str(error))}")
+        return _refuse(_out_of_memory(question))
+    except (duckdb.Error, pa.ArrowException, OSError) as error:
+        # DuckDB's errors in the midst of a stream come as Arrow's, with DuckDB's words.
+        text = str(error)
+        return _refuse(_out_of_memory(question) if "Out of Memory" in text else f"query is wrong: {_first_part(text)}")
     except SageError as error:
         return _refuse(str(error))
     return 0
 
 
 def _answer(question: Question) -> None:
-    query = _one_query(question.statement)
+    _check(question.statement)
     with open_history(Path(question.path)) as connection:
         _lock(connection, question)
         _limit_process(question.memory_bytes)
-        answer = connection.sql(f"SELECT * FROM (\n{query}\n) LIMIT {question.row_limit + 1}")  # noqa: S608 - the very purpose
-        _send(answer.to_arrow_reader(), question.result_bytes)
+        answer = connection.sql(
+            f"SELECT * FROM query({quoted(question.statement)}) LIMIT {question.row_limit + 1}"  # noqa: S608 - the very purpose
+        )
+        _send(answer.to_arrow_reader(_BATCH_ROWS), question.result_bytes)
 
 
-def _one_query(statement: str) -> str:
-    """The text of the one query in a statement; raises `BadInputError` for anything else."""
+def _check(statement: str) -> None:
+    """Raise `BadInputError` for anything but one query."""
     found = duckdb.extract_statements(statement)
     if len(found) != 1:
         raise BadInputError(f"{len(found)} statements were given: give exactly one query")
@@ -53,7 +59,6 @@ def _one_query(statement: str) -> str:
         raise BadInputError(
             f"{found[0].type.name} statements are not allowed: the history is only read, give a SELECT, DESCRIBE or SHOW"
         )
-    return str(found[0].query).strip().rstrip(";")
 
 
 def _lock(connection: duckdb.DuckDBPyConnection, question: Question) -> None:
@@ -88,6 +93,10 @@ def _send(reader: pa.RecordBatchReader, result_bytes: int) -> None:
                     f"the answer is larger than {result_bytes >> 20} MiB: ask for fewer rows or columns"
                 )
             stream.write_batch(batch)
+
+
+def _out_of_memory(question: Question) -> str:
+    return f"query needs more memory than {question.memory_bytes >> 20} MiB: ask for fewer rows or columns"
 
 
 def _refuse(text: str) -> int:

@@ -99,7 +99,16 @@ def fill(path: Path, requests: int) -> None:
     waited_s = 0.0
     commits, seals = [], []
     writer = HistoryWriter(path, queue_limit=100_000).start()
-    writer.append([Entry(engine_id="engine", session_id="session", batch=None, record=EngineSeen(time_s=0.0, event="connected", hello=HELLO))])
+    writer.append(
+        [
+            Entry(
+                engine_id="engine",
+                session_id="session",
+                batch=None,
+                record=EngineSeen(time_s=0.0, event="connected", hello=HELLO),
+            )
+        ]
+    )
     for first in range(0, requests, 100):
         entries = [
             Entry(engine_id="engine", session_id="session", batch=first + 1 if is_fact else None, record=record)
@@ -121,8 +130,12 @@ def fill(path: Path, requests: int) -> None:
     writer.close()
     stats = writer.stats
     rows = sum(stats.rows.values())
-    print(f"rows {rows}, {rows / wall_s:,.0f}/s with making the records; waited for the writer {waited_s:.1f} of {wall_s:.1f} s")
-    print(f"commit longest {max(commits):.3f} s; seal longest {max(seals):.3f} s; close {time.perf_counter() - closing_s:.2f} s")
+    print(
+        f"rows {rows}, {rows / wall_s:,.0f}/s with making the records; waited for the writer {waited_s:.1f} of {wall_s:.1f} s"
+    )
+    print(
+        f"commit longest {max(commits):.3f} s; seal longest {max(seals):.3f} s; close {time.perf_counter() - closing_s:.2f} s"
+    )
     used = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     print(f"dropped {stats.dropped}, refused {stats.refused}, segments {stats.segments}, {used / rows:.1f} bytes/row")
     print("live file", (path / "live.duckdb").stat().st_size >> 20, "MiB")
@@ -130,7 +143,14 @@ def fill(path: Path, requests: int) -> None:
 
 def ask(path: Path, request_id: str) -> None:
     """Time every named query and some others."""
-    known = {"since_s": 0.0, "until_s": 4e9, "engine_id": None, "bucket_s": 60.0, "limit": 500, "request_id": request_id}
+    known = {
+        "since_s": 0.0,
+        "until_s": 4e9,
+        "engine_id": None,
+        "bucket_s": 60.0,
+        "limit": 500,
+        "request_id": request_id,
+    }
     with open_history(path) as connection:
         for name, query in QUERIES.items():
             began_s = time.perf_counter()

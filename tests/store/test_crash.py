@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import random
-import select
 import signal
 import subprocess
 import sys
@@ -42,19 +41,21 @@ while True:
 """
 
 
-def first_word(child: subprocess.Popen[bytes]) -> None:
-    """Wait until the child has opened the history and begun to write."""
+def hear(child: subprocess.Popen[bytes], batch: int) -> int:
+    """Wait until the child has acknowledged so many batches; returns the last one that it named."""
     assert child.stdout is not None
-    ready, _, _ = select.select([child.stdout], [], [], 60.0)
-    assert ready, "the child never began"
+    while line := child.stdout.readline():
+        if int(line) >= batch:
+            return int(line)
+    raise AssertionError("the child ended by itself")
 
 
-def killed(child: subprocess.Popen[bytes]) -> int:
+def killed(child: subprocess.Popen[bytes], heard: int) -> int:
     """Kill the child and return the last batch that it acknowledged."""
     child.send_signal(signal.SIGKILL)
-    said, _ = child.communicate()
-    whole_lines = said.decode().split("\n")[:-1]
-    return int(whole_lines[-1]) if whole_lines else 0
+    assert child.stdout is not None
+    whole_lines = child.stdout.read().decode().split("\n")[:-1]
+    return int(whole_lines[-1]) if whole_lines else heard
 
 
 def check_whole(path: Path, acknowledged: int) -> None:
@@ -81,11 +82,12 @@ def test_kill_9_loses_nothing_acknowledged_and_doubles_nothing(tmp_path: Path) -
     acknowledged = 0
     for _ in range(TRIALS):
         with subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path)], stdout=subprocess.PIPE) as child:
-            first_word(child)
+            hear(child, 0)
             check_whole(tmp_path, acknowledged)
-            time.sleep(chance.uniform(0.0, 0.3))
-            acknowledged = killed(child)
+            heard = hear(child, acknowledged + chance.randint(1, 30))
+            time.sleep(chance.uniform(0.0, 0.1))
+            acknowledged = killed(child, heard)
     with HistoryWriter(tmp_path):
-        assert last_batches(tmp_path)["s"] >= acknowledged > 0
+        assert last_batches(tmp_path)["s"] >= acknowledged >= TRIALS
         check_whole(tmp_path, acknowledged)
     assert not list(tmp_path.rglob("*.tmp"))

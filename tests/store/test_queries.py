@@ -88,9 +88,7 @@ def test_latencies_by_minute_are_what_numpy_says(filled: tuple[Path, list[tuple[
     assert summary["p99_ttlt_s"] == pytest.approx(np.quantile([end_s - arrival_s for arrival_s, end_s in times], 0.99))
 
 
-def test_every_named_query_answers(
-    filled: tuple[Path, list[tuple[float, float]]], hands: Callable[..., Any]
-) -> None:
+def test_every_named_query_answers(filled: tuple[Path, list[tuple[float, float]]], hands: Callable[..., Any]) -> None:
     """Over a filled history and, with the same columns, over an empty one."""
     empty = hands()
     empty.open(1.0)

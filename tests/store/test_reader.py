@@ -40,7 +40,9 @@ def test_plain_duckdb_in_another_process_reads_a_hundred_times_beside_the_writer
             batch = 0
             while reader.poll() is None:
                 batch += 1
-                writer.append([make.entry(make.arrived(f"{batch}"), batch), make.entry(make.finished(f"{batch}"), batch)])
+                writer.append(
+                    [make.entry(make.arrived(f"{batch}"), batch), make.entry(make.finished(f"{batch}"), batch)]
+                )
                 time.sleep(0.005)
             said, error = reader.communicate()
         assert reader.returncode == 0, error
@@ -71,7 +73,10 @@ def test_a_reader_can_change_nothing(tmp_path: Path, make: Any) -> None:
 
 def test_two_readers_in_the_writers_process_each_see_their_moment(tmp_path: Path, make: Any) -> None:
     """A later reader sees what was sealed since, though an earlier one is still open on the replaced catalog."""
-    with HistoryWriter(tmp_path, seal_interval_s=0.05, commit_interval_s=0.0) as writer, open_history(tmp_path) as early:
+    with (
+        HistoryWriter(tmp_path, seal_interval_s=0.05, commit_interval_s=0.0) as writer,
+        open_history(tmp_path) as early,
+    ):
         writer.append([make.entry(make.finished("a"), 1)])
         deadline_s = time.monotonic() + 20.0
         while writer.stats.sealed_rows == 0 and time.monotonic() < deadline_s:

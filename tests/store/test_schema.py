@@ -20,7 +20,9 @@ def test_every_table_view_and_column_says_what_it_is(hands: Callable[..., Any]) 
     bare = "SELECT table_name, column_name FROM duckdb_columns() WHERE comment IS NULL AND NOT internal AND table_name NOT IN "
     with open_history(history.folder.path) as catalog:
         assert catalog.sql(bare + "('catalog_info', 'sessions')").fetchall() == []
-        assert catalog.sql("SELECT view_name FROM duckdb_views() WHERE comment IS NULL AND NOT internal").fetchall() == []
+        assert (
+            catalog.sql("SELECT view_name FROM duckdb_views() WHERE comment IS NULL AND NOT internal").fetchall() == []
+        )
         assert catalog.sql("SELECT table_name FROM duckdb_tables() WHERE comment IS NULL").fetchall() == []
         shown = {name for (name,) in catalog.sql("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()}
     assert shown == {*tables.SEALED_TABLES, "requests", "predicted_again", "latency_by_minute", "calibration_by_day"}
@@ -31,7 +33,10 @@ def test_every_table_view_and_column_says_what_it_is(hands: Callable[..., Any]) 
 @pytest.mark.parametrize(
     "statements",
     [
-        ["CREATE TABLE schema_version (version BIGINT, applied_s DOUBLE)", "INSERT INTO schema_version VALUES (999, 1.0)"],
+        [
+            "CREATE TABLE schema_version (version BIGINT, applied_s DOUBLE)",
+            "INSERT INTO schema_version VALUES (999, 1.0)",
+        ],
         ["CREATE TABLE customers (name VARCHAR)"],
     ],
 )
@@ -66,7 +71,10 @@ def test_a_migration_is_run_once_recorded_and_reads_old_segments(
     live.maintain(2.0)
     history.write(2.0, make.entry(make.finished("b")))
     history.close()
-    added = ("ALTER TABLE completions ADD COLUMN energy_j DOUBLE", "COMMENT ON COLUMN completions.energy_j IS 'Energy.'")
+    added = (
+        "ALTER TABLE completions ADD COLUMN energy_j DOUBLE",
+        "COMMENT ON COLUMN completions.energy_j IS 'Energy.'",
+    )
     monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, added))
     for _ in range(2):
         live = history.open(3.0, writer="later")
@@ -92,5 +100,7 @@ def test_a_migration_that_fails_leaves_the_version_before_it(
         with pytest.raises(duckdb.Error):
             history.open(2.0)
     live = history.open(3.0)
-    columns = live._connection.sql("SELECT column_name FROM duckdb_columns() WHERE table_name = 'completions'").fetchall()
+    columns = live._connection.sql(
+        "SELECT column_name FROM duckdb_columns() WHERE table_name = 'completions'"
+    ).fetchall()
     assert ("energy_j",) not in columns

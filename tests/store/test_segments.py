@@ -52,7 +52,9 @@ def test_small_segments_become_few_and_readers_never_notice(hands: Callable[...,
     everything = [f"{n}" for n in range(2 * FAN_IN)]
     assert names(history.folder.path) == everything
     assert live.segment_count() == 2
-    assert before.sql("SELECT request_id FROM first_tokens").fetchall() == [(name,) for name in everything[: FAN_IN - 1]]
+    assert before.sql("SELECT request_id FROM first_tokens").fetchall() == [
+        (name,) for name in everything[: FAN_IN - 1]
+    ]
     live.maintain(NOON_S + 1000.0)
     assert files(history.folder.path).isdisjoint(old_files)
     assert len(files(history.folder.path)) == 2
@@ -202,7 +204,9 @@ def listings(draw: st.DrawFn) -> list[Segment]:
 def test_compaction_comes_to_rest_with_few_segments(active: list[Segment]) -> None:
     """Merging until nothing is left to merge keeps every row, and leaves few segments for each table and day."""
     now = hour_name(NOON_S + 41 * DAY_S)
-    rows = {table: sum(s.rows for s in active if s.table_name == table) for table in ("first_tokens", "outcomes", "engines")}
+    rows = {
+        table: sum(s.rows for s in active if s.table_name == table) for table in ("first_tokens", "outcomes", "engines")
+    }
     number = len(active)
     for _ in range(10):
         found = merges(active, now)

@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -34,7 +33,9 @@ def contents(path: Path) -> dict[Path, bytes]:
 
 def test_a_query_is_answered_up_to_the_limit(history: Path) -> None:
     """In its order, with a note whether there was more; comments and semicolons do no harm."""
-    table = run_sql(history, "SELECT request_id, cached_prompt_tokens AS c FROM first_tokens ORDER BY c DESC; -- all", row_limit=3)
+    table = run_sql(
+        history, "SELECT request_id, cached_prompt_tokens AS c FROM first_tokens ORDER BY c DESC; -- all", row_limit=3
+    )
     assert table.to_pylist() == [{"request_id": f"{n}", "c": n} for n in (19, 18, 17)]
     assert table.schema.metadata[TRUNCATED] == b"true"
     counted = run_sql(history, "SELECT count(*) AS n FROM first_tokens", row_limit=1)
@@ -119,9 +120,7 @@ print((folder / "old").read_text() if restricted else "NO LANDLOCK")
 def test_the_process_of_a_query_cannot_change_files_even_if_duckdb_lets_it(tmp_path: Path) -> None:
     """The kernel refuses writing, truncating, removing, renaming and making; reading goes on."""
     (tmp_path / "old").write_text("still here")
-    done = subprocess.run(
-        [sys.executable, "-c", RESTRICTED, str(tmp_path)], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", RESTRICTED, str(tmp_path)], capture_output=True, text=True, check=True)
     if "NO LANDLOCK" in done.stdout:
         pytest.fail("this kernel has no Landlock: the test of the last line of defence cannot run here")
     assert done.stdout == "still here\n"

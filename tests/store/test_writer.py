@@ -101,9 +101,7 @@ def test_a_second_writer_is_sent_away(tmp_path: Path) -> None:
     with HistoryWriter(tmp_path):
         with pytest.raises(StoreLockedError, match=f"process {os.getpid()}.*--store"):
             HistoryWriter(tmp_path).start()
-        program = (
-            f"from pathlib import Path; from store.writer import HistoryWriter; HistoryWriter(Path({str(tmp_path)!r})).start()"
-        )
+        program = f"from pathlib import Path; from store.writer import HistoryWriter; HistoryWriter(Path({str(tmp_path)!r})).start()"
         other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
         assert f"StoreLockedError: history {tmp_path} is being written by process {os.getpid()}" in other.stderr
     with HistoryWriter(tmp_path):
@@ -139,7 +137,9 @@ def test_a_folder_that_cannot_be_a_history_is_refused(tmp_path: Path) -> None:
 def test_the_learner_finds_the_past_in_order(tmp_path: Path, make: Any) -> None:
     """The latest answers, oldest first, each with what was known when it was first predicted and with its model."""
     with HistoryWriter(tmp_path) as writer:
-        writer.append([make.entry(make.engine("s1", "m1"), None, "s1"), make.entry(make.engine("s2", "m2"), None, "s2")])
+        writer.append(
+            [make.entry(make.engine("s1", "m1"), None, "s1"), make.entry(make.engine("s2", "m2"), None, "s2")]
+        )
         for n in range(10):
             session_id = f"s{1 + n % 2}"
             writer.append(
