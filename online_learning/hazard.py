@@ -16,6 +16,7 @@ FASTEST_TAIL = 3.0
 _TAIL_SHARE = 0.05
 _TAIL_PRIOR_ANSWERS = 5.0
 _TAIL_PRIOR_EXPONENT = 2.0
+_TAIL_TRUST_ANSWERS = 20.0
 
 
 def mass_from_hazard(hazard: FloatArray) -> FloatArray:
@@ -83,10 +84,15 @@ def power_tail_hazard(lengths: IntArray, events: FloatArray, exposure: FloatArra
 
 
 def prior_with_tail(lengths: IntArray, events: FloatArray, exposure: FloatArray) -> FloatArray:
-    """The vague belief, with the data's own power law where few answers reached or none."""
+    """The vague belief, with the data's own power law where few answers reached or none.
+
+    The power law is believed by evidence: past the end of three short answers lies no tail, but the unknown.
+    """
     hazard = vague_hazard(lengths)
     first = _tail_start(exposure)
-    hazard[first:] = power_tail_hazard(lengths, events, exposure)[first:]
+    trust = exposure[0] / (exposure[0] + _TAIL_TRUST_ANSWERS)
+    tail = power_tail_hazard(lengths, events, exposure)
+    hazard[first:] += trust * (tail[first:] - hazard[first:])
     return hazard
 
 

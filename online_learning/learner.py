@@ -21,6 +21,10 @@ from online_learning.shrinkage import Shrinkage
 from online_learning.sketch import Forgetting, LengthSketch, SketchSettings
 
 
+_VAGUE_ANSWERS = 3.0
+"""Weight of knowing nothing, in answers: long answers end last, so the first few are no fair sample."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnerSettings:
     """Settings of all learners here."""
@@ -81,7 +85,7 @@ class GlobalLearner:
         """The belief as hazards on the grid."""
         everything = self._all_models
         vague = prior_with_tail(self.lengths, everything.events, everything.exposure)
-        over_models = posterior_hazard(everything.events, everything.exposure, vague, 1.0)
+        over_models = posterior_hazard(everything.events, everything.exposure, vague, _VAGUE_ANSWERS)
         sketch = self._models.known(model)
         if sketch is None:
             return over_models

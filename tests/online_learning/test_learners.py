@@ -155,6 +155,16 @@ def test_evidence_grows_with_every_answer(create: Factory) -> None:
 
 
 @every_learner
+def test_a_young_learner_does_not_think_that_it_knows(create: Factory) -> None:
+    """Before any answer the median is a few hundred tokens; after one short answer long ones remain likely for others."""
+    learner = create()
+    assert 150 <= learner.prior("m").quantile(0.5) <= 300
+    teach(learner, make_prompt(0, 0), Observation(10, censored=False))
+    assert learner.predict_one(learner.features(make_prompt(1, 1)), "m").distribution.survival(300) > 0.02
+    assert learner.prior("m").survival(300) > 0.02
+
+
+@every_learner
 def test_a_point_mass_is_learnt(create: Factory) -> None:
     """Answers that are always 100 tokens long are soon believed to be: nine tenths of the mass on their bin."""
     learner = create()
