@@ -1,0 +1,74 @@
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dashboard import words
+from dashboard.views import ControllerView, EngineView, LearnerView, SnapshotView, StateView
+
+
+@given(st.text())
+def test_no_markdown_survives_in_text_from_outside(text: str) -> None:
+    """Every character that Markdown could obey has a backslash before it, and lines are joined into one."""
+    escaped = words.plain(text)
+    assert "\n" not in escaped
+    bare = re.sub(r"\\.", "", escaped)
+    assert not set(bare) & set(r"\`*_{}[]()<>#|$:~&@^")
+
+
+@pytest.mark.parametrize("address", ["http://evil/x", "HTTPS://evil", "www.evil.com", "me@evil.com"])
+def test_addresses_in_text_from_outside_are_no_links(address: str) -> None:
+    """An invisible joiner stands where Markdown would recognise an address."""
+    assert "\u2060" in words.plain(f"see {address} now")
+
+
+@given(st.text(min_size=1))
+def test_code_keeps_text_whole(text: str) -> None:
+    """The fence is longer than any run of backticks inside, so that nothing ends it early."""
+    set_as_code = words.code(text)
+    fence = re.match("`+", set_as_code)
+    assert fence is not None
+    inside = set_as_code[len(fence.group()) : -len(fence.group())]
+    assert fence.group() not in re.findall("`+", inside)
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
+def test_what_is_not_known_is_a_dash(value: float | None) -> None:
+    """No "nan", no "None" on the screen."""
+    assert {words.count(value), words.percent(value), words.span(value)} == {words.DASH}
+
+
+@given(st.floats(0, 1e7))
+def test_spans_are_short_and_have_units(seconds: float) -> None:
+    """Whatever its size, a span fits a tile."""
+    text = words.span(seconds)
+    assert re.fullmatch(r"[\d.e+]+ (ms|s|min|h)( \d+ (s|min))?", text), text
+    assert len(text) <= 15
+
+
+def engine(**changes: object) -> EngineView:
+    fields: dict[str, object] = {
+        "engine_id": "a",
+        "connected": True,
+        "last_seen_s": 100.0,
+        "snapshot": SnapshotView(mode="on"),
+    }
+    return EngineView(**(fields | changes))  # type: ignore[arg-type]
+
+
+def test_notices_come_worst_first() -> None:
+    """A lost engine stands above one that merely fell back."""
+    fallen = engine(snapshot=SnapshotView(mode="off", fallback="no prior"))
+    state = StateView(controller=ControllerView(now_s=100.5), engines=(fallen, engine(engine_id="b", connected=False)))
+    assert [notice.level for notice in words.state_notices(state, None)] == ["error", "warning"]
+    assert [notice.level for notice in words.state_notices(state, "a")] == ["warning"]
+    assert words.in_force(state.engines) == "fallback"
+
+
+def test_all_is_well_says_nothing() -> None:
+    """No box without a reason."""
+    state = StateView(controller=ControllerView(now_s=100.5), engines=(engine(),))
+    assert words.state_notices(state, None) == []
+    assert words.in_force(state.engines) == "on"
+    assert words.no_prediction_notice(LearnerView(predictions=5, completions=1)) is None
