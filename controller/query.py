@@ -6,21 +6,27 @@ import sys
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+import msgspec
 import pyarrow as pa
 from pyarrow import csv, parquet
 from rich.console import Console
 from rich.table import Table
 
-from store.errors import BadInputError
+from store.errors import BadInputError, StoreError
+from store.reader import require_catalog
 from store.sql import TRUNCATED, run_sql
 
 Output: TypeAlias = Literal["table", "csv", "json", "parquet"]
 
 
 def run_query(store: Path, statement: str, *, output: Output, file: Path | None, row_limit: int) -> None:
-    """Run a statement and write the answer; raises `BadInputError` and `StoreError`."""
+    """Run a statement and write the answer; raises `BadInputError`."""
     if output == "parquet" and file is None:
         raise BadInputError("format 'parquet' is no text: name a file with --output")
+    try:
+        require_catalog(store)
+    except StoreError as error:
+        raise BadInputError(str(error)) from None
     answer = run_sql(store, statement, row_limit=row_limit)
     if output == "parquet" and file is not None:
         _write_parquet(answer, file)
@@ -46,8 +52,6 @@ def _csv(answer: pa.Table) -> str:
 
 
 def _json(answer: pa.Table) -> str:
-    import msgspec  # noqa: PLC0415 - only here
-
     return msgspec.json.format(msgspec.json.encode(answer.to_pylist())).decode() + "\n"
 
 
