@@ -20,7 +20,6 @@ from online_learning.prompt import Drift, Features, Forecast, Observation, Promp
 from online_learning.shrinkage import Shrinkage
 from online_learning.sketch import Forgetting, LengthSketch, SketchSettings
 
-
 _VAGUE_ANSWERS = 3.0
 """Weight of knowing nothing, in answers: long answers end last, so the first few are no fair sample."""
 
