@@ -12,22 +12,22 @@ from store.tables import quoted
 
 REQUESTS = """
 CREATE VIEW requests AS  -- One row per request: its whole life as far as it is known.
-WITH first_told AS (
-    SELECT * FROM arrivals WHERE NOT resent
-    UNION ALL
-    SELECT * FROM arrivals AS again
-    WHERE again.resent AND NOT EXISTS (
-        SELECT 1 FROM arrivals AS first
-        WHERE NOT first.resent AND first.session_id = again.session_id AND first.request_id = again.request_id
-    )
+WITH again AS (
+    SELECT * FROM arrivals WHERE resent
     QUALIFY row_number() OVER (PARTITION BY session_id, request_id ORDER BY received_s) = 1
 ),
+first_told AS NOT MATERIALIZED (
+    SELECT * FROM arrivals WHERE NOT resent
+    UNION ALL
+    SELECT * FROM again ANTI JOIN (
+        SELECT session_id, request_id FROM arrivals SEMI JOIN again USING (session_id, request_id) WHERE NOT resent
+    ) USING (session_id, request_id)
+),
 first_predicted AS (
-    SELECT * FROM predictions AS one
-    WHERE NOT EXISTS (
-        SELECT 1 FROM predicted_again AS more
-        WHERE more.session_id = one.session_id AND more.request_id = one.request_id AND one.received_s > more.first_s
-    )
+    SELECT * FROM predictions ANTI JOIN again USING (session_id, request_id)
+    UNION ALL
+    SELECT * FROM predictions SEMI JOIN again USING (session_id, request_id)
+    QUALIFY row_number() OVER (PARTITION BY session_id, request_id ORDER BY received_s) = 1
 ),
 preempted AS (
     SELECT session_id, request_id, count(*) AS preemptions, sum(lost_tokens)::BIGINT AS lost_tokens
@@ -90,15 +90,6 @@ FROM lives AS l
 LEFT JOIN first_predicted AS p ON p.session_id = l.session_id AND p.request_id = l.request_id
 LEFT JOIN served AS s ON s.session_id = l.session_id"""
 
-PREDICTED_AGAIN = """
-CREATE VIEW predicted_again AS  -- Requests that were predicted more than once, as after a controller came back.
-SELECT
-    session_id,  -- Session of the engine.
-    request_id,  -- The engine's name of the request.
-    min(received_s) AS first_s,  -- When the first prediction was handed to the history.
-    count(*) AS predictions  -- How many there are.
-FROM predictions GROUP BY session_id, request_id HAVING count(*) > 1"""
-
 LATENCY_BY_MINUTE = """
 CREATE VIEW latency_by_minute AS  -- Latencies of the requests that ended in each minute; aborted and failed ones only counted.
 SELECT
@@ -134,7 +125,7 @@ SELECT
     avg(log_score) AS log_score  -- Mean log score.
 FROM outcomes GROUP BY ALL"""
 
-VIEWS = (PREDICTED_AGAIN, REQUESTS, LATENCY_BY_MINUTE, CALIBRATION_BY_DAY)
+VIEWS = (REQUESTS, LATENCY_BY_MINUTE, CALIBRATION_BY_DAY)
 """In the order in which they can be created."""
 
 _VIEW_LINE = re.compile(r"CREATE VIEW (?P<view>\w+) AS  -- (?P<comment>.+)")

@@ -3,6 +3,8 @@
 Each request is six records: arrival, prediction, decision, first token, completion, outcome.
 """
 
+# ruff: noqa: T201 - it prints what it measures
+
 from __future__ import annotations
 
 import argparse

@@ -157,7 +157,7 @@ def test_a_history_with_missing_parts_is_refused_and_left_alone(hands: Callable[
         history.open(NOON_S)
     assert files(history.folder.path) == kept
     aside.rename(history.folder.live)
-    lost = sorted(kept)[0]
+    lost = min(kept)
     (history.folder.path / lost).rename(aside)
     with pytest.raises(StoreError, match=f"lacks 1 of its segments, the first is {lost}"):
         history.open(NOON_S)

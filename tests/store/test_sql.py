@@ -65,7 +65,7 @@ WRITE = "COPY (SELECT 1 AS a) TO '{segments}/mine.parquet' (FORMAT parquet)"
         ("EXPLAIN ANALYZE " + WRITE, "EXPLAIN statements are not allowed"),
         ("WITH d AS (" + WRITE + ") SELECT 1", "must be at the top level"),
         ("WITH d AS (DELETE FROM sessions RETURNING *) SELECT * FROM d", "must be at the top level"),
-        ("SELECT * FROM query('WITH d AS (" + WRITE.replace("'", "''") + ") SELECT 1')", "must be at the top level"),
+        ("FROM query('WITH d AS (" + WRITE.replace("'", "''") + ") SELECT 1')", "must be at the top level"),
         ("ATTACH '/tmp/other.duckdb'", "ATTACH statements are not allowed"),
         ("SET enable_external_access = true", "SET statements are not allowed"),
         ("SELECT * FROM read_csv('/etc/passwd')", "disabled by configuration"),
@@ -88,7 +88,7 @@ def test_whatever_is_asked_nothing_is_changed_reached_or_exhausted(history: Path
 def test_an_endless_query_ends(history: Path) -> None:
     """At the deadline, with its process."""
     began_s = time.monotonic()
-    with pytest.raises(BadInputError, match="longer than 1.5 s"):
+    with pytest.raises(BadInputError, match=r"longer than 1\.5 s"):
         run_sql(history, "SELECT count(*) FROM range(1000000000000) AS a", timeout_s=1.5)
     assert time.monotonic() - began_s < 10.0
 
