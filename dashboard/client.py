@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias, TypeVar
 import httpx
 import msgspec
 
-from dashboard.views import GainView, ModeView, QueueView, RecentView, StateView, View
+from dashboard.views import GainView, QueueView, RecentView, StateView, View
 
 TIMEOUT_S = 2.0
 """A live view that waited longer would be stale anyway."""
@@ -49,37 +49,31 @@ class ControllerClient:
 
     def state(self) -> StateView | Trouble:
         """Ask for controller, learner and engines as they are."""
-        return self._ask("GET", "/api/state", StateView)
+        return self._ask("/api/state", StateView)
 
     def queue(self, engine_id: str | None, limit: int) -> QueueView | Trouble:
         """Ask for the unfinished requests of one engine, or of all, at most ``limit`` of them."""
         parameters: Parameters = {"limit": limit} | ({"engine_id": engine_id} if engine_id else {})
-        return self._ask("GET", "/api/queue", QueueView, parameters=parameters)
+        return self._ask("/api/queue", QueueView, parameters=parameters)
 
     def recent(self, window_s: float) -> RecentView | Trouble:
         """Ask for the snapshots and finished requests of the last ``window_s`` seconds."""
-        return self._ask("GET", "/api/recent", RecentView, parameters={"seconds": window_s})
+        return self._ask("/api/recent", RecentView, parameters={"seconds": window_s})
 
     def gain(self) -> GainView | Trouble:
         """Ask for the comparison with first come, first served."""
-        return self._ask("GET", "/api/gain", GainView)
-
-    def set_mode(self, mode: str, reason: str) -> ModeView | Trouble:
-        """Change the mode of all engines; the reason is recorded."""
-        return self._ask("POST", "/api/mode", ModeView, body={"mode": mode, "reason": reason})
+        return self._ask("/api/gain", GainView)
 
     def _ask(
         self,
-        method: str,
         path: str,
         kind: type[Answer],
         *,
         parameters: Parameters | None = None,
-        body: Mapping[str, str] | None = None,
     ) -> Answer | Trouble:
         address = self._api_url + path
         try:
-            response = self._http.request(method, address, params=parameters, json=body)
+            response = self._http.get(address, params=parameters)
         except httpx.TimeoutException:
             return Trouble("slow", f"{address} did not answer within {self._http.timeout.read:g} s")
         except (httpx.HTTPError, httpx.InvalidURL) as error:

@@ -192,10 +192,3 @@ class GainView(View, frozen=True):
     actual: LatencyView | None = None
     fcfs: LatencyView | None = None
     modelled: LatencyView | None = None
-
-
-class ModeView(View, frozen=True):
-    """Answer to a change of mode."""
-
-    mode: str | None = None
-    revision: int | None = None

@@ -115,8 +115,6 @@ class World:
     learner: Json = field(default_factory=dict)
     gain: Json = field(default_factory=lambda: dict(GAIN_READY))
     empty: bool = False
-    modes: list[Json] = field(default_factory=list)
-    asked: list[str] = field(default_factory=list)
 
 
 def application(world: World) -> FastAPI:
@@ -125,7 +123,6 @@ def application(world: World) -> FastAPI:
 
     @app.get("/api/state")
     def get_state() -> Json:
-        world.asked.append("state")
         now_s = time.time()
         return state(now_s, world.engines(now_s, world.waiting), **world.learner)
 
@@ -141,11 +138,6 @@ def application(world: World) -> FastAPI:
     @app.get("/api/gain")
     def get_gain() -> Json:
         return world.gain
-
-    @app.post("/api/mode")
-    def post_mode(body: Json) -> Json:
-        world.modes.append(body)
-        return {"mode": body["mode"], "revision": 4}
 
     @app.get("/bad/api/state")
     def get_garbled() -> Response:

@@ -6,7 +6,7 @@ import pytest
 
 from dashboard.client import ControllerClient, Trouble
 from dashboard.recent import KEPT_S, RecentPast
-from dashboard.views import GainView, ModeView, QueueView, RecentView, StateView
+from dashboard.views import GainView, QueueView, RecentView, StateView
 
 
 def trouble(answer: object) -> Trouble:
@@ -28,14 +28,6 @@ def test_every_question_has_a_typed_answer(standing: Any) -> None:
     assert len(recent.snapshots) == 150
     assert isinstance(gain, GainView)
     assert gain.fcfs is not None
-
-
-def test_a_change_of_mode_is_sent_with_its_reason(standing: Any) -> None:
-    """Mode and reason arrive as they were given."""
-    client = ControllerClient(standing.url)
-    assert client.set_mode("shadow", "trying it out") == ModeView(mode="shadow", revision=4)
-    client.close()
-    assert standing.world.modes == [{"mode": "shadow", "reason": "trying it out"}]
 
 
 @pytest.mark.parametrize(("path", "kind"), [("/locked", "refused"), ("/nowhere", "failed"), ("/bad", "garbled")])
