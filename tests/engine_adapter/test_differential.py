@@ -299,6 +299,30 @@ def test_our_policy_on_a_priority_engine_is_simulated_step_by_step(data: st.Data
     assert_same_schedule(case, simulated(case, script.link()), real(case, script.link(), plugin=True))
 
 
+@settings(HUNDREDS, max_examples=40)
+@given(data=st.data(), case=cases("fcfs"))
+def test_an_error_of_ours_falls_back_alike(data: st.DataObject, case: Case) -> None:
+    """A table that breaks the ordering sends both engines to their own order at once, and back after the pause."""
+    script = data.draw(scripts(case.works))
+    broken = IndexTable(request_id="r00", attained_tokens=(0, 3), index_s=(1.0,), growth_tokens=(0.0,))
+    script = replace(script, tables=script.tables | {"r00": broken})
+    assert_same_schedule(case, simulated(case, script.link()), real(case, script.link(), plugin=True))
+
+
+def test_prefix_caching_is_left_to_vllm() -> None:
+    """A prompt that was computed before costs the second request its last block only; all the blocks come back."""
+    engine = VllmVirtualTimeEngine(PROFILE, link=NoLink(), prefix_caching=True)
+    prompt = replace(work("first", 0.0, prompt_tokens=64, priority=0), true_output_tokens=2)
+    engine.submit(prompt)
+    while engine.unfinished:
+        engine.step()
+    engine.submit(replace(prompt, request_id="second"))
+    assert engine.step().scheduled_tokens == {"second": 16}
+    while engine.unfinished:
+        engine.step()
+    assert engine.step().kv_blocks_used == 0
+
+
 @settings(HUNDREDS, max_examples=50)
 @given(case=cases("fcfs"))
 def test_the_plugin_without_a_controller_is_stock_vllm(case: Case) -> None:
