@@ -27,19 +27,6 @@ EARLIEST_S = 1_735_689_600.0
 
 CONTROLLER_MODULES = ("duckdb", "fastapi", "numpy", "prometheus_client", "pyarrow", "river", "sklearn", "uvicorn")
 DASHBOARD_MODULES = ("plotly", "streamlit")
-VLLM_CHECK = """
-import importlib.metadata
-import sys
-import vllm
-from engine_adapter import vllm_contract
-if not vllm_contract.known_version(vllm.__version__):
-    sys.exit(f"vLLM {vllm.__version__} is none that the plugin knows ({', '.join(vllm_contract.KNOWN_VERSIONS)})")
-problems = [str(problem) for problem in getattr(vllm_contract, "check", list)()]
-if problems:
-    sys.exit("; ".join(problems))
-from engine_adapter.vllm_scheduler import SageScheduler
-print(f"vLLM {vllm.__version__}, scheduler class {SageScheduler.__module__}.{SageScheduler.__name__}")
-"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +89,7 @@ def _store(store: Path) -> Finding:
     folder = Folder(store)
     if not store.exists():
         parent = next(path for path in store.absolute().parents if path.exists())
-        if os.access(parent, os.W_OK):
+        if parent.is_dir() and os.access(parent, os.W_OK):
             return Finding(name="history", state="ok", text=f"{store} will be made at the first start")
         return Finding(
             name="history",
@@ -170,8 +157,8 @@ def _vllm() -> Finding:
             remedy="fine if vLLM runs in another one: install sagesched-controller there and run `doctor` there too",
         )
     try:
-        answer = subprocess.run(  # noqa: S603 - our own interpreter and program
-            [sys.executable, "-c", VLLM_CHECK],
+        answer = subprocess.run(
+            [sys.executable, "-m", "engine_adapter.vllm_contract"],
             capture_output=True,
             text=True,
             timeout=CHECK_S,
@@ -180,11 +167,12 @@ def _vllm() -> Finding:
         )
     except subprocess.TimeoutExpired:
         return Finding(name="vLLM", state="wrong", text=f"no answer within {CHECK_S:g} s", remedy="try again")
-    if answer.returncode == 0:
-        return Finding(name="vLLM", state="ok", text=answer.stdout.strip().splitlines()[-1])
+    lines = answer.stdout.strip().splitlines() or answer.stderr.strip().splitlines() or ["the check said nothing"]
+    if answer.returncode == 0 and "(known)" in lines[-1]:
+        return Finding(name="vLLM", state="ok", text=lines[-1])
     return Finding(
         name="vLLM",
         state="wrong",
-        text=(answer.stderr.strip().splitlines() or ["the check failed without a word"])[-1],
+        text="; ".join(lines[-3:]),
         remedy="install a vLLM that the plugin knows; with any other it serves first come, first served",
     )

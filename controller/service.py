@@ -53,7 +53,11 @@ class Service:
 
 @contextmanager
 def service(config: Config, *, clock: Callable[[], float], timer: Callable[[], float]) -> Iterator[Service]:
-    """Open everything, and close it whatever happens; the caller runs the loop in between."""
+    """Open everything, and close it whatever happens; the caller runs the loop in between.
+
+    Raises `ConfigError` before anything is written, `StoreError` and its kind when the history cannot be had.
+    """
+    policy_of(config.policy)
     ports = WebServer(config.http.host, config.http.port)
     try:
         with _opened(config, ports, clock=clock, timer=timer) as opened:

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from itertools import takewhile
+from pathlib import Path
+
+import pytest
+
+from controller.cli import app, run
+from controller.config import load_config
+from controller.doctor import examine
+from store.records import EngineSeen, Entry, Finished, Hello
+from store.writer import HistoryWriter
+
+COMMANDS = ("serve", "demo", "bench", "evaluate", "sql", "doctor", "dashboard", "mode")
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> Path:
+    """A history with one request in it."""
+    hello = Hello(
+        engine_id="e",
+        session_id="s",
+        model="m",
+        engine="simulated",
+        engine_version="0",
+        kv_blocks=1,
+        block_size_tokens=16,
+        max_num_seqs=1,
+        token_budget=1,
+        max_model_len_tokens=1,
+        prefix_caching=False,
+        started_s=1.0,
+    )
+    finished = Finished(
+        request_id="r",
+        time_s=3.0,
+        reason="stop",
+        arrival_s=1.0,
+        prompt_tokens=5,
+        output_tokens=7,
+        max_tokens=9,
+        cached_prompt_tokens=0,
+        preemptions=0,
+        recomputed_tokens=0,
+        scheduled_s=1.5,
+        first_token_s=2.0,
+    )
+    with HistoryWriter(tmp_path / "h") as writer:
+        seen = EngineSeen(time_s=1.0, event="connected", hello=hello)
+        writer.append([Entry(engine_id="e", session_id="s", batch=None, record=seen)])
+        writer.append([Entry(engine_id="e", session_id="s", batch=1, record=finished)])
+    return tmp_path / "h"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`COMMAND --help` says what it does and shows a whole command line."""
+    assert run([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert f"Example: sagesched {command}" in " ".join(text.split())
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is hidden, and nothing is listed that does not exist."""
+    assert run(["--help"]) == 0
+    listed = capsys.readouterr().out
+    assert {
+        command.name or command.callback.__name__ for command in app.registered_commands if command.callback
+    } == set(COMMANDS)
+    assert all(command in listed for command in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["serve", "--mode", "fast"], ("fast", "shadow")),
+        (["nonsense"], ("nonsense",)),
+        (["serve", "--colour"], ("--colour",)),
+        (["serve", "--config", "/nowhere/x.toml"], ("/nowhere/x.toml", "--config")),
+        (["serve", "--host", "0.0.0.0", "--port", "0"], ("0.0.0.0", "token")),  # noqa: S104 - refused
+        (["serve", "--policy", "lifo", "--port", "0"], ("lifo", "sagesched-paper")),
+        (["bench", "--workload", "/nowhere.parquet", "--quiet"], ("/nowhere.parquet",)),
+        (["bench", "--policies", "fcfs,best"], ("best", "sage")),
+        (["bench", "--profile", "abacus"], ("abacus", "h800")),
+        (["bench", "--json", "/nowhere/x/y.json"], ("/nowhere/x/y.json",)),
+        (["evaluate", "--requests", "10", "--warmup", "10"], ("warmup", "10")),
+        (["sql", "SELECT 1", "--store", "/nowhere"], ("/nowhere", "--store")),
+        (["sql"], ("query",)),
+        (["mode", "sideways"], ("sideways",)),
+        (["mode", "off", "--api", "nowhere"], ("nowhere", "http://")),
+        (["demo", "--duration", "0"], ("duration",)),
+    ],
+)
+def test_bad_usage_is_one_clear_line_and_code_2(
+    arguments: list[str], words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The line names what is wrong; nothing is printed as if it had worked, and nothing is left behind."""
+    store = ["--store", str(tmp_path / "h")] if arguments[0] == "serve" else []
+    assert run([*arguments, *store]) == 2
+    out, complaint = capsys.readouterr()
+    assert len(complaint.strip().splitlines()) == 1, complaint
+    assert out == ""
+    for word in words:
+        assert word in complaint
+    assert not (tmp_path / "h").exists()
+
+
+def test_no_controller_is_code_1_with_the_remedy(capsys: pytest.CaptureFixture[str]) -> None:
+    """An order to a controller that does not run says so."""
+    assert run(["mode", "off", "--api", "http://127.0.0.1:9"]) == 1
+    assert "no controller answers at http://127.0.0.1:9" in capsys.readouterr().err
+
+
+def test_sql_answers_in_every_format(history: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Table, CSV and JSON on the screen, Parquet in a file: the same answer."""
+    query = "SELECT request_id, output_tokens FROM requests"
+    assert run(["sql", query, "--store", str(history)]) == 0
+    assert "request_id" in capsys.readouterr().out
+    assert run(["sql", query, "--store", str(history), "-f", "csv"]) == 0
+    assert capsys.readouterr().out.splitlines() == ['"request_id","output_tokens"', '"r",7']
+    assert run(["sql", query, "--store", str(history), "-f", "json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [{"request_id": "r", "output_tokens": 7}]
+    file = tmp_path / "answer.parquet"
+    assert run(["sql", query, "--store", str(history), "-f", "parquet", "-o", str(file)]) == 0
+    assert file.read_bytes()[:4] == b"PAR1"
+
+
+@pytest.mark.parametrize("query", ["DROP TABLE completions", "SELEC 1", "SELECT * FROM nothing", "SELECT 1; SELECT 2"])
+def test_sql_refuses_what_is_no_question(history: Path, query: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Writes, nonsense and several statements end in one line and code 2."""
+    assert run(["sql", query, "--store", str(history)]) == 2
+    assert capsys.readouterr().err.startswith("sagesched: ")
+
+
+def test_evaluate_and_bench_write_the_documented_objects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The keys of both JSON files are those of the documentation."""
+    file = tmp_path / "e.json"
+    assert run(["evaluate", "--requests", "60", "--warmup", "20", "--quiet", "--json", str(file)]) == 0
+    quality = json.loads(file.read_text())
+    assert set(quality) == {
+        *("workload", "requests", "kendall_tau", "spearman", "crps_tokens", "log_score", "coverage_50"),
+        *("coverage_90", "predict_us_p50", "predict_us_p99", "learn_us_p50", "learn_us_p99", "experts"),
+    }
+    assert quality["requests"] == 40
+    file = tmp_path / "b.json"
+    command = ["bench", "--requests", "30", "--warmup", "20", "--policies", "fcfs,sage", "--quiet"]
+    assert run([*command, "--json", str(file), "--html", str(tmp_path / "b.html")]) == 0
+    result = json.loads(file.read_text())
+    assert {
+        "workload",
+        "profile",
+        "load",
+        "seed",
+        "requests",
+        "objective",
+        "capacity_rps",
+        "versions",
+        "policies",
+    } <= set(result)
+    assert set(result["policies"]) == {"fcfs", "sage"}
+    assert {"mean_ttlt_s", "p99_ttlt_s", "preemptions", "recompute_tax"} <= set(result["policies"]["sage"])
+    assert "fcfs" in capsys.readouterr().out
+    assert (tmp_path / "b.html").stat().st_size > 10_000
+
+
+def test_doctor_prints_the_configuration_and_finds_a_healthy_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every setting is shown, every check says what it found, and a good place passes."""
+    monkeypatch.setenv("SAGESCHED_ENGINE__ENDPOINT", f"ipc://{tmp_path}/run/engine.sock")
+    monkeypatch.setenv("SAGESCHED_HTTP__TOKEN", "s3cret")
+    assert run(["doctor", "--store", str(tmp_path / "h"), "--port", "0"]) == 0
+    text = capsys.readouterr().out
+    assert f"store.path = {tmp_path / 'h'}" in text
+    assert "s3cret" not in text
+    for name in ("installation", "controller packages", "clock", "history", "disk", "endpoint", "port", "vLLM"):
+        assert f"] {name}: " in text
+    assert text.endswith("all is well\n")
+
+
+def test_doctor_finds_what_is_wrong(tmp_path: Path) -> None:
+    """A folder that cannot be made and an endpoint where others may write are named with a remedy."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    file = tmp_path / "file"
+    file.write_text("")
+    flags = {"store": {"path": file / "h"}, "engine": {"endpoint": f"ipc://{shared}/e.sock"}, "http": {"port": 0}}
+    config = load_config(flags, environment={})
+    before_vllm = takewhile(lambda finding: finding.name != "port", examine(config, now_s=2e9))
+    wrong = {finding.name: finding for finding in before_vllm if finding.state == "wrong"}
+    assert set(wrong) == {"history", "endpoint"}
+    assert "chmod 700" in wrong["endpoint"].text
+    assert "--store" in wrong["history"].remedy
+    assert {
+        f.name for f in takewhile(lambda f: f.name != "history", examine(config, now_s=1.0)) if f.state == "wrong"
+    } == {"clock"}
+
+
+def test_module_and_script_are_the_same_program() -> None:
+    """`python -m controller` is the command line."""
+    done = subprocess.run(
+        [sys.executable, "-m", "controller", "--help"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0
+    assert "demo" in done.stdout
