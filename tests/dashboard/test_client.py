@@ -1,4 +1,3 @@
-# ruff: noqa: ANN401 - a fixture's class in conftest cannot be imported
 import time
 from typing import Any
 

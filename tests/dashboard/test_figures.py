@@ -1,4 +1,3 @@
-# ruff: noqa: ANN401 - Plotly has no types
 import json
 import math
 from datetime import UTC

@@ -1,4 +1,3 @@
-# ruff: noqa: ANN401 - a fixture's class in conftest cannot be imported
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
