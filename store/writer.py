@@ -94,7 +94,7 @@ class HistoryWriter:
         path: Path,
         *,
         seal_interval_s: float = 5.0,
-        commit_interval_s: float = 0.1,
+        commit_interval_s: float = 0.2,
         store_prompts: bool = False,
         retention_days: float = 30.0,
         retention_bytes: int = 20 << 30,
