@@ -122,7 +122,7 @@ def demo(  # noqa: PLR0913 - one parameter for each flag
     dashboard: Annotated[bool, typer.Option(help="start the dashboard")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="print one summary object as the last line")] = False,
     store: StoreFlag = None,
-    speed: Annotated[float, typer.Option(min=0.1, max=100.0, help="engine seconds per second")] = 4.0,
+    speed: Annotated[float, typer.Option(min=0.1, max=100.0, help="engine seconds per second")] = 6.0,
     load: Annotated[float, typer.Option(min=0.05, max=5.0, help="arrivals relative to what FCFS serves")] = 1.05,
     seed: Annotated[int, typer.Option(help="of the workload")] = 1,
 ) -> None:

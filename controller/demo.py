@@ -36,7 +36,7 @@ class DemoSpec:
     dashboard: bool = True
     store: Path | None = None
     """None: a fresh folder, which is kept."""
-    speed: float = 4.0
+    speed: float = 6.0
     load: float = 1.05
     seed: int = 1
 

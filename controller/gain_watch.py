@@ -36,7 +36,7 @@ class GainLimits:
     first_after_s: float = 5.0
     deadline_s: float = 90.0
     fewest_requests: int = 40
-    requests: int = 1000
+    requests: int = 2500
     samples: int = 2000
 
 
