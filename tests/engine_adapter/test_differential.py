@@ -42,7 +42,7 @@ pytestmark = pytest.mark.vllm
 
 STEP_LIMIT = 4000
 HUNDREDS = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 PROFILE = Profile(
     name="tiny",
@@ -241,13 +241,6 @@ def assert_same_schedule(case: Case, one: VirtualEngine, other: VirtualEngine) -
     event(f"preemptions: {min(preemptions, 4)}")
 
 
-@HUNDREDS
-@given(case=cases("fcfs"))
-def test_first_come_first_served_is_simulated_step_by_step(case: Case) -> None:
-    """Without a controller the simulated engine schedules as stock vLLM does."""
-    assert_same_schedule(case, simulated(case, NoLink()), real(case, NoLink(), plugin=False))
-
-
 def work(request_id: str, arrival_s: float, *, prompt_tokens: int, priority: int) -> Work:
     """A request with a long answer."""
     return Work(
@@ -273,6 +266,24 @@ VICTIM_WITH_TOKENS = Case(
     aborts={},
 )
 """The victim has tokens in the step already, and gives them back to a prompt that is cut by the budget."""
+
+WATERMARK_OF_THE_POOL = Case(
+    profile=replace(PROFILE, kv_tokens=7 * 16, token_budget=48),
+    watermark=0.5,
+    scheduling="fcfs",
+    reserve_full_prompt=True,
+    works=(work("runs", 0.0, prompt_tokens=10, priority=0), work("waits", 0.001, prompt_tokens=33, priority=0)),
+    aborts={},
+)
+"""Half of eight blocks, the null block counted in, is one more than half of seven."""
+
+
+@HUNDREDS
+@given(case=cases("fcfs"))
+@example(case=WATERMARK_OF_THE_POOL)
+def test_first_come_first_served_is_simulated_step_by_step(case: Case) -> None:
+    """Without a controller the simulated engine schedules as stock vLLM does."""
+    assert_same_schedule(case, simulated(case, NoLink()), real(case, NoLink(), plugin=False))
 
 
 @HUNDREDS
