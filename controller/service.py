@@ -49,6 +49,7 @@ class Service:
     config: Config
     loop: ControlLoop
     web: WebServer
+    gain: GainWatch
 
 
 @contextmanager
@@ -96,7 +97,7 @@ def _opened(
         web.start(build_api(sources))
         gain.start()
         try:
-            yield Service(config=config, loop=loop, web=web)
+            yield Service(config=config, loop=loop, web=web, gain=gain)
         finally:
             gain.stop()
             hub.close()

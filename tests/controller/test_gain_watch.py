@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from controller.gain_watch import GainLimits
+
+Start = Callable[..., Any]
+
+
+def test_the_comparison_arrives_and_says_what_it_is(start_controller: Start) -> None:
+    """Out of the live state, through a process of its own: three latencies over the same requests, with a method."""
+    running = start_controller()
+    gain = running.service.gain
+    gain._limits = GainLimits(interval_s=0.5, first_after_s=0.1, fewest_requests=30, requests=30)
+    engine = running.connect()
+    for number in range(40):
+        engine.submit(f"r{number}", output_tokens=3 + number % 7)
+    engine.step_until(lambda: running.client.get("/api/gain").json()["status"] == "ready", timeout_s=60.0)
+    answer = running.client.get("/api/gain").json()
+    assert answer["requests"] == 30
+    assert {"mean_ttlt_s", "p50_ttlt_s", "p99_ttlt_s"} <= set(answer["actual"])
+    assert set(answer["actual"]) == set(answer["fcfs"]) == set(answer["modelled"])
+    assert "simulated engine" in answer["method"]
+    assert abs(answer["computed_s"] - time.time()) < 60.0
+
+
+def test_a_failing_comparison_says_so_and_is_tried_again(start_controller: Start) -> None:
+    """A deadline that cannot be kept makes the answer unavailable, with the reason, and disturbs nothing."""
+    running = start_controller()
+    gain = running.service.gain
+    gain._limits = GainLimits(interval_s=0.1, first_after_s=0.1, fewest_requests=5, deadline_s=0.01)
+    engine = running.connect()
+    for number in range(10):
+        engine.submit(f"r{number}", output_tokens=3)
+    engine.step_until(lambda: running.client.get("/api/gain").json()["status"] == "unavailable", timeout_s=60.0)
+    assert "more than 0.01 s" in running.client.get("/api/gain").json()["method"]
+    assert running.client.get("/healthz").json()["status"] == "ok"

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controller.live import EngineView, Picture, RequestView, queue_rows
+from online_learning.distribution import LengthDistribution
+from store.records import Arrived, Hello, IndexTable, RunningRequest, Settings, Snapshot
+
+HELLO = Hello(
+    engine_id="e",
+    session_id="s",
+    model="m",
+    engine="simulated",
+    engine_version="0",
+    kv_blocks=100,
+    block_size_tokens=16,
+    max_num_seqs=8,
+    token_budget=2048,
+    max_model_len_tokens=4096,
+    prefix_caching=False,
+    started_s=0.0,
+)
+BELIEF = LengthDistribution(np.array([10, 100]), np.array([0.5, 0.5]))
+
+
+def _view(request_id: str, *, index_s: float = 1.0, priority: int = 0, attained_tokens: int = 0) -> RequestView:
+    arrived = Arrived(
+        request_id=request_id,
+        arrival_s=5.0,
+        prompt_tokens=8,
+        token_ids=b"",
+        max_tokens=100,
+        temperature=1.0,
+        priority=priority,
+    )
+    table = IndexTable(request_id=request_id, attained_tokens=(0, 10), index_s=(index_s, 9.0), growth_tokens=(1.0, 1.0))
+    return RequestView(arrived=arrived, belief=BELIEF, table=table, cluster=3, attained_tokens=attained_tokens)
+
+
+def _picture(views: list[RequestView], *, running: list[str], queue: list[str]) -> Picture:
+    snapshot = Snapshot(
+        time_s=9.0,
+        waiting=len(queue),
+        running=len(running),
+        kv_blocks_used=0,
+        kv_blocks=100,
+        mode="on",
+        steps=1,
+        step_s=0.1,
+        prefill_tokens=0,
+        decode_tokens=0,
+        kv_tokens_read=0,
+        preemptions=0,
+        recomputed_tokens=0,
+        running_requests=tuple(RunningRequest(name, 1, 1) for name in running),
+        queue=tuple(queue),
+    )
+    engine = EngineView(
+        hello=HELLO,
+        connected=True,
+        last_seen_s=9.0,
+        unfinished=len(views),
+        tables_sent=0,
+        snapshot=snapshot,
+        requests=tuple(views),
+    )
+    settings = Settings(revision=1, mode="on", gate=None, boost_per_s=None, lease_s=1.0)
+    return Picture(
+        time_s=10.0,
+        settings=settings,
+        policy="sage",
+        counts={},
+        quality=None,
+        clusters=0,
+        engines=(engine,),
+        store={},
+        loop={},
+    )
+
+
+@given(
+    queue=st.permutations([f"q{n}" for n in range(5)]),
+    running=st.sets(st.sampled_from(["r0", "r1", "r2"])),
+    limit=st.integers(1, 12),
+)
+def test_the_queue_shows_what_the_engine_reported_then_what_it_did_not(
+    queue: list[str], running: set[str], limit: int
+) -> None:
+    """Waiting requests come in the engine's own order, those it did not name after them, running ones last."""
+    unnamed = [_view("late", index_s=2.0), _view("early", index_s=1.0), _view("urgent", index_s=5.0, priority=-1)]
+    views = [*unnamed, *(_view(f"q{n}") for n in range(5)), *(_view(name) for name in sorted(running))]
+    picture = _picture(views, running=sorted(running), queue=queue)
+    rows = queue_rows(picture, engine_id="e", limit=limit)
+    expected = [*queue, "urgent", "early", "late", *sorted(running)]
+    assert [row["request_id"] for row in rows] == expected[:limit]
+    assert [row["position"] for row in rows] == list(range(len(rows)))
+    assert [row["state"] for row in rows] == (["waiting"] * 8 + ["running"] * len(running))[:limit]
+    assert queue_rows(picture, engine_id="another", limit=limit) == []
+
+
+def test_a_row_follows_the_attained_tokens() -> None:
+    """Index and expected remainder are those at the attained tokens, not those at arrival."""
+    picture = _picture([_view("r", attained_tokens=20)], running=["r"], queue=[])
+    row = queue_rows(picture, engine_id=None, limit=1)[0]
+    assert row["index_s"] == 9.0
+    assert row["expected_remaining_tokens"] == pytest.approx(80.0)
+    assert (row["p50_tokens"], row["p90_tokens"], row["age_s"], row["cluster"]) == (10, 100, 5.0, 3)
