@@ -6,18 +6,15 @@ in virtual time and the tests all run this very code.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-import numpy as np
-
-from controller.policy import Assessment, Policy, RequestFacts
+from controller.beliefs import Beliefs
+from controller.policy import Policy
 from controller.sessions import ServedRequest, Session
-from online_learning.distribution import LengthDistribution
-from online_learning.prompt import Drift, Features, LengthLearner, Observation, Prompt
-from online_learning.scoring import Score, score
+from online_learning.prompt import Drift, Features, LengthLearner, Observation
+from online_learning.scoring import Score
 from store.records import (
     Acknowledged,
     Arrived,
@@ -36,7 +33,6 @@ from store.records import (
     Hello,
     Mode,
     Outcome,
-    Prediction,
     Preempted,
     Settings,
     SettingsChanged,
@@ -47,9 +43,6 @@ from store.records import (
 
 Outgoing: TypeAlias = list[tuple[bytes, ControllerMessage]]
 DecisionReason: TypeAlias = Literal["arrival", "resent", "belief"]
-
-PRIOR_PROMPT_TOKENS = 256
-PRIOR_MAX_TOKENS = 8192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,15 +98,12 @@ class Core:
         timer: Callable[[], float],
         durable_batches: dict[str, int] | None = None,
     ) -> None:
-        self._learner = learner
         self._policy = policy
         self._config = config
-        self._timer = timer
+        self._beliefs = Beliefs(learner=learner, policy=policy, hash_key=config.hash_key, timer=timer)
         self._batches = dict(durable_batches or {})
         self._sessions: dict[bytes, Session] = {}
         self._entries: list[Entry] = []
-        self._random = np.random.default_rng(0)
-        self._taught: dict[str, int] = {}
         self.counts = Counts()
         self.on_score: Callable[[Score], None] = lambda _score: None
         self.on_finished: Callable[[Session, ServedRequest | None, Finished, Outcome | None], None] = lambda *_: None
@@ -213,8 +203,7 @@ class Core:
 
     def teach(self, features: Features, model: str, observation: Observation) -> list[Drift]:
         """Let the learner take an answer into account, as at the rebuild from history or a benchmark's warm-up."""
-        self._taught[model] = self._taught.get(model, 0) + 1
-        return self._learner.learn_one(features, model, observation)
+        return self._beliefs.teach(features, model, observation)
 
     # --- connections --------------------------------------------------------------------------------
 
@@ -304,25 +293,10 @@ class Core:
         if len(session.requests) >= self._config.max_unfinished:
             self.counts.not_tracked += 1
             return []
-        started = self._timer()
-        features = self._learner.features(_prompt(arrived, session.hello.model))
-        forecast = self._learner.predict_one(features, session.hello.model)
-        belief = forecast.distribution.cut(arrived.max_tokens)
-        predict_s = self._timer() - started
-        assessment = self._assess(session, arrived, belief)
-        request = ServedRequest(
-            arrived=arrived,
-            features=features,
-            forecast=forecast,
-            belief=belief,
-            table=assessment.table,
-            cost_s=assessment.cost_s,
-            taught=self._taught.get(session.hello.model, 0),
-            attained_tokens=arrived.attained_tokens,
-        )
+        request, prediction = self._beliefs.form(session, arrived, now_s)
         session.requests[arrived.request_id] = request
         self.counts.predictions += 1
-        self._record(session, self._prediction(request, predict_s, now_s))
+        self._record(session, prediction)
         return self._publish(session, request, "resent" if arrived.resent else "arrival", now_s)
 
     def _finish(self, session: Session, finished: Finished, now_s: float) -> Outgoing:
@@ -331,7 +305,10 @@ class Core:
         outgoing: Outgoing = []
         if request is not None and finished.output_tokens > 0:
             observation = Observation(finished.output_tokens, censored=finished.reason != "stop")
-            outcome = self._judge(session, request, finished, observation)
+            outcome, verdict = self._beliefs.judge(request, finished, observation)
+            self._record(session, outcome)
+            if not observation.censored:
+                self.on_score(verdict)
             drifts = self.teach(request.features, session.hello.model, observation)
             self.counts.completions += 1
             self.counts.censored += observation.censored
@@ -339,25 +316,6 @@ class Core:
                 outgoing.extend(self._drifted(session, drift, now_s))
         self.on_finished(session, request, finished, outcome)
         return outgoing
-
-    def _judge(self, session: Session, request: ServedRequest, finished: Finished, observation: Observation) -> Outcome:
-        verdict = score(request.belief, observation, self._random.random())
-        if not observation.censored:
-            self.on_score(verdict)
-        outcome = Outcome(
-            request_id=finished.request_id,
-            time_s=finished.time_s,
-            output_tokens=finished.output_tokens,
-            censored=observation.censored,
-            cluster=request.forecast.cluster,
-            pit=verdict.pit,
-            crps_tokens=verdict.crps_tokens,
-            log_score=verdict.log_score,
-            within_50=verdict.within_50,
-            within_90=verdict.within_90,
-        )
-        self._record(session, outcome)
-        return outcome
 
     # --- beliefs and decisions ----------------------------------------------------------------------
 
@@ -386,7 +344,7 @@ class Core:
 
     def _refresh(self, session: Session, now_s: float) -> Outgoing:
         """Form anew what was believed when the learner knew less than half of what it knows now."""
-        taught = self._taught.get(session.hello.model, 0)
+        taught = self._beliefs.taught(session.hello.model)
         stale = [request for request in session.requests.values() if taught >= 2 * request.taught + 20]
         outgoing = self._renew(session, stale[: self._config.refresh_requests], now_s)
         if taught >= 1.2 * session.prior_taught + 20:
@@ -396,20 +354,9 @@ class Core:
     def _renew(self, session: Session, requests: Iterable[ServedRequest], now_s: float) -> Outgoing:
         outgoing: Outgoing = []
         for request in requests:
-            forecast = self._learner.predict_one(request.features, session.hello.model)
-            request.forecast = forecast
-            request.belief = forecast.distribution.cut(request.arrived.max_tokens)
-            assessment = self._assess(session, request.arrived, request.belief)
-            request.table, request.cost_s = assessment.table, assessment.cost_s
-            request.taught = self._taught.get(session.hello.model, 0)
+            self._beliefs.renew(session, request)
             outgoing.extend(self._publish(session, request, "belief", now_s))
         return outgoing
-
-    def _assess(self, session: Session, arrived: Arrived, belief: LengthDistribution) -> Assessment:
-        facts = RequestFacts(
-            request_id=arrived.request_id, prompt_tokens=arrived.prompt_tokens, max_tokens=arrived.max_tokens
-        )
-        return self._policy.assess(facts, belief, session.engine)
 
     def _publish(self, session: Session, request: ServedRequest, reason: DecisionReason, now_s: float) -> Outgoing:
         session.tables_sent += 1
@@ -433,28 +380,8 @@ class Core:
         """The table of requests that have none of their own yet."""
         if not self._policy.orders:
             return []
-        model = session.hello.model
-        session.prior_taught = self._taught.get(model, 0)
-        max_tokens = min(PRIOR_MAX_TOKENS, session.hello.max_model_len_tokens)
-        facts = RequestFacts(request_id=None, prompt_tokens=PRIOR_PROMPT_TOKENS, max_tokens=max_tokens)
-        belief = self._learner.prior(model).cut(max_tokens)
-        return [(session.connection, self._policy.assess(facts, belief, session.engine).table)]
-
-    def _prediction(self, request: ServedRequest, predict_s: float, now_s: float) -> Prediction:
-        belief = request.belief
-        quantiles = {f"p{q}_tokens": belief.quantile(q / 100) for q in (10, 25, 50, 75, 90, 95, 99)}
-        return Prediction(
-            request_id=request.arrived.request_id,
-            time_s=now_s,
-            cluster=request.forecast.cluster,
-            features=request.features.tobytes(),
-            prompt_hash=_keyed_hash(request.arrived.token_ids, self._config.hash_key),
-            mean_tokens=belief.mean_tokens,
-            evidence=request.forecast.evidence,
-            experts=request.forecast.experts,
-            predict_s=predict_s,
-            **quantiles,
-        )
+        session.prior_taught = self._beliefs.taught(session.hello.model)
+        return [(session.connection, self._beliefs.prior(session))]
 
     # --- history ------------------------------------------------------------------------------------
 
@@ -465,19 +392,3 @@ class Core:
     def _record_settings(self, reason: str, now_s: float) -> None:
         record = SettingsChanged(time_s=now_s, settings=self._settings, reason=reason)
         self._entries.append(Entry(engine_id="", session_id="", batch=None, record=record))
-
-
-def _prompt(arrived: Arrived, model: str) -> Prompt:
-    return Prompt(
-        token_ids=np.frombuffer(arrived.token_ids, dtype="<u4"),
-        prompt_tokens=arrived.prompt_tokens,
-        max_tokens=arrived.max_tokens,
-        temperature=arrived.temperature,
-        model=model,
-        tenant=arrived.tenant,
-        lora=arrived.lora,
-    )
-
-
-def _keyed_hash(data: bytes, key: bytes) -> str:
-    return hashlib.blake2b(data, key=key, digest_size=16).hexdigest()
