@@ -159,7 +159,6 @@ def test_every_request_of_a_real_server_is_told_from_arrival_to_end(controller: 
         assert (last.mode, last.fallback, last.policy_errors, last.messages_dropped) == ("on", None, 0, 0)
         assert (last.waiting, last.kv_blocks_used) == (0, 0)
         assert last.tables_applied >= 5
-    wait_for(lambda: any(isinstance(message, Goodbye) for message in controller.heard), "goodbye")
 
 
 def _check_plain(server: VllmServer, controller: Controller) -> None:
@@ -218,7 +217,7 @@ def test_a_real_server_is_ordered_falls_back_and_is_ordered_again(controller: Co
     """The virtual GPU: forty answers end at their true length; the controller dies under load and comes back."""
     profile = PROFILES["h800-qwen3-32b-24k"]
     places = ("--max-num-seqs", "8")
-    with VllmServer(endpoint=controller.endpoint, profile=profile, speed=10.0, arguments=places) as server:
+    with VllmServer(endpoint=controller.endpoint, profile=profile, speed=2.0, arguments=places) as server:
         complete(server, prompt="ten", max_tokens=2)
         wait_for(controller.last_snapshot, "the first snapshot")
         _check_ordered(server, controller)
@@ -237,6 +236,7 @@ def test_a_real_server_is_ordered_falls_back_and_is_ordered_again(controller: Co
         _until_on_again(server, controller, heard)
         _check_ordered(server, controller)
         assert len(controller.facts(Finished)) == len(controller.facts(Arrived))
+    wait_for(lambda: any(isinstance(message, Goodbye) for message in controller.heard), "goodbye")
 
 
 def _answer(server: VllmServer, prompt_words: int, true_len: int) -> tuple[str, int]:
@@ -252,16 +252,12 @@ def _check_ordered(server: VllmServer, controller: Controller) -> None:
     words = [20 - number for number in range(12)]
     heard = len(controller.heard)
     with ThreadPoolExecutor(20) as clients:
-        holding = [clients.submit(_answer, server, 1, 300) for _ in range(8)]
+        holding = [clients.submit(_answer, server, 1, 390) for _ in range(8)]
         wait_for(lambda: _snapshot_since(controller, heard, running=8, waiting=0), "eight requests in their places")
-        waiting = []
-        for number, count in enumerate(words, 1):
-            waiting.append(clients.submit(_answer, server, count, 60))
-            wait_for(
-                lambda number=number: _snapshot_since(controller, heard, running=8, waiting=number), "one more to wait"
-            )
+        waiting = [clients.submit(_answer, server, count, 60) for count in words]
+        wait_for(lambda: _snapshot_since(controller, heard, running=8, waiting=12), "twelve to wait")
         ids = [future.result()[0] for future in waiting]
-        assert all(future.result()[1] == 300 for future in holding)
+        assert all(future.result()[1] == 390 for future in holding)
     ends = [controller.of(name)[0] for name in ids]
     by_start = sorted(ends, key=lambda end: (end.scheduled_s or 0.0, end.prompt_tokens))
     assert [end.prompt_tokens for end in by_start] == sorted(end.prompt_tokens for end in ends)
