@@ -40,7 +40,8 @@ BRAIN_COUNTERS = {
     "tables_sent": "Index tables sent to engines.",
     "drift_events": "Times that a length distribution moved and part of its past was forgotten.",
     "duplicate_batches": "Batches of facts received more than once.",
-    "strangers": "Messages over connections that had not said hello.",
+    "strangers": "Messages over connections that had not said hello, or of one engine too many.",
+    "not_tracked": "Arrivals beyond the bound on unfinished requests; they keep the prior's index.",
 }
 
 

@@ -6,6 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
+from controller.core import Counts
+
 Start = Callable[..., Any]
 
 
@@ -59,6 +61,7 @@ def test_metrics_count_what_happened(start_controller: Start) -> None:
     assert 'sagesched_generated_tokens_total{engine_id="driven"} 7.0' in page
     assert 'sagesched_ttlt_seconds_count{engine_id="driven"} 1.0' in page
     engine.step_until(lambda: "sagesched_predictions_total 1.0" in running.client.get("/metrics").text)
+    assert all(f"sagesched_{name}_total" in page for name in Counts.__slots__)
     names = {line.split("{")[0].split(" ")[0] for line in page.splitlines() if line and not line.startswith("#")}
     assert all(name.startswith("sagesched_") for name in names)
 

@@ -30,7 +30,9 @@ def test_facts_are_acknowledged_once_they_are_on_disk(start_controller: Start) -
     assert last_batches(running.store)["s1"] == agent._batch
 
 
-def test_a_restarted_controller_remembers_batches_and_lengths(start_controller: Start) -> None:
+def test_a_restarted_controller_remembers_batches_and_lengths(
+    start_controller: Start, caplog: pytest.LogCaptureFixture
+) -> None:
     """After a restart nothing durable is asked for again, nothing is stored twice, and the learner knows the past."""
     first = start_controller()
     engine = first.connect()
@@ -47,8 +49,9 @@ def test_a_restarted_controller_remembers_batches_and_lengths(start_controller: 
     engine.step_until(lambda: engine.engine.agent.fallback(engine.engine.now_s) is not None)
     assert "silent" in engine.engine.agent.fallback(engine.engine.now_s)
 
+    caplog.set_level("INFO")
     second = start_controller()
-    assert second.service.loop._core._taught == {engine.engine.agent._hello.model: 40}
+    assert "learnt again from 40 past answers" in caplog.text
     engine.step_until(lambda: engine.engine.agent.mode(engine.engine.now_s) == "on")
     engine.step_until(lambda: [row["request_id"] for row in second.client.get("/api/queue").json()["rows"]] == ["late"])
     assert second.client.get("/api/state").json()["store"]["duplicates"] == 0
