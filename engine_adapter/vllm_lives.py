@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from vllm.v1.core.sched.output import SchedulerOutput
@@ -53,8 +54,10 @@ class Lives:
         self._lives: dict[str, _Life] = {}
         self._preempted: set[str] = set()
 
-    def __contains__(self, request_id: object) -> bool:
-        return request_id in self._lives
+    @property
+    def request_ids(self) -> AbstractSet[str]:
+        """Those whose life is under way."""
+        return self._lives.keys()
 
     def begin(self, request: Request) -> None:
         """A request was added to the engine; a further chunk of a known session changes nothing."""

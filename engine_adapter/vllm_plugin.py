@@ -140,7 +140,9 @@ class Plugin:
         """The engine is about to schedule a step."""
         now_s = self._now_s()
         self.agent.poll(now_s)
-        self._plan = self._reins.steer(self.agent, self._lives, now_s=now_s, free_blocks=self._free_blocks())
+        self._plan = self._reins.steer(
+            self.agent, self._lives.request_ids, now_s=now_s, free_blocks=self._free_blocks()
+        )
 
     @_border
     def after_schedule(self, output: SchedulerOutput) -> None:

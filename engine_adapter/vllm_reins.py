@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Collection
+from collections.abc import Set as AbstractSet
 from itertools import chain
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -28,11 +29,15 @@ class Reins:
         self._stock_limit: int = scheduler.max_num_active_reqs
         self._held = False
 
-    def steer(self, agent: Agent, known: Container[str], *, now_s: float, free_blocks: int) -> Plan[Request] | None:
+    def steer(self, agent: Agent, known: AbstractSet[str], *, now_s: float, free_blocks: int) -> Plan[Request] | None:
         """Ask the agent for a plan and put it into force, or give the reins back when it has none.
 
         Requests that the agent does not know go first, outside the gate.
         """
+        if agent.mode(now_s) != "on":
+            # Looking through vLLM's heap costs a sort: not for nothing in every step.
+            self.give_back()
+            return None
         waiting, strange_waiting = _split(self._scheduler.waiting, known)
         running, strange_running = _split(self._scheduler.running, known)
         plan = agent.plan(now_s, waiting=waiting, running=running, free_blocks=free_blocks)
@@ -74,13 +79,12 @@ class Reins:
         scheduler.max_num_active_reqs = limit
 
 
-def _split(requests: Iterable[Request], known: Container[str]) -> tuple[list[Request], list[Request]]:
-    """The known ones and the others, each in its order."""
-    known_requests: list[Request] = []
-    strangers: list[Request] = []
-    for request in requests:
-        (known_requests if request.request_id in known else strangers).append(request)
-    return known_requests, strangers
+def _split(requests: Collection[Request], known: AbstractSet[str]) -> tuple[list[Request], list[Request]]:
+    """The known ones and the others, each in its order; hardly ever are there others."""
+    known_requests = [request for request in requests if request.request_id in known]
+    if len(known_requests) == len(requests):
+        return known_requests, []
+    return known_requests, [request for request in requests if request.request_id not in known]
 
 
 def _arrival_s(request: Request) -> float:
