@@ -204,6 +204,7 @@ class Plugin:
         """After an error of ours: back to vLLM's own order until the agent's pause is over."""
         try:
             now_s = self._now_s()
+            self._plan = None
             self._reins.give_back()
             self.agent.failed(now_s, error)
             self._lives.end_finished(now_s)
