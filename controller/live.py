@@ -19,6 +19,7 @@ from controller.sessions import ServedRequest, Session
 from online_learning.distribution import LengthDistribution
 from online_learning.scoring import Calibration, RollingScores
 from store.records import Arrived, Finished, Hello, IndexTable, Outcome, Settings, Snapshot
+from store.writer import WriterStats
 
 REQUESTS_SHOWN = 5000
 """Unfinished requests of one engine in a picture."""
@@ -83,7 +84,7 @@ class Picture:
     clusters: int
     """Prompt clusters that answers have come from, over all models."""
     engines: tuple[EngineView, ...]
-    store: Mapping[str, object]
+    store: WriterStats
     loop: Mapping[str, float]
 
 
@@ -108,7 +109,7 @@ class Live:
         with self._lock:
             self._snapshots.append((engine_id, snapshot))
 
-    def publish(self, core: Core, *, store: Mapping[str, object], loop: Mapping[str, float], now_s: float) -> None:
+    def publish(self, core: Core, *, store: WriterStats, loop: Mapping[str, float], now_s: float) -> None:
         """Take a new picture of the brain."""
         self.picture = Picture(
             time_s=now_s,

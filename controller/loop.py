@@ -13,7 +13,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 
 from controller.commands import Commands, SetMode
@@ -216,4 +216,4 @@ class ControlLoop:
     def _publish(self, now_s: float) -> None:
         self._next_publish_s = now_s + self._limits.publish_interval_s
         loop = {"unacknowledged_batches": float(len(self._unacknowledged)), "errors": float(self._trouble.errors)}
-        self._live.publish(self._core, store=asdict(self._history.stats), loop=loop, now_s=now_s)
+        self._live.publish(self._core, store=self._history.stats, loop=loop, now_s=now_s)

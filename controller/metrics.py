@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -44,11 +44,23 @@ BRAIN_COUNTERS = {
     "not_tracked": "Arrivals beyond the bound on unfinished requests; they keep the prior's index.",
 }
 
+STORE_COUNTERS = {
+    "commits": "Transactions written.",
+    "seals": "Times that history was sealed.",
+    "sealed_rows": "Rows sealed.",
+    "dropped": "Snapshots, predictions and decisions given up because the writer's queue was full.",
+    "refused": "Facts that the full queue could not take; nothing is acknowledged from then on.",
+    "rejected": "Rows that no column could hold.",
+    "duplicates": "Facts that the history held already.",
+    "errors": "Failed attempts to write.",
+}
+
 
 class Metrics:
     """All metrics of one controller."""
 
     def __init__(self, live: Live) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self.ttft_s = Histogram(
             "sagesched_ttft_seconds",
@@ -148,9 +160,22 @@ def _quality(picture: Picture) -> Iterator[Metric]:
 
 
 def _store(picture: Picture) -> Iterator[Metric]:
-    for name, value in picture.store.items():
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            yield GaugeMetricFamily(f"sagesched_store_{name}", "State of the history's writer.", value=value)
+    for name, text in STORE_COUNTERS.items():
+        yield CounterMetricFamily(f"sagesched_store_{name}", text, value=getattr(picture.store, name))
+    for name, text, value in (
+        ("queued_entries", "Entries that are not on disk yet.", picture.store.queued),
+        ("segments", "Sealed files that the catalog lists.", picture.store.segments),
+        ("commit_seconds", "How long the last commit took.", picture.store.commit_s),
+        ("seal_seconds", "How long the last sealing took.", picture.store.seal_s),
+        ("last_commit_timestamp_seconds", "When the last commit was done.", picture.store.last_commit_s),
+        ("last_seal_timestamp_seconds", "When history was last sealed.", picture.store.last_seal_s),
+    ):
+        if value is not None:
+            yield GaugeMetricFamily(f"sagesched_store_{name}", text, value=value)
+    rows = CounterMetricFamily("sagesched_store_rows", "Rows on disk since the start, by table.", labels=["table"])
+    for table, count in picture.store.rows.items():
+        rows.add_metric([table], count)
+    yield rows
 
 
 def _engines(engines: tuple[EngineView, ...]) -> Iterator[Metric]:

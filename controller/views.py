@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from msgspec import structs
@@ -41,7 +42,7 @@ def state_view(picture: Picture, about: Mapping[str, str | float]) -> dict[str, 
             "settings": settings_view(picture.settings),
             "loop": dict(picture.loop),
         },
-        "store": dict(picture.store),
+        "store": asdict(picture.store),
         "learner": _learner_view(picture),
         "engines": [_engine_view(engine) for engine in picture.engines],
     }

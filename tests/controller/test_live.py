@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from controller.live import EngineView, Picture, RequestView, queue_rows
 from online_learning.distribution import LengthDistribution
 from store.records import Arrived, Hello, IndexTable, RunningRequest, Settings, Snapshot
+from store.writer import WriterStats
 
 HELLO = Hello(
     engine_id="e",
@@ -76,7 +77,7 @@ def _picture(views: list[RequestView], *, running: list[str], queue: list[str]) 
         quality=None,
         clusters=0,
         engines=(engine,),
-        store={},
+        store=WriterStats(),
         loop={},
     )
 

@@ -88,6 +88,7 @@ def test_nothing_is_received_while_the_disk_is_far_behind(start_controller: Star
     running = start_controller()
     loop = running.service.loop
     loop._limits = type(loop._limits)(unwritten_entries=-1)
+    time.sleep(5 * loop._limits.wait_s)
     engine = running.connect()
     until_s = time.monotonic() + 1.0
     while time.monotonic() < until_s:
