@@ -10,7 +10,9 @@ import pytest
 
 from controller.cli import app, run
 from controller.config import load_config
+from controller.demo import dashboard_command
 from controller.doctor import examine
+from dashboard import launch
 from store.records import EngineSeen, Entry, Finished, Hello
 from store.writer import HistoryWriter
 
@@ -198,6 +200,12 @@ def test_doctor_finds_what_is_wrong(tmp_path: Path) -> None:
     assert {
         f.name for f in takewhile(lambda f: f.name != "history", examine(config, now_s=1.0)) if f.state == "wrong"
     } == {"clock"}
+
+
+def test_the_dashboard_is_started_as_it_wants_to_be() -> None:
+    """The controller, which may not import the dashboard, builds the very command line that the dashboard gives."""
+    ours = dashboard_command("http://127.0.0.1:1", Path("/h"), port=7, host="127.0.0.1")
+    assert ours == launch.command("http://127.0.0.1:1", "/h", 7)
 
 
 def test_module_and_script_are_the_same_program() -> None:
