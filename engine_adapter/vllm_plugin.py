@@ -28,7 +28,7 @@ from vllm.v1.request import Request
 from engine_adapter.agent import Agent, View
 from engine_adapter.link import EngineLink
 from engine_adapter.ordering import Plan
-from engine_adapter.transport import default_endpoint
+from engine_adapter.transport import ZmqLink, default_endpoint
 from engine_adapter.vllm_contract import KNOWN_VERSIONS, known_version
 from engine_adapter.vllm_lives import Lives
 from engine_adapter.vllm_reins import Reins
@@ -40,6 +40,10 @@ log = logging.getLogger("vllm.sagesched")
 
 STEPS_IN_FLIGHT = 64
 """Bound on steps scheduled and not yet updated; vLLM keeps two, or one for each pipeline stage."""
+
+GREETING_POLLS = 3
+GREETING_PAUSE_S = 0.05
+"""Long enough to connect a local socket and to hear the answer; short beside the engine's start."""
 
 Hook = TypeVar("Hook", bound=Callable[..., None])
 
@@ -85,11 +89,14 @@ def start_plugin(
         return None
     try:
         settings = plugin_settings(scheduler.vllm_config)
-        plugin = Plugin(scheduler, settings.engine_id, now_s, make_link(settings.endpoint))
+        link = make_link(settings.endpoint)
+        plugin = Plugin(scheduler, settings.engine_id, now_s, link)
     except Exception:
         log.exception("SageSched could not start: vLLM serves in its own order and nothing is reported")
         return None
     log.info("SageSched engine %s reports to %s", settings.engine_id, settings.endpoint)
+    if isinstance(link, ZmqLink):
+        plugin.greet()
     return plugin
 
 
@@ -128,6 +135,16 @@ class Plugin:
         self._told_idle = True
 
     # --- hooks ------------------------------------------------------------------------------------
+
+    @_border
+    def greet(self) -> None:
+        """Meet the controller while the engine starts: its first request may be over before a welcome comes back.
+
+        An idle vLLM does not call its scheduler, so what is not sent by then waits for the next request.
+        """
+        for _ in range(GREETING_POLLS):
+            time.sleep(GREETING_PAUSE_S)
+            self.agent.poll(self._now_s())
 
     @_border
     def after_add(self, request: Request) -> None:
