@@ -47,10 +47,8 @@ class BenchSpec:
     """On in vLLM by default; the simulated engine does not have it."""
     gate: Gate | None = DEFAULT_GATE
     """Admission of `sage`."""
-    boost_per_s: float | None = BOOSTS_PER_S["balanced"]
-    """γ of `sage`; None orders by the index alone."""
     objective: Objective = "balanced"
-    """Word for that γ in the report."""
+    """What the boost of `sage` favours."""
 
     def __post_init__(self) -> None:
         profile_named(self.profile)
@@ -162,7 +160,7 @@ def _run_spec(spec: BenchSpec, policy: str, rate_rps: float | None) -> RunSpec:
         engine=spec.engine,
         prefix_caching=spec.prefix_caching,
         gate=spec.gate,
-        boost_per_s=spec.boost_per_s,
+        boost_per_s=BOOSTS_PER_S[spec.objective],
     )
 
 

@@ -44,7 +44,7 @@ def bench(  # noqa: PLR0913 - one parameter for each flag
     seed: SeedFlag = 1,
     policies: Annotated[str, typer.Option(metavar="A,B,C")] = "fcfs,sagesched-paper,sage,srpt-oracle",
     engine: Annotated[Literal["simulated", "vllm"], typer.Option(help="whose scheduler serves")] = "simulated",
-    objective: Annotated[Literal["mean", "balanced", "tail"], typer.Option(help="what sage favours")] = "mean",
+    objective: Annotated[Literal["mean", "balanced", "tail"], typer.Option(help="what sage favours")] = "balanced",
     prefix_caching: Annotated[bool, typer.Option(help="with --engine vllm only")] = False,
     processes: Annotated[int, typer.Option(min=1, max=64, help="policies that run at a time")] = 1,
     json_file: JsonFlag = None,
@@ -53,7 +53,6 @@ def bench(  # noqa: PLR0913 - one parameter for each flag
 ) -> None:
     """Policies side by side on one workload, in virtual time."""
     from controller.bench import BenchSpec  # noqa: PLC0415 - keeps --help quick
-    from controller.policy_choice import BOOSTS_PER_S  # noqa: PLC0415 - keeps --help quick
 
     _require_writable(json_file, html)
     spec = BenchSpec(
@@ -66,10 +65,10 @@ def bench(  # noqa: PLR0913 - one parameter for each flag
         policies=tuple(name.strip() for name in policies.split(",") if name.strip()),
         engine=engine,
         prefix_caching=prefix_caching,
-        boost_per_s=BOOSTS_PER_S[objective],
+        objective=objective,
     )
     result = _run_bench(spec, processes=processes, quiet=quiet)
-    _show_bench(result, json_file, html, objective)
+    _show_bench(result, json_file, html)
 
 
 def evaluate(  # noqa: PLR0913 - one parameter for each flag
@@ -113,11 +112,11 @@ def _run_bench(spec: BenchSpec, *, processes: int, quiet: bool) -> BenchResult:
         return run_bench(spec, timer=time.perf_counter, progress=report, processes=processes)
 
 
-def _show_bench(result: BenchResult, json_file: Path | None, html: Path | None, objective: str) -> None:
+def _show_bench(result: BenchResult, json_file: Path | None, html: Path | None) -> None:
     from controller.bench_report import bench_table, write_html  # noqa: PLC0415 - keeps --help quick
 
     _print(bench_table(result))
-    _write(json_file, json.dumps(result.as_json() | {"objective": objective}, indent=2) + "\n")
+    _write(json_file, json.dumps(result.as_json(), indent=2) + "\n")
     if html is not None:
         write_html(result, html)
 

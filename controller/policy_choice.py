@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from controller.config import Objective, PolicySection
-from controller.policies import DEFAULT_GATE, policy_named
+from controller.config import PolicySection
+from controller.policies import BOOSTS_PER_S, DEFAULT_GATE, policy_named
 from controller.policy import Policy
 from store.records import Gate
-
-BOOSTS_PER_S: dict[Objective, float | None] = {"mean": None, "balanced": 0.003, "tail": 0.03}
-"""γ of the boost under each objective (docs/method.md)."""
 
 
 def policy_of(section: PolicySection) -> Policy:

@@ -132,6 +132,8 @@ class SimulatedEngine:
             self._preempt(preemption)
         for request in schedule.admitted:
             self._accounts[request.request_id].start(self._now_s)
+        if self.agent.snapshot_due(self._now_s):
+            self._guard(self.agent.report, self._now_s, self._view())
         return self._now_s + duration_s
 
     def end_step(self) -> Step:
@@ -144,7 +146,8 @@ class SimulatedEngine:
                 self._generate(request)
         if done.schedule.tokens:
             self._count(done)
-        self._report(became_idle=bool(done.schedule.tokens) and not self._accounts)
+            if not self._accounts:
+                self._tell_idle()
         finished, self._ended = tuple(self._ended), []
         return Step(
             start_s=done.start_s,
@@ -229,12 +232,10 @@ class SimulatedEngine:
             hook_s=0.0,
         )
 
-    def _report(self, *, became_idle: bool) -> None:
-        """Send a snapshot when it is due; an engine that becomes idle sends its last facts as well."""
-        if became_idle:
-            self._guard(self.agent.poll, self._now_s)
-        if became_idle or self.agent.snapshot_due(self._now_s):
-            self._guard(self.agent.report, self._now_s, self._view())
+    def _tell_idle(self) -> None:
+        """Send the last facts and an extra snapshot: nothing will be polled until the next request."""
+        self._guard(self.agent.poll, self._now_s)
+        self._guard(self.agent.report, self._now_s, self._view())
 
     def _view(self) -> View:
         scheduler, plan = self._scheduler, self._plan
