@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
-from online_learning.features import TEXT_DIMENSIONS
+from online_learning.features import DIMENSIONS, TEXT_DIMENSIONS
 from online_learning.prompt import Features
 
 _SCALAR_WEIGHT = 0.7
@@ -62,14 +62,14 @@ class FeatureSpace:
 
     @classmethod
     def of(cls, prompts: NDArray[np.float32]) -> FeatureSpace:
-        """The space of these prompts, one in each row."""
+        """The space of these prompts: the dense parts of their features, one in each row."""
         deviation = prompts[:, TEXT_DIMENSIONS:].std(axis=0)
         scale = np.where(deviation > _LEAST_DEVIATION, _SCALAR_WEIGHT / np.maximum(deviation, _LEAST_DEVIATION), 0.0)
         return cls(prompts.mean(axis=0), scale.astype(np.float32))
 
     def point(self, features: Features) -> NDArray[np.float32]:
         """A prompt's place in the space."""
-        point = features - self.centre
+        point = features[:DIMENSIONS] - self.centre
         norm = math.sqrt(float(point[:TEXT_DIMENSIONS] @ point[:TEXT_DIMENSIONS]))
         point[:TEXT_DIMENSIONS] /= max(norm, 1e-6)
         point[TEXT_DIMENSIONS:] *= self.scalar_scale
@@ -96,7 +96,7 @@ class PromptClusters:
 
     def seed(self, prompts: list[Features]) -> None:
         """Form the clusters anew from the first prompts; the same prompts give the same clusters."""
-        self._space = FeatureSpace.of(np.stack(prompts))
+        self._space = FeatureSpace.of(np.stack([features[:DIMENSIONS] for features in prompts]))
         points = np.stack([self._space.point(features) for features in prompts])
         affordable = max(1, len(prompts) // self._settings.fewest_prompts)
         count = min(self._settings.clusters, affordable, np.unique(points, axis=0).shape[0])

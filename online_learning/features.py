@@ -1,10 +1,12 @@
 """Prompt features from token ids alone: no tokenizer, no encoder, nothing that was learnt.
 
-A feature vector has two parts.
+A feature vector has four parts.
 The text part is a unit vector: the prompt's token n-grams, hashed, weighted by sublinear counts and projected by
 fixed random signs (Weinberger et al. 2009, feature hashing; Achlioptas 2003, projection with coin flips).
 The cosine of two text parts estimates how much the two prompts share.
 The scalar part holds what the request says about itself.
+The identities are hashes of the leading tokens, at several depths, and of the tenant: requests of one group share them.
+The last part, as long as the prompt needs, lists the hashed n-grams themselves, for learners that weigh each alone.
 
 Vectors do not depend on what was learnt, so that stored ones stay valid for ever.
 """
@@ -12,6 +14,7 @@ Vectors do not depend on what was learnt, so that stored ones stay valid for eve
 from __future__ import annotations
 
 import math
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +28,19 @@ SCALAR_DIMENSIONS = 3
 """Log prompt length, log max_tokens, temperature; each about -1 to 1 on usual traffic."""
 
 DIMENSIONS = TEXT_DIMENSIONS + SCALAR_DIMENSIONS
+"""Length of the dense part: text and scalars."""
+
+TEMPLATE_DEPTHS = (8, 32, 128)
+"""Leading tokens whose hash identifies a template; a shorter prompt has none of that depth."""
+
+IDENTITIES = len(TEMPLATE_DEPTHS) + 1
+"""Hashes between the dense part and the n-grams: templates by depth, then the tenant; 0 for none."""
+
+MAX_GRAMS = 128
+"""N-grams listed of one prompt; of more, the same random part of the vocabulary is kept for every prompt."""
+
+GRAM_ROWS = 1 << 14
+"""N-grams are hashed to rows below this."""
 
 HEAD_TOKENS = 192
 TAIL_TOKENS = 320
@@ -34,6 +50,8 @@ _TEMPLATE_TOKENS = (4, 16, 64)
 """The leading tokens count as n-grams of these lengths: requests made by one template share them."""
 
 _TABLE_BITS = 14
+_IDENTITY_BITS = 24
+_MOST_COUNTED = 255
 _SEED = 20_240_117
 _MIX_1 = np.uint64(0x9E37_79B9_7F4A_7C15)
 _MIX_2 = np.uint64(0xBF58_476D_1CE4_E5B9)
@@ -50,33 +68,82 @@ _PROJECTION = _random_signs()
 
 
 def prompt_features(prompt: Prompt) -> Features:
-    """The feature vector of a prompt, `DIMENSIONS` long, float32; the same in every process.
+    """The feature vector of a prompt, float32; the same in every process.
+
+    Its first `DIMENSIONS` are dense, then come `IDENTITIES` hashes and up to `MAX_GRAMS` n-grams; hashes, rows and
+    counts are integers below 2²⁴, which float32 holds exactly.
 
     >>> tokens = np.arange(100, dtype=np.uint32)
     >>> prompt = Prompt(token_ids=tokens, prompt_tokens=100, max_tokens=512, temperature=0.6, model="m")
     >>> vector = prompt_features(prompt)
     >>> vector.shape, vector.dtype.name, round(float(np.linalg.norm(vector[:TEXT_DIMENSIONS])), 3)
-    ((131,), 'float32', 1.0)
+    ((263,), 'float32', 1.0)
     """
-    features = np.empty(DIMENSIONS, dtype=np.float32)
-    features[:TEXT_DIMENSIONS] = _text_part(prompt.token_ids)
-    features[TEXT_DIMENSIONS:] = (
+    tokens = _bounded(prompt.token_ids).astype(np.uint64)
+    rows, counts = np.unique(_hashed_grams(tokens), return_counts=True)
+    listed = _listed(rows, counts)
+    features = np.empty(DIMENSIONS + IDENTITIES + listed.size, dtype=np.float32)
+    features[:TEXT_DIMENSIONS] = _text_part(rows, counts)
+    features[TEXT_DIMENSIONS:DIMENSIONS] = (
         (math.log(max(1, prompt.prompt_tokens)) - 5.0) / 3.0,
         (math.log(max(1, prompt.max_tokens)) - 7.0) / 3.0,
         min(max(prompt.temperature, 0.0), 2.0) - 1.0,
     )
+    features[DIMENSIONS : DIMENSIONS + IDENTITIES] = (*_templates(prompt.token_ids), _tenant(prompt.tenant))
+    features[DIMENSIONS + IDENTITIES :] = listed
     return features
 
 
-def _text_part(token_ids: NDArray[np.uint32]) -> NDArray[np.float32]:
-    tokens = _bounded(token_ids).astype(np.uint64)
-    rows, counts = np.unique(_hashed_grams(tokens), return_counts=True)
+def identities(features: Features) -> tuple[int, ...]:
+    """Hashes of the template at each of `TEMPLATE_DEPTHS` and of the tenant; 0 for none, as in vectors without them."""
+    if features.size < DIMENSIONS + IDENTITIES:
+        return (0,) * IDENTITIES
+    return tuple(int(value) for value in features[DIMENSIONS : DIMENSIONS + IDENTITIES])
+
+
+def grams(features: Features) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Rows of the listed n-grams and their weights: sublinear counts, of unit length together.
+
+    >>> tokens = np.array([5, 6, 5], dtype=np.uint32)
+    >>> prompt = Prompt(token_ids=tokens, prompt_tokens=3, max_tokens=9, temperature=0.0, model="m")
+    >>> rows, weights = grams(prompt_features(prompt))
+    >>> rows.size, round(float(weights.min()), 2), round(float(weights @ weights), 3)
+    (4, 0.41, 1.0)
+    """
+    codes = features[DIMENSIONS + IDENTITIES :].astype(np.int64)
+    weights = 1.0 + np.log((codes >> _TABLE_BITS).astype(np.float32))
+    norm = math.sqrt(float(weights @ weights))
+    return codes & (GRAM_ROWS - 1), weights / np.float32(max(norm, 1.0))
+
+
+def _text_part(rows: NDArray[np.uint64], counts: NDArray[np.intp]) -> NDArray[np.float32]:
     if rows.size == 0:
         return np.zeros(TEXT_DIMENSIONS, dtype=np.float32)
     weights = (1.0 + np.log(counts)).astype(np.float32)
     text = weights @ _PROJECTION[rows]
     norm = float(np.linalg.norm(text))
     return np.asarray(text / norm if norm > 0.0 else text)
+
+
+def _listed(rows: NDArray[np.uint64], counts: NDArray[np.intp]) -> NDArray[np.int64]:
+    """Each row with its count, as row + 2¹⁴·count; of too many those whose hash is lowest."""
+    if rows.size > MAX_GRAMS:
+        kept = np.sort(np.argsort(_mix(rows), kind="stable")[:MAX_GRAMS])
+        rows, counts = rows[kept], counts[kept]
+    return rows.astype(np.int64) + (np.minimum(counts, _MOST_COUNTED) << _TABLE_BITS)
+
+
+def _templates(token_ids: NDArray[np.uint32]) -> list[int]:
+    return [_identity(token_ids[:depth].tobytes()) if token_ids.size >= depth else 0 for depth in TEMPLATE_DEPTHS]
+
+
+def _tenant(tenant: str | None) -> int:
+    return 0 if tenant is None else _identity(tenant.encode())
+
+
+def _identity(data: bytes) -> int:
+    """A hash from 1 to 2²⁴ - 1; two of a thousand groups collide with a chance of 3 %."""
+    return max(1, crc32(data) >> (32 - _IDENTITY_BITS))
 
 
 def _bounded(token_ids: NDArray[np.uint32]) -> NDArray[np.uint32]:

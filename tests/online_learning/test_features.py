@@ -8,9 +8,14 @@ from hypothesis import strategies as st
 
 from online_learning.features import (
     DIMENSIONS,
+    GRAM_ROWS,
     HEAD_TOKENS,
+    IDENTITIES,
+    MAX_GRAMS,
     TAIL_TOKENS,
     TEXT_DIMENSIONS,
+    grams,
+    identities,
     prompt_features,
 )
 from online_learning.prompt import Features, Prompt
@@ -20,6 +25,15 @@ def _features(tokens: list[int], *, max_tokens: int = 512, temperature: float = 
     ids = np.asarray(tokens, dtype=np.uint32)
     return prompt_features(
         Prompt(token_ids=ids, prompt_tokens=len(tokens), max_tokens=max_tokens, temperature=temperature, model="m")
+    )
+
+
+def _identities(tokens: list[int], tenant: str | None = None) -> tuple[int, ...]:
+    ids = np.asarray(tokens, dtype=np.uint32)
+    return identities(
+        prompt_features(
+            Prompt(token_ids=ids, prompt_tokens=9, max_tokens=9, temperature=0.7, model="m", tenant=tenant)
+        )
     )
 
 
@@ -36,12 +50,12 @@ def _cosine(left: list[int], right: list[int]) -> float:
 def test_features_are_normalised_whatever_the_prompt(tokens: list[int], max_tokens: int, temperature: float) -> None:
     """The text part has length 1, or 0 without tokens; scalars stay small; everything is finite float32."""
     vector = _features(tokens, max_tokens=max_tokens, temperature=temperature)
-    assert vector.shape == (DIMENSIONS,)
+    assert DIMENSIONS + IDENTITIES <= vector.size <= DIMENSIONS + IDENTITIES + MAX_GRAMS
     assert vector.dtype == np.float32
     assert bool(np.isfinite(vector).all())
     norm = float(np.linalg.norm(vector[:TEXT_DIMENSIONS]))
     assert abs(norm - (1.0 if tokens else 0.0)) < 1e-4
-    assert float(np.abs(vector[TEXT_DIMENSIONS:]).max()) < 4.0
+    assert float(np.abs(vector[TEXT_DIMENSIONS:DIMENSIONS]).max()) < 4.0
 
 
 def test_prompts_that_share_words_are_nearer_than_strangers() -> None:
@@ -100,3 +114,46 @@ def test_features_never_change_between_releases() -> None:
     vector = _features([37 * n for n in range(50)])
     expected = [-0.06298, -0.100618, -0.081799, -0.068755, -0.044161, -0.362659, -0.253892, -0.3]
     np.testing.assert_allclose(vector[[0, 1, 2, 64, 127, 128, 129, 130]], expected, atol=1e-5)
+
+
+def test_identities_and_grams_never_change_between_releases() -> None:
+    """As above, for the parts behind the dense one."""
+    assert _identities([37 * n for n in range(50)], "acme") == (13756968, 11150794, 0, 378042)
+    rows, weights = grams(_features([37 * n for n in range(50)]))
+    assert (int(rows.sum()), rows.size) == (830962, 100)
+    assert abs(float(weights @ weights) - 1.0) < 1e-5
+
+
+@settings(deadline=None, max_examples=50)
+@given(tokens=st.lists(st.integers(0, 2**32 - 1), max_size=400))
+def test_grams_are_rows_with_weights(tokens: list[int]) -> None:
+    """Distinct rows of the table, no more than the bound, with weights of unit length; none without tokens."""
+    rows, weights = grams(_features(tokens))
+    assert rows.size == np.unique(rows).size <= MAX_GRAMS
+    assert bool(((rows >= 0) & (rows < GRAM_ROWS)).all())
+    assert bool((weights > 0.0).all())
+    assert abs(float(weights @ weights) - (1.0 if tokens else 0.0)) < 1e-5
+
+
+def test_one_template_is_one_identity_at_every_depth_that_it_fills() -> None:
+    """40 leading tokens shared: the same template at depths of 8 and 32, another at 128; a short prompt has none."""
+    head = list(range(40))
+    one, other = _identities([*head, *range(500, 600)]), _identities([*head, *range(900, 1_000)])
+    assert one[:2] == other[:2]
+    assert one[2] != other[2]
+    assert 0 not in one[:3]
+    assert _identities([1, 2, 3]) == (0, 0, 0, 0)
+
+
+def test_a_tenant_has_an_identity() -> None:
+    """Its own, the same for every prompt; none is 0."""
+    assert _identities([1], "a")[3] == _identities([2], "a")[3] != _identities([1], "b")[3]
+    assert _identities([1], "a")[3] > 0
+    assert _identities([1])[3] == 0
+
+
+def test_vectors_recorded_before_there_were_identities_have_none() -> None:
+    """A history of dense vectors alone still teaches."""
+    vector = _features(list(range(50)))[:DIMENSIONS]
+    assert identities(vector) == (0, 0, 0, 0)
+    assert grams(vector)[0].size == 0

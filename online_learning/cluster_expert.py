@@ -1,0 +1,131 @@
+"""The expert of prompt clusters: each cluster has its own length distribution per model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from online_learning.clusters import ClusterSettings, Neighbourhood, PromptClusters
+from online_learning.distribution import FloatArray, IntArray
+from online_learning.expert import Belief, Lesson, Query, bin_of, drifts_of, verdict
+from online_learning.hazard import mass_from_hazard, posterior_hazard
+from online_learning.models import ModelTable
+from online_learning.prompt import Drift, Observation
+from online_learning.shrinkage import Shrinkage
+from online_learning.sketch import LengthSketch, SketchSettings
+
+
+@dataclass(frozen=True, slots=True)
+class _ClusterBeliefs:
+    """One model's sketches, one for each cluster, and how far they are shrunk."""
+
+    sketches: list[LengthSketch]
+    shrinkage: Shrinkage
+
+
+@dataclass(frozen=True, slots=True)
+class _Pooled:
+    """Counts of a neighbourhood, weighted by nearness."""
+
+    events: FloatArray
+    exposure: FloatArray
+    evidence: float
+
+
+class ClusterExpert:
+    """Prompt clusters, each with its own length distribution per model, shrunk to the model's by evidence.
+
+    Until `ClusterSettings.early_seed_prompts` it has nothing to say; then, and once more at `seed_prompts`, the
+    clusters are formed and the answers so far are sorted into them; from there on they only move. How far a cluster
+    is shrunk is learnt from recent log scores, so that on prompts that say nothing about length it stays the prior.
+    """
+
+    name = "cluster"
+
+    def __init__(
+        self, lengths: IntArray, settings: ClusterSettings, sketch: SketchSettings, *, max_models: int
+    ) -> None:
+        self._lengths = lengths
+        self._settings = settings
+        self._sketch = sketch
+        self._max_models = max_models
+        self._clusters = PromptClusters(settings)
+        self._models = self._new_models()
+        self._settled = False
+        self._first: list[tuple[Query, Observation]] = []
+
+    def believe(self, query: Query) -> Belief:
+        """The belief drawn from the nearest clusters; the prior until there are clusters."""
+        if not self._clusters.seeded:
+            return Belief(query.prior.mass, 0.0, 0.0)
+        near = self._clusters.neighbourhood(query.features)
+        beliefs = self._models.known(query.model)
+        if beliefs is None:
+            return Belief(query.prior.mass, 0.0, 0.0, int(near.clusters[0]))
+        pooled = _pool(beliefs.sketches, near)
+        return Belief(
+            mass=beliefs.shrinkage.mix(_candidates(pooled, query, beliefs.shrinkage)),
+            evidence=pooled.evidence,
+            trust=beliefs.shrinkage.trust(pooled.evidence),
+            cluster=int(near.clusters[0]),
+        )
+
+    def learn(self, query: Query, observation: Observation) -> Lesson:
+        """Take an answer into account; with the drift of its cluster, if that is what it revealed."""
+        if self._clusters.seeded:
+            lesson = self._learn_in_cluster(query, observation)
+        else:
+            position = bin_of(self._lengths, observation)
+            lesson = Lesson(verdict(query.prior.mass, position, censored=observation.censored))
+        if not self._settled:
+            self._first.append((query, observation))
+            if len(self._first) in (*self._settings.early_seed_prompts, self._settings.seed_prompts):
+                self._seed()
+        return lesson
+
+    def region(self, query: Query) -> int | None:
+        """The cluster that a prompt is in; None while there are none."""
+        return int(self._clusters.neighbourhood(query.features).clusters[0]) if self._clusters.seeded else None
+
+    def _seed(self) -> None:
+        self._clusters.seed([query.features for query, _ in self._first])
+        self._models = self._new_models()
+        for query, observation in self._first:
+            self._learn_in_cluster(query, observation)
+        if len(self._first) >= self._settings.seed_prompts:
+            self._settled = True
+            self._first.clear()
+
+    def _learn_in_cluster(self, query: Query, observation: Observation) -> Lesson:
+        beliefs = self._models.taught(query.model)
+        pooled = _pool(beliefs.sketches, self._clusters.neighbourhood(query.features))
+        candidates = _candidates(pooled, query, beliefs.shrinkage)
+        position = bin_of(self._lengths, observation)
+        said = verdict(beliefs.shrinkage.mix(candidates), position, censored=observation.censored)
+        beliefs.shrinkage.learn_one(candidates, self._lengths, observation)
+        cluster = self._clusters.follow(query.features)
+        drifts: list[Drift] = drifts_of(query.model, cluster, beliefs.sketches[cluster].learn_one(observation))
+        return Lesson(said, drifts)
+
+    def _new_models(self) -> ModelTable[_ClusterBeliefs]:
+        return ModelTable(self._new_beliefs, bound=self._max_models)
+
+    def _new_beliefs(self) -> _ClusterBeliefs:
+        sketches = [LengthSketch(self._lengths, self._sketch) for _ in range(self._settings.clusters)]
+        return _ClusterBeliefs(sketches, Shrinkage())
+
+
+def _candidates(pooled: _Pooled, query: Query, shrinkage: Shrinkage) -> FloatArray:
+    """Mass under each strength of shrinkage, one row each."""
+    strength = shrinkage.strengths[:, None] * query.prior.survival
+    return mass_from_hazard(posterior_hazard(pooled.events, pooled.exposure, query.prior.hazard, strength))
+
+
+def _pool(sketches: list[LengthSketch], near: Neighbourhood) -> _Pooled:
+    chosen = [sketches[cluster] for cluster in near.clusters]
+    return _Pooled(
+        events=near.weights @ np.stack([sketch.events for sketch in chosen]),
+        exposure=near.weights @ np.stack([sketch.exposure for sketch in chosen]),
+        evidence=float(near.weights @ np.array([sketch.evidence for sketch in chosen])),
+    )

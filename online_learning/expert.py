@@ -1,0 +1,135 @@
+"""What an expert is, and one expert alone as a learner.
+
+An expert forms a belief about one answer from its prompt, given the model's belief about any answer, its prior.
+When the answer is known it is told, says what chance it had given it, and learns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from online_learning.distribution import FloatArray, IntArray, LengthDistribution
+from online_learning.features import prompt_features
+from online_learning.global_belief import GlobalBelief, GlobalSettings, Prior
+from online_learning.prompt import Drift, Features, Forecast, Observation, Prompt
+from online_learning.sketch import Forgetting
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A prompt to a model, with the model's belief about any answer."""
+
+    features: Features
+    model: str
+    prior: Prior
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Belief:
+    """An expert's belief: mass on the common grid."""
+
+    mass: FloatArray
+    evidence: float
+    """Effective number of the expert's own answers behind it; 0 when it has nothing to say beyond the prior."""
+    trust: float
+    """Share of its own evidence in the mass; the rest is the prior."""
+    cluster: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a belief had said of an answer."""
+
+    chance: float
+    """Mass of what was observed: of its bin, or of all that may still come."""
+    below: float
+    """Mass of shorter answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What an expert had believed before it learnt, and the drifts that the answer revealed."""
+
+    verdict: Verdict
+    drifts: list[Drift] = field(default_factory=list)
+
+
+class Expert(Protocol):
+    """Forms beliefs on the common grid; its state depends on the lessons alone, in their order."""
+
+    name: str
+
+    def believe(self, query: Query) -> Belief:
+        """The belief about the answer; changes nothing."""
+        ...
+
+    def learn(self, query: Query, observation: Observation) -> Lesson:
+        """Take an answer into account."""
+        ...
+
+
+def bin_of(lengths: IntArray, observation: Observation) -> int:
+    """The bin that an answer ended in, or that an unfinished one has reached."""
+    return min(int(np.searchsorted(lengths, observation.output_tokens)), lengths.size - 1)
+
+
+def verdict(mass: FloatArray, position: int, *, censored: bool) -> Verdict:
+    """What a mass says of an answer in this bin."""
+    below = float(mass[:position].sum())
+    return Verdict(max(0.0, 1.0 - below) if censored else float(mass[position]), below)
+
+
+def verdicts(masses: FloatArray, position: int, *, censored: bool) -> FloatArray:
+    """Chances under several masses, one in each row."""
+    return np.asarray(masses[:, position:].sum(axis=1) if censored else masses[:, position])
+
+
+def drifts_of(model: str, cluster: int, forgetting: Forgetting | None) -> list[Drift]:
+    """The drift that a sketch found, in the words of the learner."""
+    if forgetting is None:
+        return []
+    return [
+        Drift(
+            model=model,
+            cluster=cluster,
+            before_mean_tokens=forgetting.before_mean_tokens,
+            after_mean_tokens=forgetting.after_mean_tokens,
+            forgotten=forgetting.forgotten,
+        )
+    ]
+
+
+class SoloLearner:
+    """One expert over the global belief, as a `LengthLearner`: to be compared, or used alone."""
+
+    def __init__(self, expert: Expert, settings: GlobalSettings | None = None) -> None:
+        self._global = GlobalBelief(settings or GlobalSettings())
+        self._expert = expert
+
+    def features(self, prompt: Prompt) -> Features:
+        """The common prompt features."""
+        return prompt_features(prompt)
+
+    def prior(self, model: str) -> LengthDistribution:
+        """The model's global belief."""
+        return LengthDistribution(self._global.lengths, self._global.prior(model).mass)
+
+    def predict_one(self, features: Features, model: str) -> Forecast:
+        """The expert's belief; what it does not trust of its own is the global belief's."""
+        prior = self._global.prior(model)
+        belief = self._expert.believe(Query(features, model, prior))
+        return Forecast(
+            distribution=LengthDistribution(self._global.lengths, belief.mass),
+            cluster=belief.cluster,
+            evidence=belief.evidence + (1.0 - belief.trust) * self._global.evidence(model),
+            experts={self._expert.name: belief.trust, "global": 1.0 - belief.trust},
+        )
+
+    def learn_one(self, features: Features, model: str, observation: Observation) -> list[Drift]:
+        """Teach the expert, then the global belief."""
+        lesson = self._expert.learn(Query(features, model, self._global.prior(model)), observation)
+        self._global.learn(model, observation)
+        return lesson.drifts

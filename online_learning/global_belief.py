@@ -1,0 +1,109 @@
+"""The belief about any answer of a model: one sketch per model, shrunk to the sketch of all models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from online_learning.distribution import FloatArray, log_grid
+from online_learning.hazard import mass_from_hazard, posterior_hazard, prior_with_tail, survival_from_hazard
+from online_learning.models import ModelTable
+from online_learning.prompt import Observation
+from online_learning.sketch import Forgetting, LengthSketch, SketchSettings
+
+_VAGUE_ANSWERS = 3.0
+"""Weight of knowing nothing, in answers: long answers end last, so the first few are no fair sample."""
+
+_STALE_SHARE = 0.005
+"""A belief is formed anew once so much of its evidence is new: it is every expert's prior, and costs 50 µs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GlobalSettings:
+    """How the belief about any answer is formed."""
+
+    longest_tokens: int = 131_072
+    """Longest length of the grid; a longer answer counts as one that long."""
+    max_models: int = 16
+    """Models remembered; the one taught longest ago is forgotten first."""
+    prior_answers: float = 10.0
+    """Weight of the belief over all models in the belief about one, in answers."""
+    sketch: SketchSettings = field(default_factory=SketchSettings)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prior:
+    """The belief about any answer of a model, in the forms that experts need."""
+
+    hazard: FloatArray
+    survival: FloatArray
+    mass: FloatArray
+
+    @classmethod
+    def of(cls, hazard: FloatArray) -> Prior:
+        """All forms of one belief."""
+        return cls(hazard, survival_from_hazard(hazard), mass_from_hazard(hazard))
+
+
+class _ModelBelief:
+    """One model's sketch and the belief that was last formed from it."""
+
+    def __init__(self, sketch: LengthSketch) -> None:
+        self.sketch = sketch
+        self.prior: Prior | None = None
+        self.answers_since = 0
+
+
+class GlobalBelief:
+    """Length distributions by model; an unknown model is believed to be like all of them together."""
+
+    def __init__(self, settings: GlobalSettings) -> None:
+        self._settings = settings
+        self.lengths = log_grid(settings.longest_tokens)
+        self._everything = _ModelBelief(self._new_sketch())
+        self._models = ModelTable(lambda: _ModelBelief(self._new_sketch()), bound=settings.max_models)
+        self._everything.prior = self._over_models()
+
+    def prior(self, model: str) -> Prior:
+        """The belief about any answer of a model."""
+        known = self._models.known(model)
+        prior = self._everything.prior if known is None else known.prior
+        assert prior is not None, "beliefs are formed when they are taught"
+        return prior
+
+    def evidence(self, model: str) -> float:
+        """Effective number of answers behind the belief about a model."""
+        known = self._models.known(model)
+        return (self._everything if known is None else known).sketch.evidence
+
+    def learn(self, model: str, observation: Observation) -> Forgetting | None:
+        """Count an answer; returns what the model's sketch forgot when it reveals a drift."""
+        if _count(self._everything, observation)[1]:
+            self._everything.prior = self._over_models()
+        known = self._models.taught(model)
+        forgetting, stale = _count(known, observation)
+        if stale:
+            known.prior = self._of_model(known.sketch)
+        return forgetting
+
+    def _over_models(self) -> Prior:
+        sketch = self._everything.sketch
+        vague = prior_with_tail(self.lengths, sketch.events, sketch.exposure)
+        return Prior.of(posterior_hazard(sketch.events, sketch.exposure, vague, _VAGUE_ANSWERS))
+
+    def _of_model(self, sketch: LengthSketch) -> Prior:
+        assert self._everything.prior is not None, "it is formed first"
+        prior = self._everything.prior.hazard
+        return Prior.of(posterior_hazard(sketch.events, sketch.exposure, prior, self._settings.prior_answers))
+
+    def _new_sketch(self) -> LengthSketch:
+        return LengthSketch(self.lengths, self._settings.sketch)
+
+
+def _count(belief: _ModelBelief, observation: Observation) -> tuple[Forgetting | None, bool]:
+    """Teach a sketch; says too whether the belief formed from it is stale."""
+    forgetting = belief.sketch.learn_one(observation)
+    belief.answers_since += 1
+    stale = forgetting is not None or belief.answers_since >= _STALE_SHARE * belief.sketch.evidence
+    if stale:
+        belief.answers_since = 0
+    return forgetting, stale
