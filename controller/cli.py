@@ -82,7 +82,7 @@ def run(arguments: list[str]) -> int:
 def default(context: typer.Context) -> None:
     """Serve when no command is given."""
     if context.invoked_subcommand is None:
-        context.invoke(serve)
+        raise typer.Exit(serve())
 
 
 @app.command(epilog="Example: sagesched serve --mode shadow --store /var/lib/sagesched --config sagesched.toml")
