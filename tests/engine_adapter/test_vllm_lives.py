@@ -132,7 +132,7 @@ def _serve(engine: VllmVirtualTimeEngine, works: list[Work]) -> Iterator[Step]:
     yield engine.step()
 
 
-def _check_order(script: Any) -> None:  # noqa: ANN401 - the conftest's class
+def _check_order(script: Any) -> None:
     """Each request arrives once, then maybe gets its first token, then ends; preemptions lie between."""
     story: dict[str, str] = {}
     for fact in script.facts((Arrived, FirstToken, Preempted, Finished)):
@@ -159,7 +159,7 @@ def _life(fact: Finished) -> Life:
 class Overlap:
     """Drives vLLM's scheduler as its engine core does: a step is scheduled before the one before it has ended."""
 
-    def __init__(self, script: Any) -> None:  # noqa: ANN401 - the conftest's class
+    def __init__(self, script: Any) -> None:
         self.engine = VllmVirtualTimeEngine(PROFILE, link=DirectLink(script), scheduler_class=SageScheduler)
         self.scheduler = self.engine.scheduler
         self.flying: deque[tuple[SchedulerOutput, dict[str, list[int]]]] = deque()
