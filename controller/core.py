@@ -259,10 +259,9 @@ class Core:
             self.counts.duplicate_batches += 1
             return []
         session.received_batch = facts.batch
-        outgoing: Outgoing = []
         for fact in facts.facts:
             self._record(session, fact, facts.batch)
-            outgoing.extend(self._take_fact(session, fact, now_s))
+        outgoing = [out for fact in facts.facts for out in self._take_fact(session, fact, now_s)]
         if self._config.acknowledge_at_once:
             outgoing.extend(self.acknowledge(session.hello.session_id, facts.batch))
         return outgoing

@@ -4,6 +4,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,7 +12,7 @@ from controller.core import Core, CoreConfig
 from controller.policies import policy_named
 from engine_adapter.agent import Agent, View
 from online_learning.learner import ClusterLearner
-from online_learning.prompt import Observation
+from online_learning.prompt import Features, LengthLearner, Observation, Prompt
 from store.records import (
     Arrived,
     ControllerMessage,
@@ -51,9 +52,9 @@ def finished(request_id: str, output_tokens: int = 7, reason: str = "stop") -> F
     )  # fmt: skip
 
 
-def core(durable: dict[str, int] | None = None, policy: str = "sage") -> Core:
+def core(durable: dict[str, int] | None = None, policy: str = "sage", learner: LengthLearner | None = None) -> Core:
     return Core(
-        learner=ClusterLearner(),
+        learner=learner or ClusterLearner(),
         policy=policy_named(policy),
         config=CoreConfig(controller_id="c", mode="on", hash_key=b"k"),
         now_s=0.0,
@@ -102,6 +103,23 @@ def test_a_batch_that_comes_twice_counts_once() -> None:
     assert brain.drain_entries() == []
     assert brain.counts.duplicate_batches == 1
     assert brain.counts.completions == 1
+
+
+class BrokenLearner(ClusterLearner):
+    """Raises on every prompt, as a learner with a fault would."""
+
+    def features(self, prompt: Prompt) -> Features:
+        raise ArithmeticError(prompt.prompt_tokens)
+
+
+def test_a_failing_learner_loses_no_fact() -> None:
+    """All facts of a batch are in the history before any of them is handled."""
+    brain = core(learner=BrokenLearner())
+    brain.take(b"x", HELLO, 0.0)
+    brain.drain_entries()
+    with pytest.raises(ArithmeticError):
+        brain.take(b"x", Facts(batch=1, facts=(arrived("a"), finished("a"), arrived("b"))), 0.1)
+    assert [entry.batch for entry in brain.drain_entries()] == [1, 1, 1]
 
 
 def test_an_answer_that_was_cut_is_a_lower_bound() -> None:
