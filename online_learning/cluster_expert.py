@@ -84,10 +84,6 @@ class ClusterExpert:
                 self._seed()
         return lesson
 
-    def region(self, query: Query) -> int | None:
-        """The cluster that a prompt is in; None while there are none."""
-        return int(self._clusters.neighbourhood(query.features).clusters[0]) if self._clusters.seeded else None
-
     def _seed(self) -> None:
         self._clusters.seed([query.features for query, _ in self._first])
         self._models = self._new_models()
@@ -99,14 +95,15 @@ class ClusterExpert:
 
     def _learn_in_cluster(self, query: Query, observation: Observation) -> Lesson:
         beliefs = self._models.taught(query.model)
-        pooled = _pool(beliefs.sketches, self._clusters.neighbourhood(query.features))
+        near = self._clusters.neighbourhood(query.features)
+        pooled = _pool(beliefs.sketches, near)
         candidates = _candidates(pooled, query, beliefs.shrinkage)
         position = bin_of(self._lengths, observation)
         said = verdict(beliefs.shrinkage.mix(candidates), position, censored=observation.censored)
         beliefs.shrinkage.learn_one(candidates, self._lengths, observation)
         cluster = self._clusters.follow(query.features)
         drifts: list[Drift] = drifts_of(query.model, cluster, beliefs.sketches[cluster].learn_one(observation))
-        return Lesson(said, drifts)
+        return Lesson(said, drifts, int(near.clusters[0]))
 
     def _new_models(self) -> ModelTable[_ClusterBeliefs]:
         return ModelTable(self._new_beliefs, bound=self._max_models)

@@ -55,6 +55,8 @@ class Lesson:
 
     verdict: Verdict
     drifts: list[Drift] = field(default_factory=list)
+    cluster: int | None = None
+    """The cluster that the prompt was in before."""
 
 
 class Expert(Protocol):

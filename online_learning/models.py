@@ -28,6 +28,10 @@ class ModelTable(Generic[State]):
     def __len__(self) -> int:
         return len(self._states)
 
+    def states(self) -> list[State]:
+        """All states, the one taught longest ago first."""
+        return list(self._states.values())
+
     def known(self, model: str) -> State | None:
         """The model's state, or None; changes nothing."""
         return self._states.get(model)

@@ -10,28 +10,43 @@ from online_learning.prompt import Observation
 STRENGTHS = (3.0, 10.0, 30.0, 100.0, 1_000.0, 30_000.0)
 """Candidate weights of the common belief, in answers; the last makes evidence count for nothing."""
 
+_LEAST_CHANCE = 1e-12
 
-class Shrinkage:
-    """Weights over candidate strengths by their recent log score: Bayesian model averaging that forgets.
 
-    Empirical Bayes in the small: a strength that predicted the last answers well is believed.
-    Slow after a drift that changes how much prompts say, by about ``memory_answers``.
+class ModelAverage:
+    """Weights over candidate beliefs by their recent log score: Bayesian model averaging that forgets.
+
+    Slow after a change of what serves best, by about ``memory_answers``.
     """
 
-    def __init__(self, memory_answers: float = 500.0) -> None:
-        self.strengths: FloatArray = np.asarray(STRENGTHS)
-        self._log_scores: FloatArray = np.zeros(len(STRENGTHS))
+    def __init__(self, candidates: int, memory_answers: float = 500.0) -> None:
+        self._log_scores: FloatArray = np.zeros(candidates)
         self._keep = 1.0 - 1.0 / memory_answers
 
     @property
     def weights(self) -> FloatArray:
-        """Weight of each strength; they sum to 1."""
+        """Weight of each candidate; they sum to 1."""
         weights = np.exp(self._log_scores - self._log_scores.max())
         return np.asarray(weights / weights.sum())
 
     def mix(self, candidates: FloatArray) -> FloatArray:
-        """One mass out of the candidates' masses, one row for each strength."""
+        """One mass out of the candidates' masses, one in each row."""
         return np.asarray(self.weights @ candidates)
+
+    def learn(self, chances: FloatArray) -> None:
+        """Score the candidates by the chance that each gave to what was observed."""
+        self._log_scores = self._log_scores * self._keep + np.log(np.maximum(chances, _LEAST_CHANCE))
+
+
+class Shrinkage(ModelAverage):
+    """Weights over candidate strengths of shrinkage: empirical Bayes in the small.
+
+    A strength that predicted the last answers well is believed.
+    """
+
+    def __init__(self, memory_answers: float = 500.0) -> None:
+        super().__init__(len(STRENGTHS), memory_answers)
+        self.strengths: FloatArray = np.asarray(STRENGTHS)
 
     def trust(self, evidence: float) -> float:
         """Share of the evidence, rather than of the common belief, in the mixture."""
@@ -40,5 +55,4 @@ class Shrinkage:
     def learn_one(self, candidates: FloatArray, lengths: IntArray, observation: Observation) -> None:
         """Score what each strength would have predicted."""
         position = min(int(np.searchsorted(lengths, observation.output_tokens)), lengths.size - 1)
-        chance = candidates[:, position:].sum(axis=1) if observation.censored else candidates[:, position]
-        self._log_scores = self._log_scores * self._keep + np.log(np.maximum(chance, 1e-12))
+        self.learn(candidates[:, position:].sum(axis=1) if observation.censored else candidates[:, position])

@@ -1,0 +1,117 @@
+"""The mixture of all experts: what the controller believes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from online_learning.cluster_expert import ClusterExpert
+from online_learning.distribution import IntArray, LengthDistribution
+from online_learning.expert import Belief, Expert, Lesson, Query, bin_of, verdict
+from online_learning.features import prompt_features
+from online_learning.global_belief import GlobalBelief
+from online_learning.group import GroupSettings, template_expert, tenant_expert
+from online_learning.hazard_head import HazardHead, HeadSettings, torch_is_installed
+from online_learning.learner import LearnerSettings
+from online_learning.models import ModelTable
+from online_learning.neighbours import NeighbourExpert, NeighbourSettings
+from online_learning.pooling import Pool, PoolSettings
+from online_learning.prompt import Drift, Features, Forecast, Observation, Prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixtureSettings:
+    """Settings of the experts and of how they are mixed."""
+
+    common: LearnerSettings = field(default_factory=LearnerSettings)
+    neighbours: NeighbourSettings = field(default_factory=NeighbourSettings)
+    groups: GroupSettings = field(default_factory=GroupSettings)
+    head: HeadSettings = field(default_factory=HeadSettings)
+    pool: PoolSettings = field(default_factory=PoolSettings)
+
+
+class _PriorExpert:
+    """The global belief among the experts."""
+
+    name = "global"
+
+    def __init__(self, lengths: IntArray) -> None:
+        self._lengths = lengths
+
+    def believe(self, query: Query) -> Belief:
+        return Belief(query.prior.mass, 0.0, 0.0)
+
+    def learn(self, query: Query, observation: Observation) -> Lesson:
+        position = bin_of(self._lengths, observation)
+        return Lesson(verdict(query.prior.mass, position, censored=observation.censored))
+
+
+def all_experts(lengths: IntArray, settings: MixtureSettings) -> list[Expert]:
+    """Every expert there is; the network only where torch is installed."""
+    common = settings.common
+    experts: list[Expert] = [
+        _PriorExpert(lengths),
+        ClusterExpert(lengths, common.clusters, common.cluster_sketch, max_models=common.max_models),
+        NeighbourExpert(lengths, settings.neighbours, max_models=common.max_models),
+        template_expert(lengths, settings.groups),
+        tenant_expert(lengths, settings.groups),
+    ]
+    if torch_is_installed():
+        experts.append(HazardHead(lengths, settings.head))
+    return experts
+
+
+class MixtureLearner:
+    """All experts in one calibrated belief; the learner that the controller uses.
+
+    Each model has its own weights of the experts, drawn apart by prompt cluster as far as the evidence goes. What
+    the experts say is pooled on the common grid, where each has the honest tail of the prior, and corrected by how
+    the pool's past beliefs turned out. `Pool` says how.
+
+    As good as the global belief where prompts say nothing, but for the noise of a few hundred answers.
+    """
+
+    def __init__(self, settings: MixtureSettings | None = None, experts: list[Expert] | None = None) -> None:
+        self._settings = settings or MixtureSettings()
+        self._global = GlobalBelief(self._settings.common.of_global)
+        self._experts = experts or all_experts(self._global.lengths, self._settings)
+        self._pools = ModelTable(self._new_pool, bound=self._settings.common.max_models)
+        self._unknown = self._new_pool()
+
+    def features(self, prompt: Prompt) -> Features:
+        """The common prompt features."""
+        return prompt_features(prompt)
+
+    def prior(self, model: str) -> LengthDistribution:
+        """The model's global belief."""
+        return LengthDistribution(self._global.lengths, self._global.prior(model).mass)
+
+    def predict_one(self, features: Features, model: str) -> Forecast:
+        """The pooled and corrected belief, with each expert's weight in it."""
+        query = Query(features, model, self._global.prior(model))
+        beliefs = [expert.believe(query) for expert in self._experts]
+        region = next((belief.cluster for belief in beliefs if belief.cluster is not None), None)
+        pool = self._pools.known(model) or self._unknown
+        weights = pool.weights(region)
+        mass = pool.mix(np.stack([belief.mass for belief in beliefs]), region)
+        own = sum(weight * belief.evidence for weight, belief in zip(weights, beliefs, strict=True))
+        trust = sum(weight * belief.trust for weight, belief in zip(weights, beliefs, strict=True))
+        return Forecast(
+            distribution=LengthDistribution(self._global.lengths, mass),
+            cluster=region,
+            evidence=float(own + (1.0 - trust) * self._global.evidence(model)),
+            experts={expert.name: float(weight) for expert, weight in zip(self._experts, weights, strict=True)},
+        )
+
+    def learn_one(self, features: Features, model: str, observation: Observation) -> list[Drift]:
+        """Teach every expert, and credit each with what it had said; returns the drifts of the prompt's cluster."""
+        query = Query(features, model, self._global.prior(model))
+        lessons = [expert.learn(query, observation) for expert in self._experts]
+        region = next((lesson.cluster for lesson in lessons if lesson.cluster is not None), None)
+        self._pools.taught(model).learn([lesson.verdict for lesson in lessons], region)
+        self._global.learn(model, observation)
+        return next((lesson.drifts for lesson in lessons if lesson.drifts), [])
+
+    def _new_pool(self) -> Pool:
+        return Pool(len(self._experts), self._settings.pool)

@@ -1,0 +1,223 @@
+"""The expert of nearest neighbours: past answers to similar prompts, weighted by how similar."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from online_learning.clusters import FeatureSpace
+from online_learning.distribution import FloatArray, IntArray
+from online_learning.expert import Belief, Lesson, Query, bin_of, verdict, verdicts
+from online_learning.features import DIMENSIONS
+from online_learning.hazard import mass_from_hazard, posterior_hazard
+from online_learning.models import ModelTable
+from online_learning.prompt import Features, Observation
+from online_learning.shrinkage import ModelAverage
+
+_REACH = 6.0
+"""Neighbours are counted down to a weight of e to the minus this."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NeighbourSettings:
+    """Who counts as a neighbour, and how much."""
+
+    history_prompts: int = 10_000
+    bandwidths: tuple[float, ...] = (0.02, 0.05, 0.1)
+    """Half the squared distance beyond the nearest at which a weight falls by a factor e; which serves is learnt."""
+    strengths: tuple[float, ...] = (2.0, 10.0, 40.0, 1_000.0)
+    """Weights of the prior, in answers; which serves is learnt."""
+    memory_answers: float = 4_000.0
+    """An answer's weight falls by a factor e after so many later ones."""
+    other_model: float = 0.1
+    """Half the squared distance that another model's answer counts farther."""
+    fit_prompts: tuple[int, ...] = (60, 500, 5_000)
+    """Numbers of prompts at which feature space is fitted to the prompts so far."""
+    model_memory_answers: float = 500.0
+    """Memory of a model's mean log-length, by which other models' answers are shifted to it."""
+
+
+class _History:
+    """The last prompts as points, and the bins of their answers; the oldest makes room."""
+
+    def __init__(self, settings: NeighbourSettings) -> None:
+        size = settings.history_prompts
+        self._settings = settings
+        self._raw: NDArray[np.float32] | None = np.zeros((min(size, settings.fit_prompts[-1]), DIMENSIONS), np.float32)
+        self._points = np.zeros((DIMENSIONS + 1, size), dtype=np.float32)
+        self._space: FeatureSpace | None = None
+        self.codes: IntArray = np.zeros(size, dtype=np.int64)
+        self.slots: IntArray = np.zeros(size, dtype=np.int64)
+        self.serials: NDArray[np.float32] = np.zeros(size, dtype=np.float32)
+        self.taught = 0
+
+    @property
+    def kept(self) -> int:
+        return min(self.taught, self.codes.size)
+
+    @property
+    def ready(self) -> bool:
+        return self._space is not None
+
+    def add(self, features: Features, code: int, slot: int) -> None:
+        place = self.taught % self.codes.size
+        if self._raw is not None:
+            self._raw[self.taught % len(self._raw)] = features[:DIMENSIONS]
+        if self._space is not None:
+            self._points[:, place] = _stored(self._space.point(features))
+        self.codes[place], self.slots[place], self.serials[place] = code, slot, self.taught
+        self.taught += 1
+        if self.taught in self._settings.fit_prompts:
+            self._fit()
+
+    def nearness(self, features: Features) -> NDArray[np.float32]:
+        """Minus half the squared distance to each prompt kept, up to a constant."""
+        assert self._space is not None, "the space must be fitted first"
+        point = np.append(self._space.point(features), np.float32(1.0))
+        return np.asarray(point @ self._points[:, : self.kept])
+
+    def _fit(self) -> None:
+        assert self._raw is not None, "prompts are kept until the last fit"
+        prompts = self._raw[: self.taught]
+        self._space = FeatureSpace.of(prompts)
+        for place, features in enumerate(prompts):
+            self._points[:, place] = _stored(self._space.point(features))
+        if self.taught >= len(self._raw):
+            self._raw = None
+
+
+def _stored(point: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.append(point, np.float32(-0.5) * (point @ point))
+
+
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """Weighted life-table counts, one row for each bandwidth."""
+
+    events: FloatArray
+    exposure: FloatArray
+    evidence: FloatArray
+
+
+class NeighbourExpert:
+    """Past answers weighted by a kernel of the distance between prompts: Kaplan-Meier on weighted counts (Beran 1981).
+
+    The kernel is scaled to the nearest prompt, so that a prompt unlike all others still has neighbours; how much
+    they are believed, against the prior, goes by their effective number (Kish 1965) and by what predicted best of
+    late, as does the kernel's bandwidth. Answers of other models count as farther away and are shifted by the
+    difference of the models' mean log-lengths.
+    Fails where near prompts have nothing in common that tells length: then it stays the prior.
+    """
+
+    name = "neighbours"
+
+    def __init__(self, lengths: IntArray, settings: NeighbourSettings | None = None, *, max_models: int = 16) -> None:
+        self._settings = settings or NeighbourSettings()
+        self._lengths = lengths
+        self._history = _History(self._settings)
+        self._models = ModelTable(self._new_model, bound=max_models)
+        self._next_slot = 0
+
+    def believe(self, query: Query) -> Belief:
+        """The belief drawn from the neighbours; the prior until feature space is fitted."""
+        known = self._models.known(query.model)
+        if not self._history.ready or known is None:
+            return Belief(query.prior.mass, 0.0, 0.0)
+        counted = self._count(query, known)
+        average = known.average
+        weights = average.weights.reshape(counted.evidence.size, -1)
+        shares = counted.evidence[:, None] / (counted.evidence[:, None] + np.array(self._settings.strengths))
+        return Belief(
+            mass=average.mix(self._candidates(counted, query)),
+            evidence=float(weights.sum(axis=1) @ counted.evidence),
+            trust=float((weights * shares).sum()),
+        )
+
+    def learn(self, query: Query, observation: Observation) -> Lesson:
+        """Add an answer to the history, and judge bandwidths and strengths by it."""
+        model = self._models.taught(query.model)
+        position = bin_of(self._lengths, observation)
+        mass = query.prior.mass
+        if self._history.ready:
+            candidates = self._candidates(self._count(query, model), query)
+            mass = model.average.mix(candidates)
+            model.average.learn(verdicts(candidates, position, censored=observation.censored))
+        model.learn(position, self._settings.model_memory_answers)
+        self._history.add(query.features, _code(self._lengths, observation, position), model.slot)
+        return Lesson(verdict(mass, position, censored=observation.censored))
+
+    def _count(self, query: Query, model: _Model) -> _Counted:
+        settings, history = self._settings, self._history
+        nearness = history.nearness(query.features)
+        several = len(self._models) > 1
+        if several:
+            nearness -= np.float32(settings.other_model) * (history.slots[: history.kept] != model.slot)
+        near = np.flatnonzero(nearness > nearness.max() - _REACH * max(settings.bandwidths))
+        beyond = nearness[near] - nearness[near].max()
+        age = (history.serials[near] - np.float32(history.taught)) / np.float32(settings.memory_answers)
+        codes = history.codes[near]
+        if several:
+            codes = self._shifted(codes, history.slots[near], model)
+        weights = [np.exp(beyond / np.float32(bandwidth) + age) for bandwidth in settings.bandwidths]
+        bins = self._lengths.size
+        counts = np.stack([np.bincount(codes, weights=weight, minlength=2 * bins + 2) for weight in weights])
+        evidence = np.array([float(weight.sum()) ** 2 / float(weight @ weight) for weight in weights])
+        return _life_table(counts[:, : 2 * bins].reshape(len(weights), bins, 2), evidence)
+
+    def _shifted(self, codes: IntArray, slots: IntArray, model: _Model) -> IntArray:
+        """Codes as if this model had answered: moved by the difference of the models' mean bins."""
+        shifts = np.zeros(self._next_slot, dtype=np.int64)
+        for other in self._models.states():
+            shifts[other.slot] = round(model.mean_bin - other.mean_bin)
+        shift = shifts[slots]
+        bins = np.clip((codes >> 1) + shift, 0, self._lengths.size - 1)
+        return np.asarray(2 * bins + (codes & 1))
+
+    def _candidates(self, counted: _Counted, query: Query) -> FloatArray:
+        """Mass under each bandwidth and strength, one row each."""
+        strengths = np.array(self._settings.strengths)[None, :, None] * query.prior.survival
+        hazard = posterior_hazard(counted.events[:, None], counted.exposure[:, None], query.prior.hazard, strengths)
+        return mass_from_hazard(hazard).reshape(-1, self._lengths.size)
+
+    def _new_model(self) -> _Model:
+        self._next_slot += 1
+        return _Model(self._next_slot - 1, len(self._settings.bandwidths) * len(self._settings.strengths))
+
+
+class _Model:
+    """One model's mean bin, and what bandwidth and strength serve it."""
+
+    def __init__(self, slot: int, candidates: int) -> None:
+        self.slot = slot
+        self.mean_bin = 0.0
+        self.average = ModelAverage(candidates)
+        self._answers = 0.0
+
+    def learn(self, position: int, memory_answers: float) -> None:
+        self._answers = min(self._answers + 1.0, memory_answers)
+        self.mean_bin += (position - self.mean_bin) / self._answers
+
+
+def _code(lengths: IntArray, observation: Observation, position: int) -> int:
+    """Twice the bin, plus 1 for an unfinished answer, whose bin is the first that it is not known to have outlived.
+
+    Half a bin counts as a whole one.
+    """
+    if not observation.censored:
+        return 2 * position
+    left = int(lengths[position - 1]) if position > 0 else 0
+    outlived = 2 * (observation.output_tokens - 1 - left) >= int(lengths[position]) - left
+    return 2 * min(position + int(outlived), lengths.size - 1) + 1
+
+
+def _life_table(counts: FloatArray, evidence: FloatArray) -> _Counted:
+    """Events and exposure from weighted counts of (finished, unfinished) by bin.
+
+    Evidence in answers is spread over the weights: they are scaled to sum to it.
+    """
+    total = counts.sum(axis=(1, 2))
+    scaled = counts * (evidence / total)[:, None, None]
+    at_risk = np.cumsum(scaled.sum(axis=2)[:, ::-1], axis=1)[:, ::-1]
+    return _Counted(scaled[:, :, 0], at_risk - scaled[:, :, 1], evidence)
