@@ -123,7 +123,7 @@ def demo(  # noqa: PLR0913 - one parameter for each flag
     as_json: Annotated[bool, typer.Option("--json", help="print one summary object as the last line")] = False,
     store: StoreFlag = None,
     speed: Annotated[float, typer.Option(min=0.1, max=100.0, help="engine seconds per second")] = 6.0,
-    load: Annotated[float, typer.Option(min=0.05, max=5.0, help="arrivals relative to what FCFS serves")] = 1.05,
+    load: Annotated[float, typer.Option(min=0.05, max=5.0, help="mean arrivals relative to what FCFS serves")] = 0.9,
     seed: Annotated[int, typer.Option(help="of the workload")] = 1,
 ) -> None:
     """Everything on this machine, without a GPU: an engine under load, the controller, the dashboard."""

@@ -23,6 +23,10 @@ API_PORT = 8700
 DASHBOARD_PORT = 8501
 READY_S = {"controller": 60.0, "engine": 240.0}
 POLL_S = 0.2
+BURSTINESS = 2.0
+"""Coefficient of variation of the gaps between arrivals."""
+WAVE_DEPTH = 0.6
+"""The rate swings by so much of itself within two minutes: a queue forms within the first, and drains again."""
 SEAL_INTERVAL_S = 2.0
 
 
@@ -37,7 +41,8 @@ class DemoSpec:
     store: Path | None = None
     """None: a fresh folder, which is kept."""
     speed: float = 6.0
-    load: float = 1.05
+    load: float = 0.9
+    """Mean of the arrivals over what first come, first served can do; they come in waves, the first at once."""
     seed: int = 1
 
 
@@ -147,6 +152,7 @@ def _engine_command(spec: DemoSpec, here: DemoEnvironment) -> list[str]:
     return [
         *(*module, "--endpoint", here.endpoint, "--profile", PROFILE),
         *("--speed", str(spec.speed), "--load", str(spec.load), "--seed", str(spec.seed)),
+        *("--cv", str(BURSTINESS), "--wave-depth", str(WAVE_DEPTH)),
     ]
 
 

@@ -16,8 +16,6 @@ from engine_adapter.vllm_server import VllmServer
 from store.errors import EngineError
 
 REQUESTS_PER_LOAD = 5000
-BURSTINESS = 2.0
-"""Coefficient of variation of the gaps between arrivals: real traffic comes in bursts."""
 MAX_TOKENS = 8192
 
 
@@ -48,7 +46,7 @@ def _serve(options: argparse.Namespace, profile: Profile, rate_rps: float) -> No
     with server, Children(options.log_folder) as children:
         seed = options.seed
         while server.alive:
-            load = children.start("load", _load_command(server, rate_rps, options.speed, seed))
+            load = children.start("load", _load_command(server, options, rate_rps, seed))
             load.process.wait()
             if load.process.returncode:
                 raise EngineError(f"load generator ended with code {load.process.returncode}: {load.last_lines()}")
@@ -56,11 +54,20 @@ def _serve(options: argparse.Namespace, profile: Profile, rate_rps: float) -> No
         raise EngineError(f"vLLM ended by itself: see {server.log_path}")
 
 
-def _load_command(server: VllmServer, rate_rps: float, speed: float, seed: int) -> list[str]:
+def _load_command(server: VllmServer, options: argparse.Namespace, rate_rps: float, seed: int) -> list[str]:
     return [
         *(sys.executable, "-m", "engine_adapter.load_generator", "--base-url", server.base_url),
         *("--workload", "synthetic", "--requests", str(REQUESTS_PER_LOAD), "--seed", str(seed)),
-        *("--rate", f"{rate_rps:.4f}", "--cv", str(BURSTINESS), "--speed", str(speed)),
+        *(
+            "--rate",
+            f"{rate_rps:.4f}",
+            "--cv",
+            str(options.cv),
+            "--wave-depth",
+            str(options.wave_depth),
+            "--speed",
+            str(options.speed),
+        ),
         *("--max-tokens", str(MAX_TOKENS), "--tell-true-length", "--send-tenant"),
         *("--vocabulary-size", str(VOCABULARY_TOKENS)),
     ]
@@ -72,7 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--profile", required=True)
     parser.add_argument("--log-folder", type=Path, required=True)
     parser.add_argument("--speed", type=float, default=1.0)
-    parser.add_argument("--load", type=float, default=1.05)
+    parser.add_argument("--load", type=float, required=True)
+    parser.add_argument("--cv", type=float, required=True)
+    parser.add_argument("--wave-depth", type=float, required=True)
     parser.add_argument("--seed", type=int, default=1)
     return parser
 

@@ -67,6 +67,7 @@ class Latency:
 
     mean_ttlt_s: float
     p50_ttlt_s: float
+    p90_ttlt_s: float
     p99_ttlt_s: float
 
 
@@ -226,5 +227,5 @@ def _replay(profile: Profile, works: Sequence[Work], link: EngineLink) -> Latenc
 
 
 def _latency(ttlt_s: Sequence[float]) -> Latency:
-    p50, p99 = np.percentile(ttlt_s, (50, 99)).tolist()
-    return Latency(mean_ttlt_s=float(np.mean(ttlt_s)), p50_ttlt_s=p50, p99_ttlt_s=p99)
+    p50, p90, p99 = np.percentile(ttlt_s, (50, 90, 99)).tolist()
+    return Latency(mean_ttlt_s=float(np.mean(ttlt_s)), p50_ttlt_s=p50, p90_ttlt_s=p90, p99_ttlt_s=p99)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,9 @@ from numpy.typing import NDArray
 from store.errors import BadInputError
 
 Seconds = NDArray[np.float64]
+
+_BEND_STEPS = 200
+"""Steps along a slope that never overshoots; each takes at least (1 - depth) / (1 + depth) off the error."""
 
 
 def poisson_arrivals(generator: np.random.Generator, *, count: int, rate_rps: float) -> Seconds:
@@ -36,6 +40,35 @@ def gamma_arrivals(generator: np.random.Generator, *, count: int, rate_rps: floa
         return np.arange(1, count + 1, dtype=np.float64) / rate_rps
     shape = cv**-2
     return np.cumsum(generator.gamma(shape, 1.0 / (rate_rps * shape), size=count))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wave:
+    """A rate that swings around its mean like the hours of a day: a queue forms, and drains again.
+
+    At time t the rate is 1 + depth·sin(2πt/period) of the mean; over whole periods the mean stays.
+    """
+
+    period_s: float
+    depth: float
+
+    def __post_init__(self) -> None:
+        _require_positive("period of the wave in seconds", self.period_s)
+        if not 0.0 <= self.depth < 1.0:
+            raise BadInputError(f"depth of the wave is {self.depth}: give 0 to below 1")
+
+    def bend(self, times_s: Seconds) -> Seconds:
+        """Crowd and thin arrivals of a steady rate.
+
+        >>> Wave(period_s=100.0, depth=0.5).bend(np.array([0.0, 25.0, 50.0, 100.0])).round(1).tolist()
+        [0.0, 19.7, 36.7, 100.0]
+        """
+        turn = 2.0 * math.pi / self.period_s
+        bent = times_s.astype(np.float64)
+        for _ in range(_BEND_STEPS):
+            steady = bent + self.depth * (1.0 - np.cos(turn * bent)) / turn
+            bent = bent - (steady - times_s) / (1.0 + self.depth)
+        return bent
 
 
 def trace_arrivals(times_s: Sequence[float] | Seconds, *, rate_rps: float | None = None) -> Seconds:

@@ -11,10 +11,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
+from engine_adapter.arrivals import Wave
 from engine_adapter.load_generator import Target, run_load, served_models
 from engine_adapter.load_results import Served, summarise
-from engine_adapter.workloads import SYNTHETIC, BenchWorks, bench_works
+from engine_adapter.workloads import SYNTHETIC, BenchWorks, bench_works, with_arrivals
 from store.errors import BadInputError, SageError
 
 
@@ -43,6 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--requests", type=int, default=100, help="how many to send (default %(default)s)")
     add("--rate", type=float, help="mean requests per engine second; default: the workload's own times, or all at once")
     add("--cv", type=float, help="coefficient of variation of the gaps between arrivals; 1 is Poisson")
+    add("--wave-depth", type=float, default=0.0, help="swing of the rate, as a share of it (default none)")
+    add("--wave-period", type=float, default=120.0, help="real seconds from crest to crest (default %(default)s)")
     add("--seed", type=int, default=0, help="of choice and arrivals (default %(default)s)")
     add("--speed", type=float, default=1.0, help="engine seconds per second, for a virtual GPU (default %(default)s)")
     add("--max-tokens", type=int, default=1024, help="limit of requests that bring none (default %(default)s)")
@@ -68,15 +72,20 @@ async def _run(options: argparse.Namespace) -> int:
         max_tokens=options.max_tokens,
         vocabulary_size=options.vocabulary_size,
     )
+    wave = Wave(period_s=options.wave_period * options.speed, depth=options.wave_depth)
+    arrivals_s = wave.bend(np.array([work.arrival_s for work in works.measured]))
     target = await _target(options)
     progress = _ProgressLine(len(works.measured))
     served = await run_load(
-        works.measured, target, texts=_texts(works) if options.text else None, on_served=progress.count
+        with_arrivals(works.measured, arrivals_s),
+        target,
+        texts=_texts(works) if options.text else None,
+        on_served=progress.count,
     )
     if options.rows is not None:
         _write_rows(options.rows, served)
     summary = summarise(served)
-    settings = {name: getattr(options, name) for name in ("workload", "rate", "cv", "seed", "speed")}
+    settings = {name: getattr(options, name) for name in ("workload", "rate", "cv", "wave_depth", "seed", "speed")}
     result = {**settings, "base_url": target.base_url, "model": target.model, **asdict(summary)}
     sys.stdout.write(msgspec.json.encode(result).decode() + "\n")
     return 0 if summary.failed < summary.requests else 1

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
+from engine_adapter.arrivals import Wave
 from engine_adapter.engine import Life, Step, Work, serve
 from engine_adapter.link import NoLink
 from engine_adapter.profiles import PROFILES, Profile, profile_named
@@ -36,7 +37,8 @@ IDLE_PAUSE_S = 0.02
 FAREWELL_S = 2.0
 """How long a stopping engine waits for its facts to be durable."""
 
-CAPACITY_REQUESTS = 800
+CAPACITY_REQUESTS = 2400
+"""Answers are heavy-tailed: fewer requests would make the capacity a matter of luck."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,10 @@ class ServerSpec:
     speed: float = 1.0
     rate_rps: float
     """Mean requests per engine second."""
+    cv: float = 1.0
+    """Coefficient of variation of the gaps between arrivals; 1 is Poisson, more is bursty."""
+    wave: Wave | None = None
+    """Swing of the rate around its mean, in engine seconds."""
     seed: int = 0
     duration_s: float | None = None
     """Real seconds for which requests come; None for ever."""
@@ -68,7 +74,12 @@ class ServerSpec:
     """Whether what is there when the duration is over gets its answer."""
 
     def __post_init__(self) -> None:
-        for name, value in (("speed", self.speed), ("rate", self.rate_rps), ("duration", self.duration_s or 1.0)):
+        for name, value in (
+            ("speed", self.speed),
+            ("rate", self.rate_rps),
+            ("cv", self.cv),
+            ("duration", self.duration_s or 1.0),
+        ):
             if not 0.0 < value < math.inf:
                 raise ConfigError(f"{name} is {value}: give a positive number")
 
@@ -159,22 +170,25 @@ def synthetic_capacity_rps(profile: Profile, *, seed: int) -> float:
 
     Completions between the 20th and the 80th percent over the time they took, of synthetic requests that come at once.
     """
-    works = [replace(work, arrival_s=0.0) for work in islice(_traffic(seed, rate_rps=1.0), CAPACITY_REQUESTS)]
+    works = [
+        replace(work, arrival_s=0.0)
+        for work in islice(work_stream(seed=seed, rate_rps=1.0, options=OPTIONS), CAPACITY_REQUESTS)
+    ]
     lives = serve(SimulatedEngine(profile, link=NoLink()), works).lives
     finished_s = sorted(life.finished_s for life in lives)
     first, last = round(0.2 * (len(lives) - 1)), round(0.8 * (len(lives) - 1))
     return (last - first) / (finished_s[last] - finished_s[first])
 
 
-def _traffic(seed: int, *, rate_rps: float) -> Iterator[Work]:
-    return work_stream(seed=seed, rate_rps=rate_rps, options=OPTIONS)
+def _traffic(spec: ServerSpec) -> Iterator[Work]:
+    return work_stream(seed=spec.seed, rate_rps=spec.rate_rps, cv=spec.cv, wave=spec.wave, options=OPTIONS)
 
 
 def _serve(spec: ServerSpec, engine: SimulatedEngine, tally: Tally, real_time: RealTime) -> None:
     """Steps in real time: each is decided when it begins and carried out when the device would be done."""
     start_s = engine.now_s
     until_s = math.inf if spec.duration_s is None else start_s + spec.duration_s
-    traffic = _traffic(spec.seed, rate_rps=spec.rate_rps)
+    traffic = _traffic(spec)
     following = next(traffic)
     while not real_time.stopping() and (real_time.clock() < until_s or (spec.drain and engine.unfinished)):
         engine.advance_to(real_time.clock())
@@ -215,6 +229,9 @@ def _parser() -> argparse.ArgumentParser:
     rate = parser.add_mutually_exclusive_group()
     rate.add_argument("--load", type=float, default=1.05, help="share of the capacity (default %(default)s)")
     rate.add_argument("--rate", type=float, help="mean requests per engine second instead")
+    add("--cv", type=float, default=1.0, help="burstiness: variation of the gaps between arrivals (default Poisson, 1)")
+    add("--wave-depth", type=float, default=0.0, help="swing of the rate, as a share of it (default none)")
+    add("--wave-period", type=float, default=120.0, help="seconds from crest to crest (default %(default)s)")
     add("--duration", type=float, help="seconds for which requests come (default: until told to stop)")
     add("--drain", action="store_true", help="answer what is there when the duration is over")
     add("--seed", type=int, default=0, help="of the traffic (default %(default)s)")
@@ -235,6 +252,10 @@ def _spec(options: argparse.Namespace) -> ServerSpec:
         engine_id=options.engine_id,
         speed=options.speed,
         rate_rps=rate_rps,
+        cv=options.cv,
+        wave=Wave(period_s=options.wave_period * options.speed, depth=options.wave_depth)
+        if options.wave_depth
+        else None,
         seed=options.seed,
         duration_s=options.duration,
         drain=options.drain,

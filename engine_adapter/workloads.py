@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine_adapter.arrivals import Seconds, all_at_zero, gamma_arrivals, trace_arrivals
+from engine_adapter.arrivals import Seconds, Wave, all_at_zero, gamma_arrivals, trace_arrivals
 from engine_adapter.engine import Work
 from engine_adapter.loaders import load_workload
 from engine_adapter.synthetic import SyntheticOptions, synthetic_stream
@@ -131,18 +131,20 @@ def work_stream(  # noqa: PLR0913 - what may differ between demos
     seed: int,
     rate_rps: float,
     cv: float = 1.0,
+    wave: Wave | None = None,
     options: SyntheticOptions | None = None,
     max_tokens: int = DEFAULT_MAX_TOKENS,
     vocabulary_size: int = VOCABULARY_SIZE,
 ) -> Iterator[Work]:
-    """Endless works of the synthetic workload, in order of arrival, at a mean rate with gamma-distributed gaps."""
+    """Endless works of the synthetic workload, in order of arrival, at a mean rate with gamma-distributed gaps, in waves or without."""
     rows = synthetic_stream(seed, options)
     generator = np.random.default_rng([seed, 4])
     made = _Maker(seed, max_tokens, vocabulary_size)
     start_s = 0.0
     for block in count():
         arrivals_s = start_s + gamma_arrivals(generator, count=_BLOCK, rate_rps=rate_rps, cv=cv)
-        for number, arrival_s in enumerate(arrivals_s, block * _BLOCK):
+        bent_s = wave.bend(arrivals_s) if wave else arrivals_s
+        for number, arrival_s in enumerate(bent_s, block * _BLOCK):
             yield made.work(next(rows), number, arrival_s)
         start_s = float(arrivals_s[-1])
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_adapter.arrivals import all_at_zero, gamma_arrivals, poisson_arrivals, trace_arrivals
+from engine_adapter.arrivals import Wave, all_at_zero, gamma_arrivals, poisson_arrivals, trace_arrivals
 from store.errors import BadInputError
 
 
@@ -83,3 +83,21 @@ def test_senseless_variation_and_traces_are_refused() -> None:
         trace_arrivals([0.0, float("nan")])
     with pytest.raises(BadInputError, match="all 2 arrivals of the trace are at one moment"):
         trace_arrivals([4.0, 4.0], rate_rps=1.0)
+
+
+@given(st.floats(0.0, 0.9), st.floats(10.0, 1000.0))
+def test_a_wave_keeps_order_and_mean(depth: float, period_s: float) -> None:
+    """Bent times rise as the steady ones do, and agree with them after each whole period."""
+    steady = np.arange(0.0, 5.0, 0.01) * period_s
+    bent = Wave(period_s=period_s, depth=depth).bend(steady)
+    assert np.all(np.diff(bent) > 0.0)
+    assert bent[::100] == pytest.approx(steady[::100], abs=1e-3 * period_s)
+    first_half = np.searchsorted(bent, period_s / 2)
+    assert first_half == pytest.approx(100 * (0.5 + depth / np.pi), abs=2.0), "the crest comes first"
+
+
+@pytest.mark.parametrize(("period_s", "depth"), [(0.0, 0.5), (-1.0, 0.5), (10.0, 1.0), (10.0, -0.1)])
+def test_a_wave_that_makes_no_sense_is_refused(period_s: float, depth: float) -> None:
+    """A wave has a positive period and never stops the arrivals."""
+    with pytest.raises(BadInputError, match="wave"):
+        Wave(period_s=period_s, depth=depth)
