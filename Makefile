@@ -63,6 +63,9 @@ bench: $(READY) ## The policies side by side on the built-in workload.
 contract-vllm-033: $(READY) ## The plugin's contract against vLLM 0.33's Python files (downloads 336 MB once).
 	$(BIN)/python tests/real_engine/contract_033.py
 
+screenshots: $(READY) browser ## The README's pictures, from a running demo.
+	$(BIN)/python docs/screenshots.py $(ARGS)
+
 format: $(READY) ## Format the code and mend what ruff can.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
