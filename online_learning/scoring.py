@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from online_learning.distribution import IntArray, LengthDistribution, log_grid
 from online_learning.prompt import Observation
@@ -15,6 +17,9 @@ CHANCE_FLOOR = 1e-6
 """Least chance that the log score takes for true, so that a belief without a tail has a finite score."""
 
 PIT_BINS = 10
+
+PINBALL_PROBABILITIES = (0.1, 0.25, 0.5, 0.75, 0.9)
+"""Quantiles whose losses `mean_pinball_tokens` averages."""
 
 _GRID = log_grid()
 
@@ -114,6 +119,33 @@ def pinball_tokens(distribution: LengthDistribution, observation: Observation, p
     if error >= 0:
         return probability * error
     return 0.0 if observation.censored else (probability - 1.0) * error
+
+
+def mean_pinball_tokens(distribution: LengthDistribution, observation: Observation) -> float:
+    """Mean of the quantile losses at `PINBALL_PROBABILITIES`; lower is better."""
+    cumulative = np.cumsum(distribution.mass)
+    positions = np.searchsorted(cumulative, np.subtract(PINBALL_PROBABILITIES, 1e-12))
+    errors = observation.output_tokens - distribution.lengths[np.minimum(positions, distribution.lengths.size - 1)]
+    over = 0.0 if observation.censored else np.subtract(PINBALL_PROBABILITIES, 1.0) * errors
+    return float(np.where(errors >= 0, np.asarray(PINBALL_PROBABILITIES) * errors, over).mean())
+
+
+def kendall_tau(medians: ArrayLike, lengths: ArrayLike, censored: ArrayLike) -> float:
+    """Kendall's τ-b of believed medians with lengths of which some are only known to be at least so much.
+
+    A pair whose order of lengths is not known, because the shorter one was cut, counts as tied (Brown, Hollander and
+    Korwar 1974). Needs memory for all pairs; 0 where one side is all tied.
+
+    >>> kendall_tau([1, 2, 3], [10, 20, 30], [False, False, False]), kendall_tau([1, 2], [10, 20], [True, False])
+    (1.0, 0.0)
+    """
+    believed, reached, cut = np.asarray(medians), np.asarray(lengths), np.asarray(censored, dtype=bool)
+    order = np.sign(believed[:, None] - believed[None, :])
+    longer = reached[:, None] > reached[None, :]
+    known_longer = (longer & ~cut[None, :]) | ((reached[:, None] == reached[None, :]) & cut[:, None] & ~cut[None, :])
+    outcome = known_longer.astype(np.int8) - known_longer.T.astype(np.int8)
+    scale = float(np.count_nonzero(order)) * float(np.count_nonzero(outcome))
+    return float((order * outcome).sum()) / math.sqrt(scale) if scale else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
