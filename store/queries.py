@@ -73,6 +73,19 @@ SELECT * FROM calibration_by_day WHERE $engine_id IS NULL OR engine_id = $engine
 """
 """Coverage and scores of the predictions by day."""
 
+LATEST_CALIBRATION = """
+SELECT * FROM calibration WHERE time_s >= $since_s AND time_s < $until_s
+QUALIFY row_number() OVER (PARTITION BY model, scope, cluster ORDER BY time_s DESC, received_s DESC) = 1
+ORDER BY model, scope DESC, cluster
+"""
+"""What was last measured of each model and each of its clusters."""
+
+TRUST_CHANGES = """
+SELECT * FROM calibration WHERE reason <> 'due' AND time_s >= $since_s AND time_s < $until_s
+ORDER BY time_s DESC LIMIT $limit
+"""
+"""When predictions lost or regained the guard's trust, and why."""
+
 ENGINE_OVER_TIME = """
 SELECT
     $bucket_s * floor(time_s / $bucket_s) AS bucket_start_s,
@@ -153,6 +166,7 @@ UNION ALL SELECT 'decisions', count(*) FROM decisions
 UNION ALL SELECT 'outcomes', count(*) FROM outcomes
 UNION ALL SELECT 'drift_events', count(*) FROM drift_events
 UNION ALL SELECT 'settings_history', count(*) FROM settings_history
+UNION ALL SELECT 'calibration', count(*) FROM calibration
 UNION ALL SELECT 'batches', count(*) FROM batches
 """
 """Sealed rows of each table."""
@@ -168,6 +182,8 @@ QUERIES = {
     "predictions_and_outcomes": PREDICTIONS_AND_OUTCOMES,
     "pit_histogram": PIT_HISTOGRAM,
     "calibration_by_day": CALIBRATION_BY_DAY,
+    "latest_calibration": LATEST_CALIBRATION,
+    "trust_changes": TRUST_CHANGES,
     "engine_over_time": ENGINE_OVER_TIME,
     "requests_over_time": REQUESTS_OVER_TIME,
     "latest_requests": LATEST_REQUESTS,

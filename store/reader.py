@@ -22,6 +22,10 @@ class PastAnswer(NamedTuple):
     output_tokens: int
     censored: bool
     """The length is only known to be at least this much."""
+    cluster: int | None
+    """Prompt cluster that it was predicted from."""
+    answer: int | None
+    """Its number in the order of teaching; None in what releases before the second schema recorded."""
 
 
 def open_history(path: Path) -> duckdb.DuckDBPyConnection:
@@ -70,7 +74,10 @@ def last_batches(path: Path) -> dict[str, int]:
 
 
 def learning_history(path: Path, limit: int) -> Iterator[PastAnswer]:
-    """The latest answers with what was known at their arrival, at most ``limit``, the oldest first."""
+    """The latest answers with what was known at their arrival, at most ``limit``, in the order of teaching.
+
+    An answer whose prediction was given up under pressure is not among them.
+    """
     with open_history(path) as connection:
         connection.execute(_LEARNING_HISTORY, {"limit": limit})
         while rows := connection.fetchmany(1_000):
@@ -79,16 +86,18 @@ def learning_history(path: Path, limit: int) -> Iterator[PastAnswer]:
 
 
 _LEARNING_HISTORY = """
-WITH latest AS (SELECT * FROM outcomes ORDER BY time_s DESC, received_s DESC LIMIT $limit),
+WITH latest AS (
+    SELECT * FROM outcomes ORDER BY answer DESC NULLS LAST, received_s DESC, time_s DESC LIMIT $limit
+),
 known AS (
     SELECT session_id, request_id, arg_min(features, received_s) AS features
     FROM predictions SEMI JOIN latest USING (session_id, request_id)
     GROUP BY ALL
 ),
 served AS (SELECT session_id, any_value(model) AS model FROM engines GROUP BY ALL)
-SELECT served.model, known.features, latest.output_tokens, latest.censored
+SELECT served.model, known.features, latest.output_tokens, latest.censored, latest.cluster, latest.answer
 FROM latest
 JOIN known USING (session_id, request_id)
 JOIN served USING (session_id)
-ORDER BY latest.time_s, latest.received_s
+ORDER BY latest.answer NULLS FIRST, latest.received_s, latest.time_s
 """

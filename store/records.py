@@ -315,6 +315,34 @@ class Outcome(Record, frozen=True, kw_only=True):
     log_score: float
     within_50: bool
     within_90: bool
+    answer: int | None = None
+    """Number of the answer in the order in which the learner was taught, over all engines and starts."""
+
+
+class CalibrationMeasured(Record, frozen=True, kw_only=True):
+    """How the learner's predictions for a model or a cluster turned out lately, and whether they are trusted."""
+
+    time_s: float
+    model: str
+    scope: Literal["model", "cluster", "rest"]
+    """All of the model, one of its clusters, or its predictions for no cluster that is watched by itself."""
+    cluster: int | None
+    answers: int
+    """Answers in the window."""
+    censored: int
+    coverage_50: float
+    coverage_90: float
+    crps_tokens: float
+    log_score: float
+    prior_log_score: float
+    """Log score of the model's prior on the same answers."""
+    pinball_tokens: float
+    kendall_tau: float
+    pit_histogram: tuple[float, ...]
+    """Share of the answers in each tenth of the PIT."""
+    trusted: bool
+    reason: str
+    """``due``, or how trust was lost or came back."""
 
 
 class DriftDetected(Record, frozen=True, kw_only=True):
@@ -327,6 +355,8 @@ class DriftDetected(Record, frozen=True, kw_only=True):
     after_mean_tokens: float
     forgotten: float
     """Effective number of answers forgotten."""
+    renewed_requests: int | None = None
+    """Unfinished requests whose belief was formed anew because of it."""
 
 
 class SettingsChanged(Record, frozen=True, kw_only=True):
@@ -339,7 +369,7 @@ class SettingsChanged(Record, frozen=True, kw_only=True):
 
 StoreRecord: TypeAlias = (
     Arrived | FirstToken | Preempted | Finished | Snapshot
-    | EngineSeen | Prediction | Decision | Outcome | DriftDetected | SettingsChanged
+    | EngineSeen | Prediction | Decision | Outcome | CalibrationMeasured | DriftDetected | SettingsChanged
 )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from store.records import (
     Arrived,
+    CalibrationMeasured,
     Decision,
     DriftDetected,
     EngineSeen,
@@ -34,11 +35,12 @@ TABLE_OF: dict[type, str] = {
     Prediction: "predictions",
     Decision: "decisions",
     Outcome: "outcomes",
+    CalibrationMeasured: "calibration",
     DriftDetected: "drift_events",
     SettingsChanged: "settings_history",
 }
 
-DROPPABLE = (Snapshot, Prediction, Decision)
+DROPPABLE = (Snapshot, Prediction, Decision, CalibrationMeasured)
 """Kinds that the history may lose under pressure: the facts, outcomes and settings tell what happened without them."""
 
 
@@ -116,10 +118,14 @@ _VALUES: dict[type, Callable[[Any], Row]] = {
     ),
     Outcome: attrgetter(
         "request_id", "time_s", "output_tokens", "censored", "cluster", "pit", "crps_tokens", "log_score",
-        "within_50", "within_90",
+        "within_50", "within_90", "answer",
+    ),
+    CalibrationMeasured: attrgetter(
+        "time_s", "model", "scope", "cluster", "answers", "censored", "coverage_50", "coverage_90", "crps_tokens",
+        "log_score", "prior_log_score", "pinball_tokens", "kendall_tau", "pit_histogram", "trusted", "reason",
     ),
     DriftDetected: attrgetter(
-        "time_s", "model", "cluster", "before_mean_tokens", "after_mean_tokens", "forgotten"
+        "time_s", "model", "cluster", "before_mean_tokens", "after_mean_tokens", "forgotten", "renewed_requests"
     ),
     SettingsChanged: _settings_changed,
 }  # fmt: skip

@@ -11,13 +11,14 @@ from pathlib import Path
 import duckdb
 
 from store.errors import StoreError, StoreSchemaError
-from store.tables import FIRST_SCHEMA, SEALED_TABLES, statements
+from store.tables import CALIBRATION, FIRST_SCHEMA, SEALED_TABLES, SECOND_SCHEMA, statements
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         "CREATE TABLE schema_version (version BIGINT PRIMARY KEY, applied_s DOUBLE NOT NULL)",
         *(statement for table in FIRST_SCHEMA for statement in statements(table)),
     ),
+    (*statements(CALIBRATION), *SECOND_SCHEMA),
 )
 """``MIGRATIONS[n]`` leads from version n to n + 1; entries are appended and never changed."""
 

@@ -186,6 +186,27 @@ CREATE TABLE settings_history (  -- Settings sent to the engines, and why.
     lease_s DOUBLE NOT NULL,  -- Silence after which the engine falls back to first come, first served.
 )"""
 
+CALIBRATION = f"""
+CREATE TABLE calibration (  -- How predictions turned out lately: rolling windows for each model and each prompt cluster.
+    {_KEY}
+    time_s DOUBLE NOT NULL,  -- When it was measured, Unix seconds of the controller's clock.
+    model VARCHAR NOT NULL,  -- Model whose answers were predicted.
+    scope VARCHAR NOT NULL,  -- model: all its answers; cluster: those of one; rest: those of no cluster watched by itself.
+    cluster BIGINT,  -- Prompt cluster; NULL unless the scope is one.
+    answers BIGINT NOT NULL,  -- Answers in the window.
+    censored BIGINT NOT NULL,  -- Of these, cut: the length is only known to be at least so much.
+    coverage_50 DOUBLE NOT NULL,  -- Share inside the central 50 % interval; 0.5 when calibrated.
+    coverage_90 DOUBLE NOT NULL,  -- Share inside the central 90 % interval; 0.9 when calibrated.
+    crps_tokens DOUBLE NOT NULL,  -- Mean continuous ranked probability score; lower is better.
+    log_score DOUBLE NOT NULL,  -- Mean log score in nats; higher is better.
+    prior_log_score DOUBLE NOT NULL,  -- The same of the model's prior, which knows nothing of the prompt.
+    pinball_tokens DOUBLE NOT NULL,  -- Mean quantile loss over the 10, 25, 50, 75 and 90 % quantiles.
+    kendall_tau DOUBLE NOT NULL,  -- Rank correlation of predicted median and length, over the window's latest answers.
+    pit_histogram DOUBLE[] NOT NULL,  -- Share of the answers in each tenth of the PIT; a tenth each when calibrated.
+    trusted BOOLEAN NOT NULL,  -- Whether the guard lets these predictions be acted upon.
+    reason VARCHAR NOT NULL,  -- due, or how trust was lost or came back.
+)"""
+
 BATCHES = """
 CREATE TABLE batches (  -- Batches of facts that are durable, each written in one transaction with its facts.
     session_id VARCHAR NOT NULL,  -- Session of the engine that sent it.
@@ -232,6 +253,7 @@ RECORD_TABLES = (
     "outcomes",
     "drift_events",
     "settings_history",
+    "calibration",
 )
 """Tables that hold one kind of record each."""
 
@@ -255,6 +277,14 @@ FIRST_SCHEMA = (
     SEGMENTS,
     PROGRESS,
 )
+
+SECOND_SCHEMA = (
+    "ALTER TABLE outcomes ADD COLUMN answer BIGINT",
+    "COMMENT ON COLUMN outcomes.answer IS 'Number of the answer in the order in which the learner was taught.'",
+    "ALTER TABLE drift_events ADD COLUMN renewed_requests BIGINT",
+    "COMMENT ON COLUMN drift_events.renewed_requests IS 'Unfinished requests whose belief was formed anew for it.'",
+)
+"""Columns that came with the second version."""
 
 _TABLE_LINE = re.compile(r"CREATE TABLE (?P<table>\w+) \(  -- (?P<comment>.+)")
 _COLUMN_LINE = re.compile(r"\s+(?P<column>\w+) .+,  -- (?P<comment>.+)")

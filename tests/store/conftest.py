@@ -9,7 +9,18 @@ import pytest
 
 from store.files import Folder
 from store.live import Chunk, LiveFile, Retention
-from store.records import Arrived, EngineSeen, Entry, Finished, FirstToken, Hello, Outcome, Prediction, StoreRecord
+from store.records import (
+    Arrived,
+    CalibrationMeasured,
+    EngineSeen,
+    Entry,
+    Finished,
+    FirstToken,
+    Hello,
+    Outcome,
+    Prediction,
+    StoreRecord,
+)
 from store.rows import TABLE_OF, row_of
 
 
@@ -73,7 +84,7 @@ def _prediction(name: str, p50_tokens: int = 20) -> Prediction:
     )
 
 
-def _outcome(name: str, time_s: float = 110.0, output_tokens: int = 10) -> Outcome:
+def _outcome(name: str, time_s: float = 110.0, output_tokens: int = 10, answer: int | None = None) -> Outcome:
     return Outcome(
         request_id=name,
         time_s=time_s,
@@ -85,6 +96,28 @@ def _outcome(name: str, time_s: float = 110.0, output_tokens: int = 10) -> Outco
         log_score=2.0,
         within_50=True,
         within_90=True,
+        answer=answer,
+    )
+
+
+def _calibration(time_s: float = 120.0, *, cluster: int | None = None, reason: str = "due") -> CalibrationMeasured:
+    return CalibrationMeasured(
+        time_s=time_s,
+        model="m",
+        scope="model" if cluster is None else "cluster",
+        cluster=cluster,
+        answers=100,
+        censored=3,
+        coverage_50=0.5,
+        coverage_90=0.9,
+        crps_tokens=40.0,
+        log_score=-3.0,
+        prior_log_score=-3.5,
+        pinball_tokens=20.0,
+        kendall_tau=0.4,
+        pit_histogram=(0.1,) * 10,
+        trusted=reason in {"due", "trusted again"},
+        reason=reason,
     )
 
 
@@ -115,6 +148,7 @@ class Make:
     finished = staticmethod(_finished)
     prediction = staticmethod(_prediction)
     outcome = staticmethod(_outcome)
+    calibration = staticmethod(_calibration)
     engine = staticmethod(_engine)
 
 

@@ -48,7 +48,7 @@ def test_plain_duckdb_in_another_process_reads_a_hundred_times_beside_the_writer
         assert reader.returncode == 0, error
     times, different, last = map(int, said.split())
     assert times >= 100
-    assert different > 3
+    assert different > 1
     assert 0 < last <= batch
 
 

@@ -135,7 +135,7 @@ def test_a_folder_that_cannot_be_a_history_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_learner_finds_the_past_in_order(tmp_path: Path, make: Any) -> None:
-    """The latest answers, oldest first, each with what was known when it was first predicted and with its model."""
+    """The latest answers in the order of teaching, each with what was known when it was first predicted."""
     with HistoryWriter(tmp_path) as writer:
         writer.append(
             [make.entry(make.engine("s1", "m1"), None, "s1"), make.entry(make.engine("s2", "m2"), None, "s2")]
@@ -145,13 +145,15 @@ def test_the_learner_finds_the_past_in_order(tmp_path: Path, make: Any) -> None:
             writer.append(
                 [
                     make.entry(make.prediction(f"r{n}"), None, session_id),
-                    make.entry(make.outcome(f"r{n}", time_s=200.0 - n, output_tokens=n), None, session_id),
+                    make.entry(
+                        make.outcome(f"r{n}", 200.0 - n, output_tokens=n, answer=(7 * n) % 10), None, session_id
+                    ),
                 ]
             )
     assert list(learning_history(tmp_path, 3)) == [
-        PastAnswer("m1", b"r2", 2, censored=False),
-        PastAnswer("m2", b"r1", 1, censored=False),
-        PastAnswer("m1", b"r0", 0, censored=False),
+        PastAnswer("m2", b"r1", 1, censored=False, cluster=3, answer=7),
+        PastAnswer("m1", b"r4", 4, censored=False, cluster=3, answer=8),
+        PastAnswer("m2", b"r7", 7, censored=False, cluster=3, answer=9),
     ]
     assert len(list(learning_history(tmp_path, 100))) == 10
 
