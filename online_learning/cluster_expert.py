@@ -8,20 +8,12 @@ import numpy as np
 
 from online_learning.clusters import ClusterSettings, Neighbourhood, PromptClusters
 from online_learning.distribution import FloatArray, IntArray
-from online_learning.expert import Belief, Lesson, Query, bin_of, drifts_of, verdict
-from online_learning.hazard import mass_from_hazard, posterior_hazard
+from online_learning.expert import Belief, Lesson, Query, bin_of, chances, drifts_of, verdict
+from online_learning.hazard import mass_from_survival, posterior_hazard, survival_from_hazard
 from online_learning.models import ModelTable
 from online_learning.prompt import Drift, Observation
 from online_learning.shrinkage import Shrinkage
 from online_learning.sketch import LengthSketch, SketchSettings
-
-
-@dataclass(frozen=True, slots=True)
-class _ClusterBeliefs:
-    """One model's sketches, one for each cluster, and how far they are shrunk."""
-
-    sketches: list[LengthSketch]
-    shrinkage: Shrinkage
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +23,23 @@ class _Pooled:
     events: FloatArray
     exposure: FloatArray
     evidence: float
+
+
+@dataclass(frozen=True, slots=True)
+class _ClusterBeliefs:
+    """One model's sketches, one for each cluster, with their counts, and how far they are shrunk."""
+
+    sketches: list[LengthSketch]
+    counts: FloatArray
+    """Events and exposure by cluster, shape (clusters, 2, bins)."""
+    shrinkage: Shrinkage
+
+    def pool(self, near: Neighbourhood) -> _Pooled:
+        """The counts of a neighbourhood."""
+        _, kinds, bins = self.counts.shape
+        events, exposure = (near.weights @ self.counts[near.clusters].reshape(-1, kinds * bins)).reshape(kinds, bins)
+        evidences = [self.sketches[cluster].evidence for cluster in near.clusters]
+        return _Pooled(events, exposure, float(near.weights @ np.array(evidences)))
 
 
 class ClusterExpert:
@@ -63,9 +72,9 @@ class ClusterExpert:
         beliefs = self._models.known(query.model)
         if beliefs is None:
             return Belief(query.prior.mass, 0.0, 0.0, int(near.clusters[0]))
-        pooled = _pool(beliefs.sketches, near)
+        pooled = beliefs.pool(near)
         return Belief(
-            mass=beliefs.shrinkage.mix(_candidates(pooled, query, beliefs.shrinkage)),
+            mass=mass_from_survival(beliefs.shrinkage.mix(_candidates(pooled, query, beliefs.shrinkage))),
             evidence=pooled.evidence,
             trust=beliefs.shrinkage.trust(pooled.evidence),
             cluster=int(near.clusters[0]),
@@ -96,12 +105,13 @@ class ClusterExpert:
     def _learn_in_cluster(self, query: Query, observation: Observation) -> Lesson:
         beliefs = self._models.taught(query.model)
         near = self._clusters.neighbourhood(query.features)
-        pooled = _pool(beliefs.sketches, near)
+        pooled = beliefs.pool(near)
         candidates = _candidates(pooled, query, beliefs.shrinkage)
         position = bin_of(self._lengths, observation)
-        said = verdict(beliefs.shrinkage.mix(candidates), position, censored=observation.censored)
-        beliefs.shrinkage.learn_one(candidates, self._lengths, observation)
-        cluster = self._clusters.follow(query.features)
+        mass = mass_from_survival(beliefs.shrinkage.mix(candidates))
+        said = verdict(mass, position, censored=observation.censored)
+        beliefs.shrinkage.learn(chances(candidates, position, censored=observation.censored))
+        cluster = self._clusters.follow(near)
         drifts: list[Drift] = drifts_of(query.model, cluster, beliefs.sketches[cluster].learn_one(observation))
         return Lesson(said, drifts, int(near.clusters[0]))
 
@@ -109,20 +119,12 @@ class ClusterExpert:
         return ModelTable(self._new_beliefs, bound=self._max_models)
 
     def _new_beliefs(self) -> _ClusterBeliefs:
-        sketches = [LengthSketch(self._lengths, self._sketch) for _ in range(self._settings.clusters)]
-        return _ClusterBeliefs(sketches, Shrinkage())
+        counts = np.zeros((self._settings.clusters, 2, self._lengths.size))
+        sketches = [LengthSketch(self._lengths, self._sketch, rows) for rows in counts]
+        return _ClusterBeliefs(sketches, counts, Shrinkage())
 
 
 def _candidates(pooled: _Pooled, query: Query, shrinkage: Shrinkage) -> FloatArray:
-    """Mass under each strength of shrinkage, one row each."""
+    """Survival under each strength of shrinkage, one row each."""
     strength = shrinkage.strengths[:, None] * query.prior.survival
-    return mass_from_hazard(posterior_hazard(pooled.events, pooled.exposure, query.prior.hazard, strength))
-
-
-def _pool(sketches: list[LengthSketch], near: Neighbourhood) -> _Pooled:
-    chosen = [sketches[cluster] for cluster in near.clusters]
-    return _Pooled(
-        events=near.weights @ np.stack([sketch.events for sketch in chosen]),
-        exposure=near.weights @ np.stack([sketch.exposure for sketch in chosen]),
-        evidence=float(near.weights @ np.array([sketch.evidence for sketch in chosen])),
-    )
+    return survival_from_hazard(posterior_hazard(pooled.events, pooled.exposure, query.prior.hazard, strength))

@@ -46,6 +46,8 @@ class Neighbourhood:
 
     clusters: NDArray[np.intp]
     weights: NDArray[np.float64]
+    point: NDArray[np.float32]
+    """The prompt's place in feature space."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,17 +110,17 @@ class PromptClusters:
 
     def neighbourhood(self, features: Features) -> Neighbourhood:
         """The clusters that a prompt belongs to, softly; there must be clusters."""
-        distances = self._distances(self._point(features))
+        point = self._point(features)
+        distances = self._distances(point)
         nearest = min(self._settings.nearest, distances.size)
         clusters = np.argsort(distances, kind="stable")[:nearest]
         beyond = (distances[clusters] - distances[clusters[0]]).astype(np.float64)
         weights = np.exp(-beyond / self._settings.softness)
-        return Neighbourhood(clusters, weights / weights.sum())
+        return Neighbourhood(clusters, weights / weights.sum(), point)
 
-    def follow(self, features: Features) -> int:
-        """Move the nearest centroid towards a prompt; returns which it is."""
-        point = self._point(features)
-        cluster = int(np.argmin(self._distances(point)))
+    def follow(self, near: Neighbourhood) -> int:
+        """Move the nearest centroid towards a prompt that was just placed; returns which it is."""
+        cluster, point = int(near.clusters[0]), near.point
         self._prompts[cluster] = min(self._prompts[cluster] + 1.0, self._settings.centroid_memory_prompts)
         self._centroids[cluster] += (point - self._centroids[cluster]) / np.float32(self._prompts[cluster])
         return cluster

@@ -84,9 +84,11 @@ def verdict(mass: FloatArray, position: int, *, censored: bool) -> Verdict:
     return Verdict(max(0.0, 1.0 - below) if censored else float(mass[position]), below)
 
 
-def verdicts(masses: FloatArray, position: int, *, censored: bool) -> FloatArray:
-    """Chances under several masses, one in each row."""
-    return np.asarray(masses[:, position:].sum(axis=1) if censored else masses[:, position])
+def chances(survivals: FloatArray, position: int, *, censored: bool) -> FloatArray:
+    """Chance of an answer in this bin under several beliefs, the survival of one in each row."""
+    if censored or position + 1 >= survivals.shape[1]:
+        return survivals[:, position]
+    return np.asarray(survivals[:, position] - survivals[:, position + 1])
 
 
 def drifts_of(model: str, cluster: int, forgetting: Forgetting | None) -> list[Drift]:
@@ -131,7 +133,7 @@ class SoloLearner:
         )
 
     def learn_one(self, features: Features, model: str, observation: Observation) -> list[Drift]:
-        """Teach the expert, then the global belief."""
+        """Teach the expert, then the global belief; a drift that the latter alone finds is that of cluster 0."""
         lesson = self._expert.learn(Query(features, model, self._global.prior(model)), observation)
-        self._global.learn(model, observation)
-        return lesson.drifts
+        forgetting = self._global.learn(model, observation)
+        return lesson.drifts or drifts_of(model, 0, forgetting)

@@ -98,7 +98,7 @@ def identities(features: Features) -> tuple[int, ...]:
     """Hashes of the template at each of `TEMPLATE_DEPTHS` and of the tenant; 0 for none, as in vectors without them."""
     if features.size < DIMENSIONS + IDENTITIES:
         return (0,) * IDENTITIES
-    return tuple(int(value) for value in features[DIMENSIONS : DIMENSIONS + IDENTITIES])
+    return tuple(features[DIMENSIONS : DIMENSIONS + IDENTITIES].astype(np.int64).tolist())
 
 
 def grams(features: Features) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from online_learning.distribution import FloatArray, log_grid
-from online_learning.hazard import mass_from_hazard, posterior_hazard, prior_with_tail, survival_from_hazard
+from online_learning.hazard import mass_from_survival, posterior_hazard, prior_with_tail, survival_from_hazard
 from online_learning.models import ModelTable
 from online_learning.prompt import Observation
 from online_learning.sketch import Forgetting, LengthSketch, SketchSettings
@@ -15,6 +17,10 @@ _VAGUE_ANSWERS = 3.0
 
 _STALE_SHARE = 0.005
 """A belief is formed anew once so much of its evidence is new: it is every expert's prior, and costs 50 µs."""
+
+
+_SURE = 1e-6
+"""Hazards are kept so far from 0 and 1 where odds are taken of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,11 +43,15 @@ class Prior:
     hazard: FloatArray
     survival: FloatArray
     mass: FloatArray
+    odds: FloatArray
+    """Odds to end in a bin, kept from their ends."""
 
     @classmethod
     def of(cls, hazard: FloatArray) -> Prior:
         """All forms of one belief."""
-        return cls(hazard, survival_from_hazard(hazard), mass_from_hazard(hazard))
+        inside = np.clip(hazard, _SURE, 1.0 - _SURE)
+        survival = survival_from_hazard(hazard)
+        return cls(hazard, survival, mass_from_survival(survival), inside / (1.0 - inside))
 
 
 class _ModelBelief:

@@ -25,9 +25,7 @@ class GroupSettings:
     """Groups remembered of all models; the one taught longest ago is forgotten first."""
     parent_answers: float = 20.0
     """Weight of the belief about the larger group, in answers."""
-    sketch: SketchSettings = field(
-        default_factory=lambda: SketchSettings(memory_answers=1_000.0, recent_answers=128)
-    )
+    sketch: SketchSettings = field(default_factory=lambda: SketchSettings(memory_answers=1_000.0, recent_answers=128))
 
 
 class GroupExpert:
@@ -96,8 +94,11 @@ class _Count:
 
 
 def template_expert(lengths: IntArray, settings: GroupSettings | None = None) -> GroupExpert:
-    """Groups by the leading tokens, from few to many: a system prompt, its tools, a few-shot header."""
-    return GroupExpert("template", lengths, tuple(range(len(TEMPLATE_DEPTHS))), settings)
+    """Groups by the leading tokens, from few to many: a system prompt, its tools, a few-shot header.
+
+    The shallowest identity is left out: most prompts of a model begin with the same few tokens.
+    """
+    return GroupExpert("template", lengths, tuple(range(1, len(TEMPLATE_DEPTHS))), settings)
 
 
 def tenant_expert(lengths: IntArray, settings: GroupSettings | None = None) -> GroupExpert:

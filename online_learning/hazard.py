@@ -25,7 +25,15 @@ def mass_from_hazard(hazard: FloatArray) -> FloatArray:
     >>> mass_from_hazard(np.array([0.5, 0.5, 0.1])).tolist()
     [0.5, 0.25, 0.25]
     """
-    survival = survival_from_hazard(hazard)
+    return mass_from_survival(survival_from_hazard(hazard))
+
+
+def mass_from_survival(survival: FloatArray) -> FloatArray:
+    """Probability mass of each bin (last axis) from the probability to reach it.
+
+    >>> mass_from_survival(np.array([1.0, 0.5, 0.25])).tolist()
+    [0.5, 0.25, 0.25]
+    """
     mass = survival.copy()
     mass[..., :-1] -= survival[..., 1:]
     return mass
@@ -37,8 +45,9 @@ def survival_from_hazard(hazard: FloatArray) -> FloatArray:
     >>> survival_from_hazard(np.array([0.5, 0.5, 0.1])).tolist()
     [1.0, 0.5, 0.25]
     """
-    survival = np.ones(hazard.shape)
-    np.cumprod(1.0 - hazard[..., :-1], axis=-1, out=survival[..., 1:])
+    survival = np.empty(hazard.shape)
+    survival[..., 0] = 1.0
+    (1.0 - hazard[..., :-1]).cumprod(axis=-1, out=survival[..., 1:])
     return survival
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from online_learning.distribution import FloatArray, IntArray
 from online_learning.expert import Belief, Lesson, Query, bin_of, verdict
 from online_learning.features import DIMENSIONS, GRAM_ROWS, IDENTITIES, TEXT_DIMENSIONS, grams, identities
+from online_learning.global_belief import Prior
 from online_learning.hazard import mass_from_hazard
 from online_learning.prompt import Observation
 
@@ -22,8 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 _TENANT = IDENTITIES - 1
-_SURE = 1e-6
-"""Hazards are kept so far from 0 and 1, where their log-odds end."""
+_TINY = 1e-10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class HeadSettings:
     """Size and training of the network."""
 
     embedding_dimensions: int = 24
-    buckets: int = 10
+    buckets: int = 16
     """Points on the length grid, evenly spaced, at which the network moves the prior's log-odds; between them linear."""
     model_slots: int = 16
     """Models that have a bias of their own; those beyond share one by hash of order."""
@@ -87,30 +87,26 @@ class HazardHead:
         """The prior, moved by what the prompt's n-grams say."""
         evidence = min(self._taught, 5_000.0)
         trust = evidence / (evidence + self._settings.evidence_answers)
-        return Belief(self._mass(query), evidence, trust)
+        return Belief(self._mass(query, *_words(query)), evidence, trust)
 
     def learn(self, query: Query, observation: Observation) -> Lesson:
         """Keep the answer for the next batch, and train when the batch is full."""
         position = bin_of(self._lengths, observation)
-        said = verdict(self._mass(query), position, censored=observation.censored)
-        self._waiting.append(self._example(query, position, censored=observation.censored))
+        rows, weights = _words(query)
+        said = verdict(self._mass(query, rows, weights), position, censored=observation.censored)
+        slot = self._slots.setdefault(query.model, len(self._slots)) if self._has_room(query.model) else -1
+        log_odds = _log_odds(query.prior).astype(np.float32)
+        self._waiting.append(_Example(rows, weights, _scalars(query), slot, log_odds, position, observation.censored))
         self._taught += 1.0
         if len(self._waiting) >= self._settings.batch_answers:
             self._network.train(self._waiting)
             self._waiting.clear()
         return Lesson(said)
 
-    def _mass(self, query: Query) -> FloatArray:
-        rows, weights = _words(query)
+    def _mass(self, query: Query, rows: NDArray[np.int64], weights: NDArray[np.float32]) -> FloatArray:
         moved = self._network.moved(rows, weights, _scalars(query), self._slots.get(query.model, -1))
-        odds = np.exp(_log_odds(query.prior.hazard) + moved)
+        odds = query.prior.odds * np.exp(moved)
         return mass_from_hazard(odds / (1.0 + odds))
-
-    def _example(self, query: Query, position: int, *, censored: bool) -> _Example:
-        slot = self._slots.setdefault(query.model, len(self._slots)) if self._has_room(query.model) else -1
-        rows, weights = _words(query)
-        log_odds = _log_odds(query.prior.hazard).astype(np.float32)
-        return _Example(rows, weights, _scalars(query), slot, log_odds, position, censored)
 
     def _has_room(self, model: str) -> bool:
         return model in self._slots or len(self._slots) < self._settings.model_slots - 1
@@ -129,9 +125,8 @@ def _scalars(query: Query) -> NDArray[np.float32]:
     return query.features[TEXT_DIMENSIONS:DIMENSIONS]
 
 
-def _log_odds(hazard: FloatArray) -> FloatArray:
-    inside = np.clip(hazard, _SURE, 1.0 - _SURE)
-    return np.asarray(np.log(inside / (1.0 - inside)))
+def _log_odds(prior: Prior) -> FloatArray:
+    return np.asarray(np.log(prior.odds))
 
 
 def _hats(bins: int, points: int) -> NDArray[np.float32]:
@@ -151,19 +146,21 @@ class _Network:
     def __init__(self, bins: int, settings: HeadSettings) -> None:
         import torch  # noqa: PLC0415 - optional, and slow to import
 
+        torch.set_num_threads(1)  # The network is small, and the order of a parallel sum would show.
         self._torch: Any = torch
         self._hats = _hats(bins, settings.buckets)
+        self._smooth = torch.from_numpy(self._hats)
         self._bins = torch.arange(bins)[None, :]
         generator = torch.Generator().manual_seed(settings.seed)
         size = settings.embedding_dimensions
-        self._embedding = _weights(torch, (GRAM_ROWS, size), 0.1, generator)
-        self._scalar = _weights(torch, (DIMENSIONS - TEXT_DIMENSIONS, size), 0.1, generator)
-        self._out = _weights(torch, (size, settings.buckets), 0.05, generator)
-        self._bias = torch.zeros((settings.model_slots, settings.buckets), requires_grad=True)
-        self._smooth = torch.from_numpy(self._hats)
-        self._words = torch.optim.Adagrad([self._embedding], lr=settings.embedding_rate)
-        self._rest = torch.optim.Adagrad([self._scalar, self._out, self._bias], lr=settings.rate)
-        views = (weights.detach().numpy() for weights in (self._embedding, self._scalar, self._out, self._bias))
+        self._embedding = 0.1 * torch.randn((GRAM_ROWS, size), generator=generator)
+        self._scalar = 0.1 * torch.randn((DIMENSIONS - TEXT_DIMENSIONS, size), generator=generator)
+        self._out = 0.05 * torch.randn((size, settings.buckets), generator=generator)
+        self._bias = torch.zeros((settings.model_slots, settings.buckets))
+        self._rest = [self._scalar.requires_grad_(), self._out.requires_grad_(), self._bias.requires_grad_()]
+        self._squares = [torch.zeros_like(weights) for weights in (self._embedding, *self._rest)]
+        self._rates = (settings.embedding_rate, settings.rate)
+        views = (weights.detach().numpy() for weights in (self._embedding, *self._rest))
         self._embedding_view, self._scalar_view, self._out_view, self._bias_view = views
 
     def moved(
@@ -174,36 +171,39 @@ class _Network:
         return np.asarray((hidden @ self._out_view + self._bias_view[slot]) @ self._hats)
 
     def train(self, examples: list[_Example]) -> None:
-        """One step down the gradient of the mean negative log-likelihood."""
+        """One step of Adagrad down the gradient of the mean negative log-likelihood, in the rows that took part."""
         torch = self._torch
-        log_odds = self._log_odds(examples)
-        position = torch.tensor([example.position for example in examples])[:, None]
-        finished = torch.tensor([0.0 if example.censored else 1.0 for example in examples])[:, None]
-        outlived = (self._bins < position).float()
-        ended = (self._bins == position).float() * finished
-        loss = ((outlived + ended) * torch.nn.functional.softplus(log_odds) - ended * log_odds).sum() / len(examples)
-        self._words.zero_grad()
-        self._rest.zero_grad()
-        loss.backward()
-        self._words.step()
-        self._rest.step()
+        used, places = np.unique(np.concatenate([example.rows for example in examples]), return_inverse=True)
+        rows = torch.from_numpy(used)
+        embedded = self._embedding[rows].requires_grad_()
+        loss = self._loss(examples, self._log_odds(examples, embedded, torch.from_numpy(places)))
+        gradients = torch.autograd.grad(loss, [embedded, *self._rest])
+        with torch.no_grad():
+            squares = self._squares[0][rows] + gradients[0] ** 2
+            self._squares[0][rows] = squares
+            self._embedding[rows] -= self._rates[0] * gradients[0] / (squares.sqrt() + _TINY)
+            for weights, summed, gradient in zip(self._rest, self._squares[1:], gradients[1:], strict=True):
+                summed += gradient**2
+                weights -= self._rates[1] * gradient / (summed.sqrt() + _TINY)
 
-    def _log_odds(self, examples: list[_Example]) -> torch.Tensor:
+    def _log_odds(self, examples: list[_Example], embedded: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         torch = self._torch
         offsets = np.cumsum([0, *(example.rows.size for example in examples[:-1])])
+        weights = torch.from_numpy(np.concatenate([example.weights for example in examples]))
         hidden = torch.nn.functional.embedding_bag(
-            torch.from_numpy(np.concatenate([example.rows for example in examples])),
-            self._embedding,
-            torch.from_numpy(offsets),
-            mode="sum",
-            sparse=True,
-            per_sample_weights=torch.from_numpy(np.concatenate([example.weights for example in examples])),
+            places, embedded, torch.from_numpy(offsets), mode="sum", per_sample_weights=weights
         )
         hidden = hidden + torch.from_numpy(np.stack([example.scalars for example in examples])) @ self._scalar
         biases = self._bias[torch.tensor([example.slot for example in examples])]
         prior = torch.from_numpy(np.stack([example.prior_log_odds for example in examples]))
         return prior + (hidden @ self._out + biases) @ self._smooth
 
-
-def _weights(torch: Any, shape: tuple[int, int], deviation: float, generator: torch.Generator) -> torch.Tensor:  # noqa: ANN401 - a module
-    return (torch.randn(shape, generator=generator) * deviation).requires_grad_()
+    def _loss(self, examples: list[_Example], log_odds: torch.Tensor) -> torch.Tensor:
+        """Mean negative log-likelihood: outlived every bin before the last, and ended there if finished."""
+        torch = self._torch
+        position = torch.tensor([example.position for example in examples])[:, None]
+        finished = torch.tensor([0.0 if example.censored else 1.0 for example in examples])[:, None]
+        outlived = (self._bins < position).float()
+        ended = (self._bins == position).float() * finished
+        survived = torch.nn.functional.softplus(log_odds)
+        return ((outlived + ended) * survived - ended * log_odds).sum() / len(examples)

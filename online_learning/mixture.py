@@ -8,13 +8,12 @@ import numpy as np
 
 from online_learning.cluster_expert import ClusterExpert
 from online_learning.distribution import IntArray, LengthDistribution
-from online_learning.expert import Belief, Expert, Lesson, Query, bin_of, verdict
+from online_learning.expert import Belief, Expert, Lesson, Query, bin_of, drifts_of, verdict
 from online_learning.features import prompt_features
 from online_learning.global_belief import GlobalBelief
 from online_learning.group import GroupSettings, template_expert, tenant_expert
 from online_learning.hazard_head import HazardHead, HeadSettings, torch_is_installed
 from online_learning.learner import LearnerSettings
-from online_learning.models import ModelTable
 from online_learning.neighbours import NeighbourExpert, NeighbourSettings
 from online_learning.pooling import Pool, PoolSettings
 from online_learning.prompt import Drift, Features, Forecast, Observation, Prompt
@@ -65,19 +64,16 @@ def all_experts(lengths: IntArray, settings: MixtureSettings) -> list[Expert]:
 class MixtureLearner:
     """All experts in one calibrated belief; the learner that the controller uses.
 
-    Each model has its own weights of the experts, drawn apart by prompt cluster as far as the evidence goes. What
-    the experts say is pooled on the common grid, where each has the honest tail of the prior, and corrected by how
-    the pool's past beliefs turned out. `Pool` says how.
-
-    As good as the global belief where prompts say nothing, but for the noise of a few hundred answers.
+    The weights of the experts differ by model and by prompt cluster, as far as the evidence goes. What the experts
+    say is pooled on the common grid, where each has the honest tail of the prior, and corrected by how the pool's
+    past beliefs turned out. `Pool` says how.
     """
 
     def __init__(self, settings: MixtureSettings | None = None, experts: list[Expert] | None = None) -> None:
         self._settings = settings or MixtureSettings()
         self._global = GlobalBelief(self._settings.common.of_global)
         self._experts = experts or all_experts(self._global.lengths, self._settings)
-        self._pools = ModelTable(self._new_pool, bound=self._settings.common.max_models)
-        self._unknown = self._new_pool()
+        self._pool = Pool(len(self._experts), self._settings.pool)
 
     def features(self, prompt: Prompt) -> Features:
         """The common prompt features."""
@@ -92,9 +88,8 @@ class MixtureLearner:
         query = Query(features, model, self._global.prior(model))
         beliefs = [expert.believe(query) for expert in self._experts]
         region = next((belief.cluster for belief in beliefs if belief.cluster is not None), None)
-        pool = self._pools.known(model) or self._unknown
-        weights = pool.weights(region)
-        mass = pool.mix(np.stack([belief.mass for belief in beliefs]), region)
+        weights = self._pool.weights(model, region)
+        mass = self._pool.mix(np.stack([belief.mass for belief in beliefs]), weights, model, region)
         own = sum(weight * belief.evidence for weight, belief in zip(weights, beliefs, strict=True))
         trust = sum(weight * belief.trust for weight, belief in zip(weights, beliefs, strict=True))
         return Forecast(
@@ -105,13 +100,14 @@ class MixtureLearner:
         )
 
     def learn_one(self, features: Features, model: str, observation: Observation) -> list[Drift]:
-        """Teach every expert, and credit each with what it had said; returns the drifts of the prompt's cluster."""
+        """Teach every expert, and credit each with what it had said; returns the drift that an expert found.
+
+        Before there are clusters it may be the model's own, as that of cluster 0.
+        """
         query = Query(features, model, self._global.prior(model))
         lessons = [expert.learn(query, observation) for expert in self._experts]
         region = next((lesson.cluster for lesson in lessons if lesson.cluster is not None), None)
-        self._pools.taught(model).learn([lesson.verdict for lesson in lessons], region)
-        self._global.learn(model, observation)
-        return next((lesson.drifts for lesson in lessons if lesson.drifts), [])
-
-    def _new_pool(self) -> Pool:
-        return Pool(len(self._experts), self._settings.pool)
+        self._pool.learn([lesson.verdict for lesson in lessons], model, region)
+        forgetting = self._global.learn(model, observation)
+        found = next((lesson.drifts for lesson in lessons if lesson.drifts), [])
+        return found or (drifts_of(model, 0, forgetting) if region is None else [])

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from online_learning.clusters import FeatureSpace
 from online_learning.distribution import FloatArray, IntArray
-from online_learning.expert import Belief, Lesson, Query, bin_of, verdict, verdicts
+from online_learning.expert import Belief, Lesson, Query, bin_of, chances, verdict
 from online_learning.features import DIMENSIONS
-from online_learning.hazard import mass_from_hazard, posterior_hazard
+from online_learning.hazard import mass_from_survival, posterior_hazard, survival_from_hazard
 from online_learning.models import ModelTable
 from online_learning.prompt import Features, Observation
 from online_learning.shrinkage import ModelAverage
@@ -25,12 +25,13 @@ class NeighbourSettings:
     """Who counts as a neighbour, and how much."""
 
     history_prompts: int = 10_000
-    bandwidths: tuple[float, ...] = (0.02, 0.05, 0.1)
-    """Half the squared distance beyond the nearest at which a weight falls by a factor e; which serves is learnt."""
-    strengths: tuple[float, ...] = (2.0, 10.0, 40.0, 1_000.0)
+    kernels: tuple[tuple[float, float], ...] = ((0.02, 4_000.0), (0.05, 4_000.0), (0.12, 4_000.0), (0.05, 300.0))
+    """Where a weight falls by a factor e: at this half squared distance beyond the nearest, and after so many answers.
+
+    Which serves is learnt.
+    """
+    strengths: tuple[float, ...] = (3.0, 15.0, 1_000.0)
     """Weights of the prior, in answers; which serves is learnt."""
-    memory_answers: float = 4_000.0
-    """An answer's weight falls by a factor e after so many later ones."""
     other_model: float = 0.1
     """Half the squared distance that another model's answer counts farther."""
     fit_prompts: tuple[int, ...] = (60, 500, 5_000)
@@ -94,7 +95,7 @@ def _stored(point: NDArray[np.float32]) -> NDArray[np.float32]:
 
 @dataclass(frozen=True, slots=True)
 class _Counted:
-    """Weighted life-table counts, one row for each bandwidth."""
+    """Weighted life-table counts, one row for each kernel."""
 
     events: FloatArray
     exposure: FloatArray
@@ -106,7 +107,7 @@ class NeighbourExpert:
 
     The kernel is scaled to the nearest prompt, so that a prompt unlike all others still has neighbours; how much
     they are believed, against the prior, goes by their effective number (Kish 1965) and by what predicted best of
-    late, as does the kernel's bandwidth. Answers of other models count as farther away and are shifted by the
+    late, as do the kernel's width and memory. Answers of other models count as farther away and are shifted by the
     difference of the models' mean log-lengths.
     Fails where near prompts have nothing in common that tells length: then it stays the prior.
     """
@@ -130,20 +131,20 @@ class NeighbourExpert:
         weights = average.weights.reshape(counted.evidence.size, -1)
         shares = counted.evidence[:, None] / (counted.evidence[:, None] + np.array(self._settings.strengths))
         return Belief(
-            mass=average.mix(self._candidates(counted, query)),
+            mass=mass_from_survival(average.mix(self._candidates(counted, query))),
             evidence=float(weights.sum(axis=1) @ counted.evidence),
             trust=float((weights * shares).sum()),
         )
 
     def learn(self, query: Query, observation: Observation) -> Lesson:
-        """Add an answer to the history, and judge bandwidths and strengths by it."""
+        """Add an answer to the history, and judge kernels and strengths by it."""
         model = self._models.taught(query.model)
         position = bin_of(self._lengths, observation)
         mass = query.prior.mass
         if self._history.ready:
             candidates = self._candidates(self._count(query, model), query)
-            mass = model.average.mix(candidates)
-            model.average.learn(verdicts(candidates, position, censored=observation.censored))
+            mass = mass_from_survival(model.average.mix(candidates))
+            model.average.learn(chances(candidates, position, censored=observation.censored))
         model.learn(position, self._settings.model_memory_answers)
         self._history.add(query.features, _code(self._lengths, observation, position), model.slot)
         return Lesson(verdict(mass, position, censored=observation.censored))
@@ -154,17 +155,22 @@ class NeighbourExpert:
         several = len(self._models) > 1
         if several:
             nearness -= np.float32(settings.other_model) * (history.slots[: history.kept] != model.slot)
-        near = np.flatnonzero(nearness > nearness.max() - _REACH * max(settings.bandwidths))
-        beyond = nearness[near] - nearness[near].max()
-        age = (history.serials[near] - np.float32(history.taught)) / np.float32(settings.memory_answers)
+        nearest = nearness.max()
+        near = np.flatnonzero(
+            nearness > nearest - np.float32(_REACH * max(bandwidth for bandwidth, _ in settings.kernels))
+        )
+        beyond = nearness[near] - nearest
+        age = history.serials[near] - np.float32(history.taught)
         codes = history.codes[near]
         if several:
             codes = self._shifted(codes, history.slots[near], model)
-        weights = [np.exp(beyond / np.float32(bandwidth) + age) for bandwidth in settings.bandwidths]
-        bins = self._lengths.size
-        counts = np.stack([np.bincount(codes, weights=weight, minlength=2 * bins + 2) for weight in weights])
-        evidence = np.array([float(weight.sum()) ** 2 / float(weight @ weight) for weight in weights])
-        return _life_table(counts[:, : 2 * bins].reshape(len(weights), bins, 2), evidence)
+        counts = np.empty((len(settings.kernels), 2 * self._lengths.size))
+        evidence = np.empty(len(settings.kernels))
+        for row, (bandwidth, memory_answers) in enumerate(settings.kernels):
+            weights = np.exp(beyond * np.float32(1.0 / bandwidth) + age * np.float32(1.0 / memory_answers))
+            counts[row] = np.bincount(codes, weights=weights, minlength=counts.shape[1])
+            evidence[row] = float(weights.sum()) ** 2 / float(weights @ weights)
+        return _life_table(counts.reshape(len(evidence), -1, 2), evidence)
 
     def _shifted(self, codes: IntArray, slots: IntArray, model: _Model) -> IntArray:
         """Codes as if this model had answered: moved by the difference of the models' mean bins."""
@@ -176,18 +182,18 @@ class NeighbourExpert:
         return np.asarray(2 * bins + (codes & 1))
 
     def _candidates(self, counted: _Counted, query: Query) -> FloatArray:
-        """Mass under each bandwidth and strength, one row each."""
+        """Survival under each kernel and strength, one row each."""
         strengths = np.array(self._settings.strengths)[None, :, None] * query.prior.survival
         hazard = posterior_hazard(counted.events[:, None], counted.exposure[:, None], query.prior.hazard, strengths)
-        return mass_from_hazard(hazard).reshape(-1, self._lengths.size)
+        return survival_from_hazard(hazard).reshape(-1, self._lengths.size)
 
     def _new_model(self) -> _Model:
         self._next_slot += 1
-        return _Model(self._next_slot - 1, len(self._settings.bandwidths) * len(self._settings.strengths))
+        return _Model(self._next_slot - 1, len(self._settings.kernels) * len(self._settings.strengths))
 
 
 class _Model:
-    """One model's mean bin, and what bandwidth and strength serve it."""
+    """One model's mean bin, and what kernel and strength serve it."""
 
     def __init__(self, slot: int, candidates: int) -> None:
         self.slot = slot

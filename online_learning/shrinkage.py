@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from online_learning.distribution import FloatArray, IntArray
-from online_learning.prompt import Observation
+from online_learning.distribution import FloatArray
 
 STRENGTHS = (3.0, 10.0, 30.0, 100.0, 1_000.0, 30_000.0)
 """Candidate weights of the common belief, in answers; the last makes evidence count for nothing."""
@@ -21,21 +20,23 @@ class ModelAverage:
 
     def __init__(self, candidates: int, memory_answers: float = 500.0) -> None:
         self._log_scores: FloatArray = np.zeros(candidates)
+        self._weights: FloatArray = np.full(candidates, 1.0 / candidates)
         self._keep = 1.0 - 1.0 / memory_answers
 
     @property
     def weights(self) -> FloatArray:
         """Weight of each candidate; they sum to 1."""
-        weights = np.exp(self._log_scores - self._log_scores.max())
-        return np.asarray(weights / weights.sum())
+        return self._weights
 
     def mix(self, candidates: FloatArray) -> FloatArray:
-        """One mass out of the candidates' masses, one in each row."""
+        """One belief out of the candidates' beliefs, one in each row."""
         return np.asarray(self.weights @ candidates)
 
     def learn(self, chances: FloatArray) -> None:
         """Score the candidates by the chance that each gave to what was observed."""
         self._log_scores = self._log_scores * self._keep + np.log(np.maximum(chances, _LEAST_CHANCE))
+        weights = np.exp(self._log_scores - self._log_scores.max())
+        self._weights = weights / weights.sum()
 
 
 class Shrinkage(ModelAverage):
@@ -51,8 +52,3 @@ class Shrinkage(ModelAverage):
     def trust(self, evidence: float) -> float:
         """Share of the evidence, rather than of the common belief, in the mixture."""
         return float(self.weights @ (evidence / (evidence + self.strengths)))
-
-    def learn_one(self, candidates: FloatArray, lengths: IntArray, observation: Observation) -> None:
-        """Score what each strength would have predicted."""
-        position = min(int(np.searchsorted(lengths, observation.output_tokens)), lengths.size - 1)
-        self.learn(candidates[:, position:].sum(axis=1) if observation.censored else candidates[:, position])

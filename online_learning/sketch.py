@@ -48,6 +48,7 @@ class LengthSketch:
     Wrong where the stream's lengths depend on something that the stream does not show: it knows no prompts.
     ADWIN (Bifet and Gavaldà 2007, in River) watches the logarithm of the length; an unfinished answer enters it
     with the value that the sketch expects of it, so that many cut answers do not look like short ones.
+    ``rows``, two of zeros, may be given to keep the counts of many sketches in one array.
     At a drift only the answers since the change are kept, among the recent ones that are held one by one.
 
     >>> sketch = LengthSketch(np.array([1, 2, 4, 8]), SketchSettings())
@@ -58,9 +59,8 @@ class LengthSketch:
     (4.0, [0.0, 1.0, 1.0, 1.0], [4.0, 4.0, 2.5, 1.0])
     """
 
-    def __init__(self, lengths: IntArray, settings: SketchSettings) -> None:
-        self.events: FloatArray = np.zeros(lengths.size)
-        self.exposure: FloatArray = np.zeros(lengths.size)
+    def __init__(self, lengths: IntArray, settings: SketchSettings, rows: FloatArray | None = None) -> None:
+        self.events, self.exposure = np.zeros((2, lengths.size)) if rows is None else rows
         self.evidence = 0.0
         self._lengths = lengths
         self._log_lengths = np.log(lengths)

@@ -50,7 +50,7 @@ def test_equal_prompts_make_one_cluster() -> None:
     near = clusters.neighbourhood(prompt)
     assert near.clusters.tolist() == [0]
     assert near.weights.tolist() == [1.0]
-    assert clusters.follow(prompt) == 0
+    assert clusters.follow(near) == 0
 
 
 def test_a_centroid_follows_its_prompts_and_never_jumps() -> None:
@@ -60,7 +60,7 @@ def test_a_centroid_follows_its_prompts_and_never_jumps() -> None:
     home = int(clusters.neighbourhood(start).clusters[0])
     for share in np.linspace(0.0, 1.0, 600):
         moved = ((1.0 - share) * start + share * end).astype(np.float32)
-        assert clusters.follow(moved) == home
+        assert clusters.follow(clusters.neighbourhood(moved)) == home
 
 
 def test_what_all_prompts_share_does_not_hide_their_differences() -> None:

@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 
 from online_learning.clusters import ClusterSettings
 from online_learning.distribution import log_grid
+from online_learning.expert import SoloLearner
+from online_learning.group import GroupSettings, template_expert, tenant_expert
+from online_learning.hazard_head import HazardHead
 from online_learning.learner import ClusterLearner, GlobalLearner, LearnerSettings
+from online_learning.mixture import MixtureLearner, MixtureSettings
+from online_learning.neighbours import NeighbourExpert, NeighbourSettings
+from online_learning.pooling import PoolSettings
 from online_learning.prompt import Drift, Features, LengthLearner, Observation, Prompt
 from online_learning.similarity import SimilarityLearner, SimilaritySettings
 from online_learning.sketch import SketchSettings
@@ -26,12 +32,22 @@ SMALL = LearnerSettings(
     clusters=ClusterSettings(clusters=6, early_seed_prompts=(30,), seed_prompts=60),
 )
 
+GRID = log_grid()
+NEIGHBOURS = NeighbourSettings(history_prompts=300, fit_prompts=(30, 100), kernels=((0.05, 300.0), (0.2, 300.0)))
+GROUPS = GroupSettings(max_groups=20, sketch=SMALL.cluster_sketch)
+POOL = PoolSettings(max_models=3, max_regions=12)
+
 ALL: dict[str, Factory] = {
     "global": lambda: GlobalLearner(SMALL),
     "cluster": lambda: ClusterLearner(SMALL),
+    "neighbours": lambda: SoloLearner(NeighbourExpert(GRID, NEIGHBOURS, max_models=3), SMALL.of_global),
+    "template": lambda: SoloLearner(template_expert(GRID, GROUPS), SMALL.of_global),
+    "tenant": lambda: SoloLearner(tenant_expert(GRID, GROUPS), SMALL.of_global),
+    "network": lambda: SoloLearner(HazardHead(GRID), SMALL.of_global),
+    "mixture": lambda: MixtureLearner(MixtureSettings(common=SMALL, neighbours=NEIGHBOURS, groups=GROUPS, pool=POOL)),
     "similarity": lambda: SimilarityLearner(SimilaritySettings(history_prompts=300), SMALL),
 }
-OURS = {name: ALL[name] for name in ("global", "cluster")}
+OURS = {name: create for name, create in ALL.items() if name != "similarity"}
 """Those that must be honest about tails, censoring and drift; the published predictor is not."""
 
 every_learner = pytest.mark.parametrize("create", ALL.values(), ids=ALL.keys())
@@ -39,11 +55,13 @@ our_learner = pytest.mark.parametrize("create", OURS.values(), ids=OURS.keys())
 
 
 def make_prompt(family: int, number: int, model: str = "m") -> Prompt:
-    """A prompt whose words are its family's."""
+    """A prompt whose words, beginning and tenant are its family's."""
     generator = np.random.default_rng((family, number))
     words = np.random.default_rng(family).integers(16, 32_000, 40)
-    tokens = generator.choice(words, 30).astype(np.uint32)
-    return Prompt(token_ids=tokens, prompt_tokens=30, max_tokens=2_000, temperature=0.7, model=model)
+    tokens = np.concatenate((words[:8], generator.choice(words, 30))).astype(np.uint32)
+    return Prompt(
+        token_ids=tokens, prompt_tokens=38, max_tokens=2_000, temperature=0.7, model=model, tenant=f"tenant {family}"
+    )
 
 
 def make_stream(count: int, seed: int = 0) -> Iterator[tuple[Prompt, Observation]]:
