@@ -137,7 +137,7 @@ def _hats(bins: int, points: int) -> NDArray[np.float32]:
     """
     at = np.linspace(0.0, bins - 1.0, points)
     distance = np.abs(np.arange(bins)[None, :] - at[:, None]) / (at[1] - at[0])
-    return np.maximum(0.0, 1.0 - distance).astype(np.float32)
+    return np.asarray(np.maximum(0.0, 1.0 - distance), dtype=np.float32)
 
 
 class _Network:
@@ -183,8 +183,8 @@ class _Network:
             self._squares[0][rows] = squares
             self._embedding[rows] -= self._rates[0] * gradients[0] / (squares.sqrt() + _TINY)
             for weights, summed, gradient in zip(self._rest, self._squares[1:], gradients[1:], strict=True):
-                summed += gradient**2
-                weights -= self._rates[1] * gradient / (summed.sqrt() + _TINY)
+                summed.add_(gradient**2)
+                weights.sub_(self._rates[1] * gradient / (summed.sqrt() + _TINY))
 
     def _log_odds(self, examples: list[_Example], embedded: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         torch = self._torch

@@ -16,7 +16,7 @@ from online_learning.models import ModelTable
 from online_learning.prompt import Features, Observation
 from online_learning.shrinkage import ModelAverage
 
-_REACH = 6.0
+_REACH = 5.0
 """Neighbours are counted down to a weight of e to the minus this."""
 
 
@@ -25,12 +25,14 @@ class NeighbourSettings:
     """Who counts as a neighbour, and how much."""
 
     history_prompts: int = 10_000
-    kernels: tuple[tuple[float, float], ...] = ((0.02, 4_000.0), (0.05, 4_000.0), (0.12, 4_000.0), (0.05, 300.0))
+    dimensions: int = 24
+    """Principal directions of feature space in which distances are taken: more add noise, and cost time."""
+    kernels: tuple[tuple[float, float], ...] = ((0.04, 4_000.0), (0.1, 4_000.0), (0.06, 300.0))
     """Where a weight falls by a factor e: at this half squared distance beyond the nearest, and after so many answers.
 
     Which serves is learnt.
     """
-    strengths: tuple[float, ...] = (3.0, 15.0, 1_000.0)
+    strengths: tuple[float, ...] = (5.0, 30.0, 1_000.0)
     """Weights of the prior, in answers; which serves is learnt."""
     other_model: float = 0.1
     """Half the squared distance that another model's answer counts farther."""
@@ -47,8 +49,9 @@ class _History:
         size = settings.history_prompts
         self._settings = settings
         self._raw: NDArray[np.float32] | None = np.zeros((min(size, settings.fit_prompts[-1]), DIMENSIONS), np.float32)
-        self._points = np.zeros((DIMENSIONS + 1, size), dtype=np.float32)
+        self._points = np.zeros((settings.dimensions + 1, size), dtype=np.float32)
         self._space: FeatureSpace | None = None
+        self._directions = np.empty((0, 0), dtype=np.float32)
         self.codes: IntArray = np.zeros(size, dtype=np.int64)
         self.slots: IntArray = np.zeros(size, dtype=np.int64)
         self.serials: NDArray[np.float32] = np.zeros(size, dtype=np.float32)
@@ -67,7 +70,7 @@ class _History:
         if self._raw is not None:
             self._raw[self.taught % len(self._raw)] = features[:DIMENSIONS]
         if self._space is not None:
-            self._points[:, place] = _stored(self._space.point(features))
+            self._points[:, place] = _stored(self._space.point(features) @ self._directions)
         self.codes[place], self.slots[place], self.serials[place] = code, slot, self.taught
         self.taught += 1
         if self.taught in self._settings.fit_prompts:
@@ -76,17 +79,25 @@ class _History:
     def nearness(self, features: Features) -> NDArray[np.float32]:
         """Minus half the squared distance to each prompt kept, up to a constant."""
         assert self._space is not None, "the space must be fitted first"
-        point = np.append(self._space.point(features), np.float32(1.0))
+        point = np.append(self._space.point(features) @ self._directions, np.float32(1.0))
         return np.asarray(point @ self._points[:, : self.kept])
 
     def _fit(self) -> None:
         assert self._raw is not None, "prompts are kept until the last fit"
         prompts = self._raw[: self.taught]
         self._space = FeatureSpace.of(prompts)
-        for place, features in enumerate(prompts):
-            self._points[:, place] = _stored(self._space.point(features))
+        points = np.stack([self._space.point(features) for features in prompts])
+        self._directions = _principal(points, self._settings.dimensions)
+        for place, point in enumerate(points @ self._directions):
+            self._points[:, place] = _stored(point)
         if self.taught >= len(self._raw):
             self._raw = None
+
+
+def _principal(points: NDArray[np.float32], dimensions: int) -> NDArray[np.float32]:
+    """The directions of most scatter about the centre of the space, in columns."""
+    scatter = points.T.astype(np.float64) @ points
+    return np.ascontiguousarray(np.linalg.eigh(scatter)[1][:, : -dimensions - 1 : -1], dtype=np.float32)
 
 
 def _stored(point: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -30,7 +30,7 @@ class PoolSettings:
     memory_answers: float = 2_000.0
     region_memory_answers: float = 300.0
     bins: int = 20
-    prior_answers: float = 100.0
+    prior_answers: float = 400.0
     """Weight of no correction in a model's correction, and of the model's in a region's."""
     max_models: int = 16
     max_regions: int = 1_024
@@ -118,7 +118,7 @@ class Correction:
         knots = np.concatenate(([0.0], np.cumsum(self._shares(region))))
         corrected = np.interp(cumulative / cumulative[-1], self._edges, knots / knots[-1])
         corrected[1:] -= corrected[:-1].copy()
-        return np.maximum(corrected, 0.0)
+        return np.asarray(np.maximum(corrected, 0.0))
 
     def learn(self, low: float, high: float, region: int | None) -> None:
         """Take an answer into account whose PIT lies between these, spread as answers are believed to be."""

@@ -6,7 +6,7 @@ import numpy as np
 
 from online_learning.distribution import FloatArray
 
-STRENGTHS = (3.0, 10.0, 30.0, 100.0, 1_000.0, 30_000.0)
+STRENGTHS = (3.0, 20.0, 150.0, 30_000.0)
 """Candidate weights of the common belief, in answers; the last makes evidence count for nothing."""
 
 _LEAST_CHANCE = 1e-12

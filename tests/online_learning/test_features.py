@@ -31,9 +31,7 @@ def _features(tokens: list[int], *, max_tokens: int = 512, temperature: float = 
 def _identities(tokens: list[int], tenant: str | None = None) -> tuple[int, ...]:
     ids = np.asarray(tokens, dtype=np.uint32)
     return identities(
-        prompt_features(
-            Prompt(token_ids=ids, prompt_tokens=9, max_tokens=9, temperature=0.7, model="m", tenant=tenant)
-        )
+        prompt_features(Prompt(token_ids=ids, prompt_tokens=9, max_tokens=9, temperature=0.7, model="m", tenant=tenant))
     )
 
 
