@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
-
 from controller.commands import Commands
 from controller.config import Config, StoreSection
 from controller.core import Core, CoreConfig
@@ -27,13 +25,15 @@ from controller.live import Live
 from controller.loop import ControlLoop
 from controller.metrics import Metrics
 from controller.policy_choice import policy_of
+from controller.rebuild import rebuild
 from controller.web_server import WebServer
 from engine_adapter.transport import ZmqHub
+from online_learning.calibration import CalibrationSettings
 from online_learning.clusters import ClusterSettings
-from online_learning.learner import ClusterLearner, LearnerSettings
-from online_learning.prompt import Observation
+from online_learning.guard import GuardSettings
+from online_learning.learner import LearnerSettings
+from online_learning.mixture import MixtureLearner, MixtureSettings
 from store.errors import StoreError
-from store.reader import learning_history
 from store.writer import HistoryWriter
 
 log = logging.getLogger(__name__)
@@ -109,25 +109,25 @@ def build_core(
     """The brain with what the history teaches."""
     learning = config.learning
     clusters = ClusterSettings(clusters=learning.clusters, seed_prompts=max(500, 4 * learning.clusters))
+    learner = MixtureLearner(MixtureSettings(common=LearnerSettings(clusters=clusters)))
+    for reason in learner.left_out:
+        log.warning("predicting without an expert: %s", reason)
     core = Core(
-        learner=ClusterLearner(LearnerSettings(clusters=clusters)),
+        learner=learner,
         policy=policy_of(config.policy),
         config=CoreConfig(
             controller_id=controller_id,
             mode=config.mode,
             hash_key=_hash_key(config.store.path),
             lease_s=config.engine.lease_s,
+            calibration=CalibrationSettings(guard=GuardSettings(enabled=learning.guard)),
         ),
         now_s=now_s,
         timer=timer,
         durable_batches=durable_batches,
     )
     started_s = timer()
-    answers = 0
-    for answer in learning_history(config.store.path, learning.history_answers):
-        features = np.frombuffer(answer.features, dtype="<f4")
-        core.teach(features, answer.model, Observation(answer.output_tokens, censored=answer.censored))
-        answers += 1
+    answers = rebuild(core, config.store.path, learning.history_answers)
     log.info("learnt again from %d past answers in %.1f s", answers, timer() - started_s)
     return core
 

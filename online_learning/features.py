@@ -111,7 +111,7 @@ def grams(features: Features) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     (4, 0.41, 1.0)
     """
     codes = features[DIMENSIONS + IDENTITIES :].astype(np.int64)
-    weights: NDArray[np.float32] = 1.0 + np.log((codes >> _TABLE_BITS).astype(np.float32))
+    weights = np.asarray(1.0 + np.log(codes >> _TABLE_BITS), dtype=np.float32)
     norm = math.sqrt(float(weights @ weights))
     return codes & (GRAM_ROWS - 1), np.asarray(weights / np.float32(max(norm, 1.0)), dtype=np.float32)
 

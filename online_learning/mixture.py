@@ -75,6 +75,15 @@ class MixtureLearner:
         self._experts = experts or all_experts(self._global.lengths, self._settings)
         self._pool = Pool(len(self._experts), self._settings.pool)
 
+    @property
+    def left_out(self) -> list[str]:
+        """Why an expert is not here, each in a sentence with its remedy."""
+        if any(expert.name == HazardHead.name for expert in self._experts):
+            return []
+        return [
+            "the network needs torch: install sagesched-controller[neural]; lengths are predicted less well without"
+        ]
+
     def features(self, prompt: Prompt) -> Features:
         """The common prompt features."""
         return prompt_features(prompt)
