@@ -18,7 +18,7 @@ from engine_adapter.lives import packed
 from engine_adapter.profiles import Profile, profile_named
 from engine_adapter.simulated_engine import SimulatedEngine
 from engine_adapter.workloads import bench_works, with_arrivals
-from online_learning.learner import ClusterLearner
+from online_learning.mixture import MixtureLearner
 from online_learning.prompt import LengthLearner, Observation, Prompt
 from online_learning.similarity import SimilarityLearner
 from store.errors import ConfigError
@@ -182,7 +182,7 @@ class _Brain:
 
 def _learner(policy: str) -> LengthLearner:
     """The paper predicts by similarity, as it says; all others with what runs live."""
-    return SimilarityLearner() if policy == "sagesched-paper" else ClusterLearner()
+    return SimilarityLearner() if policy == "sagesched-paper" else MixtureLearner()
 
 
 def _true_tokens(work: Work, profile: Profile) -> int:
