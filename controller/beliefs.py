@@ -1,4 +1,4 @@
-"""What is believed of each request, and the verdict that follows: learner and policy behind one door."""
+"""What is believed of each request, and the verdict that follows: learner, guard and policy behind one door."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ import numpy as np
 
 from controller.policy import Policy, RequestFacts
 from controller.sessions import ServedRequest, Session
-from online_learning.prompt import Drift, Features, LengthLearner, Observation, Prompt
-from online_learning.scoring import Score, score
-from store.records import Arrived, Finished, IndexTable, Outcome, Prediction
+from online_learning.calibration import CalibrationBook, CalibrationSettings, Judgement, Measurement, judge
+from online_learning.distribution import LengthDistribution
+from online_learning.prompt import Drift, Features, Forecast, LengthLearner, Observation, Prompt
+from store.records import Arrived, CalibrationMeasured, Finished, IndexTable, Outcome, Prediction
 
 PRIOR_PROMPT_TOKENS = 256
 PRIOR_MAX_TOKENS = 8192
 """The prior is the table of a request of this size, which nothing else is known of."""
+
+RIPE_ANSWERS = 100
+"""The guard judges beliefs that were formed after so many answers of the model: earlier ones are honest guesses."""
 
 RECORDED_PERCENTILES = (10, 25, 50, 75, 90, 95, 99)
 
@@ -23,30 +27,44 @@ RECORDED_PERCENTILES = (10, 25, 50, 75, 90, 95, 99)
 class Beliefs:
     """Forms, renews and judges beliefs; keeps count of what each model's learner was taught.
 
+    Where the guard does not trust the learner's forecasts for a prompt cluster, the model's prior is served instead;
+    the forecasts are judged all the same, so that trust can return.
     ``timer`` measures how long a prediction took; it influences nothing.
     """
 
-    def __init__(self, *, learner: LengthLearner, policy: Policy, hash_key: bytes, timer: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        *,
+        learner: LengthLearner,
+        policy: Policy,
+        hash_key: bytes,
+        timer: Callable[[], float],
+        calibration: CalibrationSettings | None = None,
+    ) -> None:
         self._learner = learner
         self._policy = policy
         self._hash_key = hash_key
         self._timer = timer
         self._taught: dict[str, int] = {}
+        self._next_answer = 0
         self._random = np.random.default_rng(0)
+        self.calibration = CalibrationBook(calibration)
 
     def form(self, session: Session, arrived: Arrived, now_s: float) -> tuple[ServedRequest, Prediction]:
         """The first belief about a request, and its record."""
         model = session.hello.model
         started = self._timer()
         features = self._learner.features(_prompt(arrived, model))
-        forecast = self._learner.predict_one(features, model)
-        belief = forecast.distribution.cut(arrived.max_tokens)
+        forecast, prior, trusted = self._forecast(features, model)
+        belief = (forecast.distribution if trusted else prior).cut(arrived.max_tokens)
         predict_s = self._timer() - started
         assessment = self._policy.assess(_facts(arrived), belief, session.engine)
         request = ServedRequest(
             arrived=arrived,
             features=features,
             forecast=forecast,
+            prior=prior,
+            trusted=trusted,
             belief=belief,
             table=assessment.table,
             cost_s=assessment.cost_s,
@@ -58,8 +76,9 @@ class Beliefs:
     def renew(self, session: Session, request: ServedRequest) -> None:
         """Form the belief about an unfinished request again, with what has been learnt since."""
         model = session.hello.model
-        request.forecast = self._learner.predict_one(request.features, model)
-        request.belief = request.forecast.distribution.cut(request.arrived.max_tokens)
+        request.forecast, request.prior, request.trusted = self._forecast(request.features, model)
+        served = request.forecast.distribution if request.trusted else request.prior
+        request.belief = served.cut(request.arrived.max_tokens)
         assessment = self._policy.assess(_facts(request.arrived), request.belief, session.engine)
         request.table, request.cost_s = assessment.table, assessment.cost_s
         request.taught = self.taught(model)
@@ -71,31 +90,62 @@ class Beliefs:
         belief = self._learner.prior(session.hello.model).cut(max_tokens)
         return self._policy.assess(facts, belief, session.engine).table
 
-    def judge(self, request: ServedRequest, finished: Finished, observation: Observation) -> tuple[Outcome, Score]:
-        """How the latest belief about a request turned out."""
-        verdict = score(request.belief, observation, self._random.random())
+    def judge(
+        self, model: str, request: ServedRequest, finished: Finished, observation: Observation
+    ) -> tuple[Outcome, Judgement, list[Measurement]]:
+        """How the latest belief about a request turned out, and whose predictions lost or regained trust by it."""
+        max_tokens = request.arrived.max_tokens
+        judgement = judge(
+            request.forecast.distribution.cut(max_tokens),
+            request.prior.cut(max_tokens),
+            observation,
+            trusted=request.trusted,
+            uniform=self._random.random(),
+            ripe=request.taught >= RIPE_ANSWERS,
+        )
+        served = judgement.served
         outcome = Outcome(
             request_id=finished.request_id,
             time_s=finished.time_s,
             output_tokens=finished.output_tokens,
             censored=observation.censored,
             cluster=request.forecast.cluster,
-            pit=verdict.pit,
-            crps_tokens=verdict.crps_tokens,
-            log_score=verdict.log_score,
-            within_50=verdict.within_50,
-            within_90=verdict.within_90,
+            pit=served.pit,
+            crps_tokens=served.crps_tokens,
+            log_score=served.log_score,
+            within_50=served.within_50,
+            within_90=served.within_90,
+            answer=self._next_answer,
         )
-        return outcome, verdict
+        return outcome, judgement, self.calibration.take(model, request.forecast.cluster, judgement)
 
-    def teach(self, features: Features, model: str, observation: Observation) -> list[Drift]:
-        """Let the learner take an answer into account."""
+    def rehearse(self, features: Features, model: str, observation: Observation) -> list[Measurement]:
+        """Judge an answer of the past as if it had been predicted just before it ended; it is not learnt yet."""
+        forecast, prior, trusted = self._forecast(features, model)
+        judgement = judge(
+            forecast.distribution,
+            prior,
+            observation,
+            trusted=trusted,
+            uniform=self._random.random(),
+            ripe=self.taught(model) >= RIPE_ANSWERS,
+        )
+        return self.calibration.take(model, forecast.cluster, judgement)
+
+    def teach(self, features: Features, model: str, observation: Observation, answer: int | None = None) -> list[Drift]:
+        """Let the learner take an answer into account; ``answer`` is the number under which the history has it."""
         self._taught[model] = self.taught(model) + 1
+        self._next_answer = (self._next_answer if answer is None else answer) + 1
         return self._learner.learn_one(features, model, observation)
 
     def taught(self, model: str) -> int:
         """Answers of a model that the learner has taken into account."""
         return self._taught.get(model, 0)
+
+    def _forecast(self, features: Features, model: str) -> tuple[Forecast, LengthDistribution, bool]:
+        forecast = self._learner.predict_one(features, model)
+        trusted = self.calibration.trusts_cluster(model, forecast.cluster)
+        return forecast, self._learner.prior(model), trusted
 
     def _prediction(self, request: ServedRequest, predict_s: float, now_s: float) -> Prediction:
         belief, arrived = request.belief, request.arrived
@@ -108,10 +158,33 @@ class Beliefs:
             prompt_hash=hashlib.blake2b(arrived.token_ids, key=self._hash_key, digest_size=16).hexdigest(),
             mean_tokens=belief.mean_tokens,
             evidence=request.forecast.evidence,
-            experts=request.forecast.experts,
+            experts=request.forecast.experts if request.trusted else {"prior": 1.0},
             predict_s=predict_s,
             **quantiles,
         )
+
+
+def calibration_record(measurement: Measurement, now_s: float) -> CalibrationMeasured:
+    """A measurement as the history keeps it."""
+    scope = measurement.scope
+    return CalibrationMeasured(
+        time_s=now_s,
+        model=scope.model,
+        scope=scope.kind,
+        cluster=scope.cluster,
+        answers=measurement.answers,
+        censored=measurement.censored,
+        coverage_50=measurement.coverage_50,
+        coverage_90=measurement.coverage_90,
+        crps_tokens=measurement.crps_tokens,
+        log_score=measurement.log_score,
+        prior_log_score=measurement.prior_log_score,
+        pinball_tokens=measurement.pinball_tokens,
+        kendall_tau=measurement.kendall_tau,
+        pit_histogram=measurement.pit_histogram,
+        trusted=measurement.trusted,
+        reason=measurement.reason,
+    )
 
 
 def _facts(arrived: Arrived) -> RequestFacts:

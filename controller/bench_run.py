@@ -18,6 +18,8 @@ from engine_adapter.lives import packed
 from engine_adapter.profiles import Profile, profile_named
 from engine_adapter.simulated_engine import SimulatedEngine
 from engine_adapter.workloads import bench_works, with_arrivals
+from online_learning.calibration import CalibrationSettings
+from online_learning.guard import GuardSettings
 from online_learning.mixture import MixtureLearner
 from online_learning.prompt import LengthLearner, Observation, Prompt
 from online_learning.similarity import SimilarityLearner
@@ -141,7 +143,13 @@ class _Brain:
                 lengths={work.request_id: _true_tokens(work, profile) for work in measured},
             ),
             config=CoreConfig(
-                controller_id="bench", mode="on", hash_key=b"bench", lease_s=LEASE_S, acknowledge_at_once=True
+                controller_id="bench",
+                mode="on",
+                hash_key=b"bench",
+                lease_s=LEASE_S,
+                acknowledge_at_once=True,
+                # The guard is ours: a rival serves by its own predictions, whatever they are worth.
+                calibration=CalibrationSettings(guard=GuardSettings(enabled=spec.policy == "sage")),
             ),
             now_s=0.0,
             timer=lambda: 0.0,

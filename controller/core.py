@@ -7,14 +7,15 @@ in virtual time and the tests all run this very code.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from controller.beliefs import Beliefs
+from controller.beliefs import Beliefs, calibration_record
+from controller.core_settings import CoreConfig, Counts
+from controller.modes import Modes
 from controller.policy import Policy
 from controller.sessions import ServedRequest, Session
+from online_learning.calibration import CalibrationBook, Judgement, Measurement
 from online_learning.prompt import Drift, Features, LengthLearner, Observation
-from online_learning.scoring import Score
 from store.records import (
     Acknowledged,
     Arrived,
@@ -41,44 +42,10 @@ from store.records import (
     Welcome,
 )
 
+__all__ = ["Core", "CoreConfig", "Counts", "Outgoing"]
+
 Outgoing: TypeAlias = list[tuple[bytes, ControllerMessage]]
 DecisionReason: TypeAlias = Literal["arrival", "resent", "belief"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CoreConfig:
-    """Settings of the brain."""
-
-    controller_id: str
-    mode: Mode
-    hash_key: bytes
-    """Key of the hash under which prompts are recorded."""
-    lease_s: float = 2.0
-    refresh_interval_s: float = 5.0
-    refresh_requests: int = 256
-    """Beliefs that one refresh may form anew."""
-    max_sessions: int = 1024
-    max_unfinished: int = 100_000
-    """Unfinished requests that are remembered for each engine; those beyond keep the prior's index."""
-    forget_lost_s: float = 60.0
-    acknowledge_at_once: bool = False
-    """True where there is no store: facts count as durable when they are received."""
-
-
-@dataclass(slots=True)
-class Counts:
-    """What the brain has done since it started."""
-
-    predictions: int = 0
-    completions: int = 0
-    censored: int = 0
-    tables_sent: int = 0
-    drift_events: int = 0
-    duplicate_batches: int = 0
-    strangers: int = 0
-    """Messages over connections that have not said hello, or one too many."""
-    not_tracked: int = 0
-    """Arrivals beyond ``max_unfinished``."""
 
 
 class Core:
@@ -100,21 +67,22 @@ class Core:
     ) -> None:
         self._policy = policy
         self._config = config
-        self._beliefs = Beliefs(learner=learner, policy=policy, hash_key=config.hash_key, timer=timer)
+        self._beliefs = Beliefs(
+            learner=learner,
+            policy=policy,
+            hash_key=config.hash_key,
+            timer=timer,
+            calibration=config.calibration,
+        )
         self._batches = dict(durable_batches or {})
         self._sessions: dict[bytes, Session] = {}
         self._entries: list[Entry] = []
+        self._next_calibration_s = now_s
         self.counts = Counts()
-        self.on_score: Callable[[Score], None] = lambda _score: None
+        self.on_judged: Callable[[Judgement], None] = lambda _judgement: None
         self.on_finished: Callable[[Session, ServedRequest | None, Finished, Outcome | None], None] = lambda *_: None
-        self._settings = Settings(
-            revision=1,
-            mode=config.mode if policy.orders else "off",
-            gate=policy.gate,
-            boost_per_s=policy.boost_per_s,
-            lease_s=config.lease_s,
-        )
-        self._record_settings("start", now_s)
+        self._modes = Modes(policy, config.mode, config.lease_s)
+        self._note(SettingsChanged(time_s=now_s, settings=self.settings, reason="start"))
 
     # --- what others may look at --------------------------------------------------------------------
 
@@ -125,8 +93,13 @@ class Core:
 
     @property
     def settings(self) -> Settings:
-        """The settings in force."""
-        return self._settings
+        """The operator's settings, which are in force where predictions are trusted."""
+        return self._modes.settings
+
+    @property
+    def calibration(self) -> CalibrationBook:
+        """How predictions turned out lately, and whom they are trusted for; not to be changed."""
+        return self._beliefs.calibration
 
     @property
     def policy_name(self) -> str:
@@ -169,17 +142,19 @@ class Core:
         ]
         for connection in gone:
             del self._sessions[connection]
-        return [out for session in self.sessions if session.connected for out in self._tend(session, now_s)]
+        if now_s >= self._next_calibration_s:
+            self._next_calibration_s = now_s + self._config.calibration_interval_s
+            for measurement in self.calibration.due(now_s):
+                self._note(calibration_record(measurement, now_s))
+        return [out for session in self._connected() for out in self._tend(session, now_s)]
 
     def acknowledge(self, session_id: str, batch: int) -> Outgoing:
         """Tell an engine that its facts up to this batch are durable."""
-        outgoing: Outgoing = []
         self._batches[session_id] = max(batch, self._batches.get(session_id, 0))
-        for connection, session in self._sessions.items():
-            if session.hello.session_id == session_id:
-                session.durable_batch = max(session.durable_batch, batch)
-                outgoing.append((connection, Acknowledged(batch=batch)))
-        return outgoing
+        sessions = [session for session in self.sessions if session.hello.session_id == session_id]
+        for session in sessions:
+            session.durable_batch = max(session.durable_batch, batch)
+        return [(session.connection, Acknowledged(batch=batch)) for session in sessions]
 
     def lost(self, connection: bytes, now_s: float) -> None:
         """The connection to an engine broke."""
@@ -189,21 +164,23 @@ class Core:
 
     def set_mode(self, mode: Mode, reason: str, now_s: float) -> Outgoing:
         """Switch all engines to a mode; recorded with its reason."""
-        if mode == self._settings.mode:
+        if mode == self.settings.mode:
             return []
-        self._settings = Settings(
-            revision=self._settings.revision + 1,
-            mode=mode if self._policy.orders else "off",
-            gate=self._settings.gate,
-            boost_per_s=self._settings.boost_per_s,
-            lease_s=self._settings.lease_s,
-        )
-        self._record_settings(reason, now_s)
-        return [(session.connection, self._settings) for session in self.sessions if session.connected]
+        self._modes.switch(mode)
+        self._note(SettingsChanged(time_s=now_s, settings=self.settings, reason=reason))
+        return [(session.connection, self._modes.of_model(session.hello.model)) for session in self._connected()]
 
-    def teach(self, features: Features, model: str, observation: Observation) -> list[Drift]:
+    def teach(
+        self, features: Features, model: str, observation: Observation, *, answer: int | None = None
+    ) -> list[Drift]:
         """Let the learner take an answer into account, as at the rebuild from history or a benchmark's warm-up."""
-        return self._beliefs.teach(features, model, observation)
+        return self._beliefs.teach(features, model, observation, answer)
+
+    def rehearse(self, features: Features, model: str, observation: Observation) -> None:
+        """Judge how an answer of the past would be predicted, before it is taught; so the guard knows of it."""
+        changes = self._beliefs.rehearse(features, model, observation)
+        for trusted in (change.trusted for change in changes if change.scope.kind == "model"):
+            self._modes.follow(model, trusted=trusted)
 
     # --- connections --------------------------------------------------------------------------------
 
@@ -228,7 +205,8 @@ class Core:
         self._sessions[connection] = session
         self._record(session, EngineSeen(time_s=now_s, event="reconnected" if previous else "connected", hello=hello))
         welcome = Welcome(controller_id=self._config.controller_id, durable_batch=durable)
-        return [(connection, welcome), (connection, self._settings), *self._publish_prior(session)]
+        settings = self._modes.of_model(hello.model)
+        return [(connection, welcome), (connection, settings), *self._publish_prior(session)]
 
     def _drop_session(self, session_id: str) -> Session | None:
         for connection, session in self._sessions.items():
@@ -304,15 +282,17 @@ class Core:
         outgoing: Outgoing = []
         if request is not None and finished.output_tokens > 0:
             observation = Observation(finished.output_tokens, censored=finished.reason != "stop")
-            outcome, verdict = self._beliefs.judge(request, finished, observation)
+            model = session.hello.model
+            outcome, judgement, changes = self._beliefs.judge(model, request, finished, observation)
             self._record(session, outcome)
-            if not observation.censored:
-                self.on_score(verdict)
-            drifts = self.teach(request.features, session.hello.model, observation)
+            self.on_judged(judgement)
+            drifts = self.teach(request.features, model, observation)
             self.counts.completions += 1
             self.counts.censored += observation.censored
             for drift in drifts:
                 outgoing.extend(self._drifted(session, drift, now_s))
+            for change in changes:
+                outgoing.extend(self._trust_changed(change, now_s))
         self.on_finished(session, request, finished, outcome)
         return outgoing
 
@@ -321,25 +301,50 @@ class Core:
     def _drifted(self, session: Session, drift: Drift, now_s: float) -> Outgoing:
         """Record a drift and form the beliefs of the prompts that it concerns anew, on all engines of the model."""
         self.counts.drift_events += 1
-        self._record(
-            session,
-            DriftDetected(
-                time_s=now_s,
-                model=drift.model,
-                cluster=drift.cluster,
-                before_mean_tokens=drift.before_mean_tokens,
-                after_mean_tokens=drift.after_mean_tokens,
-                forgotten=drift.forgotten,
-            ),
+        concerned = self._concerned(drift.model, drift.cluster)
+        event = DriftDetected(
+            time_s=now_s,
+            model=drift.model,
+            cluster=drift.cluster,
+            before_mean_tokens=drift.before_mean_tokens,
+            after_mean_tokens=drift.after_mean_tokens,
+            forgotten=drift.forgotten,
+            renewed_requests=sum(len(requests) for _, requests in concerned),
         )
+        self._record(session, event)
+        return [out for other, requests in concerned for out in self._renew(other, requests, now_s)]
+
+    def _trust_changed(self, change: Measurement, now_s: float) -> Outgoing:
+        """Go back to the prior or to first come, first served where predictions lost trust, and forward again."""
+        self.counts.distrusts += not change.trusted
+        self._note(calibration_record(change, now_s))
+        if change.scope.kind == "model":
+            return self._switch_model(change.scope.model, change, now_s)
+        concerned = self._concerned(change.scope.model, change.scope.cluster)
+        return [out for session, requests in concerned for out in self._renew(session, requests, now_s)]
+
+    def _switch_model(self, model: str, change: Measurement, now_s: float) -> Outgoing:
+        before = self._modes.of_model(model).mode
+        self._modes.follow(model, trusted=change.trusted)
+        settings = self._modes.of_model(model)
+        if settings.mode == before:
+            return []
+        engines = [session for session in self._connected() if session.hello.model == model]
+        for session in engines:
+            reason = f"predictions for {model}: {change.reason}"
+            self._record(session, SettingsChanged(time_s=now_s, settings=settings, reason=reason))
+        return [(session.connection, settings) for session in engines]
+
+    def _concerned(self, model: str, cluster: int | None) -> list[tuple[Session, list[ServedRequest]]]:
+        """Unfinished requests of a cluster on the connected engines of a model."""
         return [
-            out
-            for other in self.sessions
-            if other.connected and other.hello.model == drift.model
-            for out in self._renew(
-                other, [r for r in other.requests.values() if r.forecast.cluster == drift.cluster], now_s
-            )
+            (session, [request for request in session.requests.values() if request.forecast.cluster == cluster])
+            for session in self._connected()
+            if session.hello.model == model
         ]
+
+    def _connected(self) -> list[Session]:
+        return [session for session in self._sessions.values() if session.connected]
 
     def _refresh(self, session: Session, now_s: float) -> Outgoing:
         """Form anew what was believed when the learner knew less than half of what it knows now."""
@@ -388,6 +393,6 @@ class Core:
         hello = session.hello
         self._entries.append(Entry(engine_id=hello.engine_id, session_id=hello.session_id, batch=batch, record=record))
 
-    def _record_settings(self, reason: str, now_s: float) -> None:
-        record = SettingsChanged(time_s=now_s, settings=self._settings, reason=reason)
+    def _note(self, record: StoreRecord) -> None:
+        """Record what concerns no single engine."""
         self._entries.append(Entry(engine_id="", session_id="", batch=None, record=record))

@@ -16,9 +16,10 @@ from itertools import islice
 
 from controller.core import Core
 from controller.sessions import ServedRequest, Session
+from online_learning.calibration import Judgement, Measurement
 from online_learning.distribution import LengthDistribution
 from online_learning.scoring import Calibration, RollingScores
-from store.records import Arrived, Finished, Hello, IndexTable, Outcome, Settings, Snapshot
+from store.records import Arrived, DriftDetected, Finished, Hello, IndexTable, Outcome, Settings, Snapshot
 from store.writer import WriterStats
 
 REQUESTS_SHOWN = 5000
@@ -26,6 +27,7 @@ REQUESTS_SHOWN = 5000
 SNAPSHOTS_KEPT = 12_000
 FINISHED_KEPT = 5000
 SCORES_KEPT = 1000
+DRIFTS_KEPT = 50
 CLUSTERS_COUNTED = 100_000
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 
@@ -83,6 +85,10 @@ class Picture:
     """How good predictions were lately; None before the first answer."""
     clusters: int
     """Prompt clusters that answers have come from, over all models."""
+    calibration: tuple[Measurement, ...]
+    """What was last measured of each model and of each cluster that is not trusted."""
+    drifts: tuple[DriftDetected, ...]
+    """The latest drifts, oldest first."""
     engines: tuple[EngineView, ...]
     store: WriterStats
     loop: Mapping[str, float]
@@ -97,17 +103,22 @@ class Live:
         self._snapshots: deque[tuple[str, Snapshot]] = deque(maxlen=SNAPSHOTS_KEPT)
         self._finished: deque[FinishedView] = deque(maxlen=FINISHED_KEPT)
         self._scores = RollingScores(SCORES_KEPT)
+        self._drifts: deque[DriftDetected] = deque(maxlen=DRIFTS_KEPT)
         self._clusters: set[tuple[str, int]] = set()
 
     def watch(self, core: Core) -> None:
         """Have the brain tell what ends and how well it was predicted."""
         core.on_finished = self._take_finished
-        core.on_score = self._scores.add
+        core.on_judged = self._take_judgement
 
     def take_snapshot(self, engine_id: str, snapshot: Snapshot) -> None:
         """Remember a snapshot of an engine."""
         with self._lock:
             self._snapshots.append((engine_id, snapshot))
+
+    def take_drift(self, drift: DriftDetected) -> None:
+        """Remember a drift; for the control loop's thread."""
+        self._drifts.append(drift)
 
     def publish(self, core: Core, *, store: WriterStats, loop: Mapping[str, float], now_s: float) -> None:
         """Take a new picture of the brain."""
@@ -118,6 +129,8 @@ class Live:
             counts=asdict(core.counts),
             quality=self._scores.summary(),
             clusters=len(self._clusters),
+            calibration=core.calibration.latest(),
+            drifts=tuple(self._drifts),
             engines=tuple(_engine_view(session) for session in core.sessions),
             store=store,
             loop=loop,
@@ -132,6 +145,9 @@ class Live:
         """Requests that ended since a moment, oldest first."""
         with self._lock:
             return [view for view in self._finished if view.finished.time_s >= since_s]
+
+    def _take_judgement(self, judgement: Judgement) -> None:
+        self._scores.add(judgement.served)
 
     def _take_finished(
         self, session: Session, request: ServedRequest | None, finished: Finished, outcome: Outcome | None

@@ -21,7 +21,7 @@ from controller.core import Core, Outgoing
 from controller.live import Live
 from controller.metrics import Metrics
 from engine_adapter.link import ControllerHub
-from store.records import EngineMessage, Entry, Finished, Mode, Snapshot
+from store.records import DriftDetected, EngineMessage, Entry, Finished, Mode, Snapshot
 from store.writer import HistoryWriter
 
 log = logging.getLogger(__name__)
@@ -202,6 +202,8 @@ class ControlLoop:
             self._metrics.count_snapshot(entry.engine_id, record)
         elif isinstance(record, Finished):
             self._metrics.count_finished(entry.engine_id, record)
+        elif isinstance(record, DriftDetected):
+            self._live.take_drift(record)
 
     def _acknowledge(self, now_s: float) -> None:
         """Tell engines what the disk holds."""

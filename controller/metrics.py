@@ -39,10 +39,24 @@ BRAIN_COUNTERS = {
     "censored": "Answers learnt from whose length is only known to be at least so much.",
     "tables_sent": "Index tables sent to engines.",
     "drift_events": "Times that a length distribution moved and part of its past was forgotten.",
+    "distrusts": "Times that the predictions for a model or a cluster lost the guard's trust.",
     "duplicate_batches": "Batches of facts received more than once.",
     "strangers": "Messages over connections that had not said hello, or of one engine too many.",
     "not_tracked": "Arrivals beyond the bound on unfinished requests; they keep the prior's index.",
 }
+
+CALIBRATION_GAUGES = (
+    ("answers", "Answers in the window of recent predictions."),
+    ("coverage_50", "Share of recent answers within the central half of their prediction."),
+    ("coverage_90", "Share of recent answers within the central nine tenths of their prediction."),
+    ("crps_tokens", "Mean CRPS of recent predictions."),
+    ("log_score", "Mean log score of recent predictions, nats."),
+    ("prior_log_score", "Mean log score of the model's prior on the same answers, nats."),
+    ("pinball_tokens", "Mean quantile loss of recent predictions."),
+    ("kendall_tau", "Rank correlation of recent predicted medians and lengths."),
+    ("trusted", "1 while the model's predictions are acted upon."),
+)
+"""By model; the controller watches a bounded number of models."""
 
 STORE_COUNTERS = {
     "commits": "Transactions written.",
@@ -141,6 +155,7 @@ class PictureCollector(Collector):
         for name, text in BRAIN_COUNTERS.items():
             yield CounterMetricFamily(f"sagesched_{name}", text, value=picture.counts[name])
         yield from _quality(picture)
+        yield from _calibration(picture)
         yield from _store(picture)
         newest = {engine.hello.engine_id: engine for engine in sorted(picture.engines, key=lambda e: e.last_seen_s)}
         yield from _engines(tuple(newest.values()))
@@ -157,6 +172,29 @@ def _quality(picture: Picture) -> Iterator[Metric]:
         ("prediction_crps_tokens", "Mean CRPS of recent predictions.", quality.crps_tokens),
     ):
         yield GaugeMetricFamily(f"sagesched_{name}", text, value=value)
+
+
+def _calibration(picture: Picture) -> Iterator[Metric]:
+    models = [measured for measured in picture.calibration if measured.scope.kind == "model"]
+    for name, text in CALIBRATION_GAUGES:
+        gauge = GaugeMetricFamily(f"sagesched_calibration_{name}", text, labels=["model"])
+        for measured in models:
+            gauge.add_metric([measured.scope.model], float(getattr(measured, name)))
+        yield gauge
+    shares = GaugeMetricFamily(
+        "sagesched_calibration_pit_share", "Share of recent answers in a tenth of the PIT.", labels=["model", "tenth"]
+    )
+    distrusted = GaugeMetricFamily(
+        "sagesched_calibration_distrusted_clusters", "Prompt clusters served by the model's prior.", labels=["model"]
+    )
+    for measured in models:
+        model = measured.scope.model
+        for tenth, share in enumerate(measured.pit_histogram):
+            shares.add_metric([model, str(tenth)], share)
+        scopes = [other.scope for other in picture.calibration if not other.trusted and other.scope.kind != "model"]
+        distrusted.add_metric([model], float(sum(scope.model == model for scope in scopes)))
+    yield shares
+    yield distrusted
 
 
 def _store(picture: Picture) -> Iterator[Metric]:

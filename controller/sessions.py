@@ -23,8 +23,12 @@ class ServedRequest:
     arrived: Arrived
     features: Features
     forecast: Forecast
+    prior: LengthDistribution
+    """What was believed of any answer of the model when the forecast was made."""
+    trusted: bool
+    """Whether the belief is the forecast; otherwise it is the prior."""
     belief: LengthDistribution
-    """The forecast, cut at the request's max_tokens."""
+    """What decisions rest on: the forecast or the prior, cut at the request's max_tokens."""
     table: IndexTable
     cost_s: float
     taught: int

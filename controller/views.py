@@ -9,7 +9,8 @@ from typing import Any
 from msgspec import structs
 
 from controller.live import EngineView, FinishedView, Picture
-from store.records import Settings, Snapshot
+from online_learning.calibration import Measurement
+from store.records import DriftDetected, Settings, Snapshot
 
 SNAPSHOT_LISTS = ("running_requests", "queue")
 """What a snapshot holds beside scalars; the queue has an address of its own."""
@@ -61,7 +62,30 @@ def _learner_view(picture: Picture) -> dict[str, Any]:
         "log_score": quality.log_score if quality else None,
         "pit_histogram": quality.pit_histogram if quality else None,
         "drift_events": counts["drift_events"],
+        "drifts": [_drift_view(drift) for drift in picture.drifts],
+        "models": [_calibration_view(measured) for measured in picture.calibration if measured.scope.kind == "model"],
+        "distrusted_clusters": [
+            _calibration_view(measured)
+            for measured in picture.calibration
+            if measured.scope.kind != "model" and not measured.trusted
+        ],
     }
+
+
+def _calibration_view(measured: Measurement) -> dict[str, Any]:
+    """A measurement as JSON; its scope is spelt out."""
+    figures = {name: value for name, value in asdict(measured).items() if name != "scope"}
+    scope = measured.scope
+    return {"model": scope.model, "scope": scope.kind, "cluster": scope.cluster} | figures
+
+
+def _drift_view(drift: DriftDetected) -> dict[str, Any]:
+    """A drift as JSON, with what changed in words."""
+    what = (
+        f"mean {drift.before_mean_tokens:.0f} to {drift.after_mean_tokens:.0f} tokens, "
+        f"{drift.forgotten:.0f} answers forgotten"
+    )
+    return structs.asdict(drift) | {"what": what}
 
 
 def settings_view(settings: Settings) -> dict[str, Any]:

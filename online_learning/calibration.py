@@ -65,6 +65,8 @@ class Judgement:
     pinball_tokens: float
     median_tokens: int
     observation: Observation
+    ripe: bool
+    """Whether the learner knew enough when it predicted for the guard to hold it to that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,13 +91,14 @@ class Measurement:
     """Why it was measured: `ALL_WELL`, or how trust was lost or came back."""
 
 
-def judge(
+def judge(  # noqa: PLR0913 - the two beliefs, the outcome, and what is known of the first by name
     predicted: LengthDistribution,
     prior: LengthDistribution,
     observation: Observation,
     *,
     trusted: bool,
     uniform: float,
+    ripe: bool = True,
 ) -> Judgement:
     """Compare a prediction and the prior that would have stood in for it with what came."""
     own = score(predicted, observation, uniform)
@@ -106,6 +109,7 @@ def judge(
         pinball_tokens=mean_pinball_tokens(predicted, observation),
         median_tokens=predicted.quantile(0.5),
         observation=observation,
+        ripe=ripe,
     )
 
 
@@ -127,7 +131,7 @@ class CalibrationBook:
             (self._of_cluster(model, cluster), judgement.score),
         ):
             window.add(judgement, self._answers)
-            if window.guard.take(verdict, judgement.prior_log_score):
+            if judgement.ripe and window.guard.take(verdict, judgement.prior_log_score):
                 changed.append(window.measure(_news(window.guard)))
         return changed
 

@@ -22,8 +22,6 @@ class PastAnswer(NamedTuple):
     output_tokens: int
     censored: bool
     """The length is only known to be at least this much."""
-    cluster: int | None
-    """Prompt cluster that it was predicted from."""
     answer: int | None
     """Its number in the order of teaching; None in what releases before the second schema recorded."""
 
@@ -95,7 +93,7 @@ known AS (
     GROUP BY ALL
 ),
 served AS (SELECT session_id, any_value(model) AS model FROM engines GROUP BY ALL)
-SELECT served.model, known.features, latest.output_tokens, latest.censored, latest.cluster, latest.answer
+SELECT served.model, known.features, latest.output_tokens, latest.censored, latest.answer
 FROM latest
 JOIN known USING (session_id, request_id)
 JOIN served USING (session_id)

@@ -76,6 +76,8 @@ def _picture(views: list[RequestView], *, running: list[str], queue: list[str]) 
         counts={},
         quality=None,
         clusters=0,
+        calibration=(),
+        drifts=(),
         engines=(engine,),
         store=WriterStats(),
         loop={},

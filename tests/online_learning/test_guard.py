@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -112,6 +113,13 @@ def test_a_distrusted_model_recovers_by_serving_its_prior() -> None:
         book.take("m", cluster, judgement)
     assert book.trusts_model("m")
     assert not any(book.trusts_cluster("m", cluster) for cluster in range(FAMILIES))
+
+
+def test_what_a_young_learner_guessed_is_not_held_against_it() -> None:
+    """Requests that came in a burst at the start were all predicted before anything was known."""
+    book = CalibrationBook()
+    for cluster, judgement in judgements(1_000, 9, shift=3):
+        assert book.take("m", cluster, replace(judgement, ripe=False)) == []
 
 
 def test_a_cluster_keeps_predictions_that_are_too_sure_but_better_than_the_prior() -> None:

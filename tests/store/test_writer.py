@@ -151,9 +151,9 @@ def test_the_learner_finds_the_past_in_order(tmp_path: Path, make: Any) -> None:
                 ]
             )
     assert list(learning_history(tmp_path, 3)) == [
-        PastAnswer("m2", b"r1", 1, censored=False, cluster=3, answer=7),
-        PastAnswer("m1", b"r4", 4, censored=False, cluster=3, answer=8),
-        PastAnswer("m2", b"r7", 7, censored=False, cluster=3, answer=9),
+        PastAnswer("m2", b"r1", 1, censored=False, answer=7),
+        PastAnswer("m1", b"r4", 4, censored=False, answer=8),
+        PastAnswer("m2", b"r7", 7, censored=False, answer=9),
     ]
     assert len(list(learning_history(tmp_path, 100))) == 10
 

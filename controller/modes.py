@@ -1,0 +1,51 @@
+"""The settings in force: the operator's for all engines, and first come, first served for models not to be trusted."""
+
+from __future__ import annotations
+
+from msgspec import structs
+
+from controller.policy import Policy
+from store.records import Mode, Settings
+
+
+class Modes:
+    """Which settings each model's engines are to have; every change has a revision of its own."""
+
+    def __init__(self, policy: Policy, mode: Mode, lease_s: float) -> None:
+        self._orders = policy.orders
+        self._fallbacks: dict[str, Settings] = {}
+        self.settings = Settings(
+            revision=1,
+            mode=self._possible(mode),
+            gate=policy.gate,
+            boost_per_s=policy.boost_per_s,
+            lease_s=lease_s,
+        )
+        """What the operator asked for."""
+        self._revision = 1
+
+    def of_model(self, model: str) -> Settings:
+        """What the engines of a model are to have."""
+        return self._fallbacks.get(model, self.settings)
+
+    def switch(self, mode: Mode) -> None:
+        """Carry out the operator's order; models that are not trusted stay first come, first served."""
+        self.settings = self._revised(self._possible(mode))
+        self._fallbacks = {model: self._fallback() for model in self._fallbacks}
+
+    def follow(self, model: str, *, trusted: bool) -> None:
+        """Have a model's engines serve first come, first served while its predictions are not trusted."""
+        if not trusted:
+            self._fallbacks[model] = self._fallback()
+        elif self._fallbacks.pop(model, None) is not None:
+            self.settings = self._revised(self.settings.mode)
+
+    def _fallback(self) -> Settings:
+        return self._revised("off" if self.settings.mode == "on" else self.settings.mode)
+
+    def _revised(self, mode: Mode) -> Settings:
+        self._revision += 1
+        return structs.replace(self.settings, mode=mode, revision=self._revision)
+
+    def _possible(self, mode: Mode) -> Mode:
+        return mode if self._orders else "off"
