@@ -33,7 +33,7 @@ from engine_adapter.vllm_contract import KNOWN_VERSIONS, known_version
 from engine_adapter.vllm_lives import Lives
 from engine_adapter.vllm_reins import Reins
 from store.errors import ConfigError
-from store.records import Hello, RunningRequest
+from store.records import Hello, Mode, RunningRequest
 
 log = logging.getLogger("vllm.sagesched")
 """A child of vLLM's own logger, so that its level and format hold."""
@@ -133,6 +133,7 @@ class Plugin:
         self._scheduled: deque[tuple[SchedulerOutput, float]] = deque(maxlen=STEPS_IN_FLIGHT)
         self._updated_s = 0.0
         self._told_idle = True
+        self._logged_mode: Mode = "off"
 
     # --- hooks ------------------------------------------------------------------------------------
 
@@ -157,6 +158,7 @@ class Plugin:
         """The engine is about to schedule a step."""
         now_s = self._now_s()
         self.agent.poll(now_s)
+        self._log_mode(now_s)
         self._plan = self._reins.steer(
             self.agent, self._lives.request_ids, now_s=now_s, free_blocks=self._free_blocks()
         )
@@ -174,9 +176,7 @@ class Plugin:
         """The engine has taken over the tokens of a step that ended at ``now_s``."""
         self._lives.emit(chain.from_iterable(client.outputs for client in outputs.values()), now_s)
         self._count_step(output, now_s)
-        if not self._scheduler.requests:
-            self.agent.poll(now_s)
-            self._report(now_s)
+        self._tell_if_idle(now_s)
 
     @_border
     def after_finish(self, requests: list[Request]) -> None:
@@ -184,6 +184,7 @@ class Plugin:
         now_s = self._now_s()
         for request in requests:
             self._lives.end(request, now_s)
+        self._tell_if_idle(now_s)
 
     @_border
     def after_preemption(self, request: Request, lost_tokens: int) -> None:
@@ -259,6 +260,24 @@ class Plugin:
                 del self._scheduled[position]
                 return scheduled_s
         return None
+
+    def _log_mode(self, now_s: float) -> None:
+        """Put a change of the mode in force into vLLM's log: while no controller is there, nothing else shows it."""
+        mode = self.agent.mode(now_s)
+        if mode == self._logged_mode:
+            return
+        self._logged_mode = mode
+        fallback = self.agent.fallback(now_s)
+        if fallback is None:
+            log.info("SageSched mode %s", mode)
+        else:
+            log.warning("SageSched mode %s: %s", mode, fallback)
+
+    def _tell_if_idle(self, now_s: float) -> None:
+        """Send all that there is to tell when the last request has gone: vLLM then stops calling."""
+        if not self._scheduler.requests:
+            self.agent.poll(now_s)
+            self._report(now_s)
 
     def _report(self, now_s: float) -> None:
         """Send a snapshot when one is due, and one more when the engine falls idle: vLLM then stops calling."""

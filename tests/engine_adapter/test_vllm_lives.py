@@ -243,6 +243,22 @@ def test_an_abort_with_a_step_in_flight_ends_the_life_once(scripted: Script, ids
     assert script.snapshots()[-1].policy_errors == 0
 
 
+def test_an_abort_of_the_last_request_is_told_at_once(scripted: Script) -> None:
+    """VLLM need not call its scheduler again; the life's end and the idle engine are known all the same."""
+    script = scripted()
+    overlap = Overlap(script)
+    for request_id in "ab":
+        overlap.add(request_id)
+    overlap.schedule()
+    overlap.land()
+    overlap.scheduler.finish_requests("a", RequestStatus.FINISHED_ABORTED)
+    assert script.finished() == {}
+    overlap.scheduler.finish_requests("b", RequestStatus.FINISHED_ABORTED)
+    assert {end.reason for end in script.finished().values()} == {"abort"}
+    assert script.finished().keys() == {"a", "b"}
+    assert (script.snapshots()[-1].running, script.snapshots()[-1].kv_blocks_used) == (0, 0)
+
+
 def test_a_token_in_flight_of_a_preempted_request_is_delivered_and_counted(scripted: Script) -> None:
     """Two requests outgrow the cache while a step is under way: one gives way, its token still arrives."""
     script = scripted(indexes={str(number): float(number) for number in range(6)})

@@ -24,7 +24,7 @@ from engine_adapter.link import DirectLink, EngineLink, NoLink
 from engine_adapter.profiles import Profile
 from engine_adapter.vllm_scheduler import SageScheduler
 from engine_adapter.vllm_virtual_time import VllmVirtualTimeEngine
-from store.records import Arrived, ControllerMessage, EngineMessage, Gate
+from store.records import Arrived, ControllerMessage, EngineMessage, Gate, Settings
 
 pytestmark = pytest.mark.vllm
 
@@ -174,6 +174,34 @@ def test_an_error_of_ours_costs_no_request_and_heals(scripted: Script, caplog: p
     assert script.snapshots()[-1].mode == "on"
     errors = [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert len(errors) == 1
+
+
+def test_every_change_of_mode_is_in_the_engines_log(scripted: Script, caplog: pytest.LogCaptureFixture) -> None:
+    """Without a controller nobody else tells what the engine does: silence beyond the lease is logged, once."""
+    script = scripted()
+    served = engine(_silent_after(script, answers=3))
+    with caplog.at_level(logging.INFO, logger="vllm.sagesched"):
+        connect(served)
+        serve(served, [work("a", output_tokens=10)])
+    modes = [record for record in caplog.records if record.getMessage().startswith("SageSched mode")]
+    assert [record.levelno for record in modes] == [logging.INFO, logging.WARNING]
+    assert [record.getMessage() for record in modes] == [
+        "SageSched mode on",
+        "SageSched mode off: controller silent for more than 3 s",
+    ]
+
+
+def _silent_after(script: Any, *, answers: int) -> Answer:
+    """A controller with a lease of three seconds that says so many things and then nothing more."""
+    left = [answers]
+
+    def answer(message: EngineMessage) -> Iterator[ControllerMessage]:
+        for reply in script(message):
+            if left[0] > 0:
+                left[0] -= 1
+                yield structs.replace(reply, lease_s=3.0) if isinstance(reply, Settings) else reply
+
+    return answer
 
 
 class _Unlucky(SageScheduler):  # type: ignore[misc]
