@@ -1,0 +1,271 @@
+"""The brain with a learner that talks nonsense for a while: what it serves, sends and records meanwhile."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from controller.core import Core, CoreConfig
+from controller.policies import policy_named
+from online_learning.calibration import CalibrationSettings
+from online_learning.distribution import LengthDistribution, log_grid
+from online_learning.guard import GuardSettings
+from online_learning.learner import GlobalLearner
+from online_learning.prompt import Drift, Features, Forecast, Observation, Prompt
+from store.records import (
+    Arrived,
+    CalibrationMeasured,
+    ControllerMessage,
+    DriftDetected,
+    Facts,
+    Finished,
+    Hello,
+    IndexTable,
+    Prediction,
+    Settings,
+    SettingsChanged,
+)
+
+FAMILIES = 5
+GRID = log_grid()
+RIPE = 100
+
+
+def family(number: int) -> LengthDistribution:
+    mass = np.exp(-0.5 * ((np.log(GRID) - np.log(15.0 * 3.0**number)) / 0.5) ** 2)
+    return LengthDistribution(GRID, mass / mass.sum())
+
+
+TRUTH = [family(number) for number in range(FAMILIES)]
+
+
+class Oracle(GlobalLearner):
+    """Knows each family's distribution; while ``shuffled`` it gives that of another family."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shuffled = False
+        self.drifts: list[Drift] = []
+
+    def features(self, prompt: Prompt) -> Features:
+        return np.array([round(10 * prompt.temperature)], dtype=np.float32)
+
+    def predict_one(self, features: Features, model: str) -> Forecast:  # noqa: ARG002 - the protocol's signature
+        cluster = int(features[0])
+        believed = TRUTH[(cluster + 2) % FAMILIES] if self.shuffled else TRUTH[cluster]
+        return Forecast(distribution=believed, cluster=cluster, evidence=99.0, experts={"oracle": 1.0})
+
+    def learn_one(self, features: Features, model: str, observation: Observation) -> list[Drift]:
+        super().learn_one(features, model, observation)
+        drifts, self.drifts = self.drifts, []
+        return drifts
+
+
+def hello(name: str, model: str) -> Hello:
+    return Hello(
+        engine_id=name, session_id=name, model=model, engine="simulated", engine_version="1", kv_blocks=1000,
+        block_size_tokens=16, max_num_seqs=64, token_budget=512, max_model_len_tokens=9000, prefix_caching=False,
+        started_s=0.0,
+    )  # fmt: skip
+
+
+class World:
+    """Two engines with a model each; the family of a request is its temperature in tenths."""
+
+    def __init__(self, *, guard: bool = True, mode: str = "on") -> None:
+        self.learner = Oracle()
+        self.brain = Core(
+            learner=self.learner,
+            policy=policy_named("sage"),
+            config=CoreConfig(
+                controller_id="c",
+                mode=mode,  # type: ignore[arg-type]
+                hash_key=b"k",
+                acknowledge_at_once=True,
+                calibration=CalibrationSettings(guard=GuardSettings(enabled=guard)),
+            ),
+            now_s=0.0,
+            timer=lambda: 0.0,
+        )
+        self.random = np.random.default_rng(3)
+        self.numbers: Iterator[int] = itertools.count(1)
+        self.sent: list[tuple[bytes, ControllerMessage]] = []
+        self.records: list[object] = []
+        self.settings: dict[bytes, list[Settings]] = {}
+        for name, model in (("x", "m"), ("y", "n")):
+            self.note(self.brain.take(name.encode(), hello(name, model), 0.0))
+
+    def note(self, outgoing: list[tuple[bytes, ControllerMessage]]) -> None:
+        self.sent.extend(outgoing)
+        for connection, message in outgoing:
+            if isinstance(message, Settings):
+                self.settings.setdefault(connection, []).append(message)
+        self.records.extend(entry.record for entry in self.brain.drain_entries())
+
+    def arrive(self, engine: bytes, cluster: int) -> str:
+        number = next(self.numbers)
+        arrived = Arrived(
+            request_id=str(number), arrival_s=0.0, prompt_tokens=8, token_ids=np.arange(8, dtype="<u4").tobytes(),
+            max_tokens=8192, temperature=cluster / 10,
+        )  # fmt: skip
+        self.note(self.brain.take(engine, Facts(batch=2 * number, facts=(arrived,)), 0.1))
+        return str(number)
+
+    def finish(self, engine: bytes, request_id: str, tokens: int) -> None:
+        number = next(self.numbers)
+        finished = Finished(
+            request_id=request_id, time_s=1.0, reason="stop", arrival_s=0.0, prompt_tokens=8, output_tokens=tokens,
+            max_tokens=8192, cached_prompt_tokens=0, preemptions=0, recomputed_tokens=0,
+        )  # fmt: skip
+        self.note(self.brain.take(engine, Facts(batch=2 * number, facts=(finished,)), 0.2))
+
+    def serve(self, answers: int, engine: bytes = b"x") -> None:
+        for _ in range(answers):
+            cluster = int(self.random.integers(FAMILIES))
+            tokens = int(self.random.choice(GRID, p=TRUTH[cluster].mass))
+            self.finish(engine, self.arrive(engine, cluster), min(tokens, 8000))
+
+    def of_kind(self, kind: type) -> list[object]:
+        return [record for record in self.records if isinstance(record, kind)]
+
+
+def test_nonsense_puts_its_models_engines_back_to_fcfs_and_the_other_model_is_left_alone() -> None:
+    """Within 100 answers, with the reason in the history; and forward again once predictions are right."""
+    world = World()
+    world.serve(RIPE)
+    world.learner.shuffled = True
+    world.serve(100)
+    assert [settings.mode for settings in world.settings[b"x"]] == ["on", "off"]
+    assert [settings.mode for settings in world.settings[b"y"]] == ["on"]
+    assert world.brain.settings.mode == "on", "what the operator asked for"
+    _, fallen = world.of_kind(SettingsChanged)
+    assert isinstance(fallen, SettingsChanged)
+    assert "predictions for m" in fallen.reason
+    assert "prior" in fallen.reason or "intervals" in fallen.reason
+    world.learner.shuffled = False
+    world.serve(400)
+    assert [settings.mode for settings in world.settings[b"x"]] == ["on", "off", "on"]
+    *_, back = world.of_kind(SettingsChanged)
+    assert isinstance(back, SettingsChanged)
+    assert "trusted again" in back.reason
+    revisions = [settings.revision for settings in world.settings[b"x"]]
+    assert revisions == sorted(set(revisions))
+
+
+def test_a_distrusted_cluster_is_served_by_the_prior() -> None:
+    """New predictions are the prior's and say so, waiting ones get new tables, and trust returns by being right."""
+    world = World()
+    world.serve(RIPE)
+    world.learner.shuffled = True
+    waiting = world.arrive(b"x", 4)
+    world.serve(800)
+    lost = [r for r in world.of_kind(CalibrationMeasured) if isinstance(r, CalibrationMeasured) and not r.trusted]
+    assert {record.cluster for record in lost if record.scope == "cluster"} == set(range(FAMILIES))
+    renewed = [
+        message
+        for connection, message in world.sent
+        if connection == b"x" and isinstance(message, IndexTable) and message.request_id == waiting
+    ]
+    assert len(renewed) == 2
+    world.records.clear()
+    world.arrive(b"x", 4)
+    [prediction] = world.of_kind(Prediction)
+    assert isinstance(prediction, Prediction)
+    assert prediction.experts == {"prior": 1.0}
+    assert prediction.p50_tokens == world.learner.prior("m").cut(8192).quantile(0.5)
+    world.learner.shuffled = False
+    world.serve(1_500)
+    world.records.clear()
+    world.arrive(b"x", 4)
+    [prediction] = world.of_kind(Prediction)
+    assert isinstance(prediction, Prediction)
+    assert prediction.experts == {"oracle": 1.0}
+    assert world.settings[b"x"][-1].mode == "on"
+
+
+def test_served_by_the_prior_a_model_is_ordered_again() -> None:
+    """Nonsense that no longer decides anything is no reason to stay with FCFS."""
+    world = World()
+    world.serve(RIPE)
+    world.learner.shuffled = True
+    world.serve(2_000)
+    assert [settings.mode for settings in world.settings[b"x"]] == ["on", "off", "on"]
+    assert all(not world.brain.calibration.trusts_cluster("m", cluster) for cluster in range(FAMILIES))
+
+
+def test_an_engine_that_connects_meanwhile_learns_that_its_model_is_not_trusted() -> None:
+    """It gets FCFS with its welcome, and neither an operator's switch nor shadow mode orders it."""
+    world = World()
+    world.serve(RIPE)
+    world.learner.shuffled = True
+    world.serve(100)
+    world.note(world.brain.take(b"z", hello("z", "m"), 1.0))
+    assert world.settings[b"z"][-1].mode == "off"
+    for mode, expected in (("shadow", "shadow"), ("on", "off"), ("off", "off")):
+        world.note(world.brain.set_mode(mode, "operator", 2.0))  # type: ignore[arg-type]
+        assert world.settings[b"z"][-1].mode == expected
+        assert world.settings[b"y"][-1].mode == mode
+
+
+def test_in_shadow_nothing_is_switched() -> None:
+    """There is no order to give up; the loss of trust is recorded all the same."""
+    world = World(mode="shadow")
+    world.serve(RIPE)
+    world.learner.shuffled = True
+    world.serve(100)
+    assert [settings.mode for settings in world.settings[b"x"]] == ["shadow"]
+    assert len(world.of_kind(SettingsChanged)) == 1
+    assert world.brain.counts.distrusts > 0
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_without_reason_or_without_guard_nothing_changes(shuffled: bool) -> None:  # noqa: FBT001 - parametrised
+    """Right predictions are never doubted; with the guard off, wrong ones are not either."""
+    world = World(guard=not shuffled)
+    world.serve(RIPE)
+    world.learner.shuffled = shuffled
+    world.serve(1_500)
+    assert [settings.mode for settings in world.settings[b"x"]] == ["on"]
+    assert world.brain.counts.distrusts == 0
+
+
+def test_calibration_is_recorded_as_it_goes() -> None:
+    """Rows for the model and its clusters every hundred answers or minute, none without news."""
+    world = World()
+    for round_number in range(10):
+        world.serve(50)
+        for tick in range(4):
+            world.note(world.brain.tick(30.0 * round_number + tick))
+    rows = [record for record in world.of_kind(CalibrationMeasured) if isinstance(record, CalibrationMeasured)]
+    of_model = [row for row in rows if row.scope == "model"]
+    assert len(of_model) >= 5
+    assert of_model[-1].answers >= 450
+    assert 0.85 < of_model[-1].coverage_90 < 0.95
+    assert of_model[-1].log_score > of_model[-1].prior_log_score
+    assert {row.cluster for row in rows if row.scope == "cluster"} == set(range(FAMILIES))
+    world.records.clear()
+    for tick in range(10):
+        world.note(world.brain.tick(1_000.0 + tick))
+    news = len(world.of_kind(CalibrationMeasured))
+    for tick in range(10):
+        world.note(world.brain.tick(5_000.0 + tick))
+    assert len(world.of_kind(CalibrationMeasured)) == news
+
+
+def test_a_drift_says_what_changed() -> None:
+    """Means before and after, what was forgotten, and how many waiting requests were believed anew."""
+    world = World()
+    world.serve(RIPE)
+    waiting = [world.arrive(b"x", 1) for _ in range(3)]
+    world.arrive(b"x", 2)
+    world.learner.drifts = [
+        Drift(model="m", cluster=1, before_mean_tokens=45.0, after_mean_tokens=130.0, forgotten=80.0)
+    ]
+    world.serve(1)
+    [event] = world.of_kind(DriftDetected)
+    assert isinstance(event, DriftDetected)
+    assert (event.cluster, event.before_mean_tokens, event.after_mean_tokens, event.forgotten) == (1, 45.0, 130.0, 80.0)
+    assert event.renewed_requests == len(waiting)

@@ -1,0 +1,162 @@
+"""A brain that was restarted against one that never stopped, through the real store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from controller.core import Core, CoreConfig
+from controller.policies import policy_named
+from controller.rebuild import rebuild
+from engine_adapter.synthetic import synthetic_stream
+from engine_adapter.tokens import token_ids
+from online_learning.clusters import ClusterSettings
+from online_learning.learner import ClusterLearner, GlobalLearner, LearnerSettings
+from online_learning.prompt import Features, LengthLearner, Prompt
+from store.reader import learning_history
+from store.records import Arrived, Facts, Finished, FinishReason, Hello
+from store.writer import HistoryWriter
+
+ANSWERS = 1_500
+MODELS = ("m", "n", "o")
+
+
+def hello(model: str) -> Hello:
+    return Hello(
+        engine_id=f"e-{model}", session_id=f"s-{model}", model=model, engine="simulated", engine_version="1",
+        kv_blocks=1000, block_size_tokens=16, max_num_seqs=64, token_budget=512, max_model_len_tokens=9000,
+        prefix_caching=False, started_s=0.0,
+    )  # fmt: skip
+
+
+def fresh() -> LengthLearner:
+    return ClusterLearner(LearnerSettings(clusters=ClusterSettings(clusters=16, seed_prompts=400)))
+
+
+def brain(learner: LengthLearner) -> Core:
+    config = CoreConfig(controller_id="c", mode="on", hash_key=b"k")
+    return Core(learner=learner, policy=policy_named("sage"), config=config, now_s=0.0, timer=lambda: 0.0)
+
+
+def prompts(count: int, *, seed: int = 1) -> list[Prompt]:
+    rows = synthetic_stream(seed)
+    return [
+        Prompt(
+            token_ids=np.asarray(token_ids(row.prompt or "", row.prompt_len_tokens)[:300], dtype=np.uint32),
+            prompt_tokens=row.prompt_len_tokens,
+            max_tokens=4096,
+            temperature=1.0,
+            model=MODELS[number % len(MODELS)],
+        )
+        for number, row in zip(range(count), rows, strict=False)
+    ]
+
+
+class Life:
+    """Engines with clocks of their own, whose answers end in another order than they began and by every reason."""
+
+    def __init__(self, core: Core, writer: HistoryWriter) -> None:
+        self.core = core
+        self.writer = writer
+        self.random = np.random.default_rng(5)
+        self.batches = dict.fromkeys(MODELS, 0)
+        for model in MODELS:
+            core.take(model.encode(), hello(model), 0.0)
+
+    def serve(self, served: list[Prompt], first: int = 0) -> None:
+        for start in range(0, len(served), 30):
+            wave = list(enumerate(served[start : start + 30], start=first + start))
+            for number, prompt in wave:
+                self._tell(prompt.model, self._arrived(number, prompt))
+            for place in self.random.permutation(len(wave)):
+                number, prompt = wave[place]
+                self._tell(prompt.model, self._finished(number, prompt))
+            self.writer.append(self.core.drain_entries())
+
+    def _tell(self, model: str, fact: Arrived | Finished) -> None:
+        self.batches[model] += 1
+        self.core.take(model.encode(), Facts(batch=self.batches[model], facts=(fact,)), 1.0)
+
+    def _arrived(self, number: int, prompt: Prompt) -> Arrived:
+        return Arrived(
+            request_id=f"r{number}", arrival_s=self.random.uniform(0.0, 1e6), prompt_tokens=prompt.prompt_tokens,
+            token_ids=prompt.token_ids.astype("<u4").tobytes(), max_tokens=prompt.max_tokens, temperature=1.0,
+        )  # fmt: skip
+
+    def _finished(self, number: int, prompt: Prompt) -> Finished:
+        reasons: tuple[FinishReason, ...] = ("stop", "stop", "stop", "length", "abort")
+        return Finished(
+            request_id=f"r{number}", time_s=self.random.uniform(0.0, 1e6), arrival_s=0.0,
+            reason=reasons[int(self.random.integers(len(reasons)))], prompt_tokens=prompt.prompt_tokens,
+            output_tokens=int(self.random.integers(1, 2_000)), max_tokens=prompt.max_tokens, cached_prompt_tokens=0,
+            preemptions=0, recomputed_tokens=0,
+        )  # fmt: skip
+
+
+def assert_same(one: LengthLearner, other: LengthLearner) -> None:
+    """The same distribution, weights, cluster and evidence for prompts seen and unseen, of known and unknown models."""
+    for prompt in (*prompts(50), *prompts(50, seed=2)):
+        features = one.features(prompt)
+        for model in (*MODELS, "unknown"):
+            mine, theirs = one.predict_one(features, model), other.predict_one(features, model)
+            np.testing.assert_array_equal(mine.distribution.mass, theirs.distribution.mass)
+            assert (mine.cluster, mine.evidence, mine.experts) == (theirs.cluster, theirs.evidence, theirs.experts)
+    for model in MODELS:
+        np.testing.assert_array_equal(one.prior(model).mass, other.prior(model).mass)
+
+
+def test_beliefs_after_a_restart_are_those_of_a_process_that_never_stopped(tmp_path: Path) -> None:
+    """Bit for bit, though the engines' clocks disagree with the order of teaching and a third of answers was cut."""
+    living = fresh()
+    with HistoryWriter(tmp_path) as writer:
+        Life(brain(living), writer).serve(prompts(ANSWERS))
+    again = fresh()
+    assert rebuild(brain(again), tmp_path, 100_000) == ANSWERS
+    assert_same(living, again)
+
+
+def test_a_second_restart_goes_on_where_the_first_left_off(tmp_path: Path) -> None:
+    """Numbers of answers continue, so that the order over restarts is the order of teaching."""
+    served = prompts(900)
+    living = fresh()
+    with HistoryWriter(tmp_path) as writer:
+        Life(brain(living), writer).serve(served[:300])
+    for half in (1, 2):
+        living = fresh()
+        with HistoryWriter(tmp_path) as writer:
+            core = brain(living)
+            rebuild(core, tmp_path, 100_000)
+            Life(core, writer).serve(served[300 * half : 300 * (half + 1)], first=300 * half)
+    assert [answer.answer for answer in learning_history(tmp_path, 10_000)] == list(range(900))
+    again = fresh()
+    rebuild(brain(again), tmp_path, 100_000)
+    assert_same(living, again)
+
+
+def test_calibration_goes_on_after_a_restart(tmp_path: Path) -> None:
+    """The last answers were predicted again, so that windows are not empty and the guard knows of them."""
+    with HistoryWriter(tmp_path) as writer:
+        Life(brain(fresh()), writer).serve(prompts(600))
+    core = brain(fresh())
+    rebuild(core, tmp_path, 100_000)
+    core.calibration.due(0.0)
+    measured = core.calibration.latest()
+    assert {measurement.scope.model for measurement in measured} == set(MODELS)
+    assert sum(measurement.answers for measurement in measured if measurement.scope.kind == "model") == 600
+
+
+def test_answers_with_features_of_another_release_are_left_out(tmp_path: Path) -> None:
+    """They cannot be compared; the rest is taught."""
+
+    class Other(GlobalLearner):
+        def features(self, prompt: Prompt) -> Features:  # noqa: ARG002 - the protocol's signature
+            return np.zeros(7, dtype=np.float32)
+
+    with HistoryWriter(tmp_path) as writer:
+        Life(brain(Other()), writer).serve(prompts(60))
+    with HistoryWriter(tmp_path) as writer:
+        core = brain(fresh())
+        assert rebuild(core, tmp_path, 100) == 0
+        Life(core, writer).serve(prompts(30), first=1_000)
+    assert rebuild(brain(fresh()), tmp_path, 100) == 30
