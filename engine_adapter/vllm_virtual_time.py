@@ -105,7 +105,8 @@ class VllmVirtualTimeEngine:
         assert work.request_id not in self._accounts, f"request {work.request_id!r} is here already"
         check_work(work, self._profile)
         self._accounts[work.request_id] = Account(work)
-        sampling = SamplingParams(max_tokens=work.max_tokens, temperature=work.temperature)
+        extra = None if work.tenant is None else {"tenant": work.tenant}
+        sampling = SamplingParams(max_tokens=work.max_tokens, temperature=work.temperature, extra_args=extra)
         sampling.update_from_generation_config({}, END_OF_SEQUENCE_ID)
         request = Request(
             request_id=work.request_id,
