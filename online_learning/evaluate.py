@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 from scipy.stats import kendalltau, spearmanr
 
-from online_learning.prompt import LengthLearner, Observation, Prompt
+from online_learning.distribution import LengthDistribution
+from online_learning.memory import held_bytes
+from online_learning.prompt import Features, LengthLearner, Observation, Prompt
 from online_learning.scoring import Score, score, summarise
 
 
@@ -30,6 +34,8 @@ class LearnerQuality:
     learn_us_p50: float
     learn_us_p99: float
     drifts: int
+    memory_bytes: int
+    """What the learner holds at the end."""
     expert_weights: dict[str, float]
     """Mean weight of each expert in the learner's mixtures."""
 
@@ -72,16 +78,22 @@ _FIGURES = (
     "predict_us_p99",
     "learn_us_p50",
     "learn_us_p99",
+    "memory_bytes",
 )
 
 
-def evaluate(
+Watch: TypeAlias = Callable[[str, int, LengthDistribution, Observation, Score], None]
+"""Told of every scored prediction: learner, number of the request from 0, belief, outcome, score."""
+
+
+def evaluate(  # noqa: PLR0913 - all by name
     prompts: Iterable[tuple[Prompt, int]],
     learners: Mapping[str, LengthLearner],
     *,
     warmup: int,
     clock: Callable[[], float],
     progress: Callable[[int], None] = lambda _done: None,
+    requests_per_token: float = 0.0,
 ) -> Evaluation:
     """Predict, score, then teach every answer to every learner.
 
@@ -92,53 +104,81 @@ def evaluate(
         warmup: requests at the start that are learnt from but neither scored nor timed.
         clock: seconds, to time the learners with.
         progress: told the number of requests done, after each.
+        requests_per_token: requests that arrive while an answer grows by a token: so much later it is learnt, the
+            short ones before the long ones, as it is live. 0 teaches each answer at once; 3 requests a second and
+            30 ms per token make 0.09.
     """
     records = {name: _Record() for name in learners}
     uniforms = np.random.default_rng(_PIT_SEED)
+    feedback = _Feedback(learners, records, clock)
     requests = 0
     for requests, (prompt, length_tokens) in enumerate(prompts, start=1):
         observation = Observation(min(length_tokens, prompt.max_tokens), censored=length_tokens > prompt.max_tokens)
         uniform = float(uniforms.random())
+        features: dict[str, Features] = {}
         for name, learner in learners.items():
-            step = _step(learner, prompt, observation, uniform, clock)
+            features[name], step = _predict(learner, prompt, observation, uniform, clock)
             if requests > warmup:
                 records[name].add(step, observation)
+        feedback.expect(requests + requests_per_token * observation.output_tokens, features, prompt.model, observation)
+        feedback.teach(until=requests, scored=requests > warmup)
         progress(requests)
     scored = max(0, requests - warmup)
-    qualities = {name: record.quality() for name, record in records.items()} if scored else {}
+    qualities = {name: record.quality(held_bytes(learners[name])) for name, record in records.items()} if scored else {}
     return Evaluation(requests=scored, learners=qualities)
+
+
+class _Feedback:
+    """Answers on their way to the learners, in the order in which they end."""
+
+    def __init__(
+        self, learners: Mapping[str, LengthLearner], records: Mapping[str, _Record], clock: Callable[[], float]
+    ) -> None:
+        self._learners = learners
+        self._records = records
+        self._clock = clock
+        self._waiting: list[tuple[float, int, dict[str, Features], str, Observation]] = []
+        self._serial = 0
+
+    def expect(self, due: float, features: dict[str, Features], model: str, observation: Observation) -> None:
+        """An answer that ends when so many requests have arrived."""
+        self._serial += 1
+        heapq.heappush(self._waiting, (due, self._serial, features, model, observation))
+
+    def teach(self, *, until: int, scored: bool) -> None:
+        """Teach what has ended once ``until`` requests have arrived."""
+        while self._waiting and self._waiting[0][0] <= until:
+            _, _, features, model, observation = heapq.heappop(self._waiting)
+            for name, learner in self._learners.items():
+                started_s = self._clock()
+                drifts = learner.learn_one(features[name], model, observation)
+                if scored:
+                    self._records[name].learnt(self._clock() - started_s, len(drifts))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Step:
-    """One request through one learner."""
+    """One request predicted by one learner."""
 
     score: Score
     median_tokens: int
     experts: dict[str, float]
     predict_s: float
-    learn_s: float
-    drifts: int
 
 
-def _step(
+def _predict(
     learner: LengthLearner, prompt: Prompt, observation: Observation, uniform: float, clock: Callable[[], float]
-) -> _Step:
+) -> tuple[Features, _Step]:
     started_s = clock()
     features = learner.features(prompt)
     forecast = learner.predict_one(features, prompt.model)
     belief = forecast.distribution.cut(prompt.max_tokens)
-    predicted_s = clock()
-    verdict = score(belief, observation, uniform)
-    learning_s = clock()
-    drifts = learner.learn_one(features, prompt.model, observation)
-    return _Step(
-        score=verdict,
+    predict_s = clock() - started_s
+    return features, _Step(
+        score=score(belief, observation, uniform),
         median_tokens=belief.quantile(0.5),
         experts=forecast.experts,
-        predict_s=predicted_s - started_s,
-        learn_s=clock() - learning_s,
-        drifts=len(drifts),
+        predict_s=predict_s,
     )
 
 
@@ -148,17 +188,23 @@ class _Record:
 
     steps: list[_Step] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
+    learn_s: list[float] = field(default_factory=list)
+    drifts: int = 0
+
+    def learnt(self, learn_s: float, drifts: int) -> None:
+        self.learn_s.append(learn_s)
+        self.drifts += drifts
 
     def add(self, step: _Step, observation: Observation) -> None:
         self.steps.append(step)
         self.lengths.append(observation.output_tokens)
 
-    def quality(self) -> LearnerQuality:
+    def quality(self, memory_bytes: int) -> LearnerQuality:
         calibration = summarise(step.score for step in self.steps)
         assert calibration is not None, "there must be a scored request"
         medians = [step.median_tokens for step in self.steps]
         predict_us = [1e6 * step.predict_s for step in self.steps]
-        learn_us = [1e6 * step.learn_s for step in self.steps]
+        learn_us = [1e6 * learn_s for learn_s in self.learn_s] or [0.0]
         return LearnerQuality(
             kendall_tau=_correlation(kendalltau, medians, self.lengths),
             spearman=_correlation(spearmanr, medians, self.lengths),
@@ -171,7 +217,8 @@ class _Record:
             predict_us_p99=float(np.percentile(predict_us, 99)),
             learn_us_p50=float(np.percentile(learn_us, 50)),
             learn_us_p99=float(np.percentile(learn_us, 99)),
-            drifts=sum(step.drifts for step in self.steps),
+            drifts=self.drifts,
+            memory_bytes=memory_bytes,
             expert_weights=self._expert_weights(),
         )
 
