@@ -85,6 +85,7 @@ def test_the_object_is_the_documented_one() -> None:
         "predict_us_p99",
         "learn_us_p50",
         "learn_us_p99",
+        "memory_bytes",
         "experts",
     ]
     assert set(document["experts"]) == {"global", "cluster"}
@@ -110,3 +111,42 @@ def test_a_workload_shorter_than_its_warm_up_has_no_figures() -> None:
     """Nothing was scored, and that is what is said."""
     evaluation = evaluate(_workload(5), {"global": GlobalLearner()}, warmup=10, clock=_Ticks())
     assert evaluation == Evaluation(requests=0, learners={})
+
+
+def test_a_late_length_teaches_late() -> None:
+    """When no answer ends before the last request arrives, nothing is learnt: the clusters know no more than at first."""
+    prompt_count = 600
+    late = evaluate(
+        _workload(prompt_count),
+        {"global": GlobalLearner(SETTINGS), "cluster": ClusterLearner(SETTINGS)},
+        warmup=200,
+        clock=_Ticks(),
+        requests_per_token=1_000.0,
+    )
+    vague = GlobalLearner(SETTINGS).prior("m").quantile(0.5)
+    assert late.learners["cluster"].crps_tokens == late.learners["global"].crps_tokens
+    assert late.learners["cluster"].kendall_tau == 0.0
+    assert late.learners["cluster"].learn_us_p50 == 0.0
+    assert vague > 100
+
+
+def test_short_answers_teach_before_long_ones() -> None:
+    """Delayed by its length, a stream is learnt short ones first; in the end what was learnt late counts nearly as much."""
+    learners = [
+        evaluate(
+            _workload(600),
+            {"cluster": ClusterLearner(SETTINGS)},
+            warmup=300,
+            clock=_Ticks(),
+            requests_per_token=requests_per_token,
+        ).learners["cluster"]
+        for requests_per_token in (0.0, 0.1)
+    ]
+    assert learners[1].log_score < learners[0].log_score
+    assert learners[1].log_score > learners[0].log_score - 0.1
+
+
+def test_memory_is_what_the_learner_holds() -> None:
+    """At least its clusters' counts."""
+    held = _evaluated(300).learners
+    assert held["cluster"].memory_bytes > held["global"].memory_bytes > 10_000

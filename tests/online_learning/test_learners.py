@@ -1,9 +1,6 @@
 """What every length learner must do: one suite, run on each of them."""
 
-import sys
-from collections import deque
 from collections.abc import Callable, Iterator
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -16,6 +13,7 @@ from online_learning.expert import SoloLearner
 from online_learning.group import GroupSettings, template_expert, tenant_expert
 from online_learning.hazard_head import HazardHead
 from online_learning.learner import ClusterLearner, GlobalLearner, LearnerSettings
+from online_learning.memory import held_bytes
 from online_learning.mixture import MixtureLearner, MixtureSettings
 from online_learning.neighbours import NeighbourExpert, NeighbourSettings
 from online_learning.pooling import PoolSettings
@@ -291,32 +289,8 @@ def test_memory_is_bounded(create: Factory) -> None:
             teach(
                 learner, make_prompt(number % 3, number, model), Observation(1 + number % 500, censored=number % 9 == 0)
             )
-        sizes.append(deep_size(learner))
+        sizes.append(held_bytes(learner))
     assert sizes[2] <= 1.05 * sizes[1]
-
-
-def deep_size(root: object) -> int:
-    """Bytes of everything that an object holds, numpy buffers included."""
-    seen: set[int] = set()
-    total = 0
-    waiting: deque[object] = deque([root])
-    while waiting:
-        item = waiting.popleft()
-        if id(item) in seen or isinstance(item, (type, ModuleType)) or callable(item):
-            continue
-        seen.add(id(item))
-        total += sys.getsizeof(item)
-        waiting.extend(_held(item))
-    return total
-
-
-def _held(item: object) -> list[object]:
-    if isinstance(item, dict):
-        return [*item.keys(), *item.values()]
-    if isinstance(item, (list, tuple, deque)):
-        return list(item)
-    slots = [getattr(item, name) for name in getattr(type(item), "__slots__", ()) if hasattr(item, name)]
-    return [*slots, *vars(item).values()] if hasattr(item, "__dict__") else slots
 
 
 def test_the_default_grid_reaches_as_far_as_engines_do() -> None:
