@@ -77,11 +77,14 @@ def evaluate(  # noqa: PLR0913 - one parameter for each flag
     requests: Annotated[int, typer.Option(min=1, help="requests in all")] = 3000,
     warmup: Annotated[int, typer.Option(min=0, help="of these, learnt from without being scored")] = 500,
     seed: SeedFlag = 1,
+    requests_per_token: Annotated[
+        float, typer.Option(min=0.0, help="teach an answer so many requests later for each of its tokens; 0: at once")
+    ] = 0.0,
     json_file: JsonFlag = None,
     quiet: QuietFlag = False,
 ) -> None:
     """Prequential quality and speed of the length prediction: first predict, then learn."""
-    from controller.study import evaluate_workload, quality_table  # noqa: PLC0415 - keeps --help quick
+    from controller.study import MAIN_LEARNER, evaluate_workload, quality_table  # noqa: PLC0415 - keeps --help quick
 
     if warmup >= requests:
         raise BadInputError(f"warmup is {warmup} of {requests} requests: leave some to be scored")
@@ -93,11 +96,12 @@ def evaluate(  # noqa: PLR0913 - one parameter for each flag
             requests=requests,
             warmup=warmup,
             seed=seed,
+            requests_per_token=requests_per_token,
             clock=time.perf_counter,
             progress=lambda done: bar.update(task, completed=done),
         )
     _print(quality_table(result))
-    _write(json_file, json.dumps(result.as_json(Path(workload).name, "clusters"), indent=2) + "\n")
+    _write(json_file, json.dumps(result.as_json(Path(workload).name, MAIN_LEARNER), indent=2) + "\n")
 
 
 def _run_bench(spec: BenchSpec, *, processes: int, quiet: bool) -> BenchResult:

@@ -10,13 +10,15 @@ from rich.table import Table
 from engine_adapter.workloads import BenchWorks, bench_works
 from online_learning.evaluate import Evaluation
 from online_learning.evaluate import evaluate as evaluate_prompts
-from online_learning.learner import ClusterLearner, GlobalLearner
+from online_learning.mixture import MixtureLearner, solo_learners
 from online_learning.prompt import LengthLearner, Prompt
 from online_learning.similarity import SimilarityLearner
 from store.records import MAX_PROMPT_TOKENS_SENT
 
 MAX_TOKENS = 8192
 """Limit of answers whose workload has none."""
+MAIN_LEARNER = "mixture"
+"""The one that runs live."""
 COLUMNS = (
     ("kendall_tau", "Kendall τ", "{:.3f}"),
     ("spearman", "Spearman", "{:.3f}"),
@@ -37,17 +39,25 @@ def evaluate_workload(  # noqa: PLR0913 - all by name
     requests: int,
     warmup: int,
     seed: int,
+    requests_per_token: float,
     clock: Callable[[], float],
     progress: Callable[[int], None],
 ) -> Evaluation:
-    """Our learner, the global distribution and the published predictor on the same prompts in the same order."""
+    """Our learner, each of its experts alone and the published predictor on the same prompts in the same order."""
     works = bench_works(workload, requests=requests, warmup=0, seed=seed, max_tokens=MAX_TOKENS)
     learners: dict[str, LengthLearner] = {
-        "clusters": ClusterLearner(),
-        "global": GlobalLearner(),
+        MAIN_LEARNER: MixtureLearner(),
+        **solo_learners(),
         "sagesched-paper": SimilarityLearner(),
     }
-    return evaluate_prompts(_prompts(works), learners, warmup=warmup, clock=clock, progress=progress)
+    return evaluate_prompts(
+        _prompts(works),
+        learners,
+        warmup=warmup,
+        clock=clock,
+        progress=progress,
+        requests_per_token=requests_per_token,
+    )
 
 
 def quality_table(result: Evaluation) -> Table:
@@ -55,8 +65,10 @@ def quality_table(result: Evaluation) -> Table:
     table = Table("learner", title=f"{result.requests} requests scored")
     for _, heading, _ in COLUMNS:
         table.add_column(heading, justify="right")
+    table.add_column("MB", justify="right")
     for name, quality in result.learners.items():
-        table.add_row(name, *(form.format(getattr(quality, column)) for column, _, form in COLUMNS))
+        figures = [form.format(getattr(quality, column)) for column, _, form in COLUMNS]
+        table.add_row(name, *figures, f"{quality.memory_bytes / 1e6:.1f}")
     return table
 
 

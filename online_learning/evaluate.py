@@ -78,7 +78,6 @@ _FIGURES = (
     "predict_us_p99",
     "learn_us_p50",
     "learn_us_p99",
-    "memory_bytes",
 )
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from online_learning.cluster_expert import ClusterExpert
-from online_learning.distribution import IntArray, LengthDistribution
-from online_learning.expert import Belief, Expert, Lesson, Query, bin_of, drifts_of, verdict
+from online_learning.distribution import IntArray, LengthDistribution, log_grid
+from online_learning.expert import Belief, Expert, Lesson, Query, SoloLearner, bin_of, drifts_of, verdict
 from online_learning.features import prompt_features
 from online_learning.global_belief import GlobalBelief
 from online_learning.group import GroupSettings, template_expert, tenant_expert
@@ -16,7 +16,7 @@ from online_learning.hazard_head import HazardHead, HeadSettings, torch_is_insta
 from online_learning.learner import LearnerSettings
 from online_learning.neighbours import NeighbourExpert, NeighbourSettings
 from online_learning.pooling import Pool, PoolSettings
-from online_learning.prompt import Drift, Features, Forecast, Observation, Prompt
+from online_learning.prompt import Drift, Features, Forecast, LengthLearner, Observation, Prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +59,13 @@ def all_experts(lengths: IntArray, settings: MixtureSettings) -> list[Expert]:
     if torch_is_installed():
         experts.append(HazardHead(lengths, settings.head))
     return experts
+
+
+def solo_learners(settings: MixtureSettings | None = None) -> dict[str, LengthLearner]:
+    """Each expert alone over the global belief, by name, to be compared."""
+    chosen = settings or MixtureSettings()
+    experts = all_experts(log_grid(chosen.common.longest_tokens), chosen)
+    return {expert.name: SoloLearner(expert, chosen.common.of_global) for expert in experts}
 
 
 class MixtureLearner:

@@ -85,7 +85,6 @@ def test_the_object_is_the_documented_one() -> None:
         "predict_us_p99",
         "learn_us_p50",
         "learn_us_p99",
-        "memory_bytes",
         "experts",
     ]
     assert set(document["experts"]) == {"global", "cluster"}
