@@ -23,6 +23,7 @@ DEFAULT_PROFILE = "h800-qwen3-32b-24k"
 WorkloadFlag = Annotated[str, typer.Option("--workload", metavar="FILE", help="a workload file, or `synthetic`")]
 SeedFlag = Annotated[int, typer.Option("--seed", help="of sample and arrivals")]
 JsonFlag = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="write the figures there")]
+HtmlFlag = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="write a report with plots there")]
 QuietFlag = Annotated[bool, typer.Option("--quiet", help="no progress bar")]
 
 
@@ -48,7 +49,7 @@ def bench(  # noqa: PLR0913 - one parameter for each flag
     prefix_caching: Annotated[bool, typer.Option(help="with --engine vllm only")] = False,
     processes: Annotated[int, typer.Option(min=1, max=64, help="policies that run at a time")] = 1,
     json_file: JsonFlag = None,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="write a report with plots there")] = None,
+    html: HtmlFlag = None,
     quiet: QuietFlag = False,
 ) -> None:
     """Policies side by side on one workload, in virtual time."""
@@ -81,17 +82,19 @@ def evaluate(  # noqa: PLR0913 - one parameter for each flag
         float, typer.Option(min=0.0, help="teach an answer so many requests later for each of its tokens; 0: at once")
     ] = 0.0,
     json_file: JsonFlag = None,
+    html: HtmlFlag = None,
     quiet: QuietFlag = False,
 ) -> None:
     """Prequential quality and speed of the length prediction: first predict, then learn."""
-    from controller.study import MAIN_LEARNER, evaluate_workload, quality_table  # noqa: PLC0415 - keeps --help quick
+    from controller.evaluate_report import write_html  # noqa: PLC0415 - keeps --help quick
+    from controller.study import MAIN_LEARNER, quality_table, study_workload, task_table  # noqa: PLC0415 - as above
 
     if warmup >= requests:
         raise BadInputError(f"warmup is {warmup} of {requests} requests: leave some to be scored")
-    _require_writable(json_file)
+    _require_writable(json_file, html)
     with _progress(quiet=quiet) as bar:
         task = bar.add_task("evaluate", total=requests)
-        result = evaluate_workload(
+        study = study_workload(
             workload,
             requests=requests,
             warmup=warmup,
@@ -100,8 +103,12 @@ def evaluate(  # noqa: PLR0913 - one parameter for each flag
             clock=time.perf_counter,
             progress=lambda done: bar.update(task, completed=done),
         )
-    _print(quality_table(result))
-    _write(json_file, json.dumps(result.as_json(Path(workload).name, MAIN_LEARNER), indent=2) + "\n")
+    _print(quality_table(study.result))
+    if (tasks := task_table(study)) is not None:
+        _print(tasks)
+    _write(json_file, json.dumps(study.result.as_json(Path(workload).name, MAIN_LEARNER), indent=2) + "\n")
+    if html is not None:
+        write_html(study, html)
 
 
 def _run_bench(spec: BenchSpec, *, processes: int, quiet: bool) -> BenchResult:

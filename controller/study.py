@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from rich.table import Table
+from scipy.stats import kendalltau
 
 from engine_adapter.workloads import BenchWorks, bench_works
+from online_learning.distribution import FloatArray, LengthDistribution
 from online_learning.evaluate import Evaluation
 from online_learning.evaluate import evaluate as evaluate_prompts
 from online_learning.mixture import MixtureLearner, solo_learners
-from online_learning.prompt import LengthLearner, Prompt
+from online_learning.prompt import LengthLearner, Observation, Prompt
+from online_learning.scoring import Score
 from online_learning.similarity import SimilarityLearner
 from store.records import MAX_PROMPT_TOKENS_SENT
 
@@ -19,6 +24,20 @@ MAX_TOKENS = 8192
 """Limit of answers whose workload has none."""
 MAIN_LEARNER = "mixture"
 """The one that runs live."""
+TASK_REQUESTS = 300
+"""A task with fewer scored requests has no row of its own: its figures would be chance."""
+FIGURES = (
+    "pit",
+    "crps_tokens",
+    "log_score",
+    "within_50",
+    "within_90",
+    "p10_tokens",
+    "p50_tokens",
+    "p90_tokens",
+    "output_tokens",
+    "censored",
+)
 COLUMNS = (
     ("kendall_tau", "Kendall τ", "{:.3f}"),
     ("spearman", "Spearman", "{:.3f}"),
@@ -33,7 +52,30 @@ COLUMNS = (
 )
 
 
-def evaluate_workload(  # noqa: PLR0913 - all by name
+@dataclass(frozen=True, slots=True, eq=False)
+class LearnerRecord:
+    """What one learner said of each scored request and how that turned out, one column for each figure."""
+
+    figures: FloatArray
+    """Rows are requests; columns are `FIGURES`."""
+
+    def of(self, name: str) -> FloatArray:
+        """One figure of every request."""
+        return self.figures[:, FIGURES.index(name)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """Learners side by side on one workload, request by request."""
+
+    workload: str
+    result: Evaluation
+    tasks: tuple[str, ...]
+    """The task of each scored request, in order."""
+    records: dict[str, LearnerRecord]
+
+
+def study_workload(  # noqa: PLR0913 - all by name
     workload: str,
     *,
     requests: int,
@@ -42,22 +84,33 @@ def evaluate_workload(  # noqa: PLR0913 - all by name
     requests_per_token: float,
     clock: Callable[[], float],
     progress: Callable[[int], None],
-) -> Evaluation:
+) -> Study:
     """Our learner, each of its experts alone and the published predictor on the same prompts in the same order."""
     works = bench_works(workload, requests=requests, warmup=0, seed=seed, max_tokens=MAX_TOKENS)
-    learners: dict[str, LengthLearner] = {
+    compared: dict[str, LengthLearner] = {
         MAIN_LEARNER: MixtureLearner(),
         **solo_learners(),
         "sagesched-paper": SimilarityLearner(),
     }
-    return evaluate_prompts(
+    rows: dict[str, list[tuple[float, ...]]] = {name: [] for name in compared}
+
+    def watch(name: str, _number: int, belief: LengthDistribution, observation: Observation, score: Score) -> None:
+        p10, p50, p90 = (belief.quantile(probability) for probability in (0.1, 0.5, 0.9))
+        verdict = (score.pit, score.crps_tokens, score.log_score, score.within_50, score.within_90)
+        rows[name].append((*verdict, p10, p50, p90, observation.output_tokens, observation.censored))
+
+    result = evaluate_prompts(
         _prompts(works),
-        learners,
+        compared,
         warmup=warmup,
         clock=clock,
         progress=progress,
         requests_per_token=requests_per_token,
+        watch=watch,
     )
+    records = {name: LearnerRecord(np.array(figures).reshape(-1, len(FIGURES))) for name, figures in rows.items()}
+    tasks = tuple(row.task for row in works.measured_rows[warmup:])
+    return Study(workload=works.name, result=result, tasks=tasks, records=records)
 
 
 def quality_table(result: Evaluation) -> Table:
@@ -70,6 +123,68 @@ def quality_table(result: Evaluation) -> Table:
         figures = [form.format(getattr(quality, column)) for column, _, form in COLUMNS]
         table.add_row(name, *figures, f"{quality.memory_bytes / 1e6:.1f}")
     return table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskQuality:
+    """How well one task's lengths were predicted by our learner, and beside it by the published one."""
+
+    task: str
+    requests: int
+    coverage_50: float
+    coverage_90: float
+    kendall_tau: float
+    crps_tokens: float
+    paper_crps_tokens: float
+    log_score: float
+    global_log_score: float
+
+
+def task_qualities(study: Study) -> list[TaskQuality]:
+    """Every task with at least `TASK_REQUESTS` scored requests, the most frequent first."""
+    counts = Counter(study.tasks).most_common()
+    return [_task_quality(study, task) for task, requests in counts if requests >= TASK_REQUESTS]
+
+
+def task_table(study: Study) -> Table | None:
+    """One row for each frequent task; None when there is none."""
+    qualities = task_qualities(study)
+    if not qualities:
+        return None
+    table = Table("task", title=f"{MAIN_LEARNER} by task, those with {TASK_REQUESTS} requests or more")
+    for heading in ("requests", "within 50 %", "within 90 %", "Kendall τ", "CRPS", "paper's", "log score", "global's"):
+        table.add_column(heading, justify="right")
+    for quality in qualities:
+        table.add_row(
+            quality.task,
+            str(quality.requests),
+            f"{quality.coverage_50:.3f}",
+            f"{quality.coverage_90:.3f}",
+            f"{quality.kendall_tau:.3f}",
+            f"{quality.crps_tokens:.1f}",
+            f"{quality.paper_crps_tokens:.1f}",
+            f"{quality.log_score:.3f}",
+            f"{quality.global_log_score:.3f}",
+        )
+    return table
+
+
+def _task_quality(study: Study, task: str) -> TaskQuality:
+    chosen = np.array([name == task for name in study.tasks])
+    ours = LearnerRecord(study.records[MAIN_LEARNER].figures[chosen])
+    medians, lengths = ours.of("p50_tokens"), ours.of("output_tokens")
+    ranked = np.unique(medians).size > 1 and np.unique(lengths).size > 1
+    return TaskQuality(
+        task=task,
+        requests=int(chosen.sum()),
+        coverage_50=float(ours.of("within_50").mean()),
+        coverage_90=float(ours.of("within_90").mean()),
+        kendall_tau=float(kendalltau(medians, lengths)[0]) if ranked else 0.0,
+        crps_tokens=float(ours.of("crps_tokens").mean()),
+        paper_crps_tokens=float(study.records["sagesched-paper"].of("crps_tokens")[chosen].mean()),
+        log_score=float(ours.of("log_score").mean()),
+        global_log_score=float(study.records["global"].of("log_score")[chosen].mean()),
+    )
 
 
 def _prompts(works: BenchWorks) -> Iterator[tuple[Prompt, int]]:

@@ -93,6 +93,7 @@ def evaluate(  # noqa: PLR0913 - all by name
     clock: Callable[[], float],
     progress: Callable[[int], None] = lambda _done: None,
     requests_per_token: float = 0.0,
+    watch: Watch = lambda *_: None,
 ) -> Evaluation:
     """Predict, score, then teach every answer to every learner.
 
@@ -106,6 +107,7 @@ def evaluate(  # noqa: PLR0913 - all by name
         requests_per_token: requests that arrive while an answer grows by a token: so much later it is learnt, the
             short ones before the long ones, as it is live. 0 teaches each answer at once; 3 requests a second and
             30 ms per token make 0.09.
+        watch: told of every scored prediction.
     """
     records = {name: _Record() for name in learners}
     uniforms = np.random.default_rng(_PIT_SEED)
@@ -116,9 +118,10 @@ def evaluate(  # noqa: PLR0913 - all by name
         uniform = float(uniforms.random())
         features: dict[str, Features] = {}
         for name, learner in learners.items():
-            features[name], step = _predict(learner, prompt, observation, uniform, clock)
+            features[name], belief, step = _predict(learner, prompt, observation, uniform, clock)
             if requests > warmup:
                 records[name].add(step, observation)
+                watch(name, requests - 1, belief, observation, step.score)
         feedback.expect(requests + requests_per_token * observation.output_tokens, features, prompt.model, observation)
         feedback.teach(until=requests, scored=requests > warmup)
         progress(requests)
@@ -167,18 +170,19 @@ class _Step:
 
 def _predict(
     learner: LengthLearner, prompt: Prompt, observation: Observation, uniform: float, clock: Callable[[], float]
-) -> tuple[Features, _Step]:
+) -> tuple[Features, LengthDistribution, _Step]:
     started_s = clock()
     features = learner.features(prompt)
     forecast = learner.predict_one(features, prompt.model)
     belief = forecast.distribution.cut(prompt.max_tokens)
     predict_s = clock() - started_s
-    return features, _Step(
+    step = _Step(
         score=score(belief, observation, uniform),
         median_tokens=belief.quantile(0.5),
         experts=forecast.experts,
         predict_s=predict_s,
     )
+    return features, belief, step
 
 
 @dataclass(slots=True)
