@@ -8,7 +8,7 @@ import numpy as np
 
 from online_learning.clusters import ClusterSettings, Neighbourhood, PromptClusters
 from online_learning.distribution import FloatArray, IntArray
-from online_learning.expert import Belief, Lesson, Query, bin_of, chances, drifts_of, verdict
+from online_learning.expert import Belief, Lesson, Query, Verdict, bin_of, chances, drifts_of, verdict
 from online_learning.hazard import mass_from_survival, posterior_hazard, survival_from_hazard
 from online_learning.models import ModelTable
 from online_learning.prompt import Drift, Observation
@@ -80,10 +80,10 @@ class ClusterExpert:
             cluster=int(near.clusters[0]),
         )
 
-    def learn(self, query: Query, observation: Observation) -> Lesson:
+    def learn(self, query: Query, observation: Observation, *, judged: bool) -> Lesson:
         """Take an answer into account; with the drift of its cluster, if that is what it revealed."""
         if self._clusters.seeded:
-            lesson = self._learn_in_cluster(query, observation)
+            lesson = self._learn_in_cluster(query, observation, judged=judged)
         else:
             position = bin_of(self._lengths, observation)
             lesson = Lesson(verdict(query.prior.mass, position, censored=observation.censored))
@@ -97,23 +97,26 @@ class ClusterExpert:
         self._clusters.seed([query.features for query, _ in self._first])
         self._models = self._new_models()
         for query, observation in self._first:
-            self._learn_in_cluster(query, observation)
+            self._learn_in_cluster(query, observation, judged=True)
         if len(self._first) >= self._settings.seed_prompts:
             self._settled = True
             self._first.clear()
 
-    def _learn_in_cluster(self, query: Query, observation: Observation) -> Lesson:
+    def _learn_in_cluster(self, query: Query, observation: Observation, *, judged: bool) -> Lesson:
         beliefs = self._models.taught(query.model)
         near = self._clusters.neighbourhood(query.features)
-        pooled = beliefs.pool(near)
-        candidates = _candidates(pooled, query, beliefs.shrinkage)
-        position = bin_of(self._lengths, observation)
-        mass = mass_from_survival(beliefs.shrinkage.mix(candidates))
-        said = verdict(mass, position, censored=observation.censored)
-        beliefs.shrinkage.learn(chances(candidates, position, censored=observation.censored))
+        said = self._judge(beliefs, near, query, observation) if judged else None
         cluster = self._clusters.follow(near)
         drifts: list[Drift] = drifts_of(query.model, cluster, beliefs.sketches[cluster].learn_one(observation))
         return Lesson(said, drifts, int(near.clusters[0]))
+
+    def _judge(self, beliefs: _ClusterBeliefs, near: Neighbourhood, query: Query, observation: Observation) -> Verdict:
+        """What was believed of the answer; the strengths of shrinkage are scored by it."""
+        candidates = _candidates(beliefs.pool(near), query, beliefs.shrinkage)
+        position = bin_of(self._lengths, observation)
+        mass = mass_from_survival(beliefs.shrinkage.mix(candidates))
+        beliefs.shrinkage.learn(chances(candidates, position, censored=observation.censored))
+        return verdict(mass, position, censored=observation.censored)
 
     def _new_models(self) -> ModelTable[_ClusterBeliefs]:
         return ModelTable(self._new_beliefs, bound=self._max_models)

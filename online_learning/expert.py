@@ -53,7 +53,8 @@ class Verdict:
 class Lesson:
     """What an expert had believed before it learnt, and the drifts that the answer revealed."""
 
-    verdict: Verdict
+    verdict: Verdict | None
+    """None where the answer was not to be judged."""
     drifts: list[Drift] = field(default_factory=list)
     cluster: int | None = None
     """The cluster that the prompt was in before."""
@@ -68,8 +69,8 @@ class Expert(Protocol):
         """The belief about the answer; changes nothing."""
         ...
 
-    def learn(self, query: Query, observation: Observation) -> Lesson:
-        """Take an answer into account."""
+    def learn(self, query: Query, observation: Observation, *, judged: bool) -> Lesson:
+        """Take an answer into account; where it is to be judged, say what was believed of it before."""
         ...
 
 
@@ -134,6 +135,6 @@ class SoloLearner:
 
     def learn_one(self, features: Features, model: str, observation: Observation) -> list[Drift]:
         """Teach the expert, then the global belief; a drift that the latter alone finds is that of cluster 0."""
-        lesson = self._expert.learn(Query(features, model, self._global.prior(model)), observation)
+        lesson = self._expert.learn(Query(features, model, self._global.prior(model)), observation, judged=True)
         forgetting = self._global.learn(model, observation)
         return lesson.drifts or drifts_of(model, 0, forgetting)

@@ -63,10 +63,10 @@ class GroupExpert:
             return Belief(query.prior.mass, 0.0, 0.0)
         return Belief(mass_from_hazard(hazard), evidence, 1.0 - prior_share)
 
-    def learn(self, query: Query, observation: Observation) -> Lesson:
+    def learn(self, query: Query, observation: Observation, *, judged: bool) -> Lesson:
         """Count the answer in all groups of its prompt."""
         position = bin_of(self._lengths, observation)
-        said = verdict(self.believe(query).mass, position, censored=observation.censored)
+        said = verdict(self.believe(query).mass, position, censored=observation.censored) if judged else None
         self._models.taught(query.model).add(self._settings.sketch.memory_answers)
         drifts: list[Drift] = []
         for identity, name in self._names(query):

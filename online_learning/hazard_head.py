@@ -89,11 +89,12 @@ class HazardHead:
         trust = evidence / (evidence + self._settings.evidence_answers)
         return Belief(self._mass(query, *_words(query)), evidence, trust)
 
-    def learn(self, query: Query, observation: Observation) -> Lesson:
+    def learn(self, query: Query, observation: Observation, *, judged: bool) -> Lesson:
         """Keep the answer for the next batch, and train when the batch is full."""
         position = bin_of(self._lengths, observation)
         rows, weights = _words(query)
-        said = verdict(self._mass(query, rows, weights), position, censored=observation.censored)
+        mass = self._mass(query, rows, weights) if judged else None
+        said = None if mass is None else verdict(mass, position, censored=observation.censored)
         slot = self._slots.setdefault(query.model, len(self._slots)) if self._has_room(query.model) else -1
         log_odds = _log_odds(query.prior).astype(np.float32)
         self._waiting.append(_Example(rows, weights, _scalars(query), slot, log_odds, position, observation.censored))

@@ -28,6 +28,9 @@ class MixtureSettings:
     groups: GroupSettings = field(default_factory=GroupSettings)
     head: HeadSettings = field(default_factory=HeadSettings)
     pool: PoolSettings = field(default_factory=PoolSettings)
+    judge_all: int = 1_000
+    judge_every: int = 3
+    """After the first ``judge_all`` answers the experts are judged by one in so many: judging costs most of learning."""
 
 
 class _PriorExpert:
@@ -41,9 +44,9 @@ class _PriorExpert:
     def believe(self, query: Query) -> Belief:
         return Belief(query.prior.mass, 0.0, 0.0)
 
-    def learn(self, query: Query, observation: Observation) -> Lesson:
+    def learn(self, query: Query, observation: Observation, *, judged: bool) -> Lesson:
         position = bin_of(self._lengths, observation)
-        return Lesson(verdict(query.prior.mass, position, censored=observation.censored))
+        return Lesson(verdict(query.prior.mass, position, censored=observation.censored) if judged else None)
 
 
 def all_experts(lengths: IntArray, settings: MixtureSettings) -> list[Expert]:
@@ -80,6 +83,7 @@ class MixtureLearner:
         self._settings = settings or MixtureSettings()
         self._global = GlobalBelief(self._settings.common.of_global)
         self._experts = experts or all_experts(self._global.lengths, self._settings)
+        self._taught = 0
         self._pool = Pool(len(self._experts), self._settings.pool)
 
     @property
@@ -121,9 +125,12 @@ class MixtureLearner:
         Before there are clusters it may be the model's own, as that of cluster 0.
         """
         query = Query(features, model, self._global.prior(model))
-        lessons = [expert.learn(query, observation) for expert in self._experts]
+        judged = self._taught < self._settings.judge_all or self._taught % self._settings.judge_every == 0
+        self._taught += 1
+        lessons = [expert.learn(query, observation, judged=judged) for expert in self._experts]
         region = next((lesson.cluster for lesson in lessons if lesson.cluster is not None), None)
-        self._pool.learn([lesson.verdict for lesson in lessons], model, region)
+        if judged:
+            self._pool.learn([lesson.verdict for lesson in lessons if lesson.verdict is not None], model, region)
         forgetting = self._global.learn(model, observation)
         found = next((lesson.drifts for lesson in lessons if lesson.drifts), [])
         return found or (drifts_of(model, 0, forgetting) if region is None else [])

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from online_learning.clusters import FeatureSpace
 from online_learning.distribution import FloatArray, IntArray
-from online_learning.expert import Belief, Lesson, Query, bin_of, chances, verdict
+from online_learning.expert import Belief, Lesson, Query, Verdict, bin_of, chances, verdict
 from online_learning.features import DIMENSIONS
 from online_learning.hazard import mass_from_survival, posterior_hazard, survival_from_hazard
 from online_learning.models import ModelTable
@@ -147,18 +147,22 @@ class NeighbourExpert:
             trust=float((weights * shares).sum()),
         )
 
-    def learn(self, query: Query, observation: Observation) -> Lesson:
+    def learn(self, query: Query, observation: Observation, *, judged: bool) -> Lesson:
         """Add an answer to the history, and judge kernels and strengths by it."""
         model = self._models.taught(query.model)
         position = bin_of(self._lengths, observation)
+        said = self._judge(query, model, position, censored=observation.censored) if judged else None
+        model.learn(position, self._settings.model_memory_answers)
+        self._history.add(query.features, _code(self._lengths, observation, position), model.slot)
+        return Lesson(said)
+
+    def _judge(self, query: Query, model: _Model, position: int, *, censored: bool) -> Verdict:
         mass = query.prior.mass
         if self._history.ready:
             candidates = self._candidates(self._count(query, model), query)
             mass = mass_from_survival(model.average.mix(candidates))
-            model.average.learn(chances(candidates, position, censored=observation.censored))
-        model.learn(position, self._settings.model_memory_answers)
-        self._history.add(query.features, _code(self._lengths, observation, position), model.slot)
-        return Lesson(verdict(mass, position, censored=observation.censored))
+            model.average.learn(chances(candidates, position, censored=censored))
+        return verdict(mass, position, censored=censored)
 
     def _count(self, query: Query, model: _Model) -> _Counted:
         settings, history = self._settings, self._history
