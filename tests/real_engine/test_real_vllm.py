@@ -33,7 +33,7 @@ def lease_s() -> float:
 @pytest.fixture(scope="module")
 def server(site: Site) -> Iterator[VllmServer]:
     """The server, connected to the controller."""
-    with VllmServer(endpoint=site.endpoint, engine_id="cpu") as server:
+    with VllmServer(endpoint=site.endpoint, engine_id="cpu", ready_s=300.0) as server:
         site.connect(server)
         yield server
 
