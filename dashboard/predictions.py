@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from dashboard import figures, live, words
-from dashboard.views import LearnerView
+from dashboard.views import LearnerView, ModelCalibrationView
 
 WINDOW_S = 600
 
@@ -23,6 +23,7 @@ def _live() -> None:
     if state is None:
         return
     _totals(state.learner)
+    _models(state.learner)
     missing = words.no_prediction_notice(state.learner)
     if missing is not None:
         live.show(missing)
@@ -69,3 +70,30 @@ def _totals(learner: LearnerView) -> None:
         words.count(learner.crps_tokens),
         help="Mean distance between prediction and outcome; lower is better",
     )
+
+
+def _models(learner: LearnerView) -> None:
+    """One row for each model; nothing before the first measurement."""
+    if not learner.models:
+        return
+    st.subheader("By model")
+    st.caption("Over the latest answers of each. Not trusted: its engines serve first come, first served until it is.")
+    rows = [
+        {
+            "Model": model.model,
+            "Trusted": "yes" if model.trusted else "no",
+            "Answers": words.count(model.answers),
+            "Coverage of 50 %": words.percent(model.coverage_50),
+            "Coverage of 90 %": words.percent(model.coverage_90),
+            "CRPS (tokens)": words.count(model.crps_tokens),
+            "Log score over the prior's": _gain(model),
+        }
+        for model in learner.models
+    ]
+    st.dataframe(rows, key="predictions_models", hide_index=True)
+
+
+def _gain(model: ModelCalibrationView) -> str:
+    if model.log_score is None or model.prior_log_score is None:
+        return words.DASH
+    return f"{model.log_score - model.prior_log_score:+.2f} nats"

@@ -43,6 +43,20 @@ class ControllerView(View, frozen=True):
     store_path: str | None = None
 
 
+class ModelCalibrationView(View, frozen=True):
+    """How the predictions for one model turned out lately."""
+
+    model: str
+    answers: int = 0
+    coverage_50: float | None = None
+    coverage_90: float | None = None
+    crps_tokens: float | None = None
+    log_score: float | None = None
+    prior_log_score: float | None = None
+    kendall_tau: float | None = None
+    trusted: bool = True
+
+
 class LearnerView(View, frozen=True):
     """What the learner has seen and how well it is calibrated."""
 
@@ -56,6 +70,7 @@ class LearnerView(View, frozen=True):
     crps_tokens: float | None = None
     log_score: float | None = None
     drift_events: int | None = None
+    models: tuple[ModelCalibrationView, ...] = ()
 
 
 class SnapshotView(View, frozen=True):

@@ -7,6 +7,9 @@ import httpx
 import pytest
 
 from controller.core import Counts
+from controller.metrics import CALIBRATION_GAUGES
+from online_learning.prompt import Drift
+from store.reader import open_history
 
 Start = Callable[..., Any]
 
@@ -64,6 +67,44 @@ def test_metrics_count_what_happened(start_controller: Start) -> None:
     assert all(f"sagesched_{name}_total" in page for name in Counts.__slots__)
     names = {line.split("{")[0].split(" ")[0] for line in page.splitlines() if line and not line.startswith("#")}
     assert all(name.startswith("sagesched_") for name in names)
+
+
+def test_calibration_and_drift_are_shown_live(start_controller: Start) -> None:
+    """By model in the state and in the metrics, and a drift with what changed, in the history too."""
+    running = start_controller()
+    engine = running.connect()
+    for number in range(3):
+        engine.submit(f"r{number}", output_tokens=5)
+    engine.step_until(lambda: len(running.client.get("/api/state").json()["learner"]["models"]) == 1)
+    engine.step_until(lambda: running.client.get("/api/state").json()["learner"]["completions"] == 3)
+    (shown,) = running.client.get("/api/state").json()["learner"]["models"]
+    model = running.client.get("/api/state").json()["engines"][0]["model"]
+    assert (shown["model"], shown["scope"], shown["trusted"], shown["reason"]) == (model, "model", True, "due")
+    assert len(shown["pit_histogram"]) == 10
+    assert {"coverage_50", "coverage_90", "crps_tokens", "log_score", "pinball_tokens", "kendall_tau"} <= set(shown)
+    page = running.client.get("/metrics").text
+    for name, _ in CALIBRATION_GAUGES:
+        assert f'sagesched_calibration_{name}{{model="{model}"}}' in page
+    assert f'sagesched_calibration_trusted{{model="{model}"}} 1.0' in page
+    assert f'sagesched_calibration_pit_share{{model="{model}",tenth="9"}}' in page
+    assert f'sagesched_calibration_distrusted_clusters{{model="{model}"}} 0.0' in page
+
+    learner = running.service.loop._core._beliefs._learner
+    drift = Drift(model=model, cluster=4, before_mean_tokens=120.0, after_mean_tokens=360.0, forgotten=75.0)
+    learner.learn_one = lambda *_: [drift]
+    engine.submit("moved", output_tokens=5)
+    engine.step_until(lambda: running.client.get("/api/state").json()["learner"]["drifts"])
+    (event,) = running.client.get("/api/state").json()["learner"]["drifts"]
+    assert event["what"] == "mean 120 to 360 tokens, 75 answers forgotten"
+    assert (event["model"], event["cluster"], event["renewed_requests"]) == (model, 4, 0)
+    assert "sagesched_drift_events_total 1.0" in running.client.get("/metrics").text
+    running.close()
+    running.service.loop._history.close()
+    with open_history(running.store) as history:
+        assert history.sql("SELECT model, cluster, after_mean_tokens FROM drift_events").fetchall() == [
+            (model, 4, 360.0)
+        ]
+        assert history.sql("SELECT DISTINCT model FROM calibration WHERE scope = 'model'").fetchall() == [(model,)]
 
 
 def test_a_mode_order_reaches_the_engine_and_the_history(start_controller: Start) -> None:

@@ -167,6 +167,21 @@ def test_predictions_shows_calibration(opened: Open) -> None:
     assert boxes(test) == ""
 
 
+def test_predictions_by_model_say_whom_they_are_trusted_for(opened: Open, standing: Any) -> None:
+    """One row for each model that was measured; a model without figures, or none at all, breaks nothing."""
+    assert not opened("predictions").dataframe
+    measured = {"model": "qwen", "answers": 1000, "coverage_50": 0.49, "coverage_90": 0.91, "crps_tokens": 51.0,
+                "log_score": -3.2, "prior_log_score": -3.6, "trusted": False, "scope": "model"}  # fmt: skip
+    standing.world.learner = {"models": [measured, {"model": "new"}]}
+    [table] = opened("predictions").dataframe
+    rows = table.value.to_dict("records")
+    assert [row["Model"] for row in rows] == ["qwen", "new"]
+    assert rows[0]["Trusted"] == "no"
+    assert rows[0]["Coverage of 90 %"] == "91 %"
+    assert rows[0]["Log score over the prior's"] == "+0.40 nats"
+    assert rows[1]["CRPS (tokens)"] == "–"
+
+
 @pytest.mark.parametrize(
     ("learner", "title"),
     [
