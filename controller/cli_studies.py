@@ -81,6 +81,9 @@ def evaluate(  # noqa: PLR0913 - one parameter for each flag
     requests_per_token: Annotated[
         float, typer.Option(min=0.0, help="teach an answer so many requests later for each of its tokens; 0: at once")
     ] = 0.0,
+    ablation: Annotated[
+        bool, typer.Option("--ablation", help="compare with the mixture without each expert, not with each alone")
+    ] = False,
     json_file: JsonFlag = None,
     html: HtmlFlag = None,
     quiet: QuietFlag = False,
@@ -100,6 +103,7 @@ def evaluate(  # noqa: PLR0913 - one parameter for each flag
             warmup=warmup,
             seed=seed,
             requests_per_token=requests_per_token,
+            ablation=ablation,
             clock=time.perf_counter,
             progress=lambda done: bar.update(task, completed=done),
         )

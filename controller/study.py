@@ -14,7 +14,7 @@ from engine_adapter.workloads import BenchWorks, bench_works
 from online_learning.distribution import FloatArray, LengthDistribution
 from online_learning.evaluate import Evaluation
 from online_learning.evaluate import evaluate as evaluate_prompts
-from online_learning.mixture import MixtureLearner, solo_learners
+from online_learning.mixture import MixtureLearner, leave_one_out, solo_learners
 from online_learning.prompt import LengthLearner, Observation, Prompt
 from online_learning.scoring import Score
 from online_learning.similarity import SimilarityLearner
@@ -82,14 +82,18 @@ def study_workload(  # noqa: PLR0913 - all by name
     warmup: int,
     seed: int,
     requests_per_token: float,
+    ablation: bool = False,
     clock: Callable[[], float],
     progress: Callable[[int], None],
 ) -> Study:
-    """Our learner, each of its experts alone and the published predictor on the same prompts in the same order."""
+    """Our learner, each of its experts alone and the published predictor on the same prompts in the same order.
+
+    With ``ablation`` our learner without each of its experts, in place of the experts alone.
+    """
     works = bench_works(workload, requests=requests, warmup=0, seed=seed, max_tokens=MAX_TOKENS)
     compared: dict[str, LengthLearner] = {
         MAIN_LEARNER: MixtureLearner(),
-        **solo_learners(),
+        **(leave_one_out() if ablation else solo_learners()),
         "sagesched-paper": SimilarityLearner(),
     }
     rows: dict[str, list[tuple[float, ...]]] = {name: [] for name in compared}

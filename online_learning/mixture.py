@@ -71,6 +71,19 @@ def solo_learners(settings: MixtureSettings | None = None) -> dict[str, LengthLe
     return {expert.name: SoloLearner(expert, chosen.common.of_global) for expert in experts}
 
 
+def leave_one_out(settings: MixtureSettings | None = None) -> dict[str, LengthLearner]:
+    """The mixture without each of its experts in turn: what each is worth to it."""
+    chosen = settings or MixtureSettings()
+    lengths = log_grid(chosen.common.longest_tokens)
+    return {
+        f"without {left_out.name}": MixtureLearner(
+            chosen, [expert for expert in all_experts(lengths, chosen) if expert.name != left_out.name]
+        )
+        for left_out in all_experts(lengths, chosen)
+        if left_out.name != "global"
+    }
+
+
 class MixtureLearner:
     """All experts in one calibrated belief; the learner that the controller uses.
 
