@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from controller.core import Core, CoreConfig
 from controller.policies import policy_named
@@ -13,6 +15,7 @@ from engine_adapter.synthetic import synthetic_stream
 from engine_adapter.tokens import token_ids
 from online_learning.clusters import ClusterSettings
 from online_learning.learner import ClusterLearner, GlobalLearner, LearnerSettings
+from online_learning.mixture import MixtureLearner, MixtureSettings
 from online_learning.prompt import Features, LengthLearner, Prompt
 from store.reader import learning_history
 from store.records import Arrived, Facts, Finished, FinishReason, Hello
@@ -30,8 +33,16 @@ def hello(model: str) -> Hello:
     )  # fmt: skip
 
 
+SMALL = LearnerSettings(clusters=ClusterSettings(clusters=16, seed_prompts=400))
+
+
 def fresh() -> LengthLearner:
-    return ClusterLearner(LearnerSettings(clusters=ClusterSettings(clusters=16, seed_prompts=400)))
+    return ClusterLearner(SMALL)
+
+
+def fresh_mixture() -> LengthLearner:
+    """The learner that runs live."""
+    return MixtureLearner(MixtureSettings(common=SMALL))
 
 
 def brain(learner: LengthLearner) -> Core:
@@ -106,12 +117,15 @@ def assert_same(one: LengthLearner, other: LengthLearner) -> None:
         np.testing.assert_array_equal(one.prior(model).mass, other.prior(model).mass)
 
 
-def test_beliefs_after_a_restart_are_those_of_a_process_that_never_stopped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("new", [fresh, fresh_mixture])
+def test_beliefs_after_a_restart_are_those_of_a_process_that_never_stopped(
+    tmp_path: Path, new: Callable[[], LengthLearner]
+) -> None:
     """Bit for bit, though the engines' clocks disagree with the order of teaching and a third of answers was cut."""
-    living = fresh()
+    living = new()
     with HistoryWriter(tmp_path) as writer:
         Life(brain(living), writer).serve(prompts(ANSWERS))
-    again = fresh()
+    again = new()
     assert rebuild(brain(again), tmp_path, 100_000) == ANSWERS
     assert_same(living, again)
 
