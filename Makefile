@@ -66,6 +66,9 @@ contract-vllm-033: $(READY) ## The plugin's contract against vLLM 0.33's Python 
 screenshots: $(READY) browser ## The README's pictures, from a running demo.
 	$(BIN)/python docs/screenshots.py $(ARGS)
 
+reference: $(READY) ## Write the documents' generated parts: views, settings, metrics.
+	$(BIN)/python docs/reference.py
+
 format: $(READY) ## Format the code and mend what ruff can.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .

@@ -240,12 +240,12 @@ def _holds(tree: Mapping[str, Any], path: list[str]) -> bool:
 
 
 def _suggestion(path: list[str]) -> str:
-    known = [key for key, _ in _keys()]
+    known = [key for key, _ in described()]
     close = difflib.get_close_matches(".".join(path), known, n=1, cutoff=0.5)
     return f"did you mean {close[0]}?" if close else f"known settings are {', '.join(known)}"
 
 
-def _keys() -> list[tuple[str, str]]:
+def described() -> list[tuple[str, str]]:
     """Every setting's key and description."""
     keys: list[tuple[str, str]] = []
     for name, field in Config.model_fields.items():

@@ -1,0 +1,122 @@
+"""The generated parts of the documents: views for SQL, settings and metrics, taken from the code that has them.
+
+``make reference`` writes them between their markers; a test demands that they are up to date.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from controller.config import described, load_config, printed
+from controller.core import Core, CoreConfig
+from controller.live import Live
+from controller.metrics import Metrics
+from controller.policies import policy_named
+from online_learning.learner import GlobalLearner
+from store.reader import open_history
+from store.records import Hello, Snapshot
+from store.writer import HistoryWriter
+
+DOCS = Path(__file__).parent
+
+
+def views() -> str:
+    """Every view of the catalog with its columns and their comments."""
+    with tempfile.TemporaryDirectory() as folder:
+        with HistoryWriter(Path(folder) / "history"):
+            pass
+        with open_history(Path(folder) / "history") as history:
+            names = history.execute(_VIEWS).fetchall()
+            columns = history.execute(_COLUMNS).fetchall()
+    sections = []
+    for name, comment in names:
+        rows = [(f"`{column}`", kind, text) for view, column, kind, text in columns if view == name]
+        sections.append(f"### `{name}`\n\n{comment}\n\n{_table(('column', 'type', 'meaning'), rows)}")
+    return "\n\n".join(sections)
+
+
+def settings() -> str:
+    """Every setting with its default."""
+    defaults = dict(printed(load_config(environment={})))
+    homely = {key: value.replace(str(Path.home()), "~") for key, value in defaults.items()}
+    rows = [(f"`{key}`", _default(key, homely), text) for key, text in described()]
+    return _table(("setting", "default", "meaning"), rows)
+
+
+def metrics() -> str:
+    """Every metric, as a controller with one engine exports it."""
+    found = re.findall(r"^# HELP (\S+) (.*)$", _exported(), re.MULTILINE)
+    return _table(("metric", "meaning"), sorted((f"`{name}`", text) for name, text in found))
+
+
+PARTS: dict[str, tuple[tuple[str, Callable[[], str]], ...]] = {
+    "sql.md": (("views", views),),
+    "operating.md": (("settings", settings), ("metrics", metrics)),
+}
+
+
+def renewed(document: str, text: str) -> str:
+    """The document's text with all its generated parts as they should be now."""
+    for name, part in PARTS[document]:
+        begin, end = f"<!-- generated: {name} -->", f"<!-- end: {name} -->"
+        before, _, rest = text.partition(begin)
+        _, found, after = rest.partition(end)
+        assert found, f"{document} has no place for {name}: put {begin} and {end} into it"
+        text = f"{before}{begin}\n\n{part()}\n\n{end}{after}"
+    return text
+
+
+def main() -> None:
+    """Write all documents anew."""
+    for document in PARTS:
+        path = DOCS / document
+        path.write_text(renewed(document, path.read_text()))
+        sys.stdout.write(f"{path} is up to date\n")
+
+
+def _exported() -> str:
+    live = Live()
+    metrics = Metrics(live)
+    config = CoreConfig(controller_id="c", mode="on", hash_key=b"k")
+    core = Core(learner=GlobalLearner(), policy=policy_named("sage"), config=config, now_s=0.0, timer=lambda: 0.0)
+    live.watch(core)
+    core.take(b"c", _HELLO, 0.0)
+    core.take(b"c", _SNAPSHOT, 0.0)
+    with tempfile.TemporaryDirectory() as folder, HistoryWriter(Path(folder) / "history") as writer:
+        live.publish(core, store=writer.stats, loop={}, now_s=0.0)
+    return metrics.page().decode()
+
+
+def _default(key: str, defaults: dict[str, str]) -> str:
+    if key == "engine.endpoint":
+        return "a socket in the user's runtime directory"
+    value = defaults[key]
+    return (
+        "the policy's" if value == "None" and key.startswith("policy.") else "none" if value == "None" else f"`{value}`"
+    )
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+_VIEWS = "SELECT view_name, comment FROM duckdb_views() WHERE NOT internal ORDER BY view_name"
+_COLUMNS = """
+SELECT table_name, column_name, data_type, comment FROM duckdb_columns() WHERE NOT internal ORDER BY column_index
+"""
+_HELLO = Hello(
+    engine_id="e", session_id="s", model="m", engine="simulated", engine_version="1", kv_blocks=1, block_size_tokens=16,
+    max_num_seqs=1, token_budget=1, max_model_len_tokens=1, prefix_caching=False, started_s=0.0,
+)  # fmt: skip
+_SNAPSHOT = Snapshot(
+    time_s=0.0, waiting=0, running=0, kv_blocks_used=0, kv_blocks=1, mode="on", steps=0, step_s=0.0, prefill_tokens=0,
+    decode_tokens=0, kv_tokens_read=0, preemptions=0, recomputed_tokens=0,
+)  # fmt: skip
+
+if __name__ == "__main__":
+    main()
