@@ -34,6 +34,11 @@ class _ClusterBeliefs:
     """Events and exposure by cluster, shape (clusters, 2, bins)."""
     shrinkage: Shrinkage
 
+    def forget(self, cluster: int, lengths: IntArray, settings: SketchSettings) -> None:
+        """Start a cluster anew."""
+        self.counts[cluster] = 0.0
+        self.sketches[cluster] = LengthSketch(lengths, settings, self.counts[cluster])
+
     def pool(self, near: Neighbourhood) -> _Pooled:
         """The counts of a neighbourhood."""
         _, kinds, bins = self.counts.shape
@@ -46,7 +51,7 @@ class ClusterExpert:
     """Prompt clusters, each with its own length distribution per model, shrunk to the model's by evidence.
 
     Until `ClusterSettings.early_seed_prompts` it has nothing to say; then, and once more at `seed_prompts`, the
-    clusters are formed and the answers so far are sorted into them; from there on they only move. How far a cluster
+    clusters are formed and the answers so far are sorted into them; from there on they move, and are born. How far a cluster
     is shrunk is learnt from recent log scores, so that on prompts that say nothing about length it stays the prior.
     """
 
@@ -106,6 +111,11 @@ class ClusterExpert:
         beliefs = self._models.taught(query.model)
         near = self._clusters.neighbourhood(query.features)
         said = self._judge(beliefs, near, query, observation) if judged else None
+        born = self._clusters.born(near) if self._settled else None
+        if born is not None:
+            for model in self._models.states():
+                model.forget(born, self._lengths, self._sketch)
+            near = self._clusters.neighbourhood(query.features)
         cluster = self._clusters.follow(near)
         drifts: list[Drift] = drifts_of(query.model, cluster, beliefs.sketches[cluster].learn_one(observation))
         return Lesson(said, drifts, int(near.clusters[0]))

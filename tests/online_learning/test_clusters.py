@@ -95,3 +95,41 @@ def test_few_prompts_make_few_clusters() -> None:
     for count, expected in ((30, 5), (200, 33)):
         clusters.seed(prompts[:count])
         assert clusters.neighbourhood(prompts[0]).clusters.size == expected
+
+
+def test_a_family_that_appears_later_has_a_cluster_born() -> None:
+    """Four families at first; a fifth gets a cluster of its own within 30 prompts, and the others keep theirs."""
+    clusters = _seeded(4, ClusterSettings(clusters=8, fewest_prompts=50))
+    generator = np.random.default_rng(2)
+    homes = {}
+    for number in range(400):
+        near = clusters.neighbourhood(_family_prompt(number % 4, generator))
+        assert clusters.born(near) is None, "nothing new yet"
+        homes[number % 4] = clusters.follow(near)
+    births = []
+    for _ in range(30):
+        near = clusters.neighbourhood(_family_prompt(9, generator))
+        births.append(clusters.born(near))
+        clusters.follow(clusters.neighbourhood(_family_prompt(9, generator)))
+    found = [born for born in births if born is not None]
+    assert len(found) == 1
+    assert found[0] not in homes.values()
+    assert int(clusters.neighbourhood(_family_prompt(9, generator)).clusters[0]) == found[0]
+    for family, home in homes.items():
+        assert int(clusters.neighbourhood(_family_prompt(family, generator)).clusters[0]) == home
+
+
+def test_a_birth_takes_the_room_of_an_idle_cluster_or_none() -> None:
+    """With all places taken, a new family waits until one of the old was idle for long enough."""
+    clusters = _seeded(4, ClusterSettings(clusters=4, fewest_prompts=50, idle_prompts=300))
+    generator = np.random.default_rng(2)
+    idle = int(clusters.neighbourhood(_family_prompt(3, generator)).clusters[0])
+    births = []
+    for number in range(500):
+        near = clusters.neighbourhood(_family_prompt(9 if number >= 150 and number % 5 == 0 else number % 3, generator))
+        births.append(clusters.born(near))
+        if births[-1] is None and near.distance < 0.5:
+            clusters.follow(near)
+    found = [(number, born) for number, born in enumerate(births) if born is not None]
+    assert [born for _, born in found] == [idle]
+    assert found[0][0] >= 300
