@@ -37,7 +37,7 @@ IDENTITIES = len(TEMPLATE_DEPTHS) + 1
 """Hashes between the dense part and the n-grams: templates by depth, then the tenant; 0 for none."""
 
 MAX_GRAMS = 128
-"""N-grams listed of one prompt; of more, the same random part of the vocabulary is kept for every prompt."""
+"""N-grams listed of one prompt; of more, those of its ending, and of the rest the same random part for every prompt."""
 
 GRAM_ROWS = 1 << 14
 """N-grams are hashed to rows below this."""
@@ -52,6 +52,7 @@ _TEMPLATE_TOKENS = (4, 16, 64)
 _TABLE_BITS = 14
 _IDENTITY_BITS = 24
 _MOST_COUNTED = 255
+_ENDING_TOKENS = 48
 _SEED = 20_240_117
 _MIX_1 = np.uint64(0x9E37_79B9_7F4A_7C15)
 _MIX_2 = np.uint64(0xBF58_476D_1CE4_E5B9)
@@ -80,8 +81,9 @@ def prompt_features(prompt: Prompt) -> Features:
     ((263,), 'float32', 1.0)
     """
     tokens = _bounded(prompt.token_ids).astype(np.uint64)
-    rows, counts = np.unique(_hashed_grams(tokens), return_counts=True)
-    listed = _listed(rows, counts)
+    hashed = _hashed_grams(tokens)
+    rows, counts = np.unique(hashed, return_counts=True)
+    listed = _listed(rows, counts, _ending(hashed, tokens.size))
     features = np.empty(DIMENSIONS + IDENTITIES + listed.size, dtype=np.float32)
     features[:TEXT_DIMENSIONS] = _text_part(rows, counts)
     features[TEXT_DIMENSIONS:DIMENSIONS] = (
@@ -125,10 +127,18 @@ def _text_part(rows: NDArray[np.uint64], counts: NDArray[np.intp]) -> NDArray[np
     return np.asarray(text / norm if norm > 0.0 else text)
 
 
-def _listed(rows: NDArray[np.uint64], counts: NDArray[np.intp]) -> NDArray[np.int64]:
-    """Each row with its count, as row + 2¹⁴·count; of too many those whose hash is lowest."""
+def _ending(hashed: NDArray[np.uint64], tokens: int) -> NDArray[np.uint64]:
+    """The uni- and bigrams of the last tokens, where the question stands behind a long beginning."""
+    pairs = hashed[tokens : 2 * tokens - 1]
+    return np.concatenate((hashed[:tokens][-_ENDING_TOKENS:], pairs[-_ENDING_TOKENS:]))
+
+
+def _listed(rows: NDArray[np.uint64], counts: NDArray[np.intp], ending: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Each row with its count, as row + 2¹⁴·count; of too many those of the ending, then those whose hash is lowest."""
     if rows.size > MAX_GRAMS:
-        kept = np.sort(np.argsort(_mix(rows), kind="stable")[:MAX_GRAMS])
+        urgency = _mix(rows) >> np.uint64(1)
+        urgency[np.isin(rows, ending)] >>= np.uint64(32)
+        kept = np.sort(np.argsort(urgency, kind="stable")[:MAX_GRAMS])
         rows, counts = rows[kept], counts[kept]
     return rows.astype(np.int64) + (np.minimum(counts, _MOST_COUNTED) << _TABLE_BITS)
 

@@ -155,3 +155,13 @@ def test_vectors_recorded_before_there_were_identities_have_none() -> None:
     vector = _features(list(range(50)))[:DIMENSIONS]
     assert identities(vector) == (0, 0, 0, 0)
     assert grams(vector)[0].size == 0
+
+
+def test_a_long_beginning_does_not_hide_the_question() -> None:
+    """Behind 300 tokens of system prompt, all words of a question of 40 tokens are still listed."""
+    question = [50_000 + number for number in range(40)]
+    alone = set(grams(_features(question))[0].tolist())
+    behind = set(grams(_features([*range(300), *question]))[0].tolist())
+    words = set(grams(_features(question[:1]))[0].tolist()) & alone
+    assert words
+    assert len(alone & behind) >= len(alone) - 3
