@@ -28,7 +28,7 @@ from store.errors import EngineError
 MODEL_NAME = "tiny"
 """The name under which the server serves its model."""
 
-_TINY_MODEL_LEN_TOKENS = 1024
+_TINY_MODEL_LEN_TOKENS = 16_384
 _READY_POLL_S = 0.2
 _STOP_S = 15.0
 _DRAIN_S = 2
