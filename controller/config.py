@@ -63,7 +63,7 @@ class LearningSection(Section):
     """How output lengths are learnt."""
 
     clusters: int = Field(default=64, ge=1, le=4096, description="prompt clusters per model")
-    history_answers: int = Field(default=100_000, ge=0, le=1_000_000, description="past answers learnt again at start")
+    history_answers: int = Field(default=20_000, ge=0, le=1_000_000, description="past answers learnt again at start")
     guard: bool = Field(
         default=True, description="serve the prior, or FCFS, while predictions turn out wrong; false trusts them always"
     )
