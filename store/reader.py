@@ -85,7 +85,7 @@ def learning_history(path: Path, limit: int) -> Iterator[PastAnswer]:
 
 _LEARNING_HISTORY = """
 WITH latest AS (
-    SELECT * FROM outcomes ORDER BY answer DESC NULLS LAST, received_s DESC, time_s DESC LIMIT $limit
+    SELECT * FROM outcomes ORDER BY answer DESC NULLS LAST, received_s DESC, time_s DESC, request_id DESC LIMIT $limit
 ),
 known AS (
     SELECT session_id, request_id, arg_min(features, received_s) AS features
@@ -97,5 +97,5 @@ SELECT served.model, known.features, latest.output_tokens, latest.censored, late
 FROM latest
 JOIN known USING (session_id, request_id)
 JOIN served USING (session_id)
-ORDER BY latest.answer NULLS FIRST, latest.received_s, latest.time_s
+ORDER BY latest.answer NULLS FIRST, latest.received_s, latest.time_s, latest.request_id
 """
