@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -135,7 +135,8 @@ class MixtureLearner:
     def learn_one(self, features: Features, model: str, observation: Observation) -> list[Drift]:
         """Teach every expert, and credit each with what it had said; returns the drift that an expert found.
 
-        Before there are clusters it may be the model's own, as that of cluster 0.
+        Whichever expert found it, it is told of the prompt's cluster, whose beliefs it concerns;
+        before there are clusters it is that of cluster 0, and may be the model's own.
         """
         query = Query(features, model, self._global.prior(model))
         judged = self._taught < self._settings.judge_all or self._taught % self._settings.judge_every == 0
@@ -146,4 +147,6 @@ class MixtureLearner:
             self._pool.learn([lesson.verdict for lesson in lessons if lesson.verdict is not None], model, region)
         forgetting = self._global.learn(model, observation)
         found = next((lesson.drifts for lesson in lessons if lesson.drifts), [])
-        return found or (drifts_of(model, 0, forgetting) if region is None else [])
+        if not found and region is None:
+            found = drifts_of(model, 0, forgetting)
+        return [replace(drift, cluster=region or 0) for drift in found]

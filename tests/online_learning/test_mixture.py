@@ -71,6 +71,22 @@ def test_coverage_returns_after_a_drift() -> None:
     assert _coverage_after(learner, (90, 150, 210), 0, skipped=200) > 0.85
 
 
+def test_a_drift_is_told_of_the_prompt_s_cluster_whichever_expert_found_it() -> None:
+    """The template and tenant of these prompts drift with their family; no event names anything but a cluster."""
+    learner = MixtureLearner()
+    found: dict[int, set[int | None]] = {}
+    for medians in ((40, 300), (400, 30)):
+        for number in range(500):
+            family = number % 2
+            prompt = _prompt(family, number, tenant=f"tenant-{family}")
+            features = learner.features(prompt)
+            length = medians[family] + number % 9
+            for drift in learner.learn_one(features, prompt.model, Observation(length, censored=False)):
+                found.setdefault(drift.cluster, set()).add(learner.predict_one(features, prompt.model).cluster)
+    assert found, "the lengths of both families moved tenfold"
+    assert all(cluster in clusters | {0} for cluster, clusters in found.items())
+
+
 def test_without_torch_the_network_is_left_out_and_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """The other experts predict; the reason names the remedy."""
     assert MixtureLearner().left_out == []
