@@ -20,6 +20,8 @@ class Modes:
             gate=policy.gate,
             boost_per_s=policy.boost_per_s,
             lease_s=lease_s,
+            preemption=policy.preemption,
+            promotion=policy.promotion,
         )
         """What the operator asked for."""
         self._revision = 1

@@ -13,7 +13,7 @@ from controller.policy import Assessment, EngineFacts, Policy, RequestFacts
 from controller.tables import expected_cost_s, index_table
 from online_learning.distribution import LengthDistribution
 from store.errors import ConfigError
-from store.records import Gate, IndexTable
+from store.records import Gate, IndexTable, Preemption, Promotion
 
 PAPER_BUCKET_TOKENS = 200
 """The paper refreshes the index when a request crosses a bucket border; one of its two bucket sizes."""
@@ -48,6 +48,8 @@ class GittinsPolicy:
     cost: Cost
     gate: Gate | None = None
     boost_per_s: float | None = None
+    preemption: Preemption | None = None
+    promotion: Promotion | None = None
     refresh_tokens: int | None = None
     orders: bool = True
 
@@ -72,6 +74,8 @@ class EngineOrder:
     orders: bool = False
     gate: Gate | None = None
     boost_per_s: float | None = None
+    preemption: Preemption | None = None
+    promotion: Promotion | None = None
 
     def assess(self, request: RequestFacts, belief: LengthDistribution, engine: EngineFacts) -> Assessment:
         """A flat table, under which arrival alone decides."""
@@ -92,6 +96,8 @@ class OraclePolicy:
     orders: bool = True
     gate: Gate | None = None
     boost_per_s: float | None = None
+    preemption: Preemption | None = None
+    promotion: Promotion | None = None
 
     def assess(self, request: RequestFacts, belief: LengthDistribution, engine: EngineFacts) -> Assessment:
         """The Gittins index of a length that is certain is the remaining cost, here in 64 steps of attained tokens."""

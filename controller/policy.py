@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from online_learning.distribution import LengthDistribution
-from store.records import Gate, IndexTable
+from store.records import Gate, IndexTable, Preemption, Promotion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +60,16 @@ class Policy(Protocol):
     @property
     def boost_per_s(self) -> float | None:
         """γ of the boost; None orders by the index alone."""
+        ...
+
+    @property
+    def preemption(self) -> Preemption | None:
+        """When a waiting request pushes out running ones; None leaves preemption to the engine."""
+        ...
+
+    @property
+    def promotion(self) -> Promotion | None:
+        """Who goes first for having been passed over; None for nobody."""
         ...
 
     def assess(self, request: RequestFacts, belief: LengthDistribution, engine: EngineFacts) -> Assessment:

@@ -97,7 +97,7 @@ class Agent:
         self._hello = hello
         self._link = link
         self._limits = limits or AgentLimits()
-        self._ordering = Ordering(hello.block_size_tokens)
+        self._ordering = Ordering(hello.block_size_tokens, hello.max_num_seqs)
         self._settings: Settings | None = None
         self._welcomed = False
         self._heard_s = -math.inf
@@ -175,7 +175,7 @@ class Agent:
         """The order and the admission limit for the next step; None to serve as the engine would by itself."""
         if self.mode(now_s) != "on":
             return None
-        return self._ordering.plan(waiting=waiting, running=running, free_blocks=free_blocks)
+        return self._ordering.plan(now_s, waiting=waiting, running=running, free_blocks=free_blocks)
 
     def count_step(
         self, *, step_s: float, prefill_tokens: int, decode_tokens: int, kv_tokens_read: int, hook_s: float

@@ -11,13 +11,17 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from typing import Generic, Protocol, TypeVar
 
-from store.records import Gate, IndexTable, Settings
+from store.records import Gate, IndexTable, Preemption, Promotion, Settings
 
 Key = tuple[int, float, float, int]
 """Strict class, ordering value, arrival, serial number; the lowest key is served first and no two are equal."""
+
+FIRST = -math.inf
+"""Ordering value of a request that nobody of its class may pass."""
 
 
 class Schedulable(Protocol):
@@ -47,6 +51,8 @@ class Plan(Generic[R]):
     """Requests that may be active in the next step; None without a gate."""
     reserved_blocks: int
     """KV blocks held back for the growth of what is running."""
+    pushed_out: list[R] = field(default_factory=list)
+    """Running requests that give their place to waiting ones; they are in ``waiting`` already."""
 
 
 @dataclass(slots=True)
@@ -61,7 +67,13 @@ class _Tracked:
     next_change_tokens: float = math.inf
     values: tuple[float, ...] = ()
     key: Key = (0, 0.0, 0.0, 0)
+    index_s: float = 0.0
     growth_tokens: float = 0.0
+    overdue: bool = False
+    """Its patience is over: nobody of its class passes it any more."""
+    ran_in_step: int = 0
+    promoted_steps: int = 0
+    """Steps for which it still goes first."""
 
 
 def boost_s(index_s: float, boost_per_s: float) -> float:
@@ -80,15 +92,25 @@ def boost_s(index_s: float, boost_per_s: float) -> float:
 
 
 class Ordering:
-    """Order and gate over the unfinished requests of one engine."""
+    """Order, gate and preemption over the unfinished requests of one engine.
 
-    def __init__(self, block_size_tokens: int) -> None:
+    An engine runs ``max_num_seqs`` requests at most, whatever memory is free.
+    """
+
+    def __init__(self, block_size_tokens: int, max_num_seqs: int) -> None:
         self._block_size_tokens = block_size_tokens
+        self._max_num_seqs = max_num_seqs
         self._tracked: dict[str, _Tracked] = {}
         self._prior: IndexTable | None = None
         self._gate: Gate | None = None
+        self._preemption: Preemption | None = None
+        self._promotion: Promotion | None = None
         self._boost_per_s: float | None = None
         self._serial = 0
+        self._step = 0
+        self._deadlines: list[tuple[float, str]] = []
+        self.overdue = 0
+        """Requests whose patience was over before they ended, since the start."""
 
     @property
     def has_prior(self) -> bool:
@@ -101,8 +123,10 @@ class Ordering:
         return sum(tracked.table is not None for tracked in self._tracked.values())
 
     def configure(self, settings: Settings) -> None:
-        """Take over gate and boost."""
+        """Take over gate, preemption, promotion and boost."""
         self._gate = settings.gate
+        self._preemption = settings.preemption
+        self._promotion = settings.promotion
         if settings.boost_per_s != self._boost_per_s:
             self._boost_per_s = settings.boost_per_s
             self._place_all()
@@ -118,6 +142,8 @@ class Ordering:
             return False
         tracked.table = table
         self._place(tracked)
+        if table.patience_s is not None:
+            heappush(self._deadlines, (tracked.arrival_s + table.patience_s, table.request_id))
         return True
 
     def forget_tables(self) -> None:
@@ -153,43 +179,122 @@ class Ordering:
         """Where a tracked request stands; lower is served first."""
         return self._tracked[request_id].key
 
-    def plan(self, *, waiting: Iterable[R], running: Iterable[R], free_blocks: int) -> Plan[R]:
-        """Order both sets and say how many requests may be active in the next step."""
+    def plan(self, now_s: float, *, waiting: Iterable[R], running: Iterable[R], free_blocks: int) -> Plan[R]:
+        """Order both sets, and say who gives way and how many requests may be active in the next step."""
         tracked = self._tracked
 
         def key(request: R) -> Key:
             return tracked[request.request_id].key
 
-        queue = sorted(waiting, key=key)
-        active = sorted(running, key=key)
-        if self._gate is None or not queue:
+        self._lose_patience(now_s)
+        queue, active = list(waiting), list(running)
+        if self._promotion is not None:
+            self._promote(queue, active, self._promotion)
+        queue.sort(key=key)
+        active.sort(key=key)
+        if not queue or (self._gate is None and self._preemption is None):
             return Plan(queue, active, None, 0)
         reserved = self._reserve_blocks(active)
-        admitted = self._admit(queue, free_blocks - reserved, must_admit=not active)
-        return Plan(queue, active, len(active) + admitted, math.ceil(reserved))
+        admitted, pushed_out = self._admit(queue, active, free_blocks - reserved)
+        if pushed_out:
+            active = active[: len(active) - len(pushed_out)]
+            queue = sorted(queue + pushed_out, key=key)
+        limit = None if self._gate is None else len(active) + admitted
+        return Plan(queue, active, limit, math.ceil(reserved), pushed_out)
+
+    def _lose_patience(self, now_s: float) -> None:
+        """Put first whoever has waited for as long as its table says; the place is kept until the end."""
+        while self._deadlines and self._deadlines[0][0] <= now_s:
+            _, request_id = heappop(self._deadlines)
+            tracked = self._tracked.get(request_id)
+            if tracked is None or tracked.overdue or tracked.table is None or tracked.table.patience_s is None:
+                continue
+            if tracked.arrival_s + tracked.table.patience_s <= now_s:
+                tracked.overdue = True
+                self.overdue += 1
+                self._look_up(tracked)
+
+    def _promote(self, queue: list[R], active: list[R], promotion: Promotion) -> None:
+        """Count for how long requests wait and run, and put first those that the promotion concerns."""
+        self._step += 1
+        for request in active:
+            tracked = self._tracked[request.request_id]
+            tracked.ran_in_step = self._step
+            if tracked.promoted_steps > 0:
+                tracked.promoted_steps -= 1
+                if not tracked.promoted_steps:
+                    self._look_up(tracked)
+        for request in queue:
+            tracked = self._tracked[request.request_id]
+            tracked.ran_in_step = tracked.ran_in_step or self._step
+            if not tracked.promoted_steps and self._step - tracked.ran_in_step >= promotion.idle_steps:
+                tracked.promoted_steps = promotion.promoted_steps
+                self._look_up(tracked)
 
     def _reserve_blocks(self, running: list[R]) -> float:
         """KV blocks that what is running will likely take: the rest of its prompt, then its growth."""
-        assert self._gate is not None
-        unfilled = 0
-        growth = 0.0
-        for request in running:
-            unfilled += max(0, request.num_tokens - request.num_computed_tokens)
-            growth += self._tracked[request.request_id].growth_tokens
-        return (unfilled + self._gate.margin * growth) / self._block_size_tokens
+        return sum(self._claim_blocks(request) for request in running)
 
-    def _admit(self, queue: list[R], room_blocks: float, *, must_admit: bool) -> int:
-        """How many from the head fit; nobody overtakes a head that does not, and an idle engine starts one."""
-        assert self._gate is not None
+    def _claim_blocks(self, running: R) -> float:
+        """KV blocks that a running request will likely take beyond those that it holds."""
+        unfilled_tokens = max(0, running.num_tokens - running.num_computed_tokens)
+        return (unfilled_tokens + self._growth_tokens(running)) / self._block_size_tokens
+
+    def _growth_tokens(self, request: R) -> float:
+        gate = self._gate
+        return 0.0 if gate is None else gate.margin * self._tracked[request.request_id].growth_tokens
+
+    def _admit(self, queue: list[R], active: list[R], room_blocks: float) -> tuple[int, list[R]]:
+        """How many from the head of the queue fit, and who of the running is pushed out for them, the last first.
+
+        Nobody overtakes a head that does not fit, and an idle engine starts one whatever its size.
+        """
         admitted = 0
+        pushed_out: list[R] = []
         for request in queue:
-            growth = self._gate.margin * self._tracked[request.request_id].growth_tokens
-            need = math.ceil(request.num_tokens / self._block_size_tokens) + growth / self._block_size_tokens
-            if need > room_blocks and not (must_admit and admitted == 0):
-                break
+            need: float = math.ceil(request.num_tokens / self._block_size_tokens)
+            need += self._growth_tokens(request) / self._block_size_tokens
+            stays = len(active) - len(pushed_out)
+            slots = self._max_num_seqs - stays - admitted
+            idle = not active and not admitted
+            if (need > room_blocks and not idle) or slots <= 0:
+                victims, freed_blocks = self._victims(request, active[:stays], need - room_blocks, slots)
+                if not victims:
+                    break
+                pushed_out.extend(victims)
+                room_blocks += freed_blocks
             room_blocks -= need
             admitted += 1
-        return admitted
+        return admitted, pushed_out
+
+    def _victims(self, request: R, active: list[R], lacking_blocks: float, slots: int) -> tuple[list[R], float]:
+        """Who of the running, the last first, would make room for a waiting request, and how many blocks that frees.
+
+        Nobody when the room cannot be made of requests that may be pushed out.
+        """
+        victims: list[R] = []
+        freed_blocks = 0.0
+        while active and self._yields(active[-1], request):
+            victim = active.pop()
+            victims.append(victim)
+            freed_blocks += math.ceil(victim.num_computed_tokens / self._block_size_tokens)
+            freed_blocks += self._claim_blocks(victim)
+            if freed_blocks >= lacking_blocks and slots + len(victims) > 0:
+                return victims, freed_blocks
+        return [], 0.0
+
+    def _yields(self, victim: R, request: R) -> bool:
+        """Whether a running request is to give way to a waiting one: by its class, or by its index at the price."""
+        preemption = self._preemption
+        if preemption is None:
+            return False
+        loser, winner = self._tracked[victim.request_id], self._tracked[request.request_id]
+        if winner.key >= loser.key:
+            return False
+        if winner.priority < loser.priority:
+            return True
+        price_s = preemption.token_s * victim.num_computed_tokens
+        return winner.index_s + price_s <= (1.0 - preemption.hysteresis) * loser.index_s
 
     def _place_all(self) -> None:
         for tracked in self._tracked.values():
@@ -202,7 +307,7 @@ class Ordering:
             tracked.values = ()
             tracked.next_change_tokens = math.inf
             tracked.key = (tracked.priority, tracked.arrival_s, tracked.arrival_s, tracked.serial)
-            tracked.growth_tokens = 0.0
+            tracked.index_s = tracked.growth_tokens = 0.0
             return
         boost_per_s = self._boost_per_s
         if boost_per_s is None:
@@ -213,10 +318,14 @@ class Ordering:
 
     def _look_up(self, tracked: _Tracked) -> None:
         table = tracked.table or self._prior
-        assert table is not None
+        if table is None:
+            return
         entry = bisect_right(table.attained_tokens, tracked.attained_tokens) - 1
+        tracked.index_s = table.index_s[entry]
         tracked.growth_tokens = table.growth_tokens[entry]
-        tracked.key = (tracked.priority, tracked.values[entry], tracked.arrival_s, tracked.serial)
+        first = tracked.overdue or tracked.promoted_steps > 0
+        value = FIRST if first else tracked.values[entry]
+        tracked.key = (tracked.priority, value, tracked.arrival_s, tracked.serial)
         following = entry + 1
         tracked.next_change_tokens = (
             table.attained_tokens[following] if following < len(table.attained_tokens) else math.inf

@@ -179,7 +179,12 @@ class SimulatedEngine:
         if plan is None:
             return False
         self._plan = plan
-        scheduler.impose(waiting=plan.waiting, running=plan.running, admission_limit=plan.admission_limit)
+        scheduler.impose(
+            waiting=plan.waiting,
+            running=plan.running,
+            admission_limit=plan.admission_limit,
+            pushed_out=plan.pushed_out,
+        )
         return True
 
     def _guard(self, hook: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
@@ -200,6 +205,7 @@ class SimulatedEngine:
             time_s=self._now_s,
             lost_tokens=preemption.lost_tokens,
             attained_tokens=account.output_tokens,
+            cause=preemption.cause,
         )
         self._guard(self.agent.preempted, fact)
 

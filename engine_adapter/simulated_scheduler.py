@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from engine_adapter.kv_cache import KvCache
+from store.records import PreemptionCause
 
 Scheduling: TypeAlias = Literal["fcfs", "priority"]
 """The engine's own order (vLLM's ``--scheduling-policy``)."""
@@ -49,6 +50,7 @@ class Preemption:
 
     request: SimulatedRequest
     lost_tokens: int
+    cause: PreemptionCause = "memory"
 
 
 @dataclass(slots=True)
@@ -88,6 +90,7 @@ class SimulatedScheduler:
         self._reserve_full_prompt = reserve_full_prompt
         self._imposed = False
         self._admission_limit = max_num_seqs
+        self._pushed_out: list[Preemption] = []
 
     @property
     def unfinished(self) -> int:
@@ -115,9 +118,17 @@ class SimulatedScheduler:
         waiting: Iterable[SimulatedRequest],
         running: Iterable[SimulatedRequest],
         admission_limit: int | None,
+        pushed_out: Iterable[SimulatedRequest] = (),
     ) -> None:
-        """Serve in this order until further notice; the last of the running gives way first."""
+        """Serve in this order until further notice; the last of the running gives way first.
+
+        What is ``pushed_out`` ran until now, stands in ``waiting``, and loses its blocks.
+        """
         self._imposed = True
+        for request in pushed_out:
+            self._pushed_out.append(Preemption(request, request.num_computed_tokens, "policy"))
+            self.cache.release(request.request_id)
+            request.num_computed_tokens = 0
         self.waiting = deque(waiting)
         self.running = list(running)
         self._admission_limit = self._max_num_seqs if admission_limit is None else admission_limit
@@ -137,6 +148,8 @@ class SimulatedScheduler:
         budget = self._schedule_running(schedule)
         if not schedule.preemptions:
             self._admit(schedule, budget)
+        schedule.preemptions[:0] = self._pushed_out
+        self._pushed_out.clear()
         for request, tokens in schedule.tokens.items():
             request.num_computed_tokens += tokens
         return schedule

@@ -14,6 +14,7 @@ Behaviours:
 7. ``finish_requests`` returns the requests that it ended; those that an output ends are finished when it returns.
 8. ``num_computed_tokens`` of a cached request in a ``SchedulerOutput`` is the count before the step.
 9. ``get_num_free_blocks()`` counts what can be allocated; one block of the pool, the null block, is never free.
+10. ``_preempt_request`` may be called between steps, also with steps in flight, for a request taken off ``running``.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ PARAMETERS: dict[tuple[str, str], tuple[str, ...]] = {
     (_ASYNC_SCHEDULER, "AsyncScheduler.schedule"): ("self",),
     (_ASYNC_SCHEDULER, "AsyncScheduler.update_from_output"): ("self", "scheduler_output", "model_runner_output"),
     (_ASYNC_SCHEDULER, "AsyncScheduler.finish_requests"): ("self", "request_ids", "finished_status"),
-    (_ASYNC_SCHEDULER, "AsyncScheduler._preempt_request"): ("self", "request"),
+    (_ASYNC_SCHEDULER, "AsyncScheduler._preempt_request"): ("self", "request", "timestamp"),
     (_ASYNC_SCHEDULER, "AsyncScheduler.shutdown"): ("self",),
     (_QUEUES, "create_request_queue"): ("policy",),
 }

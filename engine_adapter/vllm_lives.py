@@ -17,7 +17,15 @@ from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.request import Request
 
 from engine_adapter.agent import Agent
-from store.records import MAX_PROMPT_TOKENS_SENT, Arrived, Finished, FinishReason, FirstToken, Preempted
+from store.records import (
+    MAX_PROMPT_TOKENS_SENT,
+    Arrived,
+    Finished,
+    FinishReason,
+    FirstToken,
+    Preempted,
+    PreemptionCause,
+)
 
 _REASONS: dict[str, FinishReason] = {
     "STOP": "stop",
@@ -76,7 +84,7 @@ class Lives:
         if self._preempted:
             self._resume(output.num_scheduled_tokens)
 
-    def preempt(self, request: Request, lost_tokens: int, now_s: float) -> None:
+    def preempt(self, request: Request, lost_tokens: int, cause: PreemptionCause, now_s: float) -> None:
         """A running request lost its blocks, with so many computed tokens in them."""
         life = self._lives.get(request.request_id)
         if life is None:
@@ -91,6 +99,7 @@ class Lives:
                 time_s=now_s,
                 lost_tokens=lost_tokens,
                 attained_tokens=life.output_tokens,
+                cause=cause,
             )
         )
 

@@ -33,7 +33,7 @@ from engine_adapter.vllm_contract import KNOWN_VERSIONS, known_version
 from engine_adapter.vllm_lives import Lives
 from engine_adapter.vllm_reins import Reins
 from store.errors import ConfigError
-from store.records import Hello, Mode, RunningRequest
+from store.records import Hello, Mode, PreemptionCause, RunningRequest
 
 log = logging.getLogger("vllm.sagesched")
 """A child of vLLM's own logger, so that its level and format hold."""
@@ -189,7 +189,8 @@ class Plugin:
     @_border
     def after_preemption(self, request: Request, lost_tokens: int) -> None:
         """The engine has taken a running request's blocks, with so many computed tokens in them."""
-        self._lives.preempt(request, lost_tokens, self._now_s())
+        cause: PreemptionCause = "policy" if self._reins.pushing_out else "memory"
+        self._lives.preempt(request, lost_tokens, cause, self._now_s())
 
     @_border
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
 from collections.abc import Set as AbstractSet
 from itertools import chain
@@ -25,6 +26,8 @@ class Reins:
 
     def __init__(self, scheduler: AsyncScheduler) -> None:
         self._scheduler = scheduler
+        self.pushing_out = False
+        """Whether a preemption that happens now is ours and not the engine's."""
         self._stock_policy: SchedulingPolicy = scheduler.policy
         self._stock_limit: int = scheduler.max_num_active_reqs
         self._held = False
@@ -66,17 +69,28 @@ class Reins:
         scheduler = self._scheduler
         waiting = FCFSRequestQueue(chain(strange_waiting, plan.waiting))
         running = strange_running + plan.running
-        assert len(waiting) == len(scheduler.waiting), "the plan loses or invents waiting requests"
-        assert len(running) == len(scheduler.running), "the plan loses or invents running requests"
+        moved = len(plan.pushed_out)
+        assert len(waiting) == len(scheduler.waiting) + moved, "the plan loses or invents waiting requests"
+        assert len(running) == len(scheduler.running) - moved, "the plan loses or invents running requests"
         limit = self._stock_limit
         if plan.admission_limit is not None:
             outside_gate = len(strange_waiting) + len(strange_running) + len(scheduler.kv_holding_waiting)
             limit = min(limit, plan.admission_limit + outside_gate + scheduler.num_waiting_for_streaming_input)
         self._held = True
         scheduler.policy = SchedulingPolicy.FCFS
+        self._push_out(plan.pushed_out)
         scheduler.waiting = waiting
         scheduler.running[:] = running
         scheduler.max_num_active_reqs = limit
+
+    def _push_out(self, victims: list[Request]) -> None:
+        """Take the blocks of running requests by vLLM's own hand, which knows of steps in flight."""
+        self.pushing_out = True
+        try:
+            for victim in victims:
+                self._scheduler._preempt_request(victim, time.monotonic())  # noqa: SLF001 - no other way in
+        finally:
+            self.pushing_out = False
 
 
 def _split(requests: Collection[Request], known: AbstractSet[str]) -> tuple[list[Request], list[Request]]:

@@ -216,6 +216,8 @@ class IndexTable(Record, frozen=True, kw_only=True):
     """Gittins index in engine-seconds; lower runs first."""
     growth_tokens: tuple[float, ...]
     """Expected further output tokens within the gate's horizon."""
+    patience_s: float | None = None
+    """Once it has waited so long since its arrival nobody passes it any more; None for never."""
 
 
 class Gate(Record, frozen=True, kw_only=True):
@@ -225,6 +227,22 @@ class Gate(Record, frozen=True, kw_only=True):
     """Growth is counted up to so many further tokens per request."""
     margin: float = 1.0
     """Factor on the expected growth."""
+
+
+class Preemption(Record, frozen=True, kw_only=True):
+    """A waiting request may push out running ones, when what it gains by their place is worth what they lose."""
+
+    token_s: float = 0.0
+    """Price of a computed token that is lost, in the index's engine-seconds."""
+    hysteresis: float = 0.0
+    """Share of the victim's index by which the other's must be lower, so that two do not change places for ever."""
+
+
+class Promotion(Record, frozen=True, kw_only=True):
+    """Who has been passed over in so many steps goes first, until it has run for so many (LTR's starvation rule)."""
+
+    idle_steps: int
+    promoted_steps: int
 
 
 class Settings(Record, frozen=True, kw_only=True):
@@ -237,6 +255,9 @@ class Settings(Record, frozen=True, kw_only=True):
     """γ of the boost; None orders by the index alone."""
     lease_s: float
     """The engine falls back to first come, first served when it hears nothing for so long."""
+    preemption: Preemption | None = None
+    """None leaves preemption to the engine, which does it when memory runs out."""
+    promotion: Promotion | None = None
 
 
 class Heartbeat(Record, frozen=True, kw_only=True):

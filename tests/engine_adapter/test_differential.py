@@ -29,6 +29,8 @@ from store.records import (
     Hello,
     IndexTable,
     Mode,
+    Preemption,
+    Promotion,
     Settings,
     Welcome,
 )
@@ -80,6 +82,8 @@ class Script:
     modes: tuple[Mode, ...]
     gate: Gate | None
     boost_per_s: float | None
+    preemption: Preemption | None
+    promotion: Promotion | None
     finished_per_mode: int = 3
 
     def link(self) -> DirectLink:
@@ -110,6 +114,8 @@ class Script:
             gate=self.gate,
             boost_per_s=self.boost_per_s,
             lease_s=math.inf,
+            preemption=self.preemption,
+            promotion=self.promotion,
         )
 
 
@@ -169,6 +175,7 @@ def index_tables(draw: st.DrawFn, request_id: str | None) -> IndexTable:
         attained_tokens=(0, *steps),
         index_s=tuple(draw(st.lists(st.integers(0, 5).map(float), min_size=entries, max_size=entries))),
         growth_tokens=tuple(draw(st.lists(st.integers(0, 32).map(float), min_size=entries, max_size=entries))),
+        patience_s=draw(st.none() | st.sampled_from([0.05, 0.5, 2.0])),
     )
 
 
@@ -184,6 +191,11 @@ def scripts(draw: st.DrawFn, works: tuple[Work, ...]) -> Script:
             st.none() | st.builds(Gate, horizon_tokens=st.just(32), margin=st.sampled_from([0.0, 0.5, 1.0, 2.0]))
         ),
         boost_per_s=draw(st.sampled_from([None, 0.02, 2.0])),
+        preemption=draw(
+            st.none()
+            | st.builds(Preemption, token_s=st.sampled_from([0.0, 0.05]), hysteresis=st.sampled_from([0.0, 0.5]))
+        ),
+        promotion=draw(st.none() | st.builds(Promotion, idle_steps=st.just(5), promoted_steps=st.just(3))),
     )
 
 
@@ -297,7 +309,7 @@ def test_priority_order_is_simulated_step_by_step(case: Case) -> None:
 @HUNDREDS
 @given(data=st.data(), case=cases("fcfs"))
 def test_our_policy_is_simulated_step_by_step(data: st.DataObject, case: Case) -> None:
-    """Under tables, gate, boost and changing modes the simulated engine schedules as vLLM with our plugin does."""
+    """Under tables, gate, boost, preemption and changing modes the simulated engine schedules as vLLM with our plugin does."""
     script = data.draw(scripts(case.works))
     assert_same_schedule(case, simulated(case, script.link()), real(case, script.link(), plugin=True))
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine_adapter.ordering import Ordering, boost_s
-from store.records import Gate, IndexTable, Settings
+from store.records import Gate, IndexTable, Preemption, Promotion, Settings
 
 BLOCK = 16
 
@@ -22,18 +22,32 @@ def table(request_id: str | None, *steps: tuple[int, float, float]) -> IndexTabl
     return IndexTable(request_id=request_id, attained_tokens=attained, index_s=index, growth_tokens=growth)
 
 
-def settings(*, gate: Gate | None = None, boost_per_s: float | None = None) -> Settings:
-    return Settings(revision=1, mode="on", gate=gate, boost_per_s=boost_per_s, lease_s=1.0)
+def settings(
+    *,
+    gate: Gate | None = None,
+    boost_per_s: float | None = None,
+    preemption: Preemption | None = None,
+    promotion: Promotion | None = None,
+) -> Settings:
+    return Settings(
+        revision=1,
+        mode="on",
+        gate=gate,
+        boost_per_s=boost_per_s,
+        lease_s=1.0,
+        preemption=preemption,
+        promotion=promotion,
+    )
 
 
 def order(ordering: Ordering, *request_ids: str) -> list[str]:
     requests = [Request(request_id, 10) for request_id in request_ids]
-    return [r.request_id for r in ordering.plan(waiting=requests, running=[], free_blocks=100).waiting]
+    return [r.request_id for r in ordering.plan(0.0, waiting=requests, running=[], free_blocks=100).waiting]
 
 
 def test_the_lowest_index_is_served_first() -> None:
     """Without boost the queue is sorted by the index at the attained tokens."""
-    ordering = Ordering(BLOCK)
+    ordering = Ordering(BLOCK, 1000)
     for arrival, (name, index) in enumerate([("long", 9.0), ("short", 1.0), ("middle", 5.0)]):
         ordering.track(name, priority=0, arrival_s=float(arrival))
         assert ordering.put(table(name, (0, index, 8.0)))
@@ -42,7 +56,7 @@ def test_the_lowest_index_is_served_first() -> None:
 
 def test_the_index_follows_the_attained_tokens_without_a_message() -> None:
     """A request's index is that of the last entry at or below its attained tokens."""
-    ordering = Ordering(BLOCK)
+    ordering = Ordering(BLOCK, 1000)
     ordering.track("a", priority=0, arrival_s=0.0)
     ordering.put(table("a", (0, 5.0, 1.0), (10, 2.0, 1.0), (20, 9.0, 1.0)))
     seen = []
@@ -54,7 +68,7 @@ def test_the_index_follows_the_attained_tokens_without_a_message() -> None:
 
 def test_classes_are_strict() -> None:
     """A request of a lower class number goes before every other, whatever their indices."""
-    ordering = Ordering(BLOCK)
+    ordering = Ordering(BLOCK, 1000)
     ordering.track("urgent", priority=-1, arrival_s=1.0)
     ordering.track("normal", priority=0, arrival_s=0.0)
     ordering.put(table("urgent", (0, 1000.0, 0.0)))
@@ -64,7 +78,7 @@ def test_classes_are_strict() -> None:
 
 def test_until_its_table_comes_a_request_has_the_index_of_the_prior() -> None:
     """The prior holds for all without a table, and a table for an unknown request is refused."""
-    ordering = Ordering(BLOCK)
+    ordering = Ordering(BLOCK, 1000)
     ordering.track("known", priority=0, arrival_s=0.0)
     ordering.track("new", priority=0, arrival_s=1.0)
     ordering.put(table(None, (0, 3.0, 0.0)))
@@ -77,7 +91,7 @@ def test_until_its_table_comes_a_request_has_the_index_of_the_prior() -> None:
 @given(st.lists(st.tuples(st.floats(0.01, 1e4), st.floats(0, 1e4)), min_size=2, max_size=20))
 def test_a_large_boost_rate_is_first_come_first_served(requests: list[tuple[float, float]]) -> None:
     """γ → ∞ orders by arrival, whatever the indices (which must not be zero)."""
-    ordering = Ordering(BLOCK)
+    ordering = Ordering(BLOCK, 1000)
     ordering.configure(settings(boost_per_s=1e6))
     for number, (index, arrival_s) in enumerate(requests):
         ordering.track(str(number), priority=0, arrival_s=arrival_s)
@@ -95,28 +109,28 @@ def test_the_boost_falls_with_the_index(one_s: float, other_s: float, rate: floa
 
 def test_the_gate_admits_while_prompt_and_growth_fit() -> None:
     """Growth of what runs and of what starts is kept free; nobody overtakes a head that does not fit."""
-    ordering = Ordering(BLOCK)
+    ordering = Ordering(BLOCK, 1000)
     ordering.configure(settings(gate=Gate(horizon_tokens=32)))
     for name, growth in (("runs", 32.0), ("fits", 32.0), ("large", 32.0), ("small", 1.0)):
         ordering.track(name, priority=0, arrival_s=0.0)
         ordering.put(table(name, (0, {"runs": 0.0, "fits": 1.0, "large": 2.0, "small": 3.0}[name], growth)))
     running = [Request("runs", 40, 40)]
     waiting = [Request("small", 1), Request("large", 16 * 100), Request("fits", 16)]
-    plan = ordering.plan(waiting=waiting, running=running, free_blocks=50)
+    plan = ordering.plan(0.0, waiting=waiting, running=running, free_blocks=50)
     assert [r.request_id for r in plan.waiting] == ["fits", "large", "small"]
     assert plan.admission_limit == 2, "one runs, one fits, the large head stops the rest"
     assert plan.reserved_blocks == 2
-    tight = ordering.plan(waiting=waiting, running=running, free_blocks=4)
+    tight = ordering.plan(0.0, waiting=waiting, running=running, free_blocks=4)
     assert tight.admission_limit == 1, "2 reserved for growth, 3 needed by the head"
 
 
 def test_an_idle_engine_always_starts_its_head() -> None:
     """The gate never starves the head of the queue, however large it is."""
-    ordering = Ordering(BLOCK)
+    ordering = Ordering(BLOCK, 1000)
     ordering.configure(settings(gate=Gate(horizon_tokens=32)))
     ordering.track("huge", priority=0, arrival_s=0.0)
     ordering.put(table("huge", (0, 1.0, 32.0)))
-    assert ordering.plan(waiting=[Request("huge", 10_000)], running=[], free_blocks=5).admission_limit == 1
+    assert ordering.plan(0.0, waiting=[Request("huge", 10_000)], running=[], free_blocks=5).admission_limit == 1
 
 
 @given(
@@ -128,7 +142,7 @@ def test_the_gate_keeps_what_it_promises(
     running: list[tuple[int, float]], waiting: list[tuple[int, float]], free_blocks: int
 ) -> None:
     """What is admitted fits with all growth, one more would not; brute force over every number of admissions."""
-    ordering = Ordering(BLOCK)
+    ordering = Ordering(BLOCK, 1000)
     ordering.configure(settings(gate=Gate(horizon_tokens=64, margin=1.0)))
     active, queue = [], []
     for kind, rows, into in (("r", running, active), ("w", waiting, queue)):
@@ -137,7 +151,7 @@ def test_the_gate_keeps_what_it_promises(
             ordering.track(name, priority=0, arrival_s=0.0)
             ordering.put(table(name, (0, float(number), growth)))
             into.append(Request(name, tokens, tokens if kind == "r" else 0))
-    plan = ordering.plan(waiting=queue, running=active, free_blocks=free_blocks)
+    plan = ordering.plan(0.0, waiting=queue, running=active, free_blocks=free_blocks)
     assert plan.admission_limit is not None
     promised = sum(growth for _, growth in running) / BLOCK
     fitting = 0
@@ -149,3 +163,108 @@ def test_the_gate_keeps_what_it_promises(
     assert abs(plan.admission_limit - len(running) - max(fitting, 0 if running else 1)) <= (
         1 if math.isclose(promised, free_blocks, abs_tol=1e-6) else 0
     )
+
+
+def two_running(preemption: Preemption | None, *, slots: int = 1000) -> tuple[Ordering, list[Request]]:
+    """An engine whose two running requests hold five blocks each; "worse" stands behind "bad"."""
+    ordering = Ordering(BLOCK, slots)
+    ordering.configure(settings(preemption=preemption))
+    for name, index in (("bad", 50.0), ("worse", 100.0)):
+        ordering.track(name, priority=0, arrival_s=0.0)
+        ordering.put(table(name, (0, index, 0.0)))
+    return ordering, [Request("bad", 80, 80), Request("worse", 80, 80)]
+
+
+def test_a_better_request_pushes_out_the_worst_that_make_room() -> None:
+    """What does not fit takes the blocks of the last of the running, and of no more of them than it needs."""
+    ordering, running = two_running(Preemption())
+    ordering.track("good", priority=0, arrival_s=1.0)
+    ordering.put(table("good", (0, 1.0, 0.0)))
+    small = ordering.plan(0.0, waiting=[Request("good", 64)], running=running, free_blocks=0)
+    assert [r.request_id for r in small.pushed_out] == ["worse"]
+    assert [r.request_id for r in small.waiting] == ["good", "worse"]
+    assert [r.request_id for r in small.running] == ["bad"]
+    large = ordering.plan(0.0, waiting=[Request("good", 160)], running=running, free_blocks=0)
+    assert [r.request_id for r in large.pushed_out] == ["worse", "bad"]
+
+
+def test_nobody_is_pushed_out_in_vain() -> None:
+    """No victim where there is room, where there are too few victims, and where the engine alone preempts."""
+    ordering, running = two_running(Preemption())
+    ordering.track("good", priority=0, arrival_s=1.0)
+    ordering.put(table("good", (0, 70.0, 0.0)))
+    assert not ordering.plan(0.0, waiting=[Request("good", 64)], running=running, free_blocks=4).pushed_out
+    assert not ordering.plan(0.0, waiting=[Request("good", 96)], running=running, free_blocks=0).pushed_out
+    ordering.configure(settings())
+    assert not ordering.plan(0.0, waiting=[Request("good", 64)], running=running, free_blocks=0).pushed_out
+
+
+def test_a_full_engine_gives_a_slot_to_a_better_request() -> None:
+    """With every slot taken and memory free, the worst of the running gives its slot."""
+    ordering, running = two_running(Preemption(), slots=2)
+    ordering.track("good", priority=0, arrival_s=1.0)
+    ordering.put(table("good", (0, 1.0, 0.0)))
+    plan = ordering.plan(0.0, waiting=[Request("good", 64)], running=running, free_blocks=100)
+    assert [r.request_id for r in plan.pushed_out] == ["worse"]
+
+
+@given(token_s=st.floats(0, 2), hysteresis=st.floats(0, 0.9), index_s=st.floats(0.1, 120))
+def test_preemption_is_worth_its_price(token_s: float, hysteresis: float, index_s: float) -> None:
+    """A victim is pushed out just when the other's index and the tokens to compute again cost less than its own."""
+    ordering, running = two_running(Preemption(token_s=token_s, hysteresis=hysteresis))
+    ordering.track("good", priority=0, arrival_s=1.0)
+    ordering.put(table("good", (0, index_s, 0.0)))
+    plan = ordering.plan(0.0, waiting=[Request("good", 64)], running=running, free_blocks=0)
+    pays = index_s < 100.0 and index_s + 80 * token_s <= (1 - hysteresis) * 100.0
+    assert bool(plan.pushed_out) == pays
+
+
+def test_a_higher_class_pushes_out_a_lower_one_whatever_the_price() -> None:
+    """Strict classes come before prices."""
+    ordering, running = two_running(Preemption(token_s=1e9))
+    ordering.track("urgent", priority=-1, arrival_s=1.0)
+    ordering.put(table("urgent", (0, 1e6, 0.0)))
+    assert ordering.plan(0.0, waiting=[Request("urgent", 64)], running=running, free_blocks=0).pushed_out
+
+
+def test_whose_patience_is_over_goes_first_and_is_counted_once() -> None:
+    """From its deadline on a request stands before all of its class, behind those whose patience ended earlier."""
+    ordering = Ordering(BLOCK, 1000)
+    for name, arrival_s, index, patience_s in (
+        ("old", 0.0, 9.0, 10.0),
+        ("older", -5.0, 99.0, 10.0),
+        ("new", 8.0, 1.0, None),
+    ):
+        ordering.track(name, priority=0, arrival_s=arrival_s)
+        ordering.put(
+            IndexTable(
+                request_id=name, attained_tokens=(0,), index_s=(index,), growth_tokens=(0.0,), patience_s=patience_s
+            )
+        )
+    queue = [Request(name, 10) for name in ("old", "older", "new")]
+
+    def served(now_s: float) -> list[str]:
+        return [r.request_id for r in ordering.plan(now_s, waiting=queue, running=[], free_blocks=9).waiting]
+
+    assert served(4.9) == ["new", "old", "older"]
+    assert served(5.0) == ["older", "new", "old"]
+    assert served(10.0) == served(1000.0) == ["older", "old", "new"]
+    assert ordering.overdue == 2
+
+
+def test_who_was_passed_over_in_too_many_steps_is_promoted_for_a_while() -> None:
+    """After so many idle steps a request goes first, and stays there for the steps that the rule grants it."""
+    ordering = Ordering(BLOCK, 1000)
+    ordering.configure(settings(promotion=Promotion(idle_steps=3, promoted_steps=2)))
+    for name, index in (("small", 1.0), ("large", 9.0)):
+        ordering.track(name, priority=0, arrival_s=0.0)
+        ordering.put(table(name, (0, index, 0.0)))
+    small, large = Request("small", 10, 10), Request("large", 10)
+
+    def large_stands_first(*, large_runs: bool) -> bool:
+        running = [small, large] if large_runs else [small]
+        ordering.plan(0.0, waiting=[] if large_runs else [large], running=running, free_blocks=0)
+        return ordering.key("large") < ordering.key("small")
+
+    assert [large_stands_first(large_runs=False) for _ in range(5)] == [False, False, False, True, True]
+    assert [large_stands_first(large_runs=True) for _ in range(3)] == [True, False, False]
