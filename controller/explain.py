@@ -1,0 +1,209 @@
+"""One request explained in plain sentences: what was expected of it, why it ran when it did, and how it ended.
+
+`explain` is pure: recorded facts go in, sentences come out, and a fact that is not on record is not made up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from controller import explain_wait
+from controller.explain_words import clock, count, listed, percent, span
+from controller.waiting import Overtaker, Wait, first_wait_s, overtakers, waits
+from store.life import Belief, LifeFacts, State
+
+Topic: TypeAlias = Literal["arrival", "prediction", "index", "queue", "wait", "preemptions", "mode", "end", "outcome"]
+
+WEIGHTS_NAMED = 4
+"""Experts that are named with their weights."""
+
+
+class Sentence(msgspec.Struct, frozen=True, kw_only=True):
+    """One statement, and what it is about."""
+
+    about: Topic
+    text: str
+
+
+class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+    """A request explained."""
+
+    request_id: str
+    engine_id: str
+    session_id: str
+    state: State
+    known_until_s: float
+    sentences: tuple[Sentence, ...]
+    overtakers: tuple[Overtaker, ...]
+    """Requests that arrived later and were served first."""
+    waits: tuple[Wait, ...]
+    """The wait for the first place, by causes."""
+
+
+def explain(life: LifeFacts) -> Explanation:
+    """Say in sentences what the facts of a life say."""
+    passed, waited = overtakers(life), waits(life, *first_wait_s(life))
+    parts: tuple[tuple[Topic, Iterator[str]], ...] = (
+        ("arrival", _arrival(life)),
+        ("prediction", _prediction(life)),
+        ("index", _index(life)),
+        ("queue", explain_wait.queue(life, passed)),
+        ("wait", explain_wait.wait(life, waited)),
+        ("preemptions", explain_wait.preemptions(life)),
+        ("mode", explain_wait.modes(life)),
+        ("end", _end(life)),
+        ("outcome", _outcome(life)),
+    )
+    return Explanation(
+        request_id=life.request_id,
+        engine_id=life.engine_id,
+        session_id=life.session_id,
+        state=life.state,
+        known_until_s=life.known_until_s,
+        sentences=tuple(Sentence(about=about, text=text) for about, texts in parts for text in texts),
+        overtakers=passed,
+        waits=waited,
+    )
+
+
+def _arrival(life: LifeFacts) -> Iterator[str]:
+    model = f", which serves {life.model}" if life.model else ""
+    yield (
+        f"It arrived at {clock(life.arrival_s)} at engine {life.engine_id}{model}, with a prompt of "
+        f"{count(life.prompt_tokens)} tokens and leave to generate {count(life.max_tokens)}."
+    )
+    if life.priority is None:
+        yield "The message of its arrival was lost; what is said here comes from its end."
+    about = [f"class {life.priority}"] if life.priority else []
+    about += [f"tenant {life.tenant}"] if life.tenant else []
+    about += [f"LoRA adapter {life.lora}"] if life.lora else []
+    if about:
+        yield f"It came with {listed(about)}."
+    if life.other_sessions:
+        yield f"{count(life.other_sessions)} other session(s) of engines had a request of this name; this is the latest."
+
+
+def _prediction(life: LifeFacts) -> Iterator[str]:
+    belief = life.belief
+    if belief is None:
+        yield "No prediction of its length is on record, so it stood in the queue with the prior's index."
+        return
+    yield (
+        f"Its answer was expected to take {count(belief.mean_tokens)} tokens: at most {count(belief.p50_tokens)} in half "
+        f"of such cases, between {count(belief.p10_tokens)} and {count(belief.p90_tokens)} in eight of ten, and more than "
+        f"{count(belief.p99_tokens)} in one of a hundred."
+    )
+    if belief.experts == {"prior": 1.0}:
+        yield (
+            "That is what was known of any answer of the model: "
+            "forecasts for prompts like this one were not trusted at that time."
+        )
+        return
+    cluster = "no prompt cluster was known for it" if belief.cluster is None else f"it is of cluster {belief.cluster}"
+    yield f"This rests on about {count(belief.evidence)} past answers; {cluster}{_experts(belief)}."
+    for shift in life.shifts:
+        yield (
+            f"{span(shift.time_s - life.arrival_s)} after its arrival the answers of its cluster were found to have moved, "
+            f"from {count(shift.before_mean_tokens)} to {count(shift.after_mean_tokens)} tokens in the mean."
+        )
+
+
+def _experts(belief: Belief) -> str:
+    heaviest = sorted(belief.experts.items(), key=lambda item: -item[1])[:WEIGHTS_NAMED]
+    named = [f"{name} {percent(weight)}" for name, weight in heaviest if weight >= 0.005]
+    return f", and the experts counted for {listed(named)}" if named else ""
+
+
+def _index(life: LifeFacts) -> Iterator[str]:
+    if not life.choices:
+        yield "No index table was decided for it."
+        return
+    first = life.choices[0]
+    yield (
+        f"Policy {first.policy} put its cost at {span(first.cost_s)} of the engine's time "
+        f"and gave it an index of {first.index_s:.3g} s, where lower runs first."
+    )
+    steps = list(zip(first.table_index_s, first.attained_tokens, strict=True))
+    lowest, highest = min(steps), max(steps)
+    if len(steps) > 1 and highest[0] > 1.05 * lowest[0]:
+        yield (
+            f"With growing output the index was to lie between {lowest[0]:.3g} s (from {count(lowest[1])} tokens on) "
+            f"and {highest[0]:.3g} s (from {count(highest[1])} tokens on)."
+        )
+    renewed = [choice for choice in life.choices[1:] if choice.reason == "belief"]
+    if renewed:
+        yield (
+            f"The belief about it was formed anew {_times(len(renewed))} while it was unfinished; "
+            f"the last index that was decided is {renewed[-1].index_s:.3g} s."
+        )
+    resent = sum(choice.reason == "resent" for choice in life.choices)
+    if resent:
+        yield f"Its table was sent again {_times(resent)}, after controller and engine had lost each other."
+
+
+def _end(life: LifeFacts) -> Iterator[str]:
+    if life.finished_s is None:
+        yield _so_far(life)
+        return
+    ttlt_s = life.finished_s - life.arrival_s
+    parts = []
+    if life.first_token_s is not None:
+        parts.append(f"the first token {span(life.first_token_s - life.arrival_s)} after its arrival")
+        if (life.output_tokens or 0) > 1:
+            tpot_s = (life.finished_s - life.first_token_s) / ((life.output_tokens or 0) - 1)
+            parts.append(f"then {span(tpot_s)} for each further one")
+    how = {
+        "stop": "the model ended its answer",
+        "length": "its answer reached the limit on its length",
+        "abort": "its client went away",
+        "error": "it failed",
+    }[life.reason or "error"]
+    detail = f": {listed(parts)}" if parts else ""
+    yield f"It ended {span(ttlt_s)} after its arrival, because {how}, with {count(life.output_tokens)} output tokens{detail}."
+    if life.cached_prompt_tokens:
+        yield f"The prefix cache spared it {count(life.cached_prompt_tokens)} tokens of its prompt."
+
+
+def _so_far(life: LifeFacts) -> str:
+    age = span(life.until_s - life.arrival_s)
+    if life.state != "running":
+        again = " for a place again" if life.losses else ""
+        return f"It has not ended; when last heard of, {age} after its arrival, it was waiting{again}."
+    attained = life.moments[-1].attained_tokens
+    return f"It has not ended; when last heard of, {age} after its arrival, it was running and had {count(attained)} output tokens."
+
+
+def _outcome(life: LifeFacts) -> Iterator[str]:
+    belief, verdict = life.belief, life.verdict
+    if belief is None or life.output_tokens is None or life.finished_s is None:
+        return
+    yield _place(belief, life.output_tokens, cut=life.reason != "stop")
+    if verdict is not None:
+        fifty = "inside" if verdict.within_50 else "outside"
+        ninety = "inside" if verdict.within_90 else "outside"
+        latest = "the belief last held" if len(life.choices) > 1 else "that belief"
+        yield (
+            f"Judged by {latest} it came at {percent(verdict.pit)} of the distribution, {fifty} the middle half and "
+            f"{ninety} the middle nine tenths; the CRPS is {count(verdict.crps_tokens)} tokens."
+        )
+
+
+def _place(belief: Belief, output_tokens: int, *, cut: bool) -> str:
+    """Where the length lies among the quantiles predicted at the arrival."""
+    below = [probability for probability, tokens in belief.quantiles if tokens < output_tokens]
+    above = [probability for probability, tokens in belief.quantiles if tokens >= output_tokens]
+    if cut:
+        seen = f"at least as long as {percent(below[-1])}" if below else "not longer than the shortest tenth"
+        return f"It was cut, so its whole length is not known; up to there it was {seen} of such answers were expected to be."
+    if not below:
+        return f"That is among the shortest {percent(above[0])} of what was expected on arrival."
+    if not above:
+        return f"That is among the longest {percent(1.0 - below[-1])} of what was expected on arrival."
+    return f"That lies between the {percent(below[-1])} and the {percent(above[0])} quantile predicted on arrival."
+
+
+def _times(number: int) -> str:
+    return "once" if number == 1 else f"{count(number)} times"

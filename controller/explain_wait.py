@@ -1,0 +1,186 @@
+"""Sentences about the queue: who was served before a request, what it waited for, and what it lost on the way."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+
+from controller.explain_words import count, listed, percent, span
+from controller.waiting import (
+    Overtaker,
+    Wait,
+    Why,
+    absences_s,
+    fallbacks,
+    first_wait_s,
+    moment_at,
+    order_at,
+    waits,
+)
+from store.life import RIVALS_LIMIT, LifeFacts, Loss
+
+EXAMPLES = 3
+"""Requests that passed it which are named."""
+CHANGES_TOLD = 5
+"""Changes of the settings, fallbacks and preemptions that are told one by one."""
+
+AT_ONCE_S = 0.1
+"""Snapshots come ten times a second: what held a shorter wait is not looked for."""
+
+_WHYS: dict[Why, str] = {
+    "class": "by their strict class",
+    "index": "because their index put them first",
+    "prior": "while one of the two had no table of its own yet and stood with the prior's index",
+    "engine": "while the engine served its own order",
+    "unexplained": "for no reason on record: the indexes that were decided do not put them first",
+}
+
+_CAUSES = {
+    "slots": "every slot of the batch was taken",
+    "memory": "the prompt of the next in line did not fit into the free KV memory",
+    "gate": "the gate held room back for the growth of what was running",
+    "step": "nothing held the next in line but the step under way",
+}
+
+
+def queue(life: LifeFacts, passed: Sequence[Overtaker]) -> Iterator[str]:
+    """Who was there when it came, and who was served before it."""
+    moment = moment_at(life, life.arrival_s)
+    if moment is not None:
+        yield f"When it came, {_requests(moment.waiting)} waited and {count(moment.running)} ran."
+    _, started_s = first_wait_s(life)
+    before = [seen.ahead for seen in life.moments if seen.ahead is not None and seen.time_s <= started_s]
+    if before and max(before):
+        yield f"In the queue, up to {count(max(before))} stood before it."
+    at_least = "at least " if len(life.rivals) >= RIVALS_LIMIT else ""
+    earlier = len(life.rivals) - len(passed)
+    if earlier:
+        yield f"While it waited, {at_least}{_requests(earlier)} that had come earlier got a place."
+    if not passed:
+        if life.started_s is not None or life.moments:
+            yield "No request that came later got a place before it."
+        return
+    yield f"Before it, {at_least}{_requests(len(passed))} that came later got a place."
+    reasons = Counter(overtaker.why for overtaker in passed)
+    for why, number in reasons.most_common():
+        which = f"{count(number)} of these" if number < len(passed) else "All of these" if number > 1 else "That was"
+        yield f"{which} {_WHYS[why]}{_examples(life, passed, why)}."
+
+
+def _examples(life: LifeFacts, passed: Sequence[Overtaker], why: Why) -> str:
+    if why == "unexplained":
+        return f" ({listed([overtaker.request_id for overtaker in passed if overtaker.why == why][:EXAMPLES])})"
+    if why != "index":
+        return ""
+    order = order_at(life, life.arrival_s)
+    shown = [overtaker for overtaker in passed if overtaker.why == why][:EXAMPLES]
+    told = [
+        f"{other.request_id} came {span(other.arrival_s - life.arrival_s)} later with an index of "
+        f"{other.index_s:.3g} s against {other.own_index_s:.3g} s"
+        for other in shown
+    ]
+    boost = order.boost_per_s if order else None
+    rule = "" if boost is None else f" with the boost of {boost:g} per second, which weighs index against age,"
+    return f",{rule} such as {listed(told)}" if rule else f", such as {listed(told)}"
+
+
+def wait(life: LifeFacts, waited: Sequence[Wait]) -> Iterator[str]:
+    """What it waited for before its first place."""
+    since_s, until_s = first_wait_s(life)
+    whole_s = until_s - since_s
+    if life.started_s is not None:
+        yield f"It was first given a place {span(whole_s)} after its arrival."
+    elif life.finished_s is not None:
+        yield f"It was never given a place and left after {span(whole_s)}."
+    else:
+        yield f"It has waited {span(whole_s)} and was not given a place yet."
+    if whole_s < AT_ONCE_S:
+        return
+    if not waited:
+        yield "No snapshot of the engine tells of that time, so what held it is not on record."
+        return
+    yield f"Of this time, {_by_cause(waited)}{_coverage(waited, whole_s)}."
+    behind_s = sum(part.span_s for part in waited if part.behind)
+    if behind_s > 0.0:
+        yield f"For {span(behind_s)} of it others stood before it, so that this held them first."
+
+
+def _by_cause(waited: Sequence[Wait]) -> str:
+    spans: dict[str, float] = defaultdict(float)
+    for part in waited:
+        spans[part.cause] += part.span_s
+    return listed([f"for {span(spans[cause])} {_CAUSES[cause]}" for cause in sorted(spans, key=lambda c: -spans[c])])
+
+
+def _coverage(waited: Sequence[Wait], whole_s: float) -> str:
+    known_s = sum(part.span_s for part in waited)
+    return "" if known_s > 0.9 * whole_s else f" (snapshots tell of {percent(known_s / whole_s)} of it)"
+
+
+def preemptions(life: LifeFacts) -> Iterator[str]:
+    """When it lost its place, and what that cost."""
+    if not life.losses:
+        if life.started_s is not None:
+            yield "It never lost its place."
+        return
+    absences = absences_s(life)
+    for loss, (_, back_s) in list(zip(life.losses, absences, strict=True))[:CHANGES_TOLD]:
+        yield _loss(life, loss, back_s)
+    away = [
+        part
+        for since_s, back_s in absences
+        for part in waits(life, since_s, life.until_s if back_s is None else back_s)
+    ]
+    if sum(part.span_s for part in away) >= AT_ONCE_S:
+        yield f"While it was without its place, {_by_cause(away)}."
+    if len(life.losses) > CHANGES_TOLD:
+        yield f"It was preempted {count(len(life.losses))} times in all."
+    lost = sum(loss.lost_tokens for loss in life.losses)
+    again = life.recomputed_tokens
+    if again is not None and life.output_tokens is not None:
+        own = life.prompt_tokens + life.output_tokens
+        yield f"That made {count(again)} tokens to be computed again, {percent(again / max(1, own + again))} of all that was computed for it."
+    else:
+        yield f"That makes {count(lost)} computed tokens lost so far."
+
+
+def _loss(life: LifeFacts, loss: Loss, back_s: float | None) -> str:
+    why = "for want of KV memory" if loss.cause == "memory" else "because a better request took it"
+    after = (
+        f"it was seen running again {span(back_s - loss.time_s)} later"
+        if back_s is not None
+        else f"it was not seen running again in the {span(life.until_s - loss.time_s)} since"
+    )
+    return (
+        f"{span(loss.time_s - life.arrival_s)} after its arrival, with {count(loss.attained_tokens)} output tokens, it lost "
+        f"its place {why}, and with it {count(loss.lost_tokens)} computed tokens; {after}."
+    )
+
+
+def modes(life: LifeFacts) -> Iterator[str]:
+    """The mode in force, its changes, and fallbacks."""
+    seen = {moment.mode for moment in life.moments if moment.time_s >= life.arrival_s}
+    spans = fallbacks(life)
+    if len(seen) == 1 and not spans:
+        (mode,) = seen
+        yield f"Mode {mode} was in force in the engine all the while{_meaning(mode)}."
+    changes = [order for order in life.orders if order.time_s > life.arrival_s]
+    for order in changes[:CHANGES_TOLD]:
+        yield (
+            f"{span(order.time_s - life.arrival_s)} after its arrival settings changed to mode {order.mode} ({order.reason})."
+        )
+    for start_s, end_s, reason in spans[:CHANGES_TOLD]:
+        yield (
+            f"From {span(start_s - life.arrival_s)} after its arrival on, for {span(end_s - start_s)}, the engine had fallen "
+            f"back to its own order ({reason})."
+        )
+
+
+def _meaning(mode: str) -> str:
+    return {"on": "", "shadow": ": it decided nothing, the engine served its own order"}.get(
+        mode, ": the engine served its own order"
+    )
+
+
+def _requests(number: int) -> str:
+    return "no request" if number == 0 else "one request" if number == 1 else f"{count(number)} requests"

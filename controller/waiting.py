@@ -1,0 +1,180 @@
+"""Why a request waited, from recorded facts alone: who was served before it and why, and what held the queue.
+
+Nothing is guessed: where the record does not explain what happened, the answer says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from engine_adapter.ordering import boost_s
+from store.life import LifeFacts, Moment, Order, Rival
+
+Why: TypeAlias = Literal["class", "index", "prior", "engine", "unexplained"]
+"""``class``: its strict class goes first; ``index``: its index, with the boost in force, gave it the lower order value;
+``prior``: one of the two had no table yet and stood with the prior's index; ``engine``: the engine served its own
+order then; ``unexplained``: none of these is on record.
+"""
+
+Cause: TypeAlias = Literal["slots", "memory", "gate", "step"]
+"""What kept the first of the queue from starting.
+
+``slots``: as many ran as the engine runs at once; ``memory``: its prompt did not fit into the free KV blocks;
+``gate``: it would have fitted, but the gate held room back for the growth of what ran; ``step``: none of these, a place
+was free and it was a matter of the next steps.
+"""
+
+LONGEST_GAP_S = 2.0
+"""A snapshot speaks for the time until the next one, but for no more than this."""
+
+
+class Overtaker(msgspec.Struct, frozen=True, kw_only=True):
+    """A request that arrived later and was served first."""
+
+    request_id: str
+    arrival_s: float
+    scheduled_s: float
+    priority: int
+    index_s: float | None
+    own_index_s: float | None
+    """Index of the request that waited, at the same moment."""
+    why: Why
+
+
+class Wait(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of a time without a place."""
+
+    cause: Cause
+    behind: bool
+    """Whether others stood before it in the queue, so that the cause held them first."""
+    span_s: float
+
+
+def overtakers(life: LifeFacts) -> tuple[Overtaker, ...]:
+    """Requests that arrived later and were given their first place earlier, in the order in which they were."""
+    later = sorted((rival for rival in life.rivals if rival.arrival_s > life.arrival_s), key=lambda r: r.scheduled_s)
+    return tuple(
+        Overtaker(
+            request_id=rival.request_id,
+            arrival_s=rival.arrival_s,
+            scheduled_s=rival.scheduled_s,
+            priority=rival.priority,
+            index_s=rival.index_s,
+            own_index_s=index_while_waiting(life, rival.scheduled_s),
+            why=_why(life, rival),
+        )
+        for rival in later
+    )
+
+
+def first_wait_s(life: LifeFacts) -> tuple[float, float]:
+    """Begin and end of the wait for the first place."""
+    return life.arrival_s, life.until_s if life.started_s is None else life.started_s
+
+
+def absences_s(life: LifeFacts) -> list[tuple[float, float | None]]:
+    """When it lost its place and when it was seen running again; None if it was not."""
+    back = [moment.time_s for moment in life.moments if moment.attained_tokens is not None]
+    return [(loss.time_s, next((time_s for time_s in back if time_s > loss.time_s), None)) for loss in life.losses]
+
+
+def waits(life: LifeFacts, since_s: float, until_s: float) -> tuple[Wait, ...]:
+    """A time without a place by its causes, as snapshots tell, the longest first."""
+    spans: dict[tuple[Cause, bool], float] = defaultdict(float)
+    for moment, span_s in _moments_within(life, since_s, until_s):
+        behind = moment.ahead is None or moment.ahead > 0
+        spans[_cause(life, moment), behind] += span_s
+    ordered = sorted(spans.items(), key=lambda item: -item[1])
+    return tuple(Wait(cause=cause, behind=behind, span_s=span_s) for (cause, behind), span_s in ordered)
+
+
+def index_while_waiting(life: LifeFacts, time_s: float) -> float | None:
+    """The index with which a request without output tokens stood in the queue at a moment; None without a table."""
+    decided = [choice for choice in life.choices if choice.time_s <= time_s]
+    return decided[-1].table_index_s[0] if decided else None
+
+
+def order_value(arrival_s: float, index_s: float, boost_per_s: float | None) -> float:
+    """What the engine sorts by within a class; lower is served first.
+
+    >>> order_value(10.0, 2.0, None)
+    2.0
+    >>> order_value(10.0, 2.0, 0.01) < order_value(10.0, 3.0, 0.01)
+    True
+    """
+    return index_s if boost_per_s is None else arrival_s - boost_s(index_s, boost_per_s)
+
+
+def order_at(life: LifeFacts, time_s: float) -> Order | None:
+    """The settings that had last been sent at a moment."""
+    sent = [order for order in life.orders if order.time_s <= time_s]
+    return sent[-1] if sent else None
+
+
+def moment_at(life: LifeFacts, time_s: float) -> Moment | None:
+    """The last snapshot at or before a moment."""
+    seen = [moment for moment in life.moments if moment.time_s <= time_s]
+    return seen[-1] if seen else None
+
+
+def _why(life: LifeFacts, rival: Rival) -> Why:
+    own_class = life.priority or 0
+    if rival.priority != own_class:
+        return "class" if rival.priority < own_class else "unexplained"
+    moment = moment_at(life, rival.scheduled_s)
+    order = order_at(life, rival.scheduled_s)
+    if (moment.mode if moment else order.mode if order else "on") != "on":
+        return "engine"
+    own_index_s = index_while_waiting(life, rival.scheduled_s)
+    if own_index_s is None or rival.index_s is None:
+        return "prior"
+    boost_per_s = order.boost_per_s if order else None
+    own = order_value(life.arrival_s, own_index_s, boost_per_s)
+    other = order_value(rival.arrival_s, rival.index_s, boost_per_s)
+    return "index" if other < own else "unexplained"
+
+
+def _moments_within(life: LifeFacts, since_s: float, until_s: float) -> Iterator[tuple[Moment, float]]:
+    """Snapshots that speak for a part of a span, each with the seconds that it speaks for."""
+    following = [moment.time_s for moment in life.moments[1:]] + [math.inf]
+    for moment, next_s in zip(life.moments, following, strict=True):
+        span_s = min(next_s, until_s, moment.time_s + LONGEST_GAP_S) - max(moment.time_s, since_s)
+        if span_s > 0.0:
+            yield moment, span_s
+
+
+def _cause(life: LifeFacts, moment: Moment) -> Cause:
+    if life.max_num_seqs is not None and moment.running >= life.max_num_seqs:
+        return "slots"
+    prompt_tokens = life.prompt_tokens if moment.ahead == 0 else moment.head_prompt_tokens
+    free = moment.kv_blocks - moment.kv_blocks_used
+    if (
+        prompt_tokens is not None
+        and life.block_size_tokens
+        and free < math.ceil(prompt_tokens / life.block_size_tokens)
+    ):
+        return "memory"
+    if moment.admission_limit is not None and moment.running >= moment.admission_limit:
+        return "gate"
+    return "step"
+
+
+def fallbacks(life: LifeFacts) -> list[tuple[float, float, str]]:
+    """Spans of its life in which the engine had fallen back to its own order: start, end, why."""
+    found: list[tuple[float, float, str]] = []
+    for moment, following in pairwise((*life.moments, None)):
+        assert moment is not None, "only the last has no follower"
+        if moment.fallback is None or moment.time_s > life.until_s:
+            continue
+        end_s = min(life.until_s, following.time_s if following else life.until_s)
+        if found and found[-1][2] == moment.fallback and moment.time_s - found[-1][1] < LONGEST_GAP_S:
+            found[-1] = (found[-1][0], end_s, moment.fallback)
+        else:
+            found.append((max(moment.time_s, life.arrival_s), end_s, moment.fallback))
+    return [span for span in found if span[1] > span[0]]
