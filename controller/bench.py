@@ -2,49 +2,63 @@
 
 Every policy serves the same requests, which arrive at the same moments, on an engine of the same profile.
 The warm-up requests teach the learner and are not served; a measured request teaches when its answer ends.
-Load is relative to what the stock engine (first come, first served) serves of these very requests at full backlog.
+Load is relative to what first come, first served does with these very requests at full backlog:
+as vLLM comes or, in a tuned benchmark, at the static watermark with which it does most.
+In a tuned benchmark every rival has its best static watermark, by mean TTLT, seed by seed; we are never tuned.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import platform
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
-from controller.bench_figures import PolicyFigures, capacity_rps
-from controller.bench_run import BenchEngine, PolicyRun, Progress, RunSpec, run_policy
-from controller.policies import BOOSTS_PER_S, DEFAULT_GATE, POLICY_NAMES, Objective
+from controller.bench_crew import Crew
+from controller.bench_figures import capacity_rps
+from controller.bench_result import BenchResult, PolicyResult, SeedResult
+from controller.bench_run import BenchEngine, PolicyRun, RunSpec
+from controller.policies import BOOSTS_PER_S, DEFAULT_GATE, Objective
+from controller.rivals import BENCH_POLICY_NAMES, is_ours, variants_of
+from engine_adapter.arrivals import arrival_plan
 from engine_adapter.profiles import profile_named
 from store.errors import ConfigError
 from store.records import Gate
 
+Progress: TypeAlias = Callable[[int, int], None]
+"""Told the requests served so far in all runs, and how many there will be."""
+
 SYNTHETIC = "synthetic"
 """Name of the built-in workload."""
+
+WATERMARKS = (0.0, 0.01, 0.02, 0.05, 0.1)
+"""Static watermarks that an expert would try; vLLM's default comes first."""
 
 DEFAULT_POLICIES = ("fcfs", "sagesched-paper", "sage", "srpt-oracle")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchSpec:
-    """What to measure; checked when it is made, raises `ConfigError`."""
+    """What to measure; checked when it is made, raises `ConfigError` and `BadInputError`."""
 
     workload: Path | str = SYNTHETIC
     """A workload file, or ``synthetic`` for the built-in one."""
     profile: str = "h800-qwen3-32b-24k"
     load: float = 1.05
-    """Arrival rate over the capacity of stock FCFS."""
+    """Arrival rate over the capacity of first come, first served."""
     requests: int = 600
     warmup: int = 1000
-    seed: int = 1
+    seeds: tuple[int, ...] = (1,)
     policies: tuple[str, ...] = DEFAULT_POLICIES
     engine: BenchEngine = "simulated"
-    prefix_caching: bool = False
-    """On in vLLM by default; the simulated engine does not have it."""
+    prefix_caching: bool | None = None
+    """None: as the engine has it by default, on in vLLM's; the simulated engine does not have it."""
+    arrivals: str = "own"
+    """As `engine_adapter.arrivals.arrival_plan` reads it."""
+    tuned: bool = False
+    """Whether rivals get their best static watermark."""
     gate: Gate | None = DEFAULT_GATE
     """Admission of `sage`."""
     objective: Objective = "balanced"
@@ -52,116 +66,145 @@ class BenchSpec:
 
     def __post_init__(self) -> None:
         profile_named(self.profile)
+        arrival_plan(self.arrivals)
         if not 0.0 < self.load < 100.0:
             raise ConfigError(f"load is {self.load}: give a share of capacity above 0, such as 1.05")
         if self.requests < 10:
             raise ConfigError(f"requests is {self.requests}: give 10 or more, so that figures mean something")
         if self.warmup < 0:
             raise ConfigError(f"warmup is {self.warmup}: give 0 or more")
-        if not self.policies:
-            raise ConfigError(f"no policy was given: choose of {', '.join(POLICY_NAMES)}")
+        _require_distinct("policies", self.policies)
+        _require_distinct("seeds", self.seeds)
+        if min(self.seeds) < 0:
+            raise ConfigError(f"seed is {min(self.seeds)}: give 0 or more")
         for name in self.policies:
-            if name not in POLICY_NAMES:
-                raise ConfigError(f"unknown policy {name!r}: choose of {', '.join(POLICY_NAMES)}")
-        if len(set(self.policies)) < len(self.policies):
-            raise ConfigError(f"policies {','.join(self.policies)} name one twice: name each once")
+            if name not in BENCH_POLICY_NAMES:
+                raise ConfigError(f"unknown policy {name!r}: choose of {', '.join(BENCH_POLICY_NAMES)}")
         if self.prefix_caching and self.engine == "simulated":
             raise ConfigError("prefix caching is on and the engine simulated: turn it off or take --engine vllm")
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BenchResult:
-    """What was measured."""
-
-    spec: BenchSpec
-    workload: str
-    requests: int
-    capacity_rps: float
-    versions: dict[str, str]
-    runs: dict[str, PolicyRun]
-    """By policy, in the order asked for."""
-
     @property
-    def figures(self) -> dict[str, PolicyFigures]:
-        """The figures by policy."""
-        return {name: run.figures for name, run in self.runs.items()}
-
-    def as_json(self) -> dict[str, Any]:
-        """The report as plain values, with the keys that docs and scripts rely on."""
-        return {
-            "workload": self.workload,
-            "profile": self.spec.profile,
-            "load": self.spec.load,
-            "seed": self.spec.seed,
-            "requests": self.requests,
-            "tuned": False,
-            "objective": self.spec.objective,
-            "capacity_rps": self.capacity_rps,
-            "versions": self.versions,
-            "policies": {name: asdict(figures) for name, figures in self.figures.items()},
-        }
+    def caches_prefixes(self) -> bool:
+        """Whether the engine reuses the KV of prompts that begin alike."""
+        return self.engine == "vllm" if self.prefix_caching is None else self.prefix_caching
 
 
 def run_bench(
     spec: BenchSpec, *, timer: Callable[[], float], progress: Progress | None = None, processes: int = 1
 ) -> BenchResult:
-    """Measure the capacity, then every policy; with more ``processes`` policies run at the same time.
+    """Measure the capacity, then every policy, on every seed; with more ``processes`` several runs go on at once.
 
     ``timer`` gives the seconds for ``wall_s`` (``time.perf_counter``); the rest of the result depends on the spec alone.
-    ``progress`` is told a policy's name (``capacity`` first), how many requests it has served, and how many there are.
-    Raises `ConfigError` and `WorkloadError` for bad input.
+    Raises `ConfigError`, `BadInputError` and `WorkloadError` for bad input.
     """
-    capacity = _capacity_rps(spec, timer, progress)
-    runs = [_run_spec(spec, name, spec.load * capacity) for name in spec.policies]
-    done = _run_all(runs, timer, progress, processes)
-    return BenchResult(
-        spec=spec,
-        workload=Path(spec.workload).name,
-        requests=spec.requests,
-        capacity_rps=capacity,
-        versions=_versions(spec.engine),
-        runs={run.name: run for run in done},
-    )
+    return run_benches([spec], timer=timer, progress=progress, processes=processes)[0]
 
 
-def _capacity_rps(spec: BenchSpec, timer: Callable[[], float], progress: Progress | None) -> float:
-    """Serve all measured requests at once, first come, first served."""
+def run_benches(
+    specs: Sequence[BenchSpec], *, timer: Callable[[], float], progress: Progress | None = None, processes: int = 1
+) -> list[BenchResult]:
+    """Several benchmarks as one piece of work, in which what they share is run once."""
+    capacity_runs = [list(_capacity_runs(spec, seed)) for spec in specs for seed in spec.seeds]
+    unique = len({run for runs in capacity_runs for run in runs})
+    trials = [len(_trials(spec)) * len(spec.seeds) * spec.requests for spec in specs]
+    total = sum(trials) + unique * specs[0].requests
+    most_runs = unique + sum(len(_trials(spec)) * len(spec.seeds) for spec in specs)
 
-    def report(_policy: str, served: int, requests: int) -> None:
+    def tell(served: int) -> None:
         if progress is not None:
-            progress("capacity", served, requests)
+            progress(served, total)
 
-    return capacity_rps(run_policy(_run_spec(spec, "fcfs", None), timer, report).lives)
+    with Crew(processes=processes, most_runs=most_runs, timer=timer, served=tell) as crew:
+        capacities = crew.run(run for runs in capacity_runs for run in runs)
+        cells = [_Cell(spec, seed, capacities) for spec in specs for seed in spec.seeds]
+        done = crew.run(run for cell in sorted(cells, key=lambda cell: cell.seed) for run in cell.runs.values())
+    tell(total)
+    by_seed = iter([cell.result(done) for cell in cells])
+    return [
+        BenchResult(
+            spec=spec,
+            workload=Path(spec.workload).name,
+            versions=_versions(spec.engine),
+            seeds=tuple(next(by_seed) for _ in spec.seeds),
+        )
+        for spec in specs
+    ]
 
 
-def _run_all(
-    runs: list[RunSpec], timer: Callable[[], float], progress: Progress | None, processes: int
-) -> Iterator[PolicyRun]:
-    if processes <= 1 or len(runs) == 1:
-        yield from (run_policy(run, timer, progress) for run in runs)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(processes, len(runs)), mp_context=context) as pool:
-        for run in pool.map(run_policy, runs, [timer] * len(runs)):
-            if progress is not None:
-                progress(run.name, len(run.lives), len(run.lives))
-            yield run
+_Trial: TypeAlias = tuple[str, str, float]
+"""Policy, the variant of it that runs, watermark."""
 
 
-def _run_spec(spec: BenchSpec, policy: str, rate_rps: float | None) -> RunSpec:
+class _Cell:
+    """One seed of one benchmark: its capacity, and a run for each policy, variant and watermark."""
+
+    def __init__(self, spec: BenchSpec, seed: int, capacities: dict[RunSpec, PolicyRun]) -> None:
+        self.seed = seed
+        self._spec = spec
+        found = {run.watermark: capacity_rps(capacities[run].lives) for run in _capacity_runs(spec, seed)}
+        self._watermark = max(found, key=found.__getitem__)
+        self._capacity_rps = found[self._watermark]
+        rate_rps = spec.load * self._capacity_rps
+        self.runs: dict[_Trial, RunSpec] = {
+            (policy, variant, watermark): replace(
+                _base_run(spec, seed), policy=variant, watermark=watermark, rate_rps=rate_rps
+            )
+            for policy, variant, watermark in _trials(spec)
+        }
+
+    def result(self, done: dict[RunSpec, PolicyRun]) -> SeedResult:
+        """Each policy at its best."""
+        tried = {
+            name: tuple(done[run] for (policy, _, _), run in self.runs.items() if policy == name)
+            for name in self._spec.policies
+        }
+        return SeedResult(
+            seed=self.seed,
+            capacity_rps=self._capacity_rps,
+            capacity_watermark=self._watermark,
+            policies={name: PolicyResult.of(runs) for name, runs in tried.items()},
+        )
+
+
+def _trials(spec: BenchSpec) -> list[_Trial]:
+    return [
+        (policy, variant, watermark)
+        for policy in spec.policies
+        for variant in variants_of(policy)
+        for watermark in (WATERMARKS if spec.tuned and not is_ours(policy) else WATERMARKS[:1])
+    ]
+
+
+def _capacity_runs(spec: BenchSpec, seed: int) -> Iterator[RunSpec]:
+    """All measured requests at once, first come, first served; what the load is relative to."""
+    base = replace(_base_run(spec, seed), policy="fcfs", gate=None, boost_per_s=None, arrivals=arrival_plan("own"))
+    for watermark in WATERMARKS if spec.tuned else WATERMARKS[:1]:
+        yield replace(base, watermark=watermark)
+
+
+def _base_run(spec: BenchSpec, seed: int) -> RunSpec:
     return RunSpec(
-        policy=policy,
+        policy=spec.policies[0],
         workload=str(spec.workload),
         profile=spec.profile,
         requests=spec.requests,
         warmup=spec.warmup,
-        seed=spec.seed,
-        rate_rps=rate_rps,
+        seed=seed,
+        rate_rps=None,
+        arrivals=arrival_plan(spec.arrivals),
         engine=spec.engine,
-        prefix_caching=spec.prefix_caching,
+        prefix_caching=spec.caches_prefixes,
+        watermark=0.0,
         gate=spec.gate,
         boost_per_s=BOOSTS_PER_S[spec.objective],
     )
+
+
+def _require_distinct(name: str, values: Sequence[object]) -> None:
+    if not values:
+        raise ConfigError(f"{name} are empty: give at least one, such as {'fcfs,sage' if name == 'policies' else '1'}")
+    if len(set(values)) < len(values):
+        raise ConfigError(f"{name} {','.join(map(str, values))} name one twice: name each once")
 
 
 def _versions(engine: BenchEngine) -> dict[str, str]:

@@ -26,7 +26,8 @@ class PolicyFigures:
     """Output tokens over the makespan."""
     makespan_s: float
     """From the first arrival to the last answer's end."""
-    preemptions: int
+    preemptions: float
+    """How often a running request lost its place; of several seeds the mean."""
     recompute_tax: float
     """Tokens computed again after preemption / all tokens computed."""
     watermark: float

@@ -10,8 +10,8 @@ import numpy as np
 import plotly.graph_objects as go
 from rich.table import Table
 
-from controller.bench import BenchResult
 from controller.bench_figures import PolicyFigures
+from controller.bench_result import BenchResult, Spread
 
 COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("mean_ttlt_s", "TTLT mean s", "{:.2f}"),
@@ -24,11 +24,11 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("mean_tpot_s", "TPOT s", "{:.3f}"),
     ("throughput_tokens_per_s", "tokens/s", "{:.0f}"),
     ("makespan_s", "makespan s", "{:.0f}"),
-    ("preemptions", "preemptions", "{}"),
+    ("preemptions", "preemptions", "{:.0f}"),
     ("recompute_tax", "recomputed", "{:.1%}"),
     ("wall_s", "took s", "{:.1f}"),
 )
-"""Figure, heading, format; the watermark is the same for all and stands in the title where it is not 0."""
+"""Figure, heading, format."""
 
 COLOURS = ("#6b7280", "#d97706", "#2563eb", "#059669", "#db2777", "#7c3aed", "#0891b2", "#65a30d")
 PAGE = """<!doctype html>
@@ -44,30 +44,57 @@ th:first-child, td:first-child {{ text-align: left; }}
 """
 
 
-def bench_table(result: BenchResult) -> Table:
-    """One row for each policy; lower TTLT is better, and the best of a column is bold."""
+def bench_table(result: BenchResult, against: str | None = None) -> Table:
+    """One row for each policy; lower TTLT is better, and the best of a column is bold.
+
+    Of several seeds the table has means, and the lowest and highest where that matters most;
+    ``against`` adds each policy's ratio to that one, which is taken seed by seed.
+    """
     table = Table(title=describe(result))
-    table.add_column("policy")
-    for _, heading, _ in COLUMNS:
-        table.add_column(heading, justify="right")
+    for heading in headings(result, against):
+        table.add_column(heading, justify="left" if heading == "policy" else "right")
     best = {name: min(float(getattr(f, name)) for f in result.figures.values()) for name in _LOWER_IS_BETTER}
     for policy, figures in result.figures.items():
-        cells = [_cell(figures, name, form, best.get(name)) for name, _, form in COLUMNS]
-        table.add_row(policy, *cells)
+        cells = cells_of(result, policy, against)
+        marked = [
+            f"[bold]{cell}[/bold]" if best.get(name) == getattr(figures, name) else cell
+            for cell, (name, _, _) in zip(cells[: len(COLUMNS)], COLUMNS, strict=True)
+        ]
+        table.add_row(policy, *marked, *cells[len(COLUMNS) :])
     return table
+
+
+def headings(result: BenchResult, against: str | None) -> list[str]:
+    """The table's headings."""
+    ratios = [f"{heading} / {against}" for _, heading in _RATIOS] if against else []
+    tuned = ["watermark"] if result.spec.tuned else []
+    return ["policy", *(heading for _, heading, _ in COLUMNS), *tuned, *ratios]
+
+
+def cells_of(result: BenchResult, policy: str, against: str | None) -> list[str]:
+    """A policy's row as text, without its name."""
+    cells = [_cell(result, policy, name, form) for name, _, form in COLUMNS]
+    if result.spec.tuned:
+        cells.append(" ".join(f"{figures.watermark:g}" for figures in result.by_seed(policy)))
+    if against:
+        cells += [_spread_text(result.ratio(policy, against, name), "{:.2f}") for name, _ in _RATIOS]
+    return cells
 
 
 def describe(result: BenchResult) -> str:
     """One line: what was served, on what, how hard."""
     spec = result.spec
     rate = spec.load * result.capacity_rps
+    seeds = ",".join(str(seed) for seed in spec.seeds)
     return (
-        f"{result.workload} on {spec.profile} ({spec.engine}, prefix caching {'on' if spec.prefix_caching else 'off'}): "
-        f"{result.requests} requests, load {spec.load:g} of stock FCFS = {rate:.2f}/s, seed {spec.seed}"
+        f"{result.workload} on {spec.profile} ({spec.engine}, prefix caching {'on' if spec.caches_prefixes else 'off'}): "
+        f"{result.requests} requests, load {spec.load:g} of {'tuned' if spec.tuned else 'stock'} FCFS = {rate:.2f}/s, "
+        f"{'seed' if len(spec.seeds) == 1 else 'seeds'} {seeds}, "
+        f"rivals {'at their best static watermark' if spec.tuned else 'on defaults'}"
     )
 
 
-def write_html(result: BenchResult, path: Path) -> None:
+def write_html(result: BenchResult, path: Path, against: str | None = None) -> None:
     """Write a page that stands on its own: table, TTLT distributions, mean against P99, queue and KV over time."""
     plots = [_ttlt_distributions(result), _mean_against_tail(result), _queue_over_time(result), _kv_over_time(result)]
     parts = [
@@ -77,7 +104,7 @@ def write_html(result: BenchResult, path: Path) -> None:
     page = PAGE.format(
         title="Scheduling policies side by side",
         about=escape(describe(result)),
-        table=_html_table(result),
+        table=_html_table(result, against),
         plots="".join(parts),
     )
     path.write_text(page, encoding="utf-8")
@@ -86,21 +113,28 @@ def write_html(result: BenchResult, path: Path) -> None:
 _LOWER_IS_BETTER = tuple(
     field.name for field in fields(PolicyFigures) if field.name.endswith(("ttlt_s", "ttft_s", "tpot_s"))
 )
+_RATIOS = (("mean_ttlt_s", "mean TTLT"), ("p99_ttlt_s", "P99"))
+_WITH_SPREAD = ("mean_ttlt_s", "p99_ttlt_s")
 
 
-def _cell(figures: PolicyFigures, name: str, form: str, best: float | None) -> str:
-    value = getattr(figures, name)
-    text = form.format(value)
-    return f"[bold]{text}[/bold]" if best is not None and value == best else text
+def _cell(result: BenchResult, policy: str, name: str, form: str) -> str:
+    spread = result.spread(policy, name)
+    return _spread_text(spread, form) if name in _WITH_SPREAD else form.format(spread.mean)
 
 
-def _html_table(result: BenchResult) -> str:
-    head = "".join(f"<th>{escape(heading)}</th>" for heading in ("policy", *(heading for _, heading, _ in COLUMNS)))
+def _spread_text(spread: Spread, form: str) -> str:
+    if spread.lowest == spread.highest:
+        return form.format(spread.mean)
+    return f"{form.format(spread.mean)} ({form.format(spread.lowest)}-{form.format(spread.highest)})"
+
+
+def _html_table(result: BenchResult, against: str | None) -> str:
+    head = "".join(f"<th>{escape(heading)}</th>" for heading in headings(result, against))
     rows = [
         f"<tr><td>{escape(policy)}</td>"
-        + "".join(f"<td>{form.format(getattr(figures, name))}</td>" for name, _, form in COLUMNS)
+        + "".join(f"<td>{escape(cell)}</td>" for cell in cells_of(result, policy, against))
         + "</tr>"
-        for policy, figures in result.figures.items()
+        for policy in result.figures
     ]
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -17,11 +18,28 @@ from store.errors import BadInputError
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from controller.bench import BenchResult, BenchSpec
+    from controller.bench import BenchSpec
+    from controller.bench_result import BenchResult
 
 DEFAULT_PROFILE = "h800-qwen3-32b-24k"
 WorkloadFlag = Annotated[str, typer.Option("--workload", metavar="FILE", help="a workload file, or `synthetic`")]
 SeedFlag = Annotated[int, typer.Option("--seed", help="of sample and arrivals")]
+SeedsFlag = Annotated[str, typer.Option(metavar="1,2,3", help="several seeds, instead of --seed")]
+RequestsFlag = Annotated[int, typer.Option(help="measured requests of each run")]
+WarmupFlag = Annotated[int, typer.Option(help="requests that are learnt from before")]
+PoliciesFlag = Annotated[str, typer.Option(metavar="A,B,C")]
+EngineFlag = Annotated[Literal["simulated", "vllm"], typer.Option(help="whose scheduler serves")]
+ObjectiveFlag = Annotated[Literal["mean", "balanced", "tail"], typer.Option(help="what sage favours")]
+TunedFlag = Annotated[
+    bool, typer.Option("--tuned", help="every rival at its best static watermark; load of tuned FCFS")
+]
+ArrivalsFlag = Annotated[str, typer.Option(metavar="HOW", help="own, poisson, trace or gamma:CV")]
+PrefixFlag = Annotated[
+    bool | None,
+    typer.Option("--prefix-caching/--no-prefix-caching", help="default: on with --engine vllm, off with simulated"),
+]
+AgainstFlag = Annotated[str, typer.Option(metavar="POLICY", help="the table has ratios to this one, if it runs")]
+ProcessesFlag = Annotated[int, typer.Option(min=0, max=64, help="runs that go on at once; 0: one for each core")]
 JsonFlag = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="write the figures there")]
 HtmlFlag = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="write a report with plots there")]
 QuietFlag = Annotated[bool, typer.Option("--quiet", help="no progress bar")]
@@ -39,15 +57,19 @@ def bench(  # noqa: PLR0913 - one parameter for each flag
     *,
     workload: WorkloadFlag = "synthetic",
     profile: Annotated[str, typer.Option(metavar="NAME", help="model and GPU")] = DEFAULT_PROFILE,
-    load: Annotated[float, typer.Option(help="arrivals relative to what stock FCFS serves")] = 1.05,
-    requests: Annotated[int, typer.Option(help="measured requests")] = 600,
-    warmup: Annotated[int, typer.Option(help="requests that are learnt from before")] = 1000,
+    load: Annotated[float, typer.Option(help="arrivals relative to what FCFS serves at full backlog")] = 1.05,
+    requests: RequestsFlag = 600,
+    warmup: WarmupFlag = 1000,
     seed: SeedFlag = 1,
-    policies: Annotated[str, typer.Option(metavar="A,B,C")] = "fcfs,sagesched-paper,sage,srpt-oracle",
-    engine: Annotated[Literal["simulated", "vllm"], typer.Option(help="whose scheduler serves")] = "simulated",
-    objective: Annotated[Literal["mean", "balanced", "tail"], typer.Option(help="what sage favours")] = "balanced",
-    prefix_caching: Annotated[bool, typer.Option(help="with --engine vllm only")] = False,
-    processes: Annotated[int, typer.Option(min=1, max=64, help="policies that run at a time")] = 1,
+    seeds: SeedsFlag = "",
+    policies: PoliciesFlag = "fcfs,sagesched-paper,sage,srpt-oracle",
+    engine: EngineFlag = "simulated",
+    objective: ObjectiveFlag = "balanced",
+    tuned: TunedFlag = False,
+    arrivals: ArrivalsFlag = "own",
+    prefix_caching: PrefixFlag = None,
+    against: AgainstFlag = "fcfs",
+    processes: ProcessesFlag = 0,
     json_file: JsonFlag = None,
     html: HtmlFlag = None,
     quiet: QuietFlag = False,
@@ -62,14 +84,16 @@ def bench(  # noqa: PLR0913 - one parameter for each flag
         load=load,
         requests=requests,
         warmup=warmup,
-        seed=seed,
-        policies=tuple(name.strip() for name in policies.split(",") if name.strip()),
+        seeds=_numbers("--seeds", seeds) if seeds else (seed,),
+        policies=_words(policies),
         engine=engine,
         prefix_caching=prefix_caching,
+        arrivals=arrivals,
+        tuned=tuned,
         objective=objective,
     )
-    result = _run_bench(spec, processes=processes, quiet=quiet)
-    _show_bench(result, json_file, html)
+    (result,) = _run_benches([spec], processes=processes, quiet=quiet)
+    _show_bench(result, json_file, html, against if against in spec.policies else None)
 
 
 def evaluate(  # noqa: PLR0913 - one parameter for each flag
@@ -115,25 +139,37 @@ def evaluate(  # noqa: PLR0913 - one parameter for each flag
         write_html(study, html)
 
 
-def _run_bench(spec: BenchSpec, *, processes: int, quiet: bool) -> BenchResult:
-    from controller.bench import run_bench  # noqa: PLC0415 - keeps --help quick
+def _run_benches(specs: list[BenchSpec], *, processes: int, quiet: bool) -> list[BenchResult]:
+    from controller.bench import run_benches  # noqa: PLC0415 - keeps --help quick
 
     with _progress(quiet=quiet) as bar:
-        tasks = {name: bar.add_task(name, total=spec.requests) for name in ("capacity", *spec.policies)}
+        task = bar.add_task("requests served in all runs", total=None)
+        return run_benches(
+            specs,
+            timer=time.perf_counter,
+            progress=lambda served, total: bar.update(task, completed=served, total=total),
+            processes=processes or os.cpu_count() or 1,
+        )
 
-        def report(name: str, served: int, requests: int) -> None:
-            bar.update(tasks[name], completed=served, total=requests)
 
-        return run_bench(spec, timer=time.perf_counter, progress=report, processes=processes)
-
-
-def _show_bench(result: BenchResult, json_file: Path | None, html: Path | None) -> None:
+def _show_bench(result: BenchResult, json_file: Path | None, html: Path | None, against: str | None) -> None:
     from controller.bench_report import bench_table, write_html  # noqa: PLC0415 - keeps --help quick
 
-    _print(bench_table(result))
-    _write(json_file, json.dumps(result.as_json(), indent=2) + "\n")
+    _print(bench_table(result, against))
+    _write(json_file, json.dumps(result.as_json(against), indent=2) + "\n")
     if html is not None:
-        write_html(result, html)
+        write_html(result, html, against)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _numbers(flag: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in _words(text))
+    except ValueError:
+        raise BadInputError(f"{flag} is {text!r}: give whole numbers with commas between, such as 1,2,3") from None
 
 
 @contextmanager

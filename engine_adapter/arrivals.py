@@ -6,8 +6,10 @@ All functions return a float array in which times never fall.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,7 @@ from store.errors import BadInputError
 
 Seconds = NDArray[np.float64]
 
+_GREATEST_CV = 100.0
 _BEND_STEPS = 200
 """Steps along a slope that never overshoots; each takes at least (1 - depth) / (1 + depth) off the error."""
 
@@ -34,7 +37,7 @@ def gamma_arrivals(generator: np.random.Generator, *, count: int, rate_rps: floa
     [0.5, 1.0, 1.5]
     """
     _require_positive("arrival rate in requests/s", rate_rps)
-    if not 0.0 <= cv <= 100.0:
+    if not 0.0 <= cv <= _GREATEST_CV:
         raise BadInputError(f"coefficient of variation of the arrivals is {cv}: give 0 to 100 (1 is Poisson)")
     if cv < 1e-6:
         return np.arange(1, count + 1, dtype=np.float64) / rate_rps
@@ -93,6 +96,44 @@ def trace_arrivals(times_s: Sequence[float] | Seconds, *, rate_rps: float | None
         )
     times *= (len(times) - 1) / rate_rps / times[-1]
     return times
+
+
+@dataclass(frozen=True, slots=True)
+class ArrivalPlan:
+    """How measured requests arrive at a given mean rate; made from words by `arrival_plan`."""
+
+    kind: Literal["own", "gamma", "trace"] = "own"
+    """``own``: the workload's own times stretched to the rate where it has any, else as Poisson; ``trace`` insists on them."""
+    cv: float = 1.0
+    """Coefficient of variation of gamma-distributed gaps; 1 is Poisson."""
+
+    def times_s(self, own_s: Sequence[float] | Seconds, *, rate_rps: float, generator: np.random.Generator) -> Seconds:
+        """Arrival times of requests that came at ``own_s``, which are all equal where the source has no times."""
+        timed = len(own_s) > 0 and max(own_s) > min(own_s)
+        if self.kind == "trace" and not timed:
+            raise BadInputError(
+                "arrivals are 'trace' and the workload has no times of its own: give poisson or gamma:CV"
+            )
+        if self.kind == "trace" or (self.kind == "own" and timed):
+            return trace_arrivals(own_s, rate_rps=rate_rps)
+        return gamma_arrivals(generator, count=len(own_s), rate_rps=rate_rps, cv=self.cv)
+
+
+def arrival_plan(text: str) -> ArrivalPlan:
+    """Read ``own``, ``poisson``, ``trace`` or ``gamma:CV``; raises `BadInputError` for anything else.
+
+    >>> arrival_plan("gamma:3")
+    ArrivalPlan(kind='gamma', cv=3.0)
+    >>> arrival_plan("weekly")
+    Traceback (most recent call last):
+    store.errors.BadInputError: arrivals are 'weekly': give own, poisson, trace or gamma:CV such as gamma:3
+    """
+    if text in ("own", "trace"):
+        return ArrivalPlan("own" if text == "own" else "trace")
+    kind, _, cv = text.partition(":")
+    if text == "poisson" or (kind == "gamma" and re.fullmatch(r"\d+(\.\d+)?", cv) and float(cv) <= _GREATEST_CV):
+        return ArrivalPlan("gamma", float(cv or 1.0))
+    raise BadInputError(f"arrivals are {text!r}: give own, poisson, trace or gamma:CV such as gamma:3")
 
 
 def all_at_zero(count: int) -> Seconds:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine_adapter.arrivals import Seconds, Wave, all_at_zero, gamma_arrivals, trace_arrivals
+from engine_adapter.arrivals import ArrivalPlan, Seconds, Wave, all_at_zero, gamma_arrivals, trace_arrivals
 from engine_adapter.engine import Work
 from engine_adapter.loaders import load_workload
 from engine_adapter.synthetic import SyntheticOptions, synthetic_stream
@@ -30,6 +30,7 @@ __all__ = [
     "bench_works",
     "fitting",
     "load_workload",
+    "planned_arrivals",
     "rate_arrivals",
     "sample",
     "split",
@@ -161,11 +162,14 @@ def rate_arrivals(works: Sequence[Work], *, rate_rps: float, cv: float | None, s
     Without a ``cv`` their own times are stretched to the rate, where they differ; else they are drawn as Poisson.
     With one they are drawn with gamma-distributed gaps of that coefficient of variation.
     """
-    own_s = [work.arrival_s for work in works]
-    if cv is None and own_s and max(own_s) > min(own_s):
-        return trace_arrivals(own_s, rate_rps=rate_rps)
+    plan = ArrivalPlan() if cv is None else ArrivalPlan("gamma", cv)
+    return planned_arrivals(works, plan, rate_rps=rate_rps, seed=seed)
+
+
+def planned_arrivals(works: Sequence[Work], plan: ArrivalPlan, *, rate_rps: float, seed: int) -> Seconds:
+    """Arrivals for these works at a mean rate as the plan has them; the same seed draws the same ones."""
     generator = np.random.default_rng([seed, 2])
-    return gamma_arrivals(generator, count=len(works), rate_rps=rate_rps, cv=1.0 if cv is None else cv)
+    return plan.times_s([work.arrival_s for work in works], rate_rps=rate_rps, generator=generator)
 
 
 def _open(path_or_name: str, *, requests: int, warmup: int, seed: int, kv_tokens: int | None) -> Workload:

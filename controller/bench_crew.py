@@ -1,0 +1,122 @@
+"""Runs of a benchmark done by one process after the other or by several at once, with one view of how far they are."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from ctypes import c_int
+from types import TracebackType
+from typing import Any, Self, TypeAlias
+
+from controller.bench_run import PolicyRun, RunSpec, run_policy
+from store.errors import EngineError
+
+Served: TypeAlias = Callable[[int], None]
+"""Told the requests served so far in all runs together."""
+
+LOOK_EVERY_S = 0.2
+
+
+class Crew:
+    """Does runs; leaving the context by an error or Ctrl-C stops every process that it started.
+
+    ``most_runs`` bounds the runs of its whole life; ``timer`` gives the seconds for ``wall_s``.
+    """
+
+    def __init__(self, *, processes: int, most_runs: int, timer: Callable[[], float], served: Served) -> None:
+        assert processes >= 1
+        self._timer = timer
+        self._served = served
+        self._started = 0
+        self._done: dict[RunSpec, PolicyRun] = {}
+        context = multiprocessing.get_context("spawn")
+        self._board: Any = context.RawArray(c_int, most_runs)
+        self._stop: Any = context.RawValue(c_int, 0)
+        self._pool: ProcessPoolExecutor | None = None
+        if processes > 1 and most_runs > 1:
+            self._pool = ProcessPoolExecutor(
+                min(processes, most_runs),
+                mp_context=context,
+                initializer=_start_worker,
+                initargs=(self._board, self._stop),
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stop.value = kind is not None
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def run(self, specs: Iterable[RunSpec]) -> dict[RunSpec, PolicyRun]:
+        """Do each of these runs once, in about this order; what was done before is not done again."""
+        wanted = list(dict.fromkeys(specs))
+        new = [spec for spec in wanted if spec not in self._done]
+        if self._pool is None:
+            self._run_here(new)
+        else:
+            self._run_in(self._pool, new)
+        return {spec: self._done[spec] for spec in wanted}
+
+    def _run_here(self, specs: list[RunSpec]) -> None:
+        for spec in specs:
+            number = self._next_number()
+
+            def report(served: int, number: int = number) -> None:
+                self._board[number] = served
+                self._tell()
+
+            self._done[spec] = run_policy(spec, self._timer, report)
+
+    def _run_in(self, pool: ProcessPoolExecutor, specs: list[RunSpec]) -> None:
+        runs: dict[Future[PolicyRun], RunSpec] = {
+            pool.submit(_work, self._next_number(), spec, self._timer): spec for spec in specs
+        }
+        waiting = set(runs)
+        try:
+            while waiting:
+                ended, waiting = wait(waiting, timeout=LOOK_EVERY_S, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    self._done[runs[future]] = future.result()
+                self._tell()
+        except BrokenProcessPool:
+            raise EngineError(
+                "a process of the benchmark was killed, most likely for want of memory: lower --processes"
+            ) from None
+
+    def _next_number(self) -> int:
+        self._started += 1
+        return self._started - 1
+
+    def _tell(self) -> None:
+        self._served(sum(self._board))
+
+
+class _StoppedError(Exception):
+    """Nobody wants the result any more."""
+
+
+_board: Any = None
+_stop: Any = None
+
+
+def _start_worker(board: Any, stop: Any) -> None:  # noqa: ANN401 - ctypes' shared values have no better type
+    """Share the board with the parent, which alone handles Ctrl-C."""
+    global _board, _stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _board, _stop = board, stop
+
+
+def _work(number: int, spec: RunSpec, timer: Callable[[], float]) -> PolicyRun:
+    def report(served: int) -> None:
+        if _stop.value:
+            raise _StoppedError
+        _board[number] = served
+
+    return run_policy(spec, timer, report)

@@ -1,0 +1,179 @@
+"""What a benchmark found: by seed as it ran, and over the seeds as it is reported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from controller.bench_figures import PolicyFigures
+from controller.bench_run import PolicyRun
+
+if TYPE_CHECKING:
+    from controller.bench import BenchSpec
+
+COMPARED = ("mean_ttlt_s", "p99_ttlt_s", "mean_ttft_s", "throughput_tokens_per_s")
+"""Figures of which ratios to another policy are reported."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A figure over the seeds."""
+
+    mean: float
+    lowest: float
+    highest: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One variant of a policy at one watermark."""
+
+    variant: str
+    figures: PolicyFigures
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyResult:
+    """A policy on one seed: the run that stands for it, and all that were tried."""
+
+    best: PolicyRun
+    tried: tuple[Trial, ...]
+
+    @classmethod
+    def of(cls, runs: tuple[PolicyRun, ...]) -> PolicyResult:
+        """Take the run with the lowest mean TTLT; of equal ones the first, so that vLLM's default stays."""
+        best = min(runs, key=lambda run: run.figures.mean_ttlt_s)
+        return cls(best=best, tried=tuple(Trial(variant=run.name, figures=run.figures) for run in runs))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeedResult:
+    """All policies on one seed."""
+
+    seed: int
+    capacity_rps: float
+    capacity_watermark: float
+    """Watermark of the first come, first served whose capacity that is."""
+    policies: dict[str, PolicyResult]
+    """In the order asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchResult:
+    """What was measured."""
+
+    spec: BenchSpec
+    workload: str
+    versions: dict[str, str]
+    seeds: tuple[SeedResult, ...]
+
+    @property
+    def requests(self) -> int:
+        """Measured requests of each seed."""
+        return self.spec.requests
+
+    @property
+    def capacity_rps(self) -> float:
+        """Mean over the seeds."""
+        return fmean(seed.capacity_rps for seed in self.seeds)
+
+    @property
+    def runs(self) -> dict[str, PolicyRun]:
+        """Each policy's best run on the first seed, for plots of one run."""
+        return {name: result.best for name, result in self.seeds[0].policies.items()}
+
+    @property
+    def figures(self) -> dict[str, PolicyFigures]:
+        """Each policy's figures, means over the seeds."""
+        return {name: _mean(self.by_seed(name)) for name in self.spec.policies}
+
+    def by_seed(self, policy: str) -> list[PolicyFigures]:
+        """A policy's figures, seed by seed."""
+        return [seed.policies[policy].best.figures for seed in self.seeds]
+
+    def spread(self, policy: str, figure: str) -> Spread:
+        """One figure of a policy over the seeds."""
+        return _spread([float(getattr(figures, figure)) for figures in self.by_seed(policy)])
+
+    def ratio(self, policy: str, against: str, figure: str) -> Spread:
+        """A figure of a policy over the same of another, seed by seed; the other's zero counts as equal to a zero."""
+        pairs = zip(self.by_seed(policy), self.by_seed(against), strict=True)
+        return _spread([_ratio(getattr(ours, figure), getattr(theirs, figure)) for ours, theirs in pairs])
+
+    def as_json(self, against: str | None = None) -> dict[str, Any]:
+        """The report as plain values, with the keys that docs and scripts rely on.
+
+        ``policies`` has means over the seeds; what lies behind them is in ``spread``, ``seeds`` and ``by_seed``.
+        ``against`` adds the ratios to that policy.
+        """
+        report = {
+            **self._what(),
+            "seed": self.seeds[0].seed,
+            "seeds": [seed.seed for seed in self.seeds],
+            "capacity_rps": self.capacity_rps,
+            "versions": self.versions,
+            "policies": {name: asdict(figures) for name, figures in self.figures.items()},
+            "spread": {
+                name: {field.name: asdict(self.spread(name, field.name)) for field in fields(PolicyFigures)}
+                for name in self.spec.policies
+            },
+            "by_seed": [_seed_json(seed) for seed in self.seeds],
+        }
+        if against is not None:
+            report["against"] = against
+            report["ratios"] = {
+                name: {figure: asdict(self.ratio(name, against, figure)) for figure in COMPARED}
+                for name in self.spec.policies
+            }
+        return report
+
+    def _what(self) -> dict[str, Any]:
+        spec = self.spec
+        return {
+            "workload": self.workload,
+            "profile": spec.profile,
+            "load": spec.load,
+            "requests": spec.requests,
+            "warmup": spec.warmup,
+            "engine": spec.engine,
+            "prefix_caching": spec.caches_prefixes,
+            "arrivals": spec.arrivals,
+            "tuned": spec.tuned,
+            "objective": spec.objective,
+        }
+
+
+def _seed_json(seed: SeedResult) -> dict[str, Any]:
+    return {
+        "seed": seed.seed,
+        "capacity_rps": seed.capacity_rps,
+        "capacity_watermark": seed.capacity_watermark,
+        "policies": {name: _policy_json(result) for name, result in seed.policies.items()},
+    }
+
+
+def _policy_json(result: PolicyResult) -> dict[str, Any]:
+    tried = [{"variant": trial.variant, **asdict(trial.figures)} for trial in result.tried]
+    return {"variant": result.best.name, **asdict(result.best.figures), "tried": tried if len(tried) > 1 else []}
+
+
+def _mean(figures: list[PolicyFigures]) -> PolicyFigures:
+    """Means over the seeds; a single seed's own figures, with its whole numbers whole."""
+    if len(figures) == 1:
+        return figures[0]
+    means: Mapping[str, Any] = {
+        field.name: fmean(getattr(one, field.name) for one in figures) for field in fields(PolicyFigures)
+    }
+    return PolicyFigures(**means)
+
+
+def _spread(values: list[float]) -> Spread:
+    return Spread(fmean(values), min(values), max(values))
+
+
+def _ratio(ours: float, theirs: float) -> float:
+    if ours == theirs:
+        return 1.0
+    return ours / theirs if theirs else float("inf")
