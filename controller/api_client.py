@@ -51,5 +51,6 @@ class ApiClient:
         except ValueError:
             raise SageError(f"{self.base_url}{path} did not answer as a controller does: check --api") from None
         if answer.is_error:
-            raise SageError(f"{self.base_url}{path}: {body.get('error', answer.status_code)}: {body.get('remedy', '')}")
+            kind = BadInputError if answer.status_code == httpx.codes.NOT_FOUND else SageError
+            raise kind(f"{self.base_url}{path}: {body.get('error', answer.status_code)}: {body.get('remedy', '')}")
         return body

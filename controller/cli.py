@@ -155,6 +155,24 @@ def sql(  # noqa: PLR0913 - one parameter for each flag
     run_query(tree.store.path, query, output=output, file=file, row_limit=limit)
 
 
+@app.command(epilog="Example: sagesched explain cmpl-42 --store /var/lib/sagesched")
+def explain(
+    request_id: Annotated[str, typer.Argument(metavar="REQUEST_ID", help="the engine's name of the request")],
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="the sentences and all facts, as one JSON object")] = False,
+    api: ApiFlag = None,
+    store: StoreFlag = None,
+    config: ConfigFlag = None,
+) -> None:
+    """Why a request ran when it did: in plain sentences, from recorded facts.
+
+    Asks the running controller, which also knows the last seconds; without one, or with --store, reads the history.
+    """
+    from controller.explain_command import run_explain  # noqa: PLC0415 - keeps --help quick
+
+    run_explain(request_id, load_config({"store": {"path": store}}, file=config), api=api, store=store, as_json=as_json)
+
+
 @app.command(epilog="Example: sagesched doctor --config sagesched.toml")
 def doctor(*, config: ConfigFlag = None, store: StoreFlag = None, port: PortFlag = None) -> int:
     """Check the installation and the configuration, and say what to do."""

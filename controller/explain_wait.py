@@ -50,8 +50,9 @@ def queue(life: LifeFacts, passed: Sequence[Overtaker]) -> Iterator[str]:
         yield f"When it came, {_requests(moment.waiting)} waited and {count(moment.running)} ran."
     _, started_s = first_wait_s(life)
     before = [seen.ahead for seen in life.moments if seen.ahead is not None and seen.time_s <= started_s]
-    if before and max(before):
-        yield f"In the queue, up to {count(max(before))} stood before it."
+    furthest = max(before, default=0)
+    if furthest:
+        yield f"In the queue, up to {count(furthest)} stood before it."
     at_least = "at least " if len(life.rivals) >= RIVALS_LIMIT else ""
     earlier = len(life.rivals) - len(passed)
     if earlier:

@@ -29,9 +29,11 @@ def percent(share: float) -> str:
 def span(seconds: float) -> str:
     """A span of time.
 
-    >>> span(0.0421), span(2.345), span(75), span(7300)
-    ('42 ms', '2.35 s', '1 min 15 s', '2 h 2 min')
+    >>> span(0.0421), span(2.345), span(75), span(7300), span(0.00002)
+    ('42 ms', '2.35 s', '1 min 15 s', '2 h 2 min', 'less than a millisecond')
     """
+    if abs(seconds) < 0.001:
+        return "less than a millisecond"
     if abs(seconds) < 0.9995:
         return f"{1000.0 * seconds:.2g} ms" if abs(seconds) < 0.01 else f"{1000.0 * seconds:.0f} ms"
     if abs(seconds) < 59.95:

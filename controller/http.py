@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
+import msgspec
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -21,10 +22,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from controller.commands import Commands, SetMode
 from controller.config import is_loopback
+from controller.explain import explain
+from controller.explainer import Explainer, unknown
 from controller.gain_watch import GainWatch
 from controller.live import Live, Picture, queue_rows
 from controller.metrics import Metrics
 from controller.views import finished_row, settings_view, snapshot_row, state_view
+from store.life import LifeFacts
 
 ANSWER_S = 3.0
 """How long a caller waits for the control loop to carry out a command."""
@@ -40,6 +44,7 @@ class ApiSources:
     metrics: Metrics
     commands: Commands
     gain: GainWatch
+    explainer: Explainer
     clock: Callable[[], float]
     controller_id: str
     version: str
@@ -70,6 +75,7 @@ def build_api(sources: ApiSources) -> FastAPI:
     _add_health(api, sources)
     _add_metrics(api, sources, guard)
     _add_live(api, sources, guard)
+    _add_requests(api, sources, guard)
     _add_mode(api, sources, guard)
     return api
 
@@ -158,6 +164,31 @@ def _add_live(api: FastAPI, sources: ApiSources, guard: Any) -> None:  # noqa: A
     def gain() -> dict[str, Any]:
         """What the last requests took, and what they would have taken first come, first served."""
         return sources.gain.answer
+
+
+def _add_requests(api: FastAPI, sources: ApiSources, guard: Any) -> None:  # noqa: ANN401 - FastAPI's own marker
+    @api.get("/api/requests/{request_id:path}", tags=["requests"], dependencies=[guard])
+    def facts(request_id: str) -> Response:
+        """All recorded facts of one request's life, from the last minutes and from history."""
+        return _json(_life(sources, request_id))
+
+    @api.get("/api/explain/{request_id:path}", tags=["requests"], dependencies=[guard])
+    def explanation(request_id: str) -> Response:
+        """Why a request ran when it did, in sentences, with the facts that they are made of."""
+        life = _life(sources, request_id)
+        return _json({"explanation": explain(life), "facts": life})
+
+
+def _life(sources: ApiSources, request_id: str) -> LifeFacts:
+    life = sources.explainer.life(request_id)
+    if life is None:
+        error, remedy = unknown(request_id, "the last minutes and the history")
+        raise HTTPException(status_code=404, detail={"error": error, "remedy": remedy})
+    return life
+
+
+def _json(answer: object) -> Response:
+    return Response(msgspec.json.encode(answer), media_type="application/json")
 
 
 def _add_mode(api: FastAPI, sources: ApiSources, guard: Any) -> None:  # noqa: ANN401 - FastAPI's own marker

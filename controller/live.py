@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 
 from controller.core import Core
+from controller.recent_lives import RecentLives
 from controller.sessions import ServedRequest, Session
 from online_learning.calibration import Judgement, Measurement
 from online_learning.distribution import LengthDistribution
@@ -99,6 +100,7 @@ class Live:
 
     def __init__(self) -> None:
         self.picture: Picture | None = None
+        self.lives = RecentLives()
         self._lock = threading.Lock()
         self._snapshots: deque[tuple[str, Snapshot]] = deque(maxlen=SNAPSHOTS_KEPT)
         self._finished: deque[FinishedView] = deque(maxlen=FINISHED_KEPT)

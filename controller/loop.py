@@ -197,6 +197,7 @@ class ControlLoop:
 
     def _show(self, entry: Entry) -> None:
         record = entry.record
+        self._live.lives.take(entry)
         if isinstance(record, Snapshot):
             self._live.take_snapshot(entry.engine_id, record)
             self._metrics.count_snapshot(entry.engine_id, record)

@@ -19,6 +19,7 @@ from pathlib import Path
 from controller.commands import Commands
 from controller.config import Config, StoreSection
 from controller.core import Core, CoreConfig
+from controller.explainer import Explainer
 from controller.gain_watch import GainWatch
 from controller.http import ApiSources, build_api
 from controller.live import Live
@@ -87,6 +88,7 @@ def _opened(
             metrics=metrics,
             commands=commands,
             gain=gain,
+            explainer=Explainer(live, config.store.path, clock),
             clock=clock,
             controller_id=controller_id,
             version=version("sagesched-controller"),

@@ -1,0 +1,63 @@
+"""`explain`: one request in sentences, from the running controller or from the history alone."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from urllib.parse import quote
+
+import msgspec
+
+from controller.api_client import ApiClient
+from controller.config import Config
+from controller.explain import Explanation, explain
+from controller.explainer import recorded_life
+from store.errors import SageError
+from store.life import LifeFacts
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What ``/api/explain`` says; written the same way by ``--json``."""
+
+    explanation: Explanation
+    facts: LifeFacts
+
+
+def run_explain(request_id: str, config: Config, *, api: str | None, store: Path | None, as_json: bool) -> None:
+    """Write the explanation; raises `BadInputError` when nobody knows the request.
+
+    A named ``api`` or ``store`` is asked alone; otherwise the controller of the configuration, then its history.
+    """
+    answer = _answer(request_id, config, api, store)
+    if as_json:
+        sys.stdout.write(msgspec.json.encode(answer).decode() + "\n")
+        return
+    sys.stdout.write(f"Request {answer.explanation.request_id} ({answer.explanation.state})\n")
+    sys.stdout.writelines(f"- {sentence.text}\n" for sentence in answer.explanation.sentences)
+
+
+def _answer(request_id: str, config: Config, api: str | None, store: Path | None) -> Answer:
+    if store is not None and api is None:
+        return _from_history(request_id, store)
+    try:
+        return _from_controller(request_id, config, api)
+    except SageError:
+        if api is not None:
+            raise
+    return _from_history(request_id, config.store.path)
+
+
+def _from_controller(request_id: str, config: Config, api: str | None) -> Answer:
+    token = config.http.token.get_secret_value() if config.http.token else None
+    client = ApiClient(api or f"http://127.0.0.1:{config.http.port}", token=token)
+    try:
+        return msgspec.convert(client.get(f"/api/explain/{quote(request_id, safe='')}"), Answer)
+    except msgspec.ValidationError as error:
+        raise SageError(f"{client.base_url} answers in another way ({error}): run the same release as it") from None
+    finally:
+        client.close()
+
+
+def _from_history(request_id: str, store: Path) -> Answer:
+    life = recorded_life(store, request_id)
+    return Answer(explain(life), life)
