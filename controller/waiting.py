@@ -142,8 +142,9 @@ def _why(life: LifeFacts, rival: Rival) -> Why:
 
 def _moments_within(life: LifeFacts, since_s: float, until_s: float) -> Iterator[tuple[Moment, float]]:
     """Snapshots that speak for a part of a span, each with the seconds that it speaks for."""
-    following = [moment.time_s for moment in life.moments[1:]] + [math.inf]
-    for moment, next_s in zip(life.moments, following, strict=True):
+    for moment, following in pairwise((*life.moments, None)):
+        assert moment is not None, "only the last has no follower"
+        next_s = following.time_s if following else math.inf
         span_s = min(next_s, until_s, moment.time_s + LONGEST_GAP_S) - max(moment.time_s, since_s)
         if span_s > 0.0:
             yield moment, span_s

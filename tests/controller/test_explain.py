@@ -1,0 +1,358 @@
+"""Explanations of the requests of a small simulated run with a real history, checked against what the engine did."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from msgspec.structs import replace
+
+from controller.core import Core, CoreConfig
+from controller.explain import Explanation, explain
+from controller.explainer import recorded_life
+from controller.live import Live
+from controller.policies import policy_named
+from controller.waiting import Overtaker, order_at, order_value
+from engine_adapter.agent import AgentLimits
+from engine_adapter.engine import Life, Work, serve
+from engine_adapter.link import DirectLink
+from engine_adapter.profiles import Profile
+from engine_adapter.simulated_engine import SimulatedEngine
+from online_learning.learner import GlobalLearner
+from store.errors import BadInputError
+from store.life import Choice, LifeFacts, Moment, Order, Rival, joined, read_life
+from store.reader import open_history
+from store.records import ControllerMessage, EngineMessage, Mode, Snapshot
+from store.writer import HistoryWriter
+
+SMALL = Profile(
+    name="small", base_s=0.03, prefill_token_s=1e-4, decode_seq_s=1e-4, kv_token_s=1e-7, kv_tokens=4_000,
+    max_num_seqs=12, token_budget=1_024, max_model_len_tokens=2_048,
+)  # fmt: skip
+REQUESTS = 150
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, by what the engine knows, what the history has and what the controller remembers."""
+
+    lives: dict[str, Life]
+    store: Path
+    live: Live
+    end_s: float
+
+    def recorded(self, request_id: str) -> LifeFacts:
+        return recorded_life(self.store, request_id)
+
+    def remembered(self, request_id: str) -> LifeFacts:
+        life = self.live.lives.life(request_id, self.live.snapshots(0.0), self.end_s)
+        assert life is not None
+        return life
+
+
+def served(path: Path, mode: Mode = "on") -> Run:
+    """Serve more than the engine can hold, with two classes and a client that leaves."""
+    chance = random.Random(4)
+    core = Core(
+        learner=GlobalLearner(),
+        policy=policy_named("sage"),
+        config=CoreConfig(controller_id="c", mode=mode, hash_key=b"k", lease_s=1e9, acknowledge_at_once=True),
+        now_s=0.0,
+        timer=lambda: 0.0,
+    )
+    live = Live()
+
+    def answer(message: EngineMessage) -> list[ControllerMessage]:
+        return [out for _, out in core.take(b"c", message, engine.now_s)]
+
+    engine = SimulatedEngine(SMALL, link=DirectLink(answer), limits=AgentLimits(snapshot_interval_s=0.05))
+    works = [
+        Work(
+            request_id=f"r{number}",
+            arrival_s=0.04 * number,
+            token_ids=tuple(range(chance.randint(20, 600))),
+            max_tokens=chance.choice([50, 200, 800]),
+            true_output_tokens=min(800, round(chance.lognormvariate(4.0, 1.2)) + 1),
+            priority=0 if number % 10 else -1,
+            tenant="t",
+            abort_after_tokens=5 if number == 40 else None,
+        )
+        for number in range(REQUESTS)
+    ]
+    totals = serve(engine, works)
+    assert totals.preemptions > 0, "the run must have something to explain"
+    entries = core.drain_entries()
+    for entry in entries:
+        live.lives.take(entry)
+        if isinstance(entry.record, Snapshot):
+            live.take_snapshot(entry.engine_id, entry.record)
+    with HistoryWriter(path) as writer:
+        writer.append(entries)
+    return Run({life.request_id: life for life in totals.lives}, path, live, engine.now_s)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return served(tmp_path_factory.mktemp("explained") / "history")
+
+
+def text(explanation: Explanation, about: str) -> str:
+    return " ".join(sentence.text for sentence in explanation.sentences if sentence.about == about)
+
+
+def test_overtakers_are_those_that_the_engine_served_first_though_they_came_later(run: Run) -> None:
+    """For every request exactly the others that arrived later and had their first place earlier."""
+    passed = 0
+    with open_history(run.store) as connection:
+        for number, (name, life) in enumerate(run.lives.items()):
+            facts = run.remembered(name) if number % 5 else read_life(connection, name)
+            assert facts is not None
+            named = {overtaker.request_id for overtaker in explain(facts).overtakers}
+            assert named == {
+                other.request_id
+                for other in run.lives.values()
+                if other.arrival_s > life.arrival_s and other.scheduled_s <= life.scheduled_s
+            }
+            passed += len(named)
+    assert passed > REQUESTS
+
+
+def test_a_reason_is_named_only_where_the_record_bears_it(run: Run) -> None:
+    """Class where the class is lower, index where the order value under the recorded boost is lower."""
+    reasons = set()
+    for name in run.lives:
+        facts = run.remembered(name)
+        priorities = {rival.request_id: rival.priority for rival in facts.rivals}
+        for other in explain(facts).overtakers:
+            reasons.add(other.why)
+            own_class = facts.priority or 0
+            if other.why == "class":
+                assert priorities[other.request_id] < own_class
+            elif other.why == "index":
+                assert priorities[other.request_id] == own_class
+                assert _value(facts, other) < _own_value(facts, other)
+    assert {"class", "index"} <= reasons
+
+
+def _value(facts: LifeFacts, other: Overtaker) -> float:
+    order = order_at(facts, other.scheduled_s)
+    assert order is not None
+    assert other.index_s is not None
+    return order_value(other.arrival_s, other.index_s, order.boost_per_s)
+
+
+def _own_value(facts: LifeFacts, other: Overtaker) -> float:
+    order = order_at(facts, other.scheduled_s)
+    assert order is not None
+    assert other.own_index_s is not None
+    return order_value(facts.arrival_s, other.own_index_s, order.boost_per_s)
+
+
+def test_the_last_minutes_and_the_history_explain_an_ended_request_alike(run: Run) -> None:
+    """What the controller remembers and what was recorded lead to the same sentences, and so do both together."""
+    for name in list(run.lives)[::7]:
+        recorded, remembered = run.recorded(name), run.remembered(name)
+        assert explain(recorded) == explain(remembered)
+        both = joined(recorded, remembered)
+        assert both is not None
+        assert explain(both) == explain(remembered)
+
+
+def test_waits_add_up_to_the_wait(run: Run) -> None:
+    """The causes share the whole time before the first place, but for what no snapshot tells of."""
+    for name, life in run.lives.items():
+        explanation = explain(run.remembered(name))
+        told_s = sum(part.span_s for part in explanation.waits)
+        waited_s = life.scheduled_s - life.arrival_s
+        assert told_s <= waited_s + 1e-9
+        assert told_s >= waited_s - 0.2
+    causes = {part.cause for name in run.lives for part in explain(run.remembered(name)).waits}
+    assert {"gate", "slots"} & causes
+
+
+def test_preemptions_are_told_with_what_they_cost(run: Run) -> None:
+    """Every request that the engine preempted has a sentence with its lost tokens, no other has one."""
+    with open_history(run.store) as connection:
+        lost = dict(
+            connection.execute("SELECT request_id, sum(lost_tokens) FROM preemptions GROUP BY request_id").fetchall()
+        )
+    assert lost
+    for name, life in run.lives.items():
+        said = text(explain(run.remembered(name)), "preemptions")
+        assert ("never lost its place" in said) == (name not in lost) == (life.preemptions == 0)
+        if life.preemptions == 1:
+            assert f"{lost[name]:,} computed tokens" in said
+            assert f"made {life.recomputed_tokens:,} tokens to be computed again" in said
+
+
+def test_numbers_in_sentences_are_recorded_ones(run: Run) -> None:
+    """Prompt, limit, quantiles, output and the way it ended are those of the engine."""
+    for name, life in list(run.lives.items())[::5]:
+        facts = run.recorded(name)
+        explanation = explain(facts)
+        assert facts.belief is not None
+        assert f"prompt of {life.prompt_tokens:,} tokens" in text(explanation, "arrival")
+        assert f"at most {facts.belief.p50_tokens:,} in half" in text(explanation, "prediction")
+        assert f"with {life.output_tokens:,} output tokens" in text(explanation, "end")
+        how = {"stop": "the model ended", "length": "reached the limit", "abort": "client went away"}[life.reason]
+        assert how in text(explanation, "end")
+        assert ("was cut" in text(explanation, "outcome")) == (life.reason != "stop")
+        assert "Mode on was in force" in text(explanation, "mode")
+    assert run.lives["r40"].reason == "abort"
+
+
+def test_in_shadow_the_engine_is_said_to_have_served_its_own_order(tmp_path: Path) -> None:
+    """Decisions are recorded then, and do not count as reasons."""
+    shadow = served(tmp_path / "shadow", mode="shadow")
+    for name in list(shadow.lives)[::10]:
+        explanation = explain(shadow.remembered(name))
+        assert "it decided nothing" in text(explanation, "mode")
+        assert not any(overtaker.why in {"index", "prior"} for overtaker in explanation.overtakers)
+
+
+def test_an_unknown_request_is_bad_input_with_a_remedy(run: Run, tmp_path: Path) -> None:
+    """Also where there is no history at all."""
+    with pytest.raises(BadInputError, match=r"no request 'nobody' in history .*: `sagesched sql"):
+        recorded_life(run.store, "nobody")
+    with pytest.raises(BadInputError, match="holds no history"):
+        recorded_life(tmp_path / "nowhere", "r1")
+
+
+@pytest.fixture
+def waiting() -> LifeFacts:
+    """A request in class 0 that waits behind others, known to a moment 10 s after its arrival."""
+    moments = [
+        Moment(
+            time_s=100.0 + second, waiting=5, running=4, kv_blocks_used=90, kv_blocks=100, admission_limit=None,
+            reserved_blocks=0, mode="on", fallback=None, ahead=2, head_prompt_tokens=32, attained_tokens=None,
+        )
+        for second in range(10)
+    ]  # fmt: skip
+    return LifeFacts(
+        request_id="w", engine_id="e", session_id="s", known_until_s=110.0, arrival_s=100.0, prompt_tokens=64,
+        max_tokens=100, block_size_tokens=16, max_num_seqs=4, priority=0, moments=tuple(moments),
+    )  # fmt: skip
+
+
+def _with(life: LifeFacts, **changes: Any) -> LifeFacts:
+    return replace(life, moments=tuple(replace(moment, **changes) for moment in life.moments))
+
+
+@pytest.mark.parametrize(
+    ("changes", "cause"),
+    [
+        ({"running": 4}, "slots"),
+        ({"running": 3, "kv_blocks_used": 99}, "memory"),
+        ({"running": 3, "admission_limit": 3}, "gate"),
+        ({"running": 3, "admission_limit": 4}, "step"),
+        ({"running": 3, "ahead": 0, "kv_blocks_used": 97}, "memory"),
+    ],
+)
+def test_what_holds_the_queue_is_told_from_the_snapshots(
+    waiting: LifeFacts, changes: dict[str, Any], cause: str
+) -> None:
+    """Slots before memory before gate; the first in line's own prompt decides whether memory sufficed."""
+    explanation = explain(_with(waiting, **changes))
+    assert [(part.cause, part.behind) for part in explanation.waits] == [(cause, changes.get("ahead", 2) > 0)]
+    assert sum(part.span_s for part in explanation.waits) == pytest.approx(10.0, abs=1.0)
+    assert explanation.state == "waiting"
+    assert "It has waited 10 s and was not given a place yet." in text(explanation, "wait")
+
+
+def _rival(**changes: Any) -> Rival:
+    rival = Rival(request_id="x", arrival_s=103.0, scheduled_s=105.0, prompt_tokens=9, priority=0, index_s=1.0)
+    return replace(rival, **changes)
+
+
+@pytest.mark.parametrize(
+    ("rival", "own_index_s", "changes", "why"),
+    [
+        (_rival(priority=-1), 0.1, {}, "class"),
+        (_rival(), 2.0, {}, "index"),
+        (_rival(), 0.5, {}, "unexplained"),
+        (_rival(priority=1), 2.0, {}, "unexplained"),
+        (_rival(index_s=None), 2.0, {}, "prior"),
+        (_rival(), None, {}, "prior"),
+        (_rival(), 2.0, {"mode": "off", "fallback": "the controller was silent"}, "engine"),
+    ],
+)
+def test_why_a_later_request_went_first(
+    waiting: LifeFacts, rival: Rival, own_index_s: float | None, changes: dict[str, Any], why: str
+) -> None:
+    """Each reason from the facts that bear it, and "unexplained" where none does."""
+    choice = Choice(
+        time_s=100.1, policy="sage", reason="arrival", cost_s=1.0, index_s=own_index_s or 0.0, attained_tokens=(0,),
+        table_index_s=(own_index_s or 0.0,),
+    )  # fmt: skip
+    order = Order(time_s=1.0, reason="start", mode="on", boost_per_s=None, gate_horizon_tokens=None)
+    choices = () if own_index_s is None else (choice,)
+    life = replace(_with(waiting, **changes), rivals=(rival,), choices=choices, orders=(order,))
+    explanation = explain(life)
+    assert [overtaker.why for overtaker in explanation.overtakers] == [why]
+    assert "Before it, one request that came later got a place. That was" in text(explanation, "queue")
+    if changes:
+        assert "fallen back to its own order (the controller was silent)" in text(explanation, "mode")
+
+
+def test_nothing_is_made_up_where_nothing_is_recorded() -> None:
+    """Only an end is known: no mode, no cause, no prediction is claimed."""
+    life = LifeFacts(
+        request_id="b", engine_id="e", session_id="s", known_until_s=3.0, arrival_s=1.0, prompt_tokens=5, max_tokens=9,
+        scheduled_s=2.0, finished_s=3.0, reason="error", output_tokens=0,
+    )  # fmt: skip
+    explanation = explain(life)
+    assert "The message of its arrival was lost" in text(explanation, "arrival")
+    assert "No prediction" in text(explanation, "prediction")
+    assert "not on record" in text(explanation, "wait")
+    assert text(explanation, "mode") == ""
+    assert text(explanation, "outcome") == ""
+
+
+def test_memory_of_requests_is_bounded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The latest are kept, the oldest go; what is kept stays whole."""
+    monkeypatch.setattr("controller.recent_lives.ENDED_KEPT", 20)
+    few = served(tmp_path / "few")
+    known = [name for name in few.lives if few.live.lives.life(name, [], few.end_s) is not None]
+    last = sorted(few.lives.values(), key=lambda life: life.finished_s)[-15:]
+    assert len(known) == 20
+    assert {life.request_id for life in last} <= set(known)
+
+
+def test_facts_survive_json(run: Run) -> None:
+    """What the API sends is what the command line reads."""
+    life = run.recorded("r3")
+    assert msgspec.json.decode(msgspec.json.encode(life), type=LifeFacts) == life
+    explanation = explain(life)
+    assert msgspec.json.decode(msgspec.json.encode(explanation), type=Explanation) == explanation
+
+
+Start = Callable[..., Any]
+
+
+def test_a_request_is_explained_while_it_waits_runs_and_after(start_controller: Start) -> None:
+    """Over HTTP, before the history shows anything of it; an unknown one is a 404 with a remedy."""
+    running = start_controller(store={"path": None, "seal_interval_s": 3600.0})
+    engine = running.connect()
+    engine.submit("cmpl/odd id", output_tokens=400)
+
+    def told() -> dict[str, Any]:
+        answer = running.client.get("/api/explain/cmpl%2Fodd%20id")
+        return dict(answer.json()) if answer.status_code == 200 else {}
+
+    engine.step_until(lambda: told().get("explanation", {}).get("state") == "running")
+    facts = running.client.get("/api/requests/cmpl%2Fodd%20id").json()
+    assert (facts["request_id"], facts["prompt_tokens"], facts["finished_s"]) == ("cmpl/odd id", 50, None)
+    assert facts["belief"]["p10_tokens"] <= facts["belief"]["p90_tokens"]
+    engine.engine.abort("cmpl/odd id")
+    engine.step_until(lambda: told()["explanation"]["state"] == "ended")
+    sentences = [sentence["text"] for sentence in told()["explanation"]["sentences"]]
+    assert any(re.search("client went away", sentence) for sentence in sentences)
+    missing = running.client.get("/api/explain/nobody")
+    assert missing.status_code == 404
+    assert set(missing.json()) == {"error", "remedy"}
