@@ -16,7 +16,7 @@ from dashboard import launch
 from store.records import EngineSeen, Entry, Finished, Hello
 from store.writer import HistoryWriter
 
-COMMANDS = ("serve", "demo", "bench", "evaluate", "sql", "doctor", "dashboard", "mode")
+COMMANDS = ("serve", "demo", "bench", "evaluate", "sql", "explain", "doctor", "dashboard", "mode")
 
 
 @pytest.fixture
@@ -91,6 +91,8 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["evaluate", "--requests", "10", "--warmup", "10"], ("warmup", "10")),
         (["sql", "SELECT 1", "--store", "/nowhere"], ("/nowhere", "--store")),
         (["sql"], ("query",)),
+        (["explain"], ("REQUEST_ID",)),
+        (["explain", "r", "--store", "/nowhere"], ("/nowhere", "--store")),
         (["mode", "sideways"], ("sideways",)),
         (["mode", "off", "--api", "nowhere"], ("nowhere", "http://")),
         (["demo", "--duration", "0"], ("duration",)),
@@ -128,6 +130,25 @@ def test_sql_answers_in_every_format(history: Path, tmp_path: Path, capsys: pyte
     file = tmp_path / "answer.parquet"
     assert run(["sql", query, "--store", str(history), "-f", "parquet", "-o", str(file)]) == 0
     assert file.read_bytes()[:4] == b"PAR1"
+
+
+def test_explain_tells_of_a_recorded_request_in_sentences_and_as_json(
+    history: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the history alone; an unknown request is one line with a remedy and code 2."""
+    assert run(["explain", "r", "--store", str(history)]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("Request r (ended)\n- It arrived at ")
+    assert "with 7 output tokens" in told
+    assert run(["explain", "r", "--store", str(history), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["facts"]["model"], answer["facts"]["output_tokens"]) == ("m", 7)
+    assert {sentence["about"] for sentence in answer["explanation"]["sentences"]} >= {"arrival", "wait", "end"}
+    assert run(["explain", "nobody", "--store", str(history)]) == 2
+    out, complaint = capsys.readouterr()
+    assert out == ""
+    assert "no request 'nobody'" in complaint
+    assert len(complaint.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize("query", ["DROP TABLE completions", "SELEC 1", "SELECT * FROM nothing", "SELECT 1; SELECT 2"])

@@ -335,9 +335,9 @@ def test_facts_survive_json(run: Run) -> None:
 Start = Callable[..., Any]
 
 
-def test_a_request_is_explained_while_it_waits_runs_and_after(start_controller: Start) -> None:
+def test_a_request_is_explained_while_it_waits_runs_and_after(start_controller: Start, tmp_path: Path) -> None:
     """Over HTTP, before the history shows anything of it; an unknown one is a 404 with a remedy."""
-    running = start_controller(store={"path": None, "seal_interval_s": 3600.0})
+    running = start_controller(store={"path": tmp_path / "history", "seal_interval_s": 3600.0})
     engine = running.connect()
     engine.submit("cmpl/odd id", output_tokens=400)
 
