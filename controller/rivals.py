@@ -1,18 +1,70 @@
-"""The policies that a benchmark knows beyond those that run live, and how each is measured at its best."""
+"""The rivals' schedules, each as its source has it, and ours in the forms that a benchmark compares.
+
+Each order is a pure function from a request and a belief to an index table, as ours is; lower runs first.
+What a rival does beyond ordering (pushing out running requests, lifting up starving ones) are its settings.
+None of them has an admission of its own: they admit as vLLM does, in a tuned benchmark at their best static watermark.
+Rivals that need a prediction get our mixture's, so that schedules are compared; the paper has its own predictor.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
 
-from controller.policies import POLICY_NAMES, policy_named
-from controller.policy import Policy
+import numpy as np
+from msgspec import structs
+
+from controller.cost import memory_cost
+from controller.gittins import survival_beyond
+from controller.policies import BOOSTS_PER_S, POLICY_NAMES, Objective, policy_named
+from controller.policy import Assessment, EngineFacts, Policy, RequestFacts
+from controller.tables import expected_cost_s, index_table
+from online_learning.distribution import LengthDistribution
 from online_learning.mixture import MixtureLearner
 from online_learning.prompt import LengthLearner
 from online_learning.similarity import SimilarityLearner
-from store.records import Gate
+from store.errors import ConfigError
+from store.records import Gate, IndexTable, Preemption, Promotion
 
-BENCH_POLICY_NAMES = POLICY_NAMES
+PAPER = "sagesched-paper"
+PAPER_VARIANTS = tuple(
+    f"{PAPER}/{buckets}{preemptive}" for preemptive in ("", "/preemptive") for buckets in ("200-tokens", "10-buckets")
+)
+"""The paper refreshes the index in buckets of 200 tokens in one place and in 10 buckets in another,
+and says preemptive without saying at what price; all four are run, and the best by mean TTLT is reported."""
+
+OBJECTIVES: dict[str, Objective] = {"sage-mean": "mean", "sage-balanced": "balanced", "sage-tail": "tail"}
+"""Names under which all of ours stand in one table; `sage` has the objective that is asked for."""
+
+GATED = {"fcfs-gated": "fcfs", "srpt-oracle-gated": "srpt-oracle"}
+"""Our admission with others' orders, so that what admission brings and what ordering brings are told apart."""
+
+BENCH_POLICY_NAMES = tuple(
+    dict.fromkeys(("fcfs", "fastserve", "ssjf", "ltr", "trail", *POLICY_NAMES, *OBJECTIVES, *GATED))
+)
+
+Order: TypeAlias = Callable[[RequestFacts, LengthDistribution, EngineFacts], IndexTable]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rival:
+    """An order and what goes with it."""
+
+    name: str
+    order: Order
+    preemption: Preemption | None = None
+    promotion: Promotion | None = None
+    gate: Gate | None = None
+    boost_per_s: float | None = None
+    orders: bool = True
+
+    def assess(self, request: RequestFacts, belief: LengthDistribution, engine: EngineFacts) -> Assessment:
+        """The rival's table; the cost is the paper's and for the record only."""
+        cost_s = expected_cost_s(request, belief, memory_cost(engine))
+        return Assessment(table=self.order(request, belief, engine), cost_s=cost_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,20 +79,162 @@ class BenchContext:
 
 
 def is_ours(name: str) -> bool:
-    """Whether a policy is one of ours, which no benchmark ever tunes."""
-    return name == "sage"
+    """Whether a policy has our admission; no benchmark ever tunes those."""
+    return name == "sage" or name in OBJECTIVES or name in GATED
 
 
 def variants_of(name: str) -> tuple[str, ...]:
     """The forms in which a policy is tried; the best one stands for it."""
-    return (name,)
+    return PAPER_VARIANTS if name == PAPER else (name,)
 
 
 def bench_policy(name: str, context: BenchContext) -> Policy:
-    """The policy, or the variant of one, of this name."""
+    """The policy, or the variant of one, of this name; raises `ConfigError` for an unknown one."""
+    if name in PAPER_VARIANTS:
+        preemption = Preemption() if name.endswith("/preemptive") else None
+        return Rival(name=name, order=paper_200_tokens if "200" in name else paper_10_buckets, preemption=preemption)
+    if name in GATED:
+        return _gated(name, context)
+    rivals: dict[str, Policy] = {
+        "fastserve": Rival(name="fastserve", order=skip_join_levels, preemption=Preemption()),
+        "ssjf": Rival(name="ssjf", order=shortest_mean_first),
+        "ltr": Rival(
+            name="ltr",
+            order=median_rank,
+            preemption=Preemption(),
+            promotion=Promotion(idle_steps=200, promoted_steps=10),
+        ),
+        "trail": Rival(name="trail", order=expected_remaining, preemption=Preemption()),
+    }
+    if name in rivals:
+        return rivals[name]
+    if name in OBJECTIVES:
+        return policy_named("sage", gate=context.gate, boost_per_s=BOOSTS_PER_S[OBJECTIVES[name]])
     return policy_named(name, gate=context.gate, boost_per_s=context.boost_per_s, lengths=context.lengths)
 
 
 def bench_learner(name: str) -> LengthLearner:
-    """The paper predicts by similarity, as it says; all others with what runs live, so that policies are compared."""
-    return SimilarityLearner() if name.startswith("sagesched-paper") else MixtureLearner()
+    """The paper predicts by similarity, as it says; all others with what runs live."""
+    return SimilarityLearner() if name.startswith(PAPER) else MixtureLearner()
+
+
+# --- orders ---------------------------------------------------------------------------------------
+
+
+def skip_join_levels(request: RequestFacts, belief: LengthDistribution, engine: EngineFacts) -> IndexTable:  # noqa: ARG001
+    """FastServe's skip-join multi-level feedback queue: the less service attained, the earlier; no prediction.
+
+    Level i may use a quantum of 2^i of the shortest iteration. A request joins the first level whose quantum covers
+    its first iteration, which is known from the prompt's length, skips those above, and falls a level
+    with every quantum that it uses up; within a level, and when it comes back, first come is first served.
+    Left out: the lift of starving requests, whose limit the source leaves to the operator and which costs mean,
+    and the swapping of KV to the host, which vLLM does not have any more; who is pushed out is computed again.
+    Source: Wu et al., "Fast Distributed Inference Serving for Large Language Models" (arXiv 2305.05920), section 4.1.
+    """
+    first_s = engine.base_s + engine.prefill_token_s * request.prompt_tokens
+    level = max(0, math.ceil(math.log2(first_s / engine.base_s)))
+    attained, levels = [0], [float(level)]
+    left_s = engine.base_s * 2**level - first_s
+    while (tokens := 1 + math.floor(left_s / engine.base_s + 1e-9)) < request.max_tokens:
+        level += 1
+        attained.append(tokens)
+        levels.append(float(level))
+        left_s += engine.base_s * 2**level
+    return _table(request, attained, levels)
+
+
+def shortest_mean_first(request: RequestFacts, belief: LengthDistribution, engine: EngineFacts) -> IndexTable:  # noqa: ARG001
+    """SSJF: the waiting by their mean predicted length; what has started keeps its place, in order of arrival.
+
+    Source: Qiu et al., "Efficient Interactive LLM Serving with Proxy Model-based Sequence Length Prediction"
+    (arXiv 2404.08509), speculative shortest job first.
+    """
+    return _table(request, [0, 1], [belief.mean_tokens, 0.0])
+
+
+def median_rank(request: RequestFacts, belief: LengthDistribution, engine: EngineFacts) -> IndexTable:  # noqa: ARG001
+    """LTR: all requests, waiting and running, by the rank of their predicted length, which age does not change.
+
+    The median stands for the learnt rank. With it go preemption at every step, and the promotion of who has been
+    passed over for 200 steps until it has run for 10.
+    Source: Fu et al., "Efficient LLM Scheduling by Learning to Rank" (NeurIPS 2024, arXiv 2408.15792), algorithm 1.
+    """
+    return _table(request, [0], [float(belief.quantile(0.5))])
+
+
+def expected_remaining(request: RequestFacts, belief: LengthDistribution, engine: EngineFacts) -> IndexTable:  # noqa: ARG001
+    """TRAIL: shortest predicted remaining length first, refreshed with age; safe from preemption past 80 %.
+
+    The mean of what has outlived an age stands for the refreshed prediction of the source's classifier,
+    which sees the model's inner state; from 0.8 of the first prediction on a request goes before all others.
+    Source: Shahout et al., "Don't Stop Me Now: Embedding Based Scheduling for LLMs" (arXiv 2410.01035),
+    SPRPT with limited preemption, C = 0.8.
+    """
+    safe_from = max(1, math.ceil(_SAFE_SHARE * belief.mean_tokens))
+    ages = np.union1d([0], belief.lengths)
+    mass = np.zeros(ages.size)
+    mass[np.searchsorted(ages, belief.lengths)] = belief.mass
+    alive = survival_beyond(mass)
+    remaining = survival_beyond(mass * ages) / np.where(alive > 0.0, alive, 1.0) - ages
+    young = ages < safe_from
+    return _table(request, [*ages[young].tolist(), safe_from], [*remaining[young].tolist(), 0.0])
+
+
+def paper_200_tokens(request: RequestFacts, belief: LengthDistribution, engine: EngineFacts) -> IndexTable:
+    """SageSched's Gittins index of the memory cost, refreshed every 200 tokens.
+
+    Source: arXiv 2603.07917; memory cost O²/2 + I·O, the index at bucket borders, nothing else.
+    """
+    return index_table(request, belief, memory_cost(engine), horizon_tokens=0, refresh_tokens=200)
+
+
+def paper_10_buckets(request: RequestFacts, belief: LengthDistribution, engine: EngineFacts) -> IndexTable:
+    """The same, refreshed at the borders of ten equal buckets up to the longest length believed in."""
+    longest = min(int(belief.lengths[-1]), request.max_tokens)
+    refresh_tokens = max(1, math.ceil(longest / 10))
+    return index_table(request, belief, memory_cost(engine), horizon_tokens=0, refresh_tokens=refresh_tokens)
+
+
+_SAFE_SHARE = 0.8
+
+
+def _table(request: RequestFacts, attained: list[int], index: list[float]) -> IndexTable:
+    return IndexTable(
+        request_id=request.request_id,
+        attained_tokens=tuple(attained),
+        index_s=tuple(index),
+        growth_tokens=(0.0,) * len(attained),
+    )
+
+
+# --- our admission, their order ---------------------------------------------------------------------
+
+
+def _gated(name: str, context: BenchContext) -> Policy:
+    """Their order with our gate, which counts on our beliefs also where the order knows the truth."""
+    if context.gate is None:
+        raise ConfigError(f"policy {name!r} is our gate with another's order, and the gate is off: turn it on")
+    theirs = policy_named(GATED[name], lengths=context.lengths)
+    order = partial(_with_growth, theirs=theirs, horizon_tokens=context.gate.horizon_tokens)
+    return Rival(name=name, order=order, gate=context.gate)
+
+
+def _with_growth(
+    request: RequestFacts, belief: LengthDistribution, engine: EngineFacts, *, theirs: Policy, horizon_tokens: int
+) -> IndexTable:
+    """Another's index and our expected growth, in one table."""
+    index = theirs.assess(request, belief, engine).table
+    growth = index_table(request, belief, memory_cost(engine), horizon_tokens=horizon_tokens)
+    attained = sorted({*index.attained_tokens, *growth.attained_tokens})
+    return structs.replace(
+        growth,
+        attained_tokens=tuple(attained),
+        index_s=_held(index.attained_tokens, index.index_s, attained),
+        growth_tokens=_held(growth.attained_tokens, growth.growth_tokens, attained),
+    )
+
+
+def _held(steps: tuple[int, ...], values: tuple[float, ...], attained: list[int]) -> tuple[float, ...]:
+    """A step function at each of these."""
+    places = np.searchsorted(steps, attained, side="right") - 1
+    return tuple(np.asarray(values)[places].tolist())

@@ -244,7 +244,7 @@ def test_capacity_leaves_out_the_start_and_the_stragglers() -> None:
         ({"requests": 3}, "requests"),
         ({"warmup": -1}, "warmup"),
         ({"policies": ("lifo",)}, "lifo"),
-        ({"policies": ()}, "policy"),
+        ({"policies": ()}, "policies"),
         ({"policies": ("sage", "sage")}, "twice"),
         ({"seeds": ()}, "seeds"),
         ({"seeds": (1, 1)}, "twice"),
