@@ -86,9 +86,10 @@ def describe(result: BenchResult) -> str:
     spec = result.spec
     rate = spec.load * result.capacity_rps
     seeds = ",".join(str(seed) for seed in spec.seeds)
+    left_out = f", {result.left_out_share:.0%} of the rows too long and left out" if result.left_out_share else ""
     return (
         f"{result.workload} on {spec.profile} ({spec.engine}, prefix caching {'on' if spec.caches_prefixes else 'off'}): "
-        f"{result.requests} requests, load {spec.load:g} of {'tuned' if spec.tuned else 'stock'} FCFS = {rate:.2f}/s, "
+        f"{result.requests} requests{left_out}, arrivals {spec.arrivals}, load {spec.load:g} of {'tuned' if spec.tuned else 'stock'} FCFS = {rate:.2f}/s, "
         f"{'seed' if len(spec.seeds) == 1 else 'seeds'} {seeds}, "
         f"rivals {'at their best static watermark' if spec.tuned else 'on defaults'}"
     )

@@ -80,6 +80,11 @@ class BenchResult:
         return fmean(seed.capacity_rps for seed in self.seeds)
 
     @property
+    def left_out_share(self) -> float:
+        """Share of the workload's rows that are too long for the profile and were never drawn."""
+        return next(iter(self.runs.values())).left_out_share
+
+    @property
     def runs(self) -> dict[str, PolicyRun]:
         """Each policy's best run on the first seed, for plots of one run."""
         return {name: result.best for name, result in self.seeds[0].policies.items()}
@@ -140,6 +145,7 @@ class BenchResult:
             "engine": spec.engine,
             "prefix_caching": spec.caches_prefixes,
             "arrivals": spec.arrivals,
+            "left_out_share": self.left_out_share,
             "tuned": spec.tuned,
             "objective": spec.objective,
         }

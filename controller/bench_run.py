@@ -70,6 +70,8 @@ class PolicyRun:
     figures: PolicyFigures
     lives: tuple[Life, ...]
     timeline: tuple[Moment, ...]
+    left_out_share: float
+    """Share of the workload's rows that no engine of this profile could ever serve."""
 
 
 def run_policy(spec: RunSpec, timer: Callable[[], float], progress: Progress | None = None) -> PolicyRun:
@@ -91,6 +93,7 @@ def run_policy(spec: RunSpec, timer: Callable[[], float], progress: Progress | N
         figures=figures(totals, watermark=spec.watermark, wall_s=timer() - started_s),
         lives=tuple(totals.lives),
         timeline=tuple(engine.timeline),
+        left_out_share=works.left_out_share,
     )
 
 

@@ -20,6 +20,7 @@ from engine_adapter.loaders import load_workload
 from engine_adapter.synthetic import SyntheticOptions, synthetic_stream
 from engine_adapter.tokens import VOCABULARY_SIZE, block_token_ids, random_token_ids, token_ids
 from engine_adapter.workload_rows import Workload, WorkloadRow, fitting, row_tokens, sample, split
+from engine_adapter.workload_variants import split_variant, varied, within
 from store.errors import WorkloadError
 
 __all__ = [
@@ -44,13 +45,14 @@ DEFAULT_MAX_TOKENS = 8192
 
 SYNTHETIC = {
     "synthetic": SyntheticOptions(tenants=3),
-    "synthetic-drift": SyntheticOptions(tenants=3),
-    "synthetic-blind": SyntheticOptions(tenants=3, informative=False),
+    "synthetic:drift": SyntheticOptions(tenants=3),
+    "synthetic:no-signal": SyntheticOptions(tenants=3, informative=False),
 }
 """Names of built-in workloads, where a file's path may stand too.
 
-``synthetic-drift`` changes its answers' lengths in the middle of the measured requests;
-the prompts of ``synthetic-blind`` say nothing about their answers.
+``synthetic:drift`` changes its answers' lengths in the middle of the measured requests;
+the prompts of ``synthetic:no-signal`` say nothing about their answers.
+Any workload, file or built in, may be followed by one of `engine_adapter.workload_variants.VARIANTS`.
 """
 
 _BLOCK = 256
@@ -68,6 +70,8 @@ class BenchWorks:
     """The rows behind the measured works, in the same order."""
     timed: bool
     """Whether the measured works carry the source's own arrival times."""
+    left_out_share: float
+    """Share of the source's rows that would never fit into the cache and had no chance to be drawn."""
 
 
 def bench_works(  # noqa: PLR0913 - every argument is one of the benchmark's own
@@ -84,13 +88,15 @@ def bench_works(  # noqa: PLR0913 - every argument is one of the benchmark's own
 ) -> BenchWorks:
     """Warm-up and measured works of a workload file, or of a built-in workload by its name in `SYNTHETIC`.
 
+    ``:no-signal``, ``:drift`` or ``:heavy-tail`` behind the name changes the answers' lengths (`varied`).
     ``rate_rps`` and ``cv`` are as in `rate_arrivals`; without a rate the works have the source's own times,
     or are all there at time zero. ``kv_tokens`` leaves out requests that would never fit into such a cache.
     Request ids are unique over both lists; the same arguments give the same works.
     """
     if requests < 1 or warmup < 0:
         raise WorkloadError(f"{requests} requests after {warmup} of warm-up: give at least 1 and 0")
-    workload = _open(str(path_or_name), requests=requests, warmup=warmup, seed=seed, kv_tokens=kv_tokens)
+    opened = _open(str(path_or_name), requests=requests, warmup=warmup, seed=seed, kv_tokens=kv_tokens)
+    workload = opened.workload
     works = to_works(
         workload.rows, _own_arrivals(workload), seed=seed, max_tokens=max_tokens, vocabulary_size=vocabulary_size
     )
@@ -104,6 +110,7 @@ def bench_works(  # noqa: PLR0913 - every argument is one of the benchmark's own
         measured=with_arrivals(measured, arrivals_s),
         measured_rows=workload.rows[warmup:],
         timed=workload.timed,
+        left_out_share=opened.left_out_share,
     )
 
 
@@ -172,17 +179,40 @@ def planned_arrivals(works: Sequence[Work], plan: ArrivalPlan, *, rate_rps: floa
     return plan.times_s([work.arrival_s for work in works], rate_rps=rate_rps, generator=generator)
 
 
-def _open(path_or_name: str, *, requests: int, warmup: int, seed: int, kv_tokens: int | None) -> Workload:
+def _open(path_or_name: str, *, requests: int, warmup: int, seed: int, kv_tokens: int | None) -> _Opened:
     """Exactly ``warmup + requests`` rows that fit."""
+    drift_at = warmup + requests // 2
     if path_or_name in SYNTHETIC:
         options = SYNTHETIC[path_or_name]
-        if path_or_name == "synthetic-drift":
-            options = replace(options, drift_at=warmup + requests // 2)
-        return Workload(name=path_or_name, rows=_synthetic_rows(requests + warmup, seed, options, kv_tokens))
-    workload = load_workload(path_or_name)
+        if path_or_name == "synthetic:drift":
+            options = replace(options, drift_at=drift_at)
+        rows = _synthetic_rows(requests + warmup, seed, options, kv_tokens)
+        return _Opened(Workload(name=path_or_name, rows=rows), 0.0)
+    base, variant = split_variant(path_or_name)
+    if variant is None:
+        return _chosen(base, requests + warmup, seed, kv_tokens)
+    opened = (
+        _open(base, requests=requests, warmup=warmup, seed=seed, kv_tokens=kv_tokens)
+        if base in SYNTHETIC
+        else _chosen(base, requests + warmup, seed, kv_tokens)
+    )
+    rows = varied(opened.workload.rows, variant, drift_at=drift_at, seed=seed)
     if kv_tokens is not None:
-        workload = fitting(workload, tokens=kv_tokens)
-    return sample(workload, requests + warmup, seed)
+        rows = within(rows, kv_tokens)
+    return _Opened(Workload(name=f"{opened.workload.name}:{variant}", rows=rows), opened.left_out_share)
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    workload: Workload
+    left_out_share: float
+
+
+def _chosen(path: str, rows: int, seed: int, kv_tokens: int | None) -> _Opened:
+    """So many rows of a file, of those that fit."""
+    whole = load_workload(path)
+    kept = whole if kv_tokens is None else fitting(whole, tokens=kv_tokens)
+    return _Opened(sample(kept, rows, seed), 1.0 - len(kept) / len(whole))
 
 
 def _synthetic_rows(

@@ -174,7 +174,7 @@ def test_built_in_workloads_need_no_file(name: str) -> None:
 
 def test_the_drifting_workload_drifts_in_the_middle_of_the_measured_part() -> None:
     """Before that it is the plain one."""
-    plain, drifting = (bench_works(name, requests=400, warmup=100, seed=5) for name in ("synthetic", "synthetic-drift"))
+    plain, drifting = (bench_works(name, requests=400, warmup=100, seed=5) for name in ("synthetic", "synthetic:drift"))
     assert drifting.warmup == plain.warmup
     assert drifting.measured[:200] == plain.measured[:200]
     assert drifting.measured[200:] != plain.measured[200:]
