@@ -30,7 +30,10 @@ class Explainer:
 
     def life(self, request_id: str) -> LifeFacts | None:
         """All that is known of the request; None when it is known neither to the last minutes nor to the history."""
-        recent = self._live.lives.life(request_id, self._live.snapshots(0.0), self._clock())
+        snapshots = self._live.snapshots(0.0)
+        recent = self._live.lives.life(request_id, snapshots, self._clock())
+        if recent is not None and snapshots and self._live.lives.is_whole(recent, snapshots[0][1].time_s):
+            return recent
         with self._reading:
             return joined(_recorded(self._store, request_id), recent)
 

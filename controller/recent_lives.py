@@ -131,6 +131,21 @@ class RecentLives:
             )
         return _facts(found, around, snapshots, now_s)
 
+    def is_whole(self, life: LifeFacts, first_snapshot_s: float) -> bool:
+        """Whether all of a life is remembered, its rivals' too, so that the history can add nothing."""
+        with self._lock:
+            known = self._latest(life.request_id)
+            oldest = next(iter(self._ended.values())) if len(self._ended) >= ENDED_KEPT else None
+        forgotten_until_s = oldest.finished.time_s if oldest and oldest.finished else -math.inf
+        return (
+            known is not None
+            and known.arrived is not None
+            and not known.arrived.resent
+            and len(known.choices) < CHOICES_KEPT
+            and len(known.losses) < LOSSES_KEPT
+            and max(first_snapshot_s, forgotten_until_s) <= life.arrival_s
+        )
+
     def _of(self, entry: Entry, request_id: str) -> RecentLife:
         key = (entry.session_id, request_id)
         life = self._unfinished.get(key)

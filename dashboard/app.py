@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from dashboard import history, latency, live, now, predictions, words
+from dashboard import history, latency, live, now, predictions, request, words
 from dashboard.client import Trouble
 
 
@@ -15,6 +15,7 @@ def main() -> None:
         st.Page(now.page, title="Now", icon=":material/monitor_heart:", default=True),
         st.Page(predictions.page, title="Predictions", icon=":material/query_stats:", url_path="predictions"),
         st.Page(latency.page, title="Latency", icon=":material/timer:", url_path="latency"),
+        request.link(),
         st.Page(history.page, title="History", icon=":material/history:", url_path="history"),
     ]
     chosen = st.navigation({"SageSched": pages})

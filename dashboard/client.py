@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypeVar
+from urllib.parse import quote
 
 import httpx
 import msgspec
 
+from dashboard.life_views import ExplainView
 from dashboard.views import GainView, QueueView, RecentView, StateView, View
 
 TIMEOUT_S = 2.0
@@ -19,9 +21,10 @@ TIMEOUT_S = 2.0
 class Trouble:
     """Why there is no answer."""
 
-    kind: Literal["down", "slow", "refused", "failed", "garbled"]
+    kind: Literal["down", "slow", "refused", "unknown", "failed", "garbled"]
     """``down``: nobody listens; ``slow``: no answer in time; ``refused``: the token is missing or wrong;
-    ``failed``: another HTTP status than success; ``garbled``: the answer is not what the API promises."""
+    ``unknown``: the thing that was asked for is not known; ``failed``: another HTTP status than success;
+    ``garbled``: the answer is not what the API promises."""
     detail: str
 
 
@@ -64,6 +67,10 @@ class ControllerClient:
         """Ask for the comparison with first come, first served."""
         return self._ask("/api/gain", GainView)
 
+    def explanation(self, request_id: str) -> ExplainView | Trouble:
+        """Ask why a request ran when it did."""
+        return self._ask(f"/api/explain/{quote(request_id, safe='')}", ExplainView)
+
     def _ask(
         self,
         path: str,
@@ -84,6 +91,8 @@ class ControllerClient:
 def _understood(response: httpx.Response, address: str, kind: type[Answer]) -> Answer | Trouble:
     if response.status_code in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}:
         return Trouble("refused", f"{address} answered {response.status_code}")
+    if response.status_code == httpx.codes.NOT_FOUND:
+        return Trouble("unknown", f"{address} answered 404")
     if not response.is_success:
         return Trouble("failed", f"{address} answered {response.status_code}: {response.text[:200]}")
     try:

@@ -46,7 +46,7 @@ def kv_memory(moments: Sequence[Moment], zone: tzinfo) -> go.Figure:
         x=times, y=capacity, name="capacity", mode="lines", hovertemplate="%{y:,.0f} blocks",
         line={"color": palette.GREY, "width": 1.5, "dash": "dash"},
     )  # fmt: skip
-    return _or_blank(figure, moments, "No snapshots in this window")
+    return or_blank(figure, moments, "No snapshots in this window")
 
 
 def throughput(moments: Sequence[Moment], zone: tzinfo) -> go.Figure:
@@ -59,7 +59,7 @@ def throughput(moments: Sequence[Moment], zone: tzinfo) -> go.Figure:
         ("recompute", [moment.recomputed_tokens_per_s for moment in moments], palette.RED),
     )
     _lines(figure, times, curves, "%{y:,.0f} tokens/s")
-    return _or_blank(figure, moments, "No snapshots in this window")
+    return or_blank(figure, moments, "No snapshots in this window")
 
 
 def requests(moments: Sequence[Moment], zone: tzinfo) -> go.Figure:
@@ -71,7 +71,7 @@ def requests(moments: Sequence[Moment], zone: tzinfo) -> go.Figure:
         ("running", [moment.running for moment in moments], palette.BLUE),
     )
     _lines(figure, times, curves, "%{y:,.0f}")
-    return _or_blank(figure, moments, "No snapshots in this window")
+    return or_blank(figure, moments, "No snapshots in this window")
 
 
 def latency(rows: Sequence[Percentiles], what: str, zone: tzinfo) -> go.Figure:
@@ -85,7 +85,7 @@ def latency(rows: Sequence[Percentiles], what: str, zone: tzinfo) -> go.Figure:
         ("99th percentile", [row.p99_s for row in rows], palette.RED),
     )
     _lines(figure, times, curves, "%{y:.3g} s of %{customdata:,} requests", counts)
-    return _or_blank(figure, rows, "No request finished in this window")
+    return or_blank(figure, rows, "No request finished in this window")
 
 
 def finished(rows: Sequence[tuple[float, int]], bucket_s: float, zone: tzinfo) -> go.Figure:
@@ -97,7 +97,7 @@ def finished(rows: Sequence[tuple[float, int]], bucket_s: float, zone: tzinfo) -
         hovertemplate="%{y:,.3g} per minute",
     )  # fmt: skip
     figure.update_layout(showlegend=False, bargap=0.15)
-    return _or_blank(figure, rows, "No request ended in this range")
+    return or_blank(figure, rows, "No request ended in this range")
 
 
 def coverage(rows: Sequence[Coverage], zone: tzinfo) -> go.Figure:
@@ -112,14 +112,14 @@ def coverage(rows: Sequence[Coverage], zone: tzinfo) -> go.Figure:
     for ideal in (0.5, 0.9) if rows else ():
         figure.add_hline(y=ideal, line={"color": palette.GREY, "width": 1, "dash": "dash"})
     figure.update_yaxes(tickformat=".0%", range=[0.0, 1.02])
-    return _or_blank(figure, rows, "No prediction turned out in this range")
+    return or_blank(figure, rows, "No prediction turned out in this range")
 
 
 def predicted_against_actual(points: Iterable[FinishedPoint]) -> go.Figure:
     """Predicted median against the output tokens that came, on log axes, with the ideal diagonal."""
     usable = [point for point in points if (point.p50_tokens or 0) > 0 and (point.output_tokens or 0) > 0]
     usable = usable[-SCATTER_POINTS:]
-    figure = _base("output tokens that came")
+    figure = base("output tokens that came")
     ended = [point for point in usable if point.reason == "stop"]
     cut = [point for point in usable if point.reason != "stop"]
     inside = [point for point in ended if _inside(point)]
@@ -138,7 +138,7 @@ def predicted_against_actual(points: Iterable[FinishedPoint]) -> go.Figure:
     figure.update_xaxes(title="predicted output tokens (median)", **log_axis)
     figure.update_yaxes(rangemode="normal", **log_axis)
     figure.update_layout(hovermode="closest", height=420)
-    return _or_blank(figure, usable, "No finished request with a prediction in this window")
+    return or_blank(figure, usable, "No finished request with a prediction in this window")
 
 
 def _inside(point: FinishedPoint) -> bool:
@@ -167,7 +167,7 @@ def _cloud(figure: go.Figure, points: Sequence[FinishedPoint], name: str, colour
 def pit(points: Iterable[FinishedPoint]) -> go.Figure:
     """Histogram of the probability integral transform, with where sampling noise alone would keep it."""
     shares, outcomes = pit_shares(points, PIT_BINS)
-    figure = _base("share of outcomes")
+    figure = base("share of outcomes")
     centres = [(number + 0.5) / PIT_BINS for number in range(PIT_BINS)]
     ideal = 1.0 / PIT_BINS
     if outcomes:
@@ -187,12 +187,12 @@ def pit(points: Iterable[FinishedPoint]) -> go.Figure:
     figure.update_xaxes(title="PIT", range=[0, 1])
     figure.update_yaxes(tickformat=".0%", range=[0.0, max(0.2, 1.15 * max(shares))])
     figure.update_layout(hovermode="closest", height=420)
-    return _or_blank(figure, range(outcomes), "No finished request with a prediction in this window")
+    return or_blank(figure, range(outcomes), "No finished request with a prediction in this window")
 
 
 def gain(view: GainView) -> go.Figure:
     """TTLT as measured, and of two replays of the same requests: the policy as it is, and first come, first served."""
-    figure = _base("TTLT (seconds)")
+    figure = base("TTLT (seconds)")
     figure.update_xaxes(title="over the same finished requests")
     bars = (
         ("measured", view.actual, palette.BLUE),
@@ -209,7 +209,7 @@ def gain(view: GainView) -> go.Figure:
             marker_color=colour, hovertemplate="%{y:.3g} s",
         )  # fmt: skip
     figure.update_layout(barmode="group", bargap=0.25, height=360)
-    return _or_blank(figure, known, "Nothing to compare yet")
+    return or_blank(figure, known, "Nothing to compare yet")
 
 
 _STATISTICS = ("mean", "median", "90th percentile", "99th percentile")
@@ -220,7 +220,7 @@ def _heights(values: LatencyView) -> tuple[float | None, ...]:
 
 
 def _figure(y_title: str, times: Sequence[datetime], zone: tzinfo) -> go.Figure:
-    figure = _base(y_title)
+    figure = base(y_title)
     span_s = (times[-1] - times[0]).total_seconds() if times else 0.0
     # Seconds only where they tell ticks apart, the date only where the day may change.
     form = "%H:%M:%S" if span_s < 300 else "%H:%M" if span_s < 43_200 else "%H:%M<br>%d %b"
@@ -228,7 +228,8 @@ def _figure(y_title: str, times: Sequence[datetime], zone: tzinfo) -> go.Figure:
     return figure
 
 
-def _base(y_title: str) -> go.Figure:
+def base(y_title: str) -> go.Figure:
+    """A figure with everything that all charts share and nothing drawn."""
     figure = go.Figure()
     figure.update_layout(
         height=HEIGHT,
@@ -267,7 +268,8 @@ def _lines(
         )  # fmt: skip
 
 
-def _or_blank(figure: go.Figure, data: Sequence[object], words: str) -> go.Figure:
+def or_blank(figure: go.Figure, data: Sequence[object], words: str) -> go.Figure:
+    """The figure; without data one that says so in words."""
     if not data:
         figure.update_layout(showlegend=False)
         figure.update_xaxes(visible=False)

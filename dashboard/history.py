@@ -30,7 +30,7 @@ def page() -> None:
 
 @st.fragment(run_every=REFRESH_S)
 def _recorded(span_s: float | None) -> None:
-    path = _store_path()
+    path = store_path()
     if path is None:
         live.show(words.no_store_notice())
         return
@@ -51,7 +51,7 @@ def _read(path: str, span_s: float | None) -> Archive | ArchiveTrouble:
     return read_archive(Path(path), span_s)
 
 
-def _store_path() -> Path | None:
+def store_path() -> Path | None:
     """Give the folder that was named at start, or else the one that the controller names or last named."""
     named = live.addresses().store_path
     if named is not None:

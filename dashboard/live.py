@@ -19,6 +19,7 @@ import streamlit as st
 from dashboard import figures, words
 from dashboard.addresses import Addresses, from_environment
 from dashboard.client import ControllerClient, Trouble
+from dashboard.life_views import ExplainView
 from dashboard.recent import RecentPast
 from dashboard.views import ControllerView, FinishedPoint, GainView, QueueView, RecentView, StateView
 
@@ -71,6 +72,11 @@ def _gain(api_url: str, token: str | None) -> GainView | Trouble:
     return _client(api_url, token).gain()
 
 
+@st.cache_resource(ttl=KEPT_S, max_entries=16, show_spinner=False)
+def _explanation(api_url: str, token: str | None, request_id: str) -> ExplainView | Trouble:
+    return _client(api_url, token).explanation(request_id)
+
+
 def state() -> StateView | Trouble:
     """Ask for the state, or give the answer of a moment ago."""
     here = addresses()
@@ -102,6 +108,12 @@ def gain() -> GainView | Trouble:
     """Ask for the gain, or give the answer of a moment ago."""
     here = addresses()
     return _gain(here.api_url, here.token)
+
+
+def explanation(request_id: str) -> ExplainView | Trouble:
+    """Ask why a request ran when it did, or give the answer of a moment ago."""
+    here = addresses()
+    return _explanation(here.api_url, here.token, request_id)
 
 
 def answered(answer: Value | Trouble) -> Value | None:

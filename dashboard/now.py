@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from dashboard import figures, live, words
+from dashboard import figures, live, request, words
 from dashboard.series import Moment, moments
 from dashboard.views import EngineView, QueueRow, QueueView, RecentView, StateView
 
@@ -98,6 +98,7 @@ def _tables(queue: QueueView, engines: Sequence[EngineView]) -> None:
     columns = [name for name in _COLUMNS if name != "engine_id" or len({row.engine_id for row in queue.rows}) > 1]
     st.markdown("##### Waiting, in the order in which they will be tried")
     st.caption(_LENGTHS)
+    request.follow_choice()
     _table(waiting, columns, "now_waiting", "Nothing waits.")
     # The counts are a moment older than the rows: only a list that was cut tells of more.
     if len(queue.rows) >= QUEUE_ROWS and total > len(waiting):
@@ -112,7 +113,9 @@ def _table(rows: Sequence[QueueRow], columns: Sequence[str], key: str, nothing: 
         return
     data = {name: [_rounded(name, getattr(row, name)) for row in rows] for name in columns}
     height = min(38 + 35 * len(rows), 423)
-    st.dataframe(data, key=key, hide_index=True, column_config=_COLUMNS, height=height, placeholder=words.DASH)
+    request.choosable(
+        data, [row.request_id for row in rows], key=key, column_config=_COLUMNS, height=height,
+    )  # fmt: skip
 
 
 def _rounded(name: str, value: object) -> object:
@@ -124,7 +127,7 @@ _TOKENS = "Recompute: again after preemption."
 _REQUESTS = "In the queue, and in the batch."
 _LENGTHS = (
     "Lengths are in tokens. *Remaining* is expected from here on; *median* and *90 %* are of the whole answer, "
-    "as predicted on arrival."
+    "as predicted on arrival. Select a row to see the whole request."
 )
 _NUMBER = st.column_config.NumberColumn
 _COLUMNS = {

@@ -130,6 +130,10 @@ def trouble_notice(trouble: Trouble, api_url: str) -> Notice:
             "The controller refuses this dashboard",
             f"{detail}. Set `SAGESCHED_HTTP__TOKEN` for the dashboard to the controller's `http.token`.",
         ),
+        "unknown": (
+            "The controller does not know what was asked for",
+            f"{detail}. It may be of another release: run controller and dashboard from the same one.",
+        ),
         "failed": ("The controller reports an error", f"{detail}. Its log says more."),
         "garbled": (
             "The controller's answer is not understood",
@@ -272,3 +276,34 @@ def empty_store_notice() -> Notice:
     return Notice(
         "info", "No finished request is recorded yet", "Charts appear with the first one, a few seconds late."
     )
+
+
+def no_request_notice() -> Notice:
+    """Say how to choose a request."""
+    text = "Enter the name of one above, or choose one below. On *Now* a row of the queue opens its request here."
+    return Notice("info", "No request is chosen", text)
+
+
+def unknown_request_notice(request_id: str) -> Notice:
+    """Say that nobody knows the request."""
+    text = (
+        f"Neither the last minutes nor the history have {code(request_id)}. "
+        "It may have outlived the history's retention, or have a longer name: "
+        "vLLM puts its own words around a client's request id."
+    )
+    return Notice("warning", "This request is not known", text)
+
+
+def facts_only_notice(trouble: Notice) -> Notice:
+    """Say that the controller, which words the explanation, cannot be asked."""
+    text = f"{trouble.text} What follows is drawn from the history; `sagesched explain` words it without a controller."
+    return Notice("warning", trouble.title, text)
+
+
+def engine_gone_notice(engine_id: str) -> Notice:
+    """Say that the engine of an unfinished request is not connected."""
+    text = (
+        f"Engine {plain(engine_id)} is not connected, and this request had not ended when it was last heard. "
+        "If the engine comes back with it, this page goes on by itself."
+    )
+    return Notice("warning", "Its engine is gone", text)

@@ -1,0 +1,180 @@
+"""Charts of one request's life: pure functions from its facts to Plotly figures, in the manner of `dashboard.figures`."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import plotly.graph_objects as go
+
+from dashboard import palette
+from dashboard.figures import base, or_blank
+from dashboard.life_views import WaitView
+from store.life import Choice, LifeFacts
+
+CAUSES = {
+    "gate": ("the gate held room back for growth", palette.AMBER),
+    "memory": ("the next prompt did not fit in KV memory", palette.RED),
+    "slots": ("every slot was taken", palette.VIOLET),
+    "step": ("the step under way", palette.GREY),
+}
+
+
+class Phase(NamedTuple):
+    """A part of a life, in seconds since the arrival."""
+
+    name: str
+    start_s: float
+    end_s: float
+
+
+def phases(life: LifeFacts) -> list[Phase]:
+    """Waiting, prompt, generating, and the times without its place, in order."""
+    end_s = life.until_s - life.arrival_s
+    started_s = end_s if life.started_s is None else life.started_s - life.arrival_s
+    first_s = end_s if life.first_token_s is None else life.first_token_s - life.arrival_s
+    found = [Phase("waiting", 0.0, started_s), Phase("prompt", started_s, first_s), Phase("generating", first_s, end_s)]
+    for loss in life.losses:
+        back = next((m.time_s for m in life.moments if m.time_s > loss.time_s and m.attained_tokens is not None), None)
+        again_s = end_s if back is None else back - life.arrival_s
+        found.append(Phase("without its place", loss.time_s - life.arrival_s, again_s))
+    return [phase for phase in found if phase.end_s > phase.start_s]
+
+
+def timeline(life: LifeFacts) -> go.Figure:
+    """Its life as bars, with what happened to it as marks."""
+    figure = base("")
+    colours = {
+        "waiting": palette.AMBER, "prompt": palette.GREEN, "generating": palette.BLUE, "without its place": palette.VIOLET
+    }  # fmt: skip
+    lived = phases(life)
+    for name, colour in colours.items():
+        shown = [phase for phase in lived if phase.name == name]
+        figure.add_bar(
+            y=["life" if name != "without its place" else "preempted"] * len(shown), base=[phase.start_s for phase in shown],
+            x=[phase.end_s - phase.start_s for phase in shown], orientation="h", name=name, marker_color=colour,
+            hovertemplate="%{fullData.name}: %{x:.3g} s<extra></extra>", visible=True if shown else "legendonly",
+            showlegend=bool(shown),
+        )  # fmt: skip
+    for name, times_s, symbol in _marks(life):
+        figure.add_scatter(
+            x=[time_s - life.arrival_s for time_s in times_s], y=["events"] * len(times_s), mode="markers", name=name,
+            marker={"symbol": symbol, "size": 11, "color": palette.GREY}, hovertemplate="%{fullData.name} at %{x:.3g} s<extra></extra>",
+        )  # fmt: skip
+    figure.update_layout(barmode="overlay", hovermode="closest", height=240)
+    figure.update_xaxes(title="seconds since its arrival", rangemode="tozero")
+    rows = ["events", "preempted", "life"] if life.losses else ["events", "life"]
+    figure.update_yaxes(categoryorder="array", categoryarray=rows, range=[-0.5, len(rows) - 0.5])
+    return or_blank(figure, lived, "It has just arrived")
+
+
+def _marks(life: LifeFacts) -> list[tuple[str, list[float], str]]:
+    marks = [
+        ("table decided", [choice.time_s for choice in life.choices], "diamond"),
+        ("preempted", [loss.time_s for loss in life.losses], "x"),
+        ("settings changed", [order.time_s for order in life.orders if order.time_s > life.arrival_s], "triangle-up"),
+        ("drift of its cluster", [shift.time_s for shift in life.shifts], "star"),
+    ]
+    return [mark for mark in marks if mark[1]]
+
+
+def distribution(life: LifeFacts) -> go.Figure:
+    """What was predicted of its length, as the share of such answers that are at most so long, and what came."""
+    figure = base("share of such answers")
+    belief = life.belief
+    if belief is not None:
+        tokens = [max(1, quantile) for _, quantile in belief.quantiles]
+        shares = [probability for probability, _ in belief.quantiles]
+        figure.add_scatter(
+            x=tokens, y=shares, mode="lines+markers", name="predicted", line={"color": palette.BLUE, "width": 2},
+            marker={"size": 7}, hovertemplate="%{y:.0%} are at most %{x:,} tokens<extra></extra>",
+        )  # fmt: skip
+        attained = attained_tokens(life)
+        if attained:
+            _upright(figure, attained, _came(life), palette.AMBER)
+    figure.update_xaxes(title="output tokens", type="log", dtick=1)
+    figure.update_yaxes(tickformat=".0%", range=[0.0, 1.02])
+    figure.update_layout(hovermode="closest")
+    return or_blank(figure, [belief] if belief else [], "No prediction is on record")
+
+
+def index(life: LifeFacts) -> go.Figure:
+    """Its index by the tokens attained: as first decided, and as last."""
+    figure = base("index (engine-seconds)")
+    shown = (
+        [life.choices[-1]] if len(life.choices) == 1 else [life.choices[0], life.choices[-1]] if life.choices else []
+    )
+    names = ["decided on arrival", "decided last"] if len(shown) == 2 else ["decided"]
+    for choice, name, colour in zip(
+        shown, names, (palette.GREY, palette.BLUE)[-len(shown) :] if shown else (), strict=True
+    ):
+        figure.add_scatter(
+            x=choice.attained_tokens, y=choice.table_index_s, mode="lines", name=name, line_shape="hv",
+            line={"color": colour, "width": 2}, hovertemplate="from %{x:,} tokens on: %{y:.3g} s<extra></extra>",
+        )  # fmt: skip
+    attained = attained_tokens(life)
+    if shown and attained is not None:
+        figure.add_scatter(
+            x=[attained], y=[index_at(shown[-1], attained)], mode="markers", name=_came(life),
+            marker={"color": palette.AMBER, "size": 11}, hovertemplate="%{x:,} tokens: %{y:.3g} s<extra></extra>",
+        )  # fmt: skip
+    figure.update_xaxes(title="output tokens attained", rangemode="tozero")
+    figure.update_layout(hovermode="closest")
+    return or_blank(figure, shown, "No index table was decided")
+
+
+def queue(life: LifeFacts) -> go.Figure:
+    """How many stood before it in the queue, over its life."""
+    figure = base("requests before it")
+    seen = [moment for moment in life.moments if moment.time_s >= life.arrival_s]
+    figure.add_scatter(
+        x=[moment.time_s - life.arrival_s for moment in seen], y=[moment.ahead for moment in seen], mode="lines",
+        name="before it in the queue", line={"color": palette.AMBER, "width": 2, "shape": "hv"}, connectgaps=False,
+        hovertemplate="%{y:,} before it at %{x:.3g} s<extra></extra>",
+    )  # fmt: skip
+    figure.update_xaxes(title="seconds since its arrival", rangemode="tozero")
+    figure.update_layout(hovermode="closest", showlegend=False)
+    return or_blank(figure, [m for m in seen if m.ahead is not None], "No snapshot shows it in the queue")
+
+
+def waits(parts: Sequence[WaitView]) -> go.Figure:
+    """The wait for its first place by what held the queue."""
+    figure = base("")
+    for cause, (name, colour) in CAUSES.items():
+        spans_s = [
+            sum(part.span_s for part in parts if part.cause == cause and part.behind == behind)
+            for behind in (False, True)
+        ]
+        if sum(spans_s):
+            figure.add_bar(
+                y=["itself at the head", "behind others"], x=spans_s, orientation="h", name=name, marker_color=colour,
+                hovertemplate="%{fullData.name}: %{x:.3g} s<extra></extra>",
+            )  # fmt: skip
+    figure.update_layout(barmode="stack", hovermode="closest")
+    figure.update_xaxes(title="seconds")
+    return or_blank(figure, parts, "It did not wait, or no snapshot tells of it")
+
+
+def attained_tokens(life: LifeFacts) -> int | None:
+    """Output tokens at its end or when it was last seen running; None when it never ran."""
+    if life.output_tokens is not None:
+        return life.output_tokens
+    seen = [moment.attained_tokens for moment in life.moments if moment.attained_tokens is not None]
+    return seen[-1] if seen else None
+
+
+def index_at(choice: Choice, attained: int) -> float:
+    """What a table says at so many tokens."""
+    return choice.table_index_s[bisect_right(choice.attained_tokens, attained) - 1]
+
+
+def _came(life: LifeFacts) -> str:
+    return "so far" if life.finished_s is None else "came" if life.reason == "stop" else "cut here"
+
+
+def _upright(figure: go.Figure, tokens: int, name: str, colour: str) -> None:
+    figure.add_scatter(
+        x=[tokens, tokens], y=[0.0, 1.0], mode="lines", name=f"{name}: {tokens:,}", line={"color": colour, "width": 2},
+        hovertemplate=f"{name}: {tokens:,} tokens<extra></extra>",
+    )  # fmt: skip

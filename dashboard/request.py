@@ -1,0 +1,247 @@
+"""The page *Request*: one request's whole life, and why it ran when it did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import streamlit as st
+from streamlit.navigation.page import StreamlitPage
+
+from dashboard import history, life_figures, live, words
+from dashboard.client import Trouble
+from dashboard.life_views import ExplainView, ExplanationView
+from dashboard.views import FinishedPoint, QueueView, RecentView, StateView
+from store.errors import StoreError
+from store.life import LifeFacts, read_life
+from store.reader import open_history
+
+PARAMETER = "request"
+"""Name in the address."""
+REFRESH_S = 2.0
+"""How often the life of an unfinished request is drawn again; it costs the controller more than a glance at the queue."""
+LISTED = 15
+"""Requests that are offered where none is chosen."""
+RIVALS_SHOWN = 200
+_CHOSEN = "request_to_open"
+
+
+def page() -> None:
+    """Draw the page of the request that the address names."""
+    st.title("Request")
+    named = st.query_params.get(PARAMETER, "")
+    entered = st.text_input(
+        "Request", value=named, placeholder="the engine's name of a request", key=f"request_{named}"
+    )
+    request_id = entered.strip()
+    if request_id != named:
+        st.query_params[PARAMETER] = request_id
+    if not request_id:
+        live.show(words.no_request_notice())
+        _offer()
+        return
+    found = _found(request_id)
+    ended = isinstance(found, ExplainView) and found.facts.finished_s is not None
+    st.fragment(partial(_life, request_id), run_every=None if ended else REFRESH_S)()
+
+
+def link() -> StreamlitPage:
+    """The page, for the navigation and for those that lead to it."""
+    return st.Page(page, title="Request", icon=":material/account_tree:", url_path="request")
+
+
+def choosable(data: Mapping[str, Any], request_ids: Sequence[str], *, key: str, **options: Any) -> None:  # noqa: ANN401 - Streamlit's own options
+    """Show a table of requests of which selecting a row opens one; `follow_choice` takes the reader there."""
+
+    def choose() -> None:
+        rows = st.session_state[key].selection.rows
+        if rows and rows[0] < len(request_ids):
+            st.session_state[_CHOSEN] = request_ids[rows[0]]
+
+    st.dataframe(
+        data, key=key, hide_index=True, placeholder=words.DASH, on_select=choose, selection_mode="single-row", **options
+    )  # fmt: skip
+
+
+def follow_choice() -> None:
+    """Go to the request whose row was selected, if one was."""
+    chosen = st.session_state.pop(_CHOSEN, None)
+    if chosen is not None:
+        st.switch_page(link(), query_params={PARAMETER: chosen})
+
+
+def _offer() -> None:
+    """List what could be chosen: the latest that ended and the first of the queue."""
+    follow_choice()
+    state = live.answered(live.state())
+    if state is None:
+        return
+    queue = live.queue(None, LISTED)
+    recent = live.recent(state.controller, 600.0)
+    unfinished = [row.request_id for row in queue.rows] if isinstance(queue, QueueView) else []
+    ended = list(recent.finished[-LISTED:][::-1]) if isinstance(recent, RecentView) else []
+    left, right = st.columns(2)
+    with left:
+        st.markdown("##### Not ended yet")
+        _names(unfinished, "request_unfinished", "Nothing waits and nothing runs.")
+    with right:
+        st.markdown("##### Ended last")
+        _ended(ended)
+
+
+def _names(names: Sequence[str], key: str, nothing: str) -> None:
+    if names:
+        choosable({"Request": names}, names, key=key)
+    else:
+        st.caption(nothing)
+
+
+def _ended(points: Sequence[FinishedPoint]) -> None:
+    data = {
+        "Request": [point.request_id for point in points],
+        "TTLT (s)": [None if point.ttlt_s is None else round(point.ttlt_s, 2) for point in points],
+        "Output tokens": [point.output_tokens for point in points],
+    }
+    if points:
+        choosable(data, [point.request_id for point in points], key="request_ended")
+    else:
+        st.caption("None in the last ten minutes.")
+
+
+def _found(request_id: str) -> ExplainView | Trouble | None:
+    """The controller's answer; without one the history's facts; the trouble where there are none, None when unknown."""
+    answer = live.explanation(request_id)
+    if isinstance(answer, ExplainView):
+        return answer
+    facts = _recorded(request_id)
+    if facts is not None:
+        return ExplainView(facts)
+    return None if answer.kind == "unknown" else answer
+
+
+@st.cache_resource(ttl=5.0, max_entries=16, show_spinner=False)
+def _read(path: str, request_id: str) -> LifeFacts | None:
+    try:
+        with open_history(Path(path)) as connection:
+            return read_life(connection, request_id)
+    except (StoreError, duckdb.Error):
+        return None
+
+
+def _recorded(request_id: str) -> LifeFacts | None:
+    path = history.store_path()
+    return None if path is None else _read(str(path), request_id)
+
+
+def _life(request_id: str) -> None:
+    found = _found(request_id)
+    if found is None:
+        live.show(words.unknown_request_notice(request_id))
+        return
+    if isinstance(found, Trouble):
+        live.show(words.trouble_notice(found, live.addresses().api_url))
+        return
+    _notices(found, request_id)
+    _figures(found.facts)
+    if found.explanation is not None:
+        _sentences(found.explanation)
+    _charts(found)
+    _rivals(found)
+
+
+def _notices(found: ExplainView, request_id: str) -> None:
+    """Say what is out of the ordinary with what is shown."""
+    if found.explanation is None:
+        trouble = live.explanation(request_id)
+        if isinstance(trouble, Trouble):
+            live.show(words.facts_only_notice(words.trouble_notice(trouble, live.addresses().api_url)))
+    state = live.state()
+    if found.facts.finished_s is None and isinstance(state, StateView):
+        connected = {engine.session_id for engine in state.engines if engine.connected}
+        if found.facts.session_id not in connected:
+            live.show(words.engine_gone_notice(found.facts.engine_id))
+
+
+def _figures(life: LifeFacts) -> None:
+    belief = life.belief
+    columns = st.columns(6)
+    columns[0].metric("State", life.state, delta=life.reason, delta_color="off", delta_arrow="off")
+    label = "TTLT" if life.finished_s is not None else "Age"
+    columns[1].metric(label, words.span(life.until_s - life.arrival_s))
+    first_s = None if life.first_token_s is None else life.first_token_s - life.arrival_s
+    columns[2].metric("TTFT", words.span(first_s))
+    expected = None if belief is None else f"{words.count(belief.mean_tokens)} expected"
+    columns[3].metric(
+        "Output tokens", words.count(life_figures.attained_tokens(life)), delta=expected, delta_color="off", delta_arrow="off"
+    )  # fmt: skip
+    columns[4].metric("Preemptions", words.count(len(life.losses)))
+    index_s = f"{life.choices[0].index_s:.3g} s" if life.choices else words.DASH
+    columns[5].metric("Index on arrival", index_s, help="In engine-seconds; lower runs first")
+
+
+def _sentences(explanation: ExplanationView) -> None:
+    st.markdown("##### In words")
+    topics = dict.fromkeys(sentence.about for sentence in explanation.sentences)
+    lines = [
+        " ".join(words.plain(sentence.text) for sentence in explanation.sentences if sentence.about == topic)
+        for topic in topics
+    ]
+    st.markdown("\n".join(f"- {line}" for line in lines))
+
+
+def _charts(found: ExplainView) -> None:
+    life = found.facts
+    live.chart("Its life", life_figures.timeline(life), "request_timeline")
+    upper, lower = st.columns(2), st.columns(2)
+    with upper[0]:
+        live.chart("What was predicted of its length", life_figures.distribution(life), "request_distribution")
+    with upper[1]:
+        live.chart("Index over age", life_figures.index(life), "request_index", "Lower runs first.")
+    with lower[0]:
+        live.chart("Its place in the queue", life_figures.queue(life), "request_queue")
+    if found.explanation is not None:
+        with lower[1]:
+            live.chart("What it waited for", life_figures.waits(found.explanation.waits), "request_waits")
+
+
+def _rivals(found: ExplainView) -> None:
+    if found.explanation is None:
+        return
+    st.markdown("##### Came later, served first")
+    rivals = found.explanation.overtakers[:RIVALS_SHOWN]
+    if not rivals:
+        st.caption("No request that came later got a place before it.")
+        return
+    if len(found.explanation.overtakers) > RIVALS_SHOWN:
+        st.caption(f"The first {RIVALS_SHOWN} of {words.count(len(found.explanation.overtakers))} are shown.")
+    follow_choice()
+    data = {
+        "Request": [rival.request_id for rival in rivals],
+        "Why": [_WHYS.get(rival.why, rival.why) for rival in rivals],
+        "Came later by (s)": [_later_s(rival.arrival_s, found.facts.arrival_s) for rival in rivals],
+        "Started at (s)": [_later_s(rival.scheduled_s, found.facts.arrival_s) for rival in rivals],
+        "Class": [rival.priority for rival in rivals],
+        "Index (s)": [_digits(rival.index_s) for rival in rivals],
+        "Its own index (s)": [_digits(rival.own_index_s) for rival in rivals],
+    }
+    choosable(data, [rival.request_id for rival in rivals], key="request_rivals")
+
+
+def _later_s(time_s: float | None, arrival_s: float) -> float | None:
+    return None if time_s is None else round(time_s - arrival_s, 3)
+
+
+def _digits(index_s: float | None) -> float | None:
+    return None if index_s is None else float(f"{index_s:.3g}")
+
+
+_WHYS = {
+    "class": "its class goes first",
+    "index": "its index put it first",
+    "prior": "one had no table yet",
+    "engine": "the engine's own order",
+    "unexplained": "not on record",
+}
