@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from controller.cli_proofs import add_proofs
 from controller.cli_studies import add_studies
 from controller.config import Config, load_config
 from store.errors import BadInputError, SageError
@@ -55,6 +56,7 @@ LogFlag = Annotated[
 
 
 add_studies(app)
+add_proofs(app)
 
 
 def main() -> None:

@@ -1,27 +1,24 @@
-"""The commands that measure instead of serve: `bench` and `evaluate`."""
+"""The commands that measure instead of serve: `bench`, `sweep` and `evaluate`."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from controller.cli_output import print_table, progress_bar, require_writable, write_figures
 from store.errors import BadInputError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from controller.bench import BenchSpec
     from controller.bench_result import BenchResult
 
 DEFAULT_PROFILE = "h800-qwen3-32b-24k"
+DEFAULT_LOADS = "0.5,0.8,0.9,1,1.1,1.2"
 WorkloadFlag = Annotated[str, typer.Option("--workload", metavar="FILE", help="a workload file, or `synthetic`")]
 SeedFlag = Annotated[int, typer.Option("--seed", help="of sample and arrivals")]
 SeedsFlag = Annotated[str, typer.Option(metavar="1,2,3", help="several seeds, instead of --seed")]
@@ -46,10 +43,13 @@ QuietFlag = Annotated[bool, typer.Option("--quiet", help="no progress bar")]
 
 
 def add_studies(app: typer.Typer) -> None:
-    """Add both commands."""
+    """Add the commands."""
     app.command(
         epilog="Example: sagesched bench --workload mix.parquet --load 1.05 --requests 1800 --warmup 4000 --json b.json"
     )(bench)
+    app.command(
+        epilog="Example: sagesched sweep --profiles h800-qwen3-32b,a40-llama3.1-8b --loads 0.8,1,1.2 --html sweep.html"
+    )(sweep)
     app.command(epilog="Example: sagesched evaluate --workload mix.parquet --requests 4000 --json e.json")(evaluate)
 
 
@@ -77,7 +77,7 @@ def bench(  # noqa: PLR0913 - one parameter for each flag
     """Policies side by side on one workload, in virtual time."""
     from controller.bench import BenchSpec  # noqa: PLC0415 - keeps --help quick
 
-    _require_writable(json_file, html)
+    require_writable(json_file, html)
     spec = BenchSpec(
         workload=workload,
         profile=profile,
@@ -94,6 +94,54 @@ def bench(  # noqa: PLR0913 - one parameter for each flag
     )
     (result,) = _run_benches([spec], processes=processes, quiet=quiet)
     _show_bench(result, json_file, html, against if against in spec.policies else None)
+
+
+def sweep(  # noqa: PLR0913 - one parameter for each flag
+    *,
+    workload: WorkloadFlag = "synthetic",
+    profiles: Annotated[str, typer.Option(metavar="A,B,C", help="models and GPUs")] = DEFAULT_PROFILE,
+    loads: Annotated[str, typer.Option(metavar="X,Y,Z", help="arrivals relative to what FCFS serves")] = DEFAULT_LOADS,
+    requests: RequestsFlag = 600,
+    warmup: WarmupFlag = 1000,
+    seeds: SeedsFlag = "1",
+    policies: PoliciesFlag = "fcfs,sagesched-paper,sage,srpt-oracle",
+    engine: EngineFlag = "simulated",
+    objective: ObjectiveFlag = "balanced",
+    tuned: TunedFlag = False,
+    arrivals: ArrivalsFlag = "own",
+    prefix_caching: PrefixFlag = None,
+    against: AgainstFlag = "fcfs",
+    processes: ProcessesFlag = 0,
+    json_file: JsonFlag = None,
+    html: HtmlFlag = None,
+    svg: Annotated[Path | None, typer.Option(metavar="FILE", help="draw gain against load there")] = None,
+    quiet: QuietFlag = False,
+) -> None:
+    """The benchmark over loads and profiles: the gain against the load."""
+    from controller.bench import BenchSpec  # noqa: PLC0415 - keeps --help quick
+
+    _require_writable(json_file, html, svg)
+    names = _words(policies)
+    if against not in names:
+        raise BadInputError(f"--against is {against!r} and does not run: choose of {', '.join(names)}")
+    base = BenchSpec(
+        workload=workload,
+        requests=requests,
+        warmup=warmup,
+        seeds=_numbers("--seeds", seeds),
+        policies=names,
+        engine=engine,
+        prefix_caching=prefix_caching,
+        arrivals=arrivals,
+        tuned=tuned,
+        objective=objective,
+    )
+    specs = [
+        replace(base, profile=profile, load=load) for profile in _words(profiles) for load in _shares("--loads", loads)
+    ]
+    if not specs:
+        raise BadInputError("--profiles or --loads is empty: give at least one of each")
+    _show_sweep(_run_benches(specs, processes=processes, quiet=quiet), json_file, html, svg, against)
 
 
 def evaluate(  # noqa: PLR0913 - one parameter for each flag
@@ -118,8 +166,8 @@ def evaluate(  # noqa: PLR0913 - one parameter for each flag
 
     if warmup >= requests:
         raise BadInputError(f"warmup is {warmup} of {requests} requests: leave some to be scored")
-    _require_writable(json_file, html)
-    with _progress(quiet=quiet) as bar:
+    require_writable(json_file, html)
+    with progress_bar(quiet=quiet) as bar:
         task = bar.add_task("evaluate", total=requests)
         study = study_workload(
             workload,
@@ -131,10 +179,10 @@ def evaluate(  # noqa: PLR0913 - one parameter for each flag
             clock=time.perf_counter,
             progress=lambda done: bar.update(task, completed=done),
         )
-    _print(quality_table(study.result))
+    print_table(quality_table(study.result))
     if (tasks := task_table(study)) is not None:
-        _print(tasks)
-    _write(json_file, json.dumps(study.result.as_json(Path(workload).name, MAIN_LEARNER), indent=2) + "\n")
+        print_table(tasks)
+    write_figures(json_file, json.dumps(study.result.as_json(Path(workload).name, MAIN_LEARNER), indent=2) + "\n")
     if html is not None:
         write_html(study, html)
 
@@ -142,7 +190,7 @@ def evaluate(  # noqa: PLR0913 - one parameter for each flag
 def _run_benches(specs: list[BenchSpec], *, processes: int, quiet: bool) -> list[BenchResult]:
     from controller.bench import run_benches  # noqa: PLC0415 - keeps --help quick
 
-    with _progress(quiet=quiet) as bar:
+    with progress_bar(quiet=quiet) as bar:
         task = bar.add_task("requests served in all runs", total=None)
         return run_benches(
             specs,
@@ -155,10 +203,32 @@ def _run_benches(specs: list[BenchSpec], *, processes: int, quiet: bool) -> list
 def _show_bench(result: BenchResult, json_file: Path | None, html: Path | None, against: str | None) -> None:
     from controller.bench_report import bench_table, write_html  # noqa: PLC0415 - keeps --help quick
 
-    _print(bench_table(result, against))
-    _write(json_file, json.dumps(result.as_json(against), indent=2) + "\n")
+    print_table(bench_table(result, against))
+    write_figures(json_file, json.dumps(result.as_json(against), indent=2) + "\n")
     if html is not None:
-        write_html(result, html, against)
+        write_html([result], html, against)
+
+
+def _show_sweep(
+    results: list[BenchResult], json_file: Path | None, html: Path | None, svg: Path | None, against: str
+) -> None:
+    from controller.bench_chart import write_gain_chart  # noqa: PLC0415 - keeps --help quick
+    from controller.bench_report import bench_table, write_html  # noqa: PLC0415 - as above
+
+    for result in results:
+        _print(bench_table(result, against))
+    _write(json_file, json.dumps({"sweep": [result.as_json(against) for result in results]}, indent=2) + "\n")
+    if html is not None:
+        write_html(results, html, against)
+    if svg is not None:
+        write_gain_chart(results, svg, against)
+
+
+def _shares(flag: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(word) for word in _words(text))
+    except ValueError:
+        raise BadInputError(f"{flag} is {text!r}: give numbers with commas between, such as 0.8,1,1.2") from None
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -170,38 +240,3 @@ def _numbers(flag: str, text: str) -> tuple[int, ...]:
         return tuple(int(word) for word in _words(text))
     except ValueError:
         raise BadInputError(f"{flag} is {text!r}: give whole numbers with commas between, such as 1,2,3") from None
-
-
-@contextmanager
-def _progress(*, quiet: bool) -> Iterator[Progress]:
-    """A progress bar on standard error, so that standard output holds results only."""
-    from rich.console import Console  # noqa: PLC0415 - keeps --help quick
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
-        yield bar
-
-
-def _print(table: object) -> None:
-    from rich.console import Console  # noqa: PLC0415 - keeps --help quick
-
-    console = Console()
-    Console(width=None if console.is_terminal else 220).print(table)
-
-
-def _require_writable(*files: Path | None) -> None:
-    """Find out before minutes of work that the result could not be kept."""
-    for file in files:
-        if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
-            raise BadInputError(f"cannot write {str(file)!r}: give a file in a folder that exists")
-
-
-def _write(file: Path | None, text: str) -> None:
-    if file is None:
-        return
-    try:
-        file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        sys.stdout.write(text)
-        raise BadInputError(f"cannot write {str(file)!r} ({error.strerror}): the figures are printed instead") from None

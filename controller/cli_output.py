@@ -1,0 +1,51 @@
+"""What commands that measure have in common: progress, tables, and files for their figures."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from store.errors import BadInputError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+
+@contextmanager
+def progress_bar(*, quiet: bool) -> Iterator[Progress]:
+    """A progress bar on standard error, so that standard output holds results only."""
+    from rich.console import Console  # noqa: PLC0415 - keeps --help quick
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
+        yield bar
+
+
+def print_table(table: object) -> None:
+    """Print a Rich table, as wide as it needs to be where no terminal bounds it."""
+    from rich.console import Console  # noqa: PLC0415 - keeps --help quick
+
+    console = Console()
+    Console(width=None if console.is_terminal else 220).print(table)
+
+
+def require_writable(*files: Path | None) -> None:
+    """Find out before minutes of work that the result could not be kept; raises `BadInputError`."""
+    for file in files:
+        if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
+            raise BadInputError(f"cannot write {str(file)!r}: give a file in a folder that exists")
+
+
+def write_figures(file: Path | None, text: str) -> None:
+    """Write figures to the file that was asked for, if any; raises `BadInputError` after printing them instead."""
+    if file is None:
+        return
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        sys.stdout.write(text)
+        raise BadInputError(f"cannot write {str(file)!r} ({error.strerror}): the figures are printed instead") from None

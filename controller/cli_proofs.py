@@ -1,0 +1,74 @@
+"""The commands that measure the system itself: what deciding costs, and whether the live server does as the benchmark."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from controller.cli_output import print_table, progress_bar, require_writable, write_figures
+from store.errors import BadInputError
+
+JsonFlag = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="write the figures there")]
+QuietFlag = Annotated[bool, typer.Option("--quiet", help="no progress")]
+
+
+def add_proofs(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command(epilog="Example: sagesched overhead --occupancies 256/1000 --json overhead.json")(overhead)
+
+
+def overhead(  # noqa: PLR0913 - one parameter for each flag
+    *,
+    occupancies: Annotated[
+        str, typer.Option(metavar="R/W,...", help="requests running and waiting in the engine")
+    ] = "16/100,256/1000,256/10000",
+    steps: Annotated[int, typer.Option(help="steps of each scheduler at each occupancy")] = 300,
+    unfinished: Annotated[
+        str, typer.Option(metavar="N,...", help="requests that the controller knows when another arrives")
+    ] = "16,256,1256",
+    arrivals: Annotated[int, typer.Option(help="arrivals timed at each number of unfinished requests")] = 200,
+    json_file: JsonFlag = None,
+    quiet: QuietFlag = False,
+) -> None:
+    """What deciding costs: time added to vLLM's schedule(), allocations, and arrival to table in the controller."""
+    from controller.overhead import OverheadSpec, run_overhead  # noqa: PLC0415 - keeps --help quick
+    from controller.overhead_report import overhead_tables  # noqa: PLC0415 - as above
+
+    spec = OverheadSpec(
+        occupancies=tuple(_pair(pair) for pair in _words(occupancies)),
+        steps=steps,
+        unfinished=tuple(_whole("unfinished", number) for number in _words(unfinished)),
+        arrivals=arrivals,
+    )
+    require_writable(json_file)
+    with progress_bar(quiet=quiet) as bar:
+        tasks = {name: bar.add_task(name, total=total) for name, total in spec.parts().items()}
+        result = run_overhead(
+            spec,
+            clock=time.time,
+            timer=time.perf_counter,
+            cpu_timer=time.thread_time,
+            progress=lambda name, done: bar.update(tasks[name], completed=done),
+        )
+    for table in overhead_tables(result):
+        print_table(table)
+    write_figures(json_file, json.dumps(result.as_json(), indent=2) + "\n")
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _pair(text: str) -> tuple[int, int]:
+    running, _, waiting = text.partition("/")
+    return _whole("occupancies", running), _whole("occupancies", waiting)
+
+
+def _whole(flag: str, text: str) -> int:
+    if not text.isdecimal():
+        raise BadInputError(f"--{flag} has {text!r}: give whole numbers, as in its default (see --help)")
+    return int(text)

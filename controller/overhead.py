@@ -1,0 +1,298 @@
+"""What deciding costs: in vLLM's process beside its own scheduling, and in the controller from arrival to table.
+
+The engine's half is vLLM's scheduler in virtual time, with the plugin on a real socket to the controller's own brain,
+against the stock class in the same run (`engine_adapter.vllm_overhead`).
+The controller's half is `controller.overhead_arrivals`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import tracemalloc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from controller.core import Core, CoreConfig
+from controller.overhead_arrivals import PROFILE, ArrivalTimes, measure_arrivals
+from controller.past import tell_past
+from controller.policies import policy_named
+from engine_adapter.engine import Work
+from engine_adapter.transport import ZmqHub, ZmqLink
+from engine_adapter.workloads import DEFAULT_MAX_TOKENS, work_stream
+from online_learning.calibration import CalibrationSettings
+from online_learning.guard import GuardSettings
+from online_learning.mixture import MixtureLearner
+from store.errors import ConfigError
+from store.records import Hello
+
+if TYPE_CHECKING:
+    from engine_adapter.vllm_overhead import Occupied
+
+Timer: TypeAlias = Callable[[], float]
+Progress: TypeAlias = Callable[[str, int], None]
+"""Told which of `OverheadSpec.parts` is under way, and how much of it is done."""
+
+LEASE_S = 1e9
+"""The brain is in this process and cannot fall silent."""
+
+ALLOCATIONS = "allocations"
+ARRIVALS = "arrivals"
+ALLOCATION_STEPS = 400
+ALLOCATION_LOOK_STEPS = 40
+ALLOCATION_OCCUPANCY = (16, 48)
+ALLOCATION_TOKENS = 24
+"""Longest answer while allocations are watched, so that much history comes about in few steps."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OverheadSpec:
+    """What to measure; checked when it is made, raises `ConfigError`."""
+
+    occupancies: tuple[tuple[int, int], ...] = ((16, 100), (256, 1_000), (256, 10_000))
+    """Requests running and waiting in the engine."""
+    steps: int = 300
+    """Steps of each of the two schedulers."""
+    unfinished: tuple[int, ...] = (16, 256, 1_256)
+    """Requests that the controller knows when another one arrives."""
+    arrivals: int = 200
+    taught: int = 500
+    """Answers that the learner knows before."""
+
+    def __post_init__(self) -> None:
+        for running, waiting in self.occupancies:
+            if not (1 <= running <= 1024 and 1 <= waiting <= 100_000):
+                raise ConfigError(
+                    f"occupancy is {running}/{waiting}: give running (1 to 1024) and waiting (1 to 100000) requests"
+                )
+        if len(set(self.occupancies)) < len(self.occupancies):
+            raise ConfigError("one of the occupancies is given twice: give each once")
+        for name, value in (("steps", self.steps), ("arrivals", self.arrivals)):
+            if value < 10:
+                raise ConfigError(f"{name} is {value}: give 10 or more, so that figures mean something")
+
+    def parts(self) -> dict[str, int]:
+        """What is measured, and how many steps or arrivals that takes."""
+        engine = {engine_part(*occupancy): self.steps for occupancy in self.occupancies}
+        return {**engine, ALLOCATIONS: ALLOCATION_STEPS, ARRIVALS: self.arrivals * len(self.unfinished)}
+
+
+def engine_part(running: int, waiting: int) -> str:
+    """The name of the part that measures an engine so full."""
+    return f"schedule() with {running} running, {waiting} waiting"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallCost:
+    """One call of vLLM's scheduler, median of its seconds, with the stock class and with the plugin."""
+
+    stock_s: float
+    sage_s: float
+
+    @property
+    def added(self) -> float:
+        """Time added, as a share of the stock class's."""
+        return self.sage_s / self.stock_s - 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineCost:
+    """What the plugin adds to vLLM's scheduler at one occupancy."""
+
+    running: int
+    waiting: int
+    schedule: CallCost
+    update: CallCost
+    """``update_from_output()``, where the plugin hears of tokens and ends."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The figures as plain values."""
+        return {
+            "running": self.running,
+            "waiting": self.waiting,
+            "schedule_stock_s": self.schedule.stock_s,
+            "schedule_sage_s": self.schedule.sage_s,
+            "schedule_added": self.schedule.added,
+            "update_stock_s": self.update.stock_s,
+            "update_sage_s": self.update.sage_s,
+            "update_added": self.update.added,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllocationGrowth:
+    """What code of ours in the engine's process holds after more and more history, at one occupancy."""
+
+    finished: tuple[int, ...]
+    """Requests that have ended since the start."""
+    held_bytes: tuple[int, ...]
+
+    @property
+    def bytes_per_finished(self) -> float:
+        """Slope of a straight line through the points; about 0 when nothing grows with history."""
+        return float(np.polyfit(self.finished, self.held_bytes, 1)[0])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OverheadResult:
+    """All that was measured."""
+
+    engine: tuple[EngineCost, ...]
+    allocations: AllocationGrowth
+    controller: tuple[ArrivalTimes, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as plain values."""
+        return {
+            "engine": [cost.as_json() for cost in self.engine],
+            "allocations": {
+                **asdict(self.allocations),
+                "bytes_per_finished_request": self.allocations.bytes_per_finished,
+            },
+            "controller": [asdict(times) for times in self.controller],
+        }
+
+
+def run_overhead(
+    spec: OverheadSpec, *, clock: Timer, timer: Timer, cpu_timer: Timer, progress: Progress
+) -> OverheadResult:
+    """Measure both halves.
+
+    ``clock`` gives Unix seconds; ``timer`` is ``time.perf_counter`` and times the controller;
+    ``cpu_timer`` is ``time.thread_time`` and times vLLM's scheduler, which never waits, so that a busy machine
+    does not count as work of ours. Raises `ConfigError` where vLLM cannot be imported.
+    """
+    _require_vllm()
+    engine = tuple(_engine_cost(running, waiting, spec, cpu_timer, progress) for running, waiting in spec.occupancies)
+    allocations = _allocation_growth(spec, cpu_timer, progress)
+    with tempfile.TemporaryDirectory(prefix="sagesched-overhead-") as folder:
+        controller = measure_arrivals(
+            spec.unfinished,
+            arrivals=spec.arrivals,
+            taught=spec.taught,
+            folder=Path(folder),
+            clock=clock,
+            timer=timer,
+            progress=lambda done: progress(ARRIVALS, done),
+        )
+    return OverheadResult(engine=engine, allocations=allocations, controller=tuple(controller))
+
+
+def _require_vllm() -> None:
+    try:
+        import engine_adapter.vllm_overhead  # noqa: F401, PLC0415 - vLLM takes seconds to import
+    except ImportError as error:
+        raise ConfigError(
+            f"vLLM cannot be imported ({error}): install it to measure what deciding adds to it"
+        ) from error
+
+
+# --- the engine's half ----------------------------------------------------------------------------
+
+
+def _engine_cost(running: int, waiting: int, spec: OverheadSpec, timer: Timer, progress: Progress) -> EngineCost:
+    from engine_adapter.vllm_overhead import take_turns  # noqa: PLC0415 - see _require_vllm
+
+    with _pair(running, waiting, spec.taught, timer) as (stock, sage):
+        stock.fill()
+        sage.fill()
+        part = engine_part(running, waiting)
+        take_turns(stock, sage, steps=spec.steps, progress=lambda done: progress(part, done))
+        return EngineCost(
+            running=running,
+            waiting=waiting,
+            schedule=_call_cost(stock.times.schedule_s, sage.times.schedule_s),
+            update=_call_cost(stock.times.update_s, sage.times.update_s),
+        )
+
+
+def _call_cost(stock_s: Sequence[float], sage_s: Sequence[float]) -> CallCost:
+    return CallCost(stock_s=float(np.median(stock_s)), sage_s=float(np.median(sage_s)))
+
+
+def _allocation_growth(spec: OverheadSpec, timer: Timer, progress: Progress) -> AllocationGrowth:
+    """Serve on and on at one occupancy, and look again and again at what is held, once all has been replaced."""
+    from engine_adapter.vllm_overhead import plugin_bytes  # noqa: PLC0415 - see _require_vllm
+
+    finished, held_bytes = [], []
+    tracemalloc.start()
+    try:
+        with _pair(*ALLOCATION_OCCUPANCY, spec.taught, timer, longest_tokens=ALLOCATION_TOKENS) as (_, sage):
+            sage.fill()
+            for number in range(1, ALLOCATION_STEPS + 1):
+                sage.top_up()
+                sage.step()
+                progress(ALLOCATIONS, number)
+                if number % ALLOCATION_LOOK_STEPS == 0 and sage.finished > sum(ALLOCATION_OCCUPANCY):
+                    finished.append(sage.finished)
+                    held_bytes.append(plugin_bytes())
+    finally:
+        tracemalloc.stop()
+    return AllocationGrowth(finished=tuple(finished), held_bytes=tuple(held_bytes))
+
+
+@contextmanager
+def _pair(
+    running: int, waiting: int, taught: int, timer: Timer, *, longest_tokens: int = DEFAULT_MAX_TOKENS
+) -> Iterator[tuple[Occupied, Occupied]]:
+    """The stock scheduler and ours, with the same traffic, neither filled yet."""
+    from engine_adapter.vllm_overhead import Occupancy, ours, stock  # noqa: PLC0415 - see _require_vllm
+
+    occupancy = Occupancy(running=running, waiting=waiting)
+    with tempfile.TemporaryDirectory(prefix="sagesched-overhead-") as folder:
+        endpoint = f"ipc://{folder}/run/engine.sock"
+        brain = _Brain(endpoint, taught)
+        link = ZmqLink(endpoint)
+        sage = ours(occupancy, _traffic(longest_tokens), link=link, timer=timer, exchange=brain.exchange)
+        try:
+            yield stock(occupancy, _traffic(longest_tokens), timer=timer), sage
+        finally:
+            sage.engine.close()
+            brain.close()
+
+
+def _traffic(longest_tokens: int) -> Iterator[Work]:
+    for work in work_stream(seed=1, rate_rps=1.0):
+        yield replace(work, max_tokens=min(work.max_tokens, longest_tokens))
+
+
+class _Brain:
+    """The controller's brain behind a real socket; it hears and answers when the engine lets it."""
+
+    def __init__(self, endpoint: str, taught: int) -> None:
+        self._hub = ZmqHub(endpoint)
+        self._past = list(islice(work_stream(seed=2, rate_rps=1.0), taught))
+        self._core = Core(
+            learner=MixtureLearner(),
+            policy=policy_named("sage"),
+            config=CoreConfig(
+                controller_id="overhead",
+                mode="on",
+                hash_key=b"overhead",
+                lease_s=LEASE_S,
+                acknowledge_at_once=True,
+                # Short answers end first, which looks like wrong predictions while a run lasts a few seconds.
+                calibration=CalibrationSettings(guard=GuardSettings(enabled=False)),
+            ),
+            now_s=0.0,
+            timer=lambda: 0.0,
+        )
+
+    def exchange(self, now_s: float) -> None:
+        """Take what the engine has sent, and answer it."""
+        for connection, message in self._hub.receive(0.0):
+            if isinstance(message, Hello) and self._past:
+                tell_past(self._core, self._past, profile=PROFILE, model=message.model, now_s=now_s)
+                self._past = []
+            for address, answer in self._core.take(connection, message, now_s):
+                self._hub.send(address, answer)
+        self._core.drain_entries()
+
+    def close(self) -> None:
+        """Give the socket up."""
+        self._hub.close()

@@ -1,0 +1,169 @@
+"""The controller's half of the cost of deciding: how long an arrival takes to become a table in the engine's hands.
+
+A whole controller is opened as `serve` opens it, with history, HTTP and the watch over the gain, and turned in this
+thread; an engine's end of a real socket tells it of arrivals, one at a time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import count, islice
+from pathlib import Path
+
+import numpy as np
+
+from controller.config import load_config
+from controller.past import past_facts, past_hello
+from controller.service import Service, service
+from engine_adapter.engine import Work
+from engine_adapter.lives import Account
+from engine_adapter.profiles import PROFILES
+from engine_adapter.transport import ZmqLink
+from engine_adapter.workloads import work_stream
+from store.errors import EngineError
+from store.records import Acknowledged, Arrived, ControllerMessage, Fact, Facts, IndexTable, Welcome
+
+PROFILE = PROFILES["h800-qwen3-32b"]
+FACTS_AT_ONCE = 200
+ARRIVALS_AT_ONCE = 20
+"""Timed one by one, before as many old requests end, so that their number stays about the same."""
+PATIENCE_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArrivalTimes:
+    """From telling of an arrival to having its table, with so many unfinished requests known."""
+
+    unfinished: int
+    arrivals: int
+    p50_s: float
+    p99_s: float
+
+
+def measure_arrivals(  # noqa: PLR0913 - what is measured, where, and the clocks
+    unfinished: Sequence[int],
+    *,
+    arrivals: int,
+    taught: int,
+    folder: Path,
+    clock: Callable[[], float],
+    timer: Callable[[], float],
+    progress: Callable[[int], None],
+) -> list[ArrivalTimes]:
+    """Teach a fresh controller ``taught`` answers, then time ``arrivals`` at each number of unfinished requests.
+
+    ``folder`` takes its history and its socket. ``progress`` is told how many arrivals have been timed.
+    """
+    works = work_stream(seed=1, rate_rps=1.0)
+    with _controller(folder, clock, timer) as running:
+        engine = _Engine(running, clock)
+        try:
+            engine.connect()
+            engine.tell(fact for work in islice(works, taught) for fact in past_facts(work, PROFILE))
+            times: list[ArrivalTimes] = []
+            for level in unfinished:
+                engine.fill(works, level)
+                taken_s: list[float] = []
+                while len(taken_s) < arrivals:
+                    some = islice(works, min(ARRIVALS_AT_ONCE, arrivals - len(taken_s)))
+                    taken_s.extend(engine.arrive(work, timer) for work in some)
+                    engine.end_oldest(level)
+                    progress(len(times) * arrivals + len(taken_s))
+                p50_s, p99_s = np.percentile(taken_s, (50, 99)).tolist()
+                times.append(ArrivalTimes(unfinished=level, arrivals=arrivals, p50_s=p50_s, p99_s=p99_s))
+            return times
+        finally:
+            engine.link.close()
+
+
+@contextmanager
+def _controller(folder: Path, clock: Callable[[], float], timer: Callable[[], float]) -> Iterator[Service]:
+    flags = {
+        "mode": "on",
+        "store": {"path": folder / "history"},
+        "engine": {"endpoint": f"ipc://{folder}/run/engine.sock"},
+        "http": {"port": 0},
+    }
+    with service(load_config(flags, environment={}), clock=clock, timer=timer) as running:
+        running.loop.startup()
+        try:
+            yield running
+        finally:
+            running.loop.shutdown()
+
+
+class _Engine:
+    """The engine's end of the socket, and the turning of the loop at the other."""
+
+    def __init__(self, running: Service, clock: Callable[[], float]) -> None:
+        self.link = ZmqLink(running.config.engine.endpoint)
+        self._loop = running.loop
+        self._clock = clock
+        self._batches = count(1)
+        self._unfinished: deque[Work] = deque()
+
+    def connect(self) -> None:
+        """Say hello until the controller welcomes."""
+        hello = past_hello(PROFILE, "overhead", self._clock())
+        until_s = self._clock() + PATIENCE_S
+        while not any(isinstance(message, Welcome) for message in self.link.receive()):
+            self.link.send(hello)
+            self._turn(until_s)
+
+    def tell(self, facts: Iterable[Fact]) -> None:
+        """Report facts, and turn the loop until all of them are durable, so that nothing is left to do."""
+        facts = iter(facts)
+        for some in iter(lambda: tuple(islice(facts, FACTS_AT_ONCE)), ()):
+            batch = self._send(some)
+            until_s = self._clock() + PATIENCE_S
+            while not any(_acknowledges(message, batch) for message in self.link.receive()):
+                self._turn(until_s)
+
+    def fill(self, works: Iterator[Work], level: int) -> None:
+        """Let so many requests be unfinished."""
+        missing = max(0, level - len(self._unfinished))
+        self.tell(self._arrival(work) for work in islice(works, missing))
+
+    def arrive(self, work: Work, timer: Callable[[], float]) -> float:
+        """Tell of an arrival; gives the seconds until its table is here."""
+        arrival = self._arrival(work)
+        until_s = self._clock() + PATIENCE_S
+        started_s = timer()
+        self._send((arrival,))
+        self._turn(until_s)
+        while not any(_is_about(message, work) for message in self.link.receive()):
+            if self._clock() > until_s:
+                raise EngineError(f"the controller sends no table within {PATIENCE_S:g} s of an arrival")
+        return timer() - started_s
+
+    def end_oldest(self, level: int) -> None:
+        """Report the ends of those that have been unfinished for longest, until so many are left."""
+        oldest = [self._unfinished.popleft() for _ in range(len(self._unfinished) - level)]
+        self.tell(past_facts(work, PROFILE)[-1] for work in oldest)
+
+    def _arrival(self, work: Work) -> Arrived:
+        work = replace(work, arrival_s=self._clock())
+        self._unfinished.append(work)
+        return Account(work).arrived()
+
+    def _send(self, facts: tuple[Fact, ...]) -> int:
+        batch = next(self._batches)
+        if not self.link.send(Facts(batch=batch, facts=facts)):
+            raise EngineError("the controller's socket takes no message")
+        return batch
+
+    def _turn(self, until_s: float) -> None:
+        if self._clock() > until_s:
+            raise EngineError(f"the controller does not answer within {PATIENCE_S:g} s")
+        self._loop.turn()
+
+
+def _is_about(message: ControllerMessage, work: Work) -> bool:
+    return isinstance(message, IndexTable) and message.request_id == work.request_id
+
+
+def _acknowledges(message: ControllerMessage, batch: int) -> bool:
+    return isinstance(message, Acknowledged) and message.batch >= batch

@@ -1,0 +1,54 @@
+"""The cost of deciding for people: a table for each of the three things that are measured."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from controller.overhead import AllocationGrowth, CallCost, EngineCost, OverheadResult
+from controller.overhead_arrivals import ArrivalTimes
+
+
+def overhead_tables(result: OverheadResult) -> list[Table]:
+    """Time added to vLLM's scheduler, memory that grows with history, and arrival to table in the controller."""
+    return [_engine_table(result.engine), _allocation_table(result.allocations), _arrival_table(result.controller)]
+
+
+def _engine_table(costs: tuple[EngineCost, ...]) -> Table:
+    table = _table(
+        "vLLM's scheduler, CPU time of a call (median)",
+        *("running", "waiting"),
+        *(f"{call} {what}" for call in ("schedule", "update") for what in ("stock ms", "sage ms", "added")),
+    )
+    for cost in costs:
+        table.add_row(str(cost.running), str(cost.waiting), *_cells(cost.schedule), *_cells(cost.update))
+    return table
+
+
+def _cells(cost: CallCost) -> tuple[str, str, str]:
+    return f"{1e3 * cost.stock_s:.3f}", f"{1e3 * cost.sage_s:.3f}", f"{cost.added:+.1%}"
+
+
+def _allocation_table(growth: AllocationGrowth) -> Table:
+    table = _table("Bytes that the plugin holds", "requests finished", "held")
+    for finished, held_bytes in zip(growth.finished, growth.held_bytes, strict=True):
+        table.add_row(str(finished), f"{held_bytes:,}")
+    table.caption = f"{growth.bytes_per_finished:+.1f} bytes for each finished request"
+    return table
+
+
+def _arrival_table(times: tuple[ArrivalTimes, ...]) -> Table:
+    table = _table(
+        "Controller, from arrival to table in the engine's hands", "unfinished", "arrivals", "P50 ms", "P99 ms"
+    )
+    for level in times:
+        table.add_row(
+            str(level.unfinished), str(level.arrivals), f"{1e3 * level.p50_s:.2f}", f"{1e3 * level.p99_s:.2f}"
+        )
+    return table
+
+
+def _table(title: str, *headings: str) -> Table:
+    table = Table(title=title)
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    return table

@@ -1,0 +1,195 @@
+"""What deciding costs vLLM: its scheduler with and without the plugin, kept at one occupancy and timed call by call.
+
+Both schedulers live in one process and take turns, step by step, so that whatever else the machine does hits both.
+Timed are vLLM's own entry points: ``schedule()``, with everything that the plugin does before and after it, and
+``update_from_output()``.
+"""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.engine import EngineCoreOutputs
+
+import engine_adapter
+import store
+from engine_adapter.engine import Work
+from engine_adapter.link import EngineLink, NoLink
+from engine_adapter.profiles import Profile
+from engine_adapter.vllm_scheduler import SageScheduler
+from engine_adapter.vllm_virtual_time import VllmVirtualTimeEngine
+
+ARRIVALS_AT_ONCE = 200
+"""While an engine is filled, so that the answers fit into the sockets' buffers."""
+
+FILLING_STEPS = 2000
+"""Bound on the steps until an engine has filled all its places."""
+
+Exchange = Callable[[float], None]
+"""Lets the controller hear and answer the engine, at the engine's time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Occupancy:
+    """Requests in the engine while it is timed."""
+
+    running: int
+    waiting: int
+
+    @property
+    def requests(self) -> int:
+        """All of them."""
+        return self.running + self.waiting
+
+
+@dataclass(slots=True)
+class CallTimes:
+    """Seconds of each call of a scheduler, step by step."""
+
+    schedule_s: list[float] = field(default_factory=list)
+    update_s: list[float] = field(default_factory=list)
+
+    def clear(self) -> None:
+        """Forget what was before."""
+        self.schedule_s.clear()
+        self.update_s.clear()
+
+
+class Occupied:
+    """A vLLM scheduler in virtual time that always has the same number of requests: one comes for each that ends."""
+
+    def __init__(  # noqa: PLR0913 - an engine, its traffic and how it is watched
+        self,
+        occupancy: Occupancy,
+        works: Iterator[Work],
+        *,
+        scheduler_class: type[AsyncScheduler],
+        link: EngineLink,
+        timer: Callable[[], float],
+        exchange: Exchange,
+    ) -> None:
+        self.times = CallTimes()
+        self.finished = 0
+        self._occupancy = occupancy
+        self._works = works
+        self._exchange = exchange
+        self.engine = VllmVirtualTimeEngine(
+            _profile(occupancy),
+            link=link,
+            scheduler_class=_timed(scheduler_class, timer, self.times),
+            prefix_caching=True,
+        )
+
+    def fill(self) -> None:
+        """Let requests come until all places are taken and the rest waits."""
+        for _ in range(FILLING_STEPS):
+            self.top_up()
+            if self.step() >= self._occupancy.running and self.engine.unfinished >= self._occupancy.requests:
+                return
+        raise AssertionError(f"the engine does not fill up to {self._occupancy}")
+
+    def top_up(self) -> None:
+        """Let the controller hear and answer, and a request come for each that has ended."""
+        self._exchange(self.engine.now_s)
+        missing = min(self._occupancy.requests - self.engine.unfinished, ARRIVALS_AT_ONCE)
+        for work in islice(self._works, missing):
+            self.engine.submit(replace(work, arrival_s=self.engine.now_s))
+
+    def step(self) -> int:
+        """Carry out one step; gives how many requests run."""
+        step = self.engine.step()
+        self.finished += len(step.finished)
+        return step.running
+
+
+def stock(occupancy: Occupancy, works: Iterator[Work], *, timer: Callable[[], float]) -> Occupied:
+    """VLLM's own class."""
+    return Occupied(
+        occupancy, works, scheduler_class=AsyncScheduler, link=NoLink(), timer=timer, exchange=lambda _now_s: None
+    )
+
+
+def ours(
+    occupancy: Occupancy, works: Iterator[Work], *, link: EngineLink, timer: Callable[[], float], exchange: Exchange
+) -> Occupied:
+    """`SageScheduler`, on a link to a controller that answers whenever ``exchange`` is called."""
+    return Occupied(occupancy, works, scheduler_class=SageScheduler, link=link, timer=timer, exchange=exchange)
+
+
+def take_turns(one: Occupied, other: Occupied, *, steps: int, progress: Callable[[int], None]) -> None:
+    """Time both for so many steps, in turns; who goes first alternates.
+
+    What is not timed, the controller's work above all, happens before both: it leaves the processor's caches cold,
+    which whoever goes first pays for. The heap is frozen meanwhile, as vLLM's engine core does with its own.
+    """
+    one.times.clear()
+    other.times.clear()
+    with _frozen_heap():
+        for number in range(steps):
+            one.top_up()
+            other.top_up()
+            for engine in (one, other) if number % 2 else (other, one):
+                engine.step()
+            progress(number + 1)
+
+
+def plugin_bytes() -> int:
+    """Bytes that code of ours in the engine's process has allocated and not freed, under ``tracemalloc``."""
+    gc.collect()
+    folders = [str(Path(path, "*")) for package in (engine_adapter, store) for path in package.__path__]
+    ours_alone = [tracemalloc.Filter(inclusive=True, filename_pattern=folder) for folder in folders]
+    watching = tracemalloc.Filter(inclusive=False, filename_pattern=str(Path(__file__).with_name("vllm_[ov]*.py")))
+    statistics = tracemalloc.take_snapshot().filter_traces([*ours_alone, watching]).statistics("filename")
+    return sum(statistic.size for statistic in statistics)
+
+
+@contextmanager
+def _frozen_heap() -> Iterator[None]:
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def _profile(occupancy: Occupancy) -> Profile:
+    """An H800's step times with as many places as shall run, and KV memory that never ends: places bound, not memory."""
+    return Profile(
+        name="overhead",
+        base_s=0.033,
+        prefill_token_s=1.4e-4,
+        decode_seq_s=3e-5,
+        kv_token_s=1.3e-7,
+        kv_tokens=max(16_384, 4096 * occupancy.running),
+        max_num_seqs=occupancy.running,
+        token_budget=8192,
+        max_model_len_tokens=16_384,
+    )
+
+
+def _timed(base: type[AsyncScheduler], timer: Callable[[], float], times: CallTimes) -> type[AsyncScheduler]:
+    """The class with a clock around its two calls; the clock's own time is the same for both."""
+
+    class Timed(base):  # type: ignore[misc]  # mypy does not follow vLLM
+        def schedule(self, *args: object, **kwargs: object) -> SchedulerOutput:
+            started_s = timer()
+            output = super().schedule(*args, **kwargs)
+            times.schedule_s.append(timer() - started_s)
+            return output
+
+        def update_from_output(self, *args: object, **kwargs: object) -> dict[int, EngineCoreOutputs]:
+            started_s = timer()
+            outputs: dict[int, EngineCoreOutputs] = super().update_from_output(*args, **kwargs)
+            times.update_s.append(timer() - started_s)
+            return outputs
+
+    return Timed
