@@ -1,4 +1,4 @@
-"""A bounded number of prompt clusters: seeded by k-means, followed online from then on."""
+"""A bounded number of prompt clusters: seeded by k-means, followed online, born, split, merged and retired."""
 
 from __future__ import annotations
 
@@ -49,6 +49,23 @@ class ClusterSettings:
     """Far prompts near each other that make a cluster."""
     idle_prompts: int = 2_000
     """A cluster without a prompt among so many may be retired when a new one needs room."""
+    retire_prompts: int = 20_000
+    """A cluster without a prompt among so many is retired."""
+    recent_prompts: int = 128
+    """Prompts kept of each cluster, the latest: whether it is one or two is read from them."""
+    check_prompts: int = 48
+    """Of each cluster it is asked after so many of its prompts whether it is two, and half way between whether it and
+    its nearest are one."""
+    split_nats: float = 4.0
+    """Log likelihood ratio, on answers that the border was not drawn by, for two length distributions against one."""
+    split_share: float = 0.82
+    """A border between prompts that explains so much of their scatter across it makes two clusters; 0.64 is one's own."""
+    merge_nats: float = 3.0
+    """Log likelihood ratio for one length distribution against two that merging demands."""
+    merge_share: float = 0.12
+    """Two clusters are alike when their squared distance is below this share of a prompt's usual one from its cluster."""
+    pressed_share: float = 0.5
+    """The same where a cluster that is two has no room: then no more is demanded of answers than to speak for one."""
     seed: int = 0
 
 
@@ -56,12 +73,22 @@ class ClusterSettings:
 class Neighbourhood:
     """The clusters nearest to a prompt, the nearest first, and their weights, which sum to 1."""
 
-    clusters: NDArray[np.intp]
+    places: NDArray[np.intp]
     weights: NDArray[np.float64]
     point: NDArray[np.float32]
-    """The prompt's place in feature space."""
+    """Where the prompt lies in feature space."""
     distance: float
     """Squared, to the nearest centroid."""
+    cluster: int
+    """Id of the nearest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Birth:
+    """A cluster's beginning, and the id of the one that was given up for it, if one was."""
+
+    place: int
+    retired: int | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,18 +122,22 @@ class FeatureSpace:
 class PromptClusters:
     """Centroids in feature space; `seed` them, then let them `follow` the prompts.
 
-    A family that appears later has a cluster `born` for it, once several of its prompts lie far from all clusters and
-    near each other; the cluster that was idle for longest makes room, if one was. Clusters are neither split nor
-    merged. Fails where one prompt family is spread over feature space: it gets several clusters, each with less
-    evidence.
+    A cluster has a place, below ``ClusterSettings.clusters``, where its state is kept, and an id, which no other
+    cluster has before or after it. A family that appears later has a cluster `born` for it, once several of its
+    prompts lie far from all clusters and near each other; a cluster may be `split` or `merged`, which others decide;
+    one that was idle for long is `retired`, earlier if a new one needs its place.
+    Fails where one prompt family is spread over feature space: it gets several clusters, each with less evidence.
     """
 
     def __init__(self, settings: ClusterSettings) -> None:
         self._settings = settings
         self._space: FeatureSpace | None = None
-        self._centroids: NDArray[np.float32] = np.empty((0, 0), dtype=np.float32)
-        self._prompts: NDArray[np.float64] = np.empty(0)
-        self._last: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self._centroids: NDArray[np.float32] = np.zeros((settings.clusters, DIMENSIONS), dtype=np.float32)
+        self._prompts: NDArray[np.float64] = np.zeros(settings.clusters)
+        self._last: NDArray[np.int64] = np.zeros(settings.clusters, dtype=np.int64)
+        self._ids: NDArray[np.int64] = np.zeros(settings.clusters, dtype=np.int64)
+        self._free: NDArray[np.bool_] = np.ones(settings.clusters, dtype=np.bool_)
+        self._next_id = 0
         self._followed = 0
         self._usual = _Usual()
         self._far: deque[NDArray[np.float32]] = deque(maxlen=settings.far_prompts)
@@ -116,8 +147,27 @@ class PromptClusters:
         """Whether there are clusters yet."""
         return self._space is not None
 
+    @property
+    def count(self) -> int:
+        """How many clusters there are."""
+        return int((~self._free).sum())
+
+    @property
+    def full(self) -> bool:
+        """Whether every place is taken."""
+        return not self._free.any()
+
+    @property
+    def usual_distance(self) -> float:
+        """Squared distance that a prompt usually has from its cluster's centroid."""
+        return self._usual.mean
+
+    def id_of(self, place: int) -> int:
+        """The cluster's name for the world."""
+        return int(self._ids[place])
+
     def seed(self, prompts: list[Features]) -> None:
-        """Form the clusters anew from the first prompts; the same prompts give the same clusters."""
+        """Form the clusters anew from the first prompts; the same prompts give the same clusters, under new ids."""
         self._space = FeatureSpace.of(np.stack([features[:DIMENSIONS] for features in prompts]))
         points = np.stack([self._space.point(features) for features in prompts])
         affordable = max(1, len(prompts) // self._settings.fewest_prompts)
@@ -125,9 +175,10 @@ class PromptClusters:
         # One thread: the order of a parallel sum would make a rebuilt learner differ in the last bit.
         with threadpool_limits(limits=1):
             fitted = KMeans(n_clusters=count, n_init=1, random_state=self._settings.seed).fit(points)
-        self._centroids = np.ascontiguousarray(fitted.cluster_centers_, dtype=np.float32)
-        self._prompts = np.bincount(fitted.labels_, minlength=count).astype(np.float64)
-        self._last = np.full(count, self._followed)
+        self._free[:] = True
+        members = np.bincount(fitted.labels_, minlength=count)
+        for centroid, prompts_of_it in zip(fitted.cluster_centers_, members, strict=True):
+            self._take_place(centroid, float(prompts_of_it))
         self._usual = _Usual()
         self._far.clear()
 
@@ -135,61 +186,118 @@ class PromptClusters:
         """The clusters that a prompt belongs to, softly; there must be clusters."""
         point = self._point(features)
         distances = self._distances(point)
-        nearest = min(self._settings.nearest, distances.size)
-        clusters = np.argsort(distances, kind="stable")[:nearest]
-        beyond = (distances[clusters] - distances[clusters[0]]).astype(np.float64)
+        nearest = min(self._settings.nearest, self.count)
+        places = np.argsort(distances, kind="stable")[:nearest]
+        beyond = (distances[places] - distances[places[0]]).astype(np.float64)
         weights = np.exp(-beyond / self._settings.softness)
-        return Neighbourhood(clusters, weights / weights.sum(), point, float(distances[clusters[0]]))
+        return Neighbourhood(
+            places, weights / weights.sum(), point, float(distances[places[0]]), int(self._ids[places[0]])
+        )
 
     def follow(self, near: Neighbourhood) -> int:
-        """Move the nearest centroid towards a prompt that was just placed; returns which it is."""
-        cluster, point = int(near.clusters[0]), near.point
+        """Move the nearest centroid towards a prompt that was just placed; returns its place."""
+        place, point = int(near.places[0]), near.point
         self._followed += 1
-        self._last[cluster] = self._followed
-        self._prompts[cluster] = min(self._prompts[cluster] + 1.0, self._settings.centroid_memory_prompts)
-        self._centroids[cluster] += (point - self._centroids[cluster]) / np.float32(self._prompts[cluster])
-        return cluster
+        self._last[place] = self._followed
+        self._prompts[place] = min(self._prompts[place] + 1.0, self._settings.centroid_memory_prompts)
+        self._centroids[place] += (point - self._centroids[place]) / np.float32(self._prompts[place])
+        return place
 
-    def born(self, near: Neighbourhood) -> int | None:
-        """The cluster that a prompt which was just placed gives birth to, if it does; what was there is gone."""
+    def born(self, near: Neighbourhood) -> Birth | None:
+        """The cluster that a prompt which was just placed gives birth to, if it does."""
         border = self._usual.border(self._settings.far_deviations)
         self._usual.add(min(near.distance, border))  # Far ones must not make far usual before they have a cluster.
         if near.distance <= border:
             return None
-        family = self._family(near.point)
+        family = [near.point, *self._family(near.point)]
         self._far.append(near.point)
-        room = self._room() if len(family) + 1 >= self._settings.birth_prompts else None
-        if room is None:
+        if len(family) < self._settings.birth_prompts:
             return None
-        self._centroids[room] = np.mean([near.point, *family], axis=0)
-        self._prompts[room] = len(family) + 1.0
-        self._last[room] = self._followed
+        retired = self._make_room()
+        if not self._free.any():
+            return None
         self._far.clear()
-        return room
+        gone = None if retired is None else self.id_of(retired)
+        return Birth(self._take_place(np.mean(family, axis=0), float(len(family))), gone)
+
+    def split(self, place: int, kept: NDArray[np.float32], gone: NDArray[np.float32]) -> int:
+        """Give some points of a cluster to a new one, for which there must be room; returns its place."""
+        self._centroids[place] = kept.mean(axis=0)
+        self._prompts[place] = len(kept)
+        return self._take_place(gone.mean(axis=0), float(len(gone)))
+
+    def nearest_other(self, place: int) -> tuple[int, float] | None:
+        """The cluster nearest to another, and their squared distance; None when there is but one."""
+        distances = self._distances(self._centroids[place])
+        distances[place] = np.inf
+        other = int(np.argmin(distances))
+        return None if self._free[other] or other == place else (other, float(distances[other]))
+
+    def nearest_pairs(self, *, within: float, most: int) -> list[tuple[int, int]]:
+        """Pairs of clusters whose squared distance is below a limit, the nearest first, and no more than so many."""
+        places = np.flatnonzero(~self._free)
+        centroids = self._centroids[places].astype(np.float64)
+        squares = (centroids**2).sum(axis=1)
+        distances = squares[:, None] + squares[None, :] - 2.0 * centroids @ centroids.T
+        one, other = np.nonzero(np.triu(distances < within, k=1))
+        nearest = np.argsort(distances[one, other], kind="stable")[:most]
+        return [(int(places[one[pair]]), int(places[other[pair]])) for pair in nearest]
+
+    def merge(self, survivor: int, gone: int) -> None:
+        """Let one cluster have all of another."""
+        total = self._prompts[survivor] + self._prompts[gone]
+        share = np.float32(self._prompts[gone] / max(total, 1.0))
+        self._centroids[survivor] += share * (self._centroids[gone] - self._centroids[survivor])
+        self._prompts[survivor] = min(total, self._settings.centroid_memory_prompts)
+        self._last[survivor] = max(self._last[survivor], self._last[gone])
+        self._free[gone] = True
+
+    def larger(self, one: int, other: int) -> tuple[int, int]:
+        """Two clusters, the one with more prompts first; of equals the older."""
+        ranked = sorted((one, other), key=lambda place: (-self._prompts[place], self._ids[place]))
+        return ranked[0], ranked[1]
+
+    def retire(self) -> int | None:
+        """Give up the cluster that was idle for longest, if that was very long; returns its place."""
+        return self._retire(self._settings.retire_prompts)
+
+    def _make_room(self) -> int | None:
+        return None if self._free.any() else self._retire(self._settings.idle_prompts)
+
+    def _retire(self, idle_prompts: int) -> int | None:
+        oldest = int(np.argmin(np.where(self._free, self._followed + 1, self._last)))
+        if self.count < 2 or self._followed - self._last[oldest] < idle_prompts:
+            return None
+        self._free[oldest] = True
+        return oldest
+
+    def _take_place(self, centroid: NDArray[np.float32], prompts: float) -> int:
+        """Put a cluster with a new id in the first free place."""
+        place = int(np.argmax(self._free))
+        assert self._free[place], "there must be room"
+        self._free[place] = False
+        self._centroids[place] = centroid
+        self._prompts[place] = prompts
+        self._last[place] = self._followed
+        self._ids[place] = self._next_id
+        self._next_id += 1
+        return place
 
     def _family(self, point: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """Far prompts near this one: no farther than two prompts of one cluster usually are from each other."""
         reach = 2.0 * self._usual.mean
         return [other for other in self._far if float(((other - point) ** 2).sum()) < reach]
 
-    def _room(self) -> int | None:
-        """A place for a cluster: a new one, or that of the one idle for longest."""
-        count = len(self._centroids)
-        if count < self._settings.clusters:
-            self._centroids = np.concatenate((self._centroids, np.zeros_like(self._centroids[:1])))
-            self._prompts = np.append(self._prompts, 0.0)
-            self._last = np.append(self._last, 0)
-            return count
-        oldest = int(np.argmin(self._last))
-        return oldest if self._followed - self._last[oldest] >= self._settings.idle_prompts else None
-
     def _point(self, features: Features) -> NDArray[np.float32]:
         assert self._space is not None, "the clusters must be seeded first"
         return self._space.point(features)
 
     def _distances(self, point: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Squared, by place; a free place is infinitely far."""
         difference = self._centroids - point
-        return np.asarray(np.einsum("ij,ij->i", difference, difference))
+        distances = np.asarray(np.einsum("ij,ij->i", difference, difference))
+        distances[self._free] = np.inf
+        return distances
 
 
 class _Usual:

@@ -14,7 +14,7 @@ import numpy as np
 from online_learning.distribution import FloatArray, IntArray, LengthDistribution
 from online_learning.features import prompt_features
 from online_learning.global_belief import GlobalBelief, GlobalSettings, Prior
-from online_learning.prompt import Drift, Features, Forecast, Observation, Prompt
+from online_learning.prompt import ClusterChange, Drift, Features, Forecast, Observation, Prompt
 from online_learning.sketch import Forgetting
 
 
@@ -58,6 +58,8 @@ class Lesson:
     drifts: list[Drift] = field(default_factory=list)
     cluster: int | None = None
     """The cluster that the prompt was in before."""
+    changes: list[ClusterChange] = field(default_factory=list)
+    """What became of clusters by it."""
 
 
 class Expert(Protocol):

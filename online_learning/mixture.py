@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -16,7 +17,7 @@ from online_learning.hazard_head import HazardHead, HeadSettings, torch_is_insta
 from online_learning.learner import LearnerSettings
 from online_learning.neighbours import NeighbourExpert, NeighbourSettings
 from online_learning.pooling import Pool, PoolSettings
-from online_learning.prompt import Drift, Features, Forecast, LengthLearner, Observation, Prompt
+from online_learning.prompt import ClusterChange, Drift, Features, Forecast, LengthLearner, Observation, Prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +98,8 @@ class MixtureLearner:
         self._global = GlobalBelief(self._settings.common.of_global)
         self._experts = experts or all_experts(self._global.lengths, self._settings)
         self._taught = 0
+        self.on_cluster_changed: Callable[[ClusterChange], None] = lambda _change: None
+        """Told of every cluster that comes or goes."""
         self._pool = Pool(len(self._experts), self._settings.pool)
 
     @property
@@ -142,6 +145,8 @@ class MixtureLearner:
         judged = self._taught < self._settings.judge_all or self._taught % self._settings.judge_every == 0
         self._taught += 1
         lessons = [expert.learn(query, observation, judged=judged) for expert in self._experts]
+        for change in (change for lesson in lessons for change in lesson.changes):
+            self.on_cluster_changed(change)
         region = next((lesson.cluster for lesson in lessons if lesson.cluster is not None), None)
         if judged:
             self._pool.learn([lesson.verdict for lesson in lessons if lesson.verdict is not None], model, region)

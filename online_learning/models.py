@@ -32,6 +32,10 @@ class ModelTable(Generic[State]):
         """All states, the one taught longest ago first."""
         return list(self._states.values())
 
+    def items(self) -> list[tuple[str, State]]:
+        """All models with their states, in the same order."""
+        return list(self._states.items())
+
     def known(self, model: str) -> State | None:
         """The model's state, or None; changes nothing."""
         return self._states.get(model)

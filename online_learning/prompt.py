@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,17 @@ class Drift:
     before_mean_tokens: float
     after_mean_tokens: float
     forgotten: float
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterChange:
+    """What became of a prompt cluster."""
+
+    kind: Literal["born", "split", "merged", "retired"]
+    cluster: int
+    """The cluster that came or went."""
+    other: int | None = None
+    """The one that it was split from, or merged into."""
 
 
 class LengthLearner(Protocol):

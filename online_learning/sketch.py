@@ -77,6 +77,28 @@ class LengthSketch:
         self._adwin.update(log_tokens)
         return self._forget() if self._adwin.drift_detected else None
 
+    def recall(self, observations: list[Observation]) -> None:
+        """Count answers of before, the oldest first, without looking for a drift among them."""
+        for observation in observations:
+            self._recent.append((observation, self._expected_log_tokens(observation)))
+            self._count(observation)
+
+    def inherit(self, counts: FloatArray, evidence: float, answers: float) -> None:
+        """Begin with what another sketch knew, its events and exposure in two rows, at the weight of so many answers."""
+        if evidence <= 0.0:
+            return
+        self.events += counts[0] * (answers / evidence)
+        self.exposure += counts[1] * (answers / evidence)
+        self.evidence += answers
+
+    def absorb(self, other: LengthSketch) -> None:
+        """Take over all that another sketch knew, as if its answers had come before; what tells drifts is kept."""
+        self.events += other.events
+        self.exposure += other.exposure
+        self.evidence += other.evidence
+        room = self._settings.recent_answers - len(self._recent)
+        self._recent.extendleft(reversed(list(other._recent)[-room:] if room else []))
+
     def _count(self, observation: Observation) -> None:
         self.events *= self._keep
         self.exposure *= self._keep

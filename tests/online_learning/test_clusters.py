@@ -26,8 +26,7 @@ def test_families_get_clusters_of_their_own() -> None:
     clusters = _seeded(4, ClusterSettings(clusters=4))
     generator = np.random.default_rng(1)
     found = [
-        {int(clusters.neighbourhood(_family_prompt(family, generator)).clusters[0]) for _ in range(20)}
-        for family in range(4)
+        {clusters.neighbourhood(_family_prompt(family, generator)).cluster for _ in range(20)} for family in range(4)
     ]
     assert [len(names) for names in found] == [1, 1, 1, 1]
     assert len(set.union(*found)) == 4
@@ -37,7 +36,7 @@ def test_weights_sum_to_one_and_fall_with_distance() -> None:
     """The nearest cluster weighs most."""
     clusters = _seeded(8, ClusterSettings(clusters=8, nearest=3))
     near = clusters.neighbourhood(_family_prompt(2, np.random.default_rng(5)))
-    assert near.clusters.size == 3
+    assert near.places.size == 3
     assert abs(near.weights.sum() - 1.0) < 1e-9
     assert near.weights.tolist() == sorted(near.weights, reverse=True)
 
@@ -48,7 +47,7 @@ def test_equal_prompts_make_one_cluster() -> None:
     clusters = PromptClusters(ClusterSettings())
     clusters.seed([prompt] * 50)
     near = clusters.neighbourhood(prompt)
-    assert near.clusters.tolist() == [0]
+    assert near.places.tolist() == [0]
     assert near.weights.tolist() == [1.0]
     assert clusters.follow(near) == 0
 
@@ -57,7 +56,7 @@ def test_a_centroid_follows_its_prompts_and_never_jumps() -> None:
     """A family that wanders slowly keeps its cluster, though it ends nearer to where another one began."""
     clusters = _seeded(2, ClusterSettings(clusters=2, centroid_memory_prompts=50))
     start, end = (_family_prompt(family, np.random.default_rng(3)) for family in (0, 7))
-    home = int(clusters.neighbourhood(start).clusters[0])
+    home = int(clusters.neighbourhood(start).places[0])
     for share in np.linspace(0.0, 1.0, 600):
         moved = ((1.0 - share) * start + share * end).astype(np.float32)
         assert clusters.follow(clusters.neighbourhood(moved)) == home
@@ -94,7 +93,7 @@ def test_few_prompts_make_few_clusters() -> None:
     prompts = [_family_prompt(number, generator) for number in range(200)]
     for count, expected in ((30, 5), (200, 33)):
         clusters.seed(prompts[:count])
-        assert clusters.neighbourhood(prompts[0]).clusters.size == expected
+        assert clusters.neighbourhood(prompts[0]).places.size == expected
 
 
 def test_a_family_that_appears_later_has_a_cluster_born() -> None:
@@ -105,25 +104,26 @@ def test_a_family_that_appears_later_has_a_cluster_born() -> None:
     for number in range(400):
         near = clusters.neighbourhood(_family_prompt(number % 4, generator))
         assert clusters.born(near) is None, "nothing new yet"
-        homes[number % 4] = clusters.follow(near)
+        clusters.follow(near)
+        homes[number % 4] = near.cluster
     births = []
     for _ in range(30):
         near = clusters.neighbourhood(_family_prompt(9, generator))
         births.append(clusters.born(near))
         clusters.follow(clusters.neighbourhood(_family_prompt(9, generator)))
-    found = [born for born in births if born is not None]
+    found = [clusters.id_of(born.place) for born in births if born is not None]
     assert len(found) == 1
     assert found[0] not in homes.values()
-    assert int(clusters.neighbourhood(_family_prompt(9, generator)).clusters[0]) == found[0]
+    assert clusters.neighbourhood(_family_prompt(9, generator)).cluster == found[0]
     for family, home in homes.items():
-        assert int(clusters.neighbourhood(_family_prompt(family, generator)).clusters[0]) == home
+        assert clusters.neighbourhood(_family_prompt(family, generator)).cluster == home
 
 
 def test_a_birth_takes_the_room_of_an_idle_cluster_or_none() -> None:
     """With all places taken, a new family waits until one of the old was idle for long enough."""
     clusters = _seeded(4, ClusterSettings(clusters=4, fewest_prompts=50, idle_prompts=300))
     generator = np.random.default_rng(2)
-    idle = int(clusters.neighbourhood(_family_prompt(3, generator)).clusters[0])
+    idle = clusters.neighbourhood(_family_prompt(3, generator)).cluster
     births = []
     for number in range(500):
         near = clusters.neighbourhood(_family_prompt(9 if number >= 150 and number % 5 == 0 else number % 3, generator))
@@ -131,5 +131,65 @@ def test_a_birth_takes_the_room_of_an_idle_cluster_or_none() -> None:
         if births[-1] is None and near.distance < 0.5:
             clusters.follow(near)
     found = [(number, born) for number, born in enumerate(births) if born is not None]
-    assert [born for _, born in found] == [idle]
+    assert [born.retired for _, born in found] == [idle]
+    assert clusters.neighbourhood(_family_prompt(9, generator)).cluster not in range(4), "the new one has a new id"
     assert found[0][0] >= 300
+
+
+def test_a_place_is_used_again_and_an_id_never() -> None:
+    """After splits, merges and retirements every id was given once, and no more clusters live than there are places."""
+    clusters = _seeded(4, ClusterSettings(clusters=6, fewest_prompts=50, retire_prompts=40))
+    generator = np.random.default_rng(3)
+    given = {clusters.id_of(int(place)) for place in clusters.neighbourhood(_family_prompt(0, generator)).places}
+    for lap in range(30):
+        if not clusters.full:
+            kept, gone = (np.stack([_point(clusters, family, generator)] * 3) for family in (0, lap + 10))
+            new = clusters.id_of(
+                clusters.split(int(clusters.neighbourhood(_family_prompt(0, generator)).places[0]), kept, gone)
+            )
+            assert new not in given
+            given.add(new)
+        if lap % 3 == 0:
+            one, other = clusters.nearest_pairs(within=np.inf, most=1)[0]
+            clusters.merge(*clusters.larger(one, other))
+        for _ in range(10):
+            clusters.follow(clusters.neighbourhood(_family_prompt(0, generator)))
+        clusters.retire()
+        assert 1 <= clusters.count <= 6
+    assert max(given) > 12
+
+
+def _point(clusters: PromptClusters, family: int, generator: np.random.Generator) -> np.ndarray:
+    return clusters.neighbourhood(_family_prompt(family, generator)).point
+
+
+def test_the_nearest_pairs_are_those_of_brute_force() -> None:
+    """All pairs below a distance, the nearest first."""
+    clusters = _seeded(8, ClusterSettings(clusters=12, fewest_prompts=20))
+    centroids = clusters._centroids[~clusters._free]
+    pairs = {
+        (one, other): float(((centroids[one] - centroids[other]) ** 2).sum())
+        for one in range(len(centroids))
+        for other in range(one + 1, len(centroids))
+    }
+    within = float(np.median(list(pairs.values())))
+    expected = sorted((pair for pair in pairs if pairs[pair] < within), key=lambda pair: pairs[pair])
+    assert clusters.nearest_pairs(within=within, most=100) == expected
+    assert clusters.nearest_pairs(within=within, most=3) == expected[:3]
+
+
+def test_only_a_cluster_that_was_idle_for_very_long_is_retired() -> None:
+    """Not before its time, and the last one never."""
+    clusters = _seeded(2, ClusterSettings(clusters=4, fewest_prompts=50, retire_prompts=100))
+    generator = np.random.default_rng(1)
+    idle = clusters.neighbourhood(_family_prompt(1, generator)).cluster
+    retired = []
+    for number in range(400):
+        clusters.follow(clusters.neighbourhood(_family_prompt(0, generator)))
+        place = clusters.retire()
+        retired += [] if place is None else [(number, clusters.id_of(place))]
+    homes = {clusters.neighbourhood(_family_prompt(1, generator)).cluster}
+    assert idle in [cluster for _, cluster in retired]
+    assert all(number >= 99 for number, _ in retired)
+    assert clusters.count >= 1
+    assert idle not in homes

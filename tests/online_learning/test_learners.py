@@ -27,7 +27,7 @@ SMALL = LearnerSettings(
     max_models=3,
     sketch=SketchSettings(recent_answers=64),
     cluster_sketch=SketchSettings(memory_answers=1_000.0, recent_answers=40),
-    clusters=ClusterSettings(clusters=6, early_seed_prompts=(30,), seed_prompts=60),
+    clusters=ClusterSettings(clusters=6, early_seed_prompts=(30,), seed_prompts=60, recent_prompts=48),
 )
 
 GRID = log_grid()
