@@ -26,6 +26,8 @@ class Trouble:
     ``unknown``: the thing that was asked for is not known; ``failed``: another HTTP status than success;
     ``garbled``: the answer is not what the API promises."""
     detail: str
+    status: int | None = None
+    """The HTTP status, where there was an answer."""
 
 
 Answer = TypeVar("Answer", bound=View)
@@ -69,7 +71,8 @@ class ControllerClient:
 
     def explanation(self, request_id: str) -> ExplainView | Trouble:
         """Ask why a request ran when it did."""
-        return self._ask(f"/api/explain/{quote(request_id, safe='')}", ExplainView)
+        answer = self._ask(f"/api/explain/{quote(request_id, safe='')}", ExplainView)
+        return Trouble("unknown", answer.detail) if isinstance(answer, Trouble) and answer.status == 404 else answer
 
     def _ask(
         self,
@@ -91,10 +94,9 @@ class ControllerClient:
 def _understood(response: httpx.Response, address: str, kind: type[Answer]) -> Answer | Trouble:
     if response.status_code in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}:
         return Trouble("refused", f"{address} answered {response.status_code}")
-    if response.status_code == httpx.codes.NOT_FOUND:
-        return Trouble("unknown", f"{address} answered 404")
     if not response.is_success:
-        return Trouble("failed", f"{address} answered {response.status_code}: {response.text[:200]}")
+        detail = f"{address} answered {response.status_code}: {response.text[:200]}"
+        return Trouble("failed", detail, response.status_code)
     try:
         return msgspec.json.decode(response.content, type=kind, strict=False)
     except msgspec.MsgspecError as error:

@@ -30,16 +30,30 @@ class Phase(NamedTuple):
 
 
 def phases(life: LifeFacts) -> list[Phase]:
-    """Waiting, prompt, generating, and the times without its place, in order."""
+    """Waiting, prompt, generating, and the times without its place, in order and without overlap."""
     end_s = life.until_s - life.arrival_s
     started_s = end_s if life.started_s is None else life.started_s - life.arrival_s
     first_s = end_s if life.first_token_s is None else life.first_token_s - life.arrival_s
     found = [Phase("waiting", 0.0, started_s), Phase("prompt", started_s, first_s), Phase("generating", first_s, end_s)]
-    for loss in life.losses:
-        back = next((m.time_s for m in life.moments if m.time_s > loss.time_s and m.attained_tokens is not None), None)
-        again_s = end_s if back is None else back - life.arrival_s
-        found.append(Phase("without its place", loss.time_s - life.arrival_s, again_s))
-    return [phase for phase in found if phase.end_s > phase.start_s]
+    for away in _absences(life, end_s):
+        found = [part for phase in found for part in _without(phase, away)] + [away]
+    return sorted((phase for phase in found if phase.end_s > phase.start_s), key=lambda phase: phase.start_s)
+
+
+def _absences(life: LifeFacts, end_s: float) -> list[Phase]:
+    back = [moment.time_s for moment in life.moments if moment.attained_tokens is not None]
+    spans = [(loss.time_s, next((time_s for time_s in back if time_s > loss.time_s), None)) for loss in life.losses]
+    return [
+        Phase("without its place", since_s - life.arrival_s, end_s if back_s is None else back_s - life.arrival_s)
+        for since_s, back_s in spans
+    ]
+
+
+def _without(phase: Phase, away: Phase) -> list[Phase]:
+    """A phase less the time of an absence."""
+    before = Phase(phase.name, phase.start_s, min(phase.end_s, away.start_s))
+    after = Phase(phase.name, max(phase.start_s, away.end_s), phase.end_s)
+    return [part for part in (before, after) if part.end_s > part.start_s]
 
 
 def timeline(life: LifeFacts) -> go.Figure:
@@ -52,20 +66,19 @@ def timeline(life: LifeFacts) -> go.Figure:
     for name, colour in colours.items():
         shown = [phase for phase in lived if phase.name == name]
         figure.add_bar(
-            y=["life" if name != "without its place" else "preempted"] * len(shown), base=[phase.start_s for phase in shown],
+            y=["life"] * len(shown), base=[phase.start_s for phase in shown],
             x=[phase.end_s - phase.start_s for phase in shown], orientation="h", name=name, marker_color=colour,
             hovertemplate="%{fullData.name}: %{x:.3g} s<extra></extra>", visible=True if shown else "legendonly",
             showlegend=bool(shown),
         )  # fmt: skip
     for name, times_s, symbol in _marks(life):
         figure.add_scatter(
-            x=[time_s - life.arrival_s for time_s in times_s], y=["events"] * len(times_s), mode="markers", name=name,
+            x=[time_s - life.arrival_s for time_s in times_s], y=["events"] * len(times_s), mode="markers", name=name, cliponaxis=False,
             marker={"symbol": symbol, "size": 11, "color": palette.GREY}, hovertemplate="%{fullData.name} at %{x:.3g} s<extra></extra>",
         )  # fmt: skip
-    figure.update_layout(barmode="overlay", hovermode="closest", height=240)
+    figure.update_layout(barmode="overlay", hovermode="closest", height=220)
     figure.update_xaxes(title="seconds since its arrival", rangemode="tozero")
-    rows = ["events", "preempted", "life"] if life.losses else ["events", "life"]
-    figure.update_yaxes(categoryorder="array", categoryarray=rows, range=[-0.5, len(rows) - 0.5])
+    figure.update_yaxes(categoryorder="array", categoryarray=["events", "life"], range=[-0.5, 1.5])
     return or_blank(figure, lived, "It has just arrived")
 
 
@@ -102,13 +115,10 @@ def distribution(life: LifeFacts) -> go.Figure:
 def index(life: LifeFacts) -> go.Figure:
     """Its index by the tokens attained: as first decided, and as last."""
     figure = base("index (engine-seconds)")
-    shown = (
-        [life.choices[-1]] if len(life.choices) == 1 else [life.choices[0], life.choices[-1]] if life.choices else []
-    )
-    names = ["decided on arrival", "decided last"] if len(shown) == 2 else ["decided"]
-    for choice, name, colour in zip(
-        shown, names, (palette.GREY, palette.BLUE)[-len(shown) :] if shown else (), strict=True
-    ):
+    shown = [("decided last", life.choices[-1], palette.BLUE)] if life.choices else []
+    if len(life.choices) > 1:
+        shown.insert(0, ("decided on arrival", life.choices[0], palette.GREY))
+    for name, choice, colour in shown:
         figure.add_scatter(
             x=choice.attained_tokens, y=choice.table_index_s, mode="lines", name=name, line_shape="hv",
             line={"color": colour, "width": 2}, hovertemplate="from %{x:,} tokens on: %{y:.3g} s<extra></extra>",
@@ -116,7 +126,7 @@ def index(life: LifeFacts) -> go.Figure:
     attained = attained_tokens(life)
     if shown and attained is not None:
         figure.add_scatter(
-            x=[attained], y=[index_at(shown[-1], attained)], mode="markers", name=_came(life),
+            x=[attained], y=[index_at(shown[-1][1], attained)], mode="markers", name=_came(life),
             marker={"color": palette.AMBER, "size": 11}, hovertemplate="%{x:,} tokens: %{y:.3g} s<extra></extra>",
         )  # fmt: skip
     figure.update_xaxes(title="output tokens attained", rangemode="tozero")

@@ -19,6 +19,7 @@ BINS = 60
 
 def page() -> None:
     """Draw the page; everything on it is live."""
+    request.follow_choice()
     left, right = st.columns([4, 1], vertical_alignment="bottom")
     left.title("Now")
     with right:
@@ -28,6 +29,7 @@ def page() -> None:
 
 @st.fragment(run_every=live.REFRESH_S)
 def _live(window_s: int) -> None:
+    request.leave_for_choice()
     state = live.answered(live.state())
     if state is None:
         return
@@ -98,7 +100,6 @@ def _tables(queue: QueueView, engines: Sequence[EngineView]) -> None:
     columns = [name for name in _COLUMNS if name != "engine_id" or len({row.engine_id for row in queue.rows}) > 1]
     st.markdown("##### Waiting, in the order in which they will be tried")
     st.caption(_LENGTHS)
-    request.follow_choice()
     _table(waiting, columns, "now_waiting", "Nothing waits.")
     # The counts are a moment older than the rows: only a list that was cut tells of more.
     if len(queue.rows) >= QUEUE_ROWS and total > len(waiting):

@@ -31,6 +31,7 @@ _CHOSEN = "request_to_open"
 
 def page() -> None:
     """Draw the page of the request that the address names."""
+    follow_choice()
     st.title("Request")
     named = st.query_params.get(PARAMETER, "")
     entered = st.text_input(
@@ -67,15 +68,23 @@ def choosable(data: Mapping[str, Any], request_ids: Sequence[str], *, key: str, 
 
 
 def follow_choice() -> None:
-    """Go to the request whose row was selected, if one was."""
+    """Go to the request whose row was selected, if one was; for the body of a page, outside its fragments.
+
+    A change of page from within a fragment can reach the browser between two parts of the old page and break it.
+    """
     chosen = st.session_state.pop(_CHOSEN, None)
     if chosen is not None:
         st.switch_page(link(), query_params={PARAMETER: chosen})
 
 
+def leave_for_choice() -> None:
+    """Within a fragment, have the whole page run anew when a row was selected, so that it follows the choice."""
+    if _CHOSEN in st.session_state:
+        st.rerun(scope="app")
+
+
 def _offer() -> None:
     """List what could be chosen: the latest that ended and the first of the queue."""
-    follow_choice()
     state = live.answered(live.state())
     if state is None:
         return
@@ -137,6 +146,7 @@ def _recorded(request_id: str) -> LifeFacts | None:
 
 
 def _life(request_id: str) -> None:
+    leave_for_choice()
     found = _found(request_id)
     if found is None:
         live.show(words.unknown_request_notice(request_id))
@@ -204,7 +214,11 @@ def _charts(found: ExplainView) -> None:
         live.chart("Its place in the queue", life_figures.queue(life), "request_queue")
     if found.explanation is not None:
         with lower[1]:
-            live.chart("What it waited for", life_figures.waits(found.explanation.waits), "request_waits")
+            live.chart(
+                "What it waited for before its first place",
+                life_figures.waits(found.explanation.waits),
+                "request_waits",
+            )
 
 
 def _rivals(found: ExplainView) -> None:
@@ -217,7 +231,6 @@ def _rivals(found: ExplainView) -> None:
         return
     if len(found.explanation.overtakers) > RIVALS_SHOWN:
         st.caption(f"The first {RIVALS_SHOWN} of {words.count(len(found.explanation.overtakers))} are shown.")
-    follow_choice()
     data = {
         "Request": [rival.request_id for rival in rivals],
         "Why": [_WHYS.get(rival.why, rival.why) for rival in rivals],

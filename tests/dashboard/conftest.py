@@ -1,3 +1,4 @@
+import json
 import math
 import random
 import socket
@@ -95,6 +96,61 @@ def recent(now_s: float, seconds: float, waiting: int) -> Json:
             "finished": finished}  # fmt: skip
 
 
+def explained(now_s: float, request_id: str, **facts: object) -> Json:
+    """One request that waits behind others and lost its place once, as the controller explains it."""
+    arrival_s = now_s - 30.0
+    moments = [
+        {
+            "time_s": arrival_s + step / 2,
+            "waiting": 40,
+            "running": 12,
+            "kv_blocks_used": 1400,
+            "kv_blocks": 1500,
+            "admission_limit": 12,
+            "reserved_blocks": 90,
+            "mode": "on",
+            "fallback": None,
+            "ahead": 30 - step // 2 if step < 20 else 3 if 40 <= step < 50 else None,
+            "head_prompt_tokens": 90,
+            "attained_tokens": None if step < 20 or 40 <= step < 50 else step * 4,
+        }
+        for step in range(60)
+    ]
+    rivals = [
+        {
+            "request_id": f"cmpl-r{number}",
+            "arrival_s": arrival_s + number,
+            "scheduled_s": arrival_s + number + 1,
+            "prompt_tokens": 50,
+            "priority": 0,
+            "index_s": 0.1,
+        }
+        for number in range(1, 6)
+    ]
+    return {
+        "explanation": {
+            "request_id": request_id, "engine_id": "engine-0", "session_id": "s", "state": "running", "known_until_s": now_s,
+            "sentences": [{"about": "arrival", "text": "It arrived at noon with a prompt of 70 tokens."},
+                          {"about": "queue", "text": "Before it, 5 requests that came later got a place."},
+                          {"about": "queue", "text": "All of these because their index put them first."}],
+            "overtakers": [rival | {"own_index_s": 0.25, "why": "index"} for rival in rivals],
+            "waits": [{"cause": "gate", "behind": True, "span_s": 8.5}, {"cause": "memory", "behind": False, "span_s": 1.5}],
+        },
+        "facts": {
+            "request_id": request_id, "engine_id": "engine-0", "session_id": "s", "known_until_s": now_s,
+            "arrival_s": arrival_s, "prompt_tokens": 70, "max_tokens": 1024, "model": "qwen3-32b", "priority": 0,
+            "scheduled_s": arrival_s + 10.0, "first_token_s": arrival_s + 10.5,
+            "belief": {"time_s": arrival_s, "cluster": 3, "mean_tokens": 160.0, "p10_tokens": 20, "p25_tokens": 60,
+                       "p50_tokens": 120, "p75_tokens": 200, "p90_tokens": 350, "p95_tokens": 500, "p99_tokens": 900,
+                       "evidence": 412.0, "experts": {"cluster": 0.7, "global": 0.3}},
+            "choices": [{"time_s": arrival_s, "policy": "sage", "reason": "arrival", "cost_s": 0.6, "index_s": 0.25,
+                         "attained_tokens": [0, 50, 200], "table_index_s": [0.25, 0.1, 0.6]}],
+            "losses": [{"time_s": arrival_s + 20.0, "lost_tokens": 230, "attained_tokens": 160, "cause": "memory"}],
+            "moments": moments, "rivals": rivals, "orders": [], "shifts": [],
+        } | facts,
+    }  # fmt: skip
+
+
 GAIN_READY = {
     "status": "ready",
     "method": "replay of finished requests through the simulated engine",
@@ -115,6 +171,7 @@ class World:
     learner: Json = field(default_factory=dict)
     gain: Json = field(default_factory=lambda: dict(GAIN_READY))
     empty: bool = False
+    facts: Json = field(default_factory=dict)
 
 
 def application(world: World) -> FastAPI:
@@ -138,6 +195,13 @@ def application(world: World) -> FastAPI:
     @app.get("/api/gain")
     def get_gain() -> Json:
         return world.gain
+
+    @app.get("/api/explain/{request_id:path}")
+    def get_explanation(request_id: str) -> Response:
+        if not request_id.startswith("cmpl-"):
+            return Response('{"error": "no such request", "remedy": "ask for another"}', status_code=404)
+        answer = json.dumps(explained(time.time(), request_id, **world.facts))
+        return Response(answer, media_type="application/json")
 
     @app.get("/bad/api/state")
     def get_garbled() -> Response:

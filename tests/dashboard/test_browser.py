@@ -1,3 +1,4 @@
+import contextlib
 import os
 import re
 import shutil
@@ -22,7 +23,7 @@ FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
-PAGES = {"": "Now", "predictions": "Predictions", "latency": "Latency", "history": "History"}
+PAGES = {"": "Now", "predictions": "Predictions", "latency": "Latency", "request": "Request", "history": "History"}
 DRAWN_MS = 30_000
 LIVE_MS = 15_000
 """Live parts follow within about a second; a busy machine is given more."""
@@ -154,4 +155,27 @@ def test_a_controller_that_goes_and_comes_back_is_shown(page: Page, dashboard_ur
     lasting.start()
     expect(metric(page, "Waiting")).to_be_visible(timeout=LIVE_MS)
     expect(page.get_by_text("The controller does not answer")).to_have_count(0, timeout=LIVE_MS)
+    assert_no_error_box(page)
+
+
+def test_a_request_opens_from_the_queue_and_from_its_address(page: Page, dashboard_url: str) -> None:
+    """A click on a row of the queue leads to the request's page, whose address can be kept and opened again."""
+    page.goto(dashboard_url)
+    waiting, running = page.get_by_test_id("stDataFrame").first, page.get_by_test_id("stDataFrame").nth(1)
+    expect(running).to_be_visible(timeout=DRAWN_MS)
+    heading = page.get_by_role("heading", name="Request", exact=True)
+    for _ in range(5):  # A table that is being drawn anew takes no click.
+        waiting.click(position={"x": 15, "y": 52})
+        with contextlib.suppress(AssertionError):
+            expect(heading).to_be_visible(timeout=LIVE_MS / 3)
+            break
+    expect(heading).to_be_visible()
+    expect(page).to_have_url(re.compile(r"/request\?request=cmpl-"), timeout=LIVE_MS)
+    address = page.url
+    expect(page.get_by_text("Before it, 5 requests that came later got a place.")).to_be_visible(timeout=LIVE_MS)
+    page.goto(f"{dashboard_url}/request?request=nobody")
+    expect(page.get_by_text("This request is not known")).to_be_visible(timeout=DRAWN_MS)
+    page.goto(address)
+    expect(metric(page, "Preemptions")).to_have_text("1", timeout=DRAWN_MS)
+    expect(page.get_by_test_id("stPlotlyChart")).to_have_count(5, timeout=DRAWN_MS)
     assert_no_error_box(page)
