@@ -21,7 +21,7 @@ from controller.core import Core, Outgoing
 from controller.live import Live
 from controller.metrics import Metrics
 from engine_adapter.link import ControllerHub
-from store.records import DriftDetected, EngineMessage, Entry, Finished, Mode, Snapshot
+from store.records import DriftDetected, EngineMessage, Entry, Finished, Mode, Outcome, Prediction, Snapshot
 from store.writer import HistoryWriter
 
 log = logging.getLogger(__name__)
@@ -176,7 +176,9 @@ class ControlLoop:
             if connection in gone:
                 continue
             delivery = self._hub.send(connection, message)
-            if delivery != "sent":
+            if delivery == "sent":
+                self._metrics.messages_sent.inc()
+            else:
                 self._metrics.messages_lost.inc()
             if delivery == "gone":
                 gone.add(connection)
@@ -197,12 +199,16 @@ class ControlLoop:
 
     def _show(self, entry: Entry) -> None:
         record = entry.record
-        self._live.lives.take(entry)
+        life = self._live.lives.take(entry)
         if isinstance(record, Snapshot):
             self._live.take_snapshot(entry.engine_id, record)
             self._metrics.count_snapshot(entry.engine_id, record)
         elif isinstance(record, Finished):
-            self._metrics.count_finished(entry.engine_id, record)
+            self._metrics.count_finished(entry.engine_id, record, life, self._live.lives.model(entry.session_id))
+        elif isinstance(record, Prediction):
+            self._metrics.count_prediction(record)
+        elif isinstance(record, Outcome):
+            self._metrics.count_outcome(record)
         elif isinstance(record, DriftDetected):
             self._live.take_drift(record)
 

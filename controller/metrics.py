@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from controller.live import EngineView, Live, Picture
-from store.records import Finished, Snapshot
+from controller.recent_lives import RecentLife
+from controller.request_metrics import CappedLabel, RequestMetrics
+from store.records import Finished, Outcome, Prediction, Snapshot
 
-LATENCY_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000)
 TICK_BUCKETS_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1)
 ENGINE_LABELS = 256
 """Engines that have metrics of their own."""
@@ -76,20 +77,7 @@ class Metrics:
     def __init__(self, live: Live) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
-        self.ttft_s = Histogram(
-            "sagesched_ttft_seconds",
-            "Time to first token of finished requests.",
-            ["engine_id"],
-            buckets=LATENCY_BUCKETS_S,
-            registry=self.registry,
-        )
-        self.ttlt_s = Histogram(
-            "sagesched_ttlt_seconds",
-            "Time to last token of finished requests.",
-            ["engine_id"],
-            buckets=LATENCY_BUCKETS_S,
-            registry=self.registry,
-        )
+        self.requests = RequestMetrics(self.registry)
         self.tick_s = Histogram(
             "sagesched_tick_seconds",
             "Time that one turn of the control loop took, without waiting.",
@@ -98,43 +86,56 @@ class Metrics:
         )
         self.tick_errors = self._counter("tick_errors", "Turns of the control loop that failed; FCFS follows.")
         self.messages_received = self._counter("messages_received", "Messages received from engines.")
+        self.messages_sent = self._counter("messages_sent", "Messages sent to engines.")
         self.messages_lost = self._counter("messages_lost", "Messages to engines that did not keep up or were gone.")
         self.generated_tokens = self._counter("generated_tokens", "Output tokens of finished requests.", "engine_id")
         self.finished = self._counter("finished_requests", "Requests that ended.", "engine_id", "reason")
         self.preemptions = self._counter("preemptions", "Requests that lost their KV blocks.", "engine_id")
         self.recomputed_tokens = self._counter("recomputed_tokens", "Tokens to be computed again.", "engine_id")
         self.computed_tokens = self._counter("computed_tokens", "Tokens computed, of prompts and answers.", "engine_id")
-        self._engine_labels: set[str] = set()
+        self.steps = self._counter("engine_steps", "Steps of engines.", "engine_id")
+        self.step_s = self._counter("engine_step_seconds", "Time that engines spent in steps.", "engine_id")
+        self.hook_s = self._counter("engine_hook_seconds", "Of that, time that our code took in engines.", "engine_id")
+        self.last_prediction_s = self._moment("last_prediction", "When a prediction was last made.")
+        self.last_outcome_s = self._moment("last_outcome", "When an answer was last learnt from.")
+        self._engine_labels = CappedLabel(ENGINE_LABELS)
         self.registry.register(PictureCollector(live))
 
-    def count_finished(self, engine: str, fact: Finished) -> None:
-        """A request ended."""
-        engine_id = self._label(engine)
+    def count_finished(self, engine: str, fact: Finished, life: RecentLife | None, model: str | None) -> None:
+        """A request ended; ``life`` is what else is remembered of it."""
+        engine_id = self._engine_labels.of(engine)
         self.finished.labels(engine_id, fact.reason).inc()
         self.generated_tokens.labels(engine_id).inc(fact.output_tokens)
-        self.ttlt_s.labels(engine_id).observe(max(0.0, fact.time_s - fact.arrival_s))
-        if fact.first_token_s is not None:
-            self.ttft_s.labels(engine_id).observe(max(0.0, fact.first_token_s - fact.arrival_s))
+        self.requests.count(engine_id, fact, life, model)
+
+    def count_prediction(self, prediction: Prediction) -> None:
+        """A length was predicted."""
+        self.requests.predict_s.observe(prediction.predict_s)
+        self.last_prediction_s.set(prediction.time_s)
+
+    def count_outcome(self, outcome: Outcome) -> None:
+        """An answer was learnt from."""
+        self.last_outcome_s.set(outcome.time_s)
 
     def count_snapshot(self, engine: str, snapshot: Snapshot) -> None:
         """An engine reported what it did since its last snapshot."""
-        engine_id = self._label(engine)
+        engine_id = self._engine_labels.of(engine)
         self.preemptions.labels(engine_id).inc(snapshot.preemptions)
         self.recomputed_tokens.labels(engine_id).inc(snapshot.recomputed_tokens)
         self.computed_tokens.labels(engine_id).inc(snapshot.prefill_tokens + snapshot.decode_tokens)
+        self.steps.labels(engine_id).inc(snapshot.steps)
+        self.step_s.labels(engine_id).inc(max(0.0, snapshot.step_s))
+        self.hook_s.labels(engine_id).inc(max(0.0, snapshot.hook_s))
 
     def page(self) -> bytes:
         """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
-    def _label(self, engine_id: str) -> str:
-        """The engine's id while there are few; a fleet that keeps changing names shares one label."""
-        if len(self._engine_labels) < ENGINE_LABELS:
-            self._engine_labels.add(engine_id)
-        return engine_id if engine_id in self._engine_labels else "other"
-
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"sagesched_{name}_total", text, labels, registry=self.registry)
+
+    def _moment(self, name: str, text: str) -> Gauge:
+        return Gauge(f"sagesched_{name}_timestamp_seconds", f"{text} Unix seconds.", registry=self.registry)
 
 
 class PictureCollector(Collector):
@@ -159,6 +160,7 @@ class PictureCollector(Collector):
         yield from _store(picture)
         newest = {engine.hello.engine_id: engine for engine in sorted(picture.engines, key=lambda e: e.last_seen_s)}
         yield from _engines(tuple(newest.values()))
+        yield from _loop(picture)
         yield _mode(picture)
 
 
@@ -228,6 +230,7 @@ def _engines(engines: tuple[EngineView, ...]) -> Iterator[Metric]:
         fallback.add_metric([engine.hello.engine_id], float(held_back))
     yield connected
     yield fallback
+    yield from _engine_signs(engines)
     for family, kinds in ((GaugeMetricFamily, ENGINE_GAUGES), (CounterMetricFamily, ENGINE_COUNTERS)):
         for name, text, attribute in kinds:
             metric = family(f"sagesched_{name}", text, labels=labels)
@@ -235,6 +238,38 @@ def _engines(engines: tuple[EngineView, ...]) -> Iterator[Metric]:
                 if engine.snapshot is not None:
                     metric.add_metric([engine.hello.engine_id], float(getattr(engine.snapshot, attribute)))
             yield metric
+
+
+def _engine_signs(engines: tuple[EngineView, ...]) -> Iterator[Metric]:
+    """When each engine was last heard, and what it still owes."""
+    heard = GaugeMetricFamily(
+        "sagesched_engine_last_message_timestamp_seconds", "When the engine was last heard.", labels=["engine_id"]
+    )
+    shown = GaugeMetricFamily(
+        "sagesched_engine_last_snapshot_timestamp_seconds",
+        "Moment of the engine's last snapshot, by its own clock.",
+        labels=["engine_id"],
+    )
+    unfinished = GaugeMetricFamily(
+        "sagesched_engine_unfinished_requests", "Requests that the controller follows.", labels=["engine_id"]
+    )
+    for engine in engines:
+        heard.add_metric([engine.hello.engine_id], engine.last_seen_s)
+        unfinished.add_metric([engine.hello.engine_id], engine.unfinished)
+        if engine.snapshot is not None:
+            shown.add_metric([engine.hello.engine_id], engine.snapshot.time_s)
+    yield from (heard, shown, unfinished)
+
+
+def _loop(picture: Picture) -> Iterator[Metric]:
+    yield GaugeMetricFamily(
+        "sagesched_loop_last_turn_timestamp_seconds", "When the control loop last published.", value=picture.time_s
+    )
+    yield GaugeMetricFamily(
+        "sagesched_unacknowledged_batches",
+        "Batches of facts received that are not on disk yet.",
+        value=picture.loop.get("unacknowledged_batches", 0.0),
+    )
 
 
 def _mode(picture: Picture) -> Metric:
