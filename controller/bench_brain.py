@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -20,9 +20,6 @@ from store.records import ControllerMessage, EngineMessage, Hello
 CONNECTION = b"bench"
 LEASE_S = 1e9
 """Virtual time jumps over idle hours, in which no heartbeat comes; the controller is in this process and cannot die."""
-
-CHECKED_EVERY = 100
-"""Warm-up answers between two looks at whether anybody still wants the result."""
 
 
 class Brain:
@@ -51,8 +48,6 @@ class Brain:
             now_s=0.0,
             timer=lambda: 0.0,
         )
-        self.still_wanted: Callable[[], None] = lambda: None
-        """Called now and then while the learner is taught; may raise."""
 
     def check(self, requests: int) -> None:
         """A figure under a policy's name must come from that policy, from the first request to the last."""
@@ -73,9 +68,7 @@ class Brain:
 
     def _warm_up(self, model: str) -> None:
         """Teach answers of this model that ended before the first measured request arrives."""
-        for number, work in enumerate(self._warmup):
-            if number % CHECKED_EVERY == 0:
-                self.still_wanted()
+        for work in self._warmup:
             prompt = Prompt(
                 token_ids=np.frombuffer(packed(work.token_ids), dtype="<u4"),
                 prompt_tokens=len(work.token_ids),

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from ctypes import c_int
+from threading import Thread
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
@@ -41,7 +44,7 @@ class Crew:
                 min(processes, most_runs),
                 mp_context=context,
                 initializer=_start_worker,
-                initargs=(self._board, self._stop),
+                initargs=(self._board, self._stop, os.getpid()),
             )
 
     def __enter__(self) -> Self:
@@ -98,25 +101,26 @@ class Crew:
         self._served(sum(self._board))
 
 
-class _StoppedError(Exception):
-    """Nobody wants the result any more."""
-
-
 _board: Any = None
-_stop: Any = None
 
 
-def _start_worker(board: Any, stop: Any) -> None:  # noqa: ANN401 - ctypes' shared values have no better type
-    """Share the board with the parent, which alone handles Ctrl-C."""
-    global _board, _stop
+def _start_worker(board: Any, stop: Any, parent: int) -> None:  # noqa: ANN401 - ctypes' shared values have no better type
+    """Share the board with the parent, which alone handles Ctrl-C, and end with it."""
+    global _board  # noqa: PLW0603 - a worker's only way to what its parent shares
+    _board = board
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _board, _stop = board, stop
+    Thread(target=_watch, args=(stop, parent), daemon=True).start()
+
+
+def _watch(stop: Any, parent: int) -> None:  # noqa: ANN401 - as above
+    """End this process, whatever it is doing, when its result is not wanted or its parent is gone."""
+    while not stop.value and os.getppid() == parent:
+        time.sleep(LOOK_EVERY_S)
+    os._exit(1)
 
 
 def _work(number: int, spec: RunSpec, timer: Callable[[], float]) -> PolicyRun:
     def report(served: int) -> None:
-        if _stop.value:
-            raise _StoppedError
         _board[number] = served
 
     return run_policy(spec, timer, report)

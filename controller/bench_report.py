@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from html import escape
 from pathlib import Path
 
-import numpy as np
 import plotly.graph_objects as go
 from rich.table import Table
 
 from controller.bench_figures import PolicyFigures
+from controller.bench_plots import busiest, gain_plots, run_plots
 from controller.bench_result import BenchResult, Spread
 
 COLUMNS: tuple[tuple[str, str, str], ...] = (
@@ -30,7 +31,6 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
 )
 """Figure, heading, format."""
 
-COLOURS = ("#6b7280", "#d97706", "#2563eb", "#059669", "#db2777", "#7c3aed", "#0891b2", "#65a30d")
 PAGE = """<!doctype html>
 <html lang="en">
 <head><meta charset="utf-8"><title>{title}</title>
@@ -95,20 +95,27 @@ def describe(result: BenchResult) -> str:
     )
 
 
-def write_html(result: BenchResult, path: Path, against: str | None = None) -> None:
-    """Write a page that stands on its own: table, TTLT distributions, mean against P99, queue and KV over time."""
-    plots = [_ttlt_distributions(result), _mean_against_tail(result), _queue_over_time(result), _kv_over_time(result)]
-    parts = [
-        figure.to_html(full_html=False, include_plotlyjs=number == 0, default_height="420px")
-        for number, figure in enumerate(plots)
-    ]
-    page = PAGE.format(
-        title="Scheduling policies side by side",
-        about=escape(describe(result)),
-        table=_html_table(result, against),
-        plots="".join(parts),
-    )
+def write_html(results: Sequence[BenchResult], path: Path, against: str | None = None) -> None:
+    """Write a page that stands on its own: gain against load, and of each profile's highest load all that is known.
+
+    That is the table, TTLT distributions, mean against P99, queue and KV over time.
+    """
+    gains = gain_plots(results, against) if against else []
+    parts = [_html(plot, first=number == 0) for number, plot in enumerate(gains)]
+    for place, result in enumerate(busiest(results)):
+        parts.append(f"<h2>{escape(describe(result))}</h2>{_html_table(result, against)}")
+        plots = enumerate(run_plots(result))
+        parts += [_html(plot, first=not gains and place == number == 0) for number, plot in plots]
+    others = [result for result in results if result not in busiest(results)]
+    parts += [f"<h2>{escape(describe(result))}</h2>{_html_table(result, against)}" for result in others]
+    about = "Where several seeds ran: the mean, and the lowest and highest; ratios are taken seed by seed."
+    page = PAGE.format(title="Scheduling policies side by side", about=about, table="", plots="".join(parts))
     path.write_text(page, encoding="utf-8")
+
+
+def _html(plot: go.Figure, *, first: bool) -> str:
+    """A plot, the first of a page with the library."""
+    return str(plot.to_html(full_html=False, include_plotlyjs=first, default_height="420px"))
 
 
 _LOWER_IS_BETTER = tuple(
@@ -138,64 +145,3 @@ def _html_table(result: BenchResult, against: str | None) -> str:
         for policy in result.figures
     ]
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-
-
-def _ttlt_distributions(result: BenchResult) -> go.Figure:
-    figure = _figure("Requests finished within a time to last token", "TTLT, s", "share of requests")
-    for number, (policy, run) in enumerate(result.runs.items()):
-        ttlt_s = np.sort([life.ttlt_s for life in run.lives])
-        share = np.arange(1, ttlt_s.size + 1) / ttlt_s.size
-        figure.add_scatter(x=ttlt_s, y=share, name=policy, mode="lines", line=_line(number))
-    figure.update_xaxes(type="log")
-    return figure
-
-
-def _mean_against_tail(result: BenchResult) -> go.Figure:
-    figure = _figure("Mean against tail", "mean TTLT, s", "P99 TTLT, s")
-    for number, (policy, figures) in enumerate(result.figures.items()):
-        figure.add_scatter(
-            x=[figures.mean_ttlt_s],
-            y=[figures.p99_ttlt_s],
-            name=policy,
-            text=[policy],
-            mode="markers+text",
-            textposition="top center",
-            marker={"size": 12, "color": COLOURS[number % len(COLOURS)]},
-        )
-    figure.update_xaxes(rangemode="tozero")
-    figure.update_yaxes(rangemode="tozero")
-    return figure
-
-
-def _queue_over_time(result: BenchResult) -> go.Figure:
-    figure = _figure("Waiting requests", "virtual time, s", "requests")
-    for number, (policy, run) in enumerate(result.runs.items()):
-        times_s = [moment.time_s for moment in run.timeline]
-        waiting = [moment.waiting for moment in run.timeline]
-        figure.add_scatter(x=times_s, y=waiting, name=policy, mode="lines", line=_line(number))
-    return figure
-
-
-def _kv_over_time(result: BenchResult) -> go.Figure:
-    figure = _figure("KV cache in use", "virtual time, s", "share of blocks")
-    for number, (policy, run) in enumerate(result.runs.items()):
-        times_s = [moment.time_s for moment in run.timeline]
-        shares = [moment.kv_share for moment in run.timeline]
-        figure.add_scatter(x=times_s, y=shares, name=policy, mode="lines", line=_line(number))
-    figure.update_yaxes(range=[0.0, 1.05])
-    return figure
-
-
-def _figure(title: str, x_title: str, y_title: str) -> go.Figure:
-    return go.Figure(
-        layout={
-            "title": title,
-            "xaxis": {"title": x_title},
-            "yaxis": {"title": y_title},
-            "template": "plotly_white",
-        }
-    )
-
-
-def _line(number: int) -> dict[str, object]:
-    return {"color": COLOURS[number % len(COLOURS)], "width": 1.8}

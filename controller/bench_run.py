@@ -21,7 +21,7 @@ from store.records import Gate
 
 BenchEngine: TypeAlias = Literal["simulated", "vllm"]
 Progress: TypeAlias = Callable[[int], None]
-"""Told the requests served so far; may raise, to end the run."""
+"""Told the requests served so far."""
 
 TIMELINE_POINTS = 600
 
@@ -84,7 +84,6 @@ def run_policy(spec: RunSpec, timer: Callable[[], float], progress: Progress | N
     engine = _Watched(_engine(spec, profile, brain.link if brain else NoLink()), profile, progress)
     if brain is not None:
         brain.engine = engine
-        brain.still_wanted = engine.report
     totals = serve(engine, measured)
     if brain is not None:
         brain.check(len(measured))
@@ -190,13 +189,9 @@ class _Watched:
         self._note(step)
         if step.finished:
             self._served += len(step.finished)
-            self.report()
+            if self._progress is not None:
+                self._progress(self._served)
         return step
-
-    def report(self) -> None:
-        """Tell whoever waits how many requests are served."""
-        if self._progress is not None:
-            self._progress(self._served)
 
     def _note(self, step: Step) -> None:
         """Keep a moment now and then; when there are too many, every second goes and the spacing doubles."""

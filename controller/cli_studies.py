@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -120,7 +121,7 @@ def sweep(  # noqa: PLR0913 - one parameter for each flag
     """The benchmark over loads and profiles: the gain against the load."""
     from controller.bench import BenchSpec  # noqa: PLC0415 - keeps --help quick
 
-    _require_writable(json_file, html, svg)
+    require_writable(json_file, html, svg)
     names = _words(policies)
     if against not in names:
         raise BadInputError(f"--against is {against!r} and does not run: choose of {', '.join(names)}")
@@ -216,8 +217,8 @@ def _show_sweep(
     from controller.bench_report import bench_table, write_html  # noqa: PLC0415 - as above
 
     for result in results:
-        _print(bench_table(result, against))
-    _write(json_file, json.dumps({"sweep": [result.as_json(against) for result in results]}, indent=2) + "\n")
+        print_table(bench_table(result, against))
+    write_figures(json_file, json.dumps({"sweep": [result.as_json(against) for result in results]}, indent=2) + "\n")
     if html is not None:
         write_html(results, html, against)
     if svg is not None:

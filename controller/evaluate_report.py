@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import plotly.graph_objects as go
 
-from controller.bench_report import COLOURS, PAGE
+from controller.bench_plots import COLOURS
+from controller.bench_report import PAGE
 from controller.study import COLUMNS, MAIN_LEARNER, LearnerRecord, Study, TaskQuality, task_qualities
 from online_learning.scoring import PIT_BINS
 

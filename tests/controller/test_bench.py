@@ -200,12 +200,12 @@ def test_the_table_and_the_page_show_every_policy(overloaded: BenchResult, tmp_p
     console = Console(width=300, record=True, file=None, quiet=True)
     console.print(bench_table(overloaded))
     page_path = tmp_path / "report.html"
-    write_html(overloaded, page_path)
+    write_html([overloaded], page_path, "fcfs")
     page = page_path.read_text(encoding="utf-8")
     for policy, policy_figures in overloaded.figures.items():
         assert policy in page
         assert f"{policy_figures.mean_ttlt_s:.2f}" in page
-    assert page.count("plotly-graph-div") >= 4
+    assert page.count("plotly-graph-div") >= 6
     assert 'src="https' not in page
 
 

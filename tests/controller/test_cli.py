@@ -16,7 +16,7 @@ from dashboard import launch
 from store.records import EngineSeen, Entry, Finished, Hello
 from store.writer import HistoryWriter
 
-COMMANDS = ("serve", "demo", "bench", "evaluate", "overhead", "sql", "explain", "doctor", "dashboard", "mode")
+COMMANDS = ("serve", "demo", "bench", "sweep", "evaluate", "overhead", "sql", "explain", "doctor", "dashboard", "mode")
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from controller.cli_studies import _print
+from controller.cli_output import print_table
 from controller.evaluate_report import reliability, write_html
 from controller.study import FIGURES, MAIN_LEARNER, LearnerRecord, Study, study_workload, task_qualities, task_table
 from online_learning.evaluate import Evaluation
@@ -76,7 +76,7 @@ def test_frequent_tasks_have_a_row_of_their_own() -> None:
     table = task_table(study)
     assert table is not None
     assert table.row_count == 2
-    _print(table)
+    print_table(table)
 
 
 def test_without_frequent_tasks_there_is_no_table(study: Study) -> None:
