@@ -4,20 +4,26 @@ A step reads all weights once, computes its prefill tokens, and reads the KV of 
 
     step seconds = base + prefill tokens·p + decoding sequences·d + KV tokens read·k
 
-with ``base`` = weight bytes / effective memory bandwidth, ``p`` = 2·parameters / effective FLOP/s,
-``k`` = KV bytes per token / effective memory bandwidth and ``d`` a small cost of sampling and bookkeeping.
-The KV capacity is what 90 % of the GPU's memory leaves beside the weights and about 3 GB of activations.
+    base = weight bytes / (memory bandwidth · share that is reached)
+    p    = 2 · parameters / (FLOP/s · share that is reached)
+    k    = KV bytes of a token / (memory bandwidth · share that is reached)
+    KV tokens = (0.9 · GPU memory - weight bytes - activations) / KV bytes of a token
 
-==================  ==========  ===========  ===============  ==================  ================
-profile             weights GB  KV B/token   bandwidth GB/s   FLOP/s (effective)  GPU memory GB
-==================  ==========  ===========  ===============  ==================  ================
-h800-qwen3-32b      65.5        262,144      3,350 · 0.6      990e12 · 0.47       96
-a40-llama3.1-8b     16.1        131,072      696 · 1.0        150e12 · 0.6        48
-==================  ==========  ===========  ===============  ==================  ================
+where KV bytes of a token = 2 · layers · KV heads · head size · 2 bytes, 0.9 is vLLM's ``--gpu-memory-utilization``,
+and ``d`` is a small cost of sampling and bookkeeping, which no data sheet gives.
+`roofline` is this arithmetic, `MODELS` and `GPUS` hold the published figures, and a test holds the profiles to it.
 
-KV bytes per token = 2 · layers · KV heads · head size · 2 bytes:
-Qwen3-32B 2·64·8·128·2, Llama-3.1-8B 2·32·8·128·2.
-Token budget and sequence limit are vLLM's own defaults for its API server on such a GPU.
+==================  =======================================  ===========================================
+profile             reached share of bandwidth and of FLOP/s  KV tokens
+==================  =======================================  ===========================================
+h800-qwen3-32b      0.6 and 0.47                             68,000: what 96 GB leave, as in SageSched's set-up
+h800-qwen3-32b-24k  the same                                 24,000: 6.3 GB, as where others share the GPU
+a40-llama3.1-8b     1.0 and 0.6                              190,000: what 48 GB leave
+==================  =======================================  ===========================================
+
+The shares are assumptions in the usual range, not measurements; nothing here was measured on such a GPU.
+Token budget and sequence limit are vLLM 0.32's own defaults for its API server: 8,192 and 1,024 on a GPU of
+70 GiB and more, 2,048 and 256 on a smaller one. The context is limited to 16,384 tokens.
 """
 
 from __future__ import annotations
@@ -25,6 +31,77 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from store.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """Published figures of a GPU."""
+
+    bandwidth_bytes_per_s: float
+    flops_per_s: float
+    """Dense bfloat16 on tensor cores."""
+    memory_bytes: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """Published figures of a model in bfloat16."""
+
+    parameters: float
+    layers: int
+    kv_heads: int
+    head_size: int
+
+    @property
+    def weight_bytes(self) -> float:
+        """Memory of the weights."""
+        return 2.0 * self.parameters
+
+    @property
+    def kv_token_bytes(self) -> int:
+        """Keys and values of one token in all layers."""
+        return 2 * self.layers * self.kv_heads * self.head_size * 2
+
+
+@dataclass(frozen=True, slots=True)
+class Roofline:
+    """What hardware and model allow."""
+
+    base_s: float
+    prefill_token_s: float
+    kv_token_s: float
+    kv_tokens: float
+
+
+def roofline(
+    model: ModelShape, gpu: Gpu, *, bandwidth_share: float, compute_share: float, activation_bytes: float = 3e9
+) -> Roofline:
+    """Step times and KV capacity from first figures, as in this module's docstring.
+
+    >>> found = roofline(MODELS["qwen3-32b"], GPUS["h800"], bandwidth_share=0.6, compute_share=0.47)
+    >>> round(found.base_s, 4), round(found.prefill_token_s * 1e6), round(found.kv_token_s * 1e9), round(found.kv_tokens, -3)
+    (0.0326, 141, 130, 68000.0)
+    """
+    bandwidth = gpu.bandwidth_bytes_per_s * bandwidth_share
+    return Roofline(
+        base_s=model.weight_bytes / bandwidth,
+        prefill_token_s=2.0 * model.parameters / (gpu.flops_per_s * compute_share),
+        kv_token_s=model.kv_token_bytes / bandwidth,
+        kv_tokens=(0.9 * gpu.memory_bytes - model.weight_bytes - activation_bytes) / model.kv_token_bytes,
+    )
+
+
+GPUS = {
+    "h800": Gpu(bandwidth_bytes_per_s=3.35e12, flops_per_s=990e12, memory_bytes=96e9),
+    "a40": Gpu(bandwidth_bytes_per_s=696e9, flops_per_s=149.7e12, memory_bytes=48e9),
+}
+"""NVIDIA's data sheets (H800 SXM as H100 SXM, without sparsity); 96 GB and 48 GB are the sizes of SageSched's set-up."""
+
+MODELS = {
+    "qwen3-32b": ModelShape(parameters=32.76e9, layers=64, kv_heads=8, head_size=128),
+    "llama3.1-8b": ModelShape(parameters=8.03e9, layers=32, kv_heads=8, head_size=128),
+}
+"""The models' own configuration files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
