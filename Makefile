@@ -17,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo test check unit bench contract-vllm-033 format lock clean
+.PHONY: help setup browser promtool demo test check unit bench contract-vllm-033 format lock clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -43,6 +43,15 @@ browser: ## Install Debian's Chromium for the browser tests, where it is missing
 	    echo "Chromium is missing and cannot be installed by this user: run 'apt-get install chromium' as root" >&2; exit 1; \
 	  fi; }
 
+PROMTOOL := .cache/promtool/usr/bin/promtool
+
+promtool: ## Fetch Debian's promtool, which checks the alert rules, where it is missing.
+	@command -v promtool >/dev/null || test -x $(PROMTOOL) || { \
+	  mkdir -p .cache/promtool && cd .cache/promtool && \
+	  { apt-get download -qq prometheus || { apt-get update -qq && apt-get download -qq prometheus; }; } && \
+	  dpkg -x prometheus_*.deb . && rm prometheus_*.deb; } || \
+	  { echo "promtool is missing and Debian's package cannot be fetched: install promtool" >&2; exit 1; }
+
 demo: $(READY) ## Run everything on this machine without a GPU; ARGS="--engine vllm" for the real vLLM.
 	$(BIN)/python -m controller demo $(ARGS)
 
@@ -54,7 +63,7 @@ check: $(READY) ## Formatting, lint, types and import contracts.
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-unit: $(READY) browser ## All tests and doctests; ARGS="-k gittins" for some.
+unit: $(READY) browser promtool ## All tests and doctests; ARGS="-k gittins" for some.
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 bench: $(READY) ## The policies side by side on the built-in workload.

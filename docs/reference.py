@@ -18,7 +18,7 @@ from controller.metrics import Metrics
 from controller.policies import policy_named
 from online_learning.learner import GlobalLearner
 from store.reader import open_history
-from store.records import Hello, Snapshot
+from store.records import Arrived, Facts, Finished, Hello, Snapshot
 from store.writer import HistoryWriter
 
 DOCS = Path(__file__).parent
@@ -49,7 +49,7 @@ def settings() -> str:
 
 def metrics() -> str:
     """Every metric, as a controller with one engine exports it."""
-    found = re.findall(r"^# HELP (\S+) (.*)$", _exported(), re.MULTILINE)
+    found = re.findall(r"^# HELP (\S+) (.*)$", exported(), re.MULTILINE)
     return _table(("metric", "meaning"), sorted((f"`{name}`", text) for name, text in found))
 
 
@@ -78,15 +78,18 @@ def main() -> None:
         sys.stdout.write(f"{path} is up to date\n")
 
 
-def _exported() -> str:
+def exported() -> str:
+    """The metrics of a controller with one engine and one request of its own, as Prometheus would fetch them."""
     live = Live()
     metrics = Metrics(live)
     config = CoreConfig(controller_id="c", mode="on", hash_key=b"k")
     core = Core(learner=GlobalLearner(), policy=policy_named("sage"), config=config, now_s=0.0, timer=lambda: 0.0)
     live.watch(core)
-    core.take(b"c", _HELLO, 0.0)
-    core.take(b"c", _SNAPSHOT, 0.0)
-    with tempfile.TemporaryDirectory() as folder, HistoryWriter(Path(folder) / "history") as writer:
+    for message in (_HELLO, Facts(batch=1, facts=(_ARRIVED, _FINISHED)), _SNAPSHOT):
+        core.take(b"c", message, 0.0)
+    with tempfile.TemporaryDirectory() as folder:
+        with HistoryWriter(Path(folder) / "history") as writer:
+            writer.append(core.drain_entries())
         live.publish(core, store=writer.stats, loop={}, now_s=0.0)
     return metrics.page().decode()
 
@@ -116,6 +119,13 @@ _HELLO = Hello(
 _SNAPSHOT = Snapshot(
     time_s=0.0, waiting=0, running=0, kv_blocks_used=0, kv_blocks=1, mode="on", steps=0, step_s=0.0, prefill_tokens=0,
     decode_tokens=0, kv_tokens_read=0, preemptions=0, recomputed_tokens=0,
+)  # fmt: skip
+_ARRIVED = Arrived(
+    request_id="r", arrival_s=0.0, prompt_tokens=1, token_ids=b"\x01\x00\x00\x00", max_tokens=9, temperature=1.0
+)
+_FINISHED = Finished(
+    request_id="r", time_s=0.0, reason="stop", arrival_s=0.0, prompt_tokens=1, output_tokens=1, max_tokens=9,
+    cached_prompt_tokens=0, preemptions=0, recomputed_tokens=0,
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -1,0 +1,126 @@
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MONITORING = ROOT / "docs" / "monitoring"
+ALERT = re.compile(r"- alert: (?P<name>\w+)\n(?P<body>(?:(?!\n\n).)*)", re.DOTALL)
+METRIC = re.compile(r"\bsagesched_\w+")
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    """What a controller with one engine exports."""
+    spec = importlib.util.spec_from_file_location("reference", ROOT / "docs" / "reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return str(module.exported())
+
+
+@pytest.fixture(scope="module")
+def names(page: str) -> set[str]:
+    """Every name that a query may use, with the parts of histograms."""
+    kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", page, re.MULTILINE))
+    parts = {
+        f"{name}_{part}" for name, kind in kinds.items() if kind == "histogram" for part in ("bucket", "sum", "count")
+    }
+    return set(kinds) | parts
+
+
+@pytest.fixture(scope="module")
+def promtool() -> str:
+    """The checker of Prometheus itself; without it these tests fail rather than be left out in silence."""
+    found = shutil.which("promtool") or shutil.which(ROOT / ".cache" / "promtool" / "usr" / "bin" / "promtool")
+    if found is None:
+        pytest.fail("promtool is not installed: run `make promtool`, or leave these tests out with -k 'not promtool'")
+    return found
+
+
+def expressions(board: dict[str, Any]) -> list[str]:
+    return [target["expr"] for panel in board["panels"] for target in panel.get("targets", ())]
+
+
+def test_every_metric_in_rules_and_dashboard_exists(names: set[str]) -> None:
+    """No alert waits for, and no panel shows, a metric that no controller exports."""
+    board = json.loads((MONITORING / "grafana.json").read_text())
+    used = set(METRIC.findall((MONITORING / "alerts.yml").read_text()))
+    used |= {name for expression in expressions(board) for name in METRIC.findall(expression)}
+    used |= {
+        name for line in (ROOT / "docs" / "operating.md").read_text().splitlines() for name in METRIC.findall(line)
+    }
+    assert len(used) > 50
+    assert used - names == set()
+
+
+def test_every_alert_says_what_to_do_and_where_it_is_written() -> None:
+    """Each has a severity, a summary, an action, and a chapter of docs/operating.md that names it."""
+    document = (ROOT / "docs" / "operating.md").read_text()
+    chapters = {
+        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-"): body
+        for title, body in re.findall(r"^#{2,4} (.+)\n((?:(?!^#{2,4} ).*\n?)*)", document, re.MULTILINE)
+    }
+    alerts = ALERT.findall((MONITORING / "alerts.yml").read_text())
+    assert len(alerts) == 14
+    for name, body in alerts:
+        assert re.search(r"severity: (info|warning|critical)", body), name
+        assert re.search(r'summary: ".+"', body), name
+        assert re.search(r'action: ".+"', body), name
+        link = re.search(r'runbook_url: "operating\.md#([\w-]+)"', body)
+        assert link is not None, name
+        assert f"`{name}`" in chapters[link[1]], f"docs/operating.md does not name {name} under #{link[1]}"
+
+
+def test_every_panel_says_what_it_shows_and_places_do_not_overlap() -> None:
+    """A dashboard that can be imported: own ids, a description each, a grid without collisions."""
+    panels = json.loads((MONITORING / "grafana.json").read_text())["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    assert all(panel["description"] for panel in panels if panel["type"] != "row")
+    cells = [
+        (x, y)
+        for place in (panel["gridPos"] for panel in panels)
+        for x in range(place["x"], place["x"] + place["w"])
+        for y in range(place["y"], place["y"] + place["h"])
+    ]
+    assert len(set(cells)) == len(cells)
+    assert max(x for x, _ in cells) < 24
+
+
+def test_promtool_accepts_the_rules_and_they_fire_when_they_must(promtool: str) -> None:
+    """Syntax, and made-up series on which each of several alerts fires and does not."""
+    for command in (["check", "rules", "alerts.yml"], ["test", "rules", "alerts_test.yml"]):
+        done = subprocess.run(
+            [promtool, *command], cwd=MONITORING, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_promtool_finds_nothing_wrong_with_the_metrics(promtool: str, page: str) -> None:
+    """Names, units and help texts are as Prometheus wants them."""
+    done = subprocess.run(
+        [promtool, "check", "metrics"], input=page, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout + done.stderr == ""
+
+
+def test_promtool_understands_every_query_of_the_dashboard(promtool: str, tmp_path: Path) -> None:
+    """Each expression, with Grafana's variables filled in, is one that Prometheus can evaluate."""
+    board = json.loads((MONITORING / "grafana.json").read_text())
+    rules = [
+        {"record": f"panel:{number}", "expr": expression.replace("$__rate_interval", "5m").replace("$engine", ".*")}
+        for number, expression in enumerate(expressions(board))
+    ]
+    file = tmp_path / "rules.yml"
+    file.write_text(json.dumps({"groups": [{"name": "panels", "rules": rules}]}))
+    done = subprocess.run(
+        [promtool, "check", "rules", str(file)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
