@@ -275,6 +275,8 @@ class _Brain:
                 mode="on",
                 hash_key=b"overhead",
                 lease_s=LEASE_S,
+                # A controller that has learnt for long hardly ever forms a belief anew.
+                refresh_interval_s=LEASE_S,
                 acknowledge_at_once=True,
                 # Short answers end first, which looks like wrong predictions while a run lasts a few seconds.
                 calibration=CalibrationSettings(guard=GuardSettings(enabled=False)),

@@ -3,22 +3,22 @@
 The controller publishes an index table for each request (`store.records.IndexTable`).
 `Ordering` holds the tables of the unfinished requests, follows their attained tokens,
 and turns both into a total order and an admission limit.
-A step costs look-ups and one sort; every formula is evaluated when a table or the settings arrive.
+A step costs look-ups for what runs, and moves in the queue for what has changed;
+a formula is evaluated when a request's entry in its table, the table or the settings change.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from typing import Generic, Protocol, TypeVar
+from operator import attrgetter
+from typing import Any, Generic, Protocol, TypeVar
 
+from engine_adapter.ordered_queue import Key, OrderedQueue
 from store.records import Gate, IndexTable, Preemption, Promotion, Settings
-
-Key = tuple[int, float, float, int]
-"""Strict class, ordering value, arrival, serial number; the lowest key is served first and no two are equal."""
 
 FIRST = -math.inf
 """Ordering value of a request that nobody of its class may pass."""
@@ -43,8 +43,8 @@ R = TypeVar("R", bound=Schedulable)
 class Plan(Generic[R]):
     """What the engine does before its next step."""
 
-    waiting: list[R]
-    """The queue, first to be admitted first."""
+    waiting: Sequence[R]
+    """The queue, first to be admitted first; the engine's own, put in order, where that is an `OrderedQueue`."""
     running: list[R]
     """The running requests, first to give way last."""
     admission_limit: int | None
@@ -55,17 +55,17 @@ class Plan(Generic[R]):
     """Running requests that give their place to waiting ones; they are in ``waiting`` already."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Tracked:
     """One unfinished request."""
 
+    request_id: str
     priority: int
     arrival_s: float
     serial: int
     attained_tokens: int
     table: IndexTable | None
     next_change_tokens: float = math.inf
-    values: tuple[float, ...] = ()
     key: Key = (0, 0.0, 0.0, 0)
     index_s: float = 0.0
     growth_tokens: float = 0.0
@@ -74,6 +74,8 @@ class _Tracked:
     ran_in_step: int = 0
     promoted_steps: int = 0
     """Steps for which it still goes first."""
+    running: Any = None
+    """The engine's own request while it is among the running of the last plan."""
 
 
 def boost_s(index_s: float, boost_per_s: float) -> float:
@@ -86,9 +88,8 @@ def boost_s(index_s: float, boost_per_s: float) -> float:
     >>> round(boost_s(1.0, 0.01), 1), round(boost_s(1000.0, 0.01), 4)
     (461.0, 0.0045)
     """
-    if index_s <= 0.0:
-        return math.inf
-    return -math.log(-math.expm1(-boost_per_s * index_s)) / boost_per_s
+    exponent = boost_per_s * index_s
+    return math.inf if exponent <= 0.0 else -math.log(-math.expm1(-exponent)) / boost_per_s
 
 
 class Ordering:
@@ -109,6 +110,10 @@ class Ordering:
         self._serial = 0
         self._step = 0
         self._deadlines: list[tuple[float, str]] = []
+        self._stood: dict[str, Key] = {}
+        self._entries: list[_Tracked] = []
+        """What is known of the running of the last plan, in their order."""
+        self._tables_held = 0
         self.overdue = 0
         """Requests whose patience was over before they ended, since the start."""
 
@@ -120,7 +125,7 @@ class Ordering:
     @property
     def tables_held(self) -> int:
         """Unfinished requests that have a table of their own."""
-        return sum(tracked.table is not None for tracked in self._tracked.values())
+        return self._tables_held
 
     def configure(self, settings: Settings) -> None:
         """Take over gate, preemption, promotion and boost."""
@@ -140,6 +145,7 @@ class Ordering:
         tracked = self._tracked.get(table.request_id)
         if tracked is None:
             return False
+        self._tables_held += tracked.table is None
         tracked.table = table
         self._place(tracked)
         if table.patience_s is not None:
@@ -149,6 +155,7 @@ class Ordering:
     def forget_tables(self) -> None:
         """Forget every table and the prior, as after an error in one of them."""
         self._prior = None
+        self._tables_held = 0
         for tracked in self._tracked.values():
             tracked.table = None
         self._place_all()
@@ -156,9 +163,10 @@ class Ordering:
     def track(self, request_id: str, *, priority: int, arrival_s: float) -> None:
         """A request entered the engine."""
         self._serial += 1
-        tracked = _Tracked(priority, arrival_s, self._serial, attained_tokens=0, table=None)
+        tracked = _Tracked(request_id, priority, arrival_s, self._serial, attained_tokens=0, table=None)
         self._tracked[request_id] = tracked
         self._place(tracked)
+        self._stood.pop(request_id, None)
 
     def attain(self, request_id: str, attained_tokens: int) -> None:
         """A request has generated so many output tokens."""
@@ -173,7 +181,9 @@ class Ordering:
 
     def forget(self, request_id: str) -> None:
         """A request left the engine."""
-        self._tracked.pop(request_id, None)
+        tracked = self._tracked.pop(request_id, None)
+        self._tables_held -= tracked is not None and tracked.table is not None
+        self._stood.pop(request_id, None)
 
     def key(self, request_id: str) -> Key:
         """Where a tracked request stands; lower is served first."""
@@ -181,26 +191,63 @@ class Ordering:
 
     def plan(self, now_s: float, *, waiting: Iterable[R], running: Iterable[R], free_blocks: int) -> Plan[R]:
         """Order both sets, and say who gives way and how many requests may be active in the next step."""
-        tracked = self._tracked
-
-        def key(request: R) -> Key:
-            return tracked[request.request_id].key
-
         self._lose_patience(now_s)
-        queue, active = list(waiting), list(running)
+        queue, active = waiting if isinstance(waiting, OrderedQueue) else list(waiting), list(running)
         if self._promotion is not None:
             self._promote(queue, active, self._promotion)
-        queue.sort(key=key)
-        active.sort(key=key)
+        active, entries = self._sort_active(active)
+        self._sort_queue(queue)
         if not queue or (self._gate is None and self._preemption is None):
             return Plan(queue, active, None, 0)
-        reserved = self._reserve_blocks(active)
+        reserved = self._reserve_blocks(active, entries)
         admitted, pushed_out = self._admit(queue, active, free_blocks - reserved)
         if pushed_out:
             active = active[: len(active) - len(pushed_out)]
-            queue = sorted(queue + pushed_out, key=key)
+            self._follow_running(active)
+            queue = sorted([*queue, *pushed_out], key=self._key)
         limit = None if self._gate is None else len(active) + admitted
         return Plan(queue, active, limit, math.ceil(reserved), pushed_out)
+
+    def _key(self, request: R) -> Key:
+        return self._tracked[request.request_id].key
+
+    def _sort_active(self, active: list[R]) -> tuple[list[R], list[_Tracked]]:
+        """The running in their order, which is hardly ever far from that of the step before, and what is known of them."""
+        entries = self._follow_running(active)
+        ordered = sorted(entries, key=_key)
+        if ordered == entries:
+            return active, entries
+        self._entries = ordered
+        return [entry.running for entry in ordered], ordered
+
+    def _follow_running(self, active: list[R]) -> list[_Tracked]:
+        """What is known of the running; looked up by their names are only those who were not there in the last plan."""
+        entries: list[_Tracked] = []
+        left: list[_Tracked] = []
+        before = iter(self._entries)
+        for request in active:
+            for entry in before:
+                if entry.running is request:
+                    entries.append(entry)
+                    break
+                left.append(entry)
+            else:
+                entries.append(self._tracked[request.request_id])
+        left.extend(before)
+        for entry in left:
+            entry.running = None
+        for entry, request in zip(entries, active, strict=True):
+            entry.running = request
+        self._entries = entries
+        return entries
+
+    def _sort_queue(self, queue: list[R] | OrderedQueue[R]) -> None:
+        """Put the queue in order; one that has kept its order since the last plan at the price of what has changed."""
+        if isinstance(queue, OrderedQueue):
+            queue.settle(self._key, self._stood)
+        else:
+            queue.sort(key=self._key)
+        self._stood.clear()
 
     def _lose_patience(self, now_s: float) -> None:
         """Put first whoever has waited for as long as its table says; the place is kept until the end."""
@@ -214,7 +261,7 @@ class Ordering:
                 self.overdue += 1
                 self._look_up(tracked)
 
-    def _promote(self, queue: list[R], active: list[R], promotion: Promotion) -> None:
+    def _promote(self, queue: Iterable[R], active: list[R], promotion: Promotion) -> None:
         """Count for how long requests wait and run, and put first those that the promotion concerns."""
         self._step += 1
         for request in active:
@@ -231,9 +278,22 @@ class Ordering:
                 tracked.promoted_steps = promotion.promoted_steps
                 self._look_up(tracked)
 
-    def _reserve_blocks(self, running: list[R]) -> float:
-        """KV blocks that what is running will likely take: the rest of its prompt, then its growth."""
-        return sum(self._claim_blocks(request) for request in running)
+    def _reserve_blocks(self, running: list[R], entries: list[_Tracked]) -> float:
+        """KV blocks that what is running will likely take, as `_claim_blocks` says of each."""
+        unfilled_tokens = 0
+        for request in running:
+            lacking_tokens = request.num_tokens - request.num_computed_tokens
+            if lacking_tokens > 0:
+                unfilled_tokens += lacking_tokens
+        growth_tokens = 0.0
+        if self._gate is not None:
+            growth_tokens = self._gate.margin * sum([entry.growth_tokens for entry in entries])
+        return (unfilled_tokens + growth_tokens) / self._block_size_tokens
+
+    def _need_blocks(self, request: R) -> float:
+        """KV blocks that a waiting request takes with its expected growth."""
+        blocks: float = math.ceil(request.num_tokens / self._block_size_tokens)
+        return blocks + self._growth_tokens(request) / self._block_size_tokens
 
     def _claim_blocks(self, running: R) -> float:
         """KV blocks that a running request will likely take beyond those that it holds."""
@@ -244,7 +304,7 @@ class Ordering:
         gate = self._gate
         return 0.0 if gate is None else gate.margin * self._tracked[request.request_id].growth_tokens
 
-    def _admit(self, queue: list[R], active: list[R], room_blocks: float) -> tuple[int, list[R]]:
+    def _admit(self, queue: Sequence[R], active: list[R], room_blocks: float) -> tuple[int, list[R]]:
         """How many from the head of the queue fit, and who of the running is pushed out for them, the last first.
 
         Nobody overtakes a head that does not fit, and an idle engine starts one whatever its size.
@@ -252,8 +312,7 @@ class Ordering:
         admitted = 0
         pushed_out: list[R] = []
         for request in queue:
-            need: float = math.ceil(request.num_tokens / self._block_size_tokens)
-            need += self._growth_tokens(request) / self._block_size_tokens
+            need = self._need_blocks(request)
             stays = len(active) - len(pushed_out)
             slots = self._max_num_seqs - stays - admitted
             idle = not active and not admitted
@@ -301,20 +360,13 @@ class Ordering:
             self._place(tracked)
 
     def _place(self, tracked: _Tracked) -> None:
-        """Evaluate the formulas once for a request's whole table."""
-        table = tracked.table or self._prior
-        if table is None:
-            tracked.values = ()
-            tracked.next_change_tokens = math.inf
-            tracked.key = (tracked.priority, tracked.arrival_s, tracked.arrival_s, tracked.serial)
-            tracked.index_s = tracked.growth_tokens = 0.0
+        """Give a request its place after its table, the prior or the boost has changed."""
+        if tracked.table or self._prior:
+            self._look_up(tracked)
             return
-        boost_per_s = self._boost_per_s
-        if boost_per_s is None:
-            tracked.values = table.index_s
-        else:
-            tracked.values = tuple(tracked.arrival_s - boost_s(index, boost_per_s) for index in table.index_s)
-        self._look_up(tracked)
+        tracked.next_change_tokens = math.inf
+        tracked.index_s = tracked.growth_tokens = 0.0
+        self._move(tracked, tracked.arrival_s)
 
     def _look_up(self, tracked: _Tracked) -> None:
         table = tracked.table or self._prior
@@ -323,10 +375,24 @@ class Ordering:
         entry = bisect_right(table.attained_tokens, tracked.attained_tokens) - 1
         tracked.index_s = table.index_s[entry]
         tracked.growth_tokens = table.growth_tokens[entry]
-        first = tracked.overdue or tracked.promoted_steps > 0
-        value = FIRST if first else tracked.values[entry]
-        tracked.key = (tracked.priority, value, tracked.arrival_s, tracked.serial)
+        self._move(tracked, self._value(tracked))
         following = entry + 1
         tracked.next_change_tokens = (
             table.attained_tokens[following] if following < len(table.attained_tokens) else math.inf
         )
+
+    def _value(self, tracked: _Tracked) -> float:
+        """The index, or the arrival moved ahead by the boost that the index gives."""
+        if tracked.overdue or tracked.promoted_steps > 0:
+            return FIRST
+        boost_per_s = self._boost_per_s
+        return tracked.index_s if boost_per_s is None else tracked.arrival_s - boost_s(tracked.index_s, boost_per_s)
+
+    def _move(self, tracked: _Tracked, value: float) -> None:
+        """Give a request its key, and remember under which it stood in the last plan."""
+        if tracked.running is None:
+            self._stood.setdefault(tracked.request_id, tracked.key)
+        tracked.key = (tracked.priority, value, tracked.arrival_s, tracked.serial)
+
+
+_key = attrgetter("key")

@@ -12,6 +12,7 @@ from vllm.v1.core.sched.request_queue import FCFSRequestQueue, SchedulingPolicy,
 from vllm.v1.request import Request
 
 from engine_adapter.agent import Agent
+from engine_adapter.ordered_queue import OrderedQueue
 from engine_adapter.ordering import Plan
 
 
@@ -41,8 +42,14 @@ class Reins:
             # Looking through vLLM's heap costs a sort: not for nothing in every step.
             self.give_back()
             return None
-        waiting, strange_waiting = _split(self._scheduler.waiting, known)
-        running, strange_running = _split(self._scheduler.running, known)
+        scheduler = self._scheduler
+        waiting, running = scheduler.waiting, scheduler.running
+        strange_waiting: list[Request] = []
+        strange_running: list[Request] = []
+        if len(scheduler.requests) != len(known):
+            # Hardly ever; to look for them means to touch every request.
+            waiting, strange_waiting = _split(waiting, known)
+            running, strange_running = _split(running, known)
         plan = agent.plan(now_s, waiting=waiting, running=running, free_blocks=free_blocks)
         if plan is None:
             self.give_back()
@@ -67,7 +74,11 @@ class Reins:
     def _apply(self, plan: Plan[Request], strange_waiting: list[Request], strange_running: list[Request]) -> None:
         """Check the plan whole, then change everything at once: an error leaves vLLM as it was."""
         scheduler = self._scheduler
-        waiting = FCFSRequestQueue(chain(strange_waiting, plan.waiting))
+        waiting = scheduler.waiting
+        if strange_waiting:
+            waiting = FCFSRequestQueue(chain(strange_waiting, plan.waiting))
+        elif plan.waiting is not waiting:
+            waiting = OrderedRequestQueue(plan.waiting)
         running = strange_running + plan.running
         moved = len(plan.pushed_out)
         assert len(waiting) == len(scheduler.waiting) + moved, "the plan loses or invents waiting requests"
@@ -91,6 +102,10 @@ class Reins:
                 self._scheduler._preempt_request(victim, time.monotonic())  # noqa: SLF001 - no other way in
         finally:
             self.pushing_out = False
+
+
+class OrderedRequestQueue(OrderedQueue[Request], FCFSRequestQueue):  # type: ignore[misc]  # mypy does not follow vLLM
+    """VLLM's deque, which keeps our order; all that vLLM does to it goes through the deque's own methods."""
 
 
 def _split(requests: Collection[Request], known: AbstractSet[str]) -> tuple[list[Request], list[Request]]:
