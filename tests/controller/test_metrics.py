@@ -1,0 +1,74 @@
+import re
+from typing import Any
+
+import pytest
+
+from controller.live import Live
+from controller.metrics import Metrics
+from controller.recent_lives import RecentLife
+from controller.request_metrics import CLASSES, CLUSTERS, TENANTS
+from store.records import Arrived, Finished, Prediction
+
+
+def finished(**changes: Any) -> Finished:
+    facts = {
+        "request_id": "r", "time_s": 110.0, "reason": "stop", "arrival_s": 100.0, "prompt_tokens": 70, "output_tokens": 11,
+        "max_tokens": 50, "cached_prompt_tokens": 0, "preemptions": 0, "recomputed_tokens": 0, "scheduled_s": 104.0,
+        "first_token_s": 105.0,
+    }  # fmt: skip
+    return Finished(**facts | changes)
+
+
+def life(number: int, **changes: Any) -> RecentLife:
+    arrived = Arrived(
+        request_id="r", arrival_s=100.0, prompt_tokens=70, token_ids=b"", max_tokens=50, temperature=1.0,
+        **{"tenant": f"tenant-{number}", "priority": number} | changes,
+    )  # fmt: skip
+    prediction = Prediction(
+        request_id="r", time_s=100.0, cluster=number, features=b"", prompt_hash="h", mean_tokens=1.0, p10_tokens=1,
+        p25_tokens=1, p50_tokens=1, p75_tokens=1, p90_tokens=1, p95_tokens=1, p99_tokens=1, evidence=1.0, experts={},
+        predict_s=0.001,
+    )  # fmt: skip
+    return RecentLife("e", "s", arrived=arrived, prediction=prediction)
+
+
+def values(metrics: Metrics, name: str) -> dict[str, float]:
+    """Value by labels of every series of a name."""
+    found = re.findall(rf"^{name}(?:{{(.*)}})? (\S+)$", metrics.page().decode(), re.MULTILINE)
+    return {labels: float(value) for labels, value in found}
+
+
+def test_labels_that_clients_make_up_are_capped() -> None:
+    """However many tenants, clusters, classes and engines come, series are bounded and no request is left out."""
+    metrics = Metrics(Live())
+    for number in range(400):
+        metrics.count_finished(f"engine-{number}", finished(), life(number), "m")
+    for name, limit in (("tenant", TENANTS), ("cluster", CLUSTERS), ("class", CLASSES)):
+        counted = values(metrics, f"sagesched_{name}_ttlt_seconds_count")
+        assert len(counted) == limit + 1
+        assert sum(counted.values()) == 400
+    assert len(values(metrics, "sagesched_ttlt_seconds_count")) == 257
+
+
+@pytest.mark.parametrize(
+    ("name", "seconds"),
+    [("queue", 4.0), ("prefill", 1.0), ("ttft", 5.0), ("decode", 5.0), ("ttlt", 10.0), ("tpot", 0.5)],
+)
+def test_the_parts_of_a_latency_are_measured(name: str, seconds: float) -> None:
+    """Queue, prompt and answer of one request, in seconds."""
+    metrics = Metrics(Live())
+    metrics.count_finished("e", finished(), life(1), "m")
+    assert values(metrics, f"sagesched_{name}_seconds_sum") == {'engine_id="e"': seconds}
+
+
+def test_what_never_happened_is_not_measured() -> None:
+    """A request that left the queue has neither a first token nor a time per token; one of one token has no TPOT."""
+    metrics = Metrics(Live())
+    metrics.count_finished(
+        "e", finished(scheduled_s=None, first_token_s=None, output_tokens=0, reason="abort"), None, None
+    )
+    metrics.count_finished("e", finished(output_tokens=1), life(1, tenant=None), "m")
+    assert values(metrics, "sagesched_ttft_seconds_count") == {'engine_id="e"': 1.0}
+    assert values(metrics, "sagesched_tpot_seconds_count") == {}
+    assert values(metrics, "sagesched_tenant_ttlt_seconds_count") == {'tenant="none"': 2.0}
+    assert values(metrics, "sagesched_class_ttlt_seconds_count") == {'priority="none"': 1.0, 'priority="1"': 1.0}
