@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,8 +13,19 @@ from controller.policy import Policy, RequestFacts
 from controller.sessions import ServedRequest, Session
 from online_learning.calibration import CalibrationBook, CalibrationSettings, Judgement, Measurement, judge
 from online_learning.distribution import LengthDistribution
-from online_learning.prompt import Drift, Features, Forecast, LengthLearner, Observation, Prompt
-from store.records import Arrived, CalibrationMeasured, Finished, IndexTable, Outcome, Prediction
+from online_learning.prompt import (
+    AtRisk,
+    ClusterChange,
+    Drift,
+    Features,
+    Forecast,
+    HasClusters,
+    LengthLearner,
+    Observation,
+    Prompt,
+)
+from online_learning.unfinished import UnfinishedAnswers
+from store.records import Arrived, CalibrationMeasured, Finished, IndexTable, Outcome, Prediction, Snapshot
 
 PRIOR_PROMPT_TOKENS = 256
 PRIOR_MAX_TOKENS = 8192
@@ -20,6 +33,9 @@ PRIOR_MAX_TOKENS = 8192
 
 RIPE_ANSWERS = 100
 """The guard judges beliefs that were formed after so many answers of the model: earlier ones are honest guesses."""
+
+MERGERS_REMEMBERED = 1_024
+"""Merged clusters whose requests are still known to be the survivor's."""
 
 RECORDED_PERCENTILES = (10, 25, 50, 75, 90, 95, 99)
 
@@ -48,7 +64,12 @@ class Beliefs:
         self._taught: dict[str, int] = {}
         self._next_answer = 0
         self._random = np.random.default_rng(0)
+        self._unfinished: UnfinishedAnswers | None = None
+        self._at_risk: dict[str, AtRisk] = {}
+        self._survivors: OrderedDict[int, int] = OrderedDict()
         self.calibration = CalibrationBook(calibration)
+        if isinstance(learner, HasClusters):
+            learner.on_cluster_changed = self._cluster_changed
 
     def form(self, session: Session, arrived: Arrived, now_s: float) -> tuple[ServedRequest, Prediction]:
         """The first belief about a request, and its record."""
@@ -62,7 +83,7 @@ class Beliefs:
         request = ServedRequest(
             arrived=arrived,
             features=features,
-            forecast=forecast,
+            forecast=replace(forecast, at_risk=None),
             prior=prior,
             trusted=trusted,
             belief=belief,
@@ -71,12 +92,15 @@ class Beliefs:
             taught=self.taught(model),
             attained_tokens=arrived.attained_tokens,
         )
+        if arrived.attained_tokens:
+            self._resume(session, request, forecast.at_risk)
         return request, self._prediction(request, predict_s, now_s)
 
     def renew(self, session: Session, request: ServedRequest) -> None:
         """Form the belief about an unfinished request again, with what has been learnt since."""
         model = session.hello.model
-        request.forecast, request.prior, request.trusted = self._forecast(request.features, model)
+        forecast, request.prior, request.trusted = self._forecast(request.features, model)
+        request.forecast = replace(forecast, at_risk=None)
         served = request.forecast.distribution if request.trusted else request.prior
         request.belief = served.cut(request.arrived.max_tokens)
         assessment = self._policy.assess(_facts(request.arrived), request.belief, session.engine)
@@ -87,14 +111,54 @@ class Beliefs:
         """The table of requests that have none of their own yet."""
         max_tokens = min(PRIOR_MAX_TOKENS, session.hello.max_model_len_tokens)
         facts = RequestFacts(request_id=None, prompt_tokens=PRIOR_PROMPT_TOKENS, max_tokens=max_tokens)
-        belief = self._learner.prior(session.hello.model).cut(max_tokens)
+        model = session.hello.model
+        belief = self._corrected(self._learner.prior(model), model, None, self._at_risk.get(model)).cut(max_tokens)
         return self._policy.assess(facts, belief, session.engine).table
+
+    def observe(self, session: Session, snapshot: Snapshot) -> None:
+        """Take over where an engine stands, and what its running answers have outlived."""
+        session.observe(snapshot)
+        for running in snapshot.running_requests:
+            request = session.requests.get(running.request_id)
+            if request is not None:
+                self.advance(session, request, running.attained_tokens)
+
+    def advance(self, session: Session, request: ServedRequest, attained_tokens: int) -> None:
+        """Take over how far a request has come."""
+        request.attained_tokens = attained_tokens
+        if self._unfinished is not None:
+            request.standing = self._unfinished.advance(
+                request.standing, session.hello.model, request.forecast.cluster, attained_tokens
+            )
+
+    def close(self, session: Session, finished: Finished) -> ServedRequest | None:
+        """Remember a request no longer, because it has ended; None if it was not known."""
+        request = session.requests.pop(finished.request_id, None)
+        if request is not None and self._unfinished is not None:
+            if finished.output_tokens > 0:
+                self._unfinished.learnt(session.hello.model, request.forecast.cluster)
+            self._unfinished.withdraw(request.standing)
+        return request
+
+    def abandon(self, session: Session) -> None:
+        """Count the requests of an engine that is gone no longer."""
+        for request in session.requests.values():
+            if self._unfinished is not None:
+                self._unfinished.withdraw(request.standing)
+            request.standing = None
+
+    def cluster_of(self, request: ServedRequest) -> int | None:
+        """The cluster that a request was predicted in, or what that was merged into since."""
+        cluster = request.forecast.cluster
+        while cluster is not None and cluster in self._survivors:
+            cluster = self._survivors[cluster]
+        return cluster
 
     def judge(
         self, model: str, request: ServedRequest, finished: Finished, observation: Observation
     ) -> tuple[Outcome, Judgement, list[Measurement]]:
         """How the latest belief about a request turned out, and whose predictions lost or regained trust by it."""
-        max_tokens = request.arrived.max_tokens
+        max_tokens, cluster = request.arrived.max_tokens, self.cluster_of(request)
         judgement = judge(
             request.forecast.distribution.cut(max_tokens),
             request.prior.cut(max_tokens),
@@ -109,7 +173,7 @@ class Beliefs:
             time_s=finished.time_s,
             output_tokens=finished.output_tokens,
             censored=observation.censored,
-            cluster=request.forecast.cluster,
+            cluster=cluster,
             pit=served.pit,
             crps_tokens=served.crps_tokens,
             log_score=served.log_score,
@@ -117,7 +181,7 @@ class Beliefs:
             within_90=served.within_90,
             answer=self._next_answer,
         )
-        return outcome, judgement, self.calibration.take(model, request.forecast.cluster, judgement)
+        return outcome, judgement, self.calibration.take(model, cluster, judgement)
 
     def rehearse(self, features: Features, model: str, observation: Observation) -> list[Measurement]:
         """Judge an answer of the past as if it had been predicted just before it ended; it is not learnt yet."""
@@ -136,7 +200,11 @@ class Beliefs:
         """Let the learner take an answer into account; ``answer`` is the number under which the history has it."""
         self._taught[model] = self.taught(model) + 1
         self._next_answer = (self._next_answer if answer is None else answer) + 1
-        return self._learner.learn_one(features, model, observation)
+        drifts = self._learner.learn_one(features, model, observation)
+        if self._unfinished is not None:
+            for drift in drifts:
+                self._unfinished.forgot(drift.model, drift.cluster)
+        return drifts
 
     def taught(self, model: str) -> int:
         """Answers of a model that the learner has taken into account."""
@@ -145,7 +213,36 @@ class Beliefs:
     def _forecast(self, features: Features, model: str) -> tuple[Forecast, LengthDistribution, bool]:
         forecast = self._learner.predict_one(features, model)
         trusted = self.calibration.trusts_cluster(model, forecast.cluster)
-        return forecast, self._learner.prior(model), trusted
+        prior = self._learner.prior(model)
+        at_risk = forecast.at_risk
+        if at_risk is None:
+            return forecast, prior, trusted
+        self._unfinished = self._unfinished or UnfinishedAnswers(forecast.distribution.lengths)
+        self._unfinished.notice(model, at_risk.learnt)
+        self._at_risk[model] = replace(at_risk, cluster=None)
+        corrected = self._corrected(forecast.distribution, model, forecast.cluster, at_risk)
+        prior = self._corrected(prior, model, None, self._at_risk[model])
+        return replace(forecast, distribution=corrected), prior, trusted
+
+    def _corrected(
+        self, belief: LengthDistribution, model: str, cluster: int | None, at_risk: AtRisk | None
+    ) -> LengthDistribution:
+        """A belief with what running answers have outlived."""
+        return belief if self._unfinished is None else self._unfinished.correct(belief, model, cluster, at_risk)
+
+    def _resume(self, session: Session, request: ServedRequest, at_risk: AtRisk | None) -> None:
+        """Count what an answer outlived before we knew of it."""
+        self.advance(session, request, request.attained_tokens)
+        if request.standing is not None and self._unfinished is not None:
+            self._unfinished.resume(request.standing, at_risk)
+
+    def _cluster_changed(self, change: ClusterChange) -> None:
+        if self._unfinished is not None and change.kind in {"merged", "retired"}:
+            self._unfinished.move(change.cluster, change.other)
+        if change.kind == "merged" and change.other is not None:
+            self._survivors[change.cluster] = change.other
+            if len(self._survivors) > MERGERS_REMEMBERED:
+                self._survivors.popitem(last=False)
 
     def _prediction(self, request: ServedRequest, predict_s: float, now_s: float) -> Prediction:
         belief, arrived = request.belief, request.arrived

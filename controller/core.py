@@ -127,7 +127,7 @@ class Core:
                 return self._take_facts(session, message, now_s)
             case Snapshot():
                 self._record(session, message)
-                session.observe(message)
+                self._beliefs.observe(session, message)
                 return self._tend(session, now_s)
             case Goodbye():
                 self._leave(session, "left", now_s)
@@ -141,7 +141,7 @@ class Core:
             if not session.connected and now_s - session.last_seen_s > self._config.forget_lost_s
         ]
         for connection in gone:
-            del self._sessions[connection]
+            self._beliefs.abandon(self._sessions.pop(connection))
         if now_s >= self._next_calibration_s:
             self._next_calibration_s = now_s + self._config.calibration_interval_s
             for measurement in self.calibration.due(now_s):
@@ -265,7 +265,7 @@ class Core:
             return []
         known = session.requests.get(arrived.request_id)
         if known is not None:
-            known.attained_tokens = arrived.attained_tokens
+            self._beliefs.advance(session, known, arrived.attained_tokens)
             return self._publish(session, known, "resent", now_s)
         if len(session.requests) >= self._config.max_unfinished:
             self.counts.not_tracked += 1
@@ -277,7 +277,7 @@ class Core:
         return self._publish(session, request, "resent" if arrived.resent else "arrival", now_s)
 
     def _finish(self, session: Session, finished: Finished, now_s: float) -> Outgoing:
-        request = session.requests.pop(finished.request_id, None)
+        request = self._beliefs.close(session, finished)
         outcome: Outcome | None = None
         outgoing: Outgoing = []
         if request is not None and finished.output_tokens > 0:
@@ -338,7 +338,7 @@ class Core:
     def _concerned(self, model: str, cluster: int | None) -> list[tuple[Session, list[ServedRequest]]]:
         """Unfinished requests of a cluster on the connected engines of a model."""
         return [
-            (session, [request for request in session.requests.values() if request.forecast.cluster == cluster])
+            (session, [request for request in session.requests.values() if self._beliefs.cluster_of(request) == cluster])
             for session in self._connected()
             if session.hello.model == model
         ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from controller.policy import EngineFacts
 from online_learning.distribution import LengthDistribution
 from online_learning.prompt import Features, Forecast
+from online_learning.unfinished import Standing
 from store.records import Arrived, Hello, IndexTable, Snapshot
 
 DEFAULT_STEP_S = 0.03
@@ -36,6 +37,8 @@ class ServedRequest:
     attained_tokens: int = 0
     first_token_s: float | None = None
     preemptions: int = 0
+    standing: Standing | None = None
+    """How far it is counted among the answers that still run."""
 
     @property
     def index_s(self) -> float:

@@ -105,6 +105,7 @@ class ClusterExpert:
             evidence=pooled.evidence,
             trust=beliefs.shrinkage.trust(pooled.evidence),
             cluster=near.cluster,
+            at_risk=pooled.exposure,
         )
 
     def learn(self, query: Query, observation: Observation, *, judged: bool) -> Lesson:
@@ -117,10 +118,12 @@ class ClusterExpert:
         if not self._settled:
             self._first.append((query, observation))
             if len(self._first) in (*self._settings.early_seed_prompts, self._settings.seed_prompts):
-                self._seed()
+                lesson.changes.extend(self._seed())
         return lesson
 
-    def _seed(self) -> None:
+    def _seed(self) -> list[ClusterChange]:
+        """Form the clusters, in place of those for the time being."""
+        changes = [ClusterChange("retired", cluster) for cluster in self._clusters.ids]
         self._clusters.seed([query.features for query, _ in self._first])
         self._models = self._new_models()
         self._recent = self._no_answers()
@@ -129,6 +132,7 @@ class ClusterExpert:
         if len(self._first) >= self._settings.seed_prompts:
             self._settled = True
             self._first.clear()
+        return changes
 
     def _learn_in_cluster(self, query: Query, observation: Observation, *, judged: bool) -> Lesson:
         beliefs = self._models.taught(query.model)

@@ -162,6 +162,11 @@ class PromptClusters:
         """Squared distance that a prompt usually has from its cluster's centroid."""
         return self._usual.mean
 
+    @property
+    def ids(self) -> list[int]:
+        """The names of all clusters."""
+        return [int(cluster) for cluster in self._ids[~self._free]]
+
     def id_of(self, place: int) -> int:
         """The cluster's name for the world."""
         return int(self._ids[place])

@@ -14,8 +14,13 @@ import numpy as np
 from online_learning.distribution import FloatArray, IntArray, LengthDistribution
 from online_learning.features import prompt_features
 from online_learning.global_belief import GlobalBelief, GlobalSettings, Prior
-from online_learning.prompt import ClusterChange, Drift, Features, Forecast, Observation, Prompt
+from online_learning.prompt import AtRisk, ClusterChange, Drift, Features, Forecast, Observation, Prompt
 from online_learning.sketch import Forgetting
+
+
+_LEAST_TRUST = 1e-4
+_LEAST_STRENGTH = 3.0
+"""Bounds of how far a cluster's belief is taken to be drawn to the model's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,8 @@ class Belief:
     trust: float
     """Share of its own evidence in the mass; the rest is the prior."""
     cluster: int | None = None
+    at_risk: FloatArray | None = None
+    """The cluster's answers that reached each bin, where there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +116,17 @@ def drifts_of(model: str, cluster: int, forgetting: Forgetting | None) -> list[D
     ]
 
 
+def at_risk_of(known: GlobalBelief, model: str, in_cluster: Belief | None) -> AtRisk:
+    """Learnt answers behind a model's belief, and behind that of a prompt's cluster, where there is one."""
+    of_model = known.at_risk(model)
+    evidence = known.evidence(model)
+    if in_cluster is None or in_cluster.at_risk is None:
+        return AtRisk(learnt=evidence, model=of_model)
+    strength = in_cluster.evidence * (1.0 / max(in_cluster.trust, _LEAST_TRUST) - 1.0)
+    drawn = max(strength, _LEAST_STRENGTH) * known.prior(model).survival
+    return AtRisk(learnt=evidence, model=of_model, cluster=in_cluster.at_risk, drawn=drawn)
+
+
 class SoloLearner:
     """One expert over the global belief, as a `LengthLearner`: to be compared, or used alone."""
 
@@ -133,6 +151,7 @@ class SoloLearner:
             cluster=belief.cluster,
             evidence=belief.evidence + (1.0 - belief.trust) * self._global.evidence(model),
             experts={self._expert.name: belief.trust, "global": 1.0 - belief.trust},
+            at_risk=at_risk_of(self._global, model, belief),
         )
 
     def learn_one(self, features: Features, model: str, observation: Observation) -> list[Drift]:

@@ -85,6 +85,13 @@ class GlobalBelief:
         known = self._models.known(model)
         return (self._everything if known is None else known).sketch.evidence
 
+    def at_risk(self, model: str) -> FloatArray:
+        """Answers behind the belief about a model that reached each bin, with the weight of what they are shrunk to."""
+        known = self._models.known(model)
+        if known is None:
+            return np.asarray(self._everything.sketch.exposure + _VAGUE_ANSWERS)
+        return np.asarray(known.sketch.exposure + self._settings.prior_answers)
+
     def learn(self, model: str, observation: Observation) -> Forgetting | None:
         """Count an answer; returns what the model's sketch forgot when it reveals a drift."""
         if _count(self._everything, observation)[1]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from online_learning.cluster_expert import ClusterExpert
 from online_learning.clusters import ClusterSettings
 from online_learning.distribution import LengthDistribution, log_grid
-from online_learning.expert import SoloLearner, drifts_of
+from online_learning.expert import SoloLearner, at_risk_of, drifts_of
 from online_learning.features import prompt_features
 from online_learning.global_belief import GlobalBelief, GlobalSettings
 from online_learning.prompt import Drift, Features, Forecast, Observation, Prompt
@@ -70,7 +70,7 @@ class GlobalLearner:
     def predict_one(self, features: Features, model: str) -> Forecast:  # noqa: ARG002 - the protocol's signature
         """The belief about any answer of this model."""
         evidence = self._belief.evidence(model)
-        return Forecast(distribution=self.prior(model), cluster=None, evidence=evidence, experts={"global": 1.0})
+        return Forecast(distribution=self.prior(model), cluster=None, evidence=evidence, experts={"global": 1.0}, at_risk=at_risk_of(self._belief, model, None))
 
     def learn_one(self, features: Features, model: str, observation: Observation) -> list[Drift]:  # noqa: ARG002 - as above
         """Take an answer into account; a drift is reported as that of cluster 0."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from online_learning.cluster_expert import ClusterExpert
 from online_learning.distribution import IntArray, LengthDistribution, log_grid
-from online_learning.expert import Belief, Expert, Lesson, Query, SoloLearner, bin_of, drifts_of, verdict
+from online_learning.expert import Belief, Expert, Lesson, Query, SoloLearner, at_risk_of, bin_of, drifts_of, verdict
 from online_learning.features import prompt_features
 from online_learning.global_belief import GlobalBelief
 from online_learning.group import GroupSettings, template_expert, tenant_expert
@@ -133,6 +133,9 @@ class MixtureLearner:
             cluster=region,
             evidence=float(own + (1.0 - trust) * self._global.evidence(model)),
             experts={expert.name: float(weight) for expert, weight in zip(self._experts, weights, strict=True)},
+            at_risk=at_risk_of(
+                self._global, model, next((belief for belief in beliefs if belief.at_risk is not None), None)
+            ),
         )
 
     def learn_one(self, features: Features, model: str, observation: Observation) -> list[Drift]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,20 @@ class Observation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class AtRisk:
+    """How many learnt answers stand behind a belief's hazards, in each bin; what they are worth beside running ones."""
+
+    learnt: float
+    """Effective number of the model's answers."""
+    model: NDArray[np.float64]
+    """The model's answers that reached each bin, with the weight of the belief that they are shrunk to."""
+    cluster: NDArray[np.float64] | None = None
+    """The prompt cluster's own that did."""
+    drawn: NDArray[np.float64] | None = None
+    """Weight of the model's belief in the cluster's, in answers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Forecast:
     """A belief and where it comes from; ``distribution`` is not yet cut at the request's max_tokens."""
 
@@ -45,6 +60,8 @@ class Forecast:
     """Effective number of past answers behind it."""
     experts: dict[str, float] = field(default_factory=dict)
     """Weight of each expert in the mixture."""
+    at_risk: AtRisk | None = None
+    """What running answers are weighed against; None where the learner leaves them out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +84,14 @@ class ClusterChange:
     """The cluster that came or went."""
     other: int | None = None
     """The one that it was split from, or merged into."""
+
+
+@runtime_checkable
+class HasClusters(Protocol):
+    """A learner whose prompt clusters come and go."""
+
+    on_cluster_changed: Callable[[ClusterChange], None]
+    """Told of each that does, in the course of learning."""
 
 
 class LengthLearner(Protocol):

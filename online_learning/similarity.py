@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -66,10 +66,10 @@ class SimilarityLearner:
         """The lengths of the answers to similar prompts, each with the same weight."""
         history = self._histories.known(model)
         if history is None:
-            return self._global.predict_one(features, model)
+            return self._fallback(features, model)
         similar = history.similar(features[:TEXT_DIMENSIONS], self._settings.least_cosine)
         if similar.size < self._settings.fewest_matches:
-            return self._global.predict_one(features, model)
+            return self._fallback(features, model)
         lengths, counts = np.unique(similar, return_counts=True)
         return Forecast(
             distribution=LengthDistribution(lengths, counts / similar.size),
@@ -89,6 +89,10 @@ class SimilarityLearner:
     def prior(self, model: str) -> LengthDistribution:
         """The global belief."""
         return self._global.prior(model)
+
+    def _fallback(self, features: Features, model: str) -> Forecast:
+        """The global belief; what still runs is left out, as published."""
+        return replace(self._global.predict_one(features, model), at_risk=None)
 
     def _new_history(self) -> _History:
         return _History(self._settings.history_prompts)

@@ -1,0 +1,186 @@
+"""A young system whose long answers still run: what it believes of the next answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from controller.core import Core, CoreConfig
+from controller.policies import policy_named
+from online_learning.clusters import ClusterSettings
+from online_learning.features import DIMENSIONS
+from online_learning.learner import ClusterLearner, GlobalLearner, LearnerSettings
+from online_learning.mixture import MixtureLearner, MixtureSettings
+from online_learning.prompt import LengthLearner, Observation
+from online_learning.similarity import SimilarityLearner
+from store.records import Arrived, Fact, Facts, Finished, Hello, RunningRequest, Snapshot
+
+SHORT_TOKENS, LONG_TOKENS = 60, 1_500
+REQUESTS, EVERY = 300, 3
+"""So many requests, one in so many moments, every other of them with a long answer."""
+YOUNG = 900
+"""The moment at which all have come, the short answers have ended, and none of the long ones."""
+OVER = 2_400
+SMALL = LearnerSettings(clusters=ClusterSettings(clusters=4, early_seed_prompts=(40,), seed_prompts=60))
+
+OURS: dict[str, Callable[[], LengthLearner]] = {
+    "global": GlobalLearner,
+    "cluster": lambda: ClusterLearner(SMALL),
+    "mixture": lambda: MixtureLearner(MixtureSettings(common=SMALL)),
+}
+our_learner = pytest.mark.parametrize("create", OURS.values(), ids=OURS.keys())
+
+
+class System:
+    """A brain and an engine that serves whatever comes; every other answer is long."""
+
+    def __init__(self, learner: LengthLearner, *, snapshots: bool = True, requests: int = REQUESTS) -> None:
+        config = CoreConfig(controller_id="c", mode="on", hash_key=b"k")
+        self.brain = Core(learner=learner, policy=policy_named("sage"), config=config, now_s=0.0, timer=lambda: 0.0)
+        self.snapshots = snapshots
+        self.requests = requests
+        self.batch = 0
+        self.brain.take(b"e", _hello("s"), 0.0)
+
+    def serve(self, until: int) -> None:
+        """Tell what comes, grows by a token a moment, and ends, up to a moment."""
+        for moment in range(0, until + 1, EVERY):
+            attained = {
+                number: moment - EVERY * number for number in range(min(moment // EVERY, self.requests - 1) + 1)
+            }
+            for number in [number for number in attained if attained[number] == 0]:
+                self.tell(_arrived(number))
+            for number in [number for number in attained if attained[number] == _length(number)]:
+                self.tell(_finished(number))
+            if self.snapshots and moment % (5 * EVERY) == 0:
+                running = {number: tokens for number, tokens in attained.items() if tokens < _length(number)}
+                self.brain.take(b"e", _snapshot(running), 1.0)
+
+    def tell(self, *facts: Fact) -> None:
+        self.batch += 1
+        self.brain.take(b"e", Facts(batch=self.batch, facts=facts), 1.0)
+
+    def survival(self, tokens: int, number: int = 10_000) -> float:
+        """Believed chance that the answer to a new prompt is longer."""
+        self.tell(_arrived(number))
+        request = self.brain.sessions[0].requests[f"r{number}"]
+        self.tell(_finished(number, output_tokens=0, reason="abort"))
+        return request.belief.survival(tokens)
+
+
+def _length(number: int) -> int:
+    return LONG_TOKENS if number % 2 else SHORT_TOKENS
+
+
+def _hello(session: str) -> Hello:
+    return Hello(
+        engine_id="e", session_id=session, model="m", engine="simulated", engine_version="1", kv_blocks=100_000,
+        block_size_tokens=16, max_num_seqs=512, token_budget=512, max_model_len_tokens=9_000, prefix_caching=False,
+        started_s=0.0,
+    )  # fmt: skip
+
+
+def _arrived(number: int, attained_tokens: int = 0) -> Arrived:
+    ids = np.random.default_rng(number).integers(0, 500, 30, dtype=np.uint32)
+    return Arrived(
+        request_id=f"r{number}", arrival_s=0.0, prompt_tokens=30, token_ids=ids.tobytes(), max_tokens=4_000,
+        temperature=1.0, resent=attained_tokens > 0, attained_tokens=attained_tokens,
+    )  # fmt: skip
+
+
+def _finished(number: int, output_tokens: int | None = None, reason: str = "stop") -> Finished:
+    tokens = _length(number) if output_tokens is None else output_tokens
+    return Finished(
+        request_id=f"r{number}", time_s=1.0, reason=reason, arrival_s=0.0, prompt_tokens=30,  # type: ignore[arg-type]
+        output_tokens=tokens, max_tokens=4_000, cached_prompt_tokens=0, preemptions=0, recomputed_tokens=0,
+    )  # fmt: skip
+
+
+def _snapshot(running: dict[int, int]) -> Snapshot:
+    return Snapshot(
+        time_s=1.0, waiting=0, running=len(running), kv_blocks_used=0, kv_blocks=100_000, mode="on", steps=1,
+        step_s=0.03, prefill_tokens=0, decode_tokens=0, kv_tokens_read=0, preemptions=0, recomputed_tokens=0,
+        running_requests=tuple(RunningRequest(f"r{number}", tokens, 1) for number, tokens in running.items()),
+    )  # fmt: skip
+
+
+@our_learner
+def test_long_answers_that_still_run_keep_beliefs_from_being_short(create: Callable[[], LengthLearner]) -> None:
+    """Half the answers are long and run; who hears only of those that ended believes nearly all answers short."""
+    dropped, counted = System(create(), snapshots=False), System(create())
+    dropped.serve(YOUNG)
+    counted.serve(YOUNG)
+    assert dropped.survival(100) < 0.2
+    assert 0.4 < counted.survival(100) < 0.6
+    assert 0.3 < counted.survival(600) < 0.6
+
+
+@our_learner
+def test_an_answer_that_has_ended_counts_once(create: Callable[[], LengthLearner]) -> None:
+    """When all have ended beliefs are those of a brain that never looked at what ran."""
+    dropped, counted = System(create(), snapshots=False), System(create())
+    dropped.serve(OVER)
+    counted.serve(OVER)
+    for tokens in (30, 100, 1_000, 2_000):
+        assert counted.survival(tokens) == pytest.approx(dropped.survival(tokens), abs=0.05)
+
+
+@our_learner
+def test_in_a_busy_system_beliefs_stay_right(create: Callable[[], LengthLearner]) -> None:
+    """Where answers of both kinds have long been ending, half are believed long, with 250 long ones running."""
+    system = System(create(), requests=900)
+    system.serve(2_700)
+    assert 0.4 < system.survival(100) < 0.62
+
+
+def test_the_prior_of_a_new_engine_knows_what_runs_on_the_others() -> None:
+    """The table for requests without one of their own has a higher index where long answers run."""
+    indexes = []
+    for snapshots in (False, True):
+        system = System(GlobalLearner(), snapshots=snapshots)
+        system.serve(YOUNG)
+        [prior] = [message for _, message in system.brain.take(b"f", _hello("t"), 2.0) if hasattr(message, "index_s")]
+        indexes.append(prior.index_s[0])
+    assert indexes[1] > 1.2 * indexes[0]
+
+
+def test_after_a_restart_what_still_runs_is_counted_again() -> None:
+    """What ended is taught again, what runs is told again; beliefs are as before, and later those that ended count once."""
+    before = System(GlobalLearner())
+    before.serve(YOUNG)
+    after = System(GlobalLearner())
+    for number in range(0, REQUESTS, 2):
+        after.brain.teach(np.zeros(DIMENSIONS, np.float32), "m", Observation(_length(number), censored=False))
+    for number in range(1, REQUESTS, 2):
+        after.tell(_arrived(number, attained_tokens=YOUNG - EVERY * number))
+    for tokens in (30, 100, 350):
+        assert after.survival(tokens) == pytest.approx(before.survival(tokens), abs=0.03)
+    for number in range(1, REQUESTS, 2):
+        before.tell(_finished(number))
+        after.tell(_finished(number))
+    for tokens in (30, 100, 1_000, 2_000):
+        assert after.survival(tokens) == pytest.approx(before.survival(tokens), abs=0.03)
+
+
+def test_requests_of_an_engine_that_is_gone_count_no_longer() -> None:
+    """An engine whose connection broke is forgotten after a while, with what ran there."""
+    system = System(GlobalLearner())
+    system.serve(YOUNG)
+    counted = system.survival(100)
+    system.brain.take(b"f", _hello("t"), 2.0)
+    system.brain.lost(b"e", 2.0)
+    system.brain.tick(1_000.0)
+    system.brain.take(b"g", _hello("u"), 1_000.0)
+    system.brain.take(b"g", Facts(batch=1, facts=(_arrived(777),)), 1_000.0)
+    [request] = [s.requests["r777"] for s in system.brain.sessions if s.connection == b"g"]
+    assert request.belief.survival(100) < 0.5 * counted
+
+
+def test_the_published_predictor_stays_as_published() -> None:
+    """It drops what has not ended, and is not helped."""
+    for snapshots in (False, True):
+        system = System(SimilarityLearner(), snapshots=snapshots)
+        system.serve(YOUNG)
+        assert system.survival(100) < 0.2
