@@ -113,6 +113,20 @@ class HttpSection(Section):
         return self
 
 
+class TelemetrySection(Section):
+    """OpenTelemetry, off unless asked for."""
+
+    enabled: bool = Field(default=False, description="export a span and measurements of every request over OTLP")
+    endpoint: str = Field(default="http://127.0.0.1:4318", description="OTLP collector, over HTTP")
+
+    @field_validator("endpoint")
+    @classmethod
+    def _is_http(cls, endpoint: str) -> str:
+        if not endpoint.startswith(("http://", "https://")):
+            raise ValueError("must be http://HOST:PORT or https://...: spans go to HOST:PORT/v1/traces")
+        return endpoint
+
+
 class Config(Section):
     """The whole tree."""
 
@@ -122,6 +136,7 @@ class Config(Section):
     policy: PolicySection = Field(default_factory=PolicySection)
     store: StoreSection = Field(default_factory=StoreSection)
     http: HttpSection = Field(default_factory=HttpSection)
+    telemetry: TelemetrySection = Field(default_factory=TelemetrySection)
 
 
 def load_config(

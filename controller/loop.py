@@ -20,6 +20,7 @@ from controller.commands import Commands, SetMode
 from controller.core import Core, Outgoing
 from controller.live import Live
 from controller.metrics import Metrics
+from controller.telemetry import Ended, Telemetry
 from engine_adapter.link import ControllerHub
 from store.records import DriftDetected, EngineMessage, Entry, Finished, Mode, Outcome, Prediction, Snapshot
 from store.writer import HistoryWriter
@@ -63,6 +64,7 @@ class ControlLoop:
         commands: Commands,
         clock: Callable[[], float],
         limits: LoopLimits | None = None,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self._core = core
         self._hub = hub
@@ -72,6 +74,7 @@ class ControlLoop:
         self._commands = commands
         self._clock = clock
         self._limits = limits or LoopLimits()
+        self._telemetry = telemetry
         self._unacknowledged: deque[tuple[int, str, int]] = deque()
         self._position = 0
         self._next_publish_s = 0.0
@@ -204,7 +207,10 @@ class ControlLoop:
             self._live.take_snapshot(entry.engine_id, record)
             self._metrics.count_snapshot(entry.engine_id, record)
         elif isinstance(record, Finished):
-            self._metrics.count_finished(entry.engine_id, record, life, self._live.lives.model(entry.session_id))
+            hello = self._live.lives.hello(entry.session_id)
+            self._metrics.count_finished(entry.engine_id, record, life, hello.model if hello else None)
+            if self._telemetry is not None:
+                self._telemetry.take(Ended(record, life, hello))
         elif isinstance(record, Prediction):
             self._metrics.count_prediction(record)
         elif isinstance(record, Outcome):

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 from controller.live import EngineView, Live, Picture
 from controller.recent_lives import RecentLife
 from controller.request_metrics import CappedLabel, RequestMetrics
+from controller.telemetry import Telemetry
 from store.records import Finished, Outcome, Prediction, Snapshot
 
 TICK_BUCKETS_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1)
@@ -98,6 +99,11 @@ class Metrics:
         self.hook_s = self._counter("engine_hook_seconds", "Of that, time that our code took in engines.", "engine_id")
         self.last_prediction_s = self._moment("last_prediction", "When a prediction was last made.")
         self.last_outcome_s = self._moment("last_outcome", "When an answer was last learnt from.")
+        self.telemetry_dropped = Gauge(
+            "sagesched_telemetry_dropped",
+            "Requests that OpenTelemetry's exporter left out since the start, because it did not keep up.",
+            registry=self.registry,
+        )
         self._engine_labels = CappedLabel(ENGINE_LABELS)
         self.registry.register(PictureCollector(live))
 
@@ -126,6 +132,10 @@ class Metrics:
         self.steps.labels(engine_id).inc(snapshot.steps)
         self.step_s.labels(engine_id).inc(max(0.0, snapshot.step_s))
         self.hook_s.labels(engine_id).inc(max(0.0, snapshot.hook_s))
+
+    def watch_telemetry(self, telemetry: Telemetry | None) -> None:
+        """Show how many requests the exporter had to leave out."""
+        self.telemetry_dropped.set_function(lambda: float(telemetry.dropped) if telemetry else 0.0)
 
     def page(self) -> bytes:
         """All metrics in Prometheus' text format."""

@@ -105,10 +105,9 @@ class RecentLives:
                     pass
         return None
 
-    def model(self, session_id: str) -> str | None:
-        """The model that a session of an engine serves."""
-        hello = self._hellos.get(session_id)
-        return hello.model if hello else None
+    def hello(self, session_id: str) -> Hello | None:
+        """How a session of an engine introduced itself."""
+        return self._hellos.get(session_id)
 
     def life(self, request_id: str, snapshots: Iterable[tuple[str, Snapshot]], now_s: float) -> LifeFacts | None:
         """The facts of a request's life as far as they are remembered; None when it is not.

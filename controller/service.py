@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from controller.commands import Commands
-from controller.config import Config, StoreSection
+from controller.config import Config, StoreSection, TelemetrySection
 from controller.core import Core, CoreConfig
 from controller.explainer import Explainer
 from controller.gain_watch import GainWatch
@@ -27,6 +27,7 @@ from controller.loop import ControlLoop
 from controller.metrics import Metrics
 from controller.policy_choice import policy_of
 from controller.rebuild import rebuild
+from controller.telemetry import Telemetry, open_telemetry
 from controller.web_server import WebServer
 from engine_adapter.transport import ZmqHub
 from online_learning.calibration import CalibrationSettings
@@ -78,8 +79,17 @@ def _opened(
         hub = ZmqHub(config.engine.endpoint)
         live, commands = Live(), Commands()
         metrics = Metrics(live)
+        telemetry = _telemetry(config.telemetry, controller_id)
+        metrics.watch_telemetry(telemetry)
         loop = ControlLoop(
-            core=core, hub=hub, history=history, live=live, metrics=metrics, commands=commands, clock=clock
+            core=core,
+            hub=hub,
+            history=history,
+            live=live,
+            metrics=metrics,
+            commands=commands,
+            clock=clock,
+            telemetry=telemetry,
         )
         token = config.http.token
         gain = GainWatch(live, config.policy, clock)
@@ -103,6 +113,20 @@ def _opened(
         finally:
             gain.stop()
             hub.close()
+            if telemetry is not None:
+                telemetry.close()
+
+
+def _telemetry(section: TelemetrySection, controller_id: str) -> Telemetry | None:
+    """Where spans go; None unless asked for. Raises `ConfigError` where OpenTelemetry is not installed."""
+    if not section.enabled:
+        return None
+    about = {
+        "service.name": "sagesched",
+        "service.version": version("sagesched-controller"),
+        "service.instance.id": controller_id,
+    }
+    return open_telemetry(section.endpoint, about)
 
 
 def build_core(
