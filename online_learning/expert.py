@@ -12,11 +12,11 @@ from typing import Protocol
 import numpy as np
 
 from online_learning.distribution import FloatArray, IntArray, LengthDistribution
-from online_learning.features import prompt_features
+from online_learning.features import grams, prompt_features
 from online_learning.global_belief import GlobalBelief, GlobalSettings, Prior
 from online_learning.prompt import AtRisk, ClusterChange, Drift, Features, Forecast, Observation, Prompt
 from online_learning.sketch import Forgetting
-
+from online_learning.words import TellingWords, Words
 
 _LEAST_TRUST = 1e-4
 _LEAST_STRENGTH = 3.0
@@ -30,6 +30,12 @@ class Query:
     features: Features
     model: str
     prior: Prior
+    telling: Words | None = None
+
+    @property
+    def words(self) -> Words:
+        """The n-grams that tell the prompt apart, or all that are listed where nobody has chosen."""
+        return grams(self.features) if self.telling is None else self.telling
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,7 +52,7 @@ class Belief:
     """The cluster's answers that reached each bin, where there is one."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Verdict:
     """What a belief had said of an answer."""
 
@@ -54,6 +60,8 @@ class Verdict:
     """Mass of what was observed: of its bin, or of all that may still come."""
     below: float
     """Mass of shorter answers."""
+    mass: FloatArray
+    """The belief."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +93,13 @@ class Expert(Protocol):
 
 def bin_of(lengths: IntArray, observation: Observation) -> int:
     """The bin that an answer ended in, or that an unfinished one has reached."""
-    return min(int(np.searchsorted(lengths, observation.output_tokens)), lengths.size - 1)
+    return min(int(lengths.searchsorted(observation.output_tokens)), lengths.size - 1)
 
 
 def verdict(mass: FloatArray, position: int, *, censored: bool) -> Verdict:
     """What a mass says of an answer in this bin."""
     below = float(mass[:position].sum())
-    return Verdict(max(0.0, 1.0 - below) if censored else float(mass[position]), below)
+    return Verdict(max(0.0, 1.0 - below) if censored else float(mass[position]), below, mass)
 
 
 def chances(survivals: FloatArray, position: int, *, censored: bool) -> FloatArray:
@@ -133,6 +141,7 @@ class SoloLearner:
     def __init__(self, expert: Expert, settings: GlobalSettings | None = None) -> None:
         self._global = GlobalBelief(settings or GlobalSettings())
         self._expert = expert
+        self._words = TellingWords()
 
     def features(self, prompt: Prompt) -> Features:
         """The common prompt features."""
@@ -145,7 +154,7 @@ class SoloLearner:
     def predict_one(self, features: Features, model: str) -> Forecast:
         """The expert's belief; what it does not trust of its own is the global belief's."""
         prior = self._global.prior(model)
-        belief = self._expert.believe(Query(features, model, prior))
+        belief = self._expert.believe(Query(features, model, prior, self._words.of(features)))
         return Forecast(
             distribution=LengthDistribution(self._global.lengths, belief.mass),
             cluster=belief.cluster,
@@ -156,6 +165,8 @@ class SoloLearner:
 
     def learn_one(self, features: Features, model: str, observation: Observation) -> list[Drift]:
         """Teach the expert, then the global belief; a drift that the latter alone finds is that of cluster 0."""
-        lesson = self._expert.learn(Query(features, model, self._global.prior(model)), observation, judged=True)
+        query = Query(features, model, self._global.prior(model), self._words.of(features))
+        lesson = self._expert.learn(query, observation, judged=True)
+        self._words.learn(features)
         forgetting = self._global.learn(model, observation)
         return lesson.drifts or drifts_of(model, 0, forgetting)

@@ -66,6 +66,8 @@ def _random_signs() -> NDArray[np.float32]:
 
 
 _PROJECTION = _random_signs()
+_SUBLINEAR = (1.0 + np.log(np.maximum(np.arange(_MOST_COUNTED + 1), 1))).astype(np.float32)
+"""Weight of an n-gram by its count."""
 
 
 def prompt_features(prompt: Prompt) -> Features:
@@ -113,7 +115,7 @@ def grams(features: Features) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     (4, 0.41, 1.0)
     """
     codes = features[DIMENSIONS + IDENTITIES :].astype(np.int64)
-    weights = np.asarray(1.0 + np.log(codes >> _TABLE_BITS), dtype=np.float32)
+    weights = _SUBLINEAR[codes >> _TABLE_BITS]
     norm = math.sqrt(float(weights @ weights))
     return codes & (GRAM_ROWS - 1), np.asarray(weights / np.float32(max(norm, 1.0)), dtype=np.float32)
 
@@ -137,7 +139,9 @@ def _listed(rows: NDArray[np.uint64], counts: NDArray[np.intp], ending: NDArray[
     """Each row with its count, as row + 2¹⁴·count; of too many those of the ending, then those whose hash is lowest."""
     if rows.size > MAX_GRAMS:
         urgency = _mix(rows) >> np.uint64(1)
-        urgency[np.isin(rows, ending)] >>= np.uint64(32)
+        stands_last = np.zeros(1 << _TABLE_BITS, dtype=np.bool_)
+        stands_last[ending] = True
+        urgency[stands_last[rows]] >>= np.uint64(32)
         kept = np.sort(np.argsort(urgency, kind="stable")[:MAX_GRAMS])
         rows, counts = rows[kept], counts[kept]
     return rows.astype(np.int64) + (np.minimum(counts, _MOST_COUNTED) << _TABLE_BITS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from online_learning.distribution import FloatArray, log_grid
 from online_learning.hazard import mass_from_survival, posterior_hazard, prior_with_tail, survival_from_hazard
@@ -45,13 +46,15 @@ class Prior:
     mass: FloatArray
     odds: FloatArray
     """Odds to end in a bin, kept from their ends."""
+    log_odds: NDArray[np.float32]
 
     @classmethod
     def of(cls, hazard: FloatArray) -> Prior:
         """All forms of one belief."""
         inside = np.clip(hazard, _SURE, 1.0 - _SURE)
         survival = survival_from_hazard(hazard)
-        return cls(hazard, survival, mass_from_survival(survival), inside / (1.0 - inside))
+        odds = inside / (1.0 - inside)
+        return cls(hazard, survival, mass_from_survival(survival), odds, np.log(odds).astype(np.float32))
 
 
 class _ModelBelief:

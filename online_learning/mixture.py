@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from online_learning.bands import BandExpert, BandSettings
 from online_learning.cluster_expert import ClusterExpert
-from online_learning.distribution import IntArray, LengthDistribution, log_grid
+from online_learning.distribution import FloatArray, IntArray, LengthDistribution, log_grid
 from online_learning.expert import Belief, Expert, Lesson, Query, SoloLearner, at_risk_of, bin_of, drifts_of, verdict
 from online_learning.features import prompt_features
 from online_learning.global_belief import GlobalBelief
@@ -18,6 +19,7 @@ from online_learning.learner import LearnerSettings
 from online_learning.neighbours import NeighbourExpert, NeighbourSettings
 from online_learning.pooling import Pool, PoolSettings
 from online_learning.prompt import ClusterChange, Drift, Features, Forecast, LengthLearner, Observation, Prompt
+from online_learning.words import TellingWords
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,11 +29,12 @@ class MixtureSettings:
     common: LearnerSettings = field(default_factory=LearnerSettings)
     neighbours: NeighbourSettings = field(default_factory=NeighbourSettings)
     groups: GroupSettings = field(default_factory=GroupSettings)
+    bands: BandSettings = field(default_factory=BandSettings)
     head: HeadSettings = field(default_factory=HeadSettings)
     pool: PoolSettings = field(default_factory=PoolSettings)
     judge_all: int = 1_000
     judge_every: int = 3
-    """After the first ``judge_all`` answers the experts are judged by one in so many: judging costs most of learning."""
+    """After the first ``judge_all`` answers every expert is judged by one in so many; those that are heard by all."""
 
 
 class _PriorExpert:
@@ -59,6 +62,7 @@ def all_experts(lengths: IntArray, settings: MixtureSettings) -> list[Expert]:
         NeighbourExpert(lengths, settings.neighbours, max_models=common.max_models),
         template_expert(lengths, settings.groups),
         tenant_expert(lengths, settings.groups),
+        BandExpert(lengths, settings.bands),
     ]
     if torch_is_installed():
         experts.append(HazardHead(lengths, settings.head))
@@ -97,10 +101,12 @@ class MixtureLearner:
         self._settings = settings or MixtureSettings()
         self._global = GlobalBelief(self._settings.common.of_global)
         self._experts = experts or all_experts(self._global.lengths, self._settings)
+        self._words = TellingWords()
         self._taught = 0
         self.on_cluster_changed: Callable[[ClusterChange], None] = lambda _change: None
         """Told of every cluster that comes or goes."""
         self._pool = Pool(len(self._experts), self._settings.pool)
+        self._placer = next((expert for expert in self._experts if expert.name == ClusterExpert.name), None)
 
     @property
     def left_out(self) -> list[str]:
@@ -121,21 +127,25 @@ class MixtureLearner:
 
     def predict_one(self, features: Features, model: str) -> Forecast:
         """The pooled and corrected belief, with each expert's weight in it."""
-        query = Query(features, model, self._global.prior(model))
-        beliefs = [expert.believe(query) for expert in self._experts]
-        region = next((belief.cluster for belief in beliefs if belief.cluster is not None), None)
-        weights = self._pool.weights(model, region)
-        mass = self._pool.mix(np.stack([belief.mass for belief in beliefs]), weights, model, region)
-        own = sum(weight * belief.evidence for weight, belief in zip(weights, beliefs, strict=True))
-        trust = sum(weight * belief.trust for weight, belief in zip(weights, beliefs, strict=True))
+        query = Query(features, model, self._global.prior(model), self._words.of(features))
+        place = None if self._placer is None else self._placer.believe(query)
+        region = None if place is None else place.cluster
+        weights = self._pool.heard(model, region)
+        heard = [
+            (weight, place if expert is self._placer and place is not None else expert.believe(query))
+            for weight, expert in zip(weights, self._experts, strict=True)
+            if weight > 0.0
+        ]
+        shares = weights[weights > 0.0]
+        mass = self._pool.mix(np.stack([belief.mass for _, belief in heard]), shares, model)
+        own = sum(weight * belief.evidence for weight, belief in heard)
+        trust = sum(weight * belief.trust for weight, belief in heard)
         return Forecast(
             distribution=LengthDistribution(self._global.lengths, mass),
             cluster=region,
             evidence=float(own + (1.0 - trust) * self._global.evidence(model)),
             experts={expert.name: float(weight) for expert, weight in zip(self._experts, weights, strict=True)},
-            at_risk=at_risk_of(
-                self._global, model, next((belief for belief in beliefs if belief.at_risk is not None), None)
-            ),
+            at_risk=at_risk_of(self._global, model, place),
         )
 
     def learn_one(self, features: Features, model: str, observation: Observation) -> list[Drift]:
@@ -144,17 +154,35 @@ class MixtureLearner:
         Whichever expert found it, it is told of the prompt's cluster, whose beliefs it concerns;
         before there are clusters it is that of cluster 0, and may be the model's own.
         """
-        query = Query(features, model, self._global.prior(model))
-        judged = self._taught < self._settings.judge_all or self._taught % self._settings.judge_every == 0
+        query = Query(features, model, self._global.prior(model), self._words.of(features))
+        credited = self._taught < self._settings.judge_all or self._taught % self._settings.judge_every == 0
         self._taught += 1
-        lessons = [expert.learn(query, observation, judged=judged) for expert in self._experts]
+        lessons, weights = self._teach_experts(query, observation, credited=credited)
         for change in (change for lesson in lessons for change in lesson.changes):
             self.on_cluster_changed(change)
         region = next((lesson.cluster for lesson in lessons if lesson.cluster is not None), None)
-        if judged:
-            self._pool.learn([lesson.verdict for lesson in lessons if lesson.verdict is not None], model, region)
+        self._pool.learn([lesson.verdict for lesson in lessons], weights, model, region, credited=credited)
         forgetting = self._global.learn(model, observation)
+        self._words.learn(features)
         found = next((lesson.drifts for lesson in lessons if lesson.drifts), [])
         if not found and region is None:
             found = drifts_of(model, 0, forgetting)
         return [replace(drift, cluster=region or 0) for drift in found]
+
+    def _teach_experts(
+        self, query: Query, observation: Observation, *, credited: bool
+    ) -> tuple[list[Lesson], FloatArray]:
+        """Teach all, the one first that says where the prompt belongs; judge all, or those that are heard most.
+
+        Returns their lessons and the weights that they had.
+        """
+        place = None if self._placer is None else self._placer.learn(query, observation, judged=credited)
+        weights = self._pool.weights(query.model, None if place is None else place.cluster)
+        least = 0.0 if credited else self._settings.pool.least_telling_weight * float(weights.max())
+        lessons = [
+            place
+            if expert is self._placer and place is not None
+            else expert.learn(query, observation, judged=weight >= least)
+            for weight, expert in zip(weights, self._experts, strict=True)
+        ]
+        return lessons, weights

@@ -16,7 +16,7 @@ from online_learning.models import ModelTable
 from online_learning.prompt import Features, Observation
 from online_learning.shrinkage import ModelAverage
 
-_REACH = 3.5
+_REACH = 2.5
 """Neighbours are counted down to a weight of e to the minus this."""
 
 

@@ -7,6 +7,7 @@ The ratio is the hazard of the Kaplan-Meier estimator (1958); a belief shrinks i
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 
@@ -112,7 +113,7 @@ class LengthSketch:
             self.events[position] += 1.0
 
     def _bin(self, tokens: int) -> int:
-        return min(int(np.searchsorted(self._lengths, tokens)), self._lengths.size - 1)
+        return min(int(self._lengths.searchsorted(tokens)), self._lengths.size - 1)
 
     def _share_outlived(self, position: int, tokens: int) -> float:
         """The part of its last bin that an unfinished answer is known to have outlived (actuarial exposure)."""
@@ -122,7 +123,7 @@ class LengthSketch:
 
     def _expected_log_tokens(self, observation: Observation) -> float:
         if not observation.censored:
-            return float(np.log(max(1, observation.output_tokens)))
+            return math.log(max(1, observation.output_tokens))
         position = self._bin(observation.output_tokens)
         hazard = posterior_hazard(self.events, self.exposure, np.full(self.events.size, 0.1), 1.0)
         beyond = mass_from_hazard(hazard[position:])

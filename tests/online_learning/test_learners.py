@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from online_learning.bands import BandExpert
 from online_learning.clusters import ClusterSettings
 from online_learning.distribution import log_grid
 from online_learning.expert import SoloLearner
@@ -41,6 +42,7 @@ ALL: dict[str, Factory] = {
     "neighbours": lambda: SoloLearner(NeighbourExpert(GRID, NEIGHBOURS, max_models=3), SMALL.of_global),
     "template": lambda: SoloLearner(template_expert(GRID, GROUPS), SMALL.of_global),
     "tenant": lambda: SoloLearner(tenant_expert(GRID, GROUPS), SMALL.of_global),
+    "bands": lambda: SoloLearner(BandExpert(GRID), SMALL.of_global),
     "network": lambda: SoloLearner(HazardHead(GRID), SMALL.of_global),
     "mixture": lambda: MixtureLearner(MixtureSettings(common=SMALL, neighbours=NEIGHBOURS, groups=GROUPS, pool=POOL)),
     "similarity": lambda: SimilarityLearner(SimilaritySettings(history_prompts=300), SMALL),

@@ -16,7 +16,8 @@ EVEN = np.full(BINS, 1.0 / BINS)
 def _taught(pool: Pool, masses: list[np.ndarray], truth: np.ndarray, count: int, region: int | None = None) -> None:
     generator = np.random.default_rng(1)
     for position in generator.choice(truth.size, size=count, p=truth):
-        pool.learn([verdict(mass, int(position), censored=False) for mass in masses], "m", region)
+        verdicts = [verdict(mass, int(position), censored=False) for mass in masses]
+        pool.learn(verdicts, pool.weights("m", region), "m", region)
 
 
 def test_the_expert_that_is_right_gets_nearly_all_weight() -> None:
@@ -66,7 +67,7 @@ def test_a_pool_that_is_too_wide_is_narrowed() -> None:
     wide /= wide.sum()
     pool = Pool(1, PoolSettings())
     _taught(pool, [wide], RIGHT, 3_000)
-    mixed = pool.mix(wide[None, :], np.ones(1), "m", None)
+    mixed = pool.mix(wide[None, :], np.ones(1), "m")
     cumulative = np.cumsum(mixed)
     low, high = np.searchsorted(cumulative, (0.25, 0.75))
     held = RIGHT[low : high + 1].sum()
@@ -75,32 +76,66 @@ def test_a_pool_that_is_too_wide_is_narrowed() -> None:
     assert 0.4 < held < 0.7
 
 
+def test_beliefs_of_one_shape_are_corrected_apart() -> None:
+    """A narrow belief that is right keeps its shape while wide ones that are too wide are narrowed."""
+    narrow, wide = (np.exp(-0.5 * ((np.arange(BINS) - 20) / width) ** 2) for width in (3.0, 8.0))
+    narrow, wide = narrow / narrow.sum(), wide / wide.sum()
+    correction = Correction(PoolSettings())
+    generator = np.random.default_rng(3)
+    for position in generator.choice(BINS, size=4_000, p=RIGHT):
+        for mass in (narrow, wide):
+            low = float(mass[:position].sum())
+            correction.learn(mass, low, low + float(mass[position]))
+    deviations = [float(np.sqrt(correction.apply(mass) @ (np.arange(BINS) - 20.0) ** 2)) for mass in (narrow, wide)]
+    assert deviations[0] == pytest.approx(3.0, rel=0.2)
+    assert deviations[1] < 4.5
+
+
+def test_experts_of_little_weight_need_not_be_asked() -> None:
+    """They have no weight in the mixture; the rest sum to 1."""
+    pool = Pool(3, PoolSettings())
+    _taught(pool, [RIGHT, WRONG, EVEN], RIGHT, 2_000)
+    heard = pool.heard("m", None)
+    assert heard.tolist() == [1.0, 0.0, 0.0]
+
+
+def test_without_credit_an_answer_corrects_and_leaves_the_weights() -> None:
+    """And those experts without a verdict are left out."""
+    pool = Pool(2, PoolSettings())
+    weights = pool.weights("m", 0)
+    for position in range(BINS):
+        pool.learn([verdict(RIGHT, position, censored=False), None], weights, "m", 0, credited=False)
+    np.testing.assert_array_equal(pool.weights("m", 0), weights)
+    assert not np.allclose(pool.mix(RIGHT[None, :], np.ones(1), "m"), RIGHT, atol=1e-4)
+
+
 @settings(max_examples=50)
 @given(
     answers=st.lists(
-        st.tuples(st.floats(0.0, 1.0), st.floats(0.0, 1.0), st.one_of(st.none(), st.integers(0, 3))), max_size=60
+        st.tuples(st.floats(0.0, 1.0), st.floats(0.0, 1.0), st.integers(0, BINS - 1)),
+        max_size=60,
     ),
     position=st.integers(0, BINS - 1),
 )
-def test_a_corrected_belief_is_a_belief(answers: list[tuple[float, float, int | None]], position: int) -> None:
+def test_a_corrected_belief_is_a_belief(answers: list[tuple[float, float, int]], position: int) -> None:
     """Whatever was learnt, masses are not negative, sum to 1, and none that was there is gone."""
     correction = Correction(PoolSettings())
-    for one, other, region in answers:
-        correction.learn(min(one, other), max(one, other), region)
+    for one, other, shift in answers:
+        correction.learn(np.roll(RIGHT, shift), min(one, other), max(one, other))
     mass = np.roll(RIGHT, position)
-    for region in (None, 0, 9):
-        corrected = correction.apply(mass, region)
-        assert corrected.sum() == pytest.approx(1.0)
-        assert float(corrected.min()) >= 0.0
-        assert bool((corrected[mass > 1e-6] > 0.0).all())
+    corrected = correction.apply(mass)
+    assert corrected.sum() == pytest.approx(1.0)
+    assert float(corrected.min()) >= 0.0
+    assert bool((corrected[mass > 1e-6] > 0.0).all())
 
 
 def test_impossible_and_certain_answers_leave_the_weights_finite() -> None:
     """Chances of 0 and 1 alike."""
     pool = Pool(2, PoolSettings())
     for _ in range(50):
-        pool.learn([Verdict(0.0, 1.0), Verdict(0.0, 0.0)], "m", 0)
-        pool.learn([Verdict(1.0, 0.0), Verdict(0.0, 1.0)], "m", 0)
+        for chances in ((0.0, 0.0), (1.0, 0.0)):
+            verdicts = [Verdict(chance, 1.0 - chance, EVEN) for chance in chances]
+            pool.learn(verdicts, pool.weights("m", 0), "m", 0)
     weights = pool.weights("m", 0)
     assert bool(np.isfinite(weights).all())
     assert weights.sum() == pytest.approx(1.0)
