@@ -18,7 +18,7 @@ from operator import attrgetter
 from typing import Any, Generic, Protocol, TypeVar
 
 from engine_adapter.ordered_queue import Key, OrderedQueue
-from store.records import Gate, IndexTable, Preemption, Promotion, Settings
+from store.records import Gate, IndexTable, Preemption, Promotion, Settings, Victims
 
 FIRST = -math.inf
 """Ordering value of a request that nobody of its class may pass."""
@@ -106,6 +106,7 @@ class Ordering:
         self._gate: Gate | None = None
         self._preemption: Preemption | None = None
         self._promotion: Promotion | None = None
+        self._victim_rule: Victims = "last"
         self._boost_per_s: float | None = None
         self._serial = 0
         self._step = 0
@@ -113,6 +114,8 @@ class Ordering:
         self._stood: dict[str, Key] = {}
         self._entries: list[_Tracked] = []
         """What is known of the running of the last plan, in their order."""
+        self._filling: list[_Tracked] = []
+        """Those of them whose prompts, or what they had lost, were not yet computed."""
         self._tables_held = 0
         self.overdue = 0
         """Requests whose patience was over before they ended, since the start."""
@@ -132,6 +135,7 @@ class Ordering:
         self._gate = settings.gate
         self._preemption = settings.preemption
         self._promotion = settings.promotion
+        self._victim_rule = settings.victims
         if settings.boost_per_s != self._boost_per_s:
             self._boost_per_s = settings.boost_per_s
             self._place_all()
@@ -212,9 +216,17 @@ class Ordering:
         return self._tracked[request.request_id].key
 
     def _sort_active(self, active: list[R]) -> tuple[list[R], list[_Tracked]]:
-        """The running in their order, which is hardly ever far from that of the step before, and what is known of them."""
+        """The running in their order, which is hardly ever far from that of the step before, and what is known of them.
+
+        Whose tokens are still being computed stands behind those of its class that decode: a long prompt takes
+        what they leave of the step's token budget, and has least to lose.
+        """
         entries = self._follow_running(active)
-        ordered = sorted(entries, key=_key)
+        ordered = sorted(entries, key=_key if self._victim_rule == "last" else _dearest_first)
+        self._filling = [entry for entry in self._filling if _lacks_tokens(entry)]
+        if self._filling:
+            filling = {id(entry) for entry in self._filling}
+            ordered.sort(key=lambda entry: (entry.priority, id(entry) in filling))
         if ordered == entries:
             return active, entries
         self._entries = ordered
@@ -232,7 +244,9 @@ class Ordering:
                     break
                 left.append(entry)
             else:
-                entries.append(self._tracked[request.request_id])
+                entry = self._tracked[request.request_id]
+                entries.append(entry)
+                self._filling.append(entry)
         left.extend(before)
         for entry in left:
             entry.running = None
@@ -396,3 +410,14 @@ class Ordering:
 
 
 _key = attrgetter("key")
+
+
+def _dearest_first(entry: _Tracked) -> tuple[int, bool, int, int]:
+    """By class, then who must not give way, then by what would have to be computed again."""
+    return entry.priority, entry.key[1] != FIRST, -entry.running.num_computed_tokens, entry.serial
+
+
+def _lacks_tokens(entry: _Tracked) -> bool:
+    """Whether a running request has more to compute than its next token."""
+    running = entry.running
+    return running is not None and running.num_tokens - running.num_computed_tokens > 1

@@ -33,6 +33,8 @@ MAX_PROMPT_TOKENS_SENT = 8192
 Mode: TypeAlias = Literal["off", "shadow", "on"]
 FinishReason: TypeAlias = Literal["stop", "length", "abort", "error"]
 PreemptionCause: TypeAlias = Literal["memory", "policy"]
+Victims: TypeAlias = Literal["last", "cheapest"]
+"""Who of the running gives way when KV memory runs out: the last in the order, or who has least to compute again."""
 
 
 class Record(msgspec.Struct, frozen=True, tag=True):
@@ -258,6 +260,7 @@ class Settings(Record, frozen=True, kw_only=True):
     preemption: Preemption | None = None
     """None leaves preemption to the engine, which does it when memory runs out."""
     promotion: Promotion | None = None
+    victims: Victims = "last"
 
 
 class Heartbeat(Record, frozen=True, kw_only=True):

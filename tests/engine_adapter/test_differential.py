@@ -32,6 +32,7 @@ from store.records import (
     Preemption,
     Promotion,
     Settings,
+    Victims,
     Welcome,
 )
 
@@ -84,6 +85,7 @@ class Script:
     boost_per_s: float | None
     preemption: Preemption | None
     promotion: Promotion | None
+    victims: Victims
     finished_per_mode: int = 3
 
     def link(self) -> DirectLink:
@@ -116,6 +118,7 @@ class Script:
             lease_s=math.inf,
             preemption=self.preemption,
             promotion=self.promotion,
+            victims=self.victims,
         )
 
 
@@ -195,6 +198,7 @@ def scripts(draw: st.DrawFn, works: tuple[Work, ...]) -> Script:
             st.none()
             | st.builds(Preemption, token_s=st.sampled_from([0.0, 0.05]), hysteresis=st.sampled_from([0.0, 0.5]))
         ),
+        victims=draw(st.sampled_from(["last", "cheapest"])),
         promotion=draw(st.none() | st.builds(Promotion, idle_steps=st.just(5), promoted_steps=st.just(3))),
     )
 

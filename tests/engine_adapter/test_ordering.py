@@ -3,6 +3,7 @@ from dataclasses import dataclass
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from engine_adapter.ordering import Ordering, boost_s
 from store.records import Gate, IndexTable, Preemption, Promotion, Settings
@@ -268,3 +269,40 @@ def test_who_was_passed_over_in_too_many_steps_is_promoted_for_a_while() -> None
 
     assert [large_stands_first(large_runs=False) for _ in range(5)] == [False, False, False, True, True]
     assert [large_stands_first(large_runs=True) for _ in range(3)] == [True, False, False]
+
+
+def running_order(ordering: Ordering, *running: Request) -> list[str]:
+    return [r.request_id for r in ordering.plan(0.0, waiting=[], running=running, free_blocks=0).running]
+
+
+def test_a_long_prompt_takes_what_decoding_requests_leave() -> None:
+    """Who is still being prefilled stands behind those that decode, in its class, whatever its index; then no longer."""
+    ordering = Ordering(BLOCK, 1000)
+    for name, priority, index in (("prefills", 0, 1.0), ("decodes", 0, 9.0), ("lower", 1, 0.5)):
+        ordering.track(name, priority=priority, arrival_s=0.0)
+        ordering.put(table(name, (0, index, 0.0)))
+    prefills, decodes, lower = Request("prefills", 100, 40), Request("decodes", 100, 99), Request("lower", 50, 49)
+    assert running_order(ordering, prefills, decodes, lower) == ["decodes", "prefills", "lower"]
+    prefills.num_computed_tokens = 99
+    assert running_order(ordering, prefills, decodes, lower) == ["prefills", "decodes", "lower"]
+
+
+def test_the_cheapest_victim_has_least_to_compute_again() -> None:
+    """Under that rule classes and patience come first, then what is computed; indices count for nothing."""
+    ordering = Ordering(BLOCK, 1000)
+    ordering.configure(structs.replace(settings(), victims="cheapest"))
+    for name, priority, patience_s in (("old", 0, None), ("new", 0, None), ("overdue", 0, 1.0), ("lower", 1, None)):
+        ordering.track(name, priority=priority, arrival_s=0.0)
+        ordering.put(
+            IndexTable(
+                request_id=name,
+                attained_tokens=(0,),
+                index_s=(9.0 if name == "old" else 1.0,),
+                growth_tokens=(0.0,),
+                patience_s=patience_s,
+            )
+        )
+    computed = {"old": 900, "new": 100, "overdue": 50, "lower": 2000}
+    running = [Request(name, tokens + 1, tokens) for name, tokens in computed.items()]
+    plan = ordering.plan(2.0, waiting=[], running=running, free_blocks=0)
+    assert [r.request_id for r in plan.running] == ["overdue", "old", "new", "lower"]
