@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeAlias
 
+from controller.ablations import ABLATION_NAMES
 from controller.bench_crew import Crew
 from controller.bench_figures import capacity_rps
 from controller.bench_result import BenchResult, PolicyResult, SeedResult
@@ -78,8 +79,8 @@ class BenchSpec:
         if min(self.seeds) < 0:
             raise ConfigError(f"seed is {min(self.seeds)}: give 0 or more")
         for name in self.policies:
-            if name not in BENCH_POLICY_NAMES:
-                raise ConfigError(f"unknown policy {name!r}: choose of {', '.join(BENCH_POLICY_NAMES)}")
+            if name not in (known := BENCH_POLICY_NAMES + ABLATION_NAMES):
+                raise ConfigError(f"unknown policy {name!r}: choose of {', '.join(known)}")
         if self.prefix_caching and self.engine == "simulated":
             raise ConfigError("prefix caching is on and the engine simulated: turn it off or take --engine vllm")
 

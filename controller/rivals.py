@@ -17,12 +17,14 @@ from typing import TypeAlias
 import numpy as np
 from msgspec import structs
 
+from controller.ablations import ABLATION_NAMES, without
 from controller.cost import memory_cost
 from controller.gittins import survival_beyond
 from controller.policies import BOOSTS_PER_S, POLICY_NAMES, Objective, policy_named
 from controller.policy import Assessment, EngineFacts, Policy, RequestFacts
 from controller.tables import expected_cost_s, index_table
 from online_learning.distribution import LengthDistribution
+from online_learning.learner import GlobalLearner
 from online_learning.mixture import MixtureLearner
 from online_learning.prompt import LengthLearner
 from online_learning.similarity import SimilarityLearner
@@ -80,7 +82,7 @@ class BenchContext:
 
 def is_ours(name: str) -> bool:
     """Whether a policy has our admission; no benchmark ever tunes those."""
-    return name == "sage" or name in OBJECTIVES or name in GATED
+    return name == "sage" or name in OBJECTIVES or name in GATED or name in ABLATION_NAMES
 
 
 def variants_of(name: str) -> tuple[str, ...]:
@@ -93,6 +95,8 @@ def bench_policy(name: str, context: BenchContext) -> Policy:
     if name in PAPER_VARIANTS:
         preemption = Preemption() if name.endswith("/preemptive") else None
         return Rival(name=name, order=paper_200_tokens if "200" in name else paper_10_buckets, preemption=preemption)
+    if name in ABLATION_NAMES:
+        return without(bench_policy("sage", context), name)
     if name in GATED:
         return _gated(name, context)
     rivals: dict[str, Policy] = {
@@ -115,6 +119,8 @@ def bench_policy(name: str, context: BenchContext) -> Policy:
 
 def bench_learner(name: str) -> LengthLearner:
     """The paper predicts by similarity, as it says; all others with what runs live."""
+    if name == "sage-without-predictor":
+        return GlobalLearner()
     return SimilarityLearner() if name.startswith(PAPER) else MixtureLearner()
 
 

@@ -1,0 +1,67 @@
+"""Each ablation lacks its part and nothing else."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controller.ablations import ABLATION_NAMES, without
+from controller.cost import hybrid_cost
+from controller.policies import GittinsPolicy
+from controller.policy import EngineFacts, RequestFacts
+from controller.rivals import BenchContext, bench_learner, bench_policy, is_ours
+from online_learning.distribution import LengthDistribution, log_grid
+from online_learning.learner import GlobalLearner
+from online_learning.mixture import MixtureLearner
+from store.errors import ConfigError
+from store.records import Gate, Preemption
+
+ENGINE = EngineFacts(kv_tokens=24_000, block_size_tokens=16, max_num_seqs=1024, base_s=0.033, prefill_token_s=1.4e-4)
+REQUEST = RequestFacts(request_id="r", prompt_tokens=300, max_tokens=2000)
+WHOLE = GittinsPolicy(
+    name="sage", cost=hybrid_cost, gate=Gate(horizon_tokens=32), boost_per_s=0.01, preemption=Preemption(token_s=1e-4)
+)
+GRID = log_grid(2000)
+
+
+@given(weights=st.lists(st.floats(0.01, 1.0), min_size=GRID.size, max_size=GRID.size))
+def test_without_the_index_the_mean_of_what_is_left_decides(weights: list[float]) -> None:
+    """Against brute force; growth and everything else of the table stay."""
+    belief = LengthDistribution(GRID, np.array(weights) / sum(weights))
+    whole, found = (
+        policy.assess(REQUEST, belief, ENGINE).table for policy in (WHOLE, without(WHOLE, "sage-without-index"))
+    )
+    assert (found.attained_tokens, found.growth_tokens) == (whole.attained_tokens, whole.growth_tokens)
+    price_s = hybrid_cost(ENGINE).total_s(300, GRID)
+    for age, index_s in zip(found.attained_tokens, found.index_s, strict=True):
+        beyond = age < GRID
+        paid_s = float(hybrid_cost(ENGINE).total_s(300, np.array([age]))[0])
+        if belief.mass[beyond].sum() > 1e-6:
+            left_s = float((price_s[beyond] - paid_s) @ belief.mass[beyond] / belief.mass[beyond].sum())
+            assert index_s == pytest.approx(left_s, rel=1e-5, abs=1e-9)
+
+
+def test_each_part_is_taken_out_alone() -> None:
+    """What is left is the whole policy; a part that is not there cannot be taken out."""
+    less = {
+        "sage-without-gate": replace(WHOLE, gate=None),
+        "sage-without-boost": replace(WHOLE, boost_per_s=None),
+        "sage-without-preemption": replace(WHOLE, preemption=None),
+    }
+    for name, expected in less.items():
+        assert without(WHOLE, name) == replace(expected, name=name)
+        with pytest.raises(ConfigError, match=name):
+            without(expected, name)
+    assert without(WHOLE, "sage-without-cost") != replace(WHOLE, name="sage-without-cost")
+
+
+def test_the_benchmark_knows_them_as_ours_and_takes_the_predictor_out() -> None:
+    """They are not tuned, and only one of them believes the same of every prompt."""
+    assert all(is_ours(name) for name in ABLATION_NAMES)
+    learners = {name: type(bench_learner(name)) for name in ABLATION_NAMES}
+    assert {name for name, kind in learners.items() if kind is GlobalLearner} == {"sage-without-predictor"}
+    assert set(learners.values()) == {GlobalLearner, MixtureLearner}
+    context = BenchContext(gate=Gate(horizon_tokens=32), boost_per_s=0.01, lengths={})
+    assert bench_policy("sage-without-boost", context).boost_per_s is None
