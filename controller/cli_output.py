@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,20 @@ def require_writable(*files: Path | None) -> None:
     for file in files:
         if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
             raise BadInputError(f"cannot write {str(file)!r}: give a file in a folder that exists")
+
+
+def fresh_folder(wanted: Path | None) -> Path:
+    """The empty folder that was asked for, made if need be, or a new temporary one; raises `BadInputError`."""
+    if wanted is None:
+        return Path(tempfile.mkdtemp(prefix="sagesched-live-"))
+    try:
+        wanted.mkdir(parents=True, exist_ok=True)
+        empty = not any(wanted.iterdir())
+    except OSError as error:
+        raise BadInputError(f"folder {str(wanted)!r} cannot be had ({error.strerror}): choose another") from None
+    if not empty:
+        raise BadInputError(f"folder {str(wanted)!r} is not empty: choose another")
+    return wanted.absolute()
 
 
 def write_figures(file: Path | None, text: str) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from controller.cli_output import print_table, progress_bar, require_writable, write_figures
+from controller.cli_output import fresh_folder, print_table, progress_bar, require_writable, write_figures
 from store.errors import BadInputError
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 JsonFlag = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="write the figures there")]
 QuietFlag = Annotated[bool, typer.Option("--quiet", help="no progress")]
@@ -19,6 +22,10 @@ QuietFlag = Annotated[bool, typer.Option("--quiet", help="no progress")]
 def add_proofs(app: typer.Typer) -> None:
     """Add the commands."""
     app.command(epilog="Example: sagesched overhead --occupancies 256/1000 --json overhead.json")(overhead)
+    app.command(
+        name="live-comparison",
+        epilog="Example: sagesched live-comparison --workload mix.parquet --load 1.05 --json live.json",
+    )(live_comparison)
 
 
 def overhead(  # noqa: PLR0913 - one parameter for each flag
@@ -55,6 +62,56 @@ def overhead(  # noqa: PLR0913 - one parameter for each flag
             progress=lambda name, done: bar.update(tasks[name], completed=done),
         )
     for table in overhead_tables(result):
+        print_table(table)
+    write_figures(json_file, json.dumps(result.as_json(), indent=2) + "\n")
+
+
+def live_comparison(  # noqa: PLR0913 - one parameter for each flag
+    *,
+    workload: Annotated[str, typer.Option(metavar="FILE", help="a workload file, or `synthetic`")] = "synthetic",
+    profile: Annotated[str, typer.Option(metavar="NAME", help="model and GPU")] = "h800-qwen3-32b-24k",
+    load: Annotated[float, typer.Option(help="arrivals relative to what stock FCFS serves")] = 1.05,
+    requests: Annotated[int, typer.Option(help="measured requests")] = 400,
+    warmup: Annotated[int, typer.Option(help="requests that are learnt from before")] = 1000,
+    seed: Annotated[int, typer.Option(help="of sample and arrivals")] = 1,
+    speed: Annotated[float, typer.Option(help="device seconds per second; what the host must keep up with")] = 4.0,
+    objective: Annotated[Literal["mean", "balanced", "tail"], typer.Option(help="what sage favours")] = "balanced",
+    prefix_caching: Annotated[bool, typer.Option(help="as vLLM has it by default")] = True,
+    folder: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="keeps logs, results and history; default: a fresh one")
+    ] = None,
+    json_file: JsonFlag = None,
+    quiet: QuietFlag = False,
+) -> None:
+    """One trace in virtual time and on vLLM's live server over a virtual GPU, stock and with us, by vLLM's client."""
+    from controller.live_comparison import LiveSpec, run_live_comparison  # noqa: PLC0415 - keeps --help quick
+    from controller.live_report import live_tables  # noqa: PLC0415 - as above
+
+    spec = LiveSpec(
+        workload=workload,
+        profile=profile,
+        load=load,
+        requests=requests,
+        warmup=warmup,
+        seed=seed,
+        speed=speed,
+        prefix_caching=prefix_caching,
+        objective=objective,
+    )
+    require_writable(json_file)
+    place = fresh_folder(folder)
+    with progress_bar(quiet=quiet) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def report(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(name, total=total)
+            bar.update(tasks[name], completed=done, total=total)
+
+        result = run_live_comparison(
+            spec, folder=place, clock=time.time, pause=time.sleep, timer=time.perf_counter, progress=report
+        )
+    for table in live_tables(result):
         print_table(table)
     write_figures(json_file, json.dumps(result.as_json(), indent=2) + "\n")
 

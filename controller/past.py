@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
-from controller.core import Core
+from controller.core import Core, CoreConfig
+from controller.policies import policy_named
 from engine_adapter.engine import Work
 from engine_adapter.lives import Account, ending
 from engine_adapter.profiles import Profile
+from online_learning.mixture import MixtureLearner
 from store.records import Arrived, Facts, Finished, FirstToken, Goodbye, Hello
+from store.writer import HistoryWriter
 
 _CONNECTION = b"past"
 PAST_SESSION_ID = "past"
@@ -31,6 +35,20 @@ def tell_past(core: Core, works: Sequence[Work], *, profile: Profile, model: str
         facts = past_facts(replace(work, arrival_s=arrival_s), profile)
         core.take(_CONNECTION, Facts(batch=batch, facts=facts), now_s)
     core.take(_CONNECTION, Goodbye(time_s=now_s), now_s)
+
+
+def write_past(store: Path, works: Sequence[Work], *, profile: Profile, model: str, clock: Callable[[], float]) -> None:
+    """Write the history that a controller would have after these works, with its predictions, into a fresh folder."""
+    core = Core(
+        learner=MixtureLearner(),
+        policy=policy_named("sage"),
+        config=CoreConfig(controller_id=PAST_SESSION_ID, mode="on", hash_key=b"past"),
+        now_s=clock(),
+        timer=lambda: 0.0,
+    )
+    with HistoryWriter(store, clock=clock) as writer:
+        tell_past(core, works, profile=profile, model=model, now_s=clock())
+        writer.append(core.drain_entries())
 
 
 def past_facts(work: Work, profile: Profile) -> tuple[Arrived, FirstToken, Finished]:

@@ -19,13 +19,16 @@ _CORPUS = (
 )
 
 
-def make_tiny_model(folder: Path, *, max_model_len_tokens: int = 2048) -> Path:
+def make_tiny_model(
+    folder: Path, *, max_model_len_tokens: int = 2048, vocabulary_tokens: int = VOCABULARY_TOKENS
+) -> Path:
     """Write configuration and tokenizer of a two-layer Llama with random weights; returns the folder.
 
+    A larger vocabulary than the tokenizer learns is filled up with words of its own, so that any id below it is text.
     Needs ``tokenizers``, which vLLM brings.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    vocabulary_tokens = _train_tokenizer(folder / "tokenizer.json")
+    vocabulary_tokens = _train_tokenizer(folder / "tokenizer.json", vocabulary_tokens)
     _write(folder / "config.json", _model_config(vocabulary_tokens, max_model_len_tokens))
     _write(
         folder / "tokenizer_config.json",
@@ -40,7 +43,7 @@ def make_tiny_model(folder: Path, *, max_model_len_tokens: int = 2048) -> Path:
     return folder
 
 
-def _train_tokenizer(path: Path) -> int:
+def _train_tokenizer(path: Path, vocabulary_tokens: int) -> int:
     """Train byte-level pairs on a few lines; the vocabulary then holds every byte, so any text can be encoded."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: PLC0415 - comes with vLLM
 
@@ -54,12 +57,15 @@ def _train_tokenizer(path: Path) -> int:
         show_progress=False,
     )
     tokenizer.train_from_iterator(_CORPUS, trainer=trainer)
-    tokenizer.save(str(path))
-    return int(tokenizer.get_vocab_size())
+    content = json.loads(tokenizer.to_str())
+    vocabulary: dict[str, int] = content["model"]["vocab"]
+    for token_id in range(len(vocabulary), vocabulary_tokens if vocabulary_tokens > VOCABULARY_TOKENS else 0):
+        vocabulary[f"w{token_id}"] = token_id
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return len(vocabulary)
 
 
 def _model_config(vocabulary_tokens: int, max_model_len_tokens: int) -> dict[str, object]:
-    assert vocabulary_tokens <= VOCABULARY_TOKENS
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -69,7 +75,7 @@ def _model_config(vocabulary_tokens: int, max_model_len_tokens: int) -> dict[str
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
         "head_dim": 32,
-        "vocab_size": VOCABULARY_TOKENS,
+        "vocab_size": max(vocabulary_tokens, VOCABULARY_TOKENS),
         "max_position_embeddings": max_model_len_tokens,
         "bos_token_id": 0,
         "eos_token_id": END_OF_SEQUENCE_ID,

@@ -4,18 +4,22 @@
 A step takes what the profile says, divided by the speed; steps queue behind one another, as on a device.
 Each answer ends with the end-of-sequence token at the request's true length, which travels to the device alone:
 ``"vllm_xargs": {"true_len": "315"}``. A request without one goes on to its max_tokens.
+With ``"report": PATH`` in its settings the device writes there, as one JSON object, how long it computed and how long
+it had to wait for a host that was late (`DeviceTime`); without, nothing.
 Guided decoding, log probabilities and LoRA weights are not kept: there is no model.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 from zlib import crc32
 
@@ -32,16 +36,20 @@ from store.errors import ConfigError
 
 log = logging.getLogger("vllm.sagesched.virtual_gpu")
 
+REPORT_INTERVAL_S = 0.5
+"""Between two reports while it computes; vLLM may kill its engine core without a word."""
+
 FIRST_PLAIN_TOKEN_ID = 16
 """Lower ids are left to a tokenizer's special tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class VirtualGpuSettings:
-    """Which device, and how many times faster than real it goes."""
+    """Which device, how many times faster than real it goes, and where it reports."""
 
     profile: Profile
     speed: float
+    report: Path | None = None
 
 
 def virtual_gpu_settings(additional_config: object, environment: Mapping[str, str]) -> VirtualGpuSettings:
@@ -54,11 +62,12 @@ def virtual_gpu_settings(additional_config: object, environment: Mapping[str, st
     store.errors.ConfigError: virtual GPU speed '0' is no positive number: give how many times faster than real it goes
     """
     given = additional_config.get("virtual_gpu", {}) if isinstance(additional_config, dict) else {}
-    if not isinstance(given, dict) or given.keys() - {"profile", "speed"}:
-        raise ConfigError(f'additional config "virtual_gpu" is {given!r}: give an object of profile and speed')
+    if not isinstance(given, dict) or given.keys() - {"profile", "speed", "report"}:
+        raise ConfigError(f'additional config "virtual_gpu" is {given!r}: give an object of profile, speed and report')
     profile = given.get("profile") or environment.get("SAGESCHED_VIRTUAL_GPU_PROFILE") or "h800-qwen3-32b-24k"
     speed = given.get("speed") or environment.get("SAGESCHED_VIRTUAL_GPU_SPEED") or 1.0
-    return VirtualGpuSettings(profile_named(str(profile)), _positive(speed))
+    report = given.get("report")
+    return VirtualGpuSettings(profile_named(str(profile)), _positive(speed), Path(str(report)) if report else None)
 
 
 def _positive(speed: object) -> float:
@@ -71,6 +80,17 @@ def _positive(speed: object) -> float:
             f"virtual GPU speed {speed!r} is no positive number: give how many times faster than real it goes"
         )
     return value
+
+
+@dataclass(slots=True)
+class DeviceTime:
+    """How a device spent its time, in seconds of the device, of which ``speed`` pass in a real one."""
+
+    steps: int = 0
+    busy_s: float = 0.0
+    """Computing, as the profile says: what was intended."""
+    starved_s: float = 0.0
+    """Idle although requests were under way, because the host was late with the next step."""
 
 
 @dataclass(slots=True)
@@ -146,6 +166,9 @@ class VirtualGpu(Executor):  # type: ignore[misc]
         self._device = Device(config.model_config.get_vocab_size())
         self._clock = ThreadPoolExecutor(max_workers=1, thread_name_prefix="virtual-gpu")
         self._free_s = 0.0
+        self._time = DeviceTime()
+        self._report = settings.report
+        self._next_report_s = 0.0
         self._unsampled: deque[Future[ModelRunnerOutput]] = deque()
 
     @classmethod
@@ -175,7 +198,13 @@ class VirtualGpu(Executor):  # type: ignore[misc]
         duration_s = self._profile.step_s(
             prefill_tokens=step.prefill_tokens, decode_seqs=step.decode_seqs, kv_tokens=step.kv_tokens
         )
-        self._free_s = max(time.monotonic(), self._free_s) + duration_s / self._speed
+        now_s = time.monotonic()
+        goes_on = bool(scheduler_output.scheduled_cached_reqs.req_ids)
+        self._count(duration_s, starved_s=max(0.0, now_s - self._free_s) * self._speed if goes_on else 0.0)
+        if now_s >= self._next_report_s:
+            self._next_report_s = now_s + REPORT_INTERVAL_S
+            self._write_report()
+        self._free_s = max(now_s, self._free_s) + duration_s / self._speed
         self._unsampled.append(self._clock.submit(_at, self._free_s, _runner_output(step.token_ids)))
         return _done(None) if non_block else None
 
@@ -190,6 +219,16 @@ class VirtualGpu(Executor):  # type: ignore[misc]
     def shutdown(self) -> None:
         """Let the steps under way end."""
         self._clock.shutdown(wait=True)
+        self._write_report()
+
+    def _count(self, duration_s: float, *, starved_s: float) -> None:
+        self._time.steps += 1
+        self._time.busy_s += duration_s
+        self._time.starved_s += starved_s
+
+    def _write_report(self) -> None:
+        if self._report is not None:
+            self._report.write_text(json.dumps(asdict(self._time)), encoding="utf-8")
 
     def _answer(self, method: str | Callable[..., object]) -> list[Any]:
         match method:

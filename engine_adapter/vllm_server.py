@@ -22,7 +22,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from engine_adapter.profiles import PROFILES, Profile
-from engine_adapter.tiny_model import make_tiny_model
+from engine_adapter.tiny_model import VOCABULARY_TOKENS, make_tiny_model
 from store.errors import EngineError
 
 MODEL_NAME = "tiny"
@@ -40,7 +40,8 @@ class VllmServer:
     """A running vLLM API server on a free local port; a context manager.
 
     With a ``profile`` the device is the virtual GPU, ``speed`` times as fast as real; without, the tiny model is
-    really computed on the CPU. ``arguments`` are added to vLLM's command line.
+    really computed on the CPU. Without the ``plugin`` it is stock vLLM, which knows no controller.
+    ``prefix_caching`` and ``device_report`` concern the virtual GPU. ``arguments`` are added to vLLM's command line.
     The log is kept in ``log_path``, by default in the server's own temporary folder.
 
     Raises `EngineError` with the log's last lines when the server does not get ready within ``ready_s``.
@@ -53,6 +54,10 @@ class VllmServer:
         engine_id: str = "vllm",
         profile: Profile | None = None,
         speed: float = 1.0,
+        plugin: bool = True,
+        prefix_caching: bool = False,
+        vocabulary_tokens: int = VOCABULARY_TOKENS,
+        device_report: Path | None = None,
         arguments: tuple[str, ...] = (),
         log_path: Path | None = None,
         ready_s: float = 180.0,
@@ -60,6 +65,10 @@ class VllmServer:
         self._additional = {"sagesched": {"endpoint": endpoint, "engine_id": engine_id}}
         self._profile = profile
         self._speed = speed
+        self._plugin = plugin
+        self._prefix_caching = prefix_caching
+        self._vocabulary_tokens = vocabulary_tokens
+        self._device_report = device_report
         self._arguments = arguments
         self._ready_s = ready_s
         self._folder = tempfile.TemporaryDirectory(prefix="sagesched-vllm-")
@@ -79,7 +88,11 @@ class VllmServer:
 
     def start(self) -> None:
         """Start the server and wait until it is ready."""
-        model = make_tiny_model(Path(self._folder.name, "model"), max_model_len_tokens=self._model_len_tokens())
+        model = make_tiny_model(
+            Path(self._folder.name, "model"),
+            max_model_len_tokens=self._model_len_tokens(),
+            vocabulary_tokens=self._vocabulary_tokens,
+        )
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and arguments
                 self._command(model),
@@ -121,7 +134,7 @@ class VllmServer:
             *("--host", "127.0.0.1", "--port", str(self.port)),
             *("--load-format", "dummy", "--dtype", "float32", "--enforce-eager"),
             *("--max-model-len", str(self._model_len_tokens())),
-            *("--scheduler-cls", "engine_adapter.vllm_scheduler.SageScheduler"),
+            *(("--scheduler-cls", "engine_adapter.vllm_scheduler.SageScheduler") if self._plugin else ()),
             *("--disable-uvicorn-access-log", "--generation-config", "vllm"),
             *("--shutdown-timeout", str(_DRAIN_S)),
             *self._device_arguments(),
@@ -133,14 +146,16 @@ class VllmServer:
         if profile is None:
             return ["--max-num-seqs", "16", "--additional-config", json.dumps(self._additional)]
         assert PROFILES.get(profile.name) == profile, "the device looks its profile up by name"
-        device = {"virtual_gpu": {"profile": profile.name, "speed": self._speed}}
+        device: dict[str, object] = {"profile": profile.name, "speed": self._speed}
+        if self._device_report is not None:
+            device["report"] = str(self._device_report)
         return [
             *("--distributed-executor-backend", "engine_adapter.virtual_gpu.VirtualGpu"),
-            *("--additional-config", json.dumps(self._additional | device)),
+            *("--additional-config", json.dumps({**self._additional, "virtual_gpu": device})),
             *("--block-size", str(profile.block_size_tokens)),
             *("--max-num-seqs", str(profile.max_num_seqs)),
             *("--max-num-batched-tokens", str(profile.token_budget)),
-            "--no-enable-prefix-caching",
+            "--enable-prefix-caching" if self._prefix_caching else "--no-enable-prefix-caching",
         ]
 
     def _wait(self) -> None:

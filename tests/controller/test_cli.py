@@ -16,7 +16,20 @@ from dashboard import launch
 from store.records import EngineSeen, Entry, Finished, Hello
 from store.writer import HistoryWriter
 
-COMMANDS = ("serve", "demo", "bench", "sweep", "evaluate", "overhead", "sql", "explain", "doctor", "dashboard", "mode")
+COMMANDS = (
+    "serve",
+    "demo",
+    "bench",
+    "sweep",
+    "evaluate",
+    "overhead",
+    "live-comparison",
+    "sql",
+    "explain",
+    "doctor",
+    "dashboard",
+    "mode",
+)
 
 
 @pytest.fixture

@@ -1,0 +1,197 @@
+"""The benchmark in virtual time against the live server: the same trace, the same device, vLLM's own client.
+
+A trace is served four times: in virtual time by vLLM's scheduler, stock and with us, and then by vLLM's real API server
+on the virtual GPU, stock and with the plugin and a controller process beside it. The load comes from the client of
+``vllm bench serve``. Compared is what we change: the ratio of our TTLT to stock's, live against virtual.
+What the controller has learnt before, it has from its history, which is prepared from the same warm-up requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from controller.bench import BenchSpec, run_bench
+from controller.bench_figures import PolicyFigures
+from controller.live_side import LiveRun, LiveServing, Stage, serve_live
+from controller.past import write_past
+from controller.policies import Objective
+from engine_adapter.arrivals import arrival_plan
+from engine_adapter.engine import Work
+from engine_adapter.profiles import profile_named
+from engine_adapter.vllm_server import MODEL_NAME
+from engine_adapter.workloads import BenchWorks, bench_works, planned_arrivals, with_arrivals
+from store.errors import ConfigError
+
+TOLERANCE = 0.15
+"""The live ratio may be so far from the virtual one, as a share of it."""
+
+COMPARED = ("mean_ttlt_s", "p99_ttlt_s")
+SIDES = ("fcfs", "sage")
+
+Progress: TypeAlias = Callable[[str, int, int], None]
+"""Told what is under way, how much of it is done, and how much there is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveSpec:
+    """What to compare; checked when it is made, raises `ConfigError` and `BadInputError`."""
+
+    workload: str = "synthetic"
+    profile: str = "h800-qwen3-32b-24k"
+    load: float = 1.05
+    requests: int = 400
+    warmup: int = 1000
+    seed: int = 1
+    speed: float = 4.0
+    """Device seconds per real second: the host must keep up, or it and not the device is measured."""
+    prefix_caching: bool = True
+    objective: Objective = "balanced"
+
+    def __post_init__(self) -> None:
+        self.bench()
+        if not 0.1 <= self.speed <= 100.0:
+            raise ConfigError(f"speed is {self.speed}: give 0.1 to 100 device seconds per second")
+
+    def bench(self) -> BenchSpec:
+        """The same in virtual time."""
+        return BenchSpec(
+            workload=self.workload,
+            profile=self.profile,
+            load=self.load,
+            requests=self.requests,
+            warmup=self.warmup,
+            seeds=(self.seed,),
+            policies=SIDES,
+            engine="vllm",
+            prefix_caching=self.prefix_caching,
+            arrivals="own",
+            objective=self.objective,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ratio:
+    """A figure of ours over that of stock vLLM."""
+
+    figure: str
+    virtual: float
+    live: float
+
+    @property
+    def deviation(self) -> float:
+        """How far the live ratio is from the virtual one, as a share of it."""
+        return self.live / self.virtual - 1.0
+
+    @property
+    def agrees(self) -> bool:
+        """Whether that is within the tolerance."""
+        return abs(self.deviation) <= TOLERANCE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveComparison:
+    """What was found."""
+
+    spec: LiveSpec
+    rate_rps: float
+    """Arrivals in engine seconds."""
+    virtual: dict[str, PolicyFigures]
+    live: dict[str, LiveRun]
+
+    @property
+    def ratios(self) -> tuple[Ratio, ...]:
+        """Ours over stock, in both worlds."""
+        return tuple(
+            Ratio(
+                figure=figure,
+                virtual=getattr(self.virtual["sage"], figure) / getattr(self.virtual["fcfs"], figure),
+                live=getattr(self.live["sage"], figure) / getattr(self.live["fcfs"], figure),
+            )
+            for figure in COMPARED
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as plain values."""
+        return {
+            **asdict(self.spec),
+            "rate_rps": self.rate_rps,
+            "tolerance": TOLERANCE,
+            "ratios": {
+                ratio.figure: {
+                    "virtual": ratio.virtual,
+                    "live": ratio.live,
+                    "deviation": ratio.deviation,
+                    "agrees": ratio.agrees,
+                }
+                for ratio in self.ratios
+            },
+            "virtual": {side: asdict(figures) for side, figures in self.virtual.items()},
+            "live": {side: run.as_json() for side, run in self.live.items()},
+        }
+
+
+def run_live_comparison(  # noqa: PLR0913 - what is compared, where, and the outside world
+    spec: LiveSpec,
+    *,
+    folder: Path,
+    clock: Callable[[], float],
+    pause: Callable[[float], None],
+    timer: Callable[[], float],
+    progress: Progress,
+) -> LiveComparison:
+    """Serve the trace in virtual time, then live, stock and with us; logs and the history stay in ``folder``.
+
+    Raises `ConfigError` without vLLM and `EngineError` when a server, the controller or the client fails.
+    """
+    bench = run_bench(spec.bench(), timer=timer, progress=lambda done, total: progress("virtual time", done, total))
+    (seed,) = bench.seeds
+    rate_rps = spec.load * seed.capacity_rps
+    works = _works(spec)
+    measured = _timed(works, spec, rate_rps)
+    virtual = {side: seed.policies[side].best for side in SIDES}
+    served = {life.request_id: (life.arrival_s, life.output_tokens) for life in virtual["fcfs"].lives}
+    assert served.keys() == {work.request_id for work in measured}, "the benchmark serves this very trace"
+    assert all(abs(served[work.request_id][0] - work.arrival_s) < 1e-6 for work in measured), "at these very times"
+    serving = LiveServing(
+        works=tuple(measured),
+        output_tokens={request_id: tokens for request_id, (_, tokens) in served.items()},
+        profile=profile_named(spec.profile),
+        speed=spec.speed,
+        prefix_caching=spec.prefix_caching,
+        objective=spec.objective,
+    )
+    stage = Stage(folder=folder, clock=clock, pause=pause)
+    write_past(stage.store, works.warmup, profile=serving.profile, model=MODEL_NAME, clock=clock)
+    live = {
+        side: serve_live(serving, stage, with_us=side == "sage", progress=partial(_tell, progress, side, spec.requests))
+        for side in SIDES
+    }
+    return LiveComparison(
+        spec=spec, rate_rps=rate_rps, virtual={side: run.figures for side, run in virtual.items()}, live=live
+    )
+
+
+def _tell(progress: Progress, side: str, requests: int, done: int) -> None:
+    progress(f"live, {side}", done, requests)
+
+
+def _works(spec: LiveSpec) -> BenchWorks:
+    profile = profile_named(spec.profile)
+    return bench_works(
+        spec.workload,
+        requests=spec.requests,
+        warmup=spec.warmup,
+        seed=spec.seed,
+        kv_tokens=min(profile.kv_tokens, profile.max_model_len_tokens),
+    )
+
+
+def _timed(works: BenchWorks, spec: LiveSpec, rate_rps: float) -> list[Work]:
+    arrivals_s = planned_arrivals(
+        works.measured, arrival_plan(spec.bench().arrivals), rate_rps=rate_rps, seed=spec.seed
+    )
+    return with_arrivals(works.measured, arrivals_s)

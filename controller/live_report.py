@@ -1,0 +1,52 @@
+"""The live comparison for people: what each run measured, and how the ratios agree."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from controller.live_comparison import SIDES, TOLERANCE, LiveComparison
+
+
+def live_tables(result: LiveComparison) -> list[Table]:
+    """Times and pace of the four runs, and the ratios of ours to stock in both worlds."""
+    return [_runs_table(result), _ratio_table(result)]
+
+
+def _runs_table(result: LiveComparison) -> Table:
+    spec = result.spec
+    table = Table(
+        title=f"{spec.workload} on {spec.profile}: {spec.requests} requests, load {spec.load:g} = "
+        f"{result.rate_rps:.2f}/s, seed {spec.seed}, prefix caching {'on' if spec.prefix_caching else 'off'}, "
+        f"live at {spec.speed:g} times real time"
+    )
+    headings = ("run", "TTLT mean s", "P50", "P90", "P99", "TTFT mean s", "makespan s", "device late", "client late s")
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading != "run" else "left")
+    for world, runs in (("virtual", result.virtual), ("live", result.live)):
+        for side in SIDES:
+            run = runs[side]
+            cells = [run.mean_ttlt_s, run.p50_ttlt_s, run.p90_ttlt_s, run.p99_ttlt_s, run.mean_ttft_s, run.makespan_s]
+            table.add_row(f"{world}, {side}", *(f"{cell:.2f}" for cell in cells), *_pace(result, world, side))
+    return table
+
+
+def _pace(result: LiveComparison, world: str, side: str) -> tuple[str, str]:
+    if world == "virtual":
+        return "", ""
+    run = result.live[side]
+    return f"{run.distortion:.1%}", f"{run.late_s:.2f}"
+
+
+def _ratio_table(result: LiveComparison) -> Table:
+    table = Table(title="sage / fcfs")
+    for heading in ("figure", "virtual", "live", "live / virtual", f"within {TOLERANCE:.0%}"):
+        table.add_column(heading, justify="right")
+    for ratio in result.ratios:
+        table.add_row(
+            ratio.figure,
+            f"{ratio.virtual:.3f}",
+            f"{ratio.live:.3f}",
+            f"{ratio.deviation:+.1%}",
+            "yes" if ratio.agrees else "no",
+        )
+    return table

@@ -1,0 +1,209 @@
+"""One side of the live comparison: a real vLLM server on the virtual GPU, its load, and a controller or none."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from controller.api_client import ApiClient
+from controller.policies import Objective
+from controller.processes import Child, Children, free_port
+from engine_adapter.engine import Work
+from engine_adapter.profiles import Profile
+from engine_adapter.tokens import VOCABULARY_SIZE
+from engine_adapter.vllm_bench_client import write_trace
+from engine_adapter.vllm_server import MODEL_NAME, VllmServer
+from store.errors import EngineError, SageError
+
+READY_S = 60.0
+POLL_S = 0.5
+STREAM_INTERVAL_TOKENS = 16
+"""Tokens that the server sends at a time after the first; the last come at once. It saves the host's time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveServing:
+    """What is served, and on what."""
+
+    works: tuple[Work, ...]
+    output_tokens: Mapping[str, int]
+    """The length of each answer, by request id: whatever serves them, they end there."""
+    profile: Profile
+    speed: float
+    prefix_caching: bool
+    objective: Objective
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """Where it happens, and the outside world's time."""
+
+    folder: Path
+    clock: Callable[[], float]
+    pause: Callable[[float], None]
+
+    @property
+    def store(self) -> Path:
+        """The controller's history."""
+        return self.folder / "history"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveRun:
+    """What vLLM's client measured, in engine seconds, and how well host and device kept pace."""
+
+    mean_ttlt_s: float
+    p50_ttlt_s: float
+    p90_ttlt_s: float
+    p99_ttlt_s: float
+    mean_ttft_s: float
+    p99_ttft_s: float
+    makespan_s: float
+    client_mean_e2el_ms: float
+    """As the client itself says it, in real time, from sending instead of from the intended arrival."""
+    client_p99_e2el_ms: float
+    late_s: float
+    """Longest time by which the client sent a request after its arrival time."""
+    device_steps: int
+    device_busy_s: float
+    """Device time as the profile intends it."""
+    device_starved_s: float
+    """Device time lost because the host was late with the next step."""
+    tables_applied: int
+    """Index tables that the engine took over; 0 for stock vLLM."""
+
+    @property
+    def distortion(self) -> float:
+        """Device time measured over device time intended, less one."""
+        return self.device_starved_s / self.device_busy_s
+
+    def as_json(self) -> dict[str, Any]:
+        """The figures as plain values."""
+        return {**asdict(self), "distortion": self.distortion}
+
+
+def serve_live(serving: LiveServing, stage: Stage, *, with_us: bool, progress: Callable[[int], None]) -> LiveRun:
+    """Start the server, and the controller beside it, send the load, and take everything down again."""
+    name = "sage" if with_us else "fcfs"
+    endpoint = f"ipc://{stage.folder}/run/engine.sock"
+    report = stage.folder / f"device-{name}.json"
+    server = VllmServer(
+        endpoint=endpoint,
+        profile=serving.profile,
+        speed=serving.speed,
+        plugin=with_us,
+        prefix_caching=serving.prefix_caching,
+        vocabulary_tokens=VOCABULARY_SIZE,
+        device_report=report,
+        arguments=("--stream-interval", str(STREAM_INTERVAL_TOKENS)),
+        log_path=stage.folder / f"vllm-{name}.log",
+    )
+    with Children(stage.folder) as children:
+        api = _start_controller(serving, stage, children, endpoint) if with_us else None
+        with server:
+            result = _send_load(serving, stage, children, server, name, progress)
+            tables_applied = _tables_applied(api, len(serving.works)) if api else 0
+        device = json.loads(report.read_text(encoding="utf-8"))
+    return _run(serving, result, device, tables_applied)
+
+
+def _start_controller(serving: LiveServing, stage: Stage, children: Children, endpoint: str) -> ApiClient:
+    port = free_port(0)
+    command = [
+        *(sys.executable, "-m", "controller", "serve", "--mode", "on", "--objective", serving.objective),
+        *("--store", str(stage.store), "--endpoint", endpoint, "--port", str(port)),
+    ]
+    controller = children.start("controller", command, environment={"OMP_NUM_THREADS": "1"})
+    api = ApiClient(f"http://127.0.0.1:{port}")
+    until_s = stage.clock() + READY_S
+    while True:
+        children.check()
+        try:
+            api.get("/api/state")
+        except SageError as error:
+            if stage.clock() > until_s:
+                raise EngineError(f"the controller is not ready: see {controller.log_path}") from error
+            stage.pause(POLL_S)
+        else:
+            return api
+
+
+def _send_load(  # noqa: PLR0913, PLR0917 - what is sent, whence, whither, and who looks on
+    serving: LiveServing,
+    stage: Stage,
+    children: Children,
+    server: VllmServer,
+    name: str,
+    progress: Callable[[int], None],
+) -> dict[str, Any]:
+    trace, result = stage.folder / "trace.jsonl", stage.folder / f"client-{name}.json"
+    write_trace(serving.works, serving.profile, trace)
+    command = [
+        *(sys.executable, "-m", "engine_adapter.vllm_bench_client", "--base-url", server.base_url),
+        *("--model", MODEL_NAME, "--trace", str(trace), "--result", str(result), "--speed", str(serving.speed)),
+    ]
+    client = children.start(f"client-{name}", command)
+    while client.running:
+        if not server.alive:
+            raise EngineError(f"vLLM ended by itself: see {server.log_path}")
+        progress(_done(client))
+        stage.pause(POLL_S)
+    children.children.remove(client)
+    if client.process.returncode:
+        raise EngineError(f"the benchmark client ended with {client.process.returncode}:\n{client.last_lines()}")
+    progress(len(serving.works))
+    found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+    return found
+
+
+def _done(client: Child) -> int:
+    """How many requests the client's own progress bar shows as done."""
+    shown = re.findall(r"(\d+)/\d+ \[", client.log_path.read_text(encoding="utf-8", errors="replace")[-400:])
+    return int(shown[-1]) if shown else 0
+
+
+def _tables_applied(api: ApiClient, requests: int) -> int:
+    """How many tables the engine used; raises `EngineError` when it was not we who ordered from first to last."""
+    (engine,) = (engine for engine in api.get("/api/state")["engines"] if engine["connected"])
+    snapshot = engine["snapshot"]
+    if snapshot["mode"] != "on" or snapshot["policy_errors"] or snapshot["tables_applied"] < requests:
+        raise EngineError(f"the engine did not serve all requests in our order: {snapshot}")
+    return int(snapshot["tables_applied"])
+
+
+def _run(serving: LiveServing, result: dict[str, Any], device: dict[str, Any], tables_applied: int) -> LiveRun:
+    works, speed = serving.works, serving.speed
+    expected = [serving.output_tokens[work.request_id] for work in works]
+    if result["output_lens"] != expected:
+        wrong = sum(got != true for got, true in zip(result["output_lens"], expected, strict=True))
+        raise EngineError(f"{wrong} of {len(works)} answers did not end at their true length")
+    arrival_s = np.array([work.arrival_s for work in works])
+    sent_s = np.array(result["start_times"]) * speed
+    late_s = sent_s - sent_s[0] - (arrival_s - arrival_s[0])
+    late_s -= late_s.min()
+    ttlt_s = late_s + np.array(result["latencies"]) * speed
+    ttft_s = late_s + np.array(result["ttfts"]) * speed
+    p50_s, p90_s, p99_s = np.percentile(ttlt_s, (50, 90, 99)).tolist()
+    return LiveRun(
+        mean_ttlt_s=float(ttlt_s.mean()),
+        p50_ttlt_s=p50_s,
+        p90_ttlt_s=p90_s,
+        p99_ttlt_s=p99_s,
+        mean_ttft_s=float(ttft_s.mean()),
+        p99_ttft_s=float(np.percentile(ttft_s, 99)),
+        makespan_s=float((arrival_s + ttlt_s).max() - arrival_s.min()),
+        client_mean_e2el_ms=result["mean_e2el_ms"],
+        client_p99_e2el_ms=result["p99_e2el_ms"],
+        late_s=float(late_s.max()),
+        device_steps=device["steps"],
+        device_busy_s=device["busy_s"],
+        device_starved_s=device["starved_s"],
+        tables_applied=tables_applied,
+    )

@@ -1,0 +1,136 @@
+"""VLLM's own benchmark client, given our trace: ``vllm bench serve`` with a dataset of our own.
+
+Its command line has no dataset whose requests bring token ids, arrival times and fields of their own together;
+its Python function takes exactly that, so that this hands the trace to the function behind ``vllm bench serve``.
+It needs no GPU, speaks HTTP and measures by itself; nothing here touches its figures.
+
+Run it as ``python -m engine_adapter.vllm_bench_client --base-url URL --model NAME --trace FILE --speed X --result FILE``.
+The trace has one JSON line for each request, as `TraceRequest`; the result is the client's own JSON object, with the
+start, the time to first token and the latency of each request in the order of the trace.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from engine_adapter.engine import Work
+from engine_adapter.profiles import Profile
+
+
+class TraceRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One request of a trace."""
+
+    request_id: str
+    arrival_s: float
+    """Since the start, in engine seconds."""
+    token_ids: tuple[int, ...]
+    max_tokens: int
+    temperature: float
+    true_output_tokens: int
+    """For the virtual GPU alone, which ends the answer there."""
+    tenant: str | None = None
+
+
+def write_trace(works: Iterable[Work], profile: Profile, path: Path) -> None:
+    """Write works as a trace; limits are lowered to what the profile's context has room for, as vLLM demands."""
+    encode = msgspec.json.encode
+    path.write_bytes(b"".join(encode(_traced(work, profile)) + b"\n" for work in works))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Send the trace and write the result; 1 when any request failed."""
+    options = _parser().parse_args(arguments)
+    lines = options.trace.read_bytes().splitlines()
+    trace = [msgspec.json.decode(line, type=TraceRequest) for line in lines]
+    result = asyncio.run(_benchmark(trace, options))
+    options.result.write_text(json.dumps(result), encoding="utf-8")
+    failed = len(trace) - result["completed"]
+    if failed:
+        sys.stderr.write(f"{failed} of {len(trace)} requests failed\n")
+    return 1 if failed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m engine_adapter.vllm_bench_client", description=__doc__)
+    parser.add_argument("--base-url", required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--trace", type=Path, required=True)
+    parser.add_argument("--result", type=Path, required=True)
+    parser.add_argument("--speed", type=float, default=1.0, help="engine seconds per second")
+    return parser
+
+
+async def _benchmark(trace: Sequence[TraceRequest], options: argparse.Namespace) -> dict[str, Any]:
+    from vllm.benchmarks.datasets import SampleRequest  # noqa: PLC0415 - vLLM takes seconds to import
+    from vllm.benchmarks.serve import TaskType, benchmark  # noqa: PLC0415 - as above
+
+    requests = [
+        SampleRequest(
+            prompt=list(request.token_ids),
+            prompt_len=len(request.token_ids),
+            expected_output_len=request.max_tokens,
+            request_id=request.request_id,
+            timestamp=request.arrival_s / options.speed,
+            request_overrides=_fields(request),
+        )
+        for request in trace
+    ]
+    result: dict[str, Any] = await benchmark(
+        task_type=TaskType.GENERATION,
+        endpoint_type="openai",
+        api_url=f"{options.base_url}/v1/completions",
+        base_url=options.base_url,
+        model_id=options.model,
+        model_name=options.model,
+        tokenizer=None,
+        input_requests=requests,
+        logprobs=None,
+        request_rate=float("inf"),
+        burstiness=1.0,
+        disable_tqdm=False,
+        num_warmups=0,
+        profile=False,
+        selected_percentile_metrics=["ttft", "e2el"],
+        selected_percentiles=[50.0, 90.0, 99.0],
+        ignore_eos=False,
+        goodput_config_dict={},
+        max_concurrency=None,
+        lora_modules=None,
+        extra_headers=None,
+        extra_body={},
+        ready_check_timeout_sec=0,
+        self_timed=True,
+    )
+    return {name: value for name, value in result.items() if name not in {"generated_texts", "itls"}}
+
+
+def _fields(request: TraceRequest) -> dict[str, object]:
+    extra = {"true_len": str(request.true_output_tokens)}
+    if request.tenant is not None:
+        extra["tenant"] = request.tenant
+    return {"temperature": request.temperature, "vllm_xargs": extra}
+
+
+def _traced(work: Work, profile: Profile) -> TraceRequest:
+    room_tokens = profile.max_model_len_tokens - len(work.token_ids)
+    return TraceRequest(
+        request_id=work.request_id,
+        arrival_s=work.arrival_s,
+        token_ids=work.token_ids,
+        max_tokens=max(1, min(work.max_tokens, room_tokens)),
+        temperature=work.temperature,
+        true_output_tokens=work.true_output_tokens,
+        tenant=work.tenant,
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
