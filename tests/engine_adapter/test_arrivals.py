@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_adapter.arrivals import Wave, all_at_zero, gamma_arrivals, poisson_arrivals, trace_arrivals
+from engine_adapter.arrivals import Wave, all_at_zero, arrival_plan, gamma_arrivals, poisson_arrivals, trace_arrivals
 from store.errors import BadInputError
 
 
@@ -101,3 +101,43 @@ def test_a_wave_that_makes_no_sense_is_refused(period_s: float, depth: float) ->
     """A wave has a positive period and never stops the arrivals."""
     with pytest.raises(BadInputError, match="wave"):
         Wave(period_s=period_s, depth=depth)
+
+
+def generator() -> np.random.Generator:
+    """The same one every time."""
+    return np.random.default_rng(7)
+
+
+def test_a_plan_takes_the_source_s_times_where_it_has_any() -> None:
+    """As they come, stretched to the rate, with equal moments still equal; a source without times gets Poisson ones."""
+    own_s = [5.0, 5.0, 6.0, 9.0]
+    for text in ("own", "trace"):
+        found_s = arrival_plan(text).times_s(own_s, rate_rps=1.0, generator=generator())
+        assert found_s.tolist() == pytest.approx([0.0, 0.0, 0.75, 3.0])
+        assert found_s[0] == found_s[1]
+    poisson_s = arrival_plan("poisson").times_s(own_s, rate_rps=1.0, generator=generator())
+    assert poisson_s.tolist() == arrival_plan("own").times_s([0.0] * 4, rate_rps=1.0, generator=generator()).tolist()
+    assert poisson_s.tolist() != found_s.tolist()
+
+
+def test_a_trace_is_not_made_up() -> None:
+    """Who insists on a trace's times is told that there are none."""
+    with pytest.raises(BadInputError, match="no times of its own"):
+        arrival_plan("trace").times_s([3.0, 3.0], rate_rps=1.0, generator=generator())
+
+
+@given(cv=st.floats(0.5, 6.0))
+def test_gamma_arrivals_have_the_variation_that_is_named(cv: float) -> None:
+    """The gaps of a plan vary as much as its words say, at the rate asked for."""
+    plan = arrival_plan(f"gamma:{cv:.3f}")
+    times_s = plan.times_s([0.0] * 60_000, rate_rps=4.0, generator=generator())
+    gaps_s = np.diff(times_s)
+    assert gaps_s.std() / gaps_s.mean() == pytest.approx(cv, rel=0.15)
+    assert times_s.size / times_s[-1] == pytest.approx(4.0, rel=0.15)
+
+
+@pytest.mark.parametrize("text", ["weekly", "gamma", "gamma:", "gamma:-1", "gamma:1e9", "gamma:101", "poisson:2", ""])
+def test_words_that_are_no_plan_are_refused(text: str) -> None:
+    """With the choice."""
+    with pytest.raises(BadInputError, match="own, poisson, trace or gamma:CV"):
+        arrival_plan(text)
