@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from controller.bench_brain import Brain
 from controller.bench_figures import PolicyFigures, figures
@@ -139,21 +139,16 @@ def _engine(spec: RunSpec, profile: Profile, link: EngineLink) -> VirtualEngine:
         return SimulatedEngine(profile, link=link, watermark=spec.watermark, prefix_caching=spec.prefix_caching)
     try:
         # vLLM takes seconds to import and need not be there for the simulated engine.
-        from vllm.v1.core.sched.async_scheduler import AsyncScheduler  # noqa: PLC0415
-
         from engine_adapter.vllm_scheduler import SageScheduler  # noqa: PLC0415
         from engine_adapter.vllm_virtual_time import VllmVirtualTimeEngine  # noqa: PLC0415
     except ImportError as error:
         raise ConfigError(
             f"engine is 'vllm' and vLLM cannot be imported ({error}): install it or take simulated"
         ) from error
-    return VllmVirtualTimeEngine(
-        profile,
-        link=link,
-        scheduler_class=AsyncScheduler if isinstance(link, NoLink) else SageScheduler,
-        watermark=spec.watermark,
-        prefix_caching=spec.prefix_caching,
-    )
+    options: dict[str, Any] = {"watermark": spec.watermark, "prefix_caching": spec.prefix_caching}
+    if isinstance(link, NoLink):
+        return VllmVirtualTimeEngine(profile, link=link, **options)
+    return VllmVirtualTimeEngine(profile, link=link, scheduler_class=SageScheduler, **options)
 
 
 class _Watched:
