@@ -120,7 +120,7 @@ def index(life: LifeFacts) -> go.Figure:
         shown.insert(0, ("decided on arrival", life.choices[0], palette.GREY))
     for name, choice, colour in shown:
         figure.add_scatter(
-            x=choice.attained_tokens, y=choice.table_index_s, mode="lines", name=name, line_shape="hv",
+            x=[*choice.attained_tokens, life.max_tokens], y=[*choice.table_index_s, choice.table_index_s[-1]], mode="lines", name=name, line_shape="hv",
             line={"color": colour, "width": 2}, hovertemplate="from %{x:,} tokens on: %{y:.3g} s<extra></extra>",
         )  # fmt: skip
     attained = attained_tokens(life)

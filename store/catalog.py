@@ -44,12 +44,17 @@ def publish_catalog(
 
 CATALOG_INFO = """
 CREATE TABLE catalog_info (schema_version BIGINT NOT NULL, built_s DOUBLE NOT NULL);
-COMMENT ON TABLE catalog_info IS 'Version of the schema and when this catalog was built, Unix seconds; one row.'
+COMMENT ON TABLE catalog_info IS 'Version of the schema and when this catalog was built; one row.';
+COMMENT ON COLUMN catalog_info.schema_version IS 'Version of the schema that the release which built it writes.';
+COMMENT ON COLUMN catalog_info.built_s IS 'When it was built, Unix seconds; it shows what was sealed by then.'
 """
 
 SESSIONS = """
 CREATE TABLE sessions (session_id VARCHAR NOT NULL, batch BIGINT NOT NULL, received_s DOUBLE NOT NULL);
-COMMENT ON TABLE sessions IS 'The last sealed batch of each session of an engine and when it came.'
+COMMENT ON TABLE sessions IS 'The last sealed batch of each session of an engine and when it came.';
+COMMENT ON COLUMN sessions.session_id IS 'Session of the engine.';
+COMMENT ON COLUMN sessions.batch IS 'Highest batch of facts that is sealed.';
+COMMENT ON COLUMN sessions.received_s IS 'When it came, Unix seconds of the controller''s clock.'
 """
 
 

@@ -1,12 +1,16 @@
 import importlib.util
 import re
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import duckdb
 import pytest
 
 from store.reader import open_history
+from store.sql import run_sql
 from store.writer import HistoryWriter
 
 ROOT = Path(__file__).parents[2]
@@ -39,10 +43,26 @@ def test_every_view_setting_and_metric_is_documented(reference: ModuleType, docu
 
 def test_every_query_in_the_documents_runs(history: duckdb.DuckDBPyConnection) -> None:
     """The SQL in docs/sql.md is valid on a fresh history."""
-    queries = re.findall(r"```sql\n(.*?)```", (ROOT / "docs" / "sql.md").read_text(), re.DOTALL)
-    assert len(queries) >= 4
-    for query in queries:
+    assert len(queries()) >= 20
+    for query in queries():
         history.execute(query).fetchall()
+
+
+def test_the_useful_queries_find_what_they_are_for(tmp_path: Path, serve_small: Callable[..., Any]) -> None:
+    """On a history of a minute ago each answers with rows, but for those about what did not happen in it."""
+    serve_small(tmp_path / "history", start_s=time.time() - 60.0)
+    nothing_to_tell = {"drift_events", "fallback IS NOT NULL", "finished_s IS NULL"}
+    with open_history(tmp_path / "history") as connection:
+        empty = [query for query in queries() if not connection.execute(query).fetchall()]
+    assert all(any(what in query for what in nothing_to_tell) for query in empty), empty
+    assert len(empty) == len(nothing_to_tell)
+    for query in queries():
+        assert run_sql(tmp_path / "history", query, row_limit=5).num_rows <= 5
+
+
+def queries() -> list[str]:
+    """The SQL of docs/sql.md."""
+    return re.findall(r"```sql\n(.*?)```", (ROOT / "docs" / "sql.md").read_text(), re.DOTALL)
 
 
 def test_every_command_is_in_the_readme() -> None:

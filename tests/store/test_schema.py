@@ -18,16 +18,16 @@ def test_every_table_view_and_column_says_what_it_is(hands: Callable[..., Any]) 
     """In the live file and in the catalog; a line of SQL whose comment was not understood would show here."""
     history = hands()
     live = history.open(1.0)
-    bare = "SELECT table_name, column_name FROM duckdb_columns() WHERE comment IS NULL AND NOT internal AND table_name NOT IN "
+    bare = "SELECT table_name, column_name FROM duckdb_columns() WHERE comment IS NULL AND NOT internal"
     with open_history(history.folder.path) as catalog:
-        assert catalog.sql(bare + "('catalog_info', 'sessions')").fetchall() == []
+        assert catalog.sql(bare).fetchall() == []
         assert (
             catalog.sql("SELECT view_name FROM duckdb_views() WHERE comment IS NULL AND NOT internal").fetchall() == []
         )
         assert catalog.sql("SELECT table_name FROM duckdb_tables() WHERE comment IS NULL").fetchall() == []
         shown = {name for (name,) in catalog.sql("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()}
     assert shown == {*tables.SEALED_TABLES, "requests", "latency_by_minute", "calibration_by_day"}
-    assert live._connection.sql(bare + "('schema_version')").fetchall() == []
+    assert live._connection.sql(f"{bare} AND table_name <> 'schema_version'").fetchall() == []
     assert len(views.VIEWS) == 3
 
 

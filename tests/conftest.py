@@ -1,0 +1,99 @@
+"""What tests of several packages share: a small run of the simulated engine with everything that is recorded of it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from controller.core import Core, CoreConfig
+from controller.explainer import recorded_life
+from controller.live import Live
+from controller.policies import policy_named
+from engine_adapter.agent import AgentLimits
+from engine_adapter.engine import Life, Work, serve
+from engine_adapter.link import DirectLink
+from engine_adapter.profiles import Profile
+from engine_adapter.simulated_engine import SimulatedEngine
+from online_learning.learner import GlobalLearner
+from store.life import LifeFacts
+from store.records import ControllerMessage, EngineMessage, Mode, Snapshot
+from store.writer import HistoryWriter
+
+SMALL = Profile(
+    name="small", base_s=0.03, prefill_token_s=1e-4, decode_seq_s=1e-4, kv_token_s=1e-7, kv_tokens=4_000,
+    max_num_seqs=12, token_budget=1_024, max_model_len_tokens=2_048,
+)  # fmt: skip
+REQUESTS = 150
+
+
+@dataclass(frozen=True)
+class SmallRun:
+    """A run, by what the engine knows, what the history has and what the controller remembers."""
+
+    lives: dict[str, Life]
+    store: Path
+    live: Live
+    end_s: float
+
+    def recorded(self, request_id: str) -> LifeFacts:
+        return recorded_life(self.store, request_id)
+
+    def remembered(self, request_id: str) -> LifeFacts:
+        life = self.live.lives.life(request_id, self.live.snapshots(0.0), self.end_s)
+        assert life is not None
+        return life
+
+
+def _works(start_s: float) -> list[Work]:
+    """More than the engine can hold, with two classes and a client that leaves."""
+    chance = random.Random(4)
+    return [
+        Work(
+            request_id=f"r{number}",
+            arrival_s=start_s + 0.04 * number,
+            token_ids=tuple(range(chance.randint(20, 600))),
+            max_tokens=chance.choice([50, 200, 800]),
+            true_output_tokens=min(800, round(chance.lognormvariate(4.0, 1.2)) + 1),
+            priority=0 if number % 10 else -1,
+            tenant="t",
+            abort_after_tokens=5 if number == 40 else None,
+        )
+        for number in range(REQUESTS)
+    ]
+
+
+def _serve_small(path: Path, mode: Mode = "on", start_s: float = 0.0) -> SmallRun:
+    """Serve it under our policy in virtual time, and record it all in ``path``."""
+    core = Core(
+        learner=GlobalLearner(),
+        policy=policy_named("sage"),
+        config=CoreConfig(controller_id="c", mode=mode, hash_key=b"k", lease_s=1e9, acknowledge_at_once=True),
+        now_s=start_s,
+        timer=lambda: 0.0,
+    )
+    live = Live()
+
+    def answer(message: EngineMessage) -> list[ControllerMessage]:
+        return [out for _, out in core.take(b"c", message, engine.now_s)]
+
+    limits = AgentLimits(snapshot_interval_s=0.05)
+    engine = SimulatedEngine(SMALL, link=DirectLink(answer), limits=limits, start_s=start_s)
+    totals = serve(engine, _works(start_s))
+    assert totals.preemptions > 0, "the run must have something to tell"
+    entries = core.drain_entries()
+    for entry in entries:
+        live.lives.take(entry)
+        if isinstance(entry.record, Snapshot):
+            live.take_snapshot(entry.engine_id, entry.record)
+    with HistoryWriter(path) as writer:
+        writer.append(entries)
+    return SmallRun({life.request_id: life for life in totals.lives}, path, live, engine.now_s)
+
+
+@pytest.fixture(scope="session")
+def serve_small() -> Callable[..., SmallRun]:
+    return _serve_small
