@@ -15,7 +15,9 @@ FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
-PAGES = {"": "Now", "predictions": "Predictions", "latency": "Latency", "history": "History"}
+PAGES = {
+    "": "Now", "predictions": "Predictions", "latency": "Latency", "request": "Request", "history": "History"
+}  # fmt: skip
 DRAWN_MS = 90_000
 LIVE_MS = 60_000
 
@@ -65,7 +67,18 @@ def test_a_browser_shows_the_running_demo(dashboard: str, page: Page) -> None:
         drawn = page.get_by_test_id("stPlotlyChart").or_(page.get_by_test_id("stDataFrame"))
         expect(drawn.first).to_be_visible(timeout=DRAWN_MS)
         expect(page.get_by_test_id("stException")).to_have_count(0)
+    _a_request_is_explained(page, dashboard)
     assert errors == []
+
+
+def _a_request_is_explained(page: Page, dashboard: str) -> None:
+    """One of the requests that the demo serves, by the name that its client gave it, from arrival to end."""
+    page.goto(f"{dashboard}/request?request=request-3")
+    expect(page.get_by_role("heading", name="In words")).to_be_visible(timeout=DRAWN_MS)
+    expect(page.get_by_text(re.compile(r"It arrived at .* with a prompt of"))).to_be_visible()
+    expect(page.get_by_text(re.compile(r"It ended .* after its arrival"))).to_be_visible(timeout=LIVE_MS)
+    expect(page.get_by_test_id("stPlotlyChart")).to_have_count(5, timeout=LIVE_MS)
+    expect(page.get_by_test_id("stException")).to_have_count(0)
 
 
 def _predictions_rise(page: Page, dashboard: str) -> None:
