@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeAlias
@@ -21,12 +21,11 @@ from controller.bench_crew import Crew
 from controller.bench_figures import capacity_rps
 from controller.bench_result import BenchResult, PolicyResult, SeedResult
 from controller.bench_run import BenchEngine, PolicyRun, RunSpec
-from controller.policies import BOOSTS_PER_S, DEFAULT_GATE, Objective
+from controller.policies import Objective, Schedule
 from controller.rivals import BENCH_POLICY_NAMES, is_ours, variants_of
 from engine_adapter.arrivals import arrival_plan
 from engine_adapter.profiles import profile_named
 from store.errors import ConfigError
-from store.records import Gate
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Told the requests served so far in all runs, and how many there will be."""
@@ -60,10 +59,10 @@ class BenchSpec:
     """As `engine_adapter.arrivals.arrival_plan` reads it."""
     tuned: bool = False
     """Whether rivals get their best static watermark."""
-    gate: Gate | None = DEFAULT_GATE
-    """Admission of `sage`."""
     objective: Objective = "balanced"
-    """What the boost of `sage` favours."""
+    """What `sage` favours."""
+    schedule: Schedule = field(default_factory=Schedule)
+    """The settings of `sage` but for its objective."""
 
     def __post_init__(self) -> None:
         profile_named(self.profile)
@@ -178,7 +177,7 @@ def _trials(spec: BenchSpec) -> list[_Trial]:
 
 def _capacity_runs(spec: BenchSpec, seed: int) -> Iterator[RunSpec]:
     """All measured requests at once, first come, first served; what the load is relative to."""
-    base = replace(_base_run(spec, seed), policy="fcfs", gate=None, boost_per_s=None, arrivals=arrival_plan("own"))
+    base = replace(_base_run(spec, seed), policy="fcfs", arrivals=arrival_plan("own"))
     for watermark in WATERMARKS if spec.tuned else WATERMARKS[:1]:
         yield replace(base, watermark=watermark)
 
@@ -196,8 +195,7 @@ def _base_run(spec: BenchSpec, seed: int) -> RunSpec:
         engine=spec.engine,
         prefix_caching=spec.caches_prefixes,
         watermark=0.0,
-        gate=spec.gate,
-        boost_per_s=BOOSTS_PER_S[spec.objective],
+        schedule=replace(spec.schedule, objective=spec.objective),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 from controller.bench_brain import Brain
 from controller.bench_figures import PolicyFigures, figures
+from controller.policies import Schedule
 from controller.rivals import BenchContext, bench_learner, bench_policy, is_ours
 from engine_adapter.arrivals import ArrivalPlan, all_at_zero
 from engine_adapter.engine import Life, Step, VirtualEngine, Work, serve
@@ -17,7 +18,6 @@ from engine_adapter.profiles import Profile, profile_named
 from engine_adapter.simulated_engine import SimulatedEngine
 from engine_adapter.workloads import BenchWorks, bench_works, planned_arrivals, with_arrivals
 from store.errors import ConfigError
-from store.records import Gate
 
 BenchEngine: TypeAlias = Literal["simulated", "vllm"]
 Progress: TypeAlias = Callable[[int], None]
@@ -47,8 +47,8 @@ class RunSpec:
     prefix_caching: bool
     watermark: float
     """vLLM's static watermark, a share of the KV cache."""
-    gate: Gate | None
-    boost_per_s: float | None
+    schedule: Schedule
+    """The settings of ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +116,7 @@ def _timed(works: BenchWorks, spec: RunSpec) -> list[Work]:
 
 def _brain(spec: RunSpec, profile: Profile, warmup: Sequence[Work], measured: Sequence[Work]) -> Brain:
     context = BenchContext(
-        gate=spec.gate,
-        boost_per_s=spec.boost_per_s,
+        schedule=spec.schedule,
         lengths={work.request_id: _true_tokens(work, profile) for work in measured},
     )
     return Brain(

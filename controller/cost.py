@@ -55,14 +55,16 @@ def memory_cost(engine: EngineFacts) -> CostModel:
 
 
 def hybrid_cost(engine: EngineFacts) -> CostModel:
-    """The paper's memory cost, the share of the slots held times the time of a step, and the prefill.
+    """What a request takes of what is scarce, and what it adds to the time of every step that it is in.
 
-    Prefill is the whole engine's time: nobody decodes faster for it.
-    The sum of shares prices a request fairly whichever of memory and slots binds;
-    where one never binds its share is small for every request.
+    The share of the KV cache held and the share of the slots held are each priced by how much they bind,
+    which is learned from the engine's snapshots, times the time of a step.
+    Prefill, and what a sequence and its KV tokens add to a step, are the whole engine's time:
+    nobody else decodes the faster for them.
+    With one kind of prices and no additions this is the paper's cost.
     """
     return CostModel(
-        kv_token_step_s=engine.base_s / engine.kv_tokens,
-        slot_step_s=engine.base_s / engine.max_num_seqs,
+        kv_token_step_s=engine.kv_weight * engine.base_s / engine.kv_tokens + engine.kv_token_s,
+        slot_step_s=engine.slot_weight * engine.base_s / engine.max_num_seqs + engine.decode_seq_s,
         prefill_token_s=engine.prefill_token_s,
     )

@@ -159,6 +159,9 @@ class _Recorded:
                     gate=self._policy.gate,
                     boost_per_s=self._policy.boost_per_s,
                     lease_s=LEASE_S,
+                    preemption=self._policy.preemption,
+                    promotion=self._policy.promotion,
+                    victims=self._policy.victims,
                 )
                 prior = RequestFacts(request_id=None, prompt_tokens=256, max_tokens=self._max_tokens)
                 yield self._policy.assess(prior, _mixture(list(self._beliefs.values())), self._engine).table

@@ -22,6 +22,7 @@ class Modes:
             lease_s=lease_s,
             preemption=policy.preemption,
             promotion=policy.promotion,
+            victims=policy.victims,
         )
         """What the operator asked for."""
         self._revision = 1
@@ -41,6 +42,10 @@ class Modes:
             self._fallbacks[model] = self._fallback()
         elif self._fallbacks.pop(model, None) is not None:
             self.settings = self._revised(self.settings.mode)
+
+    def renumber(self) -> None:
+        """Give the operator's settings a revision of their own again: an engine's own part of them changed."""
+        self.settings = self._revised(self.settings.mode)
 
     def _fallback(self) -> Settings:
         return self._revised("off" if self.settings.mode == "on" else self.settings.mode)

@@ -9,25 +9,84 @@ from typing import Literal, Protocol, TypeAlias
 import numpy as np
 
 from controller.cost import CostModel, hybrid_cost, memory_cost
-from controller.policy import Assessment, EngineFacts, Policy, RequestFacts
+from controller.policy import Assessment, EngineFacts, Policy, RequestFacts, Tuning
 from controller.tables import expected_cost_s, index_table
 from online_learning.distribution import LengthDistribution
 from store.errors import ConfigError
-from store.records import Gate, IndexTable, Preemption, Promotion
+from store.records import Gate, IndexTable, Preemption, Promotion, Victims
 
 PAPER_BUCKET_TOKENS = 200
 """The paper refreshes the index when a request crosses a bucket border; one of its two bucket sizes."""
 
 DEFAULT_GATE = Gate(horizon_tokens=32)
-"""Admission of `sage`: measured on seeds other than those that are reported (docs/method.md)."""
+"""Where admission of `sage` starts; its margin is tuned to each engine (`controller.tuning`)."""
 
 Objective: TypeAlias = Literal["mean", "balanced", "tail"]
 
-BOOSTS_PER_S: dict[Objective, float | None] = {"mean": None, "balanced": 0.01, "tail": 0.03}
-"""γ of the boost of `sage` by what it is to favour; measured as the gate was.
+DEFAULT_PATIENCE = 10.0
+"""Nobody is passed any more who has waited ten times as long as answers run on average, and its own would."""
 
-Against no boost, 0.01 gives up 3 % of mean TTLT for half of the longest.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Aim:
+    """What an objective means; every number was measured on seeds other than those that are reported."""
+
+    tuning: Tuning
+    victims: Victims
+
+
+_AIMS: dict[Objective, _Aim] = {
+    "mean": _Aim(tuning=Tuning(gate_exchange=2.0, boost_scale=None), victims="last"),
+    "balanced": _Aim(tuning=Tuning(gate_exchange=1.0, boost_scale=0.2, boost_per_s=0.01), victims="cheapest"),
+    "tail": _Aim(tuning=Tuning(gate_exchange=1.0, boost_scale=1.0, boost_per_s=0.05), victims="cheapest"),
+}
+"""The mean wants the longest to give way, which frees memory for many; the tail wants nobody to lose much.
+
+A victim that has least to lose is worth a smaller tax than one that the order wants out of the way,
+so that the exchange of recomputed tokens against idle memory differs as well.
 """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """The settings of `sage`."""
+
+    objective: Objective = "balanced"
+    gate: Gate | None = DEFAULT_GATE
+    """Admission; None admits as the engine does."""
+    tune_gate: bool = True
+    """Whether the gate's margin follows what the engine measures."""
+    boost_per_s: float | None = None
+    """A fixed γ, 0 for no boost; None for the objective's own, which follows the time scale of the answers."""
+    preemption: Preemption | None = None
+    """None leaves preemption to the engine: pushing out running requests did not pay in any measurement."""
+    patience: float | None = DEFAULT_PATIENCE
+    """Bound on waiting, as of `GittinsPolicy`; None for no bound."""
+
+    def policy(self) -> GittinsPolicy:
+        """The policy with these settings.
+
+        >>> Schedule(objective="tail").policy().victims
+        'cheapest'
+        """
+        aim = _AIMS[self.objective]
+        follows = self.boost_per_s is None
+        tuning = Tuning(
+            gate_exchange=aim.tuning.gate_exchange if self.gate and self.tune_gate else None,
+            boost_scale=aim.tuning.boost_scale if follows else None,
+            boost_per_s=aim.tuning.boost_per_s if follows else None,
+        )
+        return GittinsPolicy(
+            name="sage",
+            cost=hybrid_cost,
+            gate=self.gate,
+            boost_per_s=aim.tuning.boost_per_s if follows else self.boost_per_s or None,
+            preemption=self.preemption,
+            victims=aim.victims,
+            tuning=tuning,
+            patience=self.patience,
+        )
+
 
 POLICY_NAMES = ("fcfs", "sagesched-paper", "sage", "srpt-oracle")
 
@@ -42,7 +101,7 @@ class Cost(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GittinsPolicy:
-    """Gittins index of the remaining cost, with a gate and a boost or without."""
+    """Gittins index of the remaining cost, with a gate, a boost, a price of preemption and patience, or without."""
 
     name: str
     cost: Cost
@@ -50,6 +109,10 @@ class GittinsPolicy:
     boost_per_s: float | None = None
     preemption: Preemption | None = None
     promotion: Promotion | None = None
+    victims: Victims = "last"
+    tuning: Tuning | None = None
+    patience: float | None = None
+    """Bound on waiting: so many times the mean time that an answer runs and its own expected one; None for no bound."""
     refresh_tokens: int | None = None
     orders: bool = True
 
@@ -62,8 +125,15 @@ class GittinsPolicy:
             cost,
             horizon_tokens=self.gate.horizon_tokens if self.gate else 0,
             refresh_tokens=self.refresh_tokens,
+            patience_s=self._patience_s(request, belief, engine),
         )
         return Assessment(table=table, cost_s=expected_cost_s(request, belief, cost))
+
+    def _patience_s(self, request: RequestFacts, belief: LengthDistribution, engine: EngineFacts) -> float | None:
+        if self.patience is None or request.request_id is None:
+            return None
+        own_s = belief.mean_tokens * engine.base_s
+        return self.patience * (own_s + (own_s if engine.service_s is None else engine.service_s))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +146,8 @@ class EngineOrder:
     boost_per_s: float | None = None
     preemption: Preemption | None = None
     promotion: Promotion | None = None
+    victims: Victims = "last"
+    tuning: Tuning | None = None
 
     def assess(self, request: RequestFacts, belief: LengthDistribution, engine: EngineFacts) -> Assessment:
         """A flat table, under which arrival alone decides."""
@@ -98,6 +170,8 @@ class OraclePolicy:
     boost_per_s: float | None = None
     preemption: Preemption | None = None
     promotion: Promotion | None = None
+    victims: Victims = "last"
+    tuning: Tuning | None = None
 
     def assess(self, request: RequestFacts, belief: LengthDistribution, engine: EngineFacts) -> Assessment:
         """The Gittins index of a length that is certain is the remaining cost, here in 64 steps of attained tokens."""
@@ -117,16 +191,10 @@ class OraclePolicy:
         return Assessment(table=table, cost_s=float(price_s[-1]))
 
 
-def policy_named(
-    name: str,
-    *,
-    gate: Gate | None = DEFAULT_GATE,
-    boost_per_s: float | None = BOOSTS_PER_S["balanced"],
-    lengths: Mapping[str, int] | None = None,
-) -> Policy:
+def policy_named(name: str, *, schedule: Schedule | None = None, lengths: Mapping[str, int] | None = None) -> Policy:
     """The policy of this name; raises `ConfigError` that lists the known ones.
 
-    ``gate`` and ``boost_per_s`` concern `sage` alone, ``lengths`` (output tokens by request id) the oracle.
+    ``schedule`` concerns `sage` alone, ``lengths`` (output tokens by request id) the oracle.
     `sagesched-paper` is the paper to the letter: its cost, its index refreshed at bucket borders, nothing else.
 
     >>> policy_named("sage").gate
@@ -141,7 +209,7 @@ def policy_named(
         case "sagesched-paper":
             return GittinsPolicy(name=name, cost=memory_cost, refresh_tokens=PAPER_BUCKET_TOKENS)
         case "sage":
-            return GittinsPolicy(name=name, cost=hybrid_cost, gate=gate, boost_per_s=boost_per_s)
+            return (schedule or Schedule()).policy()
         case "srpt-oracle":
             if lengths is None:
                 raise ConfigError("policy 'srpt-oracle' knows the lengths: it can run in `bench` only")

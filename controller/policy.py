@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from online_learning.distribution import LengthDistribution
-from store.records import Gate, IndexTable, Preemption, Promotion
+from store.records import Gate, IndexTable, Preemption, Promotion, Victims
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,8 +27,31 @@ class EngineFacts:
     block_size_tokens: int
     max_num_seqs: int
     base_s: float
-    """Typical seconds of a step, decoding only."""
+    """Mean seconds of a step lately."""
     prefill_token_s: float
+    """Seconds that a prompt token adds to a step."""
+    decode_seq_s: float = 0.0
+    """Seconds that a decoding sequence adds to a step."""
+    kv_token_s: float = 0.0
+    """Seconds that a KV token, read once, adds to a step."""
+    kv_weight: float = 1.0
+    """Price of KV memory, 1 where it is what runs out."""
+    slot_weight: float = 1.0
+    """Price of slots, 1 where they are what runs out."""
+    service_s: float | None = None
+    """Mean seconds that an answer runs; None while too few have ended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning:
+    """What of a policy is adapted to each engine while it serves."""
+
+    gate_exchange: float | None
+    """Recompute tax that a share of idle KV memory is worth; None leaves the gate's reserve as it is."""
+    boost_scale: float | None
+    """γ times the mean seconds that an answer runs; None leaves γ as it is."""
+    boost_per_s: float | None = None
+    """γ until that is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +88,16 @@ class Policy(Protocol):
     @property
     def preemption(self) -> Preemption | None:
         """When a waiting request pushes out running ones; None leaves preemption to the engine."""
+        ...
+
+    @property
+    def victims(self) -> Victims:
+        """Who gives way when KV memory runs out."""
+        ...
+
+    @property
+    def tuning(self) -> Tuning | None:
+        """What is adapted to each engine; None for nothing."""
         ...
 
     @property

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from controller.config import PolicySection
-from controller.policies import BOOSTS_PER_S, DEFAULT_GATE, policy_named
+from controller.policies import DEFAULT_GATE, DEFAULT_PATIENCE, Schedule, policy_named
 from controller.policy import Policy
-from store.records import Gate
+from controller.step_prices import DEFAULT_PREFILL_TOKEN_S
+from store.records import Gate, Preemption
 
 
 def policy_of(section: PolicySection) -> Policy:
@@ -18,5 +19,13 @@ def policy_of(section: PolicySection) -> Policy:
         horizon_tokens=section.gate_horizon_tokens or DEFAULT_GATE.horizon_tokens,
         margin=section.gate_margin or DEFAULT_GATE.margin,
     )
-    boost_per_s = BOOSTS_PER_S[section.objective] if section.boost_per_s is None else section.boost_per_s
-    return policy_named(section.name, gate=gate if section.gate else None, boost_per_s=boost_per_s or None)
+    preemption = Preemption(token_s=DEFAULT_PREFILL_TOKEN_S, hysteresis=section.preemption_hysteresis)
+    schedule = Schedule(
+        objective=section.objective,
+        gate=gate if section.gate else None,
+        tune_gate=section.gate_margin is None,
+        boost_per_s=section.boost_per_s,
+        preemption=preemption if section.preemption else None,
+        patience=DEFAULT_PATIENCE if section.patience is None else section.patience or None,
+    )
+    return policy_named(section.name, schedule=schedule)

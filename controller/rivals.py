@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias
 
@@ -20,8 +20,8 @@ from msgspec import structs
 from controller.ablations import ABLATION_NAMES, without
 from controller.cost import memory_cost
 from controller.gittins import survival_beyond
-from controller.policies import BOOSTS_PER_S, POLICY_NAMES, Objective, policy_named
-from controller.policy import Assessment, EngineFacts, Policy, RequestFacts
+from controller.policies import POLICY_NAMES, Objective, Schedule, policy_named
+from controller.policy import Assessment, EngineFacts, Policy, RequestFacts, Tuning
 from controller.tables import expected_cost_s, index_table
 from online_learning.distribution import LengthDistribution
 from online_learning.learner import GlobalLearner
@@ -29,7 +29,7 @@ from online_learning.mixture import MixtureLearner
 from online_learning.prompt import LengthLearner
 from online_learning.similarity import SimilarityLearner
 from store.errors import ConfigError
-from store.records import Gate, IndexTable, Preemption, Promotion
+from store.records import Gate, IndexTable, Preemption, Promotion, Victims
 
 PAPER = "sagesched-paper"
 PAPER_VARIANTS = tuple(
@@ -61,6 +61,9 @@ class Rival:
     promotion: Promotion | None = None
     gate: Gate | None = None
     boost_per_s: float | None = None
+    victims: Victims = "last"
+    """Who gives way when memory runs out is vLLM's rule."""
+    tuning: Tuning | None = None
     orders: bool = True
 
     def assess(self, request: RequestFacts, belief: LengthDistribution, engine: EngineFacts) -> Assessment:
@@ -73,9 +76,8 @@ class Rival:
 class BenchContext:
     """What a policy may be made from in a benchmark."""
 
-    gate: Gate | None
-    """Our admission."""
-    boost_per_s: float | None
+    schedule: Schedule
+    """The settings of ours, of which those with our gate take the admission."""
     lengths: Mapping[str, int]
     """Output tokens by request id, for those that know them."""
 
@@ -113,8 +115,8 @@ def bench_policy(name: str, context: BenchContext) -> Policy:
     if name in rivals:
         return rivals[name]
     if name in OBJECTIVES:
-        return policy_named("sage", gate=context.gate, boost_per_s=BOOSTS_PER_S[OBJECTIVES[name]])
-    return policy_named(name, gate=context.gate, boost_per_s=context.boost_per_s, lengths=context.lengths)
+        return replace(context.schedule, objective=OBJECTIVES[name]).policy()
+    return policy_named(name, schedule=context.schedule, lengths=context.lengths)
 
 
 def bench_learner(name: str) -> LengthLearner:
@@ -218,11 +220,13 @@ def _table(request: RequestFacts, attained: list[int], index: list[float]) -> In
 
 def _gated(name: str, context: BenchContext) -> Policy:
     """Their order with our gate, which counts on our beliefs also where the order knows the truth."""
-    if context.gate is None:
+    ours = context.schedule.policy()
+    if ours.gate is None:
         raise ConfigError(f"policy {name!r} is our gate with another's order, and the gate is off: turn it on")
     theirs = policy_named(GATED[name], lengths=context.lengths)
-    order = partial(_with_growth, theirs=theirs, horizon_tokens=context.gate.horizon_tokens)
-    return Rival(name=name, order=order, gate=context.gate)
+    order = partial(_with_growth, theirs=theirs, horizon_tokens=ours.gate.horizon_tokens)
+    tuning = replace(ours.tuning, boost_scale=None, boost_per_s=None) if ours.tuning else None
+    return Rival(name=name, order=order, gate=ours.gate, victims=ours.victims, tuning=tuning)
 
 
 def _with_growth(

@@ -6,15 +6,12 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 
 from controller.policy import EngineFacts
+from controller.step_prices import DEFAULT_STEP_S
+from controller.tuning import EngineTuning
 from online_learning.distribution import LengthDistribution
 from online_learning.prompt import Features, Forecast
 from online_learning.unfinished import Standing
-from store.records import Arrived, Hello, IndexTable, Snapshot
-
-DEFAULT_STEP_S = 0.03
-DEFAULT_PREFILL_TOKEN_S = 1.5e-4
-STEP_MEMORY = 0.02
-"""Weight of the newest snapshot in the running mean of the step time."""
+from store.records import Arrived, FirstToken, Hello, IndexTable, Preempted, Snapshot
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -64,9 +61,9 @@ class Session:
     durable_batch: int
     next_heartbeat_s: float
     next_refresh_s: float
+    tuning: EngineTuning
     prior_taught: int = 0
     snapshot: Snapshot | None = None
-    step_s: float | None = None
     tables_sent: int = 0
     requests: dict[str, ServedRequest] = field(default_factory=dict)
 
@@ -77,18 +74,32 @@ class Session:
             request = self.requests.get(running.request_id)
             if request is not None:
                 request.attained_tokens = running.attained_tokens
-        if snapshot.steps:
-            step_s = snapshot.step_s / snapshot.steps
-            self.step_s = step_s if self.step_s is None else self.step_s + STEP_MEMORY * (step_s - self.step_s)
+        self.tuning.observe(snapshot)
+
+    def note(self, fact: FirstToken | Preempted) -> None:
+        """Take over what happened to a request on its way."""
+        request = self.requests.get(fact.request_id)
+        if request is not None and isinstance(fact, FirstToken):
+            request.first_token_s = fact.time_s
+        elif request is not None:
+            request.preemptions += 1
 
     @property
     def engine(self) -> EngineFacts:
         """What a policy may know of this engine."""
         hello = self.hello
+        prices = self.tuning.prices
+        kv_weight, slot_weight = prices.weights(hello.max_num_seqs)
+        model = prices.model
         return EngineFacts(
             kv_tokens=hello.kv_blocks * hello.block_size_tokens,
             block_size_tokens=hello.block_size_tokens,
             max_num_seqs=hello.max_num_seqs,
-            base_s=DEFAULT_STEP_S if self.step_s is None else self.step_s,
-            prefill_token_s=DEFAULT_PREFILL_TOKEN_S,
+            base_s=DEFAULT_STEP_S if prices.step_s is None else prices.step_s,
+            prefill_token_s=prices.prefill_token_s,
+            decode_seq_s=model.decode_seq_s if model else 0.0,
+            kv_token_s=model.kv_token_s if model else 0.0,
+            kv_weight=kv_weight,
+            slot_weight=slot_weight,
+            service_s=self.tuning.service.service_s,
         )

@@ -7,6 +7,7 @@ so that the engine looks up what the controller has computed and the index chang
 from __future__ import annotations
 
 import numpy as np
+from msgspec import structs
 
 from controller.cost import CostModel
 from controller.gittins import gittins_index, survival_beyond
@@ -21,18 +22,20 @@ SAME = 0.01
 """Two entries whose index and growth differ relatively by less are one."""
 
 
-def index_table(
+def index_table(  # noqa: PLR0913 - all by name
     request: RequestFacts,
     belief: LengthDistribution,
     cost: CostModel,
     *,
     horizon_tokens: int,
     refresh_tokens: int | None = None,
+    patience_s: float | None = None,
 ) -> IndexTable:
     """Gittins index and expected growth of a request by its attained tokens.
 
     ``horizon_tokens`` bounds the growth that is counted.
     ``refresh_tokens`` makes the index change only at its multiples, as in the paper; None: at every edge of the belief.
+    ``patience_s`` goes into the table as it is.
     """
     ages, mass = _ages(belief, request.max_tokens, refresh_tokens)
     price_s = cost.total_s(request.prompt_tokens, ages)
@@ -44,7 +47,8 @@ def index_table(
     published = ages < request.max_tokens
     if refresh_tokens is not None:
         published &= ages % refresh_tokens == 0
-    return _compact(request.request_id, ages[published], index_s[published], growth[published])
+    table = _compact(request.request_id, ages[published], index_s[published], growth[published])
+    return structs.replace(table, patience_s=patience_s)
 
 
 def expected_cost_s(request: RequestFacts, belief: LengthDistribution, cost: CostModel) -> float:

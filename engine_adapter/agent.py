@@ -138,7 +138,10 @@ class Agent:
         """A running request lost its place."""
         self._pending.append(fact)
         self._sums.preemptions += 1
-        self._sums.recomputed_tokens += fact.lost_tokens
+
+    def resumed(self, recomputed_tokens: int) -> None:
+        """A request that had lost its place has one again, and computes so many tokens for the second time."""
+        self._sums.recomputed_tokens += recomputed_tokens
 
     def finished(self, fact: Finished) -> None:
         """A request ended, for whatever reason."""

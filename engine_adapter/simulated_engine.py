@@ -131,7 +131,10 @@ class SimulatedEngine:
         for preemption in schedule.preemptions:
             self._preempt(preemption)
         for request in schedule.admitted:
-            self._accounts[request.request_id].start(self._now_s)
+            account = self._accounts[request.request_id]
+            if account.lost_tokens:
+                self._guard(self.agent.resumed, account.lost_tokens)
+            account.start(self._now_s)
         if self.agent.snapshot_due(self._now_s):
             self._guard(self.agent.report, self._now_s, self._view())
         return self._now_s + duration_s

@@ -164,7 +164,9 @@ class Lives:
             self._preempted.discard(request_id)
             life = self._lives[request_id]
             found_tokens = life.request.num_computed_tokens - scheduled_tokens[request_id]
-            life.recomputed_tokens -= min(found_tokens, life.lost_tokens)
+            spared_tokens = min(found_tokens, life.lost_tokens)
+            life.recomputed_tokens -= spared_tokens
+            self._agent.resumed(life.lost_tokens - spared_tokens)
 
 
 def arrived(request: Request) -> Arrived:

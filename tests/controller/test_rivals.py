@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller import rivals
-from controller.policies import policy_named
+from controller.policies import Schedule, policy_named
 from controller.policy import EngineFacts, Policy, RequestFacts
 from controller.rivals import BENCH_POLICY_NAMES, PAPER_VARIANTS, BenchContext, bench_policy, variants_of
 from engine_adapter.engine import Life, Work, serve
@@ -17,11 +17,11 @@ from engine_adapter.profiles import Profile
 from engine_adapter.simulated_engine import SimulatedEngine
 from online_learning.distribution import LengthDistribution, log_grid
 from store.errors import ConfigError
-from store.records import Arrived, ControllerMessage, EngineMessage, Facts, Gate, Hello, IndexTable, Settings, Welcome
+from store.records import Arrived, ControllerMessage, EngineMessage, Facts, Hello, IndexTable, Settings, Welcome
 
 ENGINE = EngineFacts(kv_tokens=24_000, block_size_tokens=16, max_num_seqs=1024, base_s=0.033, prefill_token_s=1.4e-4)
 REQUEST = RequestFacts(request_id="r", prompt_tokens=300, max_tokens=2000)
-CONTEXT = BenchContext(gate=Gate(horizon_tokens=32), boost_per_s=None, lengths={"r": 700})
+CONTEXT = BenchContext(schedule=Schedule(), lengths={"r": 700})
 ONE_SLOT = Profile(
     name="one-slot", base_s=0.01, prefill_token_s=0.0001, decode_seq_s=0.0, kv_token_s=0.0, kv_tokens=16_000,
     block_size_tokens=16, max_num_seqs=1, token_budget=2048, max_model_len_tokens=4096,
@@ -139,9 +139,9 @@ def test_a_gated_order_is_the_other_s_with_our_growth(belief: LengthDistribution
     """The index is the oracle's at every age, the growth ours, and the gate the one in force."""
     gated = bench_policy("srpt-oracle-gated", CONTEXT)
     oracle = policy_named("srpt-oracle", lengths=CONTEXT.lengths)
-    ours = policy_named("sage", gate=CONTEXT.gate, boost_per_s=None)
+    ours = policy_named("sage", schedule=CONTEXT.schedule)
     table, theirs, grows = (policy.assess(REQUEST, belief, ENGINE).table for policy in (gated, oracle, ours))
-    assert gated.gate == CONTEXT.gate
+    assert gated.gate == CONTEXT.schedule.gate
     assert at(table, age) == at(theirs, age)
     assert at(table, age, table.growth_tokens) == pytest.approx(at(grows, age, grows.growth_tokens), rel=0.03)
     flat = bench_policy("fcfs-gated", CONTEXT).assess(REQUEST, belief, ENGINE).table
@@ -151,7 +151,7 @@ def test_a_gated_order_is_the_other_s_with_our_growth(belief: LengthDistribution
 def test_a_gated_order_without_a_gate_is_refused() -> None:
     """It would be the other's order under a wrong name."""
     with pytest.raises(ConfigError, match="fcfs-gated"):
-        bench_policy("fcfs-gated", BenchContext(gate=None, boost_per_s=None, lengths={}))
+        bench_policy("fcfs-gated", BenchContext(schedule=Schedule(gate=None), lengths={}))
 
 
 def ended(policy: Policy, lengths: dict[str, tuple[float, int]]) -> list[Life]:

@@ -1,0 +1,209 @@
+"""What is adapted to each engine while it serves: the gate's reserve, the boost's time scale, and the prices of steps.
+
+`EngineTuning` watches an engine's snapshots and ends of answers and, on a slow tick, says what should change and why.
+It never changes the order by surprise: both numbers move in small steps, between bounds, and only on evidence.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from msgspec import structs
+
+from controller.policy import Tuning
+from controller.step_prices import StepPrices
+from store.records import Finished, Gate, Settings, Snapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuningLimits:
+    """How fast and how far settings may move; measured on seeds other than those that are reported."""
+
+    interval_s: float = 10.0
+    window_s: float = 300.0
+    """Time after which a snapshot counts 1/e."""
+    steps: int = 200
+    """Steps with a queue below which nothing is said of the gate."""
+    doubt: float = 3.0
+    """Standard errors that the evidence must be away from what is in force."""
+    gain: float = 0.25
+    largest_step: float = 1.15
+    lowest_margin: float = 0.25
+    highest_margin: float = 2.0
+    time_scale_answers: float = 200.0
+    """Number of answers after which an answer counts 1/e in the time scale."""
+    fewest_answers: int = 30
+    time_scale_change: float = 1.25
+    """The boost follows when the time scale has moved by this factor."""
+
+
+@dataclass(slots=True)
+class _GateEvidence:
+    """Sums over the steps with a queue, which fade: what too small a reserve costs, and what too large a one."""
+
+    steps: float = 0.0
+    idle_steps: float = 0.0
+    computed_tokens: float = 0.0
+    recomputed_tokens: float = 0.0
+    preemptions: float = 0.0
+
+    def add(self, snapshot: Snapshot, fading: float) -> None:
+        self.steps = fading * self.steps + snapshot.steps
+        idle_share = 1.0 - snapshot.kv_blocks_used / snapshot.kv_blocks
+        self.idle_steps = fading * self.idle_steps + snapshot.steps * idle_share
+        computed_tokens = snapshot.prefill_tokens + snapshot.decode_tokens
+        self.computed_tokens = fading * self.computed_tokens + computed_tokens
+        self.recomputed_tokens = fading * self.recomputed_tokens + snapshot.recomputed_tokens
+        self.preemptions = fading * self.preemptions + snapshot.preemptions
+
+    @property
+    def tax(self) -> float:
+        """Tokens computed again / all tokens computed."""
+        return self.recomputed_tokens / max(1.0, self.computed_tokens)
+
+    @property
+    def idle_share(self) -> float:
+        """KV memory that lay idle while requests waited."""
+        return self.idle_steps / max(1.0, self.steps)
+
+
+class GateTuner:
+    """Weighs the recompute tax against idle KV memory and moves the reserve until one costs what the other saves.
+
+    The reserve for a running request is the gate's ``horizon_tokens`` times its ``margin``; the margin is what moves.
+    At the best reserve the tax is about ``exchange`` times the idle share. Preemptions come in bursts, so that
+    nothing moves until the two differ by more than `TuningLimits.doubt` standard errors of their number.
+
+    >>> tuner = GateTuner(exchange=1.0)
+    >>> tuner.margin
+    1.0
+    """
+
+    def __init__(self, *, exchange: float, margin: float = 1.0, limits: TuningLimits | None = None) -> None:
+        self.margin = margin
+        self._exchange = exchange
+        self._limits = limits or TuningLimits()
+        self._evidence = _GateEvidence()
+        self._seen_s: float | None = None
+
+    def observe(self, snapshot: Snapshot) -> None:
+        """Take a snapshot into account; only steps with a queue tell what the gate is worth."""
+        before_s, self._seen_s = self._seen_s, snapshot.time_s
+        if before_s is None or not snapshot.waiting or not snapshot.steps:
+            return
+        elapsed_s = max(0.0, snapshot.time_s - before_s)
+        self._evidence.add(snapshot, math.exp(-elapsed_s / self._limits.window_s))
+
+    def move(self) -> str | None:
+        """Move the margin if the evidence is strong enough; returns why."""
+        limits, evidence = self._limits, self._evidence
+        if evidence.steps < limits.steps:
+            return None
+        ratio = (evidence.tax + _LEAST) / (self._exchange * evidence.idle_share + _LEAST)
+        if abs(math.log(ratio)) < limits.doubt / math.sqrt(evidence.preemptions + 1.0):
+            return None
+        step = min(max(ratio**limits.gain, 1.0 / limits.largest_step), limits.largest_step)
+        margin = min(max(self.margin * step, limits.lowest_margin), limits.highest_margin)
+        if margin == self.margin:
+            return None
+        why = "more" if margin > self.margin else "less"
+        self.margin = margin
+        return (
+            f"reserve {why} for growth (margin {margin:.2f}): recompute tax {evidence.tax:.1%}, "
+            f"{evidence.idle_share:.1%} of the KV cache idle while requests wait"
+        )
+
+
+_LEAST = 0.002
+"""Taxes and idle shares below this are as good as none."""
+
+
+class BoostTuner:
+    """Makes γ follow the time scale of the traffic: the boost's ``scale`` over the mean time that an answer runs.
+
+    γ has the unit 1/s: an engine twice as fast, or answers half as long, want twice the γ for the same trade.
+    """
+
+    def __init__(self, *, scale: float, boost_per_s: float, limits: TuningLimits | None = None) -> None:
+        self.boost_per_s = boost_per_s
+        self._scale = scale
+        self._limits = limits or TuningLimits()
+        self._answers = 0
+        self._mean_s = 0.0
+
+    @property
+    def service_s(self) -> float | None:
+        """Mean seconds from an answer's first place in a step to its end; None while too few are known."""
+        return self._mean_s if self._answers >= self._limits.fewest_answers else None
+
+    def take(self, finished: Finished) -> None:
+        """Take the end of an answer into account."""
+        if finished.scheduled_s is None or finished.output_tokens == 0:
+            return
+        self._answers += 1
+        weight = max(1.0 / self._answers, 1.0 / self._limits.time_scale_answers)
+        self._mean_s += weight * (max(0.0, finished.time_s - finished.scheduled_s) - self._mean_s)
+
+    def move(self) -> str | None:
+        """Let γ follow the time scale if that has moved enough; returns why."""
+        service_s = self.service_s
+        if not service_s:
+            return None
+        wanted_per_s = self._scale / service_s
+        change = max(wanted_per_s / self.boost_per_s, self.boost_per_s / wanted_per_s)
+        if change < self._limits.time_scale_change:
+            return None
+        self.boost_per_s = wanted_per_s
+        return f"boost {wanted_per_s:.3g}/s: answers run for {service_s:.1f} s"
+
+
+@dataclass(slots=True)
+class EngineTuning:
+    """Everything that is adapted to one engine."""
+
+    tuning: Tuning | None
+    limits: TuningLimits = field(default_factory=TuningLimits)
+    prices: StepPrices = field(default_factory=StepPrices)
+    service: BoostTuner = field(init=False)
+    _gate: GateTuner | None = field(init=False, default=None)
+    _next_s: float = field(init=False, default=-math.inf)
+
+    def __post_init__(self) -> None:
+        tuning = self.tuning
+        scale = tuning.boost_scale if tuning and tuning.boost_scale else 1.0
+        start_per_s = tuning.boost_per_s if tuning and tuning.boost_per_s else scale
+        self.service = BoostTuner(scale=scale, boost_per_s=start_per_s, limits=self.limits)
+        if tuning is not None and tuning.gate_exchange is not None:
+            self._gate = GateTuner(exchange=tuning.gate_exchange, limits=self.limits)
+
+    def observe(self, snapshot: Snapshot) -> None:
+        """Take a snapshot into account."""
+        self.prices.observe(snapshot)
+        if self._gate is not None and snapshot.mode == "on":
+            self._gate.observe(snapshot)
+
+    def take(self, finished: Finished) -> None:
+        """Take the end of an answer into account."""
+        self.service.take(finished)
+
+    def due(self, now_s: float) -> list[str]:
+        """On the slow tick: move what the evidence asks to move; the reasons, none when nothing moved."""
+        if now_s < self._next_s:
+            return []
+        self._next_s = now_s + self.limits.interval_s
+        self.prices.fit()
+        reasons = [self._gate.move() if self._gate else None]
+        if self.tuning is not None and self.tuning.boost_scale is not None:
+            reasons.append(self.service.move())
+        return [reason for reason in reasons if reason is not None]
+
+    def applied(self, settings: Settings) -> Settings:
+        """The operator's settings with this engine's own reserve and boost."""
+        gate = settings.gate
+        if gate is not None and self._gate is not None:
+            gate = Gate(horizon_tokens=gate.horizon_tokens, margin=gate.margin * self._gate.margin)
+        boost_per_s = settings.boost_per_s
+        if self.tuning is not None and self.tuning.boost_scale is not None:
+            boost_per_s = self.service.boost_per_s
+        return structs.replace(settings, gate=gate, boost_per_s=boost_per_s)
