@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+from msgspec import structs
 
 from controller.policy import Policy, RequestFacts
 from controller.sessions import ServedRequest, Session
@@ -24,6 +25,7 @@ from online_learning.prompt import (
     Observation,
     Prompt,
 )
+from online_learning.semantic import Embedding, with_embedding
 from online_learning.unfinished import UnfinishedAnswers
 from store.records import Arrived, CalibrationMeasured, Finished, IndexTable, Outcome, Prediction, Snapshot
 
@@ -106,6 +108,15 @@ class Beliefs:
         assessment = self._policy.assess(_facts(request.arrived), request.belief, session.engine)
         request.table, request.cost_s = assessment.table, assessment.cost_s
         request.taught = self.taught(model)
+
+    def refine(self, session: Session, request: ServedRequest, embedding: Embedding, now_s: float) -> Prediction:
+        """Form a belief again with what an encoder says of the prompt, and its record."""
+        request.features = with_embedding(request.features, embedding)
+        started = self._timer()
+        self.renew(session, request)
+        prediction = self._prediction(request, self._timer() - started, now_s)
+        # The name tells a second prediction from the first in the history, also where neither was trusted.
+        return structs.replace(prediction, experts={"semantic": 0.0, **prediction.experts})
 
     def prior(self, session: Session) -> IndexTable:
         """The table of requests that have none of their own yet."""

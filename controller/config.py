@@ -63,6 +63,14 @@ class LearningSection(Section):
     """How output lengths are learnt."""
 
     clusters: int = Field(default=64, ge=1, le=4096, description="prompt clusters per model")
+    encoder: Path | None = Field(
+        default=None,
+        description="folder of a sentence-transformers model that reads prompts too; nothing is downloaded",
+    )
+    tokenizer: Path | None = Field(
+        default=None,
+        description="folder of the served model, whose tokenizer turns token ids into text for the encoder",
+    )
     history_answers: int = Field(default=20_000, ge=0, le=1_000_000, description="past answers learnt again at start")
     guard: bool = Field(
         default=True, description="serve the prior, or FCFS, while predictions turn out wrong; false trusts them always"

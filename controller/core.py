@@ -16,6 +16,7 @@ from controller.policy import Policy
 from controller.sessions import ServedRequest, Session
 from online_learning.calibration import CalibrationBook, Judgement, Measurement
 from online_learning.prompt import Drift, Features, LengthLearner, Observation
+from online_learning.semantic import Embedding
 from store.records import (
     Acknowledged,
     Arrived,
@@ -170,6 +171,15 @@ class Core:
         self._note(SettingsChanged(time_s=now_s, settings=self.settings, reason=reason))
         return [(session.connection, self._modes.of_model(session.hello.model)) for session in self._connected()]
 
+    def refine(self, session_id: str, request_id: str, embedding: Embedding, now_s: float) -> Outgoing:
+        """Form a belief again with what an encoder says of the prompt; nothing where its request has ended."""
+        for session in self._connected():
+            request = session.requests.get(request_id) if session.hello.session_id == session_id else None
+            if request is not None:
+                self._record(session, self._beliefs.refine(session, request, embedding, now_s))
+                return self._publish(session, request, "belief", now_s)
+        return []
+
     def teach(
         self, features: Features, model: str, observation: Observation, *, answer: int | None = None
     ) -> list[Drift]:
@@ -250,14 +260,8 @@ class Core:
                 return self._arrive(session, fact, now_s)
             case Finished():
                 return self._finish(session, fact, now_s)
-            case FirstToken():
-                request = session.requests.get(fact.request_id)
-                if request is not None:
-                    request.first_token_s = fact.time_s
-            case Preempted():
-                request = session.requests.get(fact.request_id)
-                if request is not None:
-                    request.preemptions += 1
+            case FirstToken() | Preempted():
+                session.note(fact)
         return []
 
     def _arrive(self, session: Session, arrived: Arrived, now_s: float) -> Outgoing:

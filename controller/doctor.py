@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from controller.config import Config
+from controller.encoder import check_encoder, load_encoder
 from engine_adapter.transport import prepare_endpoint
 from store.errors import SageError
 from store.files import Folder, WriterLock
@@ -49,6 +50,8 @@ def examine(config: Config, *, now_s: float) -> Iterator[Finding]:
     yield _disk(config.store.path)
     yield _endpoint(config.engine.endpoint)
     yield _port(config.http.host, config.http.port)
+    if config.learning.encoder is not None:
+        yield _encoder(config.learning.encoder, config.learning.tokenizer)
     yield _vllm()
 
 
@@ -145,6 +148,20 @@ def _port(host: str, port: int) -> Finding:
                 remedy="a controller may be running there already; if not, choose another with --port",
             )
     return Finding(name="port", state="ok", text=f"{host}:{port} is free")
+
+
+def _encoder(encoder: Path, tokenizer: Path | None) -> Finding:
+    """Load the encoder and let it read a prompt."""
+    try:
+        check_encoder(encoder, tokenizer)
+        assert tokenizer is not None, "it was checked"
+        [embedding] = load_encoder(encoder, tokenizer)([b"\0\0\0\0"])
+    except SageError as error:
+        return Finding(name="encoder", state="wrong", text=str(error), remedy="see the settings of [learning]")
+    except Exception as error:  # noqa: BLE001 - a model may fail in any way, and the other checks are to go on
+        text = f"{encoder}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
+        return Finding(name="encoder", state="wrong", text=text, remedy="give another model, or leave it out")
+    return Finding(name="encoder", state="ok", text=f"{encoder} reads prompts, {embedding.size} dimensions")
 
 
 def _vllm() -> Finding:

@@ -18,11 +18,12 @@ from functools import partial
 
 from controller.commands import Commands, SetMode
 from controller.core import Core, Outgoing
+from controller.encoder import Encoder
 from controller.live import Live
 from controller.metrics import Metrics
 from controller.telemetry import Ended, Telemetry
 from engine_adapter.link import ControllerHub
-from store.records import DriftDetected, EngineMessage, Entry, Finished, Mode, Outcome, Prediction, Snapshot
+from store.records import Arrived, DriftDetected, EngineMessage, Entry, Finished, Mode, Outcome, Prediction, Snapshot
 from store.writer import HistoryWriter
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ class ControlLoop:
         metrics: Metrics,
         commands: Commands,
         clock: Callable[[], float],
+        encoder: Encoder | None = None,
         limits: LoopLimits | None = None,
         telemetry: Telemetry | None = None,
     ) -> None:
@@ -73,6 +75,7 @@ class ControlLoop:
         self._metrics = metrics
         self._commands = commands
         self._clock = clock
+        self._encoder = encoder
         self._limits = limits or LoopLimits()
         self._telemetry = telemetry
         self._unacknowledged: deque[tuple[int, str, int]] = deque()
@@ -110,6 +113,7 @@ class ControlLoop:
             self._guarded(partial(self._on_message, connection, message), started_s)
         self._guarded(self._on_commands, started_s)
         self._guarded(self._on_tick, started_s)
+        self._guarded(self._on_encoded, started_s)
         self._record()
         self._acknowledge(started_s)
         if started_s >= self._next_publish_s:
@@ -143,6 +147,11 @@ class ControlLoop:
     def _on_commands(self, now_s: float) -> None:
         for command in self._commands.drain():
             self._set_mode(command, now_s)
+
+    def _on_encoded(self, now_s: float) -> None:
+        """Renew the beliefs of prompts that the encoder has read."""
+        for encoded in self._encoder.drain() if self._encoder is not None else []:
+            self._send(self._core.refine(*encoded, now_s), now_s)
 
     def _on_tick(self, now_s: float) -> None:
         """What is due by the clock: heartbeats, fresher beliefs, and the way back from a fallback."""
@@ -211,6 +220,9 @@ class ControlLoop:
             self._metrics.count_finished(entry.engine_id, record, life, hello.model if hello else None)
             if self._telemetry is not None:
                 self._telemetry.take(Ended(record, life, hello))
+        elif isinstance(record, Arrived):
+            if self._encoder is not None:
+                self._encoder.submit(entry.session_id, record.request_id, record.token_ids)
         elif isinstance(record, Prediction):
             self._metrics.count_prediction(record)
         elif isinstance(record, Outcome):

@@ -13,12 +13,14 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 from controller.commands import Commands
-from controller.config import Config, StoreSection, TelemetrySection
+from controller.config import Config, LearningSection, StoreSection, TelemetrySection
 from controller.core import Core, CoreConfig
+from controller.encoder import Encoder, check_encoder, load_encoder
 from controller.explainer import Explainer
 from controller.gain_watch import GainWatch
 from controller.http import ApiSources, build_api
@@ -35,6 +37,8 @@ from online_learning.clusters import ClusterSettings
 from online_learning.guard import GuardSettings
 from online_learning.learner import LearnerSettings
 from online_learning.mixture import MixtureLearner, MixtureSettings
+from online_learning.prompt import LengthLearner
+from online_learning.semantic import SemanticLearner
 from store.errors import StoreError
 from store.writer import HistoryWriter
 
@@ -61,6 +65,8 @@ def service(config: Config, *, clock: Callable[[], float], timer: Callable[[], f
     Raises `ConfigError` before anything is written, `StoreError` and its kind when the history cannot be had.
     """
     policy_of(config.policy)
+    if config.learning.encoder is not None:
+        check_encoder(config.learning.encoder, config.learning.tokenizer)
     ports = WebServer(config.http.host, config.http.port)
     try:
         with _opened(config, ports, clock=clock, timer=timer) as opened:
@@ -81,6 +87,7 @@ def _opened(
         metrics = Metrics(live)
         telemetry = _telemetry(config.telemetry, controller_id)
         metrics.watch_telemetry(telemetry)
+        encoder = _encoder(config.learning)
         loop = ControlLoop(
             core=core,
             hub=hub,
@@ -90,6 +97,7 @@ def _opened(
             commands=commands,
             clock=clock,
             telemetry=telemetry,
+            encoder=encoder,
         )
         token = config.http.token
         gain = GainWatch(live, config.policy, clock)
@@ -108,10 +116,14 @@ def _opened(
         )
         web.start(build_api(sources))
         gain.start()
+        if encoder is not None:
+            encoder.start()
         try:
             yield Service(config=config, loop=loop, web=web, gain=gain)
         finally:
             gain.stop()
+            if encoder is not None:
+                encoder.stop()
             hub.close()
             if telemetry is not None:
                 telemetry.close()
@@ -135,9 +147,10 @@ def build_core(
     """The brain with what the history teaches."""
     learning = config.learning
     clusters = ClusterSettings(clusters=learning.clusters, seed_prompts=max(500, 4 * learning.clusters))
-    learner = MixtureLearner(MixtureSettings(common=LearnerSettings(clusters=clusters)))
-    for reason in learner.left_out:
+    mixture = MixtureLearner(MixtureSettings(common=LearnerSettings(clusters=clusters)))
+    for reason in mixture.left_out:
         log.warning("predicting without an expert: %s", reason)
+    learner: LengthLearner = mixture if learning.encoder is None else SemanticLearner(mixture)
     core = Core(
         learner=learner,
         policy=policy_of(config.policy),
@@ -156,6 +169,13 @@ def build_core(
     answers = rebuild(core, config.store.path, learning.history_answers)
     log.info("learnt again from %d past answers in %.1f s", answers, timer() - started_s)
     return core
+
+
+def _encoder(learning: LearningSection) -> Encoder | None:
+    """The thread that reads prompts, if there is to be one; its model is loaded there."""
+    if learning.encoder is None or learning.tokenizer is None:
+        return None
+    return Encoder(partial(load_encoder, learning.encoder, learning.tokenizer))
 
 
 @contextmanager

@@ -88,7 +88,7 @@ WITH latest AS (
     SELECT * FROM outcomes ORDER BY answer DESC NULLS LAST, received_s DESC, time_s DESC, request_id DESC LIMIT $limit
 ),
 known AS (
-    SELECT session_id, request_id, arg_min(features, received_s) AS features
+    SELECT session_id, request_id, arg_max(features, octet_length(features)) AS features
     FROM predictions SEMI JOIN latest USING (session_id, request_id)
     GROUP BY ALL
 ),

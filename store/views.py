@@ -25,6 +25,7 @@ first_told AS NOT MATERIALIZED (
 ),
 first_predicted AS (
     SELECT * FROM predictions ANTI JOIN again USING (session_id, request_id)
+    WHERE NOT map_contains(experts, 'semantic')
     UNION ALL
     SELECT * FROM predictions SEMI JOIN again USING (session_id, request_id)
     QUALIFY row_number() OVER (PARTITION BY session_id, request_id ORDER BY received_s) = 1
