@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from controller.ablations import ABLATION_NAMES, without
 from controller.cost import hybrid_cost
-from controller.policies import GittinsPolicy
+from controller.policies import GittinsPolicy, Schedule
 from controller.policy import EngineFacts, RequestFacts
 from controller.rivals import BenchContext, bench_learner, bench_policy, is_ours
 from online_learning.distribution import LengthDistribution, log_grid
@@ -63,5 +63,5 @@ def test_the_benchmark_knows_them_as_ours_and_takes_the_predictor_out() -> None:
     learners = {name: type(bench_learner(name)) for name in ABLATION_NAMES}
     assert {name for name, kind in learners.items() if kind is GlobalLearner} == {"sage-without-predictor"}
     assert set(learners.values()) == {GlobalLearner, MixtureLearner}
-    context = BenchContext(gate=Gate(horizon_tokens=32), boost_per_s=0.01, lengths={})
+    context = BenchContext(schedule=Schedule(), lengths={})
     assert bench_policy("sage-without-boost", context).boost_per_s is None

@@ -1,10 +1,11 @@
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from controller.policies import POLICY_NAMES, policy_named
-from controller.policy import EngineFacts, RequestFacts
+from controller.policies import POLICY_NAMES, Objective, Schedule, policy_named
+from controller.policy import EngineFacts, RequestFacts, Tuning
 from online_learning.distribution import LengthDistribution, log_grid
 from store.errors import ConfigError
 from store.records import Gate
@@ -33,13 +34,39 @@ def test_every_policy_assesses_requests_and_the_prior(name: str) -> None:
     assert policy.orders == (name != "fcfs")
 
 
-def test_only_sage_has_a_gate() -> None:
-    """The paper has neither gate nor boost, and what is asked for is what it gets."""
-    gate = Gate(horizon_tokens=16)
-    gates = {name: policy_named(name, gate=gate, boost_per_s=0.01, lengths={}).gate for name in POLICY_NAMES}
-    assert gates == {"fcfs": None, "sagesched-paper": None, "sage": gate, "srpt-oracle": None}
-    assert policy_named("sage", gate=gate, boost_per_s=0.01).boost_per_s == 0.01
-    assert policy_named("sagesched-paper", boost_per_s=0.01).boost_per_s is None
+def test_only_sage_has_a_schedule() -> None:
+    """The paper has neither gate, boost nor patience, and what is asked for is what `sage` gets."""
+    schedule = Schedule(gate=Gate(horizon_tokens=16), boost_per_s=0.07)
+    policies = {name: policy_named(name, schedule=schedule, lengths={}) for name in POLICY_NAMES}
+    assert {name for name, policy in policies.items() if policy.gate} == {"sage"}
+    assert policies["sage"].gate == Gate(horizon_tokens=16)
+    assert {policy.boost_per_s for policy in policies.values()} == {None, 0.07}
+    assert {name for name, policy in policies.items() if policy.tuning} == {"sage"}
+
+
+@pytest.mark.parametrize("objective", ["mean", "balanced", "tail"])
+def test_a_fixed_boost_and_gate_are_left_alone(objective: Objective) -> None:
+    """What the operator fixes is not tuned; 0 is no boost; without a word the objective's own follows the traffic."""
+    fixed = Schedule(objective=objective, boost_per_s=0.0, tune_gate=False).policy()
+    assert fixed.boost_per_s is None
+    assert fixed.tuning == Tuning(gate_exchange=None, boost_scale=None)
+    free = Schedule(objective=objective).policy()
+    assert free.tuning is not None
+    assert free.tuning.gate_exchange is not None
+    assert (free.tuning.boost_scale is None) == (free.boost_per_s is None) == (objective == "mean")
+
+
+def test_patience_grows_with_the_answer_and_the_traffic() -> None:
+    """The bound is so many times the mean time that answers run and the request's own expected time; the prior has none."""
+    policy = Schedule(patience=10.0).policy()
+    own_s = belief().mean_tokens * ENGINE.base_s
+    alone = policy.assess(REQUEST, belief(), ENGINE).table.patience_s
+    among = policy.assess(REQUEST, belief(), replace(ENGINE, service_s=50.0)).table.patience_s
+    assert alone == pytest.approx(10.0 * 2 * own_s)
+    assert among == pytest.approx(10.0 * (50.0 + own_s))
+    assert Schedule(patience=None).policy().assess(REQUEST, belief(), ENGINE).table.patience_s is None
+    prior = RequestFacts(request_id=None, prompt_tokens=256, max_tokens=8192)
+    assert policy.assess(prior, belief(), ENGINE).table.patience_s is None
 
 
 def test_the_paper_s_index_changes_at_bucket_borders_only() -> None:
@@ -51,8 +78,8 @@ def test_the_paper_s_index_changes_at_bucket_borders_only() -> None:
 
 def test_growth_is_published_for_the_gate_only() -> None:
     """With a gate every age has an expected growth of at most the horizon; without one it is 0."""
-    with_gate = policy_named("sage", gate=Gate(horizon_tokens=16)).assess(REQUEST, belief(), ENGINE).table
-    without = policy_named("sage", gate=None).assess(REQUEST, belief(), ENGINE).table
+    with_gate = Schedule(gate=Gate(horizon_tokens=16)).policy().assess(REQUEST, belief(), ENGINE).table
+    without = Schedule(gate=None).policy().assess(REQUEST, belief(), ENGINE).table
     assert all(0.0 < growth <= 16.0 for growth in with_gate.growth_tokens)
     assert set(without.growth_tokens) == {0.0}
 
