@@ -88,7 +88,21 @@ class PolicySection(Section):
         default=None, ge=1, le=4096, description="growth horizon instead of the policy's"
     )
     gate_margin: float | None = Field(
-        default=None, gt=0.0, le=4.0, description="factor on growth instead of the policy's"
+        default=None, gt=0.0, le=4.0, description="fixed factor on growth; without it it is tuned to each engine"
+    )
+    preemption: bool = Field(
+        default=False, description="let waiting requests push out running ones at a price; off because it did not pay"
+    )
+    preemption_hysteresis: float = Field(
+        default=0.9,
+        ge=0.0,
+        lt=1.0,
+        description="share by which the other's index must be lower to be pushed out for it",
+    )
+    patience: float | None = Field(
+        default=None,
+        ge=0.0,
+        description="bound on waiting in times of an answer's mean and own time, instead of the policy's; 0 for none",
     )
 
 

@@ -14,6 +14,7 @@ from controller.core_settings import CoreConfig, Counts
 from controller.modes import Modes
 from controller.policy import Policy
 from controller.sessions import ServedRequest, Session
+from controller.tuning import EngineTuning
 from online_learning.calibration import CalibrationBook, Judgement, Measurement
 from online_learning.prompt import Drift, Features, LengthLearner, Observation
 from online_learning.semantic import Embedding
@@ -169,7 +170,7 @@ class Core:
             return []
         self._modes.switch(mode)
         self._note(SettingsChanged(time_s=now_s, settings=self.settings, reason=reason))
-        return [(session.connection, self._modes.of_model(session.hello.model)) for session in self._connected()]
+        return [(session.connection, self._settings_of(session)) for session in self._connected()]
 
     def refine(self, session_id: str, request_id: str, embedding: Embedding, now_s: float) -> Outgoing:
         """Form a belief again with what an encoder says of the prompt; nothing where its request has ended."""
@@ -210,13 +211,13 @@ class Core:
             durable_batch=durable,
             next_heartbeat_s=now_s,
             next_refresh_s=now_s + self._config.refresh_interval_s,
+            tuning=previous.tuning if previous else EngineTuning(self._policy.tuning),
             requests=previous.requests if previous else {},
         )
         self._sessions[connection] = session
         self._record(session, EngineSeen(time_s=now_s, event="reconnected" if previous else "connected", hello=hello))
         welcome = Welcome(controller_id=self._config.controller_id, durable_batch=durable)
-        settings = self._modes.of_model(hello.model)
-        return [(connection, welcome), (connection, settings), *self._publish_prior(session)]
+        return [(connection, welcome), (connection, self._settings_of(session)), *self._publish_prior(session)]
 
     def _drop_session(self, session_id: str) -> Session | None:
         for connection, session in self._sessions.items():
@@ -238,7 +239,26 @@ class Core:
         if now_s >= session.next_refresh_s and self._policy.orders:
             session.next_refresh_s = now_s + self._config.refresh_interval_s
             outgoing.extend(self._refresh(session, now_s))
+            outgoing.extend(self._tune(session, now_s))
         return outgoing
+
+    def _tune(self, session: Session, now_s: float) -> Outgoing:
+        """Adapt the engine's own part of the settings, if what it measured asks for it."""
+        reasons = session.tuning.due(now_s)
+        if not reasons:
+            return []
+        self._modes.renumber()
+        return [self._send_settings(session, "; ".join(reasons), now_s)]
+
+    def _send_settings(self, session: Session, reason: str, now_s: float) -> tuple[bytes, ControllerMessage]:
+        """An engine's settings, recorded with why they changed."""
+        settings = self._settings_of(session)
+        self._record(session, SettingsChanged(time_s=now_s, settings=settings, reason=reason))
+        return session.connection, settings
+
+    def _settings_of(self, session: Session) -> Settings:
+        """What an engine is to have: the operator's settings, its model's trust, and what was adapted to itself."""
+        return session.tuning.applied(self._modes.of_model(session.hello.model))
 
     # --- facts --------------------------------------------------------------------------------------
 
@@ -282,6 +302,7 @@ class Core:
 
     def _finish(self, session: Session, finished: Finished, now_s: float) -> Outgoing:
         request = self._beliefs.close(session, finished)
+        session.tuning.take(finished)
         outcome: Outcome | None = None
         outgoing: Outgoing = []
         if request is not None and finished.output_tokens > 0:
@@ -330,19 +351,19 @@ class Core:
     def _switch_model(self, model: str, change: Measurement, now_s: float) -> Outgoing:
         before = self._modes.of_model(model).mode
         self._modes.follow(model, trusted=change.trusted)
-        settings = self._modes.of_model(model)
-        if settings.mode == before:
+        if self._modes.of_model(model).mode == before:
             return []
+        reason = f"predictions for {model}: {change.reason}"
         engines = [session for session in self._connected() if session.hello.model == model]
-        for session in engines:
-            reason = f"predictions for {model}: {change.reason}"
-            self._record(session, SettingsChanged(time_s=now_s, settings=settings, reason=reason))
-        return [(session.connection, settings) for session in engines]
+        return [self._send_settings(session, reason, now_s) for session in engines]
 
     def _concerned(self, model: str, cluster: int | None) -> list[tuple[Session, list[ServedRequest]]]:
         """Unfinished requests of a cluster on the connected engines of a model."""
         return [
-            (session, [request for request in session.requests.values() if self._beliefs.cluster_of(request) == cluster])
+            (
+                session,
+                [request for request in session.requests.values() if self._beliefs.cluster_of(request) == cluster],
+            )
             for session in self._connected()
             if session.hello.model == model
         ]
