@@ -105,16 +105,17 @@ WITH placed AS (
     JOIN arrivals AS a ON a.session_id = f.session_id AND a.request_id = f.request_id AND NOT a.resent
     ANTI JOIN completions AS c ON c.session_id = f.session_id AND c.request_id = f.request_id
     WHERE f.session_id = $session_id AND f.scheduled_s > $since_s AND f.scheduled_s <= $started_s
-        AND f.request_id <> $request_id
+        AND f.request_id <> $request_id AND a.arrival_s <= $started_s
 ),
 told AS (
     SELECT request_id, any_value(priority) AS priority
-    FROM arrivals SEMI JOIN placed USING (request_id) WHERE session_id = $session_id GROUP BY request_id
+    FROM arrivals SEMI JOIN placed USING (request_id)
+    WHERE session_id = $session_id AND arrival_s <= $started_s GROUP BY request_id
 ),
 chosen AS (
     SELECT placed.request_id, arg_max(table_index_s[1], time_s) AS index_s
     FROM placed JOIN decisions ON decisions.session_id = $session_id AND decisions.request_id = placed.request_id
-    WHERE time_s <= placed.scheduled_s GROUP BY placed.request_id
+    WHERE time_s <= $started_s AND time_s <= placed.scheduled_s GROUP BY placed.request_id
 )
 SELECT request_id, arrival_s, scheduled_s, prompt_tokens, coalesce(priority, 0) AS priority, index_s
 FROM placed LEFT JOIN told USING (request_id) LEFT JOIN chosen USING (request_id)
