@@ -36,10 +36,12 @@ def without(policy: Policy, name: str) -> Policy:
         return MeanRemaining(**{**_fields(policy), "name": name})
     if part == "gate":
         _require(name, policy.gate)
-        return replace(policy, name=name, gate=None)
+        tuning = replace(policy.tuning, gate_exchange=None) if policy.tuning else None
+        return replace(policy, name=name, gate=None, tuning=tuning)
     if part == "boost":
         _require(name, policy.boost_per_s)
-        return replace(policy, name=name, boost_per_s=None)
+        tuning = replace(policy.tuning, boost_scale=None, boost_per_s=None) if policy.tuning else None
+        return replace(policy, name=name, boost_per_s=None, tuning=tuning)
     if part == "preemption":
         _require(name, policy.preemption)
         return replace(policy, name=name, preemption=None)
