@@ -32,7 +32,7 @@ _WHYS: dict[Why, str] = {
     "index": "because their index put them first",
     "prior": "while one of the two had no table of its own yet and stood with the prior's index",
     "engine": "while the engine served its own order",
-    "unexplained": "for no reason on record: the indexes that were decided do not put them first",
+    "unexplained": "for a reason that is not on record (the indexes do not put them first; a lost patience would)",
 }
 
 _CAUSES = {
