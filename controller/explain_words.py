@@ -30,7 +30,7 @@ def span(seconds: float) -> str:
     """A span of time.
 
     >>> span(0.0421), span(2.345), span(75), span(7300), span(0.00002)
-    ('42 ms', '2.35 s', '1 min 15 s', '2 h 2 min', 'less than a millisecond')
+    ('42 ms', '2.35 s', '1 min 15 s', '2 h 1 min', 'less than a millisecond')
     """
     if abs(seconds) < 0.001:
         return "less than a millisecond"
