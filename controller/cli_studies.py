@@ -1,4 +1,4 @@
-"""The commands that measure instead of serve: `bench`, `sweep` and `evaluate`."""
+"""The commands that measure scheduling instead of serving: `bench` and `sweep`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from controller.cli_evaluate import add_evaluate
 from controller.cli_output import print_table, progress_bar, require_writable, write_figures
 from store.errors import BadInputError
 
@@ -51,7 +52,7 @@ def add_studies(app: typer.Typer) -> None:
     app.command(
         epilog="Example: sagesched sweep --profiles h800-qwen3-32b,a40-llama3.1-8b --loads 0.8,1,1.2 --html sweep.html"
     )(sweep)
-    app.command(epilog="Example: sagesched evaluate --workload mix.parquet --requests 4000 --json e.json")(evaluate)
+    add_evaluate(app)
 
 
 def bench(  # noqa: PLR0913 - one parameter for each flag
@@ -143,49 +144,6 @@ def sweep(  # noqa: PLR0913 - one parameter for each flag
     if not specs:
         raise BadInputError("--profiles or --loads is empty: give at least one of each")
     _show_sweep(_run_benches(specs, processes=processes, quiet=quiet), json_file, html, svg, against)
-
-
-def evaluate(  # noqa: PLR0913 - one parameter for each flag
-    *,
-    workload: WorkloadFlag = "synthetic",
-    requests: Annotated[int, typer.Option(min=1, help="requests in all")] = 3000,
-    warmup: Annotated[int, typer.Option(min=0, help="of these, learnt from without being scored")] = 500,
-    seed: SeedFlag = 1,
-    requests_per_token: Annotated[
-        float, typer.Option(min=0.0, help="teach an answer so many requests later for each of its tokens; 0: at once")
-    ] = 0.0,
-    ablation: Annotated[
-        bool, typer.Option("--ablation", help="compare with the mixture without each expert, not with each alone")
-    ] = False,
-    json_file: JsonFlag = None,
-    html: HtmlFlag = None,
-    quiet: QuietFlag = False,
-) -> None:
-    """Prequential quality and speed of the length prediction: first predict, then learn."""
-    from controller.evaluate_report import write_html  # noqa: PLC0415 - keeps --help quick
-    from controller.study import MAIN_LEARNER, quality_table, study_workload, task_table  # noqa: PLC0415 - as above
-
-    if warmup >= requests:
-        raise BadInputError(f"warmup is {warmup} of {requests} requests: leave some to be scored")
-    require_writable(json_file, html)
-    with progress_bar(quiet=quiet) as bar:
-        task = bar.add_task("evaluate", total=requests)
-        study = study_workload(
-            workload,
-            requests=requests,
-            warmup=warmup,
-            seed=seed,
-            requests_per_token=requests_per_token,
-            ablation=ablation,
-            clock=time.perf_counter,
-            progress=lambda done: bar.update(task, completed=done),
-        )
-    print_table(quality_table(study.result))
-    if (tasks := task_table(study)) is not None:
-        print_table(tasks)
-    write_figures(json_file, json.dumps(study.result.as_json(Path(workload).name, MAIN_LEARNER), indent=2) + "\n")
-    if html is not None:
-        write_html(study, html)
 
 
 def _run_benches(specs: list[BenchSpec], *, processes: int, quiet: bool) -> list[BenchResult]:

@@ -11,10 +11,12 @@ from rich.table import Table
 from scipy.stats import kendalltau
 
 from engine_adapter.workloads import BenchWorks, bench_works
+from online_learning.ablation import without_each_expert, without_each_feature
 from online_learning.distribution import FloatArray, LengthDistribution
 from online_learning.evaluate import Evaluation
 from online_learning.evaluate import evaluate as evaluate_prompts
-from online_learning.mixture import MixtureLearner, leave_one_out, solo_learners
+from online_learning.learner import GlobalLearner
+from online_learning.mixture import MixtureLearner, solo_learners
 from online_learning.prompt import LengthLearner, Observation, Prompt
 from online_learning.scoring import Score
 from online_learning.similarity import SimilarityLearner
@@ -88,12 +90,12 @@ def study_workload(  # noqa: PLR0913 - all by name
 ) -> Study:
     """Our learner, each of its experts alone and the published predictor on the same prompts in the same order.
 
-    With ``ablation`` our learner without each of its experts, in place of the experts alone.
+    With ``ablation`` our learner without each of its experts and blind to each feature, in place of the experts alone.
     """
     works = bench_works(workload, requests=requests, warmup=0, seed=seed, max_tokens=MAX_TOKENS)
     compared: dict[str, LengthLearner] = {
         MAIN_LEARNER: MixtureLearner(),
-        **(leave_one_out() if ablation else solo_learners()),
+        **(_ablated() if ablation else solo_learners()),
         "sagesched-paper": SimilarityLearner(),
     }
     rows: dict[str, list[tuple[float, ...]]] = {name: [] for name in compared}
@@ -115,6 +117,10 @@ def study_workload(  # noqa: PLR0913 - all by name
     records = {name: LearnerRecord(np.array(figures).reshape(-1, len(FIGURES))) for name, figures in rows.items()}
     tasks = tuple(row.task for row in works.measured_rows[warmup:])
     return Study(workload=works.name, result=result, tasks=tasks, records=records)
+
+
+def _ablated() -> dict[str, LengthLearner]:
+    return {"global": GlobalLearner(), **without_each_expert(), **without_each_feature()}
 
 
 def quality_table(result: Evaluation) -> Table:
@@ -189,6 +195,13 @@ def _task_quality(study: Study, task: str) -> TaskQuality:
         log_score=float(ours.of("log_score").mean()),
         global_log_score=float(study.records["global"].of("log_score")[chosen].mean()),
     )
+
+
+def task_prompts(workload: str, *, requests: int, seed: int) -> list[tuple[str, Prompt, int]]:
+    """Task, prompt as an engine would send it, and length of the answer, of the first requests of a workload."""
+    works = bench_works(workload, requests=requests, warmup=0, seed=seed, max_tokens=MAX_TOKENS)
+    tasks = (row.task for row in works.measured_rows)
+    return [(task, prompt, tokens) for task, (prompt, tokens) in zip(tasks, _prompts(works), strict=True)]
 
 
 def _prompts(works: BenchWorks) -> Iterator[tuple[Prompt, int]]:

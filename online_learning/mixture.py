@@ -33,8 +33,10 @@ class MixtureSettings:
     head: HeadSettings = field(default_factory=HeadSettings)
     pool: PoolSettings = field(default_factory=PoolSettings)
     judge_all: int = 1_000
-    judge_every: int = 3
-    """After the first ``judge_all`` answers every expert is judged by one in so many; those that are heard by all."""
+    judge_every: int = 6
+    """After the first ``judge_all`` answers every expert is judged by one in so many: judging costs most of learning."""
+    correct_every: int = 2
+    """The same for those that are heard most, from which beliefs are corrected."""
 
 
 class _PriorExpert:
@@ -74,19 +76,6 @@ def solo_learners(settings: MixtureSettings | None = None) -> dict[str, LengthLe
     chosen = settings or MixtureSettings()
     experts = all_experts(log_grid(chosen.common.longest_tokens), chosen)
     return {expert.name: SoloLearner(expert, chosen.common.of_global) for expert in experts}
-
-
-def leave_one_out(settings: MixtureSettings | None = None) -> dict[str, LengthLearner]:
-    """The mixture without each of its experts in turn: what each is worth to it."""
-    chosen = settings or MixtureSettings()
-    lengths = log_grid(chosen.common.longest_tokens)
-    return {
-        f"without {left_out.name}": MixtureLearner(
-            chosen, [expert for expert in all_experts(lengths, chosen) if expert.name != left_out.name]
-        )
-        for left_out in all_experts(lengths, chosen)
-        if left_out.name != "global"
-    }
 
 
 class MixtureLearner:
@@ -155,13 +144,16 @@ class MixtureLearner:
         before there are clusters it is that of cluster 0, and may be the model's own.
         """
         query = Query(features, model, self._global.prior(model), self._words.of(features))
-        credited = self._taught < self._settings.judge_all or self._taught % self._settings.judge_every == 0
+        young = self._taught < self._settings.judge_all
+        credited = young or self._taught % self._settings.judge_every == 0
+        corrected = credited or self._taught % self._settings.correct_every == 0
         self._taught += 1
-        lessons, weights = self._teach_experts(query, observation, credited=credited)
+        lessons, weights = self._teach_experts(query, observation, credited=credited, corrected=corrected)
         for change in (change for lesson in lessons for change in lesson.changes):
             self.on_cluster_changed(change)
         region = next((lesson.cluster for lesson in lessons if lesson.cluster is not None), None)
-        self._pool.learn([lesson.verdict for lesson in lessons], weights, model, region, credited=credited)
+        if corrected:
+            self._pool.learn([lesson.verdict for lesson in lessons], weights, model, region, credited=credited)
         forgetting = self._global.learn(model, observation)
         self._words.learn(features)
         found = next((lesson.drifts for lesson in lessons if lesson.drifts), [])
@@ -170,9 +162,9 @@ class MixtureLearner:
         return [replace(drift, cluster=region or 0) for drift in found]
 
     def _teach_experts(
-        self, query: Query, observation: Observation, *, credited: bool
+        self, query: Query, observation: Observation, *, credited: bool, corrected: bool
     ) -> tuple[list[Lesson], FloatArray]:
-        """Teach all, the one first that says where the prompt belongs; judge all, or those that are heard most.
+        """Teach all, the one first that says where the prompt belongs; judge all, those that are heard most, or none.
 
         Returns their lessons and the weights that they had.
         """
@@ -182,7 +174,7 @@ class MixtureLearner:
         lessons = [
             place
             if expert is self._placer and place is not None
-            else expert.learn(query, observation, judged=weight >= least)
+            else expert.learn(query, observation, judged=corrected and weight >= least)
             for weight, expert in zip(weights, self._experts, strict=True)
         ]
         return lessons, weights

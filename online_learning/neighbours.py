@@ -70,7 +70,7 @@ class _History:
         if self._raw is not None:
             self._raw[self.taught % len(self._raw)] = features[:DIMENSIONS]
         if self._space is not None:
-            self._points[:, place] = _stored(self._space.point(features) @ self._directions)
+            self._store(place, self._space.point(features) @ self._directions)
         self.codes[place], self.slots[place], self.serials[place] = code, slot, self.taught
         self.taught += 1
         if self.taught in self._settings.fit_prompts:
@@ -79,8 +79,13 @@ class _History:
     def nearness(self, features: Features) -> NDArray[np.float32]:
         """Minus half the squared distance to each prompt kept, up to a constant."""
         assert self._space is not None, "the space must be fitted first"
-        point = np.append(self._space.point(features) @ self._directions, np.float32(1.0))
+        point = np.ones(self._settings.dimensions + 1, dtype=np.float32)
+        np.matmul(self._space.point(features), self._directions, out=point[: self._directions.shape[1]])
         return np.asarray(point @ self._points[:, : self.kept])
+
+    def _store(self, place: int, point: NDArray[np.float32]) -> None:
+        self._points[: point.size, place] = point
+        self._points[-1, place] = np.float32(-0.5) * (point @ point)
 
     def _fit(self) -> None:
         assert self._raw is not None, "prompts are kept until the last fit"
@@ -89,7 +94,7 @@ class _History:
         points = np.stack([self._space.point(features) for features in prompts])
         self._directions = _principal(points, self._settings.dimensions)
         for place, point in enumerate(points @ self._directions):
-            self._points[:, place] = _stored(point)
+            self._store(place, point)
         if self.taught >= len(self._raw):
             self._raw = None
 
@@ -98,10 +103,6 @@ def _principal(points: NDArray[np.float32], dimensions: int) -> NDArray[np.float
     """The directions of most scatter about the centre of the space, in columns."""
     scatter = points.T.astype(np.float64) @ points
     return np.ascontiguousarray(np.linalg.eigh(scatter)[1][:, : -dimensions - 1 : -1], dtype=np.float32)
-
-
-def _stored(point: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.append(point, np.float32(-0.5) * (point @ point))
 
 
 @dataclass(frozen=True, slots=True)

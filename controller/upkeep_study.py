@@ -1,0 +1,122 @@
+"""`evaluate --upkeep`: how long a restart takes to rebuild beliefs from history, what they hold, and whether they are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+
+import numpy as np
+from rich.table import Table
+
+from controller.core import Core, CoreConfig
+from controller.past import past_facts, past_hello
+from controller.policies import policy_named
+from controller.rebuild import rebuild
+from controller.study import MAX_TOKENS, task_prompts
+from engine_adapter.profiles import profile_named
+from engine_adapter.workloads import bench_works, to_works
+from online_learning.memory import held_bytes
+from online_learning.mixture import MixtureLearner
+from online_learning.prompt import Prompt
+from store.records import Facts
+from store.writer import HistoryWriter
+
+COMPARED_PROMPTS = 200
+"""Prompts for which the beliefs before and after the restart are compared."""
+
+_MODEL = "served"
+_PROFILE = "h800-qwen3-32b-24k"
+_SAMPLE = 8_000
+"""Requests taken from the workload; more answers come from serving them again and again."""
+
+_AT_ONCE = 500
+_CONNECTION = b"upkeep"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upkeep:
+    """What a restart costs."""
+
+    answers: int
+    rebuild_s: float
+    rebuild_cpu_s: float
+    memory_bytes: int
+    """What the learner holds after all of them."""
+    largest_difference: float
+    """Of any chance in any belief, before the restart and after."""
+
+
+def measure_upkeep(  # noqa: PLR0913 - all by name
+    workload: str,
+    store: Path,
+    *,
+    answers: int,
+    seed: int,
+    clock: Callable[[], float],
+    cpu_clock: Callable[[], float],
+    progress: Callable[[int], None],
+) -> Upkeep:
+    """Serve so many answers with a history in ``store``, an empty folder, and rebuild the beliefs from it."""
+    lived = MixtureLearner()
+    _serve(lived, workload, store, answers=answers, seed=seed, progress=progress)
+    again = MixtureLearner()
+    started_s, cpu_s = clock(), cpu_clock()
+    taught = rebuild(_core(again), store, answers)
+    rebuild_s, rebuild_cpu_s = clock() - started_s, cpu_clock() - cpu_s
+    prompts = [prompt for _, prompt, _ in task_prompts(workload, requests=COMPARED_PROMPTS, seed=seed)]
+    return Upkeep(
+        answers=taught,
+        rebuild_s=rebuild_s,
+        rebuild_cpu_s=rebuild_cpu_s,
+        memory_bytes=held_bytes(again),
+        largest_difference=_largest_difference(lived, again, prompts),
+    )
+
+
+def upkeep_table(upkeep: Upkeep) -> Table:
+    """One row."""
+    table = Table(title="A restart")
+    for heading in ("answers", "rebuilt in s", "CPU s", "µs each", "learner MB", "largest difference"):
+        table.add_column(heading, justify="right")
+    table.add_row(
+        str(upkeep.answers),
+        f"{upkeep.rebuild_s:.1f}",
+        f"{upkeep.rebuild_cpu_s:.1f}",
+        f"{1e6 * upkeep.rebuild_cpu_s / max(1, upkeep.answers):.0f}",
+        f"{upkeep.memory_bytes / 1e6:.1f}",
+        f"{upkeep.largest_difference:g}",
+    )
+    return table
+
+
+def _serve(  # noqa: PLR0913 - what is served, and where
+    learner: MixtureLearner, workload: str, store: Path, *, answers: int, seed: int, progress: Callable[[int], None]
+) -> None:
+    core = _core(learner)
+    sample = bench_works(workload, requests=min(answers, _SAMPLE), warmup=0, seed=seed, max_tokens=MAX_TOKENS)
+    rows = tuple(islice(cycle(sample.measured_rows), answers))
+    works = to_works(rows, [float(number) for number in range(answers)], seed=seed, max_tokens=MAX_TOKENS)
+    profile = profile_named(_PROFILE)
+    with HistoryWriter(store) as writer:
+        core.take(_CONNECTION, past_hello(profile, _MODEL, 0.0), 0.0)
+        for number, work in enumerate(works, start=1):
+            core.take(_CONNECTION, Facts(batch=number, facts=past_facts(work, profile)), work.arrival_s)
+            if number % _AT_ONCE == 0 or number == answers:
+                writer.append(core.drain_entries())
+                progress(number)
+
+
+def _core(learner: MixtureLearner) -> Core:
+    config = CoreConfig(controller_id="upkeep", mode="on", hash_key=b"upkeep")
+    return Core(learner=learner, policy=policy_named("sage"), config=config, now_s=0.0, timer=lambda: 0.0)
+
+
+def _largest_difference(one: MixtureLearner, other: MixtureLearner, prompts: list[Prompt]) -> float:
+    differences = [0.0]
+    for prompt in prompts:
+        features = one.features(prompt)
+        mine, theirs = (learner.predict_one(features, _MODEL).distribution.mass for learner in (one, other))
+        differences.append(float(np.abs(mine - theirs).max()))
+    return max(differences)
