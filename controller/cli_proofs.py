@@ -74,7 +74,7 @@ def live_comparison(  # noqa: PLR0913 - one parameter for each flag
     requests: Annotated[int, typer.Option(help="measured requests")] = 400,
     warmup: Annotated[int, typer.Option(help="requests that are learnt from before")] = 1000,
     seed: Annotated[int, typer.Option(help="of sample and arrivals")] = 1,
-    speed: Annotated[float, typer.Option(help="device seconds per second; what the host must keep up with")] = 4.0,
+    speed: Annotated[float, typer.Option(help="device seconds per second; what the host must keep up with")] = 2.0,
     objective: Annotated[Literal["mean", "balanced", "tail"], typer.Option(help="what sage favours")] = "balanced",
     prefix_caching: Annotated[bool, typer.Option(help="as vLLM has it by default")] = True,
     folder: Annotated[

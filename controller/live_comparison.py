@@ -46,7 +46,7 @@ class LiveSpec:
     requests: int = 400
     warmup: int = 1000
     seed: int = 1
-    speed: float = 4.0
+    speed: float = 2.0
     """Device seconds per real second: the host must keep up, or it and not the device is measured."""
     prefix_caching: bool = True
     objective: Objective = "balanced"

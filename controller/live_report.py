@@ -6,6 +6,9 @@ from rich.table import Table
 
 from controller.live_comparison import SIDES, TOLERANCE, LiveComparison
 
+LATE_HOST = 0.1
+"""Share of device time lost by a late host from which the live figures say more of the host than of the scheduler."""
+
 
 def live_tables(result: LiveComparison) -> list[Table]:
     """Times and pace of the four runs, and the ratios of ours to stock in both worlds."""
@@ -49,4 +52,7 @@ def _ratio_table(result: LiveComparison) -> Table:
             f"{ratio.deviation:+.1%}",
             "yes" if ratio.agrees else "no",
         )
+    distortion = max(run.distortion for run in result.live.values())
+    if distortion > LATE_HOST:
+        table.caption = f"The host was late by {distortion:.0%} of the device's time: lower --speed or free the machine"
     return table
