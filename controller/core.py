@@ -401,6 +401,7 @@ class Core:
             attained_tokens=table.attained_tokens,
             table_index_s=table.index_s,
             growth_tokens=table.growth_tokens,
+            patience_s=table.patience_s,
         )
         self._record(session, decision)
         return [(session.connection, table)]

@@ -34,6 +34,7 @@ ENGINE_COUNTERS = (
     ("engine_tables_applied", "Index tables that reached an unfinished request.", "tables_applied"),
     ("engine_messages_dropped", "Messages dropped at the engine's side of the border.", "messages_dropped"),
     ("engine_policy_errors", "Errors of ours caught inside the engine.", "policy_errors"),
+    ("engine_overdue_requests", "Requests that went first because their patience was over.", "overdue"),
 )
 BRAIN_COUNTERS = {
     "predictions": "Requests whose answer length was predicted.",

@@ -226,6 +226,7 @@ class Agent:
             tables_applied=self._tables_applied,
             messages_dropped=self._messages_dropped,
             policy_errors=self._policy_errors,
+            overdue=self._ordering.overdue,
         )
         if not self._link.send(snapshot):
             self._messages_dropped += 1

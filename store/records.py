@@ -177,6 +177,8 @@ class Snapshot(Record, frozen=True, kw_only=True):
     policy_errors: int = 0
     hook_s: float = 0.0
     """Time that our code took inside the engine's steps, summed like ``step_s``."""
+    overdue: int = 0
+    """Requests that went first because their patience was over, since the engine started."""
 
 
 class Goodbye(Record, frozen=True, kw_only=True):
@@ -322,6 +324,8 @@ class Decision(Record, frozen=True, kw_only=True):
     attained_tokens: tuple[int, ...]
     table_index_s: tuple[float, ...]
     growth_tokens: tuple[float, ...]
+    patience_s: float | None = None
+    """Bound on its waiting; None for none."""
 
 
 class Outcome(Record, frozen=True, kw_only=True):

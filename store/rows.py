@@ -65,7 +65,9 @@ _SNAPSHOT = attrgetter(
     "admission_limit", "reserved_blocks",
 )  # fmt: skip
 
-_SNAPSHOT_TAIL = attrgetter("queue", "tables_held", "tables_applied", "messages_dropped", "policy_errors", "hook_s")
+_SNAPSHOT_TAIL = attrgetter(
+    "queue", "tables_held", "tables_applied", "messages_dropped", "policy_errors", "hook_s", "overdue"
+)  # fmt: skip
 
 _HELLO = attrgetter(
     "model", "engine", "engine_version", "kv_blocks", "block_size_tokens", "max_num_seqs", "token_budget",
@@ -97,8 +99,11 @@ def _prediction(record: Prediction) -> Row:
 def _settings_changed(record: SettingsChanged) -> Row:
     settings = record.settings
     gate = (settings.gate.horizon_tokens, settings.gate.margin) if settings.gate else (None, None)
+    preemption = settings.preemption
+    price = (preemption.token_s, preemption.hysteresis) if preemption else (None, None)
     return (
-        record.time_s, record.reason, settings.revision, settings.mode, *gate, settings.boost_per_s, settings.lease_s
+        record.time_s, record.reason, settings.revision, settings.mode, *gate, settings.boost_per_s, settings.lease_s,
+        settings.victims, *price,
     )  # fmt: skip
 
 
@@ -114,7 +119,7 @@ _VALUES: dict[type, Callable[[Any], Row]] = {
     Prediction: _prediction,
     Decision: attrgetter(
         "request_id", "time_s", "policy", "reason", "cost_s", "index_s",
-        "attained_tokens", "table_index_s", "growth_tokens",
+        "attained_tokens", "table_index_s", "growth_tokens", "patience_s",
     ),
     Outcome: attrgetter(
         "request_id", "time_s", "output_tokens", "censored", "cluster", "pit", "crps_tokens", "log_score",

@@ -11,7 +11,7 @@ from pathlib import Path
 import duckdb
 
 from store.errors import StoreError, StoreSchemaError
-from store.tables import CALIBRATION, FIRST_SCHEMA, SEALED_TABLES, SECOND_SCHEMA, statements
+from store.tables import CALIBRATION, FIRST_SCHEMA, SEALED_TABLES, SECOND_SCHEMA, THIRD_SCHEMA, statements
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
@@ -19,6 +19,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         *(statement for table in FIRST_SCHEMA for statement in statements(table)),
     ),
     (*statements(CALIBRATION), *SECOND_SCHEMA),
+    THIRD_SCHEMA,
 )
 """``MIGRATIONS[n]`` leads from version n to n + 1; entries are appended and never changed."""
 
