@@ -29,10 +29,11 @@ AT_ONCE_S = 0.1
 
 _WHYS: dict[Why, str] = {
     "class": "by their strict class",
+    "patience": "because their patience was over, after which nobody of their class passes them",
     "index": "because their index put them first",
     "prior": "while one of the two had no table of its own yet and stood with the prior's index",
     "engine": "while the engine served its own order",
-    "unexplained": "for a reason that is not on record (the indexes do not put them first; a lost patience would)",
+    "unexplained": "for a reason that is not on record (their class, index and patience do not put them first)",
 }
 
 _CAUSES = {

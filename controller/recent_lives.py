@@ -282,6 +282,7 @@ def _rivals(others: Sequence[RecentLife], since_s: float, started_s: float) -> t
                 prompt_tokens=told.prompt_tokens,
                 priority=other.arrived.priority if other.arrived else 0,
                 index_s=decided[-1].table_index_s[0] if decided else None,
+                patience_s=decided[-1].patience_s if decided else None,
             )
         )
     found.sort(key=lambda rival: (rival.arrival_s <= since_s, rival.scheduled_s, rival.request_id))

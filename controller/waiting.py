@@ -13,11 +13,12 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from engine_adapter.ordering import boost_s
-from store.life import LifeFacts, Moment, Order, Rival
+from engine_adapter.ordering import FIRST, boost_s
+from store.life import Choice, LifeFacts, Moment, Order, Rival
 
-Why: TypeAlias = Literal["class", "index", "prior", "engine", "unexplained"]
-"""``class``: its strict class goes first; ``index``: its index, with the boost in force, gave it the lower order value;
+Why: TypeAlias = Literal["class", "patience", "index", "prior", "engine", "unexplained"]
+"""``class``: its strict class goes first; ``patience``: it had waited for as long as its patience allows;
+``index``: its index, with the boost in force, gave it the lower order value;
 ``prior``: one of the two had no table yet and stood with the prior's index; ``engine``: the engine served its own
 order then; ``unexplained``: none of these is on record.
 """
@@ -96,18 +97,20 @@ def waits(life: LifeFacts, since_s: float, until_s: float) -> tuple[Wait, ...]:
 
 def index_while_waiting(life: LifeFacts, time_s: float) -> float | None:
     """The index with which a request without output tokens stood in the queue at a moment; None without a table."""
-    decided = [choice for choice in life.choices if choice.time_s <= time_s]
-    return decided[-1].table_index_s[0] if decided else None
+    choice = _choice_at(life, time_s)
+    return choice.table_index_s[0] if choice else None
 
 
-def order_value(arrival_s: float, index_s: float, boost_per_s: float | None) -> float:
-    """What the engine sorts by within a class; lower is served first.
+def order_value(arrival_s: float, index_s: float, boost_per_s: float | None, *, overdue: bool = False) -> float:
+    """What the engine sorts by within a class; lower is served first, and of equals who came first.
 
-    >>> order_value(10.0, 2.0, None)
-    2.0
+    >>> order_value(10.0, 2.0, None), order_value(10.0, 2.0, None, overdue=True)
+    (2.0, -inf)
     >>> order_value(10.0, 2.0, 0.01) < order_value(10.0, 3.0, 0.01)
     True
     """
+    if overdue:
+        return FIRST
     return index_s if boost_per_s is None else arrival_s - boost_s(index_s, boost_per_s)
 
 
@@ -131,13 +134,27 @@ def _why(life: LifeFacts, rival: Rival) -> Why:
     order = order_at(life, rival.scheduled_s)
     if (moment.mode if moment else order.mode if order else "on") != "on":
         return "engine"
-    own_index_s = index_while_waiting(life, rival.scheduled_s)
-    if own_index_s is None or rival.index_s is None:
+    choice = _choice_at(life, rival.scheduled_s)
+    overdue = _overdue(life.arrival_s, choice.patience_s if choice else None, rival.scheduled_s)
+    if _overdue(rival.arrival_s, rival.patience_s, rival.scheduled_s):
+        return "unexplained" if overdue else "patience"
+    if choice is None or rival.index_s is None:
         return "prior"
     boost_per_s = order.boost_per_s if order else None
-    own = order_value(life.arrival_s, own_index_s, boost_per_s)
+    own = order_value(life.arrival_s, choice.table_index_s[0], boost_per_s, overdue=overdue)
     other = order_value(rival.arrival_s, rival.index_s, boost_per_s)
     return "index" if other < own else "unexplained"
+
+
+def _choice_at(life: LifeFacts, time_s: float) -> Choice | None:
+    """The table that had last been published for it at a moment."""
+    decided = [choice for choice in life.choices if choice.time_s <= time_s]
+    return decided[-1] if decided else None
+
+
+def _overdue(arrival_s: float, patience_s: float | None, time_s: float) -> bool:
+    """Whether a request goes before all others of its class because it has waited for too long."""
+    return patience_s is not None and arrival_s + patience_s <= time_s
 
 
 def _moments_within(life: LifeFacts, since_s: float, until_s: float) -> Iterator[tuple[Moment, float]]:

@@ -253,6 +253,7 @@ def _digits(index_s: float | None) -> float | None:
 
 _WHYS = {
     "class": "its class goes first",
+    "patience": "its patience was over",
     "index": "its index put it first",
     "prior": "one had no table yet",
     "engine": "the engine's own order",

@@ -68,6 +68,8 @@ class Choice(Piece, frozen=True, kw_only=True):
     """Index at the output tokens attained then."""
     attained_tokens: tuple[int, ...]
     table_index_s: tuple[float, ...]
+    patience_s: float | None = None
+    """Time of waiting after which nobody of its class passes it any more; None for none."""
 
 
 class Loss(Piece, frozen=True, kw_only=True):
@@ -119,6 +121,8 @@ class Rival(Piece, frozen=True, kw_only=True):
     priority: int
     index_s: float | None
     """Its index at no output tokens when it was started; None when no table had been decided."""
+    patience_s: float | None = None
+    """Bound on its waiting in the same table; None for none."""
 
 
 class Order(Piece, frozen=True, kw_only=True):

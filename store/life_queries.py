@@ -52,7 +52,7 @@ FROM predictions WHERE session_id = $session_id AND request_id = $request_id ORD
 """What was believed of its length when it arrived."""
 
 CHOICES = """
-SELECT time_s, policy, reason, cost_s, index_s, attained_tokens, table_index_s
+SELECT time_s, policy, reason, cost_s, index_s, attained_tokens, table_index_s, patience_s
 FROM decisions WHERE session_id = $session_id AND request_id = $request_id ORDER BY time_s LIMIT $limit
 """
 """The index tables that were published for it."""
@@ -113,11 +113,13 @@ told AS (
     WHERE session_id = $session_id AND arrival_s <= $started_s GROUP BY request_id
 ),
 chosen AS (
-    SELECT placed.request_id, arg_max(table_index_s[1], time_s) AS index_s
+    SELECT
+        placed.request_id, arg_max(table_index_s[1], time_s) AS index_s,
+        arg_max_null(patience_s, time_s) AS patience_s
     FROM placed JOIN decisions ON decisions.session_id = $session_id AND decisions.request_id = placed.request_id
     WHERE time_s <= $started_s AND time_s <= placed.scheduled_s GROUP BY placed.request_id
 )
-SELECT request_id, arrival_s, scheduled_s, prompt_tokens, coalesce(priority, 0) AS priority, index_s
+SELECT request_id, arrival_s, scheduled_s, prompt_tokens, coalesce(priority, 0) AS priority, index_s, patience_s
 FROM placed LEFT JOIN told USING (request_id) LEFT JOIN chosen USING (request_id)
 ORDER BY arrival_s <= $since_s, scheduled_s, request_id LIMIT $limit
 """

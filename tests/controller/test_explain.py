@@ -9,14 +9,19 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from controller.explain import Explanation, explain
 from controller.explainer import recorded_life
 from controller.waiting import Overtaker, order_at, order_value
+from engine_adapter.ordering import Ordering
+from engine_adapter.simulated_scheduler import SimulatedRequest
 from store.errors import BadInputError
 from store.life import Choice, LifeFacts, Moment, Order, Rival, joined, read_life
 from store.reader import open_history
+from store.records import IndexTable, Settings
 
 Start = Callable[..., Any]
 Serve = Callable[..., Any]
@@ -204,6 +209,10 @@ def _rival(**changes: Any) -> Rival:
         (_rival(priority=1), 2.0, {}, "unexplained"),
         (_rival(index_s=None), 2.0, {}, "prior"),
         (_rival(), None, {}, "prior"),
+        (_rival(patience_s=2.0), 0.5, {}, "patience"),
+        (_rival(patience_s=2.1), 0.5, {}, "unexplained"),
+        (_rival(index_s=0.1, patience_s=2.0), None, {}, "patience"),
+        (_rival(patience_s=2.0), 0.5, {"mode": "shadow"}, "engine"),
         (_rival(), 2.0, {"mode": "off", "fallback": "the controller was silent"}, "engine"),
     ],
 )
@@ -221,8 +230,54 @@ def test_why_a_later_request_went_first(
     explanation = explain(life)
     assert [overtaker.why for overtaker in explanation.overtakers] == [why]
     assert "Before it, one request that came later got a place. That was" in text(explanation, "queue")
-    if changes:
+    if why == "patience":
+        assert "because their patience was over" in text(explanation, "queue")
+    if "fallback" in changes:
         assert "fallen back to its own order (the controller was silent)" in text(explanation, "mode")
+
+
+def test_who_has_lost_patience_itself_is_not_passed_for_an_index_or_a_patience(waiting: LifeFacts) -> None:
+    """Overdue itself, it stands first by its earlier arrival, so that neither explains who went before it."""
+    choice = Choice(
+        time_s=100.1, policy="sage", reason="arrival", cost_s=1.0, index_s=2.0, attained_tokens=(0,),
+        table_index_s=(2.0,), patience_s=5.0,
+    )  # fmt: skip
+    order = Order(time_s=1.0, reason="start", mode="on", boost_per_s=None, gate_horizon_tokens=None)
+    for rival in (_rival(), _rival(patience_s=2.0)):
+        life = replace(waiting, rivals=(rival,), choices=(choice,), orders=(order,))
+        assert [overtaker.why for overtaker in explain(life).overtakers] == ["unexplained"]
+        impatient = replace(life, choices=(replace(choice, patience_s=5.1),))
+        assert [overtaker.why for overtaker in explain(impatient).overtakers] != ["unexplained"]
+
+
+@given(
+    arrivals_s=st.tuples(st.floats(0.0, 50.0), st.floats(0.0, 50.0)),
+    indices_s=st.tuples(st.floats(0.001, 50.0), st.floats(0.001, 50.0)),
+    patience_s=st.tuples(st.none() | st.floats(0.0, 60.0), st.none() | st.floats(0.0, 60.0)),
+    boost_per_s=st.none() | st.floats(0.001, 1.0),
+)
+def test_the_order_value_is_the_one_that_the_engine_sorts_by(
+    arrivals_s: tuple[float, float],
+    indices_s: tuple[float, float],
+    patience_s: tuple[float | None, float | None],
+    boost_per_s: float | None,
+) -> None:
+    """With every index, boost and patience, the explanation's value is the engine's own."""
+    now_s = 60.0
+    ordering = Ordering(block_size_tokens=16, max_num_seqs=4)
+    ordering.configure(Settings(revision=1, mode="on", gate=None, boost_per_s=boost_per_s, lease_s=1.0))
+    queue = []
+    for name, arrival_s, index_s, bound_s in zip("ab", arrivals_s, indices_s, patience_s, strict=True):
+        ordering.track(name, priority=0, arrival_s=arrival_s)
+        table = IndexTable(
+            request_id=name, attained_tokens=(0,), index_s=(index_s,), growth_tokens=(0.0,), patience_s=bound_s
+        )
+        assert ordering.put(table)
+        queue.append(SimulatedRequest(name, arrival_s, num_prompt_tokens=1, priority=0))
+    ordering.plan(now_s, waiting=queue, running=[], free_blocks=100)
+    for name, arrival_s, index_s, bound_s in zip("ab", arrivals_s, indices_s, patience_s, strict=True):
+        overdue = bound_s is not None and arrival_s + bound_s <= now_s
+        assert ordering.key(name)[1] == order_value(arrival_s, index_s, boost_per_s, overdue=overdue)
 
 
 def test_nothing_is_made_up_where_nothing_is_recorded() -> None:
