@@ -14,14 +14,11 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from operator import attrgetter
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from engine_adapter.ordered_queue import Key, OrderedQueue
+from engine_adapter.running_order import FIRST, RunningOrder, Tracked
 from store.records import Gate, IndexTable, Preemption, Promotion, Settings, Victims
-
-FIRST = -math.inf
-"""Ordering value of a request that nobody of its class may pass."""
 
 
 class Schedulable(Protocol):
@@ -55,29 +52,6 @@ class Plan(Generic[R]):
     """Running requests that give their place to waiting ones; they are in ``waiting`` already."""
 
 
-@dataclass(slots=True, eq=False)
-class _Tracked:
-    """One unfinished request."""
-
-    request_id: str
-    priority: int
-    arrival_s: float
-    serial: int
-    attained_tokens: int
-    table: IndexTable | None
-    next_change_tokens: float = math.inf
-    key: Key = (0, 0.0, 0.0, 0)
-    index_s: float = 0.0
-    growth_tokens: float = 0.0
-    overdue: bool = False
-    """Its patience is over: nobody of its class passes it any more."""
-    ran_in_step: int = 0
-    promoted_steps: int = 0
-    """Steps for which it still goes first."""
-    running: Any = None
-    """The engine's own request while it is among the running of the last plan."""
-
-
 def boost_s(index_s: float, boost_per_s: float) -> float:
     """Time by which a request of this index may overtake an older one: b(s) = -(1/γ)·ln(1 - e^(-γ·s)).
 
@@ -101,7 +75,7 @@ class Ordering:
     def __init__(self, block_size_tokens: int, max_num_seqs: int) -> None:
         self._block_size_tokens = block_size_tokens
         self._max_num_seqs = max_num_seqs
-        self._tracked: dict[str, _Tracked] = {}
+        self._tracked: dict[str, Tracked] = {}
         self._prior: IndexTable | None = None
         self._gate: Gate | None = None
         self._preemption: Preemption | None = None
@@ -112,10 +86,7 @@ class Ordering:
         self._step = 0
         self._deadlines: list[tuple[float, str]] = []
         self._stood: dict[str, Key] = {}
-        self._entries: list[_Tracked] = []
-        """What is known of the running of the last plan, in their order."""
-        self._filling: list[_Tracked] = []
-        """Those of them whose prompts, or what they had lost, were not yet computed."""
+        self._order = RunningOrder(self._tracked.__getitem__)
         self._tables_held = 0
         self.overdue = 0
         """Requests whose patience was over before they ended, since the start."""
@@ -167,7 +138,7 @@ class Ordering:
     def track(self, request_id: str, *, priority: int, arrival_s: float) -> None:
         """A request entered the engine."""
         self._serial += 1
-        tracked = _Tracked(request_id, priority, arrival_s, self._serial, attained_tokens=0, table=None)
+        tracked = Tracked(request_id, priority, arrival_s, self._serial, attained_tokens=0, table=None)
         self._tracked[request_id] = tracked
         self._place(tracked)
         self._stood.pop(request_id, None)
@@ -199,61 +170,21 @@ class Ordering:
         queue, active = waiting if isinstance(waiting, OrderedQueue) else list(waiting), list(running)
         if self._promotion is not None:
             self._promote(queue, active, self._promotion)
-        active, entries = self._sort_active(active)
+        active = self._order.settle(active, self._victim_rule)
         self._sort_queue(queue)
         if not queue or (self._gate is None and self._preemption is None):
             return Plan(queue, active, None, 0)
-        reserved = self._reserve_blocks(active, entries)
+        reserved = self._reserve_blocks()
         admitted, pushed_out = self._admit(queue, active, free_blocks - reserved)
         if pushed_out:
             active = active[: len(active) - len(pushed_out)]
-            self._follow_running(active)
+            self._order.keep(len(active))
             queue = sorted([*queue, *pushed_out], key=self._key)
         limit = None if self._gate is None else len(active) + admitted
         return Plan(queue, active, limit, math.ceil(reserved), pushed_out)
 
     def _key(self, request: R) -> Key:
         return self._tracked[request.request_id].key
-
-    def _sort_active(self, active: list[R]) -> tuple[list[R], list[_Tracked]]:
-        """The running in their order, which is hardly ever far from that of the step before, and what is known of them.
-
-        Whose tokens are still being computed stands behind those of its class that decode: a long prompt takes
-        what they leave of the step's token budget, and has least to lose.
-        """
-        entries = self._follow_running(active)
-        ordered = sorted(entries, key=_key if self._victim_rule == "last" else _dearest_first)
-        self._filling = [entry for entry in self._filling if _lacks_tokens(entry)]
-        if self._filling:
-            filling = {id(entry) for entry in self._filling}
-            ordered.sort(key=lambda entry: (entry.priority, id(entry) in filling))
-        if ordered == entries:
-            return active, entries
-        self._entries = ordered
-        return [entry.running for entry in ordered], ordered
-
-    def _follow_running(self, active: list[R]) -> list[_Tracked]:
-        """What is known of the running; looked up by their names are only those who were not there in the last plan."""
-        entries: list[_Tracked] = []
-        left: list[_Tracked] = []
-        before = iter(self._entries)
-        for request in active:
-            for entry in before:
-                if entry.running is request:
-                    entries.append(entry)
-                    break
-                left.append(entry)
-            else:
-                entry = self._tracked[request.request_id]
-                entries.append(entry)
-                self._filling.append(entry)
-        left.extend(before)
-        for entry in left:
-            entry.running = None
-        for entry, request in zip(entries, active, strict=True):
-            entry.running = request
-        self._entries = entries
-        return entries
 
     def _sort_queue(self, queue: list[R] | OrderedQueue[R]) -> None:
         """Put the queue in order; one that has kept its order since the last plan at the price of what has changed."""
@@ -292,17 +223,15 @@ class Ordering:
                 tracked.promoted_steps = promotion.promoted_steps
                 self._look_up(tracked)
 
-    def _reserve_blocks(self, running: list[R], entries: list[_Tracked]) -> float:
+    def _reserve_blocks(self) -> float:
         """KV blocks that what is running will likely take, as `_claim_blocks` says of each."""
-        unfilled_tokens = 0
-        for request in running:
-            lacking_tokens = request.num_tokens - request.num_computed_tokens
-            if lacking_tokens > 0:
-                unfilled_tokens += lacking_tokens
+        lacking_tokens: int = sum(
+            entry.running.num_tokens - entry.running.num_computed_tokens for entry in self._order.filling
+        )
         growth_tokens = 0.0
         if self._gate is not None:
-            growth_tokens = self._gate.margin * sum([entry.growth_tokens for entry in entries])
-        return (unfilled_tokens + growth_tokens) / self._block_size_tokens
+            growth_tokens = self._gate.margin * sum([entry.growth_tokens for entry in self._order.entries])
+        return (lacking_tokens + growth_tokens) / self._block_size_tokens
 
     def _need_blocks(self, request: R) -> float:
         """KV blocks that a waiting request takes with its expected growth."""
@@ -311,7 +240,8 @@ class Ordering:
 
     def _claim_blocks(self, running: R) -> float:
         """KV blocks that a running request will likely take beyond those that it holds."""
-        unfilled_tokens = max(0, running.num_tokens - running.num_computed_tokens)
+        lacking_tokens = running.num_tokens - running.num_computed_tokens
+        unfilled_tokens = lacking_tokens if lacking_tokens > 1 else 0
         return (unfilled_tokens + self._growth_tokens(running)) / self._block_size_tokens
 
     def _growth_tokens(self, request: R) -> float:
@@ -357,14 +287,14 @@ class Ordering:
         return [], 0.0
 
     def _yields(self, victim: R, request: R) -> bool:
-        """Whether a running request is to give way to a waiting one: by its class, or by its index at the price."""
+        """Whether a running request is to give way to a waiting one: by its class, by a promotion, or by its index at the price."""
         preemption = self._preemption
         if preemption is None:
             return False
         loser, winner = self._tracked[victim.request_id], self._tracked[request.request_id]
         if winner.key >= loser.key:
             return False
-        if winner.priority < loser.priority:
+        if winner.priority < loser.priority or winner.promoted_steps > 0:
             return True
         price_s = preemption.token_s * victim.num_computed_tokens
         return winner.index_s + price_s <= (1.0 - preemption.hysteresis) * loser.index_s
@@ -373,7 +303,7 @@ class Ordering:
         for tracked in self._tracked.values():
             self._place(tracked)
 
-    def _place(self, tracked: _Tracked) -> None:
+    def _place(self, tracked: Tracked) -> None:
         """Give a request its place after its table, the prior or the boost has changed."""
         if tracked.table or self._prior:
             self._look_up(tracked)
@@ -382,7 +312,7 @@ class Ordering:
         tracked.index_s = tracked.growth_tokens = 0.0
         self._move(tracked, tracked.arrival_s)
 
-    def _look_up(self, tracked: _Tracked) -> None:
+    def _look_up(self, tracked: Tracked) -> None:
         table = tracked.table or self._prior
         if table is None:
             return
@@ -395,29 +325,17 @@ class Ordering:
             table.attained_tokens[following] if following < len(table.attained_tokens) else math.inf
         )
 
-    def _value(self, tracked: _Tracked) -> float:
+    def _value(self, tracked: Tracked) -> float:
         """The index, or the arrival moved ahead by the boost that the index gives."""
         if tracked.overdue or tracked.promoted_steps > 0:
             return FIRST
         boost_per_s = self._boost_per_s
         return tracked.index_s if boost_per_s is None else tracked.arrival_s - boost_s(tracked.index_s, boost_per_s)
 
-    def _move(self, tracked: _Tracked, value: float) -> None:
+    def _move(self, tracked: Tracked, value: float) -> None:
         """Give a request its key, and remember under which it stood in the last plan."""
         if tracked.running is None:
             self._stood.setdefault(tracked.request_id, tracked.key)
+        else:
+            self._order.unsettle()
         tracked.key = (tracked.priority, value, tracked.arrival_s, tracked.serial)
-
-
-_key = attrgetter("key")
-
-
-def _dearest_first(entry: _Tracked) -> tuple[int, bool, int, int]:
-    """By class, then who must not give way, then by what would have to be computed again."""
-    return entry.priority, entry.key[1] != FIRST, -entry.running.num_computed_tokens, entry.serial
-
-
-def _lacks_tokens(entry: _Tracked) -> bool:
-    """Whether a running request has more to compute than its next token."""
-    running = entry.running
-    return running is not None and running.num_tokens - running.num_computed_tokens > 1

@@ -177,7 +177,7 @@ class SimulatedEngine:
             self._now_s,
             waiting=scheduler.waiting,
             running=scheduler.running,
-            free_blocks=scheduler.cache.free_blocks,
+            free_blocks=scheduler.cache.free_blocks - (scheduler.cache.watermark_blocks if scheduler.running else 0),
         )
         if plan is None:
             return False

@@ -80,7 +80,7 @@ ATTRIBUTES: dict[tuple[str, str], tuple[str, ...]] = {
         "vllm_config",
         "waiting",
     ),
-    ("vllm.v1.core.kv_cache_manager", "KVCacheManager"): ("block_pool",),
+    ("vllm.v1.core.kv_cache_manager", "KVCacheManager"): ("block_pool", "watermark_blocks"),
     ("vllm.v1.core.block_pool", "BlockPool"): ("num_gpu_blocks",),
     ("vllm.v1.request", "Request"): (
         "arrival_time",

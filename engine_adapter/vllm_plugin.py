@@ -160,7 +160,7 @@ class Plugin:
         self.agent.poll(now_s)
         self._log_mode(now_s)
         self._plan = self._reins.steer(
-            self.agent, self._lives.request_ids, now_s=now_s, free_blocks=self._free_blocks()
+            self.agent, self._lives.request_ids, now_s=now_s, free_blocks=self._admissible_blocks()
         )
 
     @_border
@@ -311,6 +311,11 @@ class Plugin:
     def _all_blocks(self) -> int:
         """Usable blocks; a model with several KV groups takes a block of each for the same tokens."""
         return int(self._scheduler.kv_cache_manager.block_pool.num_gpu_blocks - 1) // self._groups
+
+    def _admissible_blocks(self) -> int:
+        """Free blocks that a waiting request may take: vLLM keeps its watermark while anything runs."""
+        kept = int(self._scheduler.kv_cache_manager.watermark_blocks) if self._scheduler.running else 0
+        return self._free_blocks() - kept // self._groups
 
     def _free_blocks(self) -> int:
         return int(self._scheduler.kv_cache_manager.block_pool.get_num_free_blocks()) // self._groups

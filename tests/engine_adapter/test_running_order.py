@@ -1,0 +1,82 @@
+"""The kept order of the running is that of a fresh one, whatever happens between two steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine_adapter.running_order import RunningOrder, Tracked
+from store.records import Victims
+
+
+@dataclass(eq=False)
+class Request:
+    """A running request as far as the order reads it."""
+
+    request_id: str
+    num_tokens: int
+    num_computed_tokens: int
+
+
+class Engine:
+    """Requests that run in the order in which they were put, and what is known of them."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, Tracked] = {}
+        self.running: list[Request] = []
+        self.order = RunningOrder(self.known.__getitem__)
+
+    def start(self, value: int, prompt_tokens: int) -> None:
+        """A request starts, of which a chunk of 50 tokens is computed."""
+        number = len(self.known)
+        name = f"r{number}"
+        self.known[name] = Tracked(
+            name, priority=value % 2, arrival_s=0.0, serial=number, attained_tokens=0, table=None
+        )
+        self.known[name].key = (value % 2, float(value), 0.0, number)
+        self.running.append(Request(name, prompt_tokens, min(prompt_tokens, 50)))
+
+    def step(self) -> None:
+        """All compute what they lack, at most 50 tokens, and those that lack nothing get one more."""
+        for request in self.running:
+            request.num_computed_tokens = min(request.num_tokens, request.num_computed_tokens + 50)
+            request.num_tokens += request.num_computed_tokens == request.num_tokens
+
+    def expected(self, rule: Victims) -> list[Request]:
+        """Brute force: classes, then who decodes, then the rule."""
+
+        def place(request: Request) -> tuple[int, bool, object]:
+            entry = self.known[request.request_id]
+            filling = request.num_tokens - request.num_computed_tokens > 1
+            dearest = (-request.num_computed_tokens, entry.serial)
+            return entry.priority, filling, entry.key if rule == "last" else dearest
+
+        return sorted(self.running, key=place)
+
+
+EVENTS = st.lists(
+    st.tuples(st.sampled_from(["start", "end", "key", "step", "plan", "plan"]), st.integers(0, 200)), max_size=60
+)
+
+
+@given(events=EVENTS, rule=st.sampled_from(["last", "cheapest"]))
+def test_the_kept_order_is_that_of_sorting_anew(events: list[tuple[str, int]], rule: Victims) -> None:
+    """Starts, ends, changed keys and steps in any order; after every plan the engine runs in the order that it gave."""
+    engine = Engine()
+    for event, value in [*events, ("plan", 0)]:
+        if event == "start":
+            engine.start(value, prompt_tokens=value)
+        elif event == "step":
+            engine.step()
+        elif event == "end" and engine.running:
+            engine.running.pop(value % len(engine.running))
+        elif event == "key" and engine.running:
+            entry = engine.known[engine.running[value % len(engine.running)].request_id]
+            entry.key = (entry.priority, float(value), 0.0, entry.serial)
+            engine.order.unsettle()
+        elif event == "plan":
+            engine.running = engine.order.settle(engine.running, rule)
+            assert engine.running == engine.expected(rule)
+            assert [entry.running for entry in engine.order.entries] == engine.running
