@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 
 from controller.beliefs import Beliefs, calibration_record
 from controller.core_settings import CoreConfig, Counts
+from controller.journal import DecisionReason, Journal
 from controller.modes import Modes
 from controller.policy import Policy
 from controller.sessions import ServedRequest, Session
@@ -22,8 +23,6 @@ from store.records import (
     Acknowledged,
     Arrived,
     ControllerMessage,
-    Decision,
-    DriftDetected,
     EngineMessage,
     EngineSeen,
     Entry,
@@ -40,14 +39,12 @@ from store.records import (
     Settings,
     SettingsChanged,
     Snapshot,
-    StoreRecord,
     Welcome,
 )
 
 __all__ = ["Core", "CoreConfig", "Counts", "Outgoing"]
 
 Outgoing: TypeAlias = list[tuple[bytes, ControllerMessage]]
-DecisionReason: TypeAlias = Literal["arrival", "resent", "belief"]
 
 
 class Core:
@@ -78,13 +75,13 @@ class Core:
         )
         self._batches = dict(durable_batches or {})
         self._sessions: dict[bytes, Session] = {}
-        self._entries: list[Entry] = []
+        self._journal = Journal()
         self._next_calibration_s = now_s
         self.counts = Counts()
         self.on_judged: Callable[[Judgement], None] = lambda _judgement: None
         self.on_finished: Callable[[Session, ServedRequest | None, Finished, Outcome | None], None] = lambda *_: None
         self._modes = Modes(policy, config.mode, config.lease_s)
-        self._note(SettingsChanged(time_s=now_s, settings=self.settings, reason="start"))
+        self._journal.note(SettingsChanged(time_s=now_s, settings=self.settings, reason="start"))
 
     # --- what others may look at --------------------------------------------------------------------
 
@@ -110,8 +107,7 @@ class Core:
 
     def drain_entries(self) -> list[Entry]:
         """What is to be recorded since the last call, in order."""
-        entries, self._entries = self._entries, []
-        return entries
+        return self._journal.drain()
 
     # --- commands -----------------------------------------------------------------------------------
 
@@ -128,7 +124,7 @@ class Core:
             case Facts():
                 return self._take_facts(session, message, now_s)
             case Snapshot():
-                self._record(session, message)
+                self._journal.record(session, message)
                 self._beliefs.observe(session, message)
                 return self._tend(session, now_s)
             case Goodbye():
@@ -147,7 +143,7 @@ class Core:
         if now_s >= self._next_calibration_s:
             self._next_calibration_s = now_s + self._config.calibration_interval_s
             for measurement in self.calibration.due(now_s):
-                self._note(calibration_record(measurement, now_s))
+                self._journal.note(calibration_record(measurement, now_s))
         return [out for session in self._connected() for out in self._tend(session, now_s)]
 
     def acknowledge(self, session_id: str, batch: int) -> Outgoing:
@@ -169,7 +165,7 @@ class Core:
         if mode == self.settings.mode:
             return []
         self._modes.switch(mode)
-        self._note(SettingsChanged(time_s=now_s, settings=self.settings, reason=reason))
+        self._journal.note(SettingsChanged(time_s=now_s, settings=self.settings, reason=reason))
         return [(session.connection, self._settings_of(session)) for session in self._connected()]
 
     def refine(self, session_id: str, request_id: str, embedding: Embedding, now_s: float) -> Outgoing:
@@ -177,7 +173,7 @@ class Core:
         for session in self._connected():
             request = session.requests.get(request_id) if session.hello.session_id == session_id else None
             if request is not None:
-                self._record(session, self._beliefs.refine(session, request, embedding, now_s))
+                self._journal.record(session, self._beliefs.refine(session, request, embedding, now_s))
                 return self._publish(session, request, "belief", now_s)
         return []
 
@@ -215,7 +211,9 @@ class Core:
             requests=previous.requests if previous else {},
         )
         self._sessions[connection] = session
-        self._record(session, EngineSeen(time_s=now_s, event="reconnected" if previous else "connected", hello=hello))
+        self._journal.record(
+            session, EngineSeen(time_s=now_s, event="reconnected" if previous else "connected", hello=hello)
+        )
         welcome = Welcome(controller_id=self._config.controller_id, durable_batch=durable)
         return [(connection, welcome), (connection, self._settings_of(session)), *self._publish_prior(session)]
 
@@ -228,7 +226,7 @@ class Core:
     def _leave(self, session: Session, event: Literal["left", "lost"], now_s: float) -> None:
         session.connected = False
         session.last_seen_s = now_s
-        self._record(session, EngineSeen(time_s=now_s, event=event, hello=session.hello))
+        self._journal.record(session, EngineSeen(time_s=now_s, event=event, hello=session.hello))
 
     def _tend(self, session: Session, now_s: float) -> Outgoing:
         """Heartbeat and fresher beliefs, each when it is due."""
@@ -253,7 +251,7 @@ class Core:
     def _send_settings(self, session: Session, reason: str, now_s: float) -> tuple[bytes, ControllerMessage]:
         """An engine's settings, recorded with why they changed."""
         settings = self._settings_of(session)
-        self._record(session, SettingsChanged(time_s=now_s, settings=settings, reason=reason))
+        self._journal.record(session, SettingsChanged(time_s=now_s, settings=settings, reason=reason))
         return session.connection, settings
 
     def _settings_of(self, session: Session) -> Settings:
@@ -268,7 +266,7 @@ class Core:
             return []
         session.received_batch = facts.batch
         for fact in facts.facts:
-            self._record(session, fact, facts.batch)
+            self._journal.record(session, fact, facts.batch)
         outgoing = [out for fact in facts.facts for out in self._take_fact(session, fact, now_s)]
         if self._config.acknowledge_at_once:
             outgoing.extend(self.acknowledge(session.hello.session_id, facts.batch))
@@ -297,7 +295,7 @@ class Core:
         request, prediction = self._beliefs.form(session, arrived, now_s)
         session.requests[arrived.request_id] = request
         self.counts.predictions += 1
-        self._record(session, prediction)
+        self._journal.record(session, prediction)
         return self._publish(session, request, "resent" if arrived.resent else "arrival", now_s)
 
     def _finish(self, session: Session, finished: Finished, now_s: float) -> Outgoing:
@@ -309,7 +307,7 @@ class Core:
             observation = Observation(finished.output_tokens, censored=finished.reason != "stop")
             model = session.hello.model
             outcome, judgement, changes = self._beliefs.judge(model, request, finished, observation)
-            self._record(session, outcome)
+            self._journal.record(session, outcome)
             self.on_judged(judgement)
             drifts = self.teach(request.features, model, observation)
             self.counts.completions += 1
@@ -327,22 +325,13 @@ class Core:
         """Record a drift and form the beliefs of the prompts that it concerns anew, on all engines of the model."""
         self.counts.drift_events += 1
         concerned = self._concerned(drift.model, drift.cluster)
-        event = DriftDetected(
-            time_s=now_s,
-            model=drift.model,
-            cluster=drift.cluster,
-            before_mean_tokens=drift.before_mean_tokens,
-            after_mean_tokens=drift.after_mean_tokens,
-            forgotten=drift.forgotten,
-            renewed_requests=sum(len(requests) for _, requests in concerned),
-        )
-        self._record(session, event)
+        self._journal.drifted(session, drift, sum(len(requests) for _, requests in concerned), now_s)
         return [out for other, requests in concerned for out in self._renew(other, requests, now_s)]
 
     def _trust_changed(self, change: Measurement, now_s: float) -> Outgoing:
         """Go back to the prior or to first come, first served where predictions lost trust, and forward again."""
         self.counts.distrusts += not change.trusted
-        self._note(calibration_record(change, now_s))
+        self._journal.note(calibration_record(change, now_s))
         if change.scope.kind == "model":
             return self._switch_model(change.scope.model, change, now_s)
         concerned = self._concerned(change.scope.model, change.scope.cluster)
@@ -390,21 +379,8 @@ class Core:
     def _publish(self, session: Session, request: ServedRequest, reason: DecisionReason, now_s: float) -> Outgoing:
         session.tables_sent += 1
         self.counts.tables_sent += 1
-        table = request.table
-        decision = Decision(
-            request_id=request.arrived.request_id,
-            time_s=now_s,
-            policy=self._policy.name,
-            reason=reason,
-            cost_s=request.cost_s,
-            index_s=request.index_s,
-            attained_tokens=table.attained_tokens,
-            table_index_s=table.index_s,
-            growth_tokens=table.growth_tokens,
-            patience_s=table.patience_s,
-        )
-        self._record(session, decision)
-        return [(session.connection, table)]
+        self._journal.decided(session, request, self._policy.name, reason, now_s)
+        return [(session.connection, request.table)]
 
     def _publish_prior(self, session: Session) -> Outgoing:
         """The table of requests that have none of their own yet."""
@@ -412,13 +388,3 @@ class Core:
             return []
         session.prior_taught = self._beliefs.taught(session.hello.model)
         return [(session.connection, self._beliefs.prior(session))]
-
-    # --- history ------------------------------------------------------------------------------------
-
-    def _record(self, session: Session, record: StoreRecord, batch: int | None = None) -> None:
-        hello = session.hello
-        self._entries.append(Entry(engine_id=hello.engine_id, session_id=hello.session_id, batch=batch, record=record))
-
-    def _note(self, record: StoreRecord) -> None:
-        """Record what concerns no single engine."""
-        self._entries.append(Entry(engine_id="", session_id="", batch=None, record=record))
