@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from controller.cli_proofs import add_proofs
+from controller.cli_replay import add_replay
 from controller.cli_studies import add_studies
 from controller.config import Config, load_config
 from store.errors import BadInputError, SageError
@@ -57,6 +58,7 @@ LogFlag = Annotated[
 
 add_studies(app)
 add_proofs(app)
+add_replay(app)
 
 
 def main() -> None:

@@ -15,12 +15,21 @@ def policy_of(section: PolicySection) -> Policy:
     >>> policy_of(PolicySection(objective="mean", gate_horizon_tokens=16)).gate
     Gate(horizon_tokens=16, margin=1.0)
     """
+    return policy_named(section.name, schedule=schedule_of(section))
+
+
+def schedule_of(section: PolicySection) -> Schedule:
+    """The settings of `sage` that the configuration asks for.
+
+    >>> schedule_of(PolicySection(patience=0.0)).patience is None
+    True
+    """
     gate = Gate(
         horizon_tokens=section.gate_horizon_tokens or DEFAULT_GATE.horizon_tokens,
         margin=section.gate_margin or DEFAULT_GATE.margin,
     )
     preemption = Preemption(token_s=DEFAULT_PREFILL_TOKEN_S, hysteresis=section.preemption_hysteresis)
-    schedule = Schedule(
+    return Schedule(
         objective=section.objective,
         gate=gate if section.gate else None,
         tune_gate=section.gate_margin is None,
@@ -28,4 +37,3 @@ def policy_of(section: PolicySection) -> Policy:
         preemption=preemption if section.preemption else None,
         patience=DEFAULT_PATIENCE if section.patience is None else section.patience or None,
     )
-    return policy_named(section.name, schedule=schedule)

@@ -1,0 +1,163 @@
+"""The command that asks of recorded history what else would have been: `replay`."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from controller.cli_output import print_table, progress_bar, require_writable, write_figures
+from store.errors import BadInputError
+
+if TYPE_CHECKING:
+    from controller.replay import Replay, ReplaySpec
+    from controller.replay_past import PastRun
+
+UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+
+
+def add_replay(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(
+        epilog="Example: sagesched replay --store /var/lib/sagesched --since 2h --policies fcfs,sage,sage-tail "
+        "--set policy.patience=5 --html replay.html"
+    )(replay)
+
+
+def replay(  # noqa: PLR0913 - one parameter for each flag
+    *,
+    policies: Annotated[str, typer.Option(metavar="A,B,C", help="any of `bench`")] = "fcfs,sage",
+    since: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="arrived from then on: 2026-01-31T09:00 (UTC), Unix seconds, or 2h"),
+    ] = None,
+    until: Annotated[str | None, typer.Option(metavar="TIME", help="arrived before then, in the same forms")] = None,
+    last: Annotated[int, typer.Option(min=1, max=1_000_000, help="the latest requests, so many at most")] = 2000,
+    engine: Annotated[str | None, typer.Option(metavar="ID", help="of this engine alone")] = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="of this model alone")] = None,
+    objective: Annotated[Literal["mean", "balanced", "tail"] | None, typer.Option(help="what sage favours")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="another setting of sage, such as policy.gate_margin=1.5"),
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="write the figures there")] = None,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="write a report with plots there")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress bar")] = False,
+    store: Annotated[Path | None, typer.Option("--store", metavar="DIR", help="folder of the history")] = None,
+    config: Annotated[Path | None, typer.Option("--config", metavar="FILE.toml", help="configuration file")] = None,
+) -> None:
+    """Recorded history again under other policies or settings, on an engine as fast as the recorded one.
+
+    Says first how well the replay reproduces what really happened.
+    """
+    from controller.config import load_config  # noqa: PLC0415 - keeps --help quick
+    from controller.policy_choice import schedule_of  # noqa: PLC0415 - as above
+    from controller.replay import ReplaySpec  # noqa: PLC0415 - as above
+    from controller.replay_history import Slice  # noqa: PLC0415 - as above
+
+    require_writable(json_file, html)
+    flags = {"store": {"path": store}, "policy": {**_settings(settings or ()), **_given(objective=objective)}}
+    tree = load_config(flags, file=config)
+    now_s = time.time()
+    part = Slice(
+        since_s=_moment_s("--since", since, now_s),
+        until_s=_moment_s("--until", until, now_s),
+        engine_id=engine,
+        model=model,
+        last=last,
+    )
+    names = tuple(word.strip() for word in policies.split(",") if word.strip())
+    spec = ReplaySpec(policies=names, schedule=schedule_of(tree.policy))
+    runs = _read(tree.store.path, part)
+    _show(_run(spec, runs, quiet=quiet), json_file, html)
+
+
+def _read(path: Path, part: Any) -> Sequence[PastRun]:  # noqa: ANN401 - a Slice, which is imported late
+    from controller.replay_history import read_runs  # noqa: PLC0415 - keeps --help quick
+    from store.errors import StoreError  # noqa: PLC0415 - with its only user
+    from store.reader import open_history  # noqa: PLC0415 - keeps --help quick
+
+    try:
+        connection = open_history(path)
+    except StoreError as error:
+        raise BadInputError(str(error)) from None
+    with connection:
+        return read_runs(connection, part)
+
+
+def _run(spec: ReplaySpec, runs: Sequence[PastRun], *, quiet: bool) -> Replay:
+    from controller.replay import replay_length, require_policies, run_replay  # noqa: PLC0415 - keeps --help quick
+
+    require_policies(spec, runs)
+    with progress_bar(quiet=quiet) as bar:
+        task = bar.add_task("requests served in all replays", total=replay_length(spec, runs))
+        return run_replay(spec, runs, lambda: bar.advance(task))
+
+
+def _show(result: Replay, json_file: Path | None, html: Path | None) -> None:
+    from controller.replay_report import (  # noqa: PLC0415 - keeps --help quick
+        describe,
+        fit_table,
+        policies_table,
+        verdict,
+        write_html,
+    )
+
+    sys.stdout.write(f"{describe(result)}\n")
+    print_table(fit_table(result))
+    sys.stdout.write("".join(f"{line}\n" for line in verdict(result)))
+    print_table(policies_table(result))
+    write_figures(json_file, json.dumps(result.as_json(), indent=2) + "\n")
+    if html is not None:
+        write_html(result, html)
+
+
+def _settings(given: Sequence[str]) -> dict[str, str]:
+    """The settings of the policy that were given as KEY=VALUE."""
+    found: dict[str, str] = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        section, _, name = key.strip().partition(".")
+        if not equals or section != "policy" or not name or name in {"name", "objective"}:
+            raise BadInputError(
+                f"--set {text!r} is no setting of the order: give policy.KEY=VALUE, such as policy.patience=5 "
+                "(policies and objective have flags of their own; `sagesched doctor` lists the settings)"
+            )
+        found[name] = value.strip()
+    return found
+
+
+def _given(**flags: str | None) -> dict[str, str]:
+    return {name: value for name, value in flags.items() if value is not None}
+
+
+def _moment_s(flag: str, text: str | None, now_s: float) -> float | None:
+    """Unix seconds of a moment: ISO 8601 (UTC unless it says otherwise), Unix seconds, or a span before now.
+
+    >>> _moment_s("--since", "2h", 10_000.0), _moment_s("--since", "1970-01-01T01:00", 0.0)
+    (2800.0, 3600.0)
+    """
+    if text is None:
+        return None
+    span = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
+    if span:
+        return now_s - float(span[1]) * UNITS_S[span[2]]
+    readers: tuple[Callable[[str], float], ...] = (float, _from_iso_s)
+    for read in readers:
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    raise BadInputError(f"{flag} is {text!r}: give a time such as 2026-01-31T09:00 (UTC), Unix seconds, or 90m, 2h, 3d")
+
+
+def _from_iso_s(text: str) -> float:
+    moment = datetime.fromisoformat(text)
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

@@ -1,0 +1,166 @@
+"""Reads what happened out of a history, run by run of each engine, in the form in which it can be replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import duckdb
+import msgspec
+
+from controller.beliefs import RECORDED_PERCENTILES
+from controller.replay_past import EngineSizes, PastRequest, PastRun, Told
+from controller.step_model import StepSample
+from store import past_queries
+from store.errors import BadInputError
+from store.records import Gate, IndexTable, Mode, Preemption, Settings
+
+SAMPLES = 4_000
+FEWEST_REQUESTS = 20
+"""Below this a run says nothing."""
+UNBOUNDED_S = 1e12
+LEASE_S = 1e9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slice:
+    """Which part of a history: by arrival, engine and model; None bounds nothing."""
+
+    since_s: float | None = None
+    until_s: float | None = None
+    engine_id: str | None = None
+    model: str | None = None
+    last: int = 2_000
+    """Requests at most, the latest ones."""
+
+    def described(self) -> str:
+        """In the words of the command line."""
+        flags = {
+            "--since": moment(self.since_s),
+            "--until": moment(self.until_s),
+            "--engine": self.engine_id,
+            "--model": self.model,
+        }
+        return " ".join(f"{flag} {value}" for flag, value in flags.items() if value is not None)
+
+
+def moment(time_s: float | None) -> str | None:
+    """A moment for people, UTC.
+
+    >>> moment(0.0)
+    '1970-01-01T00:00:00'
+    """
+    return None if time_s is None else datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def read_runs(connection: duckdb.DuckDBPyConnection, part: Slice) -> list[PastRun]:
+    """The runs that requests of the slice arrived in, each with at least `FEWEST_REQUESTS` of them.
+
+    Raises:
+        BadInputError: there are too few, or no such engine or model.
+    """
+    _require_known(connection, "engine_id", part.engine_id)
+    _require_known(connection, "model", part.model)
+    span = _span(connection, part)
+    found = _rows(connection, past_queries.RUNS, **span)
+    runs = [_run(connection, row, span) for row in found if row["requests"] >= FEWEST_REQUESTS]
+    if not runs:
+        most = max((row["requests"] for row in found), default=0)
+        where = f" with {part.described()}" if part.described() else ""
+        raise BadInputError(
+            f"history{where} has {most} ended requests of one engine's run: at least {FEWEST_REQUESTS} are needed; "
+            "choose a wider slice or let the controller run longer"
+        )
+    return runs
+
+
+def _require_known(connection: duckdb.DuckDBPyConnection, column: str, value: str | None) -> None:
+    known = [name for (name,) in connection.execute(f"SELECT DISTINCT {column} FROM engines ORDER BY 1").fetchall()]  # noqa: S608 - one of two names of ours
+    if not known:
+        raise BadInputError("history knows no engine: let one connect to a controller with this --store first")
+    if value is not None and value not in known:
+        thing = column.removesuffix("_id")
+        raise BadInputError(f"unknown {thing} {value!r}: the history knows {', '.join(known)}")
+
+
+def _span(connection: duckdb.DuckDBPyConnection, part: Slice) -> dict[str, Any]:
+    """Bounds of the arrivals, narrowed to the latest ones; engine and model."""
+    about = {"engine_id": part.engine_id, "model": part.model}
+    since_s = -UNBOUNDED_S if part.since_s is None else part.since_s
+    until_s = UNBOUNDED_S if part.until_s is None else part.until_s
+    bounds = {"since_s": since_s, "until_s": until_s}
+    first = connection.execute(past_queries.SPAN, {**bounds, **about, "limit": part.last - 1}).fetchone()
+    return {**about, "since_s": first[0] if first else since_s, "until_s": until_s}
+
+
+def _run(connection: duckdb.DuckDBPyConnection, row: dict[str, Any], span: dict[str, Any]) -> PastRun:
+    bounds = {"session_id": row["session_id"], "last_s": row["last_s"]}
+    requests = _rows(
+        connection, past_queries.REQUESTS, **bounds, since_s=span["since_s"], until_s=span["until_s"]
+    )  # fmt: skip
+    first_s = min(request["arrival_s"] for request in requests)
+    shares = _rows(connection, past_queries.MODE_SHARES, **bounds, since_s=span["since_s"])
+    steps = _rows(connection, past_queries.STEPS, **bounds, since_s=first_s, limit=SAMPLES)
+    return PastRun(
+        engine_id=row["engine_id"],
+        session_id=row["session_id"],
+        model=row["model"],
+        sizes=msgspec.convert(row, EngineSizes),
+        requests=tuple(_request(request) for request in requests),
+        samples=tuple(msgspec.convert(steps, list[StepSample])),
+        modes={share["mode"]: share["share"] for share in shares},
+        told=tuple(_told(connection, bounds | {"first_s": first_s})),
+    )
+
+
+def _request(row: dict[str, Any]) -> PastRequest:
+    tokens = row.pop("tokens")
+    percentiles = [percent / 100 for percent in RECORDED_PERCENTILES]
+    return msgspec.convert(row | {"quantiles": list(zip(percentiles, tokens or (), strict=False))}, PastRequest)
+
+
+def _told(connection: duckdb.DuckDBPyConnection, bounds: dict[str, Any]) -> Iterator[Told]:
+    """Settings and tables by time; settings first, as they are in force when a table comes."""
+    tables = (
+        Told(time_s=row.pop("time_s"), message=msgspec.convert(row, IndexTable))
+        for row in _rows(connection, past_queries.TABLES, **bounds)
+    )
+    yield from sorted([*_settings(connection, bounds), *tables], key=lambda told: told.time_s)
+
+
+def _settings(connection: duckdb.DuckDBPyConnection, bounds: dict[str, Any]) -> Iterator[Told]:
+    """What was sent, in the mode that was in force by the engine's own account, fallbacks included."""
+    span = {name: value for name, value in bounds.items() if name != "first_s"}
+    orders = [row for row in _rows(connection, past_queries.ORDERS, **span) if not row["mode_only"]]
+    changes: list[tuple[float, Mode | None, dict[str, Any] | None]] = [
+        *((order["time_s"], None, order) for order in orders),
+        *((row["time_s"], row["mode"], None) for row in _rows(connection, past_queries.MODES, **bounds)),
+    ]
+    mode: Mode = "off"
+    order: dict[str, Any] | None = None
+    for revision, (time_s, new_mode, new_order) in enumerate(sorted(changes, key=lambda change: change[0]), 1):
+        mode, order = new_mode or mode, new_order or order
+        if order is not None:
+            yield Told(time_s=time_s, message=_settings_of(order, mode, revision))
+
+
+def _settings_of(order: dict[str, Any], mode: Mode, revision: int) -> Settings:
+    gate = order["gate_horizon_tokens"]
+    price_s = order["preemption_token_s"]
+    return Settings(
+        revision=revision,
+        mode=mode,
+        gate=None if gate is None else Gate(horizon_tokens=gate, margin=order["gate_margin"]),
+        boost_per_s=order["boost_per_s"],
+        lease_s=LEASE_S,
+        preemption=None if price_s is None else Preemption(token_s=price_s, hysteresis=order["preemption_hysteresis"]),
+        victims=order["victims"] or "last",
+    )
+
+
+def _rows(connection: duckdb.DuckDBPyConnection, query: str, **parameters: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - whatever SQL takes
+    wanted = {name: value for name, value in parameters.items() if f"${name}" in query}
+    rows: list[dict[str, Any]] = connection.sql(query, params=wanted).to_arrow_table().to_pylist()
+    return rows

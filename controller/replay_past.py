@@ -1,0 +1,211 @@
+"""What happened to an engine, in the form in which it can be replayed, from the history or from the last minutes alike.
+
+Arrivals, lengths and sizes are recorded facts; beliefs are the recorded quantiles of each prediction;
+how long steps take is fitted to the snapshots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import msgspec
+import numpy as np
+
+from controller.step_model import StepModel, StepSample, fit_step_model
+from engine_adapter.engine import Life, Work
+from engine_adapter.profiles import Profile
+from online_learning.distribution import LengthDistribution, log_grid
+from store.records import IndexTable, Mode, Settings
+
+PRIOR_BELIEFS = 200
+"""Recorded beliefs that make up the prior of a replay."""
+
+
+class PastRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One request as it was recorded."""
+
+    request_id: str
+    arrival_s: float
+    prompt_tokens: int
+    output_tokens: int
+    """Tokens generated; of an unfinished request those that are known of."""
+    max_tokens: int
+    priority: int = 0
+    scheduled_s: float | None = None
+    first_token_s: float | None = None
+    finished_s: float | None = None
+    """None while it is unfinished: its length is only known to be more than ``output_tokens``."""
+    cached_prompt_tokens: int = 0
+    preemptions: int = 0
+    recomputed_tokens: int = 0
+    quantiles: tuple[tuple[float, int], ...] = ()
+    """The recorded prediction as pairs of probability and tokens, both rising; empty when there is none."""
+    counted: bool = True
+    """Whether figures are about it; the others are there because they took room beside those that are."""
+
+    def life(self) -> Life:
+        """How it was really served; for a request that ended."""
+        assert self.finished_s is not None, "an unfinished request has no life yet"
+        first_token_s = self.finished_s if self.first_token_s is None else self.first_token_s
+        return Life(
+            request_id=self.request_id,
+            arrival_s=self.arrival_s,
+            scheduled_s=first_token_s if self.scheduled_s is None else self.scheduled_s,
+            first_token_s=first_token_s,
+            finished_s=self.finished_s,
+            prompt_tokens=self.prompt_tokens,
+            output_tokens=self.output_tokens,
+            reason="stop",
+            preemptions=self.preemptions,
+            recomputed_tokens=self.recomputed_tokens,
+        )
+
+
+class EngineSizes(msgspec.Struct, frozen=True, kw_only=True):
+    """Sizes of the engine that served them."""
+
+    kv_blocks: int
+    block_size_tokens: int
+    max_num_seqs: int
+    token_budget: int
+    max_model_len_tokens: int
+
+
+class Told(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that the controller told the engine."""
+
+    time_s: float
+    message: IndexTable | Settings
+
+
+class PastRun(msgspec.Struct, frozen=True, kw_only=True):
+    """A span of one run of one engine."""
+
+    engine_id: str
+    session_id: str
+    model: str
+    sizes: EngineSizes
+    requests: tuple[PastRequest, ...]
+    samples: tuple[StepSample, ...]
+    modes: dict[Mode, float]
+    """Share of the snapshots that each mode was in force in."""
+    told: tuple[Told, ...] = ()
+    """Settings and index tables in the order in which the engine had them; empty where they are not known."""
+
+    @property
+    def mode(self) -> Mode:
+        """The mode that was mostly in force."""
+        return max(self.modes, key=lambda mode: self.modes[mode], default="off")
+
+
+@dataclass(frozen=True)
+class Replayable:
+    """A run with all that a replay is made from: an engine, its work, and what was believed."""
+
+    run: PastRun
+    step_model: StepModel
+    profile: Profile
+    requests: tuple[PastRequest, ...]
+    """Those that the engine can serve, by arrival."""
+
+    @classmethod
+    def of(cls, run: PastRun) -> Replayable:
+        """Fit the step times and leave out what cannot be served."""
+        model = fit_step_model(run.samples)
+        profile = _profile(run.sizes, model)
+        fitting = [
+            request
+            for request in run.requests
+            if 0 < request.prompt_tokens < profile.max_model_len_tokens
+            and (request.output_tokens > 0 or request.finished_s is None)
+        ]
+        return cls(run, model, profile, tuple(sorted(fitting, key=lambda request: request.arrival_s)))
+
+    @cached_property
+    def counted(self) -> dict[str, PastRequest]:
+        """The requests that figures are about, by their names."""
+        return {
+            request.request_id: request
+            for request in self.requests
+            if request.counted and request.finished_s is not None
+        }
+
+    @cached_property
+    def beliefs(self) -> dict[str, LengthDistribution]:
+        """The recorded belief about each request that has one."""
+        return {
+            request.request_id: belief_from_quantiles(request.quantiles, request.max_tokens)
+            for request in self.requests
+            if request.quantiles
+        }
+
+    @cached_property
+    def prior(self) -> LengthDistribution:
+        """What is believed of a request that nothing is known of: the mean of the beliefs about others."""
+        beliefs = list(self.beliefs.values())
+        chosen = beliefs[:: max(1, len(beliefs) // PRIOR_BELIEFS)]
+        lengths, position = np.unique(np.concatenate([belief.lengths for belief in chosen]), return_inverse=True)
+        mass = np.bincount(position, weights=np.concatenate([belief.mass for belief in chosen]))
+        return LengthDistribution(lengths, mass / mass.sum())
+
+    def works(self) -> Iterator[Work]:
+        """The requests at their own times; without prefix caching the token ids do not matter."""
+        for request in self.requests:
+            yield Work(
+                request_id=request.request_id,
+                arrival_s=request.arrival_s,
+                token_ids=_token_ids(request.prompt_tokens),
+                max_tokens=max(1, min(request.max_tokens, self.profile.max_model_len_tokens)),
+                true_output_tokens=self.length_tokens(request),
+                priority=request.priority,
+            )
+
+    def length_tokens(self, request: PastRequest) -> int:
+        """Tokens that its answer has; of an unfinished one those to be expected of it now."""
+        if request.finished_s is not None:
+            return request.output_tokens
+        belief = self.beliefs.get(request.request_id)
+        attained = request.output_tokens
+        if belief is None or belief.survival(attained) <= 0.0:
+            return min(request.max_tokens, 2 * attained + 1)
+        return max(attained + 1, round(belief.given(attained).mean_tokens))
+
+
+def belief_from_quantiles(quantiles: Sequence[tuple[float, int]], max_tokens: int) -> LengthDistribution:
+    """A distribution with these quantiles: log-linear between them, the rest spread up to twice the last.
+
+    >>> belief = belief_from_quantiles([(0.1, 10), (0.5, 100), (0.9, 1000)], 4096)
+    >>> belief.quantile(0.45) < 100 <= belief.quantile(0.5) < 120, belief.survival(2010)
+    (True, 0.0)
+    """
+    probability = np.array([0.0, *(probability for probability, _ in quantiles), 1.0])
+    tokens = np.array([0.5, *(max(1, tokens) for _, tokens in quantiles), 2.0 * max(1, quantiles[-1][1])])
+    tokens = np.maximum.accumulate(tokens + 1e-9 * np.arange(tokens.size))
+    edges = log_grid(int(tokens[-1]))
+    below = np.interp(np.log(edges), np.log(tokens), probability)
+    mass = np.diff(below, prepend=0.0)
+    return LengthDistribution(edges, mass / mass.sum()).cut(max_tokens)
+
+
+def _profile(sizes: EngineSizes, model: StepModel) -> Profile:
+    kv_tokens = sizes.kv_blocks * sizes.block_size_tokens
+    return Profile(
+        name="measured",
+        base_s=model.base_s,
+        prefill_token_s=model.prefill_token_s,
+        decode_seq_s=model.decode_seq_s,
+        kv_token_s=model.kv_token_s,
+        kv_tokens=kv_tokens,
+        block_size_tokens=sizes.block_size_tokens,
+        max_num_seqs=sizes.max_num_seqs,
+        token_budget=sizes.token_budget,
+        max_model_len_tokens=min(sizes.max_model_len_tokens, kv_tokens),
+    )
+
+
+@lru_cache(maxsize=4096)
+def _token_ids(prompt_tokens: int) -> tuple[int, ...]:
+    """Prompts of one length share their token ids."""
+    return (0,) * prompt_tokens

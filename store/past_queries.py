@@ -1,0 +1,118 @@
+"""Named queries about a span of one run of an engine, with bound parameters; `controller.replay_history` reads them.
+
+``$since_s`` and ``$until_s`` bound arrivals in Unix seconds, ``$session_id`` names the run, ``$limit`` bounds the rows;
+``$engine_id`` and ``$model`` may be NULL for all.
+"""
+
+from __future__ import annotations
+
+SPAN = """
+SELECT arrival_s FROM completions
+WHERE arrival_s >= $since_s AND arrival_s < $until_s AND ($engine_id IS NULL OR engine_id = $engine_id)
+    AND ($model IS NULL OR session_id IN (SELECT session_id FROM engines WHERE model = $model))
+ORDER BY arrival_s DESC LIMIT 1 OFFSET $limit
+"""
+"""Arrival of the last request but so many that ended."""
+
+RUNS = """
+WITH served AS (
+    SELECT
+        session_id, arg_max(engine_id, time_s) AS engine_id, arg_max(model, time_s) AS model,
+        arg_max(kv_blocks, time_s) AS kv_blocks, arg_max(block_size_tokens, time_s) AS block_size_tokens,
+        arg_max(max_num_seqs, time_s) AS max_num_seqs, arg_max(token_budget, time_s) AS token_budget,
+        arg_max(max_model_len_tokens, time_s) AS max_model_len_tokens
+    FROM engines GROUP BY session_id
+),
+ended AS (
+    SELECT session_id, count(*) AS requests, max(time_s) AS last_s
+    FROM completions WHERE arrival_s >= $since_s AND arrival_s < $until_s GROUP BY session_id
+)
+SELECT served.*, requests, last_s FROM served JOIN ended USING (session_id)
+WHERE ($engine_id IS NULL OR engine_id = $engine_id) AND ($model IS NULL OR model = $model)
+ORDER BY engine_id, last_s
+"""
+"""Runs of engines that requests of the span arrived in, with their sizes and when the last of these ended."""
+
+REQUESTS = """
+WITH told AS (
+    SELECT
+        request_id, min(arrival_s) AS arrival_s, any_value(prompt_tokens) AS prompt_tokens,
+        any_value(max_tokens) AS max_tokens, any_value(priority) AS priority, max(attained_tokens) AS attained_tokens
+    FROM arrivals WHERE session_id = $session_id AND arrival_s < $last_s GROUP BY request_id
+),
+ended AS (
+    SELECT * FROM completions WHERE session_id = $session_id AND arrival_s < $last_s AND time_s > $since_s
+),
+ongoing AS (
+    SELECT * FROM told ANTI JOIN (SELECT request_id FROM completions WHERE session_id = $session_id) USING (request_id)
+),
+running AS (
+    SELECT unnest(arg_max(running_requests, time_s)) AS r FROM snapshots WHERE session_id = $session_id
+),
+lives AS (
+    SELECT
+        ended.request_id, ended.arrival_s, ended.prompt_tokens, output_tokens, ended.max_tokens, priority, scheduled_s,
+        first_token_s, time_s AS finished_s, cached_prompt_tokens, preemptions, recomputed_tokens,
+        ended.arrival_s >= $since_s AND ended.arrival_s < $until_s AND reason IN ('stop', 'length') AS counted
+    FROM ended LEFT JOIN told USING (request_id)
+    UNION ALL
+    SELECT
+        request_id, arrival_s, prompt_tokens, greatest(ongoing.attained_tokens, coalesce(r.attained_tokens, 0)),
+        max_tokens, priority, NULL, NULL, NULL, 0, 0, 0, false
+    FROM ongoing LEFT JOIN running ON r.request_id = ongoing.request_id
+),
+believed AS (
+    SELECT
+        request_id,
+        arg_min([p10_tokens, p25_tokens, p50_tokens, p75_tokens, p90_tokens, p95_tokens, p99_tokens], received_s) AS tokens
+    FROM predictions SEMI JOIN lives USING (request_id)
+    WHERE session_id = $session_id AND NOT map_contains(experts, 'semantic') GROUP BY request_id
+)
+SELECT lives.* REPLACE (coalesce(priority, 0) AS priority), tokens
+FROM lives LEFT JOIN believed USING (request_id) ORDER BY arrival_s, request_id
+"""
+"""Requests of the span and those that were in the engine beside them, with the first prediction of each.
+
+What is known of an unfinished one is how far it had come in the last snapshot.
+"""
+
+STEPS = """
+WITH numbered AS (
+    SELECT steps, step_s, prefill_tokens, decode_tokens, kv_tokens_read,
+        row_number() OVER (ORDER BY time_s) - 1 AS number, count(*) OVER () AS total
+    FROM snapshots WHERE session_id = $session_id AND time_s >= $since_s AND time_s <= $last_s AND steps > 0
+)
+SELECT steps, step_s, prefill_tokens, decode_tokens, kv_tokens_read FROM numbered
+WHERE number % greatest(1, ceil(total / $limit)::BIGINT) = 0 ORDER BY number
+"""
+"""Steps as snapshots sum them up, evenly thinned to the limit."""
+
+MODES = """
+WITH seen AS (
+    SELECT time_s, mode, lag(mode) OVER (ORDER BY time_s) AS before
+    FROM snapshots WHERE session_id = $session_id AND time_s >= $first_s AND time_s <= $last_s
+)
+SELECT time_s, mode FROM seen WHERE before IS DISTINCT FROM mode ORDER BY time_s
+"""
+"""The mode in force in the engine, and every change of it."""
+
+MODE_SHARES = """
+SELECT mode, count(*) / sum(count(*)) OVER () AS share
+FROM snapshots WHERE session_id = $session_id AND time_s >= $since_s AND time_s <= $last_s
+GROUP BY mode ORDER BY share DESC
+"""
+"""Share of the snapshots that each mode was in force in."""
+
+ORDERS = """
+SELECT
+    time_s, session_id = '' AND reason <> 'start' AS mode_only, gate_horizon_tokens, gate_margin, boost_per_s, victims,
+    preemption_token_s, preemption_hysteresis
+FROM settings_history WHERE session_id IN ('', $session_id) AND time_s <= $last_s ORDER BY received_s, time_s
+"""
+"""Settings in the order in which they were sent; a switch of all engines' mode leaves their own reserve and boost."""
+
+TABLES = """
+SELECT time_s, request_id, attained_tokens, table_index_s AS index_s, growth_tokens, patience_s
+FROM decisions WHERE session_id = $session_id AND time_s >= $first_s AND time_s <= $last_s ORDER BY time_s
+"""
+"""Index tables that were published."""
