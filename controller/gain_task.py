@@ -10,24 +10,18 @@ from typing import Any
 import msgspec
 
 from controller.config import PolicySection
-from controller.gain import EngineSizes, FinishedRequest, Gain, estimate_gain
+from controller.gain import Gain, estimate_gain
 from controller.policy_choice import policy_of
-from controller.step_model import StepSample
+from controller.replay_past import PastRun
 
 LOWEST_PRIORITY = 19
 
 
 class GainTask(msgspec.Struct, frozen=True, kw_only=True):
-    """What is compared: requests that finished, and the engine that served them."""
+    """What is compared: what happened on an engine lately, under the policy of the configuration."""
 
     policy: dict[str, Any]
-    requests: tuple[FinishedRequest, ...]
-    samples: tuple[StepSample, ...]
-    kv_blocks: int
-    block_size_tokens: int
-    max_num_seqs: int
-    token_budget: int
-    max_model_len_tokens: int
+    run: PastRun
 
 
 def main() -> None:
@@ -39,20 +33,14 @@ def main() -> None:
 
 def answer_of(task: GainTask) -> dict[str, Any]:
     """Compare."""
-    sizes = EngineSizes(
-        kv_blocks=task.kv_blocks,
-        block_size_tokens=task.block_size_tokens,
-        max_num_seqs=task.max_num_seqs,
-        token_budget=task.token_budget,
-        max_model_len_tokens=task.max_model_len_tokens,
-    )
-    gain = estimate_gain(task.requests, task.samples, sizes, policy_of(PolicySection.model_validate(task.policy)))
+    gain = estimate_gain(task.run, policy_of(PolicySection.model_validate(task.policy)))
     if gain is None:
         return {"status": "warming up", "method": "too few finished requests have a prediction", "requests": 0}
     return _answer(gain)
 
 
 def _answer(gain: Gain) -> dict[str, Any]:
+    fit = gain.fit
     return {
         "status": "ready",
         "method": gain.method,
@@ -60,6 +48,14 @@ def _answer(gain: Gain) -> dict[str, Any]:
         "actual": asdict(gain.actual),
         "fcfs": asdict(gain.fcfs),
         "modelled": asdict(gain.ours),
+        "ratio": asdict(gain.ratio),
+        "reproduction": {
+            "mode": gain.mode,
+            "mean_ttlt_error": fit.mean_ttlt.error,
+            "p99_ttlt_error": fit.p99_ttlt.error,
+            "request_error_s": fit.request_error_s,
+            "poor": list(fit.poor),
+        },
     }
 
 

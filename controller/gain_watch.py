@@ -10,6 +10,7 @@ import logging
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +18,12 @@ from typing import Any
 import msgspec
 
 from controller.config import PolicySection
-from controller.gain import FinishedRequest
 from controller.gain_task import GainTask
-from controller.live import EngineView, FinishedView, Live
+from controller.live import QUANTILES, EngineView, FinishedView, Live, RequestView
 from controller.processes import die_with_parent
+from controller.replay_past import EngineSizes, PastRequest, PastRun
 from controller.step_model import StepSample
+from store.records import Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -75,39 +77,36 @@ class GainWatch:
                 pause_s = self._limits.interval_s
 
     def _task(self) -> GainTask | None:
-        """The last requests of the busiest engine; None while there are too few."""
+        """What the busiest engine did lately; None while it is too little."""
         picture = self._live.picture
         if picture is None or not picture.engines:
             return None
-        finished = [view for view in self._live.finished(0.0) if view.finished.output_tokens > 0]
-        engine = max(picture.engines, key=lambda e: sum(view.engine_id == e.hello.engine_id for view in finished))
-        mine = [view for view in finished if view.engine_id == engine.hello.engine_id]
+        ended = [view for view in self._live.finished(0.0) if view.finished.output_tokens > 0]
+        engine = max(picture.engines, key=lambda e: sum(view.engine_id == e.hello.engine_id for view in ended))
+        mine = [view for view in ended if view.engine_id == engine.hello.engine_id]
         if len(mine) < self._limits.fewest_requests:
             return None
-        return self._task_of(engine, mine[-self._limits.requests :])
+        return GainTask(policy=self._policy.model_dump(), run=self._run_of(engine, mine))
 
-    def _task_of(self, engine: EngineView, finished: list[FinishedView]) -> GainTask:
+    def _run_of(self, engine: EngineView, ended: list[FinishedView]) -> PastRun:
+        """The latest requests that ended, by their arrival, and all that were in the engine beside them."""
         hello = engine.hello
-        since_s = min(view.finished.arrival_s for view in finished)
-        snapshots = [s for engine_id, s in self._live.snapshots(since_s) if engine_id == hello.engine_id]
-        return GainTask(
-            policy=self._policy.model_dump(),
-            requests=tuple(_request(view) for view in finished),
-            samples=tuple(
-                StepSample(
-                    steps=s.steps,
-                    step_s=s.step_s,
-                    prefill_tokens=s.prefill_tokens,
-                    decode_tokens=s.decode_tokens,
-                    kv_tokens_read=s.kv_tokens_read,
-                )
-                for s in snapshots[-self._limits.samples :]
-            ),
-            kv_blocks=hello.kv_blocks,
-            block_size_tokens=hello.block_size_tokens,
-            max_num_seqs=hello.max_num_seqs,
-            token_budget=hello.token_budget,
-            max_model_len_tokens=hello.max_model_len_tokens,
+        by_arrival = sorted(ended, key=lambda view: view.finished.arrival_s)
+        earlier, latest = by_arrival[: -self._limits.requests], by_arrival[-self._limits.requests :]
+        since_s = latest[0].finished.arrival_s
+        beside = [_ended(view, counted=False) for view in earlier if view.finished.time_s > since_s]
+        requests = [*beside, *(_ended(view, counted=True) for view in latest)]
+        first_s = min(request.arrival_s for request in requests)
+        snapshots = [s for engine_id, s in self._live.snapshots(first_s) if engine_id == hello.engine_id]
+        modes = Counter(snapshot.mode for snapshot in snapshots)
+        return PastRun(
+            engine_id=hello.engine_id,
+            session_id=hello.session_id,
+            model=hello.model,
+            sizes=msgspec.convert(hello, EngineSizes, from_attributes=True),
+            requests=(*requests, *map(_unfinished, engine.requests)),
+            samples=tuple(_sample(snapshot) for snapshot in snapshots[-self._limits.samples :]),
+            modes={mode: count / len(snapshots) for mode, count in modes.items()},
         )
 
     def _compute(self, task: GainTask) -> dict[str, Any]:
@@ -134,20 +133,50 @@ class GainWatch:
         return answer | {"computed_s": self._clock()}
 
 
-def _request(view: FinishedView) -> FinishedRequest:
+def _ended(view: FinishedView, *, counted: bool) -> PastRequest:
     fact = view.finished
-    return FinishedRequest(
+    return PastRequest(
         request_id=fact.request_id,
         arrival_s=fact.arrival_s,
-        finished_s=fact.time_s,
         prompt_tokens=fact.prompt_tokens,
         output_tokens=fact.output_tokens,
         max_tokens=fact.max_tokens,
         priority=view.priority,
+        scheduled_s=fact.scheduled_s,
+        first_token_s=fact.first_token_s,
+        finished_s=fact.time_s,
+        cached_prompt_tokens=fact.cached_prompt_tokens,
+        preemptions=fact.preemptions,
+        recomputed_tokens=fact.recomputed_tokens,
         quantiles=view.quantiles,
+        counted=counted and fact.reason in {"stop", "length"},
+    )
+
+
+def _unfinished(view: RequestView) -> PastRequest:
+    arrived = view.arrived
+    return PastRequest(
+        request_id=arrived.request_id,
+        arrival_s=arrived.arrival_s,
+        prompt_tokens=arrived.prompt_tokens,
+        output_tokens=view.attained_tokens,
+        max_tokens=arrived.max_tokens,
+        priority=arrived.priority,
+        quantiles=tuple((probability, view.belief.quantile(probability)) for probability in QUANTILES),
+        counted=False,
+    )
+
+
+def _sample(snapshot: Snapshot) -> StepSample:
+    return StepSample(
+        steps=snapshot.steps,
+        step_s=snapshot.step_s,
+        prefill_tokens=snapshot.prefill_tokens,
+        decode_tokens=snapshot.decode_tokens,
+        kv_tokens_read=snapshot.kv_tokens_read,
     )
 
 
 def _empty(status: str, method: str) -> dict[str, Any]:
-    nothing = {"computed_s": None, "requests": 0, "actual": None, "fcfs": None, "modelled": None}
-    return {"status": status, "method": method, **nothing}
+    figures = dict.fromkeys(("computed_s", "actual", "fcfs", "modelled", "ratio", "reproduction"))
+    return {"status": status, "method": method, "requests": 0, **figures}

@@ -4,17 +4,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from controller.gain import (
-    FEWEST_REQUESTS,
-    EngineSizes,
-    FinishedRequest,
-    Gain,
-    belief_from_quantiles,
-    estimate_gain,
-)
+from controller.gain import FEWEST_REQUESTS, Gain, estimate_gain
 from controller.policies import policy_named
+from controller.replay_past import EngineSizes, PastRequest, PastRun, belief_from_quantiles
 from controller.step_model import StepModel, StepSample, fit_step_model
+from store.records import Mode
 
 SIZES = EngineSizes(kv_blocks=400, block_size_tokens=16, max_num_seqs=64, token_budget=2048, max_model_len_tokens=4096)
 TRUTH = StepModel(base_s=0.02, prefill_token_s=1e-4, decode_seq_s=3e-5, kv_token_s=2e-7)
@@ -36,7 +32,7 @@ def samples(count: int, seed: int = 0) -> list[StepSample]:
     return made
 
 
-def requests(count: int, rate_rps: float, belief: Callable[[int], int], seed: int = 1) -> list[FinishedRequest]:
+def requests(count: int, rate_rps: float, belief: Callable[[int], int], seed: int = 1) -> list[PastRequest]:
     """Answers that are short or long, with predictions of which ``belief`` gives the median."""
     generator = np.random.default_rng(seed)
     arrivals_s = np.cumsum(generator.exponential(1.0 / rate_rps, count))
@@ -46,7 +42,7 @@ def requests(count: int, rate_rps: float, belief: Callable[[int], int], seed: in
         median = belief(output_tokens)
         quantiles = tuple((q, max(1, round(median * factor))) for q, factor in ((0.1, 0.8), (0.5, 1.0), (0.9, 1.2)))
         made.append(
-            FinishedRequest(
+            PastRequest(
                 request_id=str(number),
                 arrival_s=1e9 + arrival_s,
                 finished_s=1e9 + arrival_s + 7.0,
@@ -59,9 +55,21 @@ def requests(count: int, rate_rps: float, belief: Callable[[int], int], seed: in
     return made
 
 
-def gain(finished: list[FinishedRequest], policy: str = "sage") -> Gain | None:
+def gain(finished: list[PastRequest], policy: str = "sage") -> Gain | None:
     """The comparison on a small engine."""
-    return estimate_gain(finished, samples(50), SIZES, policy_named(policy))
+    return estimate_gain(past_run(finished), policy_named(policy))
+
+
+def past_run(requests: list[PastRequest], mode: Mode = "on") -> PastRun:
+    return PastRun(
+        engine_id="e",
+        session_id="s",
+        model="m",
+        sizes=SIZES,
+        requests=tuple(requests),
+        samples=tuple(samples(50)),
+        modes={mode: 1.0},
+    )
 
 
 def test_the_step_model_finds_the_coefficients_that_made_the_snapshots() -> None:
@@ -152,9 +160,41 @@ def test_too_little_to_compare_is_no_comparison() -> None:
     finished = requests(FEWEST_REQUESTS - 1, rate_rps=2.0, belief=lambda output_tokens: output_tokens)
     assert gain(finished) is None
     blind = [
-        FinishedRequest(
-            request_id=str(n), arrival_s=n, finished_s=n + 1, prompt_tokens=9, output_tokens=9, max_tokens=99
-        )
+        PastRequest(request_id=str(n), arrival_s=n, finished_s=n + 1, prompt_tokens=9, output_tokens=9, max_tokens=99)
         for n in range(50)
     ]
     assert gain(blind) is None
+
+
+def test_what_took_room_beside_them_is_replayed_and_not_counted() -> None:
+    """Unfinished requests keep the others waiting, for as long as was to be expected of them, and have no figure."""
+    finished = requests(200, rate_rps=6.0, belief=lambda output_tokens: output_tokens)
+    alone = gain(finished)
+    beside = [
+        replace(
+            request, request_id=f"u{n}", finished_s=None, output_tokens=500, quantiles=((0.5, 600), (0.9, 800)),
+            counted=False,
+        )
+        for n, request in enumerate(finished[::4])
+    ]  # fmt: skip
+    crowded = gain([*finished, *beside])
+    assert alone is not None
+    assert crowded is not None
+    assert crowded.requests == alone.requests == 200
+    assert crowded.fcfs.mean_ttlt_s > 1.05 * alone.fcfs.mean_ttlt_s
+    assert "and 50 that were in the engine beside them" in crowded.method
+
+
+def test_the_replay_of_the_order_in_force_is_held_against_what_was_measured() -> None:
+    """In shadow that is first come, first served; measured figures that it does not give again are called out."""
+    finished = requests(200, rate_rps=12.0, belief=lambda output_tokens: output_tokens)
+    shadow = estimate_gain(past_run(finished, "shadow"), policy_named("sage"))
+    on = estimate_gain(past_run(finished, "on"), policy_named("sage"))
+    assert shadow is not None
+    assert on is not None
+    assert shadow.fit.mean_ttlt.replayed_s == shadow.fcfs.mean_ttlt_s
+    assert on.fit.mean_ttlt.replayed_s == on.ours.mean_ttlt_s
+    assert on.fit.mean_ttlt.recorded_s == pytest.approx(7.0)
+    assert shadow.fit.poor
+    assert shadow.ratio.low < shadow.ratio.mean < shadow.ratio.high
+    assert shadow.ratio.mean == pytest.approx(shadow.ours.mean_ttlt_s / shadow.fcfs.mean_ttlt_s)

@@ -23,6 +23,9 @@ def test_the_comparison_arrives_and_says_what_it_is(start_controller: Start) -> 
     assert {"mean_ttlt_s", "p50_ttlt_s", "p90_ttlt_s", "p99_ttlt_s"} <= set(answer["actual"])
     assert set(answer["actual"]) == set(answer["fcfs"]) == set(answer["modelled"])
     assert "simulated engine" in answer["method"]
+    assert answer["ratio"]["low"] <= answer["ratio"]["mean"] <= answer["ratio"]["high"]
+    assert answer["reproduction"]["mode"] == "on"
+    assert set(answer["reproduction"]) == {"mode", "mean_ttlt_error", "p99_ttlt_error", "request_error_s", "poor"}
     assert abs(answer["computed_s"] - time.time()) < 60.0
 
 
