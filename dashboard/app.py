@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from dashboard import history, latency, live, now, predictions, request, words
+from dashboard import history, latency, live, now, predictions, request, sql, words
 from dashboard.client import Trouble
 
 
@@ -17,6 +17,7 @@ def main() -> None:
         st.Page(latency.page, title="Latency", icon=":material/timer:", url_path="latency"),
         request.link(),
         st.Page(history.page, title="History", icon=":material/history:", url_path="history"),
+        st.Page(sql.page, title="SQL", icon=":material/database:", url_path="sql"),
     ]
     chosen = st.navigation({"SageSched": pages})
     with st.sidebar:

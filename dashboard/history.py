@@ -9,7 +9,6 @@ import streamlit as st
 
 from dashboard import figures, live, words
 from dashboard.archive import Archive, ArchiveTrouble, read_archive
-from dashboard.client import Trouble
 
 REFRESH_S = 10.0
 """History becomes visible every few seconds only, and reading it costs more than a live answer."""
@@ -30,7 +29,7 @@ def page() -> None:
 
 @st.fragment(run_every=REFRESH_S)
 def _recorded(span_s: float | None) -> None:
-    path = store_path()
+    path = live.store_path()
     if path is None:
         live.show(words.no_store_notice())
         return
@@ -49,18 +48,6 @@ def _recorded(span_s: float | None) -> None:
 @st.cache_resource(ttl=KEPT_S, max_entries=16, show_spinner=False)
 def _read(path: str, span_s: float | None) -> Archive | ArchiveTrouble:
     return read_archive(Path(path), span_s)
-
-
-def store_path() -> Path | None:
-    """Give the folder that was named at start, or else the one that the controller names or last named."""
-    named = live.addresses().store_path
-    if named is not None:
-        return named
-    state = live.state()
-    if not isinstance(state, Trouble) and state.controller.store_path:
-        st.session_state["store_path"] = state.controller.store_path
-    told = st.session_state.get("store_path")
-    return Path(told) if told else None
 
 
 def _totals(archive: Archive, path: Path) -> None:

@@ -116,6 +116,18 @@ def explanation(request_id: str) -> ExplainView | Trouble:
     return _explanation(here.api_url, here.token, request_id)
 
 
+def store_path() -> Path | None:
+    """Give the folder that was named at start, or else the one that the controller names or last named."""
+    named = addresses().store_path
+    if named is not None:
+        return named
+    view = state()
+    if not isinstance(view, Trouble) and view.controller.store_path:
+        st.session_state["store_path"] = view.controller.store_path
+    told = st.session_state.get("store_path")
+    return Path(told) if told else None
+
+
 def answered(answer: Value | Trouble) -> Value | None:
     """Give the answer; or show the trouble in words and give None."""
     if isinstance(answer, Trouble):

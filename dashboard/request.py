@@ -11,7 +11,7 @@ import duckdb
 import streamlit as st
 from streamlit.navigation.page import StreamlitPage
 
-from dashboard import history, life_figures, live, words
+from dashboard import life_figures, live, words
 from dashboard.client import Trouble
 from dashboard.life_views import ExplainView, ExplanationView
 from dashboard.views import FinishedPoint, QueueView, RecentView, StateView
@@ -141,7 +141,7 @@ def _read(path: str, request_id: str) -> LifeFacts | None:
 
 
 def _recorded(request_id: str) -> LifeFacts | None:
-    path = history.store_path()
+    path = live.store_path()
     return None if path is None else _read(str(path), request_id)
 
 

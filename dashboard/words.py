@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dashboard.client import Trouble
+from dashboard.questions import QuestionTrouble
 from dashboard.views import EngineView, GainView, LatencyView, LearnerView, StateView
 
 DASH = "–"
@@ -269,6 +270,29 @@ def archive_notice(kind: Literal["absent", "unreadable"], detail: str) -> Notice
     if kind == "absent":
         return Notice("info", "No history yet", f"{plain(detail)}.")
     return Notice("error", "The history cannot be read", f"{plain(detail)}. This page keeps trying.")
+
+
+def question_notice(trouble: QuestionTrouble) -> Notice:
+    """Say why a statement has no answer.
+
+    >>> question_notice(QuestionTrouble("statement", "UPDATE statements are not allowed")).title
+    'The statement was refused'
+    """
+    if trouble.kind == "history":
+        return archive_notice("absent", trouble.detail)
+    said = trouble.detail[:1].upper() + trouble.detail[1:]
+    wrong = trouble.detail.startswith("query")
+    return Notice("error", "The statement could not be answered" if wrong else "The statement was refused", plain(said))
+
+
+def answer_size(rows: int, took_s: float, *, truncated: bool) -> str:
+    """Say how many rows an answer has.
+
+    >>> answer_size(1, 0.5, truncated=False), answer_size(10, 2.0, truncated=True)
+    ('1 row in 500 ms.', 'The first 10 rows, in 2 s; there are more.')
+    """
+    number = f"{count(rows)} row" if rows == 1 else f"{count(rows)} rows"
+    return f"The first {number}, in {span(took_s)}; there are more." if truncated else f"{number} in {span(took_s)}."
 
 
 def empty_store_notice() -> Notice:

@@ -19,6 +19,7 @@ from controller.policies import policy_named
 from online_learning.learner import GlobalLearner
 from store.reader import open_history
 from store.records import Arrived, Facts, Finished, Hello, Snapshot
+from store.useful_queries import USEFUL_QUERIES
 from store.writer import HistoryWriter
 
 DOCS = Path(__file__).parent
@@ -39,6 +40,17 @@ def views() -> str:
     return "\n\n".join(sections)
 
 
+def queries() -> str:
+    """The useful queries, by what they are about."""
+    groups = dict.fromkeys(query.group for query in USEFUL_QUERIES)
+    sections = []
+    for group in groups:
+        asked = [query for query in USEFUL_QUERIES if query.group == group]
+        blocks = "\n\n".join(f"{query.title}:\n\n```sql\n{query.statement}\n```" for query in asked)
+        sections.append(f"### {group}\n\n{blocks}")
+    return "\n\n".join(sections)
+
+
 def settings() -> str:
     """Every setting with its default."""
     defaults = dict(printed(load_config(environment={})))
@@ -54,7 +66,7 @@ def metrics() -> str:
 
 
 PARTS: dict[str, tuple[tuple[str, Callable[[], str]], ...]] = {
-    "sql.md": (("views", views),),
+    "sql.md": (("queries", queries), ("views", views)),
     "operating.md": (("settings", settings), ("metrics", metrics)),
 }
 

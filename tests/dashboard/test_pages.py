@@ -234,3 +234,37 @@ def test_history_says_when_it_is_empty_absent_or_unknown(opened: Open, empty_his
     test = opened("history", empty_history)
     assert "No finished request is recorded yet" in boxes(test)
     assert metrics(test)["Requests"] == "0"
+
+
+def test_sql_runs_a_saved_query_and_offers_its_answer(opened: Open, recorded: Path) -> None:
+    """The statement is in the editor, its answer a table with downloads and a chart; the schema stands beside."""
+    test = opened("sql", recorded)
+    assert "No statement has been run yet." in captions(test)
+    test.selectbox(key="sql_saved").set_value(3).run()
+    assert "time_bucket" in test.text_area(key="sql_text").value
+    test.button[0].click().run()
+    assert not test.exception, test.exception
+    assert boxes(test) == ""
+    rows = test.dataframe[0].value
+    assert list(rows.columns) == ["hour", "reason", "requests"]
+    assert rows["requests"].sum() == 300
+    assert len(test.get("download_button")) == 2
+    assert "Meaning" in test.dataframe[1].value.columns
+
+
+def test_sql_refuses_a_forbidden_statement_in_clear_words(opened: Open, recorded: Path) -> None:
+    """And keeps what was written."""
+    test = opened("sql", recorded)
+    test.text_area(key="sql_text").set_value("DROP VIEW requests")
+    test.button[0].click().run()
+    assert "The statement was refused" in boxes(test)
+    assert "DROP statements are not allowed" in boxes(test)
+    assert test.text_area(key="sql_text").value == "DROP VIEW requests"
+
+
+def test_sql_without_a_history_says_so(opened: Open, tmp_path: Path) -> None:
+    """No editor is offered where nothing can be asked."""
+    assert "No history is known" in boxes(opened("sql"))
+    test = opened("sql", tmp_path / "nowhere")
+    assert "No history yet" in boxes(test)
+    assert not test.text_area

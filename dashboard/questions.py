@@ -1,0 +1,125 @@
+"""Questions in SQL, asked of the history in a sandbox; trouble is a value, never an exception."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import duckdb
+import pyarrow as pa
+from pyarrow import csv, parquet
+
+from store.errors import BadInputError, SageError
+from store.reader import open_history
+from store.sql import TRUNCATED, run_sql
+
+ROW_LIMIT = 10_000
+"""Rows of an answer that are fetched, shown and downloaded."""
+TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class QuestionTrouble:
+    """Why there is no answer."""
+
+    kind: Literal["statement", "history"]
+    """``statement``: it is not allowed, wrong, or asks too much; ``history``: there is none."""
+    detail: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The rows of an answer."""
+
+    rows: pa.Table
+    truncated: bool
+    """Whether there are more rows than `ROW_LIMIT`."""
+
+    def shown(self) -> pa.Table:
+        """The rows in types that every browser and every spreadsheet knows: nested values and bytes become text."""
+        columns = [_plain(self.rows.column(number)) for number in range(self.rows.num_columns)]
+        return pa.table(columns, names=self.rows.column_names)
+
+    def as_csv(self) -> bytes:
+        """The rows as CSV, nested values as text."""
+        sink = pa.BufferOutputStream()
+        csv.write_csv(self.shown(), sink)
+        return bytes(sink.getvalue().to_pybytes())
+
+    def as_parquet(self) -> bytes:
+        """The rows as Parquet, every value in its own type where Parquet has it."""
+        sink = pa.BufferOutputStream()
+        try:
+            parquet.write_table(self.rows, sink)
+        except pa.ArrowException:
+            sink = pa.BufferOutputStream()
+            parquet.write_table(self.shown(), sink)
+        return bytes(sink.getvalue().to_pybytes())
+
+
+def ask(path: Path, statement: str) -> Answer | QuestionTrouble:
+    """Run one statement in a process of its own that can do nothing but read this history."""
+    if not statement.strip():
+        return QuestionTrouble("statement", "there is no statement: write one, or choose a saved query")
+    try:
+        rows = run_sql(path, statement, row_limit=ROW_LIMIT, timeout_s=TIMEOUT_S)
+    except BadInputError as error:
+        return QuestionTrouble("statement", str(error))
+    except SageError as error:
+        return QuestionTrouble("history", str(error))
+    return Answer(rows, truncated=(rows.schema.metadata or {}).get(TRUNCATED) == b"true")
+
+
+@dataclass(frozen=True)
+class ViewColumns:
+    """One view of the history: what it holds, and its columns as name, type and meaning."""
+
+    name: str
+    comment: str
+    columns: tuple[tuple[str, str, str], ...]
+
+
+def read_schema(path: Path) -> tuple[ViewColumns, ...] | QuestionTrouble:
+    """Every view of the history with its columns and their comments."""
+    try:
+        with open_history(path) as connection:
+            views = connection.execute(_VIEWS).fetchall()
+            columns = connection.execute(_COLUMNS).fetchall()
+    except (SageError, duckdb.Error) as error:
+        return QuestionTrouble("history", str(error).splitlines()[0])
+    return tuple(
+        ViewColumns(name, comment, tuple((column, kind, text) for view, column, kind, text in columns if view == name))
+        for name, comment in views
+    )
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    kind = column.type
+    if pa.types.is_decimal(kind):
+        return column.cast(pa.float64(), safe=False)
+    if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_interval(kind) or pa.types.is_duration(kind):
+        return pa.chunked_array(
+            [[None if value is None else _text(value) for value in column.to_pylist()]], pa.string()
+        )
+    return column
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, list):
+        pairs = bool(value) and all(isinstance(item, tuple) and len(item) == 2 for item in value)
+        parts = [f"{item[0]}: {_text(item[1])}" for item in value] if pairs else [_text(item) for item in value]
+        return ", ".join(parts)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+_VIEWS = """
+SELECT view_name, coalesce(comment, '') FROM duckdb_views()
+WHERE database_name = 'catalog' AND NOT internal ORDER BY view_name
+"""
+_COLUMNS = """
+SELECT table_name, column_name, data_type, coalesce(comment, '') FROM duckdb_columns()
+WHERE database_name = 'catalog' AND NOT internal ORDER BY table_name, column_index
+"""

@@ -1,0 +1,145 @@
+"""The page *SQL*: one statement over the history, its answer as table and chart, and what there is to ask about."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import streamlit as st
+
+from dashboard import answer_figures, figures, live, questions, words
+from dashboard.answer_figures import Axes, Kind
+from dashboard.questions import Answer, QuestionTrouble, ViewColumns
+from store.useful_queries import USEFUL_QUERIES
+
+SCHEMA_KEPT_S = 30.0
+FIRST_STATEMENT = next(query.statement for query in USEFUL_QUERIES if query.group == "Latency")
+_TEXT, _SAVED, _ANSWER = "sql_text", "sql_saved", "sql_answer"
+_KEPT_TEXT = "sql_kept_text"
+"""What was written, for when the reader comes back: a widget's own state goes with its page."""
+
+
+def page() -> None:
+    """Draw the page; it reads the store, so it also works while the controller is down."""
+    st.title("SQL")
+    path = live.store_path()
+    if path is None:
+        live.show(words.no_store_notice())
+        return
+    schema = _schema(str(path))
+    if isinstance(schema, QuestionTrouble):
+        live.show(words.archive_notice("absent", schema.detail))
+        return
+    editor, browser = st.columns([3, 1], gap="medium")
+    with editor:
+        _editor(path)
+        _answered()
+    with browser:
+        _browser(schema)
+
+
+@st.cache_resource(ttl=SCHEMA_KEPT_S, max_entries=4, show_spinner=False)
+def _schema(path: str) -> tuple[ViewColumns, ...] | QuestionTrouble:
+    return questions.read_schema(Path(path))
+
+
+def _editor(path: Path) -> None:
+    st.selectbox(
+        "Saved queries", range(len(USEFUL_QUERIES)), index=None, key=_SAVED, on_change=_take_saved,
+        format_func=lambda number: f"{USEFUL_QUERIES[number].group}: {_unmarked(USEFUL_QUERIES[number].title)}",
+        placeholder=f"Choose one of {len(USEFUL_QUERIES)}, or write your own below",
+    )  # fmt: skip
+    st.session_state.setdefault(_TEXT, st.session_state.get(_KEPT_TEXT, FIRST_STATEMENT))
+    with st.form("sql_form", border=False):
+        statement = st.text_area(
+            "Statement", key=_TEXT, height=230,
+            help="One SELECT, DESCRIBE or SHOW in DuckDB's SQL. It runs in a process of its own that can only read the history.",
+        )  # fmt: skip
+        run = st.form_submit_button("Run", type="primary", icon=":material/play_arrow:", help="Ctrl+Enter")
+    st.session_state[_KEPT_TEXT] = statement
+    if run:
+        with st.spinner("The history is being asked …"):
+            started_s = time.perf_counter()
+            answer = questions.ask(path, statement)
+            st.session_state[_ANSWER] = (answer, time.perf_counter() - started_s)
+
+
+def _take_saved() -> None:
+    chosen = st.session_state.get(_SAVED)
+    if chosen is not None:
+        st.session_state[_TEXT] = st.session_state[_KEPT_TEXT] = USEFUL_QUERIES[chosen].statement
+        st.session_state.pop(_ANSWER, None)
+
+
+def _unmarked(text: str) -> str:
+    return text.replace("`", "").replace("*", "")
+
+
+def _answered() -> None:
+    if _ANSWER not in st.session_state:
+        st.caption("No statement has been run yet.")
+        return
+    answer, took_s = st.session_state[_ANSWER]
+    if isinstance(answer, QuestionTrouble):
+        live.show(words.question_notice(answer))
+        return
+    rows = answer.shown()
+    st.caption(words.answer_size(rows.num_rows, took_s, truncated=answer.truncated))
+    table, chart = st.tabs(["Table", "Chart"])
+    with table:
+        st.dataframe(rows, key="sql_rows", hide_index=True, placeholder=words.DASH, height="auto")
+        _downloads(answer)
+    with chart:
+        _chart(answer)
+
+
+def _downloads(answer: Answer) -> None:
+    left, right, _ = st.columns([1, 1, 3])
+    for column, name, content, kind in (
+        (left, "CSV", answer.as_csv, "text/csv"),
+        (right, "Parquet", answer.as_parquet, "application/vnd.apache.parquet"),
+    ):
+        column.download_button(
+            name, content, file_name=f"answer.{name.lower()}", mime=kind, icon=":material/download:", on_click="ignore",
+            key=f"sql_{name.lower()}",
+        )  # fmt: skip
+
+
+def _chart(answer: Answer) -> None:
+    rows = answer.shown()
+    axes = answer_figures.suggested(rows)
+    if axes is None:
+        st.caption("This answer has nothing to draw: a chart needs two rows and a column of numbers beside the first.")
+        return
+    names = ",".join(rows.column_names)  # Another answer, other columns: its own widgets.
+    across, up, how = st.columns(3)
+    x = across.selectbox("Across", rows.column_names, index=rows.column_names.index(axes.x), key=f"sql_x_{names}")
+    y = up.multiselect("Up", answer_figures.numbers(rows), default=list(axes.y), key=f"sql_y_{names}")
+    kinds: tuple[Kind, ...] = ("lines", "bars", "points")
+    kind: Kind = how.selectbox("As", kinds, index=kinds.index(axes.kind), key=f"sql_kind_{names}")
+    if not y:
+        st.caption("Choose a column of numbers to draw.")
+        return
+    figure = answer_figures.answer(rows, Axes(x, tuple(y), kind))
+    st.plotly_chart(figure, key="sql_chart", config=figures.CONFIG, theme="streamlit")
+    if rows.num_rows > answer_figures.DRAWN_ROWS:
+        st.caption(f"The first {words.count(answer_figures.DRAWN_ROWS)} rows are drawn.")
+
+
+def _browser(schema: tuple[ViewColumns, ...]) -> None:
+    st.markdown("##### What there is")
+    if not schema:
+        st.caption("The history has no views yet.")
+        return
+    names = [view.name for view in schema]
+    chosen = st.selectbox("View", names, index=names.index("requests") if "requests" in names else 0, key="sql_view")
+    view = schema[names.index(chosen)]
+    st.caption(words.plain(view.comment))
+    st.dataframe(
+        {
+            "Column": [name for name, _, _ in view.columns],
+            "Meaning": [comment for _, _, comment in view.columns],
+            "Type": [kind for _, kind, _ in view.columns],
+        },
+        key="sql_columns", hide_index=True, height=420, row_height=32,
+    )  # fmt: skip

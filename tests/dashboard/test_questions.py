@@ -1,0 +1,73 @@
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from dashboard import answer_figures
+from dashboard.answer_figures import Axes
+from dashboard.questions import Answer, QuestionTrouble, ask, read_schema
+from store.useful_queries import USEFUL_QUERIES
+
+
+def answer(path: Path, statement: str) -> Answer:
+    found = ask(path, statement)
+    assert isinstance(found, Answer), found
+    return found
+
+
+def test_an_answer_downloads_as_csv_and_parquet_with_the_same_rows(recorded: Path) -> None:
+    """Nested values and bytes become text in CSV and keep their type in Parquet; equal names are told apart."""
+    statement = "SELECT request_id, [1, 2] AS pair, map {'a': 0.5} AS weights, 'x'::BLOB AS raw, 1 AS n, 2 AS n FROM completions"
+    found = answer(recorded, statement + " ORDER BY request_id LIMIT 3")
+    assert found.as_csv().decode().splitlines()[1] == '"cmpl-0","1, 2","a: 0.5","78",1,2'
+    rows = parquet.read_table(pa.BufferReader(found.as_parquet()))
+    assert rows.num_rows == 3
+    assert rows.column_names == ["request_id", "pair", "weights", "raw", "n", "n_1"]
+    assert rows.column("pair").to_pylist() == [[1, 2]] * 3
+    assert not found.truncated
+
+
+@pytest.mark.parametrize(
+    "statement", ["DELETE FROM completions", "COPY completions TO 'x.csv'", "SELECT 1; SELECT 2", " "]
+)
+def test_a_forbidden_statement_is_refused_with_its_reason(recorded: Path, statement: str) -> None:
+    """Nothing is raised; the words say what to give instead."""
+    refused = ask(recorded, statement)
+    assert isinstance(refused, QuestionTrouble)
+    assert refused.kind == "statement"
+    assert "query" in refused.detail or "SELECT" in refused.detail
+
+
+def test_a_missing_history_is_said(tmp_path: Path) -> None:
+    """For the statement and for the schema alike."""
+    for found in (ask(tmp_path, "SELECT 1"), read_schema(tmp_path)):
+        assert isinstance(found, QuestionTrouble)
+        assert found.kind == "history"
+
+
+def test_the_schema_has_every_view_with_a_meaning_for_every_column(recorded: Path) -> None:
+    """What the browser of the schema shows."""
+    schema = read_schema(recorded)
+    assert not isinstance(schema, QuestionTrouble)
+    assert {"requests", "predictions", "decisions", "latency_by_minute"} <= {view.name for view in schema}
+    assert all(comment for view in schema for _, _, comment in view.columns)
+
+
+def test_every_saved_query_is_answered_and_shown(recorded: Path) -> None:
+    """Whatever types it answers in, the screen and CSV can have it."""
+    for query in USEFUL_QUERIES:
+        found = answer(recorded, query.statement)
+        assert found.shown().num_columns == found.rows.num_columns
+        assert found.as_csv()
+
+
+def test_the_suggested_chart_runs_over_time_where_there_is_time() -> None:
+    """Else bars over the first column; nothing where there are no numbers or a single row."""
+    moments = pa.array([2, 1], pa.timestamp("us"))
+    assert answer_figures.suggested(pa.table({"n": [1, 2], "t": moments})) == Axes("t", ("n",), "lines")
+    assert answer_figures.suggested(pa.table({"who": ["a", "b"], "n": [1, 2]})) == Axes("who", ("n",), "bars")
+    assert answer_figures.suggested(pa.table({"who": ["a", "b"]})) is None
+    assert answer_figures.suggested(pa.table({"who": ["a"], "n": [1]})) is None
+    drawn = answer_figures.answer(pa.table({"n": [1, 2], "t": moments}), Axes("t", ("n",), "lines"))
+    assert list(drawn.data[0].y) == [2, 1]
