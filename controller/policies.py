@@ -36,14 +36,11 @@ class _Aim:
 
 
 _AIMS: dict[Objective, _Aim] = {
-    "mean": _Aim(tuning=Tuning(gate_exchange=2.0, boost_scale=None), victims="last"),
+    "mean": _Aim(tuning=Tuning(gate_exchange=1.0, boost_scale=None), victims="last"),
     "balanced": _Aim(tuning=Tuning(gate_exchange=1.0, boost_scale=0.2, boost_per_s=0.01), victims="cheapest"),
     "tail": _Aim(tuning=Tuning(gate_exchange=1.0, boost_scale=1.0, boost_per_s=0.05), victims="cheapest"),
 }
 """The mean wants the longest to give way, which frees memory for many; the tail wants nobody to lose much.
-
-A victim that has least to lose is worth a smaller tax than one that the order wants out of the way,
-so that the exchange of recomputed tokens against idle memory differs as well.
 """
 
 

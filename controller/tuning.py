@@ -25,8 +25,10 @@ class TuningLimits:
     """Time after which a snapshot counts 1/e."""
     steps: int = 200
     """Steps with a queue below which nothing is said of the gate."""
-    doubt: float = 3.0
-    """Standard errors that the evidence must be away from what is in force."""
+    tolerance: float = 3.0
+    """Factor by which tax and idle share may differ from their exchange: in between, moving costs more than it brings."""
+    doubt: float = 2.0
+    """Standard errors of the number of preemptions by which the evidence must go beyond that."""
     gain: float = 0.25
     largest_step: float = 1.15
     lowest_margin: float = 0.25
@@ -72,8 +74,8 @@ class GateTuner:
     """Weighs the recompute tax against idle KV memory and moves the reserve until one costs what the other saves.
 
     The reserve for a running request is the gate's ``horizon_tokens`` times its ``margin``; the margin is what moves.
-    At the best reserve the tax is about ``exchange`` times the idle share. Preemptions come in bursts, so that
-    nothing moves until the two differ by more than `TuningLimits.doubt` standard errors of their number.
+    At the best reserve the tax is about ``exchange`` times the idle share, and around it little changes. Preemptions
+    come in bursts, so that nothing moves until the two differ by more than `TuningLimits` tolerates and doubts.
 
     >>> tuner = GateTuner(exchange=1.0)
     >>> tuner.margin
@@ -101,7 +103,8 @@ class GateTuner:
         if evidence.steps < limits.steps:
             return None
         ratio = (evidence.tax + _LEAST) / (self._exchange * evidence.idle_share + _LEAST)
-        if abs(math.log(ratio)) < limits.doubt / math.sqrt(evidence.preemptions + 1.0):
+        certain = math.log(limits.tolerance) + limits.doubt / math.sqrt(evidence.preemptions + 1.0)
+        if abs(math.log(ratio)) < certain:
             return None
         step = min(max(ratio**limits.gain, 1.0 / limits.largest_step), limits.largest_step)
         margin = min(max(self.margin * step, limits.lowest_margin), limits.highest_margin)

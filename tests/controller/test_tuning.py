@@ -97,7 +97,8 @@ def test_nothing_moves_where_both_cost_the_same_and_where_nobody_waits() -> None
 
 def test_the_exchange_says_what_idle_memory_is_worth() -> None:
     """Where a token computed again counts less, the same engine reserves less."""
-    assert after(600, tax=0.1, idle=0.05, exchange=4.0).margin < 1.0 < after(600, tax=0.1, idle=0.05).margin
+    less, more = after(900, tax=0.1, idle=0.02, exchange=40.0), after(900, tax=0.1, idle=0.02)
+    assert less.margin < 1.0 < more.margin
 
 
 @given(
