@@ -7,11 +7,12 @@ that was really in force, which says how far replays can be believed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from controller.gain_parts import Part, Tax, Waiting, parts_of, tax_of, waiting_of
 from controller.policies import EngineOrder
 from controller.policy import Policy
 from controller.replay import counted_lives
@@ -61,14 +62,20 @@ class Gain:
     """What was mostly in force, and therefore which replay should give the actual figures again."""
     fit: Fit
     """How well it does."""
+    parts: tuple[Part, ...]
+    fcfs_tax: Tax
+    tax: Tax
+    """What ours has computed again, and ``fcfs_tax`` what first come, first served has."""
+    waiting: Waiting
     step_model: StepModel
     method: str
     """What these figures are, in words for whoever reads them."""
 
 
-def estimate_gain(run: PastRun, policy: Policy) -> Gain | None:
+def estimate_gain(run: PastRun, policy: Policy, clusters: Mapping[str, int] | None = None) -> Gain | None:
     """Replay a run under both orders; takes seconds, so run it in a process of its own.
 
+    ``clusters`` gives the prompt cluster of requests where it is known.
     None when there are too few requests, or none has a recorded prediction to order by.
     """
     past = Replayable.of(run)
@@ -86,6 +93,10 @@ def estimate_gain(run: PastRun, policy: Policy) -> Gain | None:
         ratio=ratio_of(_ttlt_s(ours), _ttlt_s(fcfs)),
         mode=run.mode,
         fit=fit_of(actual, in_force),
+        parts=parts_of(past.counted, clusters or {}, fcfs, ours),
+        fcfs_tax=tax_of(fcfs),
+        tax=tax_of(ours),
+        waiting=waiting_of(fcfs, ours),
         step_model=past.step_model,
         method=_method(past, policy),
     )

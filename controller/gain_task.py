@@ -22,6 +22,8 @@ class GainTask(msgspec.Struct, frozen=True, kw_only=True):
 
     policy: dict[str, Any]
     run: PastRun
+    clusters: dict[str, int] = {}
+    """Prompt cluster of the requests where it is known."""
 
 
 def main() -> None:
@@ -33,7 +35,7 @@ def main() -> None:
 
 def answer_of(task: GainTask) -> dict[str, Any]:
     """Compare."""
-    gain = estimate_gain(task.run, policy_of(PolicySection.model_validate(task.policy)))
+    gain = estimate_gain(task.run, policy_of(PolicySection.model_validate(task.policy)), task.clusters)
     if gain is None:
         return {"status": "warming up", "method": "too few finished requests have a prediction", "requests": 0}
     return _answer(gain)
@@ -49,6 +51,10 @@ def _answer(gain: Gain) -> dict[str, Any]:
         "fcfs": asdict(gain.fcfs),
         "modelled": asdict(gain.ours),
         "ratio": asdict(gain.ratio),
+        "parts": [asdict(part) for part in gain.parts],
+        "fcfs_tax": asdict(gain.fcfs_tax),
+        "tax": asdict(gain.tax),
+        "waiting": asdict(gain.waiting),
         "reproduction": {
             "mode": gain.mode,
             "mean_ttlt_error": fit.mean_ttlt.error,

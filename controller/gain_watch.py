@@ -21,7 +21,7 @@ from controller.config import PolicySection
 from controller.gain_task import GainTask
 from controller.live import QUANTILES, EngineView, FinishedView, Live, RequestView
 from controller.processes import die_with_parent
-from controller.replay_past import EngineSizes, PastRequest, PastRun
+from controller.replay_past import EngineSizes, PastRequest, PastRun, gap_between_steps_s
 from controller.step_model import StepSample
 from store.records import Snapshot
 
@@ -86,7 +86,8 @@ class GainWatch:
         mine = [view for view in ended if view.engine_id == engine.hello.engine_id]
         if len(mine) < self._limits.fewest_requests:
             return None
-        return GainTask(policy=self._policy.model_dump(), run=self._run_of(engine, mine))
+        clusters = {view.finished.request_id: view.cluster for view in mine if view.cluster is not None}
+        return GainTask(policy=self._policy.model_dump(), run=self._run_of(engine, mine), clusters=clusters)
 
     def _run_of(self, engine: EngineView, ended: list[FinishedView]) -> PastRun:
         """The latest requests that ended, by their arrival, and all that were in the engine beside them."""
@@ -106,6 +107,7 @@ class GainWatch:
             sizes=msgspec.convert(hello, EngineSizes, from_attributes=True),
             requests=(*requests, *map(_unfinished, engine.requests)),
             samples=tuple(_sample(snapshot) for snapshot in snapshots[-self._limits.samples :]),
+            gap_s=gap_between_steps_s(snapshots),
             modes={mode: count / len(snapshots) for mode, count in modes.items()},
         )
 
@@ -178,5 +180,7 @@ def _sample(snapshot: Snapshot) -> StepSample:
 
 
 def _empty(status: str, method: str) -> dict[str, Any]:
-    figures = dict.fromkeys(("computed_s", "actual", "fcfs", "modelled", "ratio", "reproduction"))
-    return {"status": status, "method": method, "requests": 0, **figures}
+    figures = dict.fromkeys(
+        ("computed_s", "actual", "fcfs", "modelled", "ratio", "reproduction", "fcfs_tax", "tax", "waiting")
+    )
+    return {"status": status, "method": method, "requests": 0, "parts": [], **figures}

@@ -21,6 +21,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict, Field
 
 from controller.commands import Commands, SetMode
+from controller.condition import Condition
 from controller.config import is_loopback
 from controller.explain import explain
 from controller.explainer import Explainer, unknown
@@ -45,6 +46,7 @@ class ApiSources:
     commands: Commands
     gain: GainWatch
     explainer: Explainer
+    condition: Condition
     clock: Callable[[], float]
     controller_id: str
     version: str
@@ -76,6 +78,7 @@ def build_api(sources: ApiSources) -> FastAPI:
     _add_metrics(api, sources, guard)
     _add_live(api, sources, guard)
     _add_requests(api, sources, guard)
+    _add_condition(api, sources, guard)
     _add_mode(api, sources, guard)
     return api
 
@@ -164,6 +167,18 @@ def _add_live(api: FastAPI, sources: ApiSources, guard: Any) -> None:  # noqa: A
     def gain() -> dict[str, Any]:
         """What the last requests took, and what they would have taken first come, first served."""
         return sources.gain.answer
+
+
+def _add_condition(api: FastAPI, sources: ApiSources, guard: Any) -> None:  # noqa: ANN401 - FastAPI's own marker
+    @api.get("/api/condition", tags=["health"], dependencies=[guard])
+    def condition() -> dict[str, Any]:
+        """Configuration without secrets, versions, and the last warnings and errors of the log."""
+        return sources.condition.view()
+
+    @api.get("/api/doctor", tags=["health"], dependencies=[guard])
+    def doctor() -> dict[str, Any]:
+        """Doctor's checks, as the controller's own process finds them; takes seconds."""
+        return sources.condition.examined()
 
 
 def _add_requests(api: FastAPI, sources: ApiSources, guard: Any) -> None:  # noqa: ANN401 - FastAPI's own marker

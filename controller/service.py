@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from controller.commands import Commands
+from controller.condition import Condition, kept_complaints
 from controller.config import Config, LearningSection, StoreSection, TelemetrySection
 from controller.core import Core, CoreConfig
 from controller.encoder import Encoder, check_encoder, load_encoder
@@ -79,7 +80,7 @@ def service(config: Config, *, clock: Callable[[], float], timer: Callable[[], f
 def _opened(
     config: Config, web: WebServer, *, clock: Callable[[], float], timer: Callable[[], float]
 ) -> Iterator[Service]:
-    with _history(config.store, clock) as history:
+    with _history(config.store, clock) as history, kept_complaints() as complaints:
         controller_id = uuid.uuid4().hex
         core = build_core(config, history.last_batches, controller_id=controller_id, now_s=clock(), timer=timer)
         hub = ZmqHub(config.engine.endpoint)
@@ -107,6 +108,7 @@ def _opened(
             commands=commands,
             gain=gain,
             explainer=Explainer(live, config.store.path, clock),
+            condition=Condition(config, complaints, clock),
             clock=clock,
             controller_id=controller_id,
             version=version("sagesched-controller"),

@@ -96,6 +96,7 @@ def settings_view(settings: Settings) -> dict[str, Any]:
         "gate": structs.asdict(settings.gate) if settings.gate else None,
         "boost_per_s": settings.boost_per_s,
         "lease_s": settings.lease_s,
+        "victims": settings.victims,
     }
 
 

@@ -1,0 +1,45 @@
+from msgspec import structs
+
+from controller.gain_parts import FEWEST_IN_PART, parts_of, tax_of, waiting_of
+from controller.replay_past import PastRequest
+from engine_adapter.engine import Life
+
+
+def past(number: int, output_tokens: int) -> PastRequest:
+    return PastRequest(
+        request_id=str(number), arrival_s=0.0, prompt_tokens=10, output_tokens=output_tokens, max_tokens=5000,
+        priority=number % 2, finished_s=1.0,
+    )  # fmt: skip
+
+
+def test_parts_tell_who_gains_and_who_loses() -> None:
+    """Short answers at half the time, long ones at twice; parts that are too small are not shown."""
+    requests = {str(n): past(n, 20 if n < 60 else 2000) for n in range(100)}
+    requests["odd"] = past(100, 10)
+    fcfs = [structs.replace(request, finished_s=10.0).life() for request in requests.values()]
+    ours = [
+        structs.replace(request, finished_s=5.0 if request.output_tokens < 100 else 20.0).life()
+        for request in requests.values()
+    ]
+    clusters = {str(n): 7 for n in range(FEWEST_IN_PART)} | {"50": 8}
+    found = {(part.by, part.name): part for part in parts_of(requests, clusters, fcfs, ours)}
+    assert set(found) == {
+        ("class", "0"), ("class", "1"), ("length", "16 to 63"), ("length", "1,024 to 4,095"), ("cluster", "7")
+    }  # fmt: skip
+    assert found["length", "16 to 63"].ratio.mean == 0.5
+    assert found["length", "1,024 to 4,095"].ratio.mean == 2.0
+    assert found["cluster", "7"].requests == FEWEST_IN_PART
+    waiting = waiting_of(fcfs, ours)
+    assert (waiting.faster, waiting.slower) == (61 / 101, 40 / 101)
+    assert (waiting.fcfs_max_ttlt_s, waiting.max_ttlt_s) == (10.0, 20.0)
+
+
+def test_the_tax_is_what_was_computed_again_of_all_that_was_computed() -> None:
+    """Prompt, answer and what was computed again."""
+    life = Life(
+        request_id="a", arrival_s=0.0, scheduled_s=0.0, first_token_s=1.0, finished_s=2.0, prompt_tokens=60,
+        output_tokens=20, reason="stop", preemptions=2, recomputed_tokens=20,
+    )  # fmt: skip
+    tax = tax_of([life, life])
+    assert (tax.preemptions, tax.recomputed_tokens, tax.share) == (4, 40, 0.2)
+    assert tax_of([]).share == 0.0
