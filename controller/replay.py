@@ -33,6 +33,7 @@ class ReplaySpec:
     """What is to be replayed."""
 
     policies: tuple[str, ...]
+    """Beside what happened; none only says how well that is reproduced."""
     schedule: Schedule
     """The settings of ours."""
 
@@ -117,7 +118,7 @@ class Replay:
 
 def require_policies(spec: ReplaySpec, runs: Sequence[PastRun]) -> None:
     """Find out before minutes of work that a policy cannot be replayed; raises `BadInputError`."""
-    if not spec.policies or len(set(spec.policies)) < len(spec.policies):
+    if len(set(spec.policies)) < len(spec.policies):
         raise BadInputError(f"--policies is {','.join(spec.policies)!r}: name each once, such as fcfs,sage")
     context = BenchContext(schedule=spec.schedule, lengths={})
     for name in spec.policies:

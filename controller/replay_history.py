@@ -91,8 +91,8 @@ def _span(connection: duckdb.DuckDBPyConnection, part: Slice) -> dict[str, Any]:
     since_s = -UNBOUNDED_S if part.since_s is None else part.since_s
     until_s = UNBOUNDED_S if part.until_s is None else part.until_s
     bounds = {"since_s": since_s, "until_s": until_s}
-    first = connection.execute(past_queries.SPAN, {**bounds, **about, "limit": part.last - 1}).fetchone()
-    return {**about, "since_s": first[0] if first else since_s, "until_s": until_s}
+    first = _rows(connection, past_queries.SPAN, **bounds, **about, limit=part.last - 1)
+    return {**about, "since_s": first[0]["arrival_s"] if first else since_s, "until_s": until_s}
 
 
 def _run(connection: duckdb.DuckDBPyConnection, row: dict[str, Any], span: dict[str, Any]) -> PastRun:
@@ -110,6 +110,7 @@ def _run(connection: duckdb.DuckDBPyConnection, row: dict[str, Any], span: dict[
         sizes=msgspec.convert(row, EngineSizes),
         requests=tuple(_request(request) for request in requests),
         samples=tuple(msgspec.convert(steps, list[StepSample])),
+        gap_s=_rows(connection, past_queries.GAP, **bounds, since_s=first_s)[0]["gap_s"],
         modes={share["mode"]: share["share"] for share in shares},
         told=tuple(_told(connection, bounds | {"first_s": first_s})),
     )

@@ -7,8 +7,9 @@ how long steps take is fitted to the snapshots.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import pairwise
 
 import msgspec
 import numpy as np
@@ -17,10 +18,11 @@ from controller.step_model import StepModel, StepSample, fit_step_model
 from engine_adapter.engine import Life, Work
 from engine_adapter.profiles import Profile
 from online_learning.distribution import LengthDistribution, log_grid
-from store.records import IndexTable, Mode, Settings
+from store.records import IndexTable, Mode, Settings, Snapshot
 
 PRIOR_BELIEFS = 200
 """Recorded beliefs that make up the prior of a replay."""
+STEPS_BELOW = 3
 
 
 class PastRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +91,8 @@ class PastRun(msgspec.Struct, frozen=True, kw_only=True):
     sizes: EngineSizes
     requests: tuple[PastRequest, ...]
     samples: tuple[StepSample, ...]
+    gap_s: float = 0.0
+    """Mean time that passed between two steps while something ran: what the host takes beside the device."""
     modes: dict[Mode, float]
     """Share of the snapshots that each mode was in force in."""
     told: tuple[Told, ...] = ()
@@ -106,6 +110,7 @@ class Replayable:
 
     run: PastRun
     step_model: StepModel
+    """Seconds of a step, the time until the next one included."""
     profile: Profile
     requests: tuple[PastRequest, ...]
     """Those that the engine can serve, by arrival."""
@@ -114,6 +119,7 @@ class Replayable:
     def of(cls, run: PastRun) -> Replayable:
         """Fit the step times and leave out what cannot be served."""
         model = fit_step_model(run.samples)
+        model = replace(model, base_s=model.base_s + run.gap_s)
         profile = _profile(run.sizes, model)
         fitting = [
             request
@@ -176,17 +182,35 @@ class Replayable:
 def belief_from_quantiles(quantiles: Sequence[tuple[float, int]], max_tokens: int) -> LengthDistribution:
     """A distribution with these quantiles: log-linear between them, the rest spread up to twice the last.
 
+    What lies below the first quantile decides the index of a request that has just come.
+    It ends where three more steps like that from the second to the first would lead: of what was tried, that gives the
+    recorded index tables again most nearly.
+
     >>> belief = belief_from_quantiles([(0.1, 10), (0.5, 100), (0.9, 1000)], 4096)
     >>> belief.quantile(0.45) < 100 <= belief.quantile(0.5) < 120, belief.survival(2010)
     (True, 0.0)
     """
     probability = np.array([0.0, *(probability for probability, _ in quantiles), 1.0])
-    tokens = np.array([0.5, *(max(1, tokens) for _, tokens in quantiles), 2.0 * max(1, quantiles[-1][1])])
+    known = [max(1, tokens) for _, tokens in quantiles]
+    step = known[0] / known[min(1, len(known) - 1)]
+    shortest = max(0.5, min(known[0] * step**STEPS_BELOW, known[0] - 0.5))
+    tokens = np.array([shortest, *known, 2.0 * known[-1]])
     tokens = np.maximum.accumulate(tokens + 1e-9 * np.arange(tokens.size))
     edges = log_grid(int(tokens[-1]))
     below = np.interp(np.log(edges), np.log(tokens), probability)
     mass = np.diff(below, prepend=0.0)
     return LengthDistribution(edges, mass / mass.sum()).cut(max_tokens)
+
+
+def gap_between_steps_s(snapshots: Sequence[Snapshot]) -> float:
+    """Mean time between two steps while a request ran all the while, so that the engine was never idle; 0 if unknown."""
+    between_s = steps = 0.0
+    for before, after in pairwise(snapshots):
+        ran = {running.request_id for running in before.running_requests}
+        if after.steps and any(running.request_id in ran for running in after.running_requests):
+            between_s += after.time_s - before.time_s - after.step_s
+            steps += after.steps
+    return max(0.0, between_s / steps) if steps else 0.0
 
 
 def _profile(sizes: EngineSizes, model: StepModel) -> Profile:

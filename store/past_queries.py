@@ -87,6 +87,20 @@ WHERE number % greatest(1, ceil(total / $limit)::BIGINT) = 0 ORDER BY number
 """
 """Steps as snapshots sum them up, evenly thinned to the limit."""
 
+GAP = """
+WITH named AS (
+    SELECT time_s, steps, step_s, list_transform(running_requests, lambda r: r.request_id) AS ran
+    FROM snapshots WHERE session_id = $session_id AND time_s >= $since_s AND time_s <= $last_s
+),
+paired AS (
+    SELECT steps, time_s - lag(time_s) OVER by_time - step_s AS between_s, ran, lag(ran) OVER by_time AS ran_before
+    FROM named WINDOW by_time AS (ORDER BY time_s)
+)
+SELECT coalesce(greatest(0.0, sum(between_s) / sum(steps)), 0.0) AS gap_s
+FROM paired WHERE steps > 0 AND list_has_any(ran, ran_before)
+"""
+"""Mean time between two steps while a request ran all the while, so that the engine was never idle."""
+
 MODES = """
 WITH seen AS (
     SELECT time_s, mode, lag(mode) OVER (ORDER BY time_s) AS before

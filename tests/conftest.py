@@ -14,7 +14,7 @@ from controller.explainer import recorded_life
 from controller.live import Live
 from controller.policies import policy_named
 from engine_adapter.agent import AgentLimits
-from engine_adapter.engine import Life, Work, serve
+from engine_adapter.engine import Life, Step, Work, serve
 from engine_adapter.link import DirectLink
 from engine_adapter.profiles import Profile
 from engine_adapter.simulated_engine import SimulatedEngine
@@ -66,11 +66,33 @@ def _works(start_s: float) -> list[Work]:
     ]
 
 
-def _serve_small(path: Path, mode: Mode = "on", start_s: float = 0.0) -> SmallRun:
-    """Serve it under our policy in virtual time, and record it all in ``path``."""
+class _LateHost(SimulatedEngine):
+    """An engine whose next step begins a while after the one before has ended."""
+
+    host_s = 0.0
+
+    def step(self) -> Step:
+        step = super().step()
+        if step.scheduled_tokens:
+            self.advance_to(self.now_s + self.host_s)
+        return step
+
+
+def _serve_small(
+    path: Path,
+    mode: Mode = "on",
+    start_s: float = 0.0,
+    policy: str = "sage",
+    switch: tuple[float, Mode] | None = None,
+    host_s: float = 0.0,
+) -> SmallRun:
+    """Serve it under a policy in virtual time, and record it all in ``path``.
+
+    ``switch`` says when to which mode, ``host_s`` how long the host takes between two steps.
+    """
     core = Core(
         learner=GlobalLearner(),
-        policy=policy_named("sage"),
+        policy=policy_named(policy),
         config=CoreConfig(controller_id="c", mode=mode, hash_key=b"k", lease_s=1e9, acknowledge_at_once=True),
         now_s=start_s,
         timer=lambda: 0.0,
@@ -78,10 +100,14 @@ def _serve_small(path: Path, mode: Mode = "on", start_s: float = 0.0) -> SmallRu
     live = Live()
 
     def answer(message: EngineMessage) -> list[ControllerMessage]:
-        return [out for _, out in core.take(b"c", message, engine.now_s)]
+        answers = core.take(b"c", message, engine.now_s)
+        if switch is not None and engine.now_s >= start_s + switch[0]:
+            answers += core.set_mode(switch[1], "asked for", engine.now_s)
+        return [out for _, out in answers]
 
     limits = AgentLimits(snapshot_interval_s=0.05)
-    engine = SimulatedEngine(SMALL, link=DirectLink(answer), limits=limits, start_s=start_s)
+    engine = _LateHost(SMALL, link=DirectLink(answer), limits=limits, start_s=start_s)
+    engine.host_s = host_s
     totals = serve(engine, _works(start_s))
     assert totals.preemptions > 0, "the run must have something to tell"
     entries = core.drain_entries()

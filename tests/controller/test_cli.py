@@ -24,6 +24,7 @@ COMMANDS = (
     "evaluate",
     "overhead",
     "live-comparison",
+    "replay",
     "sql",
     "explain",
     "doctor",

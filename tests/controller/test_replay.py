@@ -1,0 +1,306 @@
+"""Replays of small simulated runs with real histories, held against what the engine really did."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from controller.cli import run as command_line
+from controller.policies import Schedule
+from controller.replay import Replay, ReplaySpec, run_replay
+from controller.replay_engine import RecordedBeliefs
+from controller.replay_fit import fit_of, ratio_of
+from controller.replay_history import Slice, read_runs
+from controller.replay_past import PastRun, Replayable, gap_between_steps_s
+from engine_adapter.engine import Life
+from online_learning.distribution import LengthDistribution
+from online_learning.prompt import Prompt
+from store.reader import open_history
+from store.records import Settings
+from store.writer import HistoryWriter
+
+Serve = Callable[..., Any]
+START_S = 1.7e9
+MEAN_TOLERANCE = 0.02
+"""Tables are there when the engine next asks, and the first prior is not recorded, so that steps may differ by one."""
+P99_TOLERANCE = 0.1
+
+
+@pytest.fixture(scope="module")
+def ran_on(tmp_path_factory: pytest.TempPathFactory, serve_small: Serve) -> Any:
+    return serve_small(tmp_path_factory.mktemp("on") / "history", start_s=START_S)
+
+
+@pytest.fixture(scope="module")
+def ran_in_shadow(tmp_path_factory: pytest.TempPathFactory, serve_small: Serve) -> Any:
+    return serve_small(tmp_path_factory.mktemp("shadow") / "history", mode="shadow", start_s=START_S)
+
+
+def past(run: Any, **part: Any) -> PastRun:
+    with open_history(run.store) as connection:
+        (found,) = read_runs(connection, Slice(**part))
+    return found
+
+
+def replayed(run: PastRun, *policies: str) -> Replay:
+    return run_replay(ReplaySpec(policies=policies, schedule=Schedule()), [run])
+
+
+def test_the_past_is_what_the_engine_did(ran_on: Any) -> None:
+    """Each request that ended with an answer is there with its own times, tokens and losses; the aborted one beside."""
+    run = past(ran_on)
+    told = {request.request_id: request for request in run.requests}
+    assert set(told) == set(ran_on.lives)
+    for request_id, life in ran_on.lives.items():
+        request = told[request_id]
+        assert request.counted == (life.reason != "abort")
+        assert request.life().ttlt_s == pytest.approx(life.ttlt_s, abs=1e-6)
+        assert request.life().ttft_s == pytest.approx(life.ttft_s, abs=1e-6)
+        assert request.priority == (0 if int(request_id[1:]) % 10 else -1)
+        assert (request.output_tokens, request.preemptions) == (life.output_tokens, life.preemptions)
+        assert [probability for probability, _ in request.quantiles] == [0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99]
+    assert run.mode == "on"
+    assert sum(run.modes.values()) == pytest.approx(1.0)
+
+
+def test_replaying_the_policy_that_ran_reproduces_it(ran_on: Any) -> None:
+    """With the settings and tables of the record: mean TTLT within 2 %, P99 within 10 %; it is called good."""
+    fit = replayed(past(ran_on)).fit
+    assert abs(fit.mean_ttlt.error) < MEAN_TOLERANCE
+    assert abs(fit.p99_ttlt.error) < P99_TOLERANCE
+    assert abs(fit.mean_ttft.error) < MEAN_TOLERANCE
+    assert fit.poor == ()
+
+
+def test_replaying_first_come_first_served_reproduces_it_exactly(ran_in_shadow: Any) -> None:
+    """In shadow the engine served its own order: both replays of that give every request its recorded times."""
+    replay = replayed(past(ran_in_shadow), "fcfs")
+    assert replay.fit.request_error_s < 1e-3
+    assert replay.policies["fcfs"].ttlt_s == pytest.approx(replay.recorded.ttlt_s, abs=1e-3)
+    assert replay.ratio("fcfs").mean == pytest.approx(1.0, abs=1e-6)
+    assert replay.as_told.figures.preemptions == replay.recorded.figures.preemptions > 0
+
+
+def test_what_the_host_takes_between_steps_is_replayed_too(tmp_path: Path, serve_small: Serve) -> None:
+    """The device's step times alone would make the replayed engine faster than the recorded one was."""
+    late = serve_small(tmp_path / "h", mode="shadow", start_s=START_S, host_s=0.01)
+    run = past(late)
+    assert run.gap_s == pytest.approx(0.01, rel=0.05)
+    assert run.gap_s == pytest.approx(gap_between_steps_s([snapshot for _, snapshot in late.live.snapshots(0.0)]))
+    assert abs(replayed(run).fit.mean_ttlt.error) < MEAN_TOLERANCE
+    assert replayed(replace(run, gap_s=0.0)).fit.poor
+
+
+def test_shadow_foretells_what_on_brings(ran_in_shadow: Any, ran_on: Any) -> None:
+    """Of the same traffic, the replay of `sage` from a shadow's history is nearer to what `on` brought than to FCFS."""
+    replay = replayed(past(ran_in_shadow), "sage", "srpt-oracle")
+    really_s = np.mean([life.ttlt_s for life in ran_on.lives.values() if life.reason != "abort"])
+    shadow_s = replay.recorded.figures.mean_ttlt_s
+    foretold_s = replay.policies["sage"].figures.mean_ttlt_s
+    assert abs(foretold_s - really_s) < abs(foretold_s - shadow_s)
+    assert replay.policies["srpt-oracle"].figures.mean_ttlt_s < foretold_s < shadow_s
+
+
+def test_a_switch_of_modes_is_replayed_when_it_was_made(tmp_path: Path, serve_small: Serve) -> None:
+    """From shadow to on in the middle: reproduced as a whole, and by neither order alone."""
+    switched = serve_small(tmp_path / "h", mode="shadow", start_s=START_S, switch=(3.0, "on"))
+    run = past(switched)
+    assert set(run.modes) == {"shadow", "on"}
+    modes = [told.message.mode for told in run.told if isinstance(told.message, Settings)]
+    assert modes[-1] == "on"
+    assert "shadow" in modes
+    replay = replayed(run, "fcfs", "sage")
+    assert abs(replay.fit.mean_ttlt.error) < 2 * MEAN_TOLERANCE
+    recorded_s = replay.recorded.figures.mean_ttlt_s
+    for alone in replay.policies.values():
+        assert abs(alone.figures.mean_ttlt_s - recorded_s) > abs(replay.as_told.figures.mean_ttlt_s - recorded_s)
+
+
+def test_a_slice_counts_its_own_and_replays_who_was_there_beside_them(ran_on: Any) -> None:
+    """Figures are about arrivals in the slice; whoever was in the engine at the same time is served too."""
+    since_s, until_s = START_S + 1.0, START_S + 4.0
+    run = past(ran_on, since_s=since_s, until_s=until_s)
+    last_s = max(request.finished_s for request in run.requests if request.counted)
+    lives = {name: life for name, life in ran_on.lives.items() if life.arrival_s < last_s and life.finished_s > since_s}
+    assert {request.request_id for request in run.requests} == set(lives)
+    for request in run.requests:
+        life = lives[request.request_id]
+        assert request.counted == (since_s <= life.arrival_s < until_s and life.reason != "abort")
+    replay = replayed(run)
+    assert abs(replay.fit.mean_ttlt.error) < 0.1
+    assert "took room beside these" in replay.notes[0]
+
+
+def test_the_latest_are_the_last_to_arrive(ran_on: Any) -> None:
+    """`last` takes so many of those that ended, by arrival."""
+    run = past(ran_on, last=40)
+    latest = sorted(ran_on.lives.values(), key=lambda life: life.arrival_s)[-40:]
+    assert {r.request_id for r in run.requests if r.counted} == {life.request_id for life in latest}
+
+
+def test_an_unfinished_request_takes_room_for_as_long_as_was_to_be_expected(ran_on: Any) -> None:
+    """Its length is more than what it has, within its limit, and no figure is about it."""
+    run = past(ran_on)
+    first = run.requests[0]
+    unfinished = [
+        replace(
+            first, request_id=f"u{attained}", finished_s=None, output_tokens=attained, max_tokens=800,
+            quantiles=quantiles, counted=False,
+        )
+        for attained, quantiles in ((0, first.quantiles), (300, first.quantiles), (300, ()), (799, first.quantiles))
+    ]  # fmt: skip
+    replayable = Replayable.of(replace(run, requests=tuple(unfinished)))
+    assert replayable.counted == {}
+    for request in unfinished:
+        assert request.output_tokens < replayable.length_tokens(request) <= 800
+
+
+def test_beliefs_come_back_by_number() -> None:
+    """Also for numbers that a 32-bit float cannot hold."""
+    numbers = (0, 1, 65_535, 65_536, 2**24 + 1, 2**31)
+    beliefs = {
+        number: LengthDistribution(np.array([place + 1]), np.array([1.0])) for place, number in enumerate(numbers)
+    }
+    prior = LengthDistribution(np.array([99]), np.array([1.0]))
+    learner = RecordedBeliefs(prior, beliefs)
+
+    def believed(number: int) -> LengthDistribution:
+        prompt = Prompt(
+            token_ids=np.array([number], dtype=np.uint32), prompt_tokens=1, max_tokens=1, temperature=1.0, model="m"
+        )
+        return learner.predict_one(learner.features(prompt), "m").distribution
+
+    assert [believed(number) for number in numbers] == list(beliefs.values())
+    assert believed(7) is prior is learner.prior("m")
+
+
+def _lives(ttlt_s: list[float]) -> list[Life]:
+    return [
+        Life(
+            request_id=str(number), arrival_s=0.0, scheduled_s=0.0, first_token_s=span_s / 2, finished_s=span_s,
+            prompt_tokens=1, output_tokens=2, reason="stop", preemptions=0, recomputed_tokens=0,
+        )
+        for number, span_s in enumerate(ttlt_s)
+    ]  # fmt: skip
+
+
+@given(st.lists(st.floats(0.1, 1e4), min_size=1, max_size=200), st.floats(0.3, 3.0))
+def test_a_fit_is_poor_when_and_only_when_the_mean_or_the_tail_is_off(ttlt_s: list[float], factor: float) -> None:
+    """All times times a factor: every error is that factor, and more than a tenth is called out."""
+    recorded = _lives(ttlt_s)
+    fit = fit_of(recorded, _lives([factor * span_s for span_s in ttlt_s]))
+    assert [figure.error for figure in fit.figures] == pytest.approx([factor - 1.0] * 4, abs=1e-9)
+    if abs(abs(factor - 1.0) - 0.1) > 1e-9:
+        assert bool(fit.poor) == (abs(factor - 1.0) > 0.1)
+    assert fit_of(recorded, recorded).poor == ()
+    assert fit_of(recorded, recorded).request_error_s == 0.0
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 100.0), st.floats(0.1, 100.0)), min_size=1, max_size=300))
+def test_a_ratio_lies_between_the_lowest_and_the_highest(pairs: list[tuple[float, float]]) -> None:
+    """The ratio of the means, and an interval within the ratios of single requests."""
+    ours_s, theirs_s = (np.array(side) for side in zip(*pairs, strict=True))
+    ratio = ratio_of(ours_s, theirs_s)
+    assert ratio.mean == pytest.approx(ours_s.mean() / theirs_s.mean())
+    lowest, highest = float((ours_s / theirs_s).min()), float((ours_s / theirs_s).max())
+    assert lowest - 1e-9 <= ratio.low <= ratio.high <= highest + 1e-9
+
+
+def test_the_interval_of_a_ratio_holds_the_truth() -> None:
+    """Of 200 samples in which ours takes 0.8 of theirs on average, about nine in ten intervals hold 0.8."""
+    chance = np.random.default_rng(5)
+    held = 0
+    for _ in range(200):
+        theirs_s = chance.exponential(10.0, 300)
+        ratio = ratio_of(theirs_s * chance.uniform(0.4, 1.2, 300), theirs_s)
+        held += ratio.low <= 0.8 <= ratio.high
+    assert 150 <= held <= 196
+
+
+def test_the_command_says_how_good_it_is_before_it_says_what_would_have_been(
+    ran_on: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Table, JSON and a page that stands on its own."""
+    files = ["--json", str(tmp_path / "r.json"), "--html", str(tmp_path / "r.html")]
+    arguments = ["replay", "--store", str(ran_on.store), "--policies", "fcfs,sage-tail", "--quiet", *files]
+    assert command_line(arguments) == 0
+    said = capsys.readouterr().out
+    assert said.index("149 requests that arrived from 2023-11-14T22:13:20") < said.index("reproduced well")
+    assert said.index("reproduced well") < said.index("sage-tail")
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert set(report["policies"]) == {"fcfs", "sage-tail"}
+    assert report["requests"] == 149
+    assert abs(report["reproduction"]["mean_ttlt"]["error"]) < MEAN_TOLERANCE
+    assert report["policies"]["fcfs"]["ratio"]["low"] <= report["policies"]["fcfs"]["ratio"]["mean"]
+    page = (tmp_path / "r.html").read_text()
+    assert page.count("<table>") == 2
+    assert "plotly" in page
+
+
+def test_a_setting_changes_what_would_have_been(ran_on: Any, tmp_path: Path) -> None:
+    """`--set` and `--objective` reach the policy: no gate and much patience give other figures than the default."""
+
+    def mean_s(*flags: str) -> float:
+        file = tmp_path / "r.json"
+        arguments = ["replay", "--store", str(ran_on.store), "--policies", "sage", "--quiet", "--json", str(file)]
+        assert command_line([*arguments, *flags]) == 0
+        return float(json.loads(file.read_text())["policies"]["sage"]["mean_ttlt_s"])
+
+    default_s = mean_s()
+    assert mean_s("--set", "policy.patience=10") == default_s
+    others = [
+        mean_s("--set", "policy.gate=false"),
+        mean_s("--set", "policy.patience=0.2"),
+        mean_s("--objective", "tail"),
+    ]
+    assert default_s not in others
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--engine", "gpu-7"], ("engine 'gpu-7'", "simulated")),
+        (["--model", "gpt"], ("model 'gpt'", "small")),
+        (["--since", "2023-11-15"], ("--since 2023-11-15T00:00:00", "0 ended requests", "wider slice")),
+        (["--since", "yesterday"], ("--since", "yesterday", "2h")),
+        (["--policies", "fcfs,lifo"], ("lifo", "sage")),
+        (["--policies", "fcfs,fcfs"], ("fcfs,fcfs", "once")),
+        (["--set", "gate_margin=2"], ("gate_margin=2", "policy.KEY=VALUE")),
+        (["--set", "policy.gate_margin=9"], ("policy.gate_margin", "9")),
+        (["--json", "/nowhere/x.json"], ("/nowhere/x.json",)),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_code_2(
+    ran_on: Any, flags: list[str], words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It names what is wrong and what to do, and prints nothing as if it had worked."""
+    assert command_line(["replay", "--store", str(ran_on.store), "--quiet", *flags]) == 2
+    out, complaint = capsys.readouterr()
+    assert out == ""
+    assert len(complaint.strip().splitlines()) == 1
+    for word in words:
+        assert word in complaint
+
+
+def test_a_history_without_what_a_replay_needs_says_so(
+    tmp_path: Path, serve_small: Serve, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """None at all, one without an engine, and one without predictions, of which first come, first served can be asked."""
+    assert command_line(["replay", "--store", str(tmp_path / "none")]) == 2
+    with HistoryWriter(tmp_path / "empty"):
+        pass
+    assert command_line(["replay", "--store", str(tmp_path / "empty")]) == 2
+    serve_small(tmp_path / "blind", policy="fcfs")
+    assert command_line(["replay", "--store", str(tmp_path / "blind")]) == 2
+    complaints = capsys.readouterr().err
+    for words in ("holds no history", "history knows no engine", "policy 'sage' needs predictions"):
+        assert words in complaints
+    assert command_line(["replay", "--store", str(tmp_path / "blind"), "--policies", "fcfs", "--quiet"]) == 0
