@@ -117,17 +117,21 @@ class Replayable:
 
     @classmethod
     def of(cls, run: PastRun) -> Replayable:
-        """Fit the step times and leave out what cannot be served."""
+        """Fit the step times and leave out what cannot be served.
+
+        Of several requests of one name (told unfinished and ended, or taken again by another client) the last stays.
+        """
         model = fit_step_model(run.samples)
         model = replace(model, base_s=model.base_s + run.gap_s)
         profile = _profile(run.sizes, model)
-        fitting = [
-            request
-            for request in run.requests
+        told = sorted(run.requests, key=lambda request: (request.finished_s is not None, request.arrival_s))
+        fitting = {
+            request.request_id: request
+            for request in told
             if 0 < request.prompt_tokens < profile.max_model_len_tokens
             and (request.output_tokens > 0 or request.finished_s is None)
-        ]
-        return cls(run, model, profile, tuple(sorted(fitting, key=lambda request: request.arrival_s)))
+        }
+        return cls(run, model, profile, tuple(sorted(fitting.values(), key=lambda request: request.arrival_s)))
 
     @cached_property
     def counted(self) -> dict[str, PastRequest]:

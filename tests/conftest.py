@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from engine_adapter.profiles import Profile
 from engine_adapter.simulated_engine import SimulatedEngine
 from online_learning.learner import GlobalLearner
 from store.life import LifeFacts
-from store.records import ControllerMessage, EngineMessage, Mode, Snapshot
+from store.records import Arrived, ControllerMessage, EngineMessage, Entry, Mode, Snapshot
 from store.writer import HistoryWriter
 
 SMALL = Profile(
@@ -66,6 +67,11 @@ def _works(start_s: float) -> list[Work]:
     ]
 
 
+def _told_s(entry: Entry) -> float:
+    record = entry.record
+    return record.arrival_s if isinstance(record, Arrived) else record.time_s
+
+
 class _LateHost(SimulatedEngine):
     """An engine whose next step begins a while after the one before has ended."""
 
@@ -80,15 +86,18 @@ class _LateHost(SimulatedEngine):
 
 def _serve_small(
     path: Path,
+    *,
     mode: Mode = "on",
     start_s: float = 0.0,
     policy: str = "sage",
     switch: tuple[float, Mode] | None = None,
     host_s: float = 0.0,
+    known_until_s: float = math.inf,
 ) -> SmallRun:
     """Serve it under a policy in virtual time, and record it all in ``path``.
 
     ``switch`` says when to which mode, ``host_s`` how long the host takes between two steps.
+    What happens after ``known_until_s`` is not recorded.
     """
     core = Core(
         learner=GlobalLearner(),
@@ -116,7 +125,7 @@ def _serve_small(
         if isinstance(entry.record, Snapshot):
             live.take_snapshot(entry.engine_id, entry.record)
     with HistoryWriter(path) as writer:
-        writer.append(entries)
+        writer.append([entry for entry in entries if _told_s(entry) <= known_until_s])
     return SmallRun({life.request_id: life for life in totals.lives}, path, live, engine.now_s)
 
 

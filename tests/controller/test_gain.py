@@ -185,6 +185,16 @@ def test_what_took_room_beside_them_is_replayed_and_not_counted() -> None:
     assert "and 50 that were in the engine beside them" in crowded.method
 
 
+def test_a_request_that_ended_while_one_looked_is_there_once() -> None:
+    """The live picture may be older than the list of ends; the end is right."""
+    finished = requests(60, rate_rps=6.0, belief=lambda output_tokens: output_tokens)
+    late = [
+        replace(request, finished_s=None, output_tokens=1, counted=False, first_token_s=None)
+        for request in finished[-5:]
+    ]
+    assert gain([*finished, *late]) == gain([*late, *finished]) == gain(finished)
+
+
 def test_the_replay_of_the_order_in_force_is_held_against_what_was_measured() -> None:
     """In shadow that is first come, first served; measured figures that it does not give again are called out."""
     finished = requests(200, rate_rps=12.0, belief=lambda output_tokens: output_tokens)

@@ -163,6 +163,26 @@ def test_an_unfinished_request_takes_room_for_as_long_as_was_to_be_expected(ran_
         assert request.output_tokens < replayable.length_tokens(request) <= 800
 
 
+def test_what_runs_when_the_record_ends_is_known_as_far_as_it_has_come(tmp_path: Path, serve_small: Serve) -> None:
+    """Its length is not known, and nobody is counted who has not ended."""
+    known_until_s = START_S + 20.0
+    cut = serve_small(tmp_path / "h", start_s=START_S, known_until_s=known_until_s)
+    run = past(cut)
+    told = {request.request_id: request for request in run.requests}
+    came_far = 0
+    for request_id, life in cut.lives.items():
+        ended = life.finished_s <= known_until_s
+        assert told[request_id].counted == (ended and life.reason != "abort")
+        if not ended:
+            assert told[request_id].finished_s is None
+            assert told[request_id].output_tokens < life.output_tokens
+            came_far += told[request_id].output_tokens > 10
+    assert came_far > 3
+    replay = replayed(run)
+    assert abs(replay.fit.mean_ttlt.error) < 0.1
+    assert "had not ended" in replay.notes[0]
+
+
 def test_beliefs_come_back_by_number() -> None:
     """Also for numbers that a 32-bit float cannot hold."""
     numbers = (0, 1, 65_535, 65_536, 2**24 + 1, 2**31)
