@@ -50,7 +50,7 @@ def fit_step_model(samples: Sequence[StepSample]) -> StepModel:
     sums = np.array([(s.steps, s.prefill_tokens, s.decode_tokens, s.kv_tokens_read) for s in usable], dtype=np.float64)
     step_s = np.array([sample.step_s for sample in usable])
     if len(usable) < FEWEST_SAMPLES:
-        return StepModel(base_s=float(step_s.sum() / sums[:, 0].sum()))
+        return StepModel(base_s=max(float(step_s.sum() / sums[:, 0].sum()), SHORTEST_STEP_S))
     weight = 1.0 / np.sqrt(sums[:, 0])
     base, prefill, decode, kv = _not_negative(sums * weight[:, None], step_s * weight).tolist()
     return StepModel(base_s=max(base, SHORTEST_STEP_S), prefill_token_s=prefill, decode_seq_s=decode, kv_token_s=kv)
