@@ -47,7 +47,9 @@ ongoing AS (
     SELECT * FROM told ANTI JOIN (SELECT request_id FROM completions WHERE session_id = $session_id) USING (request_id)
 ),
 running AS (
-    SELECT unnest(arg_max(running_requests, time_s)) AS r FROM snapshots WHERE session_id = $session_id
+    SELECT unnest(running_requests) AS r FROM snapshots
+    WHERE session_id = $session_id
+        AND time_s = (SELECT max(time_s) FROM snapshots WHERE session_id = $session_id)
 ),
 lives AS (
     SELECT

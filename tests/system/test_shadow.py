@@ -1,0 +1,76 @@
+"""Shadow mode from end to end, with processes: try it beside production, see what it would bring, switch it on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from store.reader import open_history
+
+Site: TypeAlias = Any
+"""`conftest.Site`, which a test module cannot import."""
+
+LOAD = ("--profile", "h800-qwen3-32b-24k", "--speed", "8", "--load", "1.2", "--seed", "3")
+
+
+def test_what_shadow_promises_is_seen_before_one_call_switches_it_on(
+    site: Site, tmp_path: Path, eventually: Callable[..., None]
+) -> None:
+    """In shadow nothing changes, `/api/gain` and `replay` say what `on` would bring, and `mode on` is all that it takes."""
+    site.start_controller("--mode", "shadow")
+    site.start_engine(*LOAD)
+    eventually(lambda: site.engine_mode() == "shadow")
+    eventually(lambda: _gain(site).get("requests", 0) >= 150, timeout_s=150.0)
+    gain = _gain(site)
+    assert gain["reproduction"]["mode"] == "shadow"
+    assert gain["modelled"]["mean_ttlt_s"] < gain["fcfs"]["mean_ttlt_s"]
+    assert gain["ratio"]["mean"] < 1.0
+
+    report = _replay(site, tmp_path)
+    assert report["modes"].get("shadow", 0.0) > 0.9
+    assert report["policies"]["sage"]["ratio"]["mean"] < 1.0
+    assert _running_order_was_arrival_order(site)
+
+    _command("mode", "on", "--reason", "shadow looked good", "--api", site.api.base_url)
+    switched_s = time.time()
+    eventually(lambda: site.engine_mode() == "on", timeout_s=5.0)
+    eventually(lambda: time.time() > switched_s + 8.0)
+    report = _replay(site, tmp_path)
+    assert set(report["modes"]) >= {"shadow", "on"}
+    with open_history(site.store) as history:
+        changes = history.execute("SELECT mode, reason FROM settings_history ORDER BY revision").fetchall()
+    assert changes[0] == ("shadow", "start")
+    assert ("on", "shadow looked good") in changes
+
+
+def _gain(site: Site) -> dict[str, Any]:
+    answer = site.ask("/api/gain") or {}
+    return dict(answer) if answer.get("status") == "ready" else {}
+
+
+def _replay(site: Site, folder: Path) -> dict[str, Any]:
+    """What `replay` says beside the running controller."""
+    file = folder / "replay.json"
+    _command("replay", "--store", str(site.store), "--policies", "fcfs,sage", "--quiet", "--json", str(file))
+    report: dict[str, Any] = json.loads(file.read_text())
+    return report
+
+
+def _command(*arguments: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "controller", *arguments], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def _running_order_was_arrival_order(site: Site) -> bool:
+    """Whether the engine has started requests in the order in which they came."""
+    with open_history(site.store) as history:
+        started = history.execute("SELECT arrival_s FROM completions ORDER BY scheduled_s, arrival_s").fetchall()
+    arrivals_s = [arrival_s for (arrival_s,) in started]
+    return arrivals_s == sorted(arrivals_s)
