@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import streamlit as st
 
-from dashboard import history, latency, live, now, predictions, request, sql, words
+from dashboard import filters, gain, history, latency, live, now, predictions, prompts, request, settings, sql, words
 from dashboard.client import Trouble
 
 
 def main() -> None:
     """Set the page up, draw what all pages share, and run the chosen one."""
     st.set_page_config(page_title="SageSched", page_icon=":material/stacks:", layout="wide")
-    pages = [
-        st.Page(now.page, title="Now", icon=":material/monitor_heart:", default=True),
-        st.Page(predictions.page, title="Predictions", icon=":material/query_stats:", url_path="predictions"),
-        st.Page(latency.page, title="Latency", icon=":material/timer:", url_path="latency"),
-        request.link(),
-        st.Page(history.page, title="History", icon=":material/history:", url_path="history"),
-        st.Page(sql.page, title="SQL", icon=":material/database:", url_path="sql"),
-    ]
-    chosen = st.navigation({"SageSched": pages})
+    pages = {
+        "Live": [
+            st.Page(now.page, title="Now", icon=":material/monitor_heart:", default=True),
+            st.Page(latency.page, title="Latency", icon=":material/timer:", url_path="latency"),
+            st.Page(gain.page, title="Gain", icon=":material/trending_up:", url_path="gain"),
+            st.Page(predictions.page, title="Predictions", icon=":material/query_stats:", url_path="predictions"),
+        ],
+        "Recorded": [
+            st.Page(prompts.page, title="Prompts", icon=":material/category:", url_path="prompts"),
+            request.link(),
+            st.Page(history.page, title="History", icon=":material/history:", url_path="history"),
+            st.Page(sql.page, title="SQL", icon=":material/database:", url_path="sql"),
+        ],
+        "Controller": [
+            st.Page(settings.page, title="Settings and health", icon=":material/settings:", url_path="settings"),
+        ],
+    }
+    chosen = st.navigation(pages)
     with st.sidebar:
+        filters.draw()
         _health()
     chosen.run()
 

@@ -10,11 +10,16 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
+from dashboard.condition_views import ConditionView, DoctorView, ModeView
 from dashboard.life_views import ExplainView
 from dashboard.views import GainView, QueueView, RecentView, StateView, View
 
 TIMEOUT_S = 2.0
 """A live view that waited longer would be stale anyway."""
+COMMAND_TIMEOUT_S = 6.0
+"""A switch of mode waits for the control loop."""
+DOCTOR_TIMEOUT_S = 150.0
+"""Doctor asks vLLM, which takes long to import."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,18 @@ class ControllerClient:
         """Ask for the comparison with first come, first served."""
         return self._ask("/api/gain", GainView)
 
+    def condition(self) -> ConditionView | Trouble:
+        """Ask for configuration, versions and the last errors."""
+        return self._ask("/api/condition", ConditionView)
+
+    def doctor(self) -> DoctorView | Trouble:
+        """Have the controller examine itself; takes seconds."""
+        return self._ask("/api/doctor", DoctorView, timeout_s=DOCTOR_TIMEOUT_S)
+
+    def set_mode(self, mode: str, reason: str) -> ModeView | Trouble:
+        """Switch all engines to a mode; recorded with its reason."""
+        return self._ask("/api/mode", ModeView, order={"mode": mode, "reason": reason}, timeout_s=COMMAND_TIMEOUT_S)
+
     def explanation(self, request_id: str) -> ExplainView | Trouble:
         """Ask why a request ran when it did."""
         answer = self._ask(f"/api/explain/{quote(request_id, safe='')}", ExplainView)
@@ -80,12 +97,17 @@ class ControllerClient:
         kind: type[Answer],
         *,
         parameters: Parameters | None = None,
+        order: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
     ) -> Answer | Trouble:
+        """Get an answer; with an order, post that instead."""
         address = self._api_url + path
+        limit_s = self._http.timeout.read if timeout_s is None else timeout_s
+        method = "GET" if order is None else "POST"
         try:
-            response = self._http.get(address, params=parameters)
+            response = self._http.request(method, address, params=parameters, json=order, timeout=limit_s)
         except httpx.TimeoutException:
-            return Trouble("slow", f"{address} did not answer within {self._http.timeout.read:g} s")
+            return Trouble("slow", f"{address} did not answer within {limit_s:g} s")
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             return Trouble("down", f"{address}: {error or type(error).__name__}")
         return _understood(response, address, kind)

@@ -219,6 +219,12 @@ def _heights(values: LatencyView) -> tuple[float | None, ...]:
     return values.mean_ttlt_s, values.p50_ttlt_s, values.p90_ttlt_s, values.p99_ttlt_s
 
 
+def over_time(y_title: str, times_s: Iterable[float], zone: tzinfo) -> tuple[go.Figure, list[datetime]]:
+    """An empty figure with a time axis, and the moments as it takes them."""
+    times = _times(times_s, zone)
+    return _figure(y_title, times, zone), times
+
+
 def _figure(y_title: str, times: Sequence[datetime], zone: tzinfo) -> go.Figure:
     figure = base(y_title)
     span_s = (times[-1] - times[0]).total_seconds() if times else 0.0

@@ -2,55 +2,71 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import streamlit as st
 
-from dashboard import figures, live, words
-from dashboard.archive import Archive, ArchiveTrouble, read_archive
+from dashboard import figures, filters, live, words
+from dashboard.archive import Archive, ArchiveTrouble, Scope, read_archive
+from dashboard.filters import Filters
 
 REFRESH_S = 10.0
 """History becomes visible every few seconds only, and reading it costs more than a live answer."""
 
 KEPT_S = 5.0
 
-RANGES = {"1 hour": 3600.0, "6 hours": 21_600.0, "24 hours": 86_400.0, "7 days": 604_800.0, "all": None}
-
 
 def page() -> None:
     """Draw the page; it reads the store, so it also works while the controller is down."""
-    left, right = st.columns([4, 1], vertical_alignment="bottom")
-    left.title("History")
-    with right:
-        chosen = st.selectbox("Last", list(RANGES), key="history_range", help="Counted back from the newest request")
-    _recorded(RANGES[chosen])
+    st.title("History")
+    st.fragment(partial(_recorded, filters.chosen()), run_every=REFRESH_S)()
 
 
-@st.fragment(run_every=REFRESH_S)
-def _recorded(span_s: float | None) -> None:
-    path = live.store_path()
-    if path is None:
-        live.show(words.no_store_notice())
+def _recorded(wanted: Filters) -> None:
+    archive = answered(wanted)
+    if archive is None:
         return
-    archive = _read(str(path), span_s)
-    if isinstance(archive, ArchiveTrouble):
-        live.show(words.archive_notice(archive.kind, archive.detail))
-        return
-    _totals(archive, path)
+    _totals(archive)
     if archive.newest_s is None:
         live.show(words.empty_store_notice())
     else:
+        st.caption(described(wanted, archive))
         _charts(archive)
     _tables(archive)
 
 
-@st.cache_resource(ttl=KEPT_S, max_entries=16, show_spinner=False)
-def _read(path: str, span_s: float | None) -> Archive | ArchiveTrouble:
-    return read_archive(Path(path), span_s)
+def answered(wanted: Filters) -> Archive | None:
+    """Read what the filters ask for; or show in words why there is nothing and give None."""
+    path = live.store_path()
+    if path is None:
+        live.show(words.no_store_notice())
+        return None
+    archive = _read(str(path), scope(wanted))
+    if isinstance(archive, ArchiveTrouble):
+        live.show(words.archive_notice(archive.kind, archive.detail))
+        return None
+    return archive
 
 
-def _totals(archive: Archive, path: Path) -> None:
+def scope(wanted: Filters) -> Scope:
+    """The filters, for the history."""
+    return Scope(wanted.span_s, wanted.engine_id, wanted.model)
+
+
+def described(wanted: Filters, archive: Archive) -> str:
+    """Say what is shown: how far back, of which engines, up to when."""
+    span = "The whole history" if wanted.span_s is None else f"The last {wanted.range_name} of the history"
+    whose = "".join(f", {words.plain(name)}" for name in (wanted.engine_id, wanted.model) if name)
+    return f"{span}{whose}, counted back from its newest request, which ended {live.moment(archive.newest_s)}."
+
+
+@st.cache_resource(ttl=KEPT_S, max_entries=16, show_spinner="Reading the history …")
+def _read(path: str, wanted: Scope) -> Archive | ArchiveTrouble:
+    return read_archive(Path(path), wanted)
+
+
+def _totals(archive: Archive) -> None:
     counts = {name: rows for name, _, rows in archive.rows}
     columns = st.columns(5)
     columns[0].metric("Requests", words.count(counts.get("requests")))
@@ -58,11 +74,7 @@ def _totals(archive: Archive, path: Path) -> None:
     columns[2].metric("Predictions", words.count(counts.get("predictions")))
     columns[3].metric("Preemptions", words.count(counts.get("preemptions")))
     columns[4].metric("Drift events", words.count(counts.get("drift_events")))
-    newest = ""
-    if archive.newest_s is not None:
-        moment = datetime.fromtimestamp(archive.newest_s, UTC).astimezone(live.zone())
-        newest = f" The newest request ended {moment:%Y-%m-%d %H:%M:%S} ({words.plain(str(live.zone()))})."
-    st.caption(f"Whole history in {words.plain(str(path))}.{newest}")
+    st.caption(f"The whole history in {words.plain(str(live.store_path()))}.")
 
 
 def _charts(archive: Archive) -> None:

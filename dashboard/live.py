@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import UTC, tzinfo
+from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 from typing import TypeVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -19,6 +19,7 @@ import streamlit as st
 from dashboard import figures, words
 from dashboard.addresses import Addresses, from_environment
 from dashboard.client import ControllerClient, Trouble
+from dashboard.condition_views import ConditionView
 from dashboard.life_views import ExplainView
 from dashboard.recent import RecentPast
 from dashboard.views import ControllerView, FinishedPoint, GainView, QueueView, RecentView, StateView
@@ -32,7 +33,8 @@ KEPT_S = 0.8
 STEP_S = 5.0
 """Charts of finished requests move on in steps of this: a browser builds each changed chart anew."""
 
-WINDOWS = {"2 min": 120, "5 min": 300, "10 min": 600}
+CONDITION_KEPT_S = 4.0
+"""Configuration and versions do not change, and errors are no emergency of a second."""
 
 Value = TypeVar("Value")
 
@@ -70,6 +72,11 @@ def _recent_past(api_url: str, token: str | None) -> RecentPast:
 @st.cache_resource(ttl=KEPT_S, max_entries=4, show_spinner=False)
 def _gain(api_url: str, token: str | None) -> GainView | Trouble:
     return _client(api_url, token).gain()
+
+
+@st.cache_resource(ttl=CONDITION_KEPT_S, max_entries=4, show_spinner=False)
+def _condition(api_url: str, token: str | None) -> ConditionView | Trouble:
+    return _client(api_url, token).condition()
 
 
 @st.cache_resource(ttl=KEPT_S, max_entries=16, show_spinner=False)
@@ -110,6 +117,23 @@ def gain() -> GainView | Trouble:
     return _gain(here.api_url, here.token)
 
 
+def condition() -> ConditionView | Trouble:
+    """Ask in which condition the controller is, or give the answer of a moment ago."""
+    here = addresses()
+    return _condition(here.api_url, here.token)
+
+
+def forget() -> None:
+    """Ask for the state anew next time: it was just changed."""
+    _state.clear()
+
+
+def client() -> ControllerClient:
+    """The client itself, for what is asked once and at a person's wish."""
+    here = addresses()
+    return _client(here.api_url, here.token)
+
+
 def explanation(request_id: str) -> ExplainView | Trouble:
     """Ask why a request ran when it did, or give the answer of a moment ago."""
     here = addresses()
@@ -147,15 +171,11 @@ def show(notice: words.Notice) -> None:
     box(f"**{notice.title}**  \n{notice.text}", icon=icon)
 
 
-def chosen_engine(view: StateView) -> str | None:
-    """Let the operator choose an engine where there are several; None stands for all."""
-    names = sorted(engine.engine_id for engine in view.engines)
-    if len(names) < 2:
-        return None
-    narrow, _ = st.columns([1, 3])
-    return (
-        narrow.selectbox("Engine", ["", *names], format_func=lambda name: name or "all engines", key="engine") or None
-    )
+def moment(time_s: float | None) -> str:
+    """Write a moment in the browser's time zone."""
+    if time_s is None:
+        return words.DASH
+    return f"{datetime.fromtimestamp(time_s, UTC).astimezone(zone()):%Y-%m-%d %H:%M:%S}"
 
 
 def zone() -> tzinfo:

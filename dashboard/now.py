@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
 import streamlit as st
 
-from dashboard import figures, live, request, words
+from dashboard import figures, filters, live, request, words
+from dashboard.filters import Filters
 from dashboard.series import Moment, moments
 from dashboard.views import EngineView, QueueRow, QueueView, RecentView, StateView
 
@@ -20,35 +22,38 @@ BINS = 60
 def page() -> None:
     """Draw the page; everything on it is live."""
     request.follow_choice()
-    left, right = st.columns([4, 1], vertical_alignment="bottom")
-    left.title("Now")
-    with right:
-        window = st.selectbox("Window", list(live.WINDOWS), key="now_window")
-    _live(live.WINDOWS[window])
+    st.title("Now")
+    wanted = filters.chosen()
+    if not wanted.is_live:
+        st.caption("The charts show the last 10 minutes; *History* and *Latency* show more.")
+    _live(wanted)
 
 
 @st.fragment(run_every=live.REFRESH_S)
-def _live(window_s: int) -> None:
+def _live(wanted: Filters) -> None:
     request.leave_for_choice()
     state = live.answered(live.state())
     if state is None:
         return
-    engine_id = live.chosen_engine(state)
-    for notice in words.state_notices(state, engine_id):
+    engines = wanted.engines(state.engines)
+    if state.engines and not engines:
+        live.show(words.nothing_chosen_notice())
+        return
+    for notice in words.state_notices(msgspec.structs.replace(state, engines=tuple(engines)), None):
         live.show(notice)
-    bin_s = window_s / BINS
-    recent = live.recent(state.controller, window_s + 2 * bin_s)
+    bin_s = wanted.live_s / BINS
+    recent = live.recent(state.controller, wanted.live_s + 2 * bin_s)
     recent_view = recent if isinstance(recent, RecentView) else RecentView()
-    snapshots = [point for point in recent_view.snapshots if engine_id in {None, point.engine_id}]
+    snapshots = [point for point in recent_view.snapshots if not wanted.hides(state.engines, point.engine_id)]
     bins = moments(snapshots, bin_s)[-BINS:]
-    engines = [engine for engine in state.engines if engine_id in {None, engine.engine_id}]
     _figures_of_the_moment(state, engines, bins)
     if not engines:
         return
     _charts(bins)
-    queue = live.answered(live.queue(engine_id, QUEUE_ROWS))
+    queue = live.answered(live.queue(engines[0].engine_id if len(engines) == 1 else None, QUEUE_ROWS))
     if queue is not None:
-        _tables(queue, engines)
+        rows = tuple(row for row in queue.rows if not wanted.hides(state.engines, row.engine_id))
+        _tables(msgspec.structs.replace(queue, rows=rows), engines)
 
 
 def _figures_of_the_moment(state: StateView, engines: Sequence[EngineView], bins: Sequence[Moment]) -> None:

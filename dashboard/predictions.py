@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import streamlit as st
 
-from dashboard import figures, live, words
+from dashboard import figures, filters, live, words
+from dashboard.filters import Filters
 from dashboard.views import LearnerView, ModelCalibrationView
-
-WINDOW_S = 600
 
 
 def page() -> None:
     """Draw the page; everything on it is live."""
     st.title("Predictions")
     st.caption("Output lengths as predicted on arrival, against those that came.")
-    _live()
+    _live(filters.chosen())
 
 
 @st.fragment(run_every=live.REFRESH_S)
-def _live() -> None:
+def _live(wanted: Filters) -> None:
     state = live.answered(live.state())
     if state is None:
         return
@@ -27,17 +26,18 @@ def _live() -> None:
     missing = words.no_prediction_notice(state.learner)
     if missing is not None:
         live.show(missing)
-    recent = live.answered(live.recent(state.controller, WINDOW_S))
+    recent = live.answered(live.recent(state.controller, wanted.live_s))
     if recent is None:
         return
-    ended = live.settled(recent.finished, state.controller.now_s)
+    points = [point for point in recent.finished if not wanted.hides(state.engines, point.engine_id)]
+    ended = live.settled(points, state.controller.now_s)
     scatter, histogram = st.columns([3, 2])
     with scatter:
         live.chart(
             "Predicted against actual",
             figures.predicted_against_actual(ended),
             "predictions_scatter",
-            f"The latest {figures.SCATTER_POINTS} requests that ended within the last 10 minutes. On the dashed line the median was right.",
+            f"The latest {figures.SCATTER_POINTS} requests that ended within the last {words.span(wanted.live_s)}. On the dashed line the median was right.",
         )
     with histogram:
         live.chart(

@@ -103,6 +103,18 @@ def ttlt(points: Iterable[FinishedPoint], bin_s: float) -> list[Percentiles]:
     return _percentiles(points, bin_s, lambda point: point.ttlt_s if complete(point) else None)
 
 
+def tpot(points: Iterable[FinishedPoint], bin_s: float) -> list[Percentiles]:
+    """Percentiles of the time per output token after the first; an answer of one token has none."""
+    return _percentiles(points, bin_s, _tpot_s)
+
+
+def _tpot_s(point: FinishedPoint) -> float | None:
+    tokens = point.output_tokens or 0
+    if point.ttlt_s is None or point.ttft_s is None or tokens < 2 or not complete(point):
+        return None
+    return (point.ttlt_s - point.ttft_s) / (tokens - 1)
+
+
 def complete(point: FinishedPoint) -> bool:
     """Whether the request ran to its own end or to its max_tokens."""
     return point.reason in {"stop", "length", None}

@@ -28,6 +28,7 @@ class SettingsView(View, frozen=True):
     gate: GateView | None = None
     boost_per_s: float | None = None
     lease_s: float | None = None
+    victims: str | None = None
 
 
 class ControllerView(View, frozen=True):
@@ -110,11 +111,22 @@ class EngineView(View, frozen=True):
     snapshot: SnapshotView | None = None
 
 
+class StoreView(View, frozen=True):
+    """How the writer of the history fares."""
+
+    queued: int | None = None
+    dropped: int | None = None
+    refused: int | None = None
+    rejected: int | None = None
+    last_commit_s: float | None = None
+
+
 class StateView(View, frozen=True):
     """Answer of ``/api/state``."""
 
     controller: ControllerView
     learner: LearnerView = LearnerView()
+    store: StoreView = StoreView()
     engines: tuple[EngineView, ...] = ()
 
 
@@ -197,6 +209,53 @@ class LatencyView(View, frozen=True):
     p99_ttlt_s: float | None = None
 
 
+class RatioView(View, frozen=True):
+    """A mean over another, with the 90 % interval of a bootstrap."""
+
+    mean: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+class PartView(View, frozen=True):
+    """One part of the requests under both orders."""
+
+    by: str
+    name: str
+    requests: int = 0
+    fcfs_mean_ttlt_s: float | None = None
+    mean_ttlt_s: float | None = None
+    ratio: RatioView = RatioView()
+
+
+class TaxView(View, frozen=True):
+    """What an order has computed again after preemptions."""
+
+    preemptions: int | None = None
+    recomputed_tokens: int | None = None
+    share: float | None = None
+
+
+class WaitingView(View, frozen=True):
+    """How single requests fare under the policy against first come, first served."""
+
+    faster: float | None = None
+    slower: float | None = None
+    fcfs_max_ttlt_s: float | None = None
+    max_ttlt_s: float | None = None
+
+
+class ReproductionView(View, frozen=True):
+    """How well the replay of what was in force gives the measured figures again."""
+
+    mode: str | None = None
+    mean_ttlt_error: float | None = None
+    """Replayed over recorded, less one."""
+    p99_ttlt_error: float | None = None
+    request_error_s: float | None = None
+    poor: tuple[str, ...] = ()
+
+
 class GainView(View, frozen=True):
     """Answer of ``/api/gain``: what was measured, and two replays of the same requests."""
 
@@ -207,3 +266,10 @@ class GainView(View, frozen=True):
     actual: LatencyView | None = None
     fcfs: LatencyView | None = None
     modelled: LatencyView | None = None
+    ratio: RatioView | None = None
+    """Mean TTLT of the policy in use over that of first come, first served, both replayed."""
+    reproduction: ReproductionView | None = None
+    parts: tuple[PartView, ...] = ()
+    fcfs_tax: TaxView | None = None
+    tax: TaxView | None = None
+    waiting: WaitingView | None = None

@@ -10,7 +10,7 @@ from typing import Literal
 
 from dashboard.client import Trouble
 from dashboard.questions import QuestionTrouble
-from dashboard.views import EngineView, GainView, LatencyView, LearnerView, StateView
+from dashboard.views import EngineView, LearnerView, StateView
 
 DASH = "–"
 """Stands for a number that is not known."""
@@ -100,8 +100,13 @@ def _two(sixtieths: int, unit: str, sixtieth: str) -> str:
     return f"{whole} {unit} {rest} {sixtieth}" if rest else f"{whole} {unit}"
 
 
+def known(value: float | None) -> bool:
+    """Whether there is a number."""
+    return value is not None and math.isfinite(value)
+
+
 def _unknown(value: float | None) -> bool:
-    return value is None or not math.isfinite(value)
+    return not known(value)
 
 
 _WHILE_DOWN = (
@@ -118,7 +123,7 @@ def trouble_notice(trouble: Trouble, api_url: str) -> Notice:
     'The controller does not answer'
     """
     where, detail = code(api_url), plain(trouble.detail)
-    known = {
+    kinds = {
         "down": (
             "The controller does not answer",
             f"Nobody listens at {where}. {_WHILE_DOWN}",
@@ -141,7 +146,7 @@ def trouble_notice(trouble: Trouble, api_url: str) -> Notice:
             f"{detail}. Run controller and dashboard from the same release, and check that {where} is a controller.",
         ),
     }
-    title, text = known[trouble.kind]
+    title, text = kinds[trouble.kind]
     return Notice("error", title, text)
 
 
@@ -153,6 +158,12 @@ def state_notices(state: StateView, engine_id: str | None) -> list[Notice]:
     now_s = state.controller.now_s
     found = [notice for engine in chosen for notice in _engine_notices(engine, now_s)]
     return sorted(found, key=lambda notice: ("error", "warning", "info").index(notice.level))
+
+
+def nothing_chosen_notice() -> Notice:
+    """Say that the filters leave nothing."""
+    text = "Choose another engine or model in the bar at the side, or all of them."
+    return Notice("info", "No engine is both connected and chosen", text)
 
 
 def _no_engine_yet() -> Notice:
@@ -227,36 +238,13 @@ def no_prediction_notice(learner: LearnerView) -> Notice | None:
     return None
 
 
-def gain_notice(gain: GainView) -> Notice:
-    """Say why there is no comparison with first come, first served yet."""
-    method = plain(gain.method or "")
-    if gain.status == "warming up":
-        text = f"The comparison needs more finished requests ({count(gain.requests)} so far). {method}"
-        return Notice("info", "Warming up", text)
-    return Notice("info", "No comparison available", method or "The controller offers none in this mode.")
-
-
-def gain_method(gain: GainView) -> str:
-    """Say exactly what the comparison is: how, from how many requests, and that only one of the three was measured."""
-    return (
-        f"Method: {plain((gain.method or 'not stated').rstrip('. '))}. From {count(gain.requests)} finished requests. "
-        "Only *measured* really happened; both replays are modelled, and how far the replay of the policy in use is "
-        "from the measured tells how far to trust the other."
-    )
-
-
-def change(before: LatencyView | None, after: LatencyView | None) -> str:
-    """Write the change of the mean TTLT in per cent of what it was before.
-
-    >>> change(LatencyView(mean_ttlt_s=10.0), LatencyView(mean_ttlt_s=7.5))
-    '−25 %'
-    """
-    old = before.mean_ttlt_s if before else None
-    new = after.mean_ttlt_s if after else None
-    if not old or new is None:
-        return DASH
-    per_cent = round(100 * (new / old - 1))
-    return f"{per_cent:+d} %".replace("-", "−") if per_cent else "±0 %"
+def mode_consequence(mode: str) -> str:
+    """Say what a mode does, for the one who confirms it."""
+    return {
+        "on": "I want SageSched to order and admit the requests of all engines.",
+        "shadow": "I want all engines to go back to first come, first served, while SageSched decides and records.",
+        "off": "I want all engines to go back to first come, first served.",
+    }[mode]
 
 
 def no_store_notice() -> Notice:
@@ -300,6 +288,14 @@ def empty_store_notice() -> Notice:
     return Notice(
         "info", "No finished request is recorded yet", "Charts appear with the first one, a few seconds late."
     )
+
+
+def no_clusters_notice(*, recorded: bool) -> Notice:
+    """Say that there are no prompt clusters to show."""
+    if not recorded:
+        return empty_store_notice()
+    text = "Clusters are formed after the first few hundred prompts; then answers are counted by them."
+    return Notice("info", "No answer of any prompt cluster in this range", text)
 
 
 def no_request_notice() -> Notice:

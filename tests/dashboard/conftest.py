@@ -2,6 +2,7 @@ import json
 import math
 import random
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,19 @@ import pytest
 import uvicorn
 from fastapi import FastAPI, Response
 
-from store.records import Arrived, Entry, Finished, Outcome, Prediction
+from store.records import (
+    Arrived,
+    DriftDetected,
+    EngineSeen,
+    Entry,
+    Finished,
+    Gate,
+    Hello,
+    Outcome,
+    Prediction,
+    Settings,
+    SettingsChanged,
+)
 from store.writer import HistoryWriter
 
 Json = dict[str, Any]
@@ -159,6 +172,36 @@ GAIN_READY = {
     "actual": {"mean_ttlt_s": 14.1, "p50_ttlt_s": 9.8, "p90_ttlt_s": 31.0, "p99_ttlt_s": 88.0},
     "modelled": {"mean_ttlt_s": 13.8, "p50_ttlt_s": 9.5, "p90_ttlt_s": 30.2, "p99_ttlt_s": 86.5},
     "fcfs": {"mean_ttlt_s": 20.9, "p50_ttlt_s": 18.6, "p90_ttlt_s": 39.5, "p99_ttlt_s": 74.0},
+    "ratio": {"mean": 0.66, "low": 0.61, "high": 0.72},
+    "reproduction": {
+        "mode": "on", "mean_ttlt_error": -0.02, "p99_ttlt_error": -0.017, "request_error_s": 1.2, "poor": [],
+    },
+    "parts": [
+        {"by": by, "name": name, "requests": requests, "fcfs_mean_ttlt_s": 20.0, "mean_ttlt_s": 20.0 * mean,
+         "ratio": {"mean": mean, "low": mean - 0.06, "high": mean + 0.07}}
+        for by, name, requests, mean in (
+            ("class", "0", 1100, 0.65), ("class", "5", 100, 0.97), ("length", "16 to 63", 300, 0.3),
+            ("length", "64 to 255", 500, 0.5), ("length", "1,024 to 4,095", 200, 1.2), ("cluster", "3", 90, 0.8),
+        )
+    ],
+    "fcfs_tax": {"preemptions": 210, "recomputed_tokens": 52_000, "share": 0.12},
+    "tax": {"preemptions": 12, "recomputed_tokens": 1_900, "share": 0.004},
+    "waiting": {"faster": 0.7, "slower": 0.12, "fcfs_max_ttlt_s": 90.0, "max_ttlt_s": 101.0},
+}  # fmt: skip
+CONDITION = {
+    "configuration": [
+        {"key": "mode", "value": "on", "meaning": "off, shadow or on"},
+        {"key": "http.token", "value": "**********", "meaning": "bearer token"},
+    ],
+    "versions": {"Python": "3.11.2", "sagesched-controller": "0.1.0", "vllm": "not installed"},
+    "complaints": [{"time_s": 1.767e9, "level": "ERROR", "logger": "controller.loop", "text": "tick failed: [x](y)"}],
+}
+DOCTOR = {
+    "time_s": 1.767e9,
+    "findings": [
+        {"name": "clock", "state": "ok", "text": "fine", "remedy": ""},
+        {"name": "disk", "state": "wrong", "text": "0.1 GiB free", "remedy": "make room"},
+    ],
 }
 
 
@@ -172,16 +215,58 @@ class World:
     gain: Json = field(default_factory=lambda: dict(GAIN_READY))
     empty: bool = False
     facts: Json = field(default_factory=dict)
+    mode: str = "on"
+    orders: list[Json] = field(default_factory=list)
+    condition: Json = field(default_factory=lambda: dict(CONDITION))
+
+
+def add_condition(app: FastAPI, world: World) -> None:
+    """Configuration, doctor and the switch of modes."""
+
+    @app.get("/api/condition")
+    def get_condition() -> Json:
+        return world.condition
+
+    @app.get("/api/doctor")
+    def get_doctor() -> Json:
+        return DOCTOR
+
+    @app.post("/api/mode")
+    def set_mode(order: Json) -> Json:
+        world.orders.append(order)
+        world.mode = order["mode"]
+        return {"settings": {"mode": world.mode}}
+
+
+def add_strangers(app: FastAPI) -> None:
+    """Addresses at which something else than a controller answers."""
+
+    @app.get("/bad/api/state")
+    def get_garbled() -> Response:
+        return Response("<html>something else lives here</html>", media_type="text/html")
+
+    @app.get("/locked/api/state")
+    def get_locked() -> Response:
+        return Response("no", status_code=401)
+
+    @app.get("/slow/api/state")
+    def get_slow() -> Json:
+        time.sleep(1.0)
+        return {}
 
 
 def application(world: World) -> FastAPI:
     """Serve the shape of the controller's API from ``world``; time is the real one, so numbers change."""
     app = FastAPI()
+    add_condition(app, world)
+    add_strangers(app)
 
     @app.get("/api/state")
     def get_state() -> Json:
         now_s = time.time()
-        return state(now_s, world.engines(now_s, world.waiting), **world.learner)
+        view = state(now_s, world.engines(now_s, world.waiting), **world.learner)
+        view["controller"]["mode"] = world.mode
+        return view
 
     @app.get("/api/queue")
     def get_queue(engine_id: str | None = None, limit: int = 500) -> Json:
@@ -202,19 +287,6 @@ def application(world: World) -> FastAPI:
             return Response('{"error": "no such request", "remedy": "ask for another"}', status_code=404)
         answer = json.dumps(explained(time.time(), request_id, **world.facts))
         return Response(answer, media_type="application/json")
-
-    @app.get("/bad/api/state")
-    def get_garbled() -> Response:
-        return Response("<html>something else lives here</html>", media_type="text/html")
-
-    @app.get("/locked/api/state")
-    def get_locked() -> Response:
-        return Response("no", status_code=401)
-
-    @app.get("/slow/api/state")
-    def get_slow() -> Json:
-        time.sleep(1.0)
-        return {}
 
     return app
 
@@ -257,26 +329,56 @@ def life(number: int, end_s: float) -> list[Entry]:
     ]  # fmt: skip
     beliefs = [
         Prediction(
-            request_id=name, time_s=arrival_s, cluster=1, features=b"", prompt_hash="h", mean_tokens=50.0, p10_tokens=10,
+            request_id=name, time_s=arrival_s, cluster=1, features=struct.pack("<4f", 0.1, 0.2, 0.3, 0.4), prompt_hash="h", mean_tokens=50.0, p10_tokens=10,
             p25_tokens=20, p50_tokens=40, p75_tokens=60, p90_tokens=90, p95_tokens=100, p99_tokens=200, evidence=9.0,
-            experts={}, predict_s=0.001,
+            experts={"cluster": 0.7, "global": 0.3}, predict_s=0.001,
         ),
         Outcome(
             request_id=name, time_s=end_s, output_tokens=40, censored=False, cluster=1, pit=0.5, crps_tokens=3.0,
             log_score=1.0, within_50=number % 2 == 0, within_90=True,
         ),
     ]  # fmt: skip
+    engine_id, session_id = ("engine-1", "t") if number % 10 == 9 else ("engine-0", "s")
     return [
-        *(Entry(engine_id="engine-0", session_id="s", batch=number + 1, record=fact) for fact in facts),
-        *(Entry(engine_id="engine-0", session_id="s", batch=None, record=belief) for belief in beliefs),
+        *(Entry(engine_id=engine_id, session_id=session_id, batch=number + 1, record=fact) for fact in facts),
+        *(Entry(engine_id=engine_id, session_id=session_id, batch=None, record=belief) for belief in beliefs),
     ]
+
+
+def about_engines(time_s: float) -> list[Entry]:
+    """Two engines of two models that connected, a drift, and settings that were tuned."""
+    entries = []
+    for engine_id, session_id, model in (("engine-0", "s", "qwen3-32b"), ("engine-1", "t", "small")):
+        hello = Hello(
+            engine_id=engine_id, session_id=session_id, model=model, engine="simulated", engine_version="1", kv_blocks=9,
+            block_size_tokens=16, max_num_seqs=8, token_budget=99, max_model_len_tokens=99, prefix_caching=False,
+            started_s=time_s,
+        )  # fmt: skip
+        seen = EngineSeen(time_s=time_s, event="connected", hello=hello)
+        settings = Settings(
+            revision=2, mode="on", gate=Gate(horizon_tokens=256, margin=1.15), boost_per_s=0.02, lease_s=2.0
+        )
+        tuned = SettingsChanged(time_s=time_s, settings=settings, reason=f"reserve more on {engine_id}")
+        entries += [
+            Entry(engine_id=engine_id, session_id=session_id, batch=None, record=fact) for fact in (seen, tuned)
+        ]
+    drift = DriftDetected(
+        time_s=time_s + 900.0,
+        model="qwen3-32b",
+        cluster=1,
+        before_mean_tokens=90.0,
+        after_mean_tokens=40.0,
+        forgotten=12.0,
+    )
+    return [*entries, Entry(engine_id="engine-0", session_id="s", batch=None, record=drift)]
 
 
 @pytest.fixture
 def recorded(tmp_path: Path) -> Path:
-    """A history of 300 requests, one ended every 5 seconds up to 2026-01-01 00:00 UTC."""
+    """A history of 300 requests, one ended every 5 seconds up to 2026-01-01 00:00 UTC; one in ten by a second engine."""
     path = tmp_path / "recorded"
     writer = HistoryWriter(path).start()
+    writer.append(about_engines(1_767_225_600.0 - 1500.0))
     for number in range(300):
         writer.append(life(number, 1_767_225_600.0 - 5 * number))
     writer.close()

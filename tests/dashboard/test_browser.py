@@ -23,7 +23,10 @@ FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
-PAGES = {"": "Now", "predictions": "Predictions", "latency": "Latency", "request": "Request", "history": "History"}
+PAGES = {
+    "": "Now", "latency": "Latency", "gain": "Gain", "predictions": "Predictions", "prompts": "Prompts",
+    "request": "Request", "history": "History", "sql": "SQL", "settings": "Settings and health",
+}  # fmt: skip
 DRAWN_MS = 30_000
 LIVE_MS = 15_000
 """Live parts follow within about a second; a busy machine is given more."""

@@ -6,9 +6,10 @@ import pytest
 import streamlit
 from streamlit.testing.v1 import AppTest
 
-from dashboard import history, latency, launch, now, predictions
+from dashboard import launch
 
 Open = Callable[..., AppTest]
+PAGES = ("now", "latency", "gain", "predictions", "prompts", "history", "sql", "settings")
 
 
 def run_page(page: str) -> None:
@@ -24,10 +25,12 @@ def opened(standing: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
     monkeypatch.setenv("SAGESCHED_DASHBOARD_API", standing.url)
     monkeypatch.delenv("SAGESCHED_STORE__PATH", raising=False)
 
-    def open_page(page: str, store: Path | None = None) -> AppTest:
+    def open_page(page: str, store: Path | None = None, address: dict[str, str] | None = None) -> AppTest:
         if store is not None:
             monkeypatch.setenv("SAGESCHED_STORE__PATH", str(store))
         test = AppTest.from_function(run_page, args=(page,), default_timeout=20)
+        for name, value in (address or {}).items():
+            test.query_params[name] = value
         return again(test)
 
     yield open_page
@@ -36,6 +39,7 @@ def opened(standing: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
 
 def again(test: AppTest) -> AppTest:
     streamlit.cache_resource.clear()
+    streamlit.cache_data.clear()
     test.run()
     assert not test.exception, test.exception
     return test
@@ -62,7 +66,7 @@ def test_every_page_module_is_in_the_navigation(opened: Open) -> None:
     test = again(AppTest.from_file(str(launch.ENTRY), default_timeout=20))
     assert "Now" in [title.value for title in test.title]
     text = launch.ENTRY.read_text()
-    assert all(f"{page.__name__.split('.')[1]}.page" in text for page in (now, predictions, latency, history))
+    assert all(f"{page}.page" in text for page in PAGES)
 
 
 def test_now_shows_queue_memory_and_throughput(opened: Open) -> None:
@@ -143,19 +147,25 @@ def test_no_engine_is_a_state_with_a_next_step(opened: Open, standing: Any) -> N
     assert charts(test) == 0
 
 
-def test_several_engines_can_be_told_apart(opened: Open, standing: Any) -> None:
-    """All together at first; one alone when chosen."""
+def test_filters_hold_across_pages_and_stand_in_the_address(opened: Open, standing: Any) -> None:
+    """All engines at first; one alone when chosen, from the address too; an unknown one is said."""
     engines = standing.world.engines
 
     def two(now_s: float, waiting: int) -> list[dict[str, Any]]:
-        return [*engines(now_s, 100), *(engine | {"engine_id": "engine-1"} for engine in engines(now_s, 11))]
+        other = {"engine_id": "engine-1", "model": "small"}
+        return [*engines(now_s, 100), *(engine | other for engine in engines(now_s, 11))]
 
     standing.world.engines = two
-    test = opened("now")
+    test = again(AppTest.from_file(str(launch.ENTRY), default_timeout=20))
     assert metrics(test)["Waiting"] == "111"
-    test.selectbox(key="engine").set_value("engine-1")
+    test.selectbox(key="filter_engine").set_value("engine-1")
+    test.selectbox(key="filter_range").set_value("2 min")
     again(test)
     assert metrics(test)["Waiting"] == "11"
+    assert (test.query_params["engine"], test.query_params["range"]) == ("engine-1", "2 min")
+    assert metrics(opened("now", None, {"model": "small"}))["Waiting"] == "11"
+    assert "No engine is both connected and chosen" in boxes(opened("now", None, {"engine": "engine-9"}))
+    assert metrics(opened("now", None, {"range": "nonsense"}))["Waiting"] == "111"
 
 
 def test_predictions_shows_calibration(opened: Open) -> None:
@@ -197,13 +207,59 @@ def test_missing_predictions_are_said(opened: Open, standing: Any, learner: dict
     assert metrics(test)["Coverage of 50 %"] == "–"
 
 
-def test_latency_labels_what_is_measured_and_what_is_modelled(opened: Open) -> None:
-    """The gain is the change from replay to replay, and the method stands beside it."""
+def test_latency_has_first_last_and_each_token(opened: Open) -> None:
+    """Live for the last minutes, from the history for more."""
     test = opened("latency")
     assert charts(test) == 3
-    assert metrics(test)["Replay against replay"] == "−34 %"
+    assert "within the last 10 min" in captions(test)
+
+
+def test_latency_of_a_longer_range_comes_from_the_history(opened: Open, standing: Any, recorded: Path) -> None:
+    """Also while the controller is down; with a table by class, tenant, model and cluster."""
+    standing.stop()
+    test = opened("latency", recorded, {"range": "7 days", "model": "small"})
+    assert charts(test) == 3
+    assert boxes(test) == ""
+    rows = test.dataframe[0].value
+    assert dict(zip(rows["By"], rows["Is"], strict=True)) == {
+        "class": "0",
+        "tenant": "none",
+        "model": "small",
+        "cluster": "1",
+    }
+    assert set(rows["Requests"]) == {30}
+
+
+def test_gain_says_what_it_brings_how_sure_that_is_and_who_loses(opened: Open) -> None:
+    """The change from replay to replay with its interval, the tax saved, the parts, and the method."""
+    test = opened("gain")
+    assert charts(test) == 2
+    shown = metrics(test)
+    assert (shown["Mean TTLT"], shown["Recompute tax saved"], shown["Requests that lose"]) == (
+        "−34 %", "50,100 tokens", "12 %"
+    )  # fmt: skip
+    assert "What it brings" in boxes(test)
+    assert "−39 % to −28 %" in boxes(test)
+    verdicts = dict(zip(test.dataframe[0].value["Is"], test.dataframe[0].value["Verdict"], strict=True))
+    assert verdicts["16 to 63"] == "gains"
+    assert verdicts["1,024 to 4,095"] == "loses"
+    assert verdicts["5"] == "undecided"
     assert "replay of finished requests through the simulated engine" in captions(test)
     assert "Only *measured* really happened" in captions(test)
+    assert r"is off by −2 %" in captions(test)
+
+
+def test_gain_in_shadow_says_what_on_would_bring(opened: Open, standing: Any) -> None:
+    """From the mode in force in the engines; a replay that reproduces poorly is warned of."""
+    engines = standing.world.engines
+    standing.world.engines = lambda now_s, waiting: [
+        engine | {"snapshot": engine["snapshot"] | {"mode": "shadow"}} for engine in engines(now_s, waiting)
+    ]
+    standing.world.gain["reproduction"] = {"mode": "shadow", "poor": ["P99 TTLT is off by +40%"]}
+    test = opened("gain")
+    assert "What `on` would bring" in boxes(test)
+    assert metrics(test)["Mean TTLT if on"] == "−34 %"
+    assert "The replay reproduces poorly what happened" in boxes(test)
 
 
 @pytest.mark.parametrize(
@@ -212,9 +268,75 @@ def test_latency_labels_what_is_measured_and_what_is_modelled(opened: Open) -> N
 def test_a_gain_that_is_not_there_yet_is_said(opened: Open, standing: Any, status: str, title: str) -> None:
     """No numbers are shown before there are any."""
     standing.world.gain = {"status": status, "method": "replay", "requests": 12, "actual": None, "fcfs": None}
-    test = opened("latency")
+    test = opened("gain")
     assert title in boxes(test)
-    assert "Replay against replay" not in metrics(test)
+    assert not metrics(test)
+
+
+def test_a_gain_of_an_older_controller_is_shown_without_what_it_lacks(opened: Open, standing: Any) -> None:
+    """Dashes instead of an interval, a tax and parts."""
+    for name in ("ratio", "reproduction", "parts", "fcfs_tax", "tax", "waiting"):
+        del standing.world.gain[name]
+    test = opened("gain")
+    assert metrics(test)["Recompute tax saved"] == "–"
+    assert "how sure that is, is not known" in boxes(test)
+
+
+def test_settings_show_engines_errors_history_and_configuration(opened: Open, recorded: Path) -> None:
+    """Text from the log is shown as it is; the reasons of tuned settings stand beside them."""
+    test = opened("settings", recorded)
+    assert metrics(test)["Engines connected"] == "1 of 1"
+    assert metrics(test)["Records not yet durable"] == "0"
+    engines, complaints, history, configuration, versions = (frame.value for frame in test.dataframe)
+    assert list(engines["Engine"]) == ["engine-0"]
+    assert list(complaints["What"]) == ["tick failed: [x](y)"]
+    assert set(history["Why"]) == {"reserve more on engine-0", "reserve more on engine-1"}
+    assert list(configuration["Setting"]) == ["mode", "http.token"]
+    assert "vllm" in list(versions["Of"])
+    test.button(key="settings_examine").click().run()
+    text = "\n".join(markdown.value for markdown in test.markdown)
+    assert "make room" in text
+    assert "1 to put right" in captions(test)
+
+
+def test_a_mode_is_switched_only_with_a_reason_and_a_confirmation(opened: Open, standing: Any) -> None:
+    """The button stays dead until both are there; then the controller has the order."""
+    test = opened("settings")
+    test.radio(key="settings_wanted_on").set_value("shadow").run()
+    assert test.button(key="settings_do").disabled
+    test.checkbox(key="settings_sure_on_shadow").check().run()
+    assert test.button(key="settings_do").disabled
+    test.text_input(key="settings_reason_on").set_value("incident 42").run()
+    assert not test.button(key="settings_do").disabled
+    test.button(key="settings_do").click().run()
+    assert standing.world.orders == [{"mode": "shadow", "reason": "incident 42"}]
+
+
+def test_settings_without_a_controller_still_have_the_history(opened: Open, standing: Any, recorded: Path) -> None:
+    """The trouble is said once, and the settings history is read from the store."""
+    standing.stop()
+    test = opened("settings", recorded)
+    assert boxes(test).count("The controller does not answer") == 1
+    assert len(test.dataframe) == 1
+
+
+def test_prompts_show_clusters_and_one_of_them_near_by(opened: Open, standing: Any, recorded: Path) -> None:
+    """Also while the controller is down; what is not stored is said."""
+    standing.stop()
+    test = opened("prompts", recorded, {"range": "all"})
+    assert boxes(test) == ""
+    assert charts(test) == 4
+    clusters, samples = (frame.value for frame in test.dataframe)
+    assert list(clusters["Answers"]) == [270, 30]
+    assert len(samples) == 12
+    assert "`store.prompts` is off" in captions(test)
+
+
+def test_prompts_say_when_there_are_none(opened: Open, empty_history: Path, recorded: Path) -> None:
+    """No history, an empty one, and one in which the filters leave nothing."""
+    assert "No history is known" in boxes(opened("prompts"))
+    assert "No finished request is recorded yet" in boxes(opened("prompts", empty_history))
+    assert "No finished request is recorded yet" in boxes(opened("prompts", recorded, {"engine": "engine-9"}))
 
 
 def test_history_is_shown_while_the_controller_is_down(opened: Open, standing: Any, recorded: Path) -> None:

@@ -1,0 +1,54 @@
+"""What the controller says of its own condition, as frozen values."""
+
+from __future__ import annotations
+
+import msgspec
+
+from dashboard.views import View
+
+
+class SettingView(View, frozen=True):
+    """One setting of the configuration."""
+
+    key: str
+    value: str = ""
+    meaning: str = ""
+
+
+class ComplaintView(View, frozen=True):
+    """One warning or error of the controller's log."""
+
+    time_s: float
+    level: str = ""
+    logger: str = ""
+    text: str = ""
+
+
+class ConditionView(View, frozen=True):
+    """Answer of ``/api/condition``."""
+
+    configuration: tuple[SettingView, ...] = ()
+    versions: dict[str, str] = msgspec.field(default_factory=dict)
+    complaints: tuple[ComplaintView, ...] = ()
+
+
+class FindingView(View, frozen=True):
+    """What one of doctor's checks found."""
+
+    name: str
+    state: str = ""
+    text: str = ""
+    remedy: str = ""
+
+
+class DoctorView(View, frozen=True):
+    """Answer of ``/api/doctor``."""
+
+    time_s: float | None = None
+    findings: tuple[FindingView, ...] = ()
+
+
+class ModeView(View, frozen=True):
+    """Answer to an order of a mode."""
+
+    settings: dict[str, object] = msgspec.field(default_factory=dict)

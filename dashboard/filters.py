@@ -1,0 +1,100 @@
+"""Time range, engine and model: chosen once, in force on every page, and kept in the address."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import streamlit as st
+
+from dashboard import live
+from dashboard.views import EngineView, StateView
+
+RANGES: dict[str, float | None] = {
+    "2 min": 120.0, "5 min": 300.0, "10 min": 600.0, "1 hour": 3600.0, "6 hours": 21_600.0, "24 hours": 86_400.0,
+    "7 days": 604_800.0, "all": None,
+}  # fmt: skip
+DEFAULT_RANGE = "10 min"
+LIVE_S = 600.0
+"""The controller remembers so much; what is longer comes from the history."""
+_KEYS = {"range": "filter_range", "engine": "filter_engine", "model": "filter_model"}
+"""Names in the address, and in the session."""
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What is to be shown."""
+
+    range_name: str = DEFAULT_RANGE
+    engine_id: str | None = None
+    """None: all."""
+    model: str | None = None
+    """None: all."""
+
+    @property
+    def span_s(self) -> float | None:
+        """How far back; None: all there is."""
+        return RANGES[self.range_name]
+
+    @property
+    def live_s(self) -> float:
+        """The same for what only the last minutes are known of."""
+        return min(self.span_s or LIVE_S, LIVE_S)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the last minutes are all that is asked for."""
+        return self.span_s is not None and self.span_s <= LIVE_S
+
+    def engines(self, engines: Sequence[EngineView]) -> list[EngineView]:
+        """Those of the engines that are chosen."""
+        return [
+            engine
+            for engine in engines
+            if self.engine_id in {None, engine.engine_id} and self.model in {None, engine.model}
+        ]
+
+    def hides(self, engines: Sequence[EngineView], engine_id: str) -> bool:
+        """Whether something of this engine is not asked for; an engine that is gone has no known model."""
+        if self.engine_id is not None:
+            return engine_id != self.engine_id
+        return self.model is not None and engine_id not in {engine.engine_id for engine in self.engines(engines)}
+
+
+def chosen() -> Filters:
+    """The filters in force: of this session, or else of the address."""
+    found = {name: st.session_state.get(key, st.query_params.get(name)) or None for name, key in _KEYS.items()}
+    range_name = found["range"] if found["range"] in RANGES else DEFAULT_RANGE
+    return Filters(range_name or DEFAULT_RANGE, found["engine"], found["model"])
+
+
+def draw() -> None:
+    """Draw the choice, for the bar that all pages share; outside fragments."""
+    now = chosen()
+    view = live.state()
+    engines = view.engines if isinstance(view, StateView) else ()
+    for name, value in (("range", now.range_name), ("engine", now.engine_id or ""), ("model", now.model or "")):
+        st.session_state.setdefault(_KEYS[name], value)
+    st.selectbox("Time range", list(RANGES), key=_KEYS["range"])
+    _choice("Engine", "engine", {engine.engine_id for engine in engines}, now.engine_id)
+    _choice("Model", "model", {engine.model for engine in engines}, now.model)
+    _keep_in_address(chosen())
+
+
+def _choice(label: str, name: str, known: set[str], now: str | None) -> None:
+    """Offered where there is something to choose; what was chosen stays, though its engine be gone."""
+    names = sorted(known | ({now} if now else set()))
+    st.selectbox(label, ["", *names], format_func=lambda value: value or "all", key=_KEYS[name], disabled=len(names) < 2 and now is None)  # fmt: skip
+
+
+def _keep_in_address(filters: Filters) -> None:
+    wanted = {
+        "range": None if filters.range_name == DEFAULT_RANGE else filters.range_name,
+        "engine": filters.engine_id,
+        "model": filters.model,
+    }
+    for name, value in wanted.items():
+        if value is None:
+            st.query_params.pop(name, None)
+        elif st.query_params.get(name) != value:
+            st.query_params[name] = value

@@ -1,0 +1,100 @@
+"""The page *Gain*: what the order brings against first come, first served, how sure that is, and who loses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import streamlit as st
+
+from dashboard import figures, gain_figures, gain_words, live, words
+from dashboard.views import GainView, PartView, StateView
+
+REFRESH_S = 5.0
+"""The comparison itself is made every half minute."""
+
+
+def page() -> None:
+    """Draw the page; everything on it is live."""
+    st.title("Gain")
+    st.caption("The latest requests of the busiest engine, replayed in both orders. The filters do not apply here.")
+    _live()
+
+
+@st.fragment(run_every=REFRESH_S)
+def _live() -> None:
+    state = live.answered(live.state())
+    if state is None:
+        return
+    gain = live.answered(live.gain())
+    if gain is None:
+        return
+    if gain.status != "ready":
+        live.show(gain_words.gain_notice(gain))
+        return
+    live.show(gain_words.gain_verdict(gain, words.in_force(state.engines)))
+    _figures(gain, state)
+    _trust(gain)
+    left, right = st.columns(2)
+    with left:
+        live.chart("Time to last token", figures.gain(gain), "gain_ttlt", "Measured, and both replays.")
+    with right:
+        live.chart("Where it gains and where it loses", gain_figures.parts(gain.parts), "gain_parts",
+                   "Mean TTLT against first come, first served, with 90 % intervals; left of the line is sooner.")  # fmt: skip
+    _parts(gain.parts)
+    st.caption(gain_words.gain_method(gain))
+
+
+def _figures(gain: GainView, state: StateView) -> None:
+    fcfs, modelled, waiting = gain.fcfs, gain.modelled, gain.waiting
+    columns = st.columns(5)
+    heading = "Mean TTLT if on" if words.in_force(state.engines) in {"shadow", "off"} else "Mean TTLT"
+    columns[0].metric(
+        heading, gain_words.change(fcfs, modelled), delta=gain_words.interval(gain.ratio), delta_color="off", delta_arrow="off",
+        help="Replay of the policy against replay of first come, first served: like against like. "
+        "Below it the 90 % interval of a bootstrap over the requests.",
+    )  # fmt: skip
+    columns[1].metric(
+        "From", words.span(fcfs.mean_ttlt_s if fcfs else None), help="Mean TTLT, replayed first come, first served"
+    )
+    columns[2].metric(
+        "To", words.span(modelled.mean_ttlt_s if modelled else None), help="Mean TTLT, replayed under the policy"
+    )
+    columns[3].metric(
+        "Recompute tax saved", gain_words.tax_saved(gain.fcfs_tax, gain.tax), delta=gain_words.tax_change(gain.fcfs_tax, gain.tax),
+        delta_color="off", delta_arrow="off", help="Tokens that are not computed twice, because fewer requests are preempted",
+    )  # fmt: skip
+    columns[4].metric(
+        "Requests that lose", words.percent(waiting.slower if waiting else None),
+        delta=f"{words.percent(waiting.faster if waiting else None)} gain", delta_color="off", delta_arrow="off",
+        help="End more than a tenth later, or sooner, than first come, first served",
+    )  # fmt: skip
+
+
+def _trust(gain: GainView) -> None:
+    found = gain.reproduction
+    if found is None:
+        return
+    if found.poor:
+        live.show(gain_words.poor_replay_notice(found))
+    else:
+        st.caption(gain_words.good_replay(found))
+
+
+def _parts(parts: Sequence[PartView]) -> None:
+    if not parts:
+        st.caption("No part of the requests is large enough to say anything of it alone.")
+        return
+    st.dataframe(
+        {
+            "By": [part.by for part in parts],
+            "Is": [part.name for part in parts],
+            "Requests": [part.requests for part in parts],
+            "First come (s)": [part.fcfs_mean_ttlt_s for part in parts],
+            "Policy (s)": [part.mean_ttlt_s for part in parts],
+            "Change": [gain_words.ratio_change(part.ratio.mean) for part in parts],
+            "90 % interval": [gain_words.interval(part.ratio) for part in parts],
+            "Verdict": [gain_words.part_verdict(part.ratio) for part in parts],
+        },
+        key="gain_table", hide_index=True, placeholder=words.DASH, height="content",
+        column_config={name: st.column_config.NumberColumn(format="%.2f") for name in ("First come (s)", "Policy (s)")},
+    )  # fmt: skip

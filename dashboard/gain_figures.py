@@ -1,0 +1,52 @@
+"""Charts of the comparison with first come, first served, in the manner of `dashboard.figures`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+import plotly.graph_objects as go
+
+from dashboard import palette
+from dashboard.figures import base, or_blank
+from dashboard.views import PartView
+
+
+def parts(found: Sequence[PartView]) -> go.Figure:
+    """The change of the mean TTLT of every part, with its interval; what surely loses is red."""
+    figure = base("")
+    known = [part for part in found if part.ratio.mean is not None]
+    kinds = (
+        ("sooner", palette.GREEN, [part for part in known if (part.ratio.high or 1.0) < 1.0]),
+        ("undecided", palette.GREY, [part for part in known if (part.ratio.low or 1.0) <= 1.0 <= (part.ratio.high or 1.0)]),
+        ("later", palette.RED, [part for part in known if (part.ratio.low or 1.0) > 1.0]),
+    )  # fmt: skip
+    for name, colour, mine in kinds:
+        if mine:
+            _dots(figure, name, colour, mine)
+    if known:
+        figure.add_vline(x=0.0, line={"color": palette.GREY, "width": 1.5, "dash": "dash"})
+    order = [_label(part) for part in reversed(known)]
+    figure.update_yaxes(categoryorder="array", categoryarray=order, range=[-0.5, len(order) - 0.5])
+    figure.update_xaxes(title="change of the mean TTLT", tickformat="+.0%", nticks=6)
+    figure.update_layout(hovermode="closest", height=max(360, 90 + 24 * len(known)))
+    return or_blank(figure, known, "No part is large enough yet")
+
+
+def _dots(figure: go.Figure, name: str, colour: str, mine: Sequence[PartView]) -> None:
+    changes = [(part.ratio.mean or 1.0) - 1.0 for part in mine]
+    figure.add_scatter(
+        x=changes, y=[_label(part) for part in mine], mode="markers", name=name,
+        marker={"color": colour, "size": 9}, customdata=[part.requests for part in mine],
+        error_x={
+            "type": "data", "symmetric": False, "color": colour, "thickness": 1.5, "width": 3,
+            "array": [max(0.0, (part.ratio.high or 1.0) - (part.ratio.mean or 1.0)) for part in mine],
+            "arrayminus": [max(0.0, (part.ratio.mean or 1.0) - (part.ratio.low or 1.0)) for part in mine],
+        },
+        hovertemplate="%{y}: %{x:+.1%} of %{customdata:,} requests<extra></extra>",
+    )  # fmt: skip
+
+
+def _label(part: PartView) -> str:
+    names = {"length": f"{part.name} tokens"}
+    return escape(names.get(part.by, f"{part.by} {part.name}"))

@@ -1,0 +1,129 @@
+"""The page *Prompts*: groups of like prompts, how long their answers are, and what the predictions rest on."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import streamlit as st
+
+from dashboard import filters, history, live, prompts_archive, prompts_figures, request, words
+from dashboard.archive import ArchiveTrouble, Scope
+from dashboard.filters import Filters
+from dashboard.prompts_archive import Cluster, ClusterDetail, Prompts
+
+REFRESH_S = 15.0
+KEPT_S = 10.0
+_CHOSEN = "prompts_cluster"
+
+
+def page() -> None:
+    """Draw the page; it reads the store, so it also works while the controller is down."""
+    request.follow_choice()
+    st.title("Prompts")
+    st.fragment(partial(_live, filters.chosen()), run_every=REFRESH_S)()
+
+
+def _live(wanted: Filters) -> None:
+    request.leave_for_choice()
+    path = live.store_path()
+    if path is None:
+        live.show(words.no_store_notice())
+        return
+    scope = history.scope(wanted)
+    found = _read(str(path), scope)
+    if isinstance(found, ArchiveTrouble):
+        live.show(words.archive_notice(found.kind, found.detail))
+        return
+    if not found.clusters:
+        live.show(words.no_clusters_notice(recorded=found.newest_s is not None))
+        return
+    st.caption(
+        f"Groups of like prompts that answers came from, in the last {wanted.range_name} of the history."
+        if wanted.span_s else "Groups of like prompts that answers came from, in the whole history."
+    )  # fmt: skip
+    _overview(found)
+    _table(found.clusters)
+    _near(str(path), scope, found.clusters)
+
+
+@st.cache_resource(ttl=KEPT_S, max_entries=16, show_spinner="Reading the history …")
+def _read(path: str, scope: Scope) -> Prompts | ArchiveTrouble:
+    return prompts_archive.read_prompts(Path(path), scope)
+
+
+@st.cache_resource(ttl=KEPT_S, max_entries=32, show_spinner=False)
+def _read_cluster(path: str, scope: Scope, model: str, cluster: int) -> ClusterDetail | ArchiveTrouble:
+    return prompts_archive.read_cluster(Path(path), scope, model, cluster)
+
+
+def _overview(found: Prompts) -> None:
+    left, right = st.columns(2)
+    with left:
+        note = f"Boxes from 25 to 75 %, whiskers from 10 to 90 %; the {prompts_figures.BOXES} largest clusters."
+        live.chart("How long answers are", prompts_figures.lengths(found.clusters), "prompts_lengths", note)
+    with right:
+        note = f"Mean weights in the latest {words.count(prompts_archive.LATEST_PREDICTIONS)} predictions."
+        live.chart("Whose word counts", prompts_figures.weights(found.weights, found.clusters), "prompts_weights", note)
+
+
+def _table(clusters: tuple[Cluster, ...]) -> None:
+    st.dataframe(
+        {
+            "Cluster": [cluster.cluster for cluster in clusters],
+            "Model": [cluster.model for cluster in clusters],
+            "Answers": [cluster.answers for cluster in clusters],
+            "Cut": [cluster.censored for cluster in clusters],
+            "Mean": [cluster.mean_tokens for cluster in clusters],
+            "Median": [cluster.quantiles[2] for cluster in clusters],
+            "90 %": [cluster.quantiles[4] for cluster in clusters],
+            "99 %": [cluster.quantiles[5] for cluster in clusters],
+            "Coverage of 90 %": [words.percent(cluster.coverage_90) for cluster in clusters],
+            "CRPS (tokens)": [cluster.crps_tokens for cluster in clusters],
+            "Drifts": [cluster.drifts for cluster in clusters],
+            "Last drift": [cluster.last_drift for cluster in clusters],
+        },
+        key="prompts_clusters", hide_index=True, placeholder=words.DASH, height=min(38 + 35 * len(clusters), 300),
+        column_config={
+            **{name: st.column_config.NumberColumn(format="%.0f") for name in ("Mean", "Median", "90 %", "99 %", "CRPS (tokens)")},
+            "Cut": st.column_config.NumberColumn(help="Known to be at least so long only: aborted, or at max_tokens"),
+        },
+    )  # fmt: skip
+
+
+def _near(path: str, scope: Scope, clusters: tuple[Cluster, ...]) -> None:
+    st.markdown("##### One cluster")
+    names = [(cluster.model, cluster.cluster) for cluster in clusters]
+    if st.session_state.get(_CHOSEN) not in names:
+        st.session_state.pop(_CHOSEN, None)
+    several = len({model for model, _ in names}) > 1
+    narrow, _ = st.columns([1, 3])
+    chosen = narrow.selectbox(
+        "Cluster", names, key=_CHOSEN, format_func=lambda name: f"{name[1]} of {name[0]}" if several else str(name[1])
+    )
+    detail = _read_cluster(path, scope, *chosen)
+    if isinstance(detail, ArchiveTrouble):
+        live.show(words.archive_notice(detail.kind, detail.detail))
+        return
+    left, right = st.columns(2)
+    with left:
+        live.chart("Lengths of its answers", prompts_figures.histogram(detail.lengths), "prompts_histogram")
+    with right:
+        figure = prompts_figures.drift(detail.over_time, detail.drifts, live.zone())
+        live.chart("Its lengths over time", figure, "prompts_drift")
+    _samples(detail)
+
+
+def _samples(detail: ClusterDetail) -> None:
+    st.markdown("##### Its latest requests")
+    stored = any(sample["Prompt (token ids)"] for sample in detail.samples)
+    st.caption(
+        "Select a row to see the whole request."
+        + ("" if stored else " Prompts themselves are not stored (`store.prompts` is off); features are what the learner reads of them.")
+    )  # fmt: skip
+    columns = [name for name in (detail.samples[0] if detail.samples else {}) if stored or name != "Prompt (token ids)"]
+    request.choosable(
+        {name: [sample[name] for sample in detail.samples] for name in columns},
+        [sample["Request"] for sample in detail.samples], key="prompts_samples", height="content",
+        column_config={"Features": st.column_config.BarChartColumn(help="Prompt features, as the learner reads them")},
+    )  # fmt: skip

@@ -1,0 +1,83 @@
+"""Charts of prompt clusters, in the manner of `dashboard.figures`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import tzinfo
+from html import escape
+
+import plotly.graph_objects as go
+
+from dashboard import palette
+from dashboard.figures import base, or_blank, over_time
+from dashboard.prompts_archive import Cluster
+
+BOXES = 20
+_COLOURS = (palette.BLUE, palette.AMBER, palette.GREEN, palette.VIOLET, palette.RED, palette.GREY)
+
+
+def lengths(clusters: Sequence[Cluster]) -> go.Figure:
+    """The lengths of each cluster's answers as boxes: 10, 25, 50, 75 and 90 %."""
+    figure = base("output tokens")
+    shown = clusters[:BOXES]
+    if shown:
+        low, q1, median, q3, high = zip(*(cluster.quantiles[:5] for cluster in shown), strict=True)
+        figure.add_box(
+            x=[str(cluster.cluster) for cluster in shown], lowerfence=low, q1=q1, median=median, q3=q3, upperfence=high,
+            name="lengths", line={"color": palette.BLUE, "width": 1.5}, fillcolor=palette.faded(palette.BLUE, 0.25),
+        )  # fmt: skip
+    figure.update_xaxes(title="cluster, the largest first", type="category")
+    figure.update_yaxes(type="log", dtick=1, rangemode="normal")
+    figure.update_layout(showlegend=False, hovermode="closest", height=340)
+    return or_blank(figure, shown, "No answer of any cluster in this range")
+
+
+def weights(found: Sequence[tuple[int | None, str, float]], clusters: Sequence[Cluster]) -> go.Figure:
+    """The mean weight of each expert in the predictions of each cluster, stacked."""
+    figure = base("share of the prediction")
+    order = [cluster.cluster for cluster in clusters[:BOXES]]
+    names = sorted({name for _, name, _ in found})
+    shares = {(cluster, name): weight for cluster, name, weight in found}
+    for number, name in enumerate(names):
+        figure.add_bar(
+            x=[str(cluster) for cluster in order], y=[shares.get((cluster, name), 0.0) for cluster in order],
+            name=escape(name), marker_color=_COLOURS[number % len(_COLOURS)],
+            marker_pattern_shape="" if number < len(_COLOURS) else "/",
+            hovertemplate="%{fullData.name}: %{y:.0%}<extra></extra>",
+        )  # fmt: skip
+    figure.update_xaxes(title="cluster, the largest first", type="category")
+    figure.update_yaxes(tickformat=".0%", range=[0.0, 1.02])
+    figure.update_layout(barmode="stack", hovermode="closest", height=340)
+    return or_blank(figure, [*order] if found else [], "No prediction of any cluster in this range")
+
+
+def histogram(found: Sequence[tuple[float, int]]) -> go.Figure:
+    """How many answers had which length; bands grow by half an octave."""
+    figure = base("answers")
+    figure.add_bar(
+        x=[f"{tokens:,.0f}" for tokens, _ in found], y=[answers for _, answers in found], marker_color=palette.BLUE,
+        hovertemplate="from %{x} tokens: %{y:,} answers<extra></extra>",
+    )  # fmt: skip
+    figure.update_xaxes(title="output tokens, from", type="category", nticks=10)
+    figure.update_layout(showlegend=False, hovermode="closest", bargap=0.06)
+    return or_blank(figure, found, "No answer in this range")
+
+
+def drift(found: Sequence[tuple[float, float, float, float]], drifts: Sequence[float], zone: tzinfo) -> go.Figure:
+    """The lengths of one cluster over time, with the moments at which a drift was noticed."""
+    figure, times = over_time("output tokens", [row[0] for row in found], zone)
+    names = (("75 %", 3, 1.0), ("median", 2, 2.5), ("25 %", 1, 1.0))
+    for name, place, width in names:
+        figure.add_scatter(
+            x=times, y=[row[place] for row in found], name=name, mode="lines+markers", marker={"size": 4},
+            line={"color": palette.BLUE, "width": width, "dash": "solid" if place == 2 else "dot"},
+            hovertemplate="%{y:,.0f} tokens",
+        )  # fmt: skip
+    _, marks = over_time("", drifts, zone)
+    if marks and found:
+        top = max(row[3] for row in found)
+        figure.add_scatter(
+            x=marks, y=[top] * len(marks), mode="markers", name="drift noticed",
+            marker={"symbol": "triangle-down", "size": 12, "color": palette.RED}, hovertemplate="drift noticed",
+        )  # fmt: skip
+    return or_blank(figure, found, "No answer in this range")

@@ -1,0 +1,210 @@
+"""The page *Settings and health*: the mode and its switch, engines, what was dropped, errors, settings, doctor."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from dashboard import archive, filters, live, words
+from dashboard.archive import ArchiveTrouble
+from dashboard.client import Trouble
+from dashboard.condition_views import ConditionView, DoctorView
+from dashboard.filters import Filters
+from dashboard.views import EngineView, StateView
+
+HISTORY_KEPT_S = 5.0
+REFRESH_S = 5.0
+SHOWN = 200
+_DOCTOR, _SWITCHED = "settings_doctor", "settings_switched"
+MODES = ("off", "shadow", "on")
+
+
+def page() -> None:
+    """Draw the page."""
+    st.title("Settings and health")
+    _mode()
+    st.fragment(partial(_live, filters.chosen()), run_every=REFRESH_S)()
+    _doctor()
+
+
+def _mode() -> None:
+    state = live.state()
+    if isinstance(state, Trouble):
+        return
+    now = state.controller.mode or words.DASH
+    st.markdown(f"Mode asked for: **{words.plain(words.MODES.get(now, now))}**")
+    switched = st.session_state.pop(_SWITCHED, None)
+    if switched:
+        st.toast(f"Mode {switched}", icon=":material/check_circle:")
+    with st.expander("Switch the mode of all engines", icon=":material/swap_vert:", key=f"settings_switch_{now}"):
+        _switch(now)
+
+
+def _switch(now: str) -> None:
+    """A mode, a reason and a confirmation; only with all three the button is alive."""
+    st.caption("Takes effect within a second on every engine that is connected, and is recorded with its reason.")
+    others = [mode for mode in MODES if mode != now]
+    wanted = st.radio("New mode", others, format_func=lambda mode: words.MODES[mode], key=f"settings_wanted_{now}")
+    reason = st.text_input("Reason", max_chars=500, key=f"settings_reason_{now}")
+    sure = st.checkbox(words.mode_consequence(wanted), key=f"settings_sure_{now}_{wanted}")
+    if st.button(f"Switch to {wanted}", type="primary", disabled=not (sure and reason.strip()), key="settings_do"):
+        answer = live.client().set_mode(wanted, reason.strip())
+        if isinstance(answer, Trouble):
+            live.show(words.trouble_notice(answer, live.addresses().api_url))
+            return
+        live.forget()
+        st.session_state[_SWITCHED] = wanted
+        st.rerun()
+
+
+def _live(wanted: Filters) -> None:
+    state = live.answered(live.state())
+    condition = live.condition()
+    if state is not None:
+        _health(state, wanted)
+    if isinstance(condition, ConditionView):
+        _complaints(condition)
+    elif state is not None:
+        live.answered(condition)
+    _history(wanted)
+    if isinstance(condition, ConditionView):
+        _configuration(condition)
+
+
+def _health(state: StateView, wanted: Filters) -> None:
+    engines = wanted.engines(state.engines)
+    for notice in words.state_notices(state, None):
+        live.show(notice)
+    snapshots = [engine.snapshot for engine in engines if engine.snapshot]
+    columns = st.columns(5)
+    columns[0].metric("Engines connected", f"{sum(engine.connected for engine in engines)} of {len(engines)}")
+    columns[1].metric("Messages dropped", words.count(sum(snapshot.messages_dropped or 0 for snapshot in snapshots)))
+    columns[2].metric(
+        "Errors in engines", words.count(sum(snapshot.policy_errors or 0 for snapshot in snapshots)),
+        help="Errors of ours that were caught inside the engines since they started",
+    )  # fmt: skip
+    columns[3].metric("Records not yet durable", words.count(state.store.queued))
+    columns[4].metric(
+        "Records given up", words.count((state.store.dropped or 0) + (state.store.refused or 0)),
+        help="By the history's writer, under pressure",
+    )  # fmt: skip
+    if engines:
+        st.markdown("##### Engines")
+        now_s = state.controller.now_s
+        st.dataframe(
+            [_engine(engine, now_s) for engine in engines], key="settings_engines", hide_index=True,
+            placeholder=words.DASH, height="content",
+        )  # fmt: skip
+
+
+def _engine(engine: EngineView, now_s: float | None) -> dict[str, Any]:
+    snapshot = engine.snapshot
+    seen = None if now_s is None or engine.last_seen_s is None else now_s - engine.last_seen_s
+    return {
+        "Engine": engine.engine_id,
+        "Connected": "yes" if engine.connected else "no",
+        "Last heard (s ago)": None if seen is None else round(seen, 1),
+        "In force": snapshot.fallback or snapshot.mode if snapshot else None,
+        "Model": engine.model,
+        "Version": f"{engine.engine} {engine.engine_version}",
+        "KV blocks": engine.kv_blocks,
+        "Block (tokens)": engine.block_size_tokens,
+        "Slots": engine.max_num_seqs,
+        "Tables held": snapshot.tables_held if snapshot else None,
+        "Dropped": snapshot.messages_dropped if snapshot else None,
+        "Errors": snapshot.policy_errors if snapshot else None,
+    }
+
+
+def _complaints(condition: ConditionView) -> None:
+    st.markdown("##### Last warnings and errors of the controller")
+    if not condition.complaints:
+        st.caption("None since it started.")
+        return
+    rows = [
+        {"When": live.moment(said.time_s), "Level": said.level.lower(), "From": said.logger, "What": said.text}
+        for said in condition.complaints[:SHOWN]
+    ]
+    st.dataframe(
+        rows, key="settings_complaints", hide_index=True, height=min(38 + 35 * len(rows), 300),
+        column_config={"What": st.column_config.TextColumn(width="large")},
+    )  # fmt: skip
+
+
+def _history(wanted: Filters) -> None:
+    st.markdown("##### Settings of the engines, and why they changed")
+    path = live.store_path()
+    if path is None:
+        live.show(words.no_store_notice())
+        return
+    found = _settings_rows(str(path), wanted.engine_id, wanted.model)
+    if isinstance(found, ArchiveTrouble):
+        live.show(words.archive_notice(found.kind, found.detail))
+        return
+    if not found:
+        st.caption("None is recorded yet.")
+        return
+    st.caption("Mode by the operator; the gate's margin and the boost are tuned to each engine. Newest first.")
+    rows = [{"When": live.moment(row.pop("time_s"))} | row for row in (dict(row) for row in found)]
+    st.dataframe(
+        rows, key="settings_history", hide_index=True, placeholder=words.DASH, height=min(38 + 35 * len(rows), 390),
+        column_config={
+            "Why": st.column_config.TextColumn(width="large"),
+            "Margin": st.column_config.NumberColumn(format="%.2f", help="Factor on the growth that the gate holds room for"),
+            "Boost (1/s)": st.column_config.NumberColumn(format="%.3g", help="γ: how fast waiting lowers an index"),
+            "Horizon": st.column_config.NumberColumn(help="Tokens of growth that the gate looks ahead"),
+        },
+    )  # fmt: skip
+
+
+@st.cache_data(ttl=HISTORY_KEPT_S, max_entries=16, show_spinner=False)
+def _settings_rows(path: str, engine_id: str | None, model: str | None) -> list[dict[str, Any]] | ArchiveTrouble:
+    return archive.read_settings(Path(path), engine_id, model, SHOWN)
+
+
+def _configuration(condition: ConditionView) -> None:
+    with st.expander("Configuration and versions", icon=":material/tune:"):
+        left, right = st.columns([3, 1])
+        left.dataframe(
+            {
+                "Setting": [setting.key for setting in condition.configuration],
+                "Value": [setting.value for setting in condition.configuration],
+                "Meaning": [setting.meaning for setting in condition.configuration],
+            },
+            key="settings_configuration", hide_index=True, height="content",
+        )  # fmt: skip
+        right.dataframe(
+            {"Of": list(condition.versions), "Version": list(condition.versions.values())},
+            key="settings_versions", hide_index=True, height="content",
+        )  # fmt: skip
+
+
+def _doctor() -> None:
+    st.markdown("##### Doctor")
+    if st.button("Examine the installation", icon=":material/stethoscope:", key="settings_examine"):
+        with st.spinner("Looking; asking vLLM may take half a minute …"):
+            st.session_state[_DOCTOR] = live.client().doctor()
+    found = st.session_state.get(_DOCTOR)
+    if found is None:
+        st.caption("The same checks as `sagesched doctor`, as the controller's own process finds them.")
+    elif isinstance(found, Trouble):
+        live.show(words.trouble_notice(found, live.addresses().api_url))
+    else:
+        _findings(found)
+
+
+def _findings(view: DoctorView) -> None:
+    icons = {
+        "ok": ":green[:material/check_circle:]",
+        "note": ":blue[:material/info:]",
+        "wrong": ":red[:material/error:]",
+    }
+    wrong = sum(finding.state == "wrong" for finding in view.findings)
+    st.caption(f"{live.moment(view.time_s)}: {f'{wrong} to put right' if wrong else 'all is well'}.")
+    for finding in view.findings:
+        remedy = f"  \n→ {words.plain(finding.remedy)}" if finding.remedy else ""
+        icon = icons.get(finding.state, "")
+        st.markdown(f"{icon} **{words.plain(finding.name)}**: {words.plain(finding.text)}{remedy}")
