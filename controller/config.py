@@ -99,6 +99,9 @@ class PolicySection(Section):
         lt=1.0,
         description="share by which the other's index must be lower to be pushed out for it",
     )
+    preemption_rest_steps: int = Field(
+        default=20, ge=0, le=100_000, description="engine steps after a push in which nobody else is pushed out"
+    )
     patience: float | None = Field(
         default=None,
         ge=0.0,

@@ -52,6 +52,8 @@ class Tuning:
     """γ times the mean seconds that an answer runs; None leaves γ as it is."""
     boost_per_s: float | None = None
     """γ until that is known."""
+    preempts: bool = False
+    """Whether the price of lost tokens follows the engine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,7 +28,11 @@ def schedule_of(section: PolicySection) -> Schedule:
         horizon_tokens=section.gate_horizon_tokens or DEFAULT_GATE.horizon_tokens,
         margin=section.gate_margin or DEFAULT_GATE.margin,
     )
-    preemption = Preemption(token_s=DEFAULT_PREFILL_TOKEN_S, hysteresis=section.preemption_hysteresis)
+    preemption = Preemption(
+        token_s=DEFAULT_PREFILL_TOKEN_S,
+        hysteresis=section.preemption_hysteresis,
+        rest_steps=section.preemption_rest_steps,
+    )
     return Schedule(
         objective=section.objective,
         gate=gate if section.gate else None,

@@ -79,10 +79,12 @@ class Session:
     def note(self, fact: FirstToken | Preempted) -> None:
         """Take over what happened to a request on its way."""
         request = self.requests.get(fact.request_id)
-        if request is not None and isinstance(fact, FirstToken):
-            request.first_token_s = fact.time_s
+        if isinstance(fact, Preempted):
+            self.tuning.recompute.take(fact)
+            if request is not None:
+                request.preemptions += 1
         elif request is not None:
-            request.preemptions += 1
+            request.first_token_s = fact.time_s
 
     @property
     def engine(self) -> EngineFacts:

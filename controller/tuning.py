@@ -13,7 +13,7 @@ from msgspec import structs
 
 from controller.policy import Tuning
 from controller.step_prices import StepPrices
-from store.records import Finished, Gate, Settings, Snapshot
+from store.records import Finished, Gate, Preempted, Settings, Snapshot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +161,43 @@ class BoostTuner:
         return f"boost {wanted_per_s:.3g}/s: answers run for {service_s:.1f} s"
 
 
+class RecomputePrice:
+    """What a computed token that is lost will cost: the time of prefilling it, unless the prefix cache still has it.
+
+    >>> price = RecomputePrice()
+    >>> price.move(1e-4), price.token_s
+    ('a lost token costs 0.1 ms', 0.0001)
+    """
+
+    def __init__(self) -> None:
+        self.token_s: float | None = None
+        """The price in force; None before it is known."""
+        self._lost_tokens = 0.0
+        self._recomputed_tokens = 0.0
+
+    def take(self, preempted: Preempted) -> None:
+        """A request lost computed tokens."""
+        self._lost_tokens = _REMEMBERED * self._lost_tokens + preempted.lost_tokens
+        self._recomputed_tokens *= _REMEMBERED
+
+    def observe(self, snapshot: Snapshot) -> None:
+        """Some of them were computed again."""
+        self._recomputed_tokens += snapshot.recomputed_tokens
+
+    def move(self, prefill_token_s: float) -> str | None:
+        """Follow the step model and the prefix cache, if they have moved enough; returns why."""
+        again = min(1.0, self._recomputed_tokens / self._lost_tokens) if self._lost_tokens else 1.0
+        wanted_s = again * prefill_token_s
+        if self.token_s is not None and abs(wanted_s - self.token_s) <= 0.25 * self.token_s:
+            return None
+        self.token_s = wanted_s
+        return f"a lost token costs {1000 * wanted_s:.3g} ms"
+
+
+_REMEMBERED = 0.99
+"""Weight of what was lost and computed again before, for each further preemption."""
+
+
 @dataclass(slots=True)
 class EngineTuning:
     """Everything that is adapted to one engine."""
@@ -169,6 +206,7 @@ class EngineTuning:
     limits: TuningLimits = field(default_factory=TuningLimits)
     prices: StepPrices = field(default_factory=StepPrices)
     service: BoostTuner = field(init=False)
+    recompute: RecomputePrice = field(default_factory=RecomputePrice)
     _gate: GateTuner | None = field(init=False, default=None)
     _next_s: float = field(init=False, default=-math.inf)
 
@@ -183,6 +221,7 @@ class EngineTuning:
     def observe(self, snapshot: Snapshot) -> None:
         """Take a snapshot into account."""
         self.prices.observe(snapshot)
+        self.recompute.observe(snapshot)
         if self._gate is not None and snapshot.mode == "on":
             self._gate.observe(snapshot)
 
@@ -199,6 +238,8 @@ class EngineTuning:
         reasons = [self._gate.move() if self._gate else None]
         if self.tuning is not None and self.tuning.boost_scale is not None:
             reasons.append(self.service.move())
+        if self.tuning is not None and self.tuning.preempts:
+            reasons.append(self.recompute.move(self.prices.prefill_token_s))
         return [reason for reason in reasons if reason is not None]
 
     def applied(self, settings: Settings) -> Settings:
@@ -209,4 +250,7 @@ class EngineTuning:
         boost_per_s = settings.boost_per_s
         if self.tuning is not None and self.tuning.boost_scale is not None:
             boost_per_s = self.service.boost_per_s
-        return structs.replace(settings, gate=gate, boost_per_s=boost_per_s)
+        preemption = settings.preemption
+        if preemption is not None and self.recompute.token_s is not None:
+            preemption = structs.replace(preemption, token_s=self.recompute.token_s)
+        return structs.replace(settings, gate=gate, boost_per_s=boost_per_s, preemption=preemption)

@@ -84,6 +84,8 @@ class Ordering:
         self._boost_per_s: float | None = None
         self._serial = 0
         self._step = 0
+        self._rest_steps = 0
+        """Steps for which nobody is to be pushed out."""
         self._deadlines: list[tuple[float, str]] = []
         self._stood: dict[str, Key] = {}
         self._order = RunningOrder(self._tracked.__getitem__)
@@ -176,7 +178,9 @@ class Ordering:
             return Plan(queue, active, None, 0)
         reserved = self._reserve_blocks()
         admitted, pushed_out = self._admit(queue, active, free_blocks - reserved)
+        self._rest_steps = max(0, self._rest_steps - 1)
         if pushed_out:
+            self._rest_steps = 0 if self._preemption is None else self._preemption.rest_steps
             active = active[: len(active) - len(pushed_out)]
             self._order.keep(len(active))
             queue = sorted([*queue, *pushed_out], key=self._key)
@@ -289,7 +293,7 @@ class Ordering:
     def _yields(self, victim: R, request: R) -> bool:
         """Whether a running request is to give way to a waiting one: by its class, by a promotion, or by its index at the price."""
         preemption = self._preemption
-        if preemption is None:
+        if preemption is None or self._rest_steps > 0:
             return False
         loser, winner = self._tracked[victim.request_id], self._tracked[request.request_id]
         if winner.key >= loser.key:

@@ -240,6 +240,8 @@ class Preemption(Record, frozen=True, kw_only=True):
     """Price of a computed token that is lost, in the index's engine-seconds."""
     hysteresis: float = 0.0
     """Share of the victim's index by which the other's must be lower, so that two do not change places for ever."""
+    rest_steps: int = 0
+    """Steps after a push in which nobody else is pushed out."""
 
 
 class Promotion(Record, frozen=True, kw_only=True):

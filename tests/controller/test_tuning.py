@@ -7,11 +7,12 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from controller.policy import Tuning
 from controller.step_prices import DEFAULT_PREFILL_TOKEN_S, StepPrices
-from controller.tuning import BoostTuner, EngineTuning, GateTuner, TuningLimits
-from store.records import Finished, Gate, Settings, Snapshot
+from controller.tuning import BoostTuner, EngineTuning, GateTuner, RecomputePrice, TuningLimits
+from store.records import Finished, Gate, Preempted, Preemption, Settings, Snapshot
 
 LIMITS = TuningLimits()
 SETTINGS = Settings(revision=1, mode="on", gate=Gate(horizon_tokens=32), boost_per_s=0.01, lease_s=2.0)
@@ -188,3 +189,31 @@ def test_step_times_are_learned_from_snapshots() -> None:
     assert prices.model.base_s == pytest.approx(0.033, rel=0.01)
     assert prices.prefill_token_s == pytest.approx(1.4e-4, rel=0.01)
     assert prices.model.kv_token_s == pytest.approx(1.3e-7, rel=0.01)
+
+
+def preempted(number: int, lost_tokens: int) -> Preempted:
+    """A request lost so much."""
+    return Preempted(request_id=f"r{number}", time_s=float(number), lost_tokens=lost_tokens, attained_tokens=10)
+
+
+def test_what_the_prefix_cache_keeps_costs_nothing_again() -> None:
+    """A lost token costs its prefill, times the share of lost tokens that were really computed again."""
+    price = RecomputePrice()
+    assert price.move(1e-4) is not None
+    for number in range(200):
+        price.take(preempted(number, 400))
+        price.observe(snapshot(number, recomputed=100))
+    assert price.move(1e-4) is not None
+    assert price.token_s == pytest.approx(0.25e-4, rel=0.02)
+    assert price.move(1.1e-4) is None, "small changes are left alone"
+
+
+def test_the_price_goes_into_the_settings_of_a_policy_that_preempts() -> None:
+    """And with it a reason; without preemption there is no price."""
+    preempts = EngineTuning(Tuning(gate_exchange=None, boost_scale=None, preempts=True))
+    settings = structs.replace(SETTINGS, preemption=Preemption(token_s=9.0, hysteresis=0.5))
+    assert preempts.applied(settings) == settings
+    (reason,) = preempts.due(0.0)
+    assert "a lost token costs" in reason
+    priced = preempts.applied(settings).preemption
+    assert priced == Preemption(token_s=DEFAULT_PREFILL_TOKEN_S, hysteresis=0.5)

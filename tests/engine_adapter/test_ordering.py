@@ -306,3 +306,16 @@ def test_the_cheapest_victim_has_least_to_compute_again() -> None:
     running = [Request(name, tokens + 1, tokens) for name, tokens in computed.items()]
     plan = ordering.plan(2.0, waiting=[], running=running, free_blocks=0)
     assert [r.request_id for r in plan.running] == ["overdue", "old", "new", "lower"]
+
+
+def test_between_two_pushes_the_engine_rests() -> None:
+    """However good the next one is, nobody is pushed out for so many steps."""
+    ordering, running = two_running(Preemption(rest_steps=3))
+    for number in range(9):
+        ordering.track(f"good{number}", priority=0, arrival_s=1.0)
+        ordering.put(table(f"good{number}", (0, 1.0 + number, 0.0)))
+    pushes = []
+    for number in range(9):
+        plan = ordering.plan(0.0, waiting=[Request(f"good{number}", 64)], running=running, free_blocks=0)
+        pushes.append(len(plan.pushed_out))
+    assert pushes == [1, 0, 0, 0, 1, 0, 0, 0, 1]
