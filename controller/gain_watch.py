@@ -151,6 +151,7 @@ def _ended(view: FinishedView, *, counted: bool) -> PastRequest:
         preemptions=fact.preemptions,
         recomputed_tokens=fact.recomputed_tokens,
         quantiles=view.quantiles,
+        left=fact.reason in {"abort", "error"},
         counted=counted and fact.reason in {"stop", "length"},
     )
 

@@ -177,13 +177,13 @@ def _notes(runs: Sequence[Replayable]) -> list[str]:
     cached = sum(request.cached_prompt_tokens for request in requests) / sum(r.prompt_tokens for r in requests)
     counted = [request for past in runs for request in past.counted.values()]
     predicted = sum(bool(request.quantiles) for request in counted) / len(counted)
-    unfinished = sum(request.finished_s is None for request in requests)
+    censored = sum(request.censored for request in requests)
     beside = len(requests) - len(counted)
     notes = []
     if beside:
         notes.append(
-            f"{beside} more requests took room beside these and are replayed too; {unfinished} of them had not ended "
-            "and run for as long as was to be expected of them."
+            f"{beside} more requests took room beside these and are replayed too; {censored} of them had not ended "
+            "or were given up, and run for as long as was to be expected of them, or until their clients left."
         )
     if cached > MUCH_CACHED:
         notes.append(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from heapq import heappop, heappush
 from typing import Protocol
 
 import numpy as np
@@ -195,15 +196,18 @@ def _serve(past: Replayable, controller: Controller | None, progress: Callable[[
     link: EngineLink = DirectLink(answer) if controller else NoLink()
     engine = SimulatedEngine(past.profile, link=link, start_s=past.requests[0].arrival_s)
     clock.append(engine)
-    return serve(_Watched(engine, progress) if progress else engine, past.works())
+    return serve(_WithClients(engine, past.leaving_s, progress or (lambda: None)), past.works())
 
 
-class _Watched:
-    """An engine that tells of each answer that ends."""
+class _WithClients:
+    """An engine whose clients go away when they did, however far their answers have come; tells of each end."""
 
-    def __init__(self, engine: VirtualEngine, progress: Callable[[], None]) -> None:
+    def __init__(self, engine: VirtualEngine, leaving_s: Mapping[str, float], progress: Callable[[], None]) -> None:
         self._engine = engine
+        self._leaving_s = leaving_s
         self._progress = progress
+        self._leaving: list[tuple[float, str]] = []
+        self._gone: set[str] = set()
 
     @property
     def now_s(self) -> float:
@@ -215,6 +219,8 @@ class _Watched:
 
     def submit(self, work: Work) -> None:
         self._engine.submit(work)
+        if work.request_id in self._leaving_s:
+            heappush(self._leaving, (self._leaving_s[work.request_id], work.request_id))
 
     def abort(self, request_id: str) -> None:
         self._engine.abort(request_id)
@@ -223,7 +229,13 @@ class _Watched:
         self._engine.advance_to(time_s)
 
     def step(self) -> Step:
+        while self._leaving and self._leaving[0][0] <= self._engine.now_s:
+            _, request_id = heappop(self._leaving)
+            if request_id not in self._gone:
+                self._engine.abort(request_id)
         step = self._engine.step()
-        for _ in step.finished:
+        for life in step.finished:
+            if life.request_id in self._leaving_s:
+                self._gone.add(life.request_id)
             self._progress()
         return step

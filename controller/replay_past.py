@@ -39,6 +39,8 @@ class PastRequest(msgspec.Struct, frozen=True, kw_only=True):
     first_token_s: float | None = None
     finished_s: float | None = None
     """None while it is unfinished: its length is only known to be more than ``output_tokens``."""
+    left: bool = False
+    """Its client went away at ``finished_s``, or it failed then: its length is only known to be at least so much."""
     cached_prompt_tokens: int = 0
     preemptions: int = 0
     recomputed_tokens: int = 0
@@ -46,6 +48,11 @@ class PastRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The recorded prediction as pairs of probability and tokens, both rising; empty when there is none."""
     counted: bool = True
     """Whether figures are about it; the others are there because they took room beside those that are."""
+
+    @property
+    def censored(self) -> bool:
+        """Whether its length is not known."""
+        return self.left or self.finished_s is None
 
     def life(self) -> Life:
         """How it was really served; for a request that ended."""
@@ -129,18 +136,14 @@ class Replayable:
             request.request_id: request
             for request in told
             if 0 < request.prompt_tokens < profile.max_model_len_tokens
-            and (request.output_tokens > 0 or request.finished_s is None)
+            and (request.output_tokens > 0 or request.censored)
         }
         return cls(run, model, profile, tuple(sorted(fitting.values(), key=lambda request: request.arrival_s)))
 
     @cached_property
     def counted(self) -> dict[str, PastRequest]:
         """The requests that figures are about, by their names."""
-        return {
-            request.request_id: request
-            for request in self.requests
-            if request.counted and request.finished_s is not None
-        }
+        return {request.request_id: request for request in self.requests if request.counted and not request.censored}
 
     @cached_property
     def beliefs(self) -> dict[str, LengthDistribution]:
@@ -172,9 +175,14 @@ class Replayable:
                 priority=request.priority,
             )
 
+    @cached_property
+    def leaving_s(self) -> dict[str, float]:
+        """When clients went away that did not wait for the end."""
+        return {r.request_id: r.finished_s for r in self.requests if r.left and r.finished_s is not None}
+
     def length_tokens(self, request: PastRequest) -> int:
-        """Tokens that its answer has; of an unfinished one those to be expected of it now."""
-        if request.finished_s is not None:
+        """Tokens that its answer has; of one that was not seen to its end those to be expected of it now."""
+        if not request.censored:
             return request.output_tokens
         belief = self.beliefs.get(request.request_id)
         attained = request.output_tokens

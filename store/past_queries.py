@@ -55,12 +55,13 @@ lives AS (
     SELECT
         ended.request_id, ended.arrival_s, ended.prompt_tokens, output_tokens, ended.max_tokens, priority, scheduled_s,
         first_token_s, time_s AS finished_s, cached_prompt_tokens, preemptions, recomputed_tokens,
-        ended.arrival_s >= $since_s AND ended.arrival_s < $until_s AND reason IN ('stop', 'length') AS counted
+        ended.arrival_s >= $since_s AND ended.arrival_s < $until_s AND reason IN ('stop', 'length') AS counted,
+        reason IN ('abort', 'error') AS "left"
     FROM ended LEFT JOIN told USING (request_id)
     UNION ALL
     SELECT
         request_id, arrival_s, prompt_tokens, greatest(ongoing.attained_tokens, coalesce(r.attained_tokens, 0)),
-        max_tokens, priority, NULL, NULL, NULL, 0, 0, 0, false
+        max_tokens, priority, NULL, NULL, NULL, 0, 0, 0, false, false
     FROM ongoing LEFT JOIN running ON r.request_id = ongoing.request_id
 ),
 believed AS (

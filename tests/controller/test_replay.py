@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from controller.cli import run as command_line
-from controller.policies import Schedule
+from controller.policies import Schedule, policy_named
 from controller.replay import Replay, ReplaySpec, run_replay
-from controller.replay_engine import RecordedBeliefs
+from controller.replay_engine import RecordedBeliefs, replay_as_told, replay_under
 from controller.replay_fit import fit_of, ratio_of
 from controller.replay_history import Slice, read_runs
 from controller.replay_past import PastRun, Replayable, gap_between_steps_s
@@ -181,6 +181,31 @@ def test_what_runs_when_the_record_ends_is_known_as_far_as_it_has_come(tmp_path:
     replay = replayed(run)
     assert abs(replay.fit.mean_ttlt.error) < 0.1
     assert "had not ended" in replay.notes[0]
+
+
+def test_clients_who_went_away_go_when_they_did(ran_in_shadow: Any) -> None:
+    """Whether they were served by then or not, and whatever the policy; the room that they took is free then."""
+    run = past(ran_in_shadow)
+    leaving = {
+        request.request_id: replace(
+            request, left=True, counted=False, output_tokens=0, finished_s=request.arrival_s + number
+        )
+        for number, request in enumerate(run.requests[::15])
+    }
+    changed = replace(run, requests=tuple(leaving.get(request.request_id, request) for request in run.requests))
+    replayable = Replayable.of(changed)
+    longest_step_s = 0.3
+    for totals in (replay_as_told(replayable), replay_under(replayable, policy_named("sage"))):
+        lives = {life.request_id: life for life in totals.lives}
+        assert set(lives) == {request.request_id for request in run.requests}
+        gone = [lives[request_id] for request_id in leaving if lives[request_id].reason == "abort"]
+        assert len(gone) > 3
+        for life in gone:
+            left_s = leaving[life.request_id].finished_s
+            assert left_s is not None
+            assert left_s <= life.finished_s <= left_s + longest_step_s
+    assert set(replayable.counted).isdisjoint(leaving)
+    assert replayed(changed).as_told.figures.mean_ttlt_s < replayed(run).as_told.figures.mean_ttlt_s
 
 
 def test_beliefs_come_back_by_number() -> None:
