@@ -20,6 +20,7 @@ from controller.replay_engine import replay_as_told, replay_under
 from controller.replay_fit import Fit, Ratio, fit_of, ratio_of, totals_of
 from controller.replay_past import PastRun, Replayable
 from controller.rivals import BENCH_POLICY_NAMES, BenchContext, bench_policy
+from controller.step_model import FEWEST_SAMPLES
 from engine_adapter.engine import Life, Totals
 from online_learning.distribution import FloatArray
 from store.errors import BadInputError
@@ -189,6 +190,12 @@ def _notes(runs: Sequence[Replayable]) -> list[str]:
         notes.append(
             f"{cached:.0%} of the prompt tokens came from the prefix cache, which the replay does not have: "
             "it computes them all."
+        )
+    guessed = [past.run.engine_id for past in runs if len(past.run.samples) < FEWEST_SAMPLES]
+    if guessed:
+        notes.append(
+            f"Fewer than {FEWEST_SAMPLES} snapshots tell how long the steps of {', '.join(dict.fromkeys(guessed))} take: "
+            "every step takes the same, or a typical, time."
         )
     if predicted < FEW_PREDICTED:
         notes.append(f"Only {predicted:.0%} of the requests have a recorded prediction; the others go by the prior.")

@@ -208,6 +208,28 @@ def test_clients_who_went_away_go_when_they_did(ran_in_shadow: Any) -> None:
     assert replayed(changed).as_told.figures.mean_ttlt_s < replayed(run).as_told.figures.mean_ttlt_s
 
 
+def test_what_makes_the_figures_doubtful_is_noted(ran_in_shadow: Any) -> None:
+    """Few snapshots, prompts from the prefix cache and missing predictions; nothing of it where it is not so."""
+    run = past(ran_in_shadow)
+    assert not any("snapshots" in note or "cache" in note or "prediction" in note for note in replayed(run).notes)
+    doubtful = replace(
+        run,
+        samples=run.samples[:5],
+        requests=tuple(
+            replace(
+                request,
+                cached_prompt_tokens=request.prompt_tokens // 2,
+                quantiles=request.quantiles if number % 2 else (),
+            )
+            for number, request in enumerate(run.requests)
+        ),
+    )
+    notes = " ".join(replayed(doubtful, "sage").notes)
+    assert "Fewer than 20 snapshots tell how long the steps of simulated take" in notes
+    assert "50% of the prompt tokens came from the prefix cache" in notes
+    assert "have a recorded prediction" in notes
+
+
 def test_beliefs_come_back_by_number() -> None:
     """Also for numbers that a 32-bit float cannot hold."""
     numbers = (0, 1, 65_535, 65_536, 2**24 + 1, 2**31)
