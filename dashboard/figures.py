@@ -81,8 +81,8 @@ def latency(rows: Sequence[Percentiles], what: str, zone: tzinfo) -> go.Figure:
     counts = [row.requests for row in rows]
     curves = (
         ("median", [row.p50_s for row in rows], palette.BLUE),
-        ("90th percentile", [row.p90_s for row in rows], palette.AMBER),
-        ("99th percentile", [row.p99_s for row in rows], palette.RED),
+        ("90 %", [row.p90_s for row in rows], palette.AMBER),
+        ("99 %", [row.p99_s for row in rows], palette.RED),
     )
     _lines(figure, times, curves, "%{y:.3g} s of %{customdata:,} requests", counts)
     return or_blank(figure, rows, "No request finished in this window")

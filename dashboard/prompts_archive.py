@@ -17,6 +17,8 @@ SAMPLES = 12
 LATEST_PREDICTIONS = 3000
 """Experts' weights are averaged over so many, and features are taken from them."""
 TOKENS_SHOWN = 24
+POINTS, ANSWERS_PER_POINT = 60, 8
+"""Points in time at most, and answers on average behind each at least."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,8 @@ class Prompts:
 
     newest_s: float | None
     clusters: tuple[Cluster, ...] = ()
-    weights: tuple[tuple[int | None, str, float], ...] = ()
-    """Cluster, expert, mean weight; None stands for prompts of no cluster."""
+    weights: tuple[tuple[str, int, str, float], ...] = ()
+    """Model, cluster, expert, mean weight."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +87,12 @@ def _detail(connection: duckdb.DuckDBPyConnection, *, scope: Scope, model: str, 
         return ClusterDetail((), (), (), ())
     since_s, newest_s = found
     which = {"since_s": since_s, "model": model, "cluster": cluster}
-    width_s = max(1.0, (newest_s - since_s) / 60)
+    lengths = connection.execute(_LENGTHS, which).fetchall()
+    points = min(POINTS, max(1, sum(answers for _, answers in lengths) // ANSWERS_PER_POINT))
+    width_s = max(1.0, (newest_s - since_s) / points)
     samples = records(connection.execute(_SAMPLES, which | {"limit": SAMPLES}))
     return ClusterDetail(
-        lengths=tuple(connection.execute(_LENGTHS, which).fetchall()),
+        lengths=tuple(lengths),
         over_time=tuple(connection.execute(_OVER_TIME, which | {"width_s": width_s}).fetchall()),
         drifts=tuple(time_s for (time_s,) in connection.execute(_DRIFTS, which).fetchall()),
         samples=tuple(_sample(row) for row in samples),
@@ -128,14 +132,15 @@ SELECT answered.*, coalesce(drifts, 0), last_drift
 FROM answered LEFT JOIN drifted USING (model, cluster)
 ORDER BY answers DESC, model, cluster LIMIT $limit
 """  # noqa: S608 - made of named parts of this module alone
-_WEIGHTS = """
-WITH lately AS (
-    SELECT cluster, experts FROM predictions SEMI JOIN temp.chosen USING (session_id)
+_WEIGHTS = f"""
+WITH {_SERVED},
+lately AS (
+    SELECT session_id, cluster, experts FROM predictions SEMI JOIN temp.chosen USING (session_id)
     WHERE time_s >= $since_s ORDER BY time_s DESC LIMIT $limit
 ),
-weights AS (SELECT cluster, unnest(map_entries(experts)) AS expert FROM lately)
-SELECT cluster, expert.key, avg(expert.value) FROM weights GROUP BY ALL ORDER BY ALL
-"""
+weights AS (SELECT session_id, cluster, unnest(map_entries(experts)) AS expert FROM lately WHERE cluster IS NOT NULL)
+SELECT model, cluster, expert.key, avg(expert.value) FROM weights JOIN served USING (session_id) GROUP BY ALL ORDER BY ALL
+"""  # noqa: S608 - as above
 _MINE = "WHERE time_s >= $since_s AND cluster = $cluster AND session_id IN (SELECT session_id FROM served WHERE model = $model)"
 _LENGTHS = f"""
 WITH {_SERVED}

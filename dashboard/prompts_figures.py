@@ -23,7 +23,7 @@ def lengths(clusters: Sequence[Cluster]) -> go.Figure:
     if shown:
         low, q1, median, q3, high = zip(*(cluster.quantiles[:5] for cluster in shown), strict=True)
         figure.add_box(
-            x=[str(cluster.cluster) for cluster in shown], lowerfence=low, q1=q1, median=median, q3=q3, upperfence=high,
+            x=labels(shown), lowerfence=low, q1=q1, median=median, q3=q3, upperfence=high,
             name="lengths", line={"color": palette.BLUE, "width": 1.5}, fillcolor=palette.faded(palette.BLUE, 0.25),
         )  # fmt: skip
     figure.update_xaxes(title="cluster, the largest first", type="category")
@@ -32,23 +32,27 @@ def lengths(clusters: Sequence[Cluster]) -> go.Figure:
     return or_blank(figure, shown, "No answer of any cluster in this range")
 
 
-def weights(found: Sequence[tuple[int | None, str, float]], clusters: Sequence[Cluster]) -> go.Figure:
+def weights(found: Sequence[tuple[str, int, str, float]], clusters: Sequence[Cluster]) -> go.Figure:
     """The mean weight of each expert in the predictions of each cluster, stacked."""
     figure = base("share of the prediction")
-    order = [cluster.cluster for cluster in clusters[:BOXES]]
-    names = sorted({name for _, name, _ in found})
-    shares = {(cluster, name): weight for cluster, name, weight in found}
-    for number, name in enumerate(names):
+    shown = clusters[:BOXES]
+    shares = {(model, cluster, name): weight for model, cluster, name, weight in found}
+    for number, name in enumerate(sorted({name for _, _, name, _ in found})):
         figure.add_bar(
-            x=[str(cluster) for cluster in order], y=[shares.get((cluster, name), 0.0) for cluster in order],
-            name=escape(name), marker_color=_COLOURS[number % len(_COLOURS)],
-            marker_pattern_shape="" if number < len(_COLOURS) else "/",
+            x=labels(shown), y=[shares.get((one.model, one.cluster, name), 0.0) for one in shown], name=escape(name),
+            marker_color=_COLOURS[number % len(_COLOURS)], marker_pattern_shape="" if number < len(_COLOURS) else "/",
             hovertemplate="%{fullData.name}: %{y:.0%}<extra></extra>",
         )  # fmt: skip
     figure.update_xaxes(title="cluster, the largest first", type="category")
     figure.update_yaxes(tickformat=".0%", range=[0.0, 1.02])
     figure.update_layout(barmode="stack", hovermode="closest", height=340)
-    return or_blank(figure, [*order] if found else [], "No prediction of any cluster in this range")
+    return or_blank(figure, shown if found else (), "No prediction of any cluster in this range")
+
+
+def labels(clusters: Sequence[Cluster]) -> list[str]:
+    """Names under a chart: the number, and the model where there are several."""
+    several = len({cluster.model for cluster in clusters}) > 1
+    return [f"{one.cluster}<br>{escape(one.model[:12])}" if several else str(one.cluster) for one in clusters]
 
 
 def histogram(found: Sequence[tuple[float, int]]) -> go.Figure:

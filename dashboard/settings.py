@@ -111,7 +111,6 @@ def _engine(engine: EngineView, now_s: float | None) -> dict[str, Any]:
         "Model": engine.model,
         "Version": f"{engine.engine} {engine.engine_version}",
         "KV blocks": engine.kv_blocks,
-        "Block (tokens)": engine.block_size_tokens,
         "Slots": engine.max_num_seqs,
         "Tables held": snapshot.tables_held if snapshot else None,
         "Dropped": snapshot.messages_dropped if snapshot else None,

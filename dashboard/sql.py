@@ -30,7 +30,7 @@ def page() -> None:
     if isinstance(schema, QuestionTrouble):
         live.show(words.archive_notice("absent", schema.detail))
         return
-    editor, browser = st.columns([3, 1], gap="medium")
+    editor, browser = st.columns([5, 3], gap="medium")
     with editor:
         _editor(path)
         _answered()

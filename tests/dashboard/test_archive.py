@@ -84,9 +84,11 @@ def test_prompt_clusters_have_size_lengths_drift_weights_and_samples(recorded: P
     assert (large.model, large.answers, large.drifts, large.last_drift) == ("qwen3-32b", 270, 1, "90 to 40 tokens")
     assert (small.model, small.answers, small.drifts) == ("small", 30, 0)
     assert large.quantiles == [40.0] * 6
-    assert [(cluster, name, round(weight, 9)) for cluster, name, weight in found.weights] == [
-        (1, "cluster", 0.7), (1, "global", 0.3)
-    ]  # fmt: skip
+    assert [(*rest, round(weight, 9)) for *rest, weight in found.weights] == [
+        (model, 1, name, weight)
+        for model in ("qwen3-32b", "small")
+        for name, weight in (("cluster", 0.7), ("global", 0.3))
+    ]
     detail = prompts_archive.read_cluster(recorded, Scope(), "qwen3-32b", 1)
     assert isinstance(detail, prompts_archive.ClusterDetail)
     assert sum(answers for _, answers in detail.lengths) == 270

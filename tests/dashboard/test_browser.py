@@ -119,6 +119,7 @@ def test_every_page_loads_without_an_error_box(page: Page, dashboard_url: str, p
     page.goto(f"{dashboard_url}/{path}")
     expect(page.get_by_role("heading", name=title, exact=True)).to_be_visible(timeout=DRAWN_MS)
     drawn = page.get_by_test_id("stPlotlyChart").or_(page.get_by_test_id("stDataFrame"))
+    drawn = drawn.or_(page.get_by_test_id("stAlert")) if path == "prompts" else drawn
     expect(drawn.first).to_be_visible(timeout=DRAWN_MS)
     assert_no_error_box(page)
     assert problems == []
@@ -181,4 +182,48 @@ def test_a_request_opens_from_the_queue_and_from_its_address(page: Page, dashboa
     page.goto(address)
     expect(metric(page, "Preemptions")).to_have_text("1", timeout=DRAWN_MS)
     expect(page.get_by_test_id("stPlotlyChart")).to_have_count(5, timeout=DRAWN_MS)
+    assert_no_error_box(page)
+
+
+def test_sql_runs_and_a_forbidden_statement_is_refused(page: Page, dashboard_url: str) -> None:
+    """As typed by an operator; the answer can be downloaded."""
+    page.goto(f"{dashboard_url}/sql")
+    editor = page.get_by_role("textbox", name="Statement")
+    expect(editor).to_be_visible(timeout=DRAWN_MS)
+    editor.fill("SELECT count(*) AS outcomes FROM outcomes")
+    page.get_by_role("button", name="Run").click()
+    expect(page.get_by_text(re.compile(r"1 row in"))).to_be_visible(timeout=DRAWN_MS)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="CSV").click()
+    assert download.value.path().read_text().splitlines() == ['"outcomes"', "1"]
+    editor.fill("DELETE FROM outcomes")
+    page.get_by_role("button", name="Run").click()
+    expect(page.get_by_text("The statement was refused")).to_be_visible(timeout=DRAWN_MS)
+    assert_no_error_box(page)
+
+
+def test_filters_hold_from_page_to_page_and_in_the_address(page: Page, dashboard_url: str) -> None:
+    """Chosen by the address, still there after a click in the navigation."""
+    page.goto(f"{dashboard_url}/latency?range=5+min")
+    expect(page.get_by_text("within the last 5 min")).to_be_visible(timeout=DRAWN_MS)
+    page.get_by_test_id("stSidebarNav").get_by_role("link", name="Predictions").click()
+    expect(page.get_by_role("heading", name="Predictions", exact=True)).to_be_visible(timeout=DRAWN_MS)
+    expect(page).to_have_url(re.compile(r"/predictions\?.*range=5"), timeout=LIVE_MS)
+    assert_no_error_box(page)
+
+
+def test_a_mode_is_switched_behind_a_confirmation(page: Page, dashboard_url: str, lasting: Any) -> None:
+    """The order reaches the controller with its reason, and the page shows the new mode."""
+    page.goto(f"{dashboard_url}/settings")
+    page.get_by_text("Switch the mode of all engines").click()
+    button = page.get_by_role("button", name="Switch to off")
+    expect(button).to_be_disabled(timeout=DRAWN_MS)
+    page.get_by_label("Reason").fill("incident 42")
+    page.get_by_label("Reason").press("Tab")
+    page.get_by_text("I want all engines to go back").click()
+    expect(button).to_be_enabled(timeout=LIVE_MS)
+    button.click()
+    expect(page.get_by_text("off: first come, first served")).to_be_visible(timeout=LIVE_MS)
+    assert lasting.world.orders[-1] == {"mode": "off", "reason": "incident 42"}
+    lasting.world.mode = "on"
     assert_no_error_box(page)
