@@ -14,7 +14,7 @@ from dashboard.filters import Filters
 REFRESH_S = 10.0
 """History becomes visible every few seconds only, and reading it costs more than a live answer."""
 
-KEPT_S = 5.0
+KEPT_S = 9.0
 
 
 def page() -> None:

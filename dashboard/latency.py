@@ -8,7 +8,7 @@ from functools import partial
 import streamlit as st
 
 from dashboard import figures, filters, history, live, series, words
-from dashboard.archive import Archive
+from dashboard.archive import PARTED, Archive
 from dashboard.filters import Filters
 from dashboard.series import Percentiles
 from dashboard.views import FinishedPoint
@@ -80,6 +80,7 @@ def _charts(ttft: Sequence[Percentiles], ttlt: Sequence[Percentiles], tpot: Sequ
 
 def _parts(archive: Archive) -> None:
     st.markdown("##### By class, tenant, model and cluster")
+    st.caption(f"Of the latest {words.count(PARTED)} requests of the range at most; the twenty largest of each kind.")
     if not archive.parts:
         st.caption("No request ran to its end in this range.")
         return

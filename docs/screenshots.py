@@ -13,7 +13,9 @@ from pathlib import Path
 from playwright.sync_api import Page, sync_playwright
 
 IMAGES = Path(__file__).parent / "images"
-PAGES = {"now": "", "predictions": "predictions", "latency": "latency", "history": "history"}
+PAGES = {"now": ""} | {
+    page: page for page in ("predictions", "latency", "gain", "prompts", "history", "sql", "settings")
+}
 SHOWN = {"now", "latency"}
 """Pages whose pictures are kept; the others are taken into the folder given as argument, to be looked at."""
 CREST_S = 55.0
@@ -62,7 +64,7 @@ def _take_all(address: str, others: Path) -> None:
 
 def _take(page: Page, url: str, file: Path) -> None:
     page.goto(url)
-    page.wait_for_selector(".js-plotly-plot", timeout=60_000)
+    page.wait_for_selector(".js-plotly-plot, [data-testid=stDataFrame]", timeout=60_000)
     page.wait_for_timeout(SETTLE_MS)
     page.screenshot(path=file)
 

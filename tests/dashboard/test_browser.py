@@ -194,7 +194,7 @@ def test_sql_runs_and_a_forbidden_statement_is_refused(page: Page, dashboard_url
     page.get_by_role("button", name="Run").click()
     expect(page.get_by_text(re.compile(r"1 row in"))).to_be_visible(timeout=DRAWN_MS)
     with page.expect_download() as download:
-        page.get_by_role("button", name="CSV").click()
+        page.get_by_role("button", name="CSV", exact=True).click()
     assert download.value.path().read_text().splitlines() == ['"outcomes"', "1"]
     editor.fill("DELETE FROM outcomes")
     page.get_by_role("button", name="Run").click()

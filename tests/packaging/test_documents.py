@@ -82,3 +82,13 @@ def test_links_between_documents_lead_somewhere() -> None:
     for document in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name} points to {target}"
+
+
+def test_every_page_of_the_dashboard_is_documented() -> None:
+    """The operator's table and the README name the pages of the navigation, and no other page is in the table."""
+    entry = (ROOT / "dashboard" / "app.py").read_text()
+    titles = set(re.findall(r'st\.Page\(\w+\.page, title="([^"]+)"', entry)) | {"Request"}
+    table = (ROOT / "docs" / "operating.md").read_text().partition("### The dashboard")[2].partition("\n### ")[0]
+    assert set(re.findall(r"^\| \*([^*]+)\* \|", table, re.MULTILINE)) == titles
+    tour = (ROOT / "README.md").read_text().partition("## The dashboard")[2].partition("\n## ")[0]
+    assert all(f"*{title}*" in tour for title in titles)
