@@ -35,7 +35,7 @@ class TuningLimits:
     highest_margin: float = 2.0
     time_scale_answers: float = 200.0
     """Number of answers after which an answer counts 1/e in the time scale."""
-    fewest_answers: int = 30
+    fewest_answers: int = 100
     time_scale_change: float = 1.25
     """The boost follows when the time scale has moved by this factor."""
 

@@ -288,19 +288,27 @@ SECOND_SCHEMA = (
 
 THIRD_SCHEMA = (
     "ALTER TABLE snapshots ADD COLUMN overdue BIGINT",
-    "COMMENT ON COLUMN snapshots.overdue IS 'Requests that went first because their patience was over, since the engine"
-    " started.'",
+    (
+        "COMMENT ON COLUMN snapshots.overdue IS 'Requests that went first because their patience was over, since the engine"
+        " started.'"
+    ),
     "ALTER TABLE decisions ADD COLUMN patience_s DOUBLE",
     "COMMENT ON COLUMN decisions.patience_s IS 'Time of waiting after which nobody passes it any more; NULL for none.'",
     "ALTER TABLE settings_history ADD COLUMN victims VARCHAR",
-    "COMMENT ON COLUMN settings_history.victims IS 'Who gives way when KV memory runs out: last in the order or cheapest"
-    " to compute again.'",
+    (
+        "COMMENT ON COLUMN settings_history.victims IS 'Who gives way when KV memory runs out: last in the order or cheapest"
+        " to compute again.'"
+    ),
     "ALTER TABLE settings_history ADD COLUMN preemption_token_s DOUBLE",
-    "COMMENT ON COLUMN settings_history.preemption_token_s IS 'Price of a computed token that a request loses when another"
-    " pushes it out; NULL: nobody does.'",
+    (
+        "COMMENT ON COLUMN settings_history.preemption_token_s IS 'Price of a computed token that a request loses when another"
+        " pushes it out; NULL: nobody does.'"
+    ),
     "ALTER TABLE settings_history ADD COLUMN preemption_hysteresis DOUBLE",
-    "COMMENT ON COLUMN settings_history.preemption_hysteresis IS 'Share by which the index of who pushes out must be"
-    " lower; NULL: nobody does.'",
+    (
+        "COMMENT ON COLUMN settings_history.preemption_hysteresis IS 'Share by which the index of who pushes out must be"
+        " lower; NULL: nobody does.'"
+    ),
 )
 """Columns that came with the third version."""
 
