@@ -70,7 +70,13 @@ class GlobalLearner:
     def predict_one(self, features: Features, model: str) -> Forecast:  # noqa: ARG002 - the protocol's signature
         """The belief about any answer of this model."""
         evidence = self._belief.evidence(model)
-        return Forecast(distribution=self.prior(model), cluster=None, evidence=evidence, experts={"global": 1.0}, at_risk=at_risk_of(self._belief, model, None))
+        return Forecast(
+            distribution=self.prior(model),
+            cluster=None,
+            evidence=evidence,
+            experts={"global": 1.0},
+            at_risk=at_risk_of(self._belief, model, None),
+        )
 
     def learn_one(self, features: Features, model: str, observation: Observation) -> list[Drift]:  # noqa: ARG002 - as above
         """Take an answer into account; a drift is reported as that of cluster 0."""
