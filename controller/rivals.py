@@ -22,6 +22,7 @@ from controller.cost import memory_cost
 from controller.gittins import survival_beyond
 from controller.policies import POLICY_NAMES, Objective, Schedule, policy_named
 from controller.policy import Assessment, EngineFacts, Policy, RequestFacts, Tuning
+from controller.step_prices import DEFAULT_PREFILL_TOKEN_S
 from controller.tables import expected_cost_s, index_table
 from online_learning.distribution import LengthDistribution
 from online_learning.learner import GlobalLearner
@@ -41,11 +42,14 @@ and says preemptive without saying at what price; all four are run, and the best
 OBJECTIVES: dict[str, Objective] = {"sage-mean": "mean", "sage-balanced": "balanced", "sage-tail": "tail"}
 """Names under which all of ours stand in one table; `sage` has the objective that is asked for."""
 
+PREEMPTIVE = "sage-with-preemption"
+"""Ours with waiting requests that push out running ones whose index is twice theirs and pays for what they lose."""
+
 GATED = {"fcfs-gated": "fcfs", "srpt-oracle-gated": "srpt-oracle"}
 """Our admission with others' orders, so that what admission brings and what ordering brings are told apart."""
 
 BENCH_POLICY_NAMES = tuple(
-    dict.fromkeys(("fcfs", "fastserve", "ssjf", "ltr", "trail", *POLICY_NAMES, *OBJECTIVES, *GATED))
+    dict.fromkeys(("fcfs", "fastserve", "ssjf", "ltr", "trail", *POLICY_NAMES, *OBJECTIVES, PREEMPTIVE, *GATED))
 )
 
 Order: TypeAlias = Callable[[RequestFacts, LengthDistribution, EngineFacts], IndexTable]
@@ -84,7 +88,7 @@ class BenchContext:
 
 def is_ours(name: str) -> bool:
     """Whether a policy has our admission; no benchmark ever tunes those."""
-    return name == "sage" or name in OBJECTIVES or name in GATED or name in ABLATION_NAMES
+    return name in {"sage", PREEMPTIVE} or name in OBJECTIVES or name in GATED or name in ABLATION_NAMES
 
 
 def variants_of(name: str) -> tuple[str, ...]:
@@ -114,8 +118,16 @@ def bench_policy(name: str, context: BenchContext) -> Policy:
     }
     if name in rivals:
         return rivals[name]
+    return _form(name, context)
+
+
+def _form(name: str, context: BenchContext) -> Policy:
+    """Ours in one of its forms, or a policy that runs live too."""
     if name in OBJECTIVES:
         return replace(context.schedule, objective=OBJECTIVES[name]).policy()
+    if name == PREEMPTIVE:
+        price = Preemption(token_s=DEFAULT_PREFILL_TOKEN_S, hysteresis=0.5)
+        return replace(context.schedule, preemption=price).policy()
     return policy_named(name, schedule=context.schedule, lengths=context.lengths)
 
 
