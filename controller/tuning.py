@@ -23,7 +23,7 @@ class TuningLimits:
     interval_s: float = 10.0
     window_s: float = 300.0
     """Time after which a snapshot counts 1/e."""
-    steps: int = 200
+    steps: int = 1500
     """Steps with a queue below which nothing is said of the gate."""
     tolerance: float = 3.0
     """Factor by which tax and idle share may differ from their exchange: in between, moving costs more than it brings."""

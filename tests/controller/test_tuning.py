@@ -80,7 +80,7 @@ def after(seconds: int, *, tax: float, idle: float, waiting: int = 5, exchange: 
 
 def test_more_is_reserved_where_tokens_are_computed_again() -> None:
     """With a tax far above the idle share the margin rises to its bound, and no further."""
-    assert after(60, tax=0.2, idle=0.02).margin > 1.2
+    assert after(120, tax=0.2, idle=0.02).margin > 1.2
     assert after(2000, tax=0.2, idle=0.02).margin == LIMITS.highest_margin
 
 
