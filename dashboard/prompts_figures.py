@@ -50,9 +50,9 @@ def weights(found: Sequence[tuple[str, int, str, float]], clusters: Sequence[Clu
 
 
 def labels(clusters: Sequence[Cluster]) -> list[str]:
-    """Names under a chart: the number, and the model where there are several."""
+    """Names under a chart: the number, and the model's beginning where there are several."""
     several = len({cluster.model for cluster in clusters}) > 1
-    return [f"{one.cluster}<br>{escape(one.model[:12])}" if several else str(one.cluster) for one in clusters]
+    return [f"{one.cluster} {escape(one.model[:8])}" if several else str(one.cluster) for one in clusters]
 
 
 def histogram(found: Sequence[tuple[float, int]]) -> go.Figure:
