@@ -100,10 +100,12 @@ def _settings_changed(record: SettingsChanged) -> Row:
     settings = record.settings
     gate = (settings.gate.horizon_tokens, settings.gate.margin) if settings.gate else (None, None)
     preemption = settings.preemption
-    price = (preemption.token_s, preemption.hysteresis) if preemption else (None, None)
+    promotion = settings.promotion
+    price = (preemption.token_s, preemption.hysteresis, preemption.rest_steps) if preemption else (None, None, None)
+    lift = (promotion.idle_steps, promotion.promoted_steps) if promotion else (None, None)
     return (
         record.time_s, record.reason, settings.revision, settings.mode, *gate, settings.boost_per_s, settings.lease_s,
-        settings.victims, *price,
+        settings.victims, *price, *lift,
     )  # fmt: skip
 
 

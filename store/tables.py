@@ -309,6 +309,12 @@ THIRD_SCHEMA = (
         "COMMENT ON COLUMN settings_history.preemption_hysteresis IS 'Share by which the index of who pushes out must be"
         " lower; NULL: nobody does.'"
     ),
+    "ALTER TABLE settings_history ADD COLUMN preemption_rest_steps BIGINT",
+    "COMMENT ON COLUMN settings_history.preemption_rest_steps IS 'Steps after a push in which nobody is pushed out.'",
+    "ALTER TABLE settings_history ADD COLUMN promotion_idle_steps BIGINT",
+    "COMMENT ON COLUMN settings_history.promotion_idle_steps IS 'Steps passed over after which a request goes first.'",
+    "ALTER TABLE settings_history ADD COLUMN promotion_promoted_steps BIGINT",
+    "COMMENT ON COLUMN settings_history.promotion_promoted_steps IS 'Steps for which it then goes first.'",
 )
 """Columns that came with the third version."""
 

@@ -16,6 +16,8 @@ from store.records import (
     Entry,
     Gate,
     Hello,
+    Preemption,
+    Promotion,
     Settings,
     SettingsChanged,
     Snapshot,
@@ -84,8 +86,21 @@ def record_from(row: dict[str, Any], kind: type) -> Any:
     if kind is SettingsChanged:
         horizon = row["gate_horizon_tokens"]
         gate = None if horizon is None else Gate(horizon_tokens=horizon, margin=row["gate_margin"])
-        names = ("revision", "mode", "boost_per_s", "lease_s")
-        sent = Settings(gate=gate, **{name: row[name] for name in names})
+        token_s, idle_steps = row["preemption_token_s"], row["promotion_idle_steps"]
+        preemption = (
+            None
+            if token_s is None
+            else Preemption(
+                token_s=token_s, hysteresis=row["preemption_hysteresis"], rest_steps=row["preemption_rest_steps"]
+            )
+        )
+        promotion = (
+            None
+            if idle_steps is None
+            else Promotion(idle_steps=idle_steps, promoted_steps=row["promotion_promoted_steps"])
+        )
+        names = ("revision", "mode", "boost_per_s", "lease_s", "victims")
+        sent = Settings(gate=gate, preemption=preemption, promotion=promotion, **{name: row[name] for name in names})
         return SettingsChanged(time_s=row["time_s"], settings=sent, reason=row["reason"])
     fields = {name: row[name] for name in kind.__struct_fields__}
     if kind is Snapshot:

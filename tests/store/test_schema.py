@@ -80,7 +80,7 @@ def test_a_migration_is_run_once_recorded_and_reads_old_segments(
     for _ in range(2):
         live = history.open(3.0, writer="later")
         versions = live._connection.sql("SELECT version, applied_s FROM schema_version ORDER BY version").fetchall()
-        assert versions == [(1, 1.0), (2, 1.0), (3, 3.0)]
+        assert versions == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 3.0)]
         history.close()
     with open_history(history.folder.path) as catalog:
         rows = catalog.sql("SELECT request_id, energy_j FROM completions ORDER BY request_id").fetchall()
@@ -112,7 +112,7 @@ def test_a_history_of_the_first_version_opens_and_is_migrated(
         history.close()
     live = history.open(3.0)
     versions = live._connection.sql("SELECT version, applied_s FROM schema_version ORDER BY version").fetchall()
-    assert versions == [(1, 1.0), (2, 3.0)]
+    assert versions == [(1, 1.0), (2, 3.0), (3, 3.0)]
     history.write(4.0, make.entry(make.calibration()), make.entry(make.outcome("new", answer=1)))
     history.write(4.0, make.entry(make.prediction("new")))
     live.maintain(5.0)
