@@ -164,7 +164,10 @@ def test_an_unfinished_request_takes_room_for_as_long_as_was_to_be_expected(ran_
 
 
 def test_what_runs_when_the_record_ends_is_known_as_far_as_it_has_come(tmp_path: Path, serve_small: Serve) -> None:
-    """Its length is not known, and nobody is counted who has not ended."""
+    """Its length is not known, and nobody is counted who has not ended.
+
+    What is still to come of them is expected and not known, so that the replay is nearer than a sixth, and no nearer.
+    """
     known_until_s = START_S + 20.0
     cut = serve_small(tmp_path / "h", start_s=START_S, known_until_s=known_until_s)
     run = past(cut)
@@ -179,7 +182,7 @@ def test_what_runs_when_the_record_ends_is_known_as_far_as_it_has_come(tmp_path:
             came_far += told[request_id].output_tokens > 10
     assert came_far > 3
     replay = replayed(run)
-    assert abs(replay.fit.mean_ttlt.error) < 0.1
+    assert abs(replay.fit.mean_ttlt.error) < 1 / 6
     assert "had not ended" in replay.notes[0]
 
 

@@ -224,6 +224,10 @@ def test_a_mode_is_switched_behind_a_confirmation(page: Page, dashboard_url: str
     expect(button).to_be_enabled(timeout=LIVE_MS)
     button.click()
     expect(page.get_by_text("off: first come, first served")).to_be_visible(timeout=LIVE_MS)
+    for _ in range(LIVE_MS // 100):
+        if lasting.world.orders:
+            break
+        page.wait_for_timeout(100)
     assert lasting.world.orders[-1] == {"mode": "off", "reason": "incident 42"}
     lasting.world.mode = "on"
     assert_no_error_box(page)
