@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +17,7 @@ from online_learning.words import Words
 
 _MOST_EVIDENCE = 5_000.0
 _LEAST_SHARE = 1e-9
+_ONE: NDArray[np.float32] = np.ones(1, dtype=np.float32)
 _MOST_PRIORS = 32
 """Priors whose bands are kept: one for each model, of now."""
 
@@ -42,8 +44,7 @@ class _Bands:
     log_shares: NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Step:
+class _Step(msgspec.Struct, frozen=True, eq=False):
     """What a prompt's chances were formed from."""
 
     bands: _Bands
@@ -97,7 +98,7 @@ class BandExpert:
     def _step(self, query: Query) -> _Step:
         bands = self._bands(query.prior)
         words = rows, weights = query.words
-        scalars = np.append(query.features[TEXT_DIMENSIONS:DIMENSIONS], np.float32(1.0))
+        scalars = np.concatenate((query.features[TEXT_DIMENSIONS:DIMENSIONS], _ONE))
         scores = bands.log_shares + weights @ self._weights.values[rows] + scalars @ self._scalars.values
         chances = np.exp((scores - scores.max()).astype(np.float64))
         return _Step(bands, words, scalars, chances / chances.sum())

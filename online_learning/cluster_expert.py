@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,8 +28,7 @@ _PAIRS_TRIED = 8
 """Pairs of near clusters that are compared, at most, to make room for one."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Pooled:
+class _Pooled(msgspec.Struct, frozen=True, eq=False):
     """Counts of a neighbourhood, weighted by nearness."""
 
     events: FloatArray

@@ -6,6 +6,7 @@ import math
 from collections import deque
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
@@ -69,8 +70,7 @@ class ClusterSettings:
     seed: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Neighbourhood:
+class Neighbourhood(msgspec.Struct, frozen=True, eq=False):
     """The clusters nearest to a prompt, the nearest first, and their weights, which sum to 1."""
 
     places: NDArray[np.intp]
@@ -192,7 +192,7 @@ class PromptClusters:
         point = self._point(features)
         distances = self._distances(point)
         nearest = min(self._settings.nearest, self.count)
-        places = np.argsort(distances, kind="stable")[:nearest]
+        places = distances.argsort(kind="stable")[:nearest]
         beyond = (distances[places] - distances[places[0]]).astype(np.float64)
         weights = np.exp(-beyond / self._settings.softness)
         return Neighbourhood(

@@ -6,9 +6,9 @@ When the answer is known it is told, says what chance it had given it, and learn
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
 import numpy as np
 
 from online_learning.distribution import FloatArray, IntArray, LengthDistribution
@@ -23,8 +23,7 @@ _LEAST_STRENGTH = 3.0
 """Bounds of how far a cluster's belief is taken to be drawn to the model's."""
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
+class Query(msgspec.Struct, frozen=True, eq=False):
     """A prompt to a model, with the model's belief about any answer."""
 
     features: Features
@@ -38,8 +37,7 @@ class Query:
         return grams(self.features) if self.telling is None else self.telling
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Belief:
+class Belief(msgspec.Struct, frozen=True, eq=False):
     """An expert's belief: mass on the common grid."""
 
     mass: FloatArray
@@ -52,8 +50,7 @@ class Belief:
     """The cluster's answers that reached each bin, where there is one."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True, eq=False):
     """What a belief had said of an answer."""
 
     chance: float
@@ -64,16 +61,15 @@ class Verdict:
     """The belief."""
 
 
-@dataclass(frozen=True, slots=True)
-class Lesson:
+class Lesson(msgspec.Struct, frozen=True, eq=False):
     """What an expert had believed before it learnt, and the drifts that the answer revealed."""
 
     verdict: Verdict | None
     """None where the answer was not to be judged."""
-    drifts: list[Drift] = field(default_factory=list)
+    drifts: list[Drift] = []
     cluster: int | None = None
     """The cluster that the prompt was in before."""
-    changes: list[ClusterChange] = field(default_factory=list)
+    changes: list[ClusterChange] = []
     """What became of clusters by it."""
 
 
@@ -98,7 +94,7 @@ def bin_of(lengths: IntArray, observation: Observation) -> int:
 
 def verdict(mass: FloatArray, position: int, *, censored: bool) -> Verdict:
     """What a mass says of an answer in this bin."""
-    below = float(mass[:position].sum())
+    below = float(np.add.reduce(mass[:position]))
     return Verdict(max(0.0, 1.0 - below) if censored else float(mass[position]), below, mass)
 
 

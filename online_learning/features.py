@@ -84,7 +84,7 @@ def prompt_features(prompt: Prompt) -> Features:
     """
     tokens = _bounded(prompt.token_ids).astype(np.uint64)
     hashed = _hashed_grams(tokens)
-    rows, counts = np.unique(hashed, return_counts=True)
+    rows, counts = _counted(hashed)
     listed = _listed(rows, counts, _ending(hashed, tokens.size))
     features = np.empty(DIMENSIONS + IDENTITIES + listed.size, dtype=np.float32)
     features[:TEXT_DIMENSIONS] = _text_part(rows, counts)
@@ -120,12 +120,26 @@ def grams(features: Features) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     return codes & (GRAM_ROWS - 1), np.asarray(weights / np.float32(max(norm, 1.0)), dtype=np.float32)
 
 
+def _counted(hashed: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.intp]]:
+    """Each value once, in order, and how often it is there; numpy's own takes three times as long for so few.
+
+    >>> rows, counts = _counted(np.array([7, 3, 7], dtype=np.uint64))
+    >>> rows.tolist(), counts.tolist()
+    ([3, 7], [1, 2])
+    """
+    if hashed.size == 0:
+        return hashed, np.zeros(0, dtype=np.intp)
+    ordered = np.sort(hashed)
+    first = np.concatenate(([0], (ordered[1:] != ordered[:-1]).nonzero()[0] + 1))
+    return ordered[first], np.concatenate((first[1:] - first[:-1], [hashed.size - first[-1]]))
+
+
 def _text_part(rows: NDArray[np.uint64], counts: NDArray[np.intp]) -> NDArray[np.float32]:
     if rows.size == 0:
         return np.zeros(TEXT_DIMENSIONS, dtype=np.float32)
     weights = (1.0 + np.log(counts)).astype(np.float32)
     text = weights @ _PROJECTION[rows]
-    norm = float(np.linalg.norm(text))
+    norm = math.sqrt(float(text @ text))
     return np.asarray(text / norm if norm > 0.0 else text)
 
 

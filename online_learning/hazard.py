@@ -107,4 +107,4 @@ def prior_with_tail(lengths: IntArray, events: FloatArray, exposure: FloatArray)
 
 def _tail_start(exposure: FloatArray) -> int:
     """First bin that fewer than a twentieth of the answers were at risk in; exposure falls along the grid."""
-    return int(np.searchsorted(-exposure, -_TAIL_SHARE * exposure[0]))
+    return int((-exposure).searchsorted(-_TAIL_SHARE * exposure[0]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -105,8 +106,7 @@ def _principal(points: NDArray[np.float32], dimensions: int) -> NDArray[np.float
     return np.ascontiguousarray(np.linalg.eigh(scatter)[1][:, : -dimensions - 1 : -1], dtype=np.float32)
 
 
-@dataclass(frozen=True, slots=True)
-class _Counted:
+class _Counted(msgspec.Struct, frozen=True, eq=False):
     """Weighted life-table counts, one row for each kernel."""
 
     events: FloatArray
@@ -172,9 +172,8 @@ class NeighbourExpert:
         if several:
             nearness -= np.float32(settings.other_model) * (history.slots[: history.kept] != model.slot)
         nearest = nearness.max()
-        near = np.flatnonzero(
-            nearness > nearest - np.float32(_REACH * max(bandwidth for bandwidth, _ in settings.kernels))
-        )
+        reach = np.float32(_REACH * max(bandwidth for bandwidth, _ in settings.kernels))
+        near = (nearness > nearest - reach).nonzero()[0]
         beyond = nearness[near] - nearest
         age = history.serials[near] - np.float32(history.taught)
         codes = history.codes[near]
@@ -241,5 +240,5 @@ def _life_table(counts: FloatArray, evidence: FloatArray) -> _Counted:
     """
     total = counts.sum(axis=(1, 2))
     scaled = counts * (evidence / total)[:, None, None]
-    at_risk = np.cumsum(scaled.sum(axis=2)[:, ::-1], axis=1)[:, ::-1]
+    at_risk = scaled.sum(axis=2)[:, ::-1].cumsum(axis=1)[:, ::-1]
     return _Counted(scaled[:, :, 0], at_risk - scaled[:, :, 1], evidence)

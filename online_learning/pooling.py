@@ -161,8 +161,8 @@ class Correction:
 
     def apply(self, mass: FloatArray) -> FloatArray:
         """The corrected mass."""
-        cumulative = np.cumsum(mass)
-        knots = np.concatenate(([0.0], np.cumsum(self._shares(shape(mass)))))
+        cumulative = mass.cumsum()
+        knots = np.concatenate(([0.0], self._shares(shape(mass)).cumsum()))
         corrected = np.interp(cumulative / cumulative[-1], self._edges, knots / knots[-1])
         corrected[1:] -= corrected[:-1].copy()
         return np.asarray(np.maximum(corrected, 0.0))

@@ -21,6 +21,9 @@ PIT_BINS = 10
 PINBALL_PROBABILITIES = (0.1, 0.25, 0.5, 0.75, 0.9)
 """Quantiles whose losses `mean_pinball_tokens` averages."""
 
+_PINBALL = np.array(PINBALL_PROBABILITIES)
+_PINBALL_OVER = np.subtract(PINBALL_PROBABILITIES, 1.0)
+_PINBALL_REACHED = np.subtract(PINBALL_PROBABILITIES, 1e-12)
 _GRID = log_grid()
 
 
@@ -57,8 +60,8 @@ def pit(distribution: LengthDistribution, observation: Observation, uniform: flo
     >>> pit(belief, Observation(2, censored=False), 0.5), pit(belief, Observation(2, censored=True), 0.0)
     (0.375, 0.25)
     """
-    position = int(np.searchsorted(distribution.lengths, observation.output_tokens))
-    below = float(distribution.mass[:position].sum())
+    position = int(distribution.lengths.searchsorted(observation.output_tokens))
+    below = float(np.add.reduce(distribution.mass[:position]))
     if observation.censored or position >= distribution.lengths.size:
         above = 1.0
     else:
@@ -81,14 +84,14 @@ def crps_tokens(distribution: LengthDistribution, observation: Observation) -> f
     (2.5, 12.5)
     """
     outcome = float(observation.output_tokens)
-    cumulative = np.cumsum(distribution.mass)
+    cumulative = distribution.mass.cumsum()
     left = distribution.lengths.astype(np.float64)
-    right = np.append(left[1:], max(left[-1], outcome))
-    below = np.clip(np.minimum(right, outcome) - left, 0.0, None)
+    right = np.concatenate((left[1:], (max(left[-1], outcome),)))
+    below = np.maximum(np.minimum(right, outcome) - left, 0.0)
     missed = float(below @ cumulative**2)
     if observation.censored:
         return missed
-    above = np.clip(right - np.maximum(left, outcome), 0.0, None)
+    above = np.maximum(right - np.maximum(left, outcome), 0.0)
     early = max(0.0, left[0] - outcome)
     return float(missed + above @ (1.0 - cumulative) ** 2 + early)
 
@@ -98,12 +101,12 @@ def log_score(distribution: LengthDistribution, observation: Observation) -> flo
 
     Probabilities are those of the bins of the common log grid, so that beliefs on other lengths compare.
     """
-    position = min(int(np.searchsorted(_GRID, observation.output_tokens)), _GRID.size - 1)
-    first = int(np.searchsorted(distribution.lengths, _left(position), side="right"))
-    last = int(np.searchsorted(distribution.lengths, _GRID[position], side="right"))
+    position = min(int(_GRID.searchsorted(observation.output_tokens)), _GRID.size - 1)
+    first = int(distribution.lengths.searchsorted(_left(position), side="right"))
+    last = int(distribution.lengths.searchsorted(_GRID[position], side="right"))
     if observation.censored or position == _GRID.size - 1:
         last = distribution.lengths.size
-    return float(np.log(max(float(distribution.mass[first:last].sum()), CHANCE_FLOOR)))
+    return float(np.log(max(float(np.add.reduce(distribution.mass[first:last])), CHANCE_FLOOR)))
 
 
 def _left(position: int) -> int:
@@ -123,11 +126,11 @@ def pinball_tokens(distribution: LengthDistribution, observation: Observation, p
 
 def mean_pinball_tokens(distribution: LengthDistribution, observation: Observation) -> float:
     """Mean of the quantile losses at `PINBALL_PROBABILITIES`; lower is better."""
-    cumulative = np.cumsum(distribution.mass)
-    positions = np.searchsorted(cumulative, np.subtract(PINBALL_PROBABILITIES, 1e-12))
+    cumulative = distribution.mass.cumsum()
+    positions = cumulative.searchsorted(_PINBALL_REACHED)
     errors = observation.output_tokens - distribution.lengths[np.minimum(positions, distribution.lengths.size - 1)]
-    over = 0.0 if observation.censored else np.subtract(PINBALL_PROBABILITIES, 1.0) * errors
-    return float(np.where(errors >= 0, np.asarray(PINBALL_PROBABILITIES) * errors, over).mean())
+    over = 0.0 if observation.censored else _PINBALL_OVER * errors
+    return float(np.where(errors >= 0, _PINBALL * errors, over).mean())
 
 
 def kendall_tau(medians: ArrayLike, lengths: ArrayLike, censored: ArrayLike) -> float:

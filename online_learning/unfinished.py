@@ -7,9 +7,10 @@ what was learnt, follows the answers as they grow, and is withdrawn when they en
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_left
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -44,6 +45,10 @@ class Standing:
     cluster: int | None
     bins: int
     """Bins that it has outlived."""
+
+    def reaching(self, bins: int) -> Standing:
+        """The same answer, once it has outlived so many."""
+        return Standing(self.model, self.cluster, bins)
 
 
 class _Scope:
@@ -86,10 +91,21 @@ class UnfinishedAnswers:
         before = 0 if standing is None else standing.bins
         if bins <= before:
             return standing
-        moved = Standing(model, cluster, bins) if standing is None else replace(standing, bins=bins)
+        moved = Standing(model, cluster, bins) if standing is None else standing.reaching(bins)
         for name in self._names(moved):
             self._scopes.taught(name).now[before:bins] += 1.0
         return moved
+
+    def counted_until(self, standing: Standing | None) -> int:
+        """Attained tokens up to which `advance` has nothing to count.
+
+        >>> running = UnfinishedAnswers(np.array([1, 2, 4]))
+        >>> standing = running.advance(None, "m", None, 3)
+        >>> running.counted_until(None), running.counted_until(standing)
+        (1, 4)
+        """
+        bins = 0 if standing is None else standing.bins
+        return self._lengths[bins] if bins < len(self._lengths) else sys.maxsize
 
     def cluster_of(self, cluster: int | None) -> int | None:
         """The cluster that another was merged into; None for one that is gone."""
@@ -194,12 +210,12 @@ def _filled(answers: float, memory_answers: float) -> float:
 def _ratio(numerator: FloatArray, known: FloatArray, missing: FloatArray | float) -> FloatArray:
     """Answers at risk before by those with the missing ones; within bounds."""
     more = np.maximum(known + missing, 0.5 * known)
-    return np.asarray(np.clip(numerator / np.maximum(more, 1e-12), _LEAST_FACTOR, _MOST_FACTOR))
+    return np.asarray((numerator / np.maximum(more, 1e-12)).clip(_LEAST_FACTOR, _MOST_FACTOR))
 
 
 def _slowed(mass: FloatArray, factor: FloatArray) -> FloatArray:
     """The mass whose hazards are so many times those of another."""
-    survival = np.cumsum(mass[::-1])[::-1]
+    survival = mass[::-1].cumsum()[::-1]
     hazard = np.divide(mass, survival, out=np.ones_like(mass), where=survival > 0.0)
     return mass_from_hazard(np.minimum(hazard * factor, 1.0))
 

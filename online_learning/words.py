@@ -14,7 +14,7 @@ Words = tuple[NDArray[np.int64], NDArray[np.float32]]
 """Rows of n-grams, and the weight of each."""
 
 _TENANT = DIMENSIONS + IDENTITIES - 1
-_TENANT_WEIGHT = np.float32(0.5)
+_TENANT_WEIGHT: NDArray[np.float32] = np.array([0.5], dtype=np.float32)
 _SHARED = 0.65
 """An n-gram of so large a share of the prompts says nothing, and takes weight from those that do."""
 
@@ -50,7 +50,7 @@ class TellingWords:
         tenant = int(features[_TENANT]) if features.size > _TENANT else 0
         if tenant == 0:
             return rows, weights
-        return np.append(rows, tenant % GRAM_ROWS), np.append(weights, _TENANT_WEIGHT)
+        return np.concatenate((rows, [tenant % GRAM_ROWS])), np.concatenate((weights, _TENANT_WEIGHT))
 
     def learn(self, features: Features) -> None:
         """Count the n-grams of a prompt; those of long ago are forgotten by halves."""
