@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import stat
@@ -73,8 +74,9 @@ class WriterLock:
                 f"history {folder.path} is being written by process {holder}: "
                 "stop that controller, or choose another folder with --store"
             ) from error
-        os.ftruncate(self._descriptor, 0)
-        os.write(self._descriptor, f"{os.getpid()}\n".encode())
+        with contextlib.suppress(OSError):  # A disk without room for the number: the lock holds all the same.
+            os.ftruncate(self._descriptor, 0)
+            os.write(self._descriptor, f"{os.getpid()}\n".encode())
 
     def release(self) -> None:
         """Let the next writer in."""
@@ -82,10 +84,11 @@ class WriterLock:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, for the owner's eyes only."""
+    """Make a folder and those above it, for the owner's eyes only and durably."""
     for part in (*reversed(path.parents), path):
         if not part.is_dir():
             part.mkdir(mode=_OWNER_ONLY_FOLDER, exist_ok=True)
+            sync(part.parent)
 
 
 def publish(temporary: Path, final: Path) -> None:

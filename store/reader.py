@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,12 +76,32 @@ def learning_history(path: Path, limit: int) -> Iterator[PastAnswer]:
     """The latest answers with what was known at their arrival, at most ``limit``, in the order of teaching.
 
     An answer whose prediction was given up under pressure is not among them.
+    Raises `StoreError` where a part of the history cannot be read.
     """
-    with open_history(path) as connection:
+    with _reading(path), open_history(path) as connection:
         connection.execute(_LEARNING_HISTORY, {"limit": limit})
         while rows := connection.fetchmany(1_000):
             for row in rows:
                 yield PastAnswer(*row)
+
+
+def next_answer(path: Path) -> int:
+    """The number of the first answer that the history does not hold yet."""
+    with _reading(path), open_history(path) as connection:
+        (last,) = connection.execute("SELECT max(answer) FROM outcomes").fetchall()[0]
+    return 0 if last is None else int(last) + 1
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Say in our words that a part of the history cannot be read."""
+    try:
+        yield
+    except duckdb.Error as error:
+        raise StoreError(
+            f"history {path} cannot be read whole: {str(error).splitlines()[0]}: start the controller, "
+            "it leaves out what is damaged and says what to restore"
+        ) from error
 
 
 _LEARNING_HISTORY = """

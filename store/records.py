@@ -10,7 +10,7 @@ every ``*_s`` that names a span (``step_s``, ``lease_s``) is in seconds.
 
 >>> frame = encode(Heartbeat(time_s=1.0))
 >>> decode_controller_message(frame)
-Heartbeat(time_s=1.0)
+Heartbeat(time_s=1.0, read_s=None, settings=None)
 >>> decode_controller_message(b"\x63" + frame[1:])
 Traceback (most recent call last):
 store.errors.ProtocolError: frame speaks protocol 99, this side speaks 1: run the same release on both sides
@@ -18,7 +18,7 @@ store.errors.ProtocolError: frame speaks protocol 99, this side speaks 1: run th
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias, TypeVar
+from typing import Annotated, Literal, TypeAlias, TypeVar
 
 import msgspec
 
@@ -37,8 +37,18 @@ Victims: TypeAlias = Literal["last", "cheapest"]
 """Who of the running gives way when KV memory runs out: the last in the order, or who has least to compute again."""
 
 
-class Record(msgspec.Struct, frozen=True, tag=True):
-    """Base of all records; carries no fields of its own."""
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+Size: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
+Seconds: TypeAlias = Annotated[float, msgspec.Meta(ge=0.0, le=1e11)]
+"""What an engine says is checked where its frame is decoded: negative, endless and no numbers end there."""
+
+
+class Record(msgspec.Struct, frozen=True, tag=True, gc=False):
+    """Base of all records; carries no fields of its own.
+
+    Records hold values alone and can form no cycle, so the garbage collector need not look at the hundreds of
+    thousands that a controller keeps: its pauses would grow with them.
+    """
 
 
 # --- engine to controller -------------------------------------------------------------------------
@@ -54,33 +64,33 @@ class Hello(Record, frozen=True, kw_only=True):
     model: str
     engine: Literal["vllm", "simulated"]
     engine_version: str
-    kv_blocks: int
-    block_size_tokens: int
-    max_num_seqs: int
-    token_budget: int
-    max_model_len_tokens: int
+    kv_blocks: Size
+    block_size_tokens: Size
+    max_num_seqs: Size
+    token_budget: Size
+    max_model_len_tokens: Size
     prefix_caching: bool
-    started_s: float
-    data_parallel_rank: int = 0
+    started_s: Seconds
+    data_parallel_rank: Count = 0
 
 
 class Arrived(Record, frozen=True, kw_only=True):
     """A request entered the engine's queue, or is told again after a `Welcome` (``resent``)."""
 
     request_id: str
-    arrival_s: float
-    prompt_tokens: int
+    arrival_s: Seconds
+    prompt_tokens: Count
     """Length of the whole prompt."""
     token_ids: bytes
     """Prompt token ids, little-endian uint32, at most `MAX_PROMPT_TOKENS_SENT` of them (head and tail)."""
-    max_tokens: int
+    max_tokens: Count
     temperature: float
     priority: int = 0
     """The request's own strict class; lower is served first."""
     tenant: str | None = None
     lora: str | None = None
     resent: bool = False
-    attained_tokens: int = 0
+    attained_tokens: Count = 0
     """Output tokens generated when it was sent; not zero only when ``resent``."""
 
 
@@ -88,20 +98,20 @@ class FirstToken(Record, frozen=True, kw_only=True):
     """The first output token of a request was generated."""
 
     request_id: str
-    time_s: float
-    scheduled_s: float
+    time_s: Seconds
+    scheduled_s: Seconds
     """When the request was first given a place in a step."""
-    cached_prompt_tokens: int
+    cached_prompt_tokens: Count
 
 
 class Preempted(Record, frozen=True, kw_only=True):
     """A running request lost its KV blocks and will be computed again."""
 
     request_id: str
-    time_s: float
-    lost_tokens: int
+    time_s: Seconds
+    lost_tokens: Count
     """Computed tokens (prompt and output) whose KV was given up."""
-    attained_tokens: int
+    attained_tokens: Count
     cause: PreemptionCause = "memory"
 
 
@@ -109,17 +119,17 @@ class Finished(Record, frozen=True, kw_only=True):
     """The last fact of a request's life; complete in itself, should the earlier ones be lost."""
 
     request_id: str
-    time_s: float
+    time_s: Seconds
     reason: FinishReason
-    arrival_s: float
-    prompt_tokens: int
-    output_tokens: int
-    max_tokens: int
-    cached_prompt_tokens: int
-    preemptions: int
-    recomputed_tokens: int
-    scheduled_s: float | None = None
-    first_token_s: float | None = None
+    arrival_s: Seconds
+    prompt_tokens: Count
+    output_tokens: Count
+    max_tokens: Count
+    cached_prompt_tokens: Count
+    preemptions: Count
+    recomputed_tokens: Count
+    scheduled_s: Seconds | None = None
+    first_token_s: Seconds | None = None
 
 
 Fact: TypeAlias = Arrived | FirstToken | Preempted | Finished
@@ -128,63 +138,66 @@ Fact: TypeAlias = Arrived | FirstToken | Preempted | Finished
 class Facts(Record, frozen=True, kw_only=True):
     """A numbered batch of facts; the engine keeps it until a controller acknowledges it as durable."""
 
-    batch: int
-    """Increases within a session; a gap means that the engine had to drop what it could no longer keep."""
+    batch: Count
+    """Increases by 1 within a session."""
     facts: tuple[Fact, ...]
+    oldest: int | None = None
+    """The oldest batch that the engine still has: if one between this and the last received is missing, it will come
+    again, and if it is older, the engine had to drop what it could no longer keep. None is told by earlier releases."""
 
 
-class RunningRequest(msgspec.Struct, frozen=True, array_like=True):
+class RunningRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One running request in a `Snapshot`."""
 
     request_id: str
-    attained_tokens: int
-    kv_blocks: int
+    attained_tokens: Count
+    kv_blocks: Count
 
 
 class Snapshot(Record, frozen=True, kw_only=True):
     """State of the engine and sums since the last snapshot; sent about ten times a second, never resent."""
 
-    time_s: float
-    waiting: int
-    running: int
-    kv_blocks_used: int
-    kv_blocks: int
+    time_s: Seconds
+    waiting: Count
+    running: Count
+    kv_blocks_used: Count
+    kv_blocks: Count
     mode: Mode
     """The mode in force in the engine, which is ``off`` during a fallback."""
     fallback: str | None = None
     """Why the engine serves first come, first served although told otherwise."""
-    steps: int
-    step_s: float
+    steps: Count
+    step_s: Seconds
     """Sum of the durations of those steps."""
-    prefill_tokens: int
-    decode_tokens: int
-    kv_tokens_read: int
+    prefill_tokens: Count
+    decode_tokens: Count
+    kv_tokens_read: Count
     """Sum over steps of the tokens whose KV was attended to."""
-    preemptions: int
-    recomputed_tokens: int
+    preemptions: Count
+    recomputed_tokens: Count
     admission_limit: int | None = None
     """Requests that the gate allows to be active at once; None when it does not limit."""
-    reserved_blocks: int = 0
+    reserved_blocks: Count = 0
     """KV blocks held back for the growth of running requests."""
     running_requests: tuple[RunningRequest, ...] = ()
     queue: tuple[str, ...] = ()
     """Request ids at the head of the waiting queue, in the order in which they will be tried."""
-    tables_held: int = 0
-    tables_applied: int = 0
+    tables_held: Count = 0
+    tables_applied: Count = 0
     """Index tables received for requests that were unfinished, since the engine started."""
-    messages_dropped: int = 0
+    messages_dropped: Count = 0
     """Messages dropped at the engine's side of the border, since the engine started."""
-    policy_errors: int = 0
-    hook_s: float = 0.0
+    policy_errors: Count = 0
+    hook_s: Seconds = 0.0
     """Time that our code took inside the engine's steps, summed like ``step_s``."""
-    overdue: int = 0
+    overdue: Count = 0
     """Requests that went first because their patience was over, since the engine started."""
 
 
 class Goodbye(Record, frozen=True, kw_only=True):
     """The engine shuts down in order."""
 
-    time_s: float
+    time_s: Seconds
 
 
 EngineMessage: TypeAlias = Hello | Facts | Snapshot | Goodbye
@@ -217,7 +230,7 @@ class IndexTable(Record, frozen=True, kw_only=True):
     attained_tokens: tuple[int, ...]
     """Strictly increasing, starts with 0."""
     index_s: tuple[float, ...]
-    """Gittins index in engine-seconds; lower runs first."""
+    """Mean of the remaining cost, or its Gittins index, in engine-seconds; lower runs first."""
     growth_tokens: tuple[float, ...]
     """Expected further output tokens within the gate's horizon."""
     patience_s: float | None = None
@@ -271,6 +284,10 @@ class Heartbeat(Record, frozen=True, kw_only=True):
     """The controller is alive; renews the lease."""
 
     time_s: float
+    read_s: float | None = None
+    """Moment, by the engine's clock, of the last snapshot that the controller has read; None before the first."""
+    settings: Settings | None = None
+    """The settings in force, once more: a message of them may have been lost. None is told by earlier releases."""
 
 
 ControllerMessage: TypeAlias = Welcome | Acknowledged | IndexTable | Settings | Heartbeat
@@ -389,6 +406,17 @@ class DriftDetected(Record, frozen=True, kw_only=True):
     """Unfinished requests whose belief was formed anew because of it."""
 
 
+class ClusterChanged(Record, frozen=True, kw_only=True):
+    """A prompt cluster came, was divided or went; all models share them."""
+
+    time_s: float
+    kind: Literal["born", "split", "merged", "retired"]
+    cluster: int
+    """The one that came or went."""
+    other_cluster: int | None = None
+    """The one that it was split from, or merged into."""
+
+
 class SettingsChanged(Record, frozen=True, kw_only=True):
     """Settings sent to the engines, and why."""
 
@@ -399,7 +427,8 @@ class SettingsChanged(Record, frozen=True, kw_only=True):
 
 StoreRecord: TypeAlias = (
     Arrived | FirstToken | Preempted | Finished | Snapshot
-    | EngineSeen | Prediction | Decision | Outcome | CalibrationMeasured | DriftDetected | SettingsChanged
+    | EngineSeen | Prediction | Decision | Outcome | CalibrationMeasured | DriftDetected | ClusterChanged
+    | SettingsChanged
 )  # fmt: skip
 
 
@@ -447,5 +476,5 @@ def _decode(frame: bytes, decoder: msgspec.msgpack.Decoder[Message]) -> Message:
         )
     try:
         return decoder.decode(memoryview(frame)[1:])
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ProtocolError(f"frame of {len(frame)} bytes does not decode: {error}") from error

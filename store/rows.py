@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 from store.records import (
     Arrived,
     CalibrationMeasured,
+    ClusterChanged,
     Decision,
     DriftDetected,
     EngineSeen,
@@ -37,6 +38,7 @@ TABLE_OF: dict[type, str] = {
     Outcome: "outcomes",
     CalibrationMeasured: "calibration",
     DriftDetected: "drift_events",
+    ClusterChanged: "cluster_changes",
     SettingsChanged: "settings_history",
 }
 
@@ -81,11 +83,7 @@ _PREDICTION = attrgetter(
 
 
 def _snapshot(record: Snapshot) -> Row:
-    running = [
-        {"request_id": r.request_id, "attained_tokens": r.attained_tokens, "kv_blocks": r.kv_blocks}
-        for r in record.running_requests
-    ]
-    return (*_SNAPSHOT(record), running, *_SNAPSHOT_TAIL(record))
+    return (*_SNAPSHOT(record), record.running_requests, *_SNAPSHOT_TAIL(record))
 
 
 def _engine_seen(record: EngineSeen) -> Row:
@@ -134,5 +132,6 @@ _VALUES: dict[type, Callable[[Any], Row]] = {
     DriftDetected: attrgetter(
         "time_s", "model", "cluster", "before_mean_tokens", "after_mean_tokens", "forgotten", "renewed_requests"
     ),
+    ClusterChanged: attrgetter("time_s", "kind", "cluster", "other_cluster"),
     SettingsChanged: _settings_changed,
 }  # fmt: skip

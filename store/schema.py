@@ -11,7 +11,16 @@ from pathlib import Path
 import duckdb
 
 from store.errors import StoreError, StoreSchemaError
-from store.tables import CALIBRATION, FIRST_SCHEMA, SEALED_TABLES, SECOND_SCHEMA, THIRD_SCHEMA, statements
+from store.files import publish
+from store.tables import (
+    CALIBRATION,
+    CLUSTER_CHANGES,
+    FIRST_SCHEMA,
+    SEALED_TABLES,
+    SECOND_SCHEMA,
+    THIRD_SCHEMA,
+    statements,
+)
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
@@ -20,10 +29,11 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
     (*statements(CALIBRATION), *SECOND_SCHEMA),
     THIRD_SCHEMA,
+    tuple(statements(CLUSTER_CHANGES)),
 )
 """``MIGRATIONS[n]`` leads from version n to n + 1; entries are appended and never changed."""
 
-_CHECKPOINT_RELEASED = {"wal_autocheckpoint": "64MB", "threads": "2", "memory_limit": "1GB"}
+_CHECKPOINT_RELEASED = {"wal_autocheckpoint": "64MB", "threads": "1", "memory_limit": "1GB"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +66,8 @@ def open_live(path: Path, *, now_s: float) -> duckdb.DuckDBPyConnection:
     """
     if path.exists():
         _refuse_unknown(path)
+    else:
+        _create(path, now_s=now_s)
     connection = _connect(path, read_only=False)
     try:
         migrate(connection, now_s=now_s)
@@ -63,6 +75,17 @@ def open_live(path: Path, *, now_s: float) -> duckdb.DuckDBPyConnection:
         connection.close()
         raise
     return connection
+
+
+def _create(path: Path, *, now_s: float) -> None:
+    """Let a new file appear whole or not at all: what a full disk leaves half-made could never be opened again."""
+    growing = path.with_name(f"{path.name}.new")
+    for remnant in (growing, growing.with_name(f"{growing.name}.wal")):
+        remnant.unlink(missing_ok=True)
+    with _connect(growing, read_only=False) as connection:
+        migrate(connection, now_s=now_s)
+        connection.execute("CHECKPOINT")
+    publish(growing, path)
 
 
 def migrate(connection: duckdb.DuckDBPyConnection, *, now_s: float) -> int:

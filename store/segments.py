@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import datetime as dt
 import shutil
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
 
+from store.damage import Damage, checksum
 from store.errors import StoreError
 from store.files import Folder, make_folder, publish
 from store.schema import schema_version
@@ -25,6 +27,9 @@ FAN_IN = 16
 
 KEPT_TABLES = ("engines", "settings_history")
 """Tables of a few rows, without which the rest is hard to read: no retention takes them."""
+
+MERGED_BYTES = 256 << 20
+"""No merge makes more than this, and no turn merges more: the writer commits nothing meanwhile."""
 
 _HOUR_LEVEL = 100
 _DAY_LEVEL = 200
@@ -71,11 +76,13 @@ class Segments:
         self._folder = folder
         (last,) = connection.execute("SELECT coalesce(max(sequence), 0) FROM segments").fetchall()[0]
         self._sequence = int(last)
+        self.damage = Damage(folder.path, self._reads)
+        """What is missing or not as it was written, and therefore not active."""
 
     def heal(self) -> int:
         """Remove files that no transaction lists; returns how many.
 
-        Raises `StoreError`, touching nothing, when a listed file is missing or the live file is new beside old segments.
+        Raises `StoreError`, touching nothing, when the live file is new beside old segments.
         """
         listed = {path for (path,) in self._connection.execute("SELECT path FROM segments").fetchall()}
         present = {str(file.relative_to(self._folder.path)) for file in self._folder.segments.rglob("*.parquet*")}
@@ -85,7 +92,19 @@ class Segments:
         return len(present - listed)
 
     def active(self) -> list[Segment]:
-        """Listed segments that are not retired, oldest first."""
+        """Listed segments that are neither retired nor damaged, oldest first."""
+        return [segment for segment in self._listed() if segment.sequence not in self.damage]
+
+    def look(self) -> bool:
+        """See which segments are gone or back; whether that changes what is active."""
+        return self.damage.look(self._listed())
+
+    def verify(self) -> bool:
+        """Read all of them; whether that changes what is active."""
+        self.damage.doubt(self._listed())
+        return self.damage.verify(sys.maxsize)
+
+    def _listed(self) -> list[Segment]:
         rows = self._connection.execute(
             "SELECT sequence, table_name, path, level, schema_version, rows, bytes, first_received_s, last_received_s"
             " FROM segments WHERE retired_s IS NULL ORDER BY first_received_s, sequence"
@@ -109,19 +128,75 @@ class Segments:
             raise
         return sum(segment.rows for segment in written)
 
+    def adopt(self, table: str, select: str) -> int:
+        """Write the rows that a query gives into segments of ``table``, one for each day; returns how many."""
+        columns = ", ".join(
+            name for (name,) in self._connection.execute(
+                "SELECT column_name FROM duckdb_columns() WHERE NOT internal AND table_name = ?"
+                " AND database_name = current_database() ORDER BY column_index", [table],
+            ).fetchall()
+        )  # fmt: skip
+        # Only names of our own and queries of our own are put together here.
+        self._connection.execute(
+            f"CREATE TEMP TABLE adopted AS SELECT {columns} FROM"  # noqa: S608
+            f" (SELECT * FROM {table} WHERE false UNION ALL BY NAME ({select})) ORDER BY received_s"
+        )
+        days = self._connection.execute("SELECT DISTINCT floor(received_s / 86400) FROM adopted ORDER BY 1").fetchall()
+        written = [
+            self._write(
+                table,
+                hour_name(86_400 * day)[:8],
+                _DAY_LEVEL,
+                f"(SELECT * FROM adopted WHERE floor(received_s / 86400) = {int(day)})",  # noqa: S608
+            )
+            for (day,) in days
+        ]
+        self._connection.execute("DROP TABLE adopted")
+        self._list(written)
+        return sum(segment.rows for segment in written)
+
     def compact(self, now_s: float) -> int:
-        """Merge what `merges` names; returns how many segments were replaced."""
-        replaced = 0
+        """Merge of what `merges` names as much as one turn may; returns how many segments were replaced."""
+        replaced = merged_bytes = 0
         for merge in merges(self.active(), hour_name(now_s)):
+            merged_bytes += sum(source.bytes for source in merge.sources)
+            if replaced and merged_bytes > MERGED_BYTES:
+                break
+            whole = [source for source in merge.sources if self.damage.is_whole(source)]
+            if len(whole) < len(merge.sources):
+                continue
             sources = _parquet([self._folder.path / source.path for source in merge.sources])
             merged = self._write(merge.table_name, merge.folder, merge.level, sources)
             self._replace(merge.sources, merged, now_s)
             replaced += len(merge.sources)
         return replaced
 
+    def blank(self, table: str, column: str, condition: str, now_s: float) -> int:
+        """Write a table's segments anew without a column's values in the rows of a condition; returns how many rows.
+
+        Raises `StoreError`, after all others are written, where damaged files may hold such values still.
+        """
+        self.verify()
+        blanked = 0
+        for segment in (segment for segment in self.active() if segment.table_name == table):
+            source = _parquet([self._folder.path / segment.path])
+            rows = count_rows(self._connection, f"SELECT 1 FROM {source} WHERE {condition}")  # noqa: S608 - by our own caller
+            if rows:
+                value = f"CASE WHEN {condition} THEN NULL ELSE {column} END"
+                rest = f"(SELECT * REPLACE ({value} AS {column}) FROM {source})"  # noqa: S608 - as above
+                self._replace([segment], self._write(table, segment.folder, segment.level, rest), now_s)
+                blanked += rows
+        damaged = [s.path for s in self._listed() if s.table_name == table and s.sequence in self.damage]
+        kept = [path for path in damaged if (self._folder.path / path).exists()]
+        if kept:
+            raise StoreError(
+                f"{len(kept)} damaged segments may hold it still, the first is {kept[0]}: remove these files"
+            )
+        return blanked
+
     def retire(self, now_s: float, *, retention_days: float, retention_bytes: int) -> int:
         """Take out of the history what is too old or, oldest first, too much; returns how many segments."""
-        gone = outlived(self.active(), now_s, retention_s=retention_days * 86_400.0, retention_bytes=retention_bytes)
+        gone = outlived(self._listed(), now_s, retention_s=retention_days * 86_400.0, retention_bytes=retention_bytes)
         if gone:
             self._connection.execute(
                 "UPDATE segments SET retired_s = ? WHERE list_contains(?, sequence)",
@@ -144,16 +219,6 @@ class Segments:
         return len(rows)
 
     def _refuse_strangers(self, present: set[str]) -> None:
-        missing = sorted(
-            path
-            for (path,) in self._connection.execute("SELECT path FROM segments WHERE retired_s IS NULL").fetchall()
-            if path not in present
-        )
-        if missing:
-            raise StoreError(
-                f"history {self._folder.path} lacks {len(missing)} of its segments, the first is {missing[0]}: "
-                "restore them from a copy, or choose another folder with --store"
-            )
         if present and not self._connection.execute("SELECT 1 FROM progress").fetchall():
             raise StoreError(
                 f"history {self._folder.path} has segments, but its live.duckdb is new: restore live.duckdb from a copy, "
@@ -165,18 +230,27 @@ class Segments:
 
     def _write(self, table: str, folder: str, level: int, source: str) -> Segment:
         self._sequence += 1
-        relative = Path("segments") / table / folder / f"{self._sequence:012d}.parquet"
-        final = self._folder.path / relative
-        make_folder(final.parent)
-        temporary = final.with_name(final.name + _TEMPORARY)
+        place = self._folder.segments / table / folder
+        make_folder(place)
+        temporary = place / f"{self._sequence:012d}.parquet{_TEMPORARY}"
         self._connection.execute(f"COPY (FROM {source}) TO {quoted(str(temporary))} {_COPY_OPTIONS}")
         (rows, first_s, last_s) = self._connection.execute(
             f"SELECT count(*), min(received_s), max(received_s) FROM {_parquet([temporary])}"  # noqa: S608 - our own path
         ).fetchall()[0]
+        final = place / f"{self._sequence:012d}-{checksum(temporary)}.parquet"
         publish(temporary, final)
+        relative = str(final.relative_to(self._folder.path))
         return Segment(
-            self._sequence, table, str(relative), level, schema_version(), rows, final.stat().st_size, first_s, last_s
+            self._sequence, table, relative, level, schema_version(), rows, final.stat().st_size, first_s, last_s
         )
+
+    def _reads(self, file: Path) -> bool:
+        """Whether every value of a file can be read."""
+        try:
+            self._connection.execute(f"SELECT bit_xor(hash(t)) FROM {_parquet([file])} AS t").fetchall()  # noqa: S608 - our own path
+        except duckdb.Error:
+            return False
+        return True
 
     def _list(self, written: Iterable[Segment]) -> None:
         for s in written:
@@ -221,18 +295,32 @@ def merges(active: Sequence[Segment], hour: str) -> list[Merge]:
 
     `FAN_IN` segments of a level in the present hour become one of the next; an hour that is over becomes one segment,
     and a day that is over becomes one (of `KEPT_TABLES`, all days that are over).
-    So a table never has more than a few dozen segments for today and one for each earlier day.
+    So a table never has more than a few dozen segments for today and one for each earlier day, but for those that are
+    large: no merge makes more than `MERGED_BYTES`.
     """
-    found = []
+    found: list[Merge] = []
     groups: dict[tuple[str, str, int], list[Segment]] = {}
     for segment in active:
         folder, level = _target(segment, hour)
         groups.setdefault((segment.table_name, folder, level), []).append(segment)
     for (table, folder, level), sources in groups.items():
         least = 2 if level >= _HOUR_LEVEL else FAN_IN
-        if len(sources) >= least:
-            found.append(Merge(table, folder, level, tuple(sources)))
+        parts = _parts(sources) if len(sources) >= least else []
+        found.extend(Merge(table, folder, level, tuple(part)) for part in parts if len(part) >= least)
     return found
+
+
+def _parts(sources: Sequence[Segment]) -> list[list[Segment]]:
+    """Segments in their order, in parts that may be merged."""
+    parts: list[list[Segment]] = [[]]
+    room = MERGED_BYTES
+    for source in sources:
+        if parts[-1] and source.bytes > room:
+            parts.append([])
+            room = MERGED_BYTES
+        parts[-1].append(source)
+        room -= source.bytes
+    return parts
 
 
 def _target(segment: Segment, hour: str) -> tuple[str, int]:
@@ -255,6 +343,12 @@ def outlived(active: Sequence[Segment], now_s: float, *, retention_s: float, ret
         if kept_bytes > retention_bytes or segment.last_received_s < now_s - retention_s:
             gone.append(segment)
     return gone
+
+
+def count_rows(connection: duckdb.DuckDBPyConnection, query: str) -> int:
+    """How many rows a query of our own gives."""
+    (count,) = connection.execute(f"SELECT count(*) FROM ({query})").fetchall()[0]  # noqa: S608 - text of our own
+    return int(count)
 
 
 def _parquet(files: Sequence[Path]) -> str:

@@ -2,9 +2,9 @@
 
 What holds it in (`store.sql_child`): the statement is parsed and must be one query; it runs inside ``query()``, where DuckDB
 allows no ``COPY``, ``INSERT`` or the like in a ``WITH``; the catalog is attached read-only; external access is limited
-to the segments and the configuration is locked; the kernel denies the process every change of the file system
-(Landlock, where there is one) and every byte written to a file, and limits its address space; the caller kills it at
-the deadline.
+to the segments and the configuration is locked; the kernel denies the process every change of the file system,
+all reading but of the catalog, the segments and Python, and TCP (Landlock, where there is one), and every byte written
+to a file, and limits its address space; the caller kills it at the deadline.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from store.reader import require_catalog
 
 REFUSED = 3
 """Exit code of a child that says on its standard error what is wrong with the statement."""
+AGAIN = 4
+"""Exit code of a child that found the catalog replaced before it could open it."""
+_ATTEMPTS = 5
 
 TRUNCATED = b"truncated"
 """Key in the schema's metadata: ``b"true"`` when there were more rows than the limit."""
@@ -63,8 +66,18 @@ def run_sql(  # noqa: PLR0913 - limits, each with its name
         memory_bytes=memory_bytes,
         result_bytes=result_bytes,
     )
+    for _ in range(_ATTEMPTS):
+        child = _asked(question, timeout_s)
+        if child.returncode != AGAIN:
+            break
+    if child.returncode != 0:
+        raise BadInputError(_complaint(child, memory_bytes))
+    return _limited(child.stdout, row_limit)
+
+
+def _asked(question: Question, timeout_s: float) -> subprocess.CompletedProcess[bytes]:
     try:
-        child = subprocess.run(
+        return subprocess.run(
             [sys.executable, "-m", "store.sql_child"],
             input=msgspec.json.encode(question),
             capture_output=True,
@@ -76,9 +89,6 @@ def run_sql(  # noqa: PLR0913 - limits, each with its name
         raise BadInputError(
             f"query took longer than {timeout_s:g} s and was stopped: ask for a shorter time span, or raise the limit"
         ) from error
-    if child.returncode != 0:
-        raise BadInputError(_complaint(child, memory_bytes))
-    return _limited(child.stdout, row_limit)
 
 
 def _environment() -> dict[str, str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 import resource
 import signal
 import sys
@@ -15,17 +13,25 @@ import pyarrow as pa
 
 from store.errors import BadInputError, SageError
 from store.files import Folder
+from store.landlock import confine
 from store.reader import open_history
-from store.sql import REFUSED, Question
+from store.sql import AGAIN, REFUSED, Question
 from store.tables import quoted
 
 _BATCH_ROWS = 1_024
+_SYSTEM = (
+    *("/usr/lib", "/lib", "/lib64", "/usr/share/zoneinfo", "/etc/localtime"),
+    # From these DuckDB learns how many processors and how much memory it has; it aborts where it may not read them.
+    *("/proc/self", "/proc/stat", "/proc/meminfo", "/proc/cpuinfo", "/sys/fs/cgroup", "/sys/devices/system/cpu"),
+)
 
 
 def main() -> int:
     """Answer one question; returns the exit code."""
     question = msgspec.json.decode(sys.stdin.buffer.read(), type=Question)
-    forbid_file_changes()
+    catalog = Folder(Path(question.path)).catalog
+    known = catalog.stat().st_ino
+    confine(_readable(Folder(Path(question.path))))
     try:
         _answer(question)
     except (MemoryError, duckdb.OutOfMemoryException):
@@ -35,8 +41,15 @@ def main() -> int:
         text = str(error)
         return _refuse(_out_of_memory(question) if "Out of Memory" in text else f"query is wrong: {_first_part(text)}")
     except SageError as error:
-        return _refuse(str(error))
+        # The writer has put a new catalog in place of the one that may be read.
+        return AGAIN if catalog.stat().st_ino != known else _refuse(str(error))
     return 0
+
+
+def _readable(folder: Folder) -> list[Path]:
+    """The catalog, the segments, and what Python and DuckDB may still load; nothing else of the history."""
+    of_python = {Path(place) for place in (sys.prefix, sys.base_prefix, Path(__file__).parent)}
+    return [folder.catalog, folder.segments, *of_python, *(Path(place) for place in _SYSTEM)]
 
 
 def _answer(question: Question) -> None:
@@ -107,39 +120,6 @@ def _refuse(text: str) -> int:
 def _first_part(text: str) -> str:
     """DuckDB's message without its picture of the statement, whose line numbers are not the user's."""
     return " ".join(line.strip() for line in text.split("\nLINE ", maxsplit=1)[0].splitlines() if line.strip())
-
-
-# --- Landlock, Linux 5.13 and later: https://docs.kernel.org/userspace-api/landlock.html ------------
-
-_CREATE_RULESET, _RESTRICT_SELF = 444, 446
-_PR_SET_NO_NEW_PRIVS = 38
-_VERSION_FLAG = 1
-_CHANGES = 0b0_0001_1111_1111_0010
-"""Access rights WRITE_FILE and REMOVE_DIR (bit 4) to MAKE_SYM (bit 12): all that change something."""
-_REFER, _TRUNCATE = 1 << 13, 1 << 14
-"""Rights that the second and the third version of the interface know."""
-
-
-def forbid_file_changes() -> bool:
-    """Give up, for this process and for good, every right to change a file or folder; False where Linux cannot.
-
-    Must come before the process has a second thread, which would keep its rights.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    version = libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(_VERSION_FLAG))
-    if version < 1:
-        return False
-    rights = _CHANGES | (_REFER if version >= 2 else 0) | (_TRUNCATE if version >= 3 else 0)
-    handled = ctypes.c_uint64(rights)
-    ruleset = libc.syscall(_CREATE_RULESET, ctypes.byref(handled), ctypes.c_size_t(8), ctypes.c_uint32(0))
-    if ruleset < 0:
-        return False
-    try:
-        if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
-            return False
-        return bool(libc.syscall(_RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint32(0)) == 0)
-    finally:
-        os.close(ruleset)
 
 
 if __name__ == "__main__":

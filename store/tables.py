@@ -143,7 +143,7 @@ CREATE TABLE decisions (  -- Index tables that were published for requests, and 
     cost_s DOUBLE NOT NULL,  -- Expected cost of the whole request in engine-seconds.
     index_s DOUBLE NOT NULL,  -- Index at the attained tokens at that time.
     attained_tokens BIGINT[] NOT NULL,  -- The table's steps: output tokens from which an entry holds.
-    table_index_s DOUBLE[] NOT NULL,  -- Gittins index in each step, engine-seconds; lower runs first.
+    table_index_s DOUBLE[] NOT NULL,  -- Index in each step, engine-seconds; lower runs first.
     growth_tokens DOUBLE[] NOT NULL,  -- Expected further output tokens within the gate's horizon in each step.
 )"""
 
@@ -207,6 +207,15 @@ CREATE TABLE calibration (  -- How predictions turned out lately: rolling window
     reason VARCHAR NOT NULL,  -- due, or how trust was lost or came back.
 )"""
 
+CLUSTER_CHANGES = f"""
+CREATE TABLE cluster_changes (  -- Prompt clusters that came, were divided or went; all models share them.
+    {_KEY}
+    time_s DOUBLE NOT NULL,  -- When the answer that brought it was learnt.
+    kind VARCHAR NOT NULL,  -- born, split, merged or retired.
+    cluster BIGINT NOT NULL,  -- Prompt cluster that came (born, split) or went (merged, retired).
+    other_cluster BIGINT,  -- The one that it was split from, or merged into; NULL for the others.
+)"""
+
 BATCHES = """
 CREATE TABLE batches (  -- Batches of facts that are durable, each written in one transaction with its facts.
     session_id VARCHAR NOT NULL,  -- Session of the engine that sent it.
@@ -254,6 +263,7 @@ RECORD_TABLES = (
     "drift_events",
     "settings_history",
     "calibration",
+    "cluster_changes",
 )
 """Tables that hold one kind of record each."""
 

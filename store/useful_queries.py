@@ -178,6 +178,14 @@ ORDER BY time_s DESC""",
     ),
     UsefulQuery(
         "Predictions",
+        "Prompt clusters that came, were divided or went",
+        """\
+SELECT make_timestamp((time_s * 1e6)::BIGINT) AS moment, kind, cluster, other_cluster
+FROM cluster_changes
+ORDER BY time_s DESC""",
+    ),
+    UsefulQuery(
+        "Predictions",
         "What a prediction costs",
         """\
 SELECT count(*) AS predictions, avg(predict_s) AS mean_s, quantile_cont(predict_s, 0.99) AS p99_s FROM predictions""",

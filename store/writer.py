@@ -7,7 +7,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,50 +17,18 @@ import pyarrow as pa
 
 from store.errors import StoreError
 from store.files import Folder, WriterLock
-from store.live import Chunk, LiveFile, Retention
+from store.live import Chunk, LiveFile, LiveRows, Retention
 from store.records import Entry
 from store.rows import DROPPABLE, TABLE_OF, Row, row_of
+from store.writer_stats import WriterStats
+
+__all__ = ["HistoryWriter", "WriterStats"]
 
 log = logging.getLogger(__name__)
 
 _TROUBLE = (duckdb.Error, OSError, StoreError, pa.ArrowException, MemoryError)
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WriterStats:
-    """What the writer did since it started."""
-
-    rows: Mapping[str, int] = field(default_factory=dict)
-    """Rows made durable, by table."""
-    queued: int = 0
-    """Entries that are not durable yet."""
-    position: int = 0
-    durable_position: int = 0
-    dropped: int = 0
-    """Predictions, decisions, snapshots and the like that were given up because the queue was full."""
-    refused: int = 0
-    """Facts that the full queue could not take; from the first on, nothing is acknowledged until the next start."""
-    rejected: int = 0
-    """Rows that no column type could hold."""
-    duplicates: int = 0
-    """Facts of batches that the history held already."""
-    commits: int = 0
-    last_commit_s: float | None = None
-    """When the last commit was done, Unix seconds."""
-    commit_s: float = 0.0
-    """How long the last commit took."""
-    seals: int = 0
-    last_seal_s: float | None = None
-    seal_s: float = 0.0
-    """How long the last sealing took, with compaction and catalog."""
-    sealed_rows: int = 0
-    segments: int = 0
-    """Segments that the catalog lists."""
-    errors: int = 0
-    last_error: str | None = None
-    """Why the last attempt to write failed; None when it did not."""
 
 
 class HistoryWriter:
@@ -87,6 +55,8 @@ class HistoryWriter:
         grace_s: how long a replaced segment stays on the disk for those who still read it.
         queue_limit: entries that wait at most.
         clock: Unix seconds.
+        timer: seconds of a clock that never jumps.
+        open_live: opens the live file; a simulation hands in its own.
     """
 
     def __init__(  # noqa: PLR0913 - settings, each with its name
@@ -94,13 +64,15 @@ class HistoryWriter:
         path: Path,
         *,
         seal_interval_s: float = 5.0,
-        commit_interval_s: float = 0.2,
+        commit_interval_s: float = 0.5,
         store_prompts: bool = False,
         retention_days: float = 30.0,
         retention_bytes: int = 20 << 30,
         grace_s: float = 600.0,
         queue_limit: int = 200_000,
         clock: Callable[[], float] = time.time,
+        timer: Callable[[], float] = time.monotonic,
+        open_live: Callable[[Folder, str, Retention, float], LiveRows] = LiveFile,
     ) -> None:
         assert queue_limit > 0, "the queue must hold something"
         self._folder = Folder(Path(path).absolute())
@@ -110,9 +82,13 @@ class HistoryWriter:
         self._retention = Retention(days=retention_days, bytes=retention_bytes, grace_s=grace_s)
         self._queue_limit = queue_limit
         self._clock = clock
+        self._timer = timer
+        self._open_live = open_live
         self._name = secrets.token_hex(8)
         self._condition = threading.Condition()
         self._thread: threading.Thread | None = None
+        self._live: LiveRows | None = None
+        self._is_open = False
         self._pending: dict[str, list[Row]] = {}
         self._pending_entries = 0
         self._chunk: Chunk | None = None
@@ -122,6 +98,7 @@ class HistoryWriter:
         self._durable = 0
         self._hole: int | None = None
         self._hurry = False
+        self._verifying = False
         self._closing_until_s: float | None = None
         self._next_seal_s = 0.0
         self._pause_s = 0.0
@@ -139,30 +116,46 @@ class HistoryWriter:
             StoreLockedError: another writer has it.
             StoreSchemaError: it is of a version that this release does not know; it is left as it is.
         """
-        assert self._thread is None, "a writer starts once"
-        self._folder.create()
-        self._lock = WriterLock(self._folder)
-        try:
-            self._live: LiveFile | None = self._open()
-        except BaseException:
-            self._lock.release()
-            raise
-        self._last_batches = self._live.last_batches()
-        self._stats = replace(self._stats, segments=self._live.segment_count())
-        self._next_seal_s = time.monotonic() + self._seal_interval_s
+        self.open()
         self._thread = threading.Thread(target=self._run, name="history-writer", daemon=True)
         self._thread.start()
         return self
+
+    def open(self) -> None:
+        """All of `start` but the thread, for whoever calls `turn` in its place."""
+        assert not self._is_open, "a writer starts once"
+        self._folder.create()
+        try:
+            self._lock = WriterLock(self._folder)
+            try:
+                self._live = self._open()
+            except BaseException:
+                self._lock.release()
+                raise
+        except (duckdb.Error, OSError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise StoreError(
+                f"history {self._folder.path} cannot be opened: {reason}: see that its disk has room and can be "
+                "written, or choose another folder with --store"
+            ) from error
+        self._last_batches = self._live.last_batches()
+        self._stats = replace(
+            self._stats, segments=self._live.segment_count(), damaged_segments=self._live.damaged_count()
+        )
+        self._next_seal_s = self._timer() + self._seal_interval_s
+        self._is_open = True
 
     def append(self, entries: Sequence[Entry]) -> int:
         """Take entries in and return their position at once; they are durable when `durable_position` reaches it."""
         received_s = self._clock()
         rows = [row_of(entry, received_s, store_prompts=self._store_prompts) for entry in entries]
         with self._condition:
-            if self._thread is None or self._closing_until_s is not None:
+            if not self._is_open or self._closing_until_s is not None:
                 raise StoreError(f"history {self._folder.path} is closed: nothing can be appended")
+            idle = self._position == self._durable
             self._take(entries, rows, received_s)
-            self._condition.notify_all()
+            if idle:  # Otherwise it is at work, or gathers: waking it for every message costs more than writing does.
+                self._condition.notify_all()
             return self._position
 
     @property
@@ -196,13 +189,20 @@ class HistoryWriter:
             self._condition.notify_all()
             return self._condition.wait_for(lambda: self._durable >= target, timeout_s)
 
+    def verify(self, timeout_s: float) -> bool:
+        """Read all of the history again and leave out what is damaged, as when a reader has failed; False if that took longer."""
+        with self._condition:
+            self._verifying = True
+            self._condition.notify_all()
+            return self._condition.wait_for(lambda: not self._verifying, timeout_s)
+
     def close(self, timeout_s: float = 30.0) -> None:
         """Make everything durable, seal it and give the history back; gives up after the time, saying what was lost."""
         if self._thread is None:
             return
         with self._condition:
             if self._closing_until_s is None:
-                self._closing_until_s = time.monotonic() + timeout_s
+                self._closing_until_s = self._timer() + timeout_s
             self._condition.notify_all()
         self._thread.join()
 
@@ -261,18 +261,27 @@ class HistoryWriter:
 
     # --- the writer's thread ----------------------------------------------------------------------
 
+    def turn(self, *, closing: bool = False) -> bool:
+        """Write what is pending and maintain what is due; False after trouble, when it waits for `pause_s` to try again."""
+        try:
+            self._write()
+            self._maintain(now=closing)
+            self._recovered()
+        except _TROUBLE as error:
+            self._failed(error)
+            return False
+        return True
+
+    @property
+    def pause_s(self) -> float:
+        """How long to wait before the next turn because the last one failed; 0 when it did not."""
+        return self._pause_s
+
     def _run(self) -> None:
         while True:
             closing = self._wait()
-            try:
-                self._write()
-                self._maintain(now=closing)
-                self._recovered()
-            except _TROUBLE as error:
-                self._failed(error)
-                if not closing or not self._out_of_time():
-                    continue
-            if closing:
+            written = self.turn(closing=closing)
+            if closing and (written or self._out_of_time()):
                 break
         self._finish()
 
@@ -282,7 +291,7 @@ class HistoryWriter:
             if self._pause_s > 0.0:
                 self._condition.wait_for(self._closing, self._pause_s)
             else:
-                self._condition.wait_for(self._busy, max(0.0, self._next_seal_s - time.monotonic()))
+                self._condition.wait_for(self._busy, max(0.0, self._next_seal_s - self._timer()))
                 self._condition.wait_for(self._urgent, self._commit_interval_s)
             self._hurry = False
             return self._closing()
@@ -291,27 +300,30 @@ class HistoryWriter:
         return self._closing_until_s is not None
 
     def _busy(self) -> bool:
-        return self._position > self._durable or self._closing()
+        return self._position > self._durable or self._verifying or self._closing()
 
     def _urgent(self) -> bool:
-        return self._hurry or self._closing() or self._position == self._durable
+        return self._hurry or self._verifying or self._closing() or self._position == self._durable
 
     def _out_of_time(self) -> bool:
-        return self._closing_until_s is not None and time.monotonic() >= self._closing_until_s
+        return self._closing_until_s is not None and self._timer() >= self._closing_until_s
 
     def _write(self) -> None:
-        """Commit what is pending; the chunk of a failed attempt comes first, unchanged."""
-        while True:
+        """Commit what is pending; the chunk of a failed attempt comes first, unchanged.
+
+        What comes in meanwhile waits for the next turn: else a writer under steady load would never get to sealing.
+        """
+        with self._condition:
+            until = self._position
+        while self._durable < until:
             with self._condition:
                 if self._chunk is None:
-                    if self._position == self._durable:
-                        return
                     self._chunk = Chunk(self._position, self._pending)
                     self._chunk_entries, self._pending_entries, self._pending = self._pending_entries, 0, {}
                 chunk = self._chunk
-            began_s = time.monotonic()
+            began_s = self._timer()
             written = self._opened().commit(chunk)
-            self._committed(chunk, written, time.monotonic() - began_s)
+            self._committed(chunk, written, self._timer() - began_s)
 
     def _committed(self, chunk: Chunk, written: Mapping[str, int], commit_s: float) -> None:
         with self._condition:
@@ -333,27 +345,33 @@ class HistoryWriter:
             self._condition.notify_all()
 
     def _maintain(self, *, now: bool) -> None:
-        began_s = time.monotonic()
+        began_s = self._timer()
+        now |= self._verifying or self._live is None
         if not now and began_s < self._next_seal_s:
             return
         live = self._opened()
+        if self._verifying:
+            live.verify()
         sealed = live.maintain(self._clock())
-        self._next_seal_s = time.monotonic() + self._seal_interval_s
-        segments = live.segment_count()
+        self._next_seal_s = self._timer() + self._seal_interval_s
+        segments, damaged = live.segment_count(), live.damaged_count()
         with self._condition:
+            self._verifying = False
+            self._condition.notify_all()
             self._stats = replace(
                 self._stats,
                 seals=self._stats.seals + 1,
                 last_seal_s=self._clock(),
-                seal_s=time.monotonic() - began_s,
+                seal_s=self._timer() - began_s,
                 sealed_rows=self._stats.sealed_rows + sealed,
                 segments=segments,
+                damaged_segments=damaged,
             )
 
-    def _open(self) -> LiveFile:
-        return LiveFile(self._folder, writer=self._name, retention=self._retention, now_s=self._clock())
+    def _open(self) -> LiveRows:
+        return self._open_live(self._folder, self._name, self._retention, self._clock())
 
-    def _opened(self) -> LiveFile:
+    def _opened(self) -> LiveRows:
         if self._live is None:
             self._live = self._open()
         return self._live
@@ -373,6 +391,8 @@ class HistoryWriter:
                 self._condition.wait(min(self._pause_s, _FIRST_PAUSE_S))
 
     def _recovered(self) -> None:
+        if self._live is None:
+            return
         with self._condition:
             if self._stats.last_error is not None:
                 log.warning("history %s is written again", self._folder.path)

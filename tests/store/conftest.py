@@ -164,7 +164,7 @@ class Hands:
 
     def open(self, now_s: float, *, writer: str = "w") -> LiveFile:
         """Open, as after a crash if it was not closed."""
-        self._file = LiveFile(self.folder, writer=writer, retention=self._retention, now_s=now_s)
+        self._file = LiveFile(self.folder, writer, self._retention, now_s)
         self._position = self._file.position
         return self._file
 

@@ -27,7 +27,7 @@ said = 0
 positions = {}
 while True:
     batch += 1
-    facts = [FirstToken(request_id=f"{batch}-{n}", time_s=1.0, scheduled_s=1.0, cached_prompt_tokens=0) for n in range(3)]
+    facts = [FirstToken(request_id=f"{batch}-{n}", time_s=float(batch), scheduled_s=1.0, cached_prompt_tokens=0) for n in range(3)]
     outcome = Outcome(request_id=f"{batch}", time_s=1.0, output_tokens=1, censored=False, cluster=None, pit=0.5,
                       crps_tokens=1.0, log_score=1.0, within_50=True, within_90=True)
     entries = [Entry(engine_id="e", session_id="s", batch=batch, record=fact) for fact in facts]
@@ -67,6 +67,11 @@ def check_whole(path: Path, acknowledged: int) -> None:
             "SELECT count(*), count(DISTINCT request_id), count(DISTINCT batch), coalesce(max(batch), 0) FROM first_tokens"
         ).fetchall()
         assert facts == [(FACTS * durable, FACTS * durable, durable, durable)]
+        strange = connection.sql(
+            "SELECT count(*) FROM first_tokens WHERE time_s <> batch OR scheduled_s <> 1.0 OR session_id <> 's'"
+            " OR request_id NOT IN (batch || '-0', batch || '-1', batch || '-2')"
+        ).fetchall()
+        assert strange == [(0,)], "every value is the one that was sent"
         batches = connection.sql("SELECT count(*), count(DISTINCT batch) FROM batches").fetchall()
         assert batches == [(durable, durable)]
         outcomes = connection.sql("SELECT count(*), count(DISTINCT request_id) FROM outcomes").fetchall()

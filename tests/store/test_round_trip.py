@@ -29,9 +29,12 @@ from store.writer import HistoryWriter
 LARGEST = 2**63 - 1
 
 
-def values(annotation: Any) -> st.SearchStrategy[Any]:
+def values(annotation: Any) -> st.SearchStrategy[Any]:  # noqa: PLR0911 - one for each kind of type
     """Any value that a field of this type can hold and a column must keep."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        kind, bounds = arguments
+        return st.integers(bounds.ge, bounds.le) if kind is int else st.floats(bounds.ge, bounds.le)
     if origin in (types.UnionType, typing.Union):
         return st.one_of([values(each) for each in arguments])
     if origin is typing.Literal:
@@ -54,7 +57,7 @@ def values(annotation: Any) -> st.SearchStrategy[Any]:
 
 def records(kind: type) -> st.SearchStrategy[Any]:
     """Any record of a kind."""
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
     return st.fixed_dictionaries({name: values(hint) for name, hint in hints.items()}).map(
         lambda fields: kind(**fields)
     )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,21 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "live.duckdb").read_text() == "not a database"
 
 
+@pytest.mark.parametrize("room_bytes", [0, 4096, 12_288, 100_000, 300_000])
+def test_a_disk_that_is_full_at_the_very_start_spoils_nothing(tmp_path: Path, room_bytes: int) -> None:
+    """The history cannot be opened and says so; once there is room it can."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room_bytes, limits[1]))
+    try:
+        with pytest.raises(StoreError, match=r"has room|close what else has it open"):
+            HistoryWriter(tmp_path / "history").start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with HistoryWriter(tmp_path / "history"):
+        pass
+    assert not list(tmp_path.rglob("*.new*"))
+
+
 def test_a_migration_is_run_once_recorded_and_reads_old_segments(
     hands: Callable[..., Any], make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,7 +96,7 @@ def test_a_migration_is_run_once_recorded_and_reads_old_segments(
     for _ in range(2):
         live = history.open(3.0, writer="later")
         versions = live._connection.sql("SELECT version, applied_s FROM schema_version ORDER BY version").fetchall()
-        assert versions == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 3.0)]
+        assert versions == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 1.0), (5, 3.0)]
         history.close()
     with open_history(history.folder.path) as catalog:
         rows = catalog.sql("SELECT request_id, energy_j FROM completions ORDER BY request_id").fetchall()
@@ -88,14 +104,16 @@ def test_a_migration_is_run_once_recorded_and_reads_old_segments(
         assert catalog.sql("SELECT count(*) FROM requests").fetchall() == [(2,)]
 
 
-def test_a_history_of_the_first_version_opens_and_is_migrated(
-    hands: Callable[..., Any], make: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("version", range(1, len(schema.MIGRATIONS)))
+def test_a_history_of_every_former_version_opens_and_is_migrated(
+    hands: Callable[..., Any], make: Any, monkeypatch: pytest.MonkeyPatch, version: int
 ) -> None:
     """What it holds, sealed or not, stays; what came later is empty there; new records find their columns and table."""
     history = hands()
     with monkeypatch.context() as first:
-        first.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:1])
-        before = tuple(name for name in tables.SEALED_TABLES if name != "calibration")
+        first.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:version])
+        later = {name for name, since in (("calibration", 2), ("cluster_changes", 4)) if since > version}
+        before = tuple(name for name in tables.SEALED_TABLES if name not in later)
         for module in (schema, live_file, segments):
             first.setattr(module, "SEALED_TABLES", before)
         live = history.open(1.0)
@@ -112,7 +130,7 @@ def test_a_history_of_the_first_version_opens_and_is_migrated(
         history.close()
     live = history.open(3.0)
     versions = live._connection.sql("SELECT version, applied_s FROM schema_version ORDER BY version").fetchall()
-    assert versions == [(1, 1.0), (2, 3.0), (3, 3.0)]
+    assert versions == [(n, 1.0 if n <= version else 3.0) for n in range(1, len(schema.MIGRATIONS) + 1)]
     history.write(4.0, make.entry(make.calibration()), make.entry(make.outcome("new", answer=1)))
     history.write(4.0, make.entry(make.prediction("new")))
     live.maintain(5.0)

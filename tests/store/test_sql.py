@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import time
@@ -94,11 +95,12 @@ def test_an_endless_query_ends(history: Path) -> None:
 
 
 RESTRICTED = """
-import os, sys
+import os, socket, sys
 from pathlib import Path
-from store.sql_child import _limit_process, forbid_file_changes
+from store.landlock import confine
+from store.sql_child import _limit_process
 folder = Path(sys.argv[1])
-restricted = forbid_file_changes()
+restricted = confine([folder, Path("/proc/self"), Path(sys.prefix), Path(sys.base_prefix)])
 _limit_process(1 << 30)
 attempts = {
     "write": lambda: (folder / "new").write_text("x"),
@@ -106,6 +108,11 @@ attempts = {
     "remove": lambda: (folder / "old").unlink(),
     "rename": lambda: (folder / "old").rename(folder / "other"),
     "folder": lambda: (folder / "sub").mkdir(),
+    "read": lambda: (folder.parent / "secret").read_text(),
+    "look": lambda: os.listdir(folder.parent),
+    "connect": lambda: socket.create_connection(("127.0.0.1", int(sys.argv[2])), timeout=5.0),
+    "listen": lambda: socket.create_server(("127.0.0.1", 0)),
+    "run": lambda: os.execv("/bin/true", ["true"]),
 }
 for name, attempt in attempts.items():
     try:
@@ -117,10 +124,16 @@ print((folder / "old").read_text() if restricted else "NO LANDLOCK")
 """
 
 
-def test_the_process_of_a_query_cannot_change_files_even_if_duckdb_lets_it(tmp_path: Path) -> None:
-    """The kernel refuses writing, truncating, removing, renaming and making; reading goes on."""
-    (tmp_path / "old").write_text("still here")
-    done = subprocess.run([sys.executable, "-c", RESTRICTED, str(tmp_path)], capture_output=True, text=True, check=True)
+def test_the_process_of_a_query_reaches_nothing_even_if_duckdb_lets_it(tmp_path: Path) -> None:
+    """The kernel refuses every change, reading elsewhere, TCP and other programs; reading its own goes on."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "old").write_text("still here")
+    (tmp_path / "secret").write_text("secret")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        arguments = [str(tmp_path / "mine"), str(server.getsockname()[1])]
+        done = subprocess.run(
+            [sys.executable, "-c", RESTRICTED, *arguments], capture_output=True, text=True, check=True
+        )
     if "NO LANDLOCK" in done.stdout:
         pytest.fail("this kernel has no Landlock: the test of the last line of defence cannot run here")
     assert done.stdout == "still here\n"

@@ -1,0 +1,88 @@
+"""Deleting stored prompts: of one request, of a tenant, or all; what else is known of the requests stays.
+
+The segments that hold such prompts are written anew without them, the old files are removed at once, and the live file
+is copied into a new one, because DuckDB leaves what was deleted in the file until it needs the space.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+
+from store.catalog import publish_catalog
+from store.errors import StoreError
+from store.files import Folder, WriterLock, publish
+from store.reader import require_catalog
+from store.schema import open_live, sealed_tables
+from store.segments import Segments
+from store.tables import quoted
+
+_TABLE = "arrivals"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Whose:
+    """Whose prompts are meant; with neither all of them."""
+
+    request_id: str | None = None
+    tenant: str | None = None
+
+    def condition(self) -> str:
+        """As SQL over a row."""
+        conditions = [
+            f"{column} = {quoted(value)}"
+            for column, value in (("request_id", self.request_id), ("tenant", self.tenant))
+            if value is not None
+        ]
+        return " AND ".join(["token_ids IS NOT NULL", *conditions])
+
+
+def forget_prompts(path: Path, whose: Whose, *, now_s: float) -> int:
+    """Delete stored prompts for good; returns of how many arrivals. May be repeated, also after an interruption.
+
+    Raises `StoreLockedError` while a controller writes the history, `StoreError` where there is none.
+    """
+    require_catalog(path)
+    folder = Folder(Path(path).absolute())
+    lock = WriterLock(folder)
+    try:
+        forgotten = _forget(folder, whose, now_s)
+        _copy_live(folder)
+    except (duckdb.Error, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise StoreError(f"prompts in {path} could not all be deleted ({reason}): repeat the command") from error
+    finally:
+        lock.release()
+    return forgotten
+
+
+def _forget(folder: Folder, whose: Whose, now_s: float) -> int:
+    connection = open_live(folder.live, now_s=now_s)
+    try:
+        segments = Segments(connection, folder)
+        segments.heal()
+        segments.seal(now_s)
+        try:
+            forgotten = segments.blank(_TABLE, "token_ids", whose.condition(), now_s)
+        finally:
+            publish_catalog(connection, folder, sealed_tables(connection), segments.active(), now_s=now_s)
+            segments.remove_retired(math.inf)
+            connection.execute("CHECKPOINT")
+    finally:
+        connection.close()
+    return forgotten
+
+
+def _copy_live(folder: Folder) -> None:
+    """Put a copy of what the live file holds in its place; what it held before is not copied."""
+    fresh = folder.live.with_name("live.new")
+    fresh.unlink(missing_ok=True)
+    with duckdb.connect(":memory:") as connection:
+        connection.execute(f"ATTACH {quoted(str(folder.live))} AS old (READ_ONLY)")
+        connection.execute(f"ATTACH {quoted(str(fresh))} AS new")
+        connection.execute("COPY FROM DATABASE old TO new")
+        connection.execute("DETACH new")
+    publish(fresh, folder.live)
