@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -20,14 +19,16 @@ from typing import TypeVar
 
 from msgspec import structs
 
+from engine_adapter.lateness import Lateness
 from engine_adapter.link import EngineLink
 from engine_adapter.ordering import Ordering, Plan, Schedulable
+from engine_adapter.outbox import Outbox
+from engine_adapter.soundness import check_message
+from store.errors import ProtocolError
 from store.records import (
     Acknowledged,
     Arrived,
     ControllerMessage,
-    Fact,
-    Facts,
     Finished,
     FirstToken,
     Goodbye,
@@ -46,6 +47,9 @@ log = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Schedulable)
 
+PLACES_LOGGED = 100
+"""Lines whose errors are logged, each once."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentLimits:
@@ -58,6 +62,9 @@ class AgentLimits:
     retained_bytes: int = 64 << 20
     queue_in_snapshot: int = 200
     running_in_snapshot: int = 1024
+    resend_s: float = 5.0
+    """Facts go out again when nothing was acknowledged for so long, then after twice that, up to the limit."""
+    resend_limit_s: float = 60.0
     error_pause_s: float = 1.0
     error_pause_limit_s: float = 60.0
 
@@ -100,20 +107,26 @@ class Agent:
         self._ordering = Ordering(hello.block_size_tokens, hello.max_num_seqs)
         self._settings: Settings | None = None
         self._welcomed = False
+        self._controller_id: str | None = None
+        self._begins_anew = False
+        """Whether our order was given up, so that the controller must be asked for all its decisions."""
         self._heard_s = -math.inf
+        self._lateness = Lateness()
         self._next_hello_s = -math.inf
         self._next_snapshot_s = -math.inf
         self._unfinished: dict[str, Arrived] = {}
-        self._pending: list[Fact] = []
-        self._retained: deque[Facts] = deque()
-        self._unsent: deque[Facts] = deque()
-        self._retained_facts = 0
-        self._retained_bytes = 0
-        self._batch = 0
+        self._outbox = Outbox(
+            facts_per_batch=self._limits.facts_per_batch,
+            retained_facts=self._limits.retained_facts,
+            retained_bytes=self._limits.retained_bytes,
+            resend_s=self._limits.resend_s,
+            resend_limit_s=self._limits.resend_limit_s,
+        )
         self._sums = _Sums()
         self._tables_applied = 0
         self._messages_dropped = 0
         self._policy_errors = 0
+        self._errors_in_a_row = 0
         self._error: str | None = None
         self._error_until_s = -math.inf
         self._logged: set[str] = set()
@@ -124,7 +137,7 @@ class Agent:
         """A request entered the engine's queue."""
         self._unfinished[arrived.request_id] = arrived
         self._ordering.track(arrived.request_id, priority=arrived.priority, arrival_s=arrived.arrival_s)
-        self._pending.append(arrived)
+        self._outbox.add(arrived)
 
     def attained(self, request_id: str, attained_tokens: int) -> None:
         """A request has generated so many output tokens."""
@@ -132,11 +145,11 @@ class Agent:
 
     def first_token(self, fact: FirstToken) -> None:
         """A request's first output token was generated."""
-        self._pending.append(fact)
+        self._outbox.add(fact)
 
     def preempted(self, fact: Preempted) -> None:
         """A running request lost its place."""
-        self._pending.append(fact)
+        self._outbox.add(fact)
         self._sums.preemptions += 1
 
     def resumed(self, recomputed_tokens: int) -> None:
@@ -147,12 +160,12 @@ class Agent:
         """A request ended, for whatever reason."""
         self._unfinished.pop(fact.request_id, None)
         self._ordering.forget(fact.request_id)
-        self._pending.append(fact)
+        self._outbox.add(fact)
 
     @property
     def unacknowledged(self) -> int:
         """Facts that the controller has not yet called durable."""
-        return self._retained_facts + len(self._pending)
+        return len(self._outbox)
 
     def knows(self, request_id: str) -> bool:
         """Whether a request arrived here and has not finished."""
@@ -163,16 +176,17 @@ class Agent:
     def poll(self, now_s: float) -> None:
         """Exchange messages with the controller: greet it if need be, take its decisions, send the facts."""
         for message in self._link.receive():
-            self._heard_s = now_s
-            self._take(message)
+            if not self._hear(message, now_s):
+                break
         if not self._connected(now_s):
             self._welcomed = False
-            if now_s >= self._next_hello_s:
-                self._next_hello_s = now_s + self._limits.hello_interval_s
-                self._link.send(self._hello)
-        self._batch_up()
-        self._send_facts()
-        self._bound_facts()
+        if not self._informed() and now_s >= self._next_hello_s:
+            self._next_hello_s = now_s + self._limits.hello_interval_s
+            self._link.send(self._hello)
+        self._outbox.gather()
+        if self._welcomed:
+            self._outbox.send(self._link, now_s)
+        self._outbox.bound()
 
     def plan(self, now_s: float, *, waiting: Iterable[R], running: Iterable[R], free_blocks: int) -> Plan[R] | None:
         """The order and the admission limit for the next step; None to serve as the engine would by itself."""
@@ -224,12 +238,14 @@ class Agent:
             queue=tuple(islice(view.queue, self._limits.queue_in_snapshot)),
             tables_held=self._ordering.tables_held,
             tables_applied=self._tables_applied,
-            messages_dropped=self._messages_dropped,
+            messages_dropped=self._messages_dropped + self._outbox.dropped + self._link.bad_frames,
             policy_errors=self._policy_errors,
             overdue=self._ordering.overdue,
         )
         if not self._link.send(snapshot):
             self._messages_dropped += 1
+            return
+        self._lateness.tell(now_s)
 
     # --- state ------------------------------------------------------------------------------------
 
@@ -247,6 +263,8 @@ class Agent:
             return self._error
         if not self._connected(now_s):
             return f"controller silent for more than {self._settings.lease_s:g} s"
+        if self._lateness.late_s(now_s) > self._settings.lease_s:
+            return f"controller late by more than {self._settings.lease_s:g} s"
         if not self._ordering.has_prior:
             return "controller has sent no prior yet"
         return None
@@ -254,22 +272,29 @@ class Agent:
     def failed(self, now_s: float, error: Exception) -> None:
         """Something of ours raised: serve first come, first served for a while, then start afresh.
 
-        The pause doubles with every further error up to its limit.
+        The pause doubles when the next error comes after it, up to its limit, and is short again when it has been well
+        for so long; an error within it only begins it anew.
+        The controller is asked at once for everything that it has decided, and goes on hearing snapshots.
         """
         self._policy_errors += 1
+        if now_s - self._error_until_s > self._limits.error_pause_limit_s:
+            self._errors_in_a_row = 0
+        self._errors_in_a_row += now_s >= self._error_until_s
         self._error = f"{type(error).__name__}: {error}"
-        pause_s = self._limits.error_pause_s * 2.0 ** min(self._policy_errors - 1, 32)
+        pause_s = self._limits.error_pause_s * 2.0 ** min(self._errors_in_a_row - 1, 32)
         self._error_until_s = now_s + min(pause_s, self._limits.error_pause_limit_s)
         self._ordering.forget_tables()
-        self._heard_s = -math.inf
-        if self._error not in self._logged and len(self._logged) < 100:
-            self._logged.add(self._error)
+        self._begins_anew = True
+        place = _place(error)
+        if place not in self._logged and len(self._logged) < PLACES_LOGGED:
+            self._logged.add(place)
             log.error("scheduling policy failed, serving first come, first served", exc_info=error)
 
     def close(self, now_s: float) -> None:
         """Send what is left and say goodbye."""
-        self._batch_up()
-        self._send_facts()
+        self._outbox.gather()
+        if self._welcomed:
+            self._outbox.send(self._link, now_s)
         self._link.send(Goodbye(time_s=now_s))
         self._link.close()
 
@@ -280,72 +305,71 @@ class Agent:
         lease_s = self._settings.lease_s if self._settings else self._limits.hello_interval_s
         return now_s - self._heard_s <= lease_s
 
+    def _informed(self) -> bool:
+        """Whether the controller has said all that is needed to do as it says; it is greeted again until it has."""
+        if self._begins_anew or not self._welcomed or self._settings is None:
+            return False
+        return self._settings.mode == "off" or self._ordering.has_prior
+
+    def _hear(self, message: ControllerMessage, now_s: float) -> bool:
+        """Take a message over; one that makes no sense is an error of ours, and what came behind it is not trusted."""
+        try:
+            check_message(message)
+        except ProtocolError as error:
+            self.failed(now_s, error)
+            return False
+        self._heard_s = now_s
+        self._take(message)
+        return True
+
     def _take(self, message: ControllerMessage) -> None:
         match message:
             case IndexTable():
                 applied = self._ordering.put(message)
                 self._tables_applied += applied and message.request_id is not None
             case Settings():
-                self._settings = message
-                self._ordering.configure(message)
+                self._apply(message)
             case Acknowledged():
-                self._release(message.batch)
+                self._outbox.release(message.batch)
             case Welcome():
-                self._resynchronise(message)
+                self._meet(message)
             case Heartbeat():
-                pass
+                if message.read_s is not None:
+                    self._lateness.confirm(message.read_s)
+                if message.settings is not None:
+                    self._apply(message.settings)
+
+    def _apply(self, settings: Settings) -> None:
+        self._settings = settings
+        self._ordering.configure(settings)
+
+    def _meet(self, welcome: Welcome) -> None:
+        """Tell a controller what it does not know; one that stood still answers several hellos, and knows by the first."""
+        if self._welcomed and not self._begins_anew and welcome.controller_id == self._controller_id:
+            self._outbox.release(welcome.durable_batch)
+            return
+        self._welcomed = True
+        self._begins_anew = False
+        self._controller_id = welcome.controller_id
+        self._lateness.meet()
+        self._resynchronise(welcome)
 
     def _resynchronise(self, welcome: Welcome) -> None:
         """Forget what is durable, then send the rest and every unfinished request once more."""
-        self._welcomed = True
-        self._batch_up()
-        self._release(welcome.durable_batch)
-        self._unsent = deque(self._retained)
-        told = {fact.request_id for facts in self._retained for fact in facts.facts if isinstance(fact, Arrived)}
+        self._outbox.restart(welcome.durable_batch)
+        told = self._outbox.arrivals()
         for request_id, arrived in self._unfinished.items():
             if request_id not in told:
-                self._pending.append(_again(arrived, self._ordering.attained_tokens(request_id)))
-        self._batch_up()
-
-    def _batch_up(self) -> None:
-        """Number the pending facts and keep them."""
-        size = self._limits.facts_per_batch
-        for start in range(0, len(self._pending), size):
-            self._batch += 1
-            facts = Facts(batch=self._batch, facts=tuple(self._pending[start : start + size]))
-            self._retained.append(facts)
-            self._unsent.append(facts)
-            self._retained_facts += len(facts.facts)
-            self._retained_bytes += _bytes(facts)
-        self._pending.clear()
-
-    def _bound_facts(self) -> None:
-        """Let go of the oldest facts beyond the bounds; those that were never sent count as dropped."""
-        limits = self._limits
-        while self._retained_facts > limits.retained_facts or self._retained_bytes > limits.retained_bytes:
-            oldest = self._retained[0]
-            if self._unsent and self._unsent[0] is oldest:
-                self._messages_dropped += len(oldest.facts)
-            self._let_go()
-
-    def _release(self, batch: int) -> None:
-        while self._retained and self._retained[0].batch <= batch:
-            self._let_go()
-
-    def _let_go(self) -> None:
-        facts = self._retained.popleft()
-        self._retained_facts -= len(facts.facts)
-        self._retained_bytes -= _bytes(facts)
-        if self._unsent and self._unsent[0] is facts:
-            self._unsent.popleft()
-
-    def _send_facts(self) -> None:
-        while self._welcomed and self._unsent and self._link.send(self._unsent[0]):
-            self._unsent.popleft()
+                self._outbox.add(_again(arrived, self._ordering.attained_tokens(request_id)))
 
 
-def _bytes(facts: Facts) -> int:
-    return sum(len(fact.token_ids) if isinstance(fact, Arrived) else 64 for fact in facts.facts)
+def _place(error: Exception) -> str:
+    """What kind of error it is and which line raised it, whatever values it names."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    where = "" if last is None else f" at {last.tb_frame.f_code.co_filename}:{last.tb_lineno}"
+    return f"{type(error).__name__}{where}"
 
 
 def _again(arrived: Arrived, attained_tokens: int) -> Arrived:

@@ -18,6 +18,11 @@ Delivery: TypeAlias = Literal["sent", "full", "gone"]
 class EngineLink(Protocol):
     """The engine's end."""
 
+    @property
+    def bad_frames(self) -> int:
+        """What came in since the start and could not be understood."""
+        ...
+
     def send(self, message: EngineMessage) -> bool:
         """Hand a message over without ever blocking; False when it had to be dropped."""
         ...
@@ -33,6 +38,11 @@ class EngineLink(Protocol):
 
 class ControllerHub(Protocol):
     """The controller's end, shared by all engines; a connection is an opaque address."""
+
+    @property
+    def bad_frames(self) -> int:
+        """What came in since the start and could not be understood."""
+        ...
 
     def receive(self, timeout_s: float) -> list[tuple[bytes, EngineMessage]]:
         """Wait up to ``timeout_s`` for a first message, then take what is there, at most a bounded number."""
@@ -53,6 +63,8 @@ class DirectLink:
     ``answer`` is the controller: it maps an engine's message to the messages that go back.
     They are received at the engine's next poll, as over a real link.
     """
+
+    bad_frames = 0
 
     def __init__(self, answer: Callable[[EngineMessage], Iterable[ControllerMessage]]) -> None:
         self._answer = answer
@@ -75,6 +87,8 @@ class DirectLink:
 
 class NoLink:
     """The end of an engine that has no controller: the benchmark's plain first come, first served."""
+
+    bad_frames = 0
 
     def send(self, message: EngineMessage) -> bool:  # noqa: ARG002 - nobody reads it
         """Swallow the message; True, because nobody misses it."""

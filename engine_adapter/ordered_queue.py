@@ -31,7 +31,7 @@ SORT_SHARE = 8
 class OrderedQueue(deque[R]):
     """A deque whose middle is in order, with what was added at its ends since it was last settled.
 
-    Made of requests in their order. Every change that an engine makes keeps account of the ends by itself.
+    Every change that an engine makes keeps account of the ends by itself.
 
     >>> from types import SimpleNamespace as Request
     >>> queue = OrderedQueue([Request(request_id="b", key=2), Request(request_id="d", key=4)])
@@ -44,47 +44,54 @@ class OrderedQueue(deque[R]):
     def __init__(self, requests: Iterable[R] = ()) -> None:
         super().__init__(requests)
         self._new_left = 0
-        self._new_right = 0
+        self._new_right = len(self)
+        self._keys: list[Key] = []
+        """Of those between the new ones, in their order."""
 
     def settle(self, key: Callable[[R], Key], stood: Mapping[str, Key]) -> None:
         """Put everything where its key says; ``stood`` has the former keys of those whose key has changed since.
 
         When ``key`` raises, the queue is as it was.
         """
-        settled = len(self) - self._new_left - self._new_right
-        changed = len(self) - settled + len(stood)
-        if settled < 0 or changed * SORT_SHARE > len(self):
-            self._replace(sorted(self, key=key))
+        changed = self._new_left + self._new_right + len(stood)
+        if changed * SORT_SHARE > len(self):
+            self._sort(key)
         elif changed:
             self._move(key, stood)
         self._new_left = self._new_right = 0
 
-    def _replace(self, requests: list[R]) -> None:
+    def _sort(self, key: Callable[[R], Key]) -> None:
+        requests = sorted(self, key=key)
+        self._keys = [key(request) for request in requests]
         super().clear()
         super().extend(requests)
 
     def _move(self, key: Callable[[R], Key], stood: Mapping[str, Key]) -> None:
         """Take out what came or moved, and put each into its place."""
         left, right = self._new_left, self._new_right
-        places = [*range(left), *range(len(self) - right, len(self)), *self._moved_places(key, stood)]
-        placed = [(key(self[place]), self[place]) for place in places]
-        for place in sorted(places, reverse=True):
-            del self[place]
+        moved = self._moved_places(stood)
+        new = [*range(left), *range(len(self) - right, len(self))]
+        placed = [(key(self[place]), self[place]) for place in (*new, *(left + place for place in moved))]
+        for place in moved:
+            del self._keys[place], self[left + place]
+        for _ in range(left):
+            super().popleft()
+        for _ in range(right):
+            super().pop()
         for its_key, request in placed:
-            self.insert(bisect_left(self, its_key, key=key), request)
+            place = bisect_left(self._keys, its_key)
+            self._keys.insert(place, its_key)
+            self.insert(place, request)
 
-    def _moved_places(self, key: Callable[[R], Key], stood: Mapping[str, Key]) -> list[int]:
-        """Where those with a new key stand, found by the order that held before; some may not be in this queue."""
-
-        def former(request: R) -> Key:
-            return stood.get(request.request_id) or key(request)
-
-        left, end = self._new_left, len(self) - self._new_right
+    def _moved_places(self, stood: Mapping[str, Key]) -> list[int]:
+        """Where those with a new key stand in the middle, the last first; some may not be in this queue."""
+        keys = self._keys
         places = []
-        for request_id, its_key in stood.items():
-            place = bisect_left(self, its_key, left, end, key=former)
-            if place < end and self[place].request_id == request_id:
+        for former in stood.values():
+            place = bisect_left(keys, former)
+            if place < len(keys) and keys[place] == former:
                 places.append(place)
+        places.sort(reverse=True)
         return places
 
     # --- what an engine does ------------------------------------------------------------------------
@@ -114,23 +121,35 @@ class OrderedQueue(deque[R]):
     def popleft(self) -> R:
         """The head leaves."""
         request = super().popleft()
-        self._new_left = max(0, self._new_left - 1)
-        self._new_right = min(self._new_right, len(self))
+        if self._new_left:
+            self._new_left -= 1
+        elif self._keys:
+            del self._keys[0]
+        else:
+            self._new_right -= 1
         return request
 
     def pop(self) -> R:  # type: ignore[override]  # a deque takes no index
         """The last leaves."""
         request = super().pop()
-        self._new_right = max(0, self._new_right - 1)
-        self._new_left = min(self._new_left, len(self))
+        if self._new_right:
+            self._new_right -= 1
+        elif self._keys:
+            del self._keys[-1]
+        else:
+            self._new_left -= 1
         return request
 
     def remove(self, request: Any) -> None:  # noqa: ANN401 - as the base class has it
         """A request leaves from wherever it stands; who stands next to it may be new, so that all counts as new."""
         super().remove(request)
-        self._new_right = len(self)
+        self._forget_order()
 
     def clear(self) -> None:
         """All leave."""
         super().clear()
-        self._new_left = self._new_right = 0
+        self._forget_order()
+
+    def _forget_order(self) -> None:
+        self._keys.clear()
+        self._new_left, self._new_right = 0, len(self)

@@ -13,7 +13,8 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
+from operator import attrgetter
 from typing import Generic, Protocol, TypeVar
 
 from engine_adapter.ordered_queue import Key, OrderedQueue
@@ -34,6 +35,11 @@ class Schedulable(Protocol):
 
 
 R = TypeVar("R", bound=Schedulable)
+
+SPARE_DEADLINES = 64
+"""Deadlines that may be kept in vain, beside one more for each request."""
+
+_growth = attrgetter("growth_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +124,7 @@ class Ordering:
         if table.request_id is None:
             self._prior = table
             self._place_all()
+            self._set_deadlines()
             return True
         tracked = self._tracked.get(table.request_id)
         if tracked is None:
@@ -125,8 +132,7 @@ class Ordering:
         self._tables_held += tracked.table is None
         tracked.table = table
         self._place(tracked)
-        if table.patience_s is not None:
-            heappush(self._deadlines, (tracked.arrival_s + table.patience_s, table.request_id))
+        self._expect(tracked)
         return True
 
     def forget_tables(self) -> None:
@@ -143,6 +149,7 @@ class Ordering:
         tracked = Tracked(request_id, priority, arrival_s, self._serial, attained_tokens=0, table=None)
         self._tracked[request_id] = tracked
         self._place(tracked)
+        self._expect(tracked)
         self._stood.pop(request_id, None)
 
     def attain(self, request_id: str, attained_tokens: int) -> None:
@@ -161,6 +168,7 @@ class Ordering:
         tracked = self._tracked.pop(request_id, None)
         self._tables_held -= tracked is not None and tracked.table is not None
         self._stood.pop(request_id, None)
+        self._bound_deadlines()
 
     def key(self, request_id: str) -> Key:
         """Where a tracked request stands; lower is served first."""
@@ -203,12 +211,32 @@ class Ordering:
         while self._deadlines and self._deadlines[0][0] <= now_s:
             _, request_id = heappop(self._deadlines)
             tracked = self._tracked.get(request_id)
-            if tracked is None or tracked.overdue or tracked.table is None or tracked.table.patience_s is None:
-                continue
-            if tracked.arrival_s + tracked.table.patience_s <= now_s:
+            if tracked is not None and not tracked.overdue and self._deadline_s(tracked) <= now_s:
                 tracked.overdue = True
                 self.overdue += 1
                 self._look_up(tracked)
+
+    def _deadline_s(self, tracked: Tracked) -> float:
+        """When its patience is over, by its own table or the prior's."""
+        table = tracked.table or self._prior
+        return math.inf if table is None or table.patience_s is None else tracked.arrival_s + table.patience_s
+
+    def _expect(self, tracked: Tracked) -> None:
+        """Look again at a request when its patience is over."""
+        deadline_s = self._deadline_s(tracked)
+        if deadline_s < math.inf and not tracked.overdue:
+            heappush(self._deadlines, (deadline_s, tracked.request_id))
+            self._bound_deadlines()
+
+    def _bound_deadlines(self) -> None:
+        """Forget those of requests that have gone and of former tables, before they outnumber the others."""
+        if len(self._deadlines) > 2 * len(self._tracked) + SPARE_DEADLINES:
+            self._set_deadlines()
+
+    def _set_deadlines(self) -> None:
+        waiting = ((self._deadline_s(tracked), tracked) for tracked in self._tracked.values() if not tracked.overdue)
+        self._deadlines = [(time_s, tracked.request_id) for time_s, tracked in waiting if time_s < math.inf]
+        heapify(self._deadlines)
 
     def _promote(self, queue: Iterable[R], active: list[R], promotion: Promotion) -> None:
         """Count for how long requests wait and run, and put first those that the promotion concerns."""
@@ -234,7 +262,7 @@ class Ordering:
         )
         growth_tokens = 0.0
         if self._gate is not None:
-            growth_tokens = self._gate.margin * sum([entry.growth_tokens for entry in self._order.entries])
+            growth_tokens = self._gate.margin * sum(map(_growth, self._order.entries))
         return (lacking_tokens + growth_tokens) / self._block_size_tokens
 
     def _need_blocks(self, request: R) -> float:
@@ -338,8 +366,9 @@ class Ordering:
 
     def _move(self, tracked: Tracked, value: float) -> None:
         """Give a request its key, and remember under which it stood in the last plan."""
+        key = (tracked.priority, value, tracked.arrival_s, tracked.serial)
         if tracked.running is None:
             self._stood.setdefault(tracked.request_id, tracked.key)
         else:
-            self._order.unsettle()
-        tracked.key = (tracked.priority, value, tracked.arrival_s, tracked.serial)
+            self._order.rekeyed(tracked.key, key)
+        tracked.key = key

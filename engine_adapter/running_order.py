@@ -6,6 +6,7 @@ Between two steps few requests start or end and few keys change; most often noth
 from __future__ import annotations
 
 import math
+from bisect import insort
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
@@ -41,6 +42,8 @@ class Tracked:
     """Steps for which it still goes first."""
     running: Any = None
     """The engine's own request while it is among the running of the last plan."""
+    filling: bool = False
+    """Whether it runs and its prompt, or what it had lost, is not yet computed."""
 
 
 class RunningOrder:
@@ -61,21 +64,22 @@ class RunningOrder:
         self._rule: Victims = "last"
         self._settled = True
 
-    def unsettle(self) -> None:
-        """The key of somebody who runs has changed."""
-        self._settled = False
+    def rekeyed(self, former: Key, key: Key) -> None:
+        """Somebody who runs has another key; under ``cheapest`` it matters only whether it may be passed."""
+        if self._rule == "last" or former[0] != key[0] or (former[1] == FIRST) != (key[1] == FIRST):
+            self._settled = False
 
     def settle(self, active: list[R], rule: Victims) -> list[R]:
-        """Put the engine's running requests in order."""
-        if self._settled and not self.filling and rule == self._rule and active == self._active:
+        """Put the engine's running requests in order.
+
+        Those that decode are taken to gain tokens alike, so that under ``cheapest`` too their order stays.
+        """
+        anew = not self._settled or rule != self._rule
+        if not anew and not self.filling and active == self._active:
             return self._active.copy()
         self._follow(active)
         self._rule, self._settled = rule, True
-        self.entries.sort(key=_key if rule == "last" else _dearest_first)
-        self.filling = [entry for entry in self.filling if _lacks_tokens(entry)]
-        if self.filling:
-            filling = {id(entry) for entry in self.filling}
-            self.entries.sort(key=lambda entry: (entry.priority, id(entry) in filling))
+        self.entries = self._in_order(_key if rule == "last" else _dearest_first, anew=anew)
         self._active = [entry.running for entry in self.entries]
         return self._active.copy()
 
@@ -98,14 +102,46 @@ class RunningOrder:
             else:
                 entry = self._find(request.request_id)  # type: ignore[attr-defined]
                 entry.running = request
-                self.filling.append(entry)
+                self._fill(entry)
             entries.append(entry)
         for entry in before:
             entry.running = None
         self.entries = entries
 
+    def _fill(self, entry: Tracked) -> None:
+        if not entry.filling:
+            entry.filling = True
+            self.filling.append(entry)
+
+    def _in_order(self, place: Callable[[Tracked], Any], *, anew: bool) -> list[Tracked]:
+        """Everybody in order, when who decodes was in order before, or anew."""
+        decoding = [entry for entry in self.entries if not entry.filling]
+        for entry in self._filled():
+            if anew:
+                decoding.append(entry)
+            else:
+                insort(decoding, entry, key=place)
+        if anew:
+            decoding.sort(key=place)
+        self.filling.sort(key=place)
+        entries = decoding + self.filling
+        if len({entry.priority for entry in (*decoding[:1], *decoding[-1:], *self.filling)}) > 1:
+            entries.sort(key=_priority)
+        return entries
+
+    def _filled(self) -> list[Tracked]:
+        """Take out who decodes from now on, and who has gone."""
+        filled = []
+        for entry in self.filling:
+            entry.filling = _lacks_tokens(entry)
+            if entry.running is not None and not entry.filling:
+                filled.append(entry)
+        self.filling = [entry for entry in self.filling if entry.filling]
+        return filled
+
 
 _key = attrgetter("key")
+_priority = attrgetter("priority")
 
 
 def _dearest_first(entry: Tracked) -> tuple[int, bool, int, int]:

@@ -19,9 +19,11 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from pathlib import Path
 
 from engine_adapter.arrivals import Wave
 from engine_adapter.engine import Life, Step, Work, serve
+from engine_adapter.keys import EngineKey, load_engine_key
 from engine_adapter.link import NoLink
 from engine_adapter.profiles import PROFILES, Profile, profile_named
 from engine_adapter.simulated_engine import SimulatedEngine
@@ -60,6 +62,8 @@ class ServerSpec:
     profile: Profile
     endpoint: str
     engine_id: str = "simulated"
+    key: EngineKey | None = None
+    """Proves over TCP who this engine is."""
     speed: float = 1.0
     rate_rps: float
     """Mean requests per engine second."""
@@ -138,7 +142,7 @@ def run_server(spec: ServerSpec, real_time: RealTime, *, session_id: str) -> Tal
     """Serve, say goodbye in order, and give what was served."""
     engine = SimulatedEngine(
         faster(spec.profile, spec.speed),
-        link=ZmqLink(spec.endpoint),
+        link=ZmqLink(spec.endpoint, spec.key),
         engine_id=spec.engine_id,
         session_id=session_id,
         start_s=real_time.clock(),
@@ -235,12 +239,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--duration", type=float, help="seconds for which requests come (default: until told to stop)")
     add("--drain", action="store_true", help="answer what is there when the duration is over")
     add("--seed", type=int, default=0, help="of the traffic (default %(default)s)")
-    add("--engine-id", default="simulated", help="name of this engine (default %(default)s)")
+    add("--engine-id", help="name of this engine (default: the one of its key, or simulated)")
+    add("--key-file", type=Path, help="this engine's key, needed for a tcp:// endpoint")
     return parser
 
 
 def _spec(options: argparse.Namespace) -> ServerSpec:
     profile = profile_named(options.profile)
+    key = load_engine_key(options.key_file) if options.key_file else None
     rate_rps = options.rate
     if rate_rps is None:
         if not 0.0 < options.load < math.inf:
@@ -249,7 +255,8 @@ def _spec(options: argparse.Namespace) -> ServerSpec:
     return ServerSpec(
         profile=profile,
         endpoint=options.endpoint or default_endpoint(),
-        engine_id=options.engine_id,
+        engine_id=options.engine_id or (key.engine_id if key else "simulated"),
+        key=key,
         speed=options.speed,
         rate_rps=rate_rps,
         cv=options.cv,

@@ -1,33 +1,34 @@
 """The border between processes: ZeroMQ frames that never block and never queue without bound.
 
-The engine's end is a DEALER socket, the controller's a ROUTER, over ``ipc://`` in a private directory.
+The engine's end is a DEALER socket, the controller's a ROUTER, over ``ipc://`` in a private directory, or over ``tcp://``
+with CURVE keys: encrypted, and each end knows by its key whom it talks to (`engine_adapter.keys`).
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import stat
 import tempfile
 from pathlib import Path
 
 import zmq
 
-from engine_adapter.link import Delivery
-from store.errors import ConfigError, ProtocolError
-from store.records import (
-    ControllerMessage,
-    EngineMessage,
-    decode_controller_message,
-    decode_engine_message,
-    encode,
-)
+from engine_adapter.frames import FrameHub, FrameLink
+from engine_adapter.gatekeeper import HANDSHAKE_MS, Gatekeeper, Refusal, watch
+from engine_adapter.keys import EngineKey, load_controller_keys
+from store.errors import ConfigError
+from store.records import EngineMessage
 
 log = logging.getLogger(__name__)
 
-MESSAGES_PER_RECEIVE = 2000
 MAX_FRAME_BYTES = 64 << 20
 HIGH_WATER_MARK = 2000
+
+HEARTBEAT_MS = 2000
+"""How often the ends of a TCP connection ask for each other; three silences end it."""
+_TCP = re.compile(r"tcp://(\[[0-9A-Fa-f:.%]+\]|[^:/\s]+):\d{1,5}")
 
 
 def default_endpoint() -> str:
@@ -36,27 +37,73 @@ def default_endpoint() -> str:
     return f"ipc://{base}/sagesched/engine.sock"
 
 
-def prepare_endpoint(endpoint: str) -> None:
-    """Make the private directory of an ``ipc://`` endpoint; refuse one that others could write to.
+def checked_endpoint(endpoint: str) -> str:
+    """The endpoint itself; raises `ConfigError` for what is neither ``ipc:///PATH`` nor ``tcp://HOST:PORT``.
 
-    Raises `ConfigError` for other transports and for a directory of somebody else.
+    >>> checked_endpoint("tcp://10.0.0.5:8701")
+    'tcp://10.0.0.5:8701'
     """
-    if not endpoint.startswith("ipc://"):
-        raise ConfigError(f"endpoint {endpoint!r} is not ipc://: use ipc:///path/to/socket")
+    if endpoint.startswith("ipc:///") or _TCP.fullmatch(endpoint):
+        return endpoint
+    raise ConfigError(f"endpoint {endpoint!r:.200} is no address: use ipc:///path/to/socket or tcp://HOST:PORT")
+
+
+def is_tcp(endpoint: str) -> bool:
+    """Whether other machines may reach an endpoint, so that it needs keys."""
+    return endpoint.startswith("tcp://")
+
+
+def prepare_endpoint(endpoint: str, keys: Path | None = None) -> None:
+    """Make the private directory of an ``ipc://`` endpoint; see that there are keys for ``tcp://``.
+
+    Raises `ConfigError` for other transports, for a directory that somebody else could change, and for missing keys.
+    """
+    if is_tcp(checked_endpoint(endpoint)):
+        if keys is None:
+            raise ConfigError(f"endpoint {endpoint!r} is open to the network: name the folder of keys (engine.keys)")
+        load_controller_keys(keys)
+        return
     directory = Path(endpoint.removeprefix("ipc://")).parent
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _make_private(directory)
     status = directory.stat()
     if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o022:
         raise ConfigError(
             f"directory {directory} of endpoint {endpoint!r} can be written by others: "
             f"choose one that belongs to you alone (chmod 700 {directory})"
         )
+    for parent in directory.resolve().parents:
+        _check_parent(parent, endpoint)
 
 
-class ZmqLink:
+def _make_private(directory: Path) -> None:
+    try:
+        for part in (*reversed(directory.parents), directory):
+            if not part.is_dir():
+                part.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"directory {directory} of the endpoint cannot be made ({error.strerror})") from None
+
+
+def _check_parent(parent: Path, endpoint: str) -> None:
+    """Whoever may rename a folder on the way could put another socket there."""
+    status = parent.stat()
+    others_write = status.st_mode & 0o002 and not status.st_mode & stat.S_ISVTX
+    # In a user namespace the system's folders belong to whoever owns the root folder, not to 0.
+    if status.st_uid not in (0, os.getuid(), Path("/").stat().st_uid) or others_write:
+        raise ConfigError(
+            f"directory {parent} above endpoint {endpoint!r} belongs to others or can be written by them: "
+            "choose a path of your own"
+        )
+
+
+class ZmqLink(FrameLink):
     """The engine's end (`engine_adapter.link.EngineLink`); connects by itself whenever the controller is there."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, key: EngineKey | None = None) -> None:
+        """Start connecting; raises `ConfigError` for a wrong endpoint, and for ``tcp://`` without a key."""
+        if is_tcp(checked_endpoint(endpoint)) and key is None:
+            raise ConfigError(f"endpoint {endpoint!r} is open to the network: name this engine's key file (key_file)")
+        self._endpoint = endpoint
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
@@ -65,44 +112,61 @@ class ZmqLink:
         self._socket.setsockopt(zmq.LINGER, 500)
         self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
         self._socket.setsockopt(zmq.RECONNECT_IVL, 100)
+        self._broken: zmq.Socket[bytes] | None = None
+        self._told_broken = False
+        if is_tcp(endpoint) and key is not None:
+            self._prove(key)
         self._socket.connect(endpoint)
-        self._bad_frames = 0
+        super().__init__(self._socket)
+
+    @property
+    def socket(self) -> zmq.Socket[bytes]:
+        """To be polled for what has come in, beside other sockets; for nothing else."""
+        return self._socket
 
     def send(self, message: EngineMessage) -> bool:
         """Hand a message to the socket; False when nobody is connected or its buffer is full."""
-        try:
-            self._socket.send(encode(message), zmq.NOBLOCK)
-        except zmq.Again:
-            return False
-        return True
-
-    def receive(self) -> list[ControllerMessage]:
-        """What has come in, at most `MESSAGES_PER_RECEIVE`; frames that do not decode are counted and skipped."""
-        messages: list[ControllerMessage] = []
-        for _ in range(MESSAGES_PER_RECEIVE):
-            try:
-                frame = self._socket.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                break
-            try:
-                messages.append(decode_controller_message(frame))
-            except ProtocolError as error:
-                self._bad_frames += 1
-                if self._bad_frames == 1:
-                    log.warning("ignoring a message from the controller: %s", error)
-        return messages
+        sent = super().send(message)
+        if not sent:
+            self._tell_broken()
+        return sent
 
     def close(self) -> None:
         """Close the socket; what is buffered gets half a second to leave."""
+        if self._broken is not None:
+            self._socket.disable_monitor()
+            self._broken.close(linger=0)
         self._socket.close()
         self._context.term()
 
+    def _prove(self, key: EngineKey) -> None:
+        """Encrypt, prove who this engine is, and accept no other controller than the key's."""
+        _set_for_tcp(self._socket, self._endpoint)
+        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
+        self._socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+        self._socket.setsockopt(zmq.CURVE_SERVERKEY, key.controller.encode("ascii"))
+        self._socket.setsockopt(zmq.CURVE_PUBLICKEY, key.pair.public.encode("ascii"))
+        self._socket.setsockopt(zmq.CURVE_SECRETKEY, key.pair.secret.encode("ascii"))
+        self._broken = watch(self._context, self._socket)
 
-class ZmqHub:
+    def _tell_broken(self) -> None:
+        """Say once why nothing can be sent, if it is because the controller does not let this engine in."""
+        if self._broken is None or self._told_broken or not self._broken.poll(0):
+            return
+        self._told_broken = True
+        log.warning(
+            "the controller at %s ends the handshake: this engine's key is not authorised there, or the key file names "
+            "another controller's public key",
+            self._endpoint,
+        )
+
+
+class ZmqHub(FrameHub):
     """The controller's end (`engine_adapter.link.ControllerHub`)."""
 
-    def __init__(self, endpoint: str) -> None:
-        prepare_endpoint(endpoint)
+    def __init__(self, endpoint: str, keys: Path | None = None) -> None:
+        """Listen; raises `ConfigError` where that cannot be, and for ``tcp://`` without a folder of keys."""
+        prepare_endpoint(endpoint, keys)
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
@@ -110,41 +174,44 @@ class ZmqHub:
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._socket.setsockopt(zmq.LINGER, 500)
         self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
-        self._socket.bind(endpoint)
-        self.bad_frames = 0
+        self._gate: Gatekeeper | None = None
+        if is_tcp(endpoint) and keys is not None:
+            _set_for_tcp(self._socket, endpoint)
+            self._gate = Gatekeeper(self._context, self._socket, keys)
+        self.endpoint = self._bind(endpoint)
+        super().__init__(self._gate or self._socket)
 
-    def receive(self, timeout_s: float) -> list[tuple[bytes, EngineMessage]]:
-        """Messages with their connection; frames that do not decode are counted in ``bad_frames``."""
-        if not self._socket.poll(int(timeout_s * 1000)):
-            return []
-        messages: list[tuple[bytes, EngineMessage]] = []
-        for _ in range(MESSAGES_PER_RECEIVE):
-            try:
-                parts = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                break
-            try:
-                connection, frame = parts
-                messages.append((connection, decode_engine_message(frame)))
-            except (ProtocolError, ValueError) as error:
-                self.bad_frames += 1
-                if self.bad_frames == 1:
-                    log.warning("ignoring a message from an engine: %s", error)
-        return messages
-
-    def send(self, connection: bytes, message: ControllerMessage) -> Delivery:
-        """``full``: the engine does not keep up and the message is lost; ``gone``: it has disconnected."""
-        try:
-            self._socket.send_multipart([connection, encode(message)], zmq.NOBLOCK)
-        except zmq.Again:
-            return "full"
-        except zmq.ZMQError as error:
-            if error.errno != zmq.EHOSTUNREACH:
-                raise
-            return "gone"
-        return "sent"
+    @property
+    def refused(self) -> dict[Refusal, int]:
+        """How many handshakes and messages were refused, by reason; nothing over ``ipc://``, which has no keys."""
+        return dict(self._gate.refused) if self._gate else {}
 
     def close(self) -> None:
         """Close the socket and remove nothing: the next controller binds the same address."""
+        if self._gate is not None:
+            self._gate.close()
         self._socket.close()
         self._context.term()
+
+    def _allows(self, connection: bytes, message: EngineMessage) -> bool:
+        return self._gate is None or self._gate.allows(connection, message)
+
+    def _bind(self, endpoint: str) -> str:
+        """Listen for nobody but the owner; gives the address, with the port that was taken where 0 asked for any."""
+        try:
+            self._socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            self.close()
+            raise ConfigError(
+                f"endpoint {endpoint!r} cannot be listened on ({error.strerror}): choose another (engine.endpoint)"
+            ) from None
+        if not is_tcp(endpoint):
+            Path(endpoint.removeprefix("ipc://")).chmod(0o600)
+        return bytes(self._socket.getsockopt(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()
+
+
+def _set_for_tcp(socket: zmq.Socket[bytes], endpoint: str) -> None:
+    """Notice within seconds when the other machine has gone without a word."""
+    socket.setsockopt(zmq.IPV6, int("[" in endpoint))
+    socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)

@@ -35,7 +35,7 @@ _OUTPUT = "vllm.v1.core.sched.output"
 
 NAMES: dict[str, tuple[str, ...]] = {
     "vllm": ("__version__",),
-    "vllm.config": ("ModelConfig", "VllmConfig"),
+    "vllm.config": ("ModelConfig", "ParallelConfig", "VllmConfig"),
     _ASYNC_SCHEDULER: ("AsyncScheduler",),
     _QUEUES: (
         "FCFSRequestQueue",
@@ -109,7 +109,7 @@ ATTRIBUTES: dict[tuple[str, str], tuple[str, ...]] = {
     ("vllm.v1.kv_cache_interface", "KVCacheConfig"): ("kv_cache_groups",),
     ("vllm.config", "VllmConfig"): ("additional_config", "model_config", "parallel_config"),
     ("vllm.config", "ModelConfig"): ("model", "served_model_name"),
-    ("vllm.config", "ParallelConfig"): ("data_parallel_rank", "data_parallel_size"),
+    ("vllm.config", "ParallelConfig"): ("data_parallel_index", "data_parallel_size"),
     ("vllm.config", "CacheConfig"): ("enable_prefix_caching",),
     ("vllm.sampling_params", "SamplingParams"): ("extra_args", "temperature"),
 }

@@ -16,19 +16,21 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any, TypeVar
 
 import vllm
-from vllm.config import ModelConfig, VllmConfig
+from vllm.config import ModelConfig, ParallelConfig, VllmConfig
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.request import Request
 
 from engine_adapter.agent import Agent, View
+from engine_adapter.keys import EngineKey, load_engine_key
 from engine_adapter.link import EngineLink
 from engine_adapter.ordering import Plan
-from engine_adapter.transport import ZmqLink, default_endpoint
+from engine_adapter.transport import ZmqLink, default_endpoint, prepare_endpoint
 from engine_adapter.vllm_contract import KNOWN_VERSIONS, known_version
 from engine_adapter.vllm_lives import Lives
 from engine_adapter.vllm_reins import Reins
@@ -50,34 +52,61 @@ Hook = TypeVar("Hook", bound=Callable[..., None])
 
 @dataclass(frozen=True, slots=True)
 class PluginSettings:
-    """Where the controller is and what this engine is called."""
+    """Where the controller is, what this engine is called, and the key that proves it over TCP."""
 
     endpoint: str
     engine_id: str
+    key: EngineKey | None = None
 
 
 def plugin_settings(vllm_config: VllmConfig) -> PluginSettings:
     """Read ``--additional-config '{"sagesched": {...}}'``, then the environment, then the defaults.
 
-    Raises `ConfigError` for unknown keys and wrong types.
+    An engine with a key file has the name that its key was made for, and no other.
+    Raises `ConfigError` for unknown keys and wrong types, and for a key file that cannot be used.
     """
     additional = vllm_config.additional_config
     given = additional.get("sagesched", {}) if isinstance(additional, dict) else {}
     if not isinstance(given, dict) or not all(isinstance(value, str) for value in given.values()):
         raise ConfigError(f'additional config "sagesched" is {given!r}: give an object of strings')
-    unknown = given.keys() - {"endpoint", "engine_id"}
+    names = ("endpoint", "engine_id", "key_file")
+    unknown = given.keys() - set(names)
     if unknown:
-        raise ConfigError(f'additional config "sagesched" has unknown {sorted(unknown)}: use endpoint, engine_id')
-    parallel = vllm_config.parallel_config
-    name = given.get("engine_id") or os.environ.get("SAGESCHED_ENGINE_ID") or socket.gethostname()
+        raise ConfigError(f'additional config "sagesched" has unknown {sorted(unknown)}: use {", ".join(names)}')
+    key_file = given.get("key_file") or os.environ.get("SAGESCHED_KEY_FILE")
+    key = load_engine_key(Path(key_file)) if key_file else None
+    name = given.get("engine_id") or os.environ.get("SAGESCHED_ENGINE_ID") or (key.engine_id if key else None)
+    if key is not None and name != key.engine_id:
+        raise ConfigError(f"engine id {name!r} is not the one of its key, {key.engine_id!r}: leave engine_id out")
     return PluginSettings(
-        endpoint=given.get("endpoint") or os.environ.get("SAGESCHED_ENDPOINT") or default_endpoint(),
-        engine_id=f"{name}-{parallel.data_parallel_rank}" if parallel.data_parallel_size > 1 else name,
+        endpoint=given.get("endpoint") or os.environ.get("SAGESCHED_ENDPOINT") or _own_endpoint(),
+        engine_id=ranked_name(name or socket.gethostname(), vllm_config.parallel_config),
+        key=key,
     )
 
 
+def _own_endpoint() -> str:
+    """The default, whose directory is made here if need be, so that no other user makes it and listens there."""
+    endpoint = default_endpoint()
+    prepare_endpoint(endpoint)
+    return endpoint
+
+
+def ranked_name(name: str, parallel: ParallelConfig) -> str:
+    """The name of one data-parallel rank: each has an engine core and a scheduler of its own.
+
+    vLLM tells the ranks of a dense model that they are alone, size 1 and rank 0, and leaves them their index only:
+    the first of them has the plain name.
+    """
+    index = parallel.data_parallel_index
+    return f"{name}-dp{index}" if index > 0 or parallel.data_parallel_size > 1 else name
+
+
 def start_plugin(
-    scheduler: AsyncScheduler, *, now_s: Callable[[], float], make_link: Callable[[str], EngineLink]
+    scheduler: AsyncScheduler,
+    *,
+    now_s: Callable[[], float],
+    make_link: Callable[[str, EngineKey | None], EngineLink],
 ) -> Plugin | None:
     """Make the plugin of a scheduler; None, with the reason in the log, where it cannot or must not work."""
     if not known_version(vllm.__version__):
@@ -89,7 +118,7 @@ def start_plugin(
         return None
     try:
         settings = plugin_settings(scheduler.vllm_config)
-        link = make_link(settings.endpoint)
+        link = make_link(settings.endpoint, settings.key)
         plugin = Plugin(scheduler, settings.engine_id, now_s, link)
     except Exception:
         log.exception("SageSched could not start: vLLM serves in its own order and nothing is reported")
@@ -133,7 +162,7 @@ class Plugin:
         self._scheduled: deque[tuple[SchedulerOutput, float]] = deque(maxlen=STEPS_IN_FLIGHT)
         self._updated_s = 0.0
         self._told_idle = True
-        self._logged_mode: Mode = "off"
+        self._logged_mode: tuple[Mode, str | None] = "off", None
 
     # --- hooks ------------------------------------------------------------------------------------
 
@@ -216,7 +245,7 @@ class Plugin:
             max_model_len_tokens=scheduler.max_model_len,
             prefix_caching=bool(scheduler.cache_config.enable_prefix_caching),
             started_s=self._now_s(),
-            data_parallel_rank=config.parallel_config.data_parallel_rank,
+            data_parallel_rank=config.parallel_config.data_parallel_index,
         )
 
     def _give_up(self, error: Exception) -> None:
@@ -263,12 +292,11 @@ class Plugin:
         return None
 
     def _log_mode(self, now_s: float) -> None:
-        """Put a change of the mode in force into vLLM's log: while no controller is there, nothing else shows it."""
-        mode = self.agent.mode(now_s)
-        if mode == self._logged_mode:
+        """Put a change of the mode in force, or of its reason, into vLLM's log: without a controller nothing else shows it."""
+        mode, fallback = self.agent.mode(now_s), self.agent.fallback(now_s)
+        if (mode, fallback) == self._logged_mode:
             return
-        self._logged_mode = mode
-        fallback = self.agent.fallback(now_s)
+        self._logged_mode = mode, fallback
         if fallback is None:
             log.info("SageSched mode %s", mode)
         else:

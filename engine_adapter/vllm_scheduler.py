@@ -14,6 +14,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.request import Request
 
+from engine_adapter.keys import EngineKey
 from engine_adapter.link import EngineLink
 from engine_adapter.transport import ZmqLink
 from engine_adapter.vllm_plugin import Plugin, start_plugin
@@ -39,9 +40,9 @@ class SageScheduler(AsyncScheduler):  # type: ignore[misc]
         """Unix seconds of a clock that never jumps."""
         return time.monotonic() + _UNIX_OFFSET_S
 
-    def _make_link(self, endpoint: str) -> EngineLink:
+    def _make_link(self, endpoint: str, key: EngineKey | None) -> EngineLink:
         """The engine's end of the connection to the controller."""
-        return ZmqLink(endpoint)
+        return ZmqLink(endpoint, key)
 
     def add_request(self, request: Request, *args: object, **kwargs: object) -> None:
         """Queue a request and report its arrival."""

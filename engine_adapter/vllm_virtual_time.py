@@ -28,6 +28,7 @@ from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
 from engine_adapter.engine import Life, Step, Work
+from engine_adapter.keys import EngineKey
 from engine_adapter.link import EngineLink
 from engine_adapter.lives import Account, check_profile, check_work, ending, load_of
 from engine_adapter.profiles import Profile
@@ -41,7 +42,8 @@ class VllmVirtualTimeEngine:
     """vLLM's scheduler of the given class, an engine whose clock starts at 0 and moves by the profile's step times.
 
     ``scheduler_class`` is vLLM's ``AsyncScheduler`` or `engine_adapter.vllm_scheduler.SageScheduler`;
-    only the latter listens to ``link``. Raises `ConfigError` for a profile that cannot hold one full request.
+    only the latter listens to ``link``. ``data_parallel_rank`` is what vLLM leaves a rank of a dense model to know of
+    the others. Raises `ConfigError` for a profile that cannot hold one full request.
     """
 
     def __init__(  # noqa: PLR0913 - an engine has that many settings, all by name
@@ -55,6 +57,7 @@ class VllmVirtualTimeEngine:
         scheduling: Scheduling = "fcfs",
         reserve_full_prompt: bool = True,
         prefix_caching: bool = False,
+        data_parallel_rank: int = 0,
     ) -> None:
         check_profile(profile)
         self._profile = profile
@@ -78,6 +81,7 @@ class VllmVirtualTimeEngine:
             prefix_caching=prefix_caching,
             engine_id=engine_id,
         )
+        config.parallel_config.data_parallel_index = data_parallel_rank
         harnessed = _harnessed(scheduler_class, now_s=lambda: self._now_s, link=link, preempted=self._note_preemption)
         self.scheduler = harnessed(
             vllm_config=config,
@@ -229,7 +233,7 @@ def _harnessed(
         def _now_s(self) -> float:
             return now_s()
 
-        def _make_link(self, endpoint: str) -> EngineLink:  # noqa: ARG002 - the link is there already
+        def _make_link(self, endpoint: str, key: EngineKey | None) -> EngineLink:  # noqa: ARG002 - the link is there already
             return link
 
         def _preempt_request(self, request: Request, *args: object, **kwargs: object) -> None:

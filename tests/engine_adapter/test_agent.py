@@ -30,6 +30,8 @@ VIEW = View(kv_blocks_used=0, waiting=0, running=0, queue=(), running_requests=(
 class ScriptedLink:
     """The far end of the border, played by a test: keeps what is sent, hands out what it is given."""
 
+    bad_frames = 0
+
     def __init__(self) -> None:
         self.sent: list[EngineMessage] = []
         self.inbox: list[ControllerMessage] = []
@@ -181,18 +183,24 @@ def test_an_error_of_ours_pauses_the_policy_and_heals() -> None:
     assert agent.mode(2.1) == "on"
 
 
-def test_repeated_errors_pause_for_longer() -> None:
-    """The pause doubles with each error up to its limit."""
+def test_errors_that_come_back_pause_for_longer() -> None:
+    """The pause doubles with each error after it, not with those within it, and is short again after a minute without."""
     agent, _ = connected()
-    pauses = []
+    pauses, now_s = [], 0.0
     for _ in range(9):
-        agent.failed(0.0, ValueError("bad"))
-        pauses.append(_until(lambda now_s: agent.fallback(now_s) != "ValueError: bad"))
+        agent.failed(now_s, ValueError("bad"))
+        agent.failed(now_s, ValueError("bad"))
+        until_s = _until(lambda later_s: agent.fallback(later_s) != "ValueError: bad", now_s)
+        pauses.append(until_s - now_s)
+        now_s = float(until_s)
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+    now_s += 61.0
+    agent.failed(now_s, ValueError("bad"))
+    assert _until(lambda later_s: agent.fallback(later_s) != "ValueError: bad", now_s) == now_s + 1
 
 
-def _until(over: Callable[[float], bool]) -> int:
-    return next(second for second in range(1000) if over(float(second)))
+def _until(over: Callable[[float], bool], since_s: float = 0.0) -> int:
+    return next(second for second in range(int(since_s), 1000) if over(float(second)))
 
 
 def test_shadow_changes_nothing() -> None:
@@ -212,3 +220,62 @@ def test_closing_sends_what_is_left() -> None:
     assert isinstance(link.sent[-2], Facts)
     assert link.sent[-1] == Goodbye(time_s=1.0)
     assert not link.up
+
+
+def test_facts_that_nobody_acknowledges_are_sent_again() -> None:
+    """A frame may be lost without anybody noticing: what is kept goes out again, less and less often."""
+    agent, link = connected(AgentLimits(resend_s=5.0, resend_limit_s=10.0))
+    agent.arrived(arrived("a"))
+    sent_s = []
+    for second in range(60):
+        link.inbox = [Heartbeat(time_s=0.0)]
+        before = len(link.facts())
+        agent.poll(float(second))
+        sent_s += [second] * (len(link.facts()) - before)
+    assert sent_s == [0, 5, 15, 25, 35, 45, 55]
+    link.inbox = [Acknowledged(batch=1)]
+    agent.poll(60.0)
+    assert agent.unacknowledged == 0
+    agent.arrived(arrived("b"))
+    link.inbox = [Heartbeat(time_s=0.0)]
+    agent.poll(61.0)
+    assert link.facts()[-1] == 2
+
+
+def test_a_batch_says_which_was_kept_before_it() -> None:
+    """A controller can tell a batch that it misses and will get again from one that was given up."""
+    agent, link = connected(AgentLimits(retained_facts=2, facts_per_batch=1))
+    for name in ("a", "b", "c"):
+        agent.arrived(arrived(name))
+        agent.poll(0.2)
+    link.up = False
+    agent.arrived(arrived("d"))
+    agent.poll(0.3)
+    link.up = True
+    agent.poll(0.4)
+    assert [(m.batch, m.oldest) for m in link.sent if isinstance(m, Facts)] == [(1, 1), (2, 1), (3, 1), (4, 3)]
+
+
+def test_it_says_hello_until_it_knows_settings_and_prior() -> None:
+    """A welcome alone is not enough: what was lost behind it is asked for again."""
+    link = ScriptedLink()
+    agent = Agent(hello=HELLO, link=link)
+    agent.poll(0.0)
+    link.inbox = [Welcome(controller_id="c", durable_batch=0)]
+    agent.poll(0.5)
+    link.inbox = [SETTINGS]
+    agent.poll(1.0)
+    assert link.sent == [HELLO, HELLO]
+    link.inbox = [PRIOR]
+    agent.poll(2.0)
+    assert link.sent == [HELLO, HELLO]
+    assert agent.mode(2.0) == "on"
+
+
+def test_a_heartbeat_repeats_the_settings() -> None:
+    """Settings that were lost on their way are in force with the next heartbeat."""
+    agent, link = connected()
+    shadow = Settings(revision=2, mode="shadow", gate=None, boost_per_s=None, lease_s=2.0)
+    link.inbox = [Heartbeat(time_s=0.0, settings=shadow)]
+    agent.poll(0.2)
+    assert agent.mode(0.2) == "shadow"

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from engine_adapter.ordering import Ordering, boost_s
+from engine_adapter.ordering import SPARE_DEADLINES, Ordering, boost_s
 from store.records import Gate, IndexTable, Preemption, Promotion, Settings
 
 BLOCK = 16
@@ -226,6 +226,40 @@ def test_a_higher_class_pushes_out_a_lower_one_whatever_the_price() -> None:
     ordering.track("urgent", priority=-1, arrival_s=1.0)
     ordering.put(table("urgent", (0, 1e6, 0.0)))
     assert ordering.plan(0.0, waiting=[Request("urgent", 64)], running=running, free_blocks=0).pushed_out
+
+
+def test_the_prior_s_patience_holds_for_whoever_has_no_table() -> None:
+    """A request whose own table never comes goes first when the prior's patience is over, wherever its index stands."""
+    ordering = Ordering(BLOCK, 1000)
+    ordering.track("old", priority=0, arrival_s=0.0)
+    ordering.put(structs.replace(table(None, (0, 9.0, 0.0)), patience_s=5.0))
+    ordering.track("late", priority=0, arrival_s=1.0)
+    ordering.track("short", priority=0, arrival_s=2.0)
+    ordering.put(table("short", (0, 1.0, 0.0)))
+    waiting = [Request(name, 10) for name in ("old", "late", "short")]
+
+    def at(now_s: float) -> list[str]:
+        return [r.request_id for r in ordering.plan(now_s, waiting=waiting, running=[], free_blocks=100).waiting]
+
+    assert at(4.9) == ["short", "old", "late"]
+    assert at(5.5) == ["old", "short", "late"]
+    assert at(6.0) == ["old", "late", "short"]
+    assert ordering.overdue == 2
+
+
+def test_deadlines_are_bounded_by_the_unfinished_requests() -> None:
+    """Tables that are renewed and requests that end leave no deadlines behind that would pile up."""
+    ordering = Ordering(BLOCK, 1000)
+    for name in range(200):
+        ordering.track(str(name), priority=0, arrival_s=0.0)
+        for patience_s in range(50):
+            ordering.put(structs.replace(table(str(name), (0, 9.0, 0.0)), patience_s=100.0 + patience_s))
+        assert len(ordering._deadlines) <= 2 * (name + 1) + SPARE_DEADLINES
+    for name in range(199):
+        ordering.forget(str(name))
+    assert len(ordering._deadlines) <= 2 + SPARE_DEADLINES
+    ordering.plan(1000.0, waiting=[Request("199", 10)], running=[], free_blocks=100)
+    assert ordering.overdue == 1
 
 
 def test_whose_patience_is_over_goes_first_and_is_counted_once() -> None:

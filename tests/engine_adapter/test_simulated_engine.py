@@ -181,14 +181,14 @@ def test_tables_order_the_queue() -> None:
 
 
 def test_an_error_in_the_policy_costs_no_request() -> None:
-    """A table that breaks the ordering is counted, and everybody is served first come, first served."""
+    """A table that makes no sense is counted, and everybody is served first come, first served."""
     broken = IndexTable(request_id="r1", attained_tokens=(0, 2), index_s=(1.0,), growth_tokens=(0.0,))
     listener = Listener(tables={"r1": broken})
     engine = SimulatedEngine(replace(PROFILE, max_num_seqs=1), link=DirectLink(listener.answer))
     lives = serve(engine, [work(f"r{number}", number / 100) for number in range(5)]).lives
     assert [life.request_id for life in lives] == ["r0", "r1", "r2", "r3", "r4"]
     assert listener.snapshots[-1].policy_errors == 1
-    assert "IndexError" in (listener.snapshots[-1].fallback or "")
+    assert "index table of 'r1' has columns of different lengths" in (listener.snapshots[-1].fallback or "")
     assert [len(listener.of(Finished, f"r{number}")) for number in range(5)] == [1] * 5
 
 

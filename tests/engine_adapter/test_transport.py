@@ -110,13 +110,15 @@ def test_no_bytes_raise_anything_but_a_protocol_error(frame: bytes) -> None:
 
 
 def test_an_endpoint_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
-    """The directory of the socket must be private, and the transport must be ipc."""
+    """The directory of the socket must be private, and what is open to the network needs keys."""
     shared = tmp_path / "shared"
     shared.mkdir()
     os.chmod(shared, 0o777)  # noqa: PTH101, S103 - the very thing that is refused
     with pytest.raises(ConfigError, match="can be written by others"):
         prepare_endpoint(f"ipc://{shared}/engine.sock")
-    with pytest.raises(ConfigError, match="is not ipc://"):
+    with pytest.raises(ConfigError, match="name the folder of keys"):
         prepare_endpoint("tcp://0.0.0.0:1")
+    with pytest.raises(ConfigError, match="above endpoint"):
+        prepare_endpoint(f"ipc://{shared}/mine/engine.sock")
     prepare_endpoint(f"ipc://{tmp_path}/made/engine.sock")
     assert (tmp_path / "made").stat().st_mode & 0o777 == 0o700

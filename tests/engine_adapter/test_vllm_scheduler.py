@@ -20,6 +20,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from engine_adapter import agent, ordering, vllm_lives, vllm_plugin, vllm_reins, vllm_scheduler
 from engine_adapter.engine import Life, Totals, Work, serve
+from engine_adapter.keys import EngineKey
 from engine_adapter.link import DirectLink, EngineLink, NoLink
 from engine_adapter.profiles import Profile
 from engine_adapter.vllm_scheduler import SageScheduler
@@ -205,7 +206,7 @@ def _silent_after(script: Any, *, answers: int) -> Answer:
 
 
 class _Unlucky(SageScheduler):  # type: ignore[misc]
-    def _make_link(self, endpoint: str) -> EngineLink:
+    def _make_link(self, endpoint: str, key: EngineKey | None) -> EngineLink:  # noqa: ARG002 - as the base class has it
         raise OSError(f"no such thing as {endpoint}")
 
 

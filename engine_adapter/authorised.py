@@ -1,0 +1,126 @@
+"""Which engines may connect over TCP: one line for each in ``authorised_engines``, its name and its public key.
+
+The controller reads the file again when it changes, so that an authorisation or a revocation holds at once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from engine_adapter.keys import checked_engine_id, checked_key, make_private_folder, write_private
+from store.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+AUTHORISED_FILE = "authorised_engines"
+_HEAD = "# Engines that may connect, by name and public key; written by 'sagesched keys'.\n"
+
+
+class AuthorisedEngines:
+    """The file as it stands; `refresh` follows its changes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / AUTHORISED_FILE
+        self._seen: tuple[int, ...] | None = None
+        self._engines: dict[str, str] = {}
+        self._keys: frozenset[str] = frozenset()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the file again if it is another than before; nobody is authorised while it is missing."""
+        seen = _signature(self._file)
+        if seen != self._seen:
+            self._seen = seen
+            self._engines = read_authorised(self._file.parent)
+            self._keys = frozenset(self._engines.values())
+
+    def knows(self, public: str) -> bool:
+        """Whether somebody with this key may connect."""
+        return public in self._keys
+
+    def speaks_for(self, public: str, engine_id: str) -> bool:
+        """Whether the key's owner may call itself so: by its own name, or as a data-parallel rank of it (``NAME-dp3``).
+
+        A name that has a key of its own belongs to that key alone.
+        """
+        if engine_id in self._engines:
+            return self._engines[engine_id] == public
+        name, _, rank = engine_id.rpartition("-dp")
+        return rank.isascii() and rank.isdigit() and self._engines.get(name) == public
+
+
+def read_authorised(folder: Path) -> dict[str, str]:
+    """Public keys by engine; a line that makes no sense authorises nobody and is logged."""
+    try:
+        text = (folder / AUTHORISED_FILE).read_text(encoding="ascii", errors="replace")
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        log.error("%s cannot be read (%s): no engine may connect", folder / AUTHORISED_FILE, error.strerror)  # noqa: TRY400 - the cause is in the line
+        return {}
+    engines: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        try:
+            engine_id, public = line.split()
+            engines[checked_engine_id(engine_id)] = checked_key(public)
+        except (ValueError, ConfigError):
+            log.error("%s: line %d is no engine id and public key: ignored", folder / AUTHORISED_FILE, number)  # noqa: TRY400 - as above
+    return engines
+
+
+def authorise(folder: Path, engine_id: str, public: str, *, replace: bool = False) -> None:
+    """Let an engine connect; raises `ConfigError` where the name or the key is taken.
+
+    With ``replace`` the engine's old key is revoked in the same moment.
+    """
+    checked_engine_id(engine_id)
+    checked_key(public)
+    with _changing(folder) as engines:
+        if engine_id in engines and engines[engine_id] != public and not replace:
+            raise ConfigError(f"engine {engine_id!r} has another key: revoke it first, or give --replace")
+        holder = next((name for name, key in engines.items() if key == public and name != engine_id), None)
+        if holder is not None:
+            raise ConfigError(f"this key belongs to engine {holder!r}: make one for {engine_id!r} alone")
+        engines[engine_id] = public
+
+
+def revoke(folder: Path, engine_id: str) -> None:
+    """Let an engine connect no more; raises `ConfigError` where it may not anyway."""
+    with _changing(folder) as engines:
+        if engine_id not in engines:
+            known = ", ".join(sorted(engines)) or "none"
+            raise ConfigError(f"engine {engine_id!r:.140} is not authorised (authorised: {known}): nothing to revoke")
+        del engines[engine_id]
+
+
+@contextmanager
+def _changing(folder: Path) -> Iterator[dict[str, str]]:
+    """The engines, to be changed by one command at a time; written only when nothing was raised."""
+    make_private_folder(folder)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        engines = read_authorised(folder)
+        yield engines
+        write_private(folder / AUTHORISED_FILE, _HEAD + _lines(engines))
+    finally:
+        os.close(descriptor)
+
+
+def _lines(engines: Mapping[str, str]) -> str:
+    return "".join(f"{engine_id} {public}\n" for engine_id, public in sorted(engines.items()))
+
+
+def _signature(file: Path) -> tuple[int, ...] | None:
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size

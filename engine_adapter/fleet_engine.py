@@ -1,0 +1,258 @@
+"""One engine of a fleet: the real agent and its protocol, with a device that only lets time go by.
+
+No step is scheduled: a request runs as soon as there is a slot and is done when its tokens' time is over, so that one
+process can be dozens of engines to a controller. What engines tell and what they are told is the same as with vLLM.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from engine_adapter.agent import Agent, AgentLimits, View
+from engine_adapter.engine import Work
+from engine_adapter.latencies import Latencies
+from engine_adapter.link import EngineLink
+from engine_adapter.lives import Account
+from store.records import ControllerMessage, EngineMessage, FinishReason, Hello, IndexTable, RunningRequest, Snapshot
+
+BLOCK_TOKENS = 16
+MAX_MODEL_LEN_TOKENS = 32_768
+PREFILL_STEPS = 2
+MODEL = "fleet"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """How fast an engine of the fleet is."""
+
+    token_s: float = 0.03
+    """Seconds for an output token of a running request."""
+    max_running: int = 256
+    kv_blocks: int = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """When a request that has just begun to run gets its first token and when it ends."""
+
+    request_id: str
+    first_token_s: float
+    end_s: float
+
+
+class TimedLink:
+    """A link that notes when an index table comes in for whom one is awaited."""
+
+    def __init__(self, link: EngineLink, clock: Callable[[], float], taken: Latencies) -> None:
+        self._link = link
+        self._clock = clock
+        self._taken = taken
+        self.awaited_s: dict[str, float] = {}
+        """When requests arrived that have no table yet."""
+        self.tables = 0
+        self.dropped = 0
+        """Messages that the engine's side has given up."""
+
+    @property
+    def bad_frames(self) -> int:
+        """What came in and could not be understood."""
+        return self._link.bad_frames
+
+    def send(self, message: EngineMessage) -> bool:
+        """Hand a message over."""
+        sent = self._link.send(message)
+        if isinstance(message, Snapshot):
+            self.dropped = message.messages_dropped + (not sent)
+        return sent
+
+    def receive(self) -> list[ControllerMessage]:
+        """What has come in; first tables are timed."""
+        messages = self._link.receive()
+        if messages:
+            now_s = self._clock()
+            for message in messages:
+                if isinstance(message, IndexTable) and message.request_id is not None:
+                    self.tables += 1
+                    arrived_s = self.awaited_s.pop(message.request_id, None)
+                    if arrived_s is not None:
+                        self._taken.add(now_s - arrived_s)
+        return messages
+
+    def close(self) -> None:
+        """Give up the connection."""
+        self._link.close()
+
+
+@dataclass(slots=True, eq=False)
+class _Running:
+    account: Account
+    since_s: float
+    tokens: int
+
+    def attained(self, now_s: float, token_s: float) -> int:
+        """Tokens so far; one less than all until it is said to be done."""
+        steps = int((now_s - self.since_s) / token_s) - PREFILL_STEPS + 1
+        return min(max(0, steps), self.tokens - 1)
+
+
+class FleetEngine:
+    """An engine with endless traffic; whoever owns it calls `turn` when something is due, and `listen` when told.
+
+    ``works`` come in order of arrival, in seconds from the start.
+    """
+
+    def __init__(self, *, name: str, session_id: str, link: TimedLink, works: Iterator[Work], device: Device) -> None:
+        self._link = link
+        self._works = works
+        self._device = device
+        self._session_id = session_id
+        self._agent = Agent(hello=_hello(name, session_id, device), link=link, limits=AgentLimits())
+        self._following = next(works)
+        self._start_s = math.inf
+        self._waiting: deque[Account] = deque()
+        self._running: dict[str, _Running] = {}
+        self.submitted = 0
+        self.finished = 0
+        self.late = Latencies()
+        """How much later than planned requests were submitted: what the fleet itself is behind."""
+
+    @property
+    def waiting(self) -> int:
+        """Requests without a slot."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Requests with a slot."""
+        return len(self._running)
+
+    @property
+    def unacknowledged(self) -> int:
+        """Facts that the controller has not yet called durable."""
+        return self._agent.unacknowledged
+
+    @property
+    def untold(self) -> int:
+        """Requests that still run and for which no table has come."""
+        return len(self._link.awaited_s)
+
+    @property
+    def tables(self) -> int:
+        """Index tables that have come for requests."""
+        return self._link.tables
+
+    @property
+    def dropped(self) -> int:
+        """Messages that had to be given up at this side."""
+        return self._link.dropped
+
+    def begin(self, start_s: float) -> None:
+        """Let arrivals count from this moment."""
+        self._start_s = start_s
+
+    def next_arrival_s(self) -> float:
+        """When the next request is planned."""
+        return self._start_s + self._following.arrival_s
+
+    def listen(self, now_s: float) -> None:
+        """Take what the controller sent, and send it what is pending."""
+        self._agent.poll(now_s)
+
+    def arrive(self, now_s: float) -> Due | None:
+        """Submit the next request; gives when it is to end, if it got a slot at once."""
+        work = replace(self._following, request_id=f"{self._session_id[:8]}-{self.submitted}", arrival_s=now_s)
+        self.late.add(now_s - self.next_arrival_s())
+        self._following = next(self._works)
+        self.submitted += 1
+        account = Account(work)
+        self._link.awaited_s[work.request_id] = now_s
+        self._agent.arrived(account.arrived())
+        self._agent.poll(now_s)
+        self._waiting.append(account)
+        return self._start_next(now_s)
+
+    def first_token(self, request_id: str, now_s: float) -> None:
+        """A running request's first token is there."""
+        running = self._running.get(request_id)
+        if running is not None:
+            running.account.generate(now_s)
+            self._agent.first_token(running.account.first_token())
+
+    def end(self, request_id: str, now_s: float) -> Due | None:
+        """A request is done; gives when the one that takes its slot is to end."""
+        running = self._running.pop(request_id)
+        account = running.account
+        account.output_tokens = running.tokens
+        reason: FinishReason = "stop" if running.tokens < account.work.max_tokens else "length"
+        self._agent.finished(account.finished(now_s, reason))
+        self._link.awaited_s.pop(request_id, None)
+        self.finished += 1
+        return self._start_next(now_s)
+
+    def report(self, now_s: float) -> None:
+        """Exchange messages, and tell the controller where the engine stands."""
+        self._agent.poll(now_s)
+        token_s = self._device.token_s
+        shown = [
+            (request_id, running.attained(now_s, token_s), len(running.account.work.token_ids))
+            for request_id, running in self._running.items()
+        ]
+        requests = [
+            RunningRequest(name, attained, -(-(prompt + attained) // BLOCK_TOKENS)) for name, attained, prompt in shown
+        ]
+        self._count_steps(len(requests), sum(prompt + attained for _, attained, prompt in shown))
+        view = View(
+            kv_blocks_used=min(self._device.kv_blocks, sum(request.kv_blocks for request in requests)),
+            waiting=len(self._waiting),
+            running=len(requests),
+            queue=(account.work.request_id for account in self._waiting),
+            running_requests=requests,
+        )
+        self._agent.report(now_s, view)
+
+    def close(self, now_s: float) -> None:
+        """Say goodbye."""
+        self._agent.close(now_s)
+
+    def _count_steps(self, running: int, kv_tokens: int) -> None:
+        """The steps of a tenth of a second, as one call."""
+        steps = max(1, round(0.1 / self._device.token_s)) if running else 0
+        for _ in range(steps):
+            self._agent.count_step(
+                step_s=self._device.token_s,
+                prefill_tokens=0,
+                decode_tokens=running,
+                kv_tokens_read=kv_tokens,
+                hook_s=0.0,
+            )
+
+    def _start_next(self, now_s: float) -> Due | None:
+        if not self._waiting or len(self._running) >= self._device.max_running:
+            return None
+        account = self._waiting.popleft()
+        work = account.work
+        tokens = min(work.true_output_tokens, work.max_tokens)
+        account.start(now_s)
+        self._running[work.request_id] = _Running(account, now_s, tokens)
+        token_s = self._device.token_s
+        return Due(work.request_id, now_s + PREFILL_STEPS * token_s, now_s + (PREFILL_STEPS + tokens) * token_s)
+
+
+def _hello(name: str, session_id: str, device: Device) -> Hello:
+    return Hello(
+        engine_id=name,
+        session_id=session_id,
+        model=MODEL,
+        engine="simulated",
+        engine_version="1",
+        kv_blocks=device.kv_blocks,
+        block_size_tokens=BLOCK_TOKENS,
+        max_num_seqs=device.max_running,
+        token_budget=8192,
+        max_model_len_tokens=MAX_MODEL_LEN_TOKENS,
+        prefix_caching=False,
+        started_s=0.0,
+    )

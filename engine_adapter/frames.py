@@ -1,0 +1,151 @@
+"""Both ends of the border over a socket that is handed in: frames that never block, and never fail on a bad one.
+
+`engine_adapter.transport` opens ZeroMQ sockets for them; a simulation hands in sockets of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Protocol
+
+import zmq
+
+from engine_adapter.link import Delivery
+from store.errors import ProtocolError
+from store.records import (
+    ControllerMessage,
+    EngineMessage,
+    decode_controller_message,
+    decode_engine_message,
+    encode,
+)
+
+log = logging.getLogger(__name__)
+
+MESSAGES_PER_RECEIVE = 2000
+
+MESSAGES_PER_STEP = 500
+"""What an engine takes in between two steps: a flood is to cost a step a few milliseconds, and no request its life."""
+
+KINDS_LOGGED = 10
+"""Complaints about frames that are logged, each once."""
+
+
+class EngineSocket(Protocol):
+    """What the engine's end needs of a ZeroMQ DEALER."""
+
+    def send(self, data: bytes, flags: int) -> object:
+        """Hand a frame over; raises `zmq.Again` instead of blocking."""
+        ...
+
+    def recv(self, flags: int) -> bytes:
+        """The next frame; raises `zmq.Again` when there is none."""
+        ...
+
+
+class ControllerSocket(Protocol):
+    """What the controller's end needs of a ZeroMQ ROUTER."""
+
+    def poll(self, timeout_ms: int) -> int:
+        """Wait for a first frame; 0 when none came."""
+        ...
+
+    def send_multipart(self, msg_parts: Sequence[bytes], flags: int) -> object:
+        """Hand an address and a frame over; raises `zmq.Again`, or `zmq.ZMQError` for an address that is gone."""
+        ...
+
+    def recv_multipart(self, flags: int) -> list[bytes]:
+        """The next frame behind its address; raises `zmq.Again` when there is none."""
+        ...
+
+
+class FrameLink:
+    """The engine's end (`engine_adapter.link.EngineLink`), but for closing the socket."""
+
+    def __init__(self, socket: EngineSocket) -> None:
+        self._frames = socket
+        self.bad_frames = 0
+        self._complaints = _Complaints()
+
+    def send(self, message: EngineMessage) -> bool:
+        """Hand a message to the socket; False when nobody is connected or its buffer is full."""
+        try:
+            self._frames.send(encode(message), zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
+
+    def receive(self) -> list[ControllerMessage]:
+        """What has come in, at most `MESSAGES_PER_STEP`; frames that do not decode are counted and skipped."""
+        messages: list[ControllerMessage] = []
+        for _ in range(MESSAGES_PER_STEP):
+            try:
+                frame = self._frames.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            try:
+                messages.append(decode_controller_message(frame))
+            except ProtocolError as error:
+                self.bad_frames += 1
+                self._complaints.log("ignoring a message from the controller: %s", error)
+        return messages
+
+
+class FrameHub:
+    """The controller's end (`engine_adapter.link.ControllerHub`), but for closing the socket."""
+
+    def __init__(self, socket: ControllerSocket) -> None:
+        self._frames = socket
+        self.bad_frames = 0
+        self._complaints = _Complaints()
+
+    def receive(self, timeout_s: float) -> list[tuple[bytes, EngineMessage]]:
+        """Messages with their connection; frames that do not decode are counted in ``bad_frames``."""
+        if not self._frames.poll(int(timeout_s * 1000)):
+            return []
+        messages: list[tuple[bytes, EngineMessage]] = []
+        for _ in range(MESSAGES_PER_RECEIVE):
+            try:
+                parts = self._frames.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            try:
+                connection, frame = parts
+                message = decode_engine_message(frame)
+            except (ProtocolError, ValueError) as error:
+                self.bad_frames += 1
+                self._complaints.log("ignoring a message from an engine: %s", error)
+                continue
+            if self._allows(connection, message):
+                messages.append((connection, message))
+        return messages
+
+    def send(self, connection: bytes, message: ControllerMessage) -> Delivery:
+        """``full``: the engine does not keep up and the message is lost; ``gone``: it has disconnected."""
+        try:
+            self._frames.send_multipart([connection, encode(message)], zmq.NOBLOCK)
+        except zmq.Again:
+            return "full"
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            return "gone"
+        return "sent"
+
+    def _allows(self, connection: bytes, message: EngineMessage) -> bool:  # noqa: ARG002 - for those who know more
+        """Whether a connection may say this."""
+        return True
+
+
+class _Complaints:
+    """Logs each complaint once, and no more than a few of them."""
+
+    def __init__(self) -> None:
+        self._logged: set[str] = set()
+
+    def log(self, text: str, error: Exception) -> None:
+        """Log what is wrong with a frame."""
+        if str(error) not in self._logged and len(self._logged) < KINDS_LOGGED:
+            self._logged.add(str(error))
+            log.warning(text, error)

@@ -1,0 +1,151 @@
+"""Who may connect to the controller over TCP: CURVE keys, checked in the handshake and again with every message.
+
+The handshake asks here whether the engine's key is authorised (ZAP, https://rfc.zeromq.org/spec/27/), in the thread
+of whoever receives.
+What a connection sends is labelled by ZeroMQ with the key that proved itself; only the key's own engine may be spoken
+for, and a key that was revoked meanwhile is heard no more.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import zmq
+from zmq.utils import z85
+from zmq.utils.monitor import parse_monitor_message
+
+from engine_adapter.authorised import AuthorisedEngines
+from engine_adapter.keys import KEY_CHARACTERS, load_controller_keys
+from store.records import EngineMessage, Hello
+
+log = logging.getLogger(__name__)
+
+Refusal: TypeAlias = Literal["handshake", "key", "engine_id"]
+"""``handshake``: no CURVE, or for another controller; ``key``: not authorised, or no more; ``engine_id``: not its own."""
+
+HANDSHAKE_MS = 3000
+"""An engine whose key is not authorised tries again after so long."""
+_ZAP = "inproc://zeromq.zap.01"
+_DOMAIN = b"sagesched"
+_ASKED_PER_ROUND = 64
+_LOGGED = 100
+_BROKEN = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+
+
+class Gatekeeper:
+    """A ROUTER socket (`engine_adapter.frames.ControllerSocket`) behind its guard; not thread-safe.
+
+    A connection's address begins with its key, so that nobody can take over another's connection.
+    """
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], socket: zmq.Socket[bytes], folder: Path) -> None:
+        """Guard a socket that is not bound yet; raises `ConfigError` where the controller has no keys."""
+        pair = load_controller_keys(folder)
+        self._engines = AuthorisedEngines(folder)
+        self._asked = context.socket(zmq.REP)
+        self._asked.bind(_ZAP)
+        socket.setsockopt(zmq.CURVE_SERVER, 1)
+        socket.setsockopt(zmq.CURVE_SECRETKEY, pair.secret.encode("ascii"))
+        socket.setsockopt(zmq.ZAP_DOMAIN, _DOMAIN)
+        # Without it a socket that finds nobody to ask would let everybody in.
+        socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+        self._socket = socket
+        self._broken = watch(context, socket)
+        self._poller = zmq.Poller()
+        for watched in (socket, self._asked, self._broken):
+            self._poller.register(watched, zmq.POLLIN)
+        self._logged: set[tuple[str, ...]] = set()
+        self.refused: dict[Refusal, int] = {"handshake": 0, "key": 0, "engine_id": 0}
+
+    def poll(self, timeout_ms: int) -> int:
+        """Wait for messages, and answer handshakes; 0 when there are no messages."""
+        ready = dict(self._poller.poll(timeout_ms))
+        self._engines.refresh()
+        if self._asked in ready:
+            self._answer()
+        if self._broken in ready:
+            self._count_broken()
+        return int(self._socket in ready)
+
+    def recv_multipart(self, flags: int) -> list[bytes]:
+        """The next frame behind its address; raises `zmq.Again` when there is none."""
+        frames = self._socket.recv_multipart(flags, copy=False)
+        public = str(frames[-1].get("User-Id")).encode("ascii")
+        return [public + frames[0].bytes, *(frame.bytes for frame in frames[1:])]
+
+    def send_multipart(self, msg_parts: Sequence[bytes], flags: int) -> object:
+        """As the socket's own; whose key was revoked is gone."""
+        address, *frames = msg_parts
+        if not self._engines.knows(_key_of(address)):
+            raise zmq.ZMQError(zmq.EHOSTUNREACH)
+        return self._socket.send_multipart([address[KEY_CHARACTERS:], *frames], flags)
+
+    def allows(self, connection: bytes, message: EngineMessage) -> bool:
+        """Whether a message may be heard; a refusal is counted, and logged once."""
+        public = _key_of(connection)
+        if not self._engines.knows(public):
+            self._refuse("key", f"an engine that is connected: its key {public} is not authorised any more", public)
+            return False
+        if isinstance(message, Hello) and not self._engines.speaks_for(public, message.engine_id):
+            what = f"an engine that calls itself {message.engine_id!r:.140}, which its key {public} may not"
+            self._refuse("engine_id", what, public, message.engine_id[:140])
+            return False
+        return True
+
+    def close(self) -> None:
+        """Close what was opened beside the guarded socket."""
+        self._socket.disable_monitor()
+        self._broken.close(linger=0)
+        self._asked.close(linger=0)
+
+    def _answer(self) -> None:
+        """Answer handshakes: 200 lets in; 300 closes without a word, after which the engine tries again by itself."""
+        for _ in range(_ASKED_PER_ROUND):
+            try:
+                version, number, _domain, address, _identity, mechanism, *credentials = self._asked.recv_multipart(
+                    zmq.NOBLOCK
+                )
+            except zmq.Again:
+                return
+            public = z85.encode(credentials[0]).decode("ascii") if mechanism == b"CURVE" and credentials else ""
+            known = self._engines.knows(public)
+            status, user = (b"200", public.encode("ascii")) if known else (b"300", b"")
+            self._asked.send_multipart([version, number, status, b"", user, b""])
+            if not known:
+                where = address.decode("ascii", "replace")
+                remedy = "sagesched keys authorise ENGINE_ID 'KEY' lets it in"
+                self._refuse("key", f"engine at {where}: its key {public} is not authorised ({remedy})", public)
+
+    def _count_broken(self) -> None:
+        for _ in range(_ASKED_PER_ROUND):
+            try:
+                event = parse_monitor_message(self._broken.recv_multipart(zmq.NOBLOCK))
+            except zmq.Again:
+                return
+            if event["event"] in (zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL):
+                what = "a caller without a CURVE key, or with another controller's public key"
+                self._refuse("handshake", what)
+
+    def _refuse(self, reason: Refusal, what: str, *whom: str) -> None:
+        self.refused[reason] += 1
+        if (reason, *whom) not in self._logged and len(self._logged) < _LOGGED:
+            self._logged.add((reason, *whom))
+            log.warning("refused %s", what)
+
+
+def _key_of(connection: bytes) -> str:
+    return connection[:KEY_CHARACTERS].decode("ascii", "replace")
+
+
+def watch(context: zmq.Context[zmq.Socket[bytes]], socket: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
+    """A socket's handshakes that broke off; unbounded, because ZeroMQ's own thread would wait at a bound."""
+    address = f"inproc://sagesched.monitor.{id(socket)}"
+    socket.monitor(address, _BROKEN)
+    watching = context.socket(zmq.PAIR)
+    watching.setsockopt(zmq.RCVHWM, 0)
+    watching.connect(address)
+    return watching

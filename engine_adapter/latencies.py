@@ -1,0 +1,61 @@
+"""Counts of latencies by size, which take no more room after a million of them than after ten."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+SHORTEST_S = 1e-5
+RATIO = 1.02
+"""Bins grow by this factor: a quantile is right within 2 %."""
+
+BINS = 1 + math.ceil(math.log(1e3 / SHORTEST_S) / math.log(RATIO))
+"""The last one takes all beyond a thousand seconds."""
+
+
+@dataclass(slots=True)
+class Latencies:
+    """A histogram with logarithmic bins.
+
+    >>> taken = Latencies()
+    >>> for milliseconds in range(1, 101):
+    ...     taken.add(milliseconds / 1e3)
+    >>> taken.count, round(taken.quantile_s(0.5), 2), round(taken.quantile_s(0.99), 2), taken.longest_s
+    (100, 0.05, 0.1, 0.1)
+    """
+
+    counts: dict[int, int] = field(default_factory=dict)
+    longest_s: float = 0.0
+
+    def add(self, latency_s: float) -> None:
+        """Count one; what the clock says was negative counts as the shortest."""
+        place = 0 if latency_s <= SHORTEST_S else math.ceil(math.log(latency_s / SHORTEST_S) / math.log(RATIO))
+        place = min(place, BINS - 1)
+        self.counts[place] = self.counts.get(place, 0) + 1
+        self.longest_s = max(self.longest_s, latency_s)
+
+    def merge(self, counts: Mapping[int, int], longest_s: float) -> None:
+        """Add what another histogram has counted."""
+        for place, count in counts.items():
+            self.counts[place] = self.counts.get(place, 0) + count
+        self.longest_s = max(self.longest_s, longest_s)
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.counts.clear()
+        self.longest_s = 0.0
+
+    @property
+    def count(self) -> int:
+        """How many were counted."""
+        return sum(self.counts.values())
+
+    def quantile_s(self, probability: float) -> float | None:
+        """The latency that so large a share did not exceed; None when nothing was counted."""
+        wanted, seen = probability * self.count, 0
+        for place in sorted(self.counts):
+            seen += self.counts[place]
+            if seen >= wanted:
+                return min(self.longest_s, SHORTEST_S * RATIO**place)
+        return None

@@ -1,0 +1,169 @@
+"""Routing across replicas by predicted cost, as a request router of Ray Serve; the only module that imports Ray.
+
+    from ray.serve.config import RequestRouterConfig
+
+    RequestRouterConfig(
+        request_router_class="engine_adapter.ray_router.SageRequestRouter",
+        request_router_kwargs={"controller": "http://127.0.0.1:8700", "model": "MODEL"},
+        request_routing_stats_period_s=1.0,
+    )
+
+Each replica says which engine it holds: its class has ``record_routing_stats(self)`` give ``{"engine_id": "gpu-1"}``.
+For each request the router asks the controller what to expect on each engine and sends it to the best (`routing.ranked`).
+When the controller gives no answer within ``timeout_s``, or knows none of the replicas' engines, routing is that of Ray's
+default (two replicas by chance, of these the one with the shorter queue), and the controller is asked again after
+``pause_s``; both are counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeAlias
+
+from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
+from ray.util.metrics import Counter
+
+from engine_adapter.route_client import RouteClient
+from engine_adapter.routing import EngineForecast, Ledger, RouteForecast, RouteOrder, Sent, Silence, ranked
+from engine_adapter.serve_request import described
+from store.errors import ConfigError, EngineError
+
+log = logging.getLogger("ray.serve.sagesched")
+
+ASKERS = 4
+"""Requests that are asked for at once; more wait for a moment, within their ``timeout_s``."""
+CHOICES_KEPT = 10_000
+
+Describe: TypeAlias = Callable[[str, tuple[Any, ...], dict[str, Any]], RouteOrder | None]
+"""Model, positional and named arguments of the call; None for what is no request of the engine."""
+
+
+class SageRequestRouter(RequestRouter):  # type: ignore[misc]  # mypy does not follow Ray
+    """Sends each request where the controller expects it to be complete first; falls back to power of two choices.
+
+    It is no `FIFOMixin`: that would give the replica chosen for one request to another.
+    """
+
+    def initialize_state(  # noqa: PLR0913 - settings, each with its name
+        self,
+        *,
+        controller: str,
+        model: str,
+        token: str | None = None,
+        timeout_s: float = 0.25,
+        pause_s: float = 2.0,
+        describe: str = "engine_adapter.serve_request.described",
+    ) -> None:
+        """Take the settings of ``request_router_kwargs``.
+
+        ``describe`` names the function that reads a request's size from the call; it may tokenise the prompt.
+        Raises `ConfigError` for an address that is no URL and a function that is not there.
+        """
+        self._model = model
+        self._timeout_s = timeout_s
+        self._describe: Describe = described if describe.endswith("serve_request.described") else _function(describe)
+        self._client = RouteClient(controller, token=token, timeout_s=timeout_s, connections=ASKERS)
+        self._pool = ThreadPoolExecutor(ASKERS, thread_name_prefix="sagesched-router")
+        self._silence = Silence(pause_s)
+        self._ledger = Ledger()
+        self._chosen: dict[str, dict[str, EngineForecast]] = {}
+        self._complained = False
+        self.routed = 0
+        self.fell_back = 0
+        self._count_routed = Counter("sagesched_router_routed", description="Requests sent by predicted cost.")
+        self._count_fallbacks = Counter("sagesched_router_fallbacks", description="Requests routed by queue length.")
+
+    async def choose_replicas(
+        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
+    ) -> list[list[RunningReplica]]:
+        """One rank for each replica whose engine the controller knows, the best first; then all others."""
+        if pending_request is None:
+            return [two_of(candidate_replicas)]
+        # Ray goes down the ranks while replicas are full, and begins anew after a pause.
+        pending_request.routing_context.should_backoff = True
+        replicas = self._by_engine(candidate_replicas)
+        forecast = await self._ask(pending_request) if replicas else None
+        known = [e for e in forecast.engines if e.engine_id in replicas] if forecast else []
+        if forecast is None or not known:
+            self.fell_back += 1
+            self._count_fallbacks.inc()
+            return [two_of(candidate_replicas)]
+        order = ranked(known, self._ledger.unseen(forecast.time_s))
+        self._remember(pending_request.metadata.internal_request_id, known)
+        ranks = [[replicas[engine.engine_id]] for engine in order]
+        named = {replica.replica_id for rank in ranks for replica in rank}
+        rest = [replica for replica in candidate_replicas if replica.replica_id not in named]
+        return [*ranks, rest] if rest else ranks
+
+    def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: object) -> None:
+        """Remember what was sent where until the controller knows it by itself."""
+        super().on_request_routed(pending_request, replica_id, result)
+        forecasts = self._chosen.pop(pending_request.metadata.internal_request_id, None)
+        replica = self._replicas.get(replica_id)
+        engine_id = engine_of(replica) if replica is not None else None
+        if forecasts is None or engine_id not in forecasts:
+            return
+        self.routed += 1
+        self._count_routed.inc()
+        engine = forecasts[engine_id]
+        self._ledger.note(Sent(time.time(), engine.engine_id, engine.cost_s, engine.need_tokens))
+
+    def _by_engine(self, replicas: list[RunningReplica]) -> dict[str, RunningReplica]:
+        named = ((engine_of(replica), replica) for replica in replicas)
+        return {engine_id: replica for engine_id, replica in named if engine_id is not None}
+
+    async def _ask(self, pending_request: PendingRequest | None) -> RouteForecast | None:
+        """The controller's forecast; None, soon and without an error, where there is none to be had."""
+        if pending_request is None or not self._silence.asks(time.monotonic()):
+            return None
+        try:
+            order = self._describe(self._model, tuple(pending_request.args), dict(pending_request.kwargs))
+            if order is None:
+                return None
+            asked = asyncio.get_running_loop().run_in_executor(self._pool, self._client.ask, order)
+            forecast = await asyncio.wait_for(asked, self._timeout_s)
+        except Exception as error:  # noqa: BLE001 - a router's error would keep the request waiting for ever
+            self._give_up(error)
+            return None
+        if self._complained:
+            self._complained = False
+            log.warning("the controller answers again: requests are routed by predicted cost")
+        return forecast
+
+    def _give_up(self, error: Exception) -> None:
+        self._silence.failed(time.monotonic())
+        if not self._complained:
+            self._complained = True
+            what = str(error) if isinstance(error, EngineError) else f"{type(error).__name__} {error}"
+            log.warning("the controller gives no forecast (%s): routing is by queue length until it does", what)
+
+    def _remember(self, request_id: str, engines: list[EngineForecast]) -> None:
+        self._chosen[request_id] = {engine.engine_id: engine for engine in engines}
+        while len(self._chosen) > CHOICES_KEPT:
+            del self._chosen[next(iter(self._chosen))]
+
+
+def two_of(replicas: list[RunningReplica]) -> list[RunningReplica]:
+    """Two by chance, or all where there are fewer; Ray takes the one with the shorter queue."""
+    return random.sample(replicas, min(2, len(replicas)))
+
+
+def engine_of(replica: RunningReplica) -> str | None:
+    """The engine that a replica says it holds; None until it has said so."""
+    engine_id = (replica.routing_stats or {}).get("engine_id")
+    return engine_id if isinstance(engine_id, str) else None
+
+
+def _function(path: str) -> Describe:
+    module, _, name = path.rpartition(".")
+    try:
+        found: Describe = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"describe is {path!r} and cannot be had ({error}): give MODULE.FUNCTION") from None
+    return found

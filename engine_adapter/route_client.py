@@ -1,0 +1,80 @@
+"""Asks the controller over HTTP what to expect of a request on each engine; for threads of a router."""
+
+from __future__ import annotations
+
+import http.client
+import queue
+from urllib.parse import urlsplit
+
+import msgspec
+
+from engine_adapter.routing import RouteForecast, RouteOrder
+from store.errors import ConfigError, EngineError
+
+LONGEST_ANSWER_BYTES = 4 << 20
+
+
+class RouteClient:
+    """Keeps a few connections open; any thread may ask.
+
+    Raises `ConfigError` for an address that is no http URL.
+    """
+
+    def __init__(self, controller: str, *, token: str | None, timeout_s: float, connections: int) -> None:
+        address = urlsplit(controller)
+        if address.scheme not in {"http", "https"} or not address.hostname:
+            raise ConfigError(f"controller is {controller!r}: give http://HOST:PORT")
+        self._address = address
+        self._timeout_s = timeout_s
+        self._headers = {"Content-Type": "application/json"}
+        if token:
+            self._headers["Authorization"] = f"Bearer {token}"
+        self._idle: queue.LifoQueue[http.client.HTTPConnection] = queue.LifoQueue(maxsize=connections)
+
+    def ask(self, order: RouteOrder) -> RouteForecast:
+        """The forecast; raises `EngineError` when there is none within the time."""
+        body = msgspec.json.encode(order)
+        try:
+            status, answer = self._exchange(body)
+        except (OSError, http.client.HTTPException) as error:
+            raise EngineError(f"{self._address.geturl()} does not answer: {error or type(error).__name__}") from None
+        if status != http.client.OK:
+            raise EngineError(f"{self._address.geturl()} answers {status}: {answer[:200].decode(errors='replace')}")
+        try:
+            return msgspec.json.decode(answer, type=RouteForecast)
+        except msgspec.DecodeError as error:
+            raise EngineError(f"{self._address.geturl()} answers what is no forecast: {error}") from None
+
+    def close(self) -> None:
+        """Close the connections that are open."""
+        while not self._idle.empty():
+            self._idle.get_nowait().close()
+
+    def _exchange(self, body: bytes) -> tuple[int, bytes]:
+        """Ask over an open connection, and over a new one where the controller had closed that meanwhile."""
+        try:
+            open_already = self._idle.get_nowait()
+        except queue.Empty:
+            return self._over(self._new(), body)
+        try:
+            return self._over(open_already, body)
+        except (ConnectionError, http.client.RemoteDisconnected):
+            return self._over(self._new(), body)
+
+    def _over(self, connection: http.client.HTTPConnection, body: bytes) -> tuple[int, bytes]:
+        try:
+            connection.request("POST", "/api/route", body, self._headers)
+            response = connection.getresponse()
+            answer = response.read(LONGEST_ANSWER_BYTES)
+        except BaseException:
+            connection.close()
+            raise
+        try:
+            self._idle.put_nowait(connection)
+        except queue.Full:
+            connection.close()
+        return response.status, answer
+
+    def _new(self) -> http.client.HTTPConnection:
+        kind = http.client.HTTPSConnection if self._address.scheme == "https" else http.client.HTTPConnection
+        return kind(self._address.hostname or "", self._address.port, timeout=self._timeout_s)

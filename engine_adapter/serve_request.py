@@ -1,0 +1,90 @@
+"""What a call of an OpenAI-like deployment says of the request's size, for a router that has it before any engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from engine_adapter.routing import RouteOrder
+from store.records import MAX_PROMPT_TOKENS_SENT
+
+CHARACTERS_PER_TOKEN = 4
+"""Of English text; where a prompt is text its length in tokens is a guess."""
+DEFAULT_MAX_TOKENS = 8192
+_LIMITS = ("max_tokens", "max_completion_tokens", "max_new_tokens")
+
+
+def described(model: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> RouteOrder | None:
+    """The first argument that looks like a completion or chat request; None where none does.
+
+    Token ids (``prompt_token_ids``, or a ``prompt`` of ids) let the controller foresee the answer from the prompt;
+    of text only the length is used, and the answer foreseen is the model's average.
+
+    >>> described("m", ({"prompt": "Why is the sky blue?", "max_tokens": 100},), {})
+    RouteOrder(model='m', prompt_tokens=5, max_tokens=100, token_ids=None, temperature=1.0, tenant=None)
+    >>> described("m", (), {"prompt_token_ids": [1, 2, 3]}).token_ids
+    (1, 2, 3)
+    """
+    for candidate in (*args, *kwargs.values(), kwargs):
+        fields = _fields(candidate)
+        if fields is None:
+            continue
+        token_ids = _token_ids(fields)
+        text = None if token_ids is not None else _text(fields)
+        if token_ids is None and text is None:
+            continue
+        prompt_tokens = len(token_ids) if token_ids is not None else -(-len(text or "") // CHARACTERS_PER_TOKEN)
+        return RouteOrder(
+            model=model,
+            prompt_tokens=max(1, prompt_tokens),
+            max_tokens=_limit(fields),
+            token_ids=None if token_ids is None else head_and_tail(token_ids),
+            temperature=_number(fields.get("temperature"), 1.0),
+            tenant=fields.get("user") if isinstance(fields.get("user"), str) else None,
+        )
+    return None
+
+
+def head_and_tail(token_ids: tuple[int, ...]) -> tuple[int, ...]:
+    """As much of a prompt as crosses the border to the controller."""
+    if len(token_ids) <= MAX_PROMPT_TOKENS_SENT:
+        return token_ids
+    half = MAX_PROMPT_TOKENS_SENT // 2
+    return (*token_ids[:half], *token_ids[-half:])
+
+
+def _fields(candidate: object) -> Mapping[str, Any] | None:
+    """A mapping, or the fields of a model such as vLLM's request classes."""
+    if isinstance(candidate, Mapping):
+        return candidate
+    if isinstance(candidate, (str, bytes, int, float, list, tuple)) or candidate is None:
+        return None
+    return getattr(candidate, "__dict__", None)
+
+
+def _token_ids(fields: Mapping[str, Any]) -> tuple[int, ...] | None:
+    for name in ("prompt_token_ids", "prompt"):
+        value = fields.get(name)
+        if isinstance(value, (list, tuple)) and value and all(isinstance(token, int) for token in value):
+            return tuple(value)
+    return None
+
+
+def _text(fields: Mapping[str, Any]) -> str | None:
+    prompt, messages = fields.get("prompt"), fields.get("messages")
+    if isinstance(prompt, str):
+        return prompt
+    if not isinstance(messages, (list, tuple)):
+        return None
+    contents = [message.get("content") for message in messages if isinstance(message, Mapping)]
+    return "\n".join(content for content in contents if isinstance(content, str))
+
+
+def _limit(fields: Mapping[str, Any]) -> int:
+    given = [fields.get(name) for name in _LIMITS]
+    limits = [value for value in given if isinstance(value, int) and value > 0]
+    return limits[0] if limits else DEFAULT_MAX_TOKENS
+
+
+def _number(value: object, default: float) -> float:
+    return float(value) if isinstance(value, (int, float)) and 0.0 <= value <= 100.0 else default

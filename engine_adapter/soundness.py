@@ -1,0 +1,72 @@
+"""What a controller may ask of an engine: numbers that order, and steps that can be looked up.
+
+A message that decodes may still be nonsense, from a controller with a defect or from whoever else found the socket.
+It is told here, before anything rests on it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from operator import lt
+
+from store.errors import ProtocolError
+from store.records import ControllerMessage, Gate, Heartbeat, IndexTable, Preemption, Promotion, Settings
+
+
+def check_message(message: ControllerMessage) -> None:
+    """Raise `ProtocolError` for a message that makes no sense, naming what is wrong with it.
+
+    >>> check_message(IndexTable(request_id="r", attained_tokens=(0,), index_s=(math.nan,), growth_tokens=(0.0,)))
+    Traceback (most recent call last):
+    store.errors.ProtocolError: index table of 'r' has an index that is no finite number: the controller has a defect
+    """
+    if isinstance(message, IndexTable):
+        fault, what = _table_fault(message), f"index table of {message.request_id or 'the prior'!r}"
+    else:
+        settings = message.settings if isinstance(message, Heartbeat) else message
+        if not isinstance(settings, Settings):
+            return
+        fault, what = next(_settings_faults(settings), None), f"settings of revision {settings.revision}"
+    if fault is not None:
+        raise ProtocolError(f"{what} {fault}: the controller has a defect")
+
+
+def _table_fault(table: IndexTable) -> str | None:
+    attained = table.attained_tokens
+    if not len(attained) == len(table.index_s) == len(table.growth_tokens):
+        return "has columns of different lengths"
+    if not attained or attained[0] != 0 or not all(map(lt, attained, attained[1:])):
+        return "does not begin at 0 tokens and rise"
+    if not all(map(math.isfinite, table.index_s)):
+        return "has an index that is no finite number"
+    if not all(0.0 <= growth < math.inf for growth in table.growth_tokens):
+        return "has a growth that is no finite number of tokens"
+    if table.patience_s is not None and not table.patience_s >= 0.0:
+        return f"has a patience of {table.patience_s} s"
+    return None
+
+
+def _settings_faults(settings: Settings) -> Iterator[str]:
+    if not settings.lease_s > 0.0:
+        yield f"have a lease of {settings.lease_s} s"
+    if settings.boost_per_s is not None and not 0.0 < settings.boost_per_s < math.inf:
+        yield f"have a boost of {settings.boost_per_s} per second"
+    if settings.gate is not None and not _sound_gate(settings.gate):
+        yield f"have the gate {settings.gate}"
+    if settings.preemption is not None and not _sound_preemption(settings.preemption):
+        yield f"have the preemption {settings.preemption}"
+    if settings.promotion is not None and not _sound_promotion(settings.promotion):
+        yield f"have the promotion {settings.promotion}"
+
+
+def _sound_gate(gate: Gate) -> bool:
+    return gate.horizon_tokens >= 0 and 0.0 <= gate.margin < math.inf
+
+
+def _sound_preemption(preemption: Preemption) -> bool:
+    return 0.0 <= preemption.token_s < math.inf and preemption.hysteresis <= 1.0 and preemption.rest_steps >= 0
+
+
+def _sound_promotion(promotion: Promotion) -> bool:
+    return promotion.idle_steps > 0 and promotion.promoted_steps > 0
