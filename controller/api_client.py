@@ -28,6 +28,13 @@ class ApiClient:
         """Fetch a JSON object."""
         return self._ask("GET", path, params=parameters)
 
+    def text(self, path: str) -> str:
+        """Fetch a page as it is."""
+        try:
+            return self._client.get(path).text
+        except httpx.HTTPError as error:
+            raise SageError(f"no answer from {self.base_url}{path} ({error})") from None
+
     def set_mode(self, mode: str, reason: str) -> dict[str, Any]:
         """Switch the mode; gives the settings then in force."""
         settings: dict[str, Any] = self._ask("POST", "/api/mode", json={"mode": mode, "reason": reason})["settings"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from msgspec import structs
@@ -40,6 +40,19 @@ MERGERS_REMEMBERED = 1_024
 """Merged clusters whose requests are still known to be the survivor's."""
 
 RECORDED_PERCENTILES = (10, 25, 50, 75, 90, 95, 99)
+_RECORDED = tuple(f"p{percent}_tokens" for percent in RECORDED_PERCENTILES)
+_PROBABILITIES = tuple(percent / 100 for percent in RECORDED_PERCENTILES)
+
+
+@dataclass(frozen=True, slots=True)
+class Foreseen:
+    """What is believed of a request on one engine before any has it."""
+
+    index_s: float
+    cost_s: float
+    mean_tokens: float
+    step_s: float
+    """Mean seconds of the engine's steps lately."""
 
 
 class Beliefs:
@@ -69,6 +82,7 @@ class Beliefs:
         self._unfinished: UnfinishedAnswers | None = None
         self._at_risk: dict[str, AtRisk] = {}
         self._survivors: OrderedDict[int, int] = OrderedDict()
+        self._changes: list[ClusterChange] = []
         self.calibration = CalibrationBook(calibration)
         if isinstance(learner, HasClusters):
             learner.on_cluster_changed = self._cluster_changed
@@ -97,6 +111,22 @@ class Beliefs:
         if arrived.attained_tokens:
             self._resume(session, request, forecast.at_risk)
         return request, self._prediction(request, predict_s, now_s)
+
+    def foresee(self, sessions: Sequence[Session], arrived: Arrived) -> dict[str, Foreseen]:
+        """What would be believed of a request on each of these engines of one model; nothing is remembered of it."""
+        if not sessions:
+            return {}
+        model = sessions[0].hello.model
+        forecast, prior, trusted = self._forecast(self._learner.features(_prompt(arrived, model)), model)
+        belief = (forecast.distribution if trusted else prior).cut(arrived.max_tokens)
+        found = {}
+        for session in sessions:
+            engine = session.engine
+            assessment = self._policy.assess(_facts(arrived), belief, engine)
+            found[session.hello.engine_id] = Foreseen(
+                assessment.table.index_s[0], assessment.cost_s, belief.mean_tokens, engine.base_s
+            )
+        return found
 
     def renew(self, session: Session, request: ServedRequest) -> None:
         """Form the belief about an unfinished request again, with what has been learnt since."""
@@ -131,7 +161,11 @@ class Beliefs:
         session.observe(snapshot)
         for running in snapshot.running_requests:
             request = session.requests.get(running.request_id)
-            if request is not None:
+            if request is None:
+                continue
+            if running.attained_tokens <= request.counted_until:
+                request.attained_tokens = running.attained_tokens
+            else:
                 self.advance(session, request, running.attained_tokens)
 
     def advance(self, session: Session, request: ServedRequest, attained_tokens: int) -> None:
@@ -141,15 +175,14 @@ class Beliefs:
             request.standing = self._unfinished.advance(
                 request.standing, session.hello.model, request.forecast.cluster, attained_tokens
             )
+            request.counted_until = self._unfinished.counted_until(request.standing)
 
-    def close(self, session: Session, finished: Finished) -> ServedRequest | None:
-        """Remember a request no longer, because it has ended; None if it was not known."""
-        request = session.requests.pop(finished.request_id, None)
-        if request is not None and self._unfinished is not None:
+    def close(self, model: str, request: ServedRequest, finished: Finished) -> None:
+        """Count a request no longer among those that run, because it has ended."""
+        if self._unfinished is not None:
             if finished.output_tokens > 0:
-                self._unfinished.learnt(session.hello.model, request.forecast.cluster)
+                self._unfinished.learnt(model, request.forecast.cluster)
             self._unfinished.withdraw(request.standing)
-        return request
 
     def abandon(self, session: Session) -> None:
         """Count the requests of an engine that is gone no longer."""
@@ -209,6 +242,7 @@ class Beliefs:
 
     def teach(self, features: Features, model: str, observation: Observation, answer: int | None = None) -> list[Drift]:
         """Let the learner take an answer into account; ``answer`` is the number under which the history has it."""
+        self._changes = []
         self._taught[model] = self.taught(model) + 1
         self._next_answer = (self._next_answer if answer is None else answer) + 1
         drifts = self._learner.learn_one(features, model, observation)
@@ -216,6 +250,15 @@ class Beliefs:
             for drift in drifts:
                 self._unfinished.forgot(drift.model, drift.cluster)
         return drifts
+
+    @property
+    def cluster_changes(self) -> Sequence[ClusterChange]:
+        """Prompt clusters that came or went with the answer that was taught last."""
+        return self._changes
+
+    def number_answers_from(self, answer: int) -> None:
+        """Give the next answer this number at least: all before it are in the history, learnt again or not."""
+        self._next_answer = max(self._next_answer, answer)
 
     def taught(self, model: str) -> int:
         """Answers of a model that the learner has taken into account."""
@@ -248,6 +291,7 @@ class Beliefs:
             self._unfinished.resume(request.standing, at_risk)
 
     def _cluster_changed(self, change: ClusterChange) -> None:
+        self._changes.append(change)
         if self._unfinished is not None and change.kind in {"merged", "retired"}:
             self._unfinished.move(change.cluster, change.other)
         if change.kind == "merged" and change.other is not None:
@@ -257,7 +301,7 @@ class Beliefs:
 
     def _prediction(self, request: ServedRequest, predict_s: float, now_s: float) -> Prediction:
         belief, arrived = request.belief, request.arrived
-        quantiles = {f"p{percent}_tokens": belief.quantile(percent / 100) for percent in RECORDED_PERCENTILES}
+        quantiles = dict(zip(_RECORDED, belief.quantiles(_PROBABILITIES), strict=True))
         return Prediction(
             request_id=arrived.request_id,
             time_s=now_s,

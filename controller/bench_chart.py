@@ -9,6 +9,7 @@ from pathlib import Path
 
 from controller.bench_plots import COLOURS, GAINS
 from controller.bench_result import BenchResult
+from controller.written import write_whole
 
 PANEL_WIDTH, PANEL_HEIGHT, MARGIN_LEFT, MARGIN_TOP, GAP = 300, 210, 52, 46, 34
 LEGEND_ROW, LEGEND_COLUMN = 18, 190
@@ -17,7 +18,7 @@ FONT = "font-family='system-ui, sans-serif' font-size='12' fill='#374151'"
 
 def write_gain_chart(results: Sequence[BenchResult], path: Path, against: str) -> None:
     """Draw one panel for each profile and figure: the ratio to a policy against the load, a line for each policy."""
-    path.write_text(gain_chart(results, against), encoding="utf-8")
+    write_whole(path, gain_chart(results, against))
 
 
 def gain_chart(results: Sequence[BenchResult], against: str) -> str:

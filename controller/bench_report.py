@@ -13,6 +13,7 @@ from rich.table import Table
 from controller.bench_figures import PolicyFigures
 from controller.bench_plots import busiest, gain_plots, run_plots
 from controller.bench_result import BenchResult, Spread
+from controller.written import write_whole
 
 COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("mean_ttlt_s", "TTLT mean s", "{:.2f}"),
@@ -110,7 +111,7 @@ def write_html(results: Sequence[BenchResult], path: Path, against: str | None =
     parts += [f"<h2>{escape(describe(result))}</h2>{_html_table(result, against)}" for result in others]
     about = "Where several seeds ran: the mean, and the lowest and highest; ratios are taken seed by seed."
     page = PAGE.format(title="Scheduling policies side by side", about=about, table="", plots="".join(parts))
-    path.write_text(page, encoding="utf-8")
+    write_whole(path, page)
 
 
 def _html(plot: go.Figure, *, first: bool) -> str:

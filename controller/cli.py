@@ -7,8 +7,10 @@ Exit codes: 0 done, 1 something went wrong on the way, 2 bad usage or input, 130
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -19,9 +21,12 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from controller.cli_keys import add_keys
+from controller.cli_machines import add_machines
 from controller.cli_proofs import add_proofs
 from controller.cli_replay import add_replay
 from controller.cli_studies import add_studies
+from controller.clock import steady_clock
 from controller.config import Config, load_config
 from store.errors import BadInputError, SageError
 
@@ -32,7 +37,6 @@ app = typer.Typer(
     "vllm serve MODEL --scheduler-cls engine_adapter.vllm_scheduler.SageScheduler",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -43,7 +47,10 @@ ModeName = Literal["off", "shadow", "on"]
 ConfigFlag = Annotated[Path | None, typer.Option("--config", metavar="FILE.toml", help="configuration file")]
 StoreFlag = Annotated[Path | None, typer.Option("--store", metavar="DIR", help="folder of the history")]
 ModeFlag = Annotated[ModeName | None, typer.Option("--mode", help="off: FCFS; shadow: decide, change nothing; on")]
-EndpointFlag = Annotated[str | None, typer.Option("--endpoint", metavar="ipc://...", help="where engines connect")]
+EndpointFlag = Annotated[
+    str | None,
+    typer.Option("--endpoint", metavar="ADDRESS", help="where engines connect: ipc:///... or tcp://HOST:PORT"),
+]
 HostFlag = Annotated[str | None, typer.Option("--host", help="address of the API; not loopback needs a token")]
 PortFlag = Annotated[int | None, typer.Option("--port", help="port of the API (8700); 0 takes a free one")]
 PolicyFlag = Annotated[str | None, typer.Option("--policy", help="sage, sagesched-paper or fcfs")]
@@ -59,6 +66,8 @@ LogFlag = Annotated[
 add_studies(app)
 add_proofs(app)
 add_replay(app)
+add_machines(app)
+add_keys(app)
 
 
 def main() -> None:
@@ -69,7 +78,9 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Carry out a command line; gives the exit code."""
     try:
-        code = app(args=arguments, prog_name="sagesched", standalone_mode=False)
+        command = typer.main.get_command(app)
+        _refuse_non_finite(command)
+        code = command.main(args=arguments, prog_name="sagesched", standalone_mode=False)
     except SageError as error:
         return _fail(str(error), 2 if isinstance(error, BadInputError) else 1)
     except (KeyboardInterrupt, typer.Abort):
@@ -77,9 +88,26 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - the reader has gone; nothing may be written at exit
         return 0
+    except OSError as error:
+        where = f"{error.filename!r:.200}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}: check the path and its permissions", 1)
     except UsageProblem as error:
         return _fail(f"{_message(error)} (sagesched --help says more)", 2)
     return code if isinstance(code, int) else 0
+
+
+def _refuse_non_finite(command: Any) -> None:  # noqa: ANN401 - Typer does not export its own class
+    """Have every number of a command and its subcommands be one: no bound holds back what is not a number."""
+    for parameter in command.params:
+        parameter.callback = _finite
+    for subcommand in getattr(command, "commands", {}).values():
+        _refuse_non_finite(subcommand)
+
+
+def _finite(_context: object, _parameter: object, value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no number that can be used: give a finite one")
+    return value
 
 
 @app.callback(invoke_without_command=True)
@@ -177,6 +205,25 @@ def explain(
     run_explain(request_id, load_config({"store": {"path": store}}, file=config), api=api, store=store, as_json=as_json)
 
 
+@app.command(epilog="Example: sagesched forget --tenant acme --store /var/lib/sagesched")
+def forget(
+    *,
+    request: Annotated[str | None, typer.Option(metavar="ID", help="the prompts of this request")] = None,
+    tenant: Annotated[str | None, typer.Option(metavar="NAME", help="the prompts of this tenant")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="all prompts")] = False,
+    store: StoreFlag = None,
+    config: ConfigFlag = None,
+) -> None:
+    """Delete stored prompts from every file of the history; the controller must not run meanwhile."""
+    from store.forget import Whose, forget_prompts  # noqa: PLC0415 - keeps --help quick
+
+    if sum((request is not None, tenant is not None, everything)) != 1:
+        raise BadInputError("whose prompts are to be deleted is not clear: give one of --request, --tenant, --all")
+    path = load_config({"store": {"path": store}}, file=config).store.path
+    arrivals = forget_prompts(path, Whose(request_id=request, tenant=tenant), now_s=time.time())
+    _say(f"deleted the prompts of {arrivals} arrivals from {path}")
+
+
 @app.command(epilog="Example: sagesched doctor --config sagesched.toml")
 def doctor(*, config: ConfigFlag = None, store: StoreFlag = None, port: PortFlag = None) -> int:
     """Check the installation and the configuration, and say what to do."""
@@ -241,8 +288,9 @@ def _serve(config: Config) -> int:
     from controller.service import service  # noqa: PLC0415 - keeps --help quick
 
     log = logging.getLogger("controller")
+    os.umask(0o077)
     interrupted = False
-    with service(config, clock=time.time, timer=time.perf_counter) as running:
+    with service(config, clock=steady_clock(time.time, time.monotonic), timer=time.perf_counter) as running:
 
         def stop(number: int, _frame: object) -> None:
             nonlocal interrupted
@@ -251,12 +299,26 @@ def _serve(config: Config) -> int:
 
         signal.signal(signal.SIGINT, stop)
         signal.signal(signal.SIGTERM, stop)
-        log.info("engines connect to %s", config.engine.endpoint)
+        log.info("engines connect to %s", running.endpoint)
         log.info("API at %s (docs at /docs)", running.web.address)
         log.info("history in %s, policy %s, mode %s", config.store.path, config.policy.name, config.mode)
+        _favour_the_loop()
         running.loop.run()
         log.info("stopping")
     return 130 if interrupted else 0
+
+
+def _favour_the_loop() -> None:
+    """Set the interpreter so that neither its garbage collector nor another thread keeps an arrival waiting for long.
+
+    What was made so far stays for good and need not be looked at again. Records are not looked at at all, so that few
+    of what is made later can be garbage in a cycle: looking often would cost pauses and find nothing.
+    A thread that wants the interpreter gets it after half a millisecond instead of five.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+    sys.setswitchinterval(0.0005)
 
 
 def _stop_on_sigterm() -> None:
@@ -285,5 +347,6 @@ def _say(line: str) -> None:
 
 
 def _fail(line: str, code: int) -> int:
-    sys.stderr.write(f"sagesched: {line}\n")
+    shown = line.encode("utf-8", "backslashreplace").decode()
+    sys.stderr.write(f"sagesched: {shown}\n")
     return code

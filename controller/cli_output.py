@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from controller.written import write_whole
 from store.errors import BadInputError
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def write_figures(file: Path | None, text: str) -> None:
     if file is None:
         return
     try:
-        file.write_text(text, encoding="utf-8")
-    except OSError as error:
+        write_whole(file, text)
+    except BadInputError as error:
         sys.stdout.write(text)
-        raise BadInputError(f"cannot write {str(file)!r} ({error.strerror}): the figures are printed instead") from None
+        raise BadInputError(f"{error}; the figures are printed instead") from None

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from controller.cli_output import fresh_folder, print_table, progress_bar, require_writable, write_figures
+from controller.clock import steady_clock
+from engine_adapter.fleet import bursts_of
 from store.errors import BadInputError
 
 if TYPE_CHECKING:
@@ -26,6 +28,10 @@ def add_proofs(app: typer.Typer) -> None:
         name="live-comparison",
         epilog="Example: sagesched live-comparison --workload mix.parquet --load 1.05 --json live.json",
     )(live_comparison)
+    app.command(
+        name="load-test",
+        epilog="Example: sagesched load-test --engines 64 --rate 8 --seconds 120 --json load.json",
+    )(load_test)
 
 
 def overhead(  # noqa: PLR0913 - one parameter for each flag
@@ -112,6 +118,59 @@ def live_comparison(  # noqa: PLR0913 - one parameter for each flag
             spec, folder=place, clock=time.time, pause=time.sleep, timer=time.perf_counter, progress=report
         )
     for table in live_tables(result):
+        print_table(table)
+    write_figures(json_file, json.dumps(result.as_json(), indent=2) + "\n")
+
+
+def load_test(  # noqa: PLR0913 - one parameter for each flag
+    *,
+    engines: Annotated[int, typer.Option(help="simulated engines")] = 64,
+    rate: Annotated[float, typer.Option(help="requests per second and engine")] = 8.0,
+    burst: Annotated[
+        str | None, typer.Option(metavar="REQUESTS/RATE/SECONDS", help="so many at a rate, every so often, instead")
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="measured time")] = 60.0,
+    warmup: Annotated[float, typer.Option(metavar="SECONDS", help="time before, which does not count")] = 30.0,
+    window: Annotated[float, typer.Option(metavar="SECONDS", help="between two looks")] = 5.0,
+    token_s: Annotated[float, typer.Option(help="seconds for an output token of an engine")] = 0.03,
+    max_running: Annotated[int, typer.Option(help="requests that an engine runs at once")] = 256,
+    retention_gb: Annotated[float, typer.Option(help="the history's bound")] = 20.0,
+    watch: Annotated[bool, typer.Option(help="ask what a dashboard asks in every other window")] = False,
+    folder: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="keeps history and logs; default: a fresh one")
+    ] = None,
+    json_file: JsonFlag = None,
+    quiet: QuietFlag = False,
+) -> None:
+    """What a controller bears: dozens of simulated engines against one of its own; latency, drops, CPU, memory, disk."""
+    from controller.load_report import load_tables  # noqa: PLC0415 - keeps --help quick
+    from controller.load_test import LoadSpec, run_load_test  # noqa: PLC0415 - as above
+
+    spec = LoadSpec(
+        engines=engines,
+        rate_rps=rate,
+        burst=burst,
+        seconds=seconds,
+        warmup_s=warmup,
+        window_s=window,
+        token_s=token_s,
+        max_running=max_running,
+        retention_gb=retention_gb,
+        watch=watch,
+    )
+    if burst is not None:
+        bursts_of(burst)
+    require_writable(json_file)
+    with progress_bar(quiet=quiet) as bar:
+        task = bar.add_task("windows", total=spec.windows)
+        result = run_load_test(
+            spec,
+            folder=fresh_folder(folder),
+            clock=steady_clock(time.time, time.monotonic),
+            pause=time.sleep,
+            progress=lambda done: bar.update(task, completed=done),
+        )
+    for table in load_tables(result):
         print_table(table)
     write_figures(json_file, json.dumps(result.as_json(), indent=2) + "\n")
 

@@ -6,9 +6,13 @@ import queue
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from store.records import Mode, Settings
+from controller.beliefs import Foreseen
+from store.records import Arrived, Mode, Settings
 
 WAITING_COMMANDS = 16
+WAITING_QUESTIONS = 256
+QUESTIONS_PER_TURN = 16
+"""Questions that one turn of the loop answers: engines must not wait for routers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +24,17 @@ class SetMode:
     answer: Future[Settings] = field(default_factory=Future)
 
 
+@dataclass(frozen=True, slots=True)
+class Foresee:
+    """A question of a router: what is to be expected of a request on each engine of a model."""
+
+    model: str
+    arrived: Arrived
+    answer: Future[dict[str, Foreseen]] = field(default_factory=Future)
+
+
 class Commands:
-    """A bounded queue of commands.
+    """A bounded queue of commands, and one of questions.
 
     >>> commands = Commands()
     >>> commands.offer(SetMode("off", "example"))
@@ -32,6 +45,7 @@ class Commands:
 
     def __init__(self) -> None:
         self._queue: queue.Queue[SetMode] = queue.Queue(maxsize=WAITING_COMMANDS)
+        self._questions: queue.Queue[Foresee] = queue.Queue(maxsize=WAITING_QUESTIONS)
 
     def offer(self, command: SetMode) -> bool:
         """Hand a command to the loop; False when too many wait already."""
@@ -47,3 +61,20 @@ class Commands:
         while not self._queue.empty():
             commands.append(self._queue.get_nowait())
         return commands
+
+    def ask(self, question: Foresee) -> bool:
+        """Hand a question to the loop; False when too many wait already."""
+        try:
+            self._questions.put_nowait(question)
+        except queue.Full:
+            return False
+        return True
+
+    def questions(self) -> list[Foresee]:
+        """Questions to be answered now, oldest first; those whose caller has given up are left out."""
+        found: list[Foresee] = []
+        while len(found) < QUESTIONS_PER_TURN and not self._questions.empty():
+            question = self._questions.get_nowait()
+            if question.answer.set_running_or_notify_cancel():
+                found.append(question)
+        return found

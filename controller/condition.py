@@ -14,6 +14,7 @@ from typing import Any
 
 from controller.config import Config, described, printed
 from controller.doctor import examine
+from controller.encoder import Encoder
 
 PACKAGES = ("sagesched-controller", "duckdb", "pyarrow", "numpy", "pyzmq", "fastapi", "streamlit", "vllm")
 """Packages whose version an operator is asked for."""
@@ -55,15 +56,18 @@ def kept_complaints() -> Iterator[Complaints]:
 class Condition:
     """Answers of ``/api/condition`` and ``/api/doctor``; may be asked from any thread."""
 
-    def __init__(self, config: Config, complaints: Complaints, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, config: Config, complaints: Complaints, clock: Callable[[], float], encoder: Encoder | None = None
+    ) -> None:
         self._config = config
         self._complaints = complaints
         self._clock = clock
+        self._encoder = encoder
         self._lock = threading.Lock()
         self._examined: dict[str, Any] | None = None
 
     def view(self) -> dict[str, Any]:
-        """Configuration with secrets hidden, versions, and the last warnings and errors, newest first."""
+        """Configuration with secrets hidden, versions, the last warnings and errors, newest first, and the encoder's counts."""
         meanings = dict(described())
         return {
             "configuration": [
@@ -71,6 +75,7 @@ class Condition:
             ],
             "versions": {"Python": platform.python_version(), "system": platform.platform(), **_versions()},
             "complaints": self._complaints.latest(),
+            "encoder": None if self._encoder is None else self._encoder.counts()._asdict(),
         }
 
     def examined(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,16 +19,23 @@ from typing import Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from engine_adapter.transport import default_endpoint
+from engine_adapter.keys import default_keys_path
+from engine_adapter.transport import checked_endpoint, default_endpoint
 from store.errors import ConfigError
 from store.records import Mode
 
 PREFIX = "SAGESCHED_"
 """Beginning of every environment variable that sets something here."""
-OTHERS = ("SAGESCHED_DASHBOARD_", "SAGESCHED_ENGINE_ID")
+OTHERS = ("SAGESCHED_DASHBOARD_", "SAGESCHED_ENGINE_ID", "SAGESCHED_KEY_FILE")
 """Beginnings of the variables that are the dashboard's and the plugin's own."""
+_SECRET = re.compile(r"pass|secret|cred|^http\.(?!host$|port$)|(^|\.)tok\w{0,3}$", re.IGNORECASE)
+"""What may be a secret, also with a typing mistake in its name, is shown in no message."""
 SHARED = {"SAGESCHED_ENDPOINT": "SAGESCHED_ENGINE__ENDPOINT"}
 """Variables that plugin and controller both read."""
+
+
+TOKEN_CHARACTERS = 16
+"""Fewer could be guessed where the API can be reached from other machines."""
 
 
 def default_store_path() -> Path:
@@ -36,6 +44,7 @@ def default_store_path() -> Path:
     return Path(base) / "sagesched" if base else Path.home() / ".local" / "share" / "sagesched"
 
 
+IndexRule: TypeAlias = Literal["mean", "gittins"]
 Objective: TypeAlias = Literal["mean", "balanced", "tail"]
 
 
@@ -48,15 +57,19 @@ class Section(BaseModel):
 class EngineSection(Section):
     """How engines reach the controller."""
 
-    endpoint: str = Field(default_factory=default_endpoint, description="ipc:// address that engines connect to")
+    endpoint: str = Field(
+        default_factory=default_endpoint, description="ipc:// or tcp:// address that engines connect to; tcp needs keys"
+    )
+    keys: Path = Field(default_factory=default_keys_path, description="folder of CURVE keys, made by `sagesched keys`")
     lease_s: float = Field(default=2.0, ge=0.2, le=60.0, description="silence after which an engine falls back to FCFS")
 
     @field_validator("endpoint")
     @classmethod
-    def _is_ipc(cls, endpoint: str) -> str:
-        if not endpoint.startswith("ipc://"):
-            raise ValueError("must be ipc:///path/to/socket: engines and controller share a machine")
-        return endpoint
+    def _is_address(cls, endpoint: str) -> str:
+        try:
+            return checked_endpoint(endpoint)
+        except ConfigError:
+            raise ValueError("must be ipc:///path/to/socket or tcp://HOST:PORT") from None
 
 
 class LearningSection(Section):
@@ -82,6 +95,9 @@ class PolicySection(Section):
 
     name: str = Field(default="sage", description="policy: sage, sagesched-paper or fcfs")
     objective: Objective = Field(default="balanced", description="what the boost favours")
+    index: IndexRule = Field(
+        default="mean", description="order by the mean of the remaining cost, or by its gittins index"
+    )
     boost_per_s: float | None = Field(default=None, ge=0.0, description="γ of the boost instead of the objective's own")
     gate: bool = Field(default=True, description="admit by expected growth; false admits as the engine would")
     gate_horizon_tokens: int | None = Field(
@@ -107,6 +123,11 @@ class PolicySection(Section):
         ge=0.0,
         description="bound on waiting in times of an answer's mean and own time, instead of the policy's; 0 for none",
     )
+    deadline: float | None = Field(
+        default=None,
+        ge=0.0,
+        description="end expected by so many times the latest P99, instead of the objective's; 0 for none",
+    )
 
 
 class StoreSection(Section):
@@ -130,7 +151,15 @@ class HttpSection(Section):
 
     @model_validator(mode="after")
     def _guarded(self) -> HttpSection:
-        if not is_loopback(self.host) and not (self.token and self.token.get_secret_value()):
+        token = self.token.get_secret_value() if self.token else ""
+        if not token.isascii() or not token.isprintable():
+            raise ValueError("token holds characters that no HTTP header can: use letters and digits")
+        if not is_loopback(self.host) and 0 < len(token) < TOKEN_CHARACTERS:
+            raise ValueError(
+                f"token is shorter than {TOKEN_CHARACTERS} characters, and address {self.host!r} can be reached from "
+                "other machines: make one with 'openssl rand -hex 32'"
+            )
+        if not is_loopback(self.host) and not token:
             raise ValueError(
                 f"address {self.host!r} can be reached from other machines: set http.token "
                 f"({PREFIX}HTTP__TOKEN), or listen on 127.0.0.1"
@@ -237,8 +266,9 @@ def _from_file(file: Path) -> dict[str, Any]:
         raise ConfigError(
             f"configuration file {str(file)!r} cannot be read ({error.strerror}): check --config"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"configuration file {str(file)!r} is not TOML: {error}") from None
+    except (ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise ConfigError(f"configuration file {str(file)!r} is not TOML: {reason}") from None
 
 
 def _pruned(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -261,7 +291,9 @@ def _explain(problem: ErrorDetails, layers: Mapping[str, Mapping[str, Any]]) -> 
     key = ".".join(path)
     origin = next((name for name, tree in layers.items() if _holds(tree, path)), "default")
     given = problem["input"]
-    value = "(hidden)" if "token" in path else f"section {sorted(given)}" if isinstance(given, dict) else repr(given)
+    value = (
+        "(hidden)" if _SECRET.search(key) else f"section {sorted(given)}" if isinstance(given, dict) else repr(given)
+    )
     if problem["type"] == "extra_forbidden":
         return f"unknown setting {key} = {value} ({origin}): {_suggestion(path)}"
     message = problem["msg"].removeprefix("Value error, ")

@@ -6,14 +6,19 @@ in virtual time and the tests all run this very code.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Literal, TypeAlias
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Literal
 
-from controller.beliefs import Beliefs, calibration_record
+from controller.backlog import Backlog, Ended, Stale
+from controller.beliefs import Beliefs, Foreseen, calibration_record
 from controller.core_settings import CoreConfig, Counts
-from controller.journal import DecisionReason, Journal
+from controller.journal import Journal
 from controller.modes import Modes
 from controller.policy import Policy
+from controller.publisher import Outgoing, Publisher
+from controller.registry import Registry
 from controller.sessions import ServedRequest, Session
 from controller.tuning import EngineTuning
 from online_learning.calibration import CalibrationBook, Judgement, Measurement
@@ -44,8 +49,6 @@ from store.records import (
 
 __all__ = ["Core", "CoreConfig", "Counts", "Outgoing"]
 
-Outgoing: TypeAlias = list[tuple[bytes, ControllerMessage]]
-
 
 class Core:
     """Predicts, decides and records for all engines of one controller.
@@ -74,10 +77,24 @@ class Core:
             calibration=config.calibration,
         )
         self._batches = dict(durable_batches or {})
-        self._sessions: dict[bytes, Session] = {}
+        self._sessions = Registry(config.max_sessions)
         self._journal = Journal()
+        self._unhandled: deque[tuple[Session, Fact]] = deque()
+        self._outgoing: Outgoing = []
+        self.recording = True
+        """False while the history is so far behind that facts are to stay with the engines."""
+        self._backlog = Backlog(config.backlog)
+        self._next_tick_s = now_s
         self._next_calibration_s = now_s
         self.counts = Counts()
+        self._publisher = Publisher(
+            sessions=self._sessions,
+            beliefs=self._beliefs,
+            policy=policy,
+            journal=self._journal,
+            backlog=self._backlog,
+            counts=self.counts,
+        )
         self.on_judged: Callable[[Judgement], None] = lambda _judgement: None
         self.on_finished: Callable[[Session, ServedRequest | None, Finished, Outcome | None], None] = lambda *_: None
         self._modes = Modes(policy, config.mode, config.lease_s)
@@ -88,7 +105,7 @@ class Core:
     @property
     def sessions(self) -> list[Session]:
         """The engines, connected and lately lost; not to be changed."""
-        return list(self._sessions.values())
+        return list(self._sessions)
 
     @property
     def settings(self) -> Settings:
@@ -109,54 +126,92 @@ class Core:
         """What is to be recorded since the last call, in order."""
         return self._journal.drain()
 
+    def drain_unrecorded(self) -> list[Entry]:
+        """Facts since the last call that happened while the history could take no more; engines tell them again."""
+        return self._journal.drain_unrecorded()
+
+    def drain_repeated(self) -> list[Entry]:
+        """Facts told again since the last call, for the history alone; to be recorded before all others."""
+        return self._journal.drain_repeated()
+
     # --- commands -----------------------------------------------------------------------------------
 
     def take(self, connection: bytes, message: EngineMessage, now_s: float) -> Outgoing:
         """Handle one message of an engine."""
         if isinstance(message, Hello):
             return self._greet(connection, message, now_s)
-        session = self._sessions.get(connection)
+        session = self._sessions.of(connection)
         if session is None:
             self.counts.strangers += 1
             return []
         session.last_seen_s = now_s
         match message:
             case Facts():
-                return self._take_facts(session, message, now_s)
+                self._note_facts(session, message)
+                return self.proceed(now_s)
             case Snapshot():
                 self._journal.record(session, message)
                 self._beliefs.observe(session, message)
-                return self._tend(session, now_s)
+                self._outgoing.extend(self._tend(session, now_s))
+                return self.proceed(now_s)
             case Goodbye():
                 self._leave(session, "left", now_s)
         return []
 
     def tick(self, now_s: float) -> Outgoing:
         """What is due by the clock alone: heartbeats, fresher beliefs, forgetting engines that are gone."""
-        gone = [
-            connection
-            for connection, session in self._sessions.items()
-            if not session.connected and now_s - session.last_seen_s > self._config.forget_lost_s
-        ]
-        for connection in gone:
-            self._beliefs.abandon(self._sessions.pop(connection))
+        if now_s < self._next_tick_s:
+            return self.proceed(now_s)
+        for session in self._sessions.forget_lost(now_s - self._config.forget_lost_s):
+            self._beliefs.abandon(session)
         if now_s >= self._next_calibration_s:
             self._next_calibration_s = now_s + self._config.calibration_interval_s
             for measurement in self.calibration.due(now_s):
                 self._journal.note(calibration_record(measurement, now_s))
-        return [out for session in self._connected() for out in self._tend(session, now_s)]
+        for session in self._sessions.connected():
+            self._outgoing.extend(self._tend(session, now_s))
+        self._next_tick_s = min(self._due_s())
+        return self.proceed(now_s)
+
+    @property
+    def backlog(self) -> int:
+        """Pieces of work that wait for `work`."""
+        return len(self._backlog)
+
+    def work(self, now_s: float) -> Outgoing:
+        """Do the oldest piece of work that waits, which takes about a millisecond; nothing where none does."""
+        if not self._backlog:
+            return []
+        match self._backlog.next():
+            case Ended(session, request, finished):
+                return self._learn(session, request, finished, now_s)
+            case Stale() as stale:
+                return self._publisher.catch_up(stale, now_s)
+
+    @property
+    def unhandled(self) -> int:
+        """Facts that are noted for the history and not handled yet, because one before them raised."""
+        return len(self._unhandled)
+
+    def proceed(self, now_s: float) -> Outgoing:
+        """Handle what was told, fact by fact; after one that raised, call it again for those behind it."""
+        while self._unhandled:
+            session, fact = self._unhandled.popleft()
+            self._outgoing.extend(self._take_fact(session, fact, now_s))
+        outgoing, self._outgoing = self._outgoing, []
+        return outgoing
 
     def acknowledge(self, session_id: str, batch: int) -> Outgoing:
         """Tell an engine that its facts up to this batch are durable."""
         self._batches[session_id] = max(batch, self._batches.get(session_id, 0))
-        sessions = [session for session in self.sessions if session.hello.session_id == session_id]
+        sessions = self._sessions.named(session_id)
         for session in sessions:
             session.durable_batch = max(session.durable_batch, batch)
         return [(session.connection, Acknowledged(batch=batch)) for session in sessions]
 
     def lost(self, connection: bytes, now_s: float) -> None:
         """The connection to an engine broke."""
-        session = self._sessions.get(connection)
+        session = self._sessions.of(connection)
         if session is not None and session.connected:
             self._leave(session, "lost", now_s)
 
@@ -166,15 +221,19 @@ class Core:
             return []
         self._modes.switch(mode)
         self._journal.note(SettingsChanged(time_s=now_s, settings=self.settings, reason=reason))
-        return [(session.connection, self._settings_of(session)) for session in self._connected()]
+        return [(session.connection, self._settings_of(session)) for session in self._sessions.connected()]
+
+    def foresee(self, model: str, arrived: Arrived) -> dict[str, Foreseen]:
+        """What would be believed of a request on each connected engine of a model; changes nothing."""
+        return self._beliefs.foresee(self._sessions.connected(model), arrived)
 
     def refine(self, session_id: str, request_id: str, embedding: Embedding, now_s: float) -> Outgoing:
         """Form a belief again with what an encoder says of the prompt; nothing where its request has ended."""
-        for session in self._connected():
+        for session in self._sessions.connected():
             request = session.requests.get(request_id) if session.hello.session_id == session_id else None
             if request is not None:
                 self._journal.record(session, self._beliefs.refine(session, request, embedding, now_s))
-                return self._publish(session, request, "belief", now_s)
+                return self._publisher.publish(session, request, "belief", now_s)
         return []
 
     def teach(
@@ -182,6 +241,10 @@ class Core:
     ) -> list[Drift]:
         """Let the learner take an answer into account, as at the rebuild from history or a benchmark's warm-up."""
         return self._beliefs.teach(features, model, observation, answer)
+
+    def number_answers_from(self, answer: int) -> None:
+        """Continue the numbers under which the history has its answers."""
+        self._beliefs.number_answers_from(answer)
 
     def rehearse(self, features: Features, model: str, observation: Observation) -> None:
         """Judge how an answer of the past would be predicted, before it is taught; so the guard knows of it."""
@@ -192,9 +255,11 @@ class Core:
     # --- connections --------------------------------------------------------------------------------
 
     def _greet(self, connection: bytes, hello: Hello, now_s: float) -> Outgoing:
-        assert len(self._sessions) <= self._config.max_sessions, "sessions are bounded"
-        previous = self._drop_session(hello.session_id)
-        if len(self._sessions) >= self._config.max_sessions:
+        if self._sessions.is_of_another(hello):
+            self.counts.strangers += 1
+            return []
+        previous = self._sessions.drop(hello.session_id)
+        if self._sessions.full:
             self.counts.strangers += 1
             return []
         durable = self._batches.get(hello.session_id, 0)
@@ -204,28 +269,27 @@ class Core:
             connected=True,
             last_seen_s=now_s,
             received_batch=previous.received_batch if previous else durable,
+            recorded_batch=previous.recorded_batch if previous else durable,
             durable_batch=durable,
             next_heartbeat_s=now_s,
             next_refresh_s=now_s + self._config.refresh_interval_s,
             tuning=previous.tuning if previous else EngineTuning(self._policy.tuning),
             requests=previous.requests if previous else {},
         )
-        self._sessions[connection] = session
+        self._sessions.enter(session)
+        self._next_tick_s = now_s
         self._journal.record(
             session, EngineSeen(time_s=now_s, event="reconnected" if previous else "connected", hello=hello)
         )
         welcome = Welcome(controller_id=self._config.controller_id, durable_batch=durable)
-        return [(connection, welcome), (connection, self._settings_of(session)), *self._publish_prior(session)]
-
-    def _drop_session(self, session_id: str) -> Session | None:
-        for connection, session in self._sessions.items():
-            if session.hello.session_id == session_id:
-                return self._sessions.pop(connection)
-        return None
+        self._outgoing += [(connection, welcome), (connection, self._settings_of(session))]
+        self._outgoing += self._publisher.publish_prior(session)
+        return self.proceed(now_s)
 
     def _leave(self, session: Session, event: Literal["left", "lost"], now_s: float) -> None:
         session.connected = False
         session.last_seen_s = now_s
+        self._next_tick_s = now_s
         self._journal.record(session, EngineSeen(time_s=now_s, event=event, hello=session.hello))
 
     def _tend(self, session: Session, now_s: float) -> Outgoing:
@@ -233,10 +297,12 @@ class Core:
         outgoing: Outgoing = []
         if now_s >= session.next_heartbeat_s:
             session.next_heartbeat_s = now_s + self._config.lease_s / 4
-            outgoing.append((session.connection, Heartbeat(time_s=now_s)))
+            read_s = session.snapshot.time_s if session.snapshot else None
+            heartbeat = Heartbeat(time_s=now_s, read_s=read_s, settings=self._settings_of(session))
+            self._outgoing.append((session.connection, heartbeat))
         if now_s >= session.next_refresh_s and self._policy.orders:
             session.next_refresh_s = now_s + self._config.refresh_interval_s
-            outgoing.extend(self._refresh(session, now_s))
+            outgoing.extend(self._publisher.refresh(session, self._config.refresh_requests, now_s))
             outgoing.extend(self._tune(session, now_s))
         return outgoing
 
@@ -260,17 +326,30 @@ class Core:
 
     # --- facts --------------------------------------------------------------------------------------
 
-    def _take_facts(self, session: Session, facts: Facts, now_s: float) -> Outgoing:
-        if facts.batch <= session.received_batch:
-            self.counts.duplicate_batches += 1
-            return []
-        session.received_batch = facts.batch
-        for fact in facts.facts:
-            self._journal.record(session, fact, facts.batch)
-        outgoing = [out for fact in facts.facts for out in self._take_fact(session, fact, now_s)]
+    def _note_facts(self, session: Session, facts: Facts) -> None:
+        """Note facts for the history once, and batches in their order: one that comes too early will come again."""
+        match session.judge(facts, recording=self.recording):
+            case "known":
+                self.counts.duplicate_batches += 1
+                if facts.batch <= session.durable_batch:
+                    self._outgoing.append((session.connection, Acknowledged(batch=session.durable_batch)))
+            case "repeated":
+                self.counts.duplicate_batches += 1
+                _note(self._journal.repeat, session, facts)
+            case "early":
+                self.counts.early_batches += 1
+            case "unrecorded":
+                self.counts.unrecorded_batches += 1
+                _note(self._journal.leave_out, session, facts)
+                self._queue_up(session, facts)
+            case "new":
+                _note(self._journal.record, session, facts)
+                self._queue_up(session, facts)
+
+    def _queue_up(self, session: Session, facts: Facts) -> None:
+        self._unhandled.extend((session, fact) for fact in facts.facts)
         if self._config.acknowledge_at_once:
-            outgoing.extend(self.acknowledge(session.hello.session_id, facts.batch))
-        return outgoing
+            self._outgoing.extend(self.acknowledge(session.hello.session_id, facts.batch))
 
     def _take_fact(self, session: Session, fact: Fact, now_s: float) -> Outgoing:
         match fact:
@@ -288,7 +367,7 @@ class Core:
         known = session.requests.get(arrived.request_id)
         if known is not None:
             self._beliefs.advance(session, known, arrived.attained_tokens)
-            return self._publish(session, known, "resent", now_s)
+            return self._publisher.publish(session, known, "resent", now_s)
         if len(session.requests) >= self._config.max_unfinished:
             self.counts.not_tracked += 1
             return []
@@ -296,20 +375,29 @@ class Core:
         session.requests[arrived.request_id] = request
         self.counts.predictions += 1
         self._journal.record(session, prediction)
-        return self._publish(session, request, "resent" if arrived.resent else "arrival", now_s)
+        return self._publisher.publish(session, request, "resent" if arrived.resent else "arrival", now_s)
 
     def _finish(self, session: Session, finished: Finished, now_s: float) -> Outgoing:
-        request = self._beliefs.close(session, finished)
+        request = session.requests.pop(finished.request_id, None)
         session.tuning.take(finished)
+        if not self._backlog.takes():
+            return self._learn(session, request, finished, now_s)
+        self._backlog.put(Ended(session, request, finished))
+        return []
+
+    def _learn(self, session: Session, request: ServedRequest | None, finished: Finished, now_s: float) -> Outgoing:
+        model = session.hello.model
         outcome: Outcome | None = None
         outgoing: Outgoing = []
+        if request is not None:
+            self._beliefs.close(model, request, finished)
         if request is not None and finished.output_tokens > 0:
             observation = Observation(finished.output_tokens, censored=finished.reason != "stop")
-            model = session.hello.model
             outcome, judgement, changes = self._beliefs.judge(model, request, finished, observation)
             self._journal.record(session, outcome)
             self.on_judged(judgement)
             drifts = self.teach(request.features, model, observation)
+            self._journal.clusters_changed(session, self._beliefs.cluster_changes, now_s)
             self.counts.completions += 1
             self.counts.censored += observation.censored
             for drift in drifts:
@@ -324,9 +412,9 @@ class Core:
     def _drifted(self, session: Session, drift: Drift, now_s: float) -> Outgoing:
         """Record a drift and form the beliefs of the prompts that it concerns anew, on all engines of the model."""
         self.counts.drift_events += 1
-        concerned = self._concerned(drift.model, drift.cluster)
+        concerned = self._publisher.concerned(drift.model, drift.cluster)
         self._journal.drifted(session, drift, sum(len(requests) for _, requests in concerned), now_s)
-        return [out for other, requests in concerned for out in self._renew(other, requests, now_s)]
+        return self._publisher.renew_all(concerned, now_s)
 
     def _trust_changed(self, change: Measurement, now_s: float) -> Outgoing:
         """Go back to the prior or to first come, first served where predictions lost trust, and forward again."""
@@ -334,8 +422,8 @@ class Core:
         self._journal.note(calibration_record(change, now_s))
         if change.scope.kind == "model":
             return self._switch_model(change.scope.model, change, now_s)
-        concerned = self._concerned(change.scope.model, change.scope.cluster)
-        return [out for session, requests in concerned for out in self._renew(session, requests, now_s)]
+        concerned = self._publisher.concerned(change.scope.model, change.scope.cluster)
+        return self._publisher.renew_all(concerned, now_s)
 
     def _switch_model(self, model: str, change: Measurement, now_s: float) -> Outgoing:
         before = self._modes.of_model(model).mode
@@ -343,48 +431,19 @@ class Core:
         if self._modes.of_model(model).mode == before:
             return []
         reason = f"predictions for {model}: {change.reason}"
-        engines = [session for session in self._connected() if session.hello.model == model]
-        return [self._send_settings(session, reason, now_s) for session in engines]
+        return [self._send_settings(session, reason, now_s) for session in self._sessions.connected(model)]
 
-    def _concerned(self, model: str, cluster: int | None) -> list[tuple[Session, list[ServedRequest]]]:
-        """Unfinished requests of a cluster on the connected engines of a model."""
-        return [
-            (
-                session,
-                [request for request in session.requests.values() if self._beliefs.cluster_of(request) == cluster],
-            )
-            for session in self._connected()
-            if session.hello.model == model
-        ]
+    def _due_s(self) -> Iterator[float]:
+        """When something is due by the clock alone, as far as is known now."""
+        yield self._next_calibration_s
+        for session in self._sessions:
+            if session.connected:
+                yield session.next_heartbeat_s
+                yield session.next_refresh_s if self._policy.orders else math.inf
+            else:
+                yield session.last_seen_s + self._config.forget_lost_s
 
-    def _connected(self) -> list[Session]:
-        return [session for session in self._sessions.values() if session.connected]
 
-    def _refresh(self, session: Session, now_s: float) -> Outgoing:
-        """Form anew what was believed when the learner knew less than half of what it knows now."""
-        taught = self._beliefs.taught(session.hello.model)
-        stale = [request for request in session.requests.values() if taught >= 2 * request.taught + 20]
-        outgoing = self._renew(session, stale[: self._config.refresh_requests], now_s)
-        if taught >= 1.2 * session.prior_taught + 20:
-            outgoing.extend(self._publish_prior(session))
-        return outgoing
-
-    def _renew(self, session: Session, requests: Iterable[ServedRequest], now_s: float) -> Outgoing:
-        outgoing: Outgoing = []
-        for request in requests:
-            self._beliefs.renew(session, request)
-            outgoing.extend(self._publish(session, request, "belief", now_s))
-        return outgoing
-
-    def _publish(self, session: Session, request: ServedRequest, reason: DecisionReason, now_s: float) -> Outgoing:
-        session.tables_sent += 1
-        self.counts.tables_sent += 1
-        self._journal.decided(session, request, self._policy.name, reason, now_s)
-        return [(session.connection, request.table)]
-
-    def _publish_prior(self, session: Session) -> Outgoing:
-        """The table of requests that have none of their own yet."""
-        if not self._policy.orders:
-            return []
-        session.prior_taught = self._beliefs.taught(session.hello.model)
-        return [(session.connection, self._beliefs.prior(session))]
+def _note(note: Callable[[Session, Fact, int], None], session: Session, facts: Facts) -> None:
+    for fact in facts.facts:
+        note(session, fact, facts.batch)

@@ -27,6 +27,8 @@ class CoreConfig:
     calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
     calibration_interval_s: float = 0.5
     """How often it is asked which windows of predictions are due to be measured."""
+    backlog: int = 0
+    """Pieces of learning and of forming beliefs anew that may wait for `Core.work`; 0 has each done where it comes up."""
     acknowledge_at_once: bool = False
     """True where there is no store: facts count as durable when they are received."""
 
@@ -43,6 +45,10 @@ class Counts:
     distrusts: int = 0
     """Times that a model's or a cluster's predictions lost the guard's trust."""
     duplicate_batches: int = 0
+    unrecorded_batches: int = 0
+    """Batches that were handled while the history could take no more, and are to come once again for it."""
+    early_batches: int = 0
+    """Batches left for later because one before them was missing."""
     strangers: int = 0
     """Messages over connections that have not said hello, or one too many."""
     not_tracked: int = 0

@@ -48,7 +48,7 @@ def examine(config: Config, *, now_s: float) -> Iterator[Finding]:
     yield _clock(config.store.path, now_s)
     yield _store(config.store.path)
     yield _disk(config.store.path)
-    yield _endpoint(config.engine.endpoint)
+    yield _endpoint(config.engine.endpoint, config.engine.keys)
     yield _port(config.http.host, config.http.port)
     if config.learning.encoder is not None:
         yield _encoder(config.learning.encoder, config.learning.tokenizer)
@@ -127,11 +127,11 @@ def _disk(store: Path) -> Finding:
     return Finding(name="disk", state="ok", text=text)
 
 
-def _endpoint(endpoint: str) -> Finding:
+def _endpoint(endpoint: str, keys: Path) -> Finding:
     try:
-        prepare_endpoint(endpoint)
+        prepare_endpoint(endpoint, keys)
     except (SageError, OSError) as error:
-        return Finding(name="endpoint", state="wrong", text=str(error), remedy="set engine.endpoint")
+        return Finding(name="endpoint", state="wrong", text=str(error), remedy="set engine.endpoint, engine.keys")
     return Finding(name="endpoint", state="ok", text=endpoint)
 
 

@@ -37,6 +37,15 @@ class Encoded(NamedTuple):
     embedding: Embedding
 
 
+class EncoderCounts(NamedTuple):
+    """What an encoder did since it was started."""
+
+    encoded: int = 0
+    dropped: int = 0
+    errors: int = 0
+    waiting: int = 0
+
+
 class _Waiting(NamedTuple):
     session_id: str
     request_id: str
@@ -78,6 +87,10 @@ class Encoder:
             self._waiting.put_nowait(_Waiting(session_id, request_id, _bounded(token_ids)))
         except queue.Full:
             self.dropped += 1
+
+    def counts(self) -> EncoderCounts:
+        """What became of the prompts so far; for any thread."""
+        return EncoderCounts(self.encoded, self.dropped, self.errors, self._waiting.qsize())
 
     def drain(self, most: int = 64) -> list[Encoded]:
         """Embeddings that became ready, at most so many; returns at once."""

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from controller.bench_plots import COLOURS
 from controller.bench_report import PAGE
 from controller.study import COLUMNS, MAIN_LEARNER, LearnerRecord, Study, TaskQuality, task_qualities
+from controller.written import write_whole
 from online_learning.scoring import PIT_BINS
 
 SCATTER_POINTS = 3_000
@@ -40,7 +41,7 @@ def write_html(study: Study, path: Path) -> None:
         table=_quality_html(study) + _tasks_html(qualities),
         plots="".join(parts),
     )
-    path.write_text(page, encoding="utf-8")
+    write_whole(path, page)
 
 
 def reliability(record: LearnerRecord) -> tuple[list[float], list[float]]:

@@ -165,7 +165,7 @@ def _unfinished(view: RequestView) -> PastRequest:
         output_tokens=view.attained_tokens,
         max_tokens=arrived.max_tokens,
         priority=arrived.priority,
-        quantiles=tuple((probability, view.belief.quantile(probability)) for probability in QUANTILES),
+        quantiles=tuple(zip(QUANTILES, view.belief.quantiles(QUANTILES), strict=True)),
         counted=False,
     )
 

@@ -1,11 +1,13 @@
-"""The Gittins index of a discrete remaining cost, at every age at once.
+"""The Gittins index of a discrete remaining cost, and its mean, at every age at once.
 
 For a remaining cost X the index is
 
     G = inf over Δ > 0 of E[min(X, Δ)] / P(X ≤ Δ)
 
 the best ratio of time invested to chance of finishing (Gittins 1979; SageSched, arXiv 2603.07917).
-Lowest first is optimal for the mean of a single server when lengths are only known in distribution.
+Lowest first is optimal for the mean of a single server that may leave a job for another at any moment,
+when lengths are only known in distribution. A server that finishes what it has started cannot stop investing after Δ:
+Δ is infinite, and the index is the mean E[X].
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ import math
 import numpy as np
 
 from online_learning.distribution import FloatArray
+
+_END: FloatArray = np.zeros(1)
 
 
 def gittins_index(cost: FloatArray, mass: FloatArray) -> FloatArray:
@@ -34,7 +38,8 @@ def gittins_index(cost: FloatArray, mass: FloatArray) -> FloatArray:
     assert cost[0] == 0.0, "ages start at 0"
     assert mass[0] == 0.0, "nothing finishes at age 0"
     survival = survival_beyond(mass)
-    to_invest = np.append(np.cumsum((np.diff(cost) * survival[:-1])[::-1])[::-1], 0.0)
+    slices = (cost[1:] - cost[:-1]) * survival[:-1]
+    to_invest = np.concatenate((slices[::-1].cumsum()[::-1], _END))
     return np.array(_first_hull_edges(survival.tolist(), to_invest.tolist()))
 
 
@@ -57,6 +62,19 @@ def _first_hull_edges(survival: list[float], to_invest: list[float]) -> list[flo
     return index
 
 
+def mean_remaining(cost: FloatArray, mass: FloatArray) -> FloatArray:
+    """Mean of the remaining cost at every age, for points as of `gittins_index`; infinite where no mass is left.
+
+    >>> mean_remaining(np.array([0.0, 1.0, 10.0]), np.array([0.0, 0.5, 0.5])).tolist()
+    [5.5, 9.0, inf]
+    """
+    survival = survival_beyond(mass)
+    slices = (cost[1:] - cost[:-1]) * survival[:-1]
+    to_invest = np.concatenate((slices[::-1].cumsum()[::-1], _END))
+    mean: FloatArray = np.divide(to_invest, survival, out=np.full(cost.size, math.inf), where=survival > 0.0)
+    return mean
+
+
 def survival_beyond(mass: FloatArray) -> FloatArray:
     """Probability of lying strictly beyond each point, exact to the last digit in the tail."""
-    return np.append(np.cumsum(mass[:0:-1])[::-1], 0.0)
+    return np.concatenate((mass[:0:-1].cumsum()[::-1], _END))

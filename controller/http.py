@@ -9,16 +9,17 @@ from __future__ import annotations
 import hmac
 from collections.abc import Callable
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException as AnyHTTPException
 
 from controller.commands import Commands, SetMode
 from controller.condition import Condition
@@ -26,6 +27,9 @@ from controller.config import is_loopback
 from controller.explain import explain
 from controller.explainer import Explainer, unknown
 from controller.gain_watch import GainWatch
+from controller.http_bounds import BoundedRequests, Bounds
+from controller.http_docs import add_docs
+from controller.http_route import add_route
 from controller.live import Live, Picture, queue_rows
 from controller.metrics import Metrics
 from controller.views import finished_row, settings_view, snapshot_row, state_view
@@ -52,7 +56,8 @@ class ApiSources:
     version: str
     started_s: float
     store_path: str
-    token: str | None
+    token: str | None = field(repr=False)
+    bounds: Bounds = field(default_factory=Bounds)
 
 
 class ModeOrder(BaseModel):
@@ -64,15 +69,43 @@ class ModeOrder(BaseModel):
     reason: str = Field(default="asked for over HTTP", min_length=1, max_length=500)
 
 
+class Problem(BaseModel):
+    """Every answer that is no success: what is wrong and what to do."""
+
+    error: str
+    remedy: str
+
+
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Problem, "description": "The body cannot be read"},
+    401: {"model": Problem, "description": "The caller is not on this machine and sent no valid token"},
+    403: {"model": Problem, "description": "A web page of another address asks"},
+    404: {"model": Problem, "description": "What was asked for is not known"},
+    413: {"model": Problem, "description": "The body is too large"},
+    422: {"model": Problem, "description": "A parameter or the body makes no sense"},
+    429: {"model": Problem, "description": "The caller asks too often"},
+    500: {"model": Problem, "description": "The controller failed to answer"},
+    503: {"model": Problem, "description": "The controller cannot answer now"},
+}
+"""Documented with every path."""
+UNWELL: dict[int | str, dict[str, Any]] = {503: {"model": dict[str, Any], "description": "The control loop is stuck"}}
+
+
 def build_api(sources: ApiSources) -> FastAPI:
     """Put the API together."""
     api = FastAPI(
         title="SageSched controller",
         version=sources.version,
         description="Live state of the scheduling controller. Times are Unix seconds, spans seconds.",
+        docs_url=None,
+        redoc_url=None,
+        responses=PROBLEMS,
     )
-    api.add_exception_handler(HTTPException, _explain)
+    api.add_middleware(BoundedRequests, bounds=sources.bounds, clock=sources.clock)
+    api.add_exception_handler(AnyHTTPException, _explain)
     api.add_exception_handler(RequestValidationError, _explain_invalid)
+    api.add_exception_handler(Exception, _explain_failure)
+    add_docs(api)
     guard = Depends(_Guard(sources.token))
     _add_health(api, sources)
     _add_metrics(api, sources, guard)
@@ -80,6 +113,7 @@ def build_api(sources: ApiSources) -> FastAPI:
     _add_requests(api, sources, guard)
     _add_condition(api, sources, guard)
     _add_mode(api, sources, guard)
+    add_route(api, sources.live, sources.commands, sources.clock, guard)
     return api
 
 
@@ -108,7 +142,7 @@ def _is_local(request: Request) -> bool:
 
 
 def _add_health(api: FastAPI, sources: ApiSources) -> None:
-    @api.get("/healthz", tags=["health"])
+    @api.get("/healthz", tags=["health"], responses=UNWELL)
     def healthz(response: Response) -> dict[str, Any]:
         """Whether the control loop turns."""
         picture = sources.live.picture
@@ -118,7 +152,7 @@ def _add_health(api: FastAPI, sources: ApiSources) -> None:
             return {"status": "stuck", "loop_age_s": age_s, "remedy": "look at the log and restart the controller"}
         return {"status": "ok", "loop_age_s": age_s}
 
-    @api.get("/readyz", tags=["health"])
+    @api.get("/readyz", tags=["health"], responses=UNWELL)
     def readyz(response: Response) -> dict[str, Any]:
         """Whether the controller orders, or could as soon as an engine connects."""
         picture = sources.live.picture
@@ -129,7 +163,7 @@ def _add_health(api: FastAPI, sources: ApiSources) -> None:
 
 
 def _add_metrics(api: FastAPI, sources: ApiSources, guard: Any) -> None:  # noqa: ANN401 - FastAPI's own marker
-    @api.get("/metrics", tags=["metrics"], dependencies=[guard])
+    @api.get("/metrics", tags=["metrics"], dependencies=[guard], response_class=PlainTextResponse)
     def metrics() -> Response:
         """Prometheus metrics."""
         return Response(sources.metrics.page(), media_type=CONTENT_TYPE_LATEST)
@@ -230,9 +264,15 @@ def _unavailable(what: str) -> HTTPException:
 
 
 async def _explain(_request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
+    assert isinstance(error, AnyHTTPException)
     detail = error.detail if isinstance(error.detail, dict) else {"error": str(error.detail)}
-    return JSONResponse(detail, status_code=error.status_code)
+    return JSONResponse({"remedy": _remedy(error.status_code), **detail}, status_code=error.status_code)
+
+
+def _remedy(status: int) -> str:
+    if status == 400:
+        return "send JSON in UTF-8"
+    return "see /docs for what there is" if status in (404, 405) else "see /docs for what is accepted"
 
 
 async def _explain_invalid(_request: Request, error: Exception) -> JSONResponse:
@@ -242,3 +282,9 @@ async def _explain_invalid(_request: Request, error: Exception) -> JSONResponse:
         for problem in error.errors()
     )
     return JSONResponse({"error": problems, "remedy": "see /docs for what is accepted"}, status_code=422)
+
+
+async def _explain_failure(_request: Request, _error: Exception) -> JSONResponse:
+    """An error of ours: what it was stands in the log, and nothing of it in the answer."""
+    remedy = "see the controller's log"
+    return JSONResponse({"error": "the controller failed to answer", "remedy": remedy}, status_code=500)

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 
+import msgspec
+
 from controller.core import Core
 from controller.recent_lives import RecentLives
 from controller.sessions import ServedRequest, Session
@@ -33,8 +35,7 @@ CLUSTERS_COUNTED = 100_000
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestView:
+class RequestView(msgspec.Struct, frozen=True, eq=False, gc=False):
     """One unfinished request at the moment of the picture; belief and table never change."""
 
     arrived: Arrived
@@ -42,6 +43,7 @@ class RequestView:
     table: IndexTable
     cluster: int | None
     attained_tokens: int
+    cost_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +66,7 @@ class FinishedView:
     engine_id: str
     finished: Finished
     priority: int
+    tenant: str | None
     cluster: int | None
     quantiles: tuple[tuple[float, int], ...]
     """The belief as pairs of probability and tokens; empty when there was none."""
@@ -159,8 +162,9 @@ class Live:
             engine_id=session.hello.engine_id,
             finished=finished,
             priority=request.arrived.priority if request else 0,
+            tenant=request.arrived.tenant if request else None,
             cluster=request.forecast.cluster if request else None,
-            quantiles=tuple((q, belief.quantile(q)) for q in QUANTILES) if belief else (),
+            quantiles=tuple(zip(QUANTILES, belief.quantiles(QUANTILES), strict=True)) if belief else (),
             pit=outcome.pit if outcome else None,
         )
         if view.cluster is not None and len(self._clusters) < CLUSTERS_COUNTED:
@@ -173,11 +177,12 @@ def queue_rows(picture: Picture, *, engine_id: str | None, limit: int) -> list[d
     """Unfinished requests: the waiting in the order in which they will be tried, then the running.
 
     An engine reports the head of its queue only; behind it requests follow by class, index and arrival.
+    Where the limit cuts, every engine has its share of it, and the running ones half of that.
     """
     rows: list[dict[str, object]] = []
-    for engine in picture.engines:
-        if engine_id is None or engine.hello.engine_id == engine_id:
-            rows.extend(_rows_of(engine, picture.time_s, limit - len(rows)))
+    engines = [engine for engine in picture.engines if engine_id in {None, engine.hello.engine_id}]
+    for place, engine in enumerate(engines):
+        rows.extend(_rows_of(engine, picture.time_s, (limit - len(rows)) // (len(engines) - place)))
     return rows
 
 
@@ -195,10 +200,10 @@ def _rows_of(engine: EngineView, now_s: float, limit: int) -> list[dict[str, obj
             view.arrived.arrival_s,
         )
     )
-    ordered = [("waiting", view) for view in waiting] + [("running", view) for view in served]
+    shown = waiting[: limit - min(len(served), limit // 2)]
+    ordered = [("waiting", view) for view in shown] + [("running", view) for view in served[: limit - len(shown)]]
     return [
-        _row(position, state, view, engine.hello.engine_id, now_s)
-        for position, (state, view) in enumerate(ordered[: max(0, limit)])
+        _row(position, state, view, engine.hello.engine_id, now_s) for position, (state, view) in enumerate(ordered)
     ]
 
 
@@ -215,11 +220,18 @@ def _row(position: int, state: str, view: RequestView, engine_id: str, now_s: fl
         "prompt_tokens": arrived.prompt_tokens,
         "attained_tokens": view.attained_tokens,
         "index_s": _index_s(view),
+        "patience_left_s": _patience_left_s(view, now_s),
         "expected_remaining_tokens": max(0.0, remaining.mean_tokens - view.attained_tokens),
         "p50_tokens": view.belief.quantile(0.5),
         "p90_tokens": view.belief.quantile(0.9),
         "cluster": view.cluster,
     }
+
+
+def _patience_left_s(view: RequestView, now_s: float) -> float | None:
+    """Until nobody of its class passes it any more; below zero when that is so already, None when it never is."""
+    patience_s = view.table.patience_s
+    return None if patience_s is None else view.arrived.arrival_s + patience_s - now_s
 
 
 def _index_s(view: RequestView) -> float:
@@ -237,11 +249,12 @@ def _engine_view(session: Session) -> EngineView:
         snapshot=session.snapshot,
         requests=tuple(
             RequestView(
-                arrived=request.arrived,
-                belief=request.belief,
-                table=request.table,
-                cluster=request.forecast.cluster,
-                attained_tokens=request.attained_tokens,
+                request.arrived,
+                request.belief,
+                request.table,
+                request.forecast.cluster,
+                request.attained_tokens,
+                request.cost_s,
             )
             for request in shown
         ),

@@ -36,7 +36,7 @@ class LoopLimits:
     wait_s: float = 0.02
     publish_interval_s: float = 0.25
     unwritten_entries: int = 100_000
-    """Entries not yet on disk beyond which nothing more is received: engines keep what they cannot hand over."""
+    """Entries not yet on disk beyond which facts are not recorded: engines keep them, and tell them again."""
     error_pause_s: float = 5.0
     error_pause_limit_s: float = 300.0
     errors_logged: int = 100
@@ -47,6 +47,7 @@ class _Trouble:
     """Failures of the brain, and until when engines serve first come, first served because of them."""
 
     errors: int = 0
+    fallbacks: int = 0
     until_s: float | None = None
     wanted: Mode = "off"
 
@@ -111,9 +112,12 @@ class ControlLoop:
         self._metrics.messages_received.inc(len(messages))
         for connection, message in messages:
             self._guarded(partial(self._on_message, connection, message), started_s)
+            while self._core.unhandled:
+                self._guarded(self._on_rest, started_s)
         self._guarded(self._on_commands, started_s)
         self._guarded(self._on_tick, started_s)
         self._guarded(self._on_encoded, started_s)
+        self._guarded(self._on_backlog, started_s)
         self._record()
         self._acknowledge(started_s)
         if started_s >= self._next_publish_s:
@@ -121,18 +125,19 @@ class ControlLoop:
         self._metrics.tick_s.observe(max(0.0, self._clock() - started_s))
 
     def shutdown(self) -> None:
-        """Hand over the last entries; what is not durable yet stays with the engines and is sent again."""
+        """Learn what is left to learn and hand over the last entries; what is not durable yet stays with the engines and is sent again."""
+        while self._core.backlog:
+            self._guarded(self._on_backlog, self._clock())
         self._record()
         self._acknowledge(self._clock())
 
     # --- parts of a turn ----------------------------------------------------------------------------
 
     def _receive(self) -> list[tuple[bytes, EngineMessage]]:
-        """Messages of engines; none while the disk is far behind."""
-        if self._position - self._history.durable_position > self._limits.unwritten_entries:
-            self._stopping.wait(self._limits.wait_s)
-            return []
-        return self._hub.receive(self._limits.wait_s)
+        """Messages of engines; while the disk is far behind, their facts are handled and not recorded."""
+        behind = self._position - self._history.durable_position
+        self._core.recording = behind <= self._limits.unwritten_entries
+        return self._hub.receive(0.0 if self._core.backlog else self._limits.wait_s)
 
     def _guarded(self, part: Callable[[float], None], now_s: float) -> None:
         """Carry out a part of a turn, so that its failure touches neither the other parts nor the engines."""
@@ -144,14 +149,24 @@ class ControlLoop:
     def _on_message(self, connection: bytes, message: EngineMessage, now_s: float) -> None:
         self._send(self._core.take(connection, message, now_s), now_s)
 
+    def _on_rest(self, now_s: float) -> None:
+        """Go on behind a fact that could not be handled."""
+        self._send(self._core.proceed(now_s), now_s)
+
     def _on_commands(self, now_s: float) -> None:
         for command in self._commands.drain():
             self._set_mode(command, now_s)
+        for question in self._commands.questions():
+            question.answer.set_result(self._core.foresee(question.model, question.arrived))
 
     def _on_encoded(self, now_s: float) -> None:
         """Renew the beliefs of prompts that the encoder has read."""
         for encoded in self._encoder.drain() if self._encoder is not None else []:
             self._send(self._core.refine(*encoded, now_s), now_s)
+
+    def _on_backlog(self, now_s: float) -> None:
+        """Do one piece of work that can wait, before it is asked again who cannot."""
+        self._send(self._core.work(now_s), now_s)
 
     def _on_tick(self, now_s: float) -> None:
         """What is due by the clock: heartbeats, fresher beliefs, and the way back from a fallback."""
@@ -177,8 +192,9 @@ class ControlLoop:
         trouble = self._trouble
         if trouble.until_s is None:
             trouble.wanted = self._core.settings.mode
+            trouble.fallbacks += 1
         trouble.errors += 1
-        pause_s = self._limits.error_pause_s * 2.0 ** min(trouble.errors - 1, 16)
+        pause_s = self._limits.error_pause_s * 2.0 ** min(trouble.fallbacks - 1, 16)
         trouble.until_s = now_s + min(pause_s, self._limits.error_pause_limit_s)
         self._send(self._core.set_mode("off", f"fallback: {kind}"[:500], now_s), now_s)
 
@@ -200,13 +216,13 @@ class ControlLoop:
 
     def _record(self) -> None:
         """Hand new entries to the writer, and remember which batch is safe once they are on disk."""
-        entries = self._core.drain_entries()
-        if not entries:
-            return
-        self._position = self._history.append(entries)
-        newest = {entry.session_id: entry.batch for entry in entries if entry.batch is not None}
-        self._unacknowledged.extend((self._position, session_id, batch) for session_id, batch in newest.items())
-        for entry in entries:
+        repeated, entries = self._core.drain_repeated(), self._core.drain_entries()
+        lines = [*repeated, *entries]
+        if lines:
+            self._position = self._history.append(lines)
+            newest = {entry.session_id: entry.batch for entry in lines if entry.batch is not None}
+            self._unacknowledged.extend((self._position, session_id, batch) for session_id, batch in newest.items())
+        for entry in (*self._core.drain_unrecorded(), *entries):
             self._show(entry)
 
     def _show(self, entry: Entry) -> None:

@@ -12,10 +12,12 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from controller.encoder import Encoder, EncoderCounts
 from controller.live import EngineView, Live, Picture
 from controller.recent_lives import RecentLife
 from controller.request_metrics import CappedLabel, RequestMetrics
 from controller.telemetry import Telemetry
+from engine_adapter.transport import ZmqHub
 from store.records import Finished, Outcome, Prediction, Snapshot
 
 TICK_BUCKETS_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1)
@@ -44,6 +46,8 @@ BRAIN_COUNTERS = {
     "drift_events": "Times that a length distribution moved and part of its past was forgotten.",
     "distrusts": "Times that the predictions for a model or a cluster lost the guard's trust.",
     "duplicate_batches": "Batches of facts received more than once.",
+    "early_batches": "Batches of facts left for later because one before them was missing.",
+    "unrecorded_batches": "Batches handled while the disk was far behind; engines keep them and tell them again.",
     "strangers": "Messages over connections that had not said hello, or of one engine too many.",
     "not_tracked": "Arrivals beyond the bound on unfinished requests; they keep the prior's index.",
 }
@@ -106,6 +110,11 @@ class Metrics:
             registry=self.registry,
         )
         self._engine_labels = CappedLabel(ENGINE_LABELS)
+        self._of_snapshots: dict[str, tuple[Counter, ...]] = {}
+        self._encoder = EncoderCollector()
+        self.registry.register(self._encoder)
+        self._transport = TransportCollector()
+        self.registry.register(self._transport)
         self.registry.register(PictureCollector(live))
 
     def count_finished(self, engine: str, fact: Finished, life: RecentLife | None, model: str | None) -> None:
@@ -127,16 +136,40 @@ class Metrics:
     def count_snapshot(self, engine: str, snapshot: Snapshot) -> None:
         """An engine reported what it did since its last snapshot."""
         engine_id = self._engine_labels.of(engine)
-        self.preemptions.labels(engine_id).inc(snapshot.preemptions)
-        self.recomputed_tokens.labels(engine_id).inc(snapshot.recomputed_tokens)
-        self.computed_tokens.labels(engine_id).inc(snapshot.prefill_tokens + snapshot.decode_tokens)
-        self.steps.labels(engine_id).inc(snapshot.steps)
-        self.step_s.labels(engine_id).inc(max(0.0, snapshot.step_s))
-        self.hook_s.labels(engine_id).inc(max(0.0, snapshot.hook_s))
+        counters = self._of_snapshots.get(engine_id)
+        if counters is None:
+            counters = self._of_snapshots[engine_id] = self._snapshot_counters(engine_id)
+        amounts = (
+            snapshot.preemptions,
+            snapshot.recomputed_tokens,
+            snapshot.prefill_tokens + snapshot.decode_tokens,
+            snapshot.steps,
+            snapshot.step_s,
+            snapshot.hook_s,
+        )
+        for counter, amount in zip(counters, amounts, strict=True):
+            if amount > 0:
+                counter.inc(amount)
+
+    def _snapshot_counters(self, engine_id: str) -> tuple[Counter, ...]:
+        """An engine's own, looked up once: they are counted ten times a second."""
+        named = (
+            *(self.preemptions, self.recomputed_tokens, self.computed_tokens),
+            *(self.steps, self.step_s, self.hook_s),
+        )
+        return tuple(counter.labels(engine_id) for counter in named)
 
     def watch_telemetry(self, telemetry: Telemetry | None) -> None:
         """Show how many requests the exporter had to leave out."""
         self.telemetry_dropped.set_function(lambda: float(telemetry.dropped) if telemetry else 0.0)
+
+    def watch_encoder(self, encoder: Encoder | None) -> None:
+        """Show what became of the prompts that the semantic encoder was given; zeros without one."""
+        self._encoder.encoder = encoder
+
+    def watch_hub(self, hub: ZmqHub) -> None:
+        """Show who was refused, and what could not be read."""
+        self._transport.hub = hub
 
     def page(self) -> bytes:
         """All metrics in Prometheus' text format."""
@@ -147,6 +180,51 @@ class Metrics:
 
     def _moment(self, name: str, text: str) -> Gauge:
         return Gauge(f"sagesched_{name}_timestamp_seconds", f"{text} Unix seconds.", registry=self.registry)
+
+
+class EncoderCollector(Collector):
+    """What the semantic encoder did, read when somebody asks."""
+
+    def __init__(self) -> None:
+        self.encoder: Encoder | None = None
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing is promised."""
+        yield from ()
+
+    def collect(self) -> Iterator[Metric]:
+        """Its counts so far."""
+        counts = EncoderCounts() if self.encoder is None else self.encoder.counts()
+        for name, text, value in (
+            ("encoder_encoded", "Prompts that the semantic encoder has read.", counts.encoded),
+            ("encoder_dropped", "Prompts that it left out, because it did not keep up.", counts.dropped),
+            ("encoder_errors", "Failures to load it, or of a batch of prompts.", counts.errors),
+        ):
+            yield CounterMetricFamily(f"sagesched_{name}", text, value=value)
+        yield GaugeMetricFamily("sagesched_encoder_waiting_prompts", "Prompts that wait for it.", value=counts.waiting)
+
+
+class TransportCollector(Collector):
+    """Whom the endpoint refused and what it could not read, looked up when somebody asks."""
+
+    def __init__(self) -> None:
+        self.hub: ZmqHub | None = None
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing is promised."""
+        yield from ()
+
+    def collect(self) -> Iterator[Metric]:
+        """The hub's counts so far."""
+        refused = CounterMetricFamily(
+            "sagesched_refused_engines", "Handshakes and messages refused over TCP, by reason.", labels=["reason"]
+        )
+        counts = self.hub.refused if self.hub else {}
+        for reason in ("handshake", "key", "engine_id"):
+            refused.add_metric([reason], counts.get(reason, 0))
+        yield refused
+        bad = self.hub.bad_frames if self.hub else 0
+        yield CounterMetricFamily("sagesched_bad_frames", "Frames of engines that could not be read.", value=bad)
 
 
 class PictureCollector(Collector):
@@ -216,6 +294,8 @@ def _store(picture: Picture) -> Iterator[Metric]:
     for name, text, value in (
         ("queued_entries", "Entries that are not on disk yet.", picture.store.queued),
         ("segments", "Sealed files that the catalog lists.", picture.store.segments),
+        ("damaged_segments", "Sealed files that are missing or damaged and left out.", picture.store.damaged_segments),
+        ("failing", "1 while history cannot be written.", float(picture.store.last_error is not None)),
         ("commit_seconds", "How long the last commit took.", picture.store.commit_s),
         ("seal_seconds", "How long the last sealing took.", picture.store.seal_s),
         ("last_commit_timestamp_seconds", "When the last commit was done.", picture.store.last_commit_s),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
@@ -9,7 +10,7 @@ from typing import Literal, Protocol, TypeAlias
 import numpy as np
 
 from controller.cost import CostModel, hybrid_cost, memory_cost
-from controller.policy import Assessment, EngineFacts, Policy, RequestFacts, Tuning
+from controller.policy import Assessment, EngineFacts, IndexRule, Policy, RequestFacts, Tuning
 from controller.tables import expected_cost_s, index_table
 from online_learning.distribution import LengthDistribution
 from store.errors import ConfigError
@@ -33,12 +34,15 @@ class _Aim:
 
     tuning: Tuning
     victims: Victims
+    deadline: float | None = None
 
 
 _AIMS: dict[Objective, _Aim] = {
     "mean": _Aim(tuning=Tuning(gate_exchange=1.0, boost_scale=None), victims="last"),
-    "balanced": _Aim(tuning=Tuning(gate_exchange=1.0, boost_scale=0.2, boost_per_s=0.01), victims="cheapest"),
-    "tail": _Aim(tuning=Tuning(gate_exchange=1.0, boost_scale=1.0, boost_per_s=0.05), victims="cheapest"),
+    "balanced": _Aim(
+        tuning=Tuning(gate_exchange=1.0, boost_scale=0.2, boost_per_s=0.01), victims="cheapest", deadline=1.0
+    ),
+    "tail": _Aim(tuning=Tuning(gate_exchange=1.0, boost_scale=0.6, boost_per_s=0.03), victims="cheapest", deadline=1.0),
 }
 """The mean wants the longest to give way, which frees memory for many; the tail wants nobody to lose much.
 """
@@ -49,6 +53,8 @@ class Schedule:
     """The settings of `sage`."""
 
     objective: Objective = "balanced"
+    index: IndexRule = "mean"
+    """The mean is the index of an engine that finishes what it has started, as ours do unless they run out of memory."""
     gate: Gate | None = DEFAULT_GATE
     """Admission; None admits as the engine does."""
     tune_gate: bool = True
@@ -58,9 +64,11 @@ class Schedule:
     preemption: Preemption | None = None
     """None leaves preemption to the engine: pushing out running requests did not pay in any measurement."""
     patience: float | None = DEFAULT_PATIENCE
-    """Bound on waiting, as of `GittinsPolicy`; None for no bound."""
+    """Bound on waiting, as of `IndexPolicy`; None for no bound."""
+    deadline: float | None = None
+    """When a request is to have ended, as of `IndexPolicy`, 0 for no such time; None for the objective's own."""
 
-    def policy(self) -> GittinsPolicy:
+    def policy(self) -> IndexPolicy:
         """The policy with these settings.
 
         >>> Schedule(objective="tail").policy().victims
@@ -74,15 +82,17 @@ class Schedule:
             boost_per_s=aim.tuning.boost_per_s if follows else None,
             preempts=self.preemption is not None,
         )
-        return GittinsPolicy(
+        return IndexPolicy(
             name="sage",
             cost=hybrid_cost,
+            index=self.index,
             gate=self.gate,
             boost_per_s=aim.tuning.boost_per_s if follows else self.boost_per_s or None,
             preemption=self.preemption,
             victims=aim.victims,
             tuning=tuning,
             patience=self.patience,
+            deadline=(aim.deadline if self.deadline is None else self.deadline) or None,
         )
 
 
@@ -98,11 +108,12 @@ class Cost(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GittinsPolicy:
-    """Gittins index of the remaining cost, with a gate, a boost, a price of preemption and patience, or without."""
+class IndexPolicy:
+    """An index of the remaining cost, with a gate, a boost, a price of preemption and patience, or without."""
 
     name: str
     cost: Cost
+    index: IndexRule = "gittins"
     gate: Gate | None = None
     boost_per_s: float | None = None
     preemption: Preemption | None = None
@@ -111,6 +122,12 @@ class GittinsPolicy:
     tuning: Tuning | None = None
     patience: float | None = None
     """Bound on waiting: so many times the mean time that an answer runs and its own expected one; None for no bound."""
+    deadline: float | None = None
+    """A request whose expected end comes to so many times the latest 99th percentile goes first; None for never.
+
+    The slowest hundredth decides what the tail is: whoever would be slower gains nothing by waiting for others.
+    Nobody goes first before it has waited for as long as in the order of arrival.
+    """
     refresh_tokens: int | None = None
     orders: bool = True
 
@@ -123,15 +140,20 @@ class GittinsPolicy:
             cost,
             horizon_tokens=self.gate.horizon_tokens if self.gate else 0,
             refresh_tokens=self.refresh_tokens,
-            patience_s=self._patience_s(request, belief, engine),
+            patience_s=self._patience_s(belief, engine),
+            index=self.index,
         )
         return Assessment(table=table, cost_s=expected_cost_s(request, belief, cost))
 
-    def _patience_s(self, request: RequestFacts, belief: LengthDistribution, engine: EngineFacts) -> float | None:
-        if self.patience is None or request.request_id is None:
-            return None
+    def _patience_s(self, belief: LengthDistribution, engine: EngineFacts) -> float | None:
+        """Time of waiting after which nobody passes the request: the bound, or what leaves it time to end."""
         own_s = belief.mean_tokens * engine.base_s
-        return self.patience * (own_s + (own_s if engine.service_s is None else engine.service_s))
+        patience_s = math.inf
+        if self.patience is not None:
+            patience_s = self.patience * (own_s + (own_s if engine.service_s is None else engine.service_s))
+        if self.deadline is not None and engine.tail_s is not None:
+            patience_s = min(patience_s, max(engine.queue_s, self.deadline * engine.tail_s - own_s))
+        return patience_s if math.isfinite(patience_s) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,7 +227,7 @@ def policy_named(name: str, *, schedule: Schedule | None = None, lengths: Mappin
         case "fcfs":
             return EngineOrder()
         case "sagesched-paper":
-            return GittinsPolicy(name=name, cost=memory_cost, refresh_tokens=PAPER_BUCKET_TOKENS)
+            return IndexPolicy(name=name, cost=memory_cost, refresh_tokens=PAPER_BUCKET_TOKENS)
         case "sage":
             return (schedule or Schedule()).policy()
         case "srpt-oracle":

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias
 
 from online_learning.distribution import LengthDistribution
 from store.records import Gate, IndexTable, Preemption, Promotion, Victims
+
+IndexRule: TypeAlias = Literal["mean", "gittins"]
+"""What of the remaining cost orders requests: its mean, or its Gittins index."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +43,10 @@ class EngineFacts:
     """Price of slots, 1 where they are what runs out."""
     service_s: float | None = None
     """Mean seconds that an answer runs; None while too few have ended."""
+    tail_s: float | None = None
+    """99th percentile of the time from arrival to end lately; None while too few have ended."""
+    queue_s: float = 0.0
+    """Seconds for which first come, first served would keep the next arrival waiting."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,9 +35,11 @@ def schedule_of(section: PolicySection) -> Schedule:
     )
     return Schedule(
         objective=section.objective,
+        index=section.index,
         gate=gate if section.gate else None,
         tune_gate=section.gate_margin is None,
         boost_per_s=section.boost_per_s,
         preemption=preemption if section.preemption else None,
         patience=DEFAULT_PATIENCE if section.patience is None else section.patience or None,
+        deadline=section.deadline,
     )

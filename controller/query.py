@@ -12,6 +12,7 @@ from pyarrow import csv, parquet
 from rich.console import Console
 from rich.table import Table
 
+from controller.written import write_whole
 from store.errors import BadInputError, StoreError
 from store.reader import require_catalog
 from store.sql import TRUNCATED, run_sql
@@ -29,7 +30,7 @@ def run_query(store: Path, statement: str, *, output: Output, file: Path | None,
         raise BadInputError(str(error)) from None
     answer = run_sql(store, statement, row_limit=row_limit)
     if output == "parquet" and file is not None:
-        _write_parquet(answer, file)
+        write_whole(file, _parquet(answer))
     elif output == "table" and file is None:
         Console().print(_for_people(answer), highlight=False)
     else:
@@ -69,18 +70,10 @@ def _write_text(text: str, file: Path | None) -> None:
     if file is None:
         sys.stdout.write(text)
         return
-    try:
-        file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise _unwritable(file, error) from None
+    write_whole(file, text)
 
 
-def _write_parquet(answer: pa.Table, file: Path) -> None:
-    try:
-        parquet.write_table(answer, file)
-    except OSError as error:
-        raise _unwritable(file, error) from None
-
-
-def _unwritable(file: Path, error: OSError) -> BadInputError:
-    return BadInputError(f"cannot write {str(file)!r} ({error.strerror or error}): give a path that can be written")
+def _parquet(answer: pa.Table) -> bytes:
+    stream = pa.BufferOutputStream()
+    parquet.write_table(answer, stream)
+    return bytes(stream.getvalue().to_pybytes())

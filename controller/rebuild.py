@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,9 @@ import numpy as np
 from controller.core import Core
 from online_learning.features import DIMENSIONS
 from online_learning.prompt import Features, Observation
-from store.reader import PastAnswer, learning_history
+from store.reader import PastAnswer, learning_history, next_answer
+
+log = logging.getLogger(__name__)
 
 REHEARSED_ANSWERS = 1_000
 """Answers, the latest, that are predicted again too, so that calibration and its guard know of the time before."""
@@ -23,21 +27,51 @@ def rebuild(core: Core, store: Path, limit: int) -> int:
     that recorded them, bit for bit, while that had been taught no more than ``limit`` answers and the history lost no
     prediction under pressure; beyond, as nearly as the learner forgets.
     """
+    return learn_again(core, learning_history(store, limit), next_answer=next_answer(store))
+
+
+def learn_again(core: Core, past_answers: Iterable[PastAnswer], *, next_answer: int) -> int:
+    """Teach answers of the past, oldest first; returns how many could be taught.
+
+    ``next_answer`` is the number that the next answer will have.
+    One that makes the learner fail is left out, logged by its kind: a controller that cannot start serves nobody.
+    """
+    pupil = _Pupil(core)
     waiting: deque[PastAnswer] = deque()
-    answers = 0
-    for answer in learning_history(store, limit):
+    for answer in past_answers:
         if len(answer.features) < 4 * DIMENSIONS:
             continue  # It was recorded by a release with other features.
-        answers += 1
         waiting.append(answer)
         if len(waiting) > REHEARSED_ANSWERS:
-            past = waiting.popleft()
-            core.teach(*_lesson(past), answer=past.answer)
+            pupil.learn(waiting.popleft(), rehearse=False)
     for past in waiting:
-        lesson = _lesson(past)
-        core.rehearse(*lesson)
-        core.teach(*lesson, answer=past.answer)
-    return answers
+        pupil.learn(past, rehearse=True)
+    core.number_answers_from(next_answer)
+    return pupil.learnt
+
+
+class _Pupil:
+    """Teaches a brain, whatever its learner raises."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._logged: set[str] = set()
+        self.learnt = 0
+
+    def learn(self, answer: PastAnswer, *, rehearse: bool) -> None:
+        """Teach one answer, after predicting it if asked for."""
+        lesson = _lesson(answer)
+        try:
+            if rehearse:
+                self._core.rehearse(*lesson)
+            self._core.teach(*lesson, answer=answer.answer)
+        except Exception as error:  # No answer of the past may keep the controller from starting.
+            kind = type(error).__name__
+            if kind not in self._logged:
+                self._logged.add(kind)
+                log.exception("an answer of the past cannot be learnt again and is left out")
+            return
+        self.learnt += 1
 
 
 def _lesson(answer: PastAnswer) -> tuple[Features, str, Observation]:

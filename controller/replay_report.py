@@ -16,6 +16,7 @@ from controller.bench_report import COLUMNS, PAGE
 from controller.replay import Replay, Served
 from controller.replay_fit import Ratio
 from controller.replay_history import moment
+from controller.written import write_whole
 
 _LEFT_OUT = {"throughput_tokens_per_s", "makespan_s", "wall_s"}
 """Recorded arrivals bound these, and no order changes them much."""
@@ -82,7 +83,7 @@ def write_html(replay: Replay, path: Path) -> None:
     page = PAGE.format(
         title="History under other policies", about=escape(describe(replay)), table="", plots="".join(parts)
     )
-    path.write_text(page, encoding="utf-8")
+    write_whole(path, page)
 
 
 def _fit_rows(replay: Replay) -> Iterator[tuple[str, ...]]:

@@ -78,6 +78,7 @@ class RequestMetrics:
             "cluster_ttlt_seconds", "Time to last token by prompt cluster.", ("model", "cluster"), COARSE_BUCKETS_S
         )
         self.predict_s = self._histogram("predict_seconds", "Time that a prediction took.", (), PREDICT_BUCKETS_S)
+        self._engines: dict[tuple[Histogram, str], Histogram] = {}
         self._classes, self._tenants, self._clusters = CappedLabel(CLASSES), CappedLabel(TENANTS), CappedLabel(CLUSTERS)
 
     def count(self, engine_id: str, fact: Finished, life: RecentLife | None, model: str | None) -> None:
@@ -95,20 +96,28 @@ class RequestMetrics:
         self.cluster_ttlt_s.labels(*self._cluster(life, model)).observe(ttlt_s)
 
     def _count_by_engine(self, engine_id: str, fact: Finished, ttlt_s: float) -> None:
-        self.ttlt_s.labels(engine_id).observe(ttlt_s)
-        self.prompt_tokens.labels(engine_id).observe(fact.prompt_tokens)
-        self.output_tokens.labels(engine_id).observe(fact.output_tokens)
+        of = self._of_engine
+        of(self.ttlt_s, engine_id).observe(ttlt_s)
+        of(self.prompt_tokens, engine_id).observe(fact.prompt_tokens)
+        of(self.output_tokens, engine_id).observe(fact.output_tokens)
         if fact.scheduled_s is not None:
-            self.queue_s.labels(engine_id).observe(max(0.0, fact.scheduled_s - fact.arrival_s))
+            of(self.queue_s, engine_id).observe(max(0.0, fact.scheduled_s - fact.arrival_s))
         if fact.first_token_s is None:
             return
-        self.ttft_s.labels(engine_id).observe(max(0.0, fact.first_token_s - fact.arrival_s))
+        of(self.ttft_s, engine_id).observe(max(0.0, fact.first_token_s - fact.arrival_s))
         decode_s = max(0.0, fact.time_s - fact.first_token_s)
-        self.decode_s.labels(engine_id).observe(decode_s)
+        of(self.decode_s, engine_id).observe(decode_s)
         if fact.scheduled_s is not None:
-            self.prompt_s.labels(engine_id).observe(max(0.0, fact.first_token_s - fact.scheduled_s))
+            of(self.prompt_s, engine_id).observe(max(0.0, fact.first_token_s - fact.scheduled_s))
         if fact.output_tokens > 1:
-            self.tpot_s.labels(engine_id).observe(decode_s / (fact.output_tokens - 1))
+            of(self.tpot_s, engine_id).observe(decode_s / (fact.output_tokens - 1))
+
+    def _of_engine(self, histogram: Histogram, engine_id: str) -> Histogram:
+        """An engine's own, looked up in the library once: there are eight for every request."""
+        found = self._engines.get((histogram, engine_id))
+        if found is None:
+            found = self._engines[histogram, engine_id] = histogram.labels(engine_id)
+        return found
 
     def _cluster(self, life: RecentLife | None, model: str | None) -> tuple[str, str]:
         """Model and cluster, capped together."""

@@ -45,6 +45,11 @@ from store.writer import HistoryWriter
 
 log = logging.getLogger(__name__)
 
+BACKLOG = 20_000
+"""Pieces of work that may wait while requests arrive; more are done at once, for each keeps a request in memory."""
+
+VERIFY_S = 600.0
+"""How long a start waits for a damaged history to be read whole."""
 HASH_KEY_FILE = "prompt_hash.key"
 HASH_KEY_BYTES = 32
 
@@ -57,6 +62,8 @@ class Service:
     loop: ControlLoop
     web: WebServer
     gain: GainWatch
+    endpoint: str
+    """Where engines connect, with the port that was taken where 0 asked for any."""
 
 
 @contextmanager
@@ -80,15 +87,17 @@ def service(config: Config, *, clock: Callable[[], float], timer: Callable[[], f
 def _opened(
     config: Config, web: WebServer, *, clock: Callable[[], float], timer: Callable[[], float]
 ) -> Iterator[Service]:
-    with _history(config.store, clock) as history, kept_complaints() as complaints:
+    with kept_complaints() as complaints, _history(config.store, clock) as history:
         controller_id = uuid.uuid4().hex
-        core = build_core(config, history.last_batches, controller_id=controller_id, now_s=clock(), timer=timer)
-        hub = ZmqHub(config.engine.endpoint)
+        core = build_core(config, history, controller_id=controller_id, now_s=clock(), timer=timer)
+        hub = ZmqHub(config.engine.endpoint, config.engine.keys)
         live, commands = Live(), Commands()
         metrics = Metrics(live)
         telemetry = _telemetry(config.telemetry, controller_id)
         metrics.watch_telemetry(telemetry)
+        metrics.watch_hub(hub)
         encoder = _encoder(config.learning)
+        metrics.watch_encoder(encoder)
         loop = ControlLoop(
             core=core,
             hub=hub,
@@ -108,7 +117,7 @@ def _opened(
             commands=commands,
             gain=gain,
             explainer=Explainer(live, config.store.path, clock),
-            condition=Condition(config, complaints, clock),
+            condition=Condition(config, complaints, clock, encoder),
             clock=clock,
             controller_id=controller_id,
             version=version("sagesched-controller"),
@@ -121,7 +130,7 @@ def _opened(
         if encoder is not None:
             encoder.start()
         try:
-            yield Service(config=config, loop=loop, web=web, gain=gain)
+            yield Service(config=config, loop=loop, web=web, gain=gain, endpoint=hub.endpoint)
         finally:
             gain.stop()
             if encoder is not None:
@@ -144,21 +153,44 @@ def _telemetry(section: TelemetrySection, controller_id: str) -> Telemetry | Non
 
 
 def build_core(
+    config: Config, history: HistoryWriter, *, controller_id: str, now_s: float, timer: Callable[[], float]
+) -> Core:
+    """The brain with what the history teaches: all of it, or what is left when the damaged parts are left out."""
+    blank = partial(_blank_core, config, history.last_batches, controller_id=controller_id, now_s=now_s, timer=timer)
+    started_s = timer()
+    core = blank()
+    for last in (False, True):
+        try:
+            answers = rebuild(core, config.store.path, config.learning.history_answers)
+        except StoreError as error:
+            core = blank()
+            if last:
+                log.error("learning begins anew: %s", error)  # noqa: TRY400 - the text says all
+            else:
+                history.verify(VERIFY_S)
+        else:
+            log.info("learnt again from %d past answers in %.1f s", answers, timer() - started_s)
+            break
+    return core
+
+
+def _blank_core(
     config: Config, durable_batches: dict[str, int], *, controller_id: str, now_s: float, timer: Callable[[], float]
 ) -> Core:
-    """The brain with what the history teaches."""
+    """A brain that has been taught nothing."""
     learning = config.learning
     clusters = ClusterSettings(clusters=learning.clusters, seed_prompts=max(500, 4 * learning.clusters))
     mixture = MixtureLearner(MixtureSettings(common=LearnerSettings(clusters=clusters)))
     for reason in mixture.left_out:
         log.warning("predicting without an expert: %s", reason)
     learner: LengthLearner = mixture if learning.encoder is None else SemanticLearner(mixture)
-    core = Core(
+    return Core(
         learner=learner,
         policy=policy_of(config.policy),
         config=CoreConfig(
             controller_id=controller_id,
             mode=config.mode,
+            backlog=BACKLOG,
             hash_key=_hash_key(config.store.path),
             lease_s=config.engine.lease_s,
             calibration=CalibrationSettings(guard=GuardSettings(enabled=learning.guard)),
@@ -167,10 +199,6 @@ def build_core(
         timer=timer,
         durable_batches=durable_batches,
     )
-    started_s = timer()
-    answers = rebuild(core, config.store.path, learning.history_answers)
-    log.info("learnt again from %d past answers in %.1f s", answers, timer() - started_s)
-    return core
 
 
 def _encoder(learning: LearningSection) -> Encoder | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
 from controller.policy import EngineFacts
 from controller.step_prices import DEFAULT_STEP_S
@@ -11,7 +12,14 @@ from controller.tuning import EngineTuning
 from online_learning.distribution import LengthDistribution
 from online_learning.prompt import Features, Forecast
 from online_learning.unfinished import Standing
-from store.records import Arrived, FirstToken, Hello, IndexTable, Preempted, Snapshot
+from store.records import Arrived, Facts, FirstToken, Hello, IndexTable, Preempted, Snapshot
+
+BatchVerdict: TypeAlias = Literal["known", "repeated", "early", "new", "unrecorded"]
+"""Of a batch of facts: handled before; handled before and now recorded; one before it lacks; new; new, not recorded."""
+
+
+BACKLOG_INTERVAL_S = 1.0
+"""How often all requests are looked through."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -36,6 +44,8 @@ class ServedRequest:
     preemptions: int = 0
     standing: Standing | None = None
     """How far it is counted among the answers that still run."""
+    counted_until: int = -1
+    """Attained tokens up to which its standing stays as it is."""
 
     @property
     def index_s(self) -> float:
@@ -58,6 +68,8 @@ class Session:
     connected: bool
     last_seen_s: float
     received_batch: int
+    recorded_batch: int
+    """Last batch that was handed to the history; behind the received one when the history could take no more."""
     durable_batch: int
     next_heartbeat_s: float
     next_refresh_s: float
@@ -65,16 +77,48 @@ class Session:
     prior_taught: int = 0
     snapshot: Snapshot | None = None
     tables_sent: int = 0
+    backlog_s: float = 0.0
+    """Expected cost of what waits and half of what runs: so long would first come, first served keep the next one waiting."""
+    next_backlog_s: float = 0.0
     requests: dict[str, ServedRequest] = field(default_factory=dict)
 
+    def judge(self, facts: Facts, *, recording: bool) -> BatchVerdict:
+        """What is to be done with a batch, whose number is remembered if it is taken.
+
+        Batches are handled in their order, each once, and recorded in their order, each once: the history may take
+        later what it could not take when the batch first came, because the engine tells it again until it is durable.
+        """
+        if facts.batch <= self.received_batch:
+            if facts.batch <= self.durable_batch or not self._is_due(facts, recording=recording):
+                return "known"
+            self.recorded_batch = facts.batch
+            return "repeated"
+        if facts.oldest is not None and facts.batch > max(self.received_batch + 1, facts.oldest):
+            return "early"
+        due = self._is_due(facts, recording=recording)
+        self.received_batch = facts.batch
+        if due:
+            self.recorded_batch = facts.batch
+        return "new" if due else "unrecorded"
+
+    def _is_due(self, facts: Facts, *, recording: bool) -> bool:
+        """Whether the history takes a batch: it lacks it, and has all before it that the engine still had to tell."""
+        if not recording or facts.batch <= self.recorded_batch:
+            return False
+        complete = self.recorded_batch == self.received_batch
+        oldest = facts.oldest if facts.oldest is not None else facts.batch if complete else 0
+        return facts.batch <= max(self.recorded_batch + 1, oldest)
+
     def observe(self, snapshot: Snapshot) -> None:
-        """Take over a snapshot: where every running request stands, and how long steps take."""
+        """Take over a snapshot: where the engine stands, and how long steps take."""
         self.snapshot = snapshot
-        for running in snapshot.running_requests:
-            request = self.requests.get(running.request_id)
-            if request is not None:
-                request.attained_tokens = running.attained_tokens
         self.tuning.observe(snapshot)
+        if snapshot.time_s >= self.next_backlog_s:
+            self.next_backlog_s = snapshot.time_s + BACKLOG_INTERVAL_S
+            self.backlog_s = sum(
+                request.cost_s if request.first_token_s is None else request.cost_s / 2
+                for request in self.requests.values()
+            )
 
     def note(self, fact: FirstToken | Preempted) -> None:
         """Take over what happened to a request on its way."""
@@ -104,4 +148,6 @@ class Session:
             kv_weight=kv_weight,
             slot_weight=slot_weight,
             service_s=self.tuning.service.service_s,
+            tail_s=self.tuning.tail.p99_s,
+            queue_s=self.backlog_s,
         )

@@ -10,13 +10,16 @@ import numpy as np
 from msgspec import structs
 
 from controller.cost import CostModel
-from controller.gittins import gittins_index, survival_beyond
-from controller.policy import RequestFacts
+from controller.gittins import gittins_index, mean_remaining, survival_beyond
+from controller.policy import IndexRule, RequestFacts
 from online_learning.distribution import FloatArray, IntArray, LengthDistribution
 from store.records import IndexTable
 
 OUTLIVED = 1e-9
 """Below this probability of going on, a request has outlived its belief, whatever the digits say."""
+
+_AGE_0: IntArray = np.zeros(1, dtype=np.int64)
+_NO_MASS: FloatArray = np.zeros(1)
 
 SAME = 0.01
 """Two entries whose index and growth differ relatively by less are one."""
@@ -30,8 +33,9 @@ def index_table(  # noqa: PLR0913 - all by name
     horizon_tokens: int,
     refresh_tokens: int | None = None,
     patience_s: float | None = None,
+    index: IndexRule = "gittins",
 ) -> IndexTable:
-    """Gittins index and expected growth of a request by its attained tokens.
+    """Index and expected growth of a request by its attained tokens.
 
     ``horizon_tokens`` bounds the growth that is counted.
     ``refresh_tokens`` makes the index change only at its multiples, as in the paper; None: at every edge of the belief.
@@ -40,7 +44,7 @@ def index_table(  # noqa: PLR0913 - all by name
     ages, mass = _ages(belief, request.max_tokens, refresh_tokens)
     price_s = cost.total_s(request.prompt_tokens, ages)
     alive = survival_beyond(mass) > OUTLIVED
-    index_s = gittins_index(price_s, mass)
+    index_s = (gittins_index if index == "gittins" else mean_remaining)(price_s, mass)
     index_s = np.where(alive, index_s, _outlived_index_s(request, cost, ages, index_s[alive].max()))
     growth = np.where(alive, _growth_tokens(ages, mass, horizon_tokens), ages)
     growth = np.minimum(growth, np.minimum(request.max_tokens - ages, horizon_tokens))
@@ -70,9 +74,12 @@ def _ages(belief: LengthDistribution, max_tokens: int, refresh_tokens: int | Non
         doubled *= 2
     if refresh_tokens is not None:
         extra.extend(range(refresh_tokens, max_tokens, refresh_tokens))
+    if refresh_tokens is None and lengths[0] > 0:
+        ages = np.concatenate((_AGE_0, lengths, np.array(extra[1:], dtype=np.int64)))
+        return ages, np.concatenate((_NO_MASS, belief.mass, np.zeros(len(extra) - 1)))
     ages = np.union1d(lengths, extra)
     mass = np.zeros(ages.size)
-    mass[np.searchsorted(ages, lengths)] = belief.mass
+    mass[ages.searchsorted(lengths)] = belief.mass
     return ages, mass
 
 
@@ -89,7 +96,7 @@ def _growth_tokens(ages: IntArray, mass: FloatArray, horizon_tokens: int) -> Flo
     """E[min(length - age, horizon)] of what has outlived each age; 0 where nothing has."""
     survival = survival_beyond(mass)
     tokens_beyond = survival_beyond(mass * ages)
-    within = np.searchsorted(ages, ages + horizon_tokens, side="right") - 1
+    within = ages.searchsorted(ages + horizon_tokens, side="right") - 1
     ending = survival - survival[within]
     expected = tokens_beyond - tokens_beyond[within] - ages * ending + horizon_tokens * survival[within]
     growth: FloatArray = np.divide(expected, survival, out=np.zeros(ages.size), where=survival > 0.0)
@@ -99,13 +106,16 @@ def _growth_tokens(ages: IntArray, mass: FloatArray, horizon_tokens: int) -> Flo
 def _compact(request_id: str | None, ages: IntArray, index_s: FloatArray, growth: FloatArray) -> IndexTable:
     """Publish an entry only where it differs from the one that holds before it."""
     assert np.isfinite(index_s).all(), "an index must be a number"
+    assert index_s.min() >= 0.0, "what is still to come costs something"
     kept: list[tuple[int, float, float]] = []
-    for age, index, grows in zip(ages.tolist(), index_s.tolist(), growth.tolist(), strict=True):
-        if not kept or _differs(index, kept[-1][1]) or _differs(grows, kept[-1][2]):
-            kept.append((age, index, grows))
+    last, last_growth = -1.0, -1.0
+    for entry in zip(ages.tolist(), index_s.tolist(), growth.tolist(), strict=True):
+        _, index, grows = entry
+        # Written out, because it is done a hundred times for each decision.
+        if (index - last > SAME * index if index > last else last - index > SAME * last) or (
+            grows - last_growth > SAME * grows if grows > last_growth else last_growth - grows > SAME * last_growth
+        ):
+            kept.append(entry)
+            last, last_growth = index, grows
     attained, indices, growths = zip(*kept, strict=True)
     return IndexTable(request_id=request_id, attained_tokens=attained, index_s=indices, growth_tokens=growths)
-
-
-def _differs(value: float, before: float) -> bool:
-    return abs(value - before) > SAME * max(abs(value), abs(before))

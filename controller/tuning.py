@@ -7,8 +7,10 @@ It never changes the order by surprise: both numbers move in small steps, betwee
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass, field
 
+import numpy as np
 from msgspec import structs
 
 from controller.policy import Tuning
@@ -38,6 +40,8 @@ class TuningLimits:
     fewest_answers: int = 100
     time_scale_change: float = 1.25
     """The boost follows when the time scale has moved by this factor."""
+    tail_answers: int = 1000
+    """Latest answers of which the slowest hundredth is looked for, once there are a fifth as many."""
 
 
 @dataclass(slots=True)
@@ -161,6 +165,30 @@ class BoostTuner:
         return f"boost {wanted_per_s:.3g}/s: answers run for {service_s:.1f} s"
 
 
+class TailWatch:
+    """How long the slowest hundredth of the latest answers took from arrival to end.
+
+    Looked up on the slow tick, because it takes a look at every answer.
+    """
+
+    def __init__(self, limits: TuningLimits | None = None) -> None:
+        self.p99_s: float | None = None
+        """Seconds; None while too few answers are known."""
+        answers = (limits or TuningLimits()).tail_answers
+        self._latest_s: deque[float] = deque(maxlen=answers)
+        self._fewest = answers // 5
+
+    def take(self, finished: Finished) -> None:
+        """Take the end of an answer into account, if it came to its own end."""
+        if finished.reason in {"stop", "length"}:
+            self._latest_s.append(max(0.0, finished.time_s - finished.arrival_s))
+
+    def look(self) -> None:
+        """Form the figure anew."""
+        if len(self._latest_s) >= self._fewest:
+            self.p99_s = float(np.percentile(self._latest_s, 99))
+
+
 class RecomputePrice:
     """What a computed token that is lost will cost: the time of prefilling it, unless the prefix cache still has it.
 
@@ -206,6 +234,7 @@ class EngineTuning:
     limits: TuningLimits = field(default_factory=TuningLimits)
     prices: StepPrices = field(default_factory=StepPrices)
     service: BoostTuner = field(init=False)
+    tail: TailWatch = field(init=False)
     recompute: RecomputePrice = field(default_factory=RecomputePrice)
     _gate: GateTuner | None = field(init=False, default=None)
     _next_s: float = field(init=False, default=-math.inf)
@@ -214,6 +243,7 @@ class EngineTuning:
         tuning = self.tuning
         scale = tuning.boost_scale if tuning and tuning.boost_scale else 1.0
         start_per_s = tuning.boost_per_s if tuning and tuning.boost_per_s else scale
+        self.tail = TailWatch(self.limits)
         self.service = BoostTuner(scale=scale, boost_per_s=start_per_s, limits=self.limits)
         if tuning is not None and tuning.gate_exchange is not None:
             self._gate = GateTuner(exchange=tuning.gate_exchange, limits=self.limits)
@@ -228,6 +258,7 @@ class EngineTuning:
     def take(self, finished: Finished) -> None:
         """Take the end of an answer into account."""
         self.service.take(finished)
+        self.tail.take(finished)
 
     def due(self, now_s: float) -> list[str]:
         """On the slow tick: move what the evidence asks to move; the reasons, none when nothing moved."""
@@ -235,6 +266,7 @@ class EngineTuning:
             return []
         self._next_s = now_s + self.limits.interval_s
         self.prices.fit()
+        self.tail.look()
         reasons = [self._gate.move() if self._gate else None]
         if self.tuning is not None and self.tuning.boost_scale is not None:
             reasons.append(self.service.move())

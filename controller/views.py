@@ -30,6 +30,7 @@ SNAPSHOT_COLUMNS = (
     "steps",
     "preemptions",
     "recomputed_tokens",
+    "overdue",
 )
 
 
@@ -116,6 +117,11 @@ def finished_row(view: FinishedView) -> dict[str, Any]:
         "ttlt_s": fact.time_s - fact.arrival_s,
         "output_tokens": fact.output_tokens,
         "reason": fact.reason,
+        "prompt_tokens": fact.prompt_tokens,
+        "max_tokens": fact.max_tokens,
+        "queue_s": None if fact.scheduled_s is None else fact.scheduled_s - fact.arrival_s,
+        "priority": view.priority,
+        "tenant": view.tenant,
         "cluster": view.cluster,
         "p10_tokens": view.quantile_tokens(0.1),
         "p50_tokens": view.quantile_tokens(0.5),

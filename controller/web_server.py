@@ -14,6 +14,8 @@ from store.errors import ConfigError
 STOP_S = 3.0
 CONNECTIONS = 256
 """Requests answered at a time; more get 503."""
+HEADER_BYTES = 16 << 10
+"""Longest request line and headers; more get 400."""
 BACKLOG = 128
 """Connections that wait until the server starts: from the first moment nobody else can take the port."""
 
@@ -40,6 +42,9 @@ class WebServer:
             api,
             log_config=None,
             access_log=False,
+            http="h11",
+            h11_max_incomplete_event_size=HEADER_BYTES,
+            server_header=False,
             lifespan="off",
             limit_concurrency=CONNECTIONS,
             timeout_keep_alive=5,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from controller.ablations import ABLATION_NAMES, without
 from controller.cost import hybrid_cost
-from controller.policies import GittinsPolicy, Schedule
+from controller.policies import IndexPolicy, Schedule
 from controller.policy import EngineFacts, RequestFacts
 from controller.rivals import BenchContext, bench_learner, bench_policy, is_ours
 from online_learning.distribution import LengthDistribution, log_grid
@@ -20,20 +20,22 @@ from store.records import Gate, Preemption
 
 ENGINE = EngineFacts(kv_tokens=24_000, block_size_tokens=16, max_num_seqs=1024, base_s=0.033, prefill_token_s=1.4e-4)
 REQUEST = RequestFacts(request_id="r", prompt_tokens=300, max_tokens=2000)
-WHOLE = GittinsPolicy(
-    name="sage", cost=hybrid_cost, gate=Gate(horizon_tokens=32), boost_per_s=0.01, preemption=Preemption(token_s=1e-4)
+WHOLE = IndexPolicy(
+    name="sage",
+    cost=hybrid_cost,
+    index="mean",
+    gate=Gate(horizon_tokens=32),
+    boost_per_s=0.01,
+    preemption=Preemption(token_s=1e-4),
 )
 GRID = log_grid(2000)
 
 
 @given(weights=st.lists(st.floats(0.01, 1.0), min_size=GRID.size, max_size=GRID.size))
-def test_without_the_index_the_mean_of_what_is_left_decides(weights: list[float]) -> None:
-    """Against brute force; growth and everything else of the table stay."""
+def test_the_mean_of_what_is_left_is_that_of_brute_force(weights: list[float]) -> None:
+    """With the Gittins index in its place growth and everything else of the table stay."""
     belief = LengthDistribution(GRID, np.array(weights) / sum(weights))
-    whole, found = (
-        policy.assess(REQUEST, belief, ENGINE).table for policy in (WHOLE, without(WHOLE, "sage-without-index"))
-    )
-    assert (found.attained_tokens, found.growth_tokens) == (whole.attained_tokens, whole.growth_tokens)
+    found = WHOLE.assess(REQUEST, belief, ENGINE).table
     price_s = hybrid_cost(ENGINE).total_s(300, GRID)
     for age, index_s in zip(found.attained_tokens, found.index_s, strict=True):
         beyond = age < GRID
@@ -41,6 +43,23 @@ def test_without_the_index_the_mean_of_what_is_left_decides(weights: list[float]
         if belief.mass[beyond].sum() > 1e-6:
             left_s = float((price_s[beyond] - paid_s) @ belief.mass[beyond] / belief.mass[beyond].sum())
             assert index_s == pytest.approx(left_s, rel=1e-5, abs=1e-9)
+    gittins = without(WHOLE, "sage-with-gittins").assess(REQUEST, belief, ENGINE).table
+    held = dict(zip(found.attained_tokens, found.index_s, strict=True))
+    for age, index_s in zip(gittins.attained_tokens, gittins.index_s, strict=True):
+        assert index_s <= held.get(age, np.inf) * (1 + 1e-9), (
+            "it may stop investing, so that it is never above the mean"
+        )
+
+
+def test_without_the_index_arrival_decides() -> None:
+    """All have the same index, and the growth that they had."""
+    belief = LengthDistribution(GRID, np.full(GRID.size, 1.0 / GRID.size))
+    whole, found = (
+        policy.assess(REQUEST, belief, ENGINE).table for policy in (WHOLE, without(WHOLE, "sage-without-index"))
+    )
+    assert (found.attained_tokens, found.growth_tokens) == (whole.attained_tokens, whole.growth_tokens)
+    assert set(found.index_s) == {1.0}
+    assert len(set(whole.index_s)) > 1
 
 
 def test_each_part_is_taken_out_alone() -> None:

@@ -30,7 +30,7 @@ def test_flags_win_over_environment_over_file_over_defaults(tmp_path: Path) -> N
         ({}, {"SAGESCHED_HTTP__PORT": "many"}, ("http.port", "'many'", "environment", "integer")),
         ({"mode": "fast"}, {}, ("mode", "'fast'", "'off', 'shadow' or 'on'")),
         ({"engine": {"lease_s": 0.0}}, {}, ("engine.lease_s", "0.0", "greater than or equal to 0.2")),
-        ({"engine": {"endpoint": "tcp://0.0.0.0:1"}}, {}, ("engine.endpoint", "ipc://")),
+        ({"engine": {"endpoint": "udp://0.0.0.0:1"}}, {}, ("engine.endpoint", "ipc:///", "tcp://HOST:PORT")),
         ({}, {"SAGESCHED_STORE": "x", "SAGESCHED_STORE__PATH": "y"}, ("SAGESCHED_STORE__PATH", "unset one")),
     ],
 )
@@ -49,18 +49,30 @@ def test_an_address_that_others_can_reach_needs_a_token() -> None:
     """Listening beyond loopback without a token is refused with the remedy, and accepted with one."""
     with pytest.raises(ConfigError, match=r"0\.0\.0\.0.*set http\.token"):
         load_config({"http": {"host": "0.0.0.0"}}, environment={})  # noqa: S104 - the point of the test
-    config = load_config({"http": {"host": "0.0.0.0"}}, environment={"SAGESCHED_HTTP__TOKEN": "s3cret"})  # noqa: S104
+    config = load_config({"http": {"host": "0.0.0.0"}}, environment={"SAGESCHED_HTTP__TOKEN": "s3cret-and-long-enough"})  # noqa: S104
     assert config.http.token is not None
-    assert config.http.token.get_secret_value() == "s3cret"
+    assert config.http.token.get_secret_value() == "s3cret-and-long-enough"
 
 
 def test_the_token_is_never_shown() -> None:
     """Neither the printed configuration nor a message about a mistyped key holds the token."""
-    config = load_config({}, environment={"SAGESCHED_HTTP__TOKEN": "s3cret"})
-    assert "s3cret" not in repr(config) + repr(printed(config))
-    with pytest.raises(ConfigError) as caught:
-        load_config({"htp": {"token": "s3cret"}}, environment={})
-    assert "s3cret" not in str(caught.value)
+    config = load_config({}, environment={"SAGESCHED_HTTP__TOKEN": "s3cret-and-long-enough"})
+    assert "s3cret-and-long-enough" not in repr(config) + repr(printed(config))
+    for section, key in (("htp", "token"), ("http", "tokn"), ("http", "secret"), ("store", "password")):
+        with pytest.raises(ConfigError, match="unknown setting") as caught:
+            load_config({section: {key: "s3cret-and-long-enough"}}, environment={})
+        assert "s3cret-and-long-enough" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("host", "token"), [("10.0.0.1", "q7z"), ("127.0.0.1", "no\nheader"), ("::", "tökentökentökentöken")]
+)
+def test_a_token_that_could_be_guessed_or_not_be_sent_is_refused(host: str, token: str) -> None:
+    """Short ones are good for this machine only; the token itself is not repeated."""
+    with pytest.raises(ConfigError, match="token") as caught:
+        load_config({"http": {"host": host, "token": token}}, environment={})
+    assert token not in str(caught.value)
+    assert load_config({"http": {"token": "short"}}, environment={}).http.token is not None
 
 
 @pytest.mark.parametrize("text", ["mode = ", 'mode = "on"\nmode = "off"', "\x00"])

@@ -1,27 +1,21 @@
 """The brain and the agent together, over a link that a test can break at any moment."""
 
-from collections import Counter, deque
-from dataclasses import dataclass, field
-
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from controller.core import Core, CoreConfig
 from controller.policies import policy_named
-from engine_adapter.agent import Agent, View
+from online_learning.distribution import LengthDistribution
 from online_learning.learner import ClusterLearner
 from online_learning.prompt import Features, LengthLearner, Observation, Prompt
 from store.records import (
+    Acknowledged,
     Arrived,
-    ControllerMessage,
     Decision,
-    EngineMessage,
     EngineSeen,
-    Entry,
     Facts,
     Finished,
+    Heartbeat,
     Hello,
     IndexTable,
     Outcome,
@@ -105,6 +99,40 @@ def test_a_batch_that_comes_twice_counts_once() -> None:
     assert brain.counts.completions == 1
 
 
+def test_batches_are_taken_in_their_order() -> None:
+    """One that overtook another is left for later, unless the engine says that the other is no more."""
+    brain = core()
+    brain.take(b"x", HELLO, 0.0)
+    brain.drain_entries()
+    second = Facts(batch=2, facts=(arrived("b"),), oldest=1)
+    assert brain.take(b"x", second, 0.1) == []
+    assert brain.drain_entries() == []
+    assert brain.counts.early_batches == 1
+    brain.take(b"x", Facts(batch=1, facts=(arrived("a"),), oldest=1), 0.2)
+    brain.take(b"x", second, 0.3)
+    brain.take(b"x", Facts(batch=9, facts=(arrived("i"),), oldest=9), 0.4)
+    assert [entry.batch for entry in brain.drain_entries() if entry.batch is not None] == [1, 2, 9]
+
+
+def test_a_batch_that_is_durable_is_acknowledged_again() -> None:
+    """Its engine tells it again because the acknowledgement was lost."""
+    brain = core()
+    brain.take(b"x", HELLO, 0.0)
+    facts = Facts(batch=1, facts=(arrived("a"),))
+    brain.take(b"x", facts, 0.1)
+    assert brain.take(b"x", facts, 0.2) == []
+    brain.acknowledge("s", 1)
+    assert brain.take(b"x", facts, 0.3) == [(b"x", Acknowledged(batch=1))]
+
+
+def test_heartbeats_repeat_the_settings() -> None:
+    """Whoever missed a change of the settings has them with the next heartbeat."""
+    brain = core()
+    brain.take(b"x", HELLO, 0.0)
+    beats = [message for _, message in brain.tick(10.0) if isinstance(message, Heartbeat)]
+    assert [beat.settings for beat in beats] == [brain.settings]
+
+
 class BrokenLearner(ClusterLearner):
     """Raises on every prompt, as a learner with a fault would."""
 
@@ -120,6 +148,46 @@ def test_a_failing_learner_loses_no_fact() -> None:
     with pytest.raises(ArithmeticError):
         brain.take(b"x", Facts(batch=1, facts=(arrived("a"), finished("a"), arrived("b"))), 0.1)
     assert [entry.batch for entry in brain.drain_entries()] == [1, 1, 1]
+
+
+class ChokingLearner(ClusterLearner):
+    """Raises on the first prompt only."""
+
+    choked = False
+
+    def features(self, prompt: Prompt) -> Features:
+        if not self.choked:
+            self.choked = True
+            raise ArithmeticError
+        return super().features(prompt)
+
+
+def test_a_fact_that_fails_costs_the_others_nothing() -> None:
+    """What came behind it in its batch is predicted, learnt and forgotten as ever."""
+    brain = core(learner=ChokingLearner())
+    brain.take(b"x", HELLO, 0.0)
+    with pytest.raises(ArithmeticError):
+        brain.take(b"x", Facts(batch=1, facts=(arrived("a"), arrived("b"), arrived("c"), finished("b"))), 0.1)
+    assert brain.unhandled == 3
+    tables = [message for _, message in brain.proceed(0.1) if isinstance(message, IndexTable)]
+    assert [table.request_id for table in tables] == ["b", "c"]
+    assert brain.counts.completions == 1
+    assert list(brain.sessions[0].requests) == ["c"]
+
+
+class PriorlessLearner(ClusterLearner):
+    """Has no prior to give."""
+
+    def prior(self, model: str) -> LengthDistribution:
+        raise ArithmeticError(model)
+
+
+def test_an_engine_is_welcomed_by_a_brain_that_fails() -> None:
+    """Welcome and settings reach an engine whose prior cannot be formed, so that its facts are taken."""
+    brain = core(learner=PriorlessLearner())
+    with pytest.raises(ArithmeticError):
+        brain.take(b"x", HELLO, 0.0)
+    assert [type(message).__name__ for _, message in brain.proceed(0.0)] == ["Welcome", "Settings"]
 
 
 def test_an_answer_that_was_cut_is_a_lower_bound() -> None:
@@ -186,99 +254,3 @@ def test_an_engine_that_goes_is_recorded_and_forgotten() -> None:
     assert brain.sessions == []
     brain.take(b"x", Facts(batch=1, facts=()), 101.0)
     assert brain.counts.strangers == 1
-
-
-@dataclass
-class World:
-    """An engine's agent and a controller with a history, joined by a link that loses what is under way at a crash."""
-
-    to_controller: deque[EngineMessage] = field(default_factory=deque)
-    to_engine: deque[ControllerMessage] = field(default_factory=deque)
-    now_s: float = 0.0
-    history: list[Entry] = field(default_factory=list)
-    unwritten: list[Entry] = field(default_factory=list)
-    unfinished: list[str] = field(default_factory=list)
-    begun: int = 0
-    connection: int = 0
-
-    def __post_init__(self) -> None:
-        self.agent = Agent(hello=HELLO, link=self)
-        self.brain = core()
-
-    def send(self, message: EngineMessage) -> bool:
-        if len(self.to_controller) >= 5:
-            return False
-        self.to_controller.append(message)
-        return True
-
-    def receive(self) -> list[ControllerMessage]:
-        received = list(self.to_engine)
-        self.to_engine.clear()
-        return received
-
-    def close(self) -> None:
-        raise AssertionError
-
-    def arrive(self) -> None:
-        name = str(self.begun)
-        self.begun += 1
-        self.unfinished.append(name)
-        self.agent.arrived(arrived(name))
-
-    def finish(self) -> None:
-        if self.unfinished:
-            self.agent.finished(finished(self.unfinished.pop(0)))
-
-    def poll(self) -> None:
-        self.agent.poll(self.now_s)
-        if self.agent.snapshot_due(self.now_s):
-            self.agent.report(self.now_s, View(kv_blocks_used=0, waiting=0, running=0, queue=(), running_requests=()))
-
-    def deliver(self) -> None:
-        name = str(self.connection).encode()
-        while self.to_controller:
-            self.to_engine.extend(m for _, m in self.brain.take(name, self.to_controller.popleft(), self.now_s))
-        self.to_engine.extend(m for _, m in self.brain.tick(self.now_s))
-        self.unwritten.extend(self.brain.drain_entries())
-
-    def commit(self) -> None:
-        self.history.extend(self.unwritten)
-        batches = [entry.batch for entry in self.unwritten if entry.batch is not None]
-        self.unwritten.clear()
-        if batches:
-            self.to_engine.extend(m for _, m in self.brain.acknowledge("s", max(batches)))
-
-    def crash(self) -> None:
-        self.unwritten.clear()
-        self.to_controller.clear()
-        self.to_engine.clear()
-        self.connection += 1
-        batches = [entry.batch for entry in self.history if entry.batch is not None]
-        self.brain = core({"s": max(batches)} if batches else None)
-
-    def settle(self) -> None:
-        for _ in range(60):
-            self.now_s += 0.5
-            self.poll()
-            self.deliver()
-            self.commit()
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.lists(st.sampled_from(["arrive", "finish", "poll", "deliver", "commit", "crash"]), max_size=60))
-def test_every_fact_is_in_the_history_once_whatever_happens(moves: list[str]) -> None:
-    """Crashes, full links and lost messages neither lose nor double a fact, and every unfinished request is known."""
-    world = World()
-    for move in moves:
-        world.now_s += 0.3
-        getattr(world, move)()
-    world.settle()
-    facts = [entry.record for entry in world.history if entry.batch is not None]
-    arrivals = Counter(fact.request_id for fact in facts if isinstance(fact, Arrived) and not fact.resent)
-    ends = Counter(fact.request_id for fact in facts if isinstance(fact, Finished))
-    everybody = {str(number) for number in range(world.begun)}
-    assert arrivals == dict.fromkeys(everybody, 1)
-    assert ends == dict.fromkeys(everybody - set(world.unfinished), 1)
-    [session] = world.brain.sessions
-    assert set(session.requests) == set(world.unfinished)
-    assert world.agent.mode(world.now_s) == "on"

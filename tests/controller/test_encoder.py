@@ -14,6 +14,8 @@ import pytest
 from controller.config import load_config
 from controller.doctor import examine
 from controller.encoder import Encoder, check_encoder, load_encoder
+from controller.live import Live
+from controller.metrics import Metrics
 from online_learning.semantic import Embedding
 from store.errors import ConfigError
 from store.reader import learning_history, open_history
@@ -101,6 +103,12 @@ def test_what_finds_no_room_is_dropped_and_counted() -> None:
     gate.set()
     _wait(lambda: encoder.encoded + encoder.dropped == 100)
     encoder.stop()
+    metrics = Metrics(Live())
+    assert "sagesched_encoder_dropped_total 0.0" in metrics.page().decode()
+    metrics.watch_encoder(encoder)
+    page = metrics.page().decode()
+    assert f"sagesched_encoder_dropped_total {float(encoder.dropped)}" in page
+    assert f"sagesched_encoder_encoded_total {float(encoder.encoded)}" in page
 
 
 def test_an_encoder_that_fails_is_counted_and_goes_on() -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from controller.live import EngineView, Picture, RequestView, queue_rows
 from online_learning.distribution import LengthDistribution
@@ -92,15 +93,20 @@ def _picture(views: list[RequestView], *, running: list[str], queue: list[str]) 
 def test_the_queue_shows_what_the_engine_reported_then_what_it_did_not(
     queue: list[str], running: set[str], limit: int
 ) -> None:
-    """Waiting requests come in the engine's own order, those it did not name after them, running ones last."""
+    """Waiting requests come in the engine's own order, those it did not name after them, running ones last.
+
+    A long queue leaves the running ones half of the rows.
+    """
     unnamed = [_view("late", index_s=2.0), _view("early", index_s=1.0), _view("urgent", index_s=5.0, priority=-1)]
     views = [*unnamed, *(_view(f"q{n}") for n in range(5)), *(_view(name) for name in sorted(running))]
     picture = _picture(views, running=sorted(running), queue=queue)
     rows = queue_rows(picture, engine_id="e", limit=limit)
-    expected = [*queue, "urgent", "early", "late", *sorted(running)]
-    assert [row["request_id"] for row in rows] == expected[:limit]
+    waiting = [*queue, "urgent", "early", "late"][: limit - min(len(running), limit // 2)]
+    served = sorted(running)[: limit - len(waiting)]
+    assert [row["request_id"] for row in rows] == waiting + served
     assert [row["position"] for row in rows] == list(range(len(rows)))
-    assert [row["state"] for row in rows] == (["waiting"] * 8 + ["running"] * len(running))[:limit]
+    assert [row["state"] for row in rows] == ["waiting"] * len(waiting) + ["running"] * len(served)
+    assert len(rows) == min(limit, 8 + len(running))
     assert queue_rows(picture, engine_id="another", limit=limit) == []
 
 
@@ -111,3 +117,12 @@ def test_a_row_follows_the_attained_tokens() -> None:
     assert row["index_s"] == 9.0
     assert row["expected_remaining_tokens"] == pytest.approx(80.0)
     assert (row["p50_tokens"], row["p90_tokens"], row["age_s"], row["cluster"]) == (10, 100, 5.0, 3)
+    assert row["patience_left_s"] is None
+
+
+def test_a_row_says_how_long_its_patience_lasts() -> None:
+    """Counted from its arrival; below zero once it is over."""
+    view = _view("r")
+    patient = structs.replace(view, table=structs.replace(view.table, patience_s=2.0))
+    row = queue_rows(_picture([patient], running=[], queue=["r"]), engine_id=None, limit=1)[0]
+    assert row["patience_left_s"] == pytest.approx(2.0 - 5.0)

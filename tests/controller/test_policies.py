@@ -57,7 +57,10 @@ def test_a_fixed_boost_and_gate_are_left_alone(objective: Objective) -> None:
 
 
 def test_patience_grows_with_the_answer_and_the_traffic() -> None:
-    """The bound is so many times the mean time that answers run and the request's own expected time; the prior has none."""
+    """The bound is so many times the mean time that answers run and the request's own expected time.
+
+    The prior has one too: a request whose own table is lost must not wait for ever.
+    """
     policy = Schedule(patience=10.0).policy()
     own_s = belief().mean_tokens * ENGINE.base_s
     alone = policy.assess(REQUEST, belief(), ENGINE).table.patience_s
@@ -66,7 +69,25 @@ def test_patience_grows_with_the_answer_and_the_traffic() -> None:
     assert among == pytest.approx(10.0 * (50.0 + own_s))
     assert Schedule(patience=None).policy().assess(REQUEST, belief(), ENGINE).table.patience_s is None
     prior = RequestFacts(request_id=None, prompt_tokens=256, max_tokens=8192)
-    assert policy.assess(prior, belief(), ENGINE).table.patience_s is None
+    assert policy.assess(prior, belief(), ENGINE).table.patience_s == alone
+
+
+def test_who_may_end_among_the_slowest_is_passed_no_more() -> None:
+    """What is left of the latest 99th percentile after the request's own expected time, where the bound is not nearer."""
+    own_s = belief().mean_tokens * ENGINE.base_s
+    engine = replace(ENGINE, service_s=20.0, tail_s=own_s + 30.0)
+    policy = Schedule(objective="balanced", patience=10.0).policy()
+    assert policy.deadline == 1.0
+    assert policy.assess(REQUEST, belief(), engine).table.patience_s == pytest.approx(30.0)
+    late = replace(engine, tail_s=own_s / 2)
+    assert policy.assess(REQUEST, belief(), late).table.patience_s == 0.0
+    behind_a_queue = policy.assess(REQUEST, belief(), replace(late, queue_s=12.0)).table.patience_s
+    assert behind_a_queue == 12.0, "the order of arrival would have made it wait for so long too"
+    bound_s = Schedule(patience=0.5).policy().assess(REQUEST, belief(), engine).table.patience_s
+    assert bound_s == pytest.approx(0.5 * (20.0 + own_s))
+    for never in (Schedule(objective="mean"), Schedule(deadline=0.0)):
+        unhurried = never.policy().assess(REQUEST, belief(), engine).table.patience_s
+        assert unhurried == pytest.approx(10.0 * (20.0 + own_s))
 
 
 def test_the_paper_s_index_changes_at_bucket_borders_only() -> None:

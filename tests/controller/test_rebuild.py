@@ -16,8 +16,8 @@ from engine_adapter.tokens import token_ids
 from online_learning.clusters import ClusterSettings
 from online_learning.learner import ClusterLearner, GlobalLearner, LearnerSettings
 from online_learning.mixture import MixtureLearner, MixtureSettings
-from online_learning.prompt import Features, LengthLearner, Prompt
-from store.reader import learning_history
+from online_learning.prompt import Drift, Features, LengthLearner, Observation, Prompt
+from store.reader import learning_history, open_history
 from store.records import Arrived, Facts, Finished, FinishReason, Hello
 from store.writer import HistoryWriter
 
@@ -126,8 +126,25 @@ def test_beliefs_after_a_restart_are_those_of_a_process_that_never_stopped(
     with HistoryWriter(tmp_path) as writer:
         Life(brain(living), writer).serve(prompts(ANSWERS))
     again = new()
-    assert rebuild(brain(again), tmp_path, 100_000) == ANSWERS
+    core = brain(again)
+    core.drain_entries()
+    assert rebuild(core, tmp_path, 100_000) == ANSWERS
     assert_same(living, again)
+    assert core.drain_entries() == [], "what was recorded before is not recorded again"
+
+
+def test_clusters_that_come_and_go_are_recorded(tmp_path: Path) -> None:
+    """Those that were formed for the time being are there for a while, and gone once those for good are formed."""
+    with HistoryWriter(tmp_path) as writer:
+        Life(brain(fresh_mixture()), writer).serve(prompts(450))
+    with open_history(tmp_path) as history:
+        retired, kinds, sessions = history.execute(
+            "SELECT count(*) FILTER (kind = 'retired' AND other_cluster IS NULL), list(DISTINCT kind),"
+            " list(DISTINCT session_id) FROM cluster_changes"
+        ).fetchall()[0]
+    assert retired > 10
+    assert set(kinds) <= {"born", "split", "merged", "retired"}
+    assert set(sessions) <= {hello(model).session_id for model in MODELS}
 
 
 def test_a_second_restart_goes_on_where_the_first_left_off(tmp_path: Path) -> None:
@@ -174,3 +191,38 @@ def test_answers_with_features_of_another_release_are_left_out(tmp_path: Path) -
         assert rebuild(core, tmp_path, 100) == 0
         Life(core, writer).serve(prompts(30), first=1_000)
     assert rebuild(brain(fresh()), tmp_path, 100) == 30
+
+
+class _Forgetful(ClusterLearner):
+    """Fails on every tenth answer that it is taught."""
+
+    lessons = 0
+
+    def learn_one(self, features: Features, model: str, observation: Observation) -> list[Drift]:
+        self.lessons += 1
+        if self.lessons % 10 == 0:
+            raise ArithmeticError
+        return super().learn_one(features, model, observation)
+
+
+def test_an_answer_that_cannot_be_learnt_again_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The controller starts without it, says so once, and numbers its answers behind those that the history has."""
+    with HistoryWriter(tmp_path) as writer:
+        Life(brain(fresh()), writer).serve(prompts(30))
+    with HistoryWriter(tmp_path) as writer:
+        core = brain(_Forgetful())
+        assert rebuild(core, tmp_path, 100) == 27
+        Life(core, writer).serve(prompts(9, seed=3), first=30)
+    assert sum("cannot be learnt again" in record.message for record in caplog.records) == 1
+    assert [answer.answer for answer in learning_history(tmp_path, 100)] == list(range(39))
+
+
+def test_answers_that_are_not_learnt_again_keep_their_numbers(tmp_path: Path) -> None:
+    """Also where nothing of the past is learnt again the next answers are numbered behind it."""
+    with HistoryWriter(tmp_path) as writer:
+        Life(brain(fresh()), writer).serve(prompts(5))
+    with HistoryWriter(tmp_path) as writer:
+        core = brain(fresh())
+        assert rebuild(core, tmp_path, 0) == 0
+        Life(core, writer).serve(prompts(3, seed=3), first=5)
+    assert [answer.answer for answer in learning_history(tmp_path, 100)] == list(range(8))

@@ -11,7 +11,7 @@ from msgspec import structs
 
 from controller.policy import Tuning
 from controller.step_prices import DEFAULT_PREFILL_TOKEN_S, StepPrices
-from controller.tuning import BoostTuner, EngineTuning, GateTuner, RecomputePrice, TuningLimits
+from controller.tuning import BoostTuner, EngineTuning, GateTuner, RecomputePrice, TailWatch, TuningLimits
 from store.records import Finished, Gate, Preempted, Preemption, Settings, Snapshot
 
 LIMITS = TuningLimits()
@@ -217,3 +217,20 @@ def test_the_price_goes_into_the_settings_of_a_policy_that_preempts() -> None:
     assert "a lost token costs" in reason
     priced = preempts.applied(settings).preemption
     assert priced == Preemption(token_s=DEFAULT_PREFILL_TOKEN_S, hysteresis=0.5)
+
+
+def test_the_tail_is_that_of_the_latest_answers() -> None:
+    """From arrival to end, 5 s of waiting included; old answers and those that somebody cut short do not count."""
+    watch = TailWatch(TuningLimits(tail_answers=100))
+    watch.look()
+    assert watch.p99_s is None
+    for number in range(300):
+        watch.take(finished(number, 90.0 if number < 200 else 10.0))
+        watch.take(structs.replace(finished(number, 500.0), reason="abort"))
+    watch.look()
+    assert watch.p99_s == pytest.approx(15.0)
+    watch.take(finished(300, 40.0))
+    watch.take(finished(301, 40.0))
+    watch.look()
+    assert watch.p99_s is not None
+    assert 15.0 < watch.p99_s <= 45.0

@@ -1,0 +1,80 @@
+"""``POST /api/route``: what a request may expect of each engine of its model, for a router in front of them.
+
+The control loop foresees how long its answer will be; how the engines stand is read from the newest picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+from fastapi import FastAPI, HTTPException, Response
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from controller.commands import Commands, Foresee
+from controller.live import Live
+from controller.outlook import Outlooks
+from store.records import MAX_PROMPT_TOKENS_SENT, Arrived
+
+ANSWER_S = 1.0
+"""How long a router waits for the loop at most; it gives up sooner by itself."""
+
+TokenId = Annotated[int, Field(ge=0, lt=1 << 32)]
+
+
+class Route(BaseModel):
+    """Body of ``POST /api/route``."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    model: str = Field(min_length=1, max_length=1000)
+    prompt_tokens: int = Field(ge=1, le=10_000_000)
+    max_tokens: int = Field(ge=1, le=10_000_000)
+    token_ids: list[TokenId] | None = Field(default=None, max_length=MAX_PROMPT_TOKENS_SENT)
+    temperature: float = Field(default=1.0, ge=0.0, le=100.0)
+    tenant: str | None = Field(default=None, max_length=1000)
+
+    @model_validator(mode="after")
+    def _check_length(self) -> Route:
+        if len(self.token_ids or ()) > self.prompt_tokens:
+            raise ValueError("token_ids are more than prompt_tokens: send the prompt, or its head and tail")
+        return self
+
+    def arrived(self, now_s: float) -> Arrived:
+        """The request as an engine would tell of it."""
+        return Arrived(
+            request_id="route",
+            arrival_s=now_s,
+            prompt_tokens=self.prompt_tokens,
+            token_ids=np.asarray(self.token_ids or [], dtype="<u4").tobytes(),
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+            tenant=self.tenant,
+        )
+
+
+def add_route(api: FastAPI, live: Live, commands: Commands, clock: Callable[[], float], guard: Any) -> None:  # noqa: ANN401 - FastAPI's own marker
+    """Add the address."""
+    outlooks = Outlooks()
+
+    @api.post("/api/route", tags=["control"], dependencies=[guard])
+    def route(order: Route) -> Response:
+        """What a request may expect of each connected engine of its model: wait, run, cost, memory; changes nothing."""
+        picture = live.picture
+        question = Foresee(order.model, order.arrived(clock()))
+        if picture is None or not commands.ask(question):
+            raise _unavailable("the controller is starting, or too many routers ask at once")
+        try:
+            foreseen = question.answer.result(timeout=ANSWER_S)
+        except FutureTimeoutError:
+            question.answer.cancel()
+            raise _unavailable(f"the control loop did not answer within {ANSWER_S:g} s") from None
+        forecast = outlooks.forecast(picture, foreseen, order.prompt_tokens)
+        return Response(msgspec.json.encode(forecast), media_type="application/json")
+
+
+def _unavailable(what: str) -> HTTPException:
+    return HTTPException(status_code=503, detail={"error": what, "remedy": "route without it, and try again"})

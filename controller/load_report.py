@@ -1,0 +1,91 @@
+"""A load test for people: its figures beside what is asked for, and how they went over time."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from controller.load_test import LoadResult, Window
+
+ROWS = 20
+"""Lines of the course of a run; of a long one every so many windows."""
+
+
+def load_tables(result: LoadResult) -> list[Table]:
+    """The figures, and their course."""
+    return [_figures(result), _course(result)]
+
+
+def _figures(result: LoadResult) -> Table:
+    spec = result.spec
+    load = f"bursts {spec.burst}" if spec.burst is not None else f"{spec.rate_rps:g} requests/s each"
+    table = Table(title=f"{spec.engines} engines, {load}, {spec.seconds:g} s after {spec.warmup_s:g} s of warm-up")
+    table.add_column("figure")
+    table.add_column("measured", justify="right")
+    table.add_column("grows in an hour by", justify="right")
+    rows = [
+        ("arrival to table in the engine, P50 ms", _ms(result.p50_s), _ms(result.slope_per_hour("p50_s"))),
+        ("P99 ms", _ms(result.p99_s), _ms(result.slope_per_hour("p99_s"))),
+        ("longest ms", _ms(result.longest_s), ""),
+        ("requests", str(result.requests), ""),
+        ("messages dropped", str(result.dropped), ""),
+        ("facts not durable at the end", str(result.unacknowledged), ""),
+        ("controller, share of a core", _share(result.mean("cpu_share")), _share(result.slope_per_hour("cpu_share"))),
+        ("its helpers, at lowest priority", _share(result.mean("helpers_share")), ""),
+        ("controller's memory MB", _mb(result.measured[-1].rss_bytes), _mb(result.slope_per_hour("rss_bytes"))),
+        ("history MB", _mb(result.measured[-1].store_bytes), _mb(result.slope_per_hour("store_bytes"))),
+        ("mean prediction ms", _ms(result.predict_s), ""),
+        ("mean turn of the loop ms", _ms(result.turn_s), ""),
+        ("load behind its plan, P99 ms", _ms(result.late_p99_s), ""),
+        ("machine busy, all cores", _share(result.mean("host_share")), ""),
+    ]
+    if spec.watch:
+        watched, alone = (result.mean("cpu_share", watched=seen) for seen in (True, False))
+        rows.append(("a dashboard costs, share of a core", f"{100 * (watched - alone):+.1f} %", ""))
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _course(result: LoadResult) -> Table:
+    table = Table(title="Over time")
+    headings = (
+        "s",
+        "arrivals",
+        "P50 ms",
+        "P99 ms",
+        "longest ms",
+        "core",
+        "machine",
+        "memory MB",
+        "history MB",
+        "no table",
+    )
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    every = -(-len(result.windows) // ROWS)
+    for window in result.windows[::every]:
+        table.add_row(*_cells(window))
+    return table
+
+
+def _cells(window: Window) -> tuple[str, ...]:
+    return (
+        f"{window.time_s:.0f}",
+        str(window.arrivals),
+        *(_ms(window.p50_s), _ms(window.p99_s), _ms(window.longest_s)),
+        *(_share(window.cpu_share), _share(window.host_share)),
+        *(_mb(window.rss_bytes), _mb(window.store_bytes)),
+        str(window.without_table),
+    )
+
+
+def _ms(seconds: float | None) -> str:
+    return "" if seconds is None else f"{1e3 * seconds:.2f}"
+
+
+def _share(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _mb(size_bytes: float) -> str:
+    return f"{size_bytes / 1e6:.1f}"

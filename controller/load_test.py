@@ -1,0 +1,354 @@
+"""What a controller bears: many simulated engines load a real one, from other processes and over real sockets.
+
+The controller is a `serve` of its own with a history of its own; the engines are fleets
+(`engine_adapter.fleet`). Latency is taken where it matters, in the engine: from the moment that a request arrives there
+until its index table is there. Everything is measured in windows, so that a long run shows what grows.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from controller.api_client import ApiClient
+from controller.load_samples import Sample, Watcher, take_sample
+from controller.processes import Child, Children, free_port
+from engine_adapter.latencies import Latencies
+from store.errors import ConfigError, EngineError, SageError
+
+Clock: TypeAlias = Callable[[], float]
+Pause: TypeAlias = Callable[[float], object]
+Progress: TypeAlias = Callable[[int], None]
+
+READY_S = 60.0
+CONNECT_S = 4.0
+"""Between the start of the fleets and the first request: Python takes its time to start."""
+
+FAREWELL_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadSpec:
+    """The load; checked when it is made, raises `ConfigError`."""
+
+    engines: int = 64
+    rate_rps: float = 8.0
+    """Requests per second and engine."""
+    burst: str | None = None
+    """``REQUESTS/RATE/SECONDS`` in place of the rate, as of `engine_adapter.fleet`."""
+    seconds: float = 60.0
+    """Measured time."""
+    warmup_s: float = 30.0
+    """Time before, in which the learner forms its first beliefs and requests come to their ends."""
+    window_s: float = 5.0
+    fleets: int = 2
+    """Processes that the engines are spread over."""
+    token_s: float = 0.03
+    max_running: int = 256
+    retention_gb: float = 20.0
+    watch: bool = False
+    """Whether a dashboard's questions are asked in every other window."""
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        for name, number in (("engines", self.engines), ("fleets", self.fleets)):
+            if not 1 <= number <= 1024:
+                raise ConfigError(f"{name} is {number}: give 1 to 1024")
+        for name, value in (("rate", self.rate_rps), ("seconds", self.seconds), ("window", self.window_s)):
+            if not 0.0 < value < math.inf:
+                raise ConfigError(f"{name} is {value}: give a positive number")
+        if not 0.0 <= self.warmup_s < math.inf:
+            raise ConfigError(f"warmup is {self.warmup_s}: give 0 or more seconds")
+        if self.seconds < 2 * self.window_s:
+            raise ConfigError(f"seconds is {self.seconds:g}: give two windows of {self.window_s:g} s or more")
+
+    @property
+    def windows(self) -> int:
+        """How many windows are looked at, those of the warm-up too."""
+        return round((self.warmup_s + self.seconds) / self.window_s)
+
+    @property
+    def warmup_windows(self) -> int:
+        """How many of them do not count."""
+        return round(self.warmup_s / self.window_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """What was measured in a part of the run."""
+
+    time_s: float
+    """Its end, from the first request."""
+    arrivals: int
+    p50_s: float | None
+    p99_s: float | None
+    longest_s: float
+    cpu_share: float
+    """CPU time of the controller's process by time: 1 is a core."""
+    helpers_share: float
+    """The same of the processes that it starts, which run at the lowest priority."""
+    host_share: float
+    """CPU time of everything on the machine, by all its cores' time."""
+    rss_bytes: int
+    store_bytes: int
+    dropped: int
+    """Messages that engines have given up since the start."""
+    without_table: int
+    """Unfinished requests that have none yet."""
+    watched: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadResult:
+    """What came of a load."""
+
+    spec: LoadSpec
+    windows: tuple[Window, ...]
+    """All of them, those of the warm-up first."""
+    requests: int
+    tables: int
+    dropped: int
+    unacknowledged: int
+    """Facts that were not durable when all was over."""
+    p50_s: float | None
+    p99_s: float | None
+    longest_s: float
+    late_p99_s: float
+    """How far the load itself was behind its plan: figures mean nothing where that is much."""
+    predict_s: float
+    """Mean time of a prediction, as the controller measured it."""
+    turn_s: float
+    """Mean time of a turn of its loop."""
+
+    @property
+    def measured(self) -> tuple[Window, ...]:
+        """The windows that count."""
+        return self.windows[self.spec.warmup_windows :]
+
+    def mean(self, name: str, *, watched: bool | None = None) -> float:
+        """Mean of a figure over the windows that count, or over those that a dashboard watched, or did not."""
+        taken = [getattr(window, name) for window in self.measured if watched in {None, window.watched}]
+        return math.fsum(taken) / len(taken) if taken else math.nan
+
+    def slope_per_hour(self, name: str) -> float:
+        """How much a figure grows in an hour: the least-squares line through the windows that count."""
+        points = [(window.time_s / 3600.0, getattr(window, name)) for window in self.measured]
+        known = [(hours, value) for hours, value in points if value is not None]
+        mean_h = math.fsum(hours for hours, _ in known) / max(1, len(known))
+        scatter = math.fsum((hours - mean_h) ** 2 for hours, _ in known)
+        return math.fsum((hours - mean_h) * value for hours, value in known) / scatter if scatter else 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """The figures as plain values."""
+        whole = asdict(self) | {
+            "cpu_share": self.mean("cpu_share"),
+            "helpers_share": self.mean("helpers_share"),
+            "host_share": self.mean("host_share"),
+            "rss_bytes": self.measured[-1].rss_bytes,
+            "store_bytes": self.measured[-1].store_bytes,
+            "rss_bytes_per_hour": self.slope_per_hour("rss_bytes"),
+            "p50_s_per_hour": self.slope_per_hour("p50_s"),
+            "cpu_share_per_hour": self.slope_per_hour("cpu_share"),
+        }
+        if self.spec.watch:
+            whole["dashboard_share"] = self.mean("cpu_share", watched=True) - self.mean("cpu_share", watched=False)
+        return whole
+
+
+def run_load_test(spec: LoadSpec, *, folder: Path, clock: Clock, pause: Pause, progress: Progress) -> LoadResult:
+    """Start a controller and its engines, look on, and end them; ``folder`` keeps history and logs.
+
+    ``progress`` is told how many of ``spec.windows`` are over.
+    """
+    with Children(folder) as children:
+        controller, api = _start_controller(spec, folder, children, clock=clock, pause=pause)
+        start_s = clock() + CONNECT_S
+        fleets = [_start_fleet(spec, number, folder, children, start_s) for number in range(spec.fleets)]
+        with _watcher(spec, api) as watcher:
+            samples = list(_look_on(spec, controller, start_s, folder, children, watcher, clock, pause, progress))
+        said = [_all_said(fleet, clock=clock, pause=pause) for fleet in fleets if fleet is not None]
+        metrics = _means(api)
+        api.close()
+    return _result(spec, start_s, samples, said, metrics)
+
+
+# --- the processes --------------------------------------------------------------------------------
+
+
+def _start_controller(
+    spec: LoadSpec, folder: Path, children: Children, *, clock: Clock, pause: Pause
+) -> tuple[Child, ApiClient]:
+    port = free_port(0)
+    command = [
+        *(sys.executable, "-m", "controller", "serve", "--mode", "on", "--store", str(folder / "history")),
+        *("--endpoint", _endpoint(folder), "--port", str(port)),
+    ]
+    environment = {"OMP_NUM_THREADS": "1", "SAGESCHED_STORE__RETENTION_GB": str(spec.retention_gb)}
+    child = children.start("controller", command, environment=environment)
+    api = ApiClient(f"http://127.0.0.1:{port}")
+    until_s = clock() + READY_S
+    while True:
+        children.check()
+        try:
+            api.get("/healthz")
+        except SageError:
+            if clock() > until_s:
+                raise EngineError(f"the controller does not start:\n{child.last_lines()}") from None
+            pause(0.1)
+        else:
+            return child, api
+
+
+def _start_fleet(spec: LoadSpec, number: int, folder: Path, children: Children, start_s: float) -> Child | None:
+    """One process with its share of the engines; None where there are fewer engines than processes."""
+    first, last = (spec.engines * place // spec.fleets for place in (number, number + 1))
+    if first == last:
+        return None
+    command = [
+        *(sys.executable, "-m", "engine_adapter.fleet", "--endpoint", _endpoint(folder)),
+        *("--engines", str(last - first), "--first", str(first), "--rate", str(spec.rate_rps)),
+        *("--token-s", str(spec.token_s), "--max-running", str(spec.max_running), "--seed", str(spec.seed)),
+        *("--start", repr(start_s), "--window", str(spec.window_s)),
+        # Half a window more, so that the last window is whole.
+        *("--duration", str((spec.windows + 0.5) * spec.window_s)),
+        *(("--burst", spec.burst) if spec.burst is not None else ()),
+    ]
+    return children.start(f"fleet-{number}", command, environment={"OMP_NUM_THREADS": "1"})
+
+
+def _endpoint(folder: Path) -> str:
+    return f"ipc://{folder}/run/engine.sock"
+
+
+@contextmanager
+def _watcher(spec: LoadSpec, api: ApiClient) -> Iterator[Watcher | None]:
+    if not spec.watch:
+        yield None
+        return
+    watcher = Watcher(api.base_url)
+    try:
+        yield watcher
+    finally:
+        watcher.stop()
+
+
+def _look_on(  # noqa: PLR0913, PLR0917 - what is looked at, and the outside world
+    spec: LoadSpec,
+    controller: Child,
+    start_s: float,
+    folder: Path,
+    children: Children,
+    watcher: Watcher | None,
+    clock: Clock,
+    pause: Pause,
+    progress: Progress,
+) -> Iterator[Sample]:
+    """A sample at the start and at the end of every window."""
+    for number in range(spec.windows + 1):
+        pause(max(0.0, start_s + number * spec.window_s - clock()))
+        if number:
+            children.check()
+        yield take_sample(controller.process.pid, folder / "history", clock())
+        progress(number)
+        if watcher is not None:
+            watcher.asks = number % 2 == 0
+
+
+def _all_said(fleet: Child, *, clock: Clock, pause: Pause) -> list[dict[str, Any]]:
+    """The lines of a fleet, once it has ended."""
+    until_s = clock() + FAREWELL_S
+    while fleet.running and clock() < until_s:
+        pause(0.1)
+    lines = fleet.log_path.read_text().splitlines()
+    said = [json.loads(line) for line in lines if line.startswith("{")]
+    if not said or "whole" not in said[-1]:
+        raise EngineError(f"{fleet.name} did not end in order: see {fleet.log_path}\n{fleet.last_lines()}")
+    return said
+
+
+def _means(api: ApiClient) -> dict[str, float]:
+    """Means of the controller's own timings."""
+    page = api.text("/metrics")
+    values = dict(line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
+
+    def mean(name: str) -> float:
+        return float(values[f"sagesched_{name}_sum"]) / max(1.0, float(values[f"sagesched_{name}_count"]))
+
+    return {"predict_s": mean("predict_seconds"), "turn_s": mean("tick_seconds")}
+
+
+# --- the figures ----------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Told:
+    """What all fleets told of one window, or of all that count."""
+
+    taken: Latencies = field(default_factory=Latencies)
+    dropped: int = 0
+    without_table: int = 0
+
+    def add(self, line: dict[str, Any]) -> None:
+        self.taken.merge({int(place): count for place, count in line["counts"].items()}, line["longest_s"])
+        self.dropped += line["dropped"]
+        self.without_table += line["untold"]
+
+
+def _result(
+    spec: LoadSpec,
+    start_s: float,
+    samples: Sequence[Sample],
+    said: Sequence[list[dict[str, Any]]],
+    metrics: dict[str, float],
+) -> LoadResult:
+    told = [_Told() for _ in range(spec.windows)]
+    for lines in said:
+        for line, window in zip(lines, told, strict=False):
+            window.add(line)
+    counted = Latencies()
+    for window in told[spec.warmup_windows :]:
+        counted.merge(window.taken.counts, window.taken.longest_s)
+    wholes = [lines[-1] for lines in said]
+    return LoadResult(
+        spec=spec,
+        windows=tuple(
+            _window(number, start_s, before, after, window, spec)
+            for number, (before, after, window) in enumerate(zip(samples, samples[1:], told, strict=False))
+        ),
+        requests=sum(whole["submitted"] for whole in wholes),
+        tables=sum(whole["tables"] for whole in wholes),
+        dropped=sum(whole["dropped"] for whole in wholes),
+        unacknowledged=sum(whole["unacknowledged"] for whole in wholes),
+        p50_s=counted.quantile_s(0.5),
+        p99_s=counted.quantile_s(0.99),
+        longest_s=counted.longest_s,
+        late_p99_s=max(whole["late_p99_s"] or 0.0 for whole in wholes),
+        **metrics,
+    )
+
+
+def _window(  # noqa: PLR0913, PLR0917 - its samples and what was told of it
+    number: int, start_s: float, before: Sample, after: Sample, told: _Told, spec: LoadSpec
+) -> Window:
+    seconds = after.time_s - before.time_s
+    return Window(
+        time_s=after.time_s - start_s,
+        arrivals=told.taken.count,
+        p50_s=told.taken.quantile_s(0.5),
+        p99_s=told.taken.quantile_s(0.99),
+        longest_s=told.taken.longest_s,
+        cpu_share=(after.cpu_s - before.cpu_s) / seconds,
+        helpers_share=(after.helpers_s - before.helpers_s) / seconds,
+        host_share=(after.host_busy_s - before.host_busy_s) / max(1e-9, after.host_s - before.host_s),
+        rss_bytes=after.rss_bytes,
+        store_bytes=after.store_bytes,
+        dropped=told.dropped,
+        without_table=told.without_table,
+        watched=spec.watch and number % 2 == 0,
+    )

@@ -1,0 +1,174 @@
+"""What a request may expect of each engine: the wait for memory and a place, from what is believed of those before it.
+
+A request starts when the KV memory that it and those before it in the order ask for is free, and a place.
+Running requests give their memory back when they end, the one with the least expected remainder first.
+So the wait is the time until enough of them have ended, each at its expected remainder; requests that do not run yet
+and go before take their costs once all that runs has ended.
+It is an estimate: it leaves out who will come later, and that answers end sooner or later than expected.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from controller.beliefs import Foreseen
+from controller.live import EngineView, Picture, RequestView
+from engine_adapter.routing import EngineForecast, RouteForecast
+
+GROWTH_TOKENS = 32
+"""Growth that admission keeps memory for (the gate's horizon)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """How an engine stands."""
+
+    free_tokens: int
+    """KV memory that nobody holds, less the growth that is kept free for those who run."""
+    free_places: int
+    demand_tokens: int
+    """KV memory held and waited for."""
+    waiting_index_s: tuple[float, ...]
+    """Indices of those that wait, lowest first."""
+    waiting_need_tokens: tuple[int, ...]
+    """KV memory that the first so many of them ask for, from none of them to all."""
+    waiting_cost_s: tuple[float, ...]
+    """Likewise the engine-seconds that they take."""
+    ending_tokens: tuple[float, ...]
+    """Expected remainders of those that run, the least first, in tokens."""
+    freed_tokens: tuple[int, ...]
+    """KV memory that is free again when the first so many of them have ended."""
+
+
+def outlook(
+    *,
+    kv_tokens: int,
+    places: int,
+    running: Iterable[tuple[float, int]],
+    waiting: Iterable[tuple[float, int, float]],
+) -> Outlook:
+    """Put together how an engine stands.
+
+    ``running`` are pairs of expected remaining tokens and KV tokens held;
+    ``waiting`` are triples of index, KV tokens asked for at first, and cost in engine-seconds.
+    """
+    runs = sorted(running)
+    waits = sorted(waiting)
+    held = sum(tokens for _, tokens in runs)
+    growth = sum(min(GROWTH_TOKENS, round(remaining)) for remaining, _ in runs)
+    return Outlook(
+        free_tokens=kv_tokens - held - growth,
+        free_places=places - len(runs),
+        demand_tokens=held + sum(tokens for _, tokens, _ in waits),
+        waiting_index_s=tuple(index_s for index_s, _, _ in waits),
+        waiting_need_tokens=tuple(accumulate((tokens for _, tokens, _ in waits), initial=0)),
+        waiting_cost_s=tuple(accumulate((cost_s for _, _, cost_s in waits), initial=0.0)),
+        ending_tokens=tuple(remaining for remaining, _ in runs),
+        freed_tokens=tuple(
+            accumulate((tokens + min(GROWTH_TOKENS, round(remaining)) for remaining, tokens in runs), initial=0)
+        ),
+    )
+
+
+def expected_wait_s(engine: Outlook, *, index_s: float, need_tokens: int, step_s: float) -> float:
+    """Seconds until a request of this index gets its memory and a place.
+
+    >>> full = outlook(kv_tokens=1000, places=8, running=[(100.0, 400), (50.0, 500)], waiting=[(1.0, 300, 2.0)])
+    >>> [expected_wait_s(full, index_s=index_s, need_tokens=100, step_s=0.1) for index_s in (0.5, 1.5)]
+    [5.0, 5.0]
+    >>> expected_wait_s(full, index_s=1.5, need_tokens=400, step_s=0.1)
+    10.0
+    """
+    ahead = bisect_right(engine.waiting_index_s, index_s)
+    tokens = engine.waiting_need_tokens[ahead] + need_tokens - engine.free_tokens
+    places = ahead + 1 - engine.free_places
+    ended = max(0, places, _enough(engine.freed_tokens, tokens))
+    if ended == 0:
+        return 0.0
+    if ended <= len(engine.ending_tokens):
+        return engine.ending_tokens[ended - 1] * step_s
+    last_s = engine.ending_tokens[-1] * step_s if engine.ending_tokens else 0.0
+    return last_s + engine.waiting_cost_s[ahead]
+
+
+def _enough(freed_tokens: Sequence[int], tokens: int) -> int:
+    """How many must have ended for so much memory to be free; one more than there are where all are not enough."""
+    low, high = 0, len(freed_tokens)
+    while low < high:
+        middle = (low + high) // 2
+        if freed_tokens[middle] >= tokens:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def engine_forecast(engine_id: str, engine: Outlook, kv_tokens: int, request: Foreseen, prompt: int) -> EngineForecast:
+    """What a request of so many prompt tokens may expect of an engine."""
+    need = prompt + min(GROWTH_TOKENS, round(request.mean_tokens))
+    return EngineForecast(
+        engine_id=engine_id,
+        wait_s=expected_wait_s(engine, index_s=request.index_s, need_tokens=need, step_s=request.step_s),
+        run_s=request.mean_tokens * request.step_s,
+        cost_s=request.cost_s,
+        behind=len(engine.waiting_index_s) - bisect_right(engine.waiting_index_s, request.index_s),
+        need_tokens=need,
+        demand_tokens=engine.demand_tokens,
+        kv_tokens=kv_tokens,
+    )
+
+
+class Outlooks:
+    """The outlooks of one picture after the other, each worked out once and only when it is asked for."""
+
+    def __init__(self) -> None:
+        self._of: tuple[Picture, dict[str, Outlook]] | None = None
+
+    def forecast(self, picture: Picture, foreseen: Mapping[str, Foreseen], prompt_tokens: int) -> RouteForecast:
+        """What a request may expect of each connected engine of which something is foreseen, by engine id."""
+        if self._of is None or self._of[0] is not picture:
+            self._of = (picture, {})
+        known = self._of[1]
+        forecasts = []
+        for view in picture.engines:
+            engine_id = view.hello.engine_id
+            if not view.connected or engine_id not in foreseen:
+                continue
+            if engine_id not in known:
+                known[engine_id] = outlook_of(view)
+            forecasts.append(
+                engine_forecast(engine_id, known[engine_id], kv_tokens_of(view), foreseen[engine_id], prompt_tokens)
+            )
+        return RouteForecast(time_s=picture.time_s, engines=tuple(forecasts))
+
+
+def kv_tokens_of(view: EngineView) -> int:
+    """KV memory of an engine."""
+    return view.hello.kv_blocks * view.hello.block_size_tokens
+
+
+def outlook_of(view: EngineView) -> Outlook:
+    """How an engine stands in a picture."""
+    snapshot = view.snapshot
+    running = {request.request_id for request in snapshot.running_requests} if snapshot else set()
+    runs, waits = [], []
+    for request in view.requests:
+        held = request.arrived.prompt_tokens + request.attained_tokens
+        remaining = _remaining_tokens(request)
+        if request.arrived.request_id in running:
+            runs.append((remaining, held))
+        else:
+            waits.append((_index_s(request), held + min(GROWTH_TOKENS, round(remaining)), request.cost_s))
+    return outlook(kv_tokens=kv_tokens_of(view), places=view.hello.max_num_seqs, running=runs, waiting=waits)
+
+
+def _remaining_tokens(request: RequestView) -> float:
+    return max(0.0, request.belief.given(request.attained_tokens).mean_tokens - request.attained_tokens)
+
+
+def _index_s(request: RequestView) -> float:
+    entry = bisect_right(request.table.attained_tokens, request.attained_tokens) - 1
+    return request.table.index_s[entry]

@@ -1,0 +1,260 @@
+"""Routers side by side in virtual time: simulated engines of one model behind one controller, one stream of requests.
+
+Every engine serves in our order and learns with the others, so that what differs is who gets which request:
+in turn, the shorter of two queues by chance, the fewest outstanding requests, or the predicted cost
+(`engine_adapter.routing` on what ``POST /api/route`` would answer, from pictures as old as live ones).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from controller.bench_brain import LEASE_S, RememberedFeatures
+from controller.bench_figures import PolicyFigures, capacity_rps, figures
+from controller.core import Core, CoreConfig
+from controller.live import Live
+from controller.outlook import Outlooks
+from controller.policies import policy_named
+from controller.shared_brain import SharedBrain
+from engine_adapter.arrivals import all_at_zero, arrival_plan
+from engine_adapter.engine import Step, Totals, Work, serve
+from engine_adapter.link import NoLink
+from engine_adapter.lives import packed
+from engine_adapter.profiles import Profile, profile_named
+from engine_adapter.routing import Ledger, Sent, ranked
+from engine_adapter.simulated_engine import SimulatedEngine
+from engine_adapter.simulated_server import faster
+from engine_adapter.workloads import BenchWorks, bench_works, planned_arrivals, with_arrivals
+from online_learning.mixture import MixtureLearner
+from online_learning.prompt import Observation, Prompt
+from store.errors import ConfigError
+from store.records import Arrived
+from store.writer import WriterStats
+
+ROUTERS = ("round-robin", "two-choices", "least-outstanding", "predicted")
+PICTURE_S = 0.25
+"""How old a live picture gets."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterSpec:
+    """What is compared; raises `ConfigError` for settings that make no sense."""
+
+    workload: str = "synthetic"
+    profile: str = "h800-qwen3-32b-24k"
+    speeds: tuple[float, ...] = (1.0, 1.0)
+    """One engine for each, so many times as fast as the profile."""
+    load: float = 1.05
+    """Arrivals relative to what all engines together serve first come, first served."""
+    requests: int = 600
+    """Measured requests for each engine."""
+    warmup: int = 1000
+    arrivals: str = "own"
+    seeds: tuple[int, ...] = (1, 2, 3)
+    routers: tuple[str, ...] = ROUTERS
+
+    def __post_init__(self) -> None:
+        profile_named(self.profile)
+        arrival_plan(self.arrivals)
+        for router in self.routers:
+            if router not in ROUTERS:
+                raise ConfigError(f"unknown router {router!r}: choose of {', '.join(ROUTERS)}")
+        if not 2 <= len(self.speeds) <= 64 or not all(0.01 <= speed <= 100.0 for speed in self.speeds):
+            raise ConfigError(f"speeds are {self.speeds}: give 2 to 64 numbers from 0.01 to 100, such as 1,1,0.5")
+        if not 0.0 < self.load < 100.0:
+            raise ConfigError(f"load is {self.load}: give a share of capacity above 0, such as 1.05")
+        if self.requests < 10 or self.warmup < 0 or not self.seeds or not self.routers:
+            raise ConfigError("give 10 requests or more, 0 of warm-up or more, a seed and a router")
+
+
+@dataclass(frozen=True, slots=True)
+class RouterRun:
+    """One router on one seed."""
+
+    router: str
+    seed: int
+    figures: PolicyFigures
+    shares: tuple[float, ...]
+    """Share of the requests that each engine got."""
+
+
+def run_routers(spec: RouterSpec, *, progress: Callable[[int], None] = lambda _served: None) -> list[RouterRun]:
+    """Every router on every seed, on the same requests at the same times; ``progress`` hears of each request served."""
+    profile = profile_named(spec.profile)
+    room = min(profile.kv_tokens, profile.max_model_len_tokens)
+    runs: list[RouterRun] = []
+    for seed in spec.seeds:
+        count = spec.requests * len(spec.speeds)
+        works = bench_works(spec.workload, requests=count, warmup=spec.warmup, seed=seed, kv_tokens=room)
+        measured = _timed(works, spec, profile, seed)
+        runs.extend(_run(spec, router, profile, works.warmup, measured, seed, progress) for router in spec.routers)
+    return runs
+
+
+def _timed(works: BenchWorks, spec: RouterSpec, profile: Profile, seed: int) -> list[Work]:
+    """The measured works at the load's rate."""
+    sample = with_arrivals(works.measured[: spec.requests], all_at_zero(spec.requests))
+    alone_rps = capacity_rps(serve(SimulatedEngine(profile, link=NoLink()), sample).lives)
+    rate_rps = spec.load * alone_rps * sum(spec.speeds)
+    plan = arrival_plan(spec.arrivals)
+    return with_arrivals(works.measured, planned_arrivals(works.measured, plan, rate_rps=rate_rps, seed=seed))
+
+
+def _run(  # noqa: PLR0913, PLR0917 - one run's parts
+    spec: RouterSpec,
+    name: str,
+    profile: Profile,
+    warmup: Sequence[Work],
+    works: Sequence[Work],
+    seed: int,
+    progress: Callable[[int], None],
+) -> RouterRun:
+    cluster = Cluster([faster(profile, speed) for speed in spec.speeds], warmup)
+    router = _router(name, cluster, seed)
+    totals, counts = Totals(), [0] * len(spec.speeds)
+    for work in works:
+        progress(_note(totals, cluster.advance(work.arrival_s)))
+        chosen = router.choose(work)
+        counts[chosen] += 1
+        cluster.engines[chosen].submit(work)
+    progress(_note(totals, cluster.drain()))
+    totals.recomputed_tokens = sum(life.recomputed_tokens for life in totals.lives)
+    return RouterRun(name, seed, figures(totals), tuple(count / len(works) for count in counts))
+
+
+class Cluster:
+    """Engines of one model and the controller that they share."""
+
+    def __init__(self, profiles: Sequence[Profile], warmup: Sequence[Work]) -> None:
+        self.model = profiles[0].name
+        learner = RememberedFeatures(MixtureLearner())
+        config = CoreConfig(controller_id="c", mode="on", hash_key=b"k", lease_s=LEASE_S, acknowledge_at_once=True)
+        self.core = Core(learner=learner, policy=policy_named("sage"), config=config, now_s=0.0, timer=lambda: 0.0)
+        for work in warmup:
+            length = min(work.true_output_tokens, work.max_tokens)
+            observation = Observation(length, censored=work.true_output_tokens > work.max_tokens)
+            self.core.teach(learner.features(_prompt(work, self.model)), self.model, observation)
+        brain = SharedBrain(self.core)
+        self.engines: list[SimulatedEngine] = []
+        for number, profile in enumerate(profiles):
+            link = brain.link(lambda number=number: self.engines[number].now_s)  # type: ignore[misc]
+            name = f"engine-{number}"
+            self.engines.append(SimulatedEngine(profile, link=link, engine_id=name, session_id=name))
+        for engine in self.engines:
+            engine.step()  # Hello crosses, and the answer with the next.
+            engine.step()
+
+    def advance(self, time_s: float) -> Iterator[Step]:
+        """Let every engine serve until then; one whose step is under way ends it."""
+        for engine in self.engines:
+            while engine.unfinished and engine.now_s < time_s:
+                yield engine.step()
+            if not engine.unfinished:
+                engine.advance_to(time_s)
+
+    def drain(self) -> Iterator[Step]:
+        """Serve what is left."""
+        for engine in self.engines:
+            while engine.unfinished:
+                yield engine.step()
+
+
+class Router(Protocol):
+    """Chooses an engine for each request."""
+
+    def choose(self, work: Work) -> int:
+        """The engine's number."""
+        ...
+
+
+class _RoundRobin:
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._next = 0
+
+    def choose(self, work: Work) -> int:  # noqa: ARG002 - it looks at nothing
+        self._next += 1
+        return (self._next - 1) % len(self._cluster.engines)
+
+
+class _Shortest:
+    """The fewest outstanding requests of so many engines by chance, or of all."""
+
+    def __init__(self, cluster: Cluster, chance: random.Random, tried: int | None) -> None:
+        self._cluster = cluster
+        self._chance = chance
+        self._tried = tried or len(cluster.engines)
+
+    def choose(self, work: Work) -> int:  # noqa: ARG002 - it looks at queues alone
+        engines = self._cluster.engines
+        tried = self._chance.sample(range(len(engines)), min(self._tried, len(engines)))
+        return min(tried, key=lambda number: engines[number].unfinished)
+
+
+class _Predicted:
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._live = Live()
+        self._outlooks = Outlooks()
+        self._ledger = Ledger()
+        self._next_picture_s = 0.0
+
+    def choose(self, work: Work) -> int:
+        cluster, now_s = self._cluster, work.arrival_s
+        if now_s >= self._next_picture_s:
+            self._next_picture_s = now_s + PICTURE_S
+            self._live.publish(cluster.core, store=WriterStats(), loop={}, now_s=now_s)
+        picture = self._live.picture
+        assert picture is not None, "it was published"
+        foreseen = cluster.core.foresee(cluster.model, _arrived(work))
+        forecast = self._outlooks.forecast(picture, foreseen, len(work.token_ids))
+        best = ranked(forecast.engines, self._ledger.unseen(forecast.time_s))[0]
+        self._ledger.note(Sent(now_s, best.engine_id, best.cost_s, best.need_tokens))
+        return int(best.engine_id.removeprefix("engine-"))
+
+
+def _router(name: str, cluster: Cluster, seed: int) -> Router:
+    if name == "round-robin":
+        return _RoundRobin(cluster)
+    if name == "predicted":
+        return _Predicted(cluster)
+    return _Shortest(cluster, random.Random(seed), 2 if name == "two-choices" else None)
+
+
+def _note(totals: Totals, steps: Iterator[Step]) -> int:
+    """Add steps up; how many requests ended in them."""
+    before = len(totals.lives)
+    for step in steps:
+        totals.steps += 1
+        totals.computed_tokens += sum(step.scheduled_tokens.values())
+        totals.preemptions += len(step.preempted)
+        totals.lives.extend(step.finished)
+    return len(totals.lives) - before
+
+
+def _arrived(work: Work) -> Arrived:
+    return Arrived(
+        request_id="route",
+        arrival_s=work.arrival_s,
+        prompt_tokens=len(work.token_ids),
+        token_ids=packed(work.token_ids),
+        max_tokens=work.max_tokens,
+        temperature=work.temperature,
+        tenant=work.tenant,
+    )
+
+
+def _prompt(work: Work, model: str) -> Prompt:
+    return Prompt(
+        token_ids=np.frombuffer(packed(work.token_ids), dtype="<u4"),
+        prompt_tokens=len(work.token_ids),
+        max_tokens=work.max_tokens,
+        temperature=work.temperature,
+        model=model,
+        tenant=work.tenant,
+    )
