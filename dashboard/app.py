@@ -4,8 +4,24 @@ from __future__ import annotations
 
 import streamlit as st
 
-from dashboard import filters, gain, history, latency, live, now, predictions, prompts, request, settings, sql, words
+from dashboard import (
+    figures,
+    filters,
+    gain,
+    history,
+    latency,
+    live,
+    now,
+    predictions,
+    prompts,
+    request,
+    settings,
+    sql,
+    words,
+)
 from dashboard.client import Trouble
+
+_WITHOUT_CHARTS = {"SQL", "Settings and health"}
 
 
 def main() -> None:
@@ -29,10 +45,22 @@ def main() -> None:
         ],
     }
     chosen = st.navigation(pages)
+    if chosen.title not in _WITHOUT_CHARTS:
+        _fetch_charting()
     with st.sidebar:
-        filters.draw()
         _health()
+        filters.draw()
     chosen.run()
+
+
+def _fetch_charting() -> None:
+    """Have the browser fetch Plotly, which takes it a second, while the page's data is still being read.
+
+    Streamlit loads it with the first chart; this one is empty and never seen.
+    """
+    with st.container(key="charting"):
+        st.html("<style>.st-key-charting { display: none; }</style>")
+        st.plotly_chart(figures.nothing(), key="charting_chart", config=figures.CONFIG)
 
 
 @st.fragment(run_every=live.REFRESH_S)

@@ -1,4 +1,4 @@
-"""The recorded history, summed for the page *History*; trouble is a value, never an exception.
+"""The recorded history, read for the pages; trouble is a value, never an exception.
 
 The statements read the catalog's views and nothing else, each on a connection that cannot change anything.
 """
@@ -13,15 +13,13 @@ from typing import Any, Literal, TypeVar
 
 import duckdb
 
-from dashboard.series import Percentiles
+from dashboard.series import BANDS_PER_DECADE, Cell
 from store.errors import StoreError
 from store.reader import open_history
 
 BUCKETS_S = (60, 300, 900, 3600, 7200, 21_600, 86_400)
 BUCKETS_SHOWN = 150
 """The finest width is taken that gives no more buckets than this."""
-PARTED = 50_000
-"""The latest so many requests are told apart by class, tenant, model and cluster; all would take seconds."""
 
 
 Value = TypeVar("Value")
@@ -35,27 +33,16 @@ class ArchiveTrouble:
     detail: str
 
 
-@dataclass(frozen=True)
-class Coverage:
-    """Share of outcomes inside their predicted ranges in one bucket."""
-
-    time_s: float
-    within_50: float | None
-    within_90: float | None
+PART_KINDS = ("class", "tenant", "model", "cluster")
+"""What requests are told apart by."""
 
 
 @dataclass(frozen=True)
-class PartLatency:
-    """Latency of the requests of one class, tenant, model or cluster."""
+class Part:
+    """The requests of one class, tenant, model or cluster."""
 
     by: str
     name: str
-    requests: int
-    p50_ttft_s: float | None
-    mean_ttlt_s: float | None
-    p50_ttlt_s: float | None
-    p99_ttlt_s: float | None
-    mean_output_tokens: float | None
 
 
 @dataclass(frozen=True)
@@ -66,6 +53,8 @@ class Scope:
     """Seconds before the newest finished request; None: all."""
     engine_id: str | None = None
     model: str | None = None
+    part: Part | None = None
+    """None: all requests."""
 
     @property
     def narrows(self) -> bool:
@@ -74,24 +63,25 @@ class Scope:
 
 
 @dataclass(frozen=True)
-class Archive:
-    """The history, or its last part, in figures."""
+class Traffic:
+    """What is recorded, and what requests asked for and got."""
 
     rows: tuple[tuple[str, str, int], ...]
     """Table, what it holds, number of rows; of the whole history."""
     newest_s: float | None
     """When the last request ended; None when none did."""
     bucket_s: int
-    ttft: tuple[Percentiles, ...] = ()
-    ttlt: tuple[Percentiles, ...] = ()
-    tpot: tuple[Percentiles, ...] = ()
-    finished: tuple[tuple[float, int], ...] = ()
-    """Start of each bucket with requests in it, and how many ended."""
-    coverage: tuple[Coverage, ...] = ()
-    parts: tuple[PartLatency, ...] = ()
+    finished: tuple[tuple[float, str, int], ...] = ()
+    """Start of each bucket with requests in it, how they ended, and how many."""
+    prompts: tuple[Cell, ...] = ()
+    """Lengths of the prompts of the requests that ended."""
+    outputs: tuple[Cell, ...] = ()
+    """Lengths of their answers."""
+    limits: tuple[Cell, ...] = ()
+    """Their max_tokens."""
 
 
-def read_archive(path: Path, scope: Scope) -> Archive | ArchiveTrouble:
+def read_traffic(path: Path, scope: Scope) -> Traffic | ArchiveTrouble:
     """Sum what the scope asks for."""
     return read(path, partial(_summed, scope=scope))
 
@@ -131,6 +121,25 @@ def bounds(connection: duckdb.DuckDBPyConnection, scope: Scope) -> tuple[float, 
     return newest_s - (whole_s if scope.span_s is None else min(scope.span_s, whole_s)), newest_s
 
 
+def take_ended(connection: duckdb.DuckDBPyConnection, scope: Scope, since_s: float, width_s: int) -> None:
+    """Put the requests of the scope that ended since then into the temporary table ``ended``, each in its bucket."""
+    part = scope.part
+    condition = "" if part is None else f"AND {_OF_PART[part.by]}"
+    given = {"since_s": since_s, "width_s": width_s, "all": not scope.narrows}
+    connection.execute(_ENDED.format(part=condition), given | ({} if part is None else {"part": part.name}))
+
+
+def heat(connection: duckdb.DuckDBPyConnection, column: str, width_s: int) -> tuple[Cell, ...]:
+    """Count the requests of ``ended`` by bucket and by the band of a column's value."""
+    rows = connection.execute(_HEAT.format(column=column), {"bands": BANDS_PER_DECADE}).fetchall()
+    return tuple(Cell(bucket * width_s, band, requests) for bucket, band, requests in rows)
+
+
+def knows_clusters(connection: duckdb.DuckDBPyConnection) -> bool:
+    """Whether clusters that came and went are recorded; not in a history that an earlier release wrote last."""
+    return bool(connection.execute("SELECT 1 FROM duckdb_views() WHERE view_name = 'cluster_changes'").fetchall())
+
+
 def read_settings(
     path: Path, engine_id: str | None, model: str | None, limit: int
 ) -> list[dict[str, Any]] | ArchiveTrouble:
@@ -152,29 +161,22 @@ def _narrowing(scope: Scope) -> dict[str, str | None]:
     return {"engine_id": scope.engine_id, "model": scope.model}
 
 
-def _summed(connection: duckdb.DuckDBPyConnection, *, scope: Scope) -> Archive:
+def _summed(connection: duckdb.DuckDBPyConnection, *, scope: Scope) -> Traffic:
     rows = tuple(_counted(connection, name, comment) for name, comment in connection.execute(TABLES).fetchall())
     found = bounds(connection, scope)
     if found is None:
-        return Archive(rows, None, BUCKETS_S[0])
+        return Traffic(rows, None, BUCKETS_S[0])
     since_s, newest_s = found
     width = bucket_s(newest_s - since_s)
-    range_ = {"since_s": since_s, "until_s": newest_s, "width_s": width, "all": not scope.narrows}
-    buckets = connection.execute(LATENCIES, range_).fetchall()
-    del range_["until_s"]
-    outcomes = connection.execute(COVERAGE, range_).fetchall()
-    del range_["width_s"]
-    parts = connection.execute(PARTS, range_ | {"limit": PARTED}).fetchall()
-    return Archive(
+    take_ended(connection, scope, since_s, width)
+    return Traffic(
         rows=rows,
         newest_s=newest_s,
         bucket_s=width,
-        ttft=tuple(Percentiles(row[0], row[1] or 0, *row[3:6]) for row in buckets),
-        ttlt=tuple(Percentiles(row[0], row[2] or 0, *row[6:9]) for row in buckets),
-        tpot=tuple(Percentiles(row[0], row[2] or 0, *row[9:12]) for row in buckets),
-        finished=tuple((row[0], row[1] or 0) for row in buckets),
-        coverage=tuple(Coverage(*row) for row in outcomes),
-        parts=tuple(PartLatency(*row) for row in parts),
+        finished=tuple((bucket * width, *rest) for bucket, *rest in connection.execute(_REASONS).fetchall()),
+        prompts=heat(connection, "prompt_tokens", width),
+        outputs=heat(connection, "output_tokens", width),
+        limits=heat(connection, "max_tokens", width),
     )
 
 
@@ -189,7 +191,7 @@ TABLES = """
 SELECT view_name, comment FROM duckdb_views()
 WHERE database_name = 'catalog' AND NOT internal AND view_name IN (
     'requests', 'arrivals', 'first_tokens', 'completions', 'preemptions', 'snapshots', 'engines', 'predictions',
-    'decisions', 'outcomes', 'drift_events', 'settings_history'
+    'decisions', 'outcomes', 'drift_events', 'settings_history', 'calibration', 'cluster_changes'
 )
 ORDER BY view_name
 """
@@ -203,74 +205,42 @@ SELECT count(DISTINCT hash(session_id, request_id)) FROM (
 
 BOUNDS = "SELECT min(time_s), max(time_s) FROM completions"
 
-LATENCIES = """
-WITH buckets AS (
-    SELECT $width_s * unnest(range(
-        floor($since_s / $width_s)::BIGINT, floor($until_s / $width_s)::BIGINT + 1
-    )) AS start_s
-),
-ended AS (
-    SELECT
-        $width_s * floor(time_s / $width_s) AS start_s,
-        first_token_s - arrival_s AS ttft_s,
-        CASE WHEN reason IN ('stop', 'length') THEN time_s - arrival_s END AS ttlt_s,
-        CASE WHEN reason IN ('stop', 'length') AND output_tokens > 1 THEN (time_s - first_token_s) / (output_tokens - 1) END AS tpot_s
-    FROM completions WHERE time_s >= $since_s AND ($all OR session_id IN (FROM temp.chosen))
-)
-SELECT
-    buckets.start_s, count(ended.start_s), count(ttlt_s),
-    quantile_cont(ttft_s, 0.5), quantile_cont(ttft_s, 0.9), quantile_cont(ttft_s, 0.99),
-    quantile_cont(ttlt_s, 0.5), quantile_cont(ttlt_s, 0.9), quantile_cont(ttlt_s, 0.99),
-    quantile_cont(tpot_s, 0.5), quantile_cont(tpot_s, 0.9), quantile_cont(tpot_s, 0.99)
-FROM buckets LEFT JOIN ended USING (start_s)
-GROUP BY buckets.start_s ORDER BY buckets.start_s
-"""
-"""Latencies of each bucket, empty ones too, so that a chart shows a gap where nothing ended."""
-
-COVERAGE = """
-SELECT
-    $width_s * floor(time_s / $width_s) AS start_s,
-    avg(within_50::INTEGER),
-    avg(within_90::INTEGER)
-FROM outcomes WHERE time_s >= $since_s AND NOT censored AND ($all OR session_id IN (FROM temp.chosen))
-GROUP BY start_s ORDER BY start_s
-"""
-
 CHOSEN = """
 SELECT DISTINCT session_id FROM engines
 WHERE ($engine_id IS NULL OR engine_id = $engine_id) AND ($model IS NULL OR model = $model)
 """
 
-PARTS = """
-WITH ended AS (
-    SELECT session_id, request_id, first_token_s - arrival_s AS ttft_s, time_s - arrival_s AS ttlt_s, output_tokens
-    FROM completions
-    WHERE time_s >= $since_s AND reason IN ('stop', 'length') AND ($all OR session_id IN (FROM temp.chosen))
-    ORDER BY time_s DESC LIMIT $limit
-),
-sent AS (
-    SELECT session_id, request_id, any_value(priority) AS priority, any_value(tenant) AS tenant
-    FROM arrivals SEMI JOIN ended USING (session_id, request_id) GROUP BY ALL
-),
-believed AS (
-    SELECT session_id, request_id, any_value(cluster) AS cluster
-    FROM outcomes SEMI JOIN ended USING (session_id, request_id) WHERE cluster IS NOT NULL GROUP BY ALL
-),
-served AS (SELECT session_id, any_value(model) AS model FROM engines GROUP BY ALL),
-named AS (
-    SELECT ended.*, priority::VARCHAR AS class, coalesce(tenant, 'none') AS tenant, model, cluster::VARCHAR AS cluster
-    FROM ended LEFT JOIN sent USING (session_id, request_id) LEFT JOIN served USING (session_id)
-    LEFT JOIN believed USING (session_id, request_id)
-),
-kinds AS (UNPIVOT named ON class, tenant, model, cluster INTO NAME kind VALUE name)
+_OF_PART = {
+    "class": "(session_id, request_id) IN (SELECT (session_id, request_id) FROM arrivals WHERE priority::VARCHAR = $part)",
+    "tenant": (
+        "(session_id, request_id) IN"
+        " (SELECT (session_id, request_id) FROM arrivals WHERE coalesce(tenant, 'none') = $part)"
+    ),
+    "model": "session_id IN (SELECT session_id FROM engines WHERE model = $part)",
+    "cluster": "(session_id, request_id) IN (SELECT (session_id, request_id) FROM outcomes WHERE cluster::VARCHAR = $part)",
+}
+"""What holds of the requests of a part."""
+
+_ENDED = """
+CREATE OR REPLACE TEMP TABLE ended AS
 SELECT
-    kind, name, count(*) AS requests, quantile_cont(ttft_s, 0.5), avg(ttlt_s), quantile_cont(ttlt_s, 0.5),
-    quantile_cont(ttlt_s, 0.99), avg(output_tokens)
-FROM kinds GROUP BY kind, name
-QUALIFY row_number() OVER (PARTITION BY kind ORDER BY count(*) DESC, name) <= 20
-ORDER BY list_position(['class', 'tenant', 'model', 'cluster'], kind), requests DESC, name
+    floor(time_s / $width_s)::INTEGER AS bucket,
+    reason, prompt_tokens, output_tokens, max_tokens,
+    (first_token_s - arrival_s)::FLOAT AS ttft_s,
+    CASE WHEN reason IN ('stop', 'length') THEN (time_s - arrival_s)::FLOAT END AS ttlt_s,
+    CASE WHEN reason IN ('stop', 'length') AND output_tokens > 1
+        THEN ((time_s - first_token_s) / (output_tokens - 1))::FLOAT END AS tpot_s,
+    CASE WHEN reason IN ('stop', 'length') THEN (scheduled_s - arrival_s)::FLOAT END AS queue_s
+FROM completions
+WHERE time_s >= $since_s AND ($all OR session_id IN (FROM temp.chosen)) {part}
 """
-"""Latency by class, tenant, model and cluster: the twenty largest of each, of the latest requests."""
+
+_HEAT = """
+SELECT bucket, floor($bands * log10({column}))::INTEGER AS band, count(*)
+FROM temp.ended WHERE {column} > 0 GROUP BY ALL ORDER BY ALL
+"""
+
+_REASONS = "SELECT bucket, reason, count(*) FROM temp.ended GROUP BY ALL ORDER BY ALL"
 
 SETTINGS = """
 SELECT

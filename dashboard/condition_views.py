@@ -24,12 +24,23 @@ class ComplaintView(View, frozen=True):
     text: str = ""
 
 
+class EncoderView(View, frozen=True):
+    """What the semantic encoder did with the prompts that it was given."""
+
+    encoded: int = 0
+    dropped: int = 0
+    errors: int = 0
+    waiting: int = 0
+
+
 class ConditionView(View, frozen=True):
     """Answer of ``/api/condition``."""
 
     configuration: tuple[SettingView, ...] = ()
     versions: dict[str, str] = msgspec.field(default_factory=dict)
     complaints: tuple[ComplaintView, ...] = ()
+    encoder: EncoderView | None = None
+    """None where there is none."""
 
 
 class FindingView(View, frozen=True):

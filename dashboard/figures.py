@@ -15,8 +15,7 @@ from datetime import UTC, datetime, tzinfo
 import plotly.graph_objects as go
 
 from dashboard import palette
-from dashboard.archive import Coverage
-from dashboard.series import Moment, Percentiles, pit_shares
+from dashboard.series import Moment, Percentiles, foretold, pit_shares
 from dashboard.views import FinishedPoint, GainView, LatencyView
 
 HEIGHT = 300
@@ -28,8 +27,13 @@ CONFIG = {"displayModeBar": False, "responsive": True}
 """How Plotly is to behave in the page."""
 
 
-def kv_memory(moments: Sequence[Moment], zone: tzinfo) -> go.Figure:
-    """KV blocks in use and held back for growth, stacked, under the capacity."""
+def nothing() -> go.Figure:
+    """A figure without anything in it."""
+    return go.Figure(layout={"height": 10, "margin": {"l": 0, "r": 0, "t": 0, "b": 0}})
+
+
+def kv_memory(moments: Sequence[Moment], lead: int | None, zone: tzinfo) -> go.Figure:
+    """KV blocks in use and held back for growth, stacked, under the capacity; and what was foretold ``lead`` moments ago."""
     times = _times((moment.time_s for moment in moments), zone)
     figure = _figure("KV blocks", times, zone)
     areas = (
@@ -40,6 +44,11 @@ def kv_memory(moments: Sequence[Moment], zone: tzinfo) -> go.Figure:
         figure.add_scatter(
             x=times, y=values, name=name, mode="lines", stackgroup="kv", stackgaps="interpolate",
             line={"color": colour, "width": 1.5}, fillcolor=palette.faded(colour, 0.35), hovertemplate="%{y:,.0f} blocks",
+        )  # fmt: skip
+    if lead is not None:
+        figure.add_scatter(
+            x=times, y=foretold(moments, lead), name="foretold", mode="lines", hovertemplate="%{y:,.0f} blocks",
+            line={"color": palette.VIOLET, "width": 2, "dash": "dot"}, connectgaps=False,
         )  # fmt: skip
     capacity = [moment.total_blocks for moment in moments]
     figure.add_scatter(
@@ -86,33 +95,6 @@ def latency(rows: Sequence[Percentiles], what: str, zone: tzinfo) -> go.Figure:
     )
     _lines(figure, times, curves, "%{y:.3g} s of %{customdata:,} requests", counts)
     return or_blank(figure, rows, "No request finished in this window")
-
-
-def finished(rows: Sequence[tuple[float, int]], bucket_s: float, zone: tzinfo) -> go.Figure:
-    """Finished requests per minute, from starts of buckets of ``bucket_s`` seconds and counts in them."""
-    times = _times((start_s for start_s, _ in rows), zone)
-    figure = _figure("requests per minute", times, zone)
-    figure.add_bar(
-        x=times, y=[60.0 * count / bucket_s for _, count in rows], name="finished", marker_color=palette.BLUE,
-        hovertemplate="%{y:,.3g} per minute",
-    )  # fmt: skip
-    figure.update_layout(showlegend=False, bargap=0.15)
-    return or_blank(figure, rows, "No request ended in this range")
-
-
-def coverage(rows: Sequence[Coverage], zone: tzinfo) -> go.Figure:
-    """Share of outcomes inside the central 50 % and 90 % of their predictions, with the ideal."""
-    times = _times((row.time_s for row in rows), zone)
-    figure = _figure("share of outcomes", times, zone)
-    curves = (
-        ("inside 90 % range", [row.within_90 for row in rows], palette.GREEN),
-        ("inside 50 % range", [row.within_50 for row in rows], palette.BLUE),
-    )
-    _lines(figure, times, curves, "%{y:.0%}")
-    for ideal in (0.5, 0.9) if rows else ():
-        figure.add_hline(y=ideal, line={"color": palette.GREY, "width": 1, "dash": "dash"})
-    figure.update_yaxes(tickformat=".0%", range=[0.0, 1.02])
-    return or_blank(figure, rows, "No prediction turned out in this range")
 
 
 def predicted_against_actual(points: Iterable[FinishedPoint]) -> go.Figure:

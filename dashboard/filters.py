@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import streamlit as st
 
 from dashboard import live
+from dashboard.archive import PART_KINDS, Part
 from dashboard.views import EngineView, StateView
 
 RANGES: dict[str, float | None] = {
@@ -19,6 +20,7 @@ LIVE_S = 600.0
 """The controller remembers so much; what is longer comes from the history."""
 _KEYS = {"range": "filter_range", "engine": "filter_engine", "model": "filter_model"}
 """Names in the address, and in the session."""
+_PART = "filter_part"
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,32 @@ def chosen() -> Filters:
     return Filters(range_name or DEFAULT_RANGE, found["engine"], found["model"])
 
 
+def part() -> Part | None:
+    """The class, tenant, model or cluster that the address names; None: all requests."""
+    by, _, name = str(st.session_state.get(_PART, st.query_params.get("part")) or "").partition(":")
+    return Part(by, name) if by in PART_KINDS and name else None
+
+
+def choose_part(known: Sequence[Part]) -> None:
+    """Draw the choice of a part, where `part` then finds it; what was chosen stays, though no request has it now."""
+    now = part()
+    named = "" if now is None else f"{now.by}:{now.name}"
+    options = ["", *(f"{one.by}:{one.name}" for one in known)]
+    st.session_state[_PART] = named
+    st.selectbox(
+        "Only", options if named in options else [*options, named], key=_PART, on_change=_keep_part_in_address,
+        format_func=lambda value: value.replace(":", " ", 1) or "all requests",
+    )  # fmt: skip
+
+
+def _keep_part_in_address() -> None:
+    chosen_part = st.session_state.get(_PART)
+    if chosen_part:
+        st.query_params["part"] = chosen_part
+    else:
+        st.query_params.pop("part", None)
+
+
 def draw() -> None:
     """Draw the choice, for the bar that all pages share; outside fragments."""
     now = chosen()
@@ -82,9 +110,9 @@ def draw() -> None:
 
 
 def _choice(label: str, name: str, known: set[str], now: str | None) -> None:
-    """Offered where there is something to choose; what was chosen stays, though its engine be gone."""
+    """What is connected, or all; what was chosen stays, though its engine be gone."""
     names = sorted(known | ({now} if now else set()))
-    st.selectbox(label, ["", *names], format_func=lambda value: value or "all", key=_KEYS[name], disabled=len(names) < 2 and now is None)  # fmt: skip
+    st.selectbox(label, ["", *names], format_func=lambda value: value or "all", key=_KEYS[name])  # fmt: skip
 
 
 def _keep_in_address(filters: Filters) -> None:

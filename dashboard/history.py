@@ -7,67 +7,67 @@ from pathlib import Path
 
 import streamlit as st
 
-from dashboard import figures, filters, live, words
-from dashboard.archive import Archive, ArchiveTrouble, Scope, read_archive
+from dashboard import filters, heat_figures, live, words
+from dashboard.archive import ArchiveTrouble, Part, Scope, Traffic, read_traffic
 from dashboard.filters import Filters
 
 REFRESH_S = 10.0
 """History becomes visible every few seconds only, and reading it costs more than a live answer."""
-
+LONG_REFRESH_S = 60.0
+"""A long history is read less often: it costs more, and a minute of it is less to be seen."""
+LONG_S = 6 * 3600.0
 KEPT_S = 9.0
 
 
 def page() -> None:
     """Draw the page; it reads the store, so it also works while the controller is down."""
     st.title("History")
-    st.fragment(partial(_recorded, filters.chosen()), run_every=REFRESH_S)()
+    wanted = filters.chosen()
+    st.fragment(partial(_recorded, wanted), run_every=refresh_s(wanted))()
+
+
+def refresh_s(wanted: Filters) -> float:
+    """How often what the filters ask for is read again."""
+    return REFRESH_S if wanted.span_s is not None and wanted.span_s <= LONG_S else LONG_REFRESH_S
 
 
 def _recorded(wanted: Filters) -> None:
-    archive = answered(wanted)
-    if archive is None:
-        return
-    _totals(archive)
-    if archive.newest_s is None:
-        live.show(words.empty_store_notice())
-    else:
-        st.caption(described(wanted, archive))
-        _charts(archive)
-    _tables(archive)
-
-
-def answered(wanted: Filters) -> Archive | None:
-    """Read what the filters ask for; or show in words why there is nothing and give None."""
     path = live.store_path()
     if path is None:
         live.show(words.no_store_notice())
-        return None
-    archive = _read(str(path), scope(wanted))
-    if isinstance(archive, ArchiveTrouble):
-        live.show(words.archive_notice(archive.kind, archive.detail))
-        return None
-    return archive
+        return
+    found = _read(str(path), scope(wanted))
+    if isinstance(found, ArchiveTrouble):
+        live.show(words.archive_notice(found.kind, found.detail))
+        return
+    _totals(found)
+    if found.newest_s is None:
+        live.show(words.empty_store_notice())
+    else:
+        st.caption(described(wanted, found.newest_s))
+        _charts(found)
+    _tables(found)
 
 
-def scope(wanted: Filters) -> Scope:
+def scope(wanted: Filters, part: Part | None = None) -> Scope:
     """The filters, for the history."""
-    return Scope(wanted.span_s, wanted.engine_id, wanted.model)
+    return Scope(wanted.span_s, wanted.engine_id, wanted.model, part)
 
 
-def described(wanted: Filters, archive: Archive) -> str:
+def described(wanted: Filters, newest_s: float | None) -> str:
     """Say what is shown: how far back, of which engines, up to when."""
     span = "The whole history" if wanted.span_s is None else f"The last {wanted.range_name} of the history"
     whose = "".join(f", {words.plain(name)}" for name in (wanted.engine_id, wanted.model) if name)
-    return f"{span}{whose}, counted back from its newest request, which ended {live.moment(archive.newest_s)}."
+    return f"{span}{whose}, counted back from its newest request, which ended {live.moment(newest_s)}."
 
 
 @st.cache_resource(ttl=KEPT_S, max_entries=16, show_spinner="Reading the history …")
-def _read(path: str, wanted: Scope) -> Archive | ArchiveTrouble:
-    return read_archive(Path(path), wanted)
+def _read(path: str, wanted: Scope) -> Traffic | ArchiveTrouble:
+    return read_traffic(Path(path), wanted)
 
 
-def _totals(archive: Archive) -> None:
-    counts = {name: rows for name, _, rows in archive.rows}
+def _totals(found: Traffic) -> None:
+    counts = {name: rows for name, _, rows in found.rows}
     columns = st.columns(5)
     columns[0].metric("Requests", words.count(counts.get("requests")))
     columns[1].metric("Finished", words.count(counts.get("completions")))
@@ -77,29 +77,31 @@ def _totals(archive: Archive) -> None:
     st.caption(f"The whole history in {words.plain(str(live.store_path()))}.")
 
 
-def _charts(archive: Archive) -> None:
-    zone = live.zone()
-    per = f"Per {words.span(archive.bucket_s)}."
+def _charts(found: Traffic) -> None:
+    zone, bin_s = live.zone(), found.bucket_s
+    per = f"Per {words.span(bin_s)}."
     upper, lower = st.columns(2), st.columns(2)
     with upper[0]:
-        live.chart(
-            "Finished requests", figures.finished(archive.finished, archive.bucket_s, zone), "history_requests", per
-        )
+        ended = heat_figures.finished(found.finished, bin_s, zone)
+        live.chart("Finished requests by reason", ended, "history_requests", per)
     with upper[1]:
-        live.chart("Time to last token", figures.latency(archive.ttlt, "TTLT", zone), "history_ttlt", per)
+        outputs = heat_figures.heat(found.outputs, bin_s, "tokens", zone)
+        live.chart("Answer lengths", outputs, "history_outputs", f"{per} Tokens generated.")
     with lower[0]:
-        live.chart("Time to first token", figures.latency(archive.ttft, "TTFT", zone), "history_ttft", per)
+        prompts = heat_figures.heat(found.prompts, bin_s, "tokens", zone)
+        live.chart("Prompt lengths", prompts, "history_prompts", f"{per} Tokens.")
     with lower[1]:
-        live.chart("Coverage of predictions", figures.coverage(archive.coverage, zone), "history_coverage", per)
+        limits = heat_figures.heat(found.limits, bin_s, "tokens", zone)
+        live.chart("Limits asked for", limits, "history_limits", f"{per} `max_tokens`: the most that may be generated.")
 
 
-def _tables(archive: Archive) -> None:
+def _tables(found: Traffic) -> None:
     st.markdown("##### Tables and views")
     st.dataframe(
         {
-            "view": [name for name, _, _ in archive.rows],
-            "rows": [rows for _, _, rows in archive.rows],
-            "holds": [comment for _, comment, _ in archive.rows],
+            "view": [name for name, _, _ in found.rows],
+            "rows": [rows for _, _, rows in found.rows],
+            "holds": [comment for _, comment, _ in found.rows],
         },
         key="history_tables",
         hide_index=True,

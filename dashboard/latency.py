@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
+import plotly.graph_objects as go
 import streamlit as st
 
-from dashboard import figures, filters, history, live, series, words
-from dashboard.archive import PARTED, Archive
+from dashboard import figures, filters, heat_figures, history, live, words
+from dashboard.archive import ArchiveTrouble, Part, Scope
 from dashboard.filters import Filters
-from dashboard.series import Percentiles
-from dashboard.views import FinishedPoint
+from dashboard.latencies import PARTS_SHOWN, Latencies, PartLatency, of_points
+from dashboard.latency_archive import PARTED, read_latencies
 
 BINS = 30
+_DRAWN = "latency_drawn"
 
 
 def page() -> None:
@@ -21,10 +24,9 @@ def page() -> None:
     st.title("Latency")
     wanted = filters.chosen()
     if wanted.is_live:
-        st.caption(f"Requests that ended within the last {wanted.range_name}.")
         _live(wanted)
     else:
-        st.fragment(partial(_recorded, wanted), run_every=history.REFRESH_S)()
+        st.fragment(partial(_recorded, wanted), run_every=history.refresh_s(wanted))()
 
 
 @st.fragment(run_every=live.REFRESH_S)
@@ -37,65 +39,99 @@ def _live(wanted: Filters) -> None:
         return
     points = [point for point in recent.finished if not wanted.hides(state.engines, point.engine_id)]
     ended = live.settled(points, state.controller.now_s)
-    bin_s = wanted.live_s / BINS
-    note = f"Per {words.span(bin_s)}."
-    _charts(series.ttft(ended, bin_s), series.ttlt(ended, bin_s), series.tpot(ended, bin_s), note)
-    _figures(ended)
-
-
-def _figures(ended: Sequence[FinishedPoint]) -> None:
-    whole = [point for point in ended if series.complete(point)]
-    st.caption(f"{words.count(len(whole))} ran to their end, {words.count(len(ended) - len(whole))} did not.")
+    part = filters.part()
+    models = {engine.engine_id: engine.model for engine in state.engines}
+    key = (wanted, part, len(ended), ended[-1].request_id if ended else None, live.zone())
+    # Figures are made anew when there is something new in them only: this runs every second.
+    if st.session_state.get(_DRAWN, (None,))[0] != key:
+        found = of_points(ended, wanted.live_s / BINS, part, models.get)
+        st.session_state[_DRAWN] = (key, found, _figures(found))
+    _, found, drawn = st.session_state[_DRAWN]
+    st.caption(f"Requests that ended within the last {wanted.range_name}. {_counts(found)}")
+    _page(found, drawn)
 
 
 def _recorded(wanted: Filters) -> None:
-    archive = history.answered(wanted)
-    if not isinstance(archive, Archive):
+    path = live.store_path()
+    if path is None:
+        live.show(words.no_store_notice())
         return
-    if archive.newest_s is None:
+    found = _read(str(path), history.scope(wanted, filters.part()))
+    if isinstance(found, ArchiveTrouble):
+        live.show(words.archive_notice(found.kind, found.detail))
+        return
+    if found.newest_s is None:
         live.show(words.empty_store_notice())
         return
-    st.caption(history.described(wanted, archive))
-    _charts(archive.ttft, archive.ttlt, archive.tpot, f"Per {words.span(archive.bucket_s)}.")
-    _parts(archive)
+    st.caption(f"{history.described(wanted, found.newest_s)} {_counts(found)}")
+    _page(found, _figures(found))
 
 
-def _charts(ttft: Sequence[Percentiles], ttlt: Sequence[Percentiles], tpot: Sequence[Percentiles], note: str) -> None:
-    zone = live.zone()
+@st.cache_resource(ttl=history.KEPT_S, max_entries=16, show_spinner="Reading the history …")
+def _read(path: str, wanted: Scope) -> Latencies | ArchiveTrouble:
+    return read_latencies(Path(path), wanted)
+
+
+def _counts(found: Latencies) -> str:
+    return f"{words.count(found.whole)} ran to their end, {words.count(found.cut)} did not."
+
+
+def _figures(found: Latencies) -> list[go.Figure]:
+    zone, bin_s = live.zone(), found.bucket_s
+    return [
+        figures.latency(found.ttft, "TTFT", zone),
+        figures.latency(found.ttlt, "TTLT", zone),
+        figures.latency(found.tpot, "TPOT", zone),
+        heat_figures.heat(found.ttft_heat, bin_s, "seconds", zone),
+        heat_figures.heat(found.ttlt_heat, bin_s, "seconds", zone),
+        heat_figures.heat(found.tpot_heat, bin_s, "seconds", zone),
+        heat_figures.phases(found.phases, zone),
+    ]
+
+
+_CHARTS = (
+    ("Time to first token", "latency_ttft", ""),
+    ("Time to last token", "latency_ttlt", " Without aborted requests."),
+    ("Time per output token", "latency_tpot", " After the first."),
+)
+
+
+def _page(found: Latencies, drawn: Sequence[go.Figure]) -> None:
+    narrow, _ = st.columns([1, 2])
+    with narrow:
+        filters.choose_part([Part(part.by, part.name) for part in found.parts])
+    per = f"Per {words.span(found.bucket_s)}."
     columns = st.columns(3)
-    with columns[0]:
-        live.chart("Time to first token", figures.latency(ttft, "TTFT", zone), "latency_ttft", note)
-    with columns[1]:
-        live.chart(
-            "Time to last token",
-            figures.latency(ttlt, "TTLT", zone),
-            "latency_ttlt",
-            f"{note} Without aborted requests.",
-        )
-    with columns[2]:
-        live.chart(
-            "Time per output token", figures.latency(tpot, "TPOT", zone), "latency_tpot", f"{note} After the first."
-        )
+    for column, (title, key, note), percentiles, heat in zip(columns, _CHARTS, drawn[:3], drawn[3:6], strict=True):
+        with column:
+            live.chart(title, percentiles, key, f"{per}{note}")
+            live.plain_chart(heat, f"{key}_heat", f"{title}: how many requests, by time and duration")
+    st.caption("Below each the same requests counted by duration: the stronger a cell, the more.")
+    left, right = st.columns([1, 2])
+    with left:
+        live.chart("Where the time goes", drawn[6], "latency_phases", "Queue, prefill, decode: together the mean TTLT.")
+    with right:
+        _parts(found.parts)
 
 
-def _parts(archive: Archive) -> None:
+def _parts(parts: Sequence[PartLatency]) -> None:
     st.markdown("##### By class, tenant, model and cluster")
-    st.caption(f"Of the latest {words.count(PARTED)} requests of the range at most; the twenty largest of each kind.")
-    if not archive.parts:
+    st.caption(f"Of the latest {words.count(PARTED)} requests of the range; the {PARTS_SHOWN} largest of each kind.")
+    if not parts:
         st.caption("No request ran to its end in this range.")
         return
     st.dataframe(
         {
-            "By": [part.by for part in archive.parts],
-            "Is": [part.name for part in archive.parts],
-            "Requests": [part.requests for part in archive.parts],
-            "Median TTFT (s)": [part.p50_ttft_s for part in archive.parts],
-            "Mean TTLT (s)": [part.mean_ttlt_s for part in archive.parts],
-            "Median TTLT (s)": [part.p50_ttlt_s for part in archive.parts],
-            "99 % TTLT (s)": [part.p99_ttlt_s for part in archive.parts],
-            "Mean output": [part.mean_output_tokens for part in archive.parts],
+            "By": [part.by for part in parts],
+            "Is": [part.name for part in parts],
+            "Requests": [part.requests for part in parts],
+            "Median TTFT (s)": [part.p50_ttft_s for part in parts],
+            "Mean TTLT (s)": [part.mean_ttlt_s for part in parts],
+            "Median TTLT (s)": [part.p50_ttlt_s for part in parts],
+            "99 % TTLT (s)": [part.p99_ttlt_s for part in parts],
+            "Mean output": [part.mean_output_tokens for part in parts],
         },
-        key="latency_parts", hide_index=True, placeholder=words.DASH, height="content",
+        key="latency_parts", hide_index=True, placeholder=words.DASH, height=min(38 + 35 * len(parts), 300),
         column_config={
             **{name: st.column_config.NumberColumn(format="%.2f") for name in (
                 "Median TTFT (s)", "Mean TTLT (s)", "Median TTLT (s)", "99 % TTLT (s)")},

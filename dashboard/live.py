@@ -186,9 +186,14 @@ def zone() -> tzinfo:
         return UTC
 
 
+def plain_chart(figure: go.Figure, key: str, label: str) -> None:
+    """Show a chart without a title of its own; ``label`` says what it is to those who cannot see it."""
+    st.plotly_chart(figure, key=key, config=figures.CONFIG, theme="streamlit", alt=label)
+
+
 def chart(title: str, figure: go.Figure, key: str, note: str | None = None) -> None:
     """Show a titled chart; ``key`` keeps it in place from one drawing to the next."""
     st.markdown(f"##### {title}")
     if note:
         st.caption(note)
-    st.plotly_chart(figure, key=key, config=figures.CONFIG, theme="streamlit")
+    plain_chart(figure, key, f"{title}. {note}" if note else title)

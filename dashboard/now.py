@@ -9,8 +9,8 @@ import streamlit as st
 
 from dashboard import figures, filters, live, request, words
 from dashboard.filters import Filters
-from dashboard.series import Moment, moments
-from dashboard.views import EngineView, QueueRow, QueueView, RecentView, StateView
+from dashboard.series import Moment, foretelling_error, horizon_s, moments
+from dashboard.views import EngineView, QueueRow, QueueView, RecentView, SnapshotPoint, StateView
 
 QUEUE_ROWS = 500
 """So many requests are asked for and shown; the rest is a number."""
@@ -49,7 +49,10 @@ def _live(wanted: Filters) -> None:
     _figures_of_the_moment(state, engines, bins)
     if not engines:
         return
-    _charts(bins)
+    lead_s = _lead_s(state, recent_view.snapshots)
+    lead = None if lead_s is None else max(1, round(lead_s / bin_s))
+    _in_words(state, engines, bins, lead, bin_s)
+    _charts(bins, lead)
     queue = live.answered(live.queue(engines[0].engine_id if len(engines) == 1 else None, QUEUE_ROWS))
     if queue is not None:
         rows = tuple(row for row in queue.rows if not wanted.hides(state.engines, row.engine_id))
@@ -72,7 +75,25 @@ def _figures_of_the_moment(state: StateView, engines: Sequence[EngineView], bins
     columns[2].metric("Running", words.count(sum(s.running or 0 for s in snapshots) if snapshots else None))
     columns[3].metric("KV memory used", words.percent(used / blocks if blocks else None))
     columns[4].metric("Growth reserve", words.percent(reserved / blocks if blocks else None))
-    columns[5].metric("Output tokens/s", words.count(last.decode_tokens_per_s if last else None))
+    columns[5].metric("Output tokens/s", words.count(last.decode_tokens_per_s if last and snapshots else None))
+
+
+def _lead_s(state: StateView, snapshots: Sequence[SnapshotPoint]) -> float | None:
+    """How far ahead the gate looks, in seconds; None without a gate or before there was a step."""
+    gate = state.controller.settings.gate if state.controller.settings else None
+    return None if gate is None or gate.horizon_tokens is None else horizon_s(snapshots, gate.horizon_tokens)
+
+
+def _in_words(
+    state: StateView, engines: Sequence[EngineView], bins: Sequence[Moment], lead: int | None, bin_s: float
+) -> None:
+    sentences = words.rules(state.controller.settings)
+    if lead is not None:
+        error = foretelling_error(bins, lead)
+        sentences.append(words.foretelling(lead * bin_s, error))
+    snapshots = [engine.snapshot for engine in engines if engine.snapshot is not None]
+    sentences.append(words.exceptions(sum(snapshot.overdue or 0 for snapshot in snapshots)))
+    st.caption(" ".join(sentence for sentence in sentences if sentence))
 
 
 def _mode_help(state: StateView) -> str:
@@ -87,11 +108,11 @@ def _mode_help(state: StateView) -> str:
     return f"Asked for: {words.plain(words.MODES.get(mode, mode or 'unknown'))}. {admission}"
 
 
-def _charts(bins: Sequence[Moment]) -> None:
+def _charts(bins: Sequence[Moment], lead: int | None) -> None:
     zone = live.zone()
     memory, tokens, requests = st.columns(3)
     with memory:
-        live.chart("KV memory", figures.kv_memory(bins, zone), "now_memory", _MEMORY)
+        live.chart("KV memory", figures.kv_memory(bins, lead, zone), "now_memory", _MEMORY)
     with tokens:
         live.chart("Throughput", figures.throughput(bins, zone), "now_tokens", _TOKENS)
     with requests:
@@ -102,7 +123,7 @@ def _tables(queue: QueueView, engines: Sequence[EngineView]) -> None:
     waiting = [row for row in queue.rows if row.state == "waiting"]
     running = [row for row in queue.rows if row.state == "running"]
     total = sum(engine.snapshot.waiting or 0 for engine in engines if engine.connected and engine.snapshot)
-    columns = [name for name in _COLUMNS if name != "engine_id" or len({row.engine_id for row in queue.rows}) > 1]
+    columns = [name for name in _COLUMNS if name not in _TELLING or len({getattr(row, name) for row in queue.rows}) > 1]
     st.markdown("##### Waiting, in the order in which they will be tried")
     st.caption(_LENGTHS)
     _table(waiting, columns, "now_waiting", "Nothing waits.")
@@ -110,7 +131,7 @@ def _tables(queue: QueueView, engines: Sequence[EngineView]) -> None:
     if len(queue.rows) >= QUEUE_ROWS and total > len(waiting):
         st.caption(f"The first {words.count(len(waiting))} are shown; {words.count(total - len(waiting))} more wait.")
     st.markdown("##### Running")
-    _table(running, columns[1:], "now_running", "Nothing runs.")
+    _table(running, [name for name in columns if name not in _WAITING_ONLY], "now_running", "Nothing runs.")
 
 
 def _table(rows: Sequence[QueueRow], columns: Sequence[str], key: str, nothing: str) -> None:
@@ -128,13 +149,16 @@ def _rounded(name: str, value: object) -> object:
     return round(value) if name.endswith("_tokens") and isinstance(value, float) else value
 
 
-_MEMORY = "Reserve: for the growth of what runs."
+_MEMORY = "Reserve: for what runs to grow. Foretold: the peak expected for now, a horizon ago."
 _TOKENS = "Recompute: again after preemption."
 _REQUESTS = "In the queue, and in the batch."
 _LENGTHS = (
     "Lengths are in tokens. *Remaining* is expected from here on; *median* and *90 %* are of the whole answer, "
     "as predicted on arrival. Select a row to see the whole request."
 )
+_TELLING = {"engine_id", "priority", "patience_left_s"}
+"""Columns that are left out where they say the same of every request."""
+_WAITING_ONLY = {"position", "patience_left_s"}
 _NUMBER = st.column_config.NumberColumn
 _COLUMNS = {
     "position": _NUMBER("Order", help="Place in the queue; lower is tried first", width="small"),
@@ -143,7 +167,11 @@ _COLUMNS = {
     "priority": _NUMBER("Class", help="The request's own strict priority; lower is served first", width="small"),
     "age_s": _NUMBER("Age (s)", format="%.1f", help="Time since it arrived", width="small"),
     "index_s": _NUMBER(
-        "Index (s)", format="%.3f", help="Gittins index of the remaining cost, in engine-seconds; lower runs first",
+        "Index (s)", format="%.3f", help="Mean remaining cost, or its Gittins index, in engine-seconds; lower runs first",
+        width="small",
+    ),
+    "patience_left_s": _NUMBER(
+        "Patience", format="%.0f s", help="Until nobody of its class passes it any more; it is overdue below zero",
         width="small",
     ),
     "prompt_tokens": _NUMBER("Prompt", format="localized", width="small"),

@@ -1,19 +1,27 @@
-"""The page *Predictions*: how well the predicted lengths match the answers that came."""
+"""The page *Predictions*: how well the predicted lengths match the answers that came, now and over time."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
 import streamlit as st
 
-from dashboard import figures, filters, live, words
+from dashboard import figures, filters, history, live, prediction_figures, words
+from dashboard.archive import ArchiveTrouble, Scope
 from dashboard.filters import Filters
-from dashboard.views import LearnerView, ModelCalibrationView
+from dashboard.predictions_archive import Event, PredictionsPast, read_predictions
+from dashboard.views import FinishedPoint, LearnerView, ModelCalibrationView
 
 
 def page() -> None:
-    """Draw the page; everything on it is live."""
+    """Draw the page: the live part asks the controller, what is over time comes from the history."""
     st.title("Predictions")
     st.caption("Output lengths as predicted on arrival, against those that came.")
-    _live(filters.chosen())
+    wanted = filters.chosen()
+    _live(wanted)
+    st.fragment(partial(_recorded, wanted), run_every=history.refresh_s(wanted))()
 
 
 @st.fragment(run_every=live.REFRESH_S)
@@ -26,26 +34,88 @@ def _live(wanted: Filters) -> None:
     missing = words.no_prediction_notice(state.learner)
     if missing is not None:
         live.show(missing)
+    if not wanted.is_live:
+        return
     recent = live.answered(live.recent(state.controller, wanted.live_s))
     if recent is None:
         return
     points = [point for point in recent.finished if not wanted.hides(state.engines, point.engine_id)]
-    ended = live.settled(points, state.controller.now_s)
+    _compared(live.settled(points, state.controller.now_s), f"within the last {wanted.range_name}")
+
+
+def _compared(points: Sequence[FinishedPoint], when: str) -> None:
+    """Prediction against outcome, request by request."""
     scatter, histogram = st.columns([3, 2])
     with scatter:
         live.chart(
             "Predicted against actual",
-            figures.predicted_against_actual(ended),
+            figures.predicted_against_actual(points),
             "predictions_scatter",
-            f"The latest {figures.SCATTER_POINTS} requests that ended within the last {words.span(wanted.live_s)}. On the dashed line the median was right.",
+            f"The latest {figures.SCATTER_POINTS} requests that ended {when}. On the dashed line the median was right.",
         )
     with histogram:
         live.chart(
             "Calibration (PIT)",
-            figures.pit(ended),
+            figures.pit(points),
             "predictions_pit",
             "Flat is well calibrated; a hump is too cautious, raised ends are too sure, a slope is bias.",
         )
+
+
+def _recorded(wanted: Filters) -> None:
+    path = live.store_path()
+    if path is None:
+        return
+    found = _read(str(path), history.scope(wanted))
+    if isinstance(found, ArchiveTrouble):
+        live.show(words.archive_notice(found.kind, found.detail))
+        return
+    if found.newest_s is None:
+        live.show(words.empty_store_notice())
+        return
+    if not wanted.is_live:
+        _compared(found.points, "last in this range")
+    _over_time(wanted, found)
+    _events(found.events)
+
+
+@st.cache_resource(ttl=history.KEPT_S, max_entries=16, show_spinner="Reading the history …")
+def _read(path: str, wanted: Scope) -> PredictionsPast | ArchiveTrouble:
+    return read_predictions(Path(path), wanted)
+
+
+def _over_time(wanted: Filters, found: PredictionsPast) -> None:
+    st.subheader("Over time")
+    st.caption(f"{history.described(wanted, found.newest_s)} Per {words.span(found.bucket_s)}.")
+    zone = live.zone()
+    columns = st.columns(2)
+    with columns[0]:
+        figure = prediction_figures.crps(found.quality, found.events, zone)
+        live.chart("CRPS", figure, "predictions_crps", "Mean distance between prediction and outcome; lower is better.")
+    with columns[1]:
+        figure = prediction_figures.coverage(found.quality, zone)
+        live.chart("Coverage", figure, "predictions_coverage", "Dashed: where calibrated predictions would be.")
+    figure = prediction_figures.weights(found.weights, found.events, zone)
+    live.chart("Whose word counts", figure, "predictions_weights", "Mean weight of each expert in the predictions.")
+
+
+def _events(events: Sequence[Event]) -> None:
+    st.markdown("##### What changed")
+    if not events:
+        st.caption("No drift, no change of clusters and no loss of trust in this range.")
+        return
+    st.caption("Lengths that drifted, clusters that came or went, and trust that the guard took or gave. Newest first.")
+    st.dataframe(
+        {
+            "When": [live.moment(event.time_s) for event in events],
+            "What": [event.kind for event in events],
+            "Model": [event.model for event in events],
+            "Cluster": [event.cluster for event in events],
+            "In words": [event.what for event in events],
+        },
+        key="predictions_events", hide_index=True, placeholder=words.DASH, height=min(38 + 35 * len(events), 300),
+        column_config={"In words": st.column_config.TextColumn(width="large")},
+    )  # fmt: skip
 
 
 def _totals(learner: LearnerView) -> None:

@@ -109,7 +109,7 @@ def _near(path: str, scope: Scope, clusters: tuple[Cluster, ...]) -> None:
     with left:
         live.chart("Lengths of its answers", prompts_figures.histogram(detail.lengths), "prompts_histogram")
     with right:
-        figure = prompts_figures.drift(detail.over_time, detail.drifts, live.zone())
+        figure = prompts_figures.drift(detail.over_time, detail.drifts, detail.changes, live.zone())
         live.chart("Its lengths over time", figure, "prompts_drift")
     _samples(detail)
 

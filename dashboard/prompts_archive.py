@@ -10,7 +10,7 @@ from typing import Any
 
 import duckdb
 
-from dashboard.archive import ArchiveTrouble, Scope, bounds, read, records
+from dashboard.archive import ArchiveTrouble, Scope, bounds, knows_clusters, read, records
 
 CLUSTERS_SHOWN = 40
 SAMPLES = 12
@@ -57,6 +57,8 @@ class ClusterDetail:
     over_time: tuple[tuple[float, float, float, float], ...]
     """Time, and 25, 50 and 75 % of the lengths of answers about then."""
     drifts: tuple[float, ...]
+    changes: tuple[tuple[float, str], ...]
+    """When the cluster came, was divided or went, and what happened."""
     samples: tuple[dict[str, Any], ...]
 
 
@@ -84,7 +86,7 @@ def _clusters(connection: duckdb.DuckDBPyConnection, *, scope: Scope) -> Prompts
 def _detail(connection: duckdb.DuckDBPyConnection, *, scope: Scope, model: str, cluster: int) -> ClusterDetail:
     found = bounds(connection, scope)
     if found is None:
-        return ClusterDetail((), (), (), ())
+        return ClusterDetail((), (), (), (), ())
     since_s, newest_s = found
     which = {"since_s": since_s, "model": model, "cluster": cluster}
     lengths = connection.execute(_LENGTHS, which).fetchall()
@@ -95,6 +97,7 @@ def _detail(connection: duckdb.DuckDBPyConnection, *, scope: Scope, model: str, 
         lengths=tuple(lengths),
         over_time=tuple(connection.execute(_OVER_TIME, which | {"width_s": width_s}).fetchall()),
         drifts=tuple(time_s for (time_s,) in connection.execute(_DRIFTS, which).fetchall()),
+        changes=tuple(connection.execute(_CHANGES, which).fetchall()) if knows_clusters(connection) else (),
         samples=tuple(_sample(row) for row in samples),
     )
 
@@ -157,6 +160,15 @@ FROM outcomes {_MINE} GROUP BY start_s ORDER BY start_s
 _DRIFTS = (
     "SELECT time_s FROM drift_events WHERE time_s >= $since_s AND model = $model AND cluster = $cluster ORDER BY time_s"
 )
+_CHANGES = """
+SELECT time_s, CASE
+    WHEN cluster <> $cluster THEN IF(kind = 'split', 'cluster ' || cluster || ' split off', 'took in cluster ' || cluster)
+    WHEN kind = 'split' THEN 'split from cluster ' || other_cluster
+    WHEN kind = 'merged' THEN 'merged into cluster ' || other_cluster
+    ELSE kind END
+FROM cluster_changes WHERE time_s >= $since_s AND $model IS NOT NULL AND $cluster IN (cluster, other_cluster)
+ORDER BY time_s
+"""
 _SAMPLES = f"""
 WITH {_SERVED},
 latest AS (

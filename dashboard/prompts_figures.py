@@ -67,8 +67,13 @@ def histogram(found: Sequence[tuple[float, int]]) -> go.Figure:
     return or_blank(figure, found, "No answer in this range")
 
 
-def drift(found: Sequence[tuple[float, float, float, float]], drifts: Sequence[float], zone: tzinfo) -> go.Figure:
-    """The lengths of one cluster over time, with the moments at which a drift was noticed."""
+def drift(
+    found: Sequence[tuple[float, float, float, float]],
+    drifts: Sequence[float],
+    changes: Sequence[tuple[float, str]],
+    zone: tzinfo,
+) -> go.Figure:
+    """The lengths of one cluster over time, with the moments of drifts and of what else became of it."""
     figure, times = over_time("output tokens", [row[0] for row in found], zone)
     names = (("75 %", 3, 1.0), ("median", 2, 2.5), ("25 %", 1, 1.0))
     for name, place, width in names:
@@ -77,11 +82,16 @@ def drift(found: Sequence[tuple[float, float, float, float]], drifts: Sequence[f
             line={"color": palette.BLUE, "width": width, "dash": "solid" if place == 2 else "dot"},
             hovertemplate="%{y:,.0f} tokens",
         )  # fmt: skip
-    _, marks = over_time("", drifts, zone)
-    if marks and found:
-        top = max(row[3] for row in found)
-        figure.add_scatter(
-            x=marks, y=[top] * len(marks), mode="markers", name="drift noticed",
-            marker={"symbol": "triangle-down", "size": 12, "color": palette.RED}, hovertemplate="drift noticed",
-        )  # fmt: skip
+    top = max((row[3] for row in found), default=0.0)
+    marks = (
+        ("drift noticed", [(time_s, "drift noticed") for time_s in drifts], palette.RED, "triangle-down"),
+        ("came, divided or went", changes, palette.VIOLET, "diamond-open"),
+    )
+    for name, moments, colour, symbol in marks:
+        if moments and found:
+            figure.add_scatter(
+                x=over_time("", [time_s for time_s, _ in moments], zone)[1], y=[top] * len(moments), mode="markers",
+                name=name, customdata=[what for _, what in moments], hovertemplate="%{customdata}<extra></extra>",
+                marker={"symbol": symbol, "size": 12, "color": colour},
+            )  # fmt: skip
     return or_blank(figure, found, "No answer in this range")

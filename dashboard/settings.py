@@ -11,7 +11,7 @@ import streamlit as st
 from dashboard import archive, filters, live, words
 from dashboard.archive import ArchiveTrouble
 from dashboard.client import Trouble
-from dashboard.condition_views import ConditionView, DoctorView
+from dashboard.condition_views import ConditionView, DoctorView, EncoderView
 from dashboard.filters import Filters
 from dashboard.views import EngineView, StateView
 
@@ -66,6 +66,7 @@ def _live(wanted: Filters) -> None:
     if state is not None:
         _health(state, wanted)
     if isinstance(condition, ConditionView):
+        _encoder(condition.encoder)
         _complaints(condition)
     elif state is not None:
         live.answered(condition)
@@ -116,6 +117,21 @@ def _engine(engine: EngineView, now_s: float | None) -> dict[str, Any]:
         "Dropped": snapshot.messages_dropped if snapshot else None,
         "Errors": snapshot.policy_errors if snapshot else None,
     }
+
+
+def _encoder(encoder: EncoderView | None) -> None:
+    """What the semantic encoder keeps up with, where there is one."""
+    if encoder is None:
+        return
+    st.markdown("##### Semantic encoder")
+    columns = st.columns(4)
+    columns[0].metric("Prompts read", words.count(encoder.encoded))
+    columns[1].metric("Prompts waiting", words.count(encoder.waiting))
+    columns[2].metric(
+        "Prompts left out", words.count(encoder.dropped),
+        help="It did not keep up; their lengths are predicted without it",
+    )  # fmt: skip
+    columns[3].metric("Failures", words.count(encoder.errors), help="To load it, or of a batch of prompts")
 
 
 def _complaints(condition: ConditionView) -> None:

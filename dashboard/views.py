@@ -56,6 +56,8 @@ class ModelCalibrationView(View, frozen=True):
     prior_log_score: float | None = None
     kendall_tau: float | None = None
     trusted: bool = True
+    reason: str | None = None
+    """Why trust was lost, where it was."""
 
 
 class LearnerView(View, frozen=True):
@@ -91,6 +93,8 @@ class SnapshotView(View, frozen=True):
     tables_applied: int | None = None
     messages_dropped: int | None = None
     policy_errors: int | None = None
+    overdue: int | None = None
+    """Requests that went first because their patience was over, since the engine started."""
 
 
 class EngineView(View, frozen=True):
@@ -118,6 +122,9 @@ class StoreView(View, frozen=True):
     dropped: int | None = None
     refused: int | None = None
     rejected: int | None = None
+    damaged_segments: int | None = None
+    last_error: str | None = None
+    """Why the last attempt to write failed; None when it did not."""
     last_commit_s: float | None = None
 
 
@@ -142,6 +149,7 @@ class QueueRow(View, frozen=True):
     prompt_tokens: int | None = None
     attained_tokens: int | None = None
     index_s: float | None = None
+    patience_left_s: float | None = None
     expected_remaining_tokens: float | None = None
     p50_tokens: float | None = None
     p90_tokens: float | None = None
@@ -174,6 +182,7 @@ class SnapshotPoint(View, frozen=True):
     steps: int | None = None
     preemptions: int | None = None
     recomputed_tokens: int | None = None
+    overdue: int | None = None
 
 
 class FinishedPoint(View, frozen=True):
@@ -186,6 +195,11 @@ class FinishedPoint(View, frozen=True):
     ttlt_s: float | None = None
     output_tokens: int | None = None
     reason: str | None = None
+    prompt_tokens: int | None = None
+    max_tokens: int | None = None
+    queue_s: float | None = None
+    priority: int | None = None
+    tenant: str | None = None
     cluster: int | None = None
     p10_tokens: float | None = None
     p50_tokens: float | None = None

@@ -10,7 +10,7 @@ from typing import Literal
 
 from dashboard.client import Trouble
 from dashboard.questions import QuestionTrouble
-from dashboard.views import EngineView, LearnerView, StateView
+from dashboard.views import EngineView, LearnerView, ModelCalibrationView, SettingsView, StateView, StoreView
 
 DASH = "–"
 """Stands for a number that is not known."""
@@ -152,12 +152,29 @@ def trouble_notice(trouble: Trouble, api_url: str) -> Notice:
 
 def state_notices(state: StateView, engine_id: str | None) -> list[Notice]:
     """List what is out of the ordinary with the chosen engine, or with any when none is chosen; worst first."""
+    troubles = _store_notices(state.store)
     if not state.engines:
-        return [_no_engine_yet()]
+        return [*troubles, _no_engine_yet()]
     chosen = [engine for engine in state.engines if engine_id in {None, engine.engine_id}]
     now_s = state.controller.now_s
-    found = [notice for engine in chosen for notice in _engine_notices(engine, now_s)]
+    found = troubles + [notice for engine in chosen for notice in _engine_notices(engine, now_s)]
+    served = {engine.model for engine in chosen if engine.connected}
+    found += [_distrusted(model) for model in state.learner.models if not model.trusted and model.model in served]
     return sorted(found, key=lambda notice: ("error", "warning", "info").index(notice.level))
+
+
+def _store_notices(store: StoreView) -> list[Notice]:
+    notices = []
+    if store.last_error:
+        text = (
+            f"{plain(store.last_error)}. Decisions go on, engines keep their facts, and history is written again by itself "
+            "once the disk takes it: make room, or see what is wrong with the disk."
+        )
+        notices.append(Notice("error", "History cannot be written", text))
+    if store.damaged_segments:
+        text = "The log names them. Put copies of them in their places and their rows are back within seconds."
+        notices.append(Notice("warning", f"{count(store.damaged_segments)} files of the history are damaged", text))
+    return notices
 
 
 def nothing_chosen_notice() -> Notice:
@@ -213,6 +230,16 @@ def _fallback(name: str, reason: str) -> Notice:
     )
 
 
+def _distrusted(model: ModelCalibrationView) -> Notice:
+    why = f" Reason: {plain(model.reason)}." if model.reason else ""
+    return Notice(
+        "warning",
+        f"The predictions for {plain(model.model)} are not trusted",
+        f"The guard found them wrong, so its engines serve first come, first served.{why} "
+        "It ends by itself once they are right again; *Predictions* shows how they fare.",
+    )
+
+
 def in_force(engines: Sequence[EngineView]) -> str:
     """Say in a few words what the engines do at this moment.
 
@@ -225,6 +252,53 @@ def in_force(engines: Sequence[EngineView]) -> str:
     if any(engine.snapshot and engine.snapshot.fallback for engine in engines if engine.connected):
         return "fallback"
     return str(modes.pop()) if len(modes) == 1 else "mixed"
+
+
+def rules(settings: SettingsView | None) -> list[str]:
+    """Say by which rules requests are admitted and give way."""
+    if settings is None:
+        return []
+    gate = settings.gate
+    # The margin on it is tuned to each engine; what the controller tells here is where it began.
+    admitted = (
+        f"Admission holds room for each request to grow by its next {count(gate.horizon_tokens)} tokens."
+        if gate is not None
+        else "Admission is the engine's own."
+    )
+    victims = {
+        "last": "When KV memory runs out, the last in the order gives way.",
+        "cheapest": "When KV memory runs out, whoever is cheapest to compute again gives way.",
+    }
+    return [admitted, victims.get(settings.victims or "", "")]
+
+
+def foretelling(ahead_s: float, error: float | None) -> str:
+    """Say how the foretold peak of KV memory compares with what came.
+
+    >>> foretelling(30.0, 0.041)
+    'The peak of KV memory foretold 30 s ahead was on average 4 % above the one that came.'
+    """
+    if error is None:
+        return ""
+    above = (
+        "as high as"
+        if abs(error) < 0.005
+        else f"{abs(error):.0%} {'above' if error > 0 else 'below'}".replace("%", " %")
+    )
+    return f"The peak of KV memory foretold {span(ahead_s)} ahead was on average {above} the one that came."
+
+
+def exceptions(overdue: int) -> str:
+    """Say how many went first because they had waited beyond their patience.
+
+    >>> exceptions(1)
+    'Since the engines started, the patience of 1 request was over, and nobody of its class passed it any more.'
+    """
+    if not overdue:
+        return "Nobody has waited beyond its patience since the engines started."
+    whose = f"{count(overdue)} request" if overdue == 1 else f"{count(overdue)} requests"
+    whom = "its class passed it" if overdue == 1 else "their class passed them"
+    return f"Since the engines started, the patience of {whose} was over, and nobody of {whom} any more."
 
 
 def no_prediction_notice(learner: LearnerView) -> Notice | None:

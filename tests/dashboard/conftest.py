@@ -3,6 +3,7 @@ import math
 import random
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from fastapi import FastAPI, Response
 
 from store.records import (
     Arrived,
+    ClusterChanged,
     DriftDetected,
     EngineSeen,
     Entry,
@@ -32,6 +34,14 @@ from store.writer import HistoryWriter
 Json = dict[str, Any]
 
 
+@pytest.fixture(autouse=True)
+def _own_main() -> Iterator[None]:
+    """Streamlit puts a page in the place of ``__main__`` and leaves it there, where a spawned process looks for itself."""
+    main = sys.modules["__main__"]
+    yield
+    sys.modules["__main__"] = main
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -46,6 +56,7 @@ def snapshot(now_s: float, waiting: int, **changes: object) -> Json:
         "prefill_tokens": 160, "decode_tokens": 190 + round(40 * math.sin(now_s / 5)), "kv_tokens_read": 9_000,
         "preemptions": 0, "recomputed_tokens": 0, "tables_held": 60, "tables_applied": 400, "messages_dropped": 0,
         "policy_errors": 0, "hook_s": 0.0001, "queue": [], "running_requests": [],
+        "overdue": 3,
     } | changes  # fmt: skip
 
 
@@ -64,7 +75,7 @@ def state(now_s: float, engines: list[Json], **learner: object) -> Json:
             "controller_id": "c", "version": "0.1.0", "started_s": now_s - 754, "now_s": now_s, "mode": "on",
             "policy": "sage", "store_path": None,
             "settings": {"revision": 3, "mode": "on", "gate": {"horizon_tokens": 256, "margin": 1.0},
-                         "boost_per_s": 0.02, "lease_s": 2.0},
+                         "boost_per_s": 0.02, "lease_s": 2.0, "victims": "last"},
         },
         "store": {"queued": 0, "written": 12_000},
         "learner": {"predictions": 2431, "completions": 2290, "censored": 23, "clusters": 12, "coverage_50": 0.51,
@@ -82,7 +93,7 @@ def queue(now_s: float, waiting: int, limit: int) -> Json:
         rows.append({
             "position": number if is_running else number - 48, "request_id": f"cmpl-{number:04x}-{rng.getrandbits(40):010x}",
             "engine_id": "engine-0", "state": "running" if is_running else "waiting", "priority": 0,
-            "age_s": now_s % 60 + rng.random() * 20, "prompt_tokens": rng.randint(20, 3000),
+            "age_s": now_s % 60 + rng.random() * 20, "patience_left_s": 30.0 - number, "prompt_tokens": rng.randint(20, 3000),
             "attained_tokens": rng.randint(1, 900) if is_running else 0, "index_s": 0.002 * p50 * (1 + number / 99),
             "expected_remaining_tokens": p50 * 1.3, "p50_tokens": p50, "p90_tokens": p50 * 3.2, "cluster": rng.randint(0, 11),
         })  # fmt: skip
@@ -103,6 +114,7 @@ def recent(now_s: float, seconds: float, waiting: int) -> Json:
             "request_id": f"cmpl-{number:04x}", "engine_id": "engine-0", "time_s": now_s - seconds * rng.random(),
             "ttft_s": rng.lognormvariate(0.5, 0.8), "ttlt_s": rng.lognormvariate(2.5, 0.8), "output_tokens": tokens,
             "reason": rng.choices(["stop", "length", "abort"], [90, 6, 4])[0], "cluster": rng.randint(0, 11),
+            "prompt_tokens": 100, "max_tokens": 512, "queue_s": 0.1, "priority": number % 3 % 2, "tenant": f"t{number % 2}",
             "p10_tokens": p50 * 0.36, "p50_tokens": p50, "p90_tokens": p50 * 2.8, "pit": rng.random(),
         })  # fmt: skip
     return {"snapshots": [{"engine_id": "engine-0"} | {key: point[key] for key in keys} for point in reversed(points)],
@@ -188,13 +200,14 @@ GAIN_READY = {
     "tax": {"preemptions": 12, "recomputed_tokens": 1_900, "share": 0.004},
     "waiting": {"faster": 0.7, "slower": 0.12, "fcfs_max_ttlt_s": 90.0, "max_ttlt_s": 101.0},
 }  # fmt: skip
-CONDITION = {
+CONDITION: Json = {
     "configuration": [
         {"key": "mode", "value": "on", "meaning": "off, shadow or on"},
         {"key": "http.token", "value": "**********", "meaning": "bearer token"},
     ],
     "versions": {"Python": "3.11.2", "sagesched-controller": "0.1.0", "vllm": "not installed"},
     "complaints": [{"time_s": 1.767e9, "level": "ERROR", "logger": "controller.loop", "text": "tick failed: [x](y)"}],
+    "encoder": None,
 }
 DOCTOR = {
     "time_s": 1.767e9,
@@ -346,7 +359,7 @@ def life(number: int, end_s: float) -> list[Entry]:
 
 
 def about_engines(time_s: float) -> list[Entry]:
-    """Two engines of two models that connected, a drift, and settings that were tuned."""
+    """Two engines of two models that connected, a drift, clusters that were merged, and settings that were tuned."""
     entries = []
     for engine_id, session_id, model in (("engine-0", "s", "qwen3-32b"), ("engine-1", "t", "small")):
         hello = Hello(
@@ -370,7 +383,11 @@ def about_engines(time_s: float) -> list[Entry]:
         after_mean_tokens=40.0,
         forgotten=12.0,
     )
-    return [*entries, Entry(engine_id="engine-0", session_id="s", batch=None, record=drift)]
+    merged = ClusterChanged(time_s=time_s + 950.0, kind="merged", cluster=4, other_cluster=1)
+    return [
+        *entries,
+        *(Entry(engine_id="engine-0", session_id="s", batch=None, record=fact) for fact in (drift, merged)),
+    ]
 
 
 @pytest.fixture

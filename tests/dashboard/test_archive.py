@@ -3,68 +3,133 @@ from pathlib import Path
 import pytest
 
 from dashboard import prompts_archive
-from dashboard.archive import BUCKETS_SHOWN, Archive, ArchiveTrouble, Scope, read_archive, read_settings
+from dashboard.archive import BUCKETS_SHOWN, ArchiveTrouble, Part, Scope, Traffic, read_settings, read_traffic
+from dashboard.latencies import Latencies
+from dashboard.latency_archive import read_latencies
+from dashboard.predictions_archive import PredictionsPast, read_predictions
+from dashboard.series import band_of
 
 
-def archive(answer: object) -> Archive:
-    assert isinstance(answer, Archive)
-    return answer
+def latencies(path: Path, scope: Scope) -> Latencies:
+    found = read_latencies(path, scope)
+    assert isinstance(found, Latencies)
+    return found
+
+
+def traffic(path: Path, scope: Scope) -> Traffic:
+    found = read_traffic(path, scope)
+    assert isinstance(found, Traffic)
+    return found
+
+
+def predictions(path: Path, scope: Scope) -> PredictionsPast:
+    found = read_predictions(path, scope)
+    assert isinstance(found, PredictionsPast)
+    return found
 
 
 def test_the_whole_history_is_summed(recorded: Path) -> None:
-    """Every request is counted once, in its bucket, with its latencies."""
-    whole = archive(read_archive(recorded, Scope()))
+    """Every request is counted once, in its bucket, by how it ended and by its lengths."""
+    whole = traffic(recorded, Scope())
     counts = {name: rows for name, _, rows in whole.rows}
     assert counts["requests"] == counts["completions"] == counts["predictions"] == 300
-    assert sum(count for _, count in whole.finished) == 300
+    assert {reason for _, reason, _ in whole.finished} == {"stop"}
+    assert sum(count for *_, count in whole.finished) == 300
     assert whole.newest_s == 1_767_225_600.0
+    for cells, tokens in ((whole.prompts, 100), (whole.outputs, 40), (whole.limits, 512)):
+        assert sum(cell.requests for cell in cells) == 300
+        assert {cell.band for cell in cells} == {band_of(tokens)}
+
+
+def test_latencies_are_summed_in_their_buckets(recorded: Path) -> None:
+    """Percentiles, heatmaps and phases are of the same requests; one token takes the time after the first over the others."""
+    whole = latencies(recorded, Scope())
     busy = [row for row in whole.ttlt if row.requests]
+    assert sum(row.requests for row in busy) == whole.whole == 300
     assert all(row.p50_s is not None and 2.0 <= row.p50_s <= 8.0 for row in busy)
     assert {row.p50_s for row in whole.ttft} == {1.0}
-    assert {row.within_90 for row in whole.coverage} == {1.0}
-    assert sum(row.within_50 or 0 for row in whole.coverage) / len(whole.coverage) == pytest.approx(0.5, abs=0.05)
+    assert all(1 / 39 <= row.p50_s <= 7.01 / 39 for row in whole.tpot if row.p50_s is not None)
+    for cells in (whole.ttft_heat, whole.ttlt_heat, whole.tpot_heat):
+        assert sum(cell.requests for cell in cells) == 300
+    assert {cell.band for cell in whole.ttft_heat} == {0}
+    assert {row.queue_s for row in whole.phases} == {0.5}
+    assert {row.prefill_s for row in whole.phases} == {0.5}
+
+
+def test_predictions_are_judged_over_time(recorded: Path) -> None:
+    """Score, coverage and experts' weights by bucket, what changed, and the latest outcomes one by one."""
+    past = predictions(recorded, Scope())
+    assert {row.crps_tokens for row in past.quality} == {3.0}
+    assert {row.within_90 for row in past.quality} == {1.0}
+    assert sum(row.within_50 or 0 for row in past.quality) / len(past.quality) == pytest.approx(0.5, abs=0.05)
+    for start_s in {start_s for start_s, _, _ in past.weights}:
+        shares = {name: weight for at_s, name, weight in past.weights if at_s == start_s}
+        assert shares == {"cluster": pytest.approx(0.7), "global": pytest.approx(0.3)}
+    assert [(event.kind, event.model, event.cluster) for event in past.events] == [
+        ("merged", None, 4), ("drift", "qwen3-32b", 1)
+    ]  # fmt: skip
+    assert past.events[0].what == "into cluster 1"
+    assert len(past.points) == 300
+    assert {(point.p10_tokens, point.p50_tokens, point.pit) for point in past.points} == {(10, 40, 0.5)}
+    assert [event.kind for event in predictions(recorded, Scope(model="small")).events] == ["merged"]
 
 
 def test_a_range_counts_back_from_the_newest_request(recorded: Path) -> None:
     """Old history is as readable as fresh: no clock is asked."""
-    last = archive(read_archive(recorded, Scope(600.0)))
-    assert sum(count for _, count in last.finished) == 121
-    assert len(last.finished) <= BUCKETS_SHOWN + 2
+    last = latencies(recorded, Scope(600.0))
+    assert last.whole == 121
+    assert len(last.ttlt) <= BUCKETS_SHOWN + 2
+    assert len(predictions(recorded, Scope(600.0)).points) == 121
 
 
 def test_an_empty_history_has_tables_and_no_rows(empty_history: Path) -> None:
     """Nothing recorded is no trouble."""
-    nothing = archive(read_archive(empty_history, Scope()))
+    nothing = traffic(empty_history, Scope())
     assert nothing.newest_s is None
     assert nothing.rows
     assert all(rows == 0 for _, _, rows in nothing.rows)
+    assert latencies(empty_history, Scope()).newest_s is None
+    assert predictions(empty_history, Scope()).newest_s is None
 
 
 def test_a_missing_or_broken_history_is_a_value(tmp_path: Path) -> None:
     """The page says what is the matter instead of failing."""
-    absent = read_archive(tmp_path / "nowhere", Scope())
+    absent = read_latencies(tmp_path / "nowhere", Scope())
     assert isinstance(absent, ArchiveTrouble)
     assert absent.kind == "absent"
     (tmp_path / "catalog.duckdb").write_bytes(b"no database")
-    assert isinstance(read_archive(tmp_path, Scope()), ArchiveTrouble)
+    assert isinstance(read_traffic(tmp_path, Scope()), ArchiveTrouble)
 
 
 def test_engine_and_model_narrow_what_is_summed(recorded: Path) -> None:
     """One in ten was served by the second engine, whose model is another."""
     for scope in (Scope(engine_id="engine-1"), Scope(model="small"), Scope(engine_id="engine-1", model="small")):
-        narrow = archive(read_archive(recorded, scope))
-        assert sum(count for _, count in narrow.finished) == 30
-    assert archive(read_archive(recorded, Scope(engine_id="engine-0", model="small"))).newest_s is None
+        assert sum(count for *_, count in traffic(recorded, scope).finished) == 30
+        assert latencies(recorded, scope).whole == len(predictions(recorded, scope).points) == 30
+    assert latencies(recorded, Scope(engine_id="engine-0", model="small")).newest_s is None
+
+
+@pytest.mark.parametrize(
+    ("part", "requests"),
+    [
+        (Part("class", "0"), 300), (Part("class", "7"), 0), (Part("tenant", "none"), 300), (Part("model", "small"), 30),
+        (Part("cluster", "1"), 300), (Part("cluster", "2"), 0),
+    ],
+)  # fmt: skip
+def test_a_part_of_the_requests_can_be_looked_at_alone(recorded: Path, part: Part, requests: int) -> None:
+    """The table of all parts stays whole beside it."""
+    found = latencies(recorded, Scope(part=part))
+    assert found.whole == sum(cell.requests for cell in found.ttlt_heat) == requests
+    assert len(found.parts) == 5
 
 
 def test_latency_is_parted_by_class_tenant_model_and_cluster(recorded: Path) -> None:
-    """Every request is in one part of each kind; one token takes the time after the first over the others."""
-    whole = archive(read_archive(recorded, Scope()))
+    """Every request is in one part of each kind."""
+    whole = latencies(recorded, Scope())
     assert {(part.by, part.name): part.requests for part in whole.parts} == {
         ("class", "0"): 300, ("tenant", "none"): 300, ("model", "qwen3-32b"): 270, ("model", "small"): 30,
         ("cluster", "1"): 300,
     }  # fmt: skip
-    assert all(1 / 39 <= row.p50_s <= 7 / 39 for row in whole.tpot if row.p50_s is not None)
 
 
 def test_settings_are_told_with_their_reasons(recorded: Path) -> None:
@@ -93,6 +158,7 @@ def test_prompt_clusters_have_size_lengths_drift_weights_and_samples(recorded: P
     assert isinstance(detail, prompts_archive.ClusterDetail)
     assert sum(answers for _, answers in detail.lengths) == 270
     assert len(detail.drifts) == 1
+    assert [what for _, what in detail.changes] == ["took in cluster 4"]
     assert len(detail.samples) == prompts_archive.SAMPLES
     assert detail.samples[0]["Features"] == [0.1, 0.2, 0.3, 0.4]
     assert detail.samples[0]["Prompt (token ids)"] is None

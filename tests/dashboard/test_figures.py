@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dashboard import figures, palette
-from dashboard.series import Moment, Percentiles
+from dashboard import figures, heat_figures, palette, prediction_figures
+from dashboard.predictions_archive import Event, Quality
+from dashboard.series import Cell, Moment, Percentiles, Phases
 from dashboard.views import FinishedPoint, GainView, LatencyView
 
 odd = st.none() | st.floats(allow_nan=True, allow_infinity=True) | st.integers(0, 10**9)
@@ -20,6 +21,7 @@ moments = st.lists(
         waiting=odd,
         running=odd,
         used_blocks=odd,
+        peak_blocks=odd,
         reserved_blocks=odd,
         total_blocks=odd,
         decode_tokens_per_s=odd,
@@ -62,8 +64,8 @@ def assert_sound(figure: Any) -> None:
 @given(moments)
 def test_charts_of_the_moment_draw_whatever_comes(rows: list[Moment]) -> None:
     """None, NaN, one point, no point: a figure with titled axes comes out, in words where nothing is to draw."""
-    for draw in (figures.kv_memory, figures.throughput, figures.requests):
-        figure = draw(rows, UTC)
+    drawn = [figures.kv_memory(rows, lead, UTC) for lead in (None, 1, 3)]
+    for figure in (*drawn, figures.throughput(rows, UTC), figures.requests(rows, UTC)):
         assert_sound(figure)
         assert bool(words(figure)) == (not rows)
 
@@ -92,7 +94,7 @@ def test_an_answer_that_was_cut_is_told_from_one_that_ended(reason: str) -> None
 
 def test_nothing_to_draw_is_said_in_words() -> None:
     """An empty chart tells why it is empty."""
-    assert words(figures.kv_memory([], UTC)) == ["No snapshots in this window"]
+    assert words(figures.kv_memory([], 2, UTC)) == ["No snapshots in this window"]
     assert words(figures.latency([], "TTLT", UTC)) == ["No request finished in this window"]
     assert words(figures.gain(GainView(status="ready"))) == ["Nothing to compare yet"]
     assert words(figures.pit([])) == ["No finished request with a prediction in this window"]
@@ -123,3 +125,56 @@ def test_gain_draws_one_group_of_bars_for_what_is_known() -> None:
         ("replay, first come, first served", palette.GREY),
     ]
     assert list(figure.data[0].x) == ["mean", "median", "99th percentile"]
+
+
+cells = st.lists(
+    st.builds(Cell, time_s=st.integers(0, 500).map(lambda bucket: 60.0 * bucket), band=st.integers(-30, 40), requests=st.integers(1, 9)),
+    max_size=30, unique_by=lambda cell: (cell.time_s, cell.band),
+)  # fmt: skip
+
+
+@settings(max_examples=30, deadline=None)
+@given(cells, st.sampled_from(["seconds", "tokens"]))
+def test_a_heatmap_shows_every_request_once(rows: list[Cell], unit: heat_figures.Unit) -> None:
+    """Each cell stands in its bin and its band; where nothing ended there is nothing, not a zero."""
+    figure = heat_figures.heat(rows, 60.0, unit, UTC)
+    assert_sound(figure)
+    shown = [count for line in figure.data[0].z for count in line if count is not None]
+    assert sorted(shown) == sorted(cell.requests for cell in rows)
+    if rows:
+        low = min(cell.band for cell in rows)
+        first_s = min(cell.time_s for cell in rows)
+        for cell in rows:
+            assert figure.data[0].z[cell.band - low][round((cell.time_s - first_s) / 60.0)] == cell.requests
+
+
+def test_a_heatmap_of_a_clock_that_jumped_stays_small() -> None:
+    """The latest bins are shown."""
+    figure = heat_figures.heat([Cell(0.0, 1, 1), Cell(1.7e9, 2, 5)], 1.0, "seconds", UTC)
+    assert len(figure.data[0].x) == 1
+    assert [list(line) for line in figure.data[0].z] == [[5]]
+
+
+def test_finished_requests_are_stacked_by_reason_per_minute() -> None:
+    """Also a reason that nobody thought of."""
+    figure = heat_figures.finished([(0.0, "stop", 10), (0.0, "odd", 1), (120.0, "stop", 20)], 120.0, UTC)
+    assert {trace.name: tuple(trace.y) for trace in figure.data} == {"stop": (5.0, 10.0), "odd": (0.5,)}
+
+
+def test_phases_and_predictions_over_time_draw_what_there_is() -> None:
+    """With gaps where nothing ended, and events marked with their words."""
+    assert_sound(heat_figures.phases([Phases(0.0, 1.0, 0.1, 2.0), Phases(60.0, None, None, None)], UTC))
+    assert words(heat_figures.phases([Phases(60.0, None, None, None)], UTC)) == [
+        "No request ran to its end in this window"
+    ]
+    rows = [Quality(0.0, 50.0, 200.0, 0.5, None)]
+    events = [Event(1.0, "drift", "m", 3, "mean 90 to 40 tokens"), Event(2.0, "split", None, 4, "from cluster <b>")]
+    figure = prediction_figures.crps(rows, events, UTC)
+    assert_sound(figure)
+    assert [trace.name for trace in figure.data[2:]] == ["drift", "cluster came or went"]
+    assert figure.data[3].customdata[0] == "split of cluster 4: from cluster &lt;b&gt;"
+    assert_sound(prediction_figures.coverage(rows, UTC))
+    shares = prediction_figures.weights([(0.0, "a", 0.4), (0.0, "b", 0.6), (60.0, "b", 1.0)], events, UTC)
+    assert_sound(shares)
+    assert [tuple(trace.y) for trace in shares.data[:2]] == [(0.4, 0.0), (0.6, 1.0)]
+    assert words(prediction_figures.weights([], events, UTC)) == ["No prediction was made in this range"]

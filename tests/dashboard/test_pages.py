@@ -77,8 +77,13 @@ def test_now_shows_queue_memory_and_throughput(opened: Open) -> None:
     assert charts(test) == 3
     waiting, running = (frame.value for frame in test.dataframe)
     assert list(waiting["position"]) == list(range(137))
-    assert {"request_id", "index_s", "age_s", "priority", "expected_remaining_tokens"} <= set(waiting.columns)
+    assert {"request_id", "index_s", "age_s", "patience_left_s", "expected_remaining_tokens"} <= set(waiting.columns)
+    assert "priority" not in waiting.columns, "all are of one class"
     assert len(running) == 48
+    assert "Admission holds room for each request to grow by its next 256 tokens." in captions(test)
+    assert "the last in the order gives way" in captions(test)
+    assert "The peak of KV memory foretold" in captions(test)
+    assert "the patience of 3 requests was over" in captions(test)
     assert boxes(test) == ""
 
 
@@ -137,6 +142,16 @@ def test_a_fallback_is_prominent_and_gives_its_reason(opened: Open, standing: An
     assert "http://evil" not in boxes(test)
 
 
+def test_a_model_that_is_not_trusted_is_said_with_the_reason(opened: Open, standing: Any) -> None:
+    """Whoever sees mode off although on was asked for must not have to guess why."""
+    lost = {"model": "qwen3-32b", "trusted": False, "reason": "half of the intervals missed"}
+    standing.world.learner = {"models": [lost, {"model": "elsewhere", "trusted": False}]}
+    test = opened("now")
+    assert r"The predictions for qwen3\-32b are not trusted" in boxes(test)
+    assert "half of the intervals missed" in boxes(test)
+    assert "elsewhere" not in boxes(test)
+
+
 def test_no_engine_is_a_state_with_a_next_step(opened: Open, standing: Any) -> None:
     """A fresh controller tells how to connect an engine and draws no empty charts."""
     standing.world.engines = lambda *_: []
@@ -177,6 +192,19 @@ def test_predictions_shows_calibration(opened: Open) -> None:
     assert boxes(test) == ""
 
 
+def test_predictions_over_time_come_from_the_history(opened: Open, standing: Any, recorded: Path) -> None:
+    """Score, coverage, experts' weights and what changed; the comparison too where the range is long."""
+    test = opened("predictions", recorded, {"range": "all"})
+    assert charts(test) == 5
+    events = test.dataframe[0].value
+    assert list(events["What"]) == ["merged", "drift"]
+    assert boxes(test) == ""
+    standing.stop()
+    test = opened("predictions", recorded, {"range": "all"})
+    assert charts(test) == 5
+    assert "The controller does not answer" in boxes(test)
+
+
 def test_predictions_by_model_say_whom_they_are_trusted_for(opened: Open, standing: Any) -> None:
     """One row for each model that was measured; a model without figures, or none at all, breaks nothing."""
     assert not opened("predictions").dataframe
@@ -208,17 +236,38 @@ def test_missing_predictions_are_said(opened: Open, standing: Any, learner: dict
 
 
 def test_latency_has_first_last_and_each_token(opened: Open) -> None:
-    """Live for the last minutes, from the history for more."""
+    """Percentiles and heatmaps of the last minutes, where the time goes, and by class, tenant, model and cluster."""
     test = opened("latency")
-    assert charts(test) == 3
+    assert charts(test) == 7
     assert "within the last 10 min" in captions(test)
+    rows = test.dataframe[0].value
+    assert set(rows["By"]) == {"class", "tenant", "model", "cluster"}
+    assert list(rows[rows["By"] == "tenant"]["Is"]) in (["t0", "t1"], ["t1", "t0"])
+
+
+def test_latency_of_one_part_stands_in_the_address(opened: Open) -> None:
+    """Chosen from what there is, or given by the address; one that nobody belongs to is shown as empty."""
+    test = opened("latency")
+    everything = int(captions(test).split(" ran to their end")[0].split()[-1])
+    test.selectbox(key="filter_part").set_value("tenant:t1").run()
+    assert not test.exception, test.exception
+    mine = int(captions(test).split(" ran to their end")[0].split()[-1])
+    assert 0 < mine < everything
+    assert test.query_params["part"] == "tenant:t1"
+    again_mine = int(captions(opened("latency", None, {"part": "tenant:t1"})).split(" ran to their end")[0].split()[-1])
+    assert 0 < again_mine < everything, "the same part, a moment later"
+    nobody = opened("latency", None, {"part": "tenant:nobody"})
+    assert "0 ran to their end" in captions(nobody)
+    assert "all requests" not in nobody.selectbox(key="filter_part").format_func(
+        nobody.selectbox(key="filter_part").value
+    )
 
 
 def test_latency_of_a_longer_range_comes_from_the_history(opened: Open, standing: Any, recorded: Path) -> None:
     """Also while the controller is down; with a table by class, tenant, model and cluster."""
     standing.stop()
     test = opened("latency", recorded, {"range": "7 days", "model": "small"})
-    assert charts(test) == 3
+    assert charts(test) == 7
     assert boxes(test) == ""
     rows = test.dataframe[0].value
     assert dict(zip(rows["By"], rows["Is"], strict=True)) == {
@@ -293,10 +342,20 @@ def test_settings_show_engines_errors_history_and_configuration(opened: Open, re
     assert set(history["Why"]) == {"reserve more on engine-0", "reserve more on engine-1"}
     assert list(configuration["Setting"]) == ["mode", "http.token"]
     assert "vllm" in list(versions["Of"])
+    assert "Prompts left out" not in metrics(test), "there is no encoder"
     test.button(key="settings_examine").click().run()
     text = "\n".join(markdown.value for markdown in test.markdown)
     assert "make room" in text
     assert "1 to put right" in captions(test)
+
+
+def test_an_encoder_that_does_not_keep_up_is_shown(opened: Open, standing: Any) -> None:
+    """What it read, what waits, what it left out, and its failures."""
+    standing.world.condition["encoder"] = {"encoded": 1200, "dropped": 34, "errors": 1, "waiting": 5}
+    found = metrics(opened("settings"))
+    assert [found[name] for name in ("Prompts read", "Prompts waiting", "Prompts left out", "Failures")] == [
+        "1,200", "5", "34", "1"
+    ]  # fmt: skip
 
 
 def test_a_mode_is_switched_only_with_a_reason_and_a_confirmation(opened: Open, standing: Any) -> None:
@@ -345,7 +404,7 @@ def test_history_is_shown_while_the_controller_is_down(opened: Open, standing: A
     test = opened("history", recorded)
     assert metrics(test)["Requests"] == "300"
     assert charts(test) == 4
-    assert len(test.dataframe[0].value) == 12
+    assert len(test.dataframe[0].value) == 14
     assert boxes(test) == ""
 
 

@@ -5,7 +5,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dashboard.series import MAX_BINS, moments, pit_shares, ttft, ttlt
+from dashboard.series import (
+    BANDS_PER_DECADE,
+    MAX_BINS,
+    foretelling_error,
+    foretold,
+    heat,
+    moments,
+    phases,
+    pit_shares,
+    ttft,
+    ttlt,
+)
 from dashboard.views import FinishedPoint, SnapshotPoint
 
 times_s = st.floats(min_value=1.7e9, max_value=1.7e9 + 300, allow_nan=False)
@@ -81,3 +92,62 @@ def test_pit_shares_sum_to_one(values: list[float | None], bins: int) -> None:
     shares, outcomes = pit_shares([FinishedPoint(request_id="a", time_s=0.0, pit=value) for value in values], bins)
     assert outcomes == sum(value is not None for value in values)
     assert sum(shares) == pytest.approx(1.0 if outcomes else 0.0)
+
+
+@given(st.lists(st.tuples(st.floats(0.0, 500.0), st.none() | st.floats(-1.0, 0.0) | st.floats(1e-9, 1e4)), max_size=60))
+def test_a_heatmap_counts_every_positive_value_in_its_band(values: list[tuple[float, float | None]]) -> None:
+    """A value lies between the edges of its band, a request in the bin in which it ended."""
+    points = [
+        FinishedPoint(request_id=str(number), time_s=time_s, ttft_s=value)
+        for number, (time_s, value) in enumerate(values)
+    ]
+    found = heat(points, 60.0, lambda point: point.ttft_s)
+    assert sum(cell.requests for cell in found) == sum(value is not None and value > 0.0 for _, value in values)
+    for cell in found:
+        low, high = (10.0 ** (band / BANDS_PER_DECADE) for band in (cell.band, cell.band + 1))
+        inside = [
+            value
+            for time_s, value in values
+            if value is not None
+            and cell.time_s <= time_s < cell.time_s + 60.0
+            and low * (1 - 1e-9) <= value < high * (1 + 1e-9)
+        ]
+        assert len(inside) >= cell.requests
+
+
+def test_phases_sum_to_the_time_to_the_last_token() -> None:
+    """Aborted requests, and those of an older controller that does not tell the time in the queue, do not count."""
+    points = [
+        FinishedPoint(request_id="a", time_s=1.0, queue_s=1.0, ttft_s=1.5, ttlt_s=4.0, reason="stop"),
+        FinishedPoint(request_id="b", time_s=2.0, queue_s=3.0, ttft_s=3.5, ttlt_s=8.0, reason="length"),
+        FinishedPoint(request_id="c", time_s=3.0, queue_s=99.0, ttft_s=99.0, ttlt_s=99.0, reason="abort"),
+        FinishedPoint(request_id="d", time_s=4.0, ttft_s=99.0, ttlt_s=99.0, reason="stop"),
+        FinishedPoint(request_id="e", time_s=25.0, queue_s=0.0, ttft_s=0.5, ttlt_s=1.0, reason="stop"),
+    ]
+    first, gap, last = phases(points, 10.0)
+    assert (first.queue_s, first.prefill_s, first.decode_s) == (2.0, 0.5, 3.5)
+    assert gap.decode_s is None
+    assert last.time_s == 30.0
+
+
+def test_a_peak_is_held_against_what_was_foretold_for_it() -> None:
+    """What is used and reserved now is compared with the highest use within the horizon; never above the capacity."""
+    points = [
+        SnapshotPoint(
+            time_s=float(second), engine_id="a", kv_blocks_used=10 * second, reserved_blocks=20, kv_blocks=1000
+        )
+        for second in range(12)
+    ]
+    rows = moments(points, 1.0)
+    assert foretold(rows, 2)[:4] == [None, None, 30.0, 40.0]
+    assert [moment.peak_blocks for moment in rows[2:4]] == [30.0, 40.0]
+    assert foretelling_error(rows, 2) == pytest.approx(0.0)
+    assert foretelling_error(rows[:1], 2) is None
+    full = moments(
+        [
+            SnapshotPoint(time_s=float(second), kv_blocks_used=90, reserved_blocks=50, kv_blocks=100)
+            for second in range(5)
+        ],
+        1.0,
+    )
+    assert {moment.foretold_blocks for moment in full} == {100}

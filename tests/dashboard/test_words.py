@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dashboard import words
-from dashboard.views import ControllerView, EngineView, LearnerView, SnapshotView, StateView
+from dashboard.views import ControllerView, EngineView, LearnerView, SnapshotView, StateView, StoreView
 
 
 @given(st.text())
@@ -72,3 +72,12 @@ def test_all_is_well_says_nothing() -> None:
     assert words.state_notices(state, None) == []
     assert words.in_force(state.engines) == "on"
     assert words.no_prediction_notice(LearnerView(predictions=5, completions=1)) is None
+
+
+def test_trouble_with_the_history_is_told_before_all_else() -> None:
+    """A disk that takes nothing, and segments that are left out, whether an engine is there or not."""
+    store = StoreView(last_error="No space left on device", damaged_segments=2)
+    [failing, damaged, *_] = words.state_notices(StateView(controller=ControllerView(), store=store), None)
+    assert (failing.level, damaged.level) == ("error", "warning")
+    assert "No space left on device" in failing.text
+    assert "2 files of the history are damaged" in damaged.title

@@ -1,0 +1,174 @@
+"""Predictions of the recorded history against what came, over time; trouble is a value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import duckdb
+
+from dashboard.archive import ArchiveTrouble, Scope, bounds, bucket_s, knows_clusters, read
+from dashboard.views import FinishedPoint
+
+WEIGHED = 50_000
+"""Experts' weights are averaged over so many predictions at most, spread evenly over the range."""
+EVENTS_SHOWN = 200
+POINTS = 5_000
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How the predictions turned out whose requests ended in one bucket."""
+
+    time_s: float
+    crps_tokens: float
+    """Mean distance between prediction and outcome."""
+    tokens: float
+    """Mean length of those answers."""
+    within_50: float | None
+    """Share inside the central half of their prediction; of answers that were not cut."""
+    within_90: float | None
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that changed what is believed."""
+
+    time_s: float
+    kind: str
+    """drift; born, split, merged, retired: of a cluster; distrusted, trusted: by the guard."""
+    model: str | None
+    """None where it concerns all."""
+    cluster: int | None
+    what: str
+
+
+@dataclass(frozen=True)
+class PredictionsPast:
+    """How predictions turned out over time, who was listened to, and what changed."""
+
+    newest_s: float | None
+    bucket_s: float = 60.0
+    quality: tuple[Quality, ...] = ()
+    weights: tuple[tuple[float, str, float], ...] = ()
+    """Start of a bucket, expert, mean weight in the predictions made in it."""
+    events: tuple[Event, ...] = ()
+    """The newest first."""
+    points: tuple[FinishedPoint, ...] = ()
+    """The latest that turned out, oldest first."""
+
+
+def read_predictions(path: Path, scope: Scope) -> PredictionsPast | ArchiveTrouble:
+    """Sum what the scope asks for."""
+    return read(path, partial(_summed, scope=scope))
+
+
+def _summed(connection: duckdb.DuckDBPyConnection, *, scope: Scope) -> PredictionsPast:
+    found = bounds(connection, scope)
+    if found is None:
+        return PredictionsPast(None)
+    since_s, newest_s = found
+    width = _width_s(newest_s - since_s)
+    given = {"since_s": since_s, "all": not scope.narrows}
+    (predictions,) = connection.execute(_PREDICTIONS, given).fetchall()[0]
+    thin = {"every": max(1, predictions // WEIGHED)}
+    return PredictionsPast(
+        newest_s=newest_s,
+        bucket_s=width,
+        quality=tuple(Quality(*row) for row in connection.execute(_QUALITY, given | {"width_s": width}).fetchall()),
+        weights=tuple(connection.execute(_WEIGHTS, given | thin | {"width_s": width}).fetchall()),
+        events=tuple(_events(connection, scope, since_s)),
+        points=tuple(_points(connection, given)),
+    )
+
+
+def _width_s(span_s: float) -> float:
+    """A bucket's width: finer than elsewhere over short ranges, so that the last minutes have a course too."""
+    return 20.0 if span_s <= 900.0 else float(bucket_s(span_s))
+
+
+def _events(connection: duckdb.DuckDBPyConnection, scope: Scope, since_s: float) -> list[Event]:
+    clusters = _CLUSTERS if knows_clusters(connection) else ""
+    query = f"{_DRIFTS} {clusters} {_TRUST} ORDER BY time_s DESC LIMIT $limit"
+    rows = connection.execute(query, {"since_s": since_s, "model": scope.model, "limit": EVENTS_SHOWN}).fetchall()
+    return [Event(*row) for row in rows]
+
+
+def _points(connection: duckdb.DuckDBPyConnection, given: dict[str, float | bool]) -> list[FinishedPoint]:
+    (ended_s,) = connection.execute(_LATEST, given | {"limit": POINTS}).fetchall()[0]
+    if ended_s is None:
+        return []
+    rows = connection.execute(_POINTS, given | {"since_s": ended_s, "limit": POINTS}).fetchall()
+    return [
+        FinishedPoint(
+            request_id=row[0], time_s=row[1], output_tokens=row[2], reason="length" if row[3] else "stop",
+            cluster=row[4], pit=row[5], p10_tokens=row[6], p50_tokens=row[7], p90_tokens=row[8],
+        )
+        for row in rows
+    ]  # fmt: skip
+
+
+_PREDICTIONS = (
+    "SELECT count(*) FROM predictions WHERE time_s >= $since_s AND ($all OR session_id IN (FROM temp.chosen))"
+)
+
+_QUALITY = """
+SELECT
+    $width_s * floor(time_s / $width_s) AS start_s, avg(crps_tokens), avg(output_tokens),
+    avg(within_50::INTEGER) FILTER (NOT censored), avg(within_90::INTEGER) FILTER (NOT censored)
+FROM outcomes WHERE time_s >= $since_s AND ($all OR session_id IN (FROM temp.chosen))
+GROUP BY start_s ORDER BY start_s
+"""
+
+_WEIGHTS = """
+WITH heard AS (
+    SELECT $width_s * floor(time_s / $width_s) AS start_s, unnest(map_entries(experts)) AS expert FROM predictions
+    WHERE time_s >= $since_s AND ($all OR session_id IN (FROM temp.chosen)) AND hash(request_id) % $every = 0
+),
+summed AS (SELECT start_s, expert.key AS name, sum(expert.value) AS weight FROM heard GROUP BY ALL)
+SELECT start_s, name, weight / sum(weight) OVER (PARTITION BY start_s) FROM summed ORDER BY ALL
+"""
+"""Weights of each expert, made to sum to one: a thinned bucket may miss an expert in some predictions."""
+
+_DRIFTS = """
+SELECT
+    time_s, 'drift' AS kind, model, cluster,
+    printf('mean %.0f to %.0f tokens, %.0f answers forgotten', before_mean_tokens, after_mean_tokens, forgotten) AS what
+FROM drift_events WHERE time_s >= $since_s AND ($model IS NULL OR model = $model)
+"""
+
+_CLUSTERS = """
+UNION ALL
+SELECT
+    time_s, kind, NULL, cluster,
+    CASE kind WHEN 'split' THEN 'from cluster ' || other_cluster WHEN 'merged' THEN 'into cluster ' || other_cluster
+        WHEN 'born' THEN 'like prompts far from all others' ELSE 'no prompt for long, or formed anew' END
+FROM cluster_changes WHERE time_s >= $since_s
+"""
+
+_TRUST = """
+UNION ALL
+SELECT time_s, CASE WHEN trusted THEN 'trusted' ELSE 'distrusted' END, model, cluster, reason
+FROM calibration WHERE time_s >= $since_s AND reason <> 'due' AND ($model IS NULL OR model = $model)
+"""
+
+_LATEST = """
+SELECT min(time_s) FROM (
+    SELECT time_s FROM outcomes WHERE time_s >= $since_s AND ($all OR session_id IN (FROM temp.chosen))
+    ORDER BY time_s DESC LIMIT $limit
+)
+"""
+
+_POINTS = """
+WITH lately AS (
+    SELECT * FROM outcomes WHERE time_s >= $since_s AND ($all OR session_id IN (FROM temp.chosen))
+    ORDER BY time_s DESC LIMIT $limit
+),
+believed AS (
+    SELECT session_id, request_id, arg_min({'p10': p10_tokens, 'p50': p50_tokens, 'p90': p90_tokens}, received_s) AS said
+    FROM predictions SEMI JOIN lately USING (session_id, request_id) GROUP BY ALL
+)
+SELECT request_id, time_s, output_tokens, censored, cluster, pit, said.p10, said.p50, said.p90
+FROM lately LEFT JOIN believed USING (session_id, request_id) ORDER BY time_s
+"""
