@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import json
+import re
+import shutil
 import signal
 import sys
 import time
@@ -9,10 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import Locator, Page, TimeoutError, expect, sync_playwright  # noqa: A004 - Playwright's own
 
 from controller.api_client import ApiClient
 from controller.processes import Child, Children, end, free_port
 from store.errors import SageError
+
+BROWSER_FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
 
 
 def wait_until(condition: Callable[[], bool], *, timeout_s: float = 60.0) -> None:
@@ -92,3 +101,112 @@ def summary_of() -> Callable[[Child], dict[str, Any]]:
 @pytest.fixture
 def eventually() -> Callable[..., None]:
     return wait_until
+
+
+class Visitor:
+    """Somebody with a real browser who uses the dashboard; every step waits for what it needs."""
+
+    patience_ms = 90_000
+    pages = ("Now", "Latency", "Gain", "Predictions", "Prompts", "Request", "History", "SQL", "Settings and health")
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.address = ""
+        self.errors: list[str] = []
+        page.set_default_timeout(self.patience_ms)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+
+    def opens(self, path: str, title: str) -> None:
+        self.page.goto(f"{self.address}/{path}")
+        self._stands(title)
+
+    def goes_to(self, title: str) -> None:
+        self.page.get_by_test_id("stSidebarNav").get_by_role("link", name=title, exact=False).click()
+        self._stands(title)
+
+    def metric(self, label: str) -> Locator:
+        metrics = self.page.get_by_test_id("stMetric").filter(has=self.page.get_by_text(label, exact=True))
+        return metrics.get_by_test_id("stMetricValue").first
+
+    def sees_numbers_move(self) -> None:
+        """The count of predictions goes up while one looks on, without a click."""
+        self.opens("predictions", "Predictions")
+        value = self.metric("Predictions")
+        expect(value).to_have_text(re.compile(r"^[1-9][\d,]*$"), timeout=self.patience_ms)
+        shown = value.inner_text()
+        expect(value).not_to_have_text(shown, timeout=self.patience_ms)
+        assert int(value.inner_text().replace(",", "")) > int(shown.replace(",", ""))
+
+    def sees_every_page(self) -> None:
+        """Each has something to show of what is served."""
+        self.opens("settings", "Settings and health")
+        for title in self.pages:
+            self.goes_to(title)
+            main = self.page.get_by_test_id("stMain")
+            charts = main.get_by_test_id("stPlotlyChart").filter(visible=True)
+            tables = main.get_by_test_id("stDataFrame")
+            expect(charts.or_(tables).or_(main.get_by_test_id("stAlert")).first).to_be_visible(timeout=self.patience_ms)
+            expect(self.page.get_by_test_id("stException")).to_have_count(0)
+
+    def keeps_filters(self) -> None:
+        """What the address says holds on the next page, and stands in its address."""
+        self.opens("latency?range=5+min", "Latency")
+        expect(self.page.get_by_text("within the last 5 min")).to_be_visible()
+        self.goes_to("Predictions")
+        expect(self.page).to_have_url(re.compile(r"/predictions\?.*range=5"), timeout=self.patience_ms)
+
+    def opens_a_request_from_the_queue(self) -> None:
+        """A click on a row of what waits or runs."""
+        self.opens("", "Now")
+        table = self.page.get_by_test_id("stDataFrame").first
+        opened = re.compile(r"/request\?request=.+")
+        for _ in range(6):  # A table that is being drawn anew takes no click.
+            expect(table).to_be_visible(timeout=self.patience_ms)
+            with contextlib.suppress(TimeoutError):
+                table.click(position={"x": 15, "y": 52}, timeout=10_000)
+            with contextlib.suppress(AssertionError):
+                expect(self.page).to_have_url(opened, timeout=20_000)
+                break
+        expect(self.page).to_have_url(opened)
+        expect(self.metric("State")).to_be_visible(timeout=self.patience_ms)
+
+    def reads_why_a_request_waited(self, request_id: str) -> None:
+        """From arrival to end, in words and charts."""
+        self.opens(f"request?request={request_id}", "Request")
+        expect(self.page.get_by_role("heading", name="In words")).to_be_visible(timeout=self.patience_ms)
+        expect(self.page.get_by_text(re.compile(r"It arrived at .* with a prompt of"))).to_be_visible()
+        expect(self.page.get_by_text(re.compile(r"It ended .* after its arrival"))).to_be_visible(
+            timeout=self.patience_ms
+        )
+        charts = self.page.get_by_test_id("stPlotlyChart").filter(visible=True)
+        expect(charts).to_have_count(5, timeout=self.patience_ms)
+
+    def asks_in_sql(self) -> None:
+        """An answer comes; a statement that would change something is refused in clear words."""
+        self.opens("sql", "SQL")
+        editor = self.page.get_by_role("textbox", name="Statement")
+        run = self.page.get_by_role("button", name="Run")
+        editor.fill("SELECT count(*) AS requests FROM requests")
+        run.click()
+        expect(self.page.get_by_text(re.compile(r"1 row in"))).to_be_visible(timeout=self.patience_ms)
+        editor.fill("DROP VIEW requests")
+        run.click()
+        expect(self.page.get_by_text("The statement was refused")).to_be_visible(timeout=self.patience_ms)
+
+    def _stands(self, title: str) -> None:
+        heading = self.page.get_by_role("heading", name=title, exact=True)
+        expect(heading).to_be_visible(timeout=self.patience_ms)
+
+
+@pytest.fixture
+def visitor(tmp_path: Path) -> Iterator[Visitor]:
+    """A visitor in a Chromium with a fresh profile; `address` says where the dashboard is."""
+    chromium = shutil.which("chromium")
+    assert chromium is not None, "Chromium is not installed: run 'make browser'"
+    with sync_playwright() as playwright:
+        context = playwright.chromium.launch_persistent_context(
+            tmp_path / "profile", executable_path=chromium, args=list(BROWSER_FLAGS),
+            viewport={"width": 1440, "height": 1000},
+        )  # fmt: skip
+        yield Visitor(context.pages[0])
+        context.close()

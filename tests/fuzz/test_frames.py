@@ -1,0 +1,165 @@
+"""The border with engines: whatever comes in a frame, the controller reads it or counts it, and goes on."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from controller.core import Core, CoreConfig
+from controller.policies import policy_named
+from engine_adapter.agent import Agent
+from engine_adapter.link import DirectLink
+from online_learning.learner import GlobalLearner
+from store.errors import ProtocolError
+from store.records import (
+    PROTOCOL,
+    Arrived,
+    Facts,
+    Finished,
+    FirstToken,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    Preempted,
+    Snapshot,
+    decode_controller_message,
+    decode_engine_message,
+    encode,
+)
+
+HELLO = Hello(
+    engine_id="e", session_id="s", model="m", engine="simulated", engine_version="1", kv_blocks=100, block_size_tokens=16,
+    max_num_seqs=8, token_budget=100, max_model_len_tokens=100, prefix_caching=False, started_s=1.0,
+)  # fmt: skip
+ARRIVED = Arrived(
+    request_id="r", arrival_s=1.0, prompt_tokens=2, token_ids=b"\x01\0\0\0\x02\0\0\0", max_tokens=9, temperature=1.0
+)
+PRIMITIVES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**63), 2**64 - 1),
+    st.floats(),
+    st.text(max_size=20),
+    st.binary(max_size=20),
+)
+VALUES = st.recursive(
+    PRIMITIVES, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+)
+TYPES = ["Hello", "Facts", "Snapshot", "Goodbye", "Welcome", "Settings", "IndexTable", "Arrived", "Nothing"]
+
+
+def read(frame: bytes) -> None:
+    for decode in (decode_engine_message, decode_controller_message):
+        try:
+            decode(frame)
+        except ProtocolError as error:
+            assert str(error)  # noqa: PT017 - any other exception fails the test
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.one_of(st.binary(max_size=300), VALUES.map(msgspec.msgpack.encode)), st.sampled_from(TYPES), VALUES)
+def test_any_bytes_are_a_message_or_a_protocol_error(raw: bytes, kind: str, value: Any) -> None:
+    """Of our version and of others; msgpack of anything; our own types with anything in their fields."""
+    for version in (bytes((PROTOCOL,)), b"\x00", b"\xff", b""):
+        read(version + raw)
+    fields = value if isinstance(value, dict) else {"facts": value, "batch": value, "mode": value}
+    read(bytes((PROTOCOL,)) + msgspec.msgpack.encode({"type": kind} | fields))
+
+
+def test_a_frame_that_breaks_off_or_has_a_wrong_byte() -> None:
+    """Every cut and every byte of a message."""
+    whole = encode(Facts(batch=1, facts=(ARRIVED,)))
+    for place in range(len(whole)):
+        read(whole[:place])
+        for bit in range(8):
+            read(whole[:place] + bytes((whole[place] ^ (1 << bit),)) + whole[place + 1 :])
+    read(bytes((PROTOCOL,)) + b"\x91" * 100_000)
+    read(bytes((PROTOCOL,)) + b"\xdd\xff\xff\xff\xff")
+    read(bytes((PROTOCOL,)) + b"\xc6\xff\xff\xff\xff" + b"x")
+
+
+WHOLE = st.one_of(st.integers(-3, 300), st.sampled_from([2**31, 2**62, -(2**62)]))
+TIMES = st.one_of(st.floats(0.0, 1e10), st.sampled_from([math.nan, math.inf, -math.inf, -1.0, 1e300, 0.0]))
+NAMES = st.one_of(st.sampled_from(["r", "q", ""]), st.text(max_size=5))
+FACTS = st.one_of(
+    st.builds(
+        Arrived, request_id=NAMES, arrival_s=TIMES, prompt_tokens=WHOLE, token_ids=st.binary(max_size=40), max_tokens=WHOLE,
+        temperature=TIMES, priority=WHOLE, attained_tokens=WHOLE, resent=st.booleans(),
+    ),
+    st.builds(FirstToken, request_id=NAMES, time_s=TIMES, scheduled_s=TIMES, cached_prompt_tokens=WHOLE),
+    st.builds(Preempted, request_id=NAMES, time_s=TIMES, lost_tokens=WHOLE, attained_tokens=WHOLE),
+    st.builds(
+        Finished, request_id=NAMES, time_s=TIMES, reason=st.sampled_from(["stop", "length", "abort", "error"]),
+        arrival_s=TIMES, prompt_tokens=WHOLE, output_tokens=WHOLE, max_tokens=WHOLE, cached_prompt_tokens=WHOLE,
+        preemptions=WHOLE, recomputed_tokens=WHOLE, scheduled_s=TIMES, first_token_s=TIMES,
+    ),
+)  # fmt: skip
+SNAPSHOTS = st.builds(
+    Snapshot, time_s=TIMES, waiting=WHOLE, running=WHOLE, kv_blocks_used=WHOLE, kv_blocks=WHOLE, mode=st.just("on"),
+    steps=WHOLE, step_s=TIMES, prefill_tokens=WHOLE, decode_tokens=WHOLE, kv_tokens_read=WHOLE, preemptions=WHOLE,
+    recomputed_tokens=WHOLE,
+)  # fmt: skip
+HELLOS = st.builds(
+    Hello, engine_id=NAMES, session_id=NAMES, model=NAMES, engine=st.just("simulated"), engine_version=NAMES, kv_blocks=WHOLE,
+    block_size_tokens=WHOLE, max_num_seqs=WHOLE, token_budget=WHOLE, max_model_len_tokens=WHOLE, prefix_caching=st.booleans(),
+    started_s=TIMES,
+)  # fmt: skip
+MESSAGES = st.one_of(
+    st.builds(Facts, batch=WHOLE, facts=st.lists(FACTS, max_size=5).map(tuple)),
+    SNAPSHOTS,
+    HELLOS,
+    st.builds(Goodbye, time_s=TIMES),
+)
+
+
+def a_core() -> Core:
+    config = CoreConfig(controller_id="c", mode="on", hash_key=b"k", lease_s=1.0)
+    return Core(learner=GlobalLearner(), policy=policy_named("sage"), config=config, now_s=0.0, timer=lambda: 0.0)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(MESSAGES, max_size=8))
+def test_well_formed_nonsense_hurts_no_other_engine(messages: list[Any]) -> None:
+    """NaN, negative and huge numbers in any order: the other engine's request still gets its table."""
+    core = a_core()
+    core.take(b"other", msgspec.structs.replace(HELLO, engine_id="good", session_id="good", model="good"), 1.0)
+    core.take(b"bad", HELLO, 1.0)
+    for message in messages:
+        try:
+            core.take(b"bad", decode_engine_message(encode(message)), 1.0)
+        except ProtocolError:
+            continue
+    core.tick(2.0)
+    answers = core.take(b"other", Facts(batch=1, facts=(ARRIVED,)), 2.0)
+    tables = [message for connection, message in answers if connection == b"other"]
+    assert [table.request_id for table in tables] == ["r"]
+    assert all(math.isfinite(value) for table in tables for value in (*table.index_s, *table.growth_tokens))
+
+
+def test_a_stranger_before_its_greeting_is_only_counted() -> None:
+    """Facts over a connection that never said hello are of nobody."""
+    core = a_core()
+    assert core.take(b"stranger", Facts(batch=1, facts=(ARRIVED,)), 1.0) == []
+    assert core.counts.strangers == 1
+
+
+def test_the_session_of_another_engine_cannot_be_taken_over() -> None:
+    """A greeting under another name with the same session is refused, and the session goes on."""
+    core = a_core()
+    core.take(b"first", HELLO, 1.0)
+    assert core.take(b"second", msgspec.structs.replace(HELLO, engine_id="thief"), 1.0) == []
+    assert core.counts.strangers == 1
+    assert [session.connection for session in core.sessions] == [b"first"]
+    assert core.take(b"third", HELLO, 2.0) != []
+
+
+def test_the_engine_is_not_hurt_by_nonsense_of_a_controller() -> None:
+    """Before a greeting, twice, or of unfinished business: nothing raises."""
+    agent = Agent(hello=HELLO, link=DirectLink(lambda _message: [Heartbeat(time_s=math.nan)]))
+    for now_s in (1.0, 2.0, 0.5, 1e12):
+        agent.poll(now_s)
+    assert agent.mode(1e12) == "off"

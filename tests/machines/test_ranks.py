@@ -1,0 +1,108 @@
+"""Data-parallel ranks of one vLLM: each is an engine of its own to the controller, and both learn from each other."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from vllm.config import ParallelConfig
+
+from controller.core import Core, CoreConfig
+from controller.policies import policy_named
+from controller.shared_brain import SharedBrain
+from engine_adapter.engine import Work
+from engine_adapter.profiles import Profile
+from engine_adapter.vllm_plugin import plugin_settings, ranked_name
+from engine_adapter.vllm_scheduler import SageScheduler
+from engine_adapter.vllm_virtual_time import VllmVirtualTimeEngine
+from online_learning.learner import GlobalLearner
+
+pytestmark = pytest.mark.vllm
+
+PROFILE = Profile(
+    name="small", base_s=0.03, prefill_token_s=1e-4, decode_seq_s=1e-4, kv_token_s=1e-7, kv_tokens=4_000,
+    max_num_seqs=12, token_budget=1_024, max_model_len_tokens=2_048,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 8])
+@pytest.mark.parametrize("dense", [True, False])
+def test_every_rank_has_a_name_of_its_own(ranks: int, *, dense: bool) -> None:
+    """Also where vLLM has told the ranks of a dense model that each is alone, and whatever the name is set to."""
+    names = {ranked_name("vllm", parallel) for parallel in _ranks(ranks, dense=dense)}
+    assert len(names) == ranks
+    assert f"vllm-dp{ranks - 1}" in names
+    config: Any = SimpleNamespace(
+        additional_config={"sagesched": {"engine_id": "here"}}, parallel_config=list(_ranks(ranks, dense=dense))[-1]
+    )
+    assert plugin_settings(config).engine_id == f"here-dp{ranks - 1}"
+
+
+def test_an_engine_without_ranks_keeps_its_plain_name() -> None:
+    """One rank is no rank."""
+    assert ranked_name("vllm", ParallelConfig()) == "vllm"
+
+
+def test_two_ranks_are_two_engines_of_one_controller() -> None:
+    """Two of vLLM's schedulers with the plugin: own names, own queues, own tables, one learner; all are served in order."""
+    core = Core(
+        learner=GlobalLearner(),
+        policy=policy_named("sage"),
+        config=CoreConfig(controller_id="c", mode="on", hash_key=b"k", lease_s=1e9, acknowledge_at_once=True),
+        now_s=0.0,
+        timer=lambda: 0.0,
+    )
+    brain = SharedBrain(core)
+    engines: list[VllmVirtualTimeEngine] = []
+    for rank in range(2):
+        link = brain.link(lambda rank=rank: engines[rank].now_s if rank < len(engines) else 0.0)
+        engines.append(
+            VllmVirtualTimeEngine(PROFILE, link=link, scheduler_class=SageScheduler, data_parallel_rank=rank)
+        )
+    for number, work in enumerate(_works()):
+        engines[number % 2].submit(work)
+    served = [life for engine in engines for life in _serve(engine)]
+    assert len(served) == 60
+    sessions = {session.hello.engine_id: session for session in core.sessions}
+    assert set(sessions) == {"vllm", "vllm-dp1"}
+    assert [session.hello.data_parallel_rank for session in sessions.values()] == [0, 1]
+    for session in sessions.values():
+        assert session.snapshot is not None
+        assert (session.snapshot.mode, session.snapshot.policy_errors) == ("on", 0)
+        assert session.snapshot.tables_applied >= 25
+        assert session.requests == {}
+    assert core.counts.predictions == core.counts.completions == 60
+
+
+def _ranks(ranks: int, *, dense: bool) -> Iterator[ParallelConfig]:
+    """The configuration as each rank's engine core has it when it makes its scheduler."""
+    for rank in range(ranks):
+        parallel = ParallelConfig(data_parallel_size=ranks)
+        parallel.data_parallel_index = rank
+        if dense:
+            parallel.reconfigure_for_independent_dp_rank()
+        else:
+            parallel.data_parallel_rank = rank
+        yield parallel
+
+
+def _works() -> list[Work]:
+    chance = random.Random(1)
+    return [
+        Work(
+            request_id=f"r{number}",
+            arrival_s=0.0,
+            token_ids=tuple(range(chance.randint(20, 200))),
+            max_tokens=400,
+            true_output_tokens=chance.randint(5, 300),
+        )
+        for number in range(60)
+    ]
+
+
+def _serve(engine: VllmVirtualTimeEngine) -> Iterator[Any]:
+    while engine.unfinished:
+        yield from engine.step().finished

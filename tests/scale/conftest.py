@@ -1,0 +1,166 @@
+"""Traffic of many engines through the controller's brain in virtual time, and counts of the work that it does."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from types import FrameType
+
+import pytest
+
+from controller.core import Core, CoreConfig
+from controller.live import Live
+from controller.policies import policy_named
+from engine_adapter.engine import Work
+from engine_adapter.lives import Account
+from engine_adapter.synthetic import SyntheticOptions
+from engine_adapter.workloads import work_stream
+from online_learning.learner import GlobalLearner
+from online_learning.mixture import MixtureLearner
+from online_learning.prompt import LengthLearner
+from store.records import Entry, Fact, Facts, Hello, RunningRequest, Snapshot
+
+RATE_RPS = 8.0
+SERVICE_S = 5.0
+SNAPSHOT_EVERY = 4
+"""Requests of an engine between two of its snapshots."""
+
+
+@dataclass
+class BusyController:
+    """A brain and its live picture under steady traffic: so many engines, each with so many unfinished requests."""
+
+    engines: int = 4
+    unfinished: int = 24
+    learner: LengthLearner = field(default_factory=MixtureLearner)
+    refresh_interval_s: float = 5.0
+    backlog: int = 0
+    now_s: float = 1_000.0
+    recorded: Callable[[list[Entry]], None] = lambda _entries: None
+
+    def __post_init__(self) -> None:
+        self.core = Core(
+            learner=self.learner,
+            policy=policy_named("sage"),
+            config=CoreConfig(
+                controller_id="c",
+                mode="on",
+                hash_key=b"k",
+                refresh_interval_s=self.refresh_interval_s,
+                backlog=self.backlog,
+            ),
+            now_s=self.now_s,
+            timer=lambda: 0.0,
+        )
+        self.live = Live()
+        self.live.watch(self.core)
+        self.served = 0
+        self._works = work_stream(seed=5, rate_rps=RATE_RPS * self.engines, options=SyntheticOptions(tenants=3))
+        self._drawn: deque[Work] = deque()
+        self._batches = [0] * self.engines
+        self._open: list[deque[Account]] = [deque() for _ in range(self.engines)]
+        self._start_s = self.now_s
+        for number in range(self.engines):
+            self.core.take(b"%d" % number, _hello(number), self.now_s)
+
+    def serve(self, requests: int) -> None:
+        """Let so many requests arrive, and as many end."""
+        for _ in range(requests):
+            self.serve_one()
+
+    def draw(self, requests: int) -> None:
+        """Make the next requests now, so that making them is not counted as the controller's work."""
+        self._drawn.extend(islice(self._works, requests))
+
+    def serve_one(self) -> None:
+        """One arrival, the end of the oldest request of its engine, now and then a snapshot, and a tick."""
+        number, work = self.served % self.engines, self._drawn.popleft() if self._drawn else next(self._works)
+        self.now_s = self._start_s + work.arrival_s
+        account = Account(replace(work, request_id=f"r{self.served}", arrival_s=self.now_s))
+        self._open[number].append(account)
+        self._tell(number, account.arrived())
+        if len(self._open[number]) > self.unfinished:
+            self.end_oldest(number)
+        if (self.served // self.engines) % SNAPSHOT_EVERY == 0:
+            self.report(number)
+        self.core.tick(self.now_s)
+        self._record()
+        self.served += 1
+
+    def report(self, number: int) -> None:
+        """A snapshot of an engine."""
+        running = tuple(
+            RunningRequest(account.work.request_id, place, 10) for place, account in enumerate(self._open[number])
+        )
+        snapshot = Snapshot(
+            time_s=self.now_s, waiting=0, running=len(running), kv_blocks_used=100, kv_blocks=1000, mode="on", steps=5,
+            step_s=0.1, prefill_tokens=50, decode_tokens=5 * len(running), kv_tokens_read=1000, preemptions=0,
+            recomputed_tokens=0, running_requests=running,
+        )  # fmt: skip
+        self.core.take(b"%d" % number, snapshot, self.now_s)
+
+    def end_oldest(self, number: int) -> None:
+        """The request of an engine that has been unfinished for longest ends."""
+        account = self._open[number].popleft()
+        account.start(self.now_s - SERVICE_S)
+        account.generate(self.now_s - SERVICE_S + 0.1)
+        account.output_tokens = min(account.work.true_output_tokens, account.work.max_tokens)
+        stopped = account.output_tokens < account.work.max_tokens
+        self._tell(number, account.first_token(), account.finished(self.now_s, "stop" if stopped else "length"))
+
+    def _tell(self, number: int, *facts: Fact) -> None:
+        self._batches[number] += 1
+        self.core.take(b"%d" % number, Facts(batch=self._batches[number], facts=facts), self.now_s)
+
+    def _record(self) -> None:
+        entries = self.core.drain_entries()
+        for entry in entries:
+            self.live.lives.take(entry)
+            if isinstance(entry.record, Snapshot):
+                self.live.take_snapshot(entry.engine_id, entry.record)
+        self.recorded(entries)
+
+
+def calls_of(action: Callable[[], object]) -> int:
+    """Calls of functions, in Python and in C, that an action makes: work that no busy machine can change."""
+    calls = 0
+
+    def count(_frame: FrameType, event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += event in {"call", "c_call"}
+
+    sys.setprofile(count)
+    try:
+        action()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+def _hello(number: int) -> Hello:
+    return Hello(
+        engine_id=f"e{number}", session_id=f"s{number}", model="m", engine="simulated", engine_version="1",
+        kv_blocks=1000, block_size_tokens=16, max_num_seqs=256, token_budget=8192, max_model_len_tokens=32_768,
+        prefix_caching=False, started_s=0.0,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def busy() -> Callable[..., BusyController]:
+    """Make a busy controller."""
+    return BusyController
+
+
+@pytest.fixture(scope="session")
+def quick_busy() -> Callable[..., BusyController]:
+    """Make one whose learner is the simplest, for what does not depend on it."""
+    return lambda **settings: BusyController(learner=GlobalLearner(), **settings)
+
+
+@pytest.fixture(scope="session")
+def calls() -> Callable[[Callable[[], object]], int]:
+    """Count the calls of an action."""
+    return calls_of

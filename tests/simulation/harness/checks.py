@@ -1,0 +1,218 @@
+"""What must hold whatever happens: after every step, at every acknowledgement, and when all is quiet again."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.controllers import ControllerProcess
+from harness.disk import History
+from harness.engines import EngineProcess
+
+from engine_adapter.agent import Agent, AgentLimits
+from engine_adapter.engine import Step
+from engine_adapter.lives import ending
+from engine_adapter.ordering import SPARE_DEADLINES
+from store.records import Acknowledged, Facts, Welcome, decode_controller_message
+
+MOST_EMPTY_STEPS = 3
+"""Steps in a row that may compute nothing although requests are there: all that ran has just been pushed out."""
+
+HUB_MESSAGES = 4000
+
+
+class ViolationError(AssertionError):
+    """Something that must always hold did not."""
+
+
+def demand(condition: object, text: str) -> None:
+    """Raise `ViolationError` where a condition does not hold."""
+    if not condition:
+        raise ViolationError(text)
+
+
+@dataclass(eq=False)
+class StepChecks:
+    """What is demanded of an engine after each of its steps."""
+
+    process: EngineProcess
+    limits: AgentLimits
+    empty_steps: int = 0
+    running_before: frozenset[str] = frozenset()
+    overdue: set[str] = field(default_factory=set)
+    """Requests whose patience was over once; it stays so, whatever table comes after."""
+    modes: Counter[str] = field(default_factory=Counter)
+
+    def after(self, step: Step) -> None:
+        """Check one step."""
+        self._progress(step)
+        self._fallback(step.start_s)
+        self._patience(step)
+        self._bounds(self.process.engine.agent)
+
+    def _progress(self, step: Step) -> None:
+        """Whoever is there is served: nothing that the controller does or leaves undone makes the engine wait."""
+        idle = step.scheduled_tokens or not (step.waiting + step.running)
+        self.empty_steps = 0 if idle else self.empty_steps + 1
+        demand(self.empty_steps <= MOST_EMPTY_STEPS, f"the engine has work and computes nothing at {step.start_s}")
+
+    def _fallback(self, now_s: float) -> None:
+        """Silence beyond the lease means first come, first served, in the very next step."""
+        link, agent = self.process.link, self.process.engine.agent
+        mode = agent.mode(now_s)
+        self.modes[mode] += 1
+        if link.settings is None and mode == "on":
+            demand(agent._settings is not None, "an engine has a mode without settings")
+        settings = agent._settings
+        if settings is not None and now_s - link.heard_s > settings.lease_s:
+            demand(mode == "off", f"mode {mode} after {now_s - link.heard_s:.2f} s of silence")
+
+    def _patience(self, step: Step) -> None:
+        """Nobody of its class is admitted before a request whose patience is over."""
+        process = self.process
+        scheduler = process.engine._scheduler
+        waiting = frozenset(request.request_id for request in scheduler.waiting)
+        started = step.scheduled_tokens.keys() - self.running_before
+        self.running_before = frozenset(request.request_id for request in scheduler.running)
+        if process.engine.agent.mode(step.start_s) != "on":
+            return
+        here = waiting | started | self.running_before
+        self.overdue |= {name for name in here if self._is_overdue(name, step.start_s)}
+        if step.preempted:
+            return
+        overdue = {name: process.works[name].priority for name in waiting & self.overdue}
+        for name in started - self.overdue - {life.request_id for life in step.finished}:
+            passed = [other for other, priority in overdue.items() if priority <= process.works[name].priority]
+            demand(not passed, f"request {name} was admitted before {passed}, whose patience is over")
+
+    def _is_overdue(self, request_id: str, now_s: float) -> bool:
+        """By the table that the engine holds of it, worked out anew."""
+        ordering = self.process.engine.agent._ordering
+        table = ordering._tracked[request_id].table or ordering._prior if request_id in ordering._tracked else None
+        patience_s = math.inf if table is None or table.patience_s is None else table.patience_s
+        return self.process.works[request_id].arrival_s + patience_s <= now_s
+
+    def _bounds(self, agent: Agent) -> None:
+        limits = self.limits
+        box = agent._outbox
+        demand(box._retained_facts <= limits.retained_facts, "an engine keeps more facts than it may")
+        demand(box._retained_bytes <= limits.retained_bytes, "an engine keeps more bytes than it may")
+        demand(box._retained_facts == sum(len(facts.facts) for facts in box._retained), "facts are miscounted")
+        demand(len(box._unsent) <= len(box._retained), "more is unsent than is kept")
+        here = len(self.process.engine._accounts)
+        demand(len(agent._ordering._tracked) == here, "the order knows other requests than the engine has")
+        demand(len(agent._ordering._deadlines) <= 2 * here + SPARE_DEADLINES, "deadlines pile up")
+
+
+def check_loop(controller: ControllerProcess) -> None:
+    """The controller's queues are bounded."""
+    settings, stats = controller.settings, controller.writer.stats
+    demand(stats.queued <= settings.queue_limit, f"{stats.queued} entries are queued, {settings.queue_limit} may be")
+    demand(stats.refused == 0, f"{stats.refused} facts were refused: nothing is acknowledged any more")
+    demand(len(controller.core._journal._entries) <= len(controller.core.sessions), "entries are left in the journal")
+    demand(not controller.core.unhandled, "facts are left unhandled between two turns")
+    for session in controller.core.sessions:
+        demand(len(session.requests) <= controller.core._config.max_unfinished, "too many requests are remembered")
+
+
+def acknowledged_batch(frame: bytes) -> int | None:
+    """The batch up to which a frame of the controller calls facts durable; None for any other."""
+    message = decode_controller_message(frame)
+    match message:
+        case Acknowledged(batch=batch) | Welcome(durable_batch=batch):
+            return batch
+        case _:
+            return None
+
+
+@dataclass(eq=False)
+class Ledger:
+    """What each engine told and each controller acknowledged, by session."""
+
+    batches: dict[str, dict[int, Facts]] = field(default_factory=dict)
+    acknowledged: dict[str, int] = field(default_factory=dict)
+
+    def told(self, session_id: str, facts: Facts) -> None:
+        """An engine sent a batch; under its number it may never send anything else."""
+        before = self.batches.setdefault(session_id, {}).setdefault(facts.batch, facts)
+        demand(before.facts == facts.facts, f"batch {facts.batch} of {session_id} was told in two ways")
+
+    def promised(self, session_id: str, batch: int, durable: int | None) -> None:
+        """A controller calls batches durable."""
+        demand(
+            durable is None or batch <= durable, f"batch {batch} of {session_id} was acknowledged, {durable} is durable"
+        )
+        self.acknowledged[session_id] = max(batch, self.acknowledged.get(session_id, 0))
+
+
+TABLE_OF = {"Arrived": "arrivals", "FirstToken": "first_tokens", "Preempted": "preemptions", "Finished": "completions"}
+
+
+def check_recorded(ledger: Ledger, history: History, whole: set[str]) -> None:
+    """Every acknowledged fact is there once, no fact is there twice, and of whole sessions all that was ever told."""
+    rows: dict[tuple[str, int], list[tuple[str, dict[str, Any]]]] = {}
+    for table in TABLE_OF.values():
+        for row in history[table]:
+            rows.setdefault((row["session_id"], row["batch"]), []).append((table, row))
+    for session_id, batches in ledger.batches.items():
+        for number, facts in batches.items():
+            found = rows.pop((session_id, number), [])
+            if number <= ledger.acknowledged.get(session_id, 0) or session_id in whole or found:
+                _check_batch(session_id, facts, found)
+    demand(not rows, f"the history has batches that nobody told: {sorted(rows)[:3]}")
+
+
+def _check_batch(session_id: str, facts: Facts, found: list[tuple[str, dict[str, Any]]]) -> None:
+    told = Counter((TABLE_OF[type(fact).__name__], fact.request_id) for fact in facts.facts)
+    recorded = Counter((table, row["request_id"]) for table, row in found)
+    demand(
+        told == recorded,
+        f"batch {facts.batch} of {session_id}: lost {told - recorded or 'nothing'}, doubled {recorded - told or 'nothing'}",
+    )
+
+
+def check_lives(process: EngineProcess, history: History) -> None:
+    """Every request of an engine that lived to the end was served once, as its client saw it, and is recorded so."""
+    rows = {name: [row for row in history[name] if row["session_id"] == process.session_id] for name in history}
+    arrivals = Counter(row["request_id"] for row in rows["arrivals"] if not row["resent"])
+    demand(
+        arrivals == Counter(list(process.works)),
+        f"arrivals of {process.session_id} differ: {sorted(arrivals.keys() ^ process.works.keys())}",
+    )
+    ends = {row["request_id"]: row for row in rows["completions"]}
+    demand(len(ends) == len(rows["completions"]), f"an end of {process.session_id} is recorded twice")
+    demand(ends.keys() == process.works.keys(), f"ends of {process.session_id} are missing")
+    outcomes = Counter(row["request_id"] for row in rows["outcomes"])
+    demand(all(times == 1 for times in outcomes.values()), f"outcomes of {process.session_id} are doubled")
+    preempted = Counter(row["request_id"] for row in rows["preemptions"])
+    first = {row["request_id"]: row["time_s"] for row in rows["first_tokens"]}
+    for name, end in ends.items():
+        _check_life(process, name, end, preempted[name], first.get(name))
+
+
+def _check_life(
+    process: EngineProcess, name: str, end: dict[str, Any], preemptions: int, first_token_s: float | None
+) -> None:
+    work, life = process.works[name], process.lives[name]
+    told = (end["reason"], end["output_tokens"], end["preemptions"], end["time_s"], end["arrival_s"])
+    seen = (life.reason, life.output_tokens, life.preemptions, life.finished_s, life.arrival_s)
+    demand(told == seen, f"request {name}: recorded {told}, served {seen}")
+    demand(preemptions == life.preemptions, f"request {name}: {preemptions} preemptions, served {life.preemptions}")
+    demand(
+        first_token_s == end["first_token_s"], f"request {name}: first token at {first_token_s}, {end['first_token_s']}"
+    )
+    if name not in process.left:
+        reason = ending(work, life.output_tokens, process.profile)
+        demand(reason == life.reason, f"request {name} ended as {life.reason} with {life.output_tokens} tokens")
+        demand(ending(work, life.output_tokens - 1, process.profile) is None, f"request {name} got too many tokens")
+    times = [end["arrival_s"], end["scheduled_s"], end["first_token_s"], end["time_s"]]
+    known = [time_s for time_s in times if time_s is not None]
+    demand(known == sorted(known), f"request {name}: times out of order {times}")
+
+
+def check_answers(history: History) -> None:
+    """Answers are numbered in the order of teaching, no number twice."""
+    numbers = [row["answer"] for row in history["outcomes"]]
+    demand(len(set(numbers)) == len(numbers), "two answers have the same number")
