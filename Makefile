@@ -12,12 +12,14 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
 ARGS ?=
+SEEDS ?= 1000
+SEED ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser promtool demo test check unit bench contract-vllm-033 format lock clean
+.PHONY: help setup browser promtool demo test check unit bench simulate soak ranks crash-test contract-vllm-033 format lock clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -69,11 +71,38 @@ unit: $(READY) browser promtool ## All tests and doctests; ARGS="-k gittins" for
 bench: $(READY) ## The policies side by side on the built-in workload.
 	$(BIN)/python -m controller bench $(ARGS)
 
+simulate: $(READY) ## Run the whole loop under injected faults; SEEDS=5000 for so many seeds, SEED=123 for one again.
+	$(BIN)/python tests/simulation/simulate.py $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
+
+long: $(READY) browser ## The tests that take minutes: a Ray cluster, a browser on a demo with the real vLLM.
+	$(BIN)/python -m pytest -m long $(ARGS)
+
+ranks: $(READY) ## Two data-parallel ranks of a real vLLM under one controller (minutes).
+	$(BIN)/python tests/machines/two_ranks.py
+
+crash-test: $(READY) ## kill -9 of the history's writer a hundred times, while it writes, seals and compacts.
+	SAGESCHED_KILL_TRIALS=100 $(BIN)/python -m pytest -q --timeout 3600 tests/store/test_crash.py $(ARGS)
+
+SECONDS ?= 3600
+
+soak: $(READY) ## An hour of 16 engines with a small history, figures over time; SECONDS=600 for less.
+	$(BIN)/python -m controller load-test --engines 16 --rate 8 --seconds $(SECONDS) --warmup 120 --window 20 --retention-gb 0.2 $(ARGS)
+
 contract-vllm-033: $(READY) ## The plugin's contract against vLLM 0.33's Python files (downloads 336 MB once).
 	$(BIN)/python tests/real_engine/contract_033.py
 
 screenshots: $(READY) browser ## The README's pictures, from a running demo.
 	$(BIN)/python docs/screenshots.py $(ARGS)
+
+newcomer: $(READY) browser ## Time a newcomer's path: clone, demo, and all beside a vllm serve.
+	$(BIN)/python docs/newcomer.py
+
+licences: $(READY) ## Write docs/licences.md from the packages' metadata.
+	$(BIN)/python docs/licences.py
+
+audit: $(READY) ## Ask the vulnerability database about every locked package; needs the network.
+	grep -v -e '^#' -e '+cpu' constraints.txt > .cache/audited.txt
+	$(BIN)/pip-audit --strict --no-deps --disable-pip -r .cache/audited.txt $(ARGS)
 
 reference: $(READY) ## Write the documents' generated parts: views, settings, metrics.
 	$(BIN)/python docs/reference.py

@@ -1,19 +1,21 @@
 """How long every page of the dashboard takes to paint over a long history: ``python docs/million_requests.py``.
 
-Writes a history of a million requests (or of as many as are asked for) into a folder, serves the dashboard on it, and
-opens each page in Chromium three times with the range *all*, the first time with an empty cache.
-A page is painted when the last of its charts and tables is there.
+Writes a history of a million requests (or of as many as are asked for) into a folder, runs a controller and a lightly
+loaded simulated engine on it, serves the dashboard, and opens each page in Chromium with the range *all*: the first
+time with all caches of the dashboard empty, then twice more.
+A page is painted when the last of its charts, tables and figures is there and nothing is still being read.
 """
 
 from __future__ import annotations
 
 import argparse
 import http.client
+import json
+import os
 import random
 import shutil
 import socket
 import struct
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,24 +24,43 @@ from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
+from controller.processes import Children
 from dashboard import launch
-from store.records import Arrived, EngineSeen, Entry, Finished, Hello, Outcome, Prediction
+from store.records import (
+    Arrived,
+    DriftDetected,
+    EngineSeen,
+    Entry,
+    Finished,
+    Gate,
+    Hello,
+    Outcome,
+    Prediction,
+    Settings,
+    SettingsChanged,
+)
 from store.writer import HistoryWriter
 
 DAY_S = 86_400.0
 CHUNK = 2000
-END_S = 1_767_225_600.0
 TIMES = 3
+TENANTS, CLUSTERS = 12, 40
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+CHART = ".js-plotly-plot:visible"
+TABLE = "[data-testid=stDataFrame] canvas"
+FIGURE = "[data-testid=stMetricValue]"
 PAGES = {
-    "latency": ("stPlotlyChart", 3),
-    "prompts": ("stPlotlyChart", 4),
-    "history": ("stPlotlyChart", 4),
-    "sql": ("stDataFrame", 1),
-    "settings": ("stDataFrame", 0),
-    "request": ("stPlotlyChart", 2),
+    "": ((CHART, 3), (TABLE, 1), (FIGURE, 6)),
+    "latency": ((CHART, 7), (TABLE, 1)),
+    "gain": ((FIGURE + ", [data-testid=stAlert]", 1),),
+    "predictions": ((CHART, 5), (FIGURE, 6)),
+    "prompts": ((CHART, 4), (TABLE, 2)),
+    "request": ((CHART, 4), (FIGURE, 6)),
+    "history": ((CHART, 4), (TABLE, 1), (FIGURE, 5)),
+    "sql": ((TABLE, 1),),
+    "settings": ((TABLE, 2), (FIGURE, 5)),
 }
-"""Pages that read the history, and how much of what is there when they are painted."""
+"""Every page, and how much of what is there when it is painted."""
 
 
 def main() -> None:
@@ -49,51 +70,70 @@ def main() -> None:
     parser.add_argument("--store", type=Path, default=Path(tempfile.gettempdir()) / "sagesched-million")
     given = parser.parse_args()
     if not given.store.exists():
-        write(given.store, given.requests)
+        write(given.store, given.requests, time.time())
     measure(given.store)
 
 
-def write(store: Path, requests: int) -> None:
-    """Write so many requests that ended over 30 days."""
+def write(store: Path, requests: int, end_s: float) -> None:
+    """Write so many requests that ended over the 30 days before ``end_s``."""
     rng = random.Random(1)
     started_s = time.perf_counter()
     with HistoryWriter(store, seal_interval_s=60.0, retention_days=36_500.0) as writer:
-        writer.append([_engine()])
+        writer.append(_events(end_s))
         for first in range(0, requests, CHUNK):
             entries = [
                 entry
                 for number in range(first, min(first + CHUNK, requests))
-                for entry in _life(number, END_S - 30 * DAY_S * (1 - number / requests), rng)
+                for entry in _life(number, end_s - 30 * DAY_S * (1 - number / requests), rng)
             ]
             while writer.stats.queued > 50_000:
                 time.sleep(0.05)
             writer.append(entries)
             if first % 100_000 == 0:
-                sys.stdout.write(f"{first:,} requests, {time.perf_counter() - started_s:.0f} s\n")
-                sys.stdout.flush()
+                _say(f"{first:,} requests, {time.perf_counter() - started_s:.0f} s")
 
 
-def _engine() -> Entry:
+def _events(end_s: float) -> list[Entry]:
+    """An engine, a drift a day and a change of the settings every hour."""
     hello = Hello(
         engine_id="engine-0", session_id="s", model="m", engine="simulated", engine_version="1", kv_blocks=1500,
         block_size_tokens=16, max_num_seqs=64, token_budget=2048, max_model_len_tokens=4096, prefix_caching=False,
         started_s=0.0,
     )  # fmt: skip
-    seen = EngineSeen(time_s=END_S - 30 * DAY_S, event="connected", hello=hello)
-    return Entry(engine_id="engine-0", session_id="s", batch=None, record=seen)
+    begin_s = end_s - 30 * DAY_S
+    gate = Gate(horizon_tokens=32, margin=1.1)
+    settings = Settings(revision=1, mode="on", gate=gate, boost_per_s=0.02, lease_s=2.0)
+    records = [
+        EngineSeen(time_s=begin_s, event="connected", hello=hello),
+        *(
+            DriftDetected(
+                time_s=begin_s + day * DAY_S, model="m", cluster=day, before_mean_tokens=200.0, after_mean_tokens=300.0,
+                forgotten=100.0,
+            )
+            for day in range(30)
+        ),
+        *(
+            SettingsChanged(time_s=begin_s + hour * 3600.0, settings=settings, reason="preemptions were rare")
+            for hour in range(720)
+        ),
+    ]  # fmt: skip
+    return [Entry(engine_id="engine-0", session_id="s", batch=None, record=record) for record in records]
 
 
 def _life(number: int, end_s: float, rng: random.Random) -> Iterator[Entry]:
     name, tokens, arrival_s = f"r{number}", 1 + int(rng.lognormvariate(5.0, 1.0)), end_s - rng.lognormvariate(2.0, 0.8)
     first_s = min(end_s, arrival_s + rng.lognormvariate(0.0, 0.5))
-    cluster, features = number % 40, struct.pack("<32f", *(rng.random() for _ in range(32)))
-    shared = {"prompt_tokens": 300, "max_tokens": 2048}
+    cluster, features = number % CLUSTERS, struct.pack("<32f", *(rng.random() for _ in range(32)))
+    shared = {"prompt_tokens": 1 + int(rng.lognormvariate(5.0, 1.0)), "max_tokens": 2048}
     records = (
-        Arrived(request_id=name, arrival_s=arrival_s, token_ids=b"", temperature=1.0, **shared),
+        Arrived(
+            request_id=name, arrival_s=arrival_s, token_ids=b"", temperature=1.0, priority=number % 3 // 2,
+            tenant=f"tenant-{number % TENANTS}", **shared,
+        ),
         Finished(
-            request_id=name, time_s=end_s, reason="stop", arrival_s=arrival_s, output_tokens=tokens,
-            cached_prompt_tokens=0, preemptions=0, recomputed_tokens=0, scheduled_s=arrival_s, first_token_s=first_s,
-            **shared,
+            request_id=name, time_s=end_s, reason="stop" if number % 50 else "abort", arrival_s=arrival_s,
+            output_tokens=tokens, cached_prompt_tokens=0, preemptions=0, recomputed_tokens=0,
+            scheduled_s=(arrival_s + first_s) / 2, first_token_s=first_s, **shared,
         ),
         Prediction(
             request_id=name, time_s=arrival_s, cluster=cluster, features=features, prompt_hash=name, mean_tokens=200.0,
@@ -101,8 +141,8 @@ def _life(number: int, end_s: float, rng: random.Random) -> Iterator[Entry]:
             evidence=400.0, experts={"cluster": 0.6, "global": 0.4}, predict_s=0.0005,
         ),
         Outcome(
-            request_id=name, time_s=end_s, output_tokens=tokens, censored=False, cluster=cluster, pit=rng.random(),
-            crps_tokens=60.0, log_score=-5.0, within_50=rng.random() < 0.5, within_90=rng.random() < 0.9,
+            request_id=name, time_s=end_s, output_tokens=tokens, censored=number % 50 == 0, cluster=cluster,
+            pit=rng.random(), crps_tokens=60.0, log_score=-5.0, within_50=rng.random() < 0.5, within_90=rng.random() < 0.9,
         ),
     )  # fmt: skip
     for place, record in enumerate(records):
@@ -110,29 +150,57 @@ def _life(number: int, end_s: float, rng: random.Random) -> Iterator[Entry]:
 
 
 def measure(store: Path) -> None:
-    """Serve the dashboard without a controller and open each page; prints seconds, cold and warm."""
+    """Run controller, engine and dashboard, and open each page; prints seconds, the first time first."""
+    api, port = _free_port(), _free_port()
+    api_url = f"http://127.0.0.1:{api}"
+    with tempfile.TemporaryDirectory() as folder, Children(Path(folder)) as children:
+        endpoint = f"ipc://{folder}/run/engine.sock"
+        serve = [sys.executable, "-m", "controller", "serve", "--mode", "on", "--store", str(store)]
+        environment = {"SAGESCHED_STORE__RETENTION_DAYS": "36500", "OMP_NUM_THREADS": "1"}
+        children.start("controller", [*serve, "--endpoint", endpoint, "--port", str(api)], environment=environment)
+        _wait(api, "/readyz")
+        engine = [sys.executable, "-m", "engine_adapter.simulated_server", "--endpoint", endpoint]
+        children.start("engine", [*engine, "--profile", "h800-qwen3-32b-24k", "--rate", "1"])
+        children.start("dashboard", launch.command(api_url, store, port))
+        _wait(port, "/_stcore/health")
+        _wait_for_requests(api)
+        _open_all(f"http://127.0.0.1:{port}")
+
+
+def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = launch.command("http://127.0.0.1:9", store, port)
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:  # noqa: S603 - our own
-        try:
-            _wait(port)
-            _open_all(f"http://127.0.0.1:{port}")
-        finally:
-            server.terminate()
+        return int(probe.getsockname()[1])
 
 
-def _wait(port: int) -> None:
-    for _ in range(300):
+def _wait(port: int, path: str) -> None:
+    for _ in range(3000):
         try:
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1.0)
-            connection.request("GET", "/_stcore/health")
-            if connection.getresponse().status == http.HTTPStatus.OK:
+            if _asked(port, path)[0] == http.HTTPStatus.OK:
                 return
         except OSError:
-            time.sleep(0.1)
-    raise SystemExit("the dashboard did not start")
+            pass
+        time.sleep(0.1)
+    raise SystemExit(f"nothing answers at port {port}, {path}")
+
+
+def _wait_for_requests(port: int) -> None:
+    """Until the engine has ended a few, so that the live pages have something to show."""
+    for _ in range(600):
+        if json.loads(_asked(port, "/api/state")[1])["learner"]["completions"] >= 10:
+            return
+        time.sleep(0.2)
+    raise SystemExit("the engine serves no requests")
+
+
+def _asked(port: int, path: str) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5.0)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
 
 
 def _open_all(address: str) -> None:
@@ -141,24 +209,28 @@ def _open_all(address: str) -> None:
             profile, executable_path=shutil.which("chromium"), args=FLAGS, viewport={"width": 1440, "height": 1000}
         )
         page = browser.pages[0]
-        page.goto(f"{address}/sql")  # The browser learns the scripts of the application, as on every later day.
-        page.wait_for_timeout(6000)
-        for name, (kind, number) in PAGES.items():
+        # The very first opening: a fresh browser learns the application, a fresh server imports it.
+        _say(f"{'newcomer':12} {_painted_s(page, address + '/sql', PAGES['sql']):6.2f}")
+        for name, parts in PAGES.items():
             extra = "&request=r777" if name == "request" else ""
-            painted = [_painted_s(page, f"{address}/{name}?range=all{extra}", kind, number) for _ in range(TIMES)]
-            sys.stdout.write(f"{name:10} " + " ".join(f"{seconds:6.2f}" for seconds in painted) + "\n")
+            painted = [_painted_s(page, f"{address}/{name}?range=all{extra}", parts) for _ in range(TIMES)]
+            shown = " ".join(f"{seconds:6.2f}" for seconds in painted)
+            _say(f"{name or 'now':12} {shown}   (load of the machine {os.getloadavg()[0]:.1f})")
         browser.close()
 
 
-def _painted_s(page: Page, address: str, kind: str, number: int) -> float:
+def _painted_s(page: Page, address: str, parts: tuple[tuple[str, int], ...]) -> float:
     started_s = time.perf_counter()
     page.goto(address)
-    if number:
-        page.get_by_test_id(kind).nth(number - 1).wait_for(timeout=60_000)
-    else:
-        page.get_by_role("heading", name="Settings and health").wait_for(timeout=60_000)
+    for kind, number in parts:
+        page.locator(kind).nth(number - 1).wait_for(timeout=120_000, state="attached")
     page.wait_for_function("document.querySelectorAll('[data-testid=stSkeleton]').length === 0")
     return time.perf_counter() - started_s
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

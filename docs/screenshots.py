@@ -1,4 +1,8 @@
-"""Pictures of the dashboard for the README, taken from a running demo: ``make screenshots``."""
+"""Pictures of the dashboard, taken from a running demo: ``make screenshots``, ``ARGS="FOLDER"`` for all of them.
+
+Every page is taken light and dark at three sizes (a laptop, a desk, a wall) into the folder, to be looked at; the
+README's few are taken into ``docs/images``.
+"""
 
 from __future__ import annotations
 
@@ -9,35 +13,40 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Literal
 
 from playwright.sync_api import Page, sync_playwright
 
 IMAGES = Path(__file__).parent / "images"
-PAGES = {"now": ""} | {
-    page: page for page in ("predictions", "latency", "gain", "prompts", "history", "sql", "settings")
-}
-SHOWN = {"now", "latency"}
-"""Pages whose pictures are kept; the others are taken into the folder given as argument, to be looked at."""
-CREST_S = 55.0
-"""Seconds after which the demo's first wave has formed a queue."""
-SETTLE_MS = 8000
+PAGES = {
+    page: page for page in ("latency", "gain", "predictions", "prompts", "request", "history", "sql", "settings")
+} | {"now": ""}
+SHOWN = ("now", "latency", "predictions")
+"""Pages whose pictures the README has."""
+SIZES = {"laptop": (1366, 768), "desk": (1440, 1000), "wall": (2560, 1440)}
+SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+WAVE_S = 80.0
+"""Seconds after which the demo has served enough for every page, and a queue stands."""
+SETTLE_MS = 4000
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+DRAWN = ".js-plotly-plot:visible, [data-testid=stDataFrame]:visible, [data-testid=stAlert]:visible"
 
 
 def main() -> None:
     """Run a demo, wait for a queue, take every page."""
     others = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp(prefix="sagesched-pictures-"))
+    others.mkdir(parents=True, exist_ok=True)
     store = tempfile.mkdtemp(prefix="sagesched-pictures-store-")
-    command = [sys.executable, "-m", "controller", "demo", "--duration", "150", "--store", store]
+    command = [sys.executable, "-m", "controller", "demo", "--store", store]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as demo:  # noqa: S603 - our own demo
         try:
             address = _dashboard_address(demo)
-            time.sleep(CREST_S)
+            time.sleep(WAVE_S)
             _take_all(address, others)
         finally:
             demo.terminate()
     shutil.rmtree(store, ignore_errors=True)
-    sys.stdout.write(f"kept in {IMAGES}: {', '.join(sorted(SHOWN))}; the others in {others}\n")
+    sys.stdout.write(f"kept in {IMAGES}: {', '.join(SHOWN)}; all of them in {others}\n")
 
 
 def _dashboard_address(demo: subprocess.Popen[str]) -> str:
@@ -51,22 +60,32 @@ def _dashboard_address(demo: subprocess.Popen[str]) -> str:
     raise SystemExit("the demo did not start: run it by hand to see why")
 
 
-def _take_all(address: str, others: Path) -> None:
-    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as profile:
-        browser = playwright.chromium.launch_persistent_context(
-            profile, executable_path=shutil.which("chromium"), args=FLAGS, viewport={"width": 1440, "height": 1000}
-        )
-        page = browser.pages[0]
-        for name, path in PAGES.items():
-            _take(page, f"{address}/{path}", (IMAGES if name in SHOWN else others) / f"{name}.png")
+def _take_all(address: str, folder: Path) -> None:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+        for scheme in SCHEMES:
+            context = browser.new_context(color_scheme=scheme, viewport=_viewport("desk"))
+            page = context.new_page()
+            for name, path in PAGES.items():
+                _take(page, f"{address}/{path}", folder, f"{name}-{scheme}")
+            context.close()
         browser.close()
+    for name in SHOWN:
+        shutil.copyfile(folder / f"{name}-light-desk.png", IMAGES / f"{name}.png")
 
 
-def _take(page: Page, url: str, file: Path) -> None:
+def _take(page: Page, url: str, folder: Path, name: str) -> None:
     page.goto(url)
-    page.wait_for_selector(".js-plotly-plot, [data-testid=stDataFrame]", timeout=60_000)
-    page.wait_for_timeout(SETTLE_MS)
-    page.screenshot(path=file)
+    page.locator(DRAWN).first.wait_for(timeout=180_000)
+    for size in SIZES:
+        page.set_viewport_size(_viewport(size))
+        page.wait_for_timeout(SETTLE_MS)
+        page.screenshot(path=folder / f"{name}-{size}.png")
+
+
+def _viewport(size: str) -> dict[str, int]:
+    width, height = SIZES[size]
+    return {"width": width, "height": height}
 
 
 if __name__ == "__main__":
