@@ -27,7 +27,8 @@ from online_learning.prompt import (
 )
 from online_learning.semantic import Embedding, with_embedding
 from online_learning.unfinished import UnfinishedAnswers
-from store.records import Arrived, CalibrationMeasured, Finished, IndexTable, Outcome, Prediction, Snapshot
+from store.entries import CalibrationMeasured, Outcome, Prediction
+from store.records import Arrived, Finished, IndexTable, Snapshot
 
 PRIOR_PROMPT_TOKENS = 256
 PRIOR_MAX_TOKENS = 8192

@@ -10,12 +10,11 @@ from controller.core import Core, CoreConfig
 from controller.policy import Policy
 from engine_adapter.engine import VirtualEngine, Work
 from engine_adapter.link import DirectLink
-from engine_adapter.lives import packed
 from online_learning.calibration import CalibrationSettings
 from online_learning.distribution import LengthDistribution
 from online_learning.guard import GuardSettings
 from online_learning.prompt import Drift, Features, Forecast, LengthLearner, Observation, Prompt
-from store.records import ControllerMessage, EngineMessage, Hello
+from store.records import ControllerMessage, EngineMessage, Hello, packed_tokens
 
 CONNECTION = b"bench"
 LEASE_S = 1e9
@@ -70,7 +69,7 @@ class Brain:
         """Teach answers of this model that ended before the first measured request arrives."""
         for work in self._warmup:
             prompt = Prompt(
-                token_ids=np.frombuffer(packed(work.token_ids), dtype="<u4"),
+                token_ids=np.frombuffer(packed_tokens(work.token_ids), dtype="<u4"),
                 prompt_tokens=len(work.token_ids),
                 max_tokens=work.max_tokens,
                 temperature=work.temperature,

@@ -26,8 +26,8 @@ from controller.cli_machines import add_machines
 from controller.cli_proofs import add_proofs
 from controller.cli_replay import add_replay
 from controller.cli_studies import add_studies
-from controller.clock import steady_clock
 from controller.config import Config, load_config
+from engine_adapter.clock import steady_clock
 from store.errors import BadInputError, SageError
 
 app = typer.Typer(
@@ -290,7 +290,7 @@ def _serve(config: Config) -> int:
     log = logging.getLogger("controller")
     os.umask(0o077)
     interrupted = False
-    with service(config, clock=steady_clock(time.time, time.monotonic), timer=time.perf_counter) as running:
+    with service(config, clock=steady_clock(), timer=time.perf_counter) as running:
 
         def stop(number: int, _frame: object) -> None:
             nonlocal interrupted

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from controller.cli_output import fresh_folder, print_table, progress_bar, require_writable, write_figures
-from controller.clock import steady_clock
+from engine_adapter.clock import steady_clock
 from engine_adapter.fleet import bursts_of
 from store.errors import BadInputError
 
@@ -166,7 +166,7 @@ def load_test(  # noqa: PLR0913 - one parameter for each flag
         result = run_load_test(
             spec,
             folder=fresh_folder(folder),
-            clock=steady_clock(time.time, time.monotonic),
+            clock=steady_clock(),
             pause=time.sleep,
             progress=lambda done: bar.update(task, completed=done),
         )

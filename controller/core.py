@@ -24,13 +24,12 @@ from controller.tuning import EngineTuning
 from online_learning.calibration import CalibrationBook, Judgement, Measurement
 from online_learning.prompt import Drift, Features, LengthLearner, Observation
 from online_learning.semantic import Embedding
+from store.entries import EngineSeen, Entry, Outcome, SettingsChanged
 from store.records import (
     Acknowledged,
     Arrived,
     ControllerMessage,
     EngineMessage,
-    EngineSeen,
-    Entry,
     Fact,
     Facts,
     Finished,
@@ -39,10 +38,8 @@ from store.records import (
     Heartbeat,
     Hello,
     Mode,
-    Outcome,
     Preempted,
     Settings,
-    SettingsChanged,
     Snapshot,
     Welcome,
 )

@@ -7,7 +7,8 @@ from typing import Literal, TypeAlias
 
 from controller.sessions import ServedRequest, Session
 from online_learning.prompt import ClusterChange, Drift
-from store.records import ClusterChanged, Decision, DriftDetected, Entry, Fact, StoreRecord
+from store.entries import ClusterChanged, Decision, DriftDetected, Entry, StoreRecord
+from store.records import Fact
 
 DecisionReason: TypeAlias = Literal["arrival", "resent", "belief"]
 

@@ -8,7 +8,6 @@ newest one and works out the rest (quantiles, ranks) in its own thread.
 from __future__ import annotations
 
 import threading
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -22,7 +21,8 @@ from controller.sessions import ServedRequest, Session
 from online_learning.calibration import Judgement, Measurement
 from online_learning.distribution import LengthDistribution
 from online_learning.scoring import Calibration, RollingScores
-from store.records import Arrived, DriftDetected, Finished, Hello, IndexTable, Outcome, Settings, Snapshot
+from store.entries import DriftDetected, Outcome
+from store.records import Arrived, Finished, Hello, IndexTable, Settings, Snapshot
 from store.writer import WriterStats
 
 REQUESTS_SHOWN = 5000
@@ -44,6 +44,11 @@ class RequestView(msgspec.Struct, frozen=True, eq=False, gc=False):
     cluster: int | None
     attained_tokens: int
     cost_s: float = 0.0
+
+    @property
+    def index_s(self) -> float:
+        """The index at the attained tokens."""
+        return self.table.index_s[self.table.entry(self.attained_tokens)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,7 +201,7 @@ def _rows_of(engine: EngineView, now_s: float, limit: int) -> list[dict[str, obj
         key=lambda view: (
             rank.get(view.arrived.request_id, len(rank)),
             view.arrived.priority,
-            _index_s(view),
+            view.index_s,
             view.arrived.arrival_s,
         )
     )
@@ -219,7 +224,7 @@ def _row(position: int, state: str, view: RequestView, engine_id: str, now_s: fl
         "age_s": max(0.0, now_s - arrived.arrival_s),
         "prompt_tokens": arrived.prompt_tokens,
         "attained_tokens": view.attained_tokens,
-        "index_s": _index_s(view),
+        "index_s": view.index_s,
         "patience_left_s": _patience_left_s(view, now_s),
         "expected_remaining_tokens": max(0.0, remaining.mean_tokens - view.attained_tokens),
         "p50_tokens": view.belief.quantile(0.5),
@@ -232,10 +237,6 @@ def _patience_left_s(view: RequestView, now_s: float) -> float | None:
     """Until nobody of its class passes it any more; below zero when that is so already, None when it never is."""
     patience_s = view.table.patience_s
     return None if patience_s is None else view.arrived.arrival_s + patience_s - now_s
-
-
-def _index_s(view: RequestView) -> float:
-    return view.table.index_s[bisect_right(view.table.attained_tokens, view.attained_tokens) - 1]
 
 
 def _engine_view(session: Session) -> EngineView:

@@ -23,7 +23,8 @@ from controller.live import Live
 from controller.metrics import Metrics
 from controller.telemetry import Ended, Telemetry
 from engine_adapter.link import ControllerHub
-from store.records import Arrived, DriftDetected, EngineMessage, Entry, Finished, Mode, Outcome, Prediction, Snapshot
+from store.entries import DriftDetected, Entry, Outcome, Prediction
+from store.records import Arrived, EngineMessage, Finished, Mode, Snapshot
 from store.writer import HistoryWriter
 
 log = logging.getLogger(__name__)

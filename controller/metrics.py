@@ -18,7 +18,8 @@ from controller.recent_lives import RecentLife
 from controller.request_metrics import CappedLabel, RequestMetrics
 from controller.telemetry import Telemetry
 from engine_adapter.transport import ZmqHub
-from store.records import Finished, Outcome, Prediction, Snapshot
+from store.entries import Outcome, Prediction
+from store.records import Finished, Snapshot
 
 TICK_BUCKETS_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1)
 ENGINE_LABELS = 256

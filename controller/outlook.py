@@ -9,17 +9,18 @@ It is an estimate: it leaves out who will come later, and that answers end soone
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
 from controller.beliefs import Foreseen
 from controller.live import EngineView, Picture, RequestView
+from controller.policies import DEFAULT_GATE
 from engine_adapter.routing import EngineForecast, RouteForecast
 
-GROWTH_TOKENS = 32
-"""Growth that admission keeps memory for (the gate's horizon)."""
+GROWTH_TOKENS = DEFAULT_GATE.horizon_tokens
+"""Growth that admission keeps memory for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,25 +86,13 @@ def expected_wait_s(engine: Outlook, *, index_s: float, need_tokens: int, step_s
     ahead = bisect_right(engine.waiting_index_s, index_s)
     tokens = engine.waiting_need_tokens[ahead] + need_tokens - engine.free_tokens
     places = ahead + 1 - engine.free_places
-    ended = max(0, places, _enough(engine.freed_tokens, tokens))
+    ended = max(0, places, bisect_left(engine.freed_tokens, tokens))
     if ended == 0:
         return 0.0
     if ended <= len(engine.ending_tokens):
         return engine.ending_tokens[ended - 1] * step_s
     last_s = engine.ending_tokens[-1] * step_s if engine.ending_tokens else 0.0
     return last_s + engine.waiting_cost_s[ahead]
-
-
-def _enough(freed_tokens: Sequence[int], tokens: int) -> int:
-    """How many must have ended for so much memory to be free; one more than there are where all are not enough."""
-    low, high = 0, len(freed_tokens)
-    while low < high:
-        middle = (low + high) // 2
-        if freed_tokens[middle] >= tokens:
-            high = middle
-        else:
-            low = middle + 1
-    return low
 
 
 def engine_forecast(engine_id: str, engine: Outlook, kv_tokens: int, request: Foreseen, prompt: int) -> EngineForecast:
@@ -161,14 +150,9 @@ def outlook_of(view: EngineView) -> Outlook:
         if request.arrived.request_id in running:
             runs.append((remaining, held))
         else:
-            waits.append((_index_s(request), held + min(GROWTH_TOKENS, round(remaining)), request.cost_s))
+            waits.append((request.index_s, held + min(GROWTH_TOKENS, round(remaining)), request.cost_s))
     return outlook(kv_tokens=kv_tokens_of(view), places=view.hello.max_num_seqs, running=runs, waiting=waits)
 
 
 def _remaining_tokens(request: RequestView) -> float:
     return max(0.0, request.belief.given(request.attained_tokens).mean_tokens - request.attained_tokens)
-
-
-def _index_s(request: RequestView) -> float:
-    entry = bisect_right(request.table.attained_tokens, request.attained_tokens) - 1
-    return request.table.index_s[entry]

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from store.entries import Decision, DriftDetected, EngineSeen, Entry, Outcome, Prediction, SettingsChanged
 from store.life import (
     MOMENTS_LIMIT,
     RIVALS_LIMIT,
@@ -28,22 +29,7 @@ from store.life import (
     Shift,
     Verdict,
 )
-from store.records import (
-    Arrived,
-    Decision,
-    DriftDetected,
-    EngineSeen,
-    Entry,
-    Finished,
-    FirstToken,
-    Hello,
-    Outcome,
-    Prediction,
-    Preempted,
-    Record,
-    SettingsChanged,
-    Snapshot,
-)
+from store.records import Arrived, Finished, FirstToken, Hello, Preempted, Record, Snapshot
 
 UNFINISHED_KEPT = 10_000
 ENDED_KEPT = 2_000

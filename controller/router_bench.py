@@ -24,7 +24,6 @@ from controller.shared_brain import SharedBrain
 from engine_adapter.arrivals import all_at_zero, arrival_plan
 from engine_adapter.engine import Step, Totals, Work, serve
 from engine_adapter.link import NoLink
-from engine_adapter.lives import packed
 from engine_adapter.profiles import Profile, profile_named
 from engine_adapter.routing import Ledger, Sent, ranked
 from engine_adapter.simulated_engine import SimulatedEngine
@@ -33,7 +32,7 @@ from engine_adapter.workloads import BenchWorks, bench_works, planned_arrivals, 
 from online_learning.mixture import MixtureLearner
 from online_learning.prompt import Observation, Prompt
 from store.errors import ConfigError
-from store.records import Arrived
+from store.records import Arrived, packed_tokens
 from store.writer import WriterStats
 
 ROUTERS = ("round-robin", "two-choices", "least-outstanding", "predicted")
@@ -242,7 +241,7 @@ def _arrived(work: Work) -> Arrived:
         request_id="route",
         arrival_s=work.arrival_s,
         prompt_tokens=len(work.token_ids),
-        token_ids=packed(work.token_ids),
+        token_ids=packed_tokens(work.token_ids),
         max_tokens=work.max_tokens,
         temperature=work.temperature,
         tenant=work.tenant,
@@ -251,7 +250,7 @@ def _arrived(work: Work) -> Arrived:
 
 def _prompt(work: Work, model: str) -> Prompt:
     return Prompt(
-        token_ids=np.frombuffer(packed(work.token_ids), dtype="<u4"),
+        token_ids=np.frombuffer(packed_tokens(work.token_ids), dtype="<u4"),
         prompt_tokens=len(work.token_ids),
         max_tokens=work.max_tokens,
         temperature=work.temperature,

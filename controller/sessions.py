@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -18,7 +17,7 @@ BatchVerdict: TypeAlias = Literal["known", "repeated", "early", "new", "unrecord
 """Of a batch of facts: handled before; handled before and now recorded; one before it lacks; new; new, not recorded."""
 
 
-BACKLOG_INTERVAL_S = 1.0
+QUEUE_INTERVAL_S = 1.0
 """How often all requests are looked through."""
 
 
@@ -50,8 +49,7 @@ class ServedRequest:
     @property
     def index_s(self) -> float:
         """The index at the attained tokens."""
-        entry = bisect_right(self.table.attained_tokens, self.attained_tokens) - 1
-        return self.table.index_s[entry]
+        return self.table.index_s[self.table.entry(self.attained_tokens)]
 
     @property
     def expected_remaining_tokens(self) -> float:
@@ -77,9 +75,9 @@ class Session:
     prior_taught: int = 0
     snapshot: Snapshot | None = None
     tables_sent: int = 0
-    backlog_s: float = 0.0
+    queue_s: float = 0.0
     """Expected cost of what waits and half of what runs: so long would first come, first served keep the next one waiting."""
-    next_backlog_s: float = 0.0
+    next_queue_s: float = 0.0
     requests: dict[str, ServedRequest] = field(default_factory=dict)
 
     def judge(self, facts: Facts, *, recording: bool) -> BatchVerdict:
@@ -113,9 +111,9 @@ class Session:
         """Take over a snapshot: where the engine stands, and how long steps take."""
         self.snapshot = snapshot
         self.tuning.observe(snapshot)
-        if snapshot.time_s >= self.next_backlog_s:
-            self.next_backlog_s = snapshot.time_s + BACKLOG_INTERVAL_S
-            self.backlog_s = sum(
+        if snapshot.time_s >= self.next_queue_s:
+            self.next_queue_s = snapshot.time_s + QUEUE_INTERVAL_S
+            self.queue_s = sum(
                 request.cost_s if request.first_token_s is None else request.cost_s / 2
                 for request in self.requests.values()
             )
@@ -149,5 +147,5 @@ class Session:
             slot_weight=slot_weight,
             service_s=self.tuning.service.service_s,
             tail_s=self.tuning.tail.p99_s,
-            queue_s=self.backlog_s,
+            queue_s=self.queue_s,
         )

@@ -20,7 +20,7 @@ from online_learning.mixture import MixtureLearner, solo_learners
 from online_learning.prompt import LengthLearner, Observation, Prompt
 from online_learning.scoring import Score
 from online_learning.similarity import SimilarityLearner
-from store.records import MAX_PROMPT_TOKENS_SENT
+from store.records import head_and_tail
 
 MAX_TOKENS = 8192
 """Limit of answers whose workload has none."""
@@ -206,12 +206,9 @@ def task_prompts(workload: str, *, requests: int, seed: int) -> list[tuple[str, 
 
 def _prompts(works: BenchWorks) -> Iterator[tuple[Prompt, int]]:
     for work, row in zip(works.measured, works.measured_rows, strict=True):
-        half = MAX_PROMPT_TOKENS_SENT // 2
-        ids = work.token_ids
-        sent = ids if len(ids) <= MAX_PROMPT_TOKENS_SENT else ids[:half] + ids[-half:]
         prompt = Prompt(
-            token_ids=np.asarray(sent, dtype=np.uint32),
-            prompt_tokens=len(ids),
+            token_ids=np.asarray(head_and_tail(work.token_ids), dtype=np.uint32),
+            prompt_tokens=len(work.token_ids),
             max_tokens=work.max_tokens,
             temperature=work.temperature,
             model=row.model,

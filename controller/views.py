@@ -10,7 +10,8 @@ from msgspec import structs
 
 from controller.live import EngineView, FinishedView, Picture
 from online_learning.calibration import Measurement
-from store.records import DriftDetected, Settings, Snapshot
+from store.entries import DriftDetected
+from store.records import Settings, Snapshot
 
 SNAPSHOT_LISTS = ("running_requests", "queue")
 """What a snapshot holds beside scalars; the queue has an address of its own."""

@@ -26,19 +26,8 @@ from playwright.sync_api import Page, sync_playwright
 
 from controller.processes import Children
 from dashboard import launch
-from store.records import (
-    Arrived,
-    DriftDetected,
-    EngineSeen,
-    Entry,
-    Finished,
-    Gate,
-    Hello,
-    Outcome,
-    Prediction,
-    Settings,
-    SettingsChanged,
-)
+from store.entries import DriftDetected, EngineSeen, Entry, Outcome, Prediction, SettingsChanged
+from store.records import Arrived, Finished, Gate, Hello, Settings
 from store.writer import HistoryWriter
 
 DAY_S = 86_400.0

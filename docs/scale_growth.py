@@ -31,7 +31,8 @@ from engine_adapter.ordered_queue import OrderedQueue
 from engine_adapter.profiles import PROFILES
 from engine_adapter.workloads import work_stream
 from online_learning.mixture import MixtureLearner
-from store.records import Arrived, ControllerMessage, EngineMessage, Entry, Facts, Finished, Hello, RunningRequest
+from store.entries import Entry
+from store.records import Arrived, ControllerMessage, EngineMessage, Facts, Finished, Hello, RunningRequest
 from store.records import Snapshot as EngineSnapshot
 from store.writer import HistoryWriter
 

@@ -14,7 +14,6 @@ import math
 import signal
 import sys
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +21,7 @@ from itertools import count
 
 import zmq
 
+from engine_adapter.clock import steady_clock
 from engine_adapter.engine import Work
 from engine_adapter.fleet_engine import Device, Due, FleetEngine, TimedLink
 from engine_adapter.latencies import Latencies
@@ -217,10 +217,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
-    offset_s = time.time() - time.monotonic()
     try:
         spec = _spec(_parser().parse_args(arguments))
-        fleet = Fleet(spec, clock=lambda: time.monotonic() + offset_s, say=_say, stopping=stopping.is_set)
+        fleet = Fleet(spec, clock=steady_clock(), say=_say, stopping=stopping.is_set)
         fleet.run()
     except SageError as error:
         sys.stderr.write(f"{error}\n")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,7 +9,7 @@ from typing import Protocol
 from engine_adapter.engine import Life, Work
 from engine_adapter.profiles import Profile
 from store.errors import ConfigError, WorkloadError
-from store.records import MAX_PROMPT_TOKENS_SENT, Arrived, Finished, FinishReason, FirstToken
+from store.records import Arrived, Finished, FinishReason, FirstToken, packed_tokens
 
 
 def check_profile(profile: Profile) -> None:
@@ -118,7 +116,7 @@ class Account:
             request_id=work.request_id,
             arrival_s=work.arrival_s,
             prompt_tokens=len(work.token_ids),
-            token_ids=packed(work.token_ids),
+            token_ids=packed_tokens(work.token_ids),
             max_tokens=work.max_tokens,
             temperature=work.temperature,
             priority=work.priority,
@@ -187,19 +185,3 @@ class Account:
             preemptions=self.preemptions,
             recomputed_tokens=self.recomputed_tokens,
         )
-
-
-def packed(token_ids: tuple[int, ...]) -> bytes:
-    """Token ids as they cross the border: little-endian uint32, of a long prompt its first and its last half.
-
-    >>> packed((1, 258)).hex()
-    '0100000002010000'
-    """
-    if len(token_ids) > MAX_PROMPT_TOKENS_SENT:
-        half = MAX_PROMPT_TOKENS_SENT // 2
-        token_ids = token_ids[:half] + token_ids[-half:]
-    words = array("I", token_ids)
-    assert words.itemsize == 4
-    if sys.byteorder == "big":
-        words.byteswap()
-    return words.tobytes()

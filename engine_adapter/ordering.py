@@ -10,7 +10,6 @@ a formula is evaluated when a request's entry in its table, the table or the set
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
@@ -348,7 +347,7 @@ class Ordering:
         table = tracked.table or self._prior
         if table is None:
             return
-        entry = bisect_right(table.attained_tokens, tracked.attained_tokens) - 1
+        entry = table.entry(tracked.attained_tokens)
         tracked.index_s = table.index_s[entry]
         tracked.growth_tokens = table.growth_tokens[entry]
         self._move(tracked, self._value(tracked))

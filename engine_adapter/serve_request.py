@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine_adapter.routing import RouteOrder
-from store.records import MAX_PROMPT_TOKENS_SENT
+from store.records import head_and_tail
 
 CHARACTERS_PER_TOKEN = 4
 """Of English text; where a prompt is text its length in tokens is a guess."""
@@ -43,14 +43,6 @@ def described(model: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Rout
             tenant=fields.get("user") if isinstance(fields.get("user"), str) else None,
         )
     return None
-
-
-def head_and_tail(token_ids: tuple[int, ...]) -> tuple[int, ...]:
-    """As much of a prompt as crosses the border to the controller."""
-    if len(token_ids) <= MAX_PROMPT_TOKENS_SENT:
-        return token_ids
-    half = MAX_PROMPT_TOKENS_SENT // 2
-    return (*token_ids[:half], *token_ids[-half:])
 
 
 def _fields(candidate: object) -> Mapping[str, Any] | None:

@@ -22,6 +22,7 @@ from itertools import islice
 from pathlib import Path
 
 from engine_adapter.arrivals import Wave
+from engine_adapter.clock import steady_clock
 from engine_adapter.engine import Life, Step, Work, serve
 from engine_adapter.keys import EngineKey, load_engine_key
 from engine_adapter.link import NoLink
@@ -126,10 +127,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
-    offset_s = time.time() - time.monotonic()
     try:
         spec = _spec(_parser().parse_args(arguments))
-        real_time = RealTime(lambda: time.monotonic() + offset_s, time.sleep, stopping.wait, stopping.is_set)
+        real_time = RealTime(steady_clock(), time.sleep, stopping.wait, stopping.is_set)
         tally = run_server(spec, real_time, session_id=uuid.uuid4().hex)
     except SageError as error:
         sys.stderr.write(f"{error}\n")

@@ -6,8 +6,6 @@ A request's secret of the virtual GPU, its true length, passes by in ``extra_arg
 
 from __future__ import annotations
 
-import sys
-from array import array
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -18,13 +16,13 @@ from vllm.v1.request import Request
 
 from engine_adapter.agent import Agent
 from store.records import (
-    MAX_PROMPT_TOKENS_SENT,
     Arrived,
     Finished,
     FinishReason,
     FirstToken,
     Preempted,
     PreemptionCause,
+    packed_tokens,
 )
 
 _REASONS: dict[str, FinishReason] = {
@@ -196,17 +194,10 @@ def token_bytes(token_ids: Iterable[int]) -> bytes:
     >>> token_bytes([-1])
     b''
     """
-    ids = list(token_ids)
-    if len(ids) > MAX_PROMPT_TOKENS_SENT:
-        half = MAX_PROMPT_TOKENS_SENT // 2
-        ids = ids[:half] + ids[-half:]
     try:
-        packed = array("I", ids)
+        return packed_tokens(tuple(token_ids))
     except (OverflowError, TypeError):
         return b""
-    if sys.byteorder == "big":
-        packed.byteswap()
-    return packed.tobytes()
 
 
 def _reason(request: Request) -> FinishReason:

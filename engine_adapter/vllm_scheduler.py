@@ -7,20 +7,19 @@ to its scheduler is not disturbed.
 
 from __future__ import annotations
 
-import time
-
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.request import Request
 
+from engine_adapter.clock import steady_clock
 from engine_adapter.keys import EngineKey
 from engine_adapter.link import EngineLink
 from engine_adapter.transport import ZmqLink
 from engine_adapter.vllm_plugin import Plugin, start_plugin
 
-_UNIX_OFFSET_S = time.time() - time.monotonic()
-"""Converts the monotonic clock to Unix seconds, once for the whole life of the engine."""
+_now_s = steady_clock()
+"""One clock for the whole life of the engine."""
 
 
 class SageScheduler(AsyncScheduler):  # type: ignore[misc]
@@ -38,7 +37,7 @@ class SageScheduler(AsyncScheduler):  # type: ignore[misc]
 
     def _now_s(self) -> float:
         """Unix seconds of a clock that never jumps."""
-        return time.monotonic() + _UNIX_OFFSET_S
+        return _now_s()
 
     def _make_link(self, endpoint: str, key: EngineKey | None) -> EngineLink:
         """The engine's end of the connection to the controller."""

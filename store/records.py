@@ -18,6 +18,9 @@ store.errors.ProtocolError: frame speaks protocol 99, this side speaks 1: run th
 
 from __future__ import annotations
 
+import sys
+from array import array
+from bisect import bisect_right
 from typing import Annotated, Literal, TypeAlias, TypeVar
 
 import msgspec
@@ -29,6 +32,35 @@ PROTOCOL = 1
 
 MAX_PROMPT_TOKENS_SENT = 8192
 """A longer prompt crosses the border as its first and its last half of so many token ids."""
+
+Ids = TypeVar("Ids", list[int], tuple[int, ...])
+
+
+def head_and_tail(token_ids: Ids) -> Ids:
+    """As much of a prompt as crosses the border.
+
+    >>> len(head_and_tail(list(range(20_000))))
+    8192
+    """
+    if len(token_ids) <= MAX_PROMPT_TOKENS_SENT:
+        return token_ids
+    half = MAX_PROMPT_TOKENS_SENT // 2
+    return token_ids[:half] + token_ids[-half:]
+
+
+def packed_tokens(token_ids: Ids) -> bytes:
+    """Token ids as they cross the border: little-endian uint32, of a long prompt head and tail.
+
+    Raises `OverflowError` or `TypeError` for what is no token id.
+
+    >>> packed_tokens((1, 258)).hex()
+    '0100000002010000'
+    """
+    words = array("I", head_and_tail(token_ids))
+    if sys.byteorder == "big":
+        words.byteswap()
+    return words.tobytes()
+
 
 Mode: TypeAlias = Literal["off", "shadow", "on"]
 FinishReason: TypeAlias = Literal["stop", "length", "abort", "error"]
@@ -236,6 +268,10 @@ class IndexTable(Record, frozen=True, kw_only=True):
     patience_s: float | None = None
     """Once it has waited so long since its arrival nobody passes it any more; None for never."""
 
+    def entry(self, attained_tokens: int) -> int:
+        """Number of the entry that holds at so many attained tokens."""
+        return bisect_right(self.attained_tokens, attained_tokens) - 1
+
 
 class Gate(Record, frozen=True, kw_only=True):
     """Admission: start a request only while the free KV blocks cover it and the expected growth."""
@@ -291,157 +327,6 @@ class Heartbeat(Record, frozen=True, kw_only=True):
 
 
 ControllerMessage: TypeAlias = Welcome | Acknowledged | IndexTable | Settings | Heartbeat
-
-# --- controller to store --------------------------------------------------------------------------
-
-
-class EngineSeen(Record, frozen=True, kw_only=True):
-    """An engine connected, reconnected or left."""
-
-    time_s: float
-    event: Literal["connected", "reconnected", "left", "lost"]
-    hello: Hello
-
-
-class Prediction(Record, frozen=True, kw_only=True):
-    """What was believed of a request's output length when it arrived."""
-
-    request_id: str
-    time_s: float
-    cluster: int | None
-    features: bytes
-    """Prompt features, little-endian float32."""
-    prompt_hash: str
-    """Keyed hash of the prompt's token ids."""
-    mean_tokens: float
-    p10_tokens: int
-    p25_tokens: int
-    p50_tokens: int
-    p75_tokens: int
-    p90_tokens: int
-    p95_tokens: int
-    p99_tokens: int
-    evidence: float
-    """Effective number of past answers behind the prediction."""
-    experts: dict[str, float]
-    """Weight of each expert in the mixture."""
-    predict_s: float
-    """Time that the prediction took."""
-
-
-class Decision(Record, frozen=True, kw_only=True):
-    """An index table was published for a request, and why."""
-
-    request_id: str
-    time_s: float
-    policy: str
-    reason: Literal["arrival", "resent", "belief"]
-    cost_s: float
-    """Expected cost of the whole request in engine-seconds."""
-    index_s: float
-    """Index at the attained tokens at the time of decision."""
-    attained_tokens: tuple[int, ...]
-    table_index_s: tuple[float, ...]
-    growth_tokens: tuple[float, ...]
-    patience_s: float | None = None
-    """Bound on its waiting; None for none."""
-
-
-class Outcome(Record, frozen=True, kw_only=True):
-    """How a prediction turned out, when its request ended."""
-
-    request_id: str
-    time_s: float
-    output_tokens: int
-    censored: bool
-    """The length is only known to be at least this much."""
-    cluster: int | None
-    pit: float
-    """Probability integral transform of the outcome under the prediction, randomised within its bin."""
-    crps_tokens: float
-    log_score: float
-    within_50: bool
-    within_90: bool
-    answer: int | None = None
-    """Number of the answer in the order in which the learner was taught, over all engines and starts."""
-
-
-class CalibrationMeasured(Record, frozen=True, kw_only=True):
-    """How the learner's predictions for a model or a cluster turned out lately, and whether they are trusted."""
-
-    time_s: float
-    model: str
-    scope: Literal["model", "cluster", "rest"]
-    """All of the model, one of its clusters, or its predictions for no cluster that is watched by itself."""
-    cluster: int | None
-    answers: int
-    """Answers in the window."""
-    censored: int
-    coverage_50: float
-    coverage_90: float
-    crps_tokens: float
-    log_score: float
-    prior_log_score: float
-    """Log score of the model's prior on the same answers."""
-    pinball_tokens: float
-    kendall_tau: float
-    pit_histogram: tuple[float, ...]
-    """Share of the answers in each tenth of the PIT."""
-    trusted: bool
-    reason: str
-    """``due``, or how trust was lost or came back."""
-
-
-class DriftDetected(Record, frozen=True, kw_only=True):
-    """A length distribution moved and part of its past was forgotten."""
-
-    time_s: float
-    model: str
-    cluster: int
-    before_mean_tokens: float
-    after_mean_tokens: float
-    forgotten: float
-    """Effective number of answers forgotten."""
-    renewed_requests: int | None = None
-    """Unfinished requests whose belief was formed anew because of it."""
-
-
-class ClusterChanged(Record, frozen=True, kw_only=True):
-    """A prompt cluster came, was divided or went; all models share them."""
-
-    time_s: float
-    kind: Literal["born", "split", "merged", "retired"]
-    cluster: int
-    """The one that came or went."""
-    other_cluster: int | None = None
-    """The one that it was split from, or merged into."""
-
-
-class SettingsChanged(Record, frozen=True, kw_only=True):
-    """Settings sent to the engines, and why."""
-
-    time_s: float
-    settings: Settings
-    reason: str
-
-
-StoreRecord: TypeAlias = (
-    Arrived | FirstToken | Preempted | Finished | Snapshot
-    | EngineSeen | Prediction | Decision | Outcome | CalibrationMeasured | DriftDetected | ClusterChanged
-    | SettingsChanged
-)  # fmt: skip
-
-
-class Entry(Record, frozen=True, kw_only=True):
-    """One record on its way into the history, with the engine that it is about."""
-
-    engine_id: str
-    """Empty for what concerns no single engine."""
-    session_id: str
-    batch: int | None
-    """Number of the batch of facts that brought it; None for what no engine sent in a batch."""
-    record: StoreRecord
-
 
 # --- frames ---------------------------------------------------------------------------------------
 

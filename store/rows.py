@@ -6,22 +6,18 @@ from collections.abc import Callable
 from operator import attrgetter
 from typing import Any, TypeAlias
 
-from store.records import (
-    Arrived,
+from store.entries import (
     CalibrationMeasured,
     ClusterChanged,
     Decision,
     DriftDetected,
     EngineSeen,
     Entry,
-    Finished,
-    FirstToken,
     Outcome,
     Prediction,
-    Preempted,
     SettingsChanged,
-    Snapshot,
 )
+from store.records import Arrived, Finished, FirstToken, Preempted, Snapshot
 
 Row: TypeAlias = tuple[Any, ...]
 """Values in the order of the table's columns."""

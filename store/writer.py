@@ -15,10 +15,10 @@ from typing import Self
 import duckdb
 import pyarrow as pa
 
+from store.entries import Entry
 from store.errors import StoreError
 from store.files import Folder, WriterLock
 from store.live import Chunk, LiveFile, LiveRows, Retention
-from store.records import Entry
 from store.rows import DROPPABLE, TABLE_OF, Row, row_of
 from store.writer_stats import WriterStats
 

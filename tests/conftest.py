@@ -20,8 +20,9 @@ from engine_adapter.link import DirectLink
 from engine_adapter.profiles import Profile
 from engine_adapter.simulated_engine import SimulatedEngine
 from online_learning.learner import GlobalLearner
+from store.entries import Entry
 from store.life import LifeFacts
-from store.records import Arrived, ControllerMessage, EngineMessage, Entry, Mode, Snapshot
+from store.records import Arrived, ControllerMessage, EngineMessage, Mode, Snapshot
 from store.writer import HistoryWriter
 
 SMALL = Profile(

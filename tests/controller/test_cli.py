@@ -13,7 +13,8 @@ from controller.config import load_config
 from controller.demo import dashboard_command
 from controller.doctor import examine
 from dashboard import launch
-from store.records import EngineSeen, Entry, Finished, Hello
+from store.entries import EngineSeen, Entry
+from store.records import Finished, Hello
 from store.writer import HistoryWriter
 
 COMMANDS = (

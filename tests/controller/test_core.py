@@ -8,21 +8,8 @@ from controller.policies import policy_named
 from online_learning.distribution import LengthDistribution
 from online_learning.learner import ClusterLearner
 from online_learning.prompt import Features, LengthLearner, Observation, Prompt
-from store.records import (
-    Acknowledged,
-    Arrived,
-    Decision,
-    EngineSeen,
-    Facts,
-    Finished,
-    Heartbeat,
-    Hello,
-    IndexTable,
-    Outcome,
-    Prediction,
-    Settings,
-    SettingsChanged,
-)
+from store.entries import Decision, EngineSeen, Outcome, Prediction, SettingsChanged
+from store.records import Acknowledged, Arrived, Facts, Finished, Heartbeat, Hello, IndexTable, Settings
 
 HELLO = Hello(
     engine_id="e", session_id="s", model="m", engine="simulated", engine_version="1", kv_blocks=1000,

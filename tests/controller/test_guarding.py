@@ -15,19 +15,8 @@ from online_learning.distribution import LengthDistribution, log_grid
 from online_learning.guard import GuardSettings
 from online_learning.learner import GlobalLearner
 from online_learning.prompt import Drift, Features, Forecast, Observation, Prompt
-from store.records import (
-    Arrived,
-    CalibrationMeasured,
-    ControllerMessage,
-    DriftDetected,
-    Facts,
-    Finished,
-    Hello,
-    IndexTable,
-    Prediction,
-    Settings,
-    SettingsChanged,
-)
+from store.entries import CalibrationMeasured, DriftDetected, Prediction, SettingsChanged
+from store.records import Arrived, ControllerMessage, Facts, Finished, Hello, IndexTable, Settings
 
 FAMILIES = 5
 GRID = log_grid()

@@ -140,7 +140,7 @@ def test_the_token_is_in_no_log_line_and_in_no_answer(
     ]
     assert {answer.status_code for answer in answers} >= {200, 401, 404, 422}
     running.service.loop._live.finished = _fail
-    failed = httpx.Client(base_url=str(running.client.base_url), headers=right).get("/api/recent")
+    failed = httpx.get(running.client.base_url.join("/api/recent"), headers=right)
     assert failed.status_code == 500
     assert failed.json()["remedy"] == "see the controller's log"
     assert "broken" not in failed.text

@@ -7,7 +7,8 @@ from controller.live import Live
 from controller.metrics import Metrics
 from controller.recent_lives import RecentLife
 from controller.request_metrics import CLASSES, CLUSTERS, TENANTS
-from store.records import Arrived, Finished, Prediction
+from store.entries import Prediction
+from store.records import Arrived, Finished
 
 
 def finished(**changes: Any) -> Finished:

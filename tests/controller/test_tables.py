@@ -1,5 +1,3 @@
-from bisect import bisect_right
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,7 +8,6 @@ from controller.gittins import gittins_index
 from controller.policy import RequestFacts
 from controller.tables import SAME, expected_cost_s, index_table
 from online_learning.distribution import LengthDistribution, log_grid
-from store.records import IndexTable
 
 COST = CostModel(kv_token_step_s=1e-6, slot_step_s=1e-5, prefill_token_s=1e-4)
 GRID = log_grid(4000)
@@ -19,11 +16,6 @@ GRID = log_grid(4000)
 def facts(max_tokens: int = 4000, prompt_tokens: int = 200) -> RequestFacts:
     """A request."""
     return RequestFacts(request_id="r", prompt_tokens=prompt_tokens, max_tokens=max_tokens)
-
-
-def entry(table: IndexTable, attained_tokens: int) -> int:
-    """The entry that holds at so many attained tokens, as the engine looks it up."""
-    return bisect_right(table.attained_tokens, attained_tokens) - 1
 
 
 @st.composite
@@ -64,7 +56,7 @@ def test_at_every_edge_the_table_has_the_index_and_growth_of_the_definition(beli
     for position, age in enumerate(ages[:-1].tolist()):
         if belief.survival(age) <= 1e-9:
             continue
-        at = entry(table, age)
+        at = table.entry(age)
         given_age = belief.given(age)
         growth = float(np.minimum(given_age.lengths - age, 32) @ given_age.mass)
         assert table.index_s[at] == pytest.approx(index_s[position], rel=1.02 * SAME)
@@ -85,7 +77,7 @@ def test_the_longer_it_outlives_the_worse_its_index() -> None:
     """Twice as long beyond every sample is believed to go on for twice as long again."""
     belief = LengthDistribution(np.array([10, 20]), np.array([0.5, 0.5]))
     table = index_table(facts(10_000), belief, COST, horizon_tokens=32)
-    outlived = [table.index_s[entry(table, attained)] for attained in (20, 40, 80, 160, 320)]
+    outlived = [table.index_s[table.entry(attained)] for attained in (20, 40, 80, 160, 320)]
     assert outlived == sorted(outlived)
     assert outlived[-1] > 5 * outlived[0]
 
@@ -101,7 +93,7 @@ def test_prefill_counts_until_the_first_token() -> None:
         COST,
         horizon_tokens=32,
     )
-    assert with_one_token.index_s[entry(with_one_token, 1)] < 0.5 * table.index_s[0]
+    assert with_one_token.index_s[with_one_token.entry(1)] < 0.5 * table.index_s[0]
 
 
 def test_the_expected_cost_is_the_mean_over_the_belief() -> None:

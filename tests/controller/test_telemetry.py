@@ -13,8 +13,9 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from controller.recent_lives import RecentLife
 from controller.telemetry import QUEUED_REQUESTS, Ended, Telemetry, open_telemetry
+from store.entries import Decision, Prediction
 from store.errors import ConfigError
-from store.records import Arrived, Decision, Finished, Hello, Prediction, Preempted
+from store.records import Arrived, Finished, Hello, Preempted
 
 HELLO = Hello(
     engine_id="e", session_id="s", model="qwen", engine="vllm", engine_version="1", kv_blocks=1, block_size_tokens=16,

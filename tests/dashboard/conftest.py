@@ -15,20 +15,8 @@ import pytest
 import uvicorn
 from fastapi import FastAPI, Response
 
-from store.records import (
-    Arrived,
-    ClusterChanged,
-    DriftDetected,
-    EngineSeen,
-    Entry,
-    Finished,
-    Gate,
-    Hello,
-    Outcome,
-    Prediction,
-    Settings,
-    SettingsChanged,
-)
+from store.entries import ClusterChanged, DriftDetected, EngineSeen, Entry, Outcome, Prediction, SettingsChanged
+from store.records import Arrived, Finished, Gate, Hello, Settings
 from store.writer import HistoryWriter
 
 Json = dict[str, Any]

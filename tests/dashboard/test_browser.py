@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import BrowserContext, Page, expect, sync_playwright
 
 from dashboard import launch
-from store.records import Entry, Outcome
+from store.entries import Entry, Outcome
 from store.writer import HistoryWriter
 
 pytestmark = pytest.mark.browser

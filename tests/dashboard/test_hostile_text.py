@@ -13,7 +13,8 @@ import streamlit
 from markdown_it import MarkdownIt
 from streamlit.testing.v1 import AppTest
 
-from store.records import Arrived, EngineSeen, Entry, Finished, Hello
+from store.entries import EngineSeen, Entry
+from store.records import Arrived, Finished, Hello
 from store.writer import HistoryWriter
 
 EVIL = [

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine_adapter.engine import Work
-from engine_adapter.lives import Account, Load, ending, load_of, packed
+from engine_adapter.lives import Account, Load, ending, load_of
 from engine_adapter.profiles import PROFILES
 from engine_adapter.simulated_scheduler import SimulatedRequest
-from store.records import MAX_PROMPT_TOKENS_SENT, FinishReason
+from store.records import MAX_PROMPT_TOKENS_SENT, FinishReason, packed_tokens
 
 PROFILE = PROFILES["h800-qwen3-32b-24k"]
 WORK = Work(request_id="r", arrival_s=1.0, token_ids=(5,) * 100, max_tokens=50, true_output_tokens=40)
@@ -65,7 +65,7 @@ def test_token_ids_cross_the_border_as_little_endian_words(some: list[int], long
     if len(token_ids) > MAX_PROMPT_TOKENS_SENT:
         half = MAX_PROMPT_TOKENS_SENT // 2
         kept = token_ids[:half] + token_ids[-half:]
-    assert packed(token_ids) == struct.pack(f"<{len(kept)}I", *kept)
+    assert packed_tokens(token_ids) == struct.pack(f"<{len(kept)}I", *kept)
 
 
 def test_what_the_prefix_cache_finds_again_was_not_computed_again() -> None:

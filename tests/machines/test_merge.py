@@ -20,10 +20,11 @@ from controller.rebuild import rebuild
 from engine_adapter.profiles import PROFILES
 from engine_adapter.workloads import bench_works
 from online_learning.learner import GlobalLearner
+from store.entries import ClusterChanged, Entry
 from store.errors import BadInputError, StoreSchemaError
 from store.merge import CLUSTERS_APART, merge_histories
 from store.reader import learning_history, open_history
-from store.records import ClusterChanged, Entry, Facts
+from store.records import Facts
 from store.sql import run_sql
 from store.writer import HistoryWriter
 

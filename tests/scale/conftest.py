@@ -21,7 +21,8 @@ from engine_adapter.workloads import work_stream
 from online_learning.learner import GlobalLearner
 from online_learning.mixture import MixtureLearner
 from online_learning.prompt import LengthLearner
-from store.records import Entry, Fact, Facts, Hello, RunningRequest, Snapshot
+from store.entries import Entry
+from store.records import Fact, Facts, Hello, RunningRequest, Snapshot
 
 RATE_RPS = 8.0
 SERVICE_S = 5.0

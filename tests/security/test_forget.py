@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from controller.cli import run
+from store.entries import Entry
 from store.reader import open_history
-from store.records import Arrived, Entry
+from store.records import Arrived
 from store.writer import HistoryWriter
 
 

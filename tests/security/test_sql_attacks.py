@@ -13,8 +13,9 @@ import msgspec
 import pyarrow as pa
 import pytest
 
+from store.entries import Entry
 from store.errors import BadInputError
-from store.records import Entry, FirstToken
+from store.records import FirstToken
 from store.sql import REFUSED, Question, run_sql
 from store.writer import HistoryWriter
 

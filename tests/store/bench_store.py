@@ -13,20 +13,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from store.entries import Decision, EngineSeen, Entry, Outcome, Prediction, StoreRecord
 from store.queries import QUERIES, fetch
 from store.reader import learning_history, open_history
-from store.records import (
-    Arrived,
-    Decision,
-    EngineSeen,
-    Entry,
-    Finished,
-    FirstToken,
-    Hello,
-    Outcome,
-    Prediction,
-    StoreRecord,
-)
+from store.records import Arrived, Finished, FirstToken, Hello
 from store.writer import HistoryWriter
 
 HELLO = Hello(

@@ -7,20 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from store.entries import CalibrationMeasured, EngineSeen, Entry, Outcome, Prediction, StoreRecord
 from store.files import Folder
 from store.live import Chunk, LiveFile, Retention
-from store.records import (
-    Arrived,
-    CalibrationMeasured,
-    EngineSeen,
-    Entry,
-    Finished,
-    FirstToken,
-    Hello,
-    Outcome,
-    Prediction,
-    StoreRecord,
-)
+from store.records import Arrived, Finished, FirstToken, Hello
 from store.rows import TABLE_OF, row_of
 
 

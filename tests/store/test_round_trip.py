@@ -10,19 +10,9 @@ import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from store.entries import EngineSeen, Entry, SettingsChanged, StoreRecord
 from store.reader import open_history
-from store.records import (
-    EngineSeen,
-    Entry,
-    Gate,
-    Hello,
-    Preemption,
-    Promotion,
-    Settings,
-    SettingsChanged,
-    Snapshot,
-    StoreRecord,
-)
+from store.records import Gate, Hello, Preemption, Promotion, Settings, Snapshot
 from store.rows import TABLE_OF
 from store.writer import HistoryWriter
 

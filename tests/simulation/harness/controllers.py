@@ -13,7 +13,6 @@ from harness.learner import embed_with, learner_of
 from harness.network import Network
 from harness.timeline import Crash, Timeline
 
-from controller.clock import steady_clock
 from controller.commands import Commands, SetMode
 from controller.core import Core, CoreConfig
 from controller.encoder import Encoder
@@ -22,6 +21,7 @@ from controller.loop import ControlLoop, LoopLimits
 from controller.metrics import Metrics
 from controller.policy import Policy
 from controller.rebuild import learn_again
+from engine_adapter.clock import steady_clock
 from engine_adapter.frames import FrameHub
 from store.errors import StoreError
 from store.records import Mode
