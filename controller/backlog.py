@@ -2,6 +2,8 @@
 
 An arrival waits for its index table, and a prediction takes less than a millisecond; so learning from the answer that
 ended before it, or forming hundreds of beliefs anew after a drift, must not stand in its way.
+Where more comes up than is ever done, what does not fit is left undone and counted: a controller that is too slow for
+its engines learns from as many answers as it can, and still orders every request.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ Piece: TypeAlias = Ended | Stale
 
 
 class Backlog:
-    """Pieces of work in order; with room for none, whoever asks has to do each at once.
+    """Pieces of work in order, as many as there is room for.
 
     >>> backlog = Backlog(0)
     >>> backlog.takes(), len(backlog)
@@ -43,7 +45,8 @@ class Backlog:
     """
 
     def __init__(self, room: int) -> None:
-        self._room = room
+        self.room = room
+        """None where each piece is to be done where it comes up."""
         self._pieces: deque[Piece] = deque()
 
     def __len__(self) -> int:
@@ -51,7 +54,7 @@ class Backlog:
 
     def takes(self) -> bool:
         """Whether one more piece may wait."""
-        return len(self._pieces) < self._room
+        return len(self._pieces) < self.room
 
     def put(self, piece: Piece) -> None:
         """Let a piece wait; there must be room."""

@@ -377,10 +377,20 @@ class Core:
     def _finish(self, session: Session, finished: Finished, now_s: float) -> Outgoing:
         request = session.requests.pop(finished.request_id, None)
         session.tuning.take(finished)
-        if not self._backlog.takes():
+        if not self._backlog.room:
             return self._learn(session, request, finished, now_s)
-        self._backlog.put(Ended(session, request, finished))
+        if self._backlog.takes():
+            self._backlog.put(Ended(session, request, finished))
+        else:
+            self._pass_over(session, request, finished)
         return []
+
+    def _pass_over(self, session: Session, request: ServedRequest | None, finished: Finished) -> None:
+        """Close a request whose answer there is no time to learn from."""
+        if request is not None:
+            self._beliefs.close(session.hello.model, request, finished)
+        self.counts.not_learnt += 1
+        self.on_finished(session, request, finished, None)
 
     def _learn(self, session: Session, request: ServedRequest | None, finished: Finished, now_s: float) -> Outgoing:
         model = session.hello.model

@@ -53,3 +53,7 @@ class Counts:
     """Messages over connections that have not said hello, or one too many."""
     not_tracked: int = 0
     """Arrivals beyond ``max_unfinished``."""
+    not_learnt: int = 0
+    """Answers that the learner was not taught, because too much waited to be done."""
+    not_renewed: int = 0
+    """Beliefs that were not formed anew, for the same reason."""

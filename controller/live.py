@@ -61,6 +61,8 @@ class EngineView:
     unfinished: int
     tables_sent: int
     snapshot: Snapshot | None
+    detailed: Snapshot | None
+    """The last one that named the requests."""
     requests: tuple[RequestView, ...]
 
 
@@ -192,9 +194,9 @@ def queue_rows(picture: Picture, *, engine_id: str | None, limit: int) -> list[d
 
 
 def _rows_of(engine: EngineView, now_s: float, limit: int) -> list[dict[str, object]]:
-    snapshot = engine.snapshot
-    running = {r.request_id for r in snapshot.running_requests} if snapshot else set()
-    rank = {request_id: place for place, request_id in enumerate(snapshot.queue)} if snapshot else {}
+    named = engine.detailed
+    running = {r.request_id for r in named.running_requests} if named else set()
+    rank = {request_id: place for place, request_id in enumerate(named.queue)} if named else {}
     waiting = [view for view in engine.requests if view.arrived.request_id not in running]
     served = [view for view in engine.requests if view.arrived.request_id in running]
     waiting.sort(
@@ -248,6 +250,7 @@ def _engine_view(session: Session) -> EngineView:
         unfinished=len(session.requests),
         tables_sent=session.tables_sent,
         snapshot=session.snapshot,
+        detailed=session.detailed,
         requests=tuple(
             RequestView(
                 request.arrived,

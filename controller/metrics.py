@@ -51,6 +51,8 @@ BRAIN_COUNTERS = {
     "unrecorded_batches": "Batches handled while the disk was far behind; engines keep them and tell them again.",
     "strangers": "Messages over connections that had not said hello, or of one engine too many.",
     "not_tracked": "Arrivals beyond the bound on unfinished requests; they keep the prior's index.",
+    "not_learnt": "Answers that were not learnt from, because the controller was behind with its work.",
+    "not_renewed": "Beliefs that were not formed anew, because the controller was behind with its work.",
 }
 
 CALIBRATION_GAUGES = (

@@ -141,8 +141,7 @@ def kv_tokens_of(view: EngineView) -> int:
 
 def outlook_of(view: EngineView) -> Outlook:
     """How an engine stands in a picture."""
-    snapshot = view.snapshot
-    running = {request.request_id for request in snapshot.running_requests} if snapshot else set()
+    running = {request.request_id for request in view.detailed.running_requests} if view.detailed else set()
     runs, waits = [], []
     for request in view.requests:
         held = request.arrived.prompt_tokens + request.attained_tokens

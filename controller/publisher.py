@@ -75,13 +75,15 @@ class Publisher:
         return [out for session, requests in concerned for out in self.renew(session, requests, now_s)]
 
     def renew(self, session: Session, requests: Iterable[ServedRequest], now_s: float) -> Outgoing:
-        """Form beliefs anew, now or when there is time."""
+        """Form beliefs anew, now or when there is time; those that it will never be for stay as they are."""
         outgoing: Outgoing = []
         for request in requests:
-            if self._backlog.takes():
+            if not self._backlog.room:
+                outgoing.extend(self._form_anew(session, request, now_s))
+            elif self._backlog.takes():
                 self._backlog.put(Stale(session.connection, request))
             else:
-                outgoing.extend(self._form_anew(session, request, now_s))
+                self._counts.not_renewed += 1
         return outgoing
 
     def catch_up(self, stale: Stale, now_s: float) -> Outgoing:

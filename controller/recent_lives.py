@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, islice
 from typing import Any, TypeVar
 
 import msgspec
@@ -306,12 +307,15 @@ def _moments(
         if engine_id == life.engine_id and since_s <= snapshot.time_s <= until_s
     ]  # fmt: skip
     prompts = {arrived.request_id: arrived.prompt_tokens for other in others if (arrived := other.arrived)}
+    # Who runs and who waits is what the last snapshot said that named them.
+    named = accumulate(seen, lambda before, snapshot: snapshot if snapshot.detailed else before)
     every = max(1, math.ceil(len(seen) / MOMENTS_LIMIT))
-    return tuple(_moment(told.request_id, snapshot, prompts) for snapshot in seen[::every])
+    told_of = islice(zip(seen, named, strict=True), None, None, every)
+    return tuple(_moment(told.request_id, snapshot, naming, prompts) for snapshot, naming in told_of)
 
 
-def _moment(request_id: str, snapshot: Snapshot, prompts: dict[str, int]) -> Moment:
-    attained = next((r.attained_tokens for r in snapshot.running_requests if r.request_id == request_id), None)
+def _moment(request_id: str, snapshot: Snapshot, named: Snapshot, prompts: dict[str, int]) -> Moment:
+    attained = next((r.attained_tokens for r in named.running_requests if r.request_id == request_id), None)
     return Moment(
         time_s=snapshot.time_s,
         waiting=snapshot.waiting,
@@ -322,7 +326,7 @@ def _moment(request_id: str, snapshot: Snapshot, prompts: dict[str, int]) -> Mom
         reserved_blocks=snapshot.reserved_blocks,
         mode=snapshot.mode,
         fallback=snapshot.fallback,
-        ahead=snapshot.queue.index(request_id) if request_id in snapshot.queue else None,
-        head_prompt_tokens=prompts.get(snapshot.queue[0]) if snapshot.queue else None,
+        ahead=named.queue.index(request_id) if request_id in named.queue else None,
+        head_prompt_tokens=prompts.get(named.queue[0]) if named.queue else None,
         attained_tokens=attained,
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from itertools import pairwise
 
 import msgspec
 import numpy as np
@@ -217,11 +216,17 @@ def belief_from_quantiles(quantiles: Sequence[tuple[float, int]], max_tokens: in
 def gap_between_steps_s(snapshots: Sequence[Snapshot]) -> float:
     """Mean time between two steps while a request ran all the while, so that the engine was never idle; 0 if unknown."""
     between_s = steps = 0.0
-    for before, after in pairwise(snapshots):
-        ran = {running.request_id for running in before.running_requests}
-        if after.steps and any(running.request_id in ran for running in after.running_requests):
-            between_s += after.time_s - before.time_s - after.step_s
-            steps += after.steps
+    since_s, ran, steps_since, step_s_since = 0.0, set[str](), 0, 0.0
+    for snapshot in snapshots:
+        steps_since += snapshot.steps
+        step_s_since += snapshot.step_s
+        if not snapshot.detailed:
+            continue
+        runs = {running.request_id for running in snapshot.running_requests}
+        if steps_since and not ran.isdisjoint(runs):
+            between_s += snapshot.time_s - since_s - step_s_since
+            steps += steps_since
+        since_s, ran, steps_since, step_s_since = snapshot.time_s, runs, 0, 0.0
     return max(0.0, between_s / steps) if steps else 0.0
 
 

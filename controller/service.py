@@ -45,8 +45,8 @@ from store.writer import HistoryWriter
 
 log = logging.getLogger(__name__)
 
-BACKLOG = 20_000
-"""Pieces of work that may wait while requests arrive; more are done at once, for each keeps a request in memory."""
+BACKLOG = 5_000
+"""Pieces of work that may wait while requests arrive; more are left undone, for each keeps a request in memory."""
 
 VERIFY_S = 600.0
 """How long a start waits for a damaged history to be read whole."""

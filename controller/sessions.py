@@ -74,6 +74,8 @@ class Session:
     tuning: EngineTuning
     prior_taught: int = 0
     snapshot: Snapshot | None = None
+    detailed: Snapshot | None = None
+    """The last snapshot that named the requests."""
     tables_sent: int = 0
     queue_s: float = 0.0
     """Expected cost of what waits and half of what runs: so long would first come, first served keep the next one waiting."""
@@ -110,6 +112,8 @@ class Session:
     def observe(self, snapshot: Snapshot) -> None:
         """Take over a snapshot: where the engine stands, and how long steps take."""
         self.snapshot = snapshot
+        if snapshot.detailed:
+            self.detailed = snapshot
         self.tuning.observe(snapshot)
         if snapshot.time_s >= self.next_queue_s:
             self.next_queue_s = snapshot.time_s + QUEUE_INTERVAL_S

@@ -56,6 +56,8 @@ class AgentLimits:
     """Bounds and intervals of the engine's half."""
 
     snapshot_interval_s: float = 0.1
+    details_interval_s: float = 0.3
+    """Snapshots name the requests that run and wait so often."""
     hello_interval_s: float = 1.0
     facts_per_batch: int = 256
     retained_facts: int = 20_000
@@ -79,6 +81,7 @@ class View:
     queue: Iterable[str]
     """Request ids in the order in which they will be tried."""
     running_requests: Iterable[RunningRequest]
+    """Both are gone through only where the snapshot tells them."""
     admission_limit: int | None = None
     reserved_blocks: int = 0
 
@@ -114,6 +117,7 @@ class Agent:
         self._lateness = Lateness()
         self._next_hello_s = -math.inf
         self._next_snapshot_s = -math.inf
+        self._next_details_s = -math.inf
         self._unfinished: dict[str, Arrived] = {}
         self._outbox = Outbox(
             facts_per_batch=self._limits.facts_per_batch,
@@ -216,6 +220,9 @@ class Agent:
         if not self._welcomed:
             return
         sums, self._sums = self._sums, _Sums()
+        detailed = now_s >= self._next_details_s
+        if detailed:
+            self._next_details_s = now_s + self._limits.details_interval_s
         snapshot = Snapshot(
             time_s=now_s,
             waiting=view.waiting,
@@ -234,8 +241,9 @@ class Agent:
             hook_s=sums.hook_s,
             admission_limit=view.admission_limit,
             reserved_blocks=view.reserved_blocks,
-            running_requests=tuple(islice(view.running_requests, self._limits.running_in_snapshot)),
-            queue=tuple(islice(view.queue, self._limits.queue_in_snapshot)),
+            detailed=detailed,
+            running_requests=tuple(islice(view.running_requests, self._limits.running_in_snapshot)) if detailed else (),
+            queue=tuple(islice(view.queue, self._limits.queue_in_snapshot)) if detailed else (),
             tables_held=self._ordering.tables_held,
             tables_applied=self._tables_applied,
             messages_dropped=self._messages_dropped + self._outbox.dropped + self._link.bad_frames,

@@ -73,16 +73,22 @@ MOMENTS = """
 WITH seen AS (
     SELECT
         time_s, waiting, running, kv_blocks_used, kv_blocks, admission_limit, reserved_blocks, mode, fallback,
-        list_position(queue, $request_id) - 1 AS ahead,
-        queue[1] AS head_id,
-        list_filter(running_requests, lambda r: r.request_id = $request_id)[1].attained_tokens AS attained_tokens
+        CASE WHEN queue IS NOT NULL THEN {
+            ahead: list_position(queue, $request_id) - 1,
+            head_id: queue[1],
+            attained_tokens:
+                list_filter(running_requests, lambda r: r.request_id = $request_id)[1].attained_tokens
+        } END AS named
     FROM snapshots
     WHERE session_id = $session_id AND time_s >= $since_s - 1.0 AND time_s <= $until_s
 ),
-numbered AS (SELECT *, row_number() OVER (ORDER BY time_s) - 1 AS number, count(*) OVER () AS total FROM seen),
+placed AS (
+    SELECT * EXCLUDE (named), unnest(last_value(named IGNORE NULLS) OVER (ORDER BY time_s)) FROM seen
+),
+numbered AS (SELECT *, row_number() OVER (ORDER BY time_s) - 1 AS number, count(*) OVER () AS total FROM placed),
 heads AS (
     SELECT request_id, any_value(prompt_tokens) AS prompt_tokens
-    FROM arrivals WHERE session_id = $session_id AND request_id IN (SELECT head_id FROM seen) GROUP BY request_id
+    FROM arrivals WHERE session_id = $session_id AND request_id IN (SELECT head_id FROM placed) GROUP BY request_id
 )
 SELECT
     time_s, waiting, running, kv_blocks_used, kv_blocks, admission_limit, reserved_blocks, mode, fallback,

@@ -49,7 +49,9 @@ ongoing AS (
 running AS (
     SELECT unnest(running_requests) AS r FROM snapshots
     WHERE session_id = $session_id
-        AND time_s = (SELECT max(time_s) FROM snapshots WHERE session_id = $session_id)
+        AND time_s = (
+            SELECT max(time_s) FROM snapshots WHERE session_id = $session_id AND running_requests IS NOT NULL
+        )
 ),
 lives AS (
     SELECT
@@ -91,13 +93,19 @@ WHERE number % greatest(1, ceil(total / $limit)::BIGINT) = 0 ORDER BY number
 """Steps as snapshots sum them up, evenly thinned to the limit."""
 
 GAP = """
-WITH named AS (
-    SELECT time_s, steps, step_s, list_transform(running_requests, lambda r: r.request_id) AS ran
+WITH summed AS (
+    SELECT
+        time_s, sum(steps) OVER by_time AS steps, sum(step_s) OVER by_time AS step_s,
+        list_transform(running_requests, lambda r: r.request_id) AS ran
     FROM snapshots WHERE session_id = $session_id AND time_s >= $since_s AND time_s <= $last_s
+    WINDOW by_time AS (ORDER BY time_s)
 ),
 paired AS (
-    SELECT steps, time_s - lag(time_s) OVER by_time - step_s AS between_s, ran, lag(ran) OVER by_time AS ran_before
-    FROM named WINDOW by_time AS (ORDER BY time_s)
+    SELECT
+        steps - lag(steps) OVER by_time AS steps,
+        time_s - lag(time_s) OVER by_time - (step_s - lag(step_s) OVER by_time) AS between_s,
+        ran, lag(ran) OVER by_time AS ran_before
+    FROM summed WHERE ran IS NOT NULL WINDOW by_time AS (ORDER BY time_s)
 )
 SELECT coalesce(greatest(0.0, sum(between_s) / sum(steps)), 0.0) AS gap_s
 FROM paired WHERE steps > 0 AND list_has_any(ran, ran_before)

@@ -211,6 +211,8 @@ class Snapshot(Record, frozen=True, kw_only=True):
     """Requests that the gate allows to be active at once; None when it does not limit."""
     reserved_blocks: Count = 0
     """KV blocks held back for the growth of running requests."""
+    detailed: bool = True
+    """Whether the lists are told: they are in about every third snapshot, for they are most of what one costs."""
     running_requests: tuple[RunningRequest, ...] = ()
     queue: tuple[str, ...] = ()
     """Request ids at the head of the waiting queue, in the order in which they will be tried."""

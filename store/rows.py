@@ -64,7 +64,7 @@ _SNAPSHOT = attrgetter(
 )  # fmt: skip
 
 _SNAPSHOT_TAIL = attrgetter(
-    "queue", "tables_held", "tables_applied", "messages_dropped", "policy_errors", "hook_s", "overdue"
+    "tables_held", "tables_applied", "messages_dropped", "policy_errors", "hook_s", "overdue"
 )  # fmt: skip
 
 _HELLO = attrgetter(
@@ -79,7 +79,8 @@ _PREDICTION = attrgetter(
 
 
 def _snapshot(record: Snapshot) -> Row:
-    return (*_SNAPSHOT(record), record.running_requests, *_SNAPSHOT_TAIL(record))
+    lists = (record.running_requests, record.queue) if record.detailed else (None, None)
+    return (*_SNAPSHOT(record), *lists, *_SNAPSHOT_TAIL(record))
 
 
 def _engine_seen(record: EngineSeen) -> Row:

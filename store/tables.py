@@ -85,8 +85,8 @@ CREATE TABLE snapshots (  -- State of an engine, about ten times a second, with 
     recomputed_tokens BIGINT NOT NULL,  -- Tokens computed again in them.
     admission_limit BIGINT,  -- Requests that the gate allows to be active at once; NULL when it does not limit.
     reserved_blocks BIGINT NOT NULL,  -- KV blocks held back for the growth of running requests.
-    running_requests STRUCT(request_id VARCHAR, attained_tokens BIGINT, kv_blocks BIGINT)[],  -- What runs.
-    queue VARCHAR[],  -- Request ids at the head of the queue, in the order in which they will be tried.
+    running_requests STRUCT(request_id VARCHAR, attained_tokens BIGINT, kv_blocks BIGINT)[],  -- What runs; told in about every third snapshot, otherwise NULL.
+    queue VARCHAR[],  -- Request ids at the head of the queue, in the order in which they will be tried; likewise.
     tables_held BIGINT NOT NULL,  -- Index tables that the engine holds.
     tables_applied BIGINT NOT NULL,  -- Index tables received for unfinished requests since the engine started.
     messages_dropped BIGINT NOT NULL,  -- Messages dropped at the engine's side since it started.

@@ -50,9 +50,9 @@ class SmallRun:
         return life
 
 
-def _works(start_s: float) -> list[Work]:
+def _works(start_s: float, seed: int) -> list[Work]:
     """More than the engine can hold, with two classes and a client that leaves."""
-    chance = random.Random(4)
+    chance = random.Random(seed)
     return [
         Work(
             request_id=f"r{number}",
@@ -94,6 +94,7 @@ def _serve_small(
     switch: tuple[float, Mode] | None = None,
     host_s: float = 0.0,
     known_until_s: float = math.inf,
+    seed: int = 4,
 ) -> SmallRun:
     """Serve it under a policy in virtual time, and record it all in ``path``.
 
@@ -118,7 +119,7 @@ def _serve_small(
     limits = AgentLimits(snapshot_interval_s=0.05)
     engine = _LateHost(SMALL, link=DirectLink(answer), limits=limits, start_s=start_s)
     engine.host_s = host_s
-    totals = serve(engine, _works(start_s))
+    totals = serve(engine, _works(start_s, seed))
     assert totals.preemptions > 0, "the run must have something to tell"
     entries = core.drain_entries()
     for entry in entries:

@@ -33,11 +33,13 @@ def finished(request_id: str, output_tokens: int = 7, reason: str = "stop") -> F
     )  # fmt: skip
 
 
-def core(durable: dict[str, int] | None = None, policy: str = "sage", learner: LengthLearner | None = None) -> Core:
+def core(
+    durable: dict[str, int] | None = None, policy: str = "sage", learner: LengthLearner | None = None, backlog: int = 0
+) -> Core:
     return Core(
         learner=learner or ClusterLearner(),
         policy=policy_named(policy),
-        config=CoreConfig(controller_id="c", mode="on", hash_key=b"k"),
+        config=CoreConfig(controller_id="c", mode="on", hash_key=b"k", backlog=backlog),
         now_s=0.0,
         timer=lambda: 0.0,
         durable_batches=durable,
@@ -241,3 +243,20 @@ def test_an_engine_that_goes_is_recorded_and_forgotten() -> None:
     assert brain.sessions == []
     brain.take(b"x", Facts(batch=1, facts=()), 101.0)
     assert brain.counts.strangers == 1
+
+
+def test_a_brain_that_is_behind_orders_every_request_and_learns_from_what_it_can() -> None:
+    """Ends beyond what may wait are counted, not learnt; each request has its table and none is kept for ever."""
+    brain = core(backlog=3)
+    brain.take(b"x", HELLO, 0.0)
+    ended: list[Outcome | None] = []
+    brain.on_finished = lambda _session, _request, _finished, outcome: ended.append(outcome)
+    names = [f"r{number}" for number in range(8)]
+    tables = brain.take(b"x", Facts(batch=1, facts=tuple(arrived(name) for name in names)), 0.1)
+    assert [table.request_id for _, table in tables if isinstance(table, IndexTable)] == names
+    brain.take(b"x", Facts(batch=2, facts=tuple(finished(name) for name in names)), 0.2)
+    assert (brain.backlog, brain.counts.not_learnt, ended) == (3, 5, [None] * 5)
+    assert not brain.sessions[0].requests
+    while brain.backlog:
+        brain.work(0.3)
+    assert (brain.counts.completions, brain.counts.not_learnt, len(ended)) == (3, 5, 8)

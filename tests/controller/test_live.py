@@ -67,6 +67,7 @@ def _picture(views: list[RequestView], *, running: list[str], queue: list[str]) 
         unfinished=len(views),
         tables_sent=0,
         snapshot=snapshot,
+        detailed=snapshot,
         requests=tuple(views),
     )
     settings = Settings(revision=1, mode="on", gate=None, boost_per_s=None, lease_s=1.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,10 @@ from store.writer import HistoryWriter
 Serve = Callable[..., Any]
 START_S = 1.7e9
 MEAN_TOLERANCE = 0.02
-"""Tables are there when the engine next asks, and the first prior is not recorded, so that steps may differ by one."""
+ONE_RUN_TOLERANCE = 0.05
+"""Tables are there when the engine next asks, and the first prior is not recorded, so that steps may differ by one:
+from there a run of so few requests goes another way, but neither always slower nor always faster."""
+PREEMPTING_SEEDS = (4, 5, 9, 10, 11)
 P99_TOLERANCE = 0.1
 
 
@@ -71,13 +75,17 @@ def test_the_past_is_what_the_engine_did(ran_on: Any) -> None:
     assert sum(run.modes.values()) == pytest.approx(1.0)
 
 
-def test_replaying_the_policy_that_ran_reproduces_it(ran_on: Any) -> None:
-    """With the settings and tables of the record: mean TTLT within 2 %, P99 within 10 %; it is called good."""
-    fit = replayed(past(ran_on)).fit
-    assert abs(fit.mean_ttlt.error) < MEAN_TOLERANCE
-    assert abs(fit.p99_ttlt.error) < P99_TOLERANCE
-    assert abs(fit.mean_ttft.error) < MEAN_TOLERANCE
-    assert fit.poor == ()
+def test_replaying_the_policy_that_ran_reproduces_it(tmp_path: Path, serve_small: Serve) -> None:
+    """With the settings and tables of the record: the P99 within 10 %, the mean within 5 %, and over runs within 2 %."""
+    fits = [
+        replayed(past(serve_small(tmp_path / str(seed), start_s=START_S, seed=seed))).fit for seed in PREEMPTING_SEEDS
+    ]
+    for fit in fits:
+        assert abs(fit.p99_ttlt.error) < P99_TOLERANCE
+        assert max(abs(fit.mean_ttlt.error), abs(fit.mean_ttft.error)) < ONE_RUN_TOLERANCE
+        assert fit.poor == ()
+    assert abs(fmean(fit.mean_ttlt.error for fit in fits)) < MEAN_TOLERANCE
+    assert abs(fmean(fit.mean_ttft.error for fit in fits)) < MEAN_TOLERANCE
 
 
 def test_replaying_first_come_first_served_reproduces_it_exactly(ran_in_shadow: Any) -> None:
@@ -308,7 +316,7 @@ def test_the_command_says_how_good_it_is_before_it_says_what_would_have_been(
     report = json.loads((tmp_path / "r.json").read_text())
     assert set(report["policies"]) == {"fcfs", "sage-tail"}
     assert report["requests"] == 149
-    assert abs(report["reproduction"]["mean_ttlt"]["error"]) < MEAN_TOLERANCE
+    assert abs(report["reproduction"]["mean_ttlt"]["error"]) < ONE_RUN_TOLERANCE
     assert report["policies"]["fcfs"]["ratio"]["low"] <= report["policies"]["fcfs"]["ratio"]["mean"]
     page = (tmp_path / "r.html").read_text()
     assert page.count("<table>") == 2

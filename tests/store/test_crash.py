@@ -18,7 +18,8 @@ CHILD = """
 import sys, time
 from pathlib import Path
 from store import segments
-from store.records import Entry, FirstToken, Outcome
+from store.entries import Entry, Outcome
+from store.records import FirstToken
 from store.writer import HistoryWriter
 segments.FAN_IN = 3
 writer = HistoryWriter(Path(sys.argv[1]), seal_interval_s=0.03, commit_interval_s=0.002, grace_s=0.05).start()

@@ -17,6 +17,8 @@ from store.rows import TABLE_OF
 from store.writer import HistoryWriter
 
 LARGEST = 2**63 - 1
+NO_LISTS: dict[str, Any] = {"running_requests": (), "queue": ()}
+"""Of a snapshot that does not tell them."""
 
 
 def values(annotation: Any) -> st.SearchStrategy[Any]:  # noqa: PLR0911 - one for each kind of type
@@ -49,7 +51,7 @@ def records(kind: type) -> st.SearchStrategy[Any]:
     """Any record of a kind."""
     hints = typing.get_type_hints(kind, include_extras=True)
     return st.fixed_dictionaries({name: values(hint) for name, hint in hints.items()}).map(
-        lambda fields: kind(**fields)
+        lambda fields: kind(**(fields | NO_LISTS if fields.get("detailed") is False else fields))
     )
 
 
@@ -95,9 +97,10 @@ def record_from(row: dict[str, Any], kind: type) -> Any:
         names = ("revision", "mode", "boost_per_s", "lease_s", "victims")
         sent = Settings(gate=gate, preemption=preemption, promotion=promotion, **{name: row[name] for name in names})
         return SettingsChanged(time_s=row["time_s"], settings=sent, reason=row["reason"])
-    fields = {name: row[name] for name in kind.__struct_fields__}
     if kind is Snapshot:
-        fields["running_requests"] = [list(request.values()) for request in fields["running_requests"]]
+        row = row | {"detailed": row["queue"] is not None, "queue": row["queue"] or []}
+        row["running_requests"] = [list(request.values()) for request in row["running_requests"] or []]
+    fields = {name: row[name] for name in kind.__struct_fields__}
     return msgspec.convert(fields, kind)
 
 

@@ -161,7 +161,8 @@ def test_the_learner_finds_the_past_in_order(tmp_path: Path, make: Any) -> None:
 FULL_DISK = """
 import logging, resource, signal, sys
 from pathlib import Path
-from store.records import Entry, FirstToken
+from store.entries import Entry
+from store.records import FirstToken
 from store.writer import HistoryWriter
 logging.basicConfig(stream=sys.stdout, format="LOG %(message)s")
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
