@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, islice
+from itertools import islice
 from typing import Any, TypeVar
 
 import msgspec
@@ -307,11 +307,17 @@ def _moments(
         if engine_id == life.engine_id and since_s <= snapshot.time_s <= until_s
     ]  # fmt: skip
     prompts = {arrived.request_id: arrived.prompt_tokens for other in others if (arrived := other.arrived)}
-    # Who runs and who waits is what the last snapshot said that named them.
-    named = accumulate(seen, lambda before, snapshot: snapshot if snapshot.detailed else before)
     every = max(1, math.ceil(len(seen) / MOMENTS_LIMIT))
-    told_of = islice(zip(seen, named, strict=True), None, None, every)
-    return tuple(_moment(told.request_id, snapshot, naming, prompts) for snapshot, naming in told_of)
+    shown = islice(_named(seen), 0, None, every)
+    return tuple(_moment(told.request_id, snapshot, named, prompts) for snapshot, named in shown)
+
+
+def _named(snapshots: Sequence[Snapshot]) -> Iterator[tuple[Snapshot, Snapshot]]:
+    """Each snapshot, and the last one until then that named who runs and who waits."""
+    named = None
+    for snapshot in snapshots:
+        named = snapshot if named is None or snapshot.detailed else named
+        yield snapshot, named
 
 
 def _moment(request_id: str, snapshot: Snapshot, named: Snapshot, prompts: dict[str, int]) -> Moment:
