@@ -14,7 +14,7 @@ from online_learning.distribution import LengthDistribution
 from store.errors import ConfigError
 
 PREFIX = "sage-without-"
-PARTS = ("cost", "index", "gate", "boost", "preemption", "predictor")
+PARTS = ("cost", "index", "gate", "boost", "deadline", "preemption", "predictor")
 WITH_GITTINS = "sage-with-gittins"
 ABLATION_NAMES = (*(f"{PREFIX}{part}" for part in PARTS), WITH_GITTINS)
 
@@ -23,7 +23,7 @@ def without(policy: Policy, name: str) -> Policy:
     """The policy without the part that the name tells; a part that it does not have cannot be taken out.
 
     ``cost``: the paper's memory cost instead of ours. ``index``: the order of arrival. ``gate``, ``boost``,
-    ``preemption``: none. ``predictor``: the same policy, to which `bench` gives the model's global distribution as the
+    ``deadline``, ``preemption``: none. ``predictor``: the same policy, to which `bench` gives the model's global distribution as the
     belief about every prompt. `sage-with-gittins` has the Gittins index for the mean of the remaining cost.
     """
     assert isinstance(policy, IndexPolicy), "ours has an index"
@@ -47,6 +47,8 @@ def _less(policy: IndexPolicy, part: str, name: str) -> IndexPolicy:
     if part == "boost" and policy.boost_per_s is not None:
         still = replace(tuning, boost_scale=None, boost_per_s=None) if tuning else None
         return replace(policy, boost_per_s=None, tuning=still)
+    if part == "deadline" and policy.deadline is not None:
+        return replace(policy, deadline=None)
     if part == "preemption" and policy.preemption is not None:
         return replace(policy, preemption=None)
     raise ConfigError(f"policy {name!r} takes out what sage does not have now: leave it out, or turn that part on")

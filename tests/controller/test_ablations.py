@@ -27,6 +27,7 @@ WHOLE = IndexPolicy(
     gate=Gate(horizon_tokens=32),
     boost_per_s=0.01,
     preemption=Preemption(token_s=1e-4),
+    deadline=1.0,
 )
 GRID = log_grid(2000)
 
@@ -67,6 +68,7 @@ def test_each_part_is_taken_out_alone() -> None:
     less = {
         "sage-without-gate": replace(WHOLE, gate=None),
         "sage-without-boost": replace(WHOLE, boost_per_s=None),
+        "sage-without-deadline": replace(WHOLE, deadline=None),
         "sage-without-preemption": replace(WHOLE, preemption=None),
     }
     for name, expected in less.items():
