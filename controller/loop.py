@@ -38,6 +38,8 @@ class LoopLimits:
     publish_interval_s: float = 0.25
     unwritten_entries: int = 100_000
     """Entries not yet on disk beyond which facts are not recorded: engines keep them, and tell them again."""
+    overload_warning_s: float = 600.0
+    """The log says at most so often that there is no time to learn from every answer."""
     error_pause_s: float = 5.0
     error_pause_limit_s: float = 300.0
     errors_logged: int = 100
@@ -85,6 +87,8 @@ class ControlLoop:
         self._next_publish_s = 0.0
         self._trouble = _Trouble()
         self._logged: set[str] = set()
+        self._not_learnt = 0
+        self._next_warning_s = 0.0
         self._stopping = threading.Event()
 
     def run(self) -> None:
@@ -259,5 +263,21 @@ class ControlLoop:
 
     def _publish(self, now_s: float) -> None:
         self._next_publish_s = now_s + self._limits.publish_interval_s
-        loop = {"unacknowledged_batches": float(len(self._unacknowledged)), "errors": float(self._trouble.errors)}
+        self._tell_of_overload(now_s)
+        loop = {
+            "unacknowledged_batches": float(len(self._unacknowledged)),
+            "errors": float(self._trouble.errors),
+            "backlog": float(self._core.backlog),
+        }
         self._live.publish(self._core, store=self._history.stats, loop=loop, now_s=now_s)
+
+    def _tell_of_overload(self, now_s: float) -> None:
+        """Say in the log when answers are not learnt from."""
+        before, self._not_learnt = self._not_learnt, self._core.counts.not_learnt
+        if self._not_learnt > before and now_s >= self._next_warning_s:
+            self._next_warning_s = now_s + self._limits.overload_warning_s
+            log.warning(
+                "requests end faster than this controller learns from them: all are ordered, %d answers were not learnt "
+                "from; give it a faster core of its own, or spread the engines over two",
+                self._not_learnt,
+            )

@@ -364,6 +364,11 @@ def _loop(picture: Picture) -> Iterator[Metric]:
         "Batches of facts received that are not on disk yet.",
         value=picture.loop.get("unacknowledged_batches", 0.0),
     )
+    yield GaugeMetricFamily(
+        "sagesched_backlog",
+        "Answers to be learnt from and beliefs to be formed anew that wait.",
+        value=picture.loop.get("backlog", 0.0),
+    )
 
 
 def _mode(picture: Picture) -> Metric:

@@ -57,6 +57,8 @@ def _learner_view(picture: Picture) -> dict[str, Any]:
         "predictions": counts["predictions"],
         "completions": counts["completions"],
         "censored": counts["censored"],
+        "not_learnt": counts["not_learnt"],
+        "backlog": round(picture.loop.get("backlog", 0.0)),
         "clusters": picture.clusters,
         "coverage_50": quality.coverage_50 if quality else None,
         "coverage_90": quality.coverage_90 if quality else None,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 import streamlit as st
 
-from dashboard import figures, filters, live, request, words
+from dashboard import figures, filters, live, notices, request, words
 from dashboard.filters import Filters
 from dashboard.series import Moment, foretelling_error, horizon_s, moments
 from dashboard.views import EngineView, QueueRow, QueueView, RecentView, SnapshotPoint, StateView
@@ -39,7 +39,7 @@ def _live(wanted: Filters) -> None:
     if state.engines and not engines:
         live.show(words.nothing_chosen_notice())
         return
-    for notice in words.state_notices(msgspec.structs.replace(state, engines=tuple(engines)), None):
+    for notice in notices.state_notices(msgspec.structs.replace(state, engines=tuple(engines)), None):
         live.show(notice)
     bin_s = wanted.live_s / BINS
     recent = live.recent(state.controller, wanted.live_s + 2 * bin_s)

@@ -8,7 +8,7 @@ from typing import Any
 
 import streamlit as st
 
-from dashboard import archive, filters, live, words
+from dashboard import archive, filters, live, notices, words
 from dashboard.archive import ArchiveTrouble
 from dashboard.client import Trouble
 from dashboard.condition_views import ConditionView, DoctorView, EncoderView
@@ -77,7 +77,7 @@ def _live(wanted: Filters) -> None:
 
 def _health(state: StateView, wanted: Filters) -> None:
     engines = wanted.engines(state.engines)
-    for notice in words.state_notices(state, None):
+    for notice in notices.state_notices(state, None):
         live.show(notice)
     snapshots = [engine.snapshot for engine in engines if engine.snapshot]
     columns = st.columns(5)

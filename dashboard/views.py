@@ -66,6 +66,10 @@ class LearnerView(View, frozen=True):
     predictions: int | None = None
     completions: int | None = None
     censored: int | None = None
+    not_learnt: int | None = None
+    """Answers that there was no time to learn from."""
+    backlog: int | None = None
+    """Answers to learn from, and beliefs to form anew, that wait."""
     clusters: int | None = None
     coverage_50: float | None = None
     """Share of outcomes inside the central half of their prediction; ideally 0.5."""

@@ -10,13 +10,10 @@ from typing import Literal
 
 from dashboard.client import Trouble
 from dashboard.questions import QuestionTrouble
-from dashboard.views import EngineView, LearnerView, ModelCalibrationView, SettingsView, StateView, StoreView
+from dashboard.views import EngineView, LearnerView, SettingsView
 
 DASH = "–"
 """Stands for a number that is not known."""
-
-SILENT_S = 3.0
-"""An engine sends ten snapshots a second: after so long without any it is called silent."""
 
 NO_ENGINE = "no engine"
 
@@ -150,94 +147,10 @@ def trouble_notice(trouble: Trouble, api_url: str) -> Notice:
     return Notice("error", title, text)
 
 
-def state_notices(state: StateView, engine_id: str | None) -> list[Notice]:
-    """List what is out of the ordinary with the chosen engine, or with any when none is chosen; worst first."""
-    troubles = _store_notices(state.store)
-    if not state.engines:
-        return [*troubles, _no_engine_yet()]
-    chosen = [engine for engine in state.engines if engine_id in {None, engine.engine_id}]
-    now_s = state.controller.now_s
-    found = troubles + [notice for engine in chosen for notice in _engine_notices(engine, now_s)]
-    served = {engine.model for engine in chosen if engine.connected}
-    found += [_distrusted(model) for model in state.learner.models if not model.trusted and model.model in served]
-    return sorted(found, key=lambda notice: ("error", "warning", "info").index(notice.level))
-
-
-def _store_notices(store: StoreView) -> list[Notice]:
-    notices = []
-    if store.last_error:
-        text = (
-            f"{plain(store.last_error)}. Decisions go on, engines keep their facts, and history is written again by itself "
-            "once the disk takes it: make room, or see what is wrong with the disk."
-        )
-        notices.append(Notice("error", "History cannot be written", text))
-    if store.damaged_segments:
-        text = "The log names them. Put copies of them in their places and their rows are back within seconds."
-        notices.append(Notice("warning", f"{count(store.damaged_segments)} files of the history are damaged", text))
-    return notices
-
-
 def nothing_chosen_notice() -> Notice:
     """Say that the filters leave nothing."""
     text = "Choose another engine or model in the bar at the side, or all of them."
     return Notice("info", "No engine is both connected and chosen", text)
-
-
-def _no_engine_yet() -> Notice:
-    return Notice(
-        "info",
-        "No engine is connected yet",
-        "The controller is ready. Start one with "
-        "`vllm serve MODEL --scheduler-cls engine_adapter.vllm_scheduler.SageScheduler`, "
-        "or see everything at work with `python -m controller demo`.",
-    )
-
-
-def _engine_notices(engine: EngineView, now_s: float | None) -> list[Notice]:
-    name = plain(engine.engine_id)
-    silence_s = None if now_s is None or engine.last_seen_s is None else now_s - engine.last_seen_s
-    if not engine.connected:
-        return [_lost(name, silence_s)]
-    notices = []
-    snapshot = engine.snapshot
-    if snapshot is not None and snapshot.fallback:
-        notices.append(_fallback(name, snapshot.fallback))
-    if silence_s is not None and silence_s > SILENT_S:
-        notices.append(
-            Notice("warning", f"Engine {name} is silent", f"Last heard {span(silence_s)} ago: what is shown is old.")
-        )
-    if snapshot is not None and snapshot.messages_dropped:
-        dropped = f"{count(snapshot.messages_dropped)} messages between engine and controller were dropped since start."
-        notices.append(Notice("warning", f"Engine {name} drops messages", dropped))
-    return notices
-
-
-def _lost(name: str, silence_s: float | None) -> Notice:
-    since = "" if silence_s is None else f" Last heard {span(silence_s)} ago."
-    return Notice(
-        "error",
-        f"Engine {name} is lost",
-        f"The controller no longer hears it.{since} If its process runs, it serves first come, first served "
-        "and reconnects by itself; if not, restart it.",
-    )
-
-
-def _fallback(name: str, reason: str) -> Notice:
-    return Notice(
-        "warning",
-        f"Engine {name} has fallen back to first come, first served",
-        f"Reason: {plain(reason)}. Requests are served, but not in SageSched's order. It heals by itself once the cause is gone.",
-    )
-
-
-def _distrusted(model: ModelCalibrationView) -> Notice:
-    why = f" Reason: {plain(model.reason)}." if model.reason else ""
-    return Notice(
-        "warning",
-        f"The predictions for {plain(model.model)} are not trusted",
-        f"The guard found them wrong, so its engines serve first come, first served.{why} "
-        "It ends by itself once they are right again; *Predictions* shows how they fare.",
-    )
 
 
 def in_force(engines: Sequence[EngineView]) -> str:

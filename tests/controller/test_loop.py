@@ -113,3 +113,26 @@ def test_while_the_disk_is_far_behind_decisions_go_on_and_facts_stay_with_the_en
         for table, facts in (("arrivals", 6), ("first_tokens", 6), ("completions", 6)):
             rows = history.sql(f"SELECT count(*), count(DISTINCT request_id) FROM {table}").fetchall()  # noqa: S608
             assert rows == [(facts, facts)], table
+
+
+def test_a_loop_that_cannot_learn_from_every_answer_says_so_once(
+    start_controller: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every request has its table and its end in the history; what was left out is in log, metrics and state."""
+    running = start_controller()
+    core = running.service.loop._core
+    core._backlog.room = 1
+    core.work = lambda _now_s: []
+    engine = running.connect()
+    for number in range(6):
+        engine.submit(f"r{number}", output_tokens=3)
+    engine.step_until(lambda: not engine.engine.agent.unacknowledged and len(engine.lives) == 6)
+    engine.step_until(lambda: running.client.get("/api/state").json()["learner"]["not_learnt"] == 5)
+    learner = running.client.get("/api/state").json()["learner"]
+    assert (learner["predictions"], learner["completions"], learner["backlog"]) == (6, 0, 1)
+    metrics = running.client.get("/metrics").text
+    assert "sagesched_not_learnt_total 5.0" in metrics
+    assert "sagesched_backlog 1.0" in metrics
+    assert sum("faster than this controller learns" in record.message for record in caplog.records) == 1
+    del core.work
+    engine.step_until(lambda: running.client.get("/api/state").json()["learner"]["completions"] == 1)

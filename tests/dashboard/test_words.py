@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dashboard import words
+from dashboard import notices, words
 from dashboard.views import ControllerView, EngineView, LearnerView, SnapshotView, StateView, StoreView
 
 
@@ -61,15 +61,15 @@ def test_notices_come_worst_first() -> None:
     """A lost engine stands above one that merely fell back."""
     fallen = engine(snapshot=SnapshotView(mode="off", fallback="no prior"))
     state = StateView(controller=ControllerView(now_s=100.5), engines=(fallen, engine(engine_id="b", connected=False)))
-    assert [notice.level for notice in words.state_notices(state, None)] == ["error", "warning"]
-    assert [notice.level for notice in words.state_notices(state, "a")] == ["warning"]
+    assert [notice.level for notice in notices.state_notices(state, None)] == ["error", "warning"]
+    assert [notice.level for notice in notices.state_notices(state, "a")] == ["warning"]
     assert words.in_force(state.engines) == "fallback"
 
 
 def test_all_is_well_says_nothing() -> None:
     """No box without a reason."""
     state = StateView(controller=ControllerView(now_s=100.5), engines=(engine(),))
-    assert words.state_notices(state, None) == []
+    assert notices.state_notices(state, None) == []
     assert words.in_force(state.engines) == "on"
     assert words.no_prediction_notice(LearnerView(predictions=5, completions=1)) is None
 
@@ -77,7 +77,22 @@ def test_all_is_well_says_nothing() -> None:
 def test_trouble_with_the_history_is_told_before_all_else() -> None:
     """A disk that takes nothing, and segments that are left out, whether an engine is there or not."""
     store = StoreView(last_error="No space left on device", damaged_segments=2)
-    [failing, damaged, *_] = words.state_notices(StateView(controller=ControllerView(), store=store), None)
+    [failing, damaged, *_] = notices.state_notices(StateView(controller=ControllerView(), store=store), None)
     assert (failing.level, damaged.level) == ("error", "warning")
     assert "No space left on device" in failing.text
     assert "2 files of the history are damaged" in damaged.title
+
+
+def test_a_controller_that_is_behind_with_learning_says_so_until_it_is_not() -> None:
+    """How much waits and was left out, and what to do."""
+    behind = LearnerView(backlog=5000, not_learnt=1234)
+    [*_, notice] = notices.state_notices(
+        StateView(controller=ControllerView(), learner=behind, engines=(engine(),)), None
+    )
+    assert (notice.level, notice.title) == ("warning", "The controller is behind with learning")
+    assert "5,000 pieces of work wait, and 1,234 answers were left out" in notice.text
+    caught_up = LearnerView(backlog=3, not_learnt=1234)
+    assert (
+        notices.state_notices(StateView(controller=ControllerView(), learner=caught_up, engines=(engine(),)), None)
+        == []
+    )
