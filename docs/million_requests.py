@@ -4,6 +4,8 @@ Writes a history of a million requests (or of as many as are asked for) into a f
 loaded simulated engine on it, serves the dashboard, and opens each page in Chromium with the range *all*: the first
 time with all caches of the dashboard empty, then twice more.
 A page is painted when the last of its charts, tables and figures is there and nothing is still being read.
+Then it switches the mode to and fro, and says how long it took from the order until the open page showed the engine in
+it: through the controller, the engine's next snapshot, the controller's picture and the browser.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import json
 import os
 import random
 import shutil
-import socket
+import statistics
 import struct
 import sys
 import tempfile
@@ -24,7 +26,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
-from controller.processes import Children
+from controller.processes import Children, free_port
 from dashboard import launch
 from store.entries import DriftDetected, EngineSeen, Entry, Outcome, Prediction, SettingsChanged
 from store.records import Arrived, Finished, Gate, Hello, Settings
@@ -33,6 +35,7 @@ from store.writer import HistoryWriter
 DAY_S = 86_400.0
 CHUNK = 2000
 TIMES = 3
+SWITCHES = 10
 TENANTS, CLUSTERS = 12, 40
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 CHART = ".js-plotly-plot:visible"
@@ -140,7 +143,7 @@ def _life(number: int, end_s: float, rng: random.Random) -> Iterator[Entry]:
 
 def measure(store: Path) -> None:
     """Run controller, engine and dashboard, and open each page; prints seconds, the first time first."""
-    api, port = _free_port(), _free_port()
+    api, port = free_port(0), free_port(0)
     api_url = f"http://127.0.0.1:{api}"
     with tempfile.TemporaryDirectory() as folder, Children(Path(folder)) as children:
         endpoint = f"ipc://{folder}/run/engine.sock"
@@ -153,13 +156,7 @@ def measure(store: Path) -> None:
         children.start("dashboard", launch.command(api_url, store, port))
         _wait(port, "/_stcore/health")
         _wait_for_requests(api)
-        _open_all(f"http://127.0.0.1:{port}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        _open_all(f"http://127.0.0.1:{port}", api)
 
 
 def _wait(port: int, path: str) -> None:
@@ -182,17 +179,21 @@ def _wait_for_requests(port: int) -> None:
     raise SystemExit("the engine serves no requests")
 
 
-def _asked(port: int, path: str) -> tuple[int, bytes]:
+def _asked(port: int, path: str, body: object = None) -> tuple[int, bytes]:
+    """Get a path, or post JSON to it."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5.0)
     try:
-        connection.request("GET", path)
+        if body is None:
+            connection.request("GET", path)
+        else:
+            connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
         answer = connection.getresponse()
         return answer.status, answer.read()
     finally:
         connection.close()
 
 
-def _open_all(address: str) -> None:
+def _open_all(address: str, api: int) -> None:
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as profile:
         browser = playwright.chromium.launch_persistent_context(
             profile, executable_path=shutil.which("chromium"), args=FLAGS, viewport={"width": 1440, "height": 1000}
@@ -205,7 +206,21 @@ def _open_all(address: str) -> None:
             painted = [_painted_s(page, f"{address}/{name}?range=all{extra}", parts) for _ in range(TIMES)]
             shown = " ".join(f"{seconds:6.2f}" for seconds in painted)
             _say(f"{name or 'now':12} {shown}   (load of the machine {os.getloadavg()[0]:.1f})")
+        page.goto(f"{address}/")
+        took_s = sorted(_update_s(page, api, mode) for mode in ("shadow", "on") * SWITCHES)
+        _say(f"{'an update':12} median {statistics.median(took_s):.2f} s, longest {took_s[-1]:.2f} s of {len(took_s)}")
         browser.close()
+
+
+def _update_s(page: Page, api: int, mode: str) -> float:
+    """Seconds from the order of a mode until the page *Now* shows that the engine is in it."""
+    started_s = time.perf_counter()
+    status, _ = _asked(api, "/api/mode", {"mode": mode})
+    assert status == http.HTTPStatus.OK, f"the mode was not switched: {status}"
+    page.wait_for_function(
+        f"document.querySelector({json.dumps(FIGURE)})?.innerText === {json.dumps(mode)}", timeout=30_000
+    )
+    return time.perf_counter() - started_s
 
 
 def _painted_s(page: Page, address: str, parts: tuple[tuple[str, int], ...]) -> float:

@@ -1,7 +1,6 @@
 import json
 import math
 import random
-import socket
 import struct
 import sys
 import threading
@@ -15,6 +14,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI, Response
 
+from controller.processes import free_port
 from store.entries import ClusterChanged, DriftDetected, EngineSeen, Entry, Outcome, Prediction, SettingsChanged
 from store.records import Arrived, Finished, Gate, Hello, Settings
 from store.writer import HistoryWriter
@@ -28,12 +28,6 @@ def _own_main() -> Iterator[None]:
     main = sys.modules["__main__"]
     yield
     sys.modules["__main__"] = main
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def snapshot(now_s: float, waiting: int, **changes: object) -> Json:
@@ -297,7 +291,7 @@ class Standing:
 
     def __init__(self) -> None:
         self.world = World()
-        self.port = free_port()
+        self.port = free_port(0)
         self.url = f"http://127.0.0.1:{self.port}"
         self.start()
 
