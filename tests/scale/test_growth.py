@@ -135,8 +135,9 @@ def test_what_can_wait_does_not_hold_up_an_arrival(busy: Callable[..., Any], cal
 
 
 def test_a_full_backlog_is_bounded(quick_busy: Callable[..., Any]) -> None:
-    """Beyond its bound work is done where it comes up, so that memory is bounded and nothing is lost."""
+    """Beyond its bound answers are not learnt from, and counted: memory is bounded and no arrival waits for them."""
     controller = quick_busy(engines=1, unfinished=2, backlog=5)
     controller.serve(40)
+    counts = controller.core.counts
     assert controller.core.backlog == 5
-    assert controller.core.counts.completions == 40 - 2 - 5
+    assert (counts.completions, counts.not_learnt, counts.predictions) == (0, 40 - 2 - 5, 40)
