@@ -78,7 +78,7 @@ class RequestMetrics:
             "cluster_ttlt_seconds", "Time to last token by prompt cluster.", ("model", "cluster"), COARSE_BUCKETS_S
         )
         self.predict_s = self._histogram("predict_seconds", "Time that a prediction took.", (), PREDICT_BUCKETS_S)
-        self._engines: dict[tuple[Histogram, str], Histogram] = {}
+        self._children: dict[tuple[Histogram, tuple[str, ...]], Histogram] = {}
         self._classes, self._tenants, self._clusters = CappedLabel(CLASSES), CappedLabel(TENANTS), CappedLabel(CLUSTERS)
 
     def count(self, engine_id: str, fact: Finished, life: RecentLife | None, model: str | None) -> None:
@@ -87,16 +87,16 @@ class RequestMetrics:
         self._count_by_engine(engine_id, fact, ttlt_s)
         arrived = life.arrived if life else None
         priority = self._classes.of(str(arrived.priority)) if arrived else NONE
-        self.class_ttlt_s.labels(priority).observe(ttlt_s)
+        self._of(self.class_ttlt_s, priority).observe(ttlt_s)
         if fact.first_token_s is not None:
-            self.class_ttft_s.labels(priority).observe(max(0.0, fact.first_token_s - fact.arrival_s))
+            self._of(self.class_ttft_s, priority).observe(max(0.0, fact.first_token_s - fact.arrival_s))
         tenant = self._tenants.of(arrived.tenant) if arrived and arrived.tenant else NONE
-        self.tenant_ttlt_s.labels(tenant).observe(ttlt_s)
+        self._of(self.tenant_ttlt_s, tenant).observe(ttlt_s)
         self.tenant_tokens.labels(tenant).inc(fact.output_tokens)
-        self.cluster_ttlt_s.labels(*self._cluster(life, model)).observe(ttlt_s)
+        self._of(self.cluster_ttlt_s, *self._cluster(life, model)).observe(ttlt_s)
 
     def _count_by_engine(self, engine_id: str, fact: Finished, ttlt_s: float) -> None:
-        of = self._of_engine
+        of = self._of
         of(self.ttlt_s, engine_id).observe(ttlt_s)
         of(self.prompt_tokens, engine_id).observe(fact.prompt_tokens)
         of(self.output_tokens, engine_id).observe(fact.output_tokens)
@@ -112,11 +112,11 @@ class RequestMetrics:
         if fact.output_tokens > 1:
             of(self.tpot_s, engine_id).observe(decode_s / (fact.output_tokens - 1))
 
-    def _of_engine(self, histogram: Histogram, engine_id: str) -> Histogram:
-        """An engine's own, looked up in the library once: there are eight for every request."""
-        found = self._engines.get((histogram, engine_id))
+    def _of(self, histogram: Histogram, *labels: str) -> Histogram:
+        """The one of these labels, looked up in the library once: there are a dozen for every request."""
+        found = self._children.get((histogram, labels))
         if found is None:
-            found = self._engines[histogram, engine_id] = histogram.labels(engine_id)
+            found = self._children[histogram, labels] = histogram.labels(*labels)
         return found
 
     def _cluster(self, life: RecentLife | None, model: str | None) -> tuple[str, str]:

@@ -59,6 +59,8 @@ class AgentLimits:
     details_interval_s: float = 0.3
     """Snapshots name the requests that run and wait so often."""
     hello_interval_s: float = 1.0
+    facts_interval_s: float = 0.1
+    """What nobody waits for is told so often, or with the next arrival: a frame of its own costs both ends."""
     facts_per_batch: int = 256
     retained_facts: int = 20_000
     retained_bytes: int = 64 << 20
@@ -121,6 +123,7 @@ class Agent:
         self._unfinished: dict[str, Arrived] = {}
         self._outbox = Outbox(
             facts_per_batch=self._limits.facts_per_batch,
+            patience_s=self._limits.facts_interval_s,
             retained_facts=self._limits.retained_facts,
             retained_bytes=self._limits.retained_bytes,
             resend_s=self._limits.resend_s,
@@ -187,7 +190,11 @@ class Agent:
         if not self._informed() and now_s >= self._next_hello_s:
             self._next_hello_s = now_s + self._limits.hello_interval_s
             self._link.send(self._hello)
-        self._outbox.gather()
+        if self._unfinished:
+            self._outbox.gather_due(now_s)
+        else:
+            # An engine that falls idle may not come by again before the next request.
+            self._outbox.gather()
         if self._welcomed:
             self._outbox.send(self._link, now_s)
         self._outbox.bound()

@@ -19,22 +19,28 @@ from store.records import Arrived, Fact, Facts
 class Outbox:
     """The facts of one engine that no controller has called durable yet; bounded, the oldest give way.
 
-    ``resend_s`` is the time without any acknowledgement after which what is kept goes out once more; it doubles up
+    An arrival goes out at once, with all that was told before it; what nobody waits for goes with the next arrival, or
+    after ``patience_s``. ``resend_s`` is the time without any acknowledgement after which what is kept goes out once more; it doubles up
     to ``resend_limit_s`` while none comes.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - its bounds, each by name
         self,
         *,
         facts_per_batch: int,
         retained_facts: int,
         retained_bytes: int,
+        patience_s: float,
         resend_s: float,
         resend_limit_s: float,
     ) -> None:
         self._facts_per_batch = facts_per_batch
         self._most_facts = retained_facts
         self._most_bytes = retained_bytes
+        self._patience_s = patience_s
+        self._gather_due_s = -math.inf
+        self._awaited = False
+        """Whether an arrival is pending, whose table is waited for."""
         self._resend_s = resend_s
         self._resend_limit_s = resend_limit_s
         self._pause_s = resend_s
@@ -56,6 +62,13 @@ class Outbox:
     def add(self, fact: Fact) -> None:
         """Something happened."""
         self._pending.append(fact)
+        self._awaited = self._awaited or isinstance(fact, Arrived)
+
+    def gather_due(self, now_s: float) -> None:
+        """Number what is pending, if an arrival is among it or it has waited for long enough."""
+        if self._awaited or now_s >= self._gather_due_s:
+            self._gather_due_s = now_s + self._patience_s
+            self.gather()
 
     def arrivals(self) -> set[str]:
         """Requests whose arrival is on its way."""
@@ -68,7 +81,8 @@ class Outbox:
         self._send_again()
 
     def gather(self) -> None:
-        """Number what is pending."""
+        """Number all that is pending."""
+        self._awaited = False
         size = self._facts_per_batch
         for start in range(0, len(self._pending), size):
             self.batch += 1

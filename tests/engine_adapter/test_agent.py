@@ -1,4 +1,5 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from engine_adapter.agent import Agent, AgentLimits, View
 from store.records import (
@@ -155,6 +156,48 @@ def test_memory_for_facts_is_bounded_and_drops_are_counted() -> None:
     snapshots = [message for message in link.sent if isinstance(message, Snapshot)]
     assert [snapshot.messages_dropped for snapshot in snapshots] == [14, 14]
     assert len(link.facts()) == 5 + 12
+
+
+def test_an_arrival_goes_out_at_once_and_takes_along_what_waits() -> None:
+    """The end of a request waits for the next arrival or a tenth of a second, unless the engine falls idle."""
+    agent, link = connected()
+    for name in ("a", "b", "c"):
+        agent.arrived(arrived(name))
+    agent.poll(0.20)
+    agent.finished(finished("a"))
+    agent.poll(0.25)
+    assert link.facts() == [1]
+    agent.arrived(arrived("d"))
+    agent.poll(0.26)
+    told = [message for message in link.sent if isinstance(message, Facts)]
+    assert [(type(fact), fact.request_id) for fact in told[-1].facts] == [(Finished, "a"), (Arrived, "d")]
+    agent.finished(finished("b"))
+    agent.poll(0.30)
+    assert link.facts() == [1, 2]
+    agent.poll(0.36)
+    assert link.facts() == [1, 2, 3]
+    for name in ("c", "d"):
+        agent.finished(finished(name))
+    agent.poll(0.37)
+    assert link.facts() == [1, 2, 3, 4], "an idle engine may not poll again"
+
+
+def test_every_third_snapshot_names_the_requests() -> None:
+    """The others have the numbers alone, and do not even look at the lists."""
+    agent, link = connected()
+    looked = []
+
+    def names() -> Iterator[str]:
+        looked.append(True)
+        yield "a"
+
+    for step in range(7):
+        agent.report(0.2 + 0.1 * step, replace(VIEW, queue=names()))
+    snapshots = [message for message in link.sent if isinstance(message, Snapshot)]
+    assert [snapshot.detailed for snapshot in snapshots] == [True, False, False, True, False, False, True]
+    assert [snapshot.queue for snapshot in snapshots if snapshot.detailed] == [("a",)] * 3
+    assert all(not snapshot.queue for snapshot in snapshots if not snapshot.detailed)
+    assert len(looked) == 3
 
 
 def test_silence_beyond_the_lease_is_first_come_first_served_until_it_is_heard_again() -> None:
