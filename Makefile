@@ -66,7 +66,7 @@ check: $(READY) ## Formatting, lint, types and import contracts.
 	$(BIN)/lint-imports
 
 unit: $(READY) browser promtool ## All tests and doctests; ARGS="-k gittins" for some.
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 bench: $(READY) ## The policies side by side on the built-in workload.
 	$(BIN)/python -m controller bench $(ARGS)

@@ -351,8 +351,8 @@ class Controller:
             self._child = None
 
     def get(self, path: str) -> Any:
-        """What its API says."""
-        answer = httpx.get(f"{self._address}{path}", timeout=10.0)
+        """What its API says; raises `httpx.HTTPError` while it does not answer or still starts."""
+        answer = httpx.get(f"{self._address}{path}", timeout=10.0).raise_for_status()
         return answer.json() if path.startswith("/api") else answer.text
 
 

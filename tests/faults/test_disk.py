@@ -34,7 +34,7 @@ def wait_until(holds: Callable[[], object], what: str) -> float:
         try:
             if holds():
                 return time.monotonic() - started_s
-        except httpx.TransportError:
+        except httpx.HTTPError:
             pass
         assert time.monotonic() - started_s < 240.0, what
         time.sleep(0.1)
