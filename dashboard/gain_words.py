@@ -117,11 +117,11 @@ def tax_saved(fcfs: TaxView | None, ours: TaxView | None) -> str:
     """Write how many tokens fewer are computed twice.
 
     >>> tax_saved(TaxView(recomputed_tokens=5000), TaxView(recomputed_tokens=800))
-    '4,200 tokens'
+    '4,200'
     """
     before = fcfs.recomputed_tokens if fcfs else None
     after = ours.recomputed_tokens if ours else None
-    return DASH if before is None or after is None else f"{count(before - after)} tokens".replace("-", "−")
+    return DASH if before is None or after is None else count(before - after).replace("-", "−")
 
 
 def tax_change(fcfs: TaxView | None, ours: TaxView | None) -> str:

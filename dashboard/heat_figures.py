@@ -47,7 +47,7 @@ def heat(cells: Sequence[Cell], bin_s: float, unit: Unit, zone: tzinfo) -> go.Fi
     ticks = _ticks(low, high + 1)
     # Not to zero: the axis counts bands, and the lowest need not be near the zeroth.
     figure.update_yaxes(
-        tickvals=ticks, ticktext=[_edge(tick, unit) for tick in ticks], range=[low, high + 1], rangemode="normal",
+        tickvals=[_band_of(value) for value in ticks], ticktext=[_amount(value, unit) for value in ticks], range=[low, high + 1], rangemode="normal",
         showgrid=False,
     )  # fmt: skip
     figure.update_xaxes(showgrid=False)
@@ -88,13 +88,21 @@ def finished(rows: Sequence[tuple[float, str, int]], bucket_s: float, zone: tzin
     return or_blank(figure, rows, "No request ended in this range")
 
 
-def _ticks(low: int, high: int) -> list[int]:
-    """Band edges that get a label: the decades, and where there are few of them halves between."""
-    decades = range(math.ceil(low / BANDS_PER_DECADE), math.floor(high / BANDS_PER_DECADE) + 1)
-    if len(decades) >= 2:
-        return [decade * BANDS_PER_DECADE for decade in decades]
-    step = max(1, (high - low) // 4)
-    return list(range(low, high + 1, step))
+def _ticks(low: int, high: int) -> list[float]:
+    """Values between two band edges that get a label: the decades, and where there are few of them twos and fives too.
+
+    >>> _ticks(-16, 8), _ticks(-18, -9)
+    ([0.01, 0.1, 1.0, 10.0], [0.01, 0.02, 0.05])
+    """
+    decades = range(math.floor(low / BANDS_PER_DECADE), math.floor(high / BANDS_PER_DECADE) + 1)
+    steps = (1, 2, 5) if high - low < 2 * BANDS_PER_DECADE else (1,)
+    values = [float(f"{step}e{decade}") for decade in decades for step in steps]
+    return [value for value in values if low <= _band_of(value) <= high]
+
+
+def _band_of(value: float) -> float:
+    """Where a value stands on an axis that counts bands."""
+    return BANDS_PER_DECADE * math.log10(value)
 
 
 def _edge(band: int, unit: Unit) -> str:
@@ -103,7 +111,10 @@ def _edge(band: int, unit: Unit) -> str:
     >>> _edge(-24, "seconds"), _edge(8, "seconds"), _edge(16, "tokens")
     ('1 ms', '10 s', '100')
     """
-    value = 10.0 ** (band / BANDS_PER_DECADE)
+    return _amount(10.0 ** (band / BANDS_PER_DECADE), unit)
+
+
+def _amount(value: float, unit: Unit) -> str:
     if unit == "tokens":
         return f"{value:,.0f}"
     return f"{1000 * value:.3g} ms" if value < 0.9995 else f"{value:,.0f} s" if value >= 100 else f"{value:.3g} s"

@@ -6,6 +6,7 @@ README's few are taken into ``docs/images``.
 
 from __future__ import annotations
 
+import argparse
 import re
 import shutil
 import subprocess
@@ -18,9 +19,10 @@ from typing import Literal
 from playwright.sync_api import Page, sync_playwright
 
 IMAGES = Path(__file__).parent / "images"
-PAGES = {
-    page: page for page in ("latency", "gain", "predictions", "prompts", "request", "history", "sql", "settings")
-} | {"now": ""}
+PAGES = {page: page for page in ("latency", "gain", "predictions", "prompts", "history", "sql", "settings")} | {
+    "now": "",
+    "request": "request?request=request-1000",
+}
 SHOWN = ("now", "latency", "predictions")
 """Pages whose pictures the README has."""
 SIZES = {"laptop": (1366, 768), "desk": (1440, 1000), "wall": (2560, 1440)}
@@ -34,7 +36,9 @@ DRAWN = ".js-plotly-plot:visible, [data-testid=stDataFrame]:visible, [data-testi
 
 def main() -> None:
     """Run a demo, wait for a queue, take every page."""
-    others = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp(prefix="sagesched-pictures-"))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, nargs="?", help="where all of them go (default: a new one)")
+    others: Path = parser.parse_args().folder or Path(tempfile.mkdtemp(prefix="sagesched-pictures-"))
     others.mkdir(parents=True, exist_ok=True)
     store = tempfile.mkdtemp(prefix="sagesched-pictures-store-")
     command = [sys.executable, "-m", "controller", "demo", "--store", store]

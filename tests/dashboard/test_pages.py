@@ -285,7 +285,7 @@ def test_gain_says_what_it_brings_how_sure_that_is_and_who_loses(opened: Open) -
     assert charts(test) == 2
     shown = metrics(test)
     assert (shown["Mean TTLT"], shown["Recompute tax saved"], shown["Requests that lose"]) == (
-        "−34 %", "50,100 tokens", "12 %"
+        "−34 %", "50,100", "12 %"
     )  # fmt: skip
     assert "What it brings" in boxes(test)
     assert "−39 % to −28 %" in boxes(test)
