@@ -37,7 +37,7 @@ OPTIONS = SyntheticOptions(tenants=3)
 IDLE_PAUSE_S = 0.02
 """How often an idle engine listens to its controller."""
 
-FAREWELL_S = 2.0
+FAREWELL_S = 5.0
 """How long a stopping engine waits for its facts to be durable."""
 
 CAPACITY_REQUESTS = 2400

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from controller.core import Core, CoreConfig
@@ -24,6 +25,10 @@ from store.entries import Entry
 from store.life import LifeFacts
 from store.records import Arrived, ControllerMessage, EngineMessage, Mode, Snapshot
 from store.writer import HistoryWriter
+
+# How long an example takes is the machine's affair: a test fails for what it finds.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 WAITING_FIRST = ("system", "faults", "machines", "real_engine", "simulation")
 """Folders whose tests wait for servers most of their time: begun first, none of them is left over at the end."""
