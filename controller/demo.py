@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import httpx
+
 from controller.api_client import ApiClient
 from controller.processes import Child, Children, free_port
 from store.errors import ConfigError, EngineError, SageError
@@ -21,7 +23,7 @@ from store.rows import TABLE_OF
 PROFILE = "h800-qwen3-32b-24k"
 API_PORT = 8700
 DASHBOARD_PORT = 8501
-READY_S = {"controller": 60.0, "engine": 240.0}
+READY_S = {"controller": 60.0, "dashboard": 60.0, "engine": 240.0}
 POLL_S = 0.2
 BURSTINESS = 2.0
 """Coefficient of variation of the gaps between arrivals."""
@@ -126,12 +128,16 @@ def _start_all(  # noqa: PLR0913 - what a demo is, where, and the outside world
     children.start("controller", _controller_command(here), environment={"OMP_NUM_THREADS": "1"})
     _await("controller", lambda: _ready(here), children, clock=clock, pause=pause)
     say(f"controller {here.api_url} (API at /docs, metrics at /metrics)")
+    dashboard_port = free_port(DASHBOARD_PORT)
     if spec.dashboard:
-        port = free_port(DASHBOARD_PORT)
-        children.start("dashboard", dashboard_command(here.api_url, here.store, port=port))
-        say(f"dashboard  http://127.0.0.1:{port}")
+        children.start("dashboard", dashboard_command(here.api_url, here.store, port=dashboard_port))
     engine = children.start("engine", _engine_command(spec, here), environment={"OMP_NUM_THREADS": "1"})
     say(f"engine     {spec.engine}, {PROFILE} at {spec.speed:g} times real time, load {spec.load:g}: starting")
+    if spec.dashboard:
+        # Its address is told when it can be opened.
+        url = f"http://127.0.0.1:{dashboard_port}"
+        _await("dashboard", lambda: _answers(f"{url}/_stcore/health"), children, clock=clock, pause=pause)
+        say(f"dashboard  {url}")
     _await("engine", lambda: _engine_connected(here, engine), children, clock=clock, pause=pause)
     say("engine     connected; Ctrl-C ends everything" if spec.duration_s is None else "engine     connected")
 
@@ -170,6 +176,13 @@ def _ready(here: DemoEnvironment) -> bool:
     """Our own controller answers, and not another one that took the port meanwhile."""
     state = _ask(here, "/api/state")
     return state is not None and state["controller"]["store_path"] == str(here.store)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=2.0).is_success
+    except httpx.HTTPError:
+        return False
 
 
 def _engine_connected(here: DemoEnvironment, engine: Child) -> bool:
