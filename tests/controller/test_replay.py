@@ -34,7 +34,7 @@ MEAN_TOLERANCE = 0.02
 ONE_RUN_TOLERANCE = 0.05
 """Tables are there when the engine next asks, and the first prior is not recorded, so that steps may differ by one:
 from there a run of so few requests goes another way, but neither always slower nor always faster."""
-PREEMPTING_SEEDS = (4, 5, 9, 10, 11)
+PREEMPTING_SEEDS = (4, 5, 9, 11, 13)
 P99_TOLERANCE = 0.1
 
 
