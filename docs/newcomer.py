@@ -7,7 +7,6 @@ other folders and ports; `vllm serve` computes a tiny random model on the CPU, s
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -95,6 +94,8 @@ def _beside_vllm(clone: Path, folder: Path, page: Page) -> Iterator[tuple[str, f
         _wait(f"http://127.0.0.1:{vllm_port}/health")
         yield "beside vllm serve: until vLLM is ready", time.monotonic() - started_s
         _wait(f"http://127.0.0.1:{dashboard_port}/_stcore/health")
+        # A request that is refused is told here, and not by a browser that waits for it.
+        _ask(f"http://127.0.0.1:{vllm_port}", tokens=1)
         asked = [clients.submit(_ask, f"http://127.0.0.1:{vllm_port}") for _ in range(REQUESTS)]
         _see_requests(page, f"http://127.0.0.1:{dashboard_port}")
         yield "beside vllm serve: until a browser shows its requests", time.monotonic() - started_s
@@ -112,9 +113,9 @@ def _start_commands(clone: Path, history: Path) -> list[list[str]]:
     return commands
 
 
-def _ask(address: str) -> None:
-    body = {"model": "tiny", "prompt": "How long will this take?", "max_tokens": 1000, "ignore_eos": True}
-    httpx.post(f"{address}/v1/completions", content=json.dumps(body), timeout=READY_S).raise_for_status()
+def _ask(address: str, tokens: int = 1000) -> None:
+    body = {"model": "tiny", "prompt": "How long will this take?", "max_tokens": tokens, "ignore_eos": True}
+    httpx.post(f"{address}/v1/completions", json=body, timeout=READY_S).raise_for_status()
 
 
 def _see_requests(page: Page, address: str) -> None:
