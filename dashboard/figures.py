@@ -12,11 +12,15 @@ import math
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, tzinfo
 
+import pandas as pd  # noqa: F401 - see below
 import plotly.graph_objects as go
 
 from dashboard import palette
 from dashboard.series import Moment, Percentiles, foretold, pit_shares
 from dashboard.views import FinishedPoint, GainView, LatencyView
+
+# Streamlit imports pandas in the first run that needs it, and Plotly takes whatever `sys.modules` has by that name:
+# half of it, while another run is importing it. An import up here is finished before any chart is drawn.
 
 HEIGHT = 300
 SCATTER_POINTS = 600

@@ -19,7 +19,10 @@ DEFAULT_RANGE = "10 min"
 LIVE_S = 600.0
 """The controller remembers so much; what is longer comes from the history."""
 _KEYS = {"range": "filter_range", "engine": "filter_engine", "model": "filter_model"}
-"""Names in the address, and in the session."""
+"""Names in the address, and of the choices."""
+_KEPT = "filters"
+"""The filters in the session. A choice's own value does not do: Streamlit forgets it when the page changes before the
+browser has drawn the choice."""
 _PART = "filter_part"
 
 
@@ -65,9 +68,17 @@ class Filters:
 
 def chosen() -> Filters:
     """The filters in force: of this session, or else of the address."""
-    found = {name: st.session_state.get(key, st.query_params.get(name)) or None for name, key in _KEYS.items()}
-    range_name = found["range"] if found["range"] in RANGES else DEFAULT_RANGE
-    return Filters(range_name or DEFAULT_RANGE, found["engine"], found["model"])
+    kept = st.session_state.get(_KEPT)
+    if not isinstance(kept, Filters):
+        found = {name: st.query_params.get(name) or None for name in _KEYS}
+        range_name = found["range"] if found["range"] in RANGES else None
+        kept = Filters(range_name or DEFAULT_RANGE, found["engine"], found["model"])
+    return kept
+
+
+def keep() -> None:
+    """Take what the address says over into the session; first of all, since a run can end at any call of Streamlit."""
+    st.session_state[_KEPT] = chosen()
 
 
 def part() -> Part | None:
@@ -101,28 +112,38 @@ def draw() -> None:
     now = chosen()
     view = live.state()
     engines = view.engines if isinstance(view, StateView) else ()
-    for name, value in (("range", now.range_name), ("engine", now.engine_id or ""), ("model", now.model or "")):
-        st.session_state.setdefault(_KEYS[name], value)
-    st.selectbox("Time range", list(RANGES), key=_KEYS["range"])
+    for name, value in _in_words(now).items():
+        st.session_state[_KEYS[name]] = value
+    st.selectbox("Time range", list(RANGES), key=_KEYS["range"], on_change=_take_over)
     _choice("Engine", "engine", {engine.engine_id for engine in engines}, now.engine_id)
     _choice("Model", "model", {engine.model for engine in engines}, now.model)
-    _keep_in_address(chosen())
+    _keep_in_address(now)
 
 
 def _choice(label: str, name: str, known: set[str], now: str | None) -> None:
     """What is connected, or all; what was chosen stays, though its engine be gone."""
     names = sorted(known | ({now} if now else set()))
-    st.selectbox(label, ["", *names], format_func=lambda value: value or "all", key=_KEYS[name])  # fmt: skip
+    st.selectbox(
+        label, ["", *names], format_func=lambda value: value or "all", key=_KEYS[name], on_change=_take_over
+    )  # fmt: skip
+
+
+def _take_over() -> None:
+    """Keep what is chosen now."""
+    before = _in_words(chosen())
+    now = {name: st.session_state.get(key, before[name]) for name, key in _KEYS.items()}
+    st.session_state[_KEPT] = Filters(now["range"], now["engine"] or None, now["model"] or None)
+
+
+def _in_words(filters: Filters) -> dict[str, str]:
+    """The filters as the address and the choices name them; all: nothing."""
+    return {"range": filters.range_name, "engine": filters.engine_id or "", "model": filters.model or ""}
 
 
 def _keep_in_address(filters: Filters) -> None:
-    wanted = {
-        "range": None if filters.range_name == DEFAULT_RANGE else filters.range_name,
-        "engine": filters.engine_id,
-        "model": filters.model,
-    }
-    for name, value in wanted.items():
-        if value is None:
+    usual = _in_words(Filters())
+    for name, value in _in_words(filters).items():
+        if value == usual[name]:
             st.query_params.pop(name, None)
         elif st.query_params.get(name) != value:
             st.query_params[name] = value

@@ -47,15 +47,17 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def dashboard_url(lasting: Any, store: Path) -> Iterator[str]:
-    """The dashboard in a process of its own, started by the command that it gives."""
+def dashboard_url(lasting: Any, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The dashboard in a process of its own, started by the command that it gives; what fails in it must not hide."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = os.environ | launch.environment(lasting.url, store)
-    process = subprocess.Popen(
-        launch.command(lasting.url, store, port), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    log = tmp_path_factory.mktemp("dashboard") / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            launch.command(lasting.url, store, port), env=environment, stdout=output, stderr=subprocess.STDOUT
+        )
     url = f"http://127.0.0.1:{port}"
     try:
         _wait_until_served(url, process)
@@ -63,6 +65,8 @@ def dashboard_url(lasting: Any, store: Path) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(timeout=15)
+    told = log.read_text()
+    assert "Traceback" not in told, told
 
 
 def _wait_until_served(url: str, process: subprocess.Popen[bytes]) -> None:
@@ -215,6 +219,24 @@ def test_filters_hold_from_page_to_page_and_in_the_address(page: Page, dashboard
     expect(page.get_by_role("heading", name="Predictions", exact=True)).to_be_visible(timeout=DRAWN_MS)
     expect(page).to_have_url(re.compile(r"/predictions\?.*range=5"), timeout=LIVE_MS)
     assert_no_error_box(page)
+
+
+def test_filters_hold_for_who_clicks_before_the_page_is_whole(page: Page, dashboard_url: str) -> None:
+    """The browser has not fetched what a choice is made of, and so cannot say what is chosen."""
+    page.route(re.compile("/static/js/Selectbox"), lambda _: None)
+    page.add_init_script("""
+        const watcher = new MutationObserver(() => {
+            const next = document.querySelector('[data-testid="stSidebarNav"] a[href$="/predictions"]');
+            if (next && document.body.innerText.includes("within the last 5 min")) {
+                watcher.disconnect();
+                next.click();
+            }
+        });
+        watcher.observe(document, {childList: true, subtree: true, characterData: true});
+    """)
+    page.goto(f"{dashboard_url}/latency?range=5+min")
+    expect(page.get_by_role("heading", name="Predictions", exact=True)).to_be_visible(timeout=DRAWN_MS)
+    expect(page).to_have_url(re.compile(r"/predictions\?.*range=5"), timeout=LIVE_MS)
 
 
 def test_a_mode_is_switched_behind_a_confirmation(page: Page, dashboard_url: str, lasting: Any) -> None:
