@@ -247,7 +247,10 @@ def doctor(*, config: ConfigFlag = None, store: StoreFlag = None, port: PortFlag
 def dashboard(
     *,
     api: ApiFlag = None,
-    store: StoreFlag = None,
+    store: Annotated[
+        Path | None,
+        typer.Option("--store", metavar="DIR", help="folder of the history (default: as the controller names it)"),
+    ] = None,
     port: Annotated[int, typer.Option(help="port of the dashboard")] = 8501,
     host: Annotated[str, typer.Option(help="address of the dashboard, which has no login")] = "127.0.0.1",
     config: ConfigFlag = None,
@@ -260,8 +263,9 @@ def dashboard(
     token = tree.http.token.get_secret_value() if tree.http.token else None
     environment = {**os.environ, **({"SAGESCHED_HTTP__TOKEN": token} if token else {})}
     _stop_on_sigterm()
-    _say(f"dashboard: http://{host}:{port} (controller {url}, history {tree.store.path})")
-    command = dashboard_command(url, tree.store.path, port=port, host=host)
+    named = tree.store.path if "path" in tree.store.model_fields_set else None
+    _say(f"dashboard: http://{host}:{port} (controller {url}, history {named or 'as the controller names it'})")
+    command = dashboard_command(url, named, port=port, host=host)
     return subprocess.run(command, env=environment, check=False).returncode  # noqa: S603 - our own command line
 
 

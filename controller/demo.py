@@ -15,7 +15,7 @@ from typing import Any, Literal
 import httpx
 
 from controller.api_client import ApiClient
-from controller.processes import Child, Children, free_port
+from controller.processes import Child, Children, claimed_port
 from store.errors import ConfigError, EngineError, SageError
 from store.reader import open_history
 from store.rows import TABLE_OF
@@ -57,6 +57,7 @@ class DemoEnvironment:
     endpoint: str
     api_url: str
     api_port: int
+    dashboard_port: int
 
 
 Say = Callable[[str], None]
@@ -77,8 +78,11 @@ def run_demo(spec: DemoSpec, *, clock: Clock, pause: Pause, say: Say) -> dict[st
         return _summary(spec, here.store, last)
 
 
-def dashboard_command(api_url: str, store: Path, *, port: int, host: str = "127.0.0.1") -> list[str]:
-    """The command line that starts the dashboard, found without importing it; raises `ConfigError`."""
+def dashboard_command(api_url: str, store: Path | None, *, port: int, host: str = "127.0.0.1") -> list[str]:
+    """The command line that starts the dashboard, found without importing it; raises `ConfigError`.
+
+    Without a ``store`` the dashboard takes the one that the controller names.
+    """
     found = importlib.util.find_spec("dashboard")
     if found is None or not found.submodule_search_locations or importlib.util.find_spec("streamlit") is None:
         raise ConfigError('the dashboard is not installed: install "sagesched-controller[dashboard]"')
@@ -91,7 +95,8 @@ def dashboard_command(api_url: str, store: Path, *, port: int, host: str = "127.
     }
     flags = [word for name, value in options.items() for word in (f"--{name}", value)]
     script = str(Path(next(iter(found.submodule_search_locations)), "app.py"))
-    return [sys.executable, "-m", "streamlit", "run", script, *flags, "--", "--api", api_url, "--store", str(store)]
+    ours = ["--api", api_url] + (["--store", str(store)] if store is not None else [])
+    return [sys.executable, "-m", "streamlit", "run", script, *flags, "--", *ours]
 
 
 def _require_parts(spec: DemoSpec) -> None:
@@ -108,15 +113,16 @@ def _environment(spec: DemoSpec) -> Iterator[DemoEnvironment]:
         logs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"folder {store} cannot be made ({error.strerror}): choose another with --store") from None
-    port = free_port(API_PORT)
     try:
-        yield DemoEnvironment(
-            logs=logs.absolute(),
-            store=store.absolute(),
-            endpoint=f"ipc://{folder}/engine/engine.sock",
-            api_url=f"http://127.0.0.1:{port}",
-            api_port=port,
-        )
+        with claimed_port(API_PORT) as port, claimed_port(DASHBOARD_PORT) as dashboard_port:
+            yield DemoEnvironment(
+                logs=logs.absolute(),
+                store=store.absolute(),
+                endpoint=f"ipc://{folder}/engine/engine.sock",
+                api_url=f"http://127.0.0.1:{port}",
+                api_port=port,
+                dashboard_port=dashboard_port,
+            )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -128,14 +134,13 @@ def _start_all(  # noqa: PLR0913 - what a demo is, where, and the outside world
     children.start("controller", _controller_command(here), environment={"OMP_NUM_THREADS": "1"})
     _await("controller", lambda: _ready(here), children, clock=clock, pause=pause)
     say(f"controller {here.api_url} (API at /docs, metrics at /metrics)")
-    dashboard_port = free_port(DASHBOARD_PORT)
     if spec.dashboard:
-        children.start("dashboard", dashboard_command(here.api_url, here.store, port=dashboard_port))
+        children.start("dashboard", dashboard_command(here.api_url, here.store, port=here.dashboard_port))
     engine = children.start("engine", _engine_command(spec, here), environment={"OMP_NUM_THREADS": "1"})
     say(f"engine     {spec.engine}, {PROFILE} at {spec.speed:g} times real time, load {spec.load:g}: starting")
     if spec.dashboard:
         # Its address is told when it can be opened.
-        url = f"http://127.0.0.1:{dashboard_port}"
+        url = f"http://127.0.0.1:{here.dashboard_port}"
         _await("dashboard", lambda: _answers(f"{url}/_stcore/health"), children, clock=clock, pause=pause)
         say(f"dashboard  {url}")
     _await("engine", lambda: _engine_connected(here, engine), children, clock=clock, pause=pause)

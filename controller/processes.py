@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,7 @@ from store.errors import EngineError
 
 STOP_S = 10.0
 """How long a child may take to shut down before it is killed."""
+_CLAIMS = 20
 _PR_SET_PDEATHSIG = 1
 
 
@@ -110,6 +112,26 @@ def free_port(preferred: int, host: str = "127.0.0.1") -> int:
             except OSError:
                 continue
             return int(probe.getsockname()[1])
+    raise EngineError(f"no free port on {host}")
+
+
+@contextlib.contextmanager
+def claimed_port(preferred: int, host: str = "127.0.0.1") -> Iterator[int]:
+    """The preferred port for a child that will listen there, else any free one; no other claim gets it meanwhile.
+
+    Between the choice and the child's listening somebody else may choose the same. The claim is the UDP port of that
+    number: the system gives it to one process only, and takes it back however that process ends.
+    """
+    for _ in range(_CLAIMS):
+        port = free_port(preferred, host)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as claim:
+            try:
+                claim.bind((host, port))
+            except OSError:
+                preferred = 0
+                continue
+            yield port
+            return
     raise EngineError(f"no free port on {host}")
 
 

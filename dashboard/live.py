@@ -54,9 +54,18 @@ def _client(api_url: str, token: str | None) -> ControllerClient:
     return ControllerClient(api_url, token)
 
 
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _stores(api_url: str) -> list[Path]:  # noqa: ARG001 - one list for each controller
+    """The folder of the history that the controller named last, for whoever comes when it is gone."""
+    return []
+
+
 @st.cache_resource(ttl=KEPT_S, max_entries=4, show_spinner=False)
 def _state(api_url: str, token: str | None) -> StateView | Trouble:
-    return _client(api_url, token).state()
+    answer = _client(api_url, token).state()
+    if not isinstance(answer, Trouble) and answer.controller.store_path:
+        _stores(api_url)[:] = [Path(answer.controller.store_path)]
+    return answer
 
 
 @st.cache_resource(ttl=KEPT_S, max_entries=16, show_spinner=False)
@@ -142,14 +151,11 @@ def explanation(request_id: str) -> ExplainView | Trouble:
 
 def store_path() -> Path | None:
     """Give the folder that was named at start, or else the one that the controller names or last named."""
-    named = addresses().store_path
-    if named is not None:
-        return named
-    view = state()
-    if not isinstance(view, Trouble) and view.controller.store_path:
-        st.session_state["store_path"] = view.controller.store_path
-    told = st.session_state.get("store_path")
-    return Path(told) if told else None
+    here = addresses()
+    if here.store_path is not None:
+        return here.store_path
+    state()
+    return next(iter(_stores(here.api_url)), None)
 
 
 def answered(answer: Value | Trouble) -> Value | None:

@@ -244,8 +244,24 @@ def test_doctor_finds_what_is_wrong(tmp_path: Path) -> None:
 
 def test_the_dashboard_is_started_as_it_wants_to_be() -> None:
     """The controller, which may not import the dashboard, builds the very command line that the dashboard gives."""
-    ours = dashboard_command("http://127.0.0.1:1", Path("/h"), port=7, host="127.0.0.1")
-    assert ours == launch.command("http://127.0.0.1:1", "/h", 7)
+    for store in (Path("/h"), None):
+        ours = dashboard_command("http://127.0.0.1:1", store, port=7, host="127.0.0.1")
+        assert ours == launch.command("http://127.0.0.1:1", store, 7)
+
+
+@pytest.mark.parametrize(("words", "named"), [([], False), (["--store", "/h"], True)])
+def test_the_dashboard_takes_the_history_that_the_controller_names(
+    words: list[str], *, named: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A default folder that nobody asked for must not hide the one in use."""
+    started: list[list[str]] = []
+    monkeypatch.delenv("SAGESCHED_STORE__PATH", raising=False)
+    monkeypatch.setattr(
+        "controller.cli.subprocess.run",
+        lambda command, **_: started.append(command) or subprocess.CompletedProcess(command, 0),
+    )
+    assert run(["dashboard", *words]) == 0
+    assert ["--store" in command for command in started] == [named]
 
 
 def test_module_and_script_are_the_same_program() -> None:

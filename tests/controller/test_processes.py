@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from controller.processes import Children, free_port
+from controller.processes import Children, claimed_port, free_port
 from store.errors import EngineError
 
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
@@ -46,6 +46,18 @@ def test_a_taken_port_is_not_chosen() -> None:
         port = taken.getsockname()[1]
         assert free_port(port) != port
     assert free_port(port) == port
+
+
+def test_a_claimed_port_is_nobody_elses_before_anything_listens_there() -> None:
+    """Who asks for the same port meanwhile gets another; afterwards it is to be had again."""
+    port = free_port(0)
+    with claimed_port(port) as mine, claimed_port(port) as theirs:
+        assert mine == port
+        assert theirs != port
+        with socket.create_server(("127.0.0.1", mine)), socket.create_server(("127.0.0.1", theirs)):
+            pass
+    with claimed_port(port) as again:
+        assert again == port
 
 
 def _alive(pid: str) -> bool:

@@ -211,6 +211,7 @@ class World:
     empty: bool = False
     facts: Json = field(default_factory=dict)
     mode: str = "on"
+    store_path: Path | None = None
     orders: list[Json] = field(default_factory=list)
     condition: Json = field(default_factory=lambda: dict(CONDITION))
 
@@ -260,7 +261,8 @@ def application(world: World) -> FastAPI:
     def get_state() -> Json:
         now_s = time.time()
         view = state(now_s, world.engines(now_s, world.waiting), **world.learner)
-        view["controller"]["mode"] = world.mode
+        store_path = None if world.store_path is None else str(world.store_path)
+        view["controller"] |= {"mode": world.mode, "store_path": store_path}
         return view
 
     @app.get("/api/queue")

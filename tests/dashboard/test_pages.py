@@ -6,7 +6,7 @@ import pytest
 import streamlit
 from streamlit.testing.v1 import AppTest
 
-from dashboard import launch
+from dashboard import launch, live
 
 Open = Callable[..., AppTest]
 PAGES = ("now", "latency", "gain", "predictions", "prompts", "history", "sql", "settings")
@@ -406,6 +406,19 @@ def test_history_is_shown_while_the_controller_is_down(opened: Open, standing: A
     assert charts(test) == 4
     assert len(test.dataframe[0].value) == 14
     assert boxes(test) == ""
+
+
+def test_history_stays_readable_for_who_comes_when_the_controller_is_gone(
+    opened: Open, standing: Any, recorded: Path
+) -> None:
+    """The controller named the folder to somebody while it was there."""
+    standing.world.store_path = recorded
+    assert metrics(opened("history"))["Requests"] == "300"
+    standing.stop()
+    live.forget()
+    newcomer = AppTest.from_function(run_page, args=("history",), default_timeout=20).run()
+    assert metrics(newcomer)["Requests"] == "300"
+    assert boxes(newcomer) == ""
 
 
 def test_history_says_when_it_is_empty_absent_or_unknown(opened: Open, empty_history: Path, tmp_path: Path) -> None:
