@@ -44,7 +44,7 @@ def _overload_notices(learner: LearnerView) -> list[Notice]:
         return []
     text = (
         f"Requests end faster than it learns from them: {count(learner.backlog)} pieces of work wait, and "
-        f"{count(learner.not_learnt)} answers were left out so far. All requests are ordered. "
+        f"{count(learner.not_learnt)} answers were left out so far. Arrivals go first. "
         "Give it a faster core of its own, or spread the engines over two controllers."
     )
     return [Notice("warning", "The controller is behind with learning", text)]
