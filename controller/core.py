@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Literal
 
+from controller.answers import Answers
 from controller.backlog import Backlog, Ended, Stale
 from controller.beliefs import Beliefs, Foreseen, calibration_record
 from controller.core_settings import CoreConfig, Counts
@@ -19,16 +20,15 @@ from controller.modes import Modes
 from controller.policy import Policy
 from controller.publisher import Outgoing, Publisher
 from controller.registry import Registry
-from controller.sessions import ServedRequest, Session
+from controller.sessions import Session
 from controller.tuning import EngineTuning
-from online_learning.calibration import CalibrationBook, Judgement, Measurement
+from online_learning.calibration import CalibrationBook
 from online_learning.prompt import Drift, Features, LengthLearner, Observation
 from online_learning.semantic import Embedding
-from store.entries import EngineSeen, Entry, Outcome, SettingsChanged
+from store.entries import EngineSeen, Entry, SettingsChanged
 from store.records import (
     Acknowledged,
     Arrived,
-    ControllerMessage,
     EngineMessage,
     Fact,
     Facts,
@@ -74,6 +74,7 @@ class Core:
             calibration=config.calibration,
         )
         self._batches = dict(durable_batches or {})
+        self._modes = Modes(policy, config.mode, config.lease_s)
         self._sessions = Registry(config.max_sessions)
         self._journal = Journal()
         self._unhandled: deque[tuple[Session, Fact]] = deque()
@@ -88,13 +89,21 @@ class Core:
             sessions=self._sessions,
             beliefs=self._beliefs,
             policy=policy,
+            modes=self._modes,
             journal=self._journal,
             backlog=self._backlog,
             counts=self.counts,
         )
-        self.on_judged: Callable[[Judgement], None] = lambda _judgement: None
-        self.on_finished: Callable[[Session, ServedRequest | None, Finished, Outcome | None], None] = lambda *_: None
-        self._modes = Modes(policy, config.mode, config.lease_s)
+        self.answers = Answers(
+            sessions=self._sessions,
+            beliefs=self._beliefs,
+            publisher=self._publisher,
+            modes=self._modes,
+            journal=self._journal,
+            backlog=self._backlog,
+            counts=self.counts,
+        )
+        """To be listened to: `Answers.on_judged`, `Answers.on_finished`."""
         self._journal.note(SettingsChanged(time_s=now_s, settings=self.settings, reason="start"))
 
     # --- what others may look at --------------------------------------------------------------------
@@ -180,8 +189,8 @@ class Core:
         if not self._backlog:
             return []
         match self._backlog.next():
-            case Ended(session, request, finished):
-                return self._learn(session, request, finished, now_s)
+            case Ended() as ended:
+                return self.answers.learn(ended, now_s)
             case Stale() as stale:
                 return self._publisher.catch_up(stale, now_s)
 
@@ -218,7 +227,7 @@ class Core:
             return []
         self._modes.switch(mode)
         self._journal.note(SettingsChanged(time_s=now_s, settings=self.settings, reason=reason))
-        return [(session.connection, self._settings_of(session)) for session in self._sessions.connected()]
+        return [(session.connection, self._modes.of_engine(session)) for session in self._sessions.connected()]
 
     def foresee(self, model: str, arrived: Arrived) -> dict[str, Foreseen]:
         """What would be believed of a request on each connected engine of a model; changes nothing."""
@@ -279,7 +288,7 @@ class Core:
             session, EngineSeen(time_s=now_s, event="reconnected" if previous else "connected", hello=hello)
         )
         welcome = Welcome(controller_id=self._config.controller_id, durable_batch=durable)
-        self._outgoing += [(connection, welcome), (connection, self._settings_of(session))]
+        self._outgoing += [(connection, welcome), (connection, self._modes.of_engine(session))]
         self._outgoing += self._publisher.publish_prior(session)
         return self.proceed(now_s)
 
@@ -295,7 +304,7 @@ class Core:
         if now_s >= session.next_heartbeat_s:
             session.next_heartbeat_s = now_s + self._config.lease_s / 4
             read_s = session.snapshot.time_s if session.snapshot else None
-            heartbeat = Heartbeat(time_s=now_s, read_s=read_s, settings=self._settings_of(session))
+            heartbeat = Heartbeat(time_s=now_s, read_s=read_s, settings=self._modes.of_engine(session))
             self._outgoing.append((session.connection, heartbeat))
         if now_s >= session.next_refresh_s and self._policy.orders:
             session.next_refresh_s = now_s + self._config.refresh_interval_s
@@ -309,17 +318,7 @@ class Core:
         if not reasons:
             return []
         self._modes.renumber()
-        return [self._send_settings(session, "; ".join(reasons), now_s)]
-
-    def _send_settings(self, session: Session, reason: str, now_s: float) -> tuple[bytes, ControllerMessage]:
-        """An engine's settings, recorded with why they changed."""
-        settings = self._settings_of(session)
-        self._journal.record(session, SettingsChanged(time_s=now_s, settings=settings, reason=reason))
-        return session.connection, settings
-
-    def _settings_of(self, session: Session) -> Settings:
-        """What an engine is to have: the operator's settings, its model's trust, and what was adapted to itself."""
-        return session.tuning.applied(self._modes.of_model(session.hello.model))
+        return self._publisher.publish_settings(session, "; ".join(reasons), now_s)
 
     # --- facts --------------------------------------------------------------------------------------
 
@@ -377,68 +376,7 @@ class Core:
     def _finish(self, session: Session, finished: Finished, now_s: float) -> Outgoing:
         request = session.requests.pop(finished.request_id, None)
         session.tuning.take(finished)
-        if not self._backlog.room:
-            return self._learn(session, request, finished, now_s)
-        if self._backlog.takes():
-            self._backlog.put(Ended(session, request, finished))
-        else:
-            self._pass_over(session, request, finished)
-        return []
-
-    def _pass_over(self, session: Session, request: ServedRequest | None, finished: Finished) -> None:
-        """Close a request whose answer there is no time to learn from."""
-        if request is not None:
-            self._beliefs.close(session.hello.model, request, finished)
-        self.counts.not_learnt += 1
-        self.on_finished(session, request, finished, None)
-
-    def _learn(self, session: Session, request: ServedRequest | None, finished: Finished, now_s: float) -> Outgoing:
-        model = session.hello.model
-        outcome: Outcome | None = None
-        outgoing: Outgoing = []
-        if request is not None:
-            self._beliefs.close(model, request, finished)
-        if request is not None and finished.output_tokens > 0:
-            observation = Observation(finished.output_tokens, censored=finished.reason != "stop")
-            outcome, judgement, changes = self._beliefs.judge(model, request, finished, observation)
-            self._journal.record(session, outcome)
-            self.on_judged(judgement)
-            drifts = self.teach(request.features, model, observation)
-            self._journal.clusters_changed(session, self._beliefs.cluster_changes, now_s)
-            self.counts.completions += 1
-            self.counts.censored += observation.censored
-            for drift in drifts:
-                outgoing.extend(self._drifted(session, drift, now_s))
-            for change in changes:
-                outgoing.extend(self._trust_changed(change, now_s))
-        self.on_finished(session, request, finished, outcome)
-        return outgoing
-
-    # --- beliefs and decisions ----------------------------------------------------------------------
-
-    def _drifted(self, session: Session, drift: Drift, now_s: float) -> Outgoing:
-        """Record a drift and form the beliefs of the prompts that it concerns anew, on all engines of the model."""
-        self.counts.drift_events += 1
-        concerned = self._publisher.concerned(drift.model, drift.cluster)
-        self._journal.drifted(session, drift, sum(len(requests) for _, requests in concerned), now_s)
-        return self._publisher.renew_all(concerned, now_s)
-
-    def _trust_changed(self, change: Measurement, now_s: float) -> Outgoing:
-        """Go back to the prior or to first come, first served where predictions lost trust, and forward again."""
-        self.counts.distrusts += not change.trusted
-        self._journal.note(calibration_record(change, now_s))
-        if change.scope.kind == "model":
-            return self._switch_model(change.scope.model, change, now_s)
-        concerned = self._publisher.concerned(change.scope.model, change.scope.cluster)
-        return self._publisher.renew_all(concerned, now_s)
-
-    def _switch_model(self, model: str, change: Measurement, now_s: float) -> Outgoing:
-        before = self._modes.of_model(model).mode
-        self._modes.follow(model, trusted=change.trusted)
-        if self._modes.of_model(model).mode == before:
-            return []
-        reason = f"predictions for {model}: {change.reason}"
-        return [self._send_settings(session, reason, now_s) for session in self._sessions.connected(model)]
+        return self.answers.take(Ended(session, request, finished), now_s)
 
     def _due_s(self) -> Iterator[float]:
         """When something is due by the clock alone, as far as is known now."""

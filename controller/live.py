@@ -120,8 +120,8 @@ class Live:
 
     def watch(self, core: Core) -> None:
         """Have the brain tell what ends and how well it was predicted."""
-        core.on_finished = self._take_finished
-        core.on_judged = self._take_judgement
+        core.answers.on_finished = self._take_finished
+        core.answers.on_judged = self._take_judgement
 
     def take_snapshot(self, engine_id: str, snapshot: Snapshot) -> None:
         """Remember a snapshot of an engine."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import structs
 
 from controller.policy import Policy
+from controller.sessions import Session
 from store.records import Mode, Settings
 
 
@@ -30,6 +31,10 @@ class Modes:
     def of_model(self, model: str) -> Settings:
         """What the engines of a model are to have."""
         return self._fallbacks.get(model, self.settings)
+
+    def of_engine(self, session: Session) -> Settings:
+        """What one engine is to have: its model's settings, with what was adapted to itself."""
+        return session.tuning.applied(self.of_model(session.hello.model))
 
     def switch(self, mode: Mode) -> None:
         """Carry out the operator's order; models that are not trusted stay first come, first served."""

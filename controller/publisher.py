@@ -1,4 +1,4 @@
-"""Which index tables go to which engine, and when the beliefs behind them are formed anew."""
+"""Which index tables and settings go to which engine, and when the beliefs behind a table are formed anew."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from controller.backlog import Backlog, Stale
 from controller.beliefs import Beliefs
 from controller.core_settings import Counts
 from controller.journal import DecisionReason, Journal
+from controller.modes import Modes
 from controller.policy import Policy
 from controller.registry import Registry
 from controller.sessions import ServedRequest, Session
+from store.entries import SettingsChanged
 from store.records import ControllerMessage
 
 Outgoing: TypeAlias = list[tuple[bytes, ControllerMessage]]
 
 
 class Publisher:
-    """Sends what is believed of a request as a table, and records that it did."""
+    """Sends what is believed of a request as a table, and what an engine is to do as settings; records both."""
 
     def __init__(  # noqa: PLR0913 - the parts of the brain that it joins, each by name
         self,
@@ -26,6 +28,7 @@ class Publisher:
         sessions: Registry,
         beliefs: Beliefs,
         policy: Policy,
+        modes: Modes,
         journal: Journal,
         backlog: Backlog,
         counts: Counts,
@@ -33,6 +36,7 @@ class Publisher:
         self._sessions = sessions
         self._beliefs = beliefs
         self._policy = policy
+        self._modes = modes
         self._journal = journal
         self._backlog = backlog
         self._counts = counts
@@ -50,6 +54,12 @@ class Publisher:
             return []
         session.prior_taught = self._beliefs.taught(session.hello.model)
         return [(session.connection, self._beliefs.prior(session))]
+
+    def publish_settings(self, session: Session, reason: str, now_s: float) -> Outgoing:
+        """An engine's settings, recorded with why they changed."""
+        settings = self._modes.of_engine(session)
+        self._journal.record(session, SettingsChanged(time_s=now_s, settings=settings, reason=reason))
+        return [(session.connection, settings)]
 
     def refresh(self, session: Session, most: int, now_s: float) -> Outgoing:
         """Form anew what was believed when the learner knew less than half of what it knows now."""

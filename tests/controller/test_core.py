@@ -250,7 +250,7 @@ def test_a_brain_that_is_behind_orders_every_request_and_learns_from_what_it_can
     brain = core(backlog=3)
     brain.take(b"x", HELLO, 0.0)
     ended: list[Outcome | None] = []
-    brain.on_finished = lambda _session, _request, _finished, outcome: ended.append(outcome)
+    brain.answers.on_finished = lambda _session, _request, _finished, outcome: ended.append(outcome)
     names = [f"r{number}" for number in range(8)]
     tables = brain.take(b"x", Facts(batch=1, facts=tuple(arrived(name) for name in names)), 0.1)
     assert [table.request_id for _, table in tables if isinstance(table, IndexTable)] == names
