@@ -63,6 +63,7 @@ check: $(READY) ## Formatting, lint, types and import contracts.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy docs/*.py
 	$(BIN)/lint-imports
 
 unit: $(READY) browser promtool ## All tests and doctests; ARGS="-k gittins" for some.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from importlib.metadata import PackageNotFoundError, distribution, requires
+from importlib.metadata import PackageMetadata, PackageNotFoundError, distribution, requires
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -41,12 +41,16 @@ def needed() -> dict[str, str]:
 def licence(name: str) -> str:
     """What a package's metadata says, in one line."""
     metadata = distribution(name).metadata
-    expression = metadata.get("License-Expression")
+    expression = _first(metadata, "License-Expression")
     classifiers = [
         line.rsplit(" :: ", 1)[1] for line in metadata.get_all("Classifier", []) if line.startswith("License ::")
     ]
-    text = (metadata.get("License") or "").strip().splitlines()
+    text = _first(metadata, "License").strip().splitlines()
     return expression or ", ".join(classifiers) or (text[0][:80] if text else "not stated")
+
+
+def _first(metadata: PackageMetadata, field: str) -> str:
+    return next(iter(metadata.get_all(field, [])), "")
 
 
 def page() -> str:

@@ -28,7 +28,7 @@ from playwright.sync_api import Page, sync_playwright
 
 from controller.processes import Children, free_port
 from dashboard import launch
-from store.entries import DriftDetected, EngineSeen, Entry, Outcome, Prediction, SettingsChanged
+from store.entries import DriftDetected, EngineSeen, Entry, Outcome, Prediction, SettingsChanged, StoreRecord
 from store.records import Arrived, Finished, Gate, Hello, Settings
 from store.writer import HistoryWriter
 
@@ -95,7 +95,7 @@ def _events(end_s: float) -> list[Entry]:
     begin_s = end_s - 30 * DAY_S
     gate = Gate(horizon_tokens=32, margin=1.1)
     settings = Settings(revision=1, mode="on", gate=gate, boost_per_s=0.02, lease_s=2.0)
-    records = [
+    records: list[StoreRecord] = [
         EngineSeen(time_s=begin_s, event="connected", hello=hello),
         *(
             DriftDetected(
@@ -116,16 +116,16 @@ def _life(number: int, end_s: float, rng: random.Random) -> Iterator[Entry]:
     name, tokens, arrival_s = f"r{number}", 1 + int(rng.lognormvariate(5.0, 1.0)), end_s - rng.lognormvariate(2.0, 0.8)
     first_s = min(end_s, arrival_s + rng.lognormvariate(0.0, 0.5))
     cluster, features = number % CLUSTERS, struct.pack("<32f", *(rng.random() for _ in range(32)))
-    shared = {"prompt_tokens": 1 + int(rng.lognormvariate(5.0, 1.0)), "max_tokens": 2048}
-    records = (
+    prompt_tokens = 1 + int(rng.lognormvariate(5.0, 1.0))
+    records: tuple[StoreRecord, ...] = (
         Arrived(
-            request_id=name, arrival_s=arrival_s, token_ids=b"", temperature=1.0, priority=number % 3 // 2,
-            tenant=f"tenant-{number % TENANTS}", **shared,
+            request_id=name, arrival_s=arrival_s, prompt_tokens=prompt_tokens, token_ids=b"", max_tokens=2048,
+            temperature=1.0, priority=number % 3 // 2, tenant=f"tenant-{number % TENANTS}",
         ),
         Finished(
             request_id=name, time_s=end_s, reason="stop" if number % 50 else "abort", arrival_s=arrival_s,
-            output_tokens=tokens, cached_prompt_tokens=0, preemptions=0, recomputed_tokens=0,
-            scheduled_s=(arrival_s + first_s) / 2, first_token_s=first_s, **shared,
+            prompt_tokens=prompt_tokens, output_tokens=tokens, max_tokens=2048, cached_prompt_tokens=0, preemptions=0,
+            recomputed_tokens=0, scheduled_s=(arrival_s + first_s) / 2, first_token_s=first_s,
         ),
         Prediction(
             request_id=name, time_s=arrival_s, cluster=cluster, features=features, prompt_hash=name, mean_tokens=200.0,

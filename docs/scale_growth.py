@@ -32,7 +32,7 @@ from engine_adapter.profiles import PROFILES
 from engine_adapter.workloads import work_stream
 from online_learning.mixture import MixtureLearner
 from store.entries import Entry
-from store.records import Arrived, ControllerMessage, EngineMessage, Facts, Finished, Hello, RunningRequest
+from store.records import ControllerMessage, EngineMessage, Fact, Facts, Hello, RunningRequest
 from store.records import Snapshot as EngineSnapshot
 from store.writer import HistoryWriter
 
@@ -104,7 +104,7 @@ class Brain:
         number, work = self.open.popleft()
         return self.tell(number, past_facts(work, PROFILE)[-1])
 
-    def tell(self, number: int, *facts: Arrived | Finished) -> float:
+    def tell(self, number: int, *facts: Fact) -> float:
         """Tell of facts; gives the microseconds until they are handled and whatever is due is done."""
         self.told += 1
         message = Facts(batch=self.told, facts=facts)

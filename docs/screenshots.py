@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Literal
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, ViewportSize, sync_playwright
 
 IMAGES = Path(__file__).parent / "images"
 PAGES = {page: page for page in ("latency", "gain", "predictions", "prompts", "history", "sql", "settings")} | {
@@ -87,7 +87,7 @@ def _take(page: Page, url: str, folder: Path, name: str) -> None:
         page.screenshot(path=folder / f"{name}-{size}.png")
 
 
-def _viewport(size: str) -> dict[str, int]:
+def _viewport(size: str) -> ViewportSize:
     width, height = SIZES[size]
     return {"width": width, "height": height}
 
