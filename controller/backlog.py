@@ -46,7 +46,7 @@ class Backlog:
 
     def __init__(self, room: int) -> None:
         self.room = room
-        """None where each piece is to be done where it comes up."""
+        """0 where each piece is to be done where it comes up."""
         self._pieces: deque[Piece] = deque()
 
     def __len__(self) -> int:

@@ -168,6 +168,8 @@ def demo(  # noqa: PLR0913 - one parameter for each flag
     summary = run_demo(spec, clock=time.time, pause=time.sleep, say=_say)
     if as_json:
         sys.stdout.write(json.dumps(summary) + "\n")
+    else:
+        _say(f"ended      {summary['requests_finished']:,} requests; the history stays in {summary['store']}")
 
 
 @app.command(epilog="""Example: sagesched sql "SELECT * FROM requests ORDER BY ttlt_s DESC LIMIT 5" --format csv""")
