@@ -81,6 +81,11 @@ def keep() -> None:
     st.session_state[_KEPT] = chosen()
 
 
+def in_address() -> dict[str, str]:
+    """Give what an address says of the filters in force, by its names for them."""
+    return _said(chosen())
+
+
 def part() -> Part | None:
     """The class, tenant, model or cluster that the address names; None: all requests."""
     by, _, name = str(st.session_state.get(_PART, st.query_params.get("part")) or "").partition(":")
@@ -141,9 +146,15 @@ def _in_words(filters: Filters) -> dict[str, str]:
 
 
 def _keep_in_address(filters: Filters) -> None:
-    usual = _in_words(Filters())
-    for name, value in _in_words(filters).items():
-        if value == usual[name]:
+    wanted = _said(filters)
+    for name in _KEYS:
+        if name not in wanted:
             st.query_params.pop(name, None)
-        elif st.query_params.get(name) != value:
-            st.query_params[name] = value
+        elif st.query_params.get(name) != wanted[name]:
+            st.query_params[name] = wanted[name]
+
+
+def _said(filters: Filters) -> dict[str, str]:
+    """What an address has to say of them: what is not as usual."""
+    usual = _in_words(Filters())
+    return {name: value for name, value in _in_words(filters).items() if value != usual[name]}

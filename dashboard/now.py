@@ -21,7 +21,6 @@ BINS = 60
 
 def page() -> None:
     """Draw the page; everything on it is live."""
-    request.follow_choice()
     st.title("Now")
     wanted = filters.chosen()
     if not wanted.is_live:
@@ -31,7 +30,6 @@ def page() -> None:
 
 @st.fragment(run_every=live.REFRESH_S)
 def _live(wanted: Filters) -> None:
-    request.leave_for_choice()
     state = live.answered(live.state())
     if state is None:
         return

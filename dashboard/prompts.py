@@ -19,13 +19,11 @@ _CHOSEN = "prompts_cluster"
 
 def page() -> None:
     """Draw the page; it reads the store, so it also works while the controller is down."""
-    request.follow_choice()
     st.title("Prompts")
     st.fragment(partial(_live, filters.chosen()), run_every=REFRESH_S)()
 
 
 def _live(wanted: Filters) -> None:
-    request.leave_for_choice()
     path = live.store_path()
     if path is None:
         live.show(words.no_store_notice())

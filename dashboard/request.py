@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlencode
 
 import duckdb
 import streamlit as st
 from streamlit.navigation.page import StreamlitPage
 
-from dashboard import life_figures, live, words
+from dashboard import filters, life_figures, live, words
 from dashboard.client import Trouble
 from dashboard.life_views import ExplainView, ExplanationView
 from dashboard.views import FinishedPoint, QueueView, RecentView, StateView
@@ -21,17 +24,20 @@ from store.reader import open_history
 
 PARAMETER = "request"
 """Name in the address."""
+_PATH = "request"
 REFRESH_S = 2.0
 """How often the life of an unfinished request is drawn again; it costs the controller more than a glance at the queue."""
 LISTED = 15
 """Requests that are offered where none is chosen."""
 RIVALS_SHOWN = 200
+_FOLLOWED_S = 5.0
+"""The browser is told for so long to go to the chosen request: it can take it a while, and each drawing forgets the last."""
 _CHOSEN = "request_to_open"
+"""The table, the request chosen in it and until when it is to be followed, in the session."""
 
 
 def page() -> None:
     """Draw the page of the request that the address names."""
-    follow_choice()
     st.title("Request")
     named = st.query_params.get(PARAMETER, "")
     entered = st.text_input(
@@ -51,36 +57,42 @@ def page() -> None:
 
 def link() -> StreamlitPage:
     """The page, for the navigation and for those that lead to it."""
-    return st.Page(page, title="Request", icon=":material/account_tree:", url_path="request")
+    return st.Page(page, title="Request", icon=":material/account_tree:", url_path=_PATH)
 
 
 def choosable(data: Mapping[str, Any], request_ids: Sequence[str], *, key: str, **options: Any) -> None:  # noqa: ANN401 - Streamlit's own options
-    """Show a table of requests of which selecting a row opens one; `follow_choice` takes the reader there."""
+    """Show a table of requests of which selecting a row opens one."""
 
     def choose() -> None:
         rows = st.session_state[key].selection.rows
         if rows and rows[0] < len(request_ids):
-            st.session_state[_CHOSEN] = request_ids[rows[0]]
+            st.session_state[_CHOSEN] = (key, request_ids[rows[0]], time.monotonic() + _FOLLOWED_S)
 
     st.dataframe(
         data, key=key, hide_index=True, placeholder=words.DASH, on_select=choose, selection_mode="single-row", **options
     )  # fmt: skip
+    _follow_choice(key)
 
 
-def follow_choice() -> None:
-    """Go to the request whose row was selected, if one was; for the body of a page, outside its fragments.
+def _follow_choice(key: str) -> None:
+    """Have the browser go to the request that was chosen in the table ``key``, if one was.
 
-    A change of page from within a fragment can reach the browser between two parts of the old page and break it.
+    The browser itself, as by a link: where the server changes the page (`st.switch_page`), calls for the next drawing
+    of live parts that are under way still name the old page, and Streamlit then empties the new one for good.
     """
-    chosen = st.session_state.pop(_CHOSEN, None)
-    if chosen is not None:
-        st.switch_page(link(), query_params={PARAMETER: chosen})
+    table, request_id, until_s = st.session_state.get(_CHOSEN, ("", "", 0.0))
+    if table == key and time.monotonic() < until_s:
+        target = json.dumps(linked(request_id, filters.in_address()))
+        st.html(f"<script>window.location.assign({target})</script>", unsafe_allow_javascript=True)
 
 
-def leave_for_choice() -> None:
-    """Within a fragment, have the whole page run anew when a row was selected, so that it follows the choice."""
-    if _CHOSEN in st.session_state:
-        st.rerun(scope="app")
+def linked(request_id: str, others: Mapping[str, str]) -> str:
+    """Give the address of a request's page as seen from any other, safe in HTML and JavaScript whatever the name is.
+
+    >>> linked('odd"</script>&', {"range": "5 min"})
+    'request?request=odd%22%3C%2Fscript%3E%26&range=5%20min'
+    """
+    return f"{_PATH}?{urlencode({PARAMETER: request_id, **others}, quote_via=quote, safe='')}"
 
 
 def _offer() -> None:
@@ -146,7 +158,6 @@ def _recorded(request_id: str) -> LifeFacts | None:
 
 
 def _life(request_id: str) -> None:
-    leave_for_choice()
     found = _found(request_id)
     if found is None:
         live.show(words.unknown_request_notice(request_id))
