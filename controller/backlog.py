@@ -3,7 +3,8 @@
 An arrival waits for its index table, and a prediction takes less than a millisecond; so learning from the answer that
 ended before it, or forming hundreds of beliefs anew after a drift, must not stand in its way.
 Where more comes up than is ever done, what does not fit is left undone and counted: a controller that is too slow for
-its engines learns from as many answers as it can, and still orders every request.
+its engines learns from as many answers as it can, and still orders every request. Where arrivals alone are too many,
+some are put off as well, and until there is time for them their engines go by the prior.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from controller.sessions import ServedRequest, Session
-from store.records import Finished
+from store.records import Arrived, Finished
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,11 +34,22 @@ class Stale:
     request: ServedRequest
 
 
-Piece: TypeAlias = Ended | Stale
+@dataclass(frozen=True, slots=True, eq=False)
+class Unseen:
+    """A request has arrived of which nothing is believed yet."""
+
+    session_id: str
+    arrived: Arrived
+
+
+Piece: TypeAlias = Ended | Stale | Unseen
 
 
 class Backlog:
-    """Pieces of work in order, as many as there is room for.
+    """Pieces of work in order, as many as there is room for; and before them the arrivals that were put off.
+
+    Of those the newest is next: when there are too many for ever, some requests are ordered by a belief of their own
+    from their beginning, instead of all of them too late.
 
     >>> backlog = Backlog(0)
     >>> backlog.takes(), len(backlog)
@@ -47,20 +59,41 @@ class Backlog:
     def __init__(self, room: int) -> None:
         self.room = room
         """0 where each piece is to be done where it comes up."""
-        self._pieces: deque[Piece] = deque()
+        self._pieces: deque[Ended | Stale] = deque()
+        self._unseen: dict[tuple[str, str], Unseen] = {}
 
     def __len__(self) -> int:
-        return len(self._pieces)
+        return len(self._pieces) + len(self._unseen)
+
+    @property
+    def unseen(self) -> int:
+        """Arrivals that were put off."""
+        return len(self._unseen)
 
     def takes(self) -> bool:
         """Whether one more piece may wait."""
         return len(self._pieces) < self.room
 
-    def put(self, piece: Piece) -> None:
+    def put(self, piece: Ended | Stale) -> None:
         """Let a piece wait; there must be room."""
         assert self.takes(), "the backlog is bounded"
         self._pieces.append(piece)
 
     def next(self) -> Piece:
-        """Take the piece that has waited for longest; there must be one."""
-        return self._pieces.popleft()
+        """Take the arrival that was put off last, or else the piece that has waited for longest; there must be one."""
+        return self._unseen.popitem()[1] if self._unseen else self._pieces.popleft()
+
+    def put_off(self, unseen: Unseen) -> None:
+        """Let an arrival wait for its belief."""
+        self._unseen[unseen.session_id, unseen.arrived.request_id] = unseen
+
+    def withdraw(self, session_id: str, request_id: str) -> bool:
+        """Let an arrival wait no longer, because its request has ended; whether it did."""
+        return self._unseen.pop((session_id, request_id), None) is not None
+
+    def withdraw_all(self, session_id: str | None = None) -> int:
+        """Let the arrivals of a session, or all, wait no longer; how many did."""
+        gone = [key for key in self._unseen if session_id in {None, key[0]}]
+        for key in gone:
+            del self._unseen[key]
+        return len(gone)

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 from controller.answers import Answers
-from controller.backlog import Backlog, Ended, Stale
+from controller.arrivals import Arrivals
+from controller.backlog import Backlog, Ended, Stale, Unseen
 from controller.beliefs import Beliefs, Foreseen, calibration_record
 from controller.core_settings import CoreConfig, Counts
 from controller.journal import Journal
@@ -94,6 +95,16 @@ class Core:
             backlog=self._backlog,
             counts=self.counts,
         )
+        self.arrivals = Arrivals(
+            sessions=self._sessions,
+            beliefs=self._beliefs,
+            publisher=self._publisher,
+            journal=self._journal,
+            backlog=self._backlog,
+            counts=self.counts,
+            max_unfinished=config.max_unfinished,
+        )
+        """To be hurried where messages wait: `Arrivals.hurried`."""
         self.answers = Answers(
             sessions=self._sessions,
             beliefs=self._beliefs,
@@ -170,6 +181,7 @@ class Core:
             return self.proceed(now_s)
         for session in self._sessions.forget_lost(now_s - self._config.forget_lost_s):
             self._beliefs.abandon(session)
+            self.arrivals.leave(session)
         if now_s >= self._next_calibration_s:
             self._next_calibration_s = now_s + self._config.calibration_interval_s
             for measurement in self.calibration.due(now_s):
@@ -193,6 +205,8 @@ class Core:
                 return self.answers.learn(ended, now_s)
             case Stale() as stale:
                 return self._publisher.catch_up(stale, now_s)
+            case Unseen() as unseen:
+                return self.arrivals.catch_up(unseen, now_s)
 
     @property
     def unhandled(self) -> int:
@@ -350,31 +364,16 @@ class Core:
     def _take_fact(self, session: Session, fact: Fact, now_s: float) -> Outgoing:
         match fact:
             case Arrived():
-                return self._arrive(session, fact, now_s)
+                return self.arrivals.take(session, fact, now_s) if self._policy.orders else []
             case Finished():
                 return self._finish(session, fact, now_s)
             case FirstToken() | Preempted():
                 session.note(fact)
         return []
 
-    def _arrive(self, session: Session, arrived: Arrived, now_s: float) -> Outgoing:
-        if not self._policy.orders:
-            return []
-        known = session.requests.get(arrived.request_id)
-        if known is not None:
-            self._beliefs.advance(session, known, arrived.attained_tokens)
-            return self._publisher.publish(session, known, "resent", now_s)
-        if len(session.requests) >= self._config.max_unfinished:
-            self.counts.not_tracked += 1
-            return []
-        request, prediction = self._beliefs.form(session, arrived, now_s)
-        session.requests[arrived.request_id] = request
-        self.counts.predictions += 1
-        self._journal.record(session, prediction)
-        return self._publisher.publish(session, request, "resent" if arrived.resent else "arrival", now_s)
-
     def _finish(self, session: Session, finished: Finished, now_s: float) -> Outgoing:
         request = session.requests.pop(finished.request_id, None)
+        self.arrivals.ended(session, finished.request_id)
         session.tuning.take(finished)
         return self.answers.take(Ended(session, request, finished), now_s)
 

@@ -35,11 +35,14 @@ class LoopLimits:
     """Bounds and intervals of the loop."""
 
     wait_s: float = 0.02
+    hurry_s: float = 0.1
+    """After so long with the messages of one turn, arrivals among the rest go by the prior until there is time: an
+    engine that is not heard in time orders nothing at all."""
     publish_interval_s: float = 0.25
     unwritten_entries: int = 100_000
     """Entries not yet on disk beyond which facts are not recorded: engines keep them, and tell them again."""
     overload_warning_s: float = 600.0
-    """The log says at most so often that there is no time to learn from every answer."""
+    """The log says at most so often that there is no time for every request."""
     error_pause_s: float = 5.0
     error_pause_limit_s: float = 300.0
     errors_logged: int = 100
@@ -87,7 +90,7 @@ class ControlLoop:
         self._next_publish_s = 0.0
         self._trouble = _Trouble()
         self._logged: set[str] = set()
-        self._not_learnt = 0
+        self._left_out = 0
         self._next_warning_s = 0.0
         self._stopping = threading.Event()
 
@@ -116,6 +119,7 @@ class ControlLoop:
         started_s = self._clock()
         self._metrics.messages_received.inc(len(messages))
         for connection, message in messages:
+            self._core.arrivals.hurried = self._clock() - started_s > self._limits.hurry_s
             self._guarded(partial(self._on_message, connection, message), started_s)
             while self._core.unhandled:
                 self._guarded(self._on_rest, started_s)
@@ -131,6 +135,7 @@ class ControlLoop:
 
     def shutdown(self) -> None:
         """Learn what is left to learn and hand over the last entries; what is not durable yet stays with the engines and is sent again."""
+        self._core.arrivals.leave()
         while self._core.backlog:
             self._guarded(self._on_backlog, self._clock())
         self._record()
@@ -272,12 +277,15 @@ class ControlLoop:
         self._live.publish(self._core, store=self._history.stats, loop=loop, now_s=now_s)
 
     def _tell_of_overload(self, now_s: float) -> None:
-        """Say in the log when answers are not learnt from."""
-        before, self._not_learnt = self._not_learnt, self._core.counts.not_learnt
-        if self._not_learnt > before and now_s >= self._next_warning_s:
+        """Say in the log when there is no time for some requests."""
+        counts = self._core.counts
+        before, self._left_out = self._left_out, counts.not_learnt + counts.not_predicted
+        if self._left_out > before and now_s >= self._next_warning_s:
             self._next_warning_s = now_s + self._limits.overload_warning_s
             log.warning(
-                "requests end faster than this controller learns from them: all are ordered, %d answers were not learnt "
-                "from; give it a faster core of its own, or spread the engines over two",
-                self._not_learnt,
+                "requests come faster than this controller learns from them: %d answers were not learnt from, and %d "
+                "requests went by what is known of their model alone; give it a faster core of its own, or spread the "
+                "engines over two",
+                counts.not_learnt,
+                counts.not_predicted,
             )

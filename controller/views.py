@@ -58,6 +58,7 @@ def _learner_view(picture: Picture) -> dict[str, Any]:
         "completions": counts["completions"],
         "censored": counts["censored"],
         "not_learnt": counts["not_learnt"],
+        "not_predicted": counts["not_predicted"],
         "backlog": round(picture.loop.get("backlog", 0.0)),
         "clusters": picture.clusters,
         "coverage_50": quality.coverage_50 if quality else None,

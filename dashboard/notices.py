@@ -43,8 +43,9 @@ def _overload_notices(learner: LearnerView) -> list[Notice]:
     if (learner.backlog or 0) < BEHIND:
         return []
     text = (
-        f"Requests end faster than it learns from them: {count(learner.backlog)} pieces of work wait, and "
-        f"{count(learner.not_learnt)} answers were left out so far. Arrivals go first. "
+        f"Requests come faster than it learns from them: {count(learner.backlog)} pieces of work wait, and "
+        f"{count(learner.not_learnt)} answers were left out so far. Arrivals go first; {count(learner.not_predicted)} "
+        "of them ended before it had time to predict them, and went by what is known of their model. "
         "Give it a faster core of its own, or spread the engines over two controllers."
     )
     return [Notice("warning", "The controller is behind with learning", text)]

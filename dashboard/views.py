@@ -68,8 +68,10 @@ class LearnerView(View, frozen=True):
     censored: int | None = None
     not_learnt: int | None = None
     """Answers that there was no time to learn from."""
+    not_predicted: int | None = None
+    """Requests that ended before there was time to predict them."""
     backlog: int | None = None
-    """Answers to learn from, and beliefs to form anew, that wait."""
+    """Arrivals to predict, answers to learn from and beliefs to form anew that wait."""
     clusters: int | None = None
     coverage_50: float | None = None
     """Share of outcomes inside the central half of their prediction; ideally 0.5."""

@@ -260,3 +260,47 @@ def test_a_brain_that_is_behind_orders_every_request_and_learns_from_what_it_can
     while brain.backlog:
         brain.work(0.3)
     assert (brain.counts.completions, brain.counts.not_learnt, len(ended)) == (3, 5, 8)
+
+
+def test_a_hurried_brain_puts_arrivals_off_and_comes_to_the_newest_first() -> None:
+    """They go by the prior until there is time; who is known already is told of at once, who has ended never."""
+    brain = core(backlog=10)
+    brain.take(b"x", HELLO, 0.0)
+    brain.take(b"x", Facts(batch=1, facts=(arrived("known"),)), 0.1)
+    brain.arrivals.hurried = True
+    tables = brain.take(b"x", Facts(batch=2, facts=tuple(map(arrived, ("known", "a", "b", "c")))), 0.2)
+    assert [table.request_id for _, table in tables if isinstance(table, IndexTable)] == ["known"]
+    assert (brain.backlog, brain.counts.put_off, brain.counts.predictions) == (3, 3, 1)
+    brain.take(b"x", Facts(batch=3, facts=(finished("b"),)), 0.3)
+    told = [message.request_id for _ in range(2) for _, message in brain.work(0.4) if isinstance(message, IndexTable)]
+    assert (told, brain.counts.not_predicted, brain.counts.predictions) == (["c", "a"], 1, 3)
+    brain.work(0.5)
+    assert (brain.backlog, set(brain.sessions[0].requests)) == (0, {"known", "a", "c"})
+
+
+def test_what_is_put_off_is_done_once_and_only_for_engines_that_are_there() -> None:
+    """An engine that comes back tells its arrivals again; one that stays away takes what waited with it."""
+    brain = core(backlog=10)
+    brain.take(b"x", HELLO, 0.0)
+    brain.arrivals.hurried = True
+    brain.take(b"x", Facts(batch=1, facts=(arrived("a"), arrived("b"))), 0.1)
+    brain.lost(b"x", 0.2)
+    assert brain.work(0.3) == []
+    brain.arrivals.hurried = False
+    brain.take(b"y", HELLO, 0.4)
+    brain.take(b"y", Facts(batch=2, facts=(arrived("a"), arrived("b"))), 0.5)
+    assert (brain.backlog, brain.counts.predictions, brain.counts.not_predicted) == (0, 2, 1)
+    brain.arrivals.hurried = True
+    brain.take(b"y", Facts(batch=3, facts=(arrived("c"), arrived("d"))), 0.6)
+    brain.lost(b"y", 0.7)
+    brain.tick(100.0)
+    assert (brain.sessions, brain.backlog, brain.counts.not_predicted) == ([], 0, 3)
+
+
+def test_a_hurried_brain_without_a_backlog_decides_at_once() -> None:
+    """As in virtual time, where nothing is ever late."""
+    brain = core()
+    brain.take(b"x", HELLO, 0.0)
+    brain.arrivals.hurried = True
+    [(_, table)] = brain.take(b"x", Facts(batch=1, facts=(arrived("a"),)), 0.1)
+    assert isinstance(table, IndexTable)

@@ -133,6 +133,23 @@ def test_a_loop_that_cannot_learn_from_every_answer_says_so_once(
     metrics = running.client.get("/metrics").text
     assert "sagesched_not_learnt_total 5.0" in metrics
     assert "sagesched_backlog 1.0" in metrics
-    assert sum("faster than this controller learns" in record.message for record in caplog.records) == 1
+    assert sum("5 answers were not learnt from, and 0 requests" in record.message for record in caplog.records) == 1
     del core.work
     engine.step_until(lambda: running.client.get("/api/state").json()["learner"]["completions"] == 1)
+
+
+def test_a_hurried_loop_puts_arrivals_off_and_predicts_them_when_there_is_time(start_controller: Start) -> None:
+    """The engine stays on and serves; every request that is still there has its table in the end."""
+    running = start_controller()
+    loop = running.service.loop
+    loop._limits = type(loop._limits)(hurry_s=-1.0)
+    engine = running.connect()
+    for number in range(6):
+        engine.submit(f"r{number}", output_tokens=400)
+    engine.step_until(lambda: running.client.get("/api/state").json()["learner"]["predictions"] == 6)
+    rows = {row["request_id"] for row in running.client.get("/api/queue").json()["rows"]}
+    assert rows == {f"r{number}" for number in range(6)}
+    assert engine.engine.agent.mode(engine.engine.now_s) == "on"
+    metrics = running.client.get("/metrics").text
+    assert "sagesched_put_off_total 6.0" in metrics
+    assert "sagesched_not_predicted_total 0.0" in metrics

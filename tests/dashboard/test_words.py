@@ -85,12 +85,13 @@ def test_trouble_with_the_history_is_told_before_all_else() -> None:
 
 def test_a_controller_that_is_behind_with_learning_says_so_until_it_is_not() -> None:
     """How much waits and was left out, and what to do."""
-    behind = LearnerView(backlog=5000, not_learnt=1234)
+    behind = LearnerView(backlog=5000, not_learnt=1234, not_predicted=56)
     [*_, notice] = notices.state_notices(
         StateView(controller=ControllerView(), learner=behind, engines=(engine(),)), None
     )
     assert (notice.level, notice.title) == ("warning", "The controller is behind with learning")
     assert "5,000 pieces of work wait, and 1,234 answers were left out" in notice.text
+    assert "56 of them ended before it had time to predict them" in notice.text
     caught_up = LearnerView(backlog=3, not_learnt=1234)
     assert (
         notices.state_notices(StateView(controller=ControllerView(), learner=caught_up, engines=(engine(),)), None)

@@ -43,6 +43,9 @@ class ControllerSettings:
     seal_interval_s: float
     queue_limit: int
     unwritten_entries: int
+    backlog: int
+    hurry_s: float
+    """Below 0: every turn is hurried."""
 
 
 class Hub(FrameHub):
@@ -161,6 +164,7 @@ class ControllerProcess:
                 wait_s=0.0,
                 publish_interval_s=2.0,
                 unwritten_entries=settings.unwritten_entries,
+                hurry_s=settings.hurry_s,
                 error_pause_s=0.5,
                 error_pause_limit_s=4.0,
             ),
@@ -178,6 +182,7 @@ class ControllerProcess:
                 hash_key=b"k",
                 lease_s=self.settings.lease_s,
                 forget_lost_s=20.0,
+                backlog=self.settings.backlog,
             ),
             now_s=self.clock(),
             timer=lambda: 0.0,

@@ -332,6 +332,7 @@ class World:
                     not session.requests,
                     f"{session.hello.session_id}: {list(session.requests)} are remembered for ever",
                 )
+        demand(not controller.core.backlog, f"{controller.core.backlog} pieces of work are never done")
         controller.finish()
         history = self.disk.history()
         for name, rows in history.items():
@@ -352,6 +353,8 @@ def _settings(chance: random.Random, *, real_store: bool) -> ControllerSettings:
         seal_interval_s=4.0 if real_store else 1.0,
         queue_limit=2 * unwritten,
         unwritten_entries=unwritten,
+        backlog=chance.choice([0, 3, 5_000]),
+        hurry_s=chance.choice([-1.0, 0.1, 0.1]),
     )
 
 

@@ -1,0 +1,76 @@
+"""What is believed of a request when it arrives, at once or when there is time."""
+
+from __future__ import annotations
+
+from controller.backlog import Backlog, Unseen
+from controller.beliefs import Beliefs
+from controller.core_settings import Counts
+from controller.journal import Journal
+from controller.publisher import Outgoing, Publisher
+from controller.registry import Registry
+from controller.sessions import Session
+from store.records import Arrived
+
+
+class Arrivals:
+    """Forms the first belief about each request and sends its table; ``max_unfinished`` bounds them for each engine."""
+
+    def __init__(  # noqa: PLR0913 - the parts of the brain that it joins, each by name
+        self,
+        *,
+        sessions: Registry,
+        beliefs: Beliefs,
+        publisher: Publisher,
+        journal: Journal,
+        backlog: Backlog,
+        counts: Counts,
+        max_unfinished: int,
+    ) -> None:
+        self._sessions = sessions
+        self._beliefs = beliefs
+        self._publisher = publisher
+        self._journal = journal
+        self._backlog = backlog
+        self._counts = counts
+        self._max_unfinished = max_unfinished
+        self.hurried = False
+        """True while messages wait for too long: arrivals are put off then, if there is a backlog to put them in."""
+
+    def take(self, session: Session, arrived: Arrived, now_s: float) -> Outgoing:
+        """Form a belief about a request, now or when there is time; send that of a known one again."""
+        known = session.requests.get(arrived.request_id)
+        if known is not None:
+            self._beliefs.advance(session, known, arrived.attained_tokens)
+            return self._publisher.publish(session, known, "resent", now_s)
+        if len(session.requests) + self._backlog.unseen >= self._max_unfinished:
+            self._counts.not_tracked += 1
+            return []
+        if self.hurried and self._backlog.room:
+            self._counts.put_off += 1
+            self._backlog.put_off(Unseen(session.hello.session_id, arrived))
+            return []
+        self._backlog.withdraw(session.hello.session_id, arrived.request_id)
+        return self._see(session, arrived, now_s)
+
+    def catch_up(self, unseen: Unseen, now_s: float) -> Outgoing:
+        """Form the belief that there was no time for before; an engine that comes back tells its arrivals again."""
+        for session in self._sessions.named(unseen.session_id):
+            if session.connected:
+                return self._see(session, unseen.arrived, now_s)
+        self._counts.not_predicted += 1
+        return []
+
+    def ended(self, session: Session, request_id: str) -> None:
+        """Wait with a request no longer, because it has ended."""
+        self._counts.not_predicted += self._backlog.withdraw(session.hello.session_id, request_id)
+
+    def leave(self, session: Session | None = None) -> None:
+        """Put nothing off any longer, for an engine that is gone, or at the end for all."""
+        self._counts.not_predicted += self._backlog.withdraw_all(session.hello.session_id if session else None)
+
+    def _see(self, session: Session, arrived: Arrived, now_s: float) -> Outgoing:
+        request, prediction = self._beliefs.form(session, arrived, now_s)
+        session.requests[arrived.request_id] = request
+        self._counts.predictions += 1
+        self._journal.record(session, prediction)
+        return self._publisher.publish(session, request, "resent" if arrived.resent else "arrival", now_s)
