@@ -306,6 +306,8 @@ class World:
         """What is still amiss; None when requests are served, facts are durable, and engines do as they are told."""
         if not self.controller.up:
             return f"the controller is down: {self.controller.not_opened}"
+        if self.controller.hung_until_s > self.timeline.now_s:
+            return "the controller still hangs"
         for process in self.processes:
             if not process.alive:
                 continue
