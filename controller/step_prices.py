@@ -77,7 +77,8 @@ class StepPrices:
         return (self._kv_use / fullest) ** SHARPNESS, (slot_share / fullest) ** SHARPNESS
 
     def _use(self, snapshot: Snapshot) -> None:
-        weight = 1.0 if self._kv_use is None else -math.expm1((self._seen_s - snapshot.time_s) / USE_WINDOW_S)
+        passed_s = max(0.0, snapshot.time_s - self._seen_s)
+        weight = 1.0 if self._kv_use is None else -math.expm1(-passed_s / USE_WINDOW_S)
         self._seen_s = snapshot.time_s
         use = snapshot.kv_blocks_used / snapshot.kv_blocks
         self._kv_use = use if self._kv_use is None else self._kv_use + weight * (use - self._kv_use)

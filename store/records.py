@@ -72,6 +72,7 @@ Victims: TypeAlias = Literal["last", "cheapest"]
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 Size: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
 Seconds: TypeAlias = Annotated[float, msgspec.Meta(ge=0.0, le=1e11)]
+TokenIds: TypeAlias = Annotated[bytes, msgspec.Meta(max_length=4 * MAX_PROMPT_TOKENS_SENT)]
 """What an engine says is checked where its frame is decoded: negative, endless and no numbers end there."""
 
 
@@ -113,9 +114,9 @@ class Arrived(Record, frozen=True, kw_only=True):
     arrival_s: Seconds
     prompt_tokens: Count
     """Length of the whole prompt."""
-    token_ids: bytes
+    token_ids: TokenIds
     """Prompt token ids, little-endian uint32, at most `MAX_PROMPT_TOKENS_SENT` of them (head and tail)."""
-    max_tokens: Count
+    max_tokens: Size
     temperature: float
     priority: int = 0
     """The request's own strict class; lower is served first."""
@@ -124,6 +125,10 @@ class Arrived(Record, frozen=True, kw_only=True):
     resent: bool = False
     attained_tokens: Count = 0
     """Output tokens generated when it was sent; not zero only when ``resent``."""
+
+    def __post_init__(self) -> None:
+        if len(self.token_ids) % 4:
+            raise ValueError(f"token_ids has {len(self.token_ids)} bytes: each token id takes four")
 
 
 class FirstToken(Record, frozen=True, kw_only=True):
@@ -193,7 +198,7 @@ class Snapshot(Record, frozen=True, kw_only=True):
     waiting: Count
     running: Count
     kv_blocks_used: Count
-    kv_blocks: Count
+    kv_blocks: Size
     mode: Mode
     """The mode in force in the engine, which is ``off`` during a fallback."""
     fallback: str | None = None

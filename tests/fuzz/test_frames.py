@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +17,7 @@ from engine_adapter.link import DirectLink
 from online_learning.learner import GlobalLearner
 from store.errors import ProtocolError
 from store.records import (
+    MAX_PROMPT_TOKENS_SENT,
     PROTOCOL,
     Arrived,
     Facts,
@@ -87,7 +89,8 @@ TIMES = st.one_of(st.floats(0.0, 1e10), st.sampled_from([math.nan, math.inf, -ma
 NAMES = st.one_of(st.sampled_from(["r", "q", ""]), st.text(max_size=5))
 FACTS = st.one_of(
     st.builds(
-        Arrived, request_id=NAMES, arrival_s=TIMES, prompt_tokens=WHOLE, token_ids=st.binary(max_size=40), max_tokens=WHOLE,
+        Arrived, request_id=NAMES, arrival_s=TIMES, prompt_tokens=WHOLE,
+        token_ids=st.binary(max_size=10).map(lambda words: 4 * words), max_tokens=WHOLE,
         temperature=TIMES, priority=WHOLE, attained_tokens=WHOLE, resent=st.booleans(),
     ),
     st.builds(FirstToken, request_id=NAMES, time_s=TIMES, scheduled_s=TIMES, cached_prompt_tokens=WHOLE),
@@ -116,12 +119,21 @@ MESSAGES = st.one_of(
 )
 
 
+def test_tokens_that_are_cut_or_too_many_and_an_answer_of_none_are_refused() -> None:
+    """Where their frame is decoded, so that they trouble nobody but their engine."""
+    whole = msgspec.to_builtins(ARRIVED, builtin_types=(bytes,))
+    for wrong in ({"token_ids": b"\x01\0\0"}, {"token_ids": bytes(4 * MAX_PROMPT_TOKENS_SENT + 4)}, {"max_tokens": 0}):
+        frame = bytes((PROTOCOL,)) + msgspec.msgpack.encode({"type": "Facts", "batch": 1, "facts": [whole | wrong]})
+        with pytest.raises(ProtocolError, match=r"token_ids|max_tokens"):
+            decode_engine_message(frame)
+
+
 def a_core() -> Core:
     config = CoreConfig(controller_id="c", mode="on", hash_key=b"k", lease_s=1.0)
     return Core(learner=GlobalLearner(), policy=policy_named("sage"), config=config, now_s=0.0, timer=lambda: 0.0)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(MESSAGES, max_size=8))
 def test_well_formed_nonsense_hurts_no_other_engine(messages: list[Any]) -> None:
     """NaN, negative and huge numbers in any order: the other engine's request still gets its table."""

@@ -64,7 +64,7 @@ class Site:
         return child
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_engines_on_another_machine_outlive_the_cable_and_the_controller(
     machines: Machines, history: History, tmp_path: Path, python: list[str], eventually: Callable[..., None]
 ) -> None:

@@ -17,7 +17,7 @@ import pytest
 from engine_adapter.profiles import PROFILES
 from engine_adapter.vllm_server import VllmServer
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
 Site: TypeAlias = Any
 """`conftest.Site`, which a test module cannot import."""

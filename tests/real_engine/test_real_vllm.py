@@ -16,7 +16,7 @@ import pytest
 from engine_adapter.vllm_server import MODEL_NAME, VllmServer
 from store.errors import EngineError
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
 ATTEMPTS = 3
 """A starved server may notice that its client has left only when the answer is complete."""

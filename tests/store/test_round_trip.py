@@ -26,6 +26,8 @@ def values(annotation: Any) -> st.SearchStrategy[Any]:  # noqa: PLR0911 - one fo
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
         kind, bounds = arguments
+        if kind is bytes:
+            return st.binary(max_size=3).map(lambda words: 4 * words)
         return st.integers(bounds.ge, bounds.le) if kind is int else st.floats(bounds.ge, bounds.le)
     if origin in (types.UnionType, typing.Union):
         return st.one_of([values(each) for each in arguments])

@@ -13,7 +13,7 @@ from playwright.sync_api import expect
 from controller.processes import free_port
 from dashboard import launch
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from store.reader import open_history
 
-pytestmark = [pytest.mark.long, pytest.mark.vllm, pytest.mark.browser, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long, pytest.mark.vllm, pytest.mark.browser, pytest.mark.timeout(900)]
 
 
 def test_a_browser_shows_real_vllm_at_work(tmp_path: Path, visitor: Any) -> None:
