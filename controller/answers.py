@@ -57,6 +57,9 @@ class Answers:
     def learn(self, ended: Ended, now_s: float) -> Outgoing:
         """Judge what was predicted, teach what came, and tell engines whatever changes by it."""
         session, request, finished = ended.session, ended.request, ended.finished
+        if request is not None and request.late:
+            self._pass_over(ended)
+            return []
         outgoing: Outgoing = []
         outcome: Outcome | None = None
         if request is not None:
@@ -84,7 +87,7 @@ class Answers:
         return outcome, outgoing
 
     def _pass_over(self, ended: Ended) -> None:
-        """Close a request whose answer there is no time to learn from."""
+        """Close a request whose answer there was no time to learn from, or to predict in time."""
         session, request, finished = ended.session, ended.request, ended.finished
         if request is not None:
             self._beliefs.close(session.hello.model, request, finished)

@@ -36,6 +36,11 @@ class Arrivals:
         self.hurried = False
         """True while messages wait for too long: arrivals are put off then, if there is a backlog to put them in."""
 
+    @property
+    def waiting(self) -> int:
+        """Arrivals that were put off."""
+        return self._backlog.unseen
+
     def take(self, session: Session, arrived: Arrived, now_s: float) -> Outgoing:
         """Form a belief about a request, now or when there is time; send that of a known one again."""
         known = session.requests.get(arrived.request_id)
@@ -56,7 +61,7 @@ class Arrivals:
         """Form the belief that there was no time for before; an engine that comes back tells its arrivals again."""
         for session in self._sessions.named(unseen.session_id):
             if session.connected:
-                return self._see(session, unseen.arrived, now_s)
+                return self._see(session, unseen.arrived, now_s, late=True)
         self._counts.not_predicted += 1
         return []
 
@@ -68,8 +73,8 @@ class Arrivals:
         """Put nothing off any longer, for an engine that is gone, or at the end for all."""
         self._counts.not_predicted += self._backlog.withdraw_all(session.hello.session_id if session else None)
 
-    def _see(self, session: Session, arrived: Arrived, now_s: float) -> Outgoing:
-        request, prediction = self._beliefs.form(session, arrived, now_s)
+    def _see(self, session: Session, arrived: Arrived, now_s: float, *, late: bool = False) -> Outgoing:
+        request, prediction = self._beliefs.form(session, arrived, now_s, late=late)
         session.requests[arrived.request_id] = request
         self._counts.predictions += 1
         self._journal.record(session, prediction)

@@ -46,10 +46,7 @@ Piece: TypeAlias = Ended | Stale | Unseen
 
 
 class Backlog:
-    """Pieces of work in order, as many as there is room for; and before them the arrivals that were put off.
-
-    Of those the newest is next: when there are too many for ever, some requests are ordered by a belief of their own
-    from their beginning, instead of all of them too late.
+    """Pieces of work in order, as many as there is room for; and before them the arrivals that were put off, in theirs.
 
     >>> backlog = Backlog(0)
     >>> backlog.takes(), len(backlog)
@@ -80,8 +77,8 @@ class Backlog:
         self._pieces.append(piece)
 
     def next(self) -> Piece:
-        """Take the arrival that was put off last, or else the piece that has waited for longest; there must be one."""
-        return self._unseen.popitem()[1] if self._unseen else self._pieces.popleft()
+        """Take the arrival that has waited for longest, or else the piece that has; there must be one."""
+        return self._unseen.pop(next(iter(self._unseen))) if self._unseen else self._pieces.popleft()
 
     def put_off(self, unseen: Unseen) -> None:
         """Let an arrival wait for its belief."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -36,6 +36,11 @@ PRIOR_MAX_TOKENS = 8192
 
 RIPE_ANSWERS = 100
 """The guard judges beliefs that were formed after so many answers of the model: earlier ones are honest guesses."""
+
+TURNOVERS = 2
+MOST_RIPENING_ANSWERS = 5_000
+"""And it judges none before so many times the unfinished requests have ended since, or so many answers: of what was
+predicted lately only short answers have ended yet."""
 
 MERGERS_REMEMBERED = 1_024
 """Merged clusters whose requests are still known to be the survivor's."""
@@ -78,6 +83,7 @@ class Beliefs:
         self._hash_key = hash_key
         self._timer = timer
         self._taught: dict[str, int] = {}
+        self._present: Counter[str] = Counter()
         self._next_answer = 0
         self._random = np.random.default_rng(0)
         self._unfinished: UnfinishedAnswers | None = None
@@ -88,7 +94,9 @@ class Beliefs:
         if isinstance(learner, HasClusters):
             learner.on_cluster_changed = self._cluster_changed
 
-    def form(self, session: Session, arrived: Arrived, now_s: float) -> tuple[ServedRequest, Prediction]:
+    def form(
+        self, session: Session, arrived: Arrived, now_s: float, *, late: bool = False
+    ) -> tuple[ServedRequest, Prediction]:
         """The first belief about a request, and its record."""
         model = session.hello.model
         started = self._timer()
@@ -108,7 +116,9 @@ class Beliefs:
             cost_s=assessment.cost_s,
             taught=self.taught(model),
             attained_tokens=arrived.attained_tokens,
+            late=late,
         )
+        self._present[model] += 1
         if arrived.attained_tokens:
             self._resume(session, request, forecast.at_risk)
         return request, self._prediction(request, predict_s, now_s)
@@ -172,7 +182,7 @@ class Beliefs:
     def advance(self, session: Session, request: ServedRequest, attained_tokens: int) -> None:
         """Take over how far a request has come."""
         request.attained_tokens = attained_tokens
-        if self._unfinished is not None:
+        if self._unfinished is not None and not request.late:
             request.standing = self._unfinished.advance(
                 request.standing, session.hello.model, request.forecast.cluster, attained_tokens
             )
@@ -180,13 +190,15 @@ class Beliefs:
 
     def close(self, model: str, request: ServedRequest, finished: Finished) -> None:
         """Count a request no longer among those that run, because it has ended."""
+        self._present[model] -= 1
         if self._unfinished is not None:
-            if finished.output_tokens > 0:
+            if finished.output_tokens > 0 and not request.late:
                 self._unfinished.learnt(model, request.forecast.cluster)
             self._unfinished.withdraw(request.standing)
 
     def abandon(self, session: Session) -> None:
         """Count the requests of an engine that is gone no longer."""
+        self._present[session.hello.model] -= len(session.requests)
         for request in session.requests.values():
             if self._unfinished is not None:
                 self._unfinished.withdraw(request.standing)
@@ -210,7 +222,7 @@ class Beliefs:
             observation,
             trusted=request.trusted,
             uniform=self._random.random(),
-            ripe=request.taught >= RIPE_ANSWERS,
+            ripe=request.taught >= RIPE_ANSWERS and self._is_ripe(model),
         )
         served = judgement.served
         outcome = Outcome(
@@ -290,6 +302,11 @@ class Beliefs:
         self.advance(session, request, request.attained_tokens)
         if request.standing is not None and self._unfinished is not None:
             self._unfinished.resume(request.standing, at_risk)
+
+    def _is_ripe(self, model: str) -> bool:
+        """Whether what ends tells of long answers too."""
+        ripening = min(TURNOVERS * self._present[model], MOST_RIPENING_ANSWERS)
+        return self.taught(model) >= RIPE_ANSWERS + ripening
 
     def _cluster_changed(self, change: ClusterChange) -> None:
         self._changes.append(change)

@@ -54,7 +54,7 @@ class Counts:
     not_tracked: int = 0
     """Arrivals beyond ``max_unfinished``."""
     not_learnt: int = 0
-    """Answers that the learner was not taught, because too much waited to be done."""
+    """Answers that the learner was not taught, because too much waited to be done, or was put off."""
     not_renewed: int = 0
     """Beliefs that were not formed anew, for the same reason."""
     put_off: int = 0

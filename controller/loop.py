@@ -35,9 +35,11 @@ class LoopLimits:
     """Bounds and intervals of the loop."""
 
     wait_s: float = 0.02
-    hurry_s: float = 0.1
+    hurry_s: float = 0.15
     """After so long with the messages of one turn, arrivals among the rest go by the prior until there is time: an
     engine that is not heard in time orders nothing at all."""
+    catch_up_s: float = 0.05
+    """A turn may be so long when such arrivals are left from the turns before it."""
     publish_interval_s: float = 0.25
     unwritten_entries: int = 100_000
     """Entries not yet on disk beyond which facts are not recorded: engines keep them, and tell them again."""
@@ -175,8 +177,10 @@ class ControlLoop:
             self._send(self._core.refine(*encoded, now_s), now_s)
 
     def _on_backlog(self, now_s: float) -> None:
-        """Do one piece of work that can wait, before it is asked again who cannot."""
+        """Do one piece of work that can wait, before it is asked again who cannot; some more where arrivals do."""
         self._send(self._core.work(now_s), now_s)
+        while self._core.arrivals.waiting and self._clock() - now_s < self._limits.catch_up_s:
+            self._send(self._core.work(now_s), now_s)
 
     def _on_tick(self, now_s: float) -> None:
         """What is due by the clock: heartbeats, fresher beliefs, and the way back from a fallback."""

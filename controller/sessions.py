@@ -43,6 +43,8 @@ class ServedRequest:
     preemptions: int = 0
     standing: Standing | None = None
     """How far it is counted among the answers that still run."""
+    late: bool = False
+    """Whether it was put off: those that ended before are not known, so that the others tell of long answers only."""
     counted_until: int = -1
     """Attained tokens up to which its standing stays as it is."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
 from collections.abc import Iterator
 
@@ -142,6 +143,21 @@ def test_nonsense_puts_its_models_engines_back_to_fcfs_and_the_other_model_is_le
     assert "trusted again" in back.reason
     revisions = [settings.revision for settings in world.settings[b"x"]]
     assert revisions == sorted(set(revisions))
+
+
+def test_short_answers_that_end_before_the_long_ones_cost_no_trust() -> None:
+    """As when a controller starts under load: what has ended yet says nothing of calibration."""
+    world = World()
+    running: list[tuple[int, int, str]] = []
+    for moment in range(1_500):
+        for _ in range(4):
+            tokens = int(world.random.choice(GRID, p=TRUTH[2].mass))
+            heapq.heappush(running, (moment + tokens, tokens, world.arrive(b"x", 2)))
+        while running[0][0] <= moment:
+            _, tokens, request_id = heapq.heappop(running)
+            world.finish(b"x", request_id, tokens)
+    assert world.brain.counts.completions > 4_000
+    assert [settings.mode for settings in world.settings[b"x"]] == ["on"]
 
 
 def test_a_distrusted_cluster_is_served_by_the_prior() -> None:

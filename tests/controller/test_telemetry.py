@@ -31,7 +31,7 @@ def life() -> RecentLife:
     found = RecentLife(
         "e", "s",
         arrived=Arrived(
-            request_id="r", arrival_s=100.0, prompt_tokens=70, token_ids=b"secret", max_tokens=50, temperature=0.7, tenant="t"
+            request_id="r", arrival_s=100.0, prompt_tokens=70, token_ids=b"secret!!", max_tokens=50, temperature=0.7, tenant="t"
         ),
         prediction=Prediction(
             request_id="r", time_s=100.0, cluster=3, features=b"f", prompt_hash="hash", mean_tokens=12.0, p10_tokens=1,
