@@ -51,6 +51,7 @@ class Answers:
         if self._backlog.takes():
             self._backlog.put(ended)
         else:
+            self._counts.not_learnt += 1
             self._pass_over(ended)
         return []
 
@@ -91,7 +92,6 @@ class Answers:
         session, request, finished = ended.session, ended.request, ended.finished
         if request is not None:
             self._beliefs.close(session.hello.model, request, finished)
-        self._counts.not_learnt += 1
         self.on_finished(session, request, finished, None)
 
     def _drifted(self, session: Session, drift: Drift, now_s: float) -> Outgoing:

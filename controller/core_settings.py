@@ -54,10 +54,10 @@ class Counts:
     not_tracked: int = 0
     """Arrivals beyond ``max_unfinished``."""
     not_learnt: int = 0
-    """Answers that the learner was not taught, because too much waited to be done, or was put off."""
+    """Answers that the learner was not taught, because too much waited to be done."""
     not_renewed: int = 0
     """Beliefs that were not formed anew, for the same reason."""
     put_off: int = 0
-    """Arrivals that went by the prior at first, because the brain was hurried."""
+    """Arrivals that went by the prior at first, because the brain was hurried; their answers are not learnt from."""
     not_predicted: int = 0
     """Of those the ones that ended, or whose engine went, before there was time for a belief."""

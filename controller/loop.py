@@ -44,7 +44,7 @@ class LoopLimits:
     unwritten_entries: int = 100_000
     """Entries not yet on disk beyond which facts are not recorded: engines keep them, and tell them again."""
     overload_warning_s: float = 600.0
-    """The log says at most so often that there is no time for every request."""
+    """The log says at most so often that there is no time to learn from every answer."""
     error_pause_s: float = 5.0
     error_pause_limit_s: float = 300.0
     errors_logged: int = 100
@@ -92,7 +92,7 @@ class ControlLoop:
         self._next_publish_s = 0.0
         self._trouble = _Trouble()
         self._logged: set[str] = set()
-        self._left_out = 0
+        self._not_learnt = 0
         self._next_warning_s = 0.0
         self._stopping = threading.Event()
 
@@ -281,10 +281,10 @@ class ControlLoop:
         self._live.publish(self._core, store=self._history.stats, loop=loop, now_s=now_s)
 
     def _tell_of_overload(self, now_s: float) -> None:
-        """Say in the log when there is no time for some requests."""
+        """Say in the log when answers are not learnt from, which is the first thing to go."""
         counts = self._core.counts
-        before, self._left_out = self._left_out, counts.not_learnt + counts.not_predicted
-        if self._left_out > before and now_s >= self._next_warning_s:
+        before, self._not_learnt = self._not_learnt, counts.not_learnt
+        if counts.not_learnt > before and now_s >= self._next_warning_s:
             self._next_warning_s = now_s + self._limits.overload_warning_s
             log.warning(
                 "requests come faster than this controller learns from them: %d answers were not learnt from, and %d "

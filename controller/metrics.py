@@ -53,7 +53,7 @@ BRAIN_COUNTERS = {
     "not_tracked": "Arrivals beyond the bound on unfinished requests; they keep the prior's index.",
     "not_learnt": "Answers that were not learnt from, because the controller was behind with its work.",
     "not_renewed": "Beliefs that were not formed anew, because the controller was behind with its work.",
-    "put_off": "Arrivals that went by the model's prior at first, because too many came at once.",
+    "put_off": "Arrivals that went by the model's prior at first, because too many came at once; not learnt from.",
     "not_predicted": "Arrivals put off that ended before there was time to predict them.",
 }
 
