@@ -35,10 +35,10 @@ class LoopLimits:
     """Bounds and intervals of the loop."""
 
     wait_s: float = 0.02
-    hurry_s: float = 0.15
+    hurry_s: float = 0.5
     """After so long with the messages of one turn, arrivals among the rest go by the prior until there is time: an
     engine that is not heard in time orders nothing at all."""
-    catch_up_s: float = 0.05
+    catch_up_s: float = 0.1
     """A turn may be so long when such arrivals are left from the turns before it."""
     publish_interval_s: float = 0.25
     unwritten_entries: int = 100_000
