@@ -98,13 +98,6 @@ def prompt_features(prompt: Prompt) -> Features:
     return features
 
 
-def identities(features: Features) -> tuple[int, ...]:
-    """Hashes of the template at each of `TEMPLATE_DEPTHS` and of the tenant; 0 for none, as in vectors without them."""
-    if features.size < DIMENSIONS + IDENTITIES:
-        return (0,) * IDENTITIES
-    return tuple(features[DIMENSIONS : DIMENSIONS + IDENTITIES].astype(np.int64).tolist())
-
-
 def grams(features: Features) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Rows of the listed n-grams and their weights: sublinear counts, of unit length together.
 

@@ -13,7 +13,6 @@ from online_learning.distribution import FloatArray, IntArray, LengthDistributio
 from online_learning.expert import Belief, Expert, Lesson, Query, SoloLearner, at_risk_of, bin_of, drifts_of, verdict
 from online_learning.features import prompt_features
 from online_learning.global_belief import GlobalBelief
-from online_learning.group import GroupSettings, template_expert, tenant_expert
 from online_learning.hazard_head import HazardHead, HeadSettings, torch_is_installed
 from online_learning.learner import LearnerSettings
 from online_learning.neighbours import NeighbourExpert, NeighbourSettings
@@ -28,7 +27,6 @@ class MixtureSettings:
 
     common: LearnerSettings = field(default_factory=LearnerSettings)
     neighbours: NeighbourSettings = field(default_factory=NeighbourSettings)
-    groups: GroupSettings = field(default_factory=GroupSettings)
     bands: BandSettings = field(default_factory=BandSettings)
     head: HeadSettings = field(default_factory=HeadSettings)
     pool: PoolSettings = field(default_factory=PoolSettings)
@@ -62,8 +60,6 @@ def all_experts(lengths: IntArray, settings: MixtureSettings) -> list[Expert]:
         _PriorExpert(lengths),
         ClusterExpert(lengths, common.clusters, common.cluster_sketch, max_models=common.max_models),
         NeighbourExpert(lengths, settings.neighbours, max_models=common.max_models),
-        template_expert(lengths, settings.groups),
-        tenant_expert(lengths, settings.groups),
         BandExpert(lengths, settings.bands),
     ]
     if torch_is_installed():

@@ -15,7 +15,6 @@ from online_learning.features import (
     TAIL_TOKENS,
     TEXT_DIMENSIONS,
     grams,
-    identities,
     prompt_features,
 )
 from online_learning.prompt import Features, Prompt
@@ -30,9 +29,8 @@ def _features(tokens: list[int], *, max_tokens: int = 512, temperature: float = 
 
 def _identities(tokens: list[int], tenant: str | None = None) -> tuple[int, ...]:
     ids = np.asarray(tokens, dtype=np.uint32)
-    return identities(
-        prompt_features(Prompt(token_ids=ids, prompt_tokens=9, max_tokens=9, temperature=0.7, model="m", tenant=tenant))
-    )
+    prompt = Prompt(token_ids=ids, prompt_tokens=9, max_tokens=9, temperature=0.7, model="m", tenant=tenant)
+    return tuple(prompt_features(prompt)[DIMENSIONS : DIMENSIONS + IDENTITIES].astype(np.int64).tolist())
 
 
 def _cosine(left: list[int], right: list[int]) -> float:
@@ -150,10 +148,9 @@ def test_a_tenant_has_an_identity() -> None:
     assert _identities([1])[3] == 0
 
 
-def test_vectors_recorded_before_there_were_identities_have_none() -> None:
+def test_a_dense_vector_alone_has_no_grams() -> None:
     """A history of dense vectors alone still teaches."""
     vector = _features(list(range(50)))[:DIMENSIONS]
-    assert identities(vector) == (0, 0, 0, 0)
     assert grams(vector)[0].size == 0
 
 

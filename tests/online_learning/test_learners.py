@@ -11,7 +11,6 @@ from online_learning.bands import BandExpert
 from online_learning.clusters import ClusterSettings
 from online_learning.distribution import log_grid
 from online_learning.expert import SoloLearner
-from online_learning.group import GroupSettings, template_expert, tenant_expert
 from online_learning.hazard_head import HazardHead
 from online_learning.learner import ClusterLearner, GlobalLearner, LearnerSettings
 from online_learning.memory import held_bytes
@@ -33,18 +32,15 @@ SMALL = LearnerSettings(
 
 GRID = log_grid()
 NEIGHBOURS = NeighbourSettings(history_prompts=300, fit_prompts=(30, 100), kernels=((0.05, 300.0), (0.2, 300.0)))
-GROUPS = GroupSettings(max_groups=20, sketch=SMALL.cluster_sketch)
 POOL = PoolSettings(max_models=3, max_regions=12)
 
 ALL: dict[str, Factory] = {
     "global": lambda: GlobalLearner(SMALL),
     "cluster": lambda: ClusterLearner(SMALL),
     "neighbours": lambda: SoloLearner(NeighbourExpert(GRID, NEIGHBOURS, max_models=3), SMALL.of_global),
-    "template": lambda: SoloLearner(template_expert(GRID, GROUPS), SMALL.of_global),
-    "tenant": lambda: SoloLearner(tenant_expert(GRID, GROUPS), SMALL.of_global),
     "bands": lambda: SoloLearner(BandExpert(GRID), SMALL.of_global),
     "network": lambda: SoloLearner(HazardHead(GRID), SMALL.of_global),
-    "mixture": lambda: MixtureLearner(MixtureSettings(common=SMALL, neighbours=NEIGHBOURS, groups=GROUPS, pool=POOL)),
+    "mixture": lambda: MixtureLearner(MixtureSettings(common=SMALL, neighbours=NEIGHBOURS, pool=POOL)),
     "similarity": lambda: SimilarityLearner(SimilaritySettings(history_prompts=300), SMALL),
 }
 OURS = {name: create for name, create in ALL.items() if name != "similarity"}

@@ -72,11 +72,11 @@ def test_coverage_returns_after_a_drift() -> None:
 
 
 def test_a_drift_is_told_of_the_prompt_s_cluster_whichever_expert_found_it() -> None:
-    """The template and tenant of these prompts drift with their family; no event names anything but a cluster."""
+    """Two families drift, each over many clusters; no event names anything but a cluster."""
     learner = MixtureLearner()
     found: dict[int, set[int | None]] = {}
     for medians in ((40, 300), (400, 30)):
-        for number in range(500):
+        for number in range(1_000):
             family = number % 2
             prompt = _prompt(family, number, tenant=f"tenant-{family}")
             features = learner.features(prompt)

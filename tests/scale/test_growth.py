@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from online_learning.clusters import ClusterSettings
-from online_learning.group import GroupSettings
 from online_learning.learner import LearnerSettings
 from online_learning.memory import held_bytes
 from online_learning.mixture import MixtureLearner, MixtureSettings
@@ -27,7 +26,6 @@ LOOKED_AT = 120
 SMALL = MixtureSettings(
     common=LearnerSettings(clusters=ClusterSettings(clusters=16, seed_prompts=300)),
     neighbours=NeighbourSettings(history_prompts=500, fit_prompts=(60, 200, 500)),
-    groups=GroupSettings(max_groups=32),
     judge_all=200,
 )
 """The whole learner with small windows, so that they are full after thousands of answers and not after tens of them."""
