@@ -23,11 +23,6 @@ _BEND_STEPS = 200
 """Steps along a slope that never overshoots; each takes at least (1 - depth) / (1 + depth) off the error."""
 
 
-def poisson_arrivals(generator: np.random.Generator, *, count: int, rate_rps: float) -> Seconds:
-    """Arrivals that know nothing of each other: independent exponential gaps."""
-    return gamma_arrivals(generator, count=count, rate_rps=rate_rps, cv=1.0)
-
-
 def gamma_arrivals(generator: np.random.Generator, *, count: int, rate_rps: float, cv: float) -> Seconds:
     """Arrivals with gamma-distributed gaps of a given coefficient of variation.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -74,68 +73,20 @@ class Mixture:
         _require(
             0 < len(self.parts) == len(self.weights), "weights of a length mixture", self.weights, "one for each part"
         )
-        _require_weights("weights of a length mixture", self.weights)
+        sound = all(np.isfinite(weight) and weight >= 0 for weight in self.weights) and sum(self.weights) > 0
+        _require(sound, "weights of a length mixture", self.weights, "numbers of 0 or more, not all 0")
 
     def draw(self, generator: np.random.Generator, count: int) -> Tokens:
         """So many independent lengths."""
-        chosen = generator.choice(len(self.parts), size=count, p=_shares(self.weights))
+        weights = np.asarray(self.weights, dtype=np.float64)
+        chosen = generator.choice(len(self.parts), size=count, p=weights / weights.sum())
         drawn = np.stack([part.draw(generator, count) for part in self.parts])
         return np.asarray(drawn[chosen, np.arange(count)])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
-    """Lengths from a histogram, or with equal weights from lengths that were observed.
-
-    >>> Table(lengths=(7,)).draw(np.random.default_rng(0), 3).tolist()
-    [7, 7, 7]
-    """
-
-    lengths: tuple[int, ...]
-    weights: tuple[float, ...] | None = None
-
-    def __post_init__(self) -> None:
-        _require(
-            len(self.lengths) > 0 and min(self.lengths) >= 1, "a length table", self.lengths[:5], "lengths of 1 or more"
-        )
-        if self.weights is not None:
-            _require(len(self.weights) == len(self.lengths), "weights of a length table", self.weights[:5], "one each")
-            _require_weights("weights of a length table", self.weights)
-
-    def draw(self, generator: np.random.Generator, count: int) -> Tokens:
-        """So many independent lengths."""
-        shares = None if self.weights is None else _shares(self.weights)
-        return generator.choice(np.asarray(self.lengths, dtype=np.int64), size=count, p=shares)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Clipped:
-    """Another distribution's lengths, those above ``most_tokens`` cut to it, as a server's own limit does."""
-
-    lengths: Lengths
-    most_tokens: int
-
-    def __post_init__(self) -> None:
-        _require(self.most_tokens >= 1, "most_tokens of clipped lengths", self.most_tokens, "1 or more")
-
-    def draw(self, generator: np.random.Generator, count: int) -> Tokens:
-        """So many independent lengths."""
-        return np.minimum(self.lengths.draw(generator, count), self.most_tokens)
 
 
 def _whole(lengths: NDArray[np.float64]) -> Tokens:
     """Round to whole tokens, 1 or more, and keep far tails inside the integers."""
     return np.rint(np.clip(lengths, 1.0, 1e15)).astype(np.int64)
-
-
-def _shares(weights: Sequence[float]) -> NDArray[np.float64]:
-    shares = np.asarray(weights, dtype=np.float64)
-    return np.asarray(shares / shares.sum())
-
-
-def _require_weights(name: str, weights: Sequence[float]) -> None:
-    sound = all(np.isfinite(weight) and weight >= 0 for weight in weights) and sum(weights) > 0
-    _require(sound, name, weights, "numbers of 0 or more, not all 0")
 
 
 def _require(condition: bool, name: str, value: object, remedy: str) -> None:  # noqa: FBT001 - an assertion's shape

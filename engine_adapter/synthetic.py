@@ -10,14 +10,13 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine_adapter.synthetic_families import COMMON, FAMILIES, Family
 from engine_adapter.tokens import count_tokens
-from engine_adapter.workload_rows import Workload, WorkloadRow
+from engine_adapter.workload_rows import WorkloadRow
 from store.errors import BadInputError
 
 MAX_RESPONSE_TOKENS = 8000
@@ -50,15 +49,6 @@ class SyntheticOptions:
             raise BadInputError(f"length_factor is {self.length_factor}: give more than 0, at most 100")
         if not 0 <= self.tenants <= 1000:
             raise BadInputError(f"tenants is {self.tenants}: give 0 to 1000")
-
-
-def synthetic_workload(requests: int, seed: int, options: SyntheticOptions | None = None) -> Workload:
-    """So many requests of `synthetic_stream`.
-
-    >>> synthetic_workload(1, seed=3).rows == synthetic_workload(9, seed=3).rows[:1]
-    True
-    """
-    return Workload(name="synthetic", rows=tuple(islice(synthetic_stream(seed, options), max(0, requests))))
 
 
 def synthetic_stream(seed: int, options: SyntheticOptions | None = None) -> Iterator[WorkloadRow]:

@@ -24,22 +24,6 @@ def read_parquet(path: Path) -> Workload:
     return Workload(name=path.stem, rows=rows)
 
 
-def write_parquet(workload: Workload, path: Path) -> None:
-    """Write the contract's columns; priorities, clients' limits and block hashes have no column and are left out."""
-    table = pa.table(
-        {
-            "task": pa.array([row.task for row in workload.rows], pa.string()),
-            "model": pa.array([row.model for row in workload.rows], pa.string()),
-            "prompt": pa.array([row.prompt for row in workload.rows], pa.string()),
-            "prompt_len_tokens": pa.array([row.prompt_len_tokens for row in workload.rows], pa.int32()),
-            "response_len_tokens": pa.array([row.response_len_tokens for row in workload.rows], pa.int32()),
-            "arrival_s": pa.array([row.arrival_s for row in workload.rows], pa.float64()),
-            "client": pa.array([row.client for row in workload.rows], pa.string()),
-        }
-    )
-    pq.write_table(table, path, compression="zstd")
-
-
 def _columns(path: Path) -> list[list[object]]:
     try:
         with pq.ParquetFile(path) as file:

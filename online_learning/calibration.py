@@ -135,11 +135,6 @@ class CalibrationBook:
                 changed.append(window.measure(_news(window.guard)))
         return changed
 
-    def trusts_model(self, model: str) -> bool:
-        """Whether the beliefs that are served for a model may be acted upon."""
-        window = self._models.get(model)
-        return window is None or window.guard.trusted
-
     def trusts_cluster(self, model: str, cluster: int | None) -> bool:
         """Whether the learner's predictions for a cluster are better used than the model's prior."""
         window = self._clusters.get(Scope(model, "cluster", cluster))

@@ -1,4 +1,4 @@
-"""The learners that look at nothing but the model, and at prompt clusters alone.
+"""The learner that looks at nothing but the model, and the settings that all learners share.
 
 A learner's state is a function of the (features, model, observation) triples that it was taught, in their order:
 predicting changes nothing and all chance is seeded, so that teaching the recorded triples again to a new learner
@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from online_learning.cluster_expert import ClusterExpert
 from online_learning.clusters import ClusterSettings
-from online_learning.distribution import LengthDistribution, log_grid
-from online_learning.expert import SoloLearner, at_risk_of, drifts_of
+from online_learning.distribution import LengthDistribution
+from online_learning.expert import at_risk_of, drifts_of
 from online_learning.features import prompt_features
 from online_learning.global_belief import GlobalBelief, GlobalSettings
 from online_learning.prompt import Drift, Features, Forecast, Observation, Prompt
@@ -21,7 +20,7 @@ from online_learning.sketch import SketchSettings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnerSettings:
-    """Settings of all learners here."""
+    """Settings that all learners share."""
 
     longest_tokens: int = 131_072
     """Longest length of the grid; a longer answer counts as one that long."""
@@ -85,14 +84,3 @@ class GlobalLearner:
     def prior(self, model: str) -> LengthDistribution:
         """The same belief as for any prompt."""
         return LengthDistribution(self._belief.lengths, self._belief.prior(model).mass)
-
-
-class ClusterLearner(SoloLearner):
-    """Prompt clusters alone, over the global belief; `ClusterExpert` says how."""
-
-    def __init__(self, settings: LearnerSettings | None = None) -> None:
-        chosen = settings or LearnerSettings()
-        expert = ClusterExpert(
-            log_grid(chosen.longest_tokens), chosen.clusters, chosen.cluster_sketch, max_models=chosen.max_models
-        )
-        super().__init__(expert, chosen.of_global)

@@ -113,19 +113,11 @@ def _left(position: int) -> int:
     return int(_GRID[position - 1]) if position > 0 else 0
 
 
-def pinball_tokens(distribution: LengthDistribution, observation: Observation, probability: float) -> float:
-    """Quantile loss of the belief's quantile at ``probability``; its mean is least for the true quantile.
+def mean_pinball_tokens(distribution: LengthDistribution, observation: Observation) -> float:
+    """Mean of the quantile losses at `PINBALL_PROBABILITIES`; each has its least mean at the true quantile.
 
     A censored outcome counts by what is known: a quantile above the cut is not judged.
     """
-    error = observation.output_tokens - distribution.quantile(probability)
-    if error >= 0:
-        return probability * error
-    return 0.0 if observation.censored else (probability - 1.0) * error
-
-
-def mean_pinball_tokens(distribution: LengthDistribution, observation: Observation) -> float:
-    """Mean of the quantile losses at `PINBALL_PROBABILITIES`; lower is better."""
     cumulative = distribution.mass.cumsum()
     positions = cumulative.searchsorted(_PINBALL_REACHED)
     errors = observation.output_tokens - distribution.lengths[np.minimum(positions, distribution.lengths.size - 1)]

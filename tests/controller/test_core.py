@@ -6,7 +6,7 @@ import pytest
 from controller.core import Core, CoreConfig
 from controller.policies import policy_named
 from online_learning.distribution import LengthDistribution
-from online_learning.learner import ClusterLearner
+from online_learning.learner import GlobalLearner
 from online_learning.prompt import Features, LengthLearner, Observation, Prompt
 from store.entries import Decision, EngineSeen, Outcome, Prediction, SettingsChanged
 from store.records import Acknowledged, Arrived, Facts, Finished, Heartbeat, Hello, IndexTable, Settings
@@ -37,7 +37,7 @@ def core(
     durable: dict[str, int] | None = None, policy: str = "sage", learner: LengthLearner | None = None, backlog: int = 0
 ) -> Core:
     return Core(
-        learner=learner or ClusterLearner(),
+        learner=learner or GlobalLearner(),
         policy=policy_named(policy),
         config=CoreConfig(controller_id="c", mode="on", hash_key=b"k", backlog=backlog),
         now_s=0.0,
@@ -122,7 +122,7 @@ def test_heartbeats_repeat_the_settings() -> None:
     assert [beat.settings for beat in beats] == [brain.settings]
 
 
-class BrokenLearner(ClusterLearner):
+class BrokenLearner(GlobalLearner):
     """Raises on every prompt, as a learner with a fault would."""
 
     def features(self, prompt: Prompt) -> Features:
@@ -139,7 +139,7 @@ def test_a_failing_learner_loses_no_fact() -> None:
     assert [entry.batch for entry in brain.drain_entries()] == [1, 1, 1]
 
 
-class ChokingLearner(ClusterLearner):
+class ChokingLearner(GlobalLearner):
     """Raises on the first prompt only."""
 
     choked = False
@@ -164,7 +164,7 @@ def test_a_fact_that_fails_costs_the_others_nothing() -> None:
     assert list(brain.sessions[0].requests) == ["c"]
 
 
-class PriorlessLearner(ClusterLearner):
+class PriorlessLearner(GlobalLearner):
     """Has no prior to give."""
 
     def prior(self, model: str) -> LengthDistribution:

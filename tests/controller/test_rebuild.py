@@ -14,8 +14,8 @@ from controller.rebuild import rebuild
 from engine_adapter.synthetic import synthetic_stream
 from engine_adapter.tokens import token_ids
 from online_learning.clusters import ClusterSettings
-from online_learning.learner import ClusterLearner, GlobalLearner, LearnerSettings
-from online_learning.mixture import MixtureLearner, MixtureSettings
+from online_learning.learner import GlobalLearner, LearnerSettings
+from online_learning.mixture import MixtureLearner, MixtureSettings, solo_learners
 from online_learning.prompt import Drift, Features, LengthLearner, Observation, Prompt
 from store.reader import learning_history, open_history
 from store.records import Arrived, Facts, Finished, FinishReason, Hello
@@ -37,7 +37,7 @@ SMALL = LearnerSettings(clusters=ClusterSettings(clusters=16, seed_prompts=400))
 
 
 def fresh() -> LengthLearner:
-    return ClusterLearner(SMALL)
+    return solo_learners(MixtureSettings(common=SMALL))["cluster"]
 
 
 def fresh_mixture() -> LengthLearner:
@@ -193,7 +193,7 @@ def test_answers_with_features_of_another_release_are_left_out(tmp_path: Path) -
     assert rebuild(brain(fresh()), tmp_path, 100) == 30
 
 
-class _Forgetful(ClusterLearner):
+class _Forgetful(GlobalLearner):
     """Fails on every tenth answer that it is taught."""
 
     lessons = 0

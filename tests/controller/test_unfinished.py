@@ -11,8 +11,8 @@ from controller.core import Core, CoreConfig
 from controller.policies import policy_named
 from online_learning.clusters import ClusterSettings
 from online_learning.features import DIMENSIONS
-from online_learning.learner import ClusterLearner, GlobalLearner, LearnerSettings
-from online_learning.mixture import MixtureLearner, MixtureSettings
+from online_learning.learner import GlobalLearner, LearnerSettings
+from online_learning.mixture import MixtureLearner, MixtureSettings, solo_learners
 from online_learning.prompt import LengthLearner, Observation
 from online_learning.similarity import SimilarityLearner
 from store.records import Arrived, Fact, Facts, Finished, Hello, RunningRequest, Snapshot
@@ -27,7 +27,7 @@ SMALL = LearnerSettings(clusters=ClusterSettings(clusters=4, early_seed_prompts=
 
 OURS: dict[str, Callable[[], LengthLearner]] = {
     "global": GlobalLearner,
-    "cluster": lambda: ClusterLearner(SMALL),
+    "cluster": lambda: solo_learners(MixtureSettings(common=SMALL))["cluster"],
     "mixture": lambda: MixtureLearner(MixtureSettings(common=SMALL)),
 }
 our_learner = pytest.mark.parametrize("create", OURS.values(), ids=OURS.keys())

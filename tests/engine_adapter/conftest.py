@@ -1,4 +1,4 @@
-"""What the tests of the vLLM plugin share: a controller by script, and vLLM's platform where none is found."""
+"""What tests of the adapter share: a controller by script, vLLM's platform where none is found, workload files."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from engine_adapter.workload_parquet import COLUMNS
+from engine_adapter.workload_rows import Workload
 from store.records import (
     Acknowledged,
     Arrived,
@@ -93,3 +98,14 @@ class ScriptedController:
 def scripted() -> type[ScriptedController]:
     """The class of scripted controllers."""
     return ScriptedController
+
+
+def _write_parquet(workload: Workload, path: Path) -> None:
+    rows = [{name: getattr(row, name) for name in COLUMNS} for row in workload.rows]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+@pytest.fixture
+def write_parquet() -> Callable[[Workload, Path], None]:
+    """Writes the columns that a workload file has."""
+    return _write_parquet

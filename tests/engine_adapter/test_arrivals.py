@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_adapter.arrivals import Wave, all_at_zero, arrival_plan, gamma_arrivals, poisson_arrivals, trace_arrivals
+from engine_adapter.arrivals import Wave, all_at_zero, arrival_plan, gamma_arrivals, trace_arrivals
 from store.errors import BadInputError
 
 
@@ -22,7 +22,7 @@ def test_gamma_arrivals_have_the_rate_and_the_variation_asked_for(cv: float, rat
 
 def test_poisson_arrivals_in_disjoint_seconds_are_counted_as_poisson() -> None:
     """The variance of the counts equals their mean, and neighbouring counts do not correlate."""
-    times_s = poisson_arrivals(np.random.default_rng(3), count=50_000, rate_rps=5.0)
+    times_s = gamma_arrivals(np.random.default_rng(3), count=50_000, rate_rps=5.0, cv=1.0)
     counts = np.bincount(times_s.astype(int))[:-1]
     assert counts.var() / counts.mean() == pytest.approx(1.0, abs=0.05)
     assert abs(np.corrcoef(counts[:-1], counts[1:])[0, 1]) < 0.03
@@ -68,7 +68,7 @@ def test_all_at_zero_is_there_from_the_start() -> None:
 def test_a_rate_that_is_none_is_refused_by_name_and_value(rate_rps: float) -> None:
     """The message holds the value."""
     with pytest.raises(BadInputError, match=f"rate in requests/s is {rate_rps}"):
-        poisson_arrivals(np.random.default_rng(0), count=1, rate_rps=rate_rps)
+        gamma_arrivals(np.random.default_rng(0), count=1, rate_rps=rate_rps, cv=1.0)
     with pytest.raises(BadInputError, match=f"rate in requests/s is {rate_rps}"):
         trace_arrivals([0.0, 1.0], rate_rps=rate_rps)
 

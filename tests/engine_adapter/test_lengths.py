@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engine_adapter.lengths import Clipped, Lengths, LogNormal, Mixture, Pareto, Table
+from engine_adapter.lengths import Lengths, LogNormal, Mixture, Pareto
 from store.errors import BadInputError
 
 EXAMPLES: dict[str, Lengths] = {
@@ -12,8 +12,6 @@ EXAMPLES: dict[str, Lengths] = {
     "mixture": Mixture(
         parts=(LogNormal(median_tokens=10, sigma=0.2), Pareto(least_tokens=500, alpha=2)), weights=(3, 1)
     ),
-    "table": Table(lengths=(1, 5, 90), weights=(1, 0, 2)),
-    "clipped": Clipped(lengths=Pareto(least_tokens=20, alpha=0.5), most_tokens=4000),
 }
 
 
@@ -53,21 +51,6 @@ def test_a_mixture_draws_from_its_parts_by_weight() -> None:
     assert (drawn >= 500).mean() == pytest.approx(0.25, abs=0.01)
 
 
-def test_a_table_draws_what_it_holds_by_weight() -> None:
-    """A length of weight zero never comes; without weights all come equally often."""
-    drawn = draw(EXAMPLES["table"])
-    assert set(drawn.tolist()) == {1, 90}
-    assert (drawn == 90).mean() == pytest.approx(2 / 3, abs=0.01)
-    assert (draw(Table(lengths=(3, 4))) == 3).mean() == pytest.approx(0.5, abs=0.01)
-
-
-def test_clipping_cuts_the_tail_alone() -> None:
-    """Lengths below the limit stay as they are."""
-    whole, cut = draw(Pareto(least_tokens=20, alpha=0.5)), draw(EXAMPLES["clipped"])
-    assert (cut == np.minimum(whole, 4000)).all()
-    assert cut.max() == 4000
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -75,13 +58,10 @@ def test_clipping_cuts_the_tail_alone() -> None:
         (lambda: LogNormal(median_tokens=5, sigma=float("nan")), "sigma of a log-normal length is nan"),
         (lambda: Pareto(least_tokens=5, alpha=0), "alpha of a Pareto length is 0"),
         (lambda: Pareto(least_tokens=0.5, alpha=1), "least_tokens of a Pareto length is 0.5"),
-        (lambda: Table(lengths=()), "a length table is"),
-        (lambda: Table(lengths=(0,)), "a length table is"),
-        (lambda: Table(lengths=(1,), weights=(0.0,)), "weights of a length table"),
-        (lambda: Table(lengths=(1,), weights=(1.0, 2.0)), "weights of a length table"),
         (lambda: Mixture(parts=(), weights=()), "weights of a length mixture"),
-        (lambda: Mixture(parts=(Table(lengths=(1,)),), weights=(-1.0,)), "weights of a length mixture"),
-        (lambda: Clipped(lengths=Table(lengths=(1,)), most_tokens=0), "most_tokens of clipped lengths is 0"),
+        (lambda: Mixture(parts=(EXAMPLES["pareto"],), weights=(1.0, 2.0)), "weights of a length mixture"),
+        (lambda: Mixture(parts=(EXAMPLES["pareto"],), weights=(-1.0,)), "weights of a length mixture"),
+        (lambda: Mixture(parts=(EXAMPLES["pareto"],), weights=(0.0,)), "weights of a length mixture"),
     ],
 )
 def test_senseless_parameters_are_refused_by_name_and_value(make: object, message: str) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from engine_adapter.loaders import load_workload
 from engine_adapter.tokens import count_tokens
-from engine_adapter.workload_parquet import COLUMNS, write_parquet
+from engine_adapter.workload_parquet import COLUMNS
 from engine_adapter.workload_rows import Workload, WorkloadRow
 from store.errors import WorkloadError
 
@@ -83,7 +83,9 @@ def table(**changes: object) -> dict[str, object]:
     return columns | changes
 
 
-def test_our_parquet_comes_back_as_it_was_written(tmp_path: Path) -> None:
+def test_our_parquet_comes_back_as_it_was_written(
+    tmp_path: Path, write_parquet: Callable[[Workload, Path], None]
+) -> None:
     """Texts, nulls, lengths, times and clients."""
     write_parquet(Workload(name="small", rows=ROWS), tmp_path / "small.parquet")
     assert load_workload(tmp_path / "small.parquet") == Workload(name="small", rows=ROWS)

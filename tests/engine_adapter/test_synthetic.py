@@ -6,11 +6,15 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from engine_adapter.synthetic import MAX_RESPONSE_TOKENS, SyntheticOptions, synthetic_stream, synthetic_workload
+from engine_adapter.synthetic import MAX_RESPONSE_TOKENS, SyntheticOptions, synthetic_stream
 from engine_adapter.synthetic_families import FAMILIES
 from engine_adapter.tokens import count_tokens
 from engine_adapter.workload_rows import Workload, WorkloadRow
 from store.errors import BadInputError, WorkloadError
+
+
+def synthetic_workload(requests: int, seed: int, options: SyntheticOptions | None = None) -> Workload:
+    return Workload(name="synthetic", rows=tuple(islice(synthetic_stream(seed, options), requests)))
 
 
 @pytest.fixture(scope="module")

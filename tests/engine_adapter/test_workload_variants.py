@@ -1,6 +1,8 @@
 """What a variant changes of a workload, and what it leaves alone."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_adapter.synthetic import MAX_RESPONSE_TOKENS, synthetic_workload
-from engine_adapter.workload_parquet import write_parquet
-from engine_adapter.workload_rows import WorkloadRow
+from engine_adapter.synthetic import MAX_RESPONSE_TOKENS, synthetic_stream
+from engine_adapter.workload_rows import Workload, WorkloadRow
 from engine_adapter.workload_variants import VARIANTS, Variant, split_variant, varied
 from engine_adapter.workloads import bench_works
 from store.errors import WorkloadError
 
-WORKLOAD = synthetic_workload(600, seed=2)
+WORKLOAD = Workload(name="synthetic", rows=tuple(islice(synthetic_stream(seed=2), 600)))
 ROWS = WORKLOAD.rows
 
 
@@ -67,7 +68,9 @@ def test_a_heavy_tail_makes_some_answers_much_longer_and_none_shorter() -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_file_may_be_varied_and_still_fits(variant: Variant, tmp_path: Path) -> None:
+def test_a_file_may_be_varied_and_still_fits(
+    variant: Variant, tmp_path: Path, write_parquet: Callable[[Workload, Path], None]
+) -> None:
     """By the file's name with the variant behind it; what must fit into the cache fits; long rows are told of."""
     write_parquet(WORKLOAD, tmp_path / "w.parquet")
     plain = bench_works(tmp_path / "w.parquet", requests=100, warmup=50, seed=3, kv_tokens=900)
@@ -79,7 +82,9 @@ def test_a_file_may_be_varied_and_still_fits(variant: Variant, tmp_path: Path) -
     assert lengths(found.measured_rows) != lengths(plain.measured_rows)
 
 
-def test_the_drift_of_a_file_comes_in_the_middle_of_what_is_measured(tmp_path: Path) -> None:
+def test_the_drift_of_a_file_comes_in_the_middle_of_what_is_measured(
+    tmp_path: Path, write_parquet: Callable[[Workload, Path], None]
+) -> None:
     """The warm-up and the first half are as they were."""
     write_parquet(WORKLOAD, tmp_path / "w.parquet")
     plain, found = (

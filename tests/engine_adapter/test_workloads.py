@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -11,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine_adapter.arrivals import all_at_zero
-from engine_adapter.workload_parquet import write_parquet
 from engine_adapter.workloads import (
     DEFAULT_MAX_TOKENS,
     SYNTHETIC,
@@ -139,7 +139,9 @@ def test_a_rate_is_drawn_or_stretched_from_the_works_own_times() -> None:
     assert drawn_s.tolist() != rate_arrivals(plain, rate_rps=2.0, cv=None, seed=1).tolist()
 
 
-def test_bench_works_of_a_file_are_a_warm_up_and_a_measured_part(tmp_path: Path) -> None:
+def test_bench_works_of_a_file_are_a_warm_up_and_a_measured_part(
+    tmp_path: Path, write_parquet: Callable[[Workload, Path], None]
+) -> None:
     """Each row once, ids unique, all at zero until there is a rate, the same for the same arguments."""
     write_parquet(PLAIN, tmp_path / "plain.parquet")
     bench = bench_works(tmp_path / "plain.parquet", requests=30, warmup=20, seed=3)
@@ -154,7 +156,9 @@ def test_bench_works_of_a_file_are_a_warm_up_and_a_measured_part(tmp_path: Path)
     assert [work.arrival_s for work in rated.measured] == times_s.tolist()
 
 
-def test_bench_works_of_a_trace_keep_its_times_from_zero(tmp_path: Path) -> None:
+def test_bench_works_of_a_trace_keep_its_times_from_zero(
+    tmp_path: Path, write_parquet: Callable[[Workload, Path], None]
+) -> None:
     """The measured part starts at its own zero."""
     write_parquet(TIMED, tmp_path / "timed.parquet")
     bench = bench_works(tmp_path / "timed.parquet", requests=30, warmup=20, seed=3)

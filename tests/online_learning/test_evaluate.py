@@ -6,10 +6,15 @@ import pytest
 
 from online_learning.clusters import ClusterSettings
 from online_learning.evaluate import Evaluation, evaluate
-from online_learning.learner import ClusterLearner, GlobalLearner, LearnerSettings
-from online_learning.prompt import Prompt
+from online_learning.learner import GlobalLearner, LearnerSettings
+from online_learning.mixture import MixtureSettings, solo_learners
+from online_learning.prompt import LengthLearner, Prompt
 
 SETTINGS = LearnerSettings(clusters=ClusterSettings(clusters=4, seed_prompts=50))
+
+
+def _clusters() -> LengthLearner:
+    return solo_learners(MixtureSettings(common=SETTINGS))["cluster"]
 
 
 class _Ticks:
@@ -36,7 +41,7 @@ def _workload(count: int, max_tokens: int = 4_000) -> Iterator[tuple[Prompt, int
 def _evaluated(count: int = 600, max_tokens: int = 4_000) -> Evaluation:
     return evaluate(
         _workload(count, max_tokens),
-        {"global": GlobalLearner(SETTINGS), "cluster": ClusterLearner(SETTINGS)},
+        {"global": GlobalLearner(SETTINGS), "cluster": _clusters()},
         warmup=200,
         clock=_Ticks(),
     )
@@ -117,7 +122,7 @@ def test_a_late_length_teaches_late() -> None:
     prompt_count = 600
     late = evaluate(
         _workload(prompt_count),
-        {"global": GlobalLearner(SETTINGS), "cluster": ClusterLearner(SETTINGS)},
+        {"global": GlobalLearner(SETTINGS), "cluster": _clusters()},
         warmup=200,
         clock=_Ticks(),
         requests_per_token=1_000.0,
@@ -134,7 +139,7 @@ def test_short_answers_teach_before_long_ones() -> None:
     learners = [
         evaluate(
             _workload(600),
-            {"cluster": ClusterLearner(SETTINGS)},
+            {"cluster": _clusters()},
             warmup=300,
             clock=_Ticks(),
             requests_per_token=requests_per_token,

@@ -12,9 +12,9 @@ from online_learning.clusters import ClusterSettings
 from online_learning.distribution import log_grid
 from online_learning.expert import SoloLearner
 from online_learning.hazard_head import HazardHead
-from online_learning.learner import ClusterLearner, GlobalLearner, LearnerSettings
+from online_learning.learner import GlobalLearner, LearnerSettings
 from online_learning.memory import held_bytes
-from online_learning.mixture import MixtureLearner, MixtureSettings
+from online_learning.mixture import MixtureLearner, MixtureSettings, solo_learners
 from online_learning.neighbours import NeighbourExpert, NeighbourSettings
 from online_learning.pooling import PoolSettings
 from online_learning.prompt import Drift, Features, LengthLearner, Observation, Prompt
@@ -36,7 +36,7 @@ POOL = PoolSettings(max_models=3, max_regions=12)
 
 ALL: dict[str, Factory] = {
     "global": lambda: GlobalLearner(SMALL),
-    "cluster": lambda: ClusterLearner(SMALL),
+    "cluster": lambda: solo_learners(MixtureSettings(common=SMALL))["cluster"],
     "neighbours": lambda: SoloLearner(NeighbourExpert(GRID, NEIGHBOURS, max_models=3), SMALL.of_global),
     "bands": lambda: SoloLearner(BandExpert(GRID), SMALL.of_global),
     "network": lambda: SoloLearner(HazardHead(GRID), SMALL.of_global),
@@ -299,7 +299,7 @@ def test_the_default_grid_reaches_as_far_as_engines_do() -> None:
 
 def test_prompts_that_tell_lengths_apart_are_used() -> None:
     """Where families differ, the clusters' belief about each is near its own lengths and far from the global one."""
-    learner = ClusterLearner(SMALL)
+    learner = ALL["cluster"]()
     for prompt, observation in make_stream(900, seed=8):
         teach(learner, prompt, observation)
     medians = [

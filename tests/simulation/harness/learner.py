@@ -8,8 +8,10 @@ import numpy as np
 from harness.faults import Faults, LearnerError
 
 from controller.encoder import Embed
-from online_learning.distribution import LengthDistribution
-from online_learning.learner import ClusterLearner
+from online_learning.cluster_expert import ClusterExpert
+from online_learning.distribution import LengthDistribution, log_grid
+from online_learning.expert import SoloLearner
+from online_learning.learner import LearnerSettings
 from online_learning.mixture import MixtureLearner
 from online_learning.prompt import Drift, Features, Forecast, LengthLearner, Observation, Prompt
 from online_learning.semantic import Embedding, SemanticLearner
@@ -56,9 +58,14 @@ class _Raises:
         return super().prior(model)  # type: ignore[misc,no-any-return]
 
 
-class _FaultyClusters(_Raises, ClusterLearner):
+def _clusters() -> ClusterExpert:
+    common = LearnerSettings()
+    return ClusterExpert(log_grid(), common.clusters, common.cluster_sketch, max_models=common.max_models)
+
+
+class _FaultyClusters(_Raises, SoloLearner):
     def __init__(self, faults: Faults) -> None:
-        super().__init__()
+        super().__init__(_clusters())
         self.faults = faults
 
 
@@ -70,7 +77,7 @@ class _FaultyMixture(_Raises, MixtureLearner):
 
 class _FaultySemantic(_Raises, SemanticLearner):
     def __init__(self, faults: Faults) -> None:
-        super().__init__(ClusterLearner())
+        super().__init__(SoloLearner(_clusters()))
         self.faults = faults
 
 
