@@ -35,8 +35,6 @@ class SyntheticOptions:
     """From this request on, several families' answers change their length, some to longer and some to shorter."""
     informative: bool = True
     """Whether prompts say anything about their answers; if not, each gets another one's answer length."""
-    length_factor: float = 1.0
-    """On every answer's length."""
     tenants: int = 0
     """Clients that share the traffic, the first with most of it; 0 leaves them unnamed."""
     urgent_share: float = 0.0
@@ -45,8 +43,6 @@ class SyntheticOptions:
     def __post_init__(self) -> None:
         if not 0.0 <= self.urgent_share <= 1.0:
             raise BadInputError(f"urgent_share is {self.urgent_share}: give a share from 0 to 1")
-        if not 0.0 < self.length_factor <= 100.0:
-            raise BadInputError(f"length_factor is {self.length_factor}: give more than 0, at most 100")
         if not 0 <= self.tenants <= 1000:
             raise BadInputError(f"tenants is {self.tenants}: give 0 to 1000")
 
@@ -83,7 +79,7 @@ def _row(
         model=options.model,
         prompt=prompt,
         prompt_len_tokens=count_tokens(prompt),
-        response_len_tokens=max(1, min(MAX_RESPONSE_TOKENS, round(length * options.length_factor))),
+        response_len_tokens=max(1, min(MAX_RESPONSE_TOKENS, round(length))),
         client=_client(options.tenants, generator),
         max_tokens=family.max_tokens[int(generator.integers(len(family.max_tokens)))],
         priority=-1 if generator.random() < options.urgent_share else 0,

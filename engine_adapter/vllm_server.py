@@ -52,7 +52,6 @@ class VllmServer:
         *,
         endpoint: str,
         engine_id: str = "vllm",
-        key_file: Path | None = None,
         profile: Profile | None = None,
         speed: float = 1.0,
         plugin: bool = True,
@@ -63,7 +62,7 @@ class VllmServer:
         log_path: Path | None = None,
         ready_s: float = 180.0,
     ) -> None:
-        own = {"endpoint": endpoint, "engine_id": engine_id, **({"key_file": str(key_file)} if key_file else {})}
+        own = {"endpoint": endpoint, "engine_id": engine_id}
         self._additional = {"sagesched": own}
         self._profile = profile
         self._speed = speed

@@ -126,8 +126,6 @@ def test_senseless_options_are_refused() -> None:
     """Each by name and value; a workload of no requests as well."""
     with pytest.raises(BadInputError, match="urgent_share is 2"):
         SyntheticOptions(urgent_share=2)
-    with pytest.raises(BadInputError, match="length_factor is 0"):
-        SyntheticOptions(length_factor=0)
     with pytest.raises(BadInputError, match="tenants is -1"):
         SyntheticOptions(tenants=-1)
     with pytest.raises(WorkloadError, match="no rows"):
