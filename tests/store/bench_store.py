@@ -8,15 +8,14 @@ Each request is six records: arrival, prediction, decision, first token, complet
 from __future__ import annotations
 
 import argparse
-import re
 import tempfile
 import time
 from pathlib import Path
 
 from store.entries import Decision, EngineSeen, Entry, Outcome, Prediction, StoreRecord
-from store.queries import QUERIES, fetch
 from store.reader import learning_history, open_history
 from store.records import Arrived, Finished, FirstToken, Hello
+from store.useful_queries import USEFUL_QUERIES
 from store.writer import HistoryWriter
 
 HELLO = Hello(
@@ -82,7 +81,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = arguments.store or Path(folder) / "history"
         fill(path, arguments.requests)
-        ask(path, f"chatcmpl-{arguments.requests // 2:012x}")
+        ask(path)
 
 
 def fill(path: Path, requests: int) -> None:
@@ -133,25 +132,14 @@ def fill(path: Path, requests: int) -> None:
     print("live file", (path / "live.duckdb").stat().st_size >> 20, "MiB")
 
 
-def ask(path: Path, request_id: str) -> None:
-    """Time every named query and some others."""
-    known = {
-        "since_s": 0.0,
-        "until_s": 4e9,
-        "engine_id": None,
-        "bucket_s": 60.0,
-        "limit": 500,
-        "request_id": request_id,
-    }
+def ask(path: Path) -> None:
+    """Time every useful query and some others."""
+    useful = {query.title: query.statement for query in USEFUL_QUERIES}
     with open_history(path) as connection:
-        for name, query in QUERIES.items():
+        for name, query in (useful | AD_HOC).items():
             began_s = time.perf_counter()
-            rows = fetch(connection, query, **{key: known[key] for key in set(re.findall(r"\$(\w+)", query))}).num_rows
+            rows = connection.sql(query).to_arrow_table().num_rows
             print(f"{time.perf_counter() - began_s:8.3f} s  {name}: {rows} rows")
-        for name, query in AD_HOC.items():
-            began_s = time.perf_counter()
-            connection.sql(query).fetchall()
-            print(f"{time.perf_counter() - began_s:8.3f} s  {name}")
     began_s = time.perf_counter()
     count = sum(1 for _ in learning_history(path, 20_000))
     print(f"{time.perf_counter() - began_s:8.3f} s  learning history: {count} answers")
