@@ -198,12 +198,6 @@ def _summary(time_s: float, values: list[float]) -> Percentiles:
     return Percentiles(time_s, len(values), p50, p90, p99)
 
 
-def mean_ttlt_s(points: Sequence[FinishedPoint]) -> float | None:
-    """Give the mean time to last token of the requests that ran to their end; None when there is none."""
-    values = [point.ttlt_s for point in points if complete(point) and point.ttlt_s is not None]
-    return float(np.mean(values)) if values else None
-
-
 def pit_shares(points: Iterable[FinishedPoint], bins: int) -> tuple[list[float], int]:
     """Share of the outcomes in each equal part of [0, 1] of their prediction, and how many outcomes there are.
 

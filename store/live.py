@@ -101,7 +101,7 @@ class LiveFile:
         self._connection = open_live(folder.live, now_s=now_s)
         try:
             self._segments = Segments(self._connection, folder)
-            self.healed_files = self._segments.heal()
+            self._segments.heal()
             self.position = self._claim()
             self._types = {table: self._arrow_schema(table) for table in SEALED_TABLES}
             self._tables = sealed_tables(self._connection)

@@ -63,15 +63,6 @@ def require_catalog(path: Path) -> Path:
     return catalog
 
 
-def last_batches(path: Path) -> dict[str, int]:
-    """The last batch of each session in the sealed history.
-
-    Right after `HistoryWriter.start` that is all that is durable, because opening seals what was left.
-    """
-    with open_history(path) as connection:
-        return dict(connection.execute("SELECT session_id, batch FROM sessions").fetchall())
-
-
 def learning_history(path: Path, limit: int) -> Iterator[PastAnswer]:
     """The latest answers with what was known at their arrival, at most ``limit``, in the order of teaching.
 

@@ -79,8 +79,8 @@ class Segments:
         self.damage = Damage(folder.path, self._reads)
         """What is missing or not as it was written, and therefore not active."""
 
-    def heal(self) -> int:
-        """Remove files that no transaction lists; returns how many.
+    def heal(self) -> None:
+        """Remove files that no transaction lists.
 
         Raises `StoreError`, touching nothing, when the live file is new beside old segments.
         """
@@ -89,7 +89,6 @@ class Segments:
         self._refuse_strangers(present)
         for path in present - listed:
             (self._folder.path / path).unlink()
-        return len(present - listed)
 
     def active(self) -> list[Segment]:
         """Listed segments that are neither retired nor damaged, oldest first."""

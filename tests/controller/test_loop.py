@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from controller.core import Outgoing
-from store.reader import last_batches, open_history
+from store.reader import open_history
 from store.records import EngineMessage, Snapshot
 
 Start = Callable[..., Any]
@@ -26,8 +26,9 @@ def test_facts_are_acknowledged_once_they_are_on_disk(start_controller: Start) -
     running.service.loop._history.close()
     with open_history(running.store) as history:
         rows = history.execute("SELECT request_id, output_tokens FROM requests ORDER BY ALL").fetchall()
+        batches = history.execute("SELECT session_id, batch FROM sessions").fetchall()
     assert rows == [("r0", 3), ("r1", 3), ("r2", 3)]
-    assert last_batches(running.store)["s1"] == agent._outbox.batch
+    assert batches == [("s1", agent._outbox.batch)]
 
 
 def test_a_restarted_controller_remembers_batches_and_lengths(

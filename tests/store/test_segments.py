@@ -136,9 +136,11 @@ def test_remnants_of_an_interrupted_seal_are_removed(hands: Callable[..., Any], 
     (listed,) = files(history.folder.path)
     orphan = history.folder.path / listed.replace("000001", "000002")
     shutil.copy(history.folder.path / listed, orphan)
-    orphan.with_name("000000000003.parquet.tmp").write_bytes(b"PAR1 and no more")
-    live = history.open(NOON_S + 1.0, writer="another")
-    assert live.healed_files == 2
+    half = orphan.with_name("000000000003.parquet.tmp")
+    half.write_bytes(b"PAR1 and no more")
+    history.open(NOON_S + 1.0, writer="another")
+    assert not orphan.exists()
+    assert not half.exists()
     assert names(history.folder.path) == ["a", "b"]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from store.errors import StoreError, StoreLockedError
-from store.reader import PastAnswer, last_batches, learning_history, open_history
+from store.reader import PastAnswer, learning_history, open_history
 from store.records import Snapshot
 from store.writer import HistoryWriter
 
@@ -26,6 +26,11 @@ def snapshot(time_s: float) -> Snapshot:
 def count(path: Path, table: str) -> int:
     with open_history(path) as connection:
         return int(connection.sql(f"SELECT count(*) FROM {table}").fetchall()[0][0])  # noqa: S608 - a name of our own
+
+
+def last_batches(path: Path) -> dict[str, int]:
+    with open_history(path) as connection:
+        return dict(connection.execute("SELECT session_id, batch FROM sessions").fetchall())
 
 
 def test_a_batch_told_twice_is_written_once(tmp_path: Path, make: Any) -> None:
@@ -128,10 +133,9 @@ def test_a_folder_that_cannot_be_a_history_is_refused(tmp_path: Path) -> None:
     for path in (occupied, shared):
         with pytest.raises(StoreError, match="--store"):
             HistoryWriter(path).start()
-    with pytest.raises(StoreError, match="holds no history"):
-        open_history(tmp_path)
-    with pytest.raises(StoreError, match="holds no history"):
-        last_batches(tmp_path / "nowhere")
+    for path in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(StoreError, match="holds no history"):
+            open_history(path)
 
 
 def test_the_learner_finds_the_past_in_order(tmp_path: Path, make: Any) -> None:

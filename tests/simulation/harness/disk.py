@@ -19,7 +19,7 @@ from harness.timeline import Crash
 
 from store.files import Folder
 from store.live import Chunk, LiveFile, LiveRows, Retention
-from store.reader import PastAnswer, last_batches, learning_history, next_answer, open_history
+from store.reader import PastAnswer, learning_history, next_answer, open_history
 
 COLUMNS = {
     "arrivals": "request_id arrival_s prompt_tokens token_ids max_tokens temperature priority tenant lora resent "
@@ -259,7 +259,8 @@ class RealDisk:
 
     def last_batches(self) -> dict[str, int]:
         """The last durable batch of each session."""
-        return last_batches(self._folder)
+        with open_history(self._folder) as connection:
+            return dict(connection.execute("SELECT session_id, batch FROM sessions").fetchall())
 
     def durable_batch(self, session_id: str) -> int | None:  # noqa: ARG002 - nobody can look into a file that is written
         """Not to be seen while the writer has it open; `history` is checked instead when it has not."""
