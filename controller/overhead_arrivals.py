@@ -151,7 +151,7 @@ class _Engine:
 
     def _send(self, facts: tuple[Fact, ...]) -> int:
         batch = next(self._batches)
-        if not self.link.send(Facts(batch=batch, facts=facts)):
+        if not self.link.send(Facts(batch=batch, facts=facts, oldest=batch)):
             raise EngineError("the controller's socket takes no message")
         return batch
 

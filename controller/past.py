@@ -33,7 +33,7 @@ def tell_past(core: Core, works: Sequence[Work], *, profile: Profile, model: str
     for batch, work in enumerate(works, 1):
         arrival_s = start_s + work.arrival_s
         facts = past_facts(replace(work, arrival_s=arrival_s), profile)
-        core.take(_CONNECTION, Facts(batch=batch, facts=facts), now_s)
+        core.take(_CONNECTION, Facts(batch=batch, facts=facts, oldest=batch), now_s)
     core.take(_CONNECTION, Goodbye(time_s=now_s), now_s)
 
 

@@ -157,7 +157,7 @@ def _settings_of(order: dict[str, Any], mode: Mode, revision: int) -> Settings:
         boost_per_s=order["boost_per_s"],
         lease_s=LEASE_S,
         preemption=None if price_s is None else Preemption(token_s=price_s, hysteresis=order["preemption_hysteresis"]),
-        victims=order["victims"] or "last",
+        victims=order["victims"],
     )
 
 

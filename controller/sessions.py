@@ -95,7 +95,7 @@ class Session:
                 return "known"
             self.recorded_batch = facts.batch
             return "repeated"
-        if facts.oldest is not None and facts.batch > max(self.received_batch + 1, facts.oldest):
+        if facts.batch > max(self.received_batch + 1, facts.oldest):
             return "early"
         due = self._is_due(facts, recording=recording)
         self.received_batch = facts.batch
@@ -107,9 +107,7 @@ class Session:
         """Whether the history takes a batch: it lacks it, and has all before it that the engine still had to tell."""
         if not recording or facts.batch <= self.recorded_batch:
             return False
-        complete = self.recorded_batch == self.received_batch
-        oldest = facts.oldest if facts.oldest is not None else facts.batch if complete else 0
-        return facts.batch <= max(self.recorded_batch + 1, oldest)
+        return facts.batch <= max(self.recorded_batch + 1, facts.oldest)
 
     def observe(self, snapshot: Snapshot) -> None:
         """Take over a snapshot: where the engine stands, and how long steps take."""

@@ -102,7 +102,8 @@ def _serve(  # noqa: PLR0913 - what is served, and where
     with HistoryWriter(store) as writer:
         core.take(_CONNECTION, past_hello(profile, _MODEL, 0.0), 0.0)
         for number, work in enumerate(works, start=1):
-            core.take(_CONNECTION, Facts(batch=number, facts=past_facts(work, profile)), work.arrival_s)
+            facts = Facts(batch=number, facts=past_facts(work, profile), oldest=number)
+            core.take(_CONNECTION, facts, work.arrival_s)
             if number % _AT_ONCE == 0 or number == answers:
                 writer.append(core.drain_entries())
                 progress(number)

@@ -135,11 +135,6 @@ def heat(connection: duckdb.DuckDBPyConnection, column: str, width_s: int) -> tu
     return tuple(Cell(bucket * width_s, band, requests) for bucket, band, requests in rows)
 
 
-def knows_clusters(connection: duckdb.DuckDBPyConnection) -> bool:
-    """Whether clusters that came and went are recorded; not in a history that an earlier release wrote last."""
-    return bool(connection.execute("SELECT 1 FROM duckdb_views() WHERE view_name = 'cluster_changes'").fetchall())
-
-
 def read_settings(
     path: Path, engine_id: str | None, model: str | None, limit: int
 ) -> list[dict[str, Any]] | ArchiveTrouble:

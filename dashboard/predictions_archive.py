@@ -8,7 +8,7 @@ from pathlib import Path
 
 import duckdb
 
-from dashboard.archive import ArchiveTrouble, Scope, bounds, bucket_s, knows_clusters, read
+from dashboard.archive import ArchiveTrouble, Scope, bounds, bucket_s, read
 from dashboard.views import FinishedPoint
 
 WEIGHED = 50_000
@@ -89,8 +89,7 @@ def _width_s(span_s: float) -> float:
 
 
 def _events(connection: duckdb.DuckDBPyConnection, scope: Scope, since_s: float) -> list[Event]:
-    clusters = _CLUSTERS if knows_clusters(connection) else ""
-    query = f"{_DRIFTS} {clusters} {_TRUST} ORDER BY time_s DESC LIMIT $limit"
+    query = f"{_DRIFTS} {_CLUSTERS} {_TRUST} ORDER BY time_s DESC LIMIT $limit"
     rows = connection.execute(query, {"since_s": since_s, "model": scope.model, "limit": EVENTS_SHOWN}).fetchall()
     return [Event(*row) for row in rows]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import duckdb
 
-from dashboard.archive import ArchiveTrouble, Scope, bounds, knows_clusters, read, records
+from dashboard.archive import ArchiveTrouble, Scope, bounds, read, records
 
 CLUSTERS_SHOWN = 40
 SAMPLES = 12
@@ -97,7 +97,7 @@ def _detail(connection: duckdb.DuckDBPyConnection, *, scope: Scope, model: str, 
         lengths=tuple(lengths),
         over_time=tuple(connection.execute(_OVER_TIME, which | {"width_s": width_s}).fetchall()),
         drifts=tuple(time_s for (time_s,) in connection.execute(_DRIFTS, which).fetchall()),
-        changes=tuple(connection.execute(_CHANGES, which).fetchall()) if knows_clusters(connection) else (),
+        changes=tuple(connection.execute(_CHANGES, which).fetchall()),
         samples=tuple(_sample(row) for row in samples),
     )
 

@@ -100,7 +100,7 @@ def _events(end_s: float) -> list[Entry]:
         *(
             DriftDetected(
                 time_s=begin_s + day * DAY_S, model="m", cluster=day, before_mean_tokens=200.0, after_mean_tokens=300.0,
-                forgotten=100.0,
+                forgotten=100.0, renewed_requests=10,
             )
             for day in range(30)
         ),
@@ -135,6 +135,7 @@ def _life(number: int, end_s: float, rng: random.Random) -> Iterator[Entry]:
         Outcome(
             request_id=name, time_s=end_s, output_tokens=tokens, censored=number % 50 == 0, cluster=cluster,
             pit=rng.random(), crps_tokens=60.0, log_score=-5.0, within_50=rng.random() < 0.5, within_90=rng.random() < 0.9,
+            answer=number,
         ),
     )  # fmt: skip
     for place, record in enumerate(records):

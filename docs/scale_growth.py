@@ -107,7 +107,7 @@ class Brain:
     def tell(self, number: int, *facts: Fact) -> float:
         """Tell of facts; gives the microseconds until they are handled and whatever is due is done."""
         self.told += 1
-        message = Facts(batch=self.told, facts=facts)
+        message = Facts(batch=self.told, facts=facts, oldest=self.told)
         return _us(lambda: (self.core.take(b"%d" % number, message, self.now_s), self.core.tick(self.now_s)))
 
     def look(self) -> dict[str, float]:

@@ -351,8 +351,7 @@ class Agent:
             case Heartbeat():
                 if message.read_s is not None:
                     self._lateness.confirm(message.read_s)
-                if message.settings is not None:
-                    self._apply(message.settings)
+                self._apply(message.settings)
 
     def _apply(self, settings: Settings) -> None:
         self._settings = settings

@@ -86,7 +86,8 @@ class Outbox:
         size = self._facts_per_batch
         for start in range(0, len(self._pending), size):
             self.batch += 1
-            facts = Facts(batch=self.batch, facts=tuple(self._pending[start : start + size]))
+            told = tuple(self._pending[start : start + size])
+            facts = Facts(batch=self.batch, facts=told, oldest=self.batch)  # What is oldest is told when it is sent.
             self._retained.append(facts)
             self._unsent.append(facts)
             self._retained_facts += len(facts.facts)

@@ -10,7 +10,7 @@ import logging
 import re
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -51,14 +51,10 @@ class _Finding(NamedTuple):
 
 
 class Damage:
-    """What is wrong with the segments of one history.
+    """What is wrong with the segments of one history."""
 
-    ``reads`` tells whether the database can read all of a file; it is asked of files that have no checksum.
-    """
-
-    def __init__(self, folder: Path, reads: Callable[[Path], bool]) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._reads = reads
         self._found: dict[int, _Finding] = {}
         self._unverified: deque[Listed] | None = None
 
@@ -142,7 +138,7 @@ class Damage:
         file = self._folder / segment.path
         named = _NAMED.fullmatch(file.name)
         try:
-            return self._reads(file) if named is None else checksum(file) == named[1]
+            return named is not None and checksum(file) == named[1]
         except OSError:
             return False
 

@@ -77,7 +77,7 @@ class Outcome(Record, frozen=True, kw_only=True):
     log_score: float
     within_50: bool
     within_90: bool
-    answer: int | None = None
+    answer: int
     """Number of the answer in the order in which the learner was taught, over all engines and starts."""
 
 
@@ -117,7 +117,7 @@ class DriftDetected(Record, frozen=True, kw_only=True):
     after_mean_tokens: float
     forgotten: float
     """Effective number of answers forgotten."""
-    renewed_requests: int | None = None
+    renewed_requests: int
     """Unfinished requests whose belief was formed anew because of it."""
 
 

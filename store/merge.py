@@ -205,7 +205,7 @@ def _outcomes(held: str) -> str:
         f"SELECT * FROM ({held}) QUALIFY row_number() OVER"  # noqa: S608 - text of our own
         " (PARTITION BY session_id, request_id ORDER BY source, received_s) = 1"
     )
-    number = "row_number() OVER (ORDER BY received_s, answer NULLS FIRST, time_s, session_id, request_id) - 1"
+    number = "row_number() OVER (ORDER BY received_s, answer, time_s, session_id, request_id) - 1"
     return f"SELECT * EXCLUDE (source) REPLACE ({number} AS answer) FROM ({first})"  # noqa: S608 - as above
 
 

@@ -23,8 +23,8 @@ class PastAnswer(NamedTuple):
     output_tokens: int
     censored: bool
     """The length is only known to be at least this much."""
-    answer: int | None
-    """Its number in the order of teaching; None in what releases before the second schema recorded."""
+    answer: int
+    """Its number in the order of teaching."""
 
 
 def open_history(path: Path) -> duckdb.DuckDBPyConnection:
@@ -97,7 +97,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 _LEARNING_HISTORY = """
 WITH latest AS (
-    SELECT * FROM outcomes ORDER BY answer DESC NULLS LAST, received_s DESC, time_s DESC, request_id DESC LIMIT $limit
+    SELECT * FROM outcomes ORDER BY answer DESC, received_s DESC, time_s DESC, request_id DESC LIMIT $limit
 ),
 known AS (
     SELECT session_id, request_id, arg_max(features, octet_length(features)) AS features
@@ -109,5 +109,5 @@ SELECT served.model, known.features, latest.output_tokens, latest.censored, late
 FROM latest
 JOIN known USING (session_id, request_id)
 JOIN served USING (session_id)
-ORDER BY latest.answer NULLS FIRST, latest.received_s, latest.time_s, latest.request_id
+ORDER BY latest.answer, latest.received_s, latest.time_s, latest.request_id
 """

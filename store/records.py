@@ -8,9 +8,9 @@ Units are last in names and base units inside.
 Every ``*_s`` that names a moment (``time_s``, ``arrival_s``) is in Unix seconds of the engine's clock;
 every ``*_s`` that names a span (``step_s``, ``lease_s``) is in seconds.
 
->>> frame = encode(Heartbeat(time_s=1.0))
+>>> frame = encode(Acknowledged(batch=1))
 >>> decode_controller_message(frame)
-Heartbeat(time_s=1.0, read_s=None, settings=None)
+Acknowledged(batch=1)
 >>> decode_controller_message(b"\x63" + frame[1:])
 Traceback (most recent call last):
 store.errors.ProtocolError: frame speaks protocol 99, this side speaks 1: run the same release on both sides
@@ -178,9 +178,9 @@ class Facts(Record, frozen=True, kw_only=True):
     batch: Count
     """Increases by 1 within a session."""
     facts: tuple[Fact, ...]
-    oldest: int | None = None
+    oldest: Count
     """The oldest batch that the engine still has: if one between this and the last received is missing, it will come
-    again, and if it is older, the engine had to drop what it could no longer keep. None is told by earlier releases."""
+    again, and if it is older, the engine had to drop what it could no longer keep."""
 
 
 class RunningRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -329,8 +329,8 @@ class Heartbeat(Record, frozen=True, kw_only=True):
     time_s: float
     read_s: float | None = None
     """Moment, by the engine's clock, of the last snapshot that the controller has read; None before the first."""
-    settings: Settings | None = None
-    """The settings in force, once more: a message of them may have been lost. None is told by earlier releases."""
+    settings: Settings
+    """The settings in force, once more: a message of them may have been lost."""
 
 
 ControllerMessage: TypeAlias = Welcome | Acknowledged | IndexTable | Settings | Heartbeat

@@ -12,24 +12,13 @@ import duckdb
 
 from store.errors import StoreError, StoreSchemaError
 from store.files import publish
-from store.tables import (
-    CALIBRATION,
-    CLUSTER_CHANGES,
-    FIRST_SCHEMA,
-    SEALED_TABLES,
-    SECOND_SCHEMA,
-    THIRD_SCHEMA,
-    statements,
-)
+from store.tables import SEALED_TABLES, TABLES, statements
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         "CREATE TABLE schema_version (version BIGINT PRIMARY KEY, applied_s DOUBLE NOT NULL)",
-        *(statement for table in FIRST_SCHEMA for statement in statements(table)),
+        *(statement for table in TABLES for statement in statements(table)),
     ),
-    (*statements(CALIBRATION), *SECOND_SCHEMA),
-    THIRD_SCHEMA,
-    tuple(statements(CLUSTER_CHANGES)),
 )
 """``MIGRATIONS[n]`` leads from version n to n + 1; entries are appended and never changed."""
 

@@ -92,6 +92,7 @@ CREATE TABLE snapshots (  -- State of an engine, about ten times a second, with 
     messages_dropped BIGINT NOT NULL,  -- Messages dropped at the engine's side since it started.
     policy_errors BIGINT NOT NULL,  -- Errors of ours in the engine since it started.
     hook_s DOUBLE NOT NULL,  -- Time that our code took inside the engine's steps.
+    overdue BIGINT NOT NULL,  -- Requests that went first because their patience was over, since the engine started.
 )"""
 
 ENGINES = f"""
@@ -145,6 +146,7 @@ CREATE TABLE decisions (  -- Index tables that were published for requests, and 
     attained_tokens BIGINT[] NOT NULL,  -- The table's steps: output tokens from which an entry holds.
     table_index_s DOUBLE[] NOT NULL,  -- Index in each step, engine-seconds; lower runs first.
     growth_tokens DOUBLE[] NOT NULL,  -- Expected further output tokens within the gate's horizon in each step.
+    patience_s DOUBLE,  -- Time of waiting after which nobody passes it any more; NULL for none.
 )"""
 
 OUTCOMES = f"""
@@ -160,6 +162,7 @@ CREATE TABLE outcomes (  -- How predictions turned out.
     log_score DOUBLE NOT NULL,  -- Log score of the outcome.
     within_50 BOOLEAN NOT NULL,  -- Inside the central 50 % interval.
     within_90 BOOLEAN NOT NULL,  -- Inside the central 90 % interval.
+    answer BIGINT NOT NULL,  -- Number of the answer in the order in which the learner was taught.
 )"""
 
 DRIFT_EVENTS = f"""
@@ -171,6 +174,7 @@ CREATE TABLE drift_events (  -- Length distributions that moved, upon which part
     before_mean_tokens DOUBLE NOT NULL,  -- Mean output length before.
     after_mean_tokens DOUBLE NOT NULL,  -- Mean output length after.
     forgotten DOUBLE NOT NULL,  -- Effective number of answers forgotten.
+    renewed_requests BIGINT NOT NULL,  -- Unfinished requests whose belief was formed anew for it.
 )"""
 
 SETTINGS_HISTORY = f"""
@@ -184,6 +188,12 @@ CREATE TABLE settings_history (  -- Settings sent to the engines, and why.
     gate_margin DOUBLE,  -- Factor on the expected growth; NULL: no gate.
     boost_per_s DOUBLE,  -- γ of the boost; NULL orders by the index alone.
     lease_s DOUBLE NOT NULL,  -- Silence after which the engine falls back to first come, first served.
+    victims VARCHAR NOT NULL,  -- Who gives way when KV memory runs out: last in the order or cheapest to compute again.
+    preemption_token_s DOUBLE,  -- Price of a computed token that a request loses when another pushes it out; NULL: nobody does.
+    preemption_hysteresis DOUBLE,  -- Share by which the index of who pushes out must be lower; NULL: nobody does.
+    preemption_rest_steps BIGINT,  -- Steps after a push in which nobody is pushed out.
+    promotion_idle_steps BIGINT,  -- Steps passed over after which a request goes first.
+    promotion_promoted_steps BIGINT,  -- Steps for which it then goes first.
 )"""
 
 CALIBRATION = f"""
@@ -270,7 +280,7 @@ RECORD_TABLES = (
 SEALED_TABLES = (*RECORD_TABLES, "batches")
 """Tables whose rows move into segments."""
 
-FIRST_SCHEMA = (
+TABLES = (
     ARRIVALS,
     FIRST_TOKENS,
     PREEMPTIONS,
@@ -282,51 +292,14 @@ FIRST_SCHEMA = (
     OUTCOMES,
     DRIFT_EVENTS,
     SETTINGS_HISTORY,
+    CALIBRATION,
+    CLUSTER_CHANGES,
     BATCHES,
     SESSIONS,
     SEGMENTS,
     PROGRESS,
 )
-
-SECOND_SCHEMA = (
-    "ALTER TABLE outcomes ADD COLUMN answer BIGINT",
-    "COMMENT ON COLUMN outcomes.answer IS 'Number of the answer in the order in which the learner was taught.'",
-    "ALTER TABLE drift_events ADD COLUMN renewed_requests BIGINT",
-    "COMMENT ON COLUMN drift_events.renewed_requests IS 'Unfinished requests whose belief was formed anew for it.'",
-)
-"""Columns that came with the second version."""
-
-THIRD_SCHEMA = (
-    "ALTER TABLE snapshots ADD COLUMN overdue BIGINT",
-    (
-        "COMMENT ON COLUMN snapshots.overdue IS 'Requests that went first because their patience was over, since the engine"
-        " started.'"
-    ),
-    "ALTER TABLE decisions ADD COLUMN patience_s DOUBLE",
-    "COMMENT ON COLUMN decisions.patience_s IS 'Time of waiting after which nobody passes it any more; NULL for none.'",
-    "ALTER TABLE settings_history ADD COLUMN victims VARCHAR",
-    (
-        "COMMENT ON COLUMN settings_history.victims IS 'Who gives way when KV memory runs out: last in the order or cheapest"
-        " to compute again.'"
-    ),
-    "ALTER TABLE settings_history ADD COLUMN preemption_token_s DOUBLE",
-    (
-        "COMMENT ON COLUMN settings_history.preemption_token_s IS 'Price of a computed token that a request loses when another"
-        " pushes it out; NULL: nobody does.'"
-    ),
-    "ALTER TABLE settings_history ADD COLUMN preemption_hysteresis DOUBLE",
-    (
-        "COMMENT ON COLUMN settings_history.preemption_hysteresis IS 'Share by which the index of who pushes out must be"
-        " lower; NULL: nobody does.'"
-    ),
-    "ALTER TABLE settings_history ADD COLUMN preemption_rest_steps BIGINT",
-    "COMMENT ON COLUMN settings_history.preemption_rest_steps IS 'Steps after a push in which nobody is pushed out.'",
-    "ALTER TABLE settings_history ADD COLUMN promotion_idle_steps BIGINT",
-    "COMMENT ON COLUMN settings_history.promotion_idle_steps IS 'Steps passed over after which a request goes first.'",
-    "ALTER TABLE settings_history ADD COLUMN promotion_promoted_steps BIGINT",
-    "COMMENT ON COLUMN settings_history.promotion_promoted_steps IS 'Steps for which it then goes first.'",
-)
-"""Columns that came with the third version."""
+"""The text of each table."""
 
 _TABLE_LINE = re.compile(r"CREATE TABLE (?P<table>\w+) \(  -- (?P<comment>.+)")
 _COLUMN_LINE = re.compile(r"\s+(?P<column>\w+) .+,  -- (?P<comment>.+)")

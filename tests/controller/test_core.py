@@ -66,7 +66,7 @@ def test_an_arrival_is_predicted_decided_and_recorded() -> None:
     brain = core()
     brain.take(b"x", HELLO, 0.0)
     brain.drain_entries()
-    [(connection, table)] = brain.take(b"x", Facts(batch=1, facts=(arrived("a"),)), 0.1)
+    [(connection, table)] = brain.take(b"x", Facts(batch=1, facts=(arrived("a"),), oldest=1), 0.1)
     assert connection == b"x"
     assert isinstance(table, IndexTable)
     assert table.request_id == "a"
@@ -79,7 +79,7 @@ def test_a_batch_that_comes_twice_counts_once() -> None:
     """The same number again changes nothing and is counted."""
     brain = core()
     brain.take(b"x", HELLO, 0.0)
-    facts = Facts(batch=1, facts=(arrived("a"), finished("a")))
+    facts = Facts(batch=1, facts=(arrived("a"), finished("a")), oldest=1)
     brain.take(b"x", facts, 0.1)
     brain.drain_entries()
     assert brain.take(b"x", facts, 0.2) == []
@@ -107,7 +107,7 @@ def test_a_batch_that_is_durable_is_acknowledged_again() -> None:
     """Its engine tells it again because the acknowledgement was lost."""
     brain = core()
     brain.take(b"x", HELLO, 0.0)
-    facts = Facts(batch=1, facts=(arrived("a"),))
+    facts = Facts(batch=1, facts=(arrived("a"),), oldest=1)
     brain.take(b"x", facts, 0.1)
     assert brain.take(b"x", facts, 0.2) == []
     brain.acknowledge("s", 1)
@@ -135,7 +135,7 @@ def test_a_failing_learner_loses_no_fact() -> None:
     brain.take(b"x", HELLO, 0.0)
     brain.drain_entries()
     with pytest.raises(ArithmeticError):
-        brain.take(b"x", Facts(batch=1, facts=(arrived("a"), finished("a"), arrived("b"))), 0.1)
+        brain.take(b"x", Facts(batch=1, facts=(arrived("a"), finished("a"), arrived("b")), oldest=1), 0.1)
     assert [entry.batch for entry in brain.drain_entries()] == [1, 1, 1]
 
 
@@ -156,7 +156,7 @@ def test_a_fact_that_fails_costs_the_others_nothing() -> None:
     brain = core(learner=ChokingLearner())
     brain.take(b"x", HELLO, 0.0)
     with pytest.raises(ArithmeticError):
-        brain.take(b"x", Facts(batch=1, facts=(arrived("a"), arrived("b"), arrived("c"), finished("b"))), 0.1)
+        brain.take(b"x", Facts(batch=1, facts=(arrived("a"), arrived("b"), arrived("c"), finished("b")), oldest=1), 0.1)
     assert brain.unhandled == 3
     tables = [message for _, message in brain.proceed(0.1) if isinstance(message, IndexTable)]
     assert [table.request_id for table in tables] == ["b", "c"]
@@ -185,7 +185,7 @@ def test_an_answer_that_was_cut_is_a_lower_bound() -> None:
     brain.take(b"x", HELLO, 0.0)
     reasons = {"a": "stop", "b": "length", "c": "abort"}
     facts = [fact for name, reason in reasons.items() for fact in (arrived(name), finished(name, 30, reason))]
-    brain.take(b"x", Facts(batch=1, facts=tuple(facts)), 0.1)
+    brain.take(b"x", Facts(batch=1, facts=tuple(facts), oldest=1), 0.1)
     outcomes = [record for record in records(brain, Outcome) if isinstance(record, Outcome)]
     assert {outcome.request_id: outcome.censored for outcome in outcomes} == {"a": False, "b": True, "c": True}
     assert (brain.counts.completions, brain.counts.censored) == (3, 2)
@@ -195,7 +195,7 @@ def test_what_is_learnt_moves_what_is_waiting() -> None:
     """A request predicted by a young learner gets a new table when much more is known."""
     brain = core()
     brain.take(b"x", HELLO, 0.0)
-    [(_, first)] = brain.take(b"x", Facts(batch=1, facts=(arrived("a"),)), 0.1)
+    [(_, first)] = brain.take(b"x", Facts(batch=1, facts=(arrived("a"),), oldest=1), 0.1)
     request = brain.sessions[0].requests["a"]
     for _ in range(100):
         brain.teach(request.features, "m", Observation(450, censored=False))
@@ -211,7 +211,7 @@ def test_without_ordering_nothing_is_predicted() -> None:
     messages = [message for _, message in brain.take(b"x", HELLO, 0.0)]
     assert [type(message).__name__ for message in messages] == ["Welcome", "Settings"]
     assert brain.settings.mode == "off"
-    assert brain.take(b"x", Facts(batch=1, facts=(arrived("a"),)), 0.1) == []
+    assert brain.take(b"x", Facts(batch=1, facts=(arrived("a"),), oldest=1), 0.1) == []
 
 
 def test_a_switch_of_mode_reaches_every_engine_and_the_history() -> None:
@@ -241,7 +241,7 @@ def test_an_engine_that_goes_is_recorded_and_forgotten() -> None:
     assert seen.event == "lost"
     brain.tick(100.0)
     assert brain.sessions == []
-    brain.take(b"x", Facts(batch=1, facts=()), 101.0)
+    brain.take(b"x", Facts(batch=1, facts=(), oldest=1), 101.0)
     assert brain.counts.strangers == 1
 
 
@@ -252,9 +252,9 @@ def test_a_brain_that_is_behind_orders_every_request_and_learns_from_what_it_can
     ended: list[Outcome | None] = []
     brain.answers.on_finished = lambda _session, _request, _finished, outcome: ended.append(outcome)
     names = [f"r{number}" for number in range(8)]
-    tables = brain.take(b"x", Facts(batch=1, facts=tuple(arrived(name) for name in names)), 0.1)
+    tables = brain.take(b"x", Facts(batch=1, facts=tuple(arrived(name) for name in names), oldest=1), 0.1)
     assert [table.request_id for _, table in tables if isinstance(table, IndexTable)] == names
-    brain.take(b"x", Facts(batch=2, facts=tuple(finished(name) for name in names)), 0.2)
+    brain.take(b"x", Facts(batch=2, facts=tuple(finished(name) for name in names), oldest=2), 0.2)
     assert (brain.backlog, brain.counts.not_learnt, ended) == (3, 5, [None] * 5)
     assert not brain.sessions[0].requests
     while brain.backlog:
@@ -266,17 +266,17 @@ def test_a_hurried_brain_puts_arrivals_off_and_comes_to_them_in_their_order() ->
     """They go by the prior until there is time; who is known already is told of at once, who has ended never."""
     brain = core(backlog=10)
     brain.take(b"x", HELLO, 0.0)
-    brain.take(b"x", Facts(batch=1, facts=(arrived("known"),)), 0.1)
+    brain.take(b"x", Facts(batch=1, facts=(arrived("known"),), oldest=1), 0.1)
     brain.arrivals.hurried = True
-    tables = brain.take(b"x", Facts(batch=2, facts=tuple(map(arrived, ("known", "a", "b", "c")))), 0.2)
+    tables = brain.take(b"x", Facts(batch=2, facts=tuple(map(arrived, ("known", "a", "b", "c"))), oldest=2), 0.2)
     assert [table.request_id for _, table in tables if isinstance(table, IndexTable)] == ["known"]
     assert (brain.backlog, brain.counts.put_off, brain.counts.predictions) == (3, 3, 1)
-    brain.take(b"x", Facts(batch=3, facts=(finished("b"),)), 0.3)
+    brain.take(b"x", Facts(batch=3, facts=(finished("b"),), oldest=3), 0.3)
     told = [message.request_id for _ in range(2) for _, message in brain.work(0.4) if isinstance(message, IndexTable)]
     assert (told, brain.counts.not_predicted, brain.counts.predictions) == (["a", "c"], 1, 3)
     brain.work(0.5)
     assert (brain.backlog, set(brain.sessions[0].requests)) == (0, {"known", "a", "c"})
-    brain.take(b"x", Facts(batch=4, facts=(finished("a"), finished("known"))), 0.6)
+    brain.take(b"x", Facts(batch=4, facts=(finished("a"), finished("known")), oldest=4), 0.6)
     while brain.backlog:
         brain.work(0.7)
     # Of those put off the short ones ended unseen, so the others would teach that answers are long.
@@ -288,15 +288,15 @@ def test_what_is_put_off_is_done_once_and_only_for_engines_that_are_there() -> N
     brain = core(backlog=10)
     brain.take(b"x", HELLO, 0.0)
     brain.arrivals.hurried = True
-    brain.take(b"x", Facts(batch=1, facts=(arrived("a"), arrived("b"))), 0.1)
+    brain.take(b"x", Facts(batch=1, facts=(arrived("a"), arrived("b")), oldest=1), 0.1)
     brain.lost(b"x", 0.2)
     assert brain.work(0.3) == []
     brain.arrivals.hurried = False
     brain.take(b"y", HELLO, 0.4)
-    brain.take(b"y", Facts(batch=2, facts=(arrived("a"), arrived("b"))), 0.5)
+    brain.take(b"y", Facts(batch=2, facts=(arrived("a"), arrived("b")), oldest=2), 0.5)
     assert (brain.backlog, brain.counts.predictions, brain.counts.not_predicted) == (0, 2, 1)
     brain.arrivals.hurried = True
-    brain.take(b"y", Facts(batch=3, facts=(arrived("c"), arrived("d"))), 0.6)
+    brain.take(b"y", Facts(batch=3, facts=(arrived("c"), arrived("d")), oldest=3), 0.6)
     brain.lost(b"y", 0.7)
     brain.tick(100.0)
     assert (brain.sessions, brain.backlog, brain.counts.not_predicted) == ([], 0, 3)
@@ -307,5 +307,5 @@ def test_a_hurried_brain_without_a_backlog_decides_at_once() -> None:
     brain = core()
     brain.take(b"x", HELLO, 0.0)
     brain.arrivals.hurried = True
-    [(_, table)] = brain.take(b"x", Facts(batch=1, facts=(arrived("a"),)), 0.1)
+    [(_, table)] = brain.take(b"x", Facts(batch=1, facts=(arrived("a"),), oldest=1), 0.1)
     assert isinstance(table, IndexTable)

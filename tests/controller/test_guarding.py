@@ -101,7 +101,7 @@ class World:
             request_id=str(number), arrival_s=0.0, prompt_tokens=8, token_ids=np.arange(8, dtype="<u4").tobytes(),
             max_tokens=8192, temperature=cluster / 10,
         )  # fmt: skip
-        self.note(self.brain.take(engine, Facts(batch=2 * number, facts=(arrived,)), 0.1))
+        self.note(self.brain.take(engine, Facts(batch=2 * number, facts=(arrived,), oldest=2 * number), 0.1))
         return str(number)
 
     def finish(self, engine: bytes, request_id: str, tokens: int) -> None:
@@ -110,7 +110,7 @@ class World:
             request_id=request_id, time_s=1.0, reason="stop", arrival_s=0.0, prompt_tokens=8, output_tokens=tokens,
             max_tokens=8192, cached_prompt_tokens=0, preemptions=0, recomputed_tokens=0,
         )  # fmt: skip
-        self.note(self.brain.take(engine, Facts(batch=2 * number, facts=(finished,)), 0.2))
+        self.note(self.brain.take(engine, Facts(batch=2 * number, facts=(finished,), oldest=2 * number), 0.2))
 
     def serve(self, answers: int, engine: bytes = b"x") -> None:
         for _ in range(answers):

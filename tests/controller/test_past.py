@@ -47,7 +47,7 @@ def decide(core: Core) -> IndexTable:
     arrived = Arrived(
         request_id="r", arrival_s=0.0, prompt_tokens=4, token_ids=b"\1\0\0\0" * 4, max_tokens=500, temperature=1.0
     )
-    answers = core.take(b"e", Facts(batch=1, facts=(arrived,)), 0.0)
+    answers = core.take(b"e", Facts(batch=1, facts=(arrived,), oldest=1), 0.0)
     return next(m for _, m in answers if isinstance(m, IndexTable) and m.request_id == "r")
 
 

@@ -87,7 +87,7 @@ class Life:
 
     def _tell(self, model: str, fact: Arrived | Finished) -> None:
         self.batches[model] += 1
-        self.core.take(model.encode(), Facts(batch=self.batches[model], facts=(fact,)), 1.0)
+        self.core.take(model.encode(), Facts(batch=self.batches[model], facts=(fact,), oldest=self.batches[model]), 1.0)
 
     def _arrived(self, number: int, prompt: Prompt) -> Arrived:
         return Arrived(

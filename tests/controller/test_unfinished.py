@@ -60,7 +60,7 @@ class System:
 
     def tell(self, *facts: Fact) -> None:
         self.batch += 1
-        self.brain.take(b"e", Facts(batch=self.batch, facts=facts), 1.0)
+        self.brain.take(b"e", Facts(batch=self.batch, facts=facts, oldest=self.batch), 1.0)
 
     def survival(self, tokens: int, number: int = 10_000) -> float:
         """Believed chance that the answer to a new prompt is longer."""
@@ -173,7 +173,7 @@ def test_requests_of_an_engine_that_is_gone_count_no_longer() -> None:
     system.brain.lost(b"e", 2.0)
     system.brain.tick(1_000.0)
     system.brain.take(b"g", _hello("u"), 1_000.0)
-    system.brain.take(b"g", Facts(batch=1, facts=(_arrived(777),)), 1_000.0)
+    system.brain.take(b"g", Facts(batch=1, facts=(_arrived(777),), oldest=1), 1_000.0)
     [request] = [s.requests["r777"] for s in system.brain.sessions if s.connection == b"g"]
     assert request.belief.survival(100) < 0.5 * counted
 

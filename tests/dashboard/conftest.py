@@ -332,7 +332,7 @@ def life(number: int, end_s: float) -> list[Entry]:
         ),
         Outcome(
             request_id=name, time_s=end_s, output_tokens=40, censored=False, cluster=1, pit=0.5, crps_tokens=3.0,
-            log_score=1.0, within_50=number % 2 == 0, within_90=True,
+            log_score=1.0, within_50=number % 2 == 0, within_90=True, answer=number,
         ),
     ]  # fmt: skip
     engine_id, session_id = ("engine-1", "t") if number % 10 == 9 else ("engine-0", "s")
@@ -366,6 +366,7 @@ def about_engines(time_s: float) -> list[Entry]:
         before_mean_tokens=90.0,
         after_mean_tokens=40.0,
         forgotten=12.0,
+        renewed_requests=3,
     )
     merged = ClusterChanged(time_s=time_s + 950.0, kind="merged", cluster=4, other_cluster=1)
     return [

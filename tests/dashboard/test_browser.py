@@ -38,7 +38,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("store") / "history"
     outcome = Outcome(
         request_id="a", time_s=1.0, output_tokens=40, censored=False, cluster=1, pit=0.5, crps_tokens=3.0,
-        log_score=1.0, within_50=True, within_90=True,
+        log_score=1.0, within_50=True, within_90=True, answer=0,
     )  # fmt: skip
     writer = HistoryWriter(path).start()
     writer.append([Entry(engine_id="engine-0", session_id="s", batch=None, record=outcome)])

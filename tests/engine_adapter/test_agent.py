@@ -208,7 +208,7 @@ def test_silence_beyond_the_lease_is_first_come_first_served_until_it_is_heard_a
     agent.poll(2.2)
     assert agent.mode(2.2) == "off"
     assert agent.plan(2.2, waiting=[], running=[], free_blocks=0) is None
-    link.inbox = [Heartbeat(time_s=2.3)]
+    link.inbox = [Heartbeat(time_s=2.3, settings=SETTINGS)]
     agent.poll(2.3)
     assert agent.mode(2.3) == "on"
 
@@ -271,7 +271,7 @@ def test_facts_that_nobody_acknowledges_are_sent_again() -> None:
     agent.arrived(arrived("a"))
     sent_s = []
     for second in range(60):
-        link.inbox = [Heartbeat(time_s=0.0)]
+        link.inbox = [Heartbeat(time_s=0.0, settings=SETTINGS)]
         before = len(link.facts())
         agent.poll(float(second))
         sent_s += [second] * (len(link.facts()) - before)
@@ -280,7 +280,7 @@ def test_facts_that_nobody_acknowledges_are_sent_again() -> None:
     agent.poll(60.0)
     assert agent.unacknowledged == 0
     agent.arrived(arrived("b"))
-    link.inbox = [Heartbeat(time_s=0.0)]
+    link.inbox = [Heartbeat(time_s=0.0, settings=SETTINGS)]
     agent.poll(61.0)
     assert link.facts()[-1] == 2
 

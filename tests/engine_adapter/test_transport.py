@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from engine_adapter.transport import HIGH_WATER_MARK, ZmqHub, ZmqLink, prepare_endpoint
 from store.errors import ConfigError, ProtocolError
-from store.records import Goodbye, Heartbeat, decode_controller_message, decode_engine_message, encode
+from store.records import Acknowledged, Goodbye, decode_controller_message, decode_engine_message, encode
 
 
 @pytest.fixture
@@ -40,12 +40,12 @@ def test_messages_go_both_ways(endpoint: str, hub: ZmqHub) -> None:
     assert eventually(lambda: link.send(Goodbye(time_s=1.0)))
     [(connection, message)] = hub.receive(5.0)
     assert message == Goodbye(time_s=1.0)
-    assert hub.send(connection, Heartbeat(time_s=2.0)) == "sent"
+    assert hub.send(connection, Acknowledged(batch=2)) == "sent"
     received: list[object] = []
     assert eventually(lambda: bool(received.extend(link.receive()) or received))
-    assert received == [Heartbeat(time_s=2.0)]
+    assert received == [Acknowledged(batch=2)]
     link.close()
-    assert eventually(lambda: hub.send(connection, Heartbeat(time_s=3.0)) == "gone")
+    assert eventually(lambda: hub.send(connection, Acknowledged(batch=3)) == "gone")
 
 
 def test_sending_to_nobody_neither_blocks_nor_queues(endpoint: str) -> None:

@@ -27,6 +27,7 @@ from store.records import (
     Heartbeat,
     Hello,
     Preempted,
+    Settings,
     Snapshot,
     decode_controller_message,
     decode_engine_message,
@@ -74,7 +75,7 @@ def test_any_bytes_are_a_message_or_a_protocol_error(raw: bytes, kind: str, valu
 
 def test_a_frame_that_breaks_off_or_has_a_wrong_byte() -> None:
     """Every cut and every byte of a message."""
-    whole = encode(Facts(batch=1, facts=(ARRIVED,)))
+    whole = encode(Facts(batch=1, facts=(ARRIVED,), oldest=1))
     for place in range(len(whole)):
         read(whole[:place])
         for bit in range(8):
@@ -112,7 +113,7 @@ HELLOS = st.builds(
     started_s=TIMES,
 )  # fmt: skip
 MESSAGES = st.one_of(
-    st.builds(Facts, batch=WHOLE, facts=st.lists(FACTS, max_size=5).map(tuple)),
+    st.builds(Facts, batch=WHOLE, facts=st.lists(FACTS, max_size=5).map(tuple), oldest=WHOLE),
     SNAPSHOTS,
     HELLOS,
     st.builds(Goodbye, time_s=TIMES),
@@ -123,7 +124,9 @@ def test_tokens_that_are_cut_or_too_many_and_an_answer_of_none_are_refused() -> 
     """Where their frame is decoded, so that they trouble nobody but their engine."""
     whole = msgspec.to_builtins(ARRIVED, builtin_types=(bytes,))
     for wrong in ({"token_ids": b"\x01\0\0"}, {"token_ids": bytes(4 * MAX_PROMPT_TOKENS_SENT + 4)}, {"max_tokens": 0}):
-        frame = bytes((PROTOCOL,)) + msgspec.msgpack.encode({"type": "Facts", "batch": 1, "facts": [whole | wrong]})
+        frame = bytes((PROTOCOL,)) + msgspec.msgpack.encode(
+            {"type": "Facts", "batch": 1, "oldest": 1, "facts": [whole | wrong]}
+        )
         with pytest.raises(ProtocolError, match=r"token_ids|max_tokens"):
             decode_engine_message(frame)
 
@@ -146,7 +149,7 @@ def test_well_formed_nonsense_hurts_no_other_engine(messages: list[Any]) -> None
         except ProtocolError:
             continue
     core.tick(2.0)
-    answers = core.take(b"other", Facts(batch=1, facts=(ARRIVED,)), 2.0)
+    answers = core.take(b"other", Facts(batch=1, facts=(ARRIVED,), oldest=1), 2.0)
     tables = [message for connection, message in answers if connection == b"other"]
     assert [table.request_id for table in tables] == ["r"]
     assert all(math.isfinite(value) for table in tables for value in (*table.index_s, *table.growth_tokens))
@@ -155,7 +158,7 @@ def test_well_formed_nonsense_hurts_no_other_engine(messages: list[Any]) -> None
 def test_a_stranger_before_its_greeting_is_only_counted() -> None:
     """Facts over a connection that never said hello are of nobody."""
     core = a_core()
-    assert core.take(b"stranger", Facts(batch=1, facts=(ARRIVED,)), 1.0) == []
+    assert core.take(b"stranger", Facts(batch=1, facts=(ARRIVED,), oldest=1), 1.0) == []
     assert core.counts.strangers == 1
 
 
@@ -171,7 +174,8 @@ def test_the_session_of_another_engine_cannot_be_taken_over() -> None:
 
 def test_the_engine_is_not_hurt_by_nonsense_of_a_controller() -> None:
     """Before a greeting, twice, or of unfinished business: nothing raises."""
-    agent = Agent(hello=HELLO, link=DirectLink(lambda _message: [Heartbeat(time_s=math.nan)]))
+    nonsense = Settings(revision=1, mode="on", gate=None, boost_per_s=math.nan, lease_s=math.nan)
+    agent = Agent(hello=HELLO, link=DirectLink(lambda _message: [Heartbeat(time_s=math.nan, settings=nonsense)]))
     for now_s in (1.0, 2.0, 0.5, 1e12):
         agent.poll(now_s)
     assert agent.mode(1e12) == "off"

@@ -57,7 +57,8 @@ class Controller:
             self._greeted.add(session_id)
             hello = structs.replace(past_hello(PROFILE, "m", START_S), session_id=session_id, engine_id=session_id[:1])
             self.core.take(connection, hello, self.now_s)
-        self.core.take(connection, Facts(batch=batch, facts=past_facts(WORKS[batch % len(WORKS)], PROFILE)), self.now_s)
+        facts = past_facts(WORKS[batch % len(WORKS)], PROFILE)
+        self.core.take(connection, Facts(batch=batch, facts=facts, oldest=batch), self.now_s)
         self.writer.append(self.core.drain_entries())
         self.now_s += 1.0
 

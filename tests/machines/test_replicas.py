@@ -69,7 +69,8 @@ class Fleet:
 
     def _tell(self, connection: bytes, *facts: Fact) -> None:
         self._batches[connection] = self._batches.get(connection, 0) + 1
-        self.core.take(connection, Facts(batch=self._batches[connection], facts=facts), self.now_s)
+        batch = self._batches[connection]
+        self.core.take(connection, Facts(batch=batch, facts=facts, oldest=batch), self.now_s)
         self.core.drain_entries()
 
 

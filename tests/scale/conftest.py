@@ -114,7 +114,8 @@ class BusyController:
 
     def _tell(self, number: int, *facts: Fact) -> None:
         self._batches[number] += 1
-        self.core.take(b"%d" % number, Facts(batch=self._batches[number], facts=facts), self.now_s)
+        batch = self._batches[number]
+        self.core.take(b"%d" % number, Facts(batch=batch, facts=facts, oldest=batch), self.now_s)
 
     def _record(self) -> None:
         entries = self.core.drain_entries()

@@ -25,7 +25,7 @@ from engine_adapter.keys import (
 )
 from engine_adapter.transport import ZmqHub, ZmqLink
 from store.errors import ConfigError
-from store.records import Goodbye, Heartbeat, Hello, encode
+from store.records import Acknowledged, Goodbye, Hello, encode
 
 HELLO = Hello(
     engine_id="gpu-1",
@@ -112,11 +112,11 @@ def test_an_authorised_engine_is_heard_and_answered(site: Site) -> None:
     connection = site.heard(link)
     assert connection is not None
     assert connection.startswith(key.pair.public.encode())
-    assert site.hub.send(connection, Heartbeat(time_s=2.0)) == "sent"
+    assert site.hub.send(connection, Acknowledged(batch=2)) == "sent"
     until_s = time.monotonic() + 15.0
     while not (received := link.receive()):
         assert time.monotonic() < until_s
-    assert received == [Heartbeat(time_s=2.0)]
+    assert received == [Acknowledged(batch=2)]
     assert set(site.hub.refused.values()) == {0}
 
 
@@ -166,7 +166,7 @@ def test_a_revoked_engine_is_neither_heard_nor_answered(site: Site, caplog: pyte
     assert connection is not None
     revoke(site.keys, "gpu-1")
     site.until(lambda: site.hub.refused["key"] >= 1, link=link)
-    assert site.hub.send(connection, Heartbeat(time_s=1.0)) == "gone"
+    assert site.hub.send(connection, Acknowledged(batch=1)) == "gone"
     assert any("not authorised any more" in line for line in caplog.messages)
     before = site.hub.refused["key"]
     again = site.link(key)

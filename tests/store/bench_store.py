@@ -67,7 +67,7 @@ def life(number: int) -> list[StoreRecord]:
         ),
         Outcome(
             request_id=name, time_s=arrival_s + 5, output_tokens=100 + number % 300, censored=False, cluster=1, pit=0.5,
-            crps_tokens=40.0, log_score=5.0, within_50=True, within_90=True,
+            crps_tokens=40.0, log_score=5.0, within_50=True, within_90=True, answer=number,
         ),
     ]  # fmt: skip
 

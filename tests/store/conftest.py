@@ -74,7 +74,7 @@ def _prediction(name: str, p50_tokens: int = 20) -> Prediction:
     )
 
 
-def _outcome(name: str, time_s: float = 110.0, output_tokens: int = 10, answer: int | None = None) -> Outcome:
+def _outcome(name: str, time_s: float = 110.0, output_tokens: int = 10, answer: int = 0) -> Outcome:
     return Outcome(
         request_id=name,
         time_s=time_s,

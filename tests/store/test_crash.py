@@ -30,7 +30,7 @@ while True:
     batch += 1
     facts = [FirstToken(request_id=f"{batch}-{n}", time_s=float(batch), scheduled_s=1.0, cached_prompt_tokens=0) for n in range(3)]
     outcome = Outcome(request_id=f"{batch}", time_s=1.0, output_tokens=1, censored=False, cluster=None, pit=0.5,
-                      crps_tokens=1.0, log_score=1.0, within_50=True, within_90=True)
+                      crps_tokens=1.0, log_score=1.0, within_50=True, within_90=True, answer=batch)
     entries = [Entry(engine_id="e", session_id="s", batch=batch, record=fact) for fact in facts]
     positions[writer.append([*entries, Entry(engine_id="e", session_id="s", batch=None, record=outcome)])] = batch
     durable = writer.durable_position

@@ -8,10 +8,9 @@ from typing import Any
 import duckdb
 import pytest
 
-from store import live as live_file
-from store import schema, segments, tables, views
+from store import schema, tables, views
 from store.errors import StoreError, StoreSchemaError
-from store.reader import learning_history, open_history
+from store.reader import open_history
 from store.writer import HistoryWriter
 
 
@@ -96,50 +95,12 @@ def test_a_migration_is_run_once_recorded_and_reads_old_segments(
     for _ in range(2):
         live = history.open(3.0, writer="later")
         versions = live._connection.sql("SELECT version, applied_s FROM schema_version ORDER BY version").fetchall()
-        assert versions == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 1.0), (5, 3.0)]
+        assert versions == [(1, 1.0), (2, 3.0)]
         history.close()
     with open_history(history.folder.path) as catalog:
         rows = catalog.sql("SELECT request_id, energy_j FROM completions ORDER BY request_id").fetchall()
         assert rows == [("a", None), ("b", None)]
         assert catalog.sql("SELECT count(*) FROM requests").fetchall() == [(2,)]
-
-
-@pytest.mark.parametrize("version", range(1, len(schema.MIGRATIONS)))
-def test_a_history_of_every_former_version_opens_and_is_migrated(
-    hands: Callable[..., Any], make: Any, monkeypatch: pytest.MonkeyPatch, version: int
-) -> None:
-    """What it holds, sealed or not, stays; what came later is empty there; new records find their columns and table."""
-    history = hands()
-    with monkeypatch.context() as first:
-        first.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:version])
-        later = {name for name, since in (("calibration", 2), ("cluster_changes", 4)) if since > version}
-        before = tuple(name for name in tables.SEALED_TABLES if name not in later)
-        for module in (schema, live_file, segments):
-            first.setattr(module, "SEALED_TABLES", before)
-        live = history.open(1.0)
-        insert = (
-            "INSERT INTO outcomes (engine_id, session_id, received_s, request_id, time_s, output_tokens, censored, "
-            "pit, crps_tokens, log_score, within_50, within_90) "
-            "VALUES ('e1', 's1', 1.0, ?, 1.0, 7, false, 0.5, 1.0, -1.0, true, true)"
-        )
-        live._connection.execute(insert, ["sealed"])
-        history.write(1.0, make.entry(make.engine()), make.entry(make.prediction("sealed")))
-        live.maintain(2.0)
-        live._connection.execute(insert, ["unsealed"])
-        history.write(2.0, make.entry(make.prediction("unsealed")))
-        history.close()
-    live = history.open(3.0)
-    versions = live._connection.sql("SELECT version, applied_s FROM schema_version ORDER BY version").fetchall()
-    assert versions == [(n, 1.0 if n <= version else 3.0) for n in range(1, len(schema.MIGRATIONS) + 1)]
-    history.write(4.0, make.entry(make.calibration()), make.entry(make.outcome("new", answer=1)))
-    history.write(4.0, make.entry(make.prediction("new")))
-    live.maintain(5.0)
-    with open_history(history.folder.path) as catalog:
-        rows = catalog.sql("SELECT request_id, answer FROM outcomes ORDER BY received_s, request_id").fetchall()
-        assert rows == [("sealed", None), ("unsealed", None), ("new", 1)]
-        assert catalog.sql("SELECT model, coverage_90, trusted FROM calibration").fetchall() == [("m", 0.9, True)]
-    past = [answer.features.decode() for answer in learning_history(history.folder.path, 10)]
-    assert past == ["sealed", "unsealed", "new"]
 
 
 def test_a_migration_that_fails_leaves_the_version_before_it(

@@ -61,11 +61,11 @@ def _knows_no_duplicates(patch: pytest.MonkeyPatch) -> None:
 
 def _takes_batches_in_any_order(patch: pytest.MonkeyPatch) -> None:
     note = Core._note_facts
-    patch.setattr(Core, "_note_facts", lambda core, session, facts: note(core, session, _without_oldest(facts)))
+    patch.setattr(Core, "_note_facts", lambda core, session, facts: note(core, session, _missing_nothing(facts)))
 
 
-def _without_oldest(facts: Facts) -> Facts:
-    return Facts(batch=facts.batch, facts=facts.facts)
+def _missing_nothing(facts: Facts) -> Facts:
+    return Facts(batch=facts.batch, facts=facts.facts, oldest=facts.batch)
 
 
 def _writes_a_chunk_twice(patch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import random
 
 from harness.network import Network
 
-from store.records import Heartbeat, IndexTable, encode
+from store.records import Acknowledged, IndexTable, encode
 
 
 def throw(kind: str, network: Network, chance: random.Random, request_id: str) -> None:
@@ -18,7 +18,7 @@ def throw(kind: str, network: Network, chance: random.Random, request_id: str) -
         case "garbage to engine":
             network.throw_at_engine(chance.randbytes(chance.choice([0, 1, 50])))
         case "other protocol version":
-            frame = bytes((chance.choice([0, 2, 255]),)) + encode(Heartbeat(time_s=0.0))[1:]
+            frame = bytes((chance.choice([0, 2, 255]),)) + encode(Acknowledged(batch=0))[1:]
             network.throw_at_engine(frame)
             network.throw_at_controller(frame)
         case "spoiled table":
