@@ -79,24 +79,14 @@ def run_demo(spec: DemoSpec, *, clock: Clock, pause: Pause, say: Say) -> dict[st
 
 
 def dashboard_command(api_url: str, store: Path | None, *, port: int, host: str = "127.0.0.1") -> list[str]:
-    """The command line that starts the dashboard, found without importing it; raises `ConfigError`.
+    """The command line that starts the dashboard, which is not imported here; raises `ConfigError`.
 
     Without a ``store`` the dashboard takes the one that the controller names.
     """
-    found = importlib.util.find_spec("dashboard")
-    if found is None or not found.submodule_search_locations or importlib.util.find_spec("streamlit") is None:
+    if importlib.util.find_spec("dashboard") is None or importlib.util.find_spec("streamlit") is None:
         raise ConfigError('the dashboard is not installed: install "sagesched-controller[dashboard]"')
-    options = {
-        "server.port": str(port),
-        "server.address": host,
-        "server.headless": "true",
-        "server.fileWatcherType": "none",
-        "browser.gatherUsageStats": "false",
-    }
-    flags = [word for name, value in options.items() for word in (f"--{name}", value)]
-    script = str(Path(next(iter(found.submodule_search_locations)), "app.py"))
-    ours = ["--api", api_url] + (["--store", str(store)] if store is not None else [])
-    return [sys.executable, "-m", "streamlit", "run", script, *flags, "--", *ours]
+    where = ["--store", str(store)] if store is not None else []
+    return [sys.executable, "-m", "dashboard", "--api", api_url, "--port", str(port), "--host", host, *where]
 
 
 def _require_parts(spec: DemoSpec) -> None:

@@ -1,4 +1,4 @@
-"""Entry of the dashboard: ``streamlit run dashboard/app.py``; `dashboard.launch` gives the whole command line."""
+"""The application that ``python -m dashboard`` starts; also ``streamlit run dashboard/app.py``."""
 
 from __future__ import annotations
 

@@ -26,8 +26,8 @@ from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
+from controller.demo import dashboard_command
 from controller.processes import Children, free_port
-from dashboard import launch
 from store.entries import DriftDetected, EngineSeen, Entry, Outcome, Prediction, SettingsChanged, StoreRecord
 from store.records import Arrived, Finished, Gate, Hello, Settings
 from store.writer import HistoryWriter
@@ -154,7 +154,7 @@ def measure(store: Path) -> None:
         _wait(api, "/readyz")
         engine = [sys.executable, "-m", "engine_adapter.simulated_server", "--endpoint", endpoint]
         children.start("engine", [*engine, "--profile", "h800-qwen3-32b-24k", "--rate", "1"])
-        children.start("dashboard", launch.command(api_url, store, port))
+        children.start("dashboard", dashboard_command(api_url, store, port=port))
         _wait(port, "/_stcore/health")
         _wait_for_requests(api)
         _open_all(f"http://127.0.0.1:{port}", api)

@@ -1,10 +1,10 @@
 """Who cannot see well, and who has no mouse: axe-core over every page, and the main tasks by keyboard alone."""
 
-import os
 import re
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +14,6 @@ import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-
-from dashboard import launch
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
@@ -43,9 +41,8 @@ def dashboard_url(standing: Any, recorded: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = os.environ | launch.environment(standing.url, recorded)
-    command = launch.command(standing.url, recorded, port)
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    command = [sys.executable, "-m", "dashboard", "--api", standing.url, "--store", str(recorded), "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             _wait_until_served(f"http://127.0.0.1:{port}")
             yield f"http://127.0.0.1:{port}"

@@ -1,9 +1,9 @@
 import contextlib
-import os
 import re
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +13,6 @@ import httpx
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect, sync_playwright
 
-from dashboard import launch
 from store.entries import Entry, Outcome
 from store.writer import HistoryWriter
 
@@ -52,12 +51,10 @@ def dashboard_url(lasting: Any, store: Path, tmp_path_factory: pytest.TempPathFa
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = os.environ | launch.environment(lasting.url, store)
+    command = [sys.executable, "-m", "dashboard", "--api", lasting.url, "--store", str(store), "--port", str(port)]
     log = tmp_path_factory.mktemp("dashboard") / "log"
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            launch.command(lasting.url, store, port), env=environment, stdout=output, stderr=subprocess.STDOUT
-        )
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
     url = f"http://127.0.0.1:{port}"
     try:
         _wait_until_served(url, process)

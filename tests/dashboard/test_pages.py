@@ -6,7 +6,8 @@ import pytest
 import streamlit
 from streamlit.testing.v1 import AppTest
 
-from dashboard import launch, live
+from dashboard import live
+from dashboard.__main__ import ENTRY
 
 Open = Callable[..., AppTest]
 PAGES = ("now", "latency", "gain", "predictions", "prompts", "history", "sql", "settings")
@@ -63,9 +64,9 @@ def captions(test: AppTest) -> str:
 
 def test_every_page_module_is_in_the_navigation(opened: Open) -> None:
     """The whole application runs from its entry script and offers each page."""
-    test = again(AppTest.from_file(str(launch.ENTRY), default_timeout=20))
+    test = again(AppTest.from_file(str(ENTRY), default_timeout=20))
     assert "Now" in [title.value for title in test.title]
-    text = launch.ENTRY.read_text()
+    text = ENTRY.read_text()
     assert all(f"{page}.page" in text for page in PAGES)
 
 
@@ -171,7 +172,7 @@ def test_filters_hold_across_pages_and_stand_in_the_address(opened: Open, standi
         return [*engines(now_s, 100), *(engine | other for engine in engines(now_s, 11))]
 
     standing.world.engines = two
-    test = again(AppTest.from_file(str(launch.ENTRY), default_timeout=20))
+    test = again(AppTest.from_file(str(ENTRY), default_timeout=20))
     assert metrics(test)["Waiting"] == "111"
     test.selectbox(key="filter_engine").set_value("engine-1")
     test.selectbox(key="filter_range").set_value("2 min")

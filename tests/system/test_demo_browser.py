@@ -10,8 +10,8 @@ import httpx
 import pytest
 from playwright.sync_api import expect
 
+from controller.demo import dashboard_command
 from controller.processes import free_port
-from dashboard import launch
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
@@ -55,7 +55,7 @@ def test_a_controller_that_dies_and_returns_is_shown_as_it_happens(
     site.start_engine("--profile", "h800-qwen3-32b-24k", "--speed", "4", "--rate", "6", "--seed", "3")
     eventually(lambda: site.engine_mode() == "on")
     port = free_port(0)
-    site.start("dashboard", launch.command(site.api.base_url, site.store, port))
+    site.start("dashboard", dashboard_command(site.api.base_url, site.store, port=port))
     visitor.address = f"http://127.0.0.1:{port}"
     eventually(lambda: _served(visitor.address))
     visitor.opens("", "Now")
