@@ -53,11 +53,6 @@ class ServedRequest:
         """The index at the attained tokens."""
         return self.table.index_s[self.table.entry(self.attained_tokens)]
 
-    @property
-    def expected_remaining_tokens(self) -> float:
-        """Mean of the tokens still to come, given those attained."""
-        return self.belief.given(self.attained_tokens).mean_tokens - self.attained_tokens
-
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Session:

@@ -78,7 +78,6 @@ class LearnerView(View, frozen=True):
     coverage_90: float | None = None
     crps_tokens: float | None = None
     log_score: float | None = None
-    drift_events: int | None = None
     models: tuple[ModelCalibrationView, ...] = ()
 
 
@@ -261,8 +260,6 @@ class WaitingView(View, frozen=True):
 
     faster: float | None = None
     slower: float | None = None
-    fcfs_max_ttlt_s: float | None = None
-    max_ttlt_s: float | None = None
 
 
 class ReproductionView(View, frozen=True):
@@ -281,7 +278,6 @@ class GainView(View, frozen=True):
 
     status: str
     method: str | None = None
-    computed_s: float | None = None
     requests: int | None = None
     actual: LatencyView | None = None
     fcfs: LatencyView | None = None
