@@ -14,7 +14,7 @@ from typing import Any
 
 from controller.config import Config, described, printed
 from controller.doctor import examine
-from controller.encoder import Encoder
+from controller.prompt_encoder import Encoder
 
 PACKAGES = ("sagesched-controller", "duckdb", "pyarrow", "numpy", "pyzmq", "fastapi", "streamlit", "vllm")
 """Packages whose version an operator is asked for."""

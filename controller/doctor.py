@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from controller.config import Config
-from controller.encoder import check_encoder, load_encoder
+from controller.prompt_encoder import check_encoder, load_encoder
 from engine_adapter.transport import prepare_endpoint
 from store.errors import SageError
 from store.files import Folder, WriterLock

@@ -18,9 +18,9 @@ from functools import partial
 
 from controller.commands import Commands, SetMode
 from controller.core import Core, Outgoing
-from controller.encoder import Encoder
 from controller.live import Live
 from controller.metrics import Metrics
+from controller.prompt_encoder import Encoder
 from controller.telemetry import Ended, Telemetry
 from engine_adapter.link import ControllerHub
 from store.entries import DriftDetected, Entry, Outcome, Prediction

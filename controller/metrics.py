@@ -12,8 +12,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from controller.encoder import Encoder, EncoderCounts
 from controller.live import EngineView, Live, Picture
+from controller.prompt_encoder import Encoder, EncoderCounts
 from controller.recent_lives import RecentLife
 from controller.request_metrics import CappedLabel, RequestMetrics
 from controller.telemetry import Telemetry

@@ -21,7 +21,6 @@ from controller.commands import Commands
 from controller.condition import Condition, kept_complaints
 from controller.config import Config, LearningSection, StoreSection, TelemetrySection
 from controller.core import Core, CoreConfig
-from controller.encoder import Encoder, check_encoder, load_encoder
 from controller.explainer import Explainer
 from controller.gain_watch import GainWatch
 from controller.http import ApiSources, build_api
@@ -29,6 +28,7 @@ from controller.live import Live
 from controller.loop import ControlLoop
 from controller.metrics import Metrics
 from controller.policy_choice import policy_of
+from controller.prompt_encoder import Encoder, check_encoder, load_encoder
 from controller.rebuild import rebuild
 from controller.telemetry import Telemetry, open_telemetry
 from controller.web_server import WebServer

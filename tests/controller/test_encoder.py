@@ -13,9 +13,9 @@ import pytest
 
 from controller.config import load_config
 from controller.doctor import examine
-from controller.encoder import Encoder, check_encoder, load_encoder
 from controller.live import Live
 from controller.metrics import Metrics
+from controller.prompt_encoder import Encoder, check_encoder, load_encoder
 from online_learning.semantic import Embedding
 from store.errors import ConfigError
 from store.reader import learning_history, open_history

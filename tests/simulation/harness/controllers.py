@@ -15,11 +15,11 @@ from harness.timeline import Crash, Timeline
 
 from controller.commands import Commands, SetMode
 from controller.core import Core, CoreConfig
-from controller.encoder import Encoder
 from controller.live import Live
 from controller.loop import ControlLoop, LoopLimits
 from controller.metrics import Metrics
 from controller.policy import Policy
+from controller.prompt_encoder import Encoder
 from controller.rebuild import learn_again
 from engine_adapter.clock import steady_clock
 from engine_adapter.frames import FrameHub

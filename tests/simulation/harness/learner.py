@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from harness.faults import Faults, LearnerError
 
-from controller.encoder import Embed
+from controller.prompt_encoder import Embed
 from online_learning.cluster_expert import ClusterExpert
 from online_learning.distribution import LengthDistribution, log_grid
 from online_learning.expert import SoloLearner
