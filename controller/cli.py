@@ -280,7 +280,7 @@ def mode(
     config: ConfigFlag = None,
 ) -> None:
     """Switch a running controller, and with it all engines, to a mode."""
-    from controller.api_client import ApiClient  # noqa: PLC0415 - keeps --help quick
+    from controller.api.client import ApiClient  # noqa: PLC0415 - keeps --help quick
 
     tree = load_config(file=config)
     token = tree.http.token.get_secret_value() if tree.http.token else None

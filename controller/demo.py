@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import httpx
 
-from controller.api_client import ApiClient
+from controller.api.client import ApiClient
 from controller.processes import Child, Children, claimed_port
 from store.errors import ConfigError, EngineError, SageError
 from store.reader import open_history

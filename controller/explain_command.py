@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from controller.api_client import ApiClient
+from controller.api.client import ApiClient
 from controller.config import Config
 from controller.explain import Explanation, explain
 from controller.explainer import recorded_life

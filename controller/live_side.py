@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from controller.api_client import ApiClient
+from controller.api.client import ApiClient
 from controller.policies import Objective
 from controller.processes import Child, Children, free_port
 from engine_adapter.engine import Work

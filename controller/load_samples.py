@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from controller.api_client import ApiClient
+from controller.api.client import ApiClient
 from store.errors import SageError
 
 LIVE_PAGE = ("/api/state", "/api/queue?limit=200", "/api/recent?seconds=3", "/api/gain")

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from controller.api_client import ApiClient
+from controller.api.client import ApiClient
 from controller.load_samples import Sample, Watcher, take_sample
 from controller.processes import Child, Children, free_port
 from engine_adapter.latencies import Latencies

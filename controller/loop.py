@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from controller.commands import Commands, SetMode
+from controller.api.commands import Commands, SetMode
 from controller.core import Core, Outgoing
 from controller.live import Live
 from controller.metrics import Metrics

@@ -17,13 +17,14 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from controller.commands import Commands
+from controller.api.app import ApiSources, build_api
+from controller.api.commands import Commands
+from controller.api.server import WebServer
 from controller.condition import Condition, kept_complaints
 from controller.config import Config, LearningSection, StoreSection, TelemetrySection
 from controller.core import Core, CoreConfig
 from controller.explainer import Explainer
 from controller.gain_watch import GainWatch
-from controller.http import ApiSources, build_api
 from controller.live import Live
 from controller.loop import ControlLoop
 from controller.metrics import Metrics
@@ -31,7 +32,6 @@ from controller.policy_choice import policy_of
 from controller.prompt_encoder import Encoder, check_encoder, load_encoder
 from controller.rebuild import rebuild
 from controller.telemetry import Telemetry, open_telemetry
-from controller.web_server import WebServer
 from engine_adapter.transport import ZmqHub
 from online_learning.calibration import CalibrationSettings
 from online_learning.clusters import ClusterSettings

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.http_bounds import BoundedRequests, Bounds, Rate
+from controller.api.limits import BoundedRequests, Bounds, Rate
 from store.records import Finished
 
 Start = Callable[..., Any]

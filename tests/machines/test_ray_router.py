@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from controller.api_client import ApiClient
+from controller.api.client import ApiClient
 from controller.processes import Child, Children, free_port
 from store.errors import SageError
 

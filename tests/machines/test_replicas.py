@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 from msgspec import structs
 
+from controller.api.json_views import state_view
 from controller.core import Core, CoreConfig
 from controller.live import Live
 from controller.outlook import Outlooks
 from controller.past import past_facts, past_hello
 from controller.policies import policy_named
 from controller.router_bench import ROUTERS, RouterSpec, run_routers
-from controller.views import state_view
 from engine_adapter.engine import Work
 from engine_adapter.profiles import PROFILES
 from online_learning.mixture import MixtureLearner

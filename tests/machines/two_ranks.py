@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 
-from controller.api_client import ApiClient
+from controller.api.client import ApiClient
 from controller.processes import Children, free_port
 from engine_adapter.profiles import PROFILES
 from engine_adapter.vllm_server import MODEL_NAME, VllmServer

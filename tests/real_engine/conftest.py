@@ -14,7 +14,7 @@ import duckdb
 import httpx
 import pytest
 
-from controller.api_client import ApiClient
+from controller.api.client import ApiClient
 from controller.processes import Child, Children, free_port
 from engine_adapter.vllm_server import MODEL_NAME, VllmServer
 from store.errors import SageError

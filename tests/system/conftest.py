@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Locator, Page, TimeoutError, expect, sync_playwright  # noqa: A004 - Playwright's own
 
-from controller.api_client import ApiClient
+from controller.api.client import ApiClient
 from controller.processes import Child, Children, end, free_port
 from store.errors import SageError
 

@@ -13,7 +13,7 @@ from harness.learner import embed_with, learner_of
 from harness.network import Network
 from harness.timeline import Crash, Timeline
 
-from controller.commands import Commands, SetMode
+from controller.api.commands import Commands, SetMode
 from controller.core import Core, CoreConfig
 from controller.live import Live
 from controller.loop import ControlLoop, LoopLimits

@@ -21,18 +21,18 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException as AnyHTTPException
 
-from controller.commands import Commands, SetMode
+from controller.api.commands import Commands, SetMode
+from controller.api.docs import add_docs
+from controller.api.json_views import finished_row, settings_view, snapshot_row, state_view
+from controller.api.limits import BoundedRequests, Bounds
+from controller.api.route import add_route
 from controller.condition import Condition
 from controller.config import is_loopback
 from controller.explain import explain
 from controller.explainer import Explainer, unknown
 from controller.gain_watch import GainWatch
-from controller.http_bounds import BoundedRequests, Bounds
-from controller.http_docs import add_docs
-from controller.http_route import add_route
 from controller.live import Live, Picture, queue_rows
 from controller.metrics import Metrics
-from controller.views import finished_row, settings_view, snapshot_row, state_view
 from store.life import LifeFacts
 
 ANSWER_S = 3.0

@@ -14,7 +14,7 @@ import numpy as np
 from fastapi import FastAPI, HTTPException, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from controller.commands import Commands, Foresee
+from controller.api.commands import Commands, Foresee
 from controller.live import Live
 from controller.outlook import Outlooks
 from store.records import MAX_PROMPT_TOKENS_SENT, Arrived
