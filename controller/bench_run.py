@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
-from controller.bench_brain import Brain
 from controller.bench_figures import PolicyFigures, figures
+from controller.benchmark.in_process import Brain
 from controller.policies import Schedule
 from controller.rivals import BenchContext, bench_learner, bench_policy, is_ours
 from engine_adapter.arrivals import ArrivalPlan, all_at_zero

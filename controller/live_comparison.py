@@ -16,8 +16,8 @@ from typing import Any, TypeAlias
 
 from controller.bench import BenchSpec, run_bench
 from controller.bench_figures import PolicyFigures
+from controller.benchmark.synthetic_history import write_past
 from controller.live_side import LiveRun, LiveServing, Stage, serve_live
-from controller.past import write_past
 from controller.policies import Objective
 from engine_adapter.arrivals import arrival_plan
 from engine_adapter.engine import Work

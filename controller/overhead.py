@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from controller.benchmark.synthetic_history import tell_past
 from controller.core import Core, CoreConfig
 from controller.overhead_arrivals import PROFILE, ArrivalTimes, measure_arrivals
-from controller.past import tell_past
 from controller.policies import policy_named
 from engine_adapter.engine import Work
 from engine_adapter.transport import ZmqHub, ZmqLink

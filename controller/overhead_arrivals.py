@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from controller.benchmark.synthetic_history import past_facts, past_hello
 from controller.config import load_config
-from controller.past import past_facts, past_hello
 from controller.service import Service, service
 from engine_adapter.engine import Work
 from engine_adapter.lives import Account

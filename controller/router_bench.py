@@ -14,13 +14,13 @@ from typing import Protocol
 
 import numpy as np
 
-from controller.bench_brain import LEASE_S, RememberedFeatures
 from controller.bench_figures import PolicyFigures, capacity_rps, figures
+from controller.benchmark.in_process import LEASE_S, RememberedFeatures
+from controller.benchmark.shared_brain import SharedBrain
 from controller.core import Core, CoreConfig
 from controller.live import Live
 from controller.outlook import Outlooks
 from controller.policies import policy_named
-from controller.shared_brain import SharedBrain
 from engine_adapter.arrivals import all_at_zero, arrival_plan
 from engine_adapter.engine import Step, Totals, Work, serve
 from engine_adapter.link import NoLink

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
+from controller.benchmark.synthetic_history import past_facts, past_hello
 from controller.core import Core, CoreConfig
-from controller.past import past_facts, past_hello
 from controller.policies import policy_named
 from controller.rebuild import rebuild
 from controller.study import MAX_TOKENS, task_prompts

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from controller.bench_brain import RememberedFeatures
+from controller.benchmark.in_process import RememberedFeatures
 from online_learning.mixture import MixtureLearner
 from online_learning.prompt import Features, Prompt
 

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
+from controller.benchmark.synthetic_history import past_facts, past_hello
 from controller.cli import run
 from controller.core import Core, CoreConfig
-from controller.past import past_facts, past_hello
 from controller.policies import policy_named
 from controller.rebuild import rebuild
 from engine_adapter.profiles import PROFILES

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from vllm.config import ParallelConfig
 
+from controller.benchmark.shared_brain import SharedBrain
 from controller.core import Core, CoreConfig
 from controller.policies import policy_named
-from controller.shared_brain import SharedBrain
 from engine_adapter.engine import Work
 from engine_adapter.profiles import Profile
 from engine_adapter.vllm_plugin import plugin_settings, ranked_name

@@ -9,10 +9,10 @@ import pytest
 from msgspec import structs
 
 from controller.api.json_views import state_view
+from controller.benchmark.synthetic_history import past_facts, past_hello
 from controller.core import Core, CoreConfig
 from controller.live import Live
 from controller.outlook import Outlooks
-from controller.past import past_facts, past_hello
 from controller.policies import policy_named
 from controller.router_bench import ROUTERS, RouterSpec, run_routers
 from engine_adapter.engine import Work

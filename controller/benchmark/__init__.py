@@ -1,0 +1,1 @@
+"""Measurements of our own: schedules, predictions, and the system's price."""
