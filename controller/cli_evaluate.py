@@ -85,8 +85,8 @@ def _study(  # noqa: PLR0913 - the flags
     html: Path | None,
     quiet: bool,
 ) -> None:
-    from controller.evaluate_report import write_html  # noqa: PLC0415 - keeps --help quick
-    from controller.study import MAIN_LEARNER, quality_table, study_workload, task_table  # noqa: PLC0415 - as above
+    from controller.benchmark.prediction.report import write_html  # noqa: PLC0415 - keeps --help quick
+    from controller.benchmark.prediction.study import MAIN_LEARNER, quality_table, study_workload, task_table  # noqa: PLC0415 - as above
 
     with progress_bar(quiet=quiet) as bar:
         task = bar.add_task("evaluate", total=requests)
@@ -111,7 +111,7 @@ def _study(  # noqa: PLR0913 - the flags
 def _drift(  # noqa: PLR0913 - the flags
     workload: str, requests: int, seed: int, requests_per_token: float, json_file: Path | None, *, quiet: bool
 ) -> None:
-    from controller.drift_study import drift_study, drift_table  # noqa: PLC0415 - keeps --help quick
+    from controller.benchmark.prediction.drift import drift_study, drift_table  # noqa: PLC0415 - keeps --help quick
 
     with progress_bar(quiet=quiet) as bar:
         task = bar.add_task("evaluate --drift", total=requests)
@@ -129,7 +129,7 @@ def _drift(  # noqa: PLR0913 - the flags
 
 
 def _upkeep(workload: str, requests: int, seed: int, json_file: Path | None, *, quiet: bool) -> None:
-    from controller.upkeep_study import measure_upkeep, upkeep_table  # noqa: PLC0415 - keeps --help quick
+    from controller.benchmark.prediction.rebuild_cost import measure_upkeep, upkeep_table  # noqa: PLC0415 - keeps --help quick
 
     with progress_bar(quiet=quiet) as bar, tempfile.TemporaryDirectory(prefix="sagesched-upkeep-") as folder:
         task = bar.add_task("evaluate --upkeep", total=requests)

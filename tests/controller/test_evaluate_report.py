@@ -8,9 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from controller.benchmark.prediction.report import reliability, write_html
+from controller.benchmark.prediction.study import (
+    FIGURES,
+    MAIN_LEARNER,
+    LearnerRecord,
+    Study,
+    study_workload,
+    task_qualities,
+    task_table,
+)
 from controller.cli_output import print_table
-from controller.evaluate_report import reliability, write_html
-from controller.study import FIGURES, MAIN_LEARNER, LearnerRecord, Study, study_workload, task_qualities, task_table
 from online_learning.evaluate import Evaluation
 
 

@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 from rich.table import Table
 
-from controller.study import MAIN_LEARNER, task_prompts
+from controller.benchmark.prediction.study import MAIN_LEARNER, task_prompts
 from online_learning.distribution import LengthDistribution
 from online_learning.evaluate import evaluate
 from online_learning.learner import GlobalLearner

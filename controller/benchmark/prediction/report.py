@@ -11,7 +11,14 @@ import plotly.graph_objects as go
 
 from controller.bench_plots import COLOURS
 from controller.bench_report import PAGE
-from controller.study import COLUMNS, MAIN_LEARNER, LearnerRecord, Study, TaskQuality, task_qualities
+from controller.benchmark.prediction.study import (
+    COLUMNS,
+    MAIN_LEARNER,
+    LearnerRecord,
+    Study,
+    TaskQuality,
+    task_qualities,
+)
 from controller.written import write_whole
 from online_learning.scoring import PIT_BINS
 

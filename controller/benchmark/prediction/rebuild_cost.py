@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
+from controller.benchmark.prediction.study import MAX_TOKENS, task_prompts
 from controller.benchmark.synthetic_history import past_facts, past_hello
 from controller.core import Core, CoreConfig
 from controller.policies import policy_named
 from controller.rebuild import rebuild
-from controller.study import MAX_TOKENS, task_prompts
 from engine_adapter.profiles import profile_named
 from engine_adapter.workloads import bench_works, to_works
 from online_learning.memory import held_bytes
