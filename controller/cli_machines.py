@@ -17,7 +17,7 @@ from store.errors import BadInputError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from controller.router_bench import RouterRun
+    from controller.benchmark.scheduling.routers import RouterRun
 
 Number = TypeVar("Number", int, float)
 
@@ -66,7 +66,7 @@ def routers(  # noqa: PLR0913 - one parameter for each flag
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress bar")] = False,
 ) -> None:
     """Routers in front of several engines side by side, in virtual time."""
-    from controller.router_bench import RouterSpec, run_routers  # noqa: PLC0415 - keeps --help quick
+    from controller.benchmark.scheduling.routers import RouterSpec, run_routers  # noqa: PLC0415 - keeps --help quick
 
     require_writable(json_file)
     spec = RouterSpec(

@@ -16,8 +16,8 @@ from controller.cli_output import print_table, progress_bar, require_writable, w
 from store.errors import BadInputError
 
 if TYPE_CHECKING:
-    from controller.bench import BenchSpec
-    from controller.bench_result import BenchResult
+    from controller.benchmark.scheduling.benchmark import BenchSpec
+    from controller.benchmark.scheduling.result import BenchResult
 
 DEFAULT_PROFILE = "h800-qwen3-32b-24k"
 DEFAULT_LOADS = "0.5,0.8,0.9,1,1.1,1.2"
@@ -77,7 +77,7 @@ def bench(  # noqa: PLR0913 - one parameter for each flag
     quiet: QuietFlag = False,
 ) -> None:
     """Policies side by side on one workload, in virtual time."""
-    from controller.bench import BenchSpec  # noqa: PLC0415 - keeps --help quick
+    from controller.benchmark.scheduling.benchmark import BenchSpec  # noqa: PLC0415 - keeps --help quick
 
     require_writable(json_file, html)
     spec = BenchSpec(
@@ -120,7 +120,7 @@ def sweep(  # noqa: PLR0913 - one parameter for each flag
     quiet: QuietFlag = False,
 ) -> None:
     """The benchmark over loads and profiles: the gain against the load."""
-    from controller.bench import BenchSpec  # noqa: PLC0415 - keeps --help quick
+    from controller.benchmark.scheduling.benchmark import BenchSpec  # noqa: PLC0415 - keeps --help quick
 
     require_writable(json_file, html, svg)
     names = _words(policies)
@@ -147,7 +147,7 @@ def sweep(  # noqa: PLR0913 - one parameter for each flag
 
 
 def _run_benches(specs: list[BenchSpec], *, processes: int, quiet: bool) -> list[BenchResult]:
-    from controller.bench import run_benches  # noqa: PLC0415 - keeps --help quick
+    from controller.benchmark.scheduling.benchmark import run_benches  # noqa: PLC0415 - keeps --help quick
 
     with progress_bar(quiet=quiet) as bar:
         task = bar.add_task("requests served in all runs", total=None)
@@ -160,7 +160,7 @@ def _run_benches(specs: list[BenchSpec], *, processes: int, quiet: bool) -> list
 
 
 def _show_bench(result: BenchResult, json_file: Path | None, html: Path | None, against: str | None) -> None:
-    from controller.bench_report import bench_table, write_html  # noqa: PLC0415 - keeps --help quick
+    from controller.benchmark.scheduling.report import bench_table, write_html  # noqa: PLC0415 - keeps --help quick
 
     print_table(bench_table(result, against))
     write_figures(json_file, json.dumps(result.as_json(against), indent=2) + "\n")
@@ -171,8 +171,8 @@ def _show_bench(result: BenchResult, json_file: Path | None, html: Path | None, 
 def _show_sweep(
     results: list[BenchResult], json_file: Path | None, html: Path | None, svg: Path | None, against: str
 ) -> None:
-    from controller.bench_chart import write_gain_chart  # noqa: PLC0415 - keeps --help quick
-    from controller.bench_report import bench_table, write_html  # noqa: PLC0415 - as above
+    from controller.benchmark.scheduling.report import bench_table, write_html  # noqa: PLC0415 - as above
+    from controller.benchmark.scheduling.svg_chart import write_gain_chart  # noqa: PLC0415 - keeps --help quick
 
     for result in results:
         print_table(bench_table(result, against))

@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from controller.bench import BenchSpec, run_bench
 from controller.bench_figures import PolicyFigures
+from controller.benchmark.scheduling.benchmark import BenchSpec, run_bench
 from controller.benchmark.synthetic_history import write_past
 from controller.live_side import LiveRun, LiveServing, Stage, serve_live
 from controller.policies import Objective

@@ -11,8 +11,8 @@ import plotly.graph_objects as go
 from rich.table import Table
 
 from controller.bench_figures import PolicyFigures
-from controller.bench_plots import CDF_POINTS, COLOURS
-from controller.bench_report import COLUMNS, PAGE
+from controller.benchmark.scheduling.plots import CDF_POINTS, COLOURS
+from controller.benchmark.scheduling.report import COLUMNS, PAGE
 from controller.replay import Replay, Served
 from controller.replay_fit import Ratio
 from controller.replay_history import moment

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from controller.bench import WATERMARKS, BenchSpec, run_bench, run_benches
 from controller.bench_figures import capacity_rps, figures
-from controller.bench_report import bench_table, write_html
-from controller.bench_result import BenchResult
-from controller.bench_run import TIMELINE_POINTS
+from controller.benchmark.scheduling.benchmark import WATERMARKS, BenchSpec, run_bench, run_benches
+from controller.benchmark.scheduling.report import bench_table, write_html
+from controller.benchmark.scheduling.result import BenchResult
+from controller.benchmark.scheduling.run import TIMELINE_POINTS
 from controller.policies import POLICY_NAMES
 from engine_adapter.engine import Life, Totals
 from store.errors import ConfigError, WorkloadError

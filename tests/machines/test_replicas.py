@@ -9,12 +9,12 @@ import pytest
 from msgspec import structs
 
 from controller.api.json_views import state_view
+from controller.benchmark.scheduling.routers import ROUTERS, RouterSpec, run_routers
 from controller.benchmark.synthetic_history import past_facts, past_hello
 from controller.core import Core, CoreConfig
 from controller.live import Live
 from controller.outlook import Outlooks
 from controller.policies import policy_named
-from controller.router_bench import ROUTERS, RouterSpec, run_routers
 from engine_adapter.engine import Work
 from engine_adapter.profiles import PROFILES
 from online_learning.mixture import MixtureLearner

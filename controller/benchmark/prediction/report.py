@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import plotly.graph_objects as go
 
-from controller.bench_plots import COLOURS
-from controller.bench_report import PAGE
 from controller.benchmark.prediction.study import (
     COLUMNS,
     MAIN_LEARNER,
@@ -19,6 +17,8 @@ from controller.benchmark.prediction.study import (
     TaskQuality,
     task_qualities,
 )
+from controller.benchmark.scheduling.plots import COLOURS
+from controller.benchmark.scheduling.report import PAGE
 from controller.written import write_whole
 from online_learning.scoring import PIT_BINS
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from controller.bench_result import BenchResult
-from controller.bench_run import Moment
+from controller.benchmark.scheduling.result import BenchResult
+from controller.benchmark.scheduling.run import Moment
 
 COLOURS = (
     "#6b7280", "#d97706", "#2563eb", "#059669", "#db2777", "#7c3aed", "#0891b2", "#65a30d", "#b91c1c", "#1e3a8a",

@@ -8,10 +8,10 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from controller.bench_figures import PolicyFigures
-from controller.bench_run import PolicyRun
+from controller.benchmark.scheduling.run import PolicyRun
 
 if TYPE_CHECKING:
-    from controller.bench import BenchSpec
+    from controller.benchmark.scheduling.benchmark import BenchSpec
 
 COMPARED = ("mean_ttlt_s", "p99_ttlt_s", "mean_ttft_s", "throughput_tokens_per_s")
 """Figures of which ratios to another policy are reported."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from controller.bench_plots import COLOURS, GAINS
-from controller.bench_result import BenchResult
+from controller.benchmark.scheduling.plots import COLOURS, GAINS
+from controller.benchmark.scheduling.result import BenchResult
 from controller.written import write_whole
 
 PANEL_WIDTH, PANEL_HEIGHT, MARGIN_LEFT, MARGIN_TOP, GAP = 300, 210, 52, 46, 34

@@ -14,7 +14,7 @@ from threading import Thread
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
-from controller.bench_run import PolicyRun, RunSpec, run_policy
+from controller.benchmark.scheduling.run import PolicyRun, RunSpec, run_policy
 from store.errors import EngineError
 
 Served: TypeAlias = Callable[[int], None]

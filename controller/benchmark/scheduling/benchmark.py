@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TypeAlias
 
 from controller.ablations import ABLATION_NAMES
-from controller.bench_crew import Crew
 from controller.bench_figures import capacity_rps
-from controller.bench_result import BenchResult, PolicyResult, SeedResult
-from controller.bench_run import BenchEngine, PolicyRun, RunSpec
+from controller.benchmark.scheduling.result import BenchResult, PolicyResult, SeedResult
+from controller.benchmark.scheduling.run import BenchEngine, PolicyRun, RunSpec
+from controller.benchmark.scheduling.worker_pool import Crew
 from controller.policies import Objective, Schedule
 from controller.rivals import BENCH_POLICY_NAMES, is_ours, variants_of
 from engine_adapter.arrivals import arrival_plan

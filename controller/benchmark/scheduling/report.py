@@ -11,8 +11,8 @@ import plotly.graph_objects as go
 from rich.table import Table
 
 from controller.bench_figures import PolicyFigures
-from controller.bench_plots import busiest, gain_plots, run_plots
-from controller.bench_result import BenchResult, Spread
+from controller.benchmark.scheduling.plots import busiest, gain_plots, run_plots
+from controller.benchmark.scheduling.result import BenchResult, Spread
 from controller.written import write_whole
 
 COLUMNS: tuple[tuple[str, str, str], ...] = (

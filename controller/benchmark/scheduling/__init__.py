@@ -1,0 +1,1 @@
+"""Policies and routers side by side in virtual time."""
