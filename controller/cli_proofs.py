@@ -48,8 +48,8 @@ def overhead(  # noqa: PLR0913 - one parameter for each flag
     quiet: QuietFlag = False,
 ) -> None:
     """What deciding costs: time added to vLLM's schedule(), allocations, and arrival to table in the controller."""
-    from controller.overhead import OverheadSpec, run_overhead  # noqa: PLC0415 - keeps --help quick
-    from controller.overhead_report import overhead_tables  # noqa: PLC0415 - as above
+    from controller.benchmark.system.overhead import OverheadSpec, run_overhead  # noqa: PLC0415 - keeps --help quick
+    from controller.benchmark.system.overhead_report import overhead_tables  # noqa: PLC0415 - as above
 
     spec = OverheadSpec(
         occupancies=tuple(_pair(pair) for pair in _words(occupancies)),
@@ -90,8 +90,8 @@ def live_comparison(  # noqa: PLR0913 - one parameter for each flag
     quiet: QuietFlag = False,
 ) -> None:
     """One trace in virtual time and on vLLM's live server over a virtual GPU, stock and with us, by vLLM's client."""
-    from controller.live_comparison import LiveSpec, run_live_comparison  # noqa: PLC0415 - keeps --help quick
-    from controller.live_report import live_tables  # noqa: PLC0415 - as above
+    from controller.benchmark.system.live_comparison import LiveSpec, run_live_comparison  # noqa: PLC0415 - keeps --help quick
+    from controller.benchmark.system.live_report import live_tables  # noqa: PLC0415 - as above
 
     spec = LiveSpec(
         workload=workload,
@@ -143,8 +143,8 @@ def load_test(  # noqa: PLR0913 - one parameter for each flag
     quiet: QuietFlag = False,
 ) -> None:
     """What a controller bears: dozens of simulated engines against one of its own; latency, drops, CPU, memory, disk."""
-    from controller.load_report import load_tables  # noqa: PLC0415 - keeps --help quick
-    from controller.load_test import LoadSpec, run_load_test  # noqa: PLC0415 - as above
+    from controller.benchmark.system.load_report import load_tables  # noqa: PLC0415 - keeps --help quick
+    from controller.benchmark.system.load_test import LoadSpec, run_load_test  # noqa: PLC0415 - as above
 
     spec = LoadSpec(
         engines=engines,

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from controller.overhead import AllocationGrowth, CallCost, OverheadSpec, run_overhead
-from controller.overhead_arrivals import measure_arrivals
-from controller.overhead_report import overhead_tables
+from controller.benchmark.system.arrival_latency import measure_arrivals
+from controller.benchmark.system.overhead import AllocationGrowth, CallCost, OverheadSpec, run_overhead
+from controller.benchmark.system.overhead_report import overhead_tables
 from store.errors import ConfigError
 
 

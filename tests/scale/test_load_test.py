@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from controller.load_report import load_tables
-from controller.load_test import LoadSpec, run_load_test
+from controller.benchmark.system.load_report import load_tables
+from controller.benchmark.system.load_test import LoadSpec, run_load_test
 from engine_adapter.fleet import bursts_of
 from store.errors import BadInputError, ConfigError
 from store.segments import FAN_IN, MERGED_BYTES, Segment, merges

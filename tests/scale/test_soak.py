@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from controller.load_samples import folder_bytes
+from controller.benchmark.system.process_samples import folder_bytes
 from store.writer import HistoryWriter
 
 TRAFFIC_S = 600.0

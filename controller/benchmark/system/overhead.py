@@ -2,7 +2,7 @@
 
 The engine's half is vLLM's scheduler in virtual time, with the plugin on a real socket to the controller's own brain,
 against the stock class in the same run (`engine_adapter.vllm_overhead`).
-The controller's half is `controller.overhead_arrivals`.
+The controller's half is `controller.benchmark.system.arrival_latency`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from controller.benchmark.synthetic_history import tell_past
+from controller.benchmark.system.arrival_latency import PROFILE, ArrivalTimes, measure_arrivals
 from controller.core import Core, CoreConfig
-from controller.overhead_arrivals import PROFILE, ArrivalTimes, measure_arrivals
 from controller.policies import policy_named
 from engine_adapter.engine import Work
 from engine_adapter.transport import ZmqHub, ZmqLink

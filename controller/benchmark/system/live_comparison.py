@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 from controller.bench_figures import PolicyFigures
 from controller.benchmark.scheduling.benchmark import BenchSpec, run_bench
 from controller.benchmark.synthetic_history import write_past
-from controller.live_side import LiveRun, LiveServing, Stage, serve_live
+from controller.benchmark.system.live_server_run import LiveRun, LiveServing, Stage, serve_live
 from controller.policies import Objective
 from engine_adapter.arrivals import arrival_plan
 from engine_adapter.engine import Work

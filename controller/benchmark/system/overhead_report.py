@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from controller.overhead import AllocationGrowth, CallCost, EngineCost, OverheadResult
-from controller.overhead_arrivals import ArrivalTimes
+from controller.benchmark.system.arrival_latency import ArrivalTimes
+from controller.benchmark.system.overhead import AllocationGrowth, CallCost, EngineCost, OverheadResult
 
 
 def overhead_tables(result: OverheadResult) -> list[Table]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from controller.api.client import ApiClient
-from controller.load_samples import Sample, Watcher, take_sample
+from controller.benchmark.system.process_samples import Sample, Watcher, take_sample
 from controller.processes import Child, Children, free_port
 from engine_adapter.latencies import Latencies
 from store.errors import ConfigError, EngineError, SageError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from controller.load_test import LoadResult, Window
+from controller.benchmark.system.load_test import LoadResult, Window
 
 ROWS = 20
 """Lines of the course of a run; of a long one every so many windows."""

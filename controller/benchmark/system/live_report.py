@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from controller.live_comparison import SIDES, TOLERANCE, LiveComparison
+from controller.benchmark.system.live_comparison import SIDES, TOLERANCE, LiveComparison
 
 LATE_HOST = 0.1
 """Share of device time lost by a late host from which the live figures say more of the host than of the scheduler."""

@@ -1,0 +1,1 @@
+"""What the system costs an engine, and what a controller can bear."""
