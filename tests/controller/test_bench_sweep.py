@@ -11,7 +11,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from controller.cli import run
+from controller.cli.main import run
 
 IMPORTED_AFTER_CPU_S = 4.0
 """A worker that has used so much is past its imports, and serves."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from controller.cli import app, run
+from controller.cli.main import app, run
 from controller.config import load_config
 from controller.demo import dashboard_command
 from controller.doctor import examine
@@ -261,7 +261,7 @@ def test_the_dashboard_takes_the_history_that_the_controller_names(
     started: list[list[str]] = []
     monkeypatch.delenv("SAGESCHED_STORE__PATH", raising=False)
     monkeypatch.setattr(
-        "controller.cli.subprocess.run",
+        "controller.cli.main.subprocess.run",
         lambda command, **_: started.append(command) or subprocess.CompletedProcess(command, 0),
     )
     assert run(["dashboard", *words]) == 0

@@ -18,7 +18,7 @@ from controller.benchmark.prediction.study import (
     task_qualities,
     task_table,
 )
-from controller.cli_output import print_table
+from controller.cli.output import print_table
 from online_learning.evaluate import Evaluation
 
 

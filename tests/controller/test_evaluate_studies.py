@@ -10,8 +10,8 @@ import pytest
 from controller.benchmark.prediction.drift import drift_study, drift_table
 from controller.benchmark.prediction.rebuild_cost import measure_upkeep, upkeep_table
 from controller.benchmark.prediction.study import task_prompts
-from controller.cli import run
-from controller.cli_output import print_table
+from controller.cli.main import run
+from controller.cli.output import print_table
 
 
 def test_three_families_drift_and_each_has_blocks_from_the_change_on(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import typer
 
-from controller.cli import app, run
+from controller.cli.main import app, run
 from controller.written import write_whole
 from store.errors import BadInputError
 

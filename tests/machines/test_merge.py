@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from controller.benchmark.synthetic_history import past_facts, past_hello
-from controller.cli import run
+from controller.cli.main import run
 from controller.core import Core, CoreConfig
 from controller.policies import policy_named
 from controller.rebuild import rebuild

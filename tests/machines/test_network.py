@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from controller.cli import run
+from controller.cli.main import run
 from controller.processes import Child, end
 
 Machines: TypeAlias = Any

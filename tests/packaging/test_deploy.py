@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from controller.cli import app
+from controller.cli.main import app
 from controller.config import load_config
 
 ROOT = Path(__file__).parents[2]
@@ -70,7 +70,7 @@ def test_the_container_installs_extras_and_starts_a_command_that_exist() -> None
 def test_the_shell_completes_commands_and_flags(typed: str, offered: str) -> None:
     """Asked as bash asks, the program offers what begins so."""
     words = {"COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}
-    command = [sys.executable, "-c", "from controller.cli import main; main()"]
+    command = [sys.executable, "-c", "from controller.cli.main import main; main()"]
     environment = {**os.environ, **words, "_SAGESCHED_COMPLETE": "complete_bash"}
     found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert offered in found.stdout.split()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from controller.cli import run
+from controller.cli.main import run
 from store.entries import Entry
 from store.reader import open_history
 from store.records import Arrived

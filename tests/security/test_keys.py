@@ -13,7 +13,7 @@ import pytest
 import zmq
 from msgspec import structs
 
-from controller.cli import run
+from controller.cli.main import run
 from engine_adapter import engine_key
 from engine_adapter.authorised import AuthorisedEngines, authorise, read_authorised, revoke
 from engine_adapter.keys import (

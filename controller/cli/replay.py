@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from controller.cli_output import print_table, progress_bar, require_writable, write_figures
+from controller.cli.output import print_table, progress_bar, require_writable, write_figures
 from store.errors import BadInputError
 
 if TYPE_CHECKING:

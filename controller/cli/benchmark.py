@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from controller.cli_evaluate import add_evaluate
-from controller.cli_output import print_table, progress_bar, require_writable, write_figures
+from controller.cli.evaluate import add_evaluate
+from controller.cli.output import print_table, progress_bar, require_writable, write_figures
 from store.errors import BadInputError
 
 if TYPE_CHECKING:

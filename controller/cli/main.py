@@ -21,11 +21,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from controller.cli_keys import add_keys
-from controller.cli_machines import add_machines
-from controller.cli_proofs import add_proofs
-from controller.cli_replay import add_replay
-from controller.cli_studies import add_studies
+from controller.cli.benchmark import add_studies
+from controller.cli.keys import add_keys
+from controller.cli.machines import add_machines
+from controller.cli.replay import add_replay
+from controller.cli.system import add_proofs
 from controller.config import Config, load_config
 from engine_adapter.clock import steady_clock
 from store.errors import BadInputError, SageError
@@ -183,7 +183,7 @@ def sql(  # noqa: PLR0913 - one parameter for each flag
     config: ConfigFlag = None,
 ) -> None:
     """A query over the history, while the controller runs or not."""
-    from controller.query import run_query  # noqa: PLC0415 - keeps --help quick
+    from controller.cli.sql import run_query  # noqa: PLC0415 - keeps --help quick
 
     tree = load_config({"store": {"path": store}}, file=config)
     run_query(tree.store.path, query, output=output, file=file, row_limit=limit)
@@ -202,7 +202,7 @@ def explain(
 
     Asks the running controller, which also knows the last seconds; without one, or with --store, reads the history.
     """
-    from controller.explain_command import run_explain  # noqa: PLC0415 - keeps --help quick
+    from controller.cli.explain import run_explain  # noqa: PLC0415 - keeps --help quick
 
     run_explain(request_id, load_config({"store": {"path": store}}, file=config), api=api, store=store, as_json=as_json)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from controller.cli_output import print_table, progress_bar, require_writable, write_figures
+from controller.cli.output import print_table, progress_bar, require_writable, write_figures
 from store.errors import BadInputError
 
 if TYPE_CHECKING:
