@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from controller.core.step_model import StepModel
 from controller.gain_parts import Part, Tax, Waiting, parts_of, tax_of, waiting_of
 from controller.policies import EngineOrder
 from controller.policy import Policy
@@ -19,7 +20,6 @@ from controller.replay import counted_lives
 from controller.replay_engine import replay_under
 from controller.replay_fit import Fit, Ratio, fit_of, ratio_of
 from controller.replay_past import PastRun, Replayable
-from controller.step_model import StepModel
 from engine_adapter.engine import Life
 from online_learning.distribution import FloatArray
 from store.records import Mode

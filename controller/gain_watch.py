@@ -18,11 +18,11 @@ from typing import Any
 import msgspec
 
 from controller.config import PolicySection
+from controller.core.step_model import StepSample
 from controller.gain_task import GainTask
 from controller.live import QUANTILES, EngineView, FinishedView, Live, RequestView
 from controller.processes import die_with_parent
 from controller.replay_past import EngineSizes, PastRequest, PastRun, gap_between_steps_s
-from controller.step_model import StepSample
 from store.records import Snapshot
 
 log = logging.getLogger(__name__)

@@ -15,9 +15,9 @@ from itertools import islice
 
 import msgspec
 
-from controller.core import Core
+from controller.core.core import Core
+from controller.core.sessions import ServedRequest, Session
 from controller.recent_lives import RecentLives
-from controller.sessions import ServedRequest, Session
 from online_learning.calibration import Judgement, Measurement
 from online_learning.distribution import LengthDistribution
 from online_learning.scoring import Calibration, RollingScores

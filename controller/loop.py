@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from controller.api.commands import Commands, SetMode
-from controller.core import Core, Outgoing
+from controller.core.core import Core, Outgoing
 from controller.live import Live
 from controller.metrics import Metrics
 from controller.prompt_encoder import Encoder

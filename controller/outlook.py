@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
-from controller.beliefs import Foreseen
+from controller.core.predictor import Foreseen
 from controller.live import EngineView, Picture, RequestView
 from controller.policies import DEFAULT_GATE
 from engine_adapter.routing import EngineForecast, RouteForecast

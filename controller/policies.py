@@ -20,7 +20,7 @@ PAPER_BUCKET_TOKENS = 200
 """The paper refreshes the index when a request crosses a bucket border; one of its two bucket sizes."""
 
 DEFAULT_GATE = Gate(horizon_tokens=32)
-"""Where admission of `sage` starts; its margin is tuned to each engine (`controller.tuning`)."""
+"""Where admission of `sage` starts; its margin is tuned to each engine (`controller.core.engine_tuning`)."""
 
 Objective: TypeAlias = Literal["mean", "balanced", "tail"]
 

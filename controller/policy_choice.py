@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from controller.config import PolicySection
+from controller.core.step_time import DEFAULT_PREFILL_TOKEN_S
 from controller.policies import DEFAULT_GATE, DEFAULT_PATIENCE, Schedule, policy_named
 from controller.policy import Policy
-from controller.step_prices import DEFAULT_PREFILL_TOKEN_S
 from store.records import Gate, Preemption
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from controller.core import Core
+from controller.core.core import Core
 from online_learning.features import DIMENSIONS
 from online_learning.prompt import Features, Observation
 from store.reader import PastAnswer, learning_history, next_answer

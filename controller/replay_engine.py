@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from msgspec import structs
 
-from controller.core import Core, CoreConfig
+from controller.core.core import Core, CoreConfig
 from controller.policies import policy_named
 from controller.policy import EngineFacts, Policy, RequestFacts
 from controller.replay_past import Replayable

@@ -10,9 +10,9 @@ from typing import Any
 import duckdb
 import msgspec
 
-from controller.beliefs import RECORDED_PERCENTILES
+from controller.core.predictor import RECORDED_PERCENTILES
+from controller.core.step_model import StepSample
 from controller.replay_past import EngineSizes, PastRequest, PastRun, Told
-from controller.step_model import StepSample
 from store import past_queries
 from store.errors import BadInputError
 from store.records import Gate, IndexTable, Mode, Preemption, Settings

@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 import msgspec
 import numpy as np
 
-from controller.step_model import StepModel, StepSample, fit_step_model
+from controller.core.step_model import StepModel, StepSample, fit_step_model
 from engine_adapter.engine import Life, Work
 from engine_adapter.profiles import Profile
 from online_learning.distribution import LengthDistribution, log_grid

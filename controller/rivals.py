@@ -18,11 +18,11 @@ import numpy as np
 from msgspec import structs
 
 from controller.ablations import ABLATION_NAMES, without
+from controller.core.step_time import DEFAULT_PREFILL_TOKEN_S
 from controller.cost import memory_cost
 from controller.gittins import survival_beyond
 from controller.policies import POLICY_NAMES, Objective, Schedule, policy_named
 from controller.policy import Assessment, EngineFacts, Policy, RequestFacts, Tuning
-from controller.step_prices import DEFAULT_PREFILL_TOKEN_S
 from controller.tables import expected_cost_s, index_table
 from online_learning.distribution import LengthDistribution
 from online_learning.learner import GlobalLearner

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from controller.config import described, load_config, printed
-from controller.core import Core, CoreConfig
+from controller.core.core import Core, CoreConfig
 from controller.live import Live
 from controller.metrics import Metrics
 from controller.policies import policy_named

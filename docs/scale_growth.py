@@ -21,7 +21,7 @@ from itertools import islice
 from pathlib import Path
 
 from controller.benchmark.synthetic_history import past_facts
-from controller.core import Core, CoreConfig
+from controller.core.core import Core, CoreConfig
 from controller.policies import policy_named
 from engine_adapter.agent import Agent
 from engine_adapter.engine import Work

@@ -11,7 +11,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from controller.core import Core, CoreConfig
+from controller.core.core import Core, CoreConfig
 from controller.explainer import recorded_life
 from controller.live import Live
 from controller.policies import policy_named

@@ -6,7 +6,7 @@ import queue
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from controller.beliefs import Foreseen
+from controller.core.predictor import Foreseen
 from store.records import Arrived, Mode, Settings
 
 WAITING_COMMANDS = 16

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from controller.core import Core, CoreConfig
+from controller.core.core import Core, CoreConfig
 from controller.policy import Policy
 from engine_adapter.engine import VirtualEngine, Work
 from engine_adapter.link import DirectLink

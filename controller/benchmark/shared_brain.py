@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from controller.core import Core
-from controller.sessions import Session
+from controller.core.core import Core
+from controller.core.sessions import Session
 from store.records import ControllerMessage, EngineMessage
 
 

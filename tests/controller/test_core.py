@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from controller.core import Core, CoreConfig
+from controller.core.core import Core, CoreConfig
 from controller.policies import policy_named
 from online_learning.distribution import LengthDistribution
 from online_learning.learner import GlobalLearner

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from controller.core import Core, CoreConfig
+from controller.core.core import Core, CoreConfig
 from controller.policies import policy_named
 from online_learning.calibration import CalibrationSettings
 from online_learning.distribution import LengthDistribution, log_grid

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from controller.core import Counts
+from controller.core.core import Counts
 from controller.metrics import CALIBRATION_GAUGES
 from online_learning.prompt import Drift
 from store.reader import open_history

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from controller.core import Outgoing
+from controller.core.core import Outgoing
 from store.reader import open_history
 from store.records import EngineMessage, Snapshot
 

@@ -4,7 +4,7 @@ from itertools import islice
 from pathlib import Path
 
 from controller.benchmark.synthetic_history import tell_past, write_past
-from controller.core import Core, CoreConfig
+from controller.core.core import Core, CoreConfig
 from controller.policies import policy_named
 from controller.rebuild import rebuild
 from engine_adapter.profiles import PROFILES

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
+from controller.core.engine_tuning import BoostTuner, EngineTuning, GateTuner, RecomputePrice, TailWatch, TuningLimits
+from controller.core.step_time import DEFAULT_PREFILL_TOKEN_S, StepPrices
 from controller.policy import Tuning
-from controller.step_prices import DEFAULT_PREFILL_TOKEN_S, StepPrices
-from controller.tuning import BoostTuner, EngineTuning, GateTuner, RecomputePrice, TailWatch, TuningLimits
 from store.records import Finished, Gate, Preempted, Preemption, Settings, Snapshot
 
 LIMITS = TuningLimits()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from controller.core import Core, CoreConfig
+from controller.core.core import Core, CoreConfig
 from controller.policies import policy_named
 from online_learning.clusters import ClusterSettings
 from online_learning.features import DIMENSIONS

@@ -11,7 +11,7 @@ import pytest
 from vllm.config import ParallelConfig
 
 from controller.benchmark.shared_brain import SharedBrain
-from controller.core import Core, CoreConfig
+from controller.core.core import Core, CoreConfig
 from controller.policies import policy_named
 from engine_adapter.engine import Work
 from engine_adapter.profiles import Profile

@@ -11,7 +11,7 @@ from msgspec import structs
 from controller.api.json_views import state_view
 from controller.benchmark.scheduling.routers import ROUTERS, RouterSpec, run_routers
 from controller.benchmark.synthetic_history import past_facts, past_hello
-from controller.core import Core, CoreConfig
+from controller.core.core import Core, CoreConfig
 from controller.live import Live
 from controller.outlook import Outlooks
 from controller.policies import policy_named

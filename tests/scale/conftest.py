@@ -11,7 +11,7 @@ from types import FrameType
 
 import pytest
 
-from controller.core import Core, CoreConfig
+from controller.core.core import Core, CoreConfig
 from controller.live import Live
 from controller.policies import policy_named
 from engine_adapter.engine import Work

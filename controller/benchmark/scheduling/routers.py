@@ -17,7 +17,7 @@ import numpy as np
 from controller.bench_figures import PolicyFigures, capacity_rps, figures
 from controller.benchmark.in_process import LEASE_S, RememberedFeatures
 from controller.benchmark.shared_brain import SharedBrain
-from controller.core import Core, CoreConfig
+from controller.core.core import Core, CoreConfig
 from controller.live import Live
 from controller.outlook import Outlooks
 from controller.policies import policy_named

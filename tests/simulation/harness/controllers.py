@@ -14,7 +14,7 @@ from harness.network import Network
 from harness.timeline import Crash, Timeline
 
 from controller.api.commands import Commands, SetMode
-from controller.core import Core, CoreConfig
+from controller.core.core import Core, CoreConfig
 from controller.live import Live
 from controller.loop import ControlLoop, LoopLimits
 from controller.metrics import Metrics

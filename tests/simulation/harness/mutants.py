@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from harness import controllers
 from msgspec import structs
 
-from controller.core import Core
+from controller.core.core import Core
 from controller.loop import ControlLoop
 from controller.rebuild import learn_again
 from engine_adapter import agent as engine_agent

@@ -334,7 +334,7 @@ class World:
                     not session.requests,
                     f"{session.hello.session_id}: {list(session.requests)} are remembered for ever",
                 )
-        demand(not controller.core.backlog, f"{controller.core.backlog} pieces of work are never done")
+        demand(not controller.core.backlog, f"{controller.core.core.backlog} pieces of work are never done")
         controller.finish()
         history = self.disk.history()
         for name, rows in history.items():

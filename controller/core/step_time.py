@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 
-from controller.step_model import FEWEST_SAMPLES, StepModel, StepSample, fit_step_model
+from controller.core.step_model import FEWEST_SAMPLES, StepModel, StepSample, fit_step_model
 from store.records import Snapshot
 
 DEFAULT_STEP_S = 0.03

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from controller.backlog import Backlog, Ended
-from controller.beliefs import Beliefs, calibration_record
-from controller.core_settings import Counts
-from controller.journal import Journal
-from controller.modes import Modes
-from controller.publisher import Outgoing, Publisher
-from controller.registry import Registry
-from controller.sessions import ServedRequest, Session
+from controller.core.deferred_work import Backlog, Ended
+from controller.core.journal import Journal
+from controller.core.modes import Modes
+from controller.core.predictor import Beliefs, calibration_record
+from controller.core.publisher import Outgoing, Publisher
+from controller.core.registry import Registry
+from controller.core.sessions import ServedRequest, Session
+from controller.core.settings import Counts
 from online_learning.calibration import Judgement, Measurement
 from online_learning.prompt import Drift, Observation
 from store.entries import Outcome

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from controller.backlog import Backlog, Unseen
-from controller.beliefs import Beliefs
-from controller.core_settings import Counts
-from controller.journal import Journal
-from controller.publisher import Outgoing, Publisher
-from controller.registry import Registry
-from controller.sessions import Session
+from controller.core.deferred_work import Backlog, Unseen
+from controller.core.journal import Journal
+from controller.core.predictor import Beliefs
+from controller.core.publisher import Outgoing, Publisher
+from controller.core.registry import Registry
+from controller.core.sessions import Session
+from controller.core.settings import Counts
 from store.records import Arrived
 
 

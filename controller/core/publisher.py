@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TypeAlias
 
-from controller.backlog import Backlog, Stale
-from controller.beliefs import Beliefs
-from controller.core_settings import Counts
-from controller.journal import DecisionReason, Journal
-from controller.modes import Modes
+from controller.core.deferred_work import Backlog, Stale
+from controller.core.journal import DecisionReason, Journal
+from controller.core.modes import Modes
+from controller.core.predictor import Beliefs
+from controller.core.registry import Registry
+from controller.core.sessions import ServedRequest, Session
+from controller.core.settings import Counts
 from controller.policy import Policy
-from controller.registry import Registry
-from controller.sessions import ServedRequest, Session
 from store.entries import SettingsChanged
 from store.records import ControllerMessage
 

@@ -13,7 +13,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from controller.sessions import ServedRequest, Session
+from controller.core.sessions import ServedRequest, Session
 from store.records import Arrived, Finished
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from msgspec import structs
 
+from controller.core.step_time import StepPrices
 from controller.policy import Tuning
-from controller.step_prices import StepPrices
 from store.records import Finished, Gate, Preempted, Settings, Snapshot
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from msgspec import structs
 
+from controller.core.sessions import Session
 from controller.policy import Policy
-from controller.sessions import Session
 from store.records import Mode, Settings
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from controller.sessions import Session
+from controller.core.sessions import Session
 from store.records import Hello
 
 

@@ -11,18 +11,18 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Literal
 
-from controller.answers import Answers
-from controller.arrivals import Arrivals
-from controller.backlog import Backlog, Ended, Stale, Unseen
-from controller.beliefs import Beliefs, Foreseen, calibration_record
-from controller.core_settings import CoreConfig, Counts
-from controller.journal import Journal
-from controller.modes import Modes
+from controller.core.arrivals import Arrivals
+from controller.core.completions import Answers
+from controller.core.deferred_work import Backlog, Ended, Stale, Unseen
+from controller.core.engine_tuning import EngineTuning
+from controller.core.journal import Journal
+from controller.core.modes import Modes
+from controller.core.predictor import Beliefs, Foreseen, calibration_record
+from controller.core.publisher import Outgoing, Publisher
+from controller.core.registry import Registry
+from controller.core.sessions import Session
+from controller.core.settings import CoreConfig, Counts
 from controller.policy import Policy
-from controller.publisher import Outgoing, Publisher
-from controller.registry import Registry
-from controller.sessions import Session
-from controller.tuning import EngineTuning
 from online_learning.calibration import CalibrationBook
 from online_learning.prompt import Drift, Features, LengthLearner, Observation
 from online_learning.semantic import Embedding

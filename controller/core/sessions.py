@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from controller.core.engine_tuning import EngineTuning
+from controller.core.step_time import DEFAULT_STEP_S
 from controller.policy import EngineFacts
-from controller.step_prices import DEFAULT_STEP_S
-from controller.tuning import EngineTuning
 from online_learning.distribution import LengthDistribution
 from online_learning.prompt import Features, Forecast
 from online_learning.unfinished import Standing

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal, TypeAlias
 
-from controller.sessions import ServedRequest, Session
+from controller.core.sessions import ServedRequest, Session
 from online_learning.prompt import ClusterChange, Drift
 from store.entries import ClusterChanged, Decision, DriftDetected, Entry, StoreRecord
 from store.records import Fact
