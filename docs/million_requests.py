@@ -26,7 +26,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
-from controller.demo import dashboard_command
+from controller.demo.demo import dashboard_command
 from controller.processes import Children, free_port
 from store.entries import DriftDetected, EngineSeen, Entry, Outcome, Prediction, SettingsChanged, StoreRecord
 from store.records import Arrived, Finished, Gate, Hello, Settings

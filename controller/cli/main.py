@@ -159,7 +159,7 @@ def demo(  # noqa: PLR0913 - one parameter for each flag
     seed: Annotated[int, typer.Option(help="of the workload")] = 1,
 ) -> None:
     """Everything on this machine, without a GPU: an engine under load, the controller, the dashboard."""
-    from controller.demo import DemoSpec, run_demo  # noqa: PLC0415 - keeps --help quick
+    from controller.demo.demo import DemoSpec, run_demo  # noqa: PLC0415 - keeps --help quick
 
     spec = DemoSpec(
         engine=engine, duration_s=duration, dashboard=dashboard, store=store, speed=speed, load=load, seed=seed
@@ -258,7 +258,7 @@ def dashboard(
     config: ConfigFlag = None,
 ) -> int:
     """Start the Streamlit dashboard."""
-    from controller.demo import dashboard_command  # noqa: PLC0415 - keeps --help quick
+    from controller.demo.demo import dashboard_command  # noqa: PLC0415 - keeps --help quick
 
     tree = load_config({"store": {"path": store}}, file=config)
     url = api or f"http://127.0.0.1:{tree.http.port}"

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from playwright.sync_api import expect
 
-from controller.demo import dashboard_command
+from controller.demo.demo import dashboard_command
 from controller.processes import free_port
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]

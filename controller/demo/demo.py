@@ -147,7 +147,7 @@ def _controller_command(here: DemoEnvironment) -> list[str]:
 
 def _engine_command(spec: DemoSpec, here: DemoEnvironment) -> list[str]:
     if spec.engine == "vllm":
-        module = [sys.executable, "-m", "controller.demo_vllm", "--log-folder", str(here.logs)]
+        module = [sys.executable, "-m", "controller.demo.vllm_engine", "--log-folder", str(here.logs)]
     else:
         module = [sys.executable, "-m", "engine_adapter.simulated_server"]
     return [

@@ -74,7 +74,7 @@ def _load_command(server: VllmServer, options: argparse.Namespace, rate_rps: flo
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m controller.demo_vllm", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m controller.demo.vllm_engine", description=__doc__)
     parser.add_argument("--endpoint", required=True)
     parser.add_argument("--profile", required=True)
     parser.add_argument("--log-folder", type=Path, required=True)

@@ -1,0 +1,1 @@
+"""Everything on one machine: an engine under load, the controller and the dashboard."""
