@@ -23,7 +23,7 @@ from controller.api.server import WebServer
 from controller.condition import Condition, kept_complaints
 from controller.config import Config, LearningSection, StoreSection, TelemetrySection
 from controller.core.core import Core, CoreConfig
-from controller.explainer import Explainer
+from controller.explain.lookup import Explainer
 from controller.gain_watch import GainWatch
 from controller.live import Live
 from controller.loop import ControlLoop

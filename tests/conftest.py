@@ -12,7 +12,7 @@ import hypothesis
 import pytest
 
 from controller.core.core import Core, CoreConfig
-from controller.explainer import recorded_life
+from controller.explain.lookup import recorded_life
 from controller.live import Live
 from controller.policies import policy_named
 from engine_adapter.agent import AgentLimits

@@ -28,8 +28,8 @@ from controller.api.limits import BoundedRequests, Bounds
 from controller.api.route import add_route
 from controller.condition import Condition
 from controller.config import is_loopback
-from controller.explain import explain
-from controller.explainer import Explainer, unknown
+from controller.explain.explanation import explain
+from controller.explain.lookup import Explainer, unknown
 from controller.gain_watch import GainWatch
 from controller.live import Live, Picture, queue_rows
 from controller.metrics import Metrics

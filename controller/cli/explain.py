@@ -10,8 +10,8 @@ import msgspec
 
 from controller.api.client import ApiClient
 from controller.config import Config
-from controller.explain import Explanation, explain
-from controller.explainer import recorded_life
+from controller.explain.explanation import Explanation, explain
+from controller.explain.lookup import recorded_life
 from store.errors import SageError
 from store.life import LifeFacts
 

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from controller.explain import Explanation, explain
-from controller.explainer import recorded_life
-from controller.waiting import Overtaker, order_at, order_value
+from controller.explain.explanation import Explanation, explain
+from controller.explain.lookup import recorded_life
+from controller.explain.wait_causes import Overtaker, order_at, order_value
 from engine_adapter.ordering import Ordering
 from engine_adapter.simulated_scheduler import SimulatedRequest
 from store.errors import BadInputError

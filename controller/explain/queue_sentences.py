@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
-from controller.explain_words import count, listed, percent, span
-from controller.waiting import (
+from controller.explain.formatting import count, listed, percent, span
+from controller.explain.wait_causes import (
     Overtaker,
     Wait,
     Why,

@@ -10,9 +10,9 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from controller import explain_wait
-from controller.explain_words import clock, count, listed, percent, span
-from controller.waiting import Overtaker, Wait, first_wait_s, overtakers, waits
+from controller.explain import queue_sentences
+from controller.explain.formatting import clock, count, listed, percent, span
+from controller.explain.wait_causes import Overtaker, Wait, first_wait_s, overtakers, waits
 from store.life import Belief, LifeFacts, State
 
 Topic: TypeAlias = Literal["arrival", "prediction", "index", "queue", "wait", "preemptions", "mode", "end", "outcome"]
@@ -50,10 +50,10 @@ def explain(life: LifeFacts) -> Explanation:
         ("arrival", _arrival(life)),
         ("prediction", _prediction(life)),
         ("index", _index(life)),
-        ("queue", explain_wait.queue(life, passed)),
-        ("wait", explain_wait.wait(life, waited)),
-        ("preemptions", explain_wait.preemptions(life)),
-        ("mode", explain_wait.modes(life)),
+        ("queue", queue_sentences.queue(life, passed)),
+        ("wait", queue_sentences.wait(life, waited)),
+        ("preemptions", queue_sentences.preemptions(life)),
+        ("mode", queue_sentences.modes(life)),
         ("end", _end(life)),
         ("outcome", _outcome(life)),
     )

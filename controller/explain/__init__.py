@@ -1,0 +1,1 @@
+"""One request in sentences: why it ran when it did."""
