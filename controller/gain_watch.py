@@ -20,7 +20,7 @@ import msgspec
 from controller.config import PolicySection
 from controller.core.step_model import StepSample
 from controller.gain_task import GainTask
-from controller.live import QUANTILES, EngineView, FinishedView, Live, RequestView
+from controller.monitoring.live_state import QUANTILES, EngineView, FinishedView, Live, RequestView
 from controller.processes import die_with_parent
 from controller.replay_past import EngineSizes, PastRequest, PastRun, gap_between_steps_s
 from store.records import Snapshot

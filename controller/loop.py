@@ -18,10 +18,10 @@ from functools import partial
 
 from controller.api.commands import Commands, SetMode
 from controller.core.core import Core, Outgoing
-from controller.live import Live
-from controller.metrics import Metrics
+from controller.monitoring.live_state import Live
+from controller.monitoring.metrics import Metrics
+from controller.monitoring.tracing import Ended, Telemetry
 from controller.prompt_encoder import Encoder
-from controller.telemetry import Ended, Telemetry
 from engine_adapter.link import ControllerHub
 from store.entries import DriftDetected, Entry, Outcome, Prediction
 from store.records import Arrived, EngineMessage, Finished, Mode, Snapshot

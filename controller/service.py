@@ -20,18 +20,18 @@ from pathlib import Path
 from controller.api.app import ApiSources, build_api
 from controller.api.commands import Commands
 from controller.api.server import WebServer
-from controller.condition import Condition, kept_complaints
 from controller.config import Config, LearningSection, StoreSection, TelemetrySection
 from controller.core.core import Core, CoreConfig
 from controller.explain.lookup import Explainer
 from controller.gain_watch import GainWatch
-from controller.live import Live
 from controller.loop import ControlLoop
-from controller.metrics import Metrics
+from controller.monitoring.health import Condition, kept_complaints
+from controller.monitoring.live_state import Live
+from controller.monitoring.metrics import Metrics
+from controller.monitoring.tracing import Telemetry, open_telemetry
 from controller.policy_choice import policy_of
 from controller.prompt_encoder import Encoder, check_encoder, load_encoder
 from controller.rebuild import rebuild
-from controller.telemetry import Telemetry, open_telemetry
 from engine_adapter.transport import ZmqHub
 from online_learning.calibration import CalibrationSettings
 from online_learning.clusters import ClusterSettings

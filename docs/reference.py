@@ -13,8 +13,8 @@ from pathlib import Path
 
 from controller.config import described, load_config, printed
 from controller.core.core import Core, CoreConfig
-from controller.live import Live
-from controller.metrics import Metrics
+from controller.monitoring.live_state import Live
+from controller.monitoring.metrics import Metrics
 from controller.policies import policy_named
 from online_learning.learner import GlobalLearner
 from store.reader import open_history

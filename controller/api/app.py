@@ -1,6 +1,6 @@
 """The controller's HTTP API: health, metrics, live state, and the switch between modes.
 
-Everything is read from the newest picture (`controller.live`), so no reader can disturb the control loop.
+Everything is read from the newest picture (`controller.monitoring.live_state`), so no reader can disturb the control loop.
 Callers on this machine need nothing; all others, and callers that name another host, need the bearer token.
 """
 
@@ -26,13 +26,13 @@ from controller.api.docs import add_docs
 from controller.api.json_views import finished_row, settings_view, snapshot_row, state_view
 from controller.api.limits import BoundedRequests, Bounds
 from controller.api.route import add_route
-from controller.condition import Condition
 from controller.config import is_loopback
 from controller.explain.explanation import explain
 from controller.explain.lookup import Explainer, unknown
 from controller.gain_watch import GainWatch
-from controller.live import Live, Picture, queue_rows
-from controller.metrics import Metrics
+from controller.monitoring.health import Condition
+from controller.monitoring.live_state import Live, Picture, queue_rows
+from controller.monitoring.metrics import Metrics
 from store.life import LifeFacts
 
 ANSWER_S = 3.0

@@ -8,7 +8,7 @@ from typing import Any
 
 from msgspec import structs
 
-from controller.live import EngineView, FinishedView, Picture
+from controller.monitoring.live_state import EngineView, FinishedView, Picture
 from online_learning.calibration import Measurement
 from store.entries import DriftDetected
 from store.records import Settings, Snapshot

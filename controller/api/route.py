@@ -15,8 +15,8 @@ from fastapi import FastAPI, HTTPException, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from controller.api.commands import Commands, Foresee
-from controller.live import Live
-from controller.outlook import Outlooks
+from controller.monitoring.live_state import Live
+from controller.monitoring.wait_forecast import Outlooks
 from store.records import MAX_PROMPT_TOKENS_SENT, Arrived
 
 ANSWER_S = 1.0

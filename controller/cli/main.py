@@ -230,7 +230,7 @@ def forget(
 def doctor(*, config: ConfigFlag = None, store: StoreFlag = None, port: PortFlag = None) -> int:
     """Check the installation and the configuration, and say what to do."""
     from controller.config import printed  # noqa: PLC0415 - with its only user
-    from controller.doctor import examine  # noqa: PLC0415 - keeps --help quick
+    from controller.monitoring.doctor import examine  # noqa: PLC0415 - keeps --help quick
 
     tree = load_config({"store": {"path": store}, "http": {"port": port}}, file=config)
     for key, value in printed(tree):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import duckdb
 
-from controller.live import Live
+from controller.monitoring.live_state import Live
 from store.errors import BadInputError, StoreError
 from store.life import LifeFacts, joined, read_life
 from store.reader import open_history

@@ -11,7 +11,7 @@ import pytest
 from controller.cli.main import app, run
 from controller.config import load_config
 from controller.demo.demo import dashboard_command
-from controller.doctor import examine
+from controller.monitoring.doctor import examine
 from dashboard.__main__ import command as streamlit_command
 from store.entries import EngineSeen, Entry
 from store.records import Finished, Hello

@@ -3,7 +3,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from controller.condition import COMPLAINTS_KEPT, kept_complaints
+from controller.monitoring.health import COMPLAINTS_KEPT, kept_complaints
 
 
 def test_configuration_versions_and_warnings_are_told_without_secrets(start_controller: Callable[..., Any]) -> None:

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from controller.config import load_config
-from controller.doctor import examine
-from controller.live import Live
-from controller.metrics import Metrics
+from controller.monitoring.doctor import examine
+from controller.monitoring.live_state import Live
+from controller.monitoring.metrics import Metrics
 from controller.prompt_encoder import Encoder, check_encoder, load_encoder
 from online_learning.semantic import Embedding
 from store.errors import ConfigError

@@ -296,7 +296,7 @@ def test_nothing_is_made_up_where_nothing_is_recorded() -> None:
 
 def test_memory_of_requests_is_bounded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, serve_small: Serve) -> None:
     """The latest are kept, the oldest go; what is kept stays whole."""
-    monkeypatch.setattr("controller.recent_lives.ENDED_KEPT", 20)
+    monkeypatch.setattr("controller.monitoring.recent_requests.ENDED_KEPT", 20)
     few = serve_small(tmp_path / "few")
     known = [name for name in few.lives if few.live.lives.life(name, [], few.end_s) is not None]
     last = sorted(few.lives.values(), key=lambda life: life.finished_s)[-15:]

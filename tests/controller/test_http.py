@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from controller.core.core import Counts
-from controller.metrics import CALIBRATION_GAUGES
+from controller.monitoring.metrics import CALIBRATION_GAUGES
 from online_learning.prompt import Drift
 from store.reader import open_history
 

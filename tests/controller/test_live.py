@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from controller.live import EngineView, Picture, RequestView, queue_rows
+from controller.monitoring.live_state import EngineView, Picture, RequestView, queue_rows
 from online_learning.distribution import LengthDistribution
 from store.records import Arrived, Hello, IndexTable, RunningRequest, Settings, Snapshot
 from store.writer import WriterStats

@@ -3,10 +3,10 @@ from typing import Any
 
 import pytest
 
-from controller.live import Live
-from controller.metrics import Metrics
-from controller.recent_lives import RecentLife
-from controller.request_metrics import CLASSES, CLUSTERS, TENANTS
+from controller.monitoring.live_state import Live
+from controller.monitoring.metrics import Metrics
+from controller.monitoring.recent_requests import RecentLife
+from controller.monitoring.request_metrics import CLASSES, CLUSTERS, TENANTS
 from store.entries import Prediction
 from store.records import Arrived, Finished
 

@@ -11,8 +11,8 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from controller.recent_lives import RecentLife
-from controller.telemetry import QUEUED_REQUESTS, Ended, Telemetry, open_telemetry
+from controller.monitoring.recent_requests import RecentLife
+from controller.monitoring.tracing import QUEUED_REQUESTS, Ended, Telemetry, open_telemetry
 from store.entries import Decision, Prediction
 from store.errors import ConfigError
 from store.records import Arrived, Finished, Hello, Preempted

@@ -12,8 +12,8 @@ from controller.api.json_views import state_view
 from controller.benchmark.scheduling.routers import ROUTERS, RouterSpec, run_routers
 from controller.benchmark.synthetic_history import past_facts, past_hello
 from controller.core.core import Core, CoreConfig
-from controller.live import Live
-from controller.outlook import Outlooks
+from controller.monitoring.live_state import Live
+from controller.monitoring.wait_forecast import Outlooks
 from controller.policies import policy_named
 from engine_adapter.engine import Work
 from engine_adapter.profiles import PROFILES

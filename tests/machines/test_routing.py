@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from controller.outlook import GROWTH_TOKENS, expected_wait_s, outlook
+from controller.monitoring.wait_forecast import GROWTH_TOKENS, expected_wait_s, outlook
 from engine_adapter.routing import NEAR, NEAR_S, SETTLING_S, EngineForecast, Ledger, Sent, Silence, ranked
 from engine_adapter.serve_request import DEFAULT_MAX_TOKENS, described, head_and_tail
 

@@ -12,7 +12,7 @@ from types import FrameType
 import pytest
 
 from controller.core.core import Core, CoreConfig
-from controller.live import Live
+from controller.monitoring.live_state import Live
 from controller.policies import policy_named
 from engine_adapter.engine import Work
 from engine_adapter.lives import Account

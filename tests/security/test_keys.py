@@ -295,8 +295,8 @@ def test_a_key_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
 
 def test_refusals_are_metrics(site: Site) -> None:
     """An operator's alert can stand on them."""
-    from controller.live import Live  # noqa: PLC0415 - slow to import, needed here only
-    from controller.metrics import Metrics  # noqa: PLC0415 - as above
+    from controller.monitoring.live_state import Live  # noqa: PLC0415 - slow to import, needed here only
+    from controller.monitoring.metrics import Metrics  # noqa: PLC0415 - as above
 
     metrics = Metrics(Live())
     metrics.watch_hub(site.hub)

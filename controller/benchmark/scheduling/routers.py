@@ -18,8 +18,8 @@ from controller.bench_figures import PolicyFigures, capacity_rps, figures
 from controller.benchmark.in_process import LEASE_S, RememberedFeatures
 from controller.benchmark.shared_brain import SharedBrain
 from controller.core.core import Core, CoreConfig
-from controller.live import Live
-from controller.outlook import Outlooks
+from controller.monitoring.live_state import Live
+from controller.monitoring.wait_forecast import Outlooks
 from controller.policies import policy_named
 from engine_adapter.arrivals import all_at_zero, arrival_plan
 from engine_adapter.engine import Step, Totals, Work, serve

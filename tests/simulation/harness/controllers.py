@@ -15,9 +15,9 @@ from harness.timeline import Crash, Timeline
 
 from controller.api.commands import Commands, SetMode
 from controller.core.core import Core, CoreConfig
-from controller.live import Live
 from controller.loop import ControlLoop, LoopLimits
-from controller.metrics import Metrics
+from controller.monitoring.live_state import Live
+from controller.monitoring.metrics import Metrics
 from controller.policy import Policy
 from controller.prompt_encoder import Encoder
 from controller.rebuild import learn_again

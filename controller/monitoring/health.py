@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from controller.config import Config, described, printed
-from controller.doctor import examine
+from controller.monitoring.doctor import examine
 from controller.prompt_encoder import Encoder
 
 PACKAGES = ("sagesched-controller", "duckdb", "pyarrow", "numpy", "pyzmq", "fastapi", "streamlit", "vllm")

@@ -17,7 +17,7 @@ import queue
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from controller.recent_lives import RecentLife
+from controller.monitoring.recent_requests import RecentLife
 from store.errors import ConfigError
 from store.records import Finished, Hello
 

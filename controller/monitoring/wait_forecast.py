@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from controller.core.predictor import Foreseen
-from controller.live import EngineView, Picture, RequestView
+from controller.monitoring.live_state import EngineView, Picture, RequestView
 from controller.policies import DEFAULT_GATE
 from engine_adapter.routing import EngineForecast, RouteForecast
 

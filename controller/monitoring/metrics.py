@@ -12,11 +12,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from controller.live import EngineView, Live, Picture
+from controller.monitoring.live_state import EngineView, Live, Picture
+from controller.monitoring.recent_requests import RecentLife
+from controller.monitoring.request_metrics import CappedLabel, RequestMetrics
+from controller.monitoring.tracing import Telemetry
 from controller.prompt_encoder import Encoder, EncoderCounts
-from controller.recent_lives import RecentLife
-from controller.request_metrics import CappedLabel, RequestMetrics
-from controller.telemetry import Telemetry
 from engine_adapter.transport import ZmqHub
 from store.entries import Outcome, Prediction
 from store.records import Finished, Snapshot

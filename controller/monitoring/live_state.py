@@ -17,7 +17,7 @@ import msgspec
 
 from controller.core.core import Core
 from controller.core.sessions import ServedRequest, Session
-from controller.recent_lives import RecentLives
+from controller.monitoring.recent_requests import RecentLives
 from online_learning.calibration import Judgement, Measurement
 from online_learning.distribution import LengthDistribution
 from online_learning.scoring import Calibration, RollingScores

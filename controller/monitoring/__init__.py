@@ -1,0 +1,1 @@
+"""Live state for readers, metrics, tracing, health."""
