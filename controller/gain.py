@@ -14,8 +14,8 @@ import numpy as np
 
 from controller.core.step_model import StepModel
 from controller.gain_parts import Part, Tax, Waiting, parts_of, tax_of, waiting_of
-from controller.policies import EngineOrder
-from controller.policy import Policy
+from controller.policy.policies import EngineOrder
+from controller.policy.policy import Policy
 from controller.replay import counted_lives
 from controller.replay_engine import replay_under
 from controller.replay_fit import Fit, Ratio, fit_of, ratio_of

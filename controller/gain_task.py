@@ -11,7 +11,7 @@ import msgspec
 
 from controller.config import PolicySection
 from controller.gain import Gain, estimate_gain
-from controller.policy_choice import policy_of
+from controller.policy.from_config import policy_of
 from controller.replay_past import PastRun
 
 LOWEST_PRIORITY = 19

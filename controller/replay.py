@@ -15,12 +15,12 @@ import numpy as np
 
 from controller.bench_figures import PolicyFigures, figures
 from controller.core.step_model import FEWEST_SAMPLES
-from controller.policies import Schedule
-from controller.policy import Policy
+from controller.policy.baselines import BENCH_POLICY_NAMES, BenchContext, bench_policy
+from controller.policy.policies import Schedule
+from controller.policy.policy import Policy
 from controller.replay_engine import replay_as_told, replay_under
 from controller.replay_fit import Fit, Ratio, fit_of, ratio_of, totals_of
 from controller.replay_past import PastRun, Replayable
-from controller.rivals import BENCH_POLICY_NAMES, BenchContext, bench_policy
 from engine_adapter.engine import Life, Totals
 from online_learning.distribution import FloatArray
 from store.errors import BadInputError

@@ -14,8 +14,8 @@ import numpy as np
 from msgspec import structs
 
 from controller.core.core import Core, CoreConfig
-from controller.policies import policy_named
-from controller.policy import EngineFacts, Policy, RequestFacts
+from controller.policy.policies import policy_named
+from controller.policy.policy import EngineFacts, Policy, RequestFacts
 from controller.replay_past import Replayable
 from engine_adapter.engine import Step, Totals, VirtualEngine, Work, serve
 from engine_adapter.link import DirectLink, EngineLink, NoLink

@@ -29,7 +29,7 @@ from controller.monitoring.health import Condition, kept_complaints
 from controller.monitoring.live_state import Live
 from controller.monitoring.metrics import Metrics
 from controller.monitoring.tracing import Telemetry, open_telemetry
-from controller.policy_choice import policy_of
+from controller.policy.from_config import policy_of
 from controller.prompt_encoder import Encoder, check_encoder, load_encoder
 from controller.rebuild import rebuild
 from engine_adapter.transport import ZmqHub

@@ -15,7 +15,7 @@ from controller.config import described, load_config, printed
 from controller.core.core import Core, CoreConfig
 from controller.monitoring.live_state import Live
 from controller.monitoring.metrics import Metrics
-from controller.policies import policy_named
+from controller.policy.policies import policy_named
 from online_learning.learner import GlobalLearner
 from store.reader import open_history
 from store.records import Arrived, Facts, Finished, Hello, Snapshot

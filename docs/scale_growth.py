@@ -22,7 +22,7 @@ from pathlib import Path
 
 from controller.benchmark.synthetic_history import past_facts
 from controller.core.core import Core, CoreConfig
-from controller.policies import policy_named
+from controller.policy.policies import policy_named
 from engine_adapter.agent import Agent
 from engine_adapter.engine import Work
 from engine_adapter.link import DirectLink

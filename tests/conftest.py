@@ -14,7 +14,7 @@ import pytest
 from controller.core.core import Core, CoreConfig
 from controller.explain.lookup import recorded_life
 from controller.monitoring.live_state import Live
-from controller.policies import policy_named
+from controller.policy.policies import policy_named
 from engine_adapter.agent import AgentLimits
 from engine_adapter.engine import Life, Step, Work, serve
 from engine_adapter.link import DirectLink

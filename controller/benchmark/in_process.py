@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from controller.core.core import Core, CoreConfig
-from controller.policy import Policy
+from controller.policy.policy import Policy
 from engine_adapter.engine import VirtualEngine, Work
 from engine_adapter.link import DirectLink
 from online_learning.calibration import CalibrationSettings

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from controller.core.core import Core, CoreConfig
-from controller.policies import policy_named
+from controller.policy.policies import policy_named
 from engine_adapter.engine import Work
 from engine_adapter.lives import Account, ending
 from engine_adapter.profiles import Profile

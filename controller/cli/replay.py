@@ -58,7 +58,7 @@ def replay(  # noqa: PLR0913 - one parameter for each flag
     Says first how well the replay reproduces what really happened.
     """
     from controller.config import load_config  # noqa: PLC0415 - keeps --help quick
-    from controller.policy_choice import schedule_of  # noqa: PLC0415 - as above
+    from controller.policy.from_config import schedule_of  # noqa: PLC0415 - as above
     from controller.replay import ReplaySpec  # noqa: PLC0415 - as above
     from controller.replay_history import Slice  # noqa: PLC0415 - as above
 

@@ -22,7 +22,7 @@ from controller.core.publisher import Outgoing, Publisher
 from controller.core.registry import Registry
 from controller.core.sessions import Session
 from controller.core.settings import CoreConfig, Counts
-from controller.policy import Policy
+from controller.policy.policy import Policy
 from online_learning.calibration import CalibrationBook
 from online_learning.prompt import Drift, Features, LengthLearner, Observation
 from online_learning.semantic import Embedding

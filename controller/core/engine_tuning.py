@@ -14,7 +14,7 @@ import numpy as np
 from msgspec import structs
 
 from controller.core.step_time import StepPrices
-from controller.policy import Tuning
+from controller.policy.policy import Tuning
 from store.records import Finished, Gate, Preempted, Settings, Snapshot
 
 

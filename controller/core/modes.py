@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec import structs
 
 from controller.core.sessions import Session
-from controller.policy import Policy
+from controller.policy.policy import Policy
 from store.records import Mode, Settings
 
 

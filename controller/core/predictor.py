@@ -11,7 +11,7 @@ import numpy as np
 from msgspec import structs
 
 from controller.core.sessions import ServedRequest, Session
-from controller.policy import Policy, RequestFacts
+from controller.policy.policy import Policy, RequestFacts
 from online_learning.calibration import CalibrationBook, CalibrationSettings, Judgement, Measurement, judge
 from online_learning.distribution import LengthDistribution
 from online_learning.prompt import (

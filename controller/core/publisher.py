@@ -12,7 +12,7 @@ from controller.core.predictor import Beliefs
 from controller.core.registry import Registry
 from controller.core.sessions import ServedRequest, Session
 from controller.core.settings import Counts
-from controller.policy import Policy
+from controller.policy.policy import Policy
 from store.entries import SettingsChanged
 from store.records import ControllerMessage
 

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 
 from controller.core.engine_tuning import EngineTuning
 from controller.core.step_time import DEFAULT_STEP_S
-from controller.policy import EngineFacts
+from controller.policy.policy import EngineFacts
 from online_learning.distribution import LengthDistribution
 from online_learning.prompt import Features, Forecast
 from online_learning.unfinished import Standing

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.ablations import ABLATION_NAMES, without
-from controller.cost import hybrid_cost
-from controller.policies import IndexPolicy, Schedule
-from controller.policy import EngineFacts, RequestFacts
-from controller.rivals import BenchContext, bench_learner, bench_policy, is_ours
+from controller.policy.ablations import ABLATION_NAMES, without
+from controller.policy.baselines import BenchContext, bench_learner, bench_policy, is_ours
+from controller.policy.cost import hybrid_cost
+from controller.policy.policies import IndexPolicy, Schedule
+from controller.policy.policy import EngineFacts, RequestFacts
 from online_learning.distribution import LengthDistribution, log_grid
 from online_learning.learner import GlobalLearner
 from online_learning.mixture import MixtureLearner

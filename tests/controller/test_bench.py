@@ -15,7 +15,7 @@ from controller.benchmark.scheduling.benchmark import WATERMARKS, BenchSpec, run
 from controller.benchmark.scheduling.report import bench_table, write_html
 from controller.benchmark.scheduling.result import BenchResult
 from controller.benchmark.scheduling.run import TIMELINE_POINTS
-from controller.policies import POLICY_NAMES
+from controller.policy.policies import POLICY_NAMES
 from engine_adapter.engine import Life, Totals
 from store.errors import ConfigError, WorkloadError
 

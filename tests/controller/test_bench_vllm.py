@@ -8,7 +8,7 @@ import pytest
 from controller.bench_figures import PolicyFigures
 from controller.benchmark.scheduling import benchmark
 from controller.benchmark.scheduling.result import Trial
-from controller.rivals import BENCH_POLICY_NAMES
+from controller.policy.baselines import BENCH_POLICY_NAMES
 
 pytestmark = pytest.mark.vllm
 

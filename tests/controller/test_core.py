@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from controller.core.core import Core, CoreConfig
-from controller.policies import policy_named
+from controller.policy.policies import policy_named
 from online_learning.distribution import LengthDistribution
 from online_learning.learner import GlobalLearner
 from online_learning.prompt import Features, LengthLearner, Observation, Prompt

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.cost import CostModel, hybrid_cost, memory_cost
-from controller.policy import EngineFacts
+from controller.policy.cost import CostModel, hybrid_cost, memory_cost
+from controller.policy.policy import EngineFacts
 
 ENGINE = EngineFacts(kv_tokens=24_000, block_size_tokens=16, max_num_seqs=128, base_s=0.033, prefill_token_s=1.4e-4)
 

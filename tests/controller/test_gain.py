@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from controller.core.step_model import StepModel, StepSample, fit_step_model
 from controller.gain import FEWEST_REQUESTS, Gain, estimate_gain
-from controller.policies import policy_named
+from controller.policy.policies import policy_named
 from controller.replay_past import EngineSizes, PastRequest, PastRun, belief_from_quantiles
 from store.records import Mode
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.gittins import gittins_index, survival_beyond
+from controller.policy.gittins import gittins_index, survival_beyond
 from online_learning.distribution import log_grid
 
 Points = list[tuple[float, float]]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from controller.core.core import Core, CoreConfig
-from controller.policies import policy_named
+from controller.policy.policies import policy_named
 from online_learning.calibration import CalibrationSettings
 from online_learning.distribution import LengthDistribution, log_grid
 from online_learning.guard import GuardSettings

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from controller.benchmark.synthetic_history import tell_past, write_past
 from controller.core.core import Core, CoreConfig
-from controller.policies import policy_named
+from controller.policy.policies import policy_named
 from controller.rebuild import rebuild
 from engine_adapter.profiles import PROFILES
 from engine_adapter.workloads import work_stream

@@ -4,8 +4,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from controller.policies import POLICY_NAMES, Objective, Schedule, policy_named
-from controller.policy import EngineFacts, RequestFacts, Tuning
+from controller.policy.policies import POLICY_NAMES, Objective, Schedule, policy_named
+from controller.policy.policy import EngineFacts, RequestFacts, Tuning
 from online_learning.distribution import LengthDistribution, log_grid
 from store.errors import ConfigError
 from store.records import Gate

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from controller.core.core import Core, CoreConfig
-from controller.policies import policy_named
+from controller.policy.policies import policy_named
 from controller.rebuild import rebuild
 from engine_adapter.synthetic import synthetic_stream
 from engine_adapter.tokens import token_ids

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from controller.cli.main import run as command_line
-from controller.policies import Schedule, policy_named
+from controller.policy.policies import Schedule, policy_named
 from controller.replay import Replay, ReplaySpec, run_replay
 from controller.replay_engine import RecordedBeliefs, replay_as_told, replay_under
 from controller.replay_fit import fit_of, ratio_of

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller import rivals
-from controller.policies import Schedule, policy_named
-from controller.policy import EngineFacts, Policy, RequestFacts
-from controller.rivals import BENCH_POLICY_NAMES, PAPER_VARIANTS, BenchContext, bench_policy, variants_of
+from controller.policy import baselines
+from controller.policy.baselines import BENCH_POLICY_NAMES, PAPER_VARIANTS, BenchContext, bench_policy, variants_of
+from controller.policy.policies import Schedule, policy_named
+from controller.policy.policy import EngineFacts, Policy, RequestFacts
 from engine_adapter.engine import Life, Work, serve
 from engine_adapter.link import DirectLink
 from engine_adapter.profiles import Profile
@@ -83,7 +83,7 @@ def test_fastserve_joins_by_the_prompt_and_falls_with_doubling_quanta(
 ) -> None:
     """The first level covers the first iteration and the one above does not; each level's service is its quantum."""
     request = RequestFacts(request_id="r", prompt_tokens=prompt_tokens, max_tokens=8192)
-    table = rivals.skip_join_levels(request, belief, ENGINE)
+    table = baselines.skip_join_levels(request, belief, ENGINE)
     first_s = ENGINE.base_s + ENGINE.prefill_token_s * prompt_tokens
     joined = int(table.index_s[0])
     assert ENGINE.base_s * 2**joined >= first_s
@@ -98,13 +98,13 @@ def test_fastserve_joins_by_the_prompt_and_falls_with_doubling_quanta(
 @given(belief=beliefs())
 def test_fastserve_needs_no_prediction(belief: LengthDistribution) -> None:
     """Whatever is believed, the table is the same."""
-    assert rivals.skip_join_levels(REQUEST, belief, ENGINE) == rivals.skip_join_levels(REQUEST, point(5), ENGINE)
+    assert baselines.skip_join_levels(REQUEST, belief, ENGINE) == baselines.skip_join_levels(REQUEST, point(5), ENGINE)
 
 
 @given(belief=beliefs())
 def test_ssjf_and_ltr_rank_by_mean_and_median_whatever_the_age(belief: LengthDistribution) -> None:
     """Both fix what they believe at arrival; under SSJF nobody passes what has started."""
-    mean, median = (order(REQUEST, belief, ENGINE) for order in (rivals.shortest_mean_first, rivals.median_rank))
+    mean, median = (order(REQUEST, belief, ENGINE) for order in (baselines.shortest_mean_first, baselines.median_rank))
     assert at(mean, 0) == belief.mean_tokens
     assert {at(mean, age) for age in (1, 10, 1999)} == {0.0}
     assert {at(median, age) for age in (0, 1, 1999)} == {float(belief.quantile(0.5))}
@@ -113,7 +113,7 @@ def test_ssjf_and_ltr_rank_by_mean_and_median_whatever_the_age(belief: LengthDis
 @given(belief=beliefs(), age=st.integers(0, 2000))
 def test_trail_is_the_mean_of_what_is_left_until_four_fifths(belief: LengthDistribution, age: int) -> None:
     """Against brute force over the belief; past 0.8 of the first prediction nobody passes it."""
-    table = rivals.expected_remaining(REQUEST, belief, ENGINE)
+    table = baselines.expected_remaining(REQUEST, belief, ENGINE)
     if age >= 0.8 * belief.mean_tokens and age > 0:
         assert at(table, age) == 0.0
         return
@@ -126,10 +126,10 @@ def test_trail_is_the_mean_of_what_is_left_until_four_fifths(belief: LengthDistr
 @given(belief=beliefs())
 def test_the_paper_s_index_moves_at_its_bucket_borders_only(belief: LengthDistribution) -> None:
     """At multiples of 200 tokens, or of a tenth of the longest length believed in."""
-    assert all(step % 200 == 0 for step in rivals.paper_200_tokens(REQUEST, belief, ENGINE).attained_tokens)
-    steps = rivals.paper_10_buckets(REQUEST, belief, ENGINE).attained_tokens
+    assert all(step % 200 == 0 for step in baselines.paper_200_tokens(REQUEST, belief, ENGINE).attained_tokens)
+    steps = baselines.paper_10_buckets(REQUEST, belief, ENGINE).attained_tokens
     assert all(step % 200 == 0 for step in steps), "the belief reaches to 2000"
-    tenth = rivals.paper_10_buckets(REQUEST, point(90), ENGINE).attained_tokens
+    tenth = baselines.paper_10_buckets(REQUEST, point(90), ENGINE).attained_tokens
     assert all(step % 9 == 0 for step in tenth)
     assert len(tenth) >= 10
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from controller.core.core import Core, CoreConfig
-from controller.policies import policy_named
+from controller.policy.policies import policy_named
 from online_learning.learner import GlobalLearner
 from store.records import Arrived, Facts, FirstToken, Hello, Snapshot
 

@@ -3,10 +3,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.cost import CostModel
-from controller.gittins import gittins_index
-from controller.policy import RequestFacts
-from controller.tables import SAME, expected_cost_s, index_table
+from controller.policy.cost import CostModel
+from controller.policy.gittins import gittins_index
+from controller.policy.index_table import SAME, expected_cost_s, index_table
+from controller.policy.policy import RequestFacts
 from online_learning.distribution import LengthDistribution, log_grid
 
 COST = CostModel(kv_token_step_s=1e-6, slot_step_s=1e-5, prefill_token_s=1e-4)

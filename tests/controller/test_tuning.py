@@ -11,7 +11,7 @@ from msgspec import structs
 
 from controller.core.engine_tuning import BoostTuner, EngineTuning, GateTuner, RecomputePrice, TailWatch, TuningLimits
 from controller.core.step_time import DEFAULT_PREFILL_TOKEN_S, StepPrices
-from controller.policy import Tuning
+from controller.policy.policy import Tuning
 from store.records import Finished, Gate, Preempted, Preemption, Settings, Snapshot
 
 LIMITS = TuningLimits()

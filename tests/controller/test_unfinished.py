@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from controller.core.core import Core, CoreConfig
-from controller.policies import policy_named
+from controller.policy.policies import policy_named
 from online_learning.clusters import ClusterSettings
 from online_learning.features import DIMENSIONS
 from online_learning.learner import GlobalLearner, LearnerSettings

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.core.core import Core, CoreConfig
-from controller.policies import policy_named
+from controller.policy.policies import policy_named
 from engine_adapter.agent import Agent
 from engine_adapter.link import DirectLink
 from online_learning.learner import GlobalLearner

@@ -15,7 +15,7 @@ from msgspec import structs
 from controller.benchmark.synthetic_history import past_facts, past_hello
 from controller.cli.main import run
 from controller.core.core import Core, CoreConfig
-from controller.policies import policy_named
+from controller.policy.policies import policy_named
 from controller.rebuild import rebuild
 from engine_adapter.profiles import PROFILES
 from engine_adapter.workloads import bench_works

@@ -12,7 +12,7 @@ from vllm.config import ParallelConfig
 
 from controller.benchmark.shared_brain import SharedBrain
 from controller.core.core import Core, CoreConfig
-from controller.policies import policy_named
+from controller.policy.policies import policy_named
 from engine_adapter.engine import Work
 from engine_adapter.profiles import Profile
 from engine_adapter.vllm_plugin import plugin_settings, ranked_name

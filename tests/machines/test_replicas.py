@@ -14,7 +14,7 @@ from controller.benchmark.synthetic_history import past_facts, past_hello
 from controller.core.core import Core, CoreConfig
 from controller.monitoring.live_state import Live
 from controller.monitoring.wait_forecast import Outlooks
-from controller.policies import policy_named
+from controller.policy.policies import policy_named
 from engine_adapter.engine import Work
 from engine_adapter.profiles import PROFILES
 from online_learning.mixture import MixtureLearner

@@ -13,7 +13,7 @@ import pytest
 
 from controller.core.core import Core, CoreConfig
 from controller.monitoring.live_state import Live
-from controller.policies import policy_named
+from controller.policy.policies import policy_named
 from engine_adapter.engine import Work
 from engine_adapter.lives import Account
 from engine_adapter.synthetic import SyntheticOptions

@@ -13,7 +13,7 @@ from rich.table import Table
 from controller.benchmark.prediction.study import MAX_TOKENS, task_prompts
 from controller.benchmark.synthetic_history import past_facts, past_hello
 from controller.core.core import Core, CoreConfig
-from controller.policies import policy_named
+from controller.policy.policies import policy_named
 from controller.rebuild import rebuild
 from engine_adapter.profiles import profile_named
 from engine_adapter.workloads import bench_works, to_works

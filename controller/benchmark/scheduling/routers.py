@@ -20,7 +20,7 @@ from controller.benchmark.shared_brain import SharedBrain
 from controller.core.core import Core, CoreConfig
 from controller.monitoring.live_state import Live
 from controller.monitoring.wait_forecast import Outlooks
-from controller.policies import policy_named
+from controller.policy.policies import policy_named
 from engine_adapter.arrivals import all_at_zero, arrival_plan
 from engine_adapter.engine import Step, Totals, Work, serve
 from engine_adapter.link import NoLink

@@ -9,8 +9,8 @@ from typing import Any, Literal, TypeAlias
 
 from controller.bench_figures import PolicyFigures, figures
 from controller.benchmark.in_process import Brain
-from controller.policies import Schedule
-from controller.rivals import BenchContext, bench_learner, bench_policy, is_ours
+from controller.policy.baselines import BenchContext, bench_learner, bench_policy, is_ours
+from controller.policy.policies import Schedule
 from engine_adapter.arrivals import ArrivalPlan, all_at_zero
 from engine_adapter.engine import Life, Step, VirtualEngine, Work, serve
 from engine_adapter.link import EngineLink, NoLink

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from controller.api.client import ApiClient
-from controller.policies import Objective
+from controller.policy.policies import Objective
 from controller.processes import Child, Children, free_port
 from engine_adapter.engine import Work
 from engine_adapter.profiles import Profile

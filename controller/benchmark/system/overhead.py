@@ -21,7 +21,7 @@ import numpy as np
 from controller.benchmark.synthetic_history import tell_past
 from controller.benchmark.system.arrival_latency import PROFILE, ArrivalTimes, measure_arrivals
 from controller.core.core import Core, CoreConfig
-from controller.policies import policy_named
+from controller.policy.policies import policy_named
 from engine_adapter.engine import Work
 from engine_adapter.transport import ZmqHub, ZmqLink
 from engine_adapter.workloads import DEFAULT_MAX_TOKENS, work_stream

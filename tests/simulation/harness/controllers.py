@@ -18,7 +18,7 @@ from controller.core.core import Core, CoreConfig
 from controller.loop import ControlLoop, LoopLimits
 from controller.monitoring.live_state import Live
 from controller.monitoring.metrics import Metrics
-from controller.policy import Policy
+from controller.policy.policy import Policy
 from controller.prompt_encoder import Encoder
 from controller.rebuild import learn_again
 from engine_adapter.clock import steady_clock

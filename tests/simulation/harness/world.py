@@ -28,8 +28,8 @@ from harness.network import LONGEST_DELAY_S, Network
 from harness.strangers import throw
 from harness.timeline import Timeline
 
-from controller.policies import Objective, Schedule, policy_named
-from controller.policy import Policy
+from controller.policy.policies import Objective, Schedule, policy_named
+from controller.policy.policy import Policy
 from engine_adapter.agent import AgentLimits
 from engine_adapter.engine import Step, Work
 from engine_adapter.profiles import Profile

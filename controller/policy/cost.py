@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from controller.policy import EngineFacts
+from controller.policy.policy import EngineFacts
 from online_learning.distribution import FloatArray, IntArray
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from msgspec import structs
 
-from controller.cost import memory_cost
-from controller.policies import IndexPolicy
-from controller.policy import Assessment, EngineFacts, Policy, RequestFacts
+from controller.policy.cost import memory_cost
+from controller.policy.policies import IndexPolicy
+from controller.policy.policy import Assessment, EngineFacts, Policy, RequestFacts
 from online_learning.distribution import LengthDistribution
 from store.errors import ConfigError
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from controller.config import PolicySection
 from controller.core.step_time import DEFAULT_PREFILL_TOKEN_S
-from controller.policies import DEFAULT_GATE, DEFAULT_PATIENCE, Schedule, policy_named
-from controller.policy import Policy
+from controller.policy.policies import DEFAULT_GATE, DEFAULT_PATIENCE, Schedule, policy_named
+from controller.policy.policy import Policy
 from store.records import Gate, Preemption
 
 

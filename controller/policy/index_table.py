@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 from msgspec import structs
 
-from controller.cost import CostModel
-from controller.gittins import gittins_index, mean_remaining, survival_beyond
-from controller.policy import IndexRule, RequestFacts
+from controller.policy.cost import CostModel
+from controller.policy.gittins import gittins_index, mean_remaining, survival_beyond
+from controller.policy.policy import IndexRule, RequestFacts
 from online_learning.distribution import FloatArray, IntArray, LengthDistribution
 from store.records import IndexTable
 

@@ -9,9 +9,9 @@ from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 
-from controller.cost import CostModel, hybrid_cost, memory_cost
-from controller.policy import Assessment, EngineFacts, IndexRule, Policy, RequestFacts, Tuning
-from controller.tables import expected_cost_s, index_table
+from controller.policy.cost import CostModel, hybrid_cost, memory_cost
+from controller.policy.index_table import expected_cost_s, index_table
+from controller.policy.policy import Assessment, EngineFacts, IndexRule, Policy, RequestFacts, Tuning
 from online_learning.distribution import LengthDistribution
 from store.errors import ConfigError
 from store.records import Gate, IndexTable, Preemption, Promotion, Victims
