@@ -1,4 +1,4 @@
-"""Named queries about a span of one run of an engine, with bound parameters; `controller.replay_history` reads them.
+"""Named queries about a span of one run of an engine, with bound parameters; `controller.replay.read_history` reads them.
 
 ``$since_s`` and ``$until_s`` bound arrivals in Unix seconds, ``$session_id`` names the run, ``$limit`` bounds the rows;
 ``$engine_id`` and ``$model`` may be NULL for all.

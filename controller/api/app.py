@@ -29,10 +29,10 @@ from controller.api.route import add_route
 from controller.config import is_loopback
 from controller.explain.explanation import explain
 from controller.explain.lookup import Explainer, unknown
-from controller.gain_watch import GainWatch
 from controller.monitoring.health import Condition
 from controller.monitoring.live_state import Live, Picture, queue_rows
 from controller.monitoring.metrics import Metrics
+from controller.replay.gain_watcher import GainWatch
 from store.life import LifeFacts
 
 ANSWER_S = 3.0

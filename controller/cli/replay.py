@@ -17,8 +17,8 @@ from controller.cli.output import print_table, progress_bar, require_writable, w
 from store.errors import BadInputError
 
 if TYPE_CHECKING:
-    from controller.replay import Replay, ReplaySpec
-    from controller.replay_past import PastRun
+    from controller.replay.recorded_run import PastRun
+    from controller.replay.replay import Replay, ReplaySpec
 
 UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
@@ -59,8 +59,8 @@ def replay(  # noqa: PLR0913 - one parameter for each flag
     """
     from controller.config import load_config  # noqa: PLC0415 - keeps --help quick
     from controller.policy.from_config import schedule_of  # noqa: PLC0415 - as above
-    from controller.replay import ReplaySpec  # noqa: PLC0415 - as above
-    from controller.replay_history import Slice  # noqa: PLC0415 - as above
+    from controller.replay.read_history import Slice  # noqa: PLC0415 - as above
+    from controller.replay.replay import ReplaySpec  # noqa: PLC0415 - as above
 
     require_writable(json_file, html)
     flags = {"store": {"path": store}, "policy": {**_settings(settings or ()), **_given(objective=objective)}}
@@ -80,7 +80,7 @@ def replay(  # noqa: PLR0913 - one parameter for each flag
 
 
 def _read(path: Path, part: Any) -> Sequence[PastRun]:  # noqa: ANN401 - a Slice, which is imported late
-    from controller.replay_history import read_runs  # noqa: PLC0415 - keeps --help quick
+    from controller.replay.read_history import read_runs  # noqa: PLC0415 - keeps --help quick
     from store.errors import StoreError  # noqa: PLC0415 - with its only user
     from store.reader import open_history  # noqa: PLC0415 - keeps --help quick
 
@@ -93,7 +93,7 @@ def _read(path: Path, part: Any) -> Sequence[PastRun]:  # noqa: ANN401 - a Slice
 
 
 def _run(spec: ReplaySpec, runs: Sequence[PastRun], *, quiet: bool) -> Replay:
-    from controller.replay import replay_length, require_policies, run_replay  # noqa: PLC0415 - keeps --help quick
+    from controller.replay.replay import replay_length, require_policies, run_replay  # noqa: PLC0415 - keeps --help quick
 
     require_policies(spec, runs)
     with progress_bar(quiet=quiet) as bar:
@@ -102,7 +102,7 @@ def _run(spec: ReplaySpec, runs: Sequence[PastRun], *, quiet: bool) -> Replay:
 
 
 def _show(result: Replay, json_file: Path | None, html: Path | None) -> None:
-    from controller.replay_report import (  # noqa: PLC0415 - keeps --help quick
+    from controller.replay.report import (  # noqa: PLC0415 - keeps --help quick
         describe,
         fit_table,
         policies_table,

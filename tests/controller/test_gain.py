@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from controller.core.step_model import StepModel, StepSample, fit_step_model
-from controller.gain import FEWEST_REQUESTS, Gain, estimate_gain
 from controller.policy.policies import policy_named
-from controller.replay_past import EngineSizes, PastRequest, PastRun, belief_from_quantiles
+from controller.replay.gain import FEWEST_REQUESTS, Gain, estimate_gain
+from controller.replay.recorded_run import EngineSizes, PastRequest, PastRun, belief_from_quantiles
 from store.records import Mode
 
 SIZES = EngineSizes(kv_blocks=400, block_size_tokens=16, max_num_seqs=64, token_budget=2048, max_model_len_tokens=4096)

@@ -1,7 +1,7 @@
 from msgspec import structs
 
-from controller.gain_parts import FEWEST_IN_PART, parts_of, tax_of, waiting_of
-from controller.replay_past import PastRequest
+from controller.replay.gain_parts import FEWEST_IN_PART, parts_of, tax_of, waiting_of
+from controller.replay.recorded_run import PastRequest
 from engine_adapter.engine import Life
 
 

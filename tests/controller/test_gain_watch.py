@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from controller.gain_watch import GainLimits
+from controller.replay.gain_watcher import GainLimits
 
 Start = Callable[..., Any]
 

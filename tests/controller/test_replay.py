@@ -16,11 +16,11 @@ from msgspec.structs import replace
 
 from controller.cli.main import run as command_line
 from controller.policy.policies import Schedule, policy_named
-from controller.replay import Replay, ReplaySpec, run_replay
-from controller.replay_engine import RecordedBeliefs, replay_as_told, replay_under
-from controller.replay_fit import fit_of, ratio_of
-from controller.replay_history import Slice, read_runs
-from controller.replay_past import PastRun, Replayable, gap_between_steps_s
+from controller.replay.fidelity import fit_of, ratio_of
+from controller.replay.read_history import Slice, read_runs
+from controller.replay.recorded_run import PastRun, Replayable, gap_between_steps_s
+from controller.replay.replay import Replay, ReplaySpec, run_replay
+from controller.replay.replay_engine import RecordedBeliefs, replay_as_told, replay_under
 from engine_adapter.engine import Life
 from online_learning.distribution import LengthDistribution
 from online_learning.prompt import Prompt

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from controller.core.step_model import StepModel
-from controller.gain_parts import Part, Tax, Waiting, parts_of, tax_of, waiting_of
 from controller.policy.policies import EngineOrder
 from controller.policy.policy import Policy
-from controller.replay import counted_lives
-from controller.replay_engine import replay_under
-from controller.replay_fit import Fit, Ratio, fit_of, ratio_of
-from controller.replay_past import PastRun, Replayable
+from controller.replay.fidelity import Fit, Ratio, fit_of, ratio_of
+from controller.replay.gain_parts import Part, Tax, Waiting, parts_of, tax_of, waiting_of
+from controller.replay.recorded_run import PastRun, Replayable
+from controller.replay.replay import counted_lives
+from controller.replay.replay_engine import replay_under
 from engine_adapter.engine import Life
 from online_learning.distribution import FloatArray
 from store.records import Mode

@@ -12,7 +12,7 @@ import msgspec
 
 from controller.core.predictor import RECORDED_PERCENTILES
 from controller.core.step_model import StepSample
-from controller.replay_past import EngineSizes, PastRequest, PastRun, Told
+from controller.replay.recorded_run import EngineSizes, PastRequest, PastRun, Told
 from store import past_queries
 from store.errors import BadInputError
 from store.records import Gate, IndexTable, Mode, Preemption, Settings

@@ -1,6 +1,6 @@
 """Asks every now and then, in a process of low priority, what the last requests would have taken under FCFS.
 
-The work is that of `controller.gain`; it takes seconds of a core, so it runs neither in the control loop nor in its
+The work is that of `controller.replay.gain`; it takes seconds of a core, so it runs neither in the control loop nor in its
 process.
 """
 
@@ -19,10 +19,10 @@ import msgspec
 
 from controller.config import PolicySection
 from controller.core.step_model import StepSample
-from controller.gain_task import GainTask
 from controller.monitoring.live_state import QUANTILES, EngineView, FinishedView, Live, RequestView
 from controller.processes import die_with_parent
-from controller.replay_past import EngineSizes, PastRequest, PastRun, gap_between_steps_s
+from controller.replay.gain_worker import GainTask
+from controller.replay.recorded_run import EngineSizes, PastRequest, PastRun, gap_between_steps_s
 from store.records import Snapshot
 
 log = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ class GainWatch:
     def _compute(self, task: GainTask) -> dict[str, Any]:
         """Have the worker answer; trouble is told in the answer and never raised."""
         self._worker = subprocess.Popen(
-            [sys.executable, "-m", "controller.gain_task"],
+            [sys.executable, "-m", "controller.replay.gain_worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""The worker of `controller.gain_watch`: one comparison from standard input to standard output, then it ends."""
+"""The worker of `controller.replay.gain_watcher`: one comparison from standard input to standard output, then it ends."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 
 from controller.config import PolicySection
-from controller.gain import Gain, estimate_gain
 from controller.policy.from_config import policy_of
-from controller.replay_past import PastRun
+from controller.replay.gain import Gain, estimate_gain
+from controller.replay.recorded_run import PastRun
 
 LOWEST_PRIORITY = 19
 

@@ -16,7 +16,7 @@ from msgspec import structs
 from controller.core.core import Core, CoreConfig
 from controller.policy.policies import policy_named
 from controller.policy.policy import EngineFacts, Policy, RequestFacts
-from controller.replay_past import Replayable
+from controller.replay.recorded_run import Replayable
 from engine_adapter.engine import Step, Totals, VirtualEngine, Work, serve
 from engine_adapter.link import DirectLink, EngineLink, NoLink
 from engine_adapter.simulated_engine import SimulatedEngine

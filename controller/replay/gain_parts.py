@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from controller.replay_fit import Ratio, ratio_of
-from controller.replay_past import PastRequest
+from controller.replay.fidelity import Ratio, ratio_of
+from controller.replay.recorded_run import PastRequest
 from engine_adapter.engine import Life
 from online_learning.distribution import FloatArray
 
