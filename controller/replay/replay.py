@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from controller.bench_figures import PolicyFigures, figures
 from controller.core.step_model import FEWEST_SAMPLES
 from controller.policy.baselines import BENCH_POLICY_NAMES, BenchContext, bench_policy
 from controller.policy.policies import Schedule
@@ -21,6 +20,7 @@ from controller.policy.policy import Policy
 from controller.replay.fidelity import Fit, Ratio, fit_of, ratio_of, totals_of
 from controller.replay.recorded_run import PastRun, Replayable
 from controller.replay.replay_engine import replay_as_told, replay_under
+from controller.reports.latency_summary import PolicyFigures, figures
 from engine_adapter.engine import Life, Totals
 from online_learning.distribution import FloatArray
 from store.errors import BadInputError

@@ -10,12 +10,12 @@ import numpy as np
 import plotly.graph_objects as go
 from rich.table import Table
 
-from controller.bench_figures import PolicyFigures
 from controller.benchmark.scheduling.plots import CDF_POINTS, COLOURS
 from controller.benchmark.scheduling.report import COLUMNS, PAGE
 from controller.replay.fidelity import Ratio
 from controller.replay.read_history import moment
 from controller.replay.replay import Replay, Served
+from controller.reports.latency_summary import PolicyFigures
 from controller.written import write_whole
 
 _LEFT_OUT = {"throughput_tokens_per_s", "makespan_s", "wall_s"}

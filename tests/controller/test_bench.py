@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from controller.bench_figures import capacity_rps, figures
 from controller.benchmark.scheduling.benchmark import WATERMARKS, BenchSpec, run_bench, run_benches
 from controller.benchmark.scheduling.report import bench_table, write_html
 from controller.benchmark.scheduling.result import BenchResult
 from controller.benchmark.scheduling.run import TIMELINE_POINTS
 from controller.policy.policies import POLICY_NAMES
+from controller.reports.latency_summary import capacity_rps, figures
 from engine_adapter.engine import Life, Totals
 from store.errors import ConfigError, WorkloadError
 

@@ -5,10 +5,10 @@ import time
 
 import pytest
 
-from controller.bench_figures import PolicyFigures
 from controller.benchmark.scheduling import benchmark
 from controller.benchmark.scheduling.result import Trial
 from controller.policy.baselines import BENCH_POLICY_NAMES
+from controller.reports.latency_summary import PolicyFigures
 
 pytestmark = pytest.mark.vllm
 

@@ -16,13 +16,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeAlias
 
-from controller.bench_figures import capacity_rps
 from controller.benchmark.scheduling.result import BenchResult, PolicyResult, SeedResult
 from controller.benchmark.scheduling.run import BenchEngine, PolicyRun, RunSpec
 from controller.benchmark.scheduling.worker_pool import Crew
 from controller.policy.ablations import ABLATION_NAMES
 from controller.policy.baselines import BENCH_POLICY_NAMES, is_ours, variants_of
 from controller.policy.policies import Objective, Schedule
+from controller.reports.latency_summary import capacity_rps
 from engine_adapter.arrivals import arrival_plan
 from engine_adapter.profiles import profile_named
 from store.errors import ConfigError

@@ -10,9 +10,9 @@ from pathlib import Path
 import plotly.graph_objects as go
 from rich.table import Table
 
-from controller.bench_figures import PolicyFigures
 from controller.benchmark.scheduling.plots import busiest, gain_plots, run_plots
 from controller.benchmark.scheduling.result import BenchResult, Spread
+from controller.reports.latency_summary import PolicyFigures
 from controller.written import write_whole
 
 COLUMNS: tuple[tuple[str, str, str], ...] = (

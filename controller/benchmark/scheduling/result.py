@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, fields
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from controller.bench_figures import PolicyFigures
 from controller.benchmark.scheduling.run import PolicyRun
+from controller.reports.latency_summary import PolicyFigures
 
 if TYPE_CHECKING:
     from controller.benchmark.scheduling.benchmark import BenchSpec

@@ -14,13 +14,13 @@ from typing import Protocol
 
 import numpy as np
 
-from controller.bench_figures import PolicyFigures, capacity_rps, figures
 from controller.benchmark.in_process import LEASE_S, RememberedFeatures
 from controller.benchmark.shared_brain import SharedBrain
 from controller.core.core import Core, CoreConfig
 from controller.monitoring.live_state import Live
 from controller.monitoring.wait_forecast import Outlooks
 from controller.policy.policies import policy_named
+from controller.reports.latency_summary import PolicyFigures, capacity_rps, figures
 from engine_adapter.arrivals import all_at_zero, arrival_plan
 from engine_adapter.engine import Step, Totals, Work, serve
 from engine_adapter.link import NoLink

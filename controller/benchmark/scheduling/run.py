@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
-from controller.bench_figures import PolicyFigures, figures
 from controller.benchmark.in_process import Brain
 from controller.policy.baselines import BenchContext, bench_learner, bench_policy, is_ours
 from controller.policy.policies import Schedule
+from controller.reports.latency_summary import PolicyFigures, figures
 from engine_adapter.arrivals import ArrivalPlan, all_at_zero
 from engine_adapter.engine import Life, Step, VirtualEngine, Work, serve
 from engine_adapter.link import EngineLink, NoLink

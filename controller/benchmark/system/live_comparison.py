@@ -14,11 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from controller.bench_figures import PolicyFigures
 from controller.benchmark.scheduling.benchmark import BenchSpec, run_bench
 from controller.benchmark.synthetic_history import write_past
 from controller.benchmark.system.live_server_run import LiveRun, LiveServing, Stage, serve_live
 from controller.policy.policies import Objective
+from controller.reports.latency_summary import PolicyFigures
 from engine_adapter.arrivals import arrival_plan
 from engine_adapter.engine import Work
 from engine_adapter.profiles import profile_named
