@@ -291,7 +291,7 @@ def mode(
 
 def _serve(config: Config) -> int:
     """Run the controller until it is told to stop; 130 when it was Ctrl-C."""
-    from controller.service import service  # noqa: PLC0415 - keeps --help quick
+    from controller.service.service import service  # noqa: PLC0415 - keeps --help quick
 
     log = logging.getLogger("controller")
     os.umask(0o077)

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from controller.config import load_config
-from controller.service import Service, service
+from controller.service.service import Service, service
 from engine_adapter.engine import Life, Work
 from engine_adapter.profiles import PROFILES
 from engine_adapter.simulated_engine import SimulatedEngine

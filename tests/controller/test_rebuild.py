@@ -10,7 +10,7 @@ import pytest
 
 from controller.core.core import Core, CoreConfig
 from controller.policy.policies import policy_named
-from controller.rebuild import rebuild
+from controller.service.warm_start import rebuild
 from engine_adapter.synthetic import synthetic_stream
 from engine_adapter.tokens import token_ids
 from online_learning.clusters import ClusterSettings

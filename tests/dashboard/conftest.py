@@ -188,7 +188,14 @@ CONDITION: Json = {
         {"key": "http.token", "value": "**********", "meaning": "bearer token"},
     ],
     "versions": {"Python": "3.11.2", "sagesched-controller": "0.1.0", "vllm": "not installed"},
-    "complaints": [{"time_s": 1.767e9, "level": "ERROR", "logger": "controller.loop", "text": "tick failed: [x](y)"}],
+    "complaints": [
+        {
+            "time_s": 1.767e9,
+            "level": "ERROR",
+            "logger": "controller.service.control_loop",
+            "text": "tick failed: [x](y)",
+        }
+    ],
     "encoder": None,
 }
 DOCTOR = {

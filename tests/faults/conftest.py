@@ -24,7 +24,7 @@ import pytest
 
 from controller.config import load_config
 from controller.processes import Child, Children, free_port
-from controller.service import service
+from controller.service.service import service
 from engine_adapter.engine import Work
 from engine_adapter.link import Delivery
 from engine_adapter.profiles import PROFILES

@@ -16,7 +16,7 @@ from controller.benchmark.synthetic_history import past_facts, past_hello
 from controller.cli.main import run
 from controller.core.core import Core, CoreConfig
 from controller.policy.policies import policy_named
-from controller.rebuild import rebuild
+from controller.service.warm_start import rebuild
 from engine_adapter.profiles import PROFILES
 from engine_adapter.workloads import bench_works
 from online_learning.learner import GlobalLearner

@@ -14,7 +14,7 @@ from controller.benchmark.prediction.study import MAX_TOKENS, task_prompts
 from controller.benchmark.synthetic_history import past_facts, past_hello
 from controller.core.core import Core, CoreConfig
 from controller.policy.policies import policy_named
-from controller.rebuild import rebuild
+from controller.service.warm_start import rebuild
 from engine_adapter.profiles import profile_named
 from engine_adapter.workloads import bench_works, to_works
 from online_learning.memory import held_bytes

@@ -17,7 +17,7 @@ import numpy as np
 
 from controller.benchmark.synthetic_history import past_facts, past_hello
 from controller.config import load_config
-from controller.service import Service, service
+from controller.service.service import Service, service
 from engine_adapter.engine import Work
 from engine_adapter.lives import Account
 from engine_adapter.profiles import PROFILES

@@ -15,12 +15,12 @@ from harness.timeline import Crash, Timeline
 
 from controller.api.commands import Commands, SetMode
 from controller.core.core import Core, CoreConfig
-from controller.loop import ControlLoop, LoopLimits
 from controller.monitoring.live_state import Live
 from controller.monitoring.metrics import Metrics
 from controller.policy.policy import Policy
 from controller.prompt_encoder import Encoder
-from controller.rebuild import learn_again
+from controller.service.control_loop import ControlLoop, LoopLimits
+from controller.service.warm_start import learn_again
 from engine_adapter.clock import steady_clock
 from engine_adapter.frames import FrameHub
 from store.errors import StoreError
@@ -89,7 +89,7 @@ class ControllerProcess:
         self._run = 0
 
     def start(self) -> None:
-        """Open everything in the order in which `controller.service` does, and turn from then on."""
+        """Open everything in the order in which `controller.service.service` does, and turn from then on."""
         if self.up:
             return
         try:

@@ -14,8 +14,8 @@ from harness import controllers
 from msgspec import structs
 
 from controller.core.core import Core
-from controller.loop import ControlLoop
-from controller.rebuild import learn_again
+from controller.service.control_loop import ControlLoop
+from controller.service.warm_start import learn_again
 from engine_adapter import agent as engine_agent
 from engine_adapter.agent import Agent
 from engine_adapter.ordering import Ordering

@@ -23,15 +23,15 @@ from controller.api.server import WebServer
 from controller.config import Config, LearningSection, StoreSection, TelemetrySection
 from controller.core.core import Core, CoreConfig
 from controller.explain.lookup import Explainer
-from controller.loop import ControlLoop
 from controller.monitoring.health import Condition, kept_complaints
 from controller.monitoring.live_state import Live
 from controller.monitoring.metrics import Metrics
 from controller.monitoring.tracing import Telemetry, open_telemetry
 from controller.policy.from_config import policy_of
 from controller.prompt_encoder import Encoder, check_encoder, load_encoder
-from controller.rebuild import rebuild
 from controller.replay.gain_watcher import GainWatch
+from controller.service.control_loop import ControlLoop
+from controller.service.warm_start import rebuild
 from engine_adapter.transport import ZmqHub
 from online_learning.calibration import CalibrationSettings
 from online_learning.clusters import ClusterSettings
