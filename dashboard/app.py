@@ -4,21 +4,8 @@ from __future__ import annotations
 
 import streamlit as st
 
-from dashboard import (
-    figures,
-    filters,
-    gain,
-    history,
-    latency,
-    live,
-    now,
-    predictions,
-    prompts,
-    request,
-    settings,
-    sql,
-    words,
-)
+from dashboard import filters, gain, history, latency, live, now, predictions, prompts, request, settings, sql, words
+from dashboard.charts import figures
 from dashboard.client import Trouble
 
 _WITHOUT_CHARTS = {"SQL", "Settings and health"}

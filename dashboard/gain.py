@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from dashboard import figures, gain_figures, gain_words, live, words
+from dashboard import gain_words, live, words
+from dashboard.charts import figures
+from dashboard.charts import gain as gain_charts
 from dashboard.views import GainView, PartView, StateView
 
 REFRESH_S = 5.0
@@ -38,7 +40,7 @@ def _live() -> None:
     with left:
         live.chart("Time to last token", figures.gain(gain), "gain_ttlt", "Measured, and both replays.")
     with right:
-        live.chart("Where it gains and where it loses", gain_figures.parts(gain.parts), "gain_parts",
+        live.chart("Where it gains and where it loses", gain_charts.parts(gain.parts), "gain_parts",
                    "Mean TTLT against first come, first served, with 90 % intervals; left of the line is sooner.")  # fmt: skip
     _parts(gain.parts)
     st.caption(gain_words.gain_method(gain))

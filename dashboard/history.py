@@ -7,8 +7,9 @@ from pathlib import Path
 
 import streamlit as st
 
-from dashboard import filters, heat_figures, live, words
+from dashboard import filters, live, words
 from dashboard.archive import ArchiveTrouble, Part, Scope, Traffic, read_traffic
+from dashboard.charts import heatmaps
 from dashboard.filters import Filters
 
 REFRESH_S = 10.0
@@ -82,16 +83,16 @@ def _charts(found: Traffic) -> None:
     per = f"Per {words.span(bin_s)}."
     upper, lower = st.columns(2), st.columns(2)
     with upper[0]:
-        ended = heat_figures.finished(found.finished, bin_s, zone)
+        ended = heatmaps.finished(found.finished, bin_s, zone)
         live.chart("Finished requests by reason", ended, "history_requests", per)
     with upper[1]:
-        outputs = heat_figures.heat(found.outputs, bin_s, "tokens", zone)
+        outputs = heatmaps.heat(found.outputs, bin_s, "tokens", zone)
         live.chart("Answer lengths", outputs, "history_outputs", f"{per} Tokens generated.")
     with lower[0]:
-        prompts = heat_figures.heat(found.prompts, bin_s, "tokens", zone)
+        prompts = heatmaps.heat(found.prompts, bin_s, "tokens", zone)
         live.chart("Prompt lengths", prompts, "history_prompts", f"{per} Tokens.")
     with lower[1]:
-        limits = heat_figures.heat(found.limits, bin_s, "tokens", zone)
+        limits = heatmaps.heat(found.limits, bin_s, "tokens", zone)
         live.chart("Limits asked for", limits, "history_limits", f"{per} `max_tokens`: the most that may be generated.")
 
 

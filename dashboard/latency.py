@@ -9,8 +9,9 @@ from pathlib import Path
 import plotly.graph_objects as go
 import streamlit as st
 
-from dashboard import figures, filters, heat_figures, history, live, words
+from dashboard import filters, history, live, words
 from dashboard.archive import ArchiveTrouble, Part, Scope
+from dashboard.charts import figures, heatmaps
 from dashboard.filters import Filters
 from dashboard.latencies import PARTS_SHOWN, Latencies, PartLatency, of_points
 from dashboard.latency_archive import PARTED, read_latencies
@@ -82,10 +83,10 @@ def _figures(found: Latencies) -> list[go.Figure]:
         figures.latency(found.ttft, "TTFT", zone),
         figures.latency(found.ttlt, "TTLT", zone),
         figures.latency(found.tpot, "TPOT", zone),
-        heat_figures.heat(found.ttft_heat, bin_s, "seconds", zone),
-        heat_figures.heat(found.ttlt_heat, bin_s, "seconds", zone),
-        heat_figures.heat(found.tpot_heat, bin_s, "seconds", zone),
-        heat_figures.phases(found.phases, zone),
+        heatmaps.heat(found.ttft_heat, bin_s, "seconds", zone),
+        heatmaps.heat(found.ttlt_heat, bin_s, "seconds", zone),
+        heatmaps.heat(found.tpot_heat, bin_s, "seconds", zone),
+        heatmaps.phases(found.phases, zone),
     ]
 
 

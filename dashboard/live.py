@@ -16,8 +16,9 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import plotly.graph_objects as go
 import streamlit as st
 
-from dashboard import figures, words
+from dashboard import words
 from dashboard.addresses import Addresses, from_environment
+from dashboard.charts import figures
 from dashboard.client import ControllerClient, Trouble
 from dashboard.condition_views import ConditionView
 from dashboard.life_views import ExplainView

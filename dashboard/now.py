@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import msgspec
 import streamlit as st
 
-from dashboard import figures, filters, live, notices, request, words
+from dashboard import filters, live, notices, request, words
+from dashboard.charts import figures
 from dashboard.filters import Filters
 from dashboard.series import Moment, foretelling_error, horizon_s, moments
 from dashboard.views import EngineView, QueueRow, QueueView, RecentView, SnapshotPoint, StateView

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import streamlit as st
 
-from dashboard import figures, filters, history, live, prediction_figures, words
+from dashboard import filters, history, live, words
 from dashboard.archive import ArchiveTrouble, Scope
+from dashboard.charts import figures
+from dashboard.charts import predictions as prediction_charts
 from dashboard.filters import Filters
 from dashboard.predictions_archive import Event, PredictionsPast, read_predictions
 from dashboard.views import FinishedPoint, LearnerView, ModelCalibrationView
@@ -90,12 +92,12 @@ def _over_time(wanted: Filters, found: PredictionsPast) -> None:
     zone = live.zone()
     columns = st.columns(2)
     with columns[0]:
-        figure = prediction_figures.crps(found.quality, found.events, zone)
+        figure = prediction_charts.crps(found.quality, found.events, zone)
         live.chart("CRPS", figure, "predictions_crps", "Mean distance between prediction and outcome; lower is better.")
     with columns[1]:
-        figure = prediction_figures.coverage(found.quality, zone)
+        figure = prediction_charts.coverage(found.quality, zone)
         live.chart("Coverage", figure, "predictions_coverage", "Dashed: where calibrated predictions would be.")
-    figure = prediction_figures.weights(found.weights, found.events, zone)
+    figure = prediction_charts.weights(found.weights, found.events, zone)
     live.chart("Whose word counts", figure, "predictions_weights", "Mean weight of each expert in the predictions.")
 
 

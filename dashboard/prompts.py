@@ -7,8 +7,9 @@ from pathlib import Path
 
 import streamlit as st
 
-from dashboard import filters, history, live, prompts_archive, prompts_figures, request, words
+from dashboard import filters, history, live, prompts_archive, request, words
 from dashboard.archive import ArchiveTrouble, Scope
+from dashboard.charts import prompts as prompt_charts
 from dashboard.filters import Filters
 from dashboard.prompts_archive import Cluster, ClusterDetail, Prompts
 
@@ -58,11 +59,11 @@ def _read_cluster(path: str, scope: Scope, model: str, cluster: int) -> ClusterD
 def _overview(found: Prompts) -> None:
     left, right = st.columns(2)
     with left:
-        note = f"Boxes from 25 to 75 %, whiskers from 10 to 90 %; the {prompts_figures.BOXES} largest clusters."
-        live.chart("How long answers are", prompts_figures.lengths(found.clusters), "prompts_lengths", note)
+        note = f"Boxes from 25 to 75 %, whiskers from 10 to 90 %; the {prompt_charts.BOXES} largest clusters."
+        live.chart("How long answers are", prompt_charts.lengths(found.clusters), "prompts_lengths", note)
     with right:
         note = f"Mean weights in the latest {words.count(prompts_archive.LATEST_PREDICTIONS)} predictions."
-        live.chart("Whose word counts", prompts_figures.weights(found.weights, found.clusters), "prompts_weights", note)
+        live.chart("Whose word counts", prompt_charts.weights(found.weights, found.clusters), "prompts_weights", note)
 
 
 def _table(clusters: tuple[Cluster, ...]) -> None:
@@ -105,9 +106,9 @@ def _near(path: str, scope: Scope, clusters: tuple[Cluster, ...]) -> None:
         return
     left, right = st.columns(2)
     with left:
-        live.chart("Lengths of its answers", prompts_figures.histogram(detail.lengths), "prompts_histogram")
+        live.chart("Lengths of its answers", prompt_charts.histogram(detail.lengths), "prompts_histogram")
     with right:
-        figure = prompts_figures.drift(detail.over_time, detail.drifts, detail.changes, live.zone())
+        figure = prompt_charts.drift(detail.over_time, detail.drifts, detail.changes, live.zone())
         live.chart("Its lengths over time", figure, "prompts_drift")
     _samples(detail)
 

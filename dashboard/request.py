@@ -14,7 +14,8 @@ import duckdb
 import streamlit as st
 from streamlit.navigation.page import StreamlitPage
 
-from dashboard import filters, life_figures, live, words
+from dashboard import filters, live, words
+from dashboard.charts import request_life
 from dashboard.client import Trouble
 from dashboard.life_views import ExplainView, ExplanationView
 from dashboard.views import FinishedPoint, QueueView, RecentView, StateView
@@ -196,7 +197,7 @@ def _figures(life: LifeFacts) -> None:
     columns[2].metric("TTFT", words.span(first_s))
     expected = None if belief is None else f"{words.count(belief.mean_tokens)} expected"
     columns[3].metric(
-        "Output tokens", words.count(life_figures.attained_tokens(life)), delta=expected, delta_color="off", delta_arrow="off"
+        "Output tokens", words.count(request_life.attained_tokens(life)), delta=expected, delta_color="off", delta_arrow="off"
     )  # fmt: skip
     columns[4].metric("Preemptions", words.count(len(life.losses)))
     index_s = f"{life.choices[0].index_s:.3g} s" if life.choices else words.DASH
@@ -215,19 +216,19 @@ def _sentences(explanation: ExplanationView) -> None:
 
 def _charts(found: ExplainView) -> None:
     life = found.facts
-    live.chart("Its life", life_figures.timeline(life), "request_timeline")
+    live.chart("Its life", request_life.timeline(life), "request_timeline")
     upper, lower = st.columns(2), st.columns(2)
     with upper[0]:
-        live.chart("What was predicted of its length", life_figures.distribution(life), "request_distribution")
+        live.chart("What was predicted of its length", request_life.distribution(life), "request_distribution")
     with upper[1]:
-        live.chart("Index over age", life_figures.index(life), "request_index", "Lower runs first.")
+        live.chart("Index over age", request_life.index(life), "request_index", "Lower runs first.")
     with lower[0]:
-        live.chart("Its place in the queue", life_figures.queue(life), "request_queue")
+        live.chart("Its place in the queue", request_life.queue(life), "request_queue")
     if found.explanation is not None:
         with lower[1]:
             live.chart(
                 "What it waited for before its first place",
-                life_figures.waits(found.explanation.waits),
+                request_life.waits(found.explanation.waits),
                 "request_waits",
             )
 

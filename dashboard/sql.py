@@ -7,8 +7,9 @@ from pathlib import Path
 
 import streamlit as st
 
-from dashboard import answer_figures, figures, live, questions, words
-from dashboard.answer_figures import Axes, Kind
+from dashboard import live, questions, words
+from dashboard.charts import figures, sql_answer
+from dashboard.charts.sql_answer import Axes, Kind
 from dashboard.questions import Answer, QuestionTrouble, ViewColumns
 from store.useful_queries import USEFUL_QUERIES
 
@@ -107,23 +108,23 @@ def _downloads(answer: Answer) -> None:
 
 def _chart(answer: Answer) -> None:
     rows = answer.shown()
-    axes = answer_figures.suggested(rows)
+    axes = sql_answer.suggested(rows)
     if axes is None:
         st.caption("This answer has nothing to draw: a chart needs two rows and a column of numbers beside the first.")
         return
     names = ",".join(rows.column_names)  # Another answer, other columns: its own widgets.
     across, up, how = st.columns(3)
     x = across.selectbox("Across", rows.column_names, index=rows.column_names.index(axes.x), key=f"sql_x_{names}")
-    y = up.multiselect("Up", answer_figures.numbers(rows), default=list(axes.y), key=f"sql_y_{names}")
+    y = up.multiselect("Up", sql_answer.numbers(rows), default=list(axes.y), key=f"sql_y_{names}")
     kinds: tuple[Kind, ...] = ("lines", "bars", "points")
     kind: Kind = how.selectbox("As", kinds, index=kinds.index(axes.kind), key=f"sql_kind_{names}")
     if not y:
         st.caption("Choose a column of numbers to draw.")
         return
-    figure = answer_figures.answer(rows, Axes(x, tuple(y), kind))
+    figure = sql_answer.answer(rows, Axes(x, tuple(y), kind))
     st.plotly_chart(figure, key="sql_chart", config=figures.CONFIG, theme="streamlit")
-    if rows.num_rows > answer_figures.DRAWN_ROWS:
-        st.caption(f"The first {words.count(answer_figures.DRAWN_ROWS)} rows are drawn.")
+    if rows.num_rows > sql_answer.DRAWN_ROWS:
+        st.caption(f"The first {words.count(sql_answer.DRAWN_ROWS)} rows are drawn.")
 
 
 def _browser(schema: tuple[ViewColumns, ...]) -> None:

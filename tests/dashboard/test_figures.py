@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dashboard import figures, heat_figures, palette, prediction_figures
+from dashboard.charts import figures, heatmaps, palette
+from dashboard.charts import predictions as prediction_charts
 from dashboard.predictions_archive import Event, Quality
 from dashboard.series import Cell, Moment, Percentiles, Phases
 from dashboard.views import FinishedPoint, GainView, LatencyView
@@ -135,9 +136,9 @@ cells = st.lists(
 
 @settings(max_examples=30, deadline=None)
 @given(cells, st.sampled_from(["seconds", "tokens"]))
-def test_a_heatmap_shows_every_request_once(rows: list[Cell], unit: heat_figures.Unit) -> None:
+def test_a_heatmap_shows_every_request_once(rows: list[Cell], unit: heatmaps.Unit) -> None:
     """Each cell stands in its bin and its band; where nothing ended there is nothing, not a zero."""
-    figure = heat_figures.heat(rows, 60.0, unit, UTC)
+    figure = heatmaps.heat(rows, 60.0, unit, UTC)
     assert_sound(figure)
     shown = [count for line in figure.data[0].z for count in line if count is not None]
     assert sorted(shown) == sorted(cell.requests for cell in rows)
@@ -150,31 +151,29 @@ def test_a_heatmap_shows_every_request_once(rows: list[Cell], unit: heat_figures
 
 def test_a_heatmap_of_a_clock_that_jumped_stays_small() -> None:
     """The latest bins are shown."""
-    figure = heat_figures.heat([Cell(0.0, 1, 1), Cell(1.7e9, 2, 5)], 1.0, "seconds", UTC)
+    figure = heatmaps.heat([Cell(0.0, 1, 1), Cell(1.7e9, 2, 5)], 1.0, "seconds", UTC)
     assert len(figure.data[0].x) == 1
     assert [list(line) for line in figure.data[0].z] == [[5]]
 
 
 def test_finished_requests_are_stacked_by_reason_per_minute() -> None:
     """Also a reason that nobody thought of."""
-    figure = heat_figures.finished([(0.0, "stop", 10), (0.0, "odd", 1), (120.0, "stop", 20)], 120.0, UTC)
+    figure = heatmaps.finished([(0.0, "stop", 10), (0.0, "odd", 1), (120.0, "stop", 20)], 120.0, UTC)
     assert {trace.name: tuple(trace.y) for trace in figure.data} == {"stop": (5.0, 10.0), "odd": (0.5,)}
 
 
 def test_phases_and_predictions_over_time_draw_what_there_is() -> None:
     """With gaps where nothing ended, and events marked with their words."""
-    assert_sound(heat_figures.phases([Phases(0.0, 1.0, 0.1, 2.0), Phases(60.0, None, None, None)], UTC))
-    assert words(heat_figures.phases([Phases(60.0, None, None, None)], UTC)) == [
-        "No request ran to its end in this window"
-    ]
+    assert_sound(heatmaps.phases([Phases(0.0, 1.0, 0.1, 2.0), Phases(60.0, None, None, None)], UTC))
+    assert words(heatmaps.phases([Phases(60.0, None, None, None)], UTC)) == ["No request ran to its end in this window"]
     rows = [Quality(0.0, 50.0, 200.0, 0.5, None)]
     events = [Event(1.0, "drift", "m", 3, "mean 90 to 40 tokens"), Event(2.0, "split", None, 4, "from cluster <b>")]
-    figure = prediction_figures.crps(rows, events, UTC)
+    figure = prediction_charts.crps(rows, events, UTC)
     assert_sound(figure)
     assert [trace.name for trace in figure.data[2:]] == ["drift", "cluster came or went"]
     assert figure.data[3].customdata[0] == "split of cluster 4: from cluster &lt;b&gt;"
-    assert_sound(prediction_figures.coverage(rows, UTC))
-    shares = prediction_figures.weights([(0.0, "a", 0.4), (0.0, "b", 0.6), (60.0, "b", 1.0)], events, UTC)
+    assert_sound(prediction_charts.coverage(rows, UTC))
+    shares = prediction_charts.weights([(0.0, "a", 0.4), (0.0, "b", 0.6), (60.0, "b", 1.0)], events, UTC)
     assert_sound(shares)
     assert [tuple(trace.y) for trace in shares.data[:2]] == [(0.4, 0.0), (0.6, 1.0)]
-    assert words(prediction_figures.weights([], events, UTC)) == ["No prediction was made in this range"]
+    assert words(prediction_charts.weights([], events, UTC)) == ["No prediction was made in this range"]

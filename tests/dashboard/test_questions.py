@@ -4,8 +4,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from dashboard import answer_figures
-from dashboard.answer_figures import Axes
+from dashboard.charts import sql_answer
+from dashboard.charts.sql_answer import Axes
 from dashboard.questions import Answer, QuestionTrouble, ask, read_schema
 from store.useful_queries import USEFUL_QUERIES
 
@@ -65,9 +65,9 @@ def test_every_saved_query_is_answered_and_shown(recorded: Path) -> None:
 def test_the_suggested_chart_runs_over_time_where_there_is_time() -> None:
     """Else bars over the first column; nothing where there are no numbers or a single row."""
     moments = pa.array([2, 1], pa.timestamp("us"))
-    assert answer_figures.suggested(pa.table({"n": [1, 2], "t": moments})) == Axes("t", ("n",), "lines")
-    assert answer_figures.suggested(pa.table({"who": ["a", "b"], "n": [1, 2]})) == Axes("who", ("n",), "bars")
-    assert answer_figures.suggested(pa.table({"who": ["a", "b"]})) is None
-    assert answer_figures.suggested(pa.table({"who": ["a"], "n": [1]})) is None
-    drawn = answer_figures.answer(pa.table({"n": [1, 2], "t": moments}), Axes("t", ("n",), "lines"))
+    assert sql_answer.suggested(pa.table({"n": [1, 2], "t": moments})) == Axes("t", ("n",), "lines")
+    assert sql_answer.suggested(pa.table({"who": ["a", "b"], "n": [1, 2]})) == Axes("who", ("n",), "bars")
+    assert sql_answer.suggested(pa.table({"who": ["a", "b"]})) is None
+    assert sql_answer.suggested(pa.table({"who": ["a"], "n": [1]})) is None
+    drawn = sql_answer.answer(pa.table({"n": [1, 2], "t": moments}), Axes("t", ("n",), "lines"))
     assert list(drawn.data[0].y) == [2, 1]

@@ -1,6 +1,6 @@
 """Charts: pure functions from plain values to Plotly figures.
 
-Every axis has its unit, every colour one meaning (`dashboard.palette`), and a chart without data says so in words.
+Every axis has its unit, every colour one meaning (`dashboard.charts.palette`), and a chart without data says so in words.
 Grounds, fonts and grids come from Streamlit's theme, so that the same figure serves light and dark.
 Text from outside goes through `_safe`, because Plotly reads a little HTML in its labels.
 """
@@ -15,7 +15,7 @@ from datetime import UTC, datetime, tzinfo
 import pandas as pd  # noqa: F401 - see below
 import plotly.graph_objects as go
 
-from dashboard import palette
+from dashboard.charts import palette
 from dashboard.series import Moment, Percentiles, foretold, pit_shares
 from dashboard.views import FinishedPoint, GainView, LatencyView
 

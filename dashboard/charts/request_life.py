@@ -1,4 +1,4 @@
-"""Charts of one request's life: pure functions from its facts to Plotly figures, in the manner of `dashboard.figures`."""
+"""Charts of one request's life: pure functions from its facts to Plotly figures, in the manner of `dashboard.charts.figures`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import plotly.graph_objects as go
 
-from dashboard import palette
-from dashboard.figures import base, or_blank
+from dashboard.charts import palette
+from dashboard.charts.figures import base, or_blank
 from dashboard.life_views import WaitView
 from store.life import Choice, LifeFacts
 

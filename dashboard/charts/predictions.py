@@ -1,4 +1,4 @@
-"""Charts of predictions over time, in the manner of `dashboard.figures`."""
+"""Charts of predictions over time, in the manner of `dashboard.charts.figures`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from html import escape
 
 import plotly.graph_objects as go
 
-from dashboard import palette
-from dashboard.figures import or_blank, over_time
+from dashboard.charts import palette
+from dashboard.charts.figures import or_blank, over_time
 from dashboard.predictions_archive import Event, Quality
 
 COLOURS = (palette.BLUE, palette.AMBER, palette.GREEN, palette.VIOLET, palette.RED, palette.GREY)

@@ -1,4 +1,4 @@
-"""The chart of an answer in SQL: which columns can be drawn, and the figure, in the manner of `dashboard.figures`."""
+"""The chart of an answer in SQL: which columns can be drawn, and the figure, in the manner of `dashboard.charts.figures`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Literal, TypeAlias
 import plotly.graph_objects as go
 import pyarrow as pa
 
-from dashboard import palette
-from dashboard.figures import base, or_blank
+from dashboard.charts import palette
+from dashboard.charts.figures import base, or_blank
 
 Kind: TypeAlias = Literal["lines", "bars", "points"]
 COLOURS = (palette.BLUE, palette.AMBER, palette.GREEN, palette.VIOLET, palette.RED, palette.GREY)

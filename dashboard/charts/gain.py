@@ -1,4 +1,4 @@
-"""Charts of the comparison with first come, first served, in the manner of `dashboard.figures`."""
+"""Charts of the comparison with first come, first served, in the manner of `dashboard.charts.figures`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from html import escape
 
 import plotly.graph_objects as go
 
-from dashboard import palette
-from dashboard.figures import base, or_blank
+from dashboard.charts import palette
+from dashboard.charts.figures import base, or_blank
 from dashboard.views import PartView
 
 

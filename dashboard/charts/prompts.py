@@ -1,4 +1,4 @@
-"""Charts of prompt clusters, in the manner of `dashboard.figures`."""
+"""Charts of prompt clusters, in the manner of `dashboard.charts.figures`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from html import escape
 
 import plotly.graph_objects as go
 
-from dashboard import palette
-from dashboard.figures import base, or_blank, over_time
+from dashboard.charts import palette
+from dashboard.charts.figures import base, or_blank, over_time
 from dashboard.prompts_archive import Cluster
 
 BOXES = 20

@@ -1,4 +1,4 @@
-"""Heatmaps over time and what goes with them, in the manner of `dashboard.figures`."""
+"""Heatmaps over time and what goes with them, in the manner of `dashboard.charts.figures`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Literal, TypeAlias
 
 import plotly.graph_objects as go
 
-from dashboard import palette
-from dashboard.figures import or_blank, over_time
+from dashboard.charts import palette
+from dashboard.charts.figures import or_blank, over_time
 from dashboard.series import BANDS_PER_DECADE, MAX_BINS, Cell, Phases
 
 Unit: TypeAlias = Literal["seconds", "tokens"]

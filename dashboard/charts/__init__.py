@@ -1,0 +1,1 @@
+"""Figures: pure functions from values to Plotly."""
