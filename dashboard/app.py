@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import streamlit as st
 
-from dashboard import filters, gain, history, latency, live, now, predictions, prompts, request, settings, sql, words
+from dashboard import filters, gain, history, latency, now, predictions, prompts, request, settings, sql, words
 from dashboard.charts import figures
-from dashboard.client import Trouble
+from dashboard.data import live
+from dashboard.data.client import Trouble
 
 _WITHOUT_CHARTS = {"SQL", "Settings and health"}
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import streamlit as st
 
-from dashboard import live
-from dashboard.archive import PART_KINDS, Part
+from dashboard.data import live
+from dashboard.data.archive import PART_KINDS, Part
 from dashboard.views import EngineView, StateView
 
 RANGES: dict[str, float | None] = {

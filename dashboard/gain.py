@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from dashboard import gain_words, live, words
+from dashboard import gain_words, words
 from dashboard.charts import figures
 from dashboard.charts import gain as gain_charts
+from dashboard.data import live
 from dashboard.views import GainView, PartView, StateView
 
 REFRESH_S = 5.0

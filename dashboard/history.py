@@ -7,9 +7,10 @@ from pathlib import Path
 
 import streamlit as st
 
-from dashboard import filters, live, words
-from dashboard.archive import ArchiveTrouble, Part, Scope, Traffic, read_traffic
+from dashboard import filters, words
 from dashboard.charts import heatmaps
+from dashboard.data import live
+from dashboard.data.archive import ArchiveTrouble, Part, Scope, Traffic, read_traffic
 from dashboard.filters import Filters
 
 REFRESH_S = 10.0

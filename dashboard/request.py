@@ -14,9 +14,10 @@ import duckdb
 import streamlit as st
 from streamlit.navigation.page import StreamlitPage
 
-from dashboard import filters, live, words
+from dashboard import filters, words
 from dashboard.charts import request_life
-from dashboard.client import Trouble
+from dashboard.data import live
+from dashboard.data.client import Trouble
 from dashboard.life_views import ExplainView, ExplanationView
 from dashboard.views import FinishedPoint, QueueView, RecentView, StateView
 from store.errors import StoreError

@@ -8,10 +8,11 @@ from typing import Any
 
 import streamlit as st
 
-from dashboard import archive, filters, live, notices, words
-from dashboard.archive import ArchiveTrouble
-from dashboard.client import Trouble
+from dashboard import filters, notices, words
 from dashboard.condition_views import ConditionView, DoctorView, EncoderView
+from dashboard.data import archive, live
+from dashboard.data.archive import ArchiveTrouble
+from dashboard.data.client import Trouble
 from dashboard.filters import Filters
 from dashboard.views import EngineView, StateView
 

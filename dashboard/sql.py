@@ -7,10 +7,11 @@ from pathlib import Path
 
 import streamlit as st
 
-from dashboard import live, questions, words
+from dashboard import words
 from dashboard.charts import figures, sql_answer
 from dashboard.charts.sql_answer import Axes, Kind
-from dashboard.questions import Answer, QuestionTrouble, ViewColumns
+from dashboard.data import live, sql_questions
+from dashboard.data.sql_questions import Answer, QuestionTrouble, ViewColumns
 from store.useful_queries import USEFUL_QUERIES
 
 SCHEMA_KEPT_S = 30.0
@@ -41,7 +42,7 @@ def page() -> None:
 
 @st.cache_resource(ttl=SCHEMA_KEPT_S, max_entries=4, show_spinner=False)
 def _schema(path: str) -> tuple[ViewColumns, ...] | QuestionTrouble:
-    return questions.read_schema(Path(path))
+    return sql_questions.read_schema(Path(path))
 
 
 def _editor(path: Path) -> None:
@@ -61,7 +62,7 @@ def _editor(path: Path) -> None:
     if run:
         with st.spinner("The history is being asked …"):
             started_s = time.perf_counter()
-            answer = questions.ask(path, statement)
+            answer = sql_questions.ask(path, statement)
             st.session_state[_ANSWER] = (answer, time.perf_counter() - started_s)
 
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from dashboard.client import Trouble
-from dashboard.questions import QuestionTrouble
+from dashboard.data.client import Trouble
+from dashboard.data.sql_questions import QuestionTrouble
 from dashboard.views import EngineView, LearnerView, SettingsView
 
 DASH = "–"

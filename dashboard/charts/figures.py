@@ -16,7 +16,7 @@ import pandas as pd  # noqa: F401 - see below
 import plotly.graph_objects as go
 
 from dashboard.charts import palette
-from dashboard.series import Moment, Percentiles, foretold, pit_shares
+from dashboard.data.series import Moment, Percentiles, foretold, pit_shares
 from dashboard.views import FinishedPoint, GainView, LatencyView
 
 # Streamlit imports pandas in the first run that needs it, and Plotly takes whatever `sys.modules` has by that name:

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from dashboard.charts import palette
 from dashboard.charts.figures import or_blank, over_time
-from dashboard.series import BANDS_PER_DECADE, MAX_BINS, Cell, Phases
+from dashboard.data.series import BANDS_PER_DECADE, MAX_BINS, Cell, Phases
 
 Unit: TypeAlias = Literal["seconds", "tokens"]
 REASONS = {"stop": palette.BLUE, "length": palette.AMBER, "abort": palette.GREY, "error": palette.RED}

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from dashboard.charts import palette
 from dashboard.charts.figures import or_blank, over_time
-from dashboard.predictions_archive import Event, Quality
+from dashboard.data.predictions_archive import Event, Quality
 
 COLOURS = (palette.BLUE, palette.AMBER, palette.GREEN, palette.VIOLET, palette.RED, palette.GREY)
 MARKS = {

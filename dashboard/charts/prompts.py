@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from dashboard.charts import palette
 from dashboard.charts.figures import base, or_blank, over_time
-from dashboard.prompts_archive import Cluster
+from dashboard.data.prompts_archive import Cluster
 
 BOXES = 20
 _COLOURS = (palette.BLUE, palette.AMBER, palette.GREEN, palette.VIOLET, palette.RED, palette.GREY)

@@ -2,12 +2,12 @@ from pathlib import Path
 
 import pytest
 
-from dashboard import prompts_archive
-from dashboard.archive import BUCKETS_SHOWN, ArchiveTrouble, Part, Scope, Traffic, read_settings, read_traffic
-from dashboard.latencies import Latencies
-from dashboard.latency_archive import read_latencies
-from dashboard.predictions_archive import PredictionsPast, read_predictions
-from dashboard.series import band_of
+from dashboard.data import prompts_archive
+from dashboard.data.archive import BUCKETS_SHOWN, ArchiveTrouble, Part, Scope, Traffic, read_settings, read_traffic
+from dashboard.data.latencies import Latencies
+from dashboard.data.latency_archive import read_latencies
+from dashboard.data.predictions_archive import PredictionsPast, read_predictions
+from dashboard.data.series import band_of
 
 
 def latencies(path: Path, scope: Scope) -> Latencies:

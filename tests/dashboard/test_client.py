@@ -3,8 +3,8 @@ from typing import Any
 
 import pytest
 
-from dashboard.client import ControllerClient, Trouble
-from dashboard.recent import KEPT_S, RecentPast
+from dashboard.data.client import ControllerClient, Trouble
+from dashboard.data.recent import KEPT_S, RecentPast
 from dashboard.views import GainView, QueueView, RecentView, StateView
 
 

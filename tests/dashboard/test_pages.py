@@ -6,8 +6,8 @@ import pytest
 import streamlit
 from streamlit.testing.v1 import AppTest
 
-from dashboard import live
 from dashboard.__main__ import ENTRY
+from dashboard.data import live
 
 Open = Callable[..., AppTest]
 PAGES = ("now", "latency", "gain", "predictions", "prompts", "history", "sql", "settings")

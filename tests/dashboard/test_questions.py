@@ -6,7 +6,7 @@ from pyarrow import parquet
 
 from dashboard.charts import sql_answer
 from dashboard.charts.sql_answer import Axes
-from dashboard.questions import Answer, QuestionTrouble, ask, read_schema
+from dashboard.data.sql_questions import Answer, QuestionTrouble, ask, read_schema
 from store.useful_queries import USEFUL_QUERIES
 
 

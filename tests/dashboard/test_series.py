@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dashboard.series import (
+from dashboard.data.series import (
     BANDS_PER_DECADE,
     MAX_BINS,
     foretelling_error,

@@ -10,7 +10,7 @@ from typing import Any
 
 import duckdb
 
-from dashboard.archive import ArchiveTrouble, Scope, bounds, read, records
+from dashboard.data.archive import ArchiveTrouble, Scope, bounds, read, records
 
 CLUSTERS_SHOWN = 40
 SAMPLES = 12

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from dashboard.client import ControllerClient, Trouble
+from dashboard.data.client import ControllerClient, Trouble
 from dashboard.views import FinishedPoint, RecentView, SnapshotPoint
 
 KEPT_S = 630.0

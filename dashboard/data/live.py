@@ -17,12 +17,12 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from dashboard import words
-from dashboard.addresses import Addresses, from_environment
 from dashboard.charts import figures
-from dashboard.client import ControllerClient, Trouble
 from dashboard.condition_views import ConditionView
+from dashboard.data.addresses import Addresses, from_environment
+from dashboard.data.client import ControllerClient, Trouble
+from dashboard.data.recent import RecentPast
 from dashboard.life_views import ExplainView
-from dashboard.recent import RecentPast
 from dashboard.views import ControllerView, FinishedPoint, GainView, QueueView, RecentView, StateView
 
 REFRESH_S = 1.0

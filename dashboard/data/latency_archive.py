@@ -7,9 +7,9 @@ from pathlib import Path
 
 import duckdb
 
-from dashboard.archive import ArchiveTrouble, Scope, bounds, bucket_s, heat, read, take_ended
-from dashboard.latencies import PARTS_SHOWN, Latencies, PartLatency
-from dashboard.series import Percentiles, Phases
+from dashboard.data.archive import ArchiveTrouble, Scope, bounds, bucket_s, heat, read, take_ended
+from dashboard.data.latencies import PARTS_SHOWN, Latencies, PartLatency
+from dashboard.data.series import Percentiles, Phases
 
 PARTED = 50_000
 """The latest so many requests are told apart by class, tenant, model and cluster; all would take seconds."""

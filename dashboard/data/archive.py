@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 import duckdb
 
-from dashboard.series import BANDS_PER_DECADE, Cell
+from dashboard.data.series import BANDS_PER_DECADE, Cell
 from store.errors import StoreError
 from store.reader import open_history
 

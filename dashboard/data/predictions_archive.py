@@ -8,7 +8,7 @@ from pathlib import Path
 
 import duckdb
 
-from dashboard.archive import ArchiveTrouble, Scope, bounds, bucket_s, read
+from dashboard.data.archive import ArchiveTrouble, Scope, bounds, bucket_s, read
 from dashboard.views import FinishedPoint
 
 WEIGHED = 50_000

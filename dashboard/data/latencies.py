@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dashboard import series
-from dashboard.archive import PART_KINDS, Part
-from dashboard.series import Cell, Percentiles, Phases
+from dashboard.data import series
+from dashboard.data.archive import PART_KINDS, Part
+from dashboard.data.series import Cell, Percentiles, Phases
 from dashboard.views import FinishedPoint
 
 PARTS_SHOWN = 20

@@ -1,0 +1,1 @@
+"""What pages show: the controller's API and the history, behind caches."""
