@@ -20,7 +20,7 @@ def run_page() -> None:
     """Stand alone: `AppTest` writes this function's text into a script of its own."""
     import importlib  # noqa: PLC0415 - see above
 
-    importlib.import_module("dashboard.request").page()
+    importlib.import_module("dashboard.screens.request").page()
 
 
 @pytest.fixture

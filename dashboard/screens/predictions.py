@@ -8,13 +8,14 @@ from pathlib import Path
 
 import streamlit as st
 
-from dashboard import filters, history, words
+from dashboard import words
 from dashboard.charts import figures
 from dashboard.charts import predictions as prediction_charts
 from dashboard.data import live
 from dashboard.data.archive import ArchiveTrouble, Scope
 from dashboard.data.predictions_archive import Event, PredictionsPast, read_predictions
-from dashboard.filters import Filters
+from dashboard.screens import filters, history
+from dashboard.screens.filters import Filters
 from dashboard.views import FinishedPoint, LearnerView, ModelCalibrationView
 
 

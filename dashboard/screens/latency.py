@@ -9,13 +9,14 @@ from pathlib import Path
 import plotly.graph_objects as go
 import streamlit as st
 
-from dashboard import filters, history, words
+from dashboard import words
 from dashboard.charts import figures, heatmaps
 from dashboard.data import live
 from dashboard.data.archive import ArchiveTrouble, Part, Scope
 from dashboard.data.latencies import PARTS_SHOWN, Latencies, PartLatency, of_points
 from dashboard.data.latency_archive import PARTED, read_latencies
-from dashboard.filters import Filters
+from dashboard.screens import filters, history
+from dashboard.screens.filters import Filters
 
 BINS = 30
 _DRAWN = "latency_drawn"

@@ -1,0 +1,1 @@
+"""The pages, a file each, and what they share."""
