@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import streamlit as st
 
-from dashboard import words
 from dashboard.charts import figures
 from dashboard.data import live
 from dashboard.data.client import Trouble
 from dashboard.screens import filters, gain, history, latency, now, predictions, prompts, request, settings, sql
+from dashboard.text import words
 
 _WITHOUT_CHARTS = {"SQL", "Settings and health"}
 

@@ -16,13 +16,13 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import plotly.graph_objects as go
 import streamlit as st
 
-from dashboard import words
 from dashboard.charts import figures
 from dashboard.condition_views import ConditionView
 from dashboard.data.addresses import Addresses, from_environment
 from dashboard.data.client import ControllerClient, Trouble
 from dashboard.data.recent import RecentPast
 from dashboard.life_views import ExplainView
+from dashboard.text import words
 from dashboard.views import ControllerView, FinishedPoint, GainView, QueueView, RecentView, StateView
 
 REFRESH_S = 1.0

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from dashboard import gain_words, words
 from dashboard.charts import figures
 from dashboard.charts import gain as gain_charts
 from dashboard.data import live
+from dashboard.text import gain as gain_text
+from dashboard.text import words
 from dashboard.views import GainView, PartView, StateView
 
 REFRESH_S = 5.0
@@ -32,9 +33,9 @@ def _live() -> None:
     if gain is None:
         return
     if gain.status != "ready":
-        live.show(gain_words.gain_notice(gain))
+        live.show(gain_text.gain_notice(gain))
         return
-    live.show(gain_words.gain_verdict(gain, words.in_force(state.engines)))
+    live.show(gain_text.gain_verdict(gain, words.in_force(state.engines)))
     _figures(gain, state)
     _trust(gain)
     left, right = st.columns(2)
@@ -44,7 +45,7 @@ def _live() -> None:
         live.chart("Where it gains and where it loses", gain_charts.parts(gain.parts), "gain_parts",
                    "Mean TTLT against first come, first served, with 90 % intervals; left of the line is sooner.")  # fmt: skip
     _parts(gain.parts)
-    st.caption(gain_words.gain_method(gain))
+    st.caption(gain_text.gain_method(gain))
 
 
 def _figures(gain: GainView, state: StateView) -> None:
@@ -52,7 +53,7 @@ def _figures(gain: GainView, state: StateView) -> None:
     columns = st.columns(5)
     heading = "Mean TTLT if on" if words.in_force(state.engines) in {"shadow", "off"} else "Mean TTLT"
     columns[0].metric(
-        heading, gain_words.change(fcfs, modelled), delta=gain_words.interval(gain.ratio), delta_color="off", delta_arrow="off",
+        heading, gain_text.change(fcfs, modelled), delta=gain_text.interval(gain.ratio), delta_color="off", delta_arrow="off",
         help="Replay of the policy against replay of first come, first served: like against like. "
         "Below it the 90 % interval of a bootstrap over the requests.",
     )  # fmt: skip
@@ -63,7 +64,7 @@ def _figures(gain: GainView, state: StateView) -> None:
         "To", words.span(modelled.mean_ttlt_s if modelled else None), help="Mean TTLT, replayed under the policy"
     )
     columns[3].metric(
-        "Recompute tax saved", gain_words.tax_saved(gain.fcfs_tax, gain.tax), delta=gain_words.tax_change(gain.fcfs_tax, gain.tax),
+        "Recompute tax saved", gain_text.tax_saved(gain.fcfs_tax, gain.tax), delta=gain_text.tax_change(gain.fcfs_tax, gain.tax),
         delta_color="off", delta_arrow="off", help="Tokens that are not computed twice, because fewer requests are preempted",
     )  # fmt: skip
     columns[4].metric(
@@ -78,9 +79,9 @@ def _trust(gain: GainView) -> None:
     if found is None:
         return
     if found.poor:
-        live.show(gain_words.poor_replay_notice(found))
+        live.show(gain_text.poor_replay_notice(found))
     else:
-        st.caption(gain_words.good_replay(found))
+        st.caption(gain_text.good_replay(found))
 
 
 def _parts(parts: Sequence[PartView]) -> None:
@@ -94,9 +95,9 @@ def _parts(parts: Sequence[PartView]) -> None:
             "Requests": [part.requests for part in parts],
             "First come (s)": [part.fcfs_mean_ttlt_s for part in parts],
             "Policy (s)": [part.mean_ttlt_s for part in parts],
-            "Change": [gain_words.ratio_change(part.ratio.mean) for part in parts],
-            "90 % interval": [gain_words.interval(part.ratio) for part in parts],
-            "Verdict": [gain_words.part_verdict(part.ratio) for part in parts],
+            "Change": [gain_text.ratio_change(part.ratio.mean) for part in parts],
+            "90 % interval": [gain_text.interval(part.ratio) for part in parts],
+            "Verdict": [gain_text.part_verdict(part.ratio) for part in parts],
         },
         key="gain_table", hide_index=True, placeholder=words.DASH, height="content",
         column_config={name: st.column_config.NumberColumn(format="%.2f") for name in ("First come (s)", "Policy (s)")},

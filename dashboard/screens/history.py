@@ -7,12 +7,12 @@ from pathlib import Path
 
 import streamlit as st
 
-from dashboard import words
 from dashboard.charts import heatmaps
 from dashboard.data import live
 from dashboard.data.archive import ArchiveTrouble, Part, Scope, Traffic, read_traffic
 from dashboard.screens import filters
 from dashboard.screens.filters import Filters
+from dashboard.text import words
 
 REFRESH_S = 10.0
 """History becomes visible every few seconds only, and reading it costs more than a live answer."""

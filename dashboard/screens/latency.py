@@ -9,7 +9,6 @@ from pathlib import Path
 import plotly.graph_objects as go
 import streamlit as st
 
-from dashboard import words
 from dashboard.charts import figures, heatmaps
 from dashboard.data import live
 from dashboard.data.archive import ArchiveTrouble, Part, Scope
@@ -17,6 +16,7 @@ from dashboard.data.latencies import PARTS_SHOWN, Latencies, PartLatency, of_poi
 from dashboard.data.latency_archive import PARTED, read_latencies
 from dashboard.screens import filters, history
 from dashboard.screens.filters import Filters
+from dashboard.text import words
 
 BINS = 30
 _DRAWN = "latency_drawn"

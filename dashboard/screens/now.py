@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import msgspec
 import streamlit as st
 
-from dashboard import notices, words
 from dashboard.charts import figures
 from dashboard.data import live
 from dashboard.data.series import Moment, foretelling_error, horizon_s, moments
 from dashboard.screens import filters, request
 from dashboard.screens.filters import Filters
+from dashboard.text import notices, words
 from dashboard.views import EngineView, QueueRow, QueueView, RecentView, SnapshotPoint, StateView
 
 QUEUE_ROWS = 500

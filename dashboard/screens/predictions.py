@@ -8,7 +8,6 @@ from pathlib import Path
 
 import streamlit as st
 
-from dashboard import words
 from dashboard.charts import figures
 from dashboard.charts import predictions as prediction_charts
 from dashboard.data import live
@@ -16,6 +15,7 @@ from dashboard.data.archive import ArchiveTrouble, Scope
 from dashboard.data.predictions_archive import Event, PredictionsPast, read_predictions
 from dashboard.screens import filters, history
 from dashboard.screens.filters import Filters
+from dashboard.text import words
 from dashboard.views import FinishedPoint, LearnerView, ModelCalibrationView
 
 

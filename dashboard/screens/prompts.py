@@ -7,13 +7,13 @@ from pathlib import Path
 
 import streamlit as st
 
-from dashboard import words
 from dashboard.charts import prompts as prompt_charts
 from dashboard.data import live, prompts_archive
 from dashboard.data.archive import ArchiveTrouble, Scope
 from dashboard.data.prompts_archive import Cluster, ClusterDetail, Prompts
 from dashboard.screens import filters, history, request
 from dashboard.screens.filters import Filters
+from dashboard.text import words
 
 REFRESH_S = 15.0
 KEPT_S = 10.0

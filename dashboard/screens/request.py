@@ -14,12 +14,12 @@ import duckdb
 import streamlit as st
 from streamlit.navigation.page import StreamlitPage
 
-from dashboard import words
 from dashboard.charts import request_life
 from dashboard.data import live
 from dashboard.data.client import Trouble
 from dashboard.life_views import ExplainView, ExplanationView
 from dashboard.screens import filters
+from dashboard.text import words
 from dashboard.views import FinishedPoint, QueueView, RecentView, StateView
 from store.errors import StoreError
 from store.life import LifeFacts, read_life

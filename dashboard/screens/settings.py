@@ -8,13 +8,13 @@ from typing import Any
 
 import streamlit as st
 
-from dashboard import notices, words
 from dashboard.condition_views import ConditionView, DoctorView, EncoderView
 from dashboard.data import archive, live
 from dashboard.data.archive import ArchiveTrouble
 from dashboard.data.client import Trouble
 from dashboard.screens import filters
 from dashboard.screens.filters import Filters
+from dashboard.text import notices, words
 from dashboard.views import EngineView, StateView
 
 HISTORY_KEPT_S = 5.0

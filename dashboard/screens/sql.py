@@ -7,11 +7,11 @@ from pathlib import Path
 
 import streamlit as st
 
-from dashboard import words
 from dashboard.charts import figures, sql_answer
 from dashboard.charts.sql_answer import Axes, Kind
 from dashboard.data import live, sql_questions
 from dashboard.data.sql_questions import Answer, QuestionTrouble, ViewColumns
+from dashboard.text import words
 from store.useful_queries import USEFUL_QUERIES
 
 SCHEMA_KEPT_S = 30.0

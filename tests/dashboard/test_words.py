@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dashboard import notices, words
+from dashboard.text import notices, words
 from dashboard.views import ControllerView, EngineView, LearnerView, SnapshotView, StateView, StoreView
 
 

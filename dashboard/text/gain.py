@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from dashboard.text.words import DASH, Notice, count, known, plain, span
 from dashboard.views import GainView, LatencyView, RatioView, ReproductionView, TaxView
-from dashboard.words import DASH, Notice, count, known, plain, span
 
 
 def gain_notice(gain: GainView) -> Notice:

@@ -1,0 +1,1 @@
+"""Sentences, numbers and notices as pages show them."""
