@@ -23,7 +23,7 @@ from pathlib import Path
 from controller.benchmark.synthetic_history import past_facts
 from controller.core.core import Core, CoreConfig
 from controller.policy.policies import policy_named
-from engine_adapter.agent import Agent
+from engine_adapter.agent.agent import Agent
 from engine_adapter.engine import Work
 from engine_adapter.link import DirectLink
 from engine_adapter.lives import Account

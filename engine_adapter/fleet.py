@@ -21,7 +21,7 @@ from itertools import count
 
 import zmq
 
-from engine_adapter.clock import steady_clock
+from engine_adapter.agent.clock import steady_clock
 from engine_adapter.engine import Work
 from engine_adapter.fleet_engine import Device, Due, FleetEngine, TimedLink
 from engine_adapter.latencies import Latencies

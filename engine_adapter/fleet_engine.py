@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from engine_adapter.agent import Agent, AgentLimits, View
+from engine_adapter.agent.agent import Agent, AgentLimits, View
 from engine_adapter.engine import Work
 from engine_adapter.latencies import Latencies
 from engine_adapter.link import EngineLink

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
-from engine_adapter.agent import Agent, AgentLimits, View
+from engine_adapter.agent.agent import Agent, AgentLimits, View
 from engine_adapter.engine import Life, Step, Work
 from engine_adapter.kv_cache import KvCache
 from engine_adapter.link import EngineLink

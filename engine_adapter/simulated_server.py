@@ -21,8 +21,8 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
+from engine_adapter.agent.clock import steady_clock
 from engine_adapter.arrivals import Wave
-from engine_adapter.clock import steady_clock
 from engine_adapter.engine import Life, Step, Work, serve
 from engine_adapter.keys import EngineKey, load_engine_key
 from engine_adapter.link import NoLink

@@ -14,7 +14,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.request import Request
 
-from engine_adapter.agent import Agent
+from engine_adapter.agent.agent import Agent
 from store.records import (
     Arrived,
     Finished,

@@ -26,7 +26,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.request import Request
 
-from engine_adapter.agent import Agent, View
+from engine_adapter.agent.agent import Agent, View
 from engine_adapter.keys import EngineKey, load_engine_key
 from engine_adapter.link import EngineLink
 from engine_adapter.ordering import Plan

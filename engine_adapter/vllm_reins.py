@@ -11,7 +11,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.request_queue import FCFSRequestQueue, SchedulingPolicy, create_request_queue
 from vllm.v1.request import Request
 
-from engine_adapter.agent import Agent
+from engine_adapter.agent.agent import Agent
 from engine_adapter.ordered_queue import OrderedQueue
 from engine_adapter.ordering import Plan
 

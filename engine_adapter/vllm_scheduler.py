@@ -12,7 +12,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.request import Request
 
-from engine_adapter.clock import steady_clock
+from engine_adapter.agent.clock import steady_clock
 from engine_adapter.keys import EngineKey
 from engine_adapter.link import EngineLink
 from engine_adapter.transport import ZmqLink

@@ -15,7 +15,7 @@ from controller.core.core import Core, CoreConfig
 from controller.explain.lookup import recorded_life
 from controller.monitoring.live_state import Live
 from controller.policy.policies import policy_named
-from engine_adapter.agent import AgentLimits
+from engine_adapter.agent.agent import AgentLimits
 from engine_adapter.engine import Life, Step, Work, serve
 from engine_adapter.link import DirectLink
 from engine_adapter.profiles import Profile

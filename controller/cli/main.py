@@ -27,7 +27,7 @@ from controller.cli.machines import add_machines
 from controller.cli.replay import add_replay
 from controller.cli.system import add_proofs
 from controller.config import Config, load_config
-from engine_adapter.clock import steady_clock
+from engine_adapter.agent.clock import steady_clock
 from store.errors import BadInputError, SageError
 
 app = typer.Typer(

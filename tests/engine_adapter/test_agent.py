@@ -1,7 +1,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from engine_adapter.agent import Agent, AgentLimits, View
+from engine_adapter.agent.agent import Agent, AgentLimits, View
 from store.records import (
     Acknowledged,
     Arrived,

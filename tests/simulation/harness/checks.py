@@ -11,7 +11,7 @@ from harness.controllers import ControllerProcess
 from harness.disk import History
 from harness.engines import EngineProcess
 
-from engine_adapter.agent import Agent, AgentLimits
+from engine_adapter.agent.agent import Agent, AgentLimits
 from engine_adapter.engine import Step
 from engine_adapter.lives import ending
 from engine_adapter.ordering import SPARE_DEADLINES

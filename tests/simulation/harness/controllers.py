@@ -21,7 +21,7 @@ from controller.policy.policy import Policy
 from controller.prompt_encoder import Encoder
 from controller.service.control_loop import ControlLoop, LoopLimits
 from controller.service.warm_start import learn_again
-from engine_adapter.clock import steady_clock
+from engine_adapter.agent.clock import steady_clock
 from engine_adapter.frames import FrameHub
 from store.errors import StoreError
 from store.records import Mode

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from harness.network import EngineEnd
 from harness.timeline import Timeline
 
-from engine_adapter.agent import AgentLimits
+from engine_adapter.agent.agent import AgentLimits
 from engine_adapter.engine import Life, Step, Work
 from engine_adapter.frames import FrameLink
 from engine_adapter.profiles import Profile
