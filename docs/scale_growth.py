@@ -27,7 +27,7 @@ from engine_adapter.agent.agent import Agent
 from engine_adapter.engine import Work
 from engine_adapter.link import DirectLink
 from engine_adapter.lives import Account
-from engine_adapter.ordered_queue import OrderedQueue
+from engine_adapter.ordering.ordered_queue import OrderedQueue
 from engine_adapter.profiles import PROFILES
 from engine_adapter.workloads import work_stream
 from online_learning.mixture import MixtureLearner

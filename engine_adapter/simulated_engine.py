@@ -15,7 +15,7 @@ from engine_adapter.engine import Life, Step, Work
 from engine_adapter.kv_cache import KvCache
 from engine_adapter.link import EngineLink
 from engine_adapter.lives import Account, Load, check_profile, check_work, ending, load_of
-from engine_adapter.ordering import Plan
+from engine_adapter.ordering.ordering import Plan
 from engine_adapter.profiles import Profile
 from engine_adapter.simulated_scheduler import (
     Preemption,

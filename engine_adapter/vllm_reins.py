@@ -12,8 +12,8 @@ from vllm.v1.core.sched.request_queue import FCFSRequestQueue, SchedulingPolicy,
 from vllm.v1.request import Request
 
 from engine_adapter.agent.agent import Agent
-from engine_adapter.ordered_queue import OrderedQueue
-from engine_adapter.ordering import Plan
+from engine_adapter.ordering.ordered_queue import OrderedQueue
+from engine_adapter.ordering.ordering import Plan
 
 
 class Reins:

@@ -13,8 +13,8 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from engine_adapter.ordering import boost_s
-from engine_adapter.running_order import FIRST
+from engine_adapter.ordering.ordering import boost_s
+from engine_adapter.ordering.running_order import FIRST
 from store.life import Choice, LifeFacts, Moment, Order, Rival
 
 Why: TypeAlias = Literal["class", "patience", "index", "prior", "engine", "unexplained"]

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_adapter.ordered_queue import Key, OrderedQueue
-from engine_adapter.ordering import Ordering
+from engine_adapter.ordering.ordered_queue import Key, OrderedQueue
+from engine_adapter.ordering.ordering import Ordering
 from store.records import Gate, IndexTable, Settings
 
 CHANGES = ("append", "appendleft", "extend", "extendleft", "popleft", "pop", "remove", "clear", "rekey")

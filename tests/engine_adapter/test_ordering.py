@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from engine_adapter.ordering import SPARE_DEADLINES, Ordering, boost_s
+from engine_adapter.ordering.ordering import SPARE_DEADLINES, Ordering, boost_s
 from store.records import Gate, IndexTable, Preemption, Promotion, Settings
 
 BLOCK = 16

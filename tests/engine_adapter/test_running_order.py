@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_adapter.running_order import FIRST, RunningOrder, Tracked
+from engine_adapter.ordering.running_order import FIRST, RunningOrder, Tracked
 from store.records import Victims
 
 

@@ -18,11 +18,12 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import FCFSRequestQueue, PriorityRequestQueue, SchedulingPolicy
 from vllm.v1.request import Request, RequestStatus
 
-from engine_adapter import ordering, vllm_lives, vllm_plugin, vllm_reins, vllm_scheduler
+from engine_adapter import vllm_lives, vllm_plugin, vllm_reins, vllm_scheduler
 from engine_adapter.agent import agent
 from engine_adapter.engine import Life, Totals, Work, serve
 from engine_adapter.keys import EngineKey
 from engine_adapter.link import DirectLink, EngineLink, NoLink
+from engine_adapter.ordering import ordering
 from engine_adapter.profiles import Profile
 from engine_adapter.vllm_scheduler import SageScheduler
 from engine_adapter.vllm_virtual_time import VllmVirtualTimeEngine

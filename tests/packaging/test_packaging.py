@@ -77,7 +77,7 @@ def test_no_other_distribution_owns_our_names() -> None:
 def test_the_engine_process_imports_nothing_heavy() -> None:
     """What the plugin imports of ours is the adapter and the records: no database, no learner, no dashboard."""
     code = (
-        "import sys, engine_adapter.agent.agent, engine_adapter.transport, engine_adapter.ordering\n"
+        "import sys, engine_adapter.agent.agent, engine_adapter.transport, engine_adapter.ordering.ordering\n"
         "heavy = {'duckdb', 'river', 'sklearn', 'streamlit', 'numpy', 'pyarrow'} & set(sys.modules)\n"
         "ours = {m for m in sys.modules if m.split('.')[0] in {'controller', 'online_learning', 'dashboard'}}\n"
         "ours |= {m for m in sys.modules if m.startswith('store.')} - {'store.records', 'store.errors'}\n"

@@ -14,7 +14,7 @@ from harness.engines import EngineProcess
 from engine_adapter.agent.agent import Agent, AgentLimits
 from engine_adapter.engine import Step
 from engine_adapter.lives import ending
-from engine_adapter.ordering import SPARE_DEADLINES
+from engine_adapter.ordering.ordering import SPARE_DEADLINES
 from store.records import Acknowledged, Facts, Welcome, decode_controller_message
 
 MOST_EMPTY_STEPS = 3

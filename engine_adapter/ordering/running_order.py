@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, TypeVar
 
-from engine_adapter.ordered_queue import Key
+from engine_adapter.ordering.ordered_queue import Key
 from store.records import IndexTable, Victims
 
 FIRST = -math.inf

@@ -16,8 +16,8 @@ from heapq import heapify, heappop, heappush
 from operator import attrgetter
 from typing import Generic, Protocol, TypeVar
 
-from engine_adapter.ordered_queue import Key, OrderedQueue
-from engine_adapter.running_order import FIRST, RunningOrder, Tracked
+from engine_adapter.ordering.ordered_queue import Key, OrderedQueue
+from engine_adapter.ordering.running_order import FIRST, RunningOrder, Tracked
 from store.records import Gate, IndexTable, Preemption, Promotion, Settings, Victims
 
 

@@ -1,0 +1,1 @@
+"""Order, admission and victims inside the engine; look-ups only."""
