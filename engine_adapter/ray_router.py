@@ -29,9 +29,9 @@ from typing import Any, TypeAlias
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 from ray.util.metrics import Counter
 
-from engine_adapter.route_client import RouteClient
-from engine_adapter.routing import EngineForecast, Ledger, RouteForecast, RouteOrder, Sent, Silence, ranked
-from engine_adapter.serve_request import described
+from engine_adapter.routing.client import RouteClient
+from engine_adapter.routing.ranking import EngineForecast, Ledger, RouteForecast, RouteOrder, Sent, Silence, ranked
+from engine_adapter.routing.request_size import described
 from store.errors import ConfigError, EngineError
 
 log = logging.getLogger("ray.serve.sagesched")
@@ -58,7 +58,7 @@ class SageRequestRouter(RequestRouter):  # type: ignore[misc]  # mypy does not f
         token: str | None = None,
         timeout_s: float = 0.25,
         pause_s: float = 2.0,
-        describe: str = "engine_adapter.serve_request.described",
+        describe: str = "engine_adapter.routing.request_size.described",
     ) -> None:
         """Take the settings of ``request_router_kwargs``.
 

@@ -17,7 +17,7 @@ from itertools import accumulate
 from controller.core.predictor import Foreseen
 from controller.monitoring.live_state import EngineView, Picture, RequestView
 from controller.policy.policies import DEFAULT_GATE
-from engine_adapter.routing import EngineForecast, RouteForecast
+from engine_adapter.routing.ranking import EngineForecast, RouteForecast
 
 GROWTH_TOKENS = DEFAULT_GATE.horizon_tokens
 """Growth that admission keeps memory for."""

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from engine_adapter.route_client import RouteClient
-from engine_adapter.routing import RouteOrder
+from engine_adapter.routing.client import RouteClient
+from engine_adapter.routing.ranking import RouteOrder
 from store.errors import ConfigError, EngineError
 
 Start = Callable[..., Any]

@@ -2,7 +2,7 @@
 
 Every engine serves in our order and learns with the others, so that what differs is who gets which request:
 in turn, the shorter of two queues by chance, the fewest outstanding requests, or the predicted cost
-(`engine_adapter.routing` on what ``POST /api/route`` would answer, from pictures as old as live ones).
+(`engine_adapter.routing.ranking` on what ``POST /api/route`` would answer, from pictures as old as live ones).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from engine_adapter.arrivals import all_at_zero, arrival_plan
 from engine_adapter.engine import Step, Totals, Work, serve
 from engine_adapter.link import NoLink
 from engine_adapter.profiles import Profile, profile_named
-from engine_adapter.routing import Ledger, Sent, ranked
+from engine_adapter.routing.ranking import Ledger, Sent, ranked
 from engine_adapter.simulated_engine import SimulatedEngine
 from engine_adapter.simulated_server import faster
 from engine_adapter.workloads import BenchWorks, bench_works, planned_arrivals, with_arrivals

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from engine_adapter.routing import RouteForecast, RouteOrder
+from engine_adapter.routing.ranking import RouteForecast, RouteOrder
 from store.errors import ConfigError, EngineError
 
 LONGEST_ANSWER_BYTES = 4 << 20

@@ -1,0 +1,1 @@
+"""Which engine gets a request, for routers in front of several."""
