@@ -27,7 +27,7 @@ from pathlib import Path
 from playwright.sync_api import Page, sync_playwright
 
 from controller.demo.demo import dashboard_command
-from controller.processes import Children, free_port
+from engine_adapter.serving.processes import Children, free_port
 from store.entries import DriftDetected, EngineSeen, Entry, Outcome, Prediction, SettingsChanged, StoreRecord
 from store.records import Arrived, Finished, Gate, Hello, Settings
 from store.writer import HistoryWriter
@@ -152,7 +152,7 @@ def measure(store: Path) -> None:
         environment = {"SAGESCHED_STORE__RETENTION_DAYS": "36500", "OMP_NUM_THREADS": "1"}
         children.start("controller", [*serve, "--endpoint", endpoint, "--port", str(api)], environment=environment)
         _wait(api, "/readyz")
-        engine = [sys.executable, "-m", "engine_adapter.simulated_server", "--endpoint", endpoint]
+        engine = [sys.executable, "-m", "engine_adapter.serving.simulated_server", "--endpoint", endpoint]
         children.start("engine", [*engine, "--profile", "h800-qwen3-32b-24k", "--rate", "1"])
         children.start("dashboard", dashboard_command(api_url, store, port=port))
         _wait(port, "/_stcore/health")

@@ -25,9 +25,9 @@ from pathlib import Path
 import httpx
 from playwright.sync_api import Page, expect, sync_playwright
 
-from controller.processes import free_port
-from engine_adapter.tiny_model import VOCABULARY_TOKENS, make_tiny_model
-from engine_adapter.vllm_server import server_environment
+from engine_adapter.serving.processes import free_port
+from engine_adapter.serving.tiny_model import VOCABULARY_TOKENS, make_tiny_model
+from engine_adapter.serving.vllm_server import server_environment
 
 ROOT = Path(__file__).parents[1]
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]

@@ -11,7 +11,7 @@ import typer
 
 from controller.cli.output import fresh_folder, print_table, progress_bar, require_writable, write_figures
 from engine_adapter.agent.clock import steady_clock
-from engine_adapter.fleet import bursts_of
+from engine_adapter.serving.fleet import bursts_of
 from store.errors import BadInputError
 
 if TYPE_CHECKING:

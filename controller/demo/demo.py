@@ -15,7 +15,7 @@ from typing import Any, Literal
 import httpx
 
 from controller.api.client import ApiClient
-from controller.processes import Child, Children, claimed_port
+from engine_adapter.serving.processes import Child, Children, claimed_port
 from store.errors import ConfigError, EngineError, SageError
 from store.reader import open_history
 from store.rows import TABLE_OF
@@ -149,7 +149,7 @@ def _engine_command(spec: DemoSpec, here: DemoEnvironment) -> list[str]:
     if spec.engine == "vllm":
         module = [sys.executable, "-m", "controller.demo.vllm_engine", "--log-folder", str(here.logs)]
     else:
-        module = [sys.executable, "-m", "engine_adapter.simulated_server"]
+        module = [sys.executable, "-m", "engine_adapter.serving.simulated_server"]
     return [
         *(*module, "--endpoint", here.endpoint, "--profile", PROFILE),
         *("--speed", str(spec.speed), "--load", str(spec.load), "--seed", str(spec.seed)),

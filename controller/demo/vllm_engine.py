@@ -8,11 +8,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from controller.processes import Children
 from engine_adapter.profiles import Profile, profile_named
-from engine_adapter.simulated_server import synthetic_capacity_rps
-from engine_adapter.tiny_model import VOCABULARY_TOKENS
-from engine_adapter.vllm_server import VllmServer
+from engine_adapter.serving.processes import Children
+from engine_adapter.serving.simulated_server import synthetic_capacity_rps
+from engine_adapter.serving.tiny_model import VOCABULARY_TOKENS
+from engine_adapter.serving.vllm_server import VllmServer
 from store.errors import EngineError
 
 REQUESTS_PER_LOAD = 5000
@@ -56,7 +56,7 @@ def _serve(options: argparse.Namespace, profile: Profile, rate_rps: float) -> No
 
 def _load_command(server: VllmServer, options: argparse.Namespace, rate_rps: float, seed: int) -> list[str]:
     return [
-        *(sys.executable, "-m", "engine_adapter.load_generator", "--base-url", server.base_url),
+        *(sys.executable, "-m", "engine_adapter.serving.load_generator", "--base-url", server.base_url),
         *("--workload", "synthetic", "--requests", str(REQUESTS_PER_LOAD), "--seed", str(seed)),
         *(
             "--rate",

@@ -20,9 +20,9 @@ import msgspec
 from controller.config import PolicySection
 from controller.core.step_model import StepSample
 from controller.monitoring.live_state import QUANTILES, EngineView, FinishedView, Live, RequestView
-from controller.processes import die_with_parent
 from controller.replay.gain_worker import GainTask
 from controller.replay.recorded_run import EngineSizes, PastRequest, PastRun, gap_between_steps_s
+from engine_adapter.serving.processes import die_with_parent
 from store.records import Snapshot
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from controller.processes import Children, claimed_port, free_port
+from engine_adapter.serving.processes import Children, claimed_port, free_port
 from store.errors import EngineError
 
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"

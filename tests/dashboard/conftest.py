@@ -14,7 +14,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI, Response
 
-from controller.processes import free_port
+from engine_adapter.serving.processes import free_port
 from store.entries import ClusterChanged, DriftDetected, EngineSeen, Entry, Outcome, Prediction, SettingsChanged
 from store.records import Arrived, Finished, Gate, Hello, Settings
 from store.writer import HistoryWriter

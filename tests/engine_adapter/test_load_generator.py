@@ -18,8 +18,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from engine_adapter.engine import Work
-from engine_adapter.load_generator import ServedModel, Target, run_load, send_load, served_models
-from engine_adapter.load_results import Served, summarise
+from engine_adapter.serving.load_generator import ServedModel, Target, run_load, send_load, served_models
+from engine_adapter.serving.load_results import Served, summarise
 from store.errors import BadInputError, EngineError
 
 TOKEN_S = 0.004
@@ -320,7 +320,7 @@ def test_senseless_targets_are_refused() -> None:
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "engine_adapter.load_generator", *arguments],
+        [sys.executable, "-m", "engine_adapter.serving.load_generator", *arguments],
         capture_output=True,
         text=True,
         check=False,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from engine_adapter.profiles import PROFILES
-from engine_adapter.simulated_server import faster, main
+from engine_adapter.serving.simulated_server import faster, main
 from engine_adapter.transport import ZmqHub
 from store.records import (
     Acknowledged,
@@ -60,7 +60,7 @@ def attend(hub: ZmqHub, heard: Heard, *, seconds: float) -> None:
 
 def command(endpoint: str, *more: str) -> list[str]:
     """The server at forty times real time and a known rate."""
-    module = [sys.executable, "-m", "engine_adapter.simulated_server"]
+    module = [sys.executable, "-m", "engine_adapter.serving.simulated_server"]
     return [*module, "--endpoint", endpoint, "--speed", "40", "--rate", "1", *more]
 
 

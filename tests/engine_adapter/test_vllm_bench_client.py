@@ -6,7 +6,7 @@ import msgspec
 
 from engine_adapter.engine import Work
 from engine_adapter.profiles import PROFILES
-from engine_adapter.vllm_bench_client import TraceRequest, write_trace
+from engine_adapter.serving.vllm_bench_client import TraceRequest, write_trace
 
 PROFILE = PROFILES["h800-qwen3-32b-24k"]
 

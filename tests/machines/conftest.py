@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from controller.processes import Child, Children
+from engine_adapter.serving.processes import Child, Children
 from store.errors import StoreError
 from store.reader import open_history
 

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import pytest
 
 from controller.cli.main import run
-from controller.processes import Child, end
+from engine_adapter.serving.processes import Child, end
 
 Machines: TypeAlias = Any
 """`conftest.Machines`, which a test module cannot import."""
@@ -57,7 +57,7 @@ class Site:
         if not key.exists():
             assert run(["keys", "engine", engine_id, "--keys", str(self.keys), "--output", str(key)]) == 0
         command = [
-            *(*self._python, "engine_adapter.simulated_server", "--key-file", str(key), *LOAD),
+            *(*self._python, "engine_adapter.serving.simulated_server", "--key-file", str(key), *LOAD),
             *("--endpoint", f"tcp://{self.machines.controller.address}:{PORT}"),
         ]
         child: Child = self.machines.engines.start(engine_id, command)

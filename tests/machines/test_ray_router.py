@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import pytest
 
 from controller.api.client import ApiClient
-from controller.processes import Child, Children, free_port
+from engine_adapter.serving.processes import Child, Children, free_port
 from store.errors import SageError
 
 pytestmark = pytest.mark.long

@@ -15,8 +15,8 @@ import httpx
 import pytest
 
 from controller.api.client import ApiClient
-from controller.processes import Child, Children, free_port
-from engine_adapter.vllm_server import MODEL_NAME, VllmServer
+from engine_adapter.serving.processes import Child, Children, free_port
+from engine_adapter.serving.vllm_server import MODEL_NAME, VllmServer
 from store.errors import SageError
 
 PATIENCE_S = 120.0

@@ -15,7 +15,7 @@ from typing import Any, Self, TypeAlias
 import pytest
 
 from engine_adapter.profiles import PROFILES
-from engine_adapter.vllm_server import VllmServer
+from engine_adapter.serving.vllm_server import VllmServer
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import httpx
 import pytest
 
-from engine_adapter.vllm_server import MODEL_NAME, VllmServer
+from engine_adapter.serving.vllm_server import MODEL_NAME, VllmServer
 from store.errors import EngineError
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]

@@ -9,7 +9,7 @@ import pytest
 
 from controller.benchmark.system.load_report import load_tables
 from controller.benchmark.system.load_test import LoadSpec, run_load_test
-from engine_adapter.fleet import bursts_of
+from engine_adapter.serving.fleet import bursts_of
 from store.errors import BadInputError, ConfigError
 from store.segments import FAN_IN, MERGED_BYTES, Segment, merges
 

@@ -15,7 +15,7 @@ import pytest
 from playwright.sync_api import Locator, Page, TimeoutError, expect, sync_playwright  # noqa: A004 - Playwright's own
 
 from controller.api.client import ApiClient
-from controller.processes import Child, Children, end, free_port
+from engine_adapter.serving.processes import Child, Children, end, free_port
 from store.errors import SageError
 
 BROWSER_FLAGS = (
@@ -52,7 +52,14 @@ class Site:
         return child
 
     def start_engine(self, *arguments: str) -> Child:
-        command = [sys.executable, "-m", "engine_adapter.simulated_server", "--endpoint", self.endpoint, *arguments]
+        command = [
+            sys.executable,
+            "-m",
+            "engine_adapter.serving.simulated_server",
+            "--endpoint",
+            self.endpoint,
+            *arguments,
+        ]
         return self._children.start("engine", command, environment={"OMP_NUM_THREADS": "1"})
 
     def start(self, name: str, command: list[str]) -> Child:

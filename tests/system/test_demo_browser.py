@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import expect
 
 from controller.demo.demo import dashboard_command
-from controller.processes import free_port
+from engine_adapter.serving.processes import free_port
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 

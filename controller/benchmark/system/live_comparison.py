@@ -22,7 +22,7 @@ from controller.reports.latency_summary import PolicyFigures
 from engine_adapter.arrivals import arrival_plan
 from engine_adapter.engine import Work
 from engine_adapter.profiles import profile_named
-from engine_adapter.vllm_server import MODEL_NAME
+from engine_adapter.serving.vllm_server import MODEL_NAME
 from engine_adapter.workloads import BenchWorks, bench_works, planned_arrivals, with_arrivals
 from store.errors import ConfigError
 

@@ -14,12 +14,12 @@ import numpy as np
 
 from controller.api.client import ApiClient
 from controller.policy.policies import Objective
-from controller.processes import Child, Children, free_port
 from engine_adapter.engine import Work
 from engine_adapter.profiles import Profile
+from engine_adapter.serving.processes import Child, Children, free_port
+from engine_adapter.serving.vllm_bench_client import write_trace
+from engine_adapter.serving.vllm_server import MODEL_NAME, VllmServer
 from engine_adapter.tokens import VOCABULARY_SIZE
-from engine_adapter.vllm_bench_client import write_trace
-from engine_adapter.vllm_server import MODEL_NAME, VllmServer
 from store.errors import EngineError, SageError
 
 READY_S = 60.0
@@ -148,7 +148,7 @@ def _send_load(  # noqa: PLR0913, PLR0917 - what is sent, whence, whither, and w
     trace, result = stage.folder / "trace.jsonl", stage.folder / f"client-{name}.json"
     write_trace(serving.works, serving.profile, trace)
     command = [
-        *(sys.executable, "-m", "engine_adapter.vllm_bench_client", "--base-url", server.base_url),
+        *(sys.executable, "-m", "engine_adapter.serving.vllm_bench_client", "--base-url", server.base_url),
         *("--model", MODEL_NAME, "--trace", str(trace), "--result", str(result), "--speed", str(serving.speed)),
     ]
     client = children.start(f"client-{name}", command)

@@ -1,7 +1,7 @@
 """What a controller bears: many simulated engines load a real one, from other processes and over real sockets.
 
 The controller is a `serve` of its own with a history of its own; the engines are fleets
-(`engine_adapter.fleet`). Latency is taken where it matters, in the engine: from the moment that a request arrives there
+(`engine_adapter.serving.fleet`). Latency is taken where it matters, in the engine: from the moment that a request arrives there
 until its index table is there. Everything is measured in windows, so that a long run shows what grows.
 """
 
@@ -18,8 +18,8 @@ from typing import Any, TypeAlias
 
 from controller.api.client import ApiClient
 from controller.benchmark.system.process_samples import Sample, Watcher, take_sample
-from controller.processes import Child, Children, free_port
-from engine_adapter.latencies import Latencies
+from engine_adapter.serving.latency_histogram import Latencies
+from engine_adapter.serving.processes import Child, Children, free_port
 from store.errors import ConfigError, EngineError, SageError
 
 Clock: TypeAlias = Callable[[], float]
@@ -41,7 +41,7 @@ class LoadSpec:
     rate_rps: float = 8.0
     """Requests per second and engine."""
     burst: str | None = None
-    """``REQUESTS/RATE/SECONDS`` in place of the rate, as of `engine_adapter.fleet`."""
+    """``REQUESTS/RATE/SECONDS`` in place of the rate, as of `engine_adapter.serving.fleet`."""
     seconds: float = 60.0
     """Measured time."""
     warmup_s: float = 30.0
@@ -211,7 +211,7 @@ def _start_fleet(spec: LoadSpec, number: int, folder: Path, children: Children, 
     if first == last:
         return None
     command = [
-        *(sys.executable, "-m", "engine_adapter.fleet", "--endpoint", _endpoint(folder)),
+        *(sys.executable, "-m", "engine_adapter.serving.fleet", "--endpoint", _endpoint(folder)),
         *("--engines", str(last - first), "--first", str(first), "--rate", str(spec.rate_rps)),
         *("--token-s", str(spec.token_s), "--max-running", str(spec.max_running), "--seed", str(spec.seed)),
         *("--start", repr(start_s), "--window", str(spec.window_s)),

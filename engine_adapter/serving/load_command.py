@@ -14,8 +14,8 @@ import msgspec
 import numpy as np
 
 from engine_adapter.arrivals import Wave
-from engine_adapter.load_generator import Target, run_load, served_models
-from engine_adapter.load_results import Served, summarise
+from engine_adapter.serving.load_generator import Target, run_load, served_models
+from engine_adapter.serving.load_results import Served, summarise
 from engine_adapter.workloads import SYNTHETIC, BenchWorks, bench_works, with_arrivals
 from store.errors import BadInputError, SageError
 
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m engine_adapter.load_generator",
+        prog="python -m engine_adapter.serving.load_generator",
         description="Send a workload to an OpenAI-compatible server and measure the answers. "
         "The key of a protected server is read from OPENAI_API_KEY.",
     )

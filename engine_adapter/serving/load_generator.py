@@ -1,7 +1,7 @@
 """Sends a workload to an OpenAI-compatible server over HTTP and measures how it is answered.
 
 Open loop: a request is sent at its arrival time, however slow the server is, up to a bound on open requests.
-Nothing is tried twice. Run it as ``python -m engine_adapter.load_generator --help``.
+Nothing is tried twice. Run it as ``python -m engine_adapter.serving.load_generator --help``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import httpx
 import msgspec
 
 from engine_adapter.engine import Work
-from engine_adapter.load_results import Ending, Served
+from engine_adapter.serving.load_results import Ending, Served
 from store.errors import BadInputError, EngineError
 
 
@@ -289,6 +289,6 @@ async def _follow(
 
 
 if __name__ == "__main__":
-    from engine_adapter.load_command import main
+    from engine_adapter.serving.load_command import main
 
     raise SystemExit(main())

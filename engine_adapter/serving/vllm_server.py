@@ -22,7 +22,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from engine_adapter.profiles import PROFILES, Profile
-from engine_adapter.tiny_model import VOCABULARY_TOKENS, make_tiny_model
+from engine_adapter.serving.tiny_model import VOCABULARY_TOKENS, make_tiny_model
 from store.errors import EngineError
 
 MODEL_NAME = "tiny"

@@ -223,7 +223,7 @@ def _mean(values: list[float]) -> float | None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m engine_adapter.simulated_server",
+        prog="python -m engine_adapter.serving.simulated_server",
         description="A simulated engine in real time under synthetic load, for a controller at the given endpoint.",
     )
     add = parser.add_argument

@@ -1,6 +1,6 @@
 """Many simulated engines in one process, in real time: what a controller is loaded with to see what it bears.
 
-``python -m engine_adapter.fleet --engines 32 --rate 8`` connects so many engines, each over a socket of its own with
+``python -m engine_adapter.serving.fleet --engines 32 --rate 8`` connects so many engines, each over a socket of its own with
 the agent that vLLM's plugin has, and gives each its own synthetic traffic.
 Every window of seconds one JSON line says what came of it, and a last one what came of the whole.
 """
@@ -23,8 +23,8 @@ import zmq
 
 from engine_adapter.agent.clock import steady_clock
 from engine_adapter.engine import Work
-from engine_adapter.fleet_engine import Device, Due, FleetEngine, TimedLink
-from engine_adapter.latencies import Latencies
+from engine_adapter.serving.fleet_engine import Device, Due, FleetEngine, TimedLink
+from engine_adapter.serving.latency_histogram import Latencies
 from engine_adapter.synthetic import SyntheticOptions
 from engine_adapter.transport import ZmqLink, default_endpoint
 from engine_adapter.workloads import work_stream
@@ -246,7 +246,7 @@ def _say(said: dict[str, object]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m engine_adapter.fleet",
+        prog="python -m engine_adapter.serving.fleet",
         description="Many simulated engines in real time, each with its own socket and synthetic traffic.",
     )
     add = parser.add_argument

@@ -4,7 +4,7 @@ Its command line has no dataset whose requests bring token ids, arrival times an
 its Python function takes exactly that, so that this hands the trace to the function behind ``vllm bench serve``.
 It needs no GPU, speaks HTTP and measures by itself; nothing here touches its figures.
 
-Run it as ``python -m engine_adapter.vllm_bench_client --base-url URL --model NAME --trace FILE --speed X --result FILE``.
+Run it as ``python -m engine_adapter.serving.vllm_bench_client --base-url URL --model NAME --trace FILE --speed X --result FILE``.
 The trace has one JSON line for each request, as `TraceRequest`; the result is the client's own JSON object, with the
 start, the time to first token and the latency of each request in the order of the trace.
 """
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m engine_adapter.vllm_bench_client", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m engine_adapter.serving.vllm_bench_client", description=__doc__)
     parser.add_argument("--base-url", required=True)
     parser.add_argument("--model", required=True)
     parser.add_argument("--trace", type=Path, required=True)

@@ -1,0 +1,1 @@
+"""Processes in real time: simulated and real servers, their clients and children."""
