@@ -19,8 +19,8 @@ from typing import Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from engine_adapter.keys import default_keys_path
-from engine_adapter.transport import checked_endpoint, default_endpoint
+from engine_adapter.transport.keys import default_keys_path
+from engine_adapter.transport.zmq_sockets import checked_endpoint, default_endpoint
 from store.errors import ConfigError
 from store.records import Mode
 

@@ -25,10 +25,10 @@ from controller.core.core import Core, CoreConfig
 from controller.policy.policies import policy_named
 from engine_adapter.agent.agent import Agent
 from engine_adapter.engine import Work
-from engine_adapter.link import DirectLink
 from engine_adapter.lives import Account
 from engine_adapter.ordering.ordered_queue import OrderedQueue
 from engine_adapter.profiles import PROFILES
+from engine_adapter.transport.link import DirectLink
 from engine_adapter.workloads import work_stream
 from online_learning.mixture import MixtureLearner
 from store.entries import Entry

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine_adapter.keys import create_engine_key, save_engine_key
+from engine_adapter.transport.keys import create_engine_key, save_engine_key
 from store.errors import ConfigError
 
 

@@ -13,7 +13,6 @@ from typing import ParamSpec, TypeVar
 from engine_adapter.agent.agent import Agent, AgentLimits, View
 from engine_adapter.engine import Life, Step, Work
 from engine_adapter.kv_cache import KvCache
-from engine_adapter.link import EngineLink
 from engine_adapter.lives import Account, Load, check_profile, check_work, ending, load_of
 from engine_adapter.ordering.ordering import Plan
 from engine_adapter.profiles import Profile
@@ -24,6 +23,7 @@ from engine_adapter.simulated_scheduler import (
     SimulatedRequest,
     SimulatedScheduler,
 )
+from engine_adapter.transport.link import EngineLink
 from store.errors import ConfigError
 from store.records import FinishReason, Hello, Preempted, RunningRequest
 

@@ -27,10 +27,10 @@ from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.request import Request
 
 from engine_adapter.agent.agent import Agent, View
-from engine_adapter.keys import EngineKey, load_engine_key
-from engine_adapter.link import EngineLink
 from engine_adapter.ordering.ordering import Plan
-from engine_adapter.transport import ZmqLink, default_endpoint, prepare_endpoint
+from engine_adapter.transport.keys import EngineKey, load_engine_key
+from engine_adapter.transport.link import EngineLink
+from engine_adapter.transport.zmq_sockets import ZmqLink, default_endpoint, prepare_endpoint
 from engine_adapter.vllm_contract import KNOWN_VERSIONS, known_version
 from engine_adapter.vllm_lives import Lives
 from engine_adapter.vllm_reins import Reins

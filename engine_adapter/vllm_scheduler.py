@@ -13,9 +13,9 @@ from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.request import Request
 
 from engine_adapter.agent.clock import steady_clock
-from engine_adapter.keys import EngineKey
-from engine_adapter.link import EngineLink
-from engine_adapter.transport import ZmqLink
+from engine_adapter.transport.keys import EngineKey
+from engine_adapter.transport.link import EngineLink
+from engine_adapter.transport.zmq_sockets import ZmqLink
 from engine_adapter.vllm_plugin import Plugin, start_plugin
 
 _now_s = steady_clock()

@@ -28,11 +28,11 @@ from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
 from engine_adapter.engine import Life, Step, Work
-from engine_adapter.keys import EngineKey
-from engine_adapter.link import EngineLink
 from engine_adapter.lives import Account, check_profile, check_work, ending, load_of
 from engine_adapter.profiles import Profile
 from engine_adapter.simulated_scheduler import Scheduling
+from engine_adapter.transport.keys import EngineKey
+from engine_adapter.transport.link import EngineLink
 from store.records import FinishReason
 
 END_OF_SEQUENCE_ID = 2

@@ -17,9 +17,9 @@ from controller.monitoring.live_state import Live
 from controller.policy.policies import policy_named
 from engine_adapter.agent.agent import AgentLimits
 from engine_adapter.engine import Life, Step, Work, serve
-from engine_adapter.link import DirectLink
 from engine_adapter.profiles import Profile
 from engine_adapter.simulated_engine import SimulatedEngine
+from engine_adapter.transport.link import DirectLink
 from online_learning.learner import GlobalLearner
 from store.entries import Entry
 from store.life import LifeFacts

@@ -43,7 +43,7 @@ class SharedBrain:
 
 
 class SharedLink:
-    """One engine's end (`engine_adapter.link.EngineLink`)."""
+    """One engine's end (`engine_adapter.transport.link.EngineLink`)."""
 
     bad_frames = 0
 

@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 
 from controller.config import load_config
-from engine_adapter.authorised import authorise as let_in
-from engine_adapter.authorised import read_authorised
-from engine_adapter.authorised import revoke as shut_out
-from engine_adapter.keys import (
+from engine_adapter.transport.authorized_engines import authorise as let_in
+from engine_adapter.transport.authorized_engines import read_authorised
+from engine_adapter.transport.authorized_engines import revoke as shut_out
+from engine_adapter.transport.keys import (
     checked_engine_id,
     create_controller_keys,
     create_engine_key,

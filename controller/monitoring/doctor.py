@@ -16,7 +16,7 @@ from typing import Literal
 
 from controller.config import Config
 from controller.prompt_encoder import check_encoder, load_encoder
-from engine_adapter.transport import prepare_endpoint
+from engine_adapter.transport.zmq_sockets import prepare_endpoint
 from store.errors import SageError
 from store.files import Folder, WriterLock
 

@@ -17,7 +17,7 @@ from controller.monitoring.recent_requests import RecentLife
 from controller.monitoring.request_metrics import CappedLabel, RequestMetrics
 from controller.monitoring.tracing import Telemetry
 from controller.prompt_encoder import Encoder, EncoderCounts
-from engine_adapter.transport import ZmqHub
+from engine_adapter.transport.zmq_sockets import ZmqHub
 from store.entries import Outcome, Prediction
 from store.records import Finished, Snapshot
 

@@ -22,7 +22,7 @@ from controller.monitoring.live_state import Live
 from controller.monitoring.metrics import Metrics
 from controller.monitoring.tracing import Ended, Telemetry
 from controller.prompt_encoder import Encoder
-from engine_adapter.link import ControllerHub
+from engine_adapter.transport.link import ControllerHub
 from store.entries import DriftDetected, Entry, Outcome, Prediction
 from store.records import Arrived, EngineMessage, Finished, Mode, Snapshot
 from store.writer import HistoryWriter

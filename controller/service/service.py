@@ -32,7 +32,7 @@ from controller.prompt_encoder import Encoder, check_encoder, load_encoder
 from controller.replay.gain_watcher import GainWatch
 from controller.service.control_loop import ControlLoop
 from controller.service.warm_start import rebuild
-from engine_adapter.transport import ZmqHub
+from engine_adapter.transport.zmq_sockets import ZmqHub
 from online_learning.calibration import CalibrationSettings
 from online_learning.clusters import ClusterSettings
 from online_learning.guard import GuardSettings

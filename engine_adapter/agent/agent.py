@@ -22,8 +22,8 @@ from msgspec import structs
 from engine_adapter.agent.controller_lag import Lateness
 from engine_adapter.agent.message_checks import check_message
 from engine_adapter.agent.outbox import Outbox
-from engine_adapter.link import EngineLink
 from engine_adapter.ordering.ordering import Ordering, Plan, Schedulable
+from engine_adapter.transport.link import EngineLink
 from store.errors import ProtocolError
 from store.records import (
     Acknowledged,

@@ -12,7 +12,7 @@ from collections import deque
 
 from msgspec import structs
 
-from engine_adapter.link import EngineLink
+from engine_adapter.transport.link import EngineLink
 from store.records import Arrived, Fact, Facts
 
 

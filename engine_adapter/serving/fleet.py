@@ -26,7 +26,7 @@ from engine_adapter.engine import Work
 from engine_adapter.serving.fleet_engine import Device, Due, FleetEngine, TimedLink
 from engine_adapter.serving.latency_histogram import Latencies
 from engine_adapter.synthetic import SyntheticOptions
-from engine_adapter.transport import ZmqLink, default_endpoint
+from engine_adapter.transport.zmq_sockets import ZmqLink, default_endpoint
 from engine_adapter.workloads import work_stream
 from store.errors import BadInputError, ConfigError, SageError
 

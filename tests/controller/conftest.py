@@ -15,7 +15,7 @@ from controller.service.service import Service, service
 from engine_adapter.engine import Life, Work
 from engine_adapter.profiles import PROFILES
 from engine_adapter.simulated_engine import SimulatedEngine
-from engine_adapter.transport import ZmqLink
+from engine_adapter.transport.zmq_sockets import ZmqLink
 
 
 def wait_until(condition: Callable[[], bool], *, timeout_s: float = 20.0) -> None:

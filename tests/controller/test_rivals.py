@@ -12,9 +12,9 @@ from controller.policy.baselines import BENCH_POLICY_NAMES, PAPER_VARIANTS, Benc
 from controller.policy.policies import Schedule, policy_named
 from controller.policy.policy import EngineFacts, Policy, RequestFacts
 from engine_adapter.engine import Life, Work, serve
-from engine_adapter.link import DirectLink
 from engine_adapter.profiles import Profile
 from engine_adapter.simulated_engine import SimulatedEngine
+from engine_adapter.transport.link import DirectLink
 from online_learning.distribution import LengthDistribution, log_grid
 from store.errors import ConfigError
 from store.records import Arrived, ControllerMessage, EngineMessage, Facts, Hello, IndexTable, Settings, Welcome

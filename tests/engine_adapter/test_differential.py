@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 
 from engine_adapter.engine import VirtualEngine, Work
-from engine_adapter.link import DirectLink, NoLink
 from engine_adapter.profiles import Profile
 from engine_adapter.simulated_engine import SimulatedEngine
 from engine_adapter.simulated_scheduler import Scheduling
+from engine_adapter.transport.link import DirectLink, NoLink
 from store.records import (
     Arrived,
     ControllerMessage,

@@ -12,7 +12,7 @@ import pytest
 
 from engine_adapter.profiles import PROFILES
 from engine_adapter.serving.simulated_server import faster, main
-from engine_adapter.transport import ZmqHub
+from engine_adapter.transport.zmq_sockets import ZmqHub
 from store.records import (
     Acknowledged,
     Arrived,

@@ -8,7 +8,7 @@ import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_adapter.transport import HIGH_WATER_MARK, ZmqHub, ZmqLink, prepare_endpoint
+from engine_adapter.transport.zmq_sockets import HIGH_WATER_MARK, ZmqHub, ZmqLink, prepare_endpoint
 from store.errors import ConfigError, ProtocolError
 from store.records import Acknowledged, Goodbye, decode_controller_message, decode_engine_message, encode
 

@@ -15,8 +15,8 @@ from vllm.v1.request import Request, RequestStatus
 
 from engine_adapter import vllm_contract
 from engine_adapter.engine import Work
-from engine_adapter.link import NoLink
 from engine_adapter.profiles import Profile
+from engine_adapter.transport.link import NoLink
 from engine_adapter.vllm_scheduler import SageScheduler
 from engine_adapter.vllm_virtual_time import VllmVirtualTimeEngine
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from controller.core.core import Core, CoreConfig
 from controller.policy.policies import policy_named
 from engine_adapter.agent.agent import Agent
-from engine_adapter.link import DirectLink
+from engine_adapter.transport.link import DirectLink
 from online_learning.learner import GlobalLearner
 from store.errors import ProtocolError
 from store.records import (

@@ -26,7 +26,7 @@ from ray.serve.config import RequestRouterConfig
 from engine_adapter.engine import Work
 from engine_adapter.profiles import Profile
 from engine_adapter.simulated_engine import SimulatedEngine
-from engine_adapter.transport import ZmqLink
+from engine_adapter.transport.zmq_sockets import ZmqLink
 
 MODEL = "small"
 

@@ -47,7 +47,12 @@ def test_the_base_install_changes_nothing_beside_vllm(wheel: Path, tmp_path: Pat
     after = set(run(python, "-m", "pip", "freeze").splitlines())
     assert {line.split("==")[0].split(" @")[0] for line in after - before} == {"sagesched-controller"}
     assert before - after == set()
-    run(python, "-c", "import engine_adapter.agent.agent, engine_adapter.transport, store.records", cwd=tmp_path)
+    run(
+        python,
+        "-c",
+        "import engine_adapter.agent.agent, engine_adapter.transport.zmq_sockets, store.records",
+        cwd=tmp_path,
+    )
 
 
 def test_the_wheel_holds_the_five_packages_and_nothing_else(wheel: Path) -> None:
@@ -77,7 +82,7 @@ def test_no_other_distribution_owns_our_names() -> None:
 def test_the_engine_process_imports_nothing_heavy() -> None:
     """What the plugin imports of ours is the adapter and the records: no database, no learner, no dashboard."""
     code = (
-        "import sys, engine_adapter.agent.agent, engine_adapter.transport, engine_adapter.ordering.ordering\n"
+        "import sys, engine_adapter.agent.agent, engine_adapter.transport.zmq_sockets, engine_adapter.ordering.ordering\n"
         "heavy = {'duckdb', 'river', 'sklearn', 'streamlit', 'numpy', 'pyarrow'} & set(sys.modules)\n"
         "ours = {m for m in sys.modules if m.split('.')[0] in {'controller', 'online_learning', 'dashboard'}}\n"
         "ours |= {m for m in sys.modules if m.startswith('store.')} - {'store.records', 'store.errors'}\n"

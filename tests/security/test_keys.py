@@ -15,15 +15,15 @@ from msgspec import structs
 
 from controller.cli.main import run
 from engine_adapter import engine_key
-from engine_adapter.authorised import AuthorisedEngines, authorise, read_authorised, revoke
-from engine_adapter.keys import (
+from engine_adapter.transport.authorized_engines import AuthorisedEngines, authorise, read_authorised, revoke
+from engine_adapter.transport.keys import (
     EngineKey,
     create_controller_keys,
     create_engine_key,
     load_controller_keys,
     load_engine_key,
 )
-from engine_adapter.transport import ZmqHub, ZmqLink
+from engine_adapter.transport.zmq_sockets import ZmqHub, ZmqLink
 from store.errors import ConfigError
 from store.records import Acknowledged, Goodbye, Hello, encode
 

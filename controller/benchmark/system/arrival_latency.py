@@ -21,7 +21,7 @@ from controller.service.service import Service, service
 from engine_adapter.engine import Work
 from engine_adapter.lives import Account
 from engine_adapter.profiles import PROFILES
-from engine_adapter.transport import ZmqLink
+from engine_adapter.transport.zmq_sockets import ZmqLink
 from engine_adapter.workloads import work_stream
 from store.errors import EngineError
 from store.records import Acknowledged, Arrived, ControllerMessage, Fact, Facts, IndexTable, Welcome

@@ -22,7 +22,7 @@ from controller.prompt_encoder import Encoder
 from controller.service.control_loop import ControlLoop, LoopLimits
 from controller.service.warm_start import learn_again
 from engine_adapter.agent.clock import steady_clock
-from engine_adapter.frames import FrameHub
+from engine_adapter.transport.frames import FrameHub
 from store.errors import StoreError
 from store.records import Mode
 from store.writer import HistoryWriter

@@ -11,9 +11,9 @@ from harness.timeline import Timeline
 
 from engine_adapter.agent.agent import AgentLimits
 from engine_adapter.engine import Life, Step, Work
-from engine_adapter.frames import FrameLink
 from engine_adapter.profiles import Profile
 from engine_adapter.simulated_engine import SimulatedEngine
+from engine_adapter.transport.frames import FrameLink
 from store.records import Acknowledged, ControllerMessage, IndexTable, Settings, Welcome
 
 IDLE_POLL_S = 0.1

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from engine_adapter.keys import checked_engine_id, checked_key, make_private_folder, write_private
+from engine_adapter.transport.keys import checked_engine_id, checked_key, make_private_folder, write_private
 from store.errors import ConfigError
 
 log = logging.getLogger(__name__)

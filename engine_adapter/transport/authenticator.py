@@ -17,8 +17,8 @@ import zmq
 from zmq.utils import z85
 from zmq.utils.monitor import parse_monitor_message
 
-from engine_adapter.authorised import AuthorisedEngines
-from engine_adapter.keys import KEY_CHARACTERS, load_controller_keys
+from engine_adapter.transport.authorized_engines import AuthorisedEngines
+from engine_adapter.transport.keys import KEY_CHARACTERS, load_controller_keys
 from store.records import EngineMessage, Hello
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ _BROKEN = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROT
 
 
 class Gatekeeper:
-    """A ROUTER socket (`engine_adapter.frames.ControllerSocket`) behind its guard; not thread-safe.
+    """A ROUTER socket (`engine_adapter.transport.frames.ControllerSocket`) behind its guard; not thread-safe.
 
     A connection's address begins with its key, so that nobody can take over another's connection.
     """

@@ -1,6 +1,6 @@
 """The two ends of the border between engine and controller, as protocols, and the in-process pair.
 
-`ZmqLink` and `ZmqHub` in `engine_adapter.transport` carry frames between processes.
+`ZmqLink` and `ZmqHub` in `engine_adapter.transport.zmq_sockets` carry frames between processes.
 `DirectLink` joins an engine in virtual time to a controller in the same process.
 """
 

@@ -1,7 +1,7 @@
 """The border between processes: ZeroMQ frames that never block and never queue without bound.
 
 The engine's end is a DEALER socket, the controller's a ROUTER, over ``ipc://`` in a private directory, or over ``tcp://``
-with CURVE keys: encrypted, and each end knows by its key whom it talks to (`engine_adapter.keys`).
+with CURVE keys: encrypted, and each end knows by its key whom it talks to (`engine_adapter.transport.keys`).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pathlib import Path
 
 import zmq
 
-from engine_adapter.frames import FrameHub, FrameLink
-from engine_adapter.gatekeeper import HANDSHAKE_MS, Gatekeeper, Refusal, watch
-from engine_adapter.keys import EngineKey, load_controller_keys
+from engine_adapter.transport.authenticator import HANDSHAKE_MS, Gatekeeper, Refusal, watch
+from engine_adapter.transport.frames import FrameHub, FrameLink
+from engine_adapter.transport.keys import EngineKey, load_controller_keys
 from store.errors import ConfigError
 from store.records import EngineMessage
 
@@ -97,7 +97,7 @@ def _check_parent(parent: Path, endpoint: str) -> None:
 
 
 class ZmqLink(FrameLink):
-    """The engine's end (`engine_adapter.link.EngineLink`); connects by itself whenever the controller is there."""
+    """The engine's end (`engine_adapter.transport.link.EngineLink`); connects by itself whenever the controller is there."""
 
     def __init__(self, endpoint: str, key: EngineKey | None = None) -> None:
         """Start connecting; raises `ConfigError` for a wrong endpoint, and for ``tcp://`` without a key."""
@@ -162,7 +162,7 @@ class ZmqLink(FrameLink):
 
 
 class ZmqHub(FrameHub):
-    """The controller's end (`engine_adapter.link.ControllerHub`)."""
+    """The controller's end (`engine_adapter.transport.link.ControllerHub`)."""
 
     def __init__(self, endpoint: str, keys: Path | None = None) -> None:
         """Listen; raises `ConfigError` where that cannot be, and for ``tcp://`` without a folder of keys."""

@@ -1,6 +1,6 @@
 """Both ends of the border over a socket that is handed in: frames that never block, and never fail on a bad one.
 
-`engine_adapter.transport` opens ZeroMQ sockets for them; a simulation hands in sockets of its own.
+`engine_adapter.transport.zmq_sockets` opens ZeroMQ sockets for them; a simulation hands in sockets of its own.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Protocol
 
 import zmq
 
-from engine_adapter.link import Delivery
+from engine_adapter.transport.link import Delivery
 from store.errors import ProtocolError
 from store.records import (
     ControllerMessage,
@@ -61,7 +61,7 @@ class ControllerSocket(Protocol):
 
 
 class FrameLink:
-    """The engine's end (`engine_adapter.link.EngineLink`), but for closing the socket."""
+    """The engine's end (`engine_adapter.transport.link.EngineLink`), but for closing the socket."""
 
     def __init__(self, socket: EngineSocket) -> None:
         self._frames = socket
@@ -93,7 +93,7 @@ class FrameLink:
 
 
 class FrameHub:
-    """The controller's end (`engine_adapter.link.ControllerHub`), but for closing the socket."""
+    """The controller's end (`engine_adapter.transport.link.ControllerHub`), but for closing the socket."""
 
     def __init__(self, socket: ControllerSocket) -> None:
         self._frames = socket

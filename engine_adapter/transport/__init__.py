@@ -1,0 +1,1 @@
+"""Frames, sockets, keys and who may connect."""
