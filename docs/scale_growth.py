@@ -24,11 +24,11 @@ from controller.benchmark.synthetic_history import past_facts
 from controller.core.core import Core, CoreConfig
 from controller.policy.policies import policy_named
 from engine_adapter.agent.agent import Agent
-from engine_adapter.engine import Work
-from engine_adapter.lives import Account
 from engine_adapter.ordering.ordered_queue import OrderedQueue
-from engine_adapter.profiles import PROFILES
 from engine_adapter.transport.link import DirectLink
+from engine_adapter.virtual_time.engine import Work
+from engine_adapter.virtual_time.profiles import PROFILES
+from engine_adapter.virtual_time.request_account import Account
 from engine_adapter.workloads import work_stream
 from online_learning.mixture import MixtureLearner
 from store.entries import Entry

@@ -31,7 +31,7 @@ from vllm.v1.executor.abstract import Executor
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
 
-from engine_adapter.profiles import Profile, profile_named
+from engine_adapter.virtual_time.profiles import Profile, profile_named
 from store.errors import ConfigError
 
 log = logging.getLogger("vllm.sagesched.virtual_gpu")

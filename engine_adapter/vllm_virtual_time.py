@@ -27,12 +27,12 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
-from engine_adapter.engine import Life, Step, Work
-from engine_adapter.lives import Account, check_profile, check_work, ending, load_of
-from engine_adapter.profiles import Profile
-from engine_adapter.simulated_scheduler import Scheduling
 from engine_adapter.transport.keys import EngineKey
 from engine_adapter.transport.link import EngineLink
+from engine_adapter.virtual_time.engine import Life, Step, Work
+from engine_adapter.virtual_time.profiles import Profile
+from engine_adapter.virtual_time.request_account import Account, check_profile, check_work, ending, load_of
+from engine_adapter.virtual_time.simulated_scheduler import Scheduling
 from store.records import FinishReason
 
 END_OF_SEQUENCE_ID = 2

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from engine_adapter.arrivals import ArrivalPlan, Seconds, Wave, all_at_zero, gamma_arrivals, trace_arrivals
-from engine_adapter.engine import Work
 from engine_adapter.loaders import load_workload
 from engine_adapter.synthetic import SyntheticOptions, synthetic_stream
 from engine_adapter.tokens import VOCABULARY_SIZE, block_token_ids, random_token_ids, token_ids
+from engine_adapter.virtual_time.engine import Work
 from engine_adapter.workload_rows import Workload, WorkloadRow, fitting, row_tokens, sample, split
 from engine_adapter.workload_variants import split_variant, varied, within
 from store.errors import WorkloadError

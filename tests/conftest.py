@@ -16,10 +16,10 @@ from controller.explain.lookup import recorded_life
 from controller.monitoring.live_state import Live
 from controller.policy.policies import policy_named
 from engine_adapter.agent.agent import AgentLimits
-from engine_adapter.engine import Life, Step, Work, serve
-from engine_adapter.profiles import Profile
-from engine_adapter.simulated_engine import SimulatedEngine
 from engine_adapter.transport.link import DirectLink
+from engine_adapter.virtual_time.engine import Life, Step, Work, serve
+from engine_adapter.virtual_time.profiles import Profile
+from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
 from online_learning.learner import GlobalLearner
 from store.entries import Entry
 from store.life import LifeFacts

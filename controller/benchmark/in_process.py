@@ -8,8 +8,8 @@ import numpy as np
 
 from controller.core.core import Core, CoreConfig
 from controller.policy.policy import Policy
-from engine_adapter.engine import VirtualEngine, Work
 from engine_adapter.transport.link import DirectLink
+from engine_adapter.virtual_time.engine import VirtualEngine, Work
 from online_learning.calibration import CalibrationSettings
 from online_learning.distribution import LengthDistribution
 from online_learning.guard import GuardSettings

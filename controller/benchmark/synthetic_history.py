@@ -8,9 +8,9 @@ from pathlib import Path
 
 from controller.core.core import Core, CoreConfig
 from controller.policy.policies import policy_named
-from engine_adapter.engine import Work
-from engine_adapter.lives import Account, ending
-from engine_adapter.profiles import Profile
+from engine_adapter.virtual_time.engine import Work
+from engine_adapter.virtual_time.profiles import Profile
+from engine_adapter.virtual_time.request_account import Account, ending
 from online_learning.mixture import MixtureLearner
 from store.records import Arrived, Facts, Finished, FirstToken, Goodbye, Hello
 from store.writer import HistoryWriter

@@ -8,11 +8,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine_adapter.profiles import Profile, profile_named
 from engine_adapter.serving.processes import Children
 from engine_adapter.serving.simulated_server import synthetic_capacity_rps
 from engine_adapter.serving.tiny_model import VOCABULARY_TOKENS
 from engine_adapter.serving.vllm_server import VllmServer
+from engine_adapter.virtual_time.profiles import Profile, profile_named
 from store.errors import EngineError
 
 REQUESTS_PER_LOAD = 5000

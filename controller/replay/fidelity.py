@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine_adapter.engine import Life, Totals
+from engine_adapter.virtual_time.engine import Life, Totals
 from online_learning.distribution import FloatArray
 
 MEAN_TOLERANCE = 0.1

@@ -20,7 +20,7 @@ from controller.replay.gain_parts import Part, Tax, Waiting, parts_of, tax_of, w
 from controller.replay.recorded_run import PastRun, Replayable
 from controller.replay.replay import counted_lives
 from controller.replay.replay_engine import replay_under
-from engine_adapter.engine import Life
+from engine_adapter.virtual_time.engine import Life
 from online_learning.distribution import FloatArray
 from store.records import Mode
 

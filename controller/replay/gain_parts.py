@@ -9,7 +9,7 @@ import numpy as np
 
 from controller.replay.fidelity import Ratio, ratio_of
 from controller.replay.recorded_run import PastRequest
-from engine_adapter.engine import Life
+from engine_adapter.virtual_time.engine import Life
 from online_learning.distribution import FloatArray
 
 FEWEST_IN_PART = 20

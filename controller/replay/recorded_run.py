@@ -14,8 +14,8 @@ import msgspec
 import numpy as np
 
 from controller.core.step_model import StepModel, StepSample, fit_step_model
-from engine_adapter.engine import Life, Work
-from engine_adapter.profiles import Profile
+from engine_adapter.virtual_time.engine import Life, Work
+from engine_adapter.virtual_time.profiles import Profile
 from online_learning.distribution import LengthDistribution, log_grid
 from store.records import IndexTable, Mode, Settings, Snapshot
 

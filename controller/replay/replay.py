@@ -21,7 +21,7 @@ from controller.replay.fidelity import Fit, Ratio, fit_of, ratio_of, totals_of
 from controller.replay.recorded_run import PastRun, Replayable
 from controller.replay.replay_engine import replay_as_told, replay_under
 from controller.reports.latency_summary import PolicyFigures, figures
-from engine_adapter.engine import Life, Totals
+from engine_adapter.virtual_time.engine import Life, Totals
 from online_learning.distribution import FloatArray
 from store.errors import BadInputError
 

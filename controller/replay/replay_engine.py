@@ -17,9 +17,9 @@ from controller.core.core import Core, CoreConfig
 from controller.policy.policies import policy_named
 from controller.policy.policy import EngineFacts, Policy, RequestFacts
 from controller.replay.recorded_run import Replayable
-from engine_adapter.engine import Step, Totals, VirtualEngine, Work, serve
-from engine_adapter.simulated_engine import SimulatedEngine
 from engine_adapter.transport.link import DirectLink, EngineLink, NoLink
+from engine_adapter.virtual_time.engine import Step, Totals, VirtualEngine, Work, serve
+from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
 from online_learning.calibration import CalibrationSettings
 from online_learning.distribution import LengthDistribution
 from online_learning.guard import GuardSettings

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine_adapter.engine import Life, Totals
+from engine_adapter.virtual_time.engine import Life, Totals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

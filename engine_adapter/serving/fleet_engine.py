@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from engine_adapter.agent.agent import Agent, AgentLimits, View
-from engine_adapter.engine import Work
-from engine_adapter.lives import Account
 from engine_adapter.serving.latency_histogram import Latencies
 from engine_adapter.transport.link import EngineLink
+from engine_adapter.virtual_time.engine import Work
+from engine_adapter.virtual_time.request_account import Account
 from store.records import ControllerMessage, EngineMessage, FinishReason, Hello, IndexTable, RunningRequest, Snapshot
 
 BLOCK_TOKENS = 16

@@ -14,8 +14,8 @@ from typing import cast
 import httpx
 import msgspec
 
-from engine_adapter.engine import Work
 from engine_adapter.serving.load_results import Ending, Served
+from engine_adapter.virtual_time.engine import Work
 from store.errors import BadInputError, EngineError
 
 

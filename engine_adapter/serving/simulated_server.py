@@ -23,13 +23,13 @@ from pathlib import Path
 
 from engine_adapter.agent.clock import steady_clock
 from engine_adapter.arrivals import Wave
-from engine_adapter.engine import Life, Step, Work, serve
-from engine_adapter.profiles import PROFILES, Profile, profile_named
-from engine_adapter.simulated_engine import SimulatedEngine
 from engine_adapter.synthetic import SyntheticOptions
 from engine_adapter.transport.keys import EngineKey, load_engine_key
 from engine_adapter.transport.link import NoLink
 from engine_adapter.transport.zmq_sockets import ZmqLink, default_endpoint
+from engine_adapter.virtual_time.engine import Life, Step, Work, serve
+from engine_adapter.virtual_time.profiles import PROFILES, Profile, profile_named
+from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
 from engine_adapter.workloads import work_stream
 from store.errors import BadInputError, ConfigError, SageError
 

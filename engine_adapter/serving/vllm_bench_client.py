@@ -21,8 +21,8 @@ from typing import Any
 
 import msgspec
 
-from engine_adapter.engine import Work
-from engine_adapter.profiles import Profile
+from engine_adapter.virtual_time.engine import Work
+from engine_adapter.virtual_time.profiles import Profile
 
 
 class TraceRequest(msgspec.Struct, frozen=True, kw_only=True):

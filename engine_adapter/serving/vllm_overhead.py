@@ -21,9 +21,9 @@ from vllm.v1.engine import EngineCoreOutputs
 
 import engine_adapter
 import store
-from engine_adapter.engine import Work
-from engine_adapter.profiles import Profile
 from engine_adapter.transport.link import EngineLink, NoLink
+from engine_adapter.virtual_time.engine import Work
+from engine_adapter.virtual_time.profiles import Profile
 from engine_adapter.vllm_scheduler import SageScheduler
 from engine_adapter.vllm_virtual_time import VllmVirtualTimeEngine
 

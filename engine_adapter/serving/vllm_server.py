@@ -21,8 +21,8 @@ from typing import Self
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from engine_adapter.profiles import PROFILES, Profile
 from engine_adapter.serving.tiny_model import VOCABULARY_TOKENS, make_tiny_model
+from engine_adapter.virtual_time.profiles import PROFILES, Profile
 from store.errors import EngineError
 
 MODEL_NAME = "tiny"

@@ -12,10 +12,10 @@ import pytest
 
 from controller.config import load_config
 from controller.service.service import Service, service
-from engine_adapter.engine import Life, Work
-from engine_adapter.profiles import PROFILES
-from engine_adapter.simulated_engine import SimulatedEngine
 from engine_adapter.transport.zmq_sockets import ZmqLink
+from engine_adapter.virtual_time.engine import Life, Work
+from engine_adapter.virtual_time.profiles import PROFILES
+from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
 
 
 def wait_until(condition: Callable[[], bool], *, timeout_s: float = 20.0) -> None:

@@ -17,7 +17,7 @@ from controller.explain.explanation import Explanation, explain
 from controller.explain.lookup import recorded_life
 from controller.explain.wait_causes import Overtaker, order_at, order_value
 from engine_adapter.ordering.ordering import Ordering
-from engine_adapter.simulated_scheduler import SimulatedRequest
+from engine_adapter.virtual_time.simulated_scheduler import SimulatedRequest
 from store.errors import BadInputError
 from store.life import Choice, LifeFacts, Moment, Order, Rival, joined, read_life
 from store.reader import open_history

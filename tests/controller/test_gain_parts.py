@@ -2,7 +2,7 @@ from msgspec import structs
 
 from controller.replay.gain_parts import FEWEST_IN_PART, parts_of, tax_of, waiting_of
 from controller.replay.recorded_run import PastRequest
-from engine_adapter.engine import Life
+from engine_adapter.virtual_time.engine import Life
 
 
 def past(number: int, output_tokens: int) -> PastRequest:

@@ -21,7 +21,7 @@ from controller.replay.read_history import Slice, read_runs
 from controller.replay.recorded_run import PastRun, Replayable, gap_between_steps_s
 from controller.replay.replay import Replay, ReplaySpec, run_replay
 from controller.replay.replay_engine import RecordedBeliefs, replay_as_told, replay_under
-from engine_adapter.engine import Life
+from engine_adapter.virtual_time.engine import Life
 from online_learning.distribution import LengthDistribution
 from online_learning.prompt import Prompt
 from store.reader import open_history

@@ -11,10 +11,10 @@ from controller.policy import baselines
 from controller.policy.baselines import BENCH_POLICY_NAMES, PAPER_VARIANTS, BenchContext, bench_policy, variants_of
 from controller.policy.policies import Schedule, policy_named
 from controller.policy.policy import EngineFacts, Policy, RequestFacts
-from engine_adapter.engine import Life, Work, serve
-from engine_adapter.profiles import Profile
-from engine_adapter.simulated_engine import SimulatedEngine
 from engine_adapter.transport.link import DirectLink
+from engine_adapter.virtual_time.engine import Life, Work, serve
+from engine_adapter.virtual_time.profiles import Profile
+from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
 from online_learning.distribution import LengthDistribution, log_grid
 from store.errors import ConfigError
 from store.records import Arrived, ControllerMessage, EngineMessage, Facts, Hello, IndexTable, Settings, Welcome

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 
-from engine_adapter.engine import VirtualEngine, Work
-from engine_adapter.profiles import Profile
-from engine_adapter.simulated_engine import SimulatedEngine
-from engine_adapter.simulated_scheduler import Scheduling
 from engine_adapter.transport.link import DirectLink, NoLink
+from engine_adapter.virtual_time.engine import VirtualEngine, Work
+from engine_adapter.virtual_time.profiles import Profile
+from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
+from engine_adapter.virtual_time.simulated_scheduler import Scheduling
 from store.records import (
     Arrived,
     ControllerMessage,

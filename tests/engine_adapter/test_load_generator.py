@@ -17,9 +17,9 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from engine_adapter.engine import Work
 from engine_adapter.serving.load_generator import ServedModel, Target, run_load, send_load, served_models
 from engine_adapter.serving.load_results import Served, summarise
+from engine_adapter.virtual_time.engine import Work
 from store.errors import BadInputError, EngineError
 
 TOKEN_S = 0.004

@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine_adapter.profiles import MODELS, PROFILES
+from engine_adapter.virtual_time.profiles import MODELS, PROFILES
 
 STEP_S = {
     "h800-qwen3-32b": (0.033, 1.4e-4, 3e-5, 1.3e-7),

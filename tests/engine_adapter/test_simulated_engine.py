@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine_adapter.engine import Life, Work, serve
-from engine_adapter.profiles import PROFILES, Profile
-from engine_adapter.simulated_engine import SimulatedEngine
 from engine_adapter.transport.link import DirectLink, NoLink
+from engine_adapter.virtual_time.engine import Life, Work, serve
+from engine_adapter.virtual_time.profiles import PROFILES, Profile
+from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
 from store.errors import ConfigError, WorkloadError
 from store.records import (
     Acknowledged,

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_adapter.engine import Work
-from engine_adapter.lives import Account, Load, ending, load_of
-from engine_adapter.profiles import PROFILES
-from engine_adapter.simulated_scheduler import SimulatedRequest
+from engine_adapter.virtual_time.engine import Work
+from engine_adapter.virtual_time.profiles import PROFILES
+from engine_adapter.virtual_time.request_account import Account, Load, ending, load_of
+from engine_adapter.virtual_time.simulated_scheduler import SimulatedRequest
 from store.records import MAX_PROMPT_TOKENS_SENT, FinishReason, packed_tokens
 
 PROFILE = PROFILES["h800-qwen3-32b-24k"]

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from engine_adapter.kv_cache import KvCache
-from engine_adapter.simulated_scheduler import Schedule, Scheduling, SimulatedRequest, SimulatedScheduler
+from engine_adapter.virtual_time.kv_cache import KvCache
+from engine_adapter.virtual_time.simulated_scheduler import Schedule, Scheduling, SimulatedRequest, SimulatedScheduler
 
 MODEL_LEN_TOKENS = 60
 SCHEDULINGS: tuple[Scheduling, ...] = ("fcfs", "priority")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from engine_adapter.profiles import PROFILES
 from engine_adapter.serving.simulated_server import faster, main
 from engine_adapter.transport.zmq_sockets import ZmqHub
+from engine_adapter.virtual_time.profiles import PROFILES
 from store.records import (
     Acknowledged,
     Arrived,

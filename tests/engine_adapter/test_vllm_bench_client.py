@@ -4,9 +4,9 @@ from pathlib import Path
 
 import msgspec
 
-from engine_adapter.engine import Work
-from engine_adapter.profiles import PROFILES
 from engine_adapter.serving.vllm_bench_client import TraceRequest, write_trace
+from engine_adapter.virtual_time.engine import Work
+from engine_adapter.virtual_time.profiles import PROFILES
 
 PROFILE = PROFILES["h800-qwen3-32b-24k"]
 

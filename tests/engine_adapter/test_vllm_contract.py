@@ -14,9 +14,9 @@ from vllm.v1.core.sched.request_queue import FCFSRequestQueue, PriorityRequestQu
 from vllm.v1.request import Request, RequestStatus
 
 from engine_adapter import vllm_contract
-from engine_adapter.engine import Work
-from engine_adapter.profiles import Profile
 from engine_adapter.transport.link import NoLink
+from engine_adapter.virtual_time.engine import Work
+from engine_adapter.virtual_time.profiles import Profile
 from engine_adapter.vllm_scheduler import SageScheduler
 from engine_adapter.vllm_virtual_time import VllmVirtualTimeEngine
 

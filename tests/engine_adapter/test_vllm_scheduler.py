@@ -20,11 +20,11 @@ from vllm.v1.request import Request, RequestStatus
 
 from engine_adapter import vllm_lives, vllm_plugin, vllm_reins, vllm_scheduler
 from engine_adapter.agent import agent
-from engine_adapter.engine import Life, Totals, Work, serve
 from engine_adapter.ordering import ordering
-from engine_adapter.profiles import Profile
 from engine_adapter.transport.keys import EngineKey
 from engine_adapter.transport.link import DirectLink, EngineLink, NoLink
+from engine_adapter.virtual_time.engine import Life, Totals, Work, serve
+from engine_adapter.virtual_time.profiles import Profile
 from engine_adapter.vllm_scheduler import SageScheduler
 from engine_adapter.vllm_virtual_time import VllmVirtualTimeEngine
 from store.records import Arrived, ControllerMessage, EngineMessage, Gate, Settings

@@ -24,14 +24,14 @@ import pytest
 
 from controller.config import load_config
 from controller.service.service import service
-from engine_adapter.engine import Work
-from engine_adapter.profiles import PROFILES
 from engine_adapter.serving.processes import Child, Children, free_port
 from engine_adapter.serving.simulated_server import faster
 from engine_adapter.serving.vllm_server import MODEL_NAME, VllmServer
-from engine_adapter.simulated_engine import SimulatedEngine
 from engine_adapter.transport.link import Delivery
 from engine_adapter.transport.zmq_sockets import ZmqHub, ZmqLink
+from engine_adapter.virtual_time.engine import Work
+from engine_adapter.virtual_time.profiles import PROFILES
+from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
 from store.reader import open_history
 from store.records import ControllerMessage, EngineMessage
 

@@ -23,10 +23,10 @@ import ray
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 
-from engine_adapter.engine import Work
-from engine_adapter.profiles import Profile
-from engine_adapter.simulated_engine import SimulatedEngine
 from engine_adapter.transport.zmq_sockets import ZmqLink
+from engine_adapter.virtual_time.engine import Work
+from engine_adapter.virtual_time.profiles import Profile
+from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
 
 MODEL = "small"
 

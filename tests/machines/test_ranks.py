@@ -13,8 +13,8 @@ from vllm.config import ParallelConfig
 from controller.benchmark.shared_brain import SharedBrain
 from controller.core.core import Core, CoreConfig
 from controller.policy.policies import policy_named
-from engine_adapter.engine import Work
-from engine_adapter.profiles import Profile
+from engine_adapter.virtual_time.engine import Work
+from engine_adapter.virtual_time.profiles import Profile
 from engine_adapter.vllm_plugin import plugin_settings, ranked_name
 from engine_adapter.vllm_scheduler import SageScheduler
 from engine_adapter.vllm_virtual_time import VllmVirtualTimeEngine

@@ -15,8 +15,8 @@ from controller.core.core import Core, CoreConfig
 from controller.monitoring.live_state import Live
 from controller.monitoring.wait_forecast import Outlooks
 from controller.policy.policies import policy_named
-from engine_adapter.engine import Work
-from engine_adapter.profiles import PROFILES
+from engine_adapter.virtual_time.engine import Work
+from engine_adapter.virtual_time.profiles import PROFILES
 from online_learning.mixture import MixtureLearner
 from store.errors import ConfigError
 from store.records import Arrived, Fact, Facts, Goodbye

@@ -17,9 +17,9 @@ from typing import Any
 import httpx
 
 from controller.api.client import ApiClient
-from engine_adapter.profiles import PROFILES
 from engine_adapter.serving.processes import Children, free_port
 from engine_adapter.serving.vllm_server import MODEL_NAME, VllmServer
+from engine_adapter.virtual_time.profiles import PROFILES
 from store.errors import SageError
 
 REQUESTS = 80

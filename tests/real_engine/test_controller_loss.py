@@ -14,8 +14,8 @@ from typing import Any, Self, TypeAlias
 
 import pytest
 
-from engine_adapter.profiles import PROFILES
 from engine_adapter.serving.vllm_server import VllmServer
+from engine_adapter.virtual_time.profiles import PROFILES
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 

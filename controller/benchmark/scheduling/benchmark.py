@@ -24,7 +24,7 @@ from controller.policy.baselines import BENCH_POLICY_NAMES, is_ours, variants_of
 from controller.policy.policies import Objective, Schedule
 from controller.reports.latency_summary import capacity_rps
 from engine_adapter.arrivals import arrival_plan
-from engine_adapter.profiles import profile_named
+from engine_adapter.virtual_time.profiles import profile_named
 from store.errors import ConfigError
 
 Progress: TypeAlias = Callable[[int, int], None]

@@ -18,10 +18,10 @@ import numpy as np
 from controller.benchmark.synthetic_history import past_facts, past_hello
 from controller.config import load_config
 from controller.service.service import Service, service
-from engine_adapter.engine import Work
-from engine_adapter.lives import Account
-from engine_adapter.profiles import PROFILES
 from engine_adapter.transport.zmq_sockets import ZmqLink
+from engine_adapter.virtual_time.engine import Work
+from engine_adapter.virtual_time.profiles import PROFILES
+from engine_adapter.virtual_time.request_account import Account
 from engine_adapter.workloads import work_stream
 from store.errors import EngineError
 from store.records import Acknowledged, Arrived, ControllerMessage, Fact, Facts, IndexTable, Welcome

@@ -20,9 +20,9 @@ from controller.benchmark.system.live_server_run import LiveRun, LiveServing, St
 from controller.policy.policies import Objective
 from controller.reports.latency_summary import PolicyFigures
 from engine_adapter.arrivals import arrival_plan
-from engine_adapter.engine import Work
-from engine_adapter.profiles import profile_named
 from engine_adapter.serving.vllm_server import MODEL_NAME
+from engine_adapter.virtual_time.engine import Work
+from engine_adapter.virtual_time.profiles import profile_named
 from engine_adapter.workloads import BenchWorks, bench_works, planned_arrivals, with_arrivals
 from store.errors import ConfigError
 

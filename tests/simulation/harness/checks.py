@@ -12,9 +12,9 @@ from harness.disk import History
 from harness.engines import EngineProcess
 
 from engine_adapter.agent.agent import Agent, AgentLimits
-from engine_adapter.engine import Step
-from engine_adapter.lives import ending
 from engine_adapter.ordering.ordering import SPARE_DEADLINES
+from engine_adapter.virtual_time.engine import Step
+from engine_adapter.virtual_time.request_account import ending
 from store.records import Acknowledged, Facts, Welcome, decode_controller_message
 
 MOST_EMPTY_STEPS = 3

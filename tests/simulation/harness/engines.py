@@ -10,10 +10,10 @@ from harness.network import EngineEnd
 from harness.timeline import Timeline
 
 from engine_adapter.agent.agent import AgentLimits
-from engine_adapter.engine import Life, Step, Work
-from engine_adapter.profiles import Profile
-from engine_adapter.simulated_engine import SimulatedEngine
 from engine_adapter.transport.frames import FrameLink
+from engine_adapter.virtual_time.engine import Life, Step, Work
+from engine_adapter.virtual_time.profiles import Profile
+from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
 from store.records import Acknowledged, ControllerMessage, IndexTable, Settings, Welcome
 
 IDLE_POLL_S = 0.1

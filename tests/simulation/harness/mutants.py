@@ -20,7 +20,7 @@ from engine_adapter.agent import agent as engine_agent
 from engine_adapter.agent.agent import Agent
 from engine_adapter.agent.outbox import Outbox
 from engine_adapter.ordering.ordering import Ordering
-from engine_adapter.simulated_engine import SimulatedEngine
+from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
 from store.records import Facts, Finished
 from store.writer import HistoryWriter
 

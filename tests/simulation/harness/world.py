@@ -31,8 +31,8 @@ from harness.timeline import Timeline
 from controller.policy.policies import Objective, Schedule, policy_named
 from controller.policy.policy import Policy
 from engine_adapter.agent.agent import AgentLimits
-from engine_adapter.engine import Step, Work
-from engine_adapter.profiles import Profile
+from engine_adapter.virtual_time.engine import Step, Work
+from engine_adapter.virtual_time.profiles import Profile
 from store.records import Facts, Preemption, decode_engine_message
 
 CHAOS_S = 12.0

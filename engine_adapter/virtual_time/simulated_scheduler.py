@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from engine_adapter.kv_cache import KvCache
+from engine_adapter.virtual_time.kv_cache import KvCache
 from store.records import PreemptionCause
 
 Scheduling: TypeAlias = Literal["fcfs", "priority"]

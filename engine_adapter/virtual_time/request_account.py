@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from engine_adapter.engine import Life, Work
-from engine_adapter.profiles import Profile
+from engine_adapter.virtual_time.engine import Life, Work
+from engine_adapter.virtual_time.profiles import Profile
 from store.errors import ConfigError, WorkloadError
 from store.records import Arrived, Finished, FinishReason, FirstToken, packed_tokens
 

@@ -1,6 +1,6 @@
 """The simulated engine: a discrete model of vLLM with our policy in it, in virtual time.
 
-It stands behind the same protocol as vLLM's own scheduler (`engine_adapter.engine.VirtualEngine`)
+It stands behind the same protocol as vLLM's own scheduler (`engine_adapter.virtual_time.engine.VirtualEngine`)
 and drives the same `Agent` at the same moments as the vLLM plugin does.
 """
 
@@ -11,19 +11,19 @@ from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
 from engine_adapter.agent.agent import Agent, AgentLimits, View
-from engine_adapter.engine import Life, Step, Work
-from engine_adapter.kv_cache import KvCache
-from engine_adapter.lives import Account, Load, check_profile, check_work, ending, load_of
 from engine_adapter.ordering.ordering import Plan
-from engine_adapter.profiles import Profile
-from engine_adapter.simulated_scheduler import (
+from engine_adapter.transport.link import EngineLink
+from engine_adapter.virtual_time.engine import Life, Step, Work
+from engine_adapter.virtual_time.kv_cache import KvCache
+from engine_adapter.virtual_time.profiles import Profile
+from engine_adapter.virtual_time.request_account import Account, Load, check_profile, check_work, ending, load_of
+from engine_adapter.virtual_time.simulated_scheduler import (
     Preemption,
     Schedule,
     Scheduling,
     SimulatedRequest,
     SimulatedScheduler,
 )
-from engine_adapter.transport.link import EngineLink
 from store.errors import ConfigError
 from store.records import FinishReason, Hello, Preempted, RunningRequest
 
