@@ -16,7 +16,7 @@ from engine_adapter.agent.clock import steady_clock
 from engine_adapter.transport.keys import EngineKey
 from engine_adapter.transport.link import EngineLink
 from engine_adapter.transport.zmq_sockets import ZmqLink
-from engine_adapter.vllm_plugin import Plugin, start_plugin
+from engine_adapter.vllm.plugin import Plugin, start_plugin
 
 _now_s = steady_clock()
 """One clock for the whole life of the engine."""

@@ -175,7 +175,7 @@ def _vllm() -> Finding:
         )
     try:
         answer = subprocess.run(
-            [sys.executable, "-m", "engine_adapter.vllm_contract"],
+            [sys.executable, "-m", "engine_adapter.vllm.contract"],
             capture_output=True,
             text=True,
             timeout=CHECK_S,

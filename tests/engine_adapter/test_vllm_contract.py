@@ -13,12 +13,12 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.request_queue import FCFSRequestQueue, PriorityRequestQueue, SchedulingPolicy
 from vllm.v1.request import Request, RequestStatus
 
-from engine_adapter import vllm_contract
 from engine_adapter.transport.link import NoLink
 from engine_adapter.virtual_time.engine import Work
 from engine_adapter.virtual_time.profiles import Profile
+from engine_adapter.vllm import contract
+from engine_adapter.vllm.virtual_time import VllmVirtualTimeEngine
 from engine_adapter.vllm_scheduler import SageScheduler
-from engine_adapter.vllm_virtual_time import VllmVirtualTimeEngine
 
 pytestmark = pytest.mark.vllm
 
@@ -63,12 +63,12 @@ def ids(requests: object) -> list[str]:
 def test_the_version_under_test_is_known() -> None:
     """The installed release, or the one whose files were put before it."""
     assert vllm.__version__.startswith(os.environ.get("SAGESCHED_VLLM_EXPECTED", "0.32"))
-    assert vllm_contract.known_version(vllm.__version__)
+    assert contract.known_version(vllm.__version__)
 
 
 def test_every_name_is_there() -> None:
     """No name, parameter or attribute is missing, and none of ours is taken."""
-    assert vllm_contract.check() == []
+    assert contract.check() == []
 
 
 def test_a_missing_name_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,8 +76,8 @@ def test_a_missing_name_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("vllm.v1.core.sched.request_queue.create_request_queue")
     monkeypatch.setattr(AsyncScheduler, "schedule", lambda this: this)
     monkeypatch.setattr(AsyncScheduler, "_sage", None, raising=False)
-    monkeypatch.setitem(vllm_contract.ATTRIBUTES, ("vllm.v1.request", "Request"), ("tokens_to_come",))
-    assert vllm_contract.check() == [
+    monkeypatch.setitem(contract.ATTRIBUTES, ("vllm.v1.request", "Request"), ("tokens_to_come",))
+    assert contract.check() == [
         "vllm.v1.core.sched.request_queue has no create_request_queue",
         "vllm.v1.core.sched.async_scheduler.AsyncScheduler.schedule takes ('this',), expected ('self',) first",
         "vllm.v1.core.sched.request_queue has no function create_request_queue",
@@ -88,9 +88,9 @@ def test_a_missing_name_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_plugin_overrides_only_what_the_contract_names() -> None:
     """A method that the contract does not list cannot shadow one of vLLM's."""
-    listed = {name.split(".")[1] for module, name in vllm_contract.PARAMETERS if name.startswith("AsyncScheduler.")}
+    listed = {name.split(".")[1] for module, name in contract.PARAMETERS if name.startswith("AsyncScheduler.")}
     defined = {name for name, value in vars(SageScheduler).items() if inspect.isfunction(value)}
-    assert defined - {"__init__"} - set(vllm_contract.OURS) == listed
+    assert defined - {"__init__"} - set(contract.OURS) == listed
 
 
 def test_waiting_is_a_deque_served_from_its_head_and_may_be_replaced_between_steps() -> None:

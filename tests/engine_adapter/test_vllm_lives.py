@@ -19,8 +19,8 @@ from vllm.v1.request import Request, RequestStatus
 from engine_adapter.transport.link import DirectLink
 from engine_adapter.virtual_time.engine import Life, Step, Work
 from engine_adapter.virtual_time.profiles import Profile
+from engine_adapter.vllm.virtual_time import END_OF_SEQUENCE_ID, VllmVirtualTimeEngine
 from engine_adapter.vllm_scheduler import SageScheduler
-from engine_adapter.vllm_virtual_time import END_OF_SEQUENCE_ID, VllmVirtualTimeEngine
 from store.records import Arrived, Finished, FirstToken, Gate, Preempted
 
 pytestmark = pytest.mark.vllm

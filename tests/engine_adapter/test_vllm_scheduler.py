@@ -18,15 +18,16 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import FCFSRequestQueue, PriorityRequestQueue, SchedulingPolicy
 from vllm.v1.request import Request, RequestStatus
 
-from engine_adapter import vllm_lives, vllm_plugin, vllm_reins, vllm_scheduler
+from engine_adapter import vllm_scheduler
 from engine_adapter.agent import agent
 from engine_adapter.ordering import ordering
 from engine_adapter.transport.keys import EngineKey
 from engine_adapter.transport.link import DirectLink, EngineLink, NoLink
 from engine_adapter.virtual_time.engine import Life, Totals, Work, serve
 from engine_adapter.virtual_time.profiles import Profile
+from engine_adapter.vllm import plugin, request_events, scheduler_control
+from engine_adapter.vllm.virtual_time import VllmVirtualTimeEngine
 from engine_adapter.vllm_scheduler import SageScheduler
-from engine_adapter.vllm_virtual_time import VllmVirtualTimeEngine
 from store.records import Arrived, ControllerMessage, EngineMessage, Gate, Settings
 
 pytestmark = pytest.mark.vllm
@@ -278,7 +279,7 @@ def _without(output: SchedulerOutput, request_id: str) -> SchedulerOutput:
 
 def test_the_plugin_never_reads_the_true_length() -> None:
     """No module that runs in the scheduler's process on our behalf names the virtual GPU's secret."""
-    for module in (agent, ordering, vllm_lives, vllm_plugin, vllm_reins, vllm_scheduler):
+    for module in (agent, ordering, request_events, plugin, scheduler_control, vllm_scheduler):
         for node in ast.walk(ast.parse(inspect.getsource(module))):
             if isinstance(node, ast.Constant | ast.Name | ast.Attribute):
                 assert "true_len" not in ast.unparse(node), module

@@ -15,9 +15,9 @@ from controller.core.core import Core, CoreConfig
 from controller.policy.policies import policy_named
 from engine_adapter.virtual_time.engine import Work
 from engine_adapter.virtual_time.profiles import Profile
-from engine_adapter.vllm_plugin import plugin_settings, ranked_name
+from engine_adapter.vllm.plugin import plugin_settings, ranked_name
+from engine_adapter.vllm.virtual_time import VllmVirtualTimeEngine
 from engine_adapter.vllm_scheduler import SageScheduler
-from engine_adapter.vllm_virtual_time import VllmVirtualTimeEngine
 from online_learning.learner import GlobalLearner
 
 pytestmark = pytest.mark.vllm

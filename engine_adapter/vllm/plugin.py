@@ -31,9 +31,9 @@ from engine_adapter.ordering.ordering import Plan
 from engine_adapter.transport.keys import EngineKey, load_engine_key
 from engine_adapter.transport.link import EngineLink
 from engine_adapter.transport.zmq_sockets import ZmqLink, default_endpoint, prepare_endpoint
-from engine_adapter.vllm_contract import KNOWN_VERSIONS, known_version
-from engine_adapter.vllm_lives import Lives
-from engine_adapter.vllm_reins import Reins
+from engine_adapter.vllm.contract import KNOWN_VERSIONS, known_version
+from engine_adapter.vllm.request_events import Lives
+from engine_adapter.vllm.scheduler_control import Reins
 from store.errors import ConfigError
 from store.records import Hello, Mode, PreemptionCause, RunningRequest
 

@@ -1,6 +1,6 @@
 """A GPU that only keeps time: vLLM's whole API server, engine core, scheduler and KV manager at a chosen pace.
 
-``--distributed-executor-backend engine_adapter.virtual_gpu.VirtualGpu`` puts it under vLLM.
+``--distributed-executor-backend engine_adapter.vllm.virtual_gpu.VirtualGpu`` puts it under vLLM.
 A step takes what the profile says, divided by the speed; steps queue behind one another, as on a device.
 Each answer ends with the end-of-sequence token at the request's true length, which travels to the device alone:
 ``"vllm_xargs": {"true_len": "315"}``. A request without one goes on to its max_tokens.
