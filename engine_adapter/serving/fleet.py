@@ -24,10 +24,10 @@ import zmq
 from engine_adapter.agent.clock import steady_clock
 from engine_adapter.serving.fleet_engine import Device, Due, FleetEngine, TimedLink
 from engine_adapter.serving.latency_histogram import Latencies
-from engine_adapter.synthetic import SyntheticOptions
 from engine_adapter.transport.zmq_sockets import ZmqLink, default_endpoint
 from engine_adapter.virtual_time.engine import Work
-from engine_adapter.workloads import work_stream
+from engine_adapter.workloads.requests import work_stream
+from engine_adapter.workloads.synthetic import SyntheticOptions
 from store.errors import BadInputError, ConfigError, SageError
 
 SNAPSHOT_S = 0.1

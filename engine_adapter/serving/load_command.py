@@ -13,10 +13,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from engine_adapter.arrivals import Wave
 from engine_adapter.serving.load_generator import Target, run_load, served_models
 from engine_adapter.serving.load_results import Served, summarise
-from engine_adapter.workloads import SYNTHETIC, BenchWorks, bench_works, with_arrivals
+from engine_adapter.workloads.arrivals import Wave
+from engine_adapter.workloads.requests import SYNTHETIC, BenchWorks, bench_works, with_arrivals
 from store.errors import BadInputError, SageError
 
 

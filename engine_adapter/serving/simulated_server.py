@@ -22,15 +22,15 @@ from itertools import islice
 from pathlib import Path
 
 from engine_adapter.agent.clock import steady_clock
-from engine_adapter.arrivals import Wave
-from engine_adapter.synthetic import SyntheticOptions
 from engine_adapter.transport.keys import EngineKey, load_engine_key
 from engine_adapter.transport.link import NoLink
 from engine_adapter.transport.zmq_sockets import ZmqLink, default_endpoint
 from engine_adapter.virtual_time.engine import Life, Step, Work, serve
 from engine_adapter.virtual_time.profiles import PROFILES, Profile, profile_named
 from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
-from engine_adapter.workloads import work_stream
+from engine_adapter.workloads.arrivals import Wave
+from engine_adapter.workloads.requests import work_stream
+from engine_adapter.workloads.synthetic import SyntheticOptions
 from store.errors import BadInputError, ConfigError, SageError
 
 OPTIONS = SyntheticOptions(tenants=3)

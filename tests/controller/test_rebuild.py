@@ -11,8 +11,8 @@ import pytest
 from controller.core.core import Core, CoreConfig
 from controller.policy.policies import policy_named
 from controller.service.warm_start import rebuild
-from engine_adapter.synthetic import synthetic_stream
-from engine_adapter.tokens import token_ids
+from engine_adapter.workloads.synthetic import synthetic_stream
+from engine_adapter.workloads.token_ids import token_ids
 from online_learning.clusters import ClusterSettings
 from online_learning.learner import GlobalLearner, LearnerSettings
 from online_learning.mixture import MixtureLearner, MixtureSettings, solo_learners

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from engine_adapter.workload_parquet import COLUMNS
-from engine_adapter.workload_rows import Workload
+from engine_adapter.workloads.parquet import COLUMNS
+from engine_adapter.workloads.rows import Workload
 from store.records import (
     Acknowledged,
     Arrived,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_adapter.arrivals import Wave, all_at_zero, arrival_plan, gamma_arrivals, trace_arrivals
+from engine_adapter.workloads.arrivals import Wave, all_at_zero, arrival_plan, gamma_arrivals, trace_arrivals
 from store.errors import BadInputError
 
 

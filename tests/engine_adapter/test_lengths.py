@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engine_adapter.lengths import Lengths, LogNormal, Mixture, Pareto
+from engine_adapter.workloads.length_distributions import Lengths, LogNormal, Mixture, Pareto
 from store.errors import BadInputError
 
 EXAMPLES: dict[str, Lengths] = {

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine_adapter.loaders import load_workload
-from engine_adapter.tokens import count_tokens
-from engine_adapter.workload_parquet import COLUMNS
-from engine_adapter.workload_rows import Workload, WorkloadRow
+from engine_adapter.workloads.formats import load_workload
+from engine_adapter.workloads.parquet import COLUMNS
+from engine_adapter.workloads.rows import Workload, WorkloadRow
+from engine_adapter.workloads.token_ids import count_tokens
 from store.errors import WorkloadError
 
 AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens

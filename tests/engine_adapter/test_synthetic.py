@@ -6,10 +6,10 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from engine_adapter.synthetic import MAX_RESPONSE_TOKENS, SyntheticOptions, synthetic_stream
-from engine_adapter.synthetic_families import FAMILIES
-from engine_adapter.tokens import count_tokens
-from engine_adapter.workload_rows import Workload, WorkloadRow
+from engine_adapter.workloads.rows import Workload, WorkloadRow
+from engine_adapter.workloads.synthetic import MAX_RESPONSE_TOKENS, SyntheticOptions, synthetic_stream
+from engine_adapter.workloads.synthetic_families import FAMILIES
+from engine_adapter.workloads.token_ids import count_tokens
 from store.errors import BadInputError, WorkloadError
 
 

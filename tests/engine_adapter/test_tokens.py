@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_adapter.tokens import (
+from engine_adapter.workloads.token_ids import (
     FIRST_TOKEN_ID,
     PREFIX_BLOCK_TOKENS,
     VOCABULARY_SIZE,

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_adapter.synthetic import MAX_RESPONSE_TOKENS, synthetic_stream
-from engine_adapter.workload_rows import Workload, WorkloadRow
-from engine_adapter.workload_variants import VARIANTS, Variant, split_variant, varied
-from engine_adapter.workloads import bench_works
+from engine_adapter.workloads.requests import bench_works
+from engine_adapter.workloads.rows import Workload, WorkloadRow
+from engine_adapter.workloads.synthetic import MAX_RESPONSE_TOKENS, synthetic_stream
+from engine_adapter.workloads.variants import VARIANTS, Variant, split_variant, varied
 from store.errors import WorkloadError
 
 WORKLOAD = Workload(name="synthetic", rows=tuple(islice(synthetic_stream(seed=2), 600)))

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_adapter.arrivals import all_at_zero
-from engine_adapter.workloads import (
+from engine_adapter.workloads.arrivals import all_at_zero
+from engine_adapter.workloads.requests import (
     DEFAULT_MAX_TOKENS,
     SYNTHETIC,
     Workload,

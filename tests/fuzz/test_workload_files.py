@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine_adapter.loaders import load_workload
-from engine_adapter.workload_fields import MAX_TIME_S, MAX_TOKENS_PER_ROW
-from engine_adapter.workload_parquet import COLUMNS
+from engine_adapter.workloads.fields import MAX_TIME_S, MAX_TOKENS_PER_ROW
+from engine_adapter.workloads.formats import load_workload
+from engine_adapter.workloads.parquet import COLUMNS
 from store.errors import WorkloadError
 
 

@@ -14,10 +14,10 @@ import pytest
 from controller.core.core import Core, CoreConfig
 from controller.monitoring.live_state import Live
 from controller.policy.policies import policy_named
-from engine_adapter.synthetic import SyntheticOptions
 from engine_adapter.virtual_time.engine import Work
 from engine_adapter.virtual_time.request_account import Account
-from engine_adapter.workloads import work_stream
+from engine_adapter.workloads.requests import work_stream
+from engine_adapter.workloads.synthetic import SyntheticOptions
 from online_learning.learner import GlobalLearner
 from online_learning.mixture import MixtureLearner
 from online_learning.prompt import LengthLearner

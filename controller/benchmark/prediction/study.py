@@ -10,7 +10,7 @@ import numpy as np
 from rich.table import Table
 from scipy.stats import kendalltau
 
-from engine_adapter.workloads import BenchWorks, bench_works
+from engine_adapter.workloads.requests import BenchWorks, bench_works
 from online_learning.ablation import without_each_expert, without_each_feature
 from online_learning.distribution import FloatArray, LengthDistribution
 from online_learning.evaluate import Evaluation

@@ -23,8 +23,8 @@ from controller.policy.ablations import ABLATION_NAMES
 from controller.policy.baselines import BENCH_POLICY_NAMES, is_ours, variants_of
 from controller.policy.policies import Objective, Schedule
 from controller.reports.latency_summary import capacity_rps
-from engine_adapter.arrivals import arrival_plan
 from engine_adapter.virtual_time.profiles import profile_named
+from engine_adapter.workloads.arrivals import arrival_plan
 from store.errors import ConfigError
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -56,7 +56,7 @@ class BenchSpec:
     prefix_caching: bool | None = None
     """None: as the engine has it by default, on in vLLM's; the simulated engine does not have it."""
     arrivals: str = "own"
-    """As `engine_adapter.arrivals.arrival_plan` reads it."""
+    """As `engine_adapter.workloads.arrivals.arrival_plan` reads it."""
     tuned: bool = False
     """Whether rivals get their best static watermark."""
     objective: Objective = "balanced"

@@ -21,14 +21,14 @@ from controller.monitoring.live_state import Live
 from controller.monitoring.wait_forecast import Outlooks
 from controller.policy.policies import policy_named
 from controller.reports.latency_summary import PolicyFigures, capacity_rps, figures
-from engine_adapter.arrivals import all_at_zero, arrival_plan
 from engine_adapter.routing.ranking import Ledger, Sent, ranked
 from engine_adapter.serving.simulated_server import faster
 from engine_adapter.transport.link import NoLink
 from engine_adapter.virtual_time.engine import Step, Totals, Work, serve
 from engine_adapter.virtual_time.profiles import Profile, profile_named
 from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
-from engine_adapter.workloads import BenchWorks, bench_works, planned_arrivals, with_arrivals
+from engine_adapter.workloads.arrivals import all_at_zero, arrival_plan
+from engine_adapter.workloads.requests import BenchWorks, bench_works, planned_arrivals, with_arrivals
 from online_learning.mixture import MixtureLearner
 from online_learning.prompt import Observation, Prompt
 from store.errors import ConfigError

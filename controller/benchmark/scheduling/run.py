@@ -11,12 +11,12 @@ from controller.benchmark.in_process import Brain
 from controller.policy.baselines import BenchContext, bench_learner, bench_policy, is_ours
 from controller.policy.policies import Schedule
 from controller.reports.latency_summary import PolicyFigures, figures
-from engine_adapter.arrivals import ArrivalPlan, all_at_zero
 from engine_adapter.transport.link import EngineLink, NoLink
 from engine_adapter.virtual_time.engine import Life, Step, VirtualEngine, Work, serve
 from engine_adapter.virtual_time.profiles import Profile, profile_named
 from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
-from engine_adapter.workloads import BenchWorks, bench_works, planned_arrivals, with_arrivals
+from engine_adapter.workloads.arrivals import ArrivalPlan, all_at_zero
+from engine_adapter.workloads.requests import BenchWorks, bench_works, planned_arrivals, with_arrivals
 from store.errors import ConfigError
 
 BenchEngine: TypeAlias = Literal["simulated", "vllm"]

@@ -22,7 +22,7 @@ from engine_adapter.transport.zmq_sockets import ZmqLink
 from engine_adapter.virtual_time.engine import Work
 from engine_adapter.virtual_time.profiles import PROFILES
 from engine_adapter.virtual_time.request_account import Account
-from engine_adapter.workloads import work_stream
+from engine_adapter.workloads.requests import work_stream
 from store.errors import EngineError
 from store.records import Acknowledged, Arrived, ControllerMessage, Fact, Facts, IndexTable, Welcome
 

@@ -19,11 +19,11 @@ from controller.benchmark.synthetic_history import write_past
 from controller.benchmark.system.live_server_run import LiveRun, LiveServing, Stage, serve_live
 from controller.policy.policies import Objective
 from controller.reports.latency_summary import PolicyFigures
-from engine_adapter.arrivals import arrival_plan
 from engine_adapter.serving.vllm_server import MODEL_NAME
 from engine_adapter.virtual_time.engine import Work
 from engine_adapter.virtual_time.profiles import profile_named
-from engine_adapter.workloads import BenchWorks, bench_works, planned_arrivals, with_arrivals
+from engine_adapter.workloads.arrivals import arrival_plan
+from engine_adapter.workloads.requests import BenchWorks, bench_works, planned_arrivals, with_arrivals
 from store.errors import ConfigError
 
 TOLERANCE = 0.15

@@ -17,9 +17,9 @@ from controller.policy.policies import Objective
 from engine_adapter.serving.processes import Child, Children, free_port
 from engine_adapter.serving.vllm_bench_client import write_trace
 from engine_adapter.serving.vllm_server import MODEL_NAME, VllmServer
-from engine_adapter.tokens import VOCABULARY_SIZE
 from engine_adapter.virtual_time.engine import Work
 from engine_adapter.virtual_time.profiles import Profile
+from engine_adapter.workloads.token_ids import VOCABULARY_SIZE
 from store.errors import EngineError, SageError
 
 READY_S = 60.0

@@ -13,8 +13,8 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from engine_adapter.synthetic import MAX_RESPONSE_TOKENS
-from engine_adapter.workload_rows import WorkloadRow
+from engine_adapter.workloads.rows import WorkloadRow
+from engine_adapter.workloads.synthetic import MAX_RESPONSE_TOKENS
 from store.errors import WorkloadError
 
 Variant: TypeAlias = Literal["no-signal", "drift", "heavy-tail"]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine_adapter import workload_fields as fields
-from engine_adapter.workload_rows import Workload, WorkloadRow
+from engine_adapter.workloads import fields
+from engine_adapter.workloads.rows import Workload, WorkloadRow
 from store.errors import WorkloadError
 
 COLUMNS = ("task", "model", "prompt", "prompt_len_tokens", "response_len_tokens", "arrival_s", "client")

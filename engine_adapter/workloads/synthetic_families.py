@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from engine_adapter.lengths import Lengths, LogNormal, Mixture, Pareto
+from engine_adapter.workloads.length_distributions import Lengths, LogNormal, Mixture, Pareto
 
 Choices = tuple[str, ...]
 Scaled = tuple[tuple[str, float], ...]

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engine_adapter.synthetic_families import COMMON, FAMILIES, Family
-from engine_adapter.tokens import count_tokens
-from engine_adapter.workload_rows import WorkloadRow
+from engine_adapter.workloads.rows import WorkloadRow
+from engine_adapter.workloads.synthetic_families import COMMON, FAMILIES, Family
+from engine_adapter.workloads.token_ids import count_tokens
 from store.errors import BadInputError
 
 MAX_RESPONSE_TOKENS = 8000

@@ -11,10 +11,10 @@ from typing import TypeAlias
 
 import msgspec
 
-from engine_adapter import workload_fields as fields
-from engine_adapter.tokens import count_tokens
-from engine_adapter.workload_parquet import read_parquet
-from engine_adapter.workload_rows import Workload, WorkloadRow
+from engine_adapter.workloads import fields
+from engine_adapter.workloads.parquet import read_parquet
+from engine_adapter.workloads.rows import Workload, WorkloadRow
+from engine_adapter.workloads.token_ids import count_tokens
 from store.errors import WorkloadError
 
 _CsvRow: TypeAlias = dict[str, str | None]

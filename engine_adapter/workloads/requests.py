@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from engine_adapter.arrivals import ArrivalPlan, Seconds, Wave, all_at_zero, gamma_arrivals, trace_arrivals
-from engine_adapter.loaders import load_workload
-from engine_adapter.synthetic import SyntheticOptions, synthetic_stream
-from engine_adapter.tokens import VOCABULARY_SIZE, block_token_ids, random_token_ids, token_ids
 from engine_adapter.virtual_time.engine import Work
-from engine_adapter.workload_rows import Workload, WorkloadRow, fitting, row_tokens, sample, split
-from engine_adapter.workload_variants import split_variant, varied, within
+from engine_adapter.workloads.arrivals import ArrivalPlan, Seconds, Wave, all_at_zero, gamma_arrivals, trace_arrivals
+from engine_adapter.workloads.formats import load_workload
+from engine_adapter.workloads.rows import Workload, WorkloadRow, fitting, row_tokens, sample, split
+from engine_adapter.workloads.synthetic import SyntheticOptions, synthetic_stream
+from engine_adapter.workloads.token_ids import VOCABULARY_SIZE, block_token_ids, random_token_ids, token_ids
+from engine_adapter.workloads.variants import split_variant, varied, within
 from store.errors import WorkloadError
 
 __all__ = [
@@ -52,7 +52,7 @@ SYNTHETIC = {
 
 ``synthetic:drift`` changes its answers' lengths in the middle of the measured requests;
 the prompts of ``synthetic:no-signal`` say nothing about their answers.
-Any workload, file or built in, may be followed by one of `engine_adapter.workload_variants.VARIANTS`.
+Any workload, file or built in, may be followed by one of `engine_adapter.workloads.variants.VARIANTS`.
 """
 
 _BLOCK = 256

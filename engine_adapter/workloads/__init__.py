@@ -1,0 +1,1 @@
+"""Requests to serve: formats, synthetic ones, lengths, arrivals."""
