@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from online_learning.distribution import LengthDistribution, log_grid
 from online_learning.features import DIMENSIONS, IDENTITIES, TEMPLATE_DEPTHS, TEXT_DIMENSIONS
+from online_learning.length_learner import Drift, Features, Forecast, LengthLearner, Observation, Prompt
 from online_learning.mixture import MixtureLearner, MixtureSettings, all_experts
-from online_learning.prompt import Drift, Features, Forecast, LengthLearner, Observation, Prompt
 
 _PARTS: dict[str, slice] = {
     "projected text": slice(TEXT_DIMENSIONS),

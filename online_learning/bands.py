@@ -12,7 +12,7 @@ from online_learning.distribution import FloatArray, IntArray
 from online_learning.expert import Belief, Lesson, Query, bin_of, verdict
 from online_learning.features import DIMENSIONS, GRAM_ROWS, TEXT_DIMENSIONS
 from online_learning.global_belief import Prior
-from online_learning.prompt import Observation
+from online_learning.length_learner import Observation
 from online_learning.words import Words
 
 _MOST_EVIDENCE = 5_000.0

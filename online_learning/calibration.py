@@ -14,7 +14,7 @@ import numpy as np
 
 from online_learning.distribution import FloatArray, LengthDistribution
 from online_learning.guard import Guard, GuardSettings
-from online_learning.prompt import Observation
+from online_learning.length_learner import Observation
 from online_learning.scoring import PIT_BINS, Score, kendall_tau, log_score, mean_pinball_tokens, score, within
 
 ScopeKind: TypeAlias = Literal["model", "cluster", "rest"]

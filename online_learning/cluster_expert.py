@@ -16,8 +16,8 @@ from online_learning.expert import Belief, Lesson, Query, Verdict, bin_of, chanc
 from online_learning.global_belief import Prior
 from online_learning.hazard import mass_from_survival, posterior_hazard, survival_from_hazard
 from online_learning.kinship import Members, SplitSettings, nats_for_two, two_halves
+from online_learning.length_learner import ClusterChange, Drift, Observation
 from online_learning.models import ModelTable
-from online_learning.prompt import ClusterChange, Drift, Observation
 from online_learning.shrinkage import Shrinkage
 from online_learning.sketch import LengthSketch, SketchSettings
 

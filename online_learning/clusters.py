@@ -13,7 +13,7 @@ from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
 from online_learning.features import DIMENSIONS, TEXT_DIMENSIONS
-from online_learning.prompt import Features
+from online_learning.length_learner import Features
 
 _SCALAR_WEIGHT = 0.7
 """Weight of a scalar against the whole text in the distance; measured: prompt length says about as much as words."""

@@ -14,7 +14,7 @@ import numpy as np
 from online_learning.distribution import FloatArray, IntArray, LengthDistribution
 from online_learning.features import grams, prompt_features
 from online_learning.global_belief import GlobalBelief, GlobalSettings, Prior
-from online_learning.prompt import AtRisk, ClusterChange, Drift, Features, Forecast, Observation, Prompt
+from online_learning.length_learner import AtRisk, ClusterChange, Drift, Features, Forecast, Observation, Prompt
 from online_learning.sketch import Forgetting
 from online_learning.words import TellingWords, Words
 

@@ -19,7 +19,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from online_learning.prompt import Features, Prompt
+from online_learning.length_learner import Features, Prompt
 
 TEXT_DIMENSIONS = 128
 """Length of the text part, which comes first."""

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from online_learning.distribution import FloatArray, log_grid
 from online_learning.hazard import mass_from_survival, posterior_hazard, prior_with_tail, survival_from_hazard
+from online_learning.length_learner import Observation
 from online_learning.models import ModelTable
-from online_learning.prompt import Observation
 from online_learning.sketch import Forgetting, LengthSketch, SketchSettings
 
 _VAGUE_ANSWERS = 3.0

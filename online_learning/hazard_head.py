@@ -16,7 +16,7 @@ from online_learning.distribution import FloatArray, IntArray
 from online_learning.expert import Belief, Lesson, Query, bin_of, verdict
 from online_learning.features import DIMENSIONS, GRAM_ROWS, TEXT_DIMENSIONS
 from online_learning.hazard import mass_from_hazard
-from online_learning.prompt import Observation
+from online_learning.length_learner import Observation
 
 if TYPE_CHECKING:
     import torch

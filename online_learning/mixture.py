@@ -15,9 +15,9 @@ from online_learning.features import prompt_features
 from online_learning.global_belief import GlobalBelief
 from online_learning.hazard_head import HazardHead, HeadSettings, torch_is_installed
 from online_learning.learner import LearnerSettings
+from online_learning.length_learner import ClusterChange, Drift, Features, Forecast, LengthLearner, Observation, Prompt
 from online_learning.neighbours import NeighbourExpert, NeighbourSettings
 from online_learning.pooling import Pool, PoolSettings
-from online_learning.prompt import ClusterChange, Drift, Features, Forecast, LengthLearner, Observation, Prompt
 from online_learning.words import TellingWords
 
 

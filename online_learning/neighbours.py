@@ -13,8 +13,8 @@ from online_learning.distribution import FloatArray, IntArray
 from online_learning.expert import Belief, Lesson, Query, Verdict, bin_of, chances, verdict
 from online_learning.features import DIMENSIONS
 from online_learning.hazard import mass_from_survival, posterior_hazard, survival_from_hazard
+from online_learning.length_learner import Features, Observation
 from online_learning.models import ModelTable
-from online_learning.prompt import Features, Observation
 from online_learning.shrinkage import ModelAverage
 
 _REACH = 2.5

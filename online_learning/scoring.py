@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from online_learning.distribution import IntArray, LengthDistribution, log_grid
-from online_learning.prompt import Observation
+from online_learning.length_learner import Observation
 
 CHANCE_FLOOR = 1e-6
 """Least chance that the log score takes for true, so that a belief without a tail has a finite score."""

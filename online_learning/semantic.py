@@ -16,7 +16,7 @@ from online_learning.distribution import FloatArray, LengthDistribution
 from online_learning.expert import bin_of
 from online_learning.features import DIMENSIONS, IDENTITIES
 from online_learning.hazard import mass_from_hazard
-from online_learning.prompt import (
+from online_learning.length_learner import (
     ClusterChange,
     Drift,
     Features,

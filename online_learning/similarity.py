@@ -9,8 +9,8 @@ import numpy as np
 from online_learning.distribution import IntArray, LengthDistribution
 from online_learning.features import TEXT_DIMENSIONS, prompt_features
 from online_learning.learner import GlobalLearner, LearnerSettings
+from online_learning.length_learner import Drift, Features, Forecast, Observation, Prompt
 from online_learning.models import ModelTable
-from online_learning.prompt import Drift, Features, Forecast, Observation, Prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

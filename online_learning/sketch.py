@@ -16,7 +16,7 @@ from river.drift import ADWIN
 
 from online_learning.distribution import FloatArray, IntArray
 from online_learning.hazard import mass_from_hazard, posterior_hazard
-from online_learning.prompt import Observation
+from online_learning.length_learner import Observation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from online_learning.features import DIMENSIONS, GRAM_ROWS, IDENTITIES, grams
-from online_learning.prompt import Features
+from online_learning.length_learner import Features
 
 Words = tuple[NDArray[np.int64], NDArray[np.float32]]
 """Rows of n-grams, and the weight of each."""

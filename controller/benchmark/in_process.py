@@ -13,7 +13,7 @@ from engine_adapter.virtual_time.engine import VirtualEngine, Work
 from online_learning.calibration import CalibrationSettings
 from online_learning.distribution import LengthDistribution
 from online_learning.guard import GuardSettings
-from online_learning.prompt import Drift, Features, Forecast, LengthLearner, Observation, Prompt
+from online_learning.length_learner import Drift, Features, Forecast, LengthLearner, Observation, Prompt
 from store.records import ControllerMessage, EngineMessage, Hello, packed_tokens
 
 CONNECTION = b"bench"

@@ -13,7 +13,7 @@ from controller.core.registry import Registry
 from controller.core.sessions import ServedRequest, Session
 from controller.core.settings import Counts
 from online_learning.calibration import Judgement, Measurement
-from online_learning.prompt import Drift, Observation
+from online_learning.length_learner import Drift, Observation
 from store.entries import Outcome
 from store.records import Finished
 

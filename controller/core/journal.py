@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Literal, TypeAlias
 
 from controller.core.sessions import ServedRequest, Session
-from online_learning.prompt import ClusterChange, Drift
+from online_learning.length_learner import ClusterChange, Drift
 from store.entries import ClusterChanged, Decision, DriftDetected, Entry, StoreRecord
 from store.records import Fact
 

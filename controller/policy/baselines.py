@@ -26,8 +26,8 @@ from controller.policy.policies import POLICY_NAMES, Objective, Schedule, policy
 from controller.policy.policy import Assessment, EngineFacts, Policy, RequestFacts, Tuning
 from online_learning.distribution import LengthDistribution
 from online_learning.learner import GlobalLearner
+from online_learning.length_learner import LengthLearner
 from online_learning.mixture import MixtureLearner
-from online_learning.prompt import LengthLearner
 from online_learning.similarity import SimilarityLearner
 from store.errors import ConfigError
 from store.records import Gate, IndexTable, Preemption, Promotion, Victims

@@ -23,7 +23,7 @@ from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
 from online_learning.calibration import CalibrationSettings
 from online_learning.distribution import LengthDistribution
 from online_learning.guard import GuardSettings
-from online_learning.prompt import Drift, Features, Forecast, Observation, Prompt
+from online_learning.length_learner import Drift, Features, Forecast, Observation, Prompt
 from store.records import (
     Acknowledged,
     Arrived,

@@ -37,8 +37,8 @@ from online_learning.calibration import CalibrationSettings
 from online_learning.clusters import ClusterSettings
 from online_learning.guard import GuardSettings
 from online_learning.learner import LearnerSettings
+from online_learning.length_learner import LengthLearner
 from online_learning.mixture import MixtureLearner, MixtureSettings
-from online_learning.prompt import LengthLearner
 from online_learning.semantic import SemanticLearner
 from store.errors import StoreError
 from store.writer import HistoryWriter

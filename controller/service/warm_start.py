@@ -11,7 +11,7 @@ import numpy as np
 
 from controller.core.core import Core
 from online_learning.features import DIMENSIONS
-from online_learning.prompt import Features, Observation
+from online_learning.length_learner import Features, Observation
 from store.reader import PastAnswer, learning_history, next_answer
 
 log = logging.getLogger(__name__)

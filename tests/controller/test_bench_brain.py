@@ -3,8 +3,8 @@
 import numpy as np
 
 from controller.benchmark.in_process import RememberedFeatures
+from online_learning.length_learner import Features, Prompt
 from online_learning.mixture import MixtureLearner
-from online_learning.prompt import Features, Prompt
 
 
 class Counting(MixtureLearner):

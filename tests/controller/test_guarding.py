@@ -15,7 +15,7 @@ from online_learning.calibration import CalibrationSettings
 from online_learning.distribution import LengthDistribution, log_grid
 from online_learning.guard import GuardSettings
 from online_learning.learner import GlobalLearner
-from online_learning.prompt import Drift, Features, Forecast, Observation, Prompt
+from online_learning.length_learner import Drift, Features, Forecast, Observation, Prompt
 from store.entries import CalibrationMeasured, DriftDetected, Prediction, SettingsChanged
 from store.records import Arrived, ControllerMessage, Facts, Finished, Hello, IndexTable, Settings
 

@@ -23,7 +23,7 @@ from controller.replay.replay import Replay, ReplaySpec, run_replay
 from controller.replay.replay_engine import RecordedBeliefs, replay_as_told, replay_under
 from engine_adapter.virtual_time.engine import Life
 from online_learning.distribution import LengthDistribution
-from online_learning.prompt import Prompt
+from online_learning.length_learner import Prompt
 from store.reader import open_history
 from store.records import Settings
 from store.writer import HistoryWriter

@@ -12,8 +12,8 @@ from controller.policy.policies import policy_named
 from online_learning.clusters import ClusterSettings
 from online_learning.features import DIMENSIONS
 from online_learning.learner import GlobalLearner, LearnerSettings
+from online_learning.length_learner import LengthLearner, Observation
 from online_learning.mixture import MixtureLearner, MixtureSettings, solo_learners
-from online_learning.prompt import LengthLearner, Observation
 from online_learning.similarity import SimilarityLearner
 from store.records import Arrived, Fact, Facts, Finished, Hello, RunningRequest, Snapshot
 

@@ -3,8 +3,8 @@ import numpy as np
 from online_learning.ablation import BlindLearner, without_each_expert, without_each_feature
 from online_learning.features import DIMENSIONS, IDENTITIES, TEXT_DIMENSIONS, prompt_features
 from online_learning.learner import GlobalLearner
+from online_learning.length_learner import Observation, Prompt
 from online_learning.mixture import MixtureLearner
-from online_learning.prompt import Observation, Prompt
 
 PROMPT = Prompt(
     token_ids=np.arange(50, 250, dtype=np.uint32),

@@ -8,7 +8,7 @@ from online_learning.distribution import log_grid
 from online_learning.expert import Query
 from online_learning.features import prompt_features
 from online_learning.global_belief import GlobalBelief, GlobalSettings, Prior
-from online_learning.prompt import Observation, Prompt
+from online_learning.length_learner import Observation, Prompt
 
 GRID = log_grid()
 PRIOR = GlobalBelief(GlobalSettings()).prior("m")

@@ -10,7 +10,7 @@ from scipy.stats import kendalltau
 
 from online_learning.calibration import CalibrationBook, CalibrationSettings, Measurement, Scope, judge
 from online_learning.distribution import LengthDistribution
-from online_learning.prompt import Observation
+from online_learning.length_learner import Observation
 from online_learning.scoring import (
     PINBALL_PROBABILITIES,
     crps_tokens,

@@ -8,7 +8,7 @@ from online_learning.distribution import log_grid
 from online_learning.expert import Query
 from online_learning.features import DIMENSIONS, TEXT_DIMENSIONS
 from online_learning.global_belief import GlobalBelief, GlobalSettings
-from online_learning.prompt import ClusterChange, Features, Observation
+from online_learning.length_learner import ClusterChange, Features, Observation
 from online_learning.sketch import SketchSettings
 
 SETTINGS = ClusterSettings(

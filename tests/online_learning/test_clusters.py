@@ -3,7 +3,7 @@ import pytest
 
 from online_learning.clusters import ClusterSettings, FeatureSpace, PromptClusters
 from online_learning.features import DIMENSIONS, TEXT_DIMENSIONS
-from online_learning.prompt import Features
+from online_learning.length_learner import Features
 
 
 def _family_prompt(family: int, generator: np.random.Generator) -> Features:

@@ -7,8 +7,8 @@ import pytest
 from online_learning.clusters import ClusterSettings
 from online_learning.evaluate import Evaluation, evaluate
 from online_learning.learner import GlobalLearner, LearnerSettings
+from online_learning.length_learner import LengthLearner, Prompt
 from online_learning.mixture import MixtureSettings, solo_learners
-from online_learning.prompt import LengthLearner, Prompt
 
 SETTINGS = LearnerSettings(clusters=ClusterSettings(clusters=4, seed_prompts=50))
 

@@ -17,7 +17,7 @@ from online_learning.features import (
     grams,
     prompt_features,
 )
-from online_learning.prompt import Features, Prompt
+from online_learning.length_learner import Features, Prompt
 
 
 def _features(tokens: list[int], *, max_tokens: int = 512, temperature: float = 0.7) -> Features:
@@ -96,7 +96,7 @@ def test_features_are_the_same_in_another_process() -> None:
     program = (
         "import numpy as np\n"
         "from online_learning.features import prompt_features\n"
-        "from online_learning.prompt import Prompt\n"
+        "from online_learning.length_learner import Prompt\n"
         "ids = np.arange(50, dtype=np.uint32) * 37\n"
         "p = Prompt(token_ids=ids, prompt_tokens=50, max_tokens=512, temperature=0.7, model='m')\n"
         "print(prompt_features(p).tobytes().hex())\n"

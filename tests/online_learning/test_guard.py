@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from online_learning.calibration import CalibrationBook, Judgement, judge
 from online_learning.distribution import LengthDistribution, log_grid
 from online_learning.guard import Guard, GuardSettings, why_not
-from online_learning.prompt import Observation
+from online_learning.length_learner import Observation
 
 GRID = log_grid(8_192)
 FAMILIES = 6

@@ -6,7 +6,7 @@ from online_learning.expert import Query
 from online_learning.features import prompt_features
 from online_learning.global_belief import GlobalBelief, GlobalSettings
 from online_learning.hazard_head import HazardHead, HeadSettings
-from online_learning.prompt import Observation, Prompt
+from online_learning.length_learner import Observation, Prompt
 
 pytest.importorskip("torch", reason="needs torch: pip install sagesched-controller[neural]")
 

@@ -13,11 +13,11 @@ from online_learning.distribution import log_grid
 from online_learning.expert import SoloLearner
 from online_learning.hazard_head import HazardHead
 from online_learning.learner import GlobalLearner, LearnerSettings
+from online_learning.length_learner import Drift, Features, LengthLearner, Observation, Prompt
 from online_learning.memory import held_bytes
 from online_learning.mixture import MixtureLearner, MixtureSettings, solo_learners
 from online_learning.neighbours import NeighbourExpert, NeighbourSettings
 from online_learning.pooling import PoolSettings
-from online_learning.prompt import Drift, Features, LengthLearner, Observation, Prompt
 from online_learning.similarity import SimilarityLearner, SimilaritySettings
 from online_learning.sketch import SketchSettings
 

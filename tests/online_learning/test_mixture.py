@@ -9,8 +9,8 @@ import pytest
 
 from online_learning.evaluate import LearnerQuality, evaluate
 from online_learning.learner import GlobalLearner
+from online_learning.length_learner import LengthLearner, Observation, Prompt
 from online_learning.mixture import MixtureLearner, solo_learners
-from online_learning.prompt import LengthLearner, Observation, Prompt
 
 
 def _prompt(family: int, number: int, tenant: str | None = None) -> Prompt:

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from online_learning.distribution import LengthDistribution, log_grid
-from online_learning.prompt import Observation
+from online_learning.length_learner import Observation
 from online_learning.scoring import (
     RollingScores,
     crps_tokens,

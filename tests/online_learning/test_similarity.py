@@ -1,7 +1,7 @@
 import numpy as np
 
 from online_learning.features import DIMENSIONS, TEXT_DIMENSIONS
-from online_learning.prompt import Features, Observation
+from online_learning.length_learner import Features, Observation
 from online_learning.similarity import SimilarityLearner, SimilaritySettings
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from online_learning.distribution import LengthDistribution, log_grid
 from online_learning.hazard import mass_from_hazard
-from online_learning.prompt import AtRisk
+from online_learning.length_learner import AtRisk
 from online_learning.unfinished import Standing, UnfinishedAnswers, UnfinishedSettings
 
 GRID = np.arange(1, 33)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from online_learning.features import grams, prompt_features
-from online_learning.prompt import Features, Prompt
+from online_learning.length_learner import Features, Prompt
 from online_learning.words import TellingWords
 
 SHARED = np.arange(1_000, 1_030)

@@ -19,8 +19,8 @@ from engine_adapter.virtual_time.request_account import Account
 from engine_adapter.workloads.requests import work_stream
 from engine_adapter.workloads.synthetic import SyntheticOptions
 from online_learning.learner import GlobalLearner
+from online_learning.length_learner import LengthLearner
 from online_learning.mixture import MixtureLearner
-from online_learning.prompt import LengthLearner
 from store.entries import Entry
 from store.records import Fact, Facts, Hello, RunningRequest, Snapshot
 

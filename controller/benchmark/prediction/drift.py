@@ -17,8 +17,8 @@ from controller.benchmark.prediction.study import MAIN_LEARNER, task_prompts
 from online_learning.distribution import LengthDistribution
 from online_learning.evaluate import evaluate
 from online_learning.learner import GlobalLearner
+from online_learning.length_learner import LengthLearner, Observation, Prompt
 from online_learning.mixture import MixtureLearner
-from online_learning.prompt import LengthLearner, Observation, Prompt
 from online_learning.scoring import Score
 from store.errors import BadInputError
 

@@ -12,8 +12,8 @@ from online_learning.cluster_expert import ClusterExpert
 from online_learning.distribution import LengthDistribution, log_grid
 from online_learning.expert import SoloLearner
 from online_learning.learner import LearnerSettings
+from online_learning.length_learner import Drift, Features, Forecast, LengthLearner, Observation, Prompt
 from online_learning.mixture import MixtureLearner
-from online_learning.prompt import Drift, Features, Forecast, LengthLearner, Observation, Prompt
 from online_learning.semantic import Embedding, SemanticLearner
 
 EMBEDDING_DIMENSIONS = 8
