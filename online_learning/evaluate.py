@@ -10,10 +10,10 @@ from typing import TypeAlias
 import numpy as np
 from scipy.stats import kendalltau, spearmanr
 
+from online_learning.calibration.scoring import Score, score, summarise
 from online_learning.distribution import LengthDistribution
 from online_learning.length_learner import Features, LengthLearner, Observation, Prompt
 from online_learning.memory import held_bytes
-from online_learning.scoring import Score, score, summarise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import Any
 from msgspec import structs
 
 from controller.monitoring.live_state import EngineView, FinishedView, Picture
-from online_learning.calibration import Measurement
+from online_learning.calibration.calibration import Measurement
 from store.entries import DriftDetected
 from store.records import Settings, Snapshot
 

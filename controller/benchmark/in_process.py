@@ -10,9 +10,9 @@ from controller.core.core import Core, CoreConfig
 from controller.policy.policy import Policy
 from engine_adapter.transport.link import DirectLink
 from engine_adapter.virtual_time.engine import VirtualEngine, Work
-from online_learning.calibration import CalibrationSettings
+from online_learning.calibration.calibration import CalibrationSettings
+from online_learning.calibration.guard import GuardSettings
 from online_learning.distribution import LengthDistribution
-from online_learning.guard import GuardSettings
 from online_learning.length_learner import Drift, Features, Forecast, LengthLearner, Observation, Prompt
 from store.records import ControllerMessage, EngineMessage, Hello, packed_tokens
 

@@ -12,7 +12,7 @@ from controller.core.publisher import Outgoing, Publisher
 from controller.core.registry import Registry
 from controller.core.sessions import ServedRequest, Session
 from controller.core.settings import Counts
-from online_learning.calibration import Judgement, Measurement
+from online_learning.calibration.calibration import Judgement, Measurement
 from online_learning.length_learner import Drift, Observation
 from store.entries import Outcome
 from store.records import Finished

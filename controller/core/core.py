@@ -23,7 +23,7 @@ from controller.core.registry import Registry
 from controller.core.sessions import Session
 from controller.core.settings import CoreConfig, Counts
 from controller.policy.policy import Policy
-from online_learning.calibration import CalibrationBook
+from online_learning.calibration.calibration import CalibrationBook
 from online_learning.length_learner import Drift, Features, LengthLearner, Observation
 from online_learning.semantic import Embedding
 from store.entries import EngineSeen, Entry, SettingsChanged

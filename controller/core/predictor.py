@@ -12,7 +12,7 @@ from msgspec import structs
 
 from controller.core.sessions import ServedRequest, Session
 from controller.policy.policy import Policy, RequestFacts
-from online_learning.calibration import CalibrationBook, CalibrationSettings, Judgement, Measurement, judge
+from online_learning.calibration.calibration import CalibrationBook, CalibrationSettings, Judgement, Measurement, judge
 from online_learning.distribution import LengthDistribution
 from online_learning.length_learner import (
     AtRisk,

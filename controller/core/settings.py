@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from online_learning.calibration import CalibrationSettings
+from online_learning.calibration.calibration import CalibrationSettings
 from store.records import Mode
 
 

@@ -18,9 +18,9 @@ import msgspec
 from controller.core.core import Core
 from controller.core.sessions import ServedRequest, Session
 from controller.monitoring.recent_requests import RecentLives
-from online_learning.calibration import Judgement, Measurement
+from online_learning.calibration.calibration import Judgement, Measurement
+from online_learning.calibration.scoring import Calibration, RollingScores
 from online_learning.distribution import LengthDistribution
-from online_learning.scoring import Calibration, RollingScores
 from store.entries import DriftDetected, Outcome
 from store.records import Arrived, Finished, Hello, IndexTable, Settings, Snapshot
 from store.writer import WriterStats

@@ -20,9 +20,9 @@ from controller.replay.recorded_run import Replayable
 from engine_adapter.transport.link import DirectLink, EngineLink, NoLink
 from engine_adapter.virtual_time.engine import Step, Totals, VirtualEngine, Work, serve
 from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
-from online_learning.calibration import CalibrationSettings
+from online_learning.calibration.calibration import CalibrationSettings
+from online_learning.calibration.guard import GuardSettings
 from online_learning.distribution import LengthDistribution
-from online_learning.guard import GuardSettings
 from online_learning.length_learner import Drift, Features, Forecast, Observation, Prompt
 from store.records import (
     Acknowledged,

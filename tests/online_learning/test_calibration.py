@@ -8,16 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kendalltau
 
-from online_learning.calibration import CalibrationBook, CalibrationSettings, Measurement, Scope, judge
-from online_learning.distribution import LengthDistribution
-from online_learning.length_learner import Observation
-from online_learning.scoring import (
+from online_learning.calibration.calibration import CalibrationBook, CalibrationSettings, Measurement, Scope, judge
+from online_learning.calibration.scoring import (
     PINBALL_PROBABILITIES,
     crps_tokens,
     kendall_tau,
     mean_pinball_tokens,
     summarise,
 )
+from online_learning.distribution import LengthDistribution
+from online_learning.length_learner import Observation
 
 LENGTHS = np.array([5, 10, 20, 40, 80])
 UNIFORM = LengthDistribution(LENGTHS, np.full(5, 0.2))

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from online_learning.calibration import CalibrationBook, Judgement, judge
+from online_learning.calibration.calibration import CalibrationBook, Judgement, judge
+from online_learning.calibration.guard import Guard, GuardSettings, why_not
 from online_learning.distribution import LengthDistribution, log_grid
-from online_learning.guard import Guard, GuardSettings, why_not
 from online_learning.length_learner import Observation
 
 GRID = log_grid(8_192)

@@ -3,9 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from online_learning.distribution import LengthDistribution, log_grid
-from online_learning.length_learner import Observation
-from online_learning.scoring import (
+from online_learning.calibration.scoring import (
     RollingScores,
     crps_tokens,
     log_score,
@@ -14,6 +12,8 @@ from online_learning.scoring import (
     summarise,
     within,
 )
+from online_learning.distribution import LengthDistribution, log_grid
+from online_learning.length_learner import Observation
 
 beliefs = st.builds(
     lambda lengths, seed: LengthDistribution(

@@ -14,12 +14,12 @@ import numpy as np
 from rich.table import Table
 
 from controller.benchmark.prediction.study import MAIN_LEARNER, task_prompts
+from online_learning.calibration.scoring import Score
 from online_learning.distribution import LengthDistribution
 from online_learning.evaluate import evaluate
 from online_learning.learner import GlobalLearner
 from online_learning.length_learner import LengthLearner, Observation, Prompt
 from online_learning.mixture import MixtureLearner
-from online_learning.scoring import Score
 from store.errors import BadInputError
 
 LONGER, SHORTER = 3.0, 0.3

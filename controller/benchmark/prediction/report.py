@@ -20,7 +20,7 @@ from controller.benchmark.prediction.study import (
 from controller.benchmark.scheduling.plots import COLOURS
 from controller.benchmark.scheduling.report import PAGE
 from controller.written import write_whole
-from online_learning.scoring import PIT_BINS
+from online_learning.calibration.scoring import PIT_BINS
 
 SCATTER_POINTS = 3_000
 COMPARED = (MAIN_LEARNER, "global", "sagesched-paper")

@@ -25,8 +25,8 @@ from controller.policy.policies import policy_named
 from engine_adapter.transport.zmq_sockets import ZmqHub, ZmqLink
 from engine_adapter.virtual_time.engine import Work
 from engine_adapter.workloads.requests import DEFAULT_MAX_TOKENS, work_stream
-from online_learning.calibration import CalibrationSettings
-from online_learning.guard import GuardSettings
+from online_learning.calibration.calibration import CalibrationSettings
+from online_learning.calibration.guard import GuardSettings
 from online_learning.mixture import MixtureLearner
 from store.errors import ConfigError
 from store.records import Hello

@@ -1,7 +1,7 @@
 """Calibration as a live fact: how predictions turned out lately, for each model and each prompt cluster.
 
 Everything is bounded: answers by windows, models and clusters by counts.
-Answers that were cut count by what is known of them, as in `online_learning.scoring`.
+Answers that were cut count by what is known of them, as in `online_learning.calibration.scoring`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,18 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
+from online_learning.calibration.guard import Guard, GuardSettings
+from online_learning.calibration.scoring import (
+    PIT_BINS,
+    Score,
+    kendall_tau,
+    log_score,
+    mean_pinball_tokens,
+    score,
+    within,
+)
 from online_learning.distribution import FloatArray, LengthDistribution
-from online_learning.guard import Guard, GuardSettings
 from online_learning.length_learner import Observation
-from online_learning.scoring import PIT_BINS, Score, kendall_tau, log_score, mean_pinball_tokens, score, within
 
 ScopeKind: TypeAlias = Literal["model", "cluster", "rest"]
 ALL_WELL = "due"

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from online_learning.calibration.scoring import Score
 from online_learning.distribution import FloatArray
-from online_learning.scoring import Score
 
 _CENTRAL = ((0.5, "50 %"), (0.9, "90 %"))
 
