@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from online_learning.clusters import ClusterSettings
+from online_learning.clustering.clusters import ClusterSettings
 from online_learning.distribution import LengthDistribution
 from online_learning.expert import at_risk_of, drifts_of
 from online_learning.features import prompt_features

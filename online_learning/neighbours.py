@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from online_learning.clusters import FeatureSpace
+from online_learning.clustering.clusters import FeatureSpace
 from online_learning.distribution import FloatArray, IntArray
 from online_learning.expert import Belief, Lesson, Query, Verdict, bin_of, chances, verdict
 from online_learning.features import DIMENSIONS

@@ -13,7 +13,7 @@ from controller.policy.policies import policy_named
 from controller.service.warm_start import rebuild
 from engine_adapter.workloads.synthetic import synthetic_stream
 from engine_adapter.workloads.token_ids import token_ids
-from online_learning.clusters import ClusterSettings
+from online_learning.clustering.clusters import ClusterSettings
 from online_learning.learner import GlobalLearner, LearnerSettings
 from online_learning.length_learner import Drift, Features, LengthLearner, Observation, Prompt
 from online_learning.mixture import MixtureLearner, MixtureSettings, solo_learners

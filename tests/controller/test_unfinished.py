@@ -9,7 +9,7 @@ import pytest
 
 from controller.core.core import Core, CoreConfig
 from controller.policy.policies import policy_named
-from online_learning.clusters import ClusterSettings
+from online_learning.clustering.clusters import ClusterSettings
 from online_learning.features import DIMENSIONS
 from online_learning.learner import GlobalLearner, LearnerSettings
 from online_learning.length_learner import LengthLearner, Observation

@@ -3,7 +3,7 @@
 import numpy as np
 
 from online_learning.cluster_expert import ClusterExpert
-from online_learning.clusters import ClusterSettings
+from online_learning.clustering.clusters import ClusterSettings
 from online_learning.distribution import log_grid
 from online_learning.expert import Query
 from online_learning.features import DIMENSIONS, TEXT_DIMENSIONS

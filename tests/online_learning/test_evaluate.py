@@ -4,7 +4,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from online_learning.clusters import ClusterSettings
+from online_learning.clustering.clusters import ClusterSettings
 from online_learning.evaluate import Evaluation, evaluate
 from online_learning.learner import GlobalLearner, LearnerSettings
 from online_learning.length_learner import LengthLearner, Prompt

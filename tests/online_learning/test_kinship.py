@@ -3,10 +3,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from online_learning.clustering.split_tests import (
+    Members,
+    SplitSettings,
+    life_table,
+    log_evidence,
+    nats_for_two,
+    two_halves,
+)
 from online_learning.distribution import log_grid
 from online_learning.global_belief import Prior
 from online_learning.hazard import survival_from_hazard, vague_hazard
-from online_learning.kinship import Members, SplitSettings, life_table, log_evidence, nats_for_two, two_halves
 from online_learning.length_learner import Observation
 from online_learning.sketch import LengthSketch, SketchSettings
 

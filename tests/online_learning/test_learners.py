@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from online_learning.bands import BandExpert
-from online_learning.clusters import ClusterSettings
+from online_learning.clustering.clusters import ClusterSettings
 from online_learning.distribution import log_grid
 from online_learning.expert import SoloLearner
 from online_learning.hazard_head import HazardHead

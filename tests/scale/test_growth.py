@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from online_learning.clusters import ClusterSettings
+from online_learning.clustering.clusters import ClusterSettings
 from online_learning.learner import LearnerSettings
 from online_learning.memory import held_bytes
 from online_learning.mixture import MixtureLearner, MixtureSettings

@@ -1,0 +1,1 @@
+"""Clusters of prompts: how they form, split, merge and retire."""
