@@ -16,7 +16,7 @@ from controller.core.core import Core, CoreConfig
 from controller.monitoring.live_state import Live
 from controller.monitoring.metrics import Metrics
 from controller.policy.policies import policy_named
-from online_learning.learner import GlobalLearner
+from online_learning.evaluation.global_learner import GlobalLearner
 from store.reader import open_history
 from store.records import Arrived, Facts, Finished, Hello, Snapshot
 from store.useful_queries import USEFUL_QUERIES

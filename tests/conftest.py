@@ -20,7 +20,7 @@ from engine_adapter.transport.link import DirectLink
 from engine_adapter.virtual_time.engine import Life, Step, Work, serve
 from engine_adapter.virtual_time.profiles import Profile
 from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
-from online_learning.learner import GlobalLearner
+from online_learning.evaluation.global_learner import GlobalLearner
 from store.entries import Entry
 from store.life import LifeFacts
 from store.records import Arrived, ControllerMessage, EngineMessage, Mode, Snapshot

@@ -25,10 +25,10 @@ from controller.policy.index_table import expected_cost_s, index_table
 from controller.policy.policies import POLICY_NAMES, Objective, Schedule, policy_named
 from controller.policy.policy import Assessment, EngineFacts, Policy, RequestFacts, Tuning
 from online_learning.distribution import LengthDistribution
-from online_learning.learner import GlobalLearner
+from online_learning.evaluation.global_learner import GlobalLearner
+from online_learning.evaluation.paper_predictor import SimilarityLearner
 from online_learning.length_learner import LengthLearner
 from online_learning.mixture import MixtureLearner
-from online_learning.similarity import SimilarityLearner
 from store.errors import ConfigError
 from store.records import Gate, IndexTable, Preemption, Promotion, Victims
 

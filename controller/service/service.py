@@ -36,7 +36,7 @@ from engine_adapter.transport.zmq_sockets import ZmqHub
 from online_learning.calibration.calibration import CalibrationSettings
 from online_learning.calibration.guard import GuardSettings
 from online_learning.clustering.clusters import ClusterSettings
-from online_learning.learner import LearnerSettings
+from online_learning.evaluation.global_learner import LearnerSettings
 from online_learning.length_learner import LengthLearner
 from online_learning.mixture import MixtureLearner, MixtureSettings
 from online_learning.semantic import SemanticLearner

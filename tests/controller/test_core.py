@@ -6,7 +6,7 @@ import pytest
 from controller.core.core import Core, CoreConfig
 from controller.policy.policies import policy_named
 from online_learning.distribution import LengthDistribution
-from online_learning.learner import GlobalLearner
+from online_learning.evaluation.global_learner import GlobalLearner
 from online_learning.length_learner import Features, LengthLearner, Observation, Prompt
 from store.entries import Decision, EngineSeen, Outcome, Prediction, SettingsChanged
 from store.records import Acknowledged, Arrived, Facts, Finished, Heartbeat, Hello, IndexTable, Settings

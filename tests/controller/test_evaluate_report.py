@@ -19,7 +19,7 @@ from controller.benchmark.prediction.study import (
     task_table,
 )
 from controller.cli.output import print_table
-from online_learning.evaluate import Evaluation
+from online_learning.evaluation.prequential import Evaluation
 
 
 @pytest.fixture(scope="module")

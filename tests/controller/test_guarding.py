@@ -14,7 +14,7 @@ from controller.policy.policies import policy_named
 from online_learning.calibration.calibration import CalibrationSettings
 from online_learning.calibration.guard import GuardSettings
 from online_learning.distribution import LengthDistribution, log_grid
-from online_learning.learner import GlobalLearner
+from online_learning.evaluation.global_learner import GlobalLearner
 from online_learning.length_learner import Drift, Features, Forecast, Observation, Prompt
 from store.entries import CalibrationMeasured, DriftDetected, Prediction, SettingsChanged
 from store.records import Arrived, ControllerMessage, Facts, Finished, Hello, IndexTable, Settings

@@ -14,7 +14,7 @@ from controller.service.warm_start import rebuild
 from engine_adapter.workloads.synthetic import synthetic_stream
 from engine_adapter.workloads.token_ids import token_ids
 from online_learning.clustering.clusters import ClusterSettings
-from online_learning.learner import GlobalLearner, LearnerSettings
+from online_learning.evaluation.global_learner import GlobalLearner, LearnerSettings
 from online_learning.length_learner import Drift, Features, LengthLearner, Observation, Prompt
 from online_learning.mixture import MixtureLearner, MixtureSettings, solo_learners
 from store.reader import learning_history, open_history

@@ -6,7 +6,7 @@ import pytest
 
 from controller.core.core import Core, CoreConfig
 from controller.policy.policies import policy_named
-from online_learning.learner import GlobalLearner
+from online_learning.evaluation.global_learner import GlobalLearner
 from store.records import Arrived, Facts, FirstToken, Hello, Snapshot
 
 HELLO = Hello(

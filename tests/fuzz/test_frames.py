@@ -14,7 +14,7 @@ from controller.core.core import Core, CoreConfig
 from controller.policy.policies import policy_named
 from engine_adapter.agent.agent import Agent
 from engine_adapter.transport.link import DirectLink
-from online_learning.learner import GlobalLearner
+from online_learning.evaluation.global_learner import GlobalLearner
 from store.errors import ProtocolError
 from store.records import (
     MAX_PROMPT_TOKENS_SENT,

@@ -19,7 +19,7 @@ from controller.policy.policies import policy_named
 from controller.service.warm_start import rebuild
 from engine_adapter.virtual_time.profiles import PROFILES
 from engine_adapter.workloads.requests import bench_works
-from online_learning.learner import GlobalLearner
+from online_learning.evaluation.global_learner import GlobalLearner
 from store.entries import ClusterChanged, Entry
 from store.errors import BadInputError, StoreSchemaError
 from store.merge import CLUSTERS_APART, merge_histories

@@ -18,7 +18,7 @@ from engine_adapter.virtual_time.profiles import Profile
 from engine_adapter.vllm.plugin import plugin_settings, ranked_name
 from engine_adapter.vllm.virtual_time import VllmVirtualTimeEngine
 from engine_adapter.vllm_scheduler import SageScheduler
-from online_learning.learner import GlobalLearner
+from online_learning.evaluation.global_learner import GlobalLearner
 
 pytestmark = pytest.mark.vllm
 

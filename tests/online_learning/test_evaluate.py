@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from online_learning.clustering.clusters import ClusterSettings
-from online_learning.evaluate import Evaluation, evaluate
-from online_learning.learner import GlobalLearner, LearnerSettings
+from online_learning.evaluation.global_learner import GlobalLearner, LearnerSettings
+from online_learning.evaluation.prequential import Evaluation, evaluate
 from online_learning.length_learner import LengthLearner, Prompt
 from online_learning.mixture import MixtureSettings, solo_learners
 

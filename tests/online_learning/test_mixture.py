@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from online_learning.evaluate import LearnerQuality, evaluate
-from online_learning.learner import GlobalLearner
+from online_learning.evaluation.global_learner import GlobalLearner
+from online_learning.evaluation.prequential import LearnerQuality, evaluate
 from online_learning.length_learner import LengthLearner, Observation, Prompt
 from online_learning.mixture import MixtureLearner, solo_learners
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from online_learning.distribution import log_grid
+from online_learning.evaluation.global_learner import GlobalLearner
 from online_learning.features import grams, prompt_features
-from online_learning.learner import GlobalLearner
 from online_learning.length_learner import Observation, Prompt
 from online_learning.semantic import SemanticHead, SemanticLearner, apart, with_embedding
 

@@ -1,8 +1,8 @@
 import numpy as np
 
+from online_learning.evaluation.paper_predictor import SimilarityLearner, SimilaritySettings
 from online_learning.features import DIMENSIONS, TEXT_DIMENSIONS
 from online_learning.length_learner import Features, Observation
-from online_learning.similarity import SimilarityLearner, SimilaritySettings
 
 
 def _at_cosine(cosine: float) -> Features:

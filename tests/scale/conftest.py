@@ -18,7 +18,7 @@ from engine_adapter.virtual_time.engine import Work
 from engine_adapter.virtual_time.request_account import Account
 from engine_adapter.workloads.requests import work_stream
 from engine_adapter.workloads.synthetic import SyntheticOptions
-from online_learning.learner import GlobalLearner
+from online_learning.evaluation.global_learner import GlobalLearner
 from online_learning.length_learner import LengthLearner
 from online_learning.mixture import MixtureLearner
 from store.entries import Entry

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from online_learning.clustering.clusters import ClusterSettings
-from online_learning.learner import LearnerSettings
-from online_learning.memory import held_bytes
+from online_learning.evaluation.global_learner import LearnerSettings
+from online_learning.evaluation.memory import held_bytes
 from online_learning.mixture import MixtureLearner, MixtureSettings
 from online_learning.neighbours import NeighbourSettings
 

@@ -16,8 +16,8 @@ from rich.table import Table
 from controller.benchmark.prediction.study import MAIN_LEARNER, task_prompts
 from online_learning.calibration.scoring import Score
 from online_learning.distribution import LengthDistribution
-from online_learning.evaluate import evaluate
-from online_learning.learner import GlobalLearner
+from online_learning.evaluation.global_learner import GlobalLearner
+from online_learning.evaluation.prequential import evaluate
 from online_learning.length_learner import LengthLearner, Observation, Prompt
 from online_learning.mixture import MixtureLearner
 from store.errors import BadInputError

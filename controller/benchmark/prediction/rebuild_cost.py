@@ -17,8 +17,8 @@ from controller.policy.policies import policy_named
 from controller.service.warm_start import rebuild
 from engine_adapter.virtual_time.profiles import profile_named
 from engine_adapter.workloads.requests import bench_works, to_works
+from online_learning.evaluation.memory import held_bytes
 from online_learning.length_learner import Prompt
-from online_learning.memory import held_bytes
 from online_learning.mixture import MixtureLearner
 from store.records import Facts
 from store.writer import HistoryWriter

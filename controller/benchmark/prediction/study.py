@@ -11,15 +11,15 @@ from rich.table import Table
 from scipy.stats import kendalltau
 
 from engine_adapter.workloads.requests import BenchWorks, bench_works
-from online_learning.ablation import without_each_expert, without_each_feature
 from online_learning.calibration.scoring import Score
 from online_learning.distribution import FloatArray, LengthDistribution
-from online_learning.evaluate import Evaluation
-from online_learning.evaluate import evaluate as evaluate_prompts
-from online_learning.learner import GlobalLearner
+from online_learning.evaluation.ablation import without_each_expert, without_each_feature
+from online_learning.evaluation.global_learner import GlobalLearner
+from online_learning.evaluation.paper_predictor import SimilarityLearner
+from online_learning.evaluation.prequential import Evaluation
+from online_learning.evaluation.prequential import evaluate as evaluate_prompts
 from online_learning.length_learner import LengthLearner, Observation, Prompt
 from online_learning.mixture import MixtureLearner, solo_learners
-from online_learning.similarity import SimilarityLearner
 from store.records import head_and_tail
 
 MAX_TOKENS = 8192

@@ -12,8 +12,8 @@ from scipy.stats import kendalltau, spearmanr
 
 from online_learning.calibration.scoring import Score, score, summarise
 from online_learning.distribution import LengthDistribution
+from online_learning.evaluation.memory import held_bytes
 from online_learning.length_learner import Features, LengthLearner, Observation, Prompt
-from online_learning.memory import held_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
