@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from online_learning.semantic import Embedding
+from online_learning.experts.semantic import Embedding
 from store.errors import ConfigError
 
 log = logging.getLogger(__name__)

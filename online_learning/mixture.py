@@ -7,16 +7,26 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from online_learning.bands import BandExpert, BandSettings
-from online_learning.cluster_expert import ClusterExpert
 from online_learning.distribution import FloatArray, IntArray, LengthDistribution, log_grid
 from online_learning.evaluation.global_learner import LearnerSettings
-from online_learning.expert import Belief, Expert, Lesson, Query, SoloLearner, at_risk_of, bin_of, drifts_of, verdict
+from online_learning.experts.cluster import ClusterExpert
+from online_learning.experts.expert import (
+    Belief,
+    Expert,
+    Lesson,
+    Query,
+    SoloLearner,
+    at_risk_of,
+    bin_of,
+    drifts_of,
+    verdict,
+)
+from online_learning.experts.neighbours import NeighbourExpert, NeighbourSettings
+from online_learning.experts.network import HazardHead, HeadSettings, torch_is_installed
+from online_learning.experts.quantile_bands import BandExpert, BandSettings
 from online_learning.features import prompt_features
 from online_learning.global_belief import GlobalBelief
-from online_learning.hazard_head import HazardHead, HeadSettings, torch_is_installed
 from online_learning.length_learner import ClusterChange, Drift, Features, Forecast, LengthLearner, Observation, Prompt
-from online_learning.neighbours import NeighbourExpert, NeighbourSettings
 from online_learning.pooling import Pool, PoolSettings
 from online_learning.words import TellingWords
 

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 
 from online_learning.distribution import FloatArray
-from online_learning.expert import Verdict
+from online_learning.experts.expert import Verdict
 from online_learning.models import ModelTable
 
 _LEAST_CHANCE = 1e-9

@@ -24,8 +24,8 @@ from controller.core.sessions import Session
 from controller.core.settings import CoreConfig, Counts
 from controller.policy.policy import Policy
 from online_learning.calibration.calibration import CalibrationBook
+from online_learning.experts.semantic import Embedding
 from online_learning.length_learner import Drift, Features, LengthLearner, Observation
-from online_learning.semantic import Embedding
 from store.entries import EngineSeen, Entry, SettingsChanged
 from store.records import (
     Acknowledged,

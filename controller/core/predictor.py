@@ -14,6 +14,7 @@ from controller.core.sessions import ServedRequest, Session
 from controller.policy.policy import Policy, RequestFacts
 from online_learning.calibration.calibration import CalibrationBook, CalibrationSettings, Judgement, Measurement, judge
 from online_learning.distribution import LengthDistribution
+from online_learning.experts.semantic import Embedding, with_embedding
 from online_learning.length_learner import (
     AtRisk,
     ClusterChange,
@@ -25,7 +26,6 @@ from online_learning.length_learner import (
     Observation,
     Prompt,
 )
-from online_learning.semantic import Embedding, with_embedding
 from online_learning.unfinished import UnfinishedAnswers
 from store.entries import CalibrationMeasured, Outcome, Prediction
 from store.records import Arrived, Finished, IndexTable, Snapshot

@@ -16,7 +16,7 @@ from controller.monitoring.doctor import examine
 from controller.monitoring.live_state import Live
 from controller.monitoring.metrics import Metrics
 from controller.prompt_encoder import Encoder, check_encoder, load_encoder
-from online_learning.semantic import Embedding
+from online_learning.experts.semantic import Embedding
 from store.errors import ConfigError
 from store.reader import learning_history, open_history
 

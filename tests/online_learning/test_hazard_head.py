@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 from online_learning.distribution import log_grid
-from online_learning.expert import Query
+from online_learning.experts.expert import Query
+from online_learning.experts.network import HazardHead, HeadSettings
 from online_learning.features import prompt_features
 from online_learning.global_belief import GlobalBelief, GlobalSettings
-from online_learning.hazard_head import HazardHead, HeadSettings
 from online_learning.length_learner import Observation, Prompt
 
 pytest.importorskip("torch", reason="needs torch: pip install sagesched-controller[neural]")

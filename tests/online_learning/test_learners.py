@@ -7,17 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from online_learning.bands import BandExpert
 from online_learning.clustering.clusters import ClusterSettings
 from online_learning.distribution import log_grid
 from online_learning.evaluation.global_learner import GlobalLearner, LearnerSettings
 from online_learning.evaluation.memory import held_bytes
 from online_learning.evaluation.paper_predictor import SimilarityLearner, SimilaritySettings
-from online_learning.expert import SoloLearner
-from online_learning.hazard_head import HazardHead
+from online_learning.experts.expert import SoloLearner
+from online_learning.experts.neighbours import NeighbourExpert, NeighbourSettings
+from online_learning.experts.network import HazardHead
+from online_learning.experts.quantile_bands import BandExpert
 from online_learning.length_learner import Drift, Features, LengthLearner, Observation, Prompt
 from online_learning.mixture import MixtureLearner, MixtureSettings, solo_learners
-from online_learning.neighbours import NeighbourExpert, NeighbourSettings
 from online_learning.pooling import PoolSettings
 from online_learning.sketch import SketchSettings
 

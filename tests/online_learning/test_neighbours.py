@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 
 from online_learning.distribution import log_grid
-from online_learning.expert import Belief, Query
+from online_learning.experts.expert import Belief, Query
+from online_learning.experts.neighbours import NeighbourExpert, NeighbourSettings
 from online_learning.features import prompt_features
 from online_learning.global_belief import GlobalBelief, GlobalSettings
 from online_learning.length_learner import Features, Observation, Prompt
-from online_learning.neighbours import NeighbourExpert, NeighbourSettings
 
 GRID = log_grid()
 PRIOR = GlobalBelief(GlobalSettings()).prior("m")

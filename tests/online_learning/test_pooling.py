@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from online_learning.expert import Verdict, verdict
+from online_learning.experts.expert import Verdict, verdict
 from online_learning.pooling import Correction, Pool, PoolSettings
 
 BINS = 40

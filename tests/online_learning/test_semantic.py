@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from online_learning.distribution import log_grid
 from online_learning.evaluation.global_learner import GlobalLearner
+from online_learning.experts.semantic import SemanticHead, SemanticLearner, apart, with_embedding
 from online_learning.features import grams, prompt_features
 from online_learning.length_learner import Observation, Prompt
-from online_learning.semantic import SemanticHead, SemanticLearner, apart, with_embedding
 
 GRID = log_grid()
 FLAT = np.full(GRID.size, 1.0 / GRID.size)

@@ -8,13 +8,13 @@ import numpy as np
 from harness.faults import Faults, LearnerError
 
 from controller.prompt_encoder import Embed
-from online_learning.cluster_expert import ClusterExpert
 from online_learning.distribution import LengthDistribution, log_grid
 from online_learning.evaluation.global_learner import LearnerSettings
-from online_learning.expert import SoloLearner
+from online_learning.experts.cluster import ClusterExpert
+from online_learning.experts.expert import SoloLearner
+from online_learning.experts.semantic import Embedding, SemanticLearner
 from online_learning.length_learner import Drift, Features, Forecast, LengthLearner, Observation, Prompt
 from online_learning.mixture import MixtureLearner
-from online_learning.semantic import Embedding, SemanticLearner
 
 EMBEDDING_DIMENSIONS = 8
 

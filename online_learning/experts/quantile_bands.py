@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from online_learning.distribution import FloatArray, IntArray
-from online_learning.expert import Belief, Lesson, Query, bin_of, verdict
+from online_learning.experts.expert import Belief, Lesson, Query, bin_of, verdict
 from online_learning.features import DIMENSIONS, GRAM_ROWS, TEXT_DIMENSIONS
 from online_learning.global_belief import Prior
 from online_learning.length_learner import Observation

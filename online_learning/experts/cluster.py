@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from online_learning.clustering.clusters import ClusterSettings, Neighbourhood, PromptClusters
 from online_learning.clustering.split_tests import Members, SplitSettings, nats_for_two, two_halves
 from online_learning.distribution import FloatArray, IntArray
-from online_learning.expert import Belief, Lesson, Query, Verdict, bin_of, chances, drifts_of, verdict
+from online_learning.experts.expert import Belief, Lesson, Query, Verdict, bin_of, chances, drifts_of, verdict
 from online_learning.global_belief import Prior
 from online_learning.hazard import mass_from_survival, posterior_hazard, survival_from_hazard
 from online_learning.length_learner import ClusterChange, Drift, Observation

@@ -1,0 +1,1 @@
+"""The predictors that the mixture weighs."""
