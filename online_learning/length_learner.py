@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from online_learning.distribution import LengthDistribution
 
 Features = NDArray[np.float32]
-"""One prompt's features, a unit-free vector; `online_learning.features` says what lies where in it."""
+"""One prompt's features, a unit-free vector; `online_learning.features.prompt_features` says what lies where in it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from controller.core.core import Core
-from online_learning.features import DIMENSIONS
+from online_learning.features.prompt_features import DIMENSIONS
 from online_learning.length_learner import Features, Observation
 from store.reader import PastAnswer, learning_history, next_answer
 

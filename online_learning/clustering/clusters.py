@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
-from online_learning.features import DIMENSIONS, TEXT_DIMENSIONS
+from online_learning.features.prompt_features import DIMENSIONS, TEXT_DIMENSIONS
 from online_learning.length_learner import Features
 
 _SCALAR_WEIGHT = 0.7

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from online_learning.distribution import LengthDistribution, log_grid
-from online_learning.features import DIMENSIONS, IDENTITIES, TEMPLATE_DEPTHS, TEXT_DIMENSIONS
+from online_learning.features.prompt_features import DIMENSIONS, IDENTITIES, TEMPLATE_DEPTHS, TEXT_DIMENSIONS
 from online_learning.length_learner import Drift, Features, Forecast, LengthLearner, Observation, Prompt
 from online_learning.mixture import MixtureLearner, MixtureSettings, all_experts
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from online_learning.clustering.clusters import FeatureSpace
 from online_learning.distribution import FloatArray, IntArray
 from online_learning.experts.expert import Belief, Lesson, Query, Verdict, bin_of, chances, verdict
-from online_learning.features import DIMENSIONS
+from online_learning.features.prompt_features import DIMENSIONS
 from online_learning.hazard import mass_from_survival, posterior_hazard, survival_from_hazard
 from online_learning.length_learner import Features, Observation
 from online_learning.models import ModelTable

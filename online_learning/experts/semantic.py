@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from online_learning.distribution import FloatArray, LengthDistribution
 from online_learning.experts.expert import bin_of
-from online_learning.features import DIMENSIONS, IDENTITIES
+from online_learning.features.prompt_features import DIMENSIONS, IDENTITIES
 from online_learning.hazard import mass_from_hazard
 from online_learning.length_learner import (
     ClusterChange,

@@ -2,7 +2,7 @@ import numpy as np
 
 from online_learning.evaluation.ablation import BlindLearner, without_each_expert, without_each_feature
 from online_learning.evaluation.global_learner import GlobalLearner
-from online_learning.features import DIMENSIONS, IDENTITIES, TEXT_DIMENSIONS, prompt_features
+from online_learning.features.prompt_features import DIMENSIONS, IDENTITIES, TEXT_DIMENSIONS, prompt_features
 from online_learning.length_learner import Observation, Prompt
 from online_learning.mixture import MixtureLearner
 

@@ -6,7 +6,7 @@ from online_learning.clustering.clusters import ClusterSettings
 from online_learning.distribution import log_grid
 from online_learning.experts.cluster import ClusterExpert
 from online_learning.experts.expert import Query
-from online_learning.features import DIMENSIONS, TEXT_DIMENSIONS
+from online_learning.features.prompt_features import DIMENSIONS, TEXT_DIMENSIONS
 from online_learning.global_belief import GlobalBelief, GlobalSettings
 from online_learning.length_learner import ClusterChange, Features, Observation
 from online_learning.sketch import SketchSettings

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from online_learning.clustering.clusters import ClusterSettings, FeatureSpace, PromptClusters
-from online_learning.features import DIMENSIONS, TEXT_DIMENSIONS
+from online_learning.features.prompt_features import DIMENSIONS, TEXT_DIMENSIONS
 from online_learning.length_learner import Features
 
 

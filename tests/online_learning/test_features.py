@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from online_learning.features import (
+from online_learning.features.prompt_features import (
     DIMENSIONS,
     GRAM_ROWS,
     HEAD_TOKENS,
@@ -95,7 +95,7 @@ def test_features_are_the_same_in_another_process() -> None:
     """Stored features stay comparable: nothing in them depends on the process that made them."""
     program = (
         "import numpy as np\n"
-        "from online_learning.features import prompt_features\n"
+        "from online_learning.features.prompt_features import prompt_features\n"
         "from online_learning.length_learner import Prompt\n"
         "ids = np.arange(50, dtype=np.uint32) * 37\n"
         "p = Prompt(token_ids=ids, prompt_tokens=50, max_tokens=512, temperature=0.7, model='m')\n"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from online_learning.distribution import log_grid
 from online_learning.evaluation.global_learner import GlobalLearner
 from online_learning.experts.semantic import SemanticHead, SemanticLearner, apart, with_embedding
-from online_learning.features import grams, prompt_features
+from online_learning.features.prompt_features import grams, prompt_features
 from online_learning.length_learner import Observation, Prompt
 
 GRID = log_grid()

@@ -1,7 +1,7 @@
 import numpy as np
 
 from online_learning.evaluation.paper_predictor import SimilarityLearner, SimilaritySettings
-from online_learning.features import DIMENSIONS, TEXT_DIMENSIONS
+from online_learning.features.prompt_features import DIMENSIONS, TEXT_DIMENSIONS
 from online_learning.length_learner import Features, Observation
 
 

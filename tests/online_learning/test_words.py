@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from online_learning.features import grams, prompt_features
+from online_learning.features.informative_ngrams import TellingWords
+from online_learning.features.prompt_features import grams, prompt_features
 from online_learning.length_learner import Features, Prompt
-from online_learning.words import TellingWords
 
 SHARED = np.arange(1_000, 1_030)
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from online_learning.features import DIMENSIONS, GRAM_ROWS, IDENTITIES, grams
+from online_learning.features.prompt_features import DIMENSIONS, GRAM_ROWS, IDENTITIES, grams
 from online_learning.length_learner import Features
 
 Words = tuple[NDArray[np.int64], NDArray[np.float32]]
