@@ -30,7 +30,7 @@ from engine_adapter.virtual_time.engine import Work
 from engine_adapter.virtual_time.profiles import PROFILES
 from engine_adapter.virtual_time.request_account import Account
 from engine_adapter.workloads.requests import work_stream
-from online_learning.mixture import MixtureLearner
+from online_learning.mixture.mixture import MixtureLearner
 from store.entries import Entry
 from store.records import ControllerMessage, EngineMessage, Fact, Facts, Hello, RunningRequest
 from store.records import Snapshot as EngineSnapshot

@@ -11,7 +11,7 @@ from controller.policy.policies import policy_named
 from engine_adapter.virtual_time.engine import Work
 from engine_adapter.virtual_time.profiles import Profile
 from engine_adapter.virtual_time.request_account import Account, ending
-from online_learning.mixture import MixtureLearner
+from online_learning.mixture.mixture import MixtureLearner
 from store.records import Arrived, Facts, Finished, FirstToken, Goodbye, Hello
 from store.writer import HistoryWriter
 

@@ -28,7 +28,7 @@ from online_learning.distribution import LengthDistribution
 from online_learning.evaluation.global_learner import GlobalLearner
 from online_learning.evaluation.paper_predictor import SimilarityLearner
 from online_learning.length_learner import LengthLearner
-from online_learning.mixture import MixtureLearner
+from online_learning.mixture.mixture import MixtureLearner
 from store.errors import ConfigError
 from store.records import Gate, IndexTable, Preemption, Promotion, Victims
 

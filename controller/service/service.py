@@ -39,7 +39,7 @@ from online_learning.clustering.clusters import ClusterSettings
 from online_learning.evaluation.global_learner import LearnerSettings
 from online_learning.experts.semantic import SemanticLearner
 from online_learning.length_learner import LengthLearner
-from online_learning.mixture import MixtureLearner, MixtureSettings
+from online_learning.mixture.mixture import MixtureLearner, MixtureSettings
 from store.errors import StoreError
 from store.writer import HistoryWriter
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from online_learning.distribution import LengthDistribution, log_grid
 from online_learning.features.prompt_features import DIMENSIONS, IDENTITIES, TEMPLATE_DEPTHS, TEXT_DIMENSIONS
 from online_learning.length_learner import Drift, Features, Forecast, LengthLearner, Observation, Prompt
-from online_learning.mixture import MixtureLearner, MixtureSettings, all_experts
+from online_learning.mixture.mixture import MixtureLearner, MixtureSettings, all_experts
 
 _PARTS: dict[str, slice] = {
     "projected text": slice(TEXT_DIMENSIONS),

@@ -14,7 +14,7 @@ from controller.policy.policies import IndexPolicy, Schedule
 from controller.policy.policy import EngineFacts, RequestFacts
 from online_learning.distribution import LengthDistribution, log_grid
 from online_learning.evaluation.global_learner import GlobalLearner
-from online_learning.mixture import MixtureLearner
+from online_learning.mixture.mixture import MixtureLearner
 from store.errors import ConfigError
 from store.records import Gate, Preemption
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from controller.benchmark.in_process import RememberedFeatures
 from online_learning.length_learner import Features, Prompt
-from online_learning.mixture import MixtureLearner
+from online_learning.mixture.mixture import MixtureLearner
 
 
 class Counting(MixtureLearner):

@@ -9,7 +9,7 @@ from controller.policy.policies import policy_named
 from controller.service.warm_start import rebuild
 from engine_adapter.virtual_time.profiles import PROFILES
 from engine_adapter.workloads.requests import work_stream
-from online_learning.mixture import MixtureLearner
+from online_learning.mixture.mixture import MixtureLearner
 from store.reader import open_history
 from store.records import Arrived, Facts, Hello, IndexTable
 

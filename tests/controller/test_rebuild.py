@@ -16,7 +16,7 @@ from engine_adapter.workloads.token_ids import token_ids
 from online_learning.clustering.clusters import ClusterSettings
 from online_learning.evaluation.global_learner import GlobalLearner, LearnerSettings
 from online_learning.length_learner import Drift, Features, LengthLearner, Observation, Prompt
-from online_learning.mixture import MixtureLearner, MixtureSettings, solo_learners
+from online_learning.mixture.mixture import MixtureLearner, MixtureSettings, solo_learners
 from store.reader import learning_history, open_history
 from store.records import Arrived, Facts, Finished, FinishReason, Hello
 from store.writer import HistoryWriter

@@ -14,7 +14,7 @@ from online_learning.evaluation.global_learner import GlobalLearner, LearnerSett
 from online_learning.evaluation.paper_predictor import SimilarityLearner
 from online_learning.features.prompt_features import DIMENSIONS
 from online_learning.length_learner import LengthLearner, Observation
-from online_learning.mixture import MixtureLearner, MixtureSettings, solo_learners
+from online_learning.mixture.mixture import MixtureLearner, MixtureSettings, solo_learners
 from store.records import Arrived, Fact, Facts, Finished, Hello, RunningRequest, Snapshot
 
 SHORT_TOKENS, LONG_TOKENS = 60, 1_500

@@ -17,7 +17,7 @@ from controller.monitoring.wait_forecast import Outlooks
 from controller.policy.policies import policy_named
 from engine_adapter.virtual_time.engine import Work
 from engine_adapter.virtual_time.profiles import PROFILES
-from online_learning.mixture import MixtureLearner
+from online_learning.mixture.mixture import MixtureLearner
 from store.errors import ConfigError
 from store.records import Arrived, Fact, Facts, Goodbye
 from store.writer import WriterStats

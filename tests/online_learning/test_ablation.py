@@ -4,7 +4,7 @@ from online_learning.evaluation.ablation import BlindLearner, without_each_exper
 from online_learning.evaluation.global_learner import GlobalLearner
 from online_learning.features.prompt_features import DIMENSIONS, IDENTITIES, TEXT_DIMENSIONS, prompt_features
 from online_learning.length_learner import Observation, Prompt
-from online_learning.mixture import MixtureLearner
+from online_learning.mixture.mixture import MixtureLearner
 
 PROMPT = Prompt(
     token_ids=np.arange(50, 250, dtype=np.uint32),

@@ -8,7 +8,7 @@ from online_learning.clustering.clusters import ClusterSettings
 from online_learning.evaluation.global_learner import GlobalLearner, LearnerSettings
 from online_learning.evaluation.prequential import Evaluation, evaluate
 from online_learning.length_learner import LengthLearner, Prompt
-from online_learning.mixture import MixtureSettings, solo_learners
+from online_learning.mixture.mixture import MixtureSettings, solo_learners
 
 SETTINGS = LearnerSettings(clusters=ClusterSettings(clusters=4, seed_prompts=50))
 

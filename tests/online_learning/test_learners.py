@@ -17,8 +17,8 @@ from online_learning.experts.neighbours import NeighbourExpert, NeighbourSetting
 from online_learning.experts.network import HazardHead
 from online_learning.experts.quantile_bands import BandExpert
 from online_learning.length_learner import Drift, Features, LengthLearner, Observation, Prompt
-from online_learning.mixture import MixtureLearner, MixtureSettings, solo_learners
-from online_learning.pooling import PoolSettings
+from online_learning.mixture.mixture import MixtureLearner, MixtureSettings, solo_learners
+from online_learning.mixture.pooling import PoolSettings
 from online_learning.sketch import SketchSettings
 
 Factory = Callable[[], LengthLearner]

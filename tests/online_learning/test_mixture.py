@@ -10,7 +10,7 @@ import pytest
 from online_learning.evaluation.global_learner import GlobalLearner
 from online_learning.evaluation.prequential import LearnerQuality, evaluate
 from online_learning.length_learner import LengthLearner, Observation, Prompt
-from online_learning.mixture import MixtureLearner, solo_learners
+from online_learning.mixture.mixture import MixtureLearner, solo_learners
 
 
 def _prompt(family: int, number: int, tenant: str | None = None) -> Prompt:

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from online_learning.experts.expert import Verdict, verdict
-from online_learning.pooling import Correction, Pool, PoolSettings
+from online_learning.mixture.pooling import Correction, Pool, PoolSettings
 
 BINS = 40
 RIGHT = np.exp(-0.5 * ((np.arange(BINS) - 20) / 3.0) ** 2)

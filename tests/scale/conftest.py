@@ -20,7 +20,7 @@ from engine_adapter.workloads.requests import work_stream
 from engine_adapter.workloads.synthetic import SyntheticOptions
 from online_learning.evaluation.global_learner import GlobalLearner
 from online_learning.length_learner import LengthLearner
-from online_learning.mixture import MixtureLearner
+from online_learning.mixture.mixture import MixtureLearner
 from store.entries import Entry
 from store.records import Fact, Facts, Hello, RunningRequest, Snapshot
 

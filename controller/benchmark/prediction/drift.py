@@ -19,7 +19,7 @@ from online_learning.distribution import LengthDistribution
 from online_learning.evaluation.global_learner import GlobalLearner
 from online_learning.evaluation.prequential import evaluate
 from online_learning.length_learner import LengthLearner, Observation, Prompt
-from online_learning.mixture import MixtureLearner
+from online_learning.mixture.mixture import MixtureLearner
 from store.errors import BadInputError
 
 LONGER, SHORTER = 3.0, 0.3

@@ -19,7 +19,7 @@ from engine_adapter.virtual_time.profiles import profile_named
 from engine_adapter.workloads.requests import bench_works, to_works
 from online_learning.evaluation.memory import held_bytes
 from online_learning.length_learner import Prompt
-from online_learning.mixture import MixtureLearner
+from online_learning.mixture.mixture import MixtureLearner
 from store.records import Facts
 from store.writer import HistoryWriter
 

@@ -19,7 +19,7 @@ from online_learning.evaluation.paper_predictor import SimilarityLearner
 from online_learning.evaluation.prequential import Evaluation
 from online_learning.evaluation.prequential import evaluate as evaluate_prompts
 from online_learning.length_learner import LengthLearner, Observation, Prompt
-from online_learning.mixture import MixtureLearner, solo_learners
+from online_learning.mixture.mixture import MixtureLearner, solo_learners
 from store.records import head_and_tail
 
 MAX_TOKENS = 8192

@@ -30,7 +30,7 @@ from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
 from engine_adapter.workloads.arrivals import all_at_zero, arrival_plan
 from engine_adapter.workloads.requests import BenchWorks, bench_works, planned_arrivals, with_arrivals
 from online_learning.length_learner import Observation, Prompt
-from online_learning.mixture import MixtureLearner
+from online_learning.mixture.mixture import MixtureLearner
 from store.errors import ConfigError
 from store.records import Arrived, packed_tokens
 from store.writer import WriterStats

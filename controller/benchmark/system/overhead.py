@@ -27,7 +27,7 @@ from engine_adapter.virtual_time.engine import Work
 from engine_adapter.workloads.requests import DEFAULT_MAX_TOKENS, work_stream
 from online_learning.calibration.calibration import CalibrationSettings
 from online_learning.calibration.guard import GuardSettings
-from online_learning.mixture import MixtureLearner
+from online_learning.mixture.mixture import MixtureLearner
 from store.errors import ConfigError
 from store.records import Hello
 

@@ -14,7 +14,7 @@ from online_learning.experts.cluster import ClusterExpert
 from online_learning.experts.expert import SoloLearner
 from online_learning.experts.semantic import Embedding, SemanticLearner
 from online_learning.length_learner import Drift, Features, Forecast, LengthLearner, Observation, Prompt
-from online_learning.mixture import MixtureLearner
+from online_learning.mixture.mixture import MixtureLearner
 
 EMBEDDING_DIMENSIONS = 8
 

@@ -28,7 +28,7 @@ from online_learning.features.informative_ngrams import TellingWords
 from online_learning.features.prompt_features import prompt_features
 from online_learning.global_belief import GlobalBelief
 from online_learning.length_learner import ClusterChange, Drift, Features, Forecast, LengthLearner, Observation, Prompt
-from online_learning.pooling import Pool, PoolSettings
+from online_learning.mixture.pooling import Pool, PoolSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
