@@ -26,7 +26,7 @@ from online_learning.length_learner import (
     Observation,
     Prompt,
 )
-from online_learning.unfinished import UnfinishedAnswers
+from online_learning.survival.running_answers import UnfinishedAnswers
 from store.entries import CalibrationMeasured, Outcome, Prediction
 from store.records import Arrived, Finished, IndexTable, Snapshot
 

@@ -10,7 +10,7 @@ from controller.core.step_time import DEFAULT_STEP_S
 from controller.policy.policy import EngineFacts
 from online_learning.distribution import LengthDistribution
 from online_learning.length_learner import Features, Forecast
-from online_learning.unfinished import Standing
+from online_learning.survival.running_answers import Standing
 from store.records import Arrived, Facts, FirstToken, Hello, IndexTable, Preempted, Snapshot
 
 BatchVerdict: TypeAlias = Literal["known", "repeated", "early", "new", "unrecorded"]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.special import betaln
 
 from online_learning.distribution import FloatArray, IntArray
-from online_learning.global_belief import Prior
+from online_learning.survival.model_prior import Prior
 
 _PRIOR_ANSWERS = 10.0
 """Weight of the model's belief where the likelihood of answers is taken, in answers."""

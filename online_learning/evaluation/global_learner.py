@@ -13,9 +13,9 @@ from online_learning.clustering.clusters import ClusterSettings
 from online_learning.distribution import LengthDistribution
 from online_learning.experts.expert import at_risk_of, drifts_of
 from online_learning.features.prompt_features import prompt_features
-from online_learning.global_belief import GlobalBelief, GlobalSettings
 from online_learning.length_learner import Drift, Features, Forecast, Observation, Prompt
-from online_learning.sketch import SketchSettings
+from online_learning.survival.length_sketch import SketchSettings
+from online_learning.survival.model_prior import GlobalBelief, GlobalSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

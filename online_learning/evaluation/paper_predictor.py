@@ -10,7 +10,7 @@ from online_learning.distribution import IntArray, LengthDistribution
 from online_learning.evaluation.global_learner import GlobalLearner, LearnerSettings
 from online_learning.features.prompt_features import TEXT_DIMENSIONS, prompt_features
 from online_learning.length_learner import Drift, Features, Forecast, Observation, Prompt
-from online_learning.models import ModelTable
+from online_learning.survival.per_model import ModelTable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,12 +14,12 @@ from online_learning.clustering.clusters import ClusterSettings, Neighbourhood, 
 from online_learning.clustering.split_tests import Members, SplitSettings, nats_for_two, two_halves
 from online_learning.distribution import FloatArray, IntArray
 from online_learning.experts.expert import Belief, Lesson, Query, Verdict, bin_of, chances, drifts_of, verdict
-from online_learning.global_belief import Prior
-from online_learning.hazard import mass_from_survival, posterior_hazard, survival_from_hazard
 from online_learning.length_learner import ClusterChange, Drift, Observation
-from online_learning.models import ModelTable
-from online_learning.shrinkage import Shrinkage
-from online_learning.sketch import LengthSketch, SketchSettings
+from online_learning.survival.hazard import mass_from_survival, posterior_hazard, survival_from_hazard
+from online_learning.survival.length_sketch import LengthSketch, SketchSettings
+from online_learning.survival.model_prior import Prior
+from online_learning.survival.per_model import ModelTable
+from online_learning.survival.shrinkage import Shrinkage
 
 _INHERITED_ANSWERS = 10.0
 """Weight of what a split cluster knew from before its recent answers, in each half."""

@@ -14,9 +14,9 @@ import numpy as np
 from online_learning.distribution import FloatArray, IntArray, LengthDistribution
 from online_learning.features.informative_ngrams import TellingWords, Words
 from online_learning.features.prompt_features import grams, prompt_features
-from online_learning.global_belief import GlobalBelief, GlobalSettings, Prior
 from online_learning.length_learner import AtRisk, ClusterChange, Drift, Features, Forecast, Observation, Prompt
-from online_learning.sketch import Forgetting
+from online_learning.survival.length_sketch import Forgetting
+from online_learning.survival.model_prior import GlobalBelief, GlobalSettings, Prior
 
 _LEAST_TRUST = 1e-4
 _LEAST_STRENGTH = 3.0

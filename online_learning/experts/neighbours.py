@@ -12,10 +12,10 @@ from online_learning.clustering.clusters import FeatureSpace
 from online_learning.distribution import FloatArray, IntArray
 from online_learning.experts.expert import Belief, Lesson, Query, Verdict, bin_of, chances, verdict
 from online_learning.features.prompt_features import DIMENSIONS
-from online_learning.hazard import mass_from_survival, posterior_hazard, survival_from_hazard
 from online_learning.length_learner import Features, Observation
-from online_learning.models import ModelTable
-from online_learning.shrinkage import ModelAverage
+from online_learning.survival.hazard import mass_from_survival, posterior_hazard, survival_from_hazard
+from online_learning.survival.per_model import ModelTable
+from online_learning.survival.shrinkage import ModelAverage
 
 _REACH = 2.5
 """Neighbours are counted down to a weight of e to the minus this."""

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from online_learning.distribution import FloatArray, IntArray
 from online_learning.experts.expert import Belief, Lesson, Query, bin_of, verdict
 from online_learning.features.prompt_features import DIMENSIONS, GRAM_ROWS, TEXT_DIMENSIONS
-from online_learning.hazard import mass_from_hazard
 from online_learning.length_learner import Observation
+from online_learning.survival.hazard import mass_from_hazard
 
 if TYPE_CHECKING:
     import torch

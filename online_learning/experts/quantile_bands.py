@@ -12,8 +12,8 @@ from online_learning.distribution import FloatArray, IntArray
 from online_learning.experts.expert import Belief, Lesson, Query, bin_of, verdict
 from online_learning.features.informative_ngrams import Words
 from online_learning.features.prompt_features import DIMENSIONS, GRAM_ROWS, TEXT_DIMENSIONS
-from online_learning.global_belief import Prior
 from online_learning.length_learner import Observation
+from online_learning.survival.model_prior import Prior
 
 _MOST_EVIDENCE = 5_000.0
 _LEAST_SHARE = 1e-9

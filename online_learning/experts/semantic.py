@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from online_learning.distribution import FloatArray, LengthDistribution
 from online_learning.experts.expert import bin_of
 from online_learning.features.prompt_features import DIMENSIONS, IDENTITIES
-from online_learning.hazard import mass_from_hazard
 from online_learning.length_learner import (
     ClusterChange,
     Drift,
@@ -26,6 +25,7 @@ from online_learning.length_learner import (
     Observation,
     Prompt,
 )
+from online_learning.survival.hazard import mass_from_hazard
 
 Embedding = NDArray[np.float32]
 """What an encoder makes of a prompt: a unit vector."""

@@ -26,9 +26,9 @@ from online_learning.experts.network import HazardHead, HeadSettings, torch_is_i
 from online_learning.experts.quantile_bands import BandExpert, BandSettings
 from online_learning.features.informative_ngrams import TellingWords
 from online_learning.features.prompt_features import prompt_features
-from online_learning.global_belief import GlobalBelief
 from online_learning.length_learner import ClusterChange, Drift, Features, Forecast, LengthLearner, Observation, Prompt
 from online_learning.mixture.pooling import Pool, PoolSettings
+from online_learning.survival.model_prior import GlobalBelief
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ import numpy as np
 
 from online_learning.distribution import FloatArray
 from online_learning.experts.expert import Verdict
-from online_learning.models import ModelTable
+from online_learning.survival.per_model import ModelTable
 
 _LEAST_CHANCE = 1e-9
 _MOST_CREDIT = 20.0

@@ -7,8 +7,8 @@ from online_learning.distribution import log_grid
 from online_learning.experts.expert import Query
 from online_learning.experts.quantile_bands import BandExpert, BandSettings
 from online_learning.features.prompt_features import prompt_features
-from online_learning.global_belief import GlobalBelief, GlobalSettings, Prior
 from online_learning.length_learner import Observation, Prompt
+from online_learning.survival.model_prior import GlobalBelief, GlobalSettings, Prior
 
 GRID = log_grid()
 PRIOR = GlobalBelief(GlobalSettings()).prior("m")

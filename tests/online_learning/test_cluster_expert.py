@@ -7,9 +7,9 @@ from online_learning.distribution import log_grid
 from online_learning.experts.cluster import ClusterExpert
 from online_learning.experts.expert import Query
 from online_learning.features.prompt_features import DIMENSIONS, TEXT_DIMENSIONS
-from online_learning.global_belief import GlobalBelief, GlobalSettings
 from online_learning.length_learner import ClusterChange, Features, Observation
-from online_learning.sketch import SketchSettings
+from online_learning.survival.length_sketch import SketchSettings
+from online_learning.survival.model_prior import GlobalBelief, GlobalSettings
 
 SETTINGS = ClusterSettings(
     clusters=6, early_seed_prompts=(), seed_prompts=60, fewest_prompts=30, check_prompts=40, birth_prompts=1_000

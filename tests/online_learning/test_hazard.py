@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from online_learning.distribution import log_grid
-from online_learning.hazard import (
+from online_learning.survival.hazard import (
     FASTEST_TAIL,
     mass_from_hazard,
     power_tail_hazard,

@@ -5,8 +5,8 @@ from online_learning.distribution import log_grid
 from online_learning.experts.expert import Query
 from online_learning.experts.network import HazardHead, HeadSettings
 from online_learning.features.prompt_features import prompt_features
-from online_learning.global_belief import GlobalBelief, GlobalSettings
 from online_learning.length_learner import Observation, Prompt
+from online_learning.survival.model_prior import GlobalBelief, GlobalSettings
 
 pytest.importorskip("torch", reason="needs torch: pip install sagesched-controller[neural]")
 

@@ -12,10 +12,10 @@ from online_learning.clustering.split_tests import (
     two_halves,
 )
 from online_learning.distribution import log_grid
-from online_learning.global_belief import Prior
-from online_learning.hazard import survival_from_hazard, vague_hazard
 from online_learning.length_learner import Observation
-from online_learning.sketch import LengthSketch, SketchSettings
+from online_learning.survival.hazard import survival_from_hazard, vague_hazard
+from online_learning.survival.length_sketch import LengthSketch, SketchSettings
+from online_learning.survival.model_prior import Prior
 
 GRID = log_grid()
 PRIOR = Prior.of(vague_hazard(GRID))

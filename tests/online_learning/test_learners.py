@@ -19,7 +19,7 @@ from online_learning.experts.quantile_bands import BandExpert
 from online_learning.length_learner import Drift, Features, LengthLearner, Observation, Prompt
 from online_learning.mixture.mixture import MixtureLearner, MixtureSettings, solo_learners
 from online_learning.mixture.pooling import PoolSettings
-from online_learning.sketch import SketchSettings
+from online_learning.survival.length_sketch import SketchSettings
 
 Factory = Callable[[], LengthLearner]
 

@@ -5,8 +5,8 @@ from online_learning.distribution import log_grid
 from online_learning.experts.expert import Belief, Query
 from online_learning.experts.neighbours import NeighbourExpert, NeighbourSettings
 from online_learning.features.prompt_features import prompt_features
-from online_learning.global_belief import GlobalBelief, GlobalSettings
 from online_learning.length_learner import Features, Observation, Prompt
+from online_learning.survival.model_prior import GlobalBelief, GlobalSettings
 
 GRID = log_grid()
 PRIOR = GlobalBelief(GlobalSettings()).prior("m")

@@ -1,6 +1,6 @@
 import numpy as np
 
-from online_learning.shrinkage import STRENGTHS, Shrinkage
+from online_learning.survival.shrinkage import STRENGTHS, Shrinkage
 
 
 def _chances(*, evidence_is_right: bool) -> np.ndarray:

@@ -3,9 +3,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from online_learning.distribution import log_grid
-from online_learning.hazard import mass_from_hazard, posterior_hazard, survival_from_hazard
 from online_learning.length_learner import Observation
-from online_learning.sketch import LengthSketch, SketchSettings
+from online_learning.survival.hazard import mass_from_hazard, posterior_hazard, survival_from_hazard
+from online_learning.survival.length_sketch import LengthSketch, SketchSettings
 
 FOREVER = SketchSettings(memory_answers=1e15, drift_confidence=1e-12)
 

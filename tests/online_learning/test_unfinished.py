@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from online_learning.distribution import LengthDistribution, log_grid
-from online_learning.hazard import mass_from_hazard
 from online_learning.length_learner import AtRisk
-from online_learning.unfinished import Standing, UnfinishedAnswers, UnfinishedSettings
+from online_learning.survival.hazard import mass_from_hazard
+from online_learning.survival.running_answers import Standing, UnfinishedAnswers, UnfinishedSettings
 
 GRID = np.arange(1, 33)
 FOREVER = UnfinishedSettings(model_memory_answers=1e12, cluster_memory_answers=1e12)

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from online_learning.distribution import FloatArray, IntArray, LengthDistribution
-from online_learning.hazard import mass_from_hazard
 from online_learning.length_learner import AtRisk
-from online_learning.models import ModelTable
+from online_learning.survival.hazard import mass_from_hazard
+from online_learning.survival.per_model import ModelTable
 
 _FORGOT = 0.8
 """A model's evidence that falls below this share of what it was has been cut back at a drift; it never fades so fast."""

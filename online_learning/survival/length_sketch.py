@@ -15,8 +15,8 @@ import numpy as np
 from river.drift import ADWIN
 
 from online_learning.distribution import FloatArray, IntArray
-from online_learning.hazard import mass_from_hazard, posterior_hazard
 from online_learning.length_learner import Observation
+from online_learning.survival.hazard import mass_from_hazard, posterior_hazard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

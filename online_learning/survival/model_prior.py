@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from online_learning.distribution import FloatArray, log_grid
-from online_learning.hazard import mass_from_survival, posterior_hazard, prior_with_tail, survival_from_hazard
 from online_learning.length_learner import Observation
-from online_learning.models import ModelTable
-from online_learning.sketch import Forgetting, LengthSketch, SketchSettings
+from online_learning.survival.hazard import mass_from_survival, posterior_hazard, prior_with_tail, survival_from_hazard
+from online_learning.survival.length_sketch import Forgetting, LengthSketch, SketchSettings
+from online_learning.survival.per_model import ModelTable
 
 _VAGUE_ANSWERS = 3.0
 """Weight of knowing nothing, in answers: long answers end last, so the first few are no fair sample."""
