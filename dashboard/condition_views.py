@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from dashboard.views import View
+from store.http_api import View
 
 
 class SettingView(View, frozen=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dashboard.views import View
+from store.http_api import View
 from store.life import LifeFacts
 
 

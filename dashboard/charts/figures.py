@@ -17,7 +17,7 @@ import plotly.graph_objects as go
 
 from dashboard.charts import palette
 from dashboard.data.series import Moment, Percentiles, foretold, pit_shares
-from dashboard.views import FinishedPoint, GainView, LatencyView
+from store.http_api import FinishedPoint, GainView, LatencyView
 
 # Streamlit imports pandas in the first run that needs it, and Plotly takes whatever `sys.modules` has by that name:
 # half of it, while another run is importing it. An import up here is finished before any chart is drawn.

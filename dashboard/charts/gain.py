@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from dashboard.charts import palette
 from dashboard.charts.figures import base, or_blank
-from dashboard.views import PartView
+from store.http_api import PartView
 
 
 def parts(found: Sequence[PartView]) -> go.Figure:

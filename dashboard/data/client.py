@@ -12,7 +12,7 @@ import msgspec
 
 from dashboard.condition_views import ConditionView, DoctorView, ModeView
 from dashboard.life_views import ExplainView
-from dashboard.views import GainView, QueueView, RecentView, StateView, View
+from store.http_api import GainView, QueueView, RecentView, StateView, View
 
 TIMEOUT_S = 2.0
 """A live view that waited longer would be stale anyway."""

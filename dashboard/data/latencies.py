@@ -10,7 +10,7 @@ import numpy as np
 from dashboard.data import series
 from dashboard.data.archive import PART_KINDS, Part
 from dashboard.data.series import Cell, Percentiles, Phases
-from dashboard.views import FinishedPoint
+from store.http_api import FinishedPoint
 
 PARTS_SHOWN = 20
 """Of each kind the largest."""

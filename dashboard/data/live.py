@@ -23,7 +23,7 @@ from dashboard.data.client import ControllerClient, Trouble
 from dashboard.data.recent import RecentPast
 from dashboard.life_views import ExplainView
 from dashboard.text import words
-from dashboard.views import ControllerView, FinishedPoint, GainView, QueueView, RecentView, StateView
+from store.http_api import ControllerView, FinishedPoint, GainView, QueueView, RecentView, StateView
 
 REFRESH_S = 1.0
 """How often live parts are drawn again."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import duckdb
 
 from dashboard.data.archive import ArchiveTrouble, Scope, bounds, bucket_s, read
-from dashboard.views import FinishedPoint
+from store.http_api import FinishedPoint
 
 WEIGHED = 50_000
 """Experts' weights are averaged over so many predictions at most, spread evenly over the range."""

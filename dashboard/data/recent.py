@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from dashboard.data.client import ControllerClient, Trouble
-from dashboard.views import FinishedPoint, RecentView, SnapshotPoint
+from store.http_api import FinishedPoint, RecentView, SnapshotPoint
 
 KEPT_S = 630.0
 """Ten minutes, and a little more so that bins at the far end are whole."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dashboard.views import FinishedPoint, SnapshotPoint
+from store.http_api import FinishedPoint, SnapshotPoint
 
 MAX_BINS = 2000
 """No chart shows more; a clock that jumped must not make endless empty bins."""

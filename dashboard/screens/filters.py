@@ -9,7 +9,7 @@ import streamlit as st
 
 from dashboard.data import live
 from dashboard.data.archive import PART_KINDS, Part
-from dashboard.views import EngineView, StateView
+from store.http_api import EngineView, StateView
 
 RANGES: dict[str, float | None] = {
     "2 min": 120.0, "5 min": 300.0, "10 min": 600.0, "1 hour": 3600.0, "6 hours": 21_600.0, "24 hours": 86_400.0,

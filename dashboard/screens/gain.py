@@ -11,7 +11,7 @@ from dashboard.charts import gain as gain_charts
 from dashboard.data import live
 from dashboard.text import gain as gain_text
 from dashboard.text import words
-from dashboard.views import GainView, PartView, StateView
+from store.http_api import GainView, PartView, StateView
 
 REFRESH_S = 5.0
 """The comparison itself is made every half minute."""

@@ -13,7 +13,7 @@ from dashboard.data.series import Moment, foretelling_error, horizon_s, moments
 from dashboard.screens import filters, request
 from dashboard.screens.filters import Filters
 from dashboard.text import notices, words
-from dashboard.views import EngineView, QueueRow, QueueView, RecentView, SnapshotPoint, StateView
+from store.http_api import EngineView, QueueRow, QueueView, RecentView, SnapshotPoint, StateView
 
 QUEUE_ROWS = 500
 """So many requests are asked for and shown; the rest is a number."""

@@ -16,7 +16,7 @@ from dashboard.data.predictions_archive import Event, PredictionsPast, read_pred
 from dashboard.screens import filters, history
 from dashboard.screens.filters import Filters
 from dashboard.text import words
-from dashboard.views import FinishedPoint, LearnerView, ModelCalibrationView
+from store.http_api import FinishedPoint, LearnerView, ModelCalibrationView
 
 
 def page() -> None:

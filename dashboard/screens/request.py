@@ -20,8 +20,8 @@ from dashboard.data.client import Trouble
 from dashboard.life_views import ExplainView, ExplanationView
 from dashboard.screens import filters
 from dashboard.text import words
-from dashboard.views import FinishedPoint, QueueView, RecentView, StateView
 from store.errors import StoreError
+from store.http_api import FinishedPoint, QueueView, RecentView, StateView
 from store.life import LifeFacts, read_life
 from store.reader import open_history
 

@@ -15,7 +15,7 @@ from dashboard.data.client import Trouble
 from dashboard.screens import filters
 from dashboard.screens.filters import Filters
 from dashboard.text import notices, words
-from dashboard.views import EngineView, StateView
+from store.http_api import EngineView, StateView
 
 HISTORY_KEPT_S = 5.0
 REFRESH_S = 5.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from dashboard.text.words import DASH, Notice, count, known, plain, span
-from dashboard.views import GainView, LatencyView, RatioView, ReproductionView, TaxView
+from store.http_api import GainView, LatencyView, RatioView, ReproductionView, TaxView
 
 
 def gain_notice(gain: GainView) -> Notice:

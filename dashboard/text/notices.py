@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dashboard.text.words import Notice, count, plain, span
-from dashboard.views import EngineView, LearnerView, ModelCalibrationView, StateView, StoreView
+from store.http_api import EngineView, LearnerView, ModelCalibrationView, StateView, StoreView
 
 SILENT_S = 3.0
 """An engine sends ten snapshots a second: after so long without any it is called silent."""

@@ -10,7 +10,7 @@ from typing import Literal
 
 from dashboard.data.client import Trouble
 from dashboard.data.sql_questions import QuestionTrouble
-from dashboard.views import EngineView, LearnerView, SettingsView
+from store.http_api import EngineView, LearnerView, SettingsView
 
 DASH = "–"
 """Stands for a number that is not known."""

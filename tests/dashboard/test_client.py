@@ -5,7 +5,7 @@ import pytest
 
 from dashboard.data.client import ControllerClient, Trouble
 from dashboard.data.recent import KEPT_S, RecentPast
-from dashboard.views import GainView, QueueView, RecentView, StateView
+from store.http_api import GainView, QueueView, RecentView, StateView
 
 
 def trouble(answer: object) -> Trouble:

@@ -12,7 +12,7 @@ from dashboard.charts import figures, heatmaps, palette
 from dashboard.charts import predictions as prediction_charts
 from dashboard.data.predictions_archive import Event, Quality
 from dashboard.data.series import Cell, Moment, Percentiles, Phases
-from dashboard.views import FinishedPoint, GainView, LatencyView
+from store.http_api import FinishedPoint, GainView, LatencyView
 
 odd = st.none() | st.floats(allow_nan=True, allow_infinity=True) | st.integers(0, 10**9)
 moments = st.lists(

@@ -17,7 +17,7 @@ from dashboard.data.series import (
     ttft,
     ttlt,
 )
-from dashboard.views import FinishedPoint, SnapshotPoint
+from store.http_api import FinishedPoint, SnapshotPoint
 
 times_s = st.floats(min_value=1.7e9, max_value=1.7e9 + 300, allow_nan=False)
 maybe_count = st.none() | st.integers(0, 5000)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dashboard.text import notices, words
-from dashboard.views import ControllerView, EngineView, LearnerView, SnapshotView, StateView, StoreView
+from store.http_api import ControllerView, EngineView, LearnerView, SnapshotView, StateView, StoreView
 
 
 @given(st.text())
