@@ -29,8 +29,8 @@ from playwright.sync_api import Page, sync_playwright
 from controller.demo.demo import dashboard_command
 from engine_adapter.serving.processes import Children, free_port
 from store.entries import DriftDetected, EngineSeen, Entry, Outcome, Prediction, SettingsChanged, StoreRecord
+from store.history.writer import HistoryWriter
 from store.records import Arrived, Finished, Gate, Hello, Settings
-from store.writer import HistoryWriter
 
 DAY_S = 86_400.0
 CHUNK = 2000

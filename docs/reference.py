@@ -17,10 +17,10 @@ from controller.monitoring.live_state import Live
 from controller.monitoring.metrics import Metrics
 from controller.policy.policies import policy_named
 from online_learning.evaluation.global_learner import GlobalLearner
-from store.reader import open_history
+from store.history.reader import open_history
+from store.history.writer import HistoryWriter
 from store.records import Arrived, Facts, Finished, Hello, Snapshot
 from store.useful_queries import USEFUL_QUERIES
-from store.writer import HistoryWriter
 
 DOCS = Path(__file__).parent
 

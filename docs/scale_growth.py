@@ -32,9 +32,9 @@ from engine_adapter.virtual_time.request_account import Account
 from engine_adapter.workloads.requests import work_stream
 from online_learning.mixture.mixture import MixtureLearner
 from store.entries import Entry
+from store.history.writer import HistoryWriter
 from store.records import ControllerMessage, EngineMessage, Fact, Facts, Hello, RunningRequest
 from store.records import Snapshot as EngineSnapshot
-from store.writer import HistoryWriter
 
 IMAGE = Path(__file__).parent / "images" / "growth.svg"
 PROFILE = PROFILES["h800-qwen3-32b"]

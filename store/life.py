@@ -206,7 +206,7 @@ class LifeFacts(Piece, frozen=True, kw_only=True):
 def read_life(
     connection: duckdb.DuckDBPyConnection, request_id: str, session_id: str | None = None
 ) -> LifeFacts | None:
-    """The life of a request from a history that `store.reader.open_history` opened; None when none is of that name.
+    """The life of a request from a history that `store.history.reader.open_history` opened; None when none is of that name.
 
     Where several sessions of engines had a request of the name, the latest is taken unless ``session_id`` says which.
     """

@@ -19,7 +19,7 @@ import msgspec
 import pyarrow as pa
 
 from store.errors import BadInputError
-from store.reader import require_catalog
+from store.history.reader import require_catalog
 
 REFUSED = 3
 """Exit code of a child that says on its standard error what is wrong with the statement."""

@@ -12,11 +12,11 @@ import msgspec
 import pyarrow as pa
 
 from store.errors import BadInputError, SageError
-from store.files import Folder
+from store.history.files import Folder
+from store.history.reader import open_history
+from store.history.tables import quoted
 from store.landlock import confine
-from store.reader import open_history
 from store.sql import AGAIN, REFUSED, Question
-from store.tables import quoted
 
 _BATCH_ROWS = 1_024
 _SYSTEM = (

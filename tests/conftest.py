@@ -22,9 +22,9 @@ from engine_adapter.virtual_time.profiles import Profile
 from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
 from online_learning.evaluation.global_learner import GlobalLearner
 from store.entries import Entry
+from store.history.writer import HistoryWriter
 from store.life import LifeFacts
 from store.records import Arrived, ControllerMessage, EngineMessage, Mode, Snapshot
-from store.writer import HistoryWriter
 
 # How long an example takes is the machine's affair: a test fails for what it finds.
 hypothesis.settings.register_profile("untimed", deadline=None)

@@ -12,8 +12,8 @@ from engine_adapter.virtual_time.engine import Work
 from engine_adapter.virtual_time.profiles import Profile
 from engine_adapter.virtual_time.request_account import Account, ending
 from online_learning.mixture.mixture import MixtureLearner
+from store.history.writer import HistoryWriter
 from store.records import Arrived, Facts, Finished, FirstToken, Goodbye, Hello
-from store.writer import HistoryWriter
 
 _CONNECTION = b"past"
 PAST_SESSION_ID = "past"

@@ -38,7 +38,7 @@ def merge(
     into: Annotated[Path, typer.Option("--into", metavar="DIR", help="a new folder for the merged history")],
 ) -> None:
     """The histories of several controllers as one, for sql, replay, the dashboard or a controller of all."""
-    from store.merge import merge_histories  # noqa: PLC0415 - keeps --help quick
+    from store.history.merge import merge_histories  # noqa: PLC0415 - keeps --help quick
 
     merged = merge_histories(stores, into, now_s=time.time())
     for path in merged.running:

@@ -217,7 +217,7 @@ def forget(
     config: ConfigFlag = None,
 ) -> None:
     """Delete stored prompts from every file of the history; the controller must not run meanwhile."""
-    from store.forget import Whose, forget_prompts  # noqa: PLC0415 - keeps --help quick
+    from store.history.forget import Whose, forget_prompts  # noqa: PLC0415 - keeps --help quick
 
     if sum((request is not None, tenant is not None, everything)) != 1:
         raise BadInputError("whose prompts are to be deleted is not clear: give one of --request, --tenant, --all")

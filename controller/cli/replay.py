@@ -82,7 +82,7 @@ def replay(  # noqa: PLR0913 - one parameter for each flag
 def _read(path: Path, part: Any) -> Sequence[PastRun]:  # noqa: ANN401 - a Slice, which is imported late
     from controller.replay.read_history import read_runs  # noqa: PLC0415 - keeps --help quick
     from store.errors import StoreError  # noqa: PLC0415 - with its only user
-    from store.reader import open_history  # noqa: PLC0415 - keeps --help quick
+    from store.history.reader import open_history  # noqa: PLC0415 - keeps --help quick
 
     try:
         connection = open_history(path)

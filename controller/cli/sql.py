@@ -12,9 +12,9 @@ from pyarrow import csv, parquet
 from rich.console import Console
 from rich.table import Table
 
-from controller.written import write_whole
 from store.errors import BadInputError, StoreError
-from store.reader import require_catalog
+from store.history.atomic_file import write_whole
+from store.history.reader import require_catalog
 from store.sql import TRUNCATED, run_sql
 
 Output: TypeAlias = Literal["table", "csv", "json", "parquet"]

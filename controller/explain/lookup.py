@@ -13,8 +13,8 @@ import duckdb
 
 from controller.monitoring.live_state import Live
 from store.errors import BadInputError, StoreError
+from store.history.reader import open_history
 from store.life import LifeFacts, joined, read_life
-from store.reader import open_history
 
 READER_MEMORY = "512MB"
 

@@ -18,7 +18,7 @@ from controller.config import Config
 from controller.prompt_encoder import check_encoder, load_encoder
 from engine_adapter.transport.zmq_sockets import prepare_endpoint
 from store.errors import SageError
-from store.files import Folder, WriterLock
+from store.history.files import Folder, WriterLock
 
 ENOUGH_DISK_BYTES = 1 << 30
 CHECK_S = 120.0

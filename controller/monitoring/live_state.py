@@ -22,8 +22,8 @@ from online_learning.calibration.calibration import Judgement, Measurement
 from online_learning.calibration.scoring import Calibration, RollingScores
 from online_learning.distribution import LengthDistribution
 from store.entries import DriftDetected, Outcome
+from store.history.writer import WriterStats
 from store.records import Arrived, Finished, Hello, IndexTable, Settings, Snapshot
-from store.writer import WriterStats
 
 REQUESTS_SHOWN = 5000
 """Unfinished requests of one engine in a picture."""

@@ -16,7 +16,7 @@ from controller.replay.fidelity import Ratio
 from controller.replay.read_history import moment
 from controller.replay.replay import Replay, Served
 from controller.reports.latency_summary import PolicyFigures
-from controller.written import write_whole
+from store.history.atomic_file import write_whole
 
 _LEFT_OUT = {"throughput_tokens_per_s", "makespan_s", "wall_s"}
 """Recorded arrivals bound these, and no order changes them much."""

@@ -24,8 +24,8 @@ from controller.monitoring.tracing import Ended, Telemetry
 from controller.prompt_encoder import Encoder
 from engine_adapter.transport.link import ControllerHub
 from store.entries import DriftDetected, Entry, Outcome, Prediction
+from store.history.writer import HistoryWriter
 from store.records import Arrived, EngineMessage, Finished, Mode, Snapshot
-from store.writer import HistoryWriter
 
 log = logging.getLogger(__name__)
 

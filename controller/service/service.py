@@ -41,7 +41,7 @@ from online_learning.experts.semantic import SemanticLearner
 from online_learning.length_learner import LengthLearner
 from online_learning.mixture.mixture import MixtureLearner, MixtureSettings
 from store.errors import StoreError
-from store.writer import HistoryWriter
+from store.history.writer import HistoryWriter
 
 log = logging.getLogger(__name__)
 

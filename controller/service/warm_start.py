@@ -12,7 +12,7 @@ import numpy as np
 from controller.core.core import Core
 from online_learning.features.prompt_features import DIMENSIONS
 from online_learning.length_learner import Features, Observation
-from store.reader import PastAnswer, learning_history, next_answer
+from store.history.reader import PastAnswer, learning_history, next_answer
 
 log = logging.getLogger(__name__)
 

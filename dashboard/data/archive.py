@@ -15,7 +15,7 @@ import duckdb
 
 from dashboard.data.series import BANDS_PER_DECADE, Cell
 from store.errors import StoreError
-from store.reader import open_history
+from store.history.reader import open_history
 
 BUCKETS_S = (60, 300, 900, 3600, 7200, 21_600, 86_400)
 BUCKETS_SHOWN = 150

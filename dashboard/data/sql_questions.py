@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyarrow import csv, parquet
 
 from store.errors import BadInputError, SageError
-from store.reader import open_history
+from store.history.reader import open_history
 from store.sql import TRUNCATED, run_sql
 
 ROW_LIMIT = 10_000

@@ -21,9 +21,9 @@ from dashboard.life_views import ExplainView, ExplanationView
 from dashboard.screens import filters
 from dashboard.text import words
 from store.errors import StoreError
+from store.history.reader import open_history
 from store.http_api import FinishedPoint, QueueView, RecentView, StateView
 from store.life import LifeFacts, read_life
-from store.reader import open_history
 
 PARAMETER = "request"
 """Name in the address."""

@@ -14,8 +14,8 @@ from controller.demo.demo import dashboard_command
 from controller.monitoring.doctor import examine
 from dashboard.__main__ import command as streamlit_command
 from store.entries import EngineSeen, Entry
+from store.history.writer import HistoryWriter
 from store.records import Finished, Hello
-from store.writer import HistoryWriter
 
 COMMANDS = (
     "serve",

@@ -18,7 +18,7 @@ from controller.monitoring.metrics import Metrics
 from controller.prompt_encoder import Encoder, check_encoder, load_encoder
 from online_learning.experts.semantic import Embedding
 from store.errors import ConfigError
-from store.reader import learning_history, open_history
+from store.history.reader import learning_history, open_history
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{number}" for number in range(200))]
 

@@ -19,8 +19,8 @@ from controller.explain.wait_causes import Overtaker, order_at, order_value
 from engine_adapter.ordering.ordering import Ordering
 from engine_adapter.virtual_time.simulated_scheduler import SimulatedRequest
 from store.errors import BadInputError
+from store.history.reader import open_history
 from store.life import Choice, LifeFacts, Moment, Order, Rival, joined, read_life
-from store.reader import open_history
 from store.records import IndexTable, Settings
 
 Start = Callable[..., Any]

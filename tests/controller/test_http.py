@@ -9,7 +9,7 @@ import pytest
 from controller.core.core import Counts
 from controller.monitoring.metrics import CALIBRATION_GAUGES
 from online_learning.length_learner import Drift
-from store.reader import open_history
+from store.history.reader import open_history
 
 Start = Callable[..., Any]
 

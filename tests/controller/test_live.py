@@ -8,8 +8,8 @@ from msgspec import structs
 
 from controller.monitoring.live_state import EngineView, Picture, RequestView, queue_rows
 from online_learning.distribution import LengthDistribution
+from store.history.writer import WriterStats
 from store.records import Arrived, Hello, IndexTable, RunningRequest, Settings, Snapshot
-from store.writer import WriterStats
 
 HELLO = Hello(
     engine_id="e",

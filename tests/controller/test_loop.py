@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from controller.core.core import Outgoing
-from store.reader import open_history
+from store.history.reader import open_history
 from store.records import EngineMessage, Snapshot
 
 Start = Callable[..., Any]

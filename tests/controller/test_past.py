@@ -10,7 +10,7 @@ from controller.service.warm_start import rebuild
 from engine_adapter.virtual_time.profiles import PROFILES
 from engine_adapter.workloads.requests import work_stream
 from online_learning.mixture.mixture import MixtureLearner
-from store.reader import open_history
+from store.history.reader import open_history
 from store.records import Arrived, Facts, Hello, IndexTable
 
 PROFILE = PROFILES["h800-qwen3-32b-24k"]

@@ -17,9 +17,9 @@ from online_learning.clustering.clusters import ClusterSettings
 from online_learning.evaluation.global_learner import GlobalLearner, LearnerSettings
 from online_learning.length_learner import Drift, Features, LengthLearner, Observation, Prompt
 from online_learning.mixture.mixture import MixtureLearner, MixtureSettings, solo_learners
-from store.reader import learning_history, open_history
+from store.history.reader import learning_history, open_history
+from store.history.writer import HistoryWriter
 from store.records import Arrived, Facts, Finished, FinishReason, Hello
-from store.writer import HistoryWriter
 
 ANSWERS = 1_500
 MODELS = ("m", "n", "o")

@@ -24,9 +24,9 @@ from controller.replay.replay_engine import RecordedBeliefs, replay_as_told, rep
 from engine_adapter.virtual_time.engine import Life
 from online_learning.distribution import LengthDistribution
 from online_learning.length_learner import Prompt
-from store.reader import open_history
+from store.history.reader import open_history
+from store.history.writer import HistoryWriter
 from store.records import Settings
-from store.writer import HistoryWriter
 
 Serve = Callable[..., Any]
 START_S = 1.7e9

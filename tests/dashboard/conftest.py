@@ -16,8 +16,8 @@ from fastapi import FastAPI, Response
 
 from engine_adapter.serving.processes import free_port
 from store.entries import ClusterChanged, DriftDetected, EngineSeen, Entry, Outcome, Prediction, SettingsChanged
+from store.history.writer import HistoryWriter
 from store.records import Arrived, Finished, Gate, Hello, Settings
-from store.writer import HistoryWriter
 
 Json = dict[str, Any]
 

@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import BrowserContext, Page, expect, sync_playwright
 
 from store.entries import Entry, Outcome
-from store.writer import HistoryWriter
+from store.history.writer import HistoryWriter
 
 pytestmark = pytest.mark.browser
 

@@ -14,8 +14,8 @@ from markdown_it import MarkdownIt
 from streamlit.testing.v1 import AppTest
 
 from store.entries import EngineSeen, Entry
+from store.history.writer import HistoryWriter
 from store.records import Arrived, Finished, Hello
-from store.writer import HistoryWriter
 
 EVIL = [
     "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "[click](javascript:alert(1))", "[x](https://evil.example/a)", "![x](https://evil.example/p.png)",

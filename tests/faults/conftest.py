@@ -32,7 +32,7 @@ from engine_adapter.transport.zmq_sockets import ZmqHub, ZmqLink
 from engine_adapter.virtual_time.engine import Work
 from engine_adapter.virtual_time.profiles import PROFILES
 from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
-from store.reader import open_history
+from store.history.reader import open_history
 from store.records import ControllerMessage, EngineMessage
 
 LEASE_S = 2.0

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import httpx
 import pytest
 
-from store.reader import open_history
+from store.history.reader import open_history
 
 Engine: TypeAlias = Any
 """`conftest.LoadedEngine`, which a test module cannot import."""

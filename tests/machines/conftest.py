@@ -16,7 +16,7 @@ import pytest
 
 from engine_adapter.serving.processes import Child, Children
 from store.errors import StoreError
-from store.reader import open_history
+from store.history.reader import open_history
 
 QUIET = {"OMP_NUM_THREADS": "1"}
 

@@ -22,11 +22,11 @@ from engine_adapter.workloads.requests import bench_works
 from online_learning.evaluation.global_learner import GlobalLearner
 from store.entries import ClusterChanged, Entry
 from store.errors import BadInputError, StoreSchemaError
-from store.merge import CLUSTERS_APART, merge_histories
-from store.reader import learning_history, open_history
+from store.history.merge import CLUSTERS_APART, merge_histories
+from store.history.reader import learning_history, open_history
+from store.history.writer import HistoryWriter
 from store.records import Facts
 from store.sql import run_sql
-from store.writer import HistoryWriter
 
 PROFILE = PROFILES["h800-qwen3-32b-24k"]
 WORKS = bench_works("synthetic", requests=12, warmup=0, seed=1).measured

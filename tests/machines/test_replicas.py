@@ -19,8 +19,8 @@ from engine_adapter.virtual_time.engine import Work
 from engine_adapter.virtual_time.profiles import PROFILES
 from online_learning.mixture.mixture import MixtureLearner
 from store.errors import ConfigError
+from store.history.writer import WriterStats
 from store.records import Arrived, Fact, Facts, Goodbye
-from store.writer import WriterStats
 
 PROFILE = PROFILES["h800-qwen3-32b-24k"]
 FORGET_S = 60.0

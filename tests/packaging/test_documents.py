@@ -9,9 +9,9 @@ from typing import Any
 import duckdb
 import pytest
 
-from store.reader import open_history
+from store.history.reader import open_history
+from store.history.writer import HistoryWriter
 from store.sql import run_sql
-from store.writer import HistoryWriter
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,7 +11,7 @@ from controller.benchmark.system.load_report import load_tables
 from controller.benchmark.system.load_test import LoadSpec, run_load_test
 from engine_adapter.serving.fleet import bursts_of
 from store.errors import BadInputError, ConfigError
-from store.segments import FAN_IN, MERGED_BYTES, Segment, merges
+from store.history.segments import FAN_IN, MERGED_BYTES, Segment, merges
 
 
 def test_a_small_load_is_served_and_told(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from controller.benchmark.system.process_samples import folder_bytes
-from store.writer import HistoryWriter
+from store.history.writer import HistoryWriter
 
 TRAFFIC_S = 600.0
 TURN_S = 20.0

@@ -9,9 +9,9 @@ import pytest
 
 from controller.cli.main import run
 from store.entries import Entry
-from store.reader import open_history
+from store.history.reader import open_history
+from store.history.writer import HistoryWriter
 from store.records import Arrived
-from store.writer import HistoryWriter
 
 
 def prompt(number: int) -> bytes:

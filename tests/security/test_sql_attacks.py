@@ -15,9 +15,9 @@ import pytest
 
 from store.entries import Entry
 from store.errors import BadInputError
+from store.history.writer import HistoryWriter
 from store.records import FirstToken
 from store.sql import REFUSED, Question, run_sql
-from store.writer import HistoryWriter
 
 SECRET = "the-secret-of-another-file"  # noqa: S105 - planted where no statement may reach it
 

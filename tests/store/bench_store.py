@@ -13,10 +13,10 @@ import time
 from pathlib import Path
 
 from store.entries import Decision, EngineSeen, Entry, Outcome, Prediction, StoreRecord
-from store.reader import learning_history, open_history
+from store.history.reader import learning_history, open_history
+from store.history.writer import HistoryWriter
 from store.records import Arrived, Finished, FirstToken, Hello
 from store.useful_queries import USEFUL_QUERIES
-from store.writer import HistoryWriter
 
 HELLO = Hello(
     engine_id="engine",

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from store.entries import CalibrationMeasured, EngineSeen, Entry, Outcome, Prediction, StoreRecord
-from store.files import Folder
-from store.live import Chunk, LiveFile, Retention
+from store.history.files import Folder
+from store.history.live_file import Chunk, LiveFile, Retention
+from store.history.rows import TABLE_OF, row_of
 from store.records import Arrived, Finished, FirstToken, Hello
-from store.rows import TABLE_OF, row_of
 
 
 def _entry(record: StoreRecord, batch: int | None = None, session_id: str = "s1") -> Entry:

@@ -8,8 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from store.reader import open_history
-from store.writer import HistoryWriter
+from store.history.reader import open_history
+from store.history.writer import HistoryWriter
 
 TRIALS = int(os.environ.get("SAGESCHED_KILL_TRIALS", "15"))
 FACTS = 3
@@ -20,7 +20,7 @@ from pathlib import Path
 from store import segments
 from store.entries import Entry, Outcome
 from store.records import FirstToken
-from store.writer import HistoryWriter
+from store.history.writer import HistoryWriter
 segments.FAN_IN = 3
 writer = HistoryWriter(Path(sys.argv[1]), seal_interval_s=0.03, commit_interval_s=0.002, grace_s=0.05).start()
 batch = writer.last_batches.get("s", 0)

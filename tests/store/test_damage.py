@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from store.damage import checksum
-from store.reader import learning_history, open_history
-from store.segments import FAN_IN
-from store.writer import HistoryWriter
+from store.history.damage import checksum
+from store.history.reader import learning_history, open_history
+from store.history.segments import FAN_IN
+from store.history.writer import HistoryWriter
 
 NOON_S = 1_772_366_400.0
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from store.reader import open_history
+from store.history.reader import open_history
+from store.history.writer import HistoryWriter
 from store.records import Preempted
-from store.writer import HistoryWriter
 
 
 def test_a_request_is_one_row_however_often_it_is_told(tmp_path: Path, make: Any) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import duckdb
 import pytest
 
-from store.reader import open_history
-from store.writer import HistoryWriter
+from store.history.reader import open_history
+from store.history.writer import HistoryWriter
 
 PLAIN_READER = """
 import sys, time, duckdb

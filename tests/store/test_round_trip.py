@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from store.entries import EngineSeen, Entry, SettingsChanged, StoreRecord
-from store.reader import open_history
+from store.history.reader import open_history
+from store.history.rows import TABLE_OF
+from store.history.writer import HistoryWriter
 from store.records import Gate, Hello, Preemption, Promotion, Settings, Snapshot
-from store.rows import TABLE_OF
-from store.writer import HistoryWriter
 
 LARGEST = 2**63 - 1
 NO_LISTS: dict[str, Any] = {"running_requests": (), "queue": ()}
@@ -76,7 +76,7 @@ def histories(draw: st.DrawFn) -> list[Entry]:
 
 
 def record_from(row: dict[str, Any], kind: type) -> Any:
-    """Undo `store.rows.row_of`, written down independently of it."""
+    """Undo `store.history.rows.row_of`, written down independently of it."""
     if kind is EngineSeen:
         hello = Hello(**{name: row[name] for name in Hello.__struct_fields__})
         return EngineSeen(time_s=row["time_s"], event=row["event"], hello=hello)

@@ -8,10 +8,10 @@ from typing import Any
 import duckdb
 import pytest
 
-from store import schema, tables, views
 from store.errors import StoreError, StoreSchemaError
-from store.reader import open_history
-from store.writer import HistoryWriter
+from store.history import schema, tables, views
+from store.history.reader import open_history
+from store.history.writer import HistoryWriter
 
 
 def test_every_table_view_and_column_says_what_it_is(hands: Callable[..., Any]) -> None:

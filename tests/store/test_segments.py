@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from store.errors import StoreError
-from store.reader import open_history
-from store.segments import FAN_IN, KEPT_TABLES, Segment, hour_name, merges, outlived
+from store.history.reader import open_history
+from store.history.segments import FAN_IN, KEPT_TABLES, Segment, hour_name, merges, outlived
 
 HOUR_S = 3600.0
 DAY_S = 24 * HOUR_S

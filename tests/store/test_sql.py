@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from store.errors import BadInputError, StoreError
+from store.history.writer import HistoryWriter
 from store.sql import TRUNCATED, run_sql
-from store.writer import HistoryWriter
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from store.errors import StoreError, StoreLockedError
-from store.reader import PastAnswer, learning_history, open_history
+from store.history.reader import PastAnswer, learning_history, open_history
+from store.history.writer import HistoryWriter
 from store.records import Snapshot
-from store.writer import HistoryWriter
 
 
 def snapshot(time_s: float) -> Snapshot:
@@ -106,7 +106,7 @@ def test_a_second_writer_is_sent_away(tmp_path: Path) -> None:
     with HistoryWriter(tmp_path):
         with pytest.raises(StoreLockedError, match=f"process {os.getpid()}.*--store"):
             HistoryWriter(tmp_path).start()
-        program = f"from pathlib import Path; from store.writer import HistoryWriter; HistoryWriter(Path({str(tmp_path)!r})).start()"
+        program = f"from pathlib import Path; from store.history.writer import HistoryWriter; HistoryWriter(Path({str(tmp_path)!r})).start()"
         other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
         assert f"StoreLockedError: history {tmp_path} is being written by process {os.getpid()}" in other.stderr
     with HistoryWriter(tmp_path):
@@ -167,7 +167,7 @@ import logging, resource, signal, sys
 from pathlib import Path
 from store.entries import Entry
 from store.records import FirstToken
-from store.writer import HistoryWriter
+from store.history.writer import HistoryWriter
 logging.basicConfig(stream=sys.stdout, format="LOG %(message)s")
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 limits = resource.getrlimit(resource.RLIMIT_FSIZE)

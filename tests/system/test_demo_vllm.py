@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from store.reader import open_history
+from store.history.reader import open_history
 
 pytestmark = [pytest.mark.long, pytest.mark.vllm, pytest.mark.browser, pytest.mark.timeout(900)]
 

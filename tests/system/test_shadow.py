@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from store.reader import open_history
+from store.history.reader import open_history
 
 Site: TypeAlias = Any
 """`conftest.Site`, which a test module cannot import."""

@@ -20,8 +20,8 @@ from engine_adapter.workloads.requests import bench_works, to_works
 from online_learning.evaluation.memory import held_bytes
 from online_learning.length_learner import Prompt
 from online_learning.mixture.mixture import MixtureLearner
+from store.history.writer import HistoryWriter
 from store.records import Facts
-from store.writer import HistoryWriter
 
 COMPARED_PROMPTS = 200
 """Prompts for which the beliefs before and after the restart are compared."""

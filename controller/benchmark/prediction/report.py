@@ -19,8 +19,8 @@ from controller.benchmark.prediction.study import (
 )
 from controller.benchmark.scheduling.plots import COLOURS
 from controller.benchmark.scheduling.report import PAGE
-from controller.written import write_whole
 from online_learning.calibration.scoring import PIT_BINS
+from store.history.atomic_file import write_whole
 
 SCATTER_POINTS = 3_000
 COMPARED = (MAIN_LEARNER, "global", "sagesched-paper")

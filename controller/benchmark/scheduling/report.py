@@ -13,7 +13,7 @@ from rich.table import Table
 from controller.benchmark.scheduling.plots import busiest, gain_plots, run_plots
 from controller.benchmark.scheduling.result import BenchResult, Spread
 from controller.reports.latency_summary import PolicyFigures
-from controller.written import write_whole
+from store.history.atomic_file import write_whole
 
 COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("mean_ttlt_s", "TTLT mean s", "{:.2f}"),

@@ -32,8 +32,8 @@ from engine_adapter.workloads.requests import BenchWorks, bench_works, planned_a
 from online_learning.length_learner import Observation, Prompt
 from online_learning.mixture.mixture import MixtureLearner
 from store.errors import ConfigError
+from store.history.writer import WriterStats
 from store.records import Arrived, packed_tokens
-from store.writer import WriterStats
 
 ROUTERS = ("round-robin", "two-choices", "least-outstanding", "predicted")
 PICTURE_S = 0.25

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from controller.benchmark.scheduling.plots import COLOURS, GAINS
 from controller.benchmark.scheduling.result import BenchResult
-from controller.written import write_whole
+from store.history.atomic_file import write_whole
 
 PANEL_WIDTH, PANEL_HEIGHT, MARGIN_LEFT, MARGIN_TOP, GAP = 300, 210, 52, 46, 34
 LEGEND_ROW, LEGEND_COLUMN = 18, 190

@@ -24,8 +24,8 @@ from controller.service.warm_start import learn_again
 from engine_adapter.agent.clock import steady_clock
 from engine_adapter.transport.frames import FrameHub
 from store.errors import StoreError
+from store.history.writer import HistoryWriter
 from store.records import Mode
-from store.writer import HistoryWriter
 
 TURN_S = 0.02
 IDLE_TURN_S = 0.1

@@ -17,9 +17,9 @@ import duckdb
 from harness.faults import Faults
 from harness.timeline import Crash
 
-from store.files import Folder
-from store.live import Chunk, LiveFile, LiveRows, Retention
-from store.reader import PastAnswer, learning_history, next_answer, open_history
+from store.history.files import Folder
+from store.history.live_file import Chunk, LiveFile, LiveRows, Retention
+from store.history.reader import PastAnswer, learning_history, next_answer, open_history
 
 COLUMNS = {
     "arrivals": "request_id arrival_s prompt_tokens token_ids max_tokens temperature priority tenant lora resent "
@@ -42,7 +42,7 @@ class Disk(Protocol):
     """What outlives the controller's process."""
 
     def open(self, folder: Folder, writer: str, retention: Retention, now_s: float) -> LiveRows:
-        """Open the live file, as `store.live.LiveFile` does."""
+        """Open the live file, as `store.history.live_file.LiveFile` does."""
         ...
 
     def crash(self) -> None:
@@ -95,7 +95,7 @@ class MemoryDisk:
         return self.sessions.get(session_id, 0)
 
     def learning_history(self) -> list[PastAnswer]:
-        """The same answers in the same order as `store.reader.learning_history` finds."""
+        """The same answers in the same order as `store.history.reader.learning_history` finds."""
         models = {row[1]: row[6] for row in self.tables.get("engines", [])}
         features: dict[tuple[str, str], bytes] = {}
         for row in self.tables.get("predictions", []):
@@ -121,7 +121,7 @@ class MemoryDisk:
 
 
 class MemoryFile:
-    """`store.live.LiveRows` over a `MemoryDisk`, with the disk's faults."""
+    """`store.history.live_file.LiveRows` over a `MemoryDisk`, with the disk's faults."""
 
     def __init__(self, disk: MemoryDisk, writer: str) -> None:
         self._disk = disk

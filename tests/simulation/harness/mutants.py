@@ -21,8 +21,8 @@ from engine_adapter.agent.agent import Agent
 from engine_adapter.agent.outbox import Outbox
 from engine_adapter.ordering.ordering import Ordering
 from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
+from store.history.writer import HistoryWriter
 from store.records import Facts, Finished
-from store.writer import HistoryWriter
 
 if TYPE_CHECKING:
     import pytest

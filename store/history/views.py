@@ -1,14 +1,14 @@
 """Views of the catalog that join or sum what the tables hold, as SQL text; stable names for dashboards and people.
 
 Each column of a view has its comment behind it; `statements` turns them into ``COMMENT ON``.
-The tables' own views carry the comments of `store.tables`.
+The tables' own views carry the comments of `store.history.tables`.
 """
 
 from __future__ import annotations
 
 import re
 
-from store.tables import quoted
+from store.history.tables import quoted
 
 REQUESTS = """
 CREATE VIEW requests AS  -- One row per request: its whole life as far as it is known.

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import duckdb
 
-from store.damage import Damage, checksum
 from store.errors import StoreError
-from store.files import Folder, make_folder, publish
-from store.schema import schema_version
-from store.tables import SEALED_TABLES, quoted
+from store.history.damage import Damage, checksum
+from store.history.files import Folder, make_folder, publish
+from store.history.schema import schema_version
+from store.history.tables import SEALED_TABLES, quoted
 
 FAN_IN = 16
 """So many segments of a table, hour and level become one of the next level."""

@@ -13,12 +13,12 @@ from typing import Any, Protocol
 import duckdb
 import pyarrow as pa
 
-from store.catalog import publish_catalog
-from store.files import Folder, secure, sync
-from store.rows import Row
-from store.schema import open_live, sealed_tables
-from store.segments import Segments, count_rows
-from store.tables import SEALED_TABLES, quoted
+from store.history.catalog import publish_catalog
+from store.history.files import Folder, secure, sync
+from store.history.rows import Row
+from store.history.schema import open_live, sealed_tables
+from store.history.segments import Segments, count_rows
+from store.history.tables import SEALED_TABLES, quoted
 
 log = logging.getLogger(__name__)
 

@@ -20,11 +20,11 @@ from pathlib import Path
 import duckdb
 
 from store.errors import BadInputError, StoreError, StoreLockedError, StoreSchemaError
-from store.files import Folder, WriterLock
-from store.live import LiveFile, Retention
-from store.reader import require_catalog
-from store.schema import schema_version
-from store.tables import SEALED_TABLES
+from store.history.files import Folder, WriterLock
+from store.history.live_file import LiveFile, Retention
+from store.history.reader import require_catalog
+from store.history.schema import schema_version
+from store.history.tables import SEALED_TABLES
 
 CLUSTERS_APART = 1_000_000
 """More than a learner ever numbers."""

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import duckdb
 
 from store.errors import StoreError
-from store.files import Folder
-from store.tables import quoted
+from store.history.files import Folder
+from store.history.tables import quoted
 
 
 class PastAnswer(NamedTuple):

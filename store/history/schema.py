@@ -11,8 +11,8 @@ from pathlib import Path
 import duckdb
 
 from store.errors import StoreError, StoreSchemaError
-from store.files import publish
-from store.tables import SEALED_TABLES, TABLES, statements
+from store.history.files import publish
+from store.history.tables import SEALED_TABLES, TABLES, statements
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import duckdb
 
-from store import views
-from store.files import Folder, publish
-from store.schema import Table, schema_version
-from store.segments import Segment
-from store.tables import quoted
+from store.history import views
+from store.history.files import Folder, publish
+from store.history.schema import Table, schema_version
+from store.history.segments import Segment
+from store.history.tables import quoted
 
 
 def publish_catalog(

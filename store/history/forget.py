@@ -12,13 +12,13 @@ from pathlib import Path
 
 import duckdb
 
-from store.catalog import publish_catalog
 from store.errors import StoreError
-from store.files import Folder, WriterLock, publish
-from store.reader import require_catalog
-from store.schema import open_live, sealed_tables
-from store.segments import Segments
-from store.tables import quoted
+from store.history.catalog import publish_catalog
+from store.history.files import Folder, WriterLock, publish
+from store.history.reader import require_catalog
+from store.history.schema import open_live, sealed_tables
+from store.history.segments import Segments
+from store.history.tables import quoted
 
 _TABLE = "arrivals"
 

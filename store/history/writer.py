@@ -17,10 +17,10 @@ import pyarrow as pa
 
 from store.entries import Entry
 from store.errors import StoreError
-from store.files import Folder, WriterLock
-from store.live import Chunk, LiveFile, LiveRows, Retention
-from store.rows import DROPPABLE, TABLE_OF, Row, row_of
-from store.writer_stats import WriterStats
+from store.history.files import Folder, WriterLock
+from store.history.live_file import Chunk, LiveFile, LiveRows, Retention
+from store.history.rows import DROPPABLE, TABLE_OF, Row, row_of
+from store.history.writer_stats import WriterStats
 
 __all__ = ["HistoryWriter", "WriterStats"]
 

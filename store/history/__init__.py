@@ -1,0 +1,1 @@
+"""The history on disk: writer, live file, segments, schema, catalog."""
