@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from store.http_api import View
-from store.life import LifeFacts
+from store.reading.request_life import LifeFacts
 
 
 class SentenceView(View, frozen=True):

@@ -19,8 +19,8 @@ from controller.policy.policies import policy_named
 from online_learning.evaluation.global_learner import GlobalLearner
 from store.history.reader import open_history
 from store.history.writer import HistoryWriter
+from store.reading.example_queries import USEFUL_QUERIES
 from store.records import Arrived, Facts, Finished, Hello, Snapshot
-from store.useful_queries import USEFUL_QUERIES
 
 DOCS = Path(__file__).parent
 

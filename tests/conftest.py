@@ -23,7 +23,7 @@ from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
 from online_learning.evaluation.global_learner import GlobalLearner
 from store.entries import Entry
 from store.history.writer import HistoryWriter
-from store.life import LifeFacts
+from store.reading.request_life import LifeFacts
 from store.records import Arrived, ControllerMessage, EngineMessage, Mode, Snapshot
 
 # How long an example takes is the machine's affair: a test fails for what it finds.

@@ -33,7 +33,7 @@ from controller.monitoring.health import Condition
 from controller.monitoring.live_state import Live, Picture, queue_rows
 from controller.monitoring.metrics import Metrics
 from controller.replay.gain_watcher import GainWatch
-from store.life import LifeFacts
+from store.reading.request_life import LifeFacts
 
 ANSWER_S = 3.0
 """How long a caller waits for the control loop to carry out a command."""

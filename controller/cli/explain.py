@@ -13,7 +13,7 @@ from controller.config import Config
 from controller.explain.explanation import Explanation, explain
 from controller.explain.lookup import recorded_life
 from store.errors import SageError
-from store.life import LifeFacts
+from store.reading.request_life import LifeFacts
 
 
 class Answer(msgspec.Struct, frozen=True):

@@ -15,7 +15,7 @@ from rich.table import Table
 from store.errors import BadInputError, StoreError
 from store.history.atomic_file import write_whole
 from store.history.reader import require_catalog
-from store.sql import TRUNCATED, run_sql
+from store.reading.sandbox import TRUNCATED, run_sql
 
 Output: TypeAlias = Literal["table", "csv", "json", "parquet"]
 

@@ -13,7 +13,7 @@ import msgspec
 from controller.explain import queue_sentences
 from controller.explain.formatting import clock, count, listed, percent, span
 from controller.explain.wait_causes import Overtaker, Wait, first_wait_s, overtakers, waits
-from store.life import Belief, LifeFacts, State
+from store.reading.request_life import Belief, LifeFacts, State
 
 Topic: TypeAlias = Literal["arrival", "prediction", "index", "queue", "wait", "preemptions", "mode", "end", "outcome"]
 

@@ -14,7 +14,7 @@ import duckdb
 from controller.monitoring.live_state import Live
 from store.errors import BadInputError, StoreError
 from store.history.reader import open_history
-from store.life import LifeFacts, joined, read_life
+from store.reading.request_life import LifeFacts, joined, read_life
 
 READER_MEMORY = "512MB"
 

@@ -17,7 +17,7 @@ from controller.explain.wait_causes import (
     order_at,
     waits,
 )
-from store.life import RIVALS_LIMIT, LifeFacts, Loss
+from store.reading.request_life import RIVALS_LIMIT, LifeFacts, Loss
 
 EXAMPLES = 3
 """Requests that passed it which are named."""

@@ -15,7 +15,7 @@ import msgspec
 
 from engine_adapter.ordering.ordering import boost_s
 from engine_adapter.ordering.running_order import FIRST
-from store.life import Choice, LifeFacts, Moment, Order, Rival
+from store.reading.request_life import Choice, LifeFacts, Moment, Order, Rival
 
 Why: TypeAlias = Literal["class", "patience", "index", "prior", "engine", "unexplained"]
 """``class``: its strict class goes first; ``patience``: it had waited for as long as its patience allows;

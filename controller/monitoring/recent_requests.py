@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from store.entries import Decision, DriftDetected, EngineSeen, Entry, Outcome, Prediction, SettingsChanged
-from store.life import (
+from store.reading.request_life import (
     MOMENTS_LIMIT,
     RIVALS_LIMIT,
     Belief,

@@ -13,8 +13,8 @@ import msgspec
 from controller.core.predictor import RECORDED_PERCENTILES
 from controller.core.step_model import StepSample
 from controller.replay.recorded_run import EngineSizes, PastRequest, PastRun, Told
-from store import past_queries
 from store.errors import BadInputError
+from store.reading import replay_sql
 from store.records import Gate, IndexTable, Mode, Preemption, Settings
 
 SAMPLES = 4_000
@@ -64,7 +64,7 @@ def read_runs(connection: duckdb.DuckDBPyConnection, part: Slice) -> list[PastRu
     _require_known(connection, "engine_id", part.engine_id)
     _require_known(connection, "model", part.model)
     span = _span(connection, part)
-    found = _rows(connection, past_queries.RUNS, **span)
+    found = _rows(connection, replay_sql.RUNS, **span)
     runs = [_run(connection, row, span) for row in found if row["requests"] >= FEWEST_REQUESTS]
     if not runs:
         most = max((row["requests"] for row in found), default=0)
@@ -91,18 +91,18 @@ def _span(connection: duckdb.DuckDBPyConnection, part: Slice) -> dict[str, Any]:
     since_s = -UNBOUNDED_S if part.since_s is None else part.since_s
     until_s = UNBOUNDED_S if part.until_s is None else part.until_s
     bounds = {"since_s": since_s, "until_s": until_s}
-    first = _rows(connection, past_queries.SPAN, **bounds, **about, limit=part.last - 1)
+    first = _rows(connection, replay_sql.SPAN, **bounds, **about, limit=part.last - 1)
     return {**about, "since_s": first[0]["arrival_s"] if first else since_s, "until_s": until_s}
 
 
 def _run(connection: duckdb.DuckDBPyConnection, row: dict[str, Any], span: dict[str, Any]) -> PastRun:
     bounds = {"session_id": row["session_id"], "last_s": row["last_s"]}
     requests = _rows(
-        connection, past_queries.REQUESTS, **bounds, since_s=span["since_s"], until_s=span["until_s"]
+        connection, replay_sql.REQUESTS, **bounds, since_s=span["since_s"], until_s=span["until_s"]
     )  # fmt: skip
     first_s = min(request["arrival_s"] for request in requests)
-    shares = _rows(connection, past_queries.MODE_SHARES, **bounds, since_s=span["since_s"])
-    steps = _rows(connection, past_queries.STEPS, **bounds, since_s=first_s, limit=SAMPLES)
+    shares = _rows(connection, replay_sql.MODE_SHARES, **bounds, since_s=span["since_s"])
+    steps = _rows(connection, replay_sql.STEPS, **bounds, since_s=first_s, limit=SAMPLES)
     return PastRun(
         engine_id=row["engine_id"],
         session_id=row["session_id"],
@@ -110,7 +110,7 @@ def _run(connection: duckdb.DuckDBPyConnection, row: dict[str, Any], span: dict[
         sizes=msgspec.convert(row, EngineSizes),
         requests=tuple(_request(request) for request in requests),
         samples=tuple(msgspec.convert(steps, list[StepSample])),
-        gap_s=_rows(connection, past_queries.GAP, **bounds, since_s=first_s)[0]["gap_s"],
+        gap_s=_rows(connection, replay_sql.GAP, **bounds, since_s=first_s)[0]["gap_s"],
         modes={share["mode"]: share["share"] for share in shares},
         told=tuple(_told(connection, bounds | {"first_s": first_s})),
     )
@@ -126,7 +126,7 @@ def _told(connection: duckdb.DuckDBPyConnection, bounds: dict[str, Any]) -> Iter
     """Settings and tables by time; settings first, as they are in force when a table comes."""
     tables = (
         Told(time_s=row.pop("time_s"), message=msgspec.convert(row, IndexTable))
-        for row in _rows(connection, past_queries.TABLES, **bounds)
+        for row in _rows(connection, replay_sql.TABLES, **bounds)
     )
     yield from sorted([*_settings(connection, bounds), *tables], key=lambda told: told.time_s)
 
@@ -134,10 +134,10 @@ def _told(connection: duckdb.DuckDBPyConnection, bounds: dict[str, Any]) -> Iter
 def _settings(connection: duckdb.DuckDBPyConnection, bounds: dict[str, Any]) -> Iterator[Told]:
     """What was sent, in the mode that was in force by the engine's own account, fallbacks included."""
     span = {name: value for name, value in bounds.items() if name != "first_s"}
-    orders = [row for row in _rows(connection, past_queries.ORDERS, **span) if not row["mode_only"]]
+    orders = [row for row in _rows(connection, replay_sql.ORDERS, **span) if not row["mode_only"]]
     changes: list[tuple[float, Mode | None, dict[str, Any] | None]] = [
         *((order["time_s"], None, order) for order in orders),
-        *((row["time_s"], row["mode"], None) for row in _rows(connection, past_queries.MODES, **bounds)),
+        *((row["time_s"], row["mode"], None) for row in _rows(connection, replay_sql.MODES, **bounds)),
     ]
     mode: Mode = "off"
     order: dict[str, Any] | None = None

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from dashboard.charts import palette
 from dashboard.charts.figures import base, or_blank
 from dashboard.life_views import WaitView
-from store.life import Choice, LifeFacts
+from store.reading.request_life import Choice, LifeFacts
 
 CAUSES = {
     "gate": ("the gate held room back for growth", palette.AMBER),

@@ -12,7 +12,7 @@ from pyarrow import csv, parquet
 
 from store.errors import BadInputError, SageError
 from store.history.reader import open_history
-from store.sql import TRUNCATED, run_sql
+from store.reading.sandbox import TRUNCATED, run_sql
 
 ROW_LIMIT = 10_000
 """Rows of an answer that are fetched, shown and downloaded."""

@@ -23,7 +23,7 @@ from dashboard.text import words
 from store.errors import StoreError
 from store.history.reader import open_history
 from store.http_api import FinishedPoint, QueueView, RecentView, StateView
-from store.life import LifeFacts, read_life
+from store.reading.request_life import LifeFacts, read_life
 
 PARAMETER = "request"
 """Name in the address."""

@@ -12,7 +12,7 @@ from dashboard.charts.sql_answer import Axes, Kind
 from dashboard.data import live, sql_questions
 from dashboard.data.sql_questions import Answer, QuestionTrouble, ViewColumns
 from dashboard.text import words
-from store.useful_queries import USEFUL_QUERIES
+from store.reading.example_queries import USEFUL_QUERIES
 
 SCHEMA_KEPT_S = 30.0
 FIRST_STATEMENT = next(query.statement for query in USEFUL_QUERIES if query.group == "Latency")

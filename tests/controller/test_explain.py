@@ -20,7 +20,7 @@ from engine_adapter.ordering.ordering import Ordering
 from engine_adapter.virtual_time.simulated_scheduler import SimulatedRequest
 from store.errors import BadInputError
 from store.history.reader import open_history
-from store.life import Choice, LifeFacts, Moment, Order, Rival, joined, read_life
+from store.reading.request_life import Choice, LifeFacts, Moment, Order, Rival, joined, read_life
 from store.records import IndexTable, Settings
 
 Start = Callable[..., Any]

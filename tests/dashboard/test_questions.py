@@ -7,7 +7,7 @@ from pyarrow import parquet
 from dashboard.charts import sql_answer
 from dashboard.charts.sql_answer import Axes
 from dashboard.data.sql_questions import Answer, QuestionTrouble, ask, read_schema
-from store.useful_queries import USEFUL_QUERIES
+from store.reading.example_queries import USEFUL_QUERIES
 
 
 def answer(path: Path, statement: str) -> Answer:

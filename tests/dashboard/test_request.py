@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from streamlit.testing.v1 import AppTest
 
 from dashboard.charts import request_life
-from store.life import LifeFacts, Loss, Moment
+from store.reading.request_life import LifeFacts, Loss, Moment
 
 Open = Callable[..., AppTest]
 

@@ -25,8 +25,8 @@ from store.errors import BadInputError, StoreSchemaError
 from store.history.merge import CLUSTERS_APART, merge_histories
 from store.history.reader import learning_history, open_history
 from store.history.writer import HistoryWriter
+from store.reading.sandbox import run_sql
 from store.records import Facts
-from store.sql import run_sql
 
 PROFILE = PROFILES["h800-qwen3-32b-24k"]
 WORKS = bench_works("synthetic", requests=12, warmup=0, seed=1).measured

@@ -11,7 +11,7 @@ import pytest
 
 from store.history.reader import open_history
 from store.history.writer import HistoryWriter
-from store.sql import run_sql
+from store.reading.sandbox import run_sql
 
 ROOT = Path(__file__).parents[2]
 

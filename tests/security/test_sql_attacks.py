@@ -16,8 +16,8 @@ import pytest
 from store.entries import Entry
 from store.errors import BadInputError
 from store.history.writer import HistoryWriter
+from store.reading.sandbox import REFUSED, Question, run_sql
 from store.records import FirstToken
-from store.sql import REFUSED, Question, run_sql
 
 SECRET = "the-secret-of-another-file"  # noqa: S105 - planted where no statement may reach it
 
@@ -50,7 +50,7 @@ for line in sys.stdin:
 
 
 class Sandbox:
-    """The child process of `store.sql`, kept warm; everything after its imports is as ever."""
+    """The child process of `store.reading.sandbox`, kept warm; everything after its imports is as ever."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

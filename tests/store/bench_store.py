@@ -15,8 +15,8 @@ from pathlib import Path
 from store.entries import Decision, EngineSeen, Entry, Outcome, Prediction, StoreRecord
 from store.history.reader import learning_history, open_history
 from store.history.writer import HistoryWriter
+from store.reading.example_queries import USEFUL_QUERIES
 from store.records import Arrived, Finished, FirstToken, Hello
-from store.useful_queries import USEFUL_QUERIES
 
 HELLO = Hello(
     engine_id="engine",

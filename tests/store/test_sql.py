@@ -11,7 +11,7 @@ import pytest
 
 from store.errors import BadInputError, StoreError
 from store.history.writer import HistoryWriter
-from store.sql import TRUNCATED, run_sql
+from store.reading.sandbox import TRUNCATED, run_sql
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +98,8 @@ def test_an_endless_query_ends(history: Path) -> None:
 RESTRICTED = """
 import os, socket, sys
 from pathlib import Path
-from store.landlock import confine
-from store.sql_child import _limit_process
+from store.reading.landlock import confine
+from store.reading.sandbox_child import _limit_process
 folder = Path(sys.argv[1])
 restricted = confine([folder, Path("/proc/self"), Path(sys.prefix), Path(sys.base_prefix)])
 _limit_process(1 << 30)

@@ -1,6 +1,6 @@
 """One ad-hoc statement over the history, in a fresh process that can do nothing but read it.
 
-What holds it in (`store.sql_child`): the statement is parsed and must be one query; it runs inside ``query()``, where DuckDB
+What holds it in (`store.reading.sandbox_child`): the statement is parsed and must be one query; it runs inside ``query()``, where DuckDB
 allows no ``COPY``, ``INSERT`` or the like in a ``WITH``; the catalog is attached read-only; external access is limited
 to the segments and the configuration is locked; the kernel denies the process every change of the file system,
 all reading but of the catalog, the segments and Python, and TCP (Landlock, where there is one), and every byte written
@@ -78,7 +78,7 @@ def run_sql(  # noqa: PLR0913 - limits, each with its name
 def _asked(question: Question, timeout_s: float) -> subprocess.CompletedProcess[bytes]:
     try:
         return subprocess.run(
-            [sys.executable, "-m", "store.sql_child"],
+            [sys.executable, "-m", "store.reading.sandbox_child"],
             input=msgspec.json.encode(question),
             capture_output=True,
             timeout=timeout_s,

@@ -1,4 +1,4 @@
-"""The process in which `store.sql` runs a statement; reads the question from standard input, answers in Arrow."""
+"""The process in which `store.reading.sandbox` runs a statement; reads the question from standard input, answers in Arrow."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from store.errors import BadInputError, SageError
 from store.history.files import Folder
 from store.history.reader import open_history
 from store.history.tables import quoted
-from store.landlock import confine
-from store.sql import AGAIN, REFUSED, Question
+from store.reading.landlock import confine
+from store.reading.sandbox import AGAIN, REFUSED, Question
 
 _BATCH_ROWS = 1_024
 _SYSTEM = (

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 import duckdb
 import msgspec
 
-from store import life_queries
+from store.reading import request_life_sql
 from store.records import FinishReason, Mode, PreemptionCause
 
 MOMENTS_LIMIT = 1500
@@ -210,15 +210,15 @@ def read_life(
 
     Where several sessions of engines had a request of the name, the latest is taken unless ``session_id`` says which.
     """
-    sessions = _rows(connection, life_queries.SESSIONS, request_id=request_id)
+    sessions = _rows(connection, request_life_sql.SESSIONS, request_id=request_id)
     chosen = [row for row in sessions if session_id in {None, row["session_id"]}]
     if not chosen:
         return None
     key = {"request_id": request_id, "session_id": chosen[0]["session_id"]}
     known = chosen[0] | {"request_id": request_id, "other_sessions": len(sessions) - 1}
-    for query in (life_queries.ARRIVAL, life_queries.FIRST_STEP, life_queries.COMPLETION):
+    for query in (request_life_sql.ARRIVAL, request_life_sql.FIRST_STEP, request_life_sql.COMPLETION):
         known |= {name: value for name, value in _one(connection, query, **key).items() if value is not None}
-    known |= _one(connection, life_queries.ENGINE, session_id=key["session_id"])
+    known |= _one(connection, request_life_sql.ENGINE, session_id=key["session_id"])
     return _assembled(connection, key, known)
 
 
@@ -239,27 +239,27 @@ def joined(earlier: LifeFacts | None, later: LifeFacts | None) -> LifeFacts | No
 
 def _assembled(connection: duckdb.DuckDBPyConnection, key: dict[str, str], known: dict[str, Any]) -> LifeFacts:
     since_s = known["arrival_s"]
-    latest_s = connection.execute(life_queries.LATEST, {"session_id": key["session_id"]}).fetchall()[0][0]
+    latest_s = connection.execute(request_life_sql.LATEST, {"session_id": key["session_id"]}).fetchall()[0][0]
     until_s = known.get("finished_s") or max(latest_s or since_s, since_s)
     span = {"since_s": since_s, "until_s": until_s}
-    belief = _one(connection, life_queries.BELIEF, **key)
+    belief = _one(connection, request_life_sql.BELIEF, **key)
     facts = known | {
         "known_until_s": until_s,
         "belief": belief | {"experts": dict(belief["experts"] or ())} if belief else None,
-        "verdict": _one(connection, life_queries.VERDICT, **key) or None,
-        "choices": _rows(connection, life_queries.CHOICES, **key, limit=CHOICES_LIMIT),
-        "losses": _rows(connection, life_queries.LOSSES, **key, limit=LOSSES_LIMIT),
-        "moments": _rows(connection, life_queries.MOMENTS, **key, **span, limit=MOMENTS_LIMIT),
+        "verdict": _one(connection, request_life_sql.VERDICT, **key) or None,
+        "choices": _rows(connection, request_life_sql.CHOICES, **key, limit=CHOICES_LIMIT),
+        "losses": _rows(connection, request_life_sql.LOSSES, **key, limit=LOSSES_LIMIT),
+        "moments": _rows(connection, request_life_sql.MOMENTS, **key, **span, limit=MOMENTS_LIMIT),
         "orders": _rows(
-            connection, life_queries.ORDERS, session_id=key["session_id"], **span, limit=ORDERS_LIMIT
+            connection, request_life_sql.ORDERS, session_id=key["session_id"], **span, limit=ORDERS_LIMIT
         ),
     }  # fmt: skip
     if belief and belief["cluster"] is not None and known.get("model"):
         about = {"model": known["model"], "cluster": belief["cluster"]}
-        facts["shifts"] = _rows(connection, life_queries.DRIFTS, **about, **span, limit=ORDERS_LIMIT)
+        facts["shifts"] = _rows(connection, request_life_sql.DRIFTS, **about, **span, limit=ORDERS_LIMIT)
     life = msgspec.convert(facts, LifeFacts)
     started = {"since_s": since_s, "started_s": life.until_s if life.started_s is None else life.started_s}
-    rivals = _rows(connection, life_queries.RIVALS, **key, **started, limit=RIVALS_LIMIT)
+    rivals = _rows(connection, request_life_sql.RIVALS, **key, **started, limit=RIVALS_LIMIT)
     return msgspec.structs.replace(life, rivals=tuple(msgspec.convert(rivals, list[Rival])))
 
 

@@ -1,4 +1,4 @@
-"""Named queries about one request's life, with bound parameters; `store.life` puts their answers together.
+"""Named queries about one request's life, with bound parameters; `store.reading.request_life` puts their answers together.
 
 ``$request_id`` and ``$session_id`` name the request, ``$since_s`` and ``$until_s`` bound its life in Unix seconds,
 ``$started_s`` is when it first got a place, ``$limit`` bounds the rows.

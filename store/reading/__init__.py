@@ -1,0 +1,1 @@
+"""Questions to the history: a request's life, the sandbox for SQL, example queries."""
