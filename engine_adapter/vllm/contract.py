@@ -1,7 +1,7 @@
 """Every name and behaviour of vLLM that the plugin leans on, in one list, and which releases it was tested with.
 
 vLLM's scheduler is no public interface and moves with every release. ``python -m engine_adapter.vllm.contract``
-checks the names in the installed vLLM; the behaviours are held by ``tests/engine_adapter/test_vllm_contract.py``.
+checks the names in the installed vLLM; the behaviours are held by ``tests/engine_adapter/vllm/test_contract.py``.
 
 Behaviours:
 
