@@ -82,7 +82,7 @@ ranks: $(READY) ## Two data-parallel ranks of a real vLLM under one controller (
 	$(BIN)/python tests/machines/two_ranks.py
 
 crash-test: $(READY) ## kill -9 of the history's writer a hundred times, while it writes, seals and compacts.
-	SAGESCHED_KILL_TRIALS=100 $(BIN)/python -m pytest -q --timeout 3600 tests/store/test_crash.py $(ARGS)
+	SAGESCHED_KILL_TRIALS=100 $(BIN)/python -m pytest -q --timeout 3600 tests/store/history/test_crash.py $(ARGS)
 
 SECONDS ?= 3600
 
