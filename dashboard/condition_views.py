@@ -15,7 +15,7 @@ class SettingView(View, frozen=True):
     meaning: str = ""
 
 
-class ComplaintView(View, frozen=True):
+class WarningView(View, frozen=True):
     """One warning or error of the controller's log."""
 
     time_s: float
@@ -33,12 +33,12 @@ class EncoderView(View, frozen=True):
     waiting: int = 0
 
 
-class ConditionView(View, frozen=True):
-    """Answer of ``/api/condition``."""
+class HealthView(View, frozen=True):
+    """Answer of ``/api/health``."""
 
     configuration: tuple[SettingView, ...] = ()
     versions: dict[str, str] = msgspec.field(default_factory=dict)
-    complaints: tuple[ComplaintView, ...] = ()
+    recent_warnings: tuple[WarningView, ...] = ()
     encoder: EncoderView | None = None
     """None where there is none."""
 

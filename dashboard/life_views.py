@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from store.http_api import View
-from store.reading.request_life import LifeFacts
+from store.reading.request_life import RequestTimeline
 
 
 class SentenceView(View, frozen=True):
@@ -44,6 +44,6 @@ class ExplanationView(View, frozen=True):
 class ExplainView(View, frozen=True):
     """Answer of ``/api/explain``."""
 
-    facts: LifeFacts
+    facts: RequestTimeline
     explanation: ExplanationView | None = None
     """None when only the history was asked."""

@@ -69,13 +69,13 @@ def _row(
 ) -> list[str]:
     grid = np.unique(lengths)
     cumulative = np.stack([(lengths[labels == task][:, None] <= grid).mean(axis=0) for task in range(chances.shape[1])])
-    belief = chances @ cumulative
+    predicted = chances @ cumulative
     came, labels = lengths[WARMUP:], labels[WARMUP:]
     at = np.searchsorted(grid, came)
     rows = np.arange(came.size)
-    below = np.where(at > 0, belief[rows, np.maximum(at - 1, 0)], 0.0)
-    transform = below + np.random.default_rng(0).random(came.size) * (belief[rows, at] - below)
-    crps = (((belief - (came[:, None] <= grid)) ** 2)[:, :-1] @ np.diff(grid)).mean()
+    below = np.where(at > 0, predicted[rows, np.maximum(at - 1, 0)], 0.0)
+    transform = below + np.random.default_rng(0).random(came.size) * (predicted[rows, at] - below)
+    crps = (((predicted - (came[:, None] <= grid)) ** 2)[:, :-1] @ np.diff(grid)).mean()
     within = [np.abs(transform - 0.5) <= half for half in (0.25, 0.45)]
     chosen = [np.ones(came.size, dtype=bool), *(labels == task for task in frequent)]
     return [

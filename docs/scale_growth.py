@@ -26,9 +26,9 @@ from controller.policy.policies import policy_named
 from engine_adapter.agent.agent import Agent
 from engine_adapter.ordering.ordered_queue import OrderedQueue
 from engine_adapter.transport.link import DirectLink
-from engine_adapter.virtual_time.engine import Work
+from engine_adapter.virtual_time.engine import TraceRequest
 from engine_adapter.virtual_time.profiles import PROFILES
-from engine_adapter.virtual_time.request_account import Account
+from engine_adapter.virtual_time.request_progress import RequestProgress
 from engine_adapter.workloads.requests import work_stream
 from online_learning.mixture.mixture import MixtureLearner
 from store.entries import Entry
@@ -60,7 +60,7 @@ def main() -> None:
     }
     for across, series in panels.items():
         _print(across, series)
-    IMAGE.write_text(_picture(panels), encoding="utf-8")
+    IMAGE.write_text(_live_snapshot(panels), encoding="utf-8")
     sys.stdout.write(f"drawn in {IMAGE}\n")
 
 
@@ -71,8 +71,8 @@ class Brain:
     engines: int = 1
     now_s: float = 1e9
     core: Core = field(init=False)
-    works: Iterator[Work] = field(init=False)
-    open: deque[tuple[int, Work]] = field(default_factory=deque)
+    works: Iterator[TraceRequest] = field(init=False)
+    open: deque[tuple[int, TraceRequest]] = field(default_factory=deque)
     told: int = 0
 
     def __post_init__(self) -> None:
@@ -97,7 +97,7 @@ class Brain:
         """Tell of an arrival; gives its microseconds."""
         work = replace(next(self.works), arrival_s=self.now_s)
         self.open.append((number, work))
-        return self.tell(number, Account(work).arrived())
+        return self.tell(number, RequestProgress(work).arrived())
 
     def end(self) -> float:
         """Tell of the end of the oldest request; gives its microseconds."""
@@ -205,7 +205,7 @@ def _step_us(size: int) -> float:
     queue: OrderedQueue[_Waiting] = OrderedQueue()
     taken = []
     for place, work in enumerate(islice(brain.works, size + LOOKS)):
-        agent.arrived(Account(replace(work, arrival_s=brain.now_s)).arrived())
+        agent.arrived(RequestProgress(replace(work, arrival_s=brain.now_s)).arrived())
         queue.append(_Waiting(work.request_id))
         if place >= size:
             agent.poll(brain.now_s)
@@ -249,7 +249,7 @@ LOWEST_US, HIGHEST_US = 0.05, 20_000.0
 FONT = "font-family='system-ui, sans-serif' font-size='12' fill='#374151'"
 
 
-def _picture(panels: dict[str, Series]) -> str:
+def _live_snapshot(panels: dict[str, Series]) -> str:
     names = list(dict.fromkeys(name for series in panels.values() for name in series))
     parts = [
         _panel(across, series, names, LEFT + place * (WIDTH + GAP))

@@ -1,7 +1,7 @@
 """Makes an engine's key file on the engine's own machine, so that its secret key never leaves it.
 
 Needs the base installation only: ``python -m engine_adapter.engine_key ENGINE_ID --controller KEY --output FILE``.
-Prints the public key, which the controller's operator authorises with ``sagesched keys authorise``.
+Prints the public key, which the controller's operator authorizes with ``sagesched keys authorize``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    sys.stdout.write(f"sagesched keys authorise {key.engine_id} '{key.pair.public}'\n")
+    sys.stdout.write(f"sagesched keys authorize {key.engine_id} '{key.pair.public}'\n")
     return 0
 
 

@@ -17,13 +17,13 @@ from controller.monitoring.live_state import Live
 from controller.policy.policies import policy_named
 from engine_adapter.agent.agent import AgentLimits
 from engine_adapter.transport.link import DirectLink
-from engine_adapter.virtual_time.engine import Life, Step, Work, serve
+from engine_adapter.virtual_time.engine import CompletedRequest, Step, TraceRequest, serve
 from engine_adapter.virtual_time.profiles import Profile
 from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
 from online_learning.evaluation.global_learner import GlobalLearner
 from store.entries import Entry
 from store.history.writer import HistoryWriter
-from store.reading.request_life import LifeFacts
+from store.reading.request_life import RequestTimeline
 from store.records import Arrived, ControllerMessage, EngineMessage, Mode, Snapshot
 
 # How long an example takes is the machine's affair: a test fails for what it finds.
@@ -51,25 +51,25 @@ REQUESTS = 150
 class SmallRun:
     """A run, by what the engine knows, what the history has and what the controller remembers."""
 
-    lives: dict[str, Life]
+    lives: dict[str, CompletedRequest]
     store: Path
     live: Live
     end_s: float
 
-    def recorded(self, request_id: str) -> LifeFacts:
+    def recorded(self, request_id: str) -> RequestTimeline:
         return recorded_life(self.store, request_id)
 
-    def remembered(self, request_id: str) -> LifeFacts:
+    def remembered(self, request_id: str) -> RequestTimeline:
         life = self.live.lives.life(request_id, self.live.snapshots(0.0), self.end_s)
         assert life is not None
         return life
 
 
-def _works(start_s: float, seed: int) -> list[Work]:
+def _works(start_s: float, seed: int) -> list[TraceRequest]:
     """More than the engine can hold, with two classes and a client that leaves."""
     chance = random.Random(seed)
     return [
-        Work(
+        TraceRequest(
             request_id=f"r{number}",
             arrival_s=start_s + 0.04 * number,
             token_ids=tuple(range(chance.randint(20, 600))),

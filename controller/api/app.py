@@ -29,11 +29,11 @@ from controller.api.route import add_route
 from controller.config import is_loopback
 from controller.explain.explanation import explain
 from controller.explain.lookup import Explainer, unknown
-from controller.monitoring.health import Condition
-from controller.monitoring.live_state import Live, Picture, queue_rows
+from controller.monitoring.health import Health
+from controller.monitoring.live_state import Live, LiveSnapshot, queue_rows
 from controller.monitoring.metrics import Metrics
 from controller.replay.gain_watcher import GainWatch
-from store.reading.request_life import LifeFacts
+from store.reading.request_life import RequestTimeline
 
 ANSWER_S = 3.0
 """How long a caller waits for the control loop to carry out a command."""
@@ -50,7 +50,7 @@ class ApiSources:
     commands: Commands
     gain: GainWatch
     explainer: Explainer
-    condition: Condition
+    condition: Health
     clock: Callable[[], float]
     controller_id: str
     version: str
@@ -145,8 +145,8 @@ def _add_health(api: FastAPI, sources: ApiSources) -> None:
     @api.get("/healthz", tags=["health"], responses=UNWELL)
     def healthz(response: Response) -> dict[str, Any]:
         """Whether the control loop turns."""
-        picture = sources.live.picture
-        age_s = sources.clock() - picture.time_s if picture else None
+        live_snapshot = sources.live.live_snapshot
+        age_s = sources.clock() - live_snapshot.time_s if live_snapshot else None
         if age_s is None or age_s > STALE_S:
             response.status_code = 503
             return {"status": "stuck", "loop_age_s": age_s, "remedy": "look at the log and restart the controller"}
@@ -155,11 +155,11 @@ def _add_health(api: FastAPI, sources: ApiSources) -> None:
     @api.get("/readyz", tags=["health"], responses=UNWELL)
     def readyz(response: Response) -> dict[str, Any]:
         """Whether the controller orders, or could as soon as an engine connects."""
-        picture = sources.live.picture
-        if picture is None:
+        live_snapshot = sources.live.live_snapshot
+        if live_snapshot is None:
             response.status_code = 503
             return {"status": "starting", "engines": 0}
-        return {"status": "ready", "engines": sum(engine.connected for engine in picture.engines)}
+        return {"status": "ready", "engines": sum(engine.connected for engine in live_snapshot.engines)}
 
 
 def _add_metrics(api: FastAPI, sources: ApiSources, guard: Any) -> None:  # noqa: ANN401 - FastAPI's own marker
@@ -180,13 +180,13 @@ def _add_live(api: FastAPI, sources: ApiSources, guard: Any) -> None:  # noqa: A
             "now_s": sources.clock(),
             "store_path": sources.store_path,
         }
-        return state_view(_picture(sources), about)
+        return state_view(_live_snapshot(sources), about)
 
     @api.get("/api/queue", tags=["live"], dependencies=[guard])
     def queue(engine_id: str | None = None, limit: Annotated[int, Query(ge=1, le=5000)] = 500) -> dict[str, Any]:
         """Unfinished requests: waiting ones in the order in which they will be tried, then running ones."""
-        picture = _picture(sources)
-        return {"time_s": picture.time_s, "rows": queue_rows(picture, engine_id=engine_id, limit=limit)}
+        live_snapshot = _live_snapshot(sources)
+        return {"time_s": live_snapshot.time_s, "rows": queue_rows(live_snapshot, engine_id=engine_id, limit=limit)}
 
     @api.get("/api/recent", tags=["live"], dependencies=[guard])
     def recent(seconds: Annotated[float, Query(gt=0, le=86_400)] = 600.0) -> dict[str, Any]:
@@ -204,7 +204,7 @@ def _add_live(api: FastAPI, sources: ApiSources, guard: Any) -> None:  # noqa: A
 
 
 def _add_condition(api: FastAPI, sources: ApiSources, guard: Any) -> None:  # noqa: ANN401 - FastAPI's own marker
-    @api.get("/api/condition", tags=["health"], dependencies=[guard])
+    @api.get("/api/health", tags=["health"], dependencies=[guard])
     def condition() -> dict[str, Any]:
         """Configuration without secrets, versions, and the last warnings and errors of the log."""
         return sources.condition.view()
@@ -228,7 +228,7 @@ def _add_requests(api: FastAPI, sources: ApiSources, guard: Any) -> None:  # noq
         return _json({"explanation": explain(life), "facts": life})
 
 
-def _life(sources: ApiSources, request_id: str) -> LifeFacts:
+def _life(sources: ApiSources, request_id: str) -> RequestTimeline:
     life = sources.explainer.life(request_id)
     if life is None:
         error, remedy = unknown(request_id, "the last minutes and the history")
@@ -253,10 +253,10 @@ def _add_mode(api: FastAPI, sources: ApiSources, guard: Any) -> None:  # noqa: A
             raise _unavailable(f"the control loop did not answer within {ANSWER_S:g} s") from None
 
 
-def _picture(sources: ApiSources) -> Picture:
-    if sources.live.picture is None:
+def _live_snapshot(sources: ApiSources) -> LiveSnapshot:
+    if sources.live.live_snapshot is None:
         raise _unavailable("the controller is starting")
-    return sources.live.picture
+    return sources.live.live_snapshot
 
 
 def _unavailable(what: str) -> HTTPException:

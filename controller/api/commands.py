@@ -6,7 +6,7 @@ import queue
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from controller.core.predictor import Foreseen
+from controller.core.predictor import EnginePrediction
 from store.records import Arrived, Mode, Settings
 
 WAITING_COMMANDS = 16
@@ -25,12 +25,12 @@ class SetMode:
 
 
 @dataclass(frozen=True, slots=True)
-class Foresee:
+class PredictOn:
     """A question of a router: what is to be expected of a request on each engine of a model."""
 
     model: str
     arrived: Arrived
-    answer: Future[dict[str, Foreseen]] = field(default_factory=Future)
+    answer: Future[dict[str, EnginePrediction]] = field(default_factory=Future)
 
 
 class Commands:
@@ -45,7 +45,7 @@ class Commands:
 
     def __init__(self) -> None:
         self._queue: queue.Queue[SetMode] = queue.Queue(maxsize=WAITING_COMMANDS)
-        self._questions: queue.Queue[Foresee] = queue.Queue(maxsize=WAITING_QUESTIONS)
+        self._questions: queue.Queue[PredictOn] = queue.Queue(maxsize=WAITING_QUESTIONS)
 
     def offer(self, command: SetMode) -> bool:
         """Hand a command to the loop; False when too many wait already."""
@@ -62,7 +62,7 @@ class Commands:
             commands.append(self._queue.get_nowait())
         return commands
 
-    def ask(self, question: Foresee) -> bool:
+    def ask(self, question: PredictOn) -> bool:
         """Hand a question to the loop; False when too many wait already."""
         try:
             self._questions.put_nowait(question)
@@ -70,9 +70,9 @@ class Commands:
             return False
         return True
 
-    def questions(self) -> list[Foresee]:
+    def questions(self) -> list[PredictOn]:
         """Questions to be answered now, oldest first; those whose caller has given up are left out."""
-        found: list[Foresee] = []
+        found: list[PredictOn] = []
         while len(found) < QUESTIONS_PER_TURN and not self._questions.empty():
             question = self._questions.get_nowait()
             if question.answer.set_running_or_notify_cancel():

@@ -8,7 +8,7 @@ from typing import Any
 
 from msgspec import structs
 
-from controller.monitoring.live_state import EngineView, FinishedView, Picture
+from controller.monitoring.live_state import EngineView, FinishedView, LiveSnapshot
 from online_learning.calibration.calibration import Measurement
 from store.entries import DriftDetected
 from store.records import Settings, Snapshot
@@ -35,43 +35,45 @@ SNAPSHOT_COLUMNS = (
 )
 
 
-def state_view(picture: Picture, about: Mapping[str, str | float]) -> dict[str, Any]:
+def state_view(live_snapshot: LiveSnapshot, about: Mapping[str, str | float]) -> dict[str, Any]:
     """The whole live state, queue and history apart; ``about`` is what is known of the controller's process."""
     return {
         "controller": {
             **about,
-            "mode": picture.settings.mode,
-            "policy": picture.policy,
-            "settings": settings_view(picture.settings),
-            "loop": dict(picture.loop),
+            "mode": live_snapshot.settings.mode,
+            "policy": live_snapshot.policy,
+            "settings": settings_view(live_snapshot.settings),
+            "loop": dict(live_snapshot.loop),
         },
-        "store": asdict(picture.store),
-        "learner": _learner_view(picture),
-        "engines": [_engine_view(engine) for engine in picture.engines],
+        "store": asdict(live_snapshot.store),
+        "learner": _learner_view(live_snapshot),
+        "engines": [_engine_view(engine) for engine in live_snapshot.engines],
     }
 
 
-def _learner_view(picture: Picture) -> dict[str, Any]:
-    counts, quality = picture.counts, picture.quality
+def _learner_view(live_snapshot: LiveSnapshot) -> dict[str, Any]:
+    counts, quality = live_snapshot.counts, live_snapshot.quality
     return {
         "predictions": counts["predictions"],
         "completions": counts["completions"],
         "censored": counts["censored"],
         "not_learnt": counts["not_learnt"],
         "not_predicted": counts["not_predicted"],
-        "backlog": round(picture.loop.get("backlog", 0.0)),
-        "clusters": picture.clusters,
+        "backlog": round(live_snapshot.loop.get("backlog", 0.0)),
+        "clusters": live_snapshot.clusters,
         "coverage_50": quality.coverage_50 if quality else None,
         "coverage_90": quality.coverage_90 if quality else None,
         "crps_tokens": quality.crps_tokens if quality else None,
         "log_score": quality.log_score if quality else None,
         "pit_histogram": quality.pit_histogram if quality else None,
         "drift_events": counts["drift_events"],
-        "drifts": [_drift_view(drift) for drift in picture.drifts],
-        "models": [_calibration_view(measured) for measured in picture.calibration if measured.scope.kind == "model"],
+        "drifts": [_drift_view(drift) for drift in live_snapshot.drifts],
+        "models": [
+            _calibration_view(measured) for measured in live_snapshot.calibration if measured.scope.kind == "model"
+        ],
         "distrusted_clusters": [
             _calibration_view(measured)
-            for measured in picture.calibration
+            for measured in live_snapshot.calibration
             if measured.scope.kind != "model" and not measured.trusted
         ],
     }

@@ -14,7 +14,7 @@ import numpy as np
 from fastapi import FastAPI, HTTPException, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from controller.api.commands import Commands, Foresee
+from controller.api.commands import Commands, PredictOn
 from controller.monitoring.live_state import Live
 from controller.monitoring.wait_forecast import Outlooks
 from store.records import MAX_PROMPT_TOKENS_SENT, Arrived
@@ -63,16 +63,16 @@ def add_route(api: FastAPI, live: Live, commands: Commands, clock: Callable[[], 
     @api.post("/api/route", tags=["control"], dependencies=[guard])
     def route(order: Route) -> Response:
         """What a request may expect of each connected engine of its model: wait, run, cost, memory; changes nothing."""
-        picture = live.picture
-        question = Foresee(order.model, order.arrived(clock()))
-        if picture is None or not commands.ask(question):
+        live_snapshot = live.live_snapshot
+        question = PredictOn(order.model, order.arrived(clock()))
+        if live_snapshot is None or not commands.ask(question):
             raise _unavailable("the controller is starting, or too many routers ask at once")
         try:
-            foreseen = question.answer.result(timeout=ANSWER_S)
+            predicted_on = question.answer.result(timeout=ANSWER_S)
         except FutureTimeoutError:
             question.answer.cancel()
             raise _unavailable(f"the control loop did not answer within {ANSWER_S:g} s") from None
-        forecast = outlooks.forecast(picture, foreseen, order.prompt_tokens)
+        forecast = outlooks.forecast(live_snapshot, predicted_on, order.prompt_tokens)
         return Response(msgspec.json.encode(forecast), media_type="application/json")
 
 

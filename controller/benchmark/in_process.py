@@ -9,7 +9,7 @@ import numpy as np
 from controller.core.core import Core, CoreConfig
 from controller.policy.policy import Policy
 from engine_adapter.transport.link import DirectLink
-from engine_adapter.virtual_time.engine import VirtualEngine, Work
+from engine_adapter.virtual_time.engine import TraceRequest, VirtualEngine
 from online_learning.calibration.calibration import CalibrationSettings
 from online_learning.calibration.guard import GuardSettings
 from online_learning.distribution import LengthDistribution
@@ -28,7 +28,9 @@ class Brain:
     a rival serves by its own predictions, whatever they are worth.
     """
 
-    def __init__(self, *, learner: LengthLearner, policy: Policy, warmup: Sequence[Work], guarded: bool) -> None:
+    def __init__(
+        self, *, learner: LengthLearner, policy: Policy, warmup: Sequence[TraceRequest], guarded: bool
+    ) -> None:
         self.engine: VirtualEngine | None = None
         self.link = DirectLink(self._answer)
         self._warmup = warmup

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from controller.core.core import Core, CoreConfig
 from controller.policy.policies import policy_named
-from engine_adapter.virtual_time.engine import Work
+from engine_adapter.virtual_time.engine import TraceRequest
 from engine_adapter.virtual_time.profiles import Profile
-from engine_adapter.virtual_time.request_account import Account, ending
+from engine_adapter.virtual_time.request_progress import RequestProgress, ending
 from online_learning.mixture.mixture import MixtureLearner
 from store.history.writer import HistoryWriter
 from store.records import Arrived, Facts, Finished, FirstToken, Goodbye, Hello
@@ -21,7 +21,7 @@ TOKEN_S = 0.05
 """A plausible time per output token: the learner reads no times, people who look at the history do."""
 
 
-def tell_past(core: Core, works: Sequence[Work], *, profile: Profile, model: str, now_s: float) -> None:
+def tell_past(core: Core, works: Sequence[TraceRequest], *, profile: Profile, model: str, now_s: float) -> None:
     """Let an engine of the past, which serves this model, report each of these works from arrival to end, in order.
 
     The works' arrival times are moved, so that the last answer ends at ``now_s``.
@@ -37,7 +37,9 @@ def tell_past(core: Core, works: Sequence[Work], *, profile: Profile, model: str
     core.take(_CONNECTION, Goodbye(time_s=now_s), now_s)
 
 
-def write_past(store: Path, works: Sequence[Work], *, profile: Profile, model: str, clock: Callable[[], float]) -> None:
+def write_past(
+    store: Path, works: Sequence[TraceRequest], *, profile: Profile, model: str, clock: Callable[[], float]
+) -> None:
     """Write the history that a controller would have after these works, with its predictions, into a fresh folder."""
     core = Core(
         learner=MixtureLearner(),
@@ -51,9 +53,9 @@ def write_past(store: Path, works: Sequence[Work], *, profile: Profile, model: s
         writer.append(core.drain_entries())
 
 
-def past_facts(work: Work, profile: Profile) -> tuple[Arrived, FirstToken, Finished]:
+def past_facts(work: TraceRequest, profile: Profile) -> tuple[Arrived, FirstToken, Finished]:
     """What an engine reports of a work from its arrival to its end, served at once and at a steady pace."""
-    account = Account(work)
+    account = RequestProgress(work)
     account.start(work.arrival_s)
     account.generate(work.arrival_s + TOKEN_S)
     account.output_tokens = _output_tokens(work, profile)
@@ -81,5 +83,5 @@ def past_hello(profile: Profile, model: str, now_s: float) -> Hello:
     )
 
 
-def _output_tokens(work: Work, profile: Profile) -> int:
+def _output_tokens(work: TraceRequest, profile: Profile) -> int:
     return min(work.true_output_tokens, work.max_tokens, profile.max_model_len_tokens - len(work.token_ids))

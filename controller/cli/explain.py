@@ -13,14 +13,14 @@ from controller.config import Config
 from controller.explain.explanation import Explanation, explain
 from controller.explain.lookup import recorded_life
 from store.errors import SageError
-from store.reading.request_life import LifeFacts
+from store.reading.request_life import RequestTimeline
 
 
 class Answer(msgspec.Struct, frozen=True):
     """What ``/api/explain`` says; written the same way by ``--json``."""
 
     explanation: Explanation
-    facts: LifeFacts
+    facts: RequestTimeline
 
 
 def run_explain(request_id: str, config: Config, *, api: str | None, store: Path | None, as_json: bool) -> None:

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from controller.config import load_config
-from engine_adapter.transport.authorized_engines import authorise as let_in
-from engine_adapter.transport.authorized_engines import read_authorised
+from engine_adapter.transport.authorized_engines import authorize as let_in
+from engine_adapter.transport.authorized_engines import read_authorized
 from engine_adapter.transport.authorized_engines import revoke as shut_out
 from engine_adapter.transport.keys import (
     checked_engine_id,
@@ -60,12 +60,12 @@ def engine(
     """Make an engine's key file and let the engine in; the file goes to the engine's machine and nowhere else.
 
     To make the secret key on the engine's own machine instead: python -m engine_adapter.engine_key there,
-    and `keys authorise` here.
+    and `keys authorize` here.
     """
     path = _folder(folder, config)
     key = create_engine_key(engine_id, load_controller_keys(path).public)
     file = output or _engine_file(path, engine_id)
-    known = read_authorised(path).get(engine_id)
+    known = read_authorized(path).get(engine_id)
     if known is None or replace:
         save_engine_key(file, key, replace=replace)
     let_in(path, engine_id, key.pair.public, replace=replace)
@@ -73,8 +73,8 @@ def engine(
     _say("copy it to the engine's machine (scp -p), remove it here, and set key_file there")
 
 
-@keys.command(epilog="Example: sagesched keys authorise gpu-1 'rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7'")
-def authorise(
+@keys.command(epilog="Example: sagesched keys authorize gpu-1 'rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7'")
+def authorize(
     engine_id: EngineArgument,
     public_key: Annotated[str, typer.Argument(metavar="PUBLIC_KEY", help="as the engine's machine printed it")],
     *,
@@ -101,7 +101,7 @@ def list_keys(*, folder: KeysFlag = None, config: ConfigFlag = None) -> None:
     """The controller's public key and the engines that may connect, with theirs."""
     path = _folder(folder, config)
     _say(f"controller {load_controller_keys(path).public}")
-    for engine_id, public in sorted(read_authorised(path).items()):
+    for engine_id, public in sorted(read_authorized(path).items()):
         _say(f"engine {engine_id} {public}")
 
 

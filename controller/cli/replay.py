@@ -17,7 +17,7 @@ from controller.cli.output import print_table, progress_bar, require_writable, w
 from store.errors import BadInputError
 
 if TYPE_CHECKING:
-    from controller.replay.recorded_run import PastRun
+    from controller.replay.recorded_run import RecordedRun
     from controller.replay.replay import Replay, ReplaySpec
 
 UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
@@ -79,7 +79,7 @@ def replay(  # noqa: PLR0913 - one parameter for each flag
     _show(_run(spec, runs, quiet=quiet), json_file, html)
 
 
-def _read(path: Path, part: Any) -> Sequence[PastRun]:  # noqa: ANN401 - a Slice, which is imported late
+def _read(path: Path, part: Any) -> Sequence[RecordedRun]:  # noqa: ANN401 - a Slice, which is imported late
     from controller.replay.read_history import read_runs  # noqa: PLC0415 - keeps --help quick
     from store.errors import StoreError  # noqa: PLC0415 - with its only user
     from store.history.reader import open_history  # noqa: PLC0415 - keeps --help quick
@@ -92,7 +92,7 @@ def _read(path: Path, part: Any) -> Sequence[PastRun]:  # noqa: ANN401 - a Slice
         return read_runs(connection, part)
 
 
-def _run(spec: ReplaySpec, runs: Sequence[PastRun], *, quiet: bool) -> Replay:
+def _run(spec: ReplaySpec, runs: Sequence[RecordedRun], *, quiet: bool) -> Replay:
     from controller.replay.replay import replay_length, require_policies, run_replay  # noqa: PLC0415 - keeps --help quick
 
     require_policies(spec, runs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from controller.core.deferred_work import Backlog, Unseen
 from controller.core.journal import Journal
-from controller.core.predictor import Beliefs
+from controller.core.predictor import Predictor
 from controller.core.publisher import Outgoing, Publisher
 from controller.core.registry import Registry
 from controller.core.sessions import Session
@@ -19,7 +19,7 @@ class Arrivals:
         self,
         *,
         sessions: Registry,
-        beliefs: Beliefs,
+        beliefs: Predictor,
         publisher: Publisher,
         journal: Journal,
         backlog: Backlog,
@@ -27,13 +27,13 @@ class Arrivals:
         max_unfinished: int,
     ) -> None:
         self._sessions = sessions
-        self._beliefs = beliefs
+        self._predictor = beliefs
         self._publisher = publisher
         self._journal = journal
         self._backlog = backlog
         self._counts = counts
         self._max_unfinished = max_unfinished
-        self.hurried = False
+        self.overloaded = False
         """True while messages wait for too long: arrivals are put off then, if there is a backlog to put them in."""
 
     @property
@@ -45,12 +45,12 @@ class Arrivals:
         """Form a belief about a request, now or when there is time; send that of a known one again."""
         known = session.requests.get(arrived.request_id)
         if known is not None:
-            self._beliefs.advance(session, known, arrived.attained_tokens)
+            self._predictor.advance(session, known, arrived.attained_tokens)
             return self._publisher.publish(session, known, "resent", now_s)
         if len(session.requests) + self._backlog.unseen >= self._max_unfinished:
             self._counts.not_tracked += 1
             return []
-        if self.hurried and self._backlog.room:
+        if self.overloaded and self._backlog.room:
             self._counts.put_off += 1
             self._backlog.put_off(Unseen(session.hello.session_id, arrived))
             return []
@@ -74,7 +74,7 @@ class Arrivals:
         self._counts.not_predicted += self._backlog.withdraw_all(session.hello.session_id if session else None)
 
     def _see(self, session: Session, arrived: Arrived, now_s: float, *, late: bool = False) -> Outgoing:
-        request, prediction = self._beliefs.form(session, arrived, now_s, late=late)
+        request, prediction = self._predictor.form(session, arrived, now_s, late=late)
         session.requests[arrived.request_id] = request
         self._counts.predictions += 1
         self._journal.record(session, prediction)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from controller.core.deferred_work import Backlog, Ended
 from controller.core.journal import Journal
 from controller.core.modes import Modes
-from controller.core.predictor import Beliefs, calibration_record
+from controller.core.predictor import Predictor, calibration_record
 from controller.core.publisher import Outgoing, Publisher
 from controller.core.registry import Registry
 from controller.core.sessions import ServedRequest, Session
@@ -20,14 +20,14 @@ from store.records import Finished
 Finish = Callable[[Session, ServedRequest | None, Finished, Outcome | None], None]
 
 
-class Answers:
+class Completions:
     """Judges predictions by the answers that came, teaches the learner, and acts on lost trust and drift."""
 
     def __init__(  # noqa: PLR0913 - the parts of the brain that it joins, each by name
         self,
         *,
         sessions: Registry,
-        beliefs: Beliefs,
+        beliefs: Predictor,
         publisher: Publisher,
         modes: Modes,
         journal: Journal,
@@ -35,7 +35,7 @@ class Answers:
         counts: Counts,
     ) -> None:
         self._sessions = sessions
-        self._beliefs = beliefs
+        self._predictor = beliefs
         self._publisher = publisher
         self._modes = modes
         self._journal = journal
@@ -64,7 +64,7 @@ class Answers:
         outgoing: Outgoing = []
         outcome: Outcome | None = None
         if request is not None:
-            self._beliefs.close(session.hello.model, request, finished)
+            self._predictor.close(session.hello.model, request, finished)
             if finished.output_tokens > 0:
                 outcome, outgoing = self._compare(session, request, finished, now_s)
         self.on_finished(session, request, finished, outcome)
@@ -76,11 +76,11 @@ class Answers:
         """Hold what was predicted against what came."""
         model = session.hello.model
         observation = Observation(finished.output_tokens, censored=finished.reason != "stop")
-        outcome, judgement, changes = self._beliefs.judge(model, request, finished, observation)
+        outcome, judgement, changes = self._predictor.judge(model, request, finished, observation)
         self._journal.record(session, outcome)
         self.on_judged(judgement)
-        drifts = self._beliefs.teach(request.features, model, observation)
-        self._journal.clusters_changed(session, self._beliefs.cluster_changes, now_s)
+        drifts = self._predictor.teach(request.features, model, observation)
+        self._journal.clusters_changed(session, self._predictor.cluster_changes, now_s)
         self._counts.completions += 1
         self._counts.censored += observation.censored
         outgoing = [out for drift in drifts for out in self._drifted(session, drift, now_s)]
@@ -91,7 +91,7 @@ class Answers:
         """Close a request whose answer there was no time to learn from, or to predict in time."""
         session, request, finished = ended.session, ended.request, ended.finished
         if request is not None:
-            self._beliefs.close(session.hello.model, request, finished)
+            self._predictor.close(session.hello.model, request, finished)
         self.on_finished(session, request, finished, None)
 
     def _drifted(self, session: Session, drift: Drift, now_s: float) -> Outgoing:

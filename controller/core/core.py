@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 from controller.core.arrivals import Arrivals
-from controller.core.completions import Answers
+from controller.core.completions import Completions
 from controller.core.deferred_work import Backlog, Ended, Stale, Unseen
 from controller.core.engine_tuning import EngineTuning
 from controller.core.journal import Journal
 from controller.core.modes import Modes
-from controller.core.predictor import Beliefs, Foreseen, calibration_record
+from controller.core.predictor import EnginePrediction, Predictor, calibration_record
 from controller.core.publisher import Outgoing, Publisher
 from controller.core.registry import Registry
 from controller.core.sessions import Session
@@ -67,7 +67,7 @@ class Core:
     ) -> None:
         self._policy = policy
         self._config = config
-        self._beliefs = Beliefs(
+        self._predictor = Predictor(
             learner=learner,
             policy=policy,
             hash_key=config.hash_key,
@@ -88,7 +88,7 @@ class Core:
         self.counts = Counts()
         self._publisher = Publisher(
             sessions=self._sessions,
-            beliefs=self._beliefs,
+            beliefs=self._predictor,
             policy=policy,
             modes=self._modes,
             journal=self._journal,
@@ -97,7 +97,7 @@ class Core:
         )
         self.arrivals = Arrivals(
             sessions=self._sessions,
-            beliefs=self._beliefs,
+            beliefs=self._predictor,
             publisher=self._publisher,
             journal=self._journal,
             backlog=self._backlog,
@@ -105,16 +105,16 @@ class Core:
             max_unfinished=config.max_unfinished,
         )
         """To be hurried where messages wait: `Arrivals.hurried`."""
-        self.answers = Answers(
+        self.answers = Completions(
             sessions=self._sessions,
-            beliefs=self._beliefs,
+            beliefs=self._predictor,
             publisher=self._publisher,
             modes=self._modes,
             journal=self._journal,
             backlog=self._backlog,
             counts=self.counts,
         )
-        """To be listened to: `Answers.on_judged`, `Answers.on_finished`."""
+        """To be listened to: `Completions.on_judged`, `Completions.on_finished`."""
         self._journal.note(SettingsChanged(time_s=now_s, settings=self.settings, reason="start"))
 
     # --- what others may look at --------------------------------------------------------------------
@@ -132,7 +132,7 @@ class Core:
     @property
     def calibration(self) -> CalibrationBook:
         """How predictions turned out lately, and whom they are trusted for; not to be changed."""
-        return self._beliefs.calibration
+        return self._predictor.calibration
 
     @property
     def policy_name(self) -> str:
@@ -159,7 +159,7 @@ class Core:
             return self._greet(connection, message, now_s)
         session = self._sessions.of(connection)
         if session is None:
-            self.counts.strangers += 1
+            self.counts.unknown_connections += 1
             return []
         session.last_seen_s = now_s
         match message:
@@ -168,7 +168,7 @@ class Core:
                 return self.proceed(now_s)
             case Snapshot():
                 self._journal.record(session, message)
-                self._beliefs.observe(session, message)
+                self._predictor.observe(session, message)
                 self._outgoing.extend(self._tend(session, now_s))
                 return self.proceed(now_s)
             case Goodbye():
@@ -180,7 +180,7 @@ class Core:
         if now_s < self._next_tick_s:
             return self.proceed(now_s)
         for session in self._sessions.forget_lost(now_s - self._config.forget_lost_s):
-            self._beliefs.abandon(session)
+            self._predictor.abandon(session)
             self.arrivals.leave(session)
         if now_s >= self._next_calibration_s:
             self._next_calibration_s = now_s + self._config.calibration_interval_s
@@ -243,16 +243,16 @@ class Core:
         self._journal.note(SettingsChanged(time_s=now_s, settings=self.settings, reason=reason))
         return [(session.connection, self._modes.of_engine(session)) for session in self._sessions.connected()]
 
-    def foresee(self, model: str, arrived: Arrived) -> dict[str, Foreseen]:
+    def predict_on(self, model: str, arrived: Arrived) -> dict[str, EnginePrediction]:
         """What would be believed of a request on each connected engine of a model; changes nothing."""
-        return self._beliefs.foresee(self._sessions.connected(model), arrived)
+        return self._predictor.predict_on(self._sessions.connected(model), arrived)
 
     def refine(self, session_id: str, request_id: str, embedding: Embedding, now_s: float) -> Outgoing:
         """Form a belief again with what an encoder says of the prompt; nothing where its request has ended."""
         for session in self._sessions.connected():
             request = session.requests.get(request_id) if session.hello.session_id == session_id else None
             if request is not None:
-                self._journal.record(session, self._beliefs.refine(session, request, embedding, now_s))
+                self._journal.record(session, self._predictor.refine(session, request, embedding, now_s))
                 return self._publisher.publish(session, request, "belief", now_s)
         return []
 
@@ -260,15 +260,15 @@ class Core:
         self, features: Features, model: str, observation: Observation, *, answer: int | None = None
     ) -> list[Drift]:
         """Let the learner take an answer into account, as at the rebuild from history or a benchmark's warm-up."""
-        return self._beliefs.teach(features, model, observation, answer)
+        return self._predictor.teach(features, model, observation, answer)
 
     def number_answers_from(self, answer: int) -> None:
         """Continue the numbers under which the history has its answers."""
-        self._beliefs.number_answers_from(answer)
+        self._predictor.number_answers_from(answer)
 
     def rehearse(self, features: Features, model: str, observation: Observation) -> None:
         """Judge how an answer of the past would be predicted, before it is taught; so the guard knows of it."""
-        changes = self._beliefs.rehearse(features, model, observation)
+        changes = self._predictor.rehearse(features, model, observation)
         for trusted in (change.trusted for change in changes if change.scope.kind == "model"):
             self._modes.follow(model, trusted=trusted)
 
@@ -276,11 +276,11 @@ class Core:
 
     def _greet(self, connection: bytes, hello: Hello, now_s: float) -> Outgoing:
         if self._sessions.is_of_another(hello):
-            self.counts.strangers += 1
+            self.counts.unknown_connections += 1
             return []
         previous = self._sessions.drop(hello.session_id)
         if self._sessions.full:
-            self.counts.strangers += 1
+            self.counts.unknown_connections += 1
             return []
         durable = self._batches.get(hello.session_id, 0)
         session = Session(

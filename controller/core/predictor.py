@@ -26,7 +26,7 @@ from online_learning.length_learner import (
     Observation,
     Prompt,
 )
-from online_learning.survival.running_answers import UnfinishedAnswers
+from online_learning.survival.running_answers import RunningAnswers
 from store.entries import CalibrationMeasured, Outcome, Prediction
 from store.records import Arrived, Finished, IndexTable, Snapshot
 
@@ -51,7 +51,7 @@ _PROBABILITIES = tuple(percent / 100 for percent in RECORDED_PERCENTILES)
 
 
 @dataclass(frozen=True, slots=True)
-class Foreseen:
+class EnginePrediction:
     """What is believed of a request on one engine before any has it."""
 
     index_s: float
@@ -61,7 +61,7 @@ class Foreseen:
     """Mean seconds of the engine's steps lately."""
 
 
-class Beliefs:
+class Predictor:
     """Forms, renews and judges beliefs; keeps count of what each model's learner was taught.
 
     Where the guard does not trust the learner's forecasts for a prompt cluster, the model's prior is served instead;
@@ -86,7 +86,7 @@ class Beliefs:
         self._present: Counter[str] = Counter()
         self._next_answer = 0
         self._random = np.random.default_rng(0)
-        self._unfinished: UnfinishedAnswers | None = None
+        self._unfinished: RunningAnswers | None = None
         self._at_risk: dict[str, AtRisk] = {}
         self._survivors: OrderedDict[int, int] = OrderedDict()
         self._changes: list[ClusterChange] = []
@@ -102,16 +102,16 @@ class Beliefs:
         started = self._timer()
         features = self._learner.features(_prompt(arrived, model))
         forecast, prior, trusted = self._forecast(features, model)
-        belief = (forecast.distribution if trusted else prior).cut(arrived.max_tokens)
+        predicted = (forecast.distribution if trusted else prior).cut(arrived.max_tokens)
         predict_s = self._timer() - started
-        assessment = self._policy.assess(_facts(arrived), belief, session.engine)
+        assessment = self._policy.assess(_facts(arrived), predicted, session.engine)
         request = ServedRequest(
             arrived=arrived,
             features=features,
             forecast=replace(forecast, at_risk=None),
             prior=prior,
             trusted=trusted,
-            belief=belief,
+            predicted=predicted,
             table=assessment.table,
             cost_s=assessment.cost_s,
             taught=self.taught(model),
@@ -123,19 +123,19 @@ class Beliefs:
             self._resume(session, request, forecast.at_risk)
         return request, self._prediction(request, predict_s, now_s)
 
-    def foresee(self, sessions: Sequence[Session], arrived: Arrived) -> dict[str, Foreseen]:
+    def predict_on(self, sessions: Sequence[Session], arrived: Arrived) -> dict[str, EnginePrediction]:
         """What would be believed of a request on each of these engines of one model; nothing is remembered of it."""
         if not sessions:
             return {}
         model = sessions[0].hello.model
         forecast, prior, trusted = self._forecast(self._learner.features(_prompt(arrived, model)), model)
-        belief = (forecast.distribution if trusted else prior).cut(arrived.max_tokens)
+        predicted = (forecast.distribution if trusted else prior).cut(arrived.max_tokens)
         found = {}
         for session in sessions:
             engine = session.engine
-            assessment = self._policy.assess(_facts(arrived), belief, engine)
-            found[session.hello.engine_id] = Foreseen(
-                assessment.table.index_s[0], assessment.cost_s, belief.mean_tokens, engine.base_s
+            assessment = self._policy.assess(_facts(arrived), predicted, engine)
+            found[session.hello.engine_id] = EnginePrediction(
+                assessment.table.index_s[0], assessment.cost_s, predicted.mean_tokens, engine.base_s
             )
         return found
 
@@ -145,8 +145,8 @@ class Beliefs:
         forecast, request.prior, request.trusted = self._forecast(request.features, model)
         request.forecast = replace(forecast, at_risk=None)
         served = request.forecast.distribution if request.trusted else request.prior
-        request.belief = served.cut(request.arrived.max_tokens)
-        assessment = self._policy.assess(_facts(request.arrived), request.belief, session.engine)
+        request.predicted = served.cut(request.arrived.max_tokens)
+        assessment = self._policy.assess(_facts(request.arrived), request.predicted, session.engine)
         request.table, request.cost_s = assessment.table, assessment.cost_s
         request.taught = self.taught(model)
 
@@ -164,8 +164,8 @@ class Beliefs:
         max_tokens = min(PRIOR_MAX_TOKENS, session.hello.max_model_len_tokens)
         facts = RequestFacts(request_id=None, prompt_tokens=PRIOR_PROMPT_TOKENS, max_tokens=max_tokens)
         model = session.hello.model
-        belief = self._corrected(self._learner.prior(model), model, None, self._at_risk.get(model)).cut(max_tokens)
-        return self._policy.assess(facts, belief, session.engine).table
+        predicted = self._corrected(self._learner.prior(model), model, None, self._at_risk.get(model)).cut(max_tokens)
+        return self._policy.assess(facts, predicted, session.engine).table
 
     def observe(self, session: Session, snapshot: Snapshot) -> None:
         """Take over where an engine stands, and what its running answers have outlived."""
@@ -284,7 +284,7 @@ class Beliefs:
         at_risk = forecast.at_risk
         if at_risk is None:
             return forecast, prior, trusted
-        self._unfinished = self._unfinished or UnfinishedAnswers(forecast.distribution.lengths)
+        self._unfinished = self._unfinished or RunningAnswers(forecast.distribution.lengths)
         self._unfinished.notice(model, at_risk.learnt)
         self._at_risk[model] = replace(at_risk, cluster=None)
         corrected = self._corrected(forecast.distribution, model, forecast.cluster, at_risk)
@@ -292,10 +292,10 @@ class Beliefs:
         return replace(forecast, distribution=corrected), prior, trusted
 
     def _corrected(
-        self, belief: LengthDistribution, model: str, cluster: int | None, at_risk: AtRisk | None
+        self, predicted: LengthDistribution, model: str, cluster: int | None, at_risk: AtRisk | None
     ) -> LengthDistribution:
         """A belief with what running answers have outlived."""
-        return belief if self._unfinished is None else self._unfinished.correct(belief, model, cluster, at_risk)
+        return predicted if self._unfinished is None else self._unfinished.correct(predicted, model, cluster, at_risk)
 
     def _resume(self, session: Session, request: ServedRequest, at_risk: AtRisk | None) -> None:
         """Count what an answer outlived before we knew of it."""
@@ -318,15 +318,15 @@ class Beliefs:
                 self._survivors.popitem(last=False)
 
     def _prediction(self, request: ServedRequest, predict_s: float, now_s: float) -> Prediction:
-        belief, arrived = request.belief, request.arrived
-        quantiles = dict(zip(_RECORDED, belief.quantiles(_PROBABILITIES), strict=True))
+        predicted, arrived = request.predicted, request.arrived
+        quantiles = dict(zip(_RECORDED, predicted.quantiles(_PROBABILITIES), strict=True))
         return Prediction(
             request_id=arrived.request_id,
             time_s=now_s,
             cluster=request.forecast.cluster,
             features=request.features.tobytes(),
             prompt_hash=hashlib.blake2b(arrived.token_ids, key=self._hash_key, digest_size=16).hexdigest(),
-            mean_tokens=belief.mean_tokens,
+            mean_tokens=predicted.mean_tokens,
             evidence=request.forecast.evidence,
             experts=request.forecast.experts if request.trusted else {"prior": 1.0},
             predict_s=predict_s,

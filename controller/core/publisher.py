@@ -8,7 +8,7 @@ from typing import TypeAlias
 from controller.core.deferred_work import Backlog, Stale
 from controller.core.journal import DecisionReason, Journal
 from controller.core.modes import Modes
-from controller.core.predictor import Beliefs
+from controller.core.predictor import Predictor
 from controller.core.registry import Registry
 from controller.core.sessions import ServedRequest, Session
 from controller.core.settings import Counts
@@ -26,7 +26,7 @@ class Publisher:
         self,
         *,
         sessions: Registry,
-        beliefs: Beliefs,
+        beliefs: Predictor,
         policy: Policy,
         modes: Modes,
         journal: Journal,
@@ -34,7 +34,7 @@ class Publisher:
         counts: Counts,
     ) -> None:
         self._sessions = sessions
-        self._beliefs = beliefs
+        self._predictor = beliefs
         self._policy = policy
         self._modes = modes
         self._journal = journal
@@ -52,8 +52,8 @@ class Publisher:
         """The table of requests that have none of their own yet."""
         if not self._policy.orders:
             return []
-        session.prior_taught = self._beliefs.taught(session.hello.model)
-        return [(session.connection, self._beliefs.prior(session))]
+        session.prior_taught = self._predictor.taught(session.hello.model)
+        return [(session.connection, self._predictor.prior(session))]
 
     def publish_settings(self, session: Session, reason: str, now_s: float) -> Outgoing:
         """An engine's settings, recorded with why they changed."""
@@ -63,7 +63,7 @@ class Publisher:
 
     def refresh(self, session: Session, most: int, now_s: float) -> Outgoing:
         """Form anew what was believed when the learner knew less than half of what it knows now."""
-        taught = self._beliefs.taught(session.hello.model)
+        taught = self._predictor.taught(session.hello.model)
         stale = [request for request in session.requests.values() if taught >= 2 * request.taught + 20]
         outgoing = self.renew(session, stale[:most], now_s)
         if taught >= 1.2 * session.prior_taught + 20:
@@ -75,7 +75,7 @@ class Publisher:
         return [
             (
                 session,
-                [request for request in session.requests.values() if self._beliefs.cluster_of(request) == cluster],
+                [request for request in session.requests.values() if self._predictor.cluster_of(request) == cluster],
             )
             for session in self._sessions.connected(model)
         ]
@@ -104,5 +104,5 @@ class Publisher:
         return self._form_anew(session, stale.request, now_s)
 
     def _form_anew(self, session: Session, request: ServedRequest, now_s: float) -> Outgoing:
-        self._beliefs.renew(session, request)
+        self._predictor.renew(session, request)
         return self.publish(session, request, "belief", now_s)

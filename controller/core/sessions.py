@@ -32,7 +32,7 @@ class ServedRequest:
     """What was believed of any answer of the model when the forecast was made."""
     trusted: bool
     """Whether the belief is the forecast; otherwise it is the prior."""
-    belief: LengthDistribution
+    predicted: LengthDistribution
     """What decisions rest on: the forecast or the prior, cut at the request's max_tokens."""
     table: IndexTable
     cost_s: float

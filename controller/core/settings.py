@@ -49,7 +49,7 @@ class Counts:
     """Batches that were handled while the history could take no more, and are to come once again for it."""
     early_batches: int = 0
     """Batches left for later because one before them was missing."""
-    strangers: int = 0
+    unknown_connections: int = 0
     """Messages over connections that have not said hello, or one too many."""
     not_tracked: int = 0
     """Arrivals beyond ``max_unfinished``."""

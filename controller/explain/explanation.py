@@ -13,7 +13,7 @@ import msgspec
 from controller.explain import queue_sentences
 from controller.explain.formatting import clock, count, listed, percent, span
 from controller.explain.wait_causes import Overtaker, Wait, first_wait_s, overtakers, waits
-from store.reading.request_life import Belief, LifeFacts, State
+from store.reading.request_life import Belief, RequestTimeline, State
 
 Topic: TypeAlias = Literal["arrival", "prediction", "index", "queue", "wait", "preemptions", "mode", "end", "outcome"]
 
@@ -43,7 +43,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     """The wait for the first place, by causes."""
 
 
-def explain(life: LifeFacts) -> Explanation:
+def explain(life: RequestTimeline) -> Explanation:
     """Say in sentences what the facts of a life say."""
     passed, waited = overtakers(life), waits(life, *first_wait_s(life))
     parts: tuple[tuple[Topic, Iterator[str]], ...] = (
@@ -69,7 +69,7 @@ def explain(life: LifeFacts) -> Explanation:
     )
 
 
-def _arrival(life: LifeFacts) -> Iterator[str]:
+def _arrival(life: RequestTimeline) -> Iterator[str]:
     model = f", which serves {life.model}" if life.model else ""
     yield (
         f"It arrived at {clock(life.arrival_s)} at engine {life.engine_id}{model}, with a prompt of "
@@ -86,24 +86,26 @@ def _arrival(life: LifeFacts) -> Iterator[str]:
         yield f"{count(life.other_sessions)} other session(s) of engines had a request of this name; this is the latest."
 
 
-def _prediction(life: LifeFacts) -> Iterator[str]:
-    belief = life.belief
-    if belief is None:
+def _prediction(life: RequestTimeline) -> Iterator[str]:
+    predicted = life.predicted
+    if predicted is None:
         yield "No prediction of its length is on record, so it stood in the queue with the prior's index."
         return
     yield (
-        f"Its answer was expected to take {count(belief.mean_tokens)} tokens: at most {count(belief.p50_tokens)} in half "
-        f"of such cases, between {count(belief.p10_tokens)} and {count(belief.p90_tokens)} in eight of ten, and more than "
-        f"{count(belief.p99_tokens)} in one of a hundred."
+        f"Its answer was expected to take {count(predicted.mean_tokens)} tokens: at most {count(predicted.p50_tokens)} in half "
+        f"of such cases, between {count(predicted.p10_tokens)} and {count(predicted.p90_tokens)} in eight of ten, and more than "
+        f"{count(predicted.p99_tokens)} in one of a hundred."
     )
-    if belief.experts == {"prior": 1.0}:
+    if predicted.experts == {"prior": 1.0}:
         yield (
             "That is what was known of any answer of the model: "
             "forecasts for prompts like this one were not trusted at that time."
         )
         return
-    cluster = "no prompt cluster was known for it" if belief.cluster is None else f"it is of cluster {belief.cluster}"
-    yield f"This rests on about {count(belief.evidence)} past answers; {cluster}{_experts(belief)}."
+    cluster = (
+        "no prompt cluster was known for it" if predicted.cluster is None else f"it is of cluster {predicted.cluster}"
+    )
+    yield f"This rests on about {count(predicted.evidence)} past answers; {cluster}{_experts(predicted)}."
     for shift in life.shifts:
         yield (
             f"{span(shift.time_s - life.arrival_s)} after its arrival the answers of its cluster were found to have moved, "
@@ -111,13 +113,13 @@ def _prediction(life: LifeFacts) -> Iterator[str]:
         )
 
 
-def _experts(belief: Belief) -> str:
-    heaviest = sorted(belief.experts.items(), key=lambda item: -item[1])[:WEIGHTS_NAMED]
+def _experts(predicted: Belief) -> str:
+    heaviest = sorted(predicted.experts.items(), key=lambda item: -item[1])[:WEIGHTS_NAMED]
     named = [f"{name} {percent(weight)}" for name, weight in heaviest if weight >= 0.005]
     return f", and the experts counted for {listed(named)}" if named else ""
 
 
-def _index(life: LifeFacts) -> Iterator[str]:
+def _index(life: RequestTimeline) -> Iterator[str]:
     if not life.choices:
         yield "No index table was decided for it."
         return
@@ -144,7 +146,7 @@ def _index(life: LifeFacts) -> Iterator[str]:
         yield f"Its table was sent again {_times(resent)}, after controller and engine had lost each other."
 
 
-def _end(life: LifeFacts) -> Iterator[str]:
+def _end(life: RequestTimeline) -> Iterator[str]:
     if life.finished_s is None:
         yield _so_far(life)
         return
@@ -167,7 +169,7 @@ def _end(life: LifeFacts) -> Iterator[str]:
         yield f"The prefix cache spared it {count(life.cached_prompt_tokens)} tokens of its prompt."
 
 
-def _so_far(life: LifeFacts) -> str:
+def _so_far(life: RequestTimeline) -> str:
     age = span(life.until_s - life.arrival_s)
     if life.state != "running":
         again = " for a place again" if life.losses else ""
@@ -176,11 +178,11 @@ def _so_far(life: LifeFacts) -> str:
     return f"It has not ended; when last heard of, {age} after its arrival, it was running and had {count(attained)} output tokens."
 
 
-def _outcome(life: LifeFacts) -> Iterator[str]:
-    belief, verdict = life.belief, life.verdict
-    if belief is None or life.output_tokens is None or life.finished_s is None:
+def _outcome(life: RequestTimeline) -> Iterator[str]:
+    predicted, verdict = life.predicted, life.verdict
+    if predicted is None or life.output_tokens is None or life.finished_s is None:
         return
-    yield _place(belief, life.output_tokens, cut=life.reason != "stop")
+    yield _place(predicted, life.output_tokens, cut=life.reason != "stop")
     if verdict is not None:
         fifty = "inside" if verdict.within_50 else "outside"
         ninety = "inside" if verdict.within_90 else "outside"
@@ -191,10 +193,10 @@ def _outcome(life: LifeFacts) -> Iterator[str]:
         )
 
 
-def _place(belief: Belief, output_tokens: int, *, cut: bool) -> str:
+def _place(predicted: Belief, output_tokens: int, *, cut: bool) -> str:
     """Where the length lies among the quantiles predicted at the arrival."""
-    below = [probability for probability, tokens in belief.quantiles if tokens < output_tokens]
-    above = [probability for probability, tokens in belief.quantiles if tokens >= output_tokens]
+    below = [probability for probability, tokens in predicted.quantiles if tokens < output_tokens]
+    above = [probability for probability, tokens in predicted.quantiles if tokens >= output_tokens]
     if cut:
         seen = f"at least as long as {percent(below[-1])}" if below else "not longer than the shortest tenth"
         return f"It was cut, so its whole length is not known; up to there it was {seen} of such answers were expected to be."

@@ -14,7 +14,7 @@ import duckdb
 from controller.monitoring.live_state import Live
 from store.errors import BadInputError, StoreError
 from store.history.reader import open_history
-from store.reading.request_life import LifeFacts, joined, read_life
+from store.reading.request_life import RequestTimeline, joined, read_life
 
 READER_MEMORY = "512MB"
 
@@ -28,7 +28,7 @@ class Explainer:
         self._clock = clock
         self._reading = threading.Lock()
 
-    def life(self, request_id: str) -> LifeFacts | None:
+    def life(self, request_id: str) -> RequestTimeline | None:
         """All that is known of the request; None when it is known neither to the last minutes nor to the history."""
         snapshots = self._live.snapshots(0.0)
         recent = self._live.lives.life(request_id, snapshots, self._clock())
@@ -38,7 +38,7 @@ class Explainer:
             return joined(_recorded(self._store, request_id), recent)
 
 
-def recorded_life(store: Path, request_id: str) -> LifeFacts:
+def recorded_life(store: Path, request_id: str) -> RequestTimeline:
     """The life of a request in a history; raises `BadInputError` when there is no such history or request."""
     try:
         with open_history(store) as connection:
@@ -58,7 +58,7 @@ def unknown(request_id: str, where: str) -> tuple[str, str]:
     return f"no request {request_id!r} in {where}", f'`sagesched sql "{latest}"` lists the latest'
 
 
-def _recorded(store: Path, request_id: str) -> LifeFacts | None:
+def _recorded(store: Path, request_id: str) -> RequestTimeline | None:
     """The history's account; None when it has none or cannot be read at this moment."""
     try:
         with open_history(store) as connection:

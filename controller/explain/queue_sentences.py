@@ -17,7 +17,7 @@ from controller.explain.wait_causes import (
     order_at,
     waits,
 )
-from store.reading.request_life import RIVALS_LIMIT, LifeFacts, Loss
+from store.reading.request_life import RIVALS_LIMIT, Loss, RequestTimeline
 
 EXAMPLES = 3
 """Requests that passed it which are named."""
@@ -44,7 +44,7 @@ _CAUSES = {
 }
 
 
-def queue(life: LifeFacts, passed: Sequence[Overtaker]) -> Iterator[str]:
+def queue(life: RequestTimeline, passed: Sequence[Overtaker]) -> Iterator[str]:
     """Who was there when it came, and who was served before it."""
     moment = moment_at(life, life.arrival_s)
     if moment is not None:
@@ -69,7 +69,7 @@ def queue(life: LifeFacts, passed: Sequence[Overtaker]) -> Iterator[str]:
         yield f"{which} {_WHYS[why]}{_examples(life, passed, why)}."
 
 
-def _examples(life: LifeFacts, passed: Sequence[Overtaker], why: Why) -> str:
+def _examples(life: RequestTimeline, passed: Sequence[Overtaker], why: Why) -> str:
     if why == "unexplained":
         return f" ({listed([overtaker.request_id for overtaker in passed if overtaker.why == why][:EXAMPLES])})"
     if why != "index":
@@ -86,7 +86,7 @@ def _examples(life: LifeFacts, passed: Sequence[Overtaker], why: Why) -> str:
     return f",{rule} such as {listed(told)}" if rule else f", such as {listed(told)}"
 
 
-def wait(life: LifeFacts, waited: Sequence[Wait]) -> Iterator[str]:
+def wait(life: RequestTimeline, waited: Sequence[Wait]) -> Iterator[str]:
     """What it waited for before its first place."""
     since_s, until_s = first_wait_s(life)
     whole_s = until_s - since_s
@@ -119,7 +119,7 @@ def _coverage(waited: Sequence[Wait], whole_s: float) -> str:
     return "" if known_s > 0.9 * whole_s else f" (snapshots tell of {percent(known_s / whole_s)} of it)"
 
 
-def preemptions(life: LifeFacts) -> Iterator[str]:
+def preemptions(life: RequestTimeline) -> Iterator[str]:
     """When it lost its place, and what that cost."""
     if not life.losses:
         if life.started_s is not None:
@@ -146,7 +146,7 @@ def preemptions(life: LifeFacts) -> Iterator[str]:
         yield f"That makes {count(lost)} computed tokens lost so far."
 
 
-def _loss(life: LifeFacts, loss: Loss, back_s: float | None) -> str:
+def _loss(life: RequestTimeline, loss: Loss, back_s: float | None) -> str:
     why = "for want of KV memory" if loss.cause == "memory" else "because a better request took it"
     after = (
         f"it was seen running again {span(back_s - loss.time_s)} later"
@@ -159,7 +159,7 @@ def _loss(life: LifeFacts, loss: Loss, back_s: float | None) -> str:
     )
 
 
-def modes(life: LifeFacts) -> Iterator[str]:
+def modes(life: RequestTimeline) -> Iterator[str]:
     """The mode in force, its changes, and fallbacks."""
     seen = {moment.mode for moment in life.moments if moment.time_s >= life.arrival_s}
     spans = fallbacks(life)

@@ -15,7 +15,7 @@ import msgspec
 
 from engine_adapter.ordering.ordering import boost_s
 from engine_adapter.ordering.running_order import FIRST
-from store.reading.request_life import Choice, LifeFacts, Moment, Order, Rival
+from store.reading.request_life import Choice, Moment, Order, RequestTimeline, Rival
 
 Why: TypeAlias = Literal["class", "patience", "index", "prior", "engine", "unexplained"]
 """``class``: its strict class goes first; ``patience``: it had waited for as long as its patience allows;
@@ -58,7 +58,7 @@ class Wait(msgspec.Struct, frozen=True, kw_only=True):
     span_s: float
 
 
-def overtakers(life: LifeFacts) -> tuple[Overtaker, ...]:
+def overtakers(life: RequestTimeline) -> tuple[Overtaker, ...]:
     """Requests that arrived later and were given their first place earlier, in the order in which they were."""
     later = sorted((rival for rival in life.rivals if rival.arrival_s > life.arrival_s), key=lambda r: r.scheduled_s)
     return tuple(
@@ -75,18 +75,18 @@ def overtakers(life: LifeFacts) -> tuple[Overtaker, ...]:
     )
 
 
-def first_wait_s(life: LifeFacts) -> tuple[float, float]:
+def first_wait_s(life: RequestTimeline) -> tuple[float, float]:
     """Begin and end of the wait for the first place."""
     return life.arrival_s, life.until_s if life.started_s is None else life.started_s
 
 
-def absences_s(life: LifeFacts) -> list[tuple[float, float | None]]:
+def absences_s(life: RequestTimeline) -> list[tuple[float, float | None]]:
     """When it lost its place and when it was seen running again; None if it was not."""
     back = [moment.time_s for moment in life.moments if moment.attained_tokens is not None]
     return [(loss.time_s, next((time_s for time_s in back if time_s > loss.time_s), None)) for loss in life.losses]
 
 
-def waits(life: LifeFacts, since_s: float, until_s: float) -> tuple[Wait, ...]:
+def waits(life: RequestTimeline, since_s: float, until_s: float) -> tuple[Wait, ...]:
     """A time without a place by its causes, as snapshots tell, the longest first."""
     spans: dict[tuple[Cause, bool], float] = defaultdict(float)
     for moment, span_s in _moments_within(life, since_s, until_s):
@@ -96,7 +96,7 @@ def waits(life: LifeFacts, since_s: float, until_s: float) -> tuple[Wait, ...]:
     return tuple(Wait(cause=cause, behind=behind, span_s=span_s) for (cause, behind), span_s in ordered)
 
 
-def index_while_waiting(life: LifeFacts, time_s: float) -> float | None:
+def index_while_waiting(life: RequestTimeline, time_s: float) -> float | None:
     """The index with which a request without output tokens stood in the queue at a moment; None without a table."""
     choice = _choice_at(life, time_s)
     return choice.table_index_s[0] if choice else None
@@ -115,19 +115,19 @@ def order_value(arrival_s: float, index_s: float, boost_per_s: float | None, *, 
     return index_s if boost_per_s is None else arrival_s - boost_s(index_s, boost_per_s)
 
 
-def order_at(life: LifeFacts, time_s: float) -> Order | None:
+def order_at(life: RequestTimeline, time_s: float) -> Order | None:
     """The settings that had last been sent at a moment."""
     sent = [order for order in life.orders if order.time_s <= time_s]
     return sent[-1] if sent else None
 
 
-def moment_at(life: LifeFacts, time_s: float) -> Moment | None:
+def moment_at(life: RequestTimeline, time_s: float) -> Moment | None:
     """The last snapshot at or before a moment."""
     seen = [moment for moment in life.moments if moment.time_s <= time_s]
     return seen[-1] if seen else None
 
 
-def _why(life: LifeFacts, rival: Rival) -> Why:
+def _why(life: RequestTimeline, rival: Rival) -> Why:
     own_class = life.priority or 0
     if rival.priority != own_class:
         return "class" if rival.priority < own_class else "unexplained"
@@ -147,7 +147,7 @@ def _why(life: LifeFacts, rival: Rival) -> Why:
     return "index" if other < own else "unexplained"
 
 
-def _choice_at(life: LifeFacts, time_s: float) -> Choice | None:
+def _choice_at(life: RequestTimeline, time_s: float) -> Choice | None:
     """The table that had last been published for it at a moment."""
     decided = [choice for choice in life.choices if choice.time_s <= time_s]
     return decided[-1] if decided else None
@@ -158,7 +158,7 @@ def _overdue(arrival_s: float, patience_s: float | None, time_s: float) -> bool:
     return patience_s is not None and arrival_s + patience_s <= time_s
 
 
-def _moments_within(life: LifeFacts, since_s: float, until_s: float) -> Iterator[tuple[Moment, float]]:
+def _moments_within(life: RequestTimeline, since_s: float, until_s: float) -> Iterator[tuple[Moment, float]]:
     """Snapshots that speak for a part of a span, each with the seconds that it speaks for."""
     for moment, following in pairwise((*life.moments, None)):
         assert moment is not None, "only the last has no follower"
@@ -168,7 +168,7 @@ def _moments_within(life: LifeFacts, since_s: float, until_s: float) -> Iterator
             yield moment, span_s
 
 
-def _cause(life: LifeFacts, moment: Moment) -> Cause:
+def _cause(life: RequestTimeline, moment: Moment) -> Cause:
     if life.max_num_seqs is not None and moment.running >= life.max_num_seqs:
         return "slots"
     prompt_tokens = life.prompt_tokens if moment.ahead == 0 else moment.head_prompt_tokens
@@ -184,7 +184,7 @@ def _cause(life: LifeFacts, moment: Moment) -> Cause:
     return "step"
 
 
-def fallbacks(life: LifeFacts) -> list[tuple[float, float, str]]:
+def fallbacks(life: RequestTimeline) -> list[tuple[float, float, str]]:
     """Spans of its life in which the engine had fallen back to its own order: start, end, why."""
     found: list[tuple[float, float, str]] = []
     for moment, following in pairwise((*life.moments, None)):

@@ -23,7 +23,7 @@ EXAMINED_S = 30.0
 """Doctor's findings are given again for so long, because looking costs seconds."""
 
 
-class Complaints(logging.Handler):
+class RecentWarnings(logging.Handler):
     """Keeps the last warnings and errors of the process that logs."""
 
     def __init__(self) -> None:
@@ -43,24 +43,28 @@ class Complaints(logging.Handler):
 
 
 @contextmanager
-def kept_complaints() -> Iterator[Complaints]:
+def kept_complaints() -> Iterator[RecentWarnings]:
     """Listen to this process's log for as long as it lasts."""
-    complaints, root = Complaints(), logging.getLogger()
-    root.addHandler(complaints)
+    recent_warnings, root = RecentWarnings(), logging.getLogger()
+    root.addHandler(recent_warnings)
     try:
-        yield complaints
+        yield recent_warnings
     finally:
-        root.removeHandler(complaints)
+        root.removeHandler(recent_warnings)
 
 
-class Condition:
-    """Answers of ``/api/condition`` and ``/api/doctor``; may be asked from any thread."""
+class Health:
+    """Answers of ``/api/health`` and ``/api/doctor``; may be asked from any thread."""
 
     def __init__(
-        self, config: Config, complaints: Complaints, clock: Callable[[], float], encoder: Encoder | None = None
+        self,
+        config: Config,
+        recent_warnings: RecentWarnings,
+        clock: Callable[[], float],
+        encoder: Encoder | None = None,
     ) -> None:
         self._config = config
-        self._complaints = complaints
+        self._recent_warnings = recent_warnings
         self._clock = clock
         self._encoder = encoder
         self._lock = threading.Lock()
@@ -74,7 +78,7 @@ class Condition:
                 {"key": key, "value": value, "meaning": meanings.get(key, "")} for key, value in printed(self._config)
             ],
             "versions": {"Python": platform.python_version(), "system": platform.platform(), **_versions()},
-            "complaints": self._complaints.latest(),
+            "complaints": self._recent_warnings.latest(),
             "encoder": None if self._encoder is None else self._encoder.counts()._asdict(),
         }
 

@@ -1,7 +1,7 @@
 """What the controller shows of itself while it runs: immutable pictures for readers in other threads.
 
 The control loop owns the brain and alone may touch it.
-Every so often it publishes a `Picture`, which holds nothing that changes afterwards; whoever serves HTTP reads the
+Every so often it publishes a `LiveSnapshot`, which holds nothing that changes afterwards; whoever serves HTTP reads the
 newest one and works out the rest (quantiles, ranks) in its own thread.
 """
 
@@ -39,7 +39,7 @@ class RequestView(msgspec.Struct, frozen=True, eq=False, gc=False):
     """One unfinished request at the moment of the picture; belief and table never change."""
 
     arrived: Arrived
-    belief: LengthDistribution
+    predicted: LengthDistribution
     table: IndexTable
     cluster: int | None
     attained_tokens: int
@@ -85,7 +85,7 @@ class FinishedView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Picture:
+class LiveSnapshot:
     """The whole live state at one moment."""
 
     time_s: float
@@ -109,7 +109,7 @@ class Live:
     """The newest picture and the last minutes; written by the control loop, read by anyone."""
 
     def __init__(self) -> None:
-        self.picture: Picture | None = None
+        self.live_snapshot: LiveSnapshot | None = None
         self.lives = RecentLives()
         self._lock = threading.Lock()
         self._snapshots: deque[tuple[str, Snapshot]] = deque(maxlen=SNAPSHOTS_KEPT)
@@ -134,7 +134,7 @@ class Live:
 
     def publish(self, core: Core, *, store: WriterStats, loop: Mapping[str, float], now_s: float) -> None:
         """Take a new picture of the brain."""
-        self.picture = Picture(
+        self.live_snapshot = LiveSnapshot(
             time_s=now_s,
             settings=core.settings,
             policy=core.policy_name,
@@ -164,14 +164,14 @@ class Live:
     def _take_finished(
         self, session: Session, request: ServedRequest | None, finished: Finished, outcome: Outcome | None
     ) -> None:
-        belief = request.belief if request else None
+        predicted = request.predicted if request else None
         view = FinishedView(
             engine_id=session.hello.engine_id,
             finished=finished,
             priority=request.arrived.priority if request else 0,
             tenant=request.arrived.tenant if request else None,
             cluster=request.forecast.cluster if request else None,
-            quantiles=tuple(zip(QUANTILES, belief.quantiles(QUANTILES), strict=True)) if belief else (),
+            quantiles=tuple(zip(QUANTILES, predicted.quantiles(QUANTILES), strict=True)) if predicted else (),
             pit=outcome.pit if outcome else None,
         )
         if view.cluster is not None and len(self._clusters) < CLUSTERS_COUNTED:
@@ -180,16 +180,16 @@ class Live:
             self._finished.append(view)
 
 
-def queue_rows(picture: Picture, *, engine_id: str | None, limit: int) -> list[dict[str, object]]:
+def queue_rows(live_snapshot: LiveSnapshot, *, engine_id: str | None, limit: int) -> list[dict[str, object]]:
     """Unfinished requests: the waiting in the order in which they will be tried, then the running.
 
     An engine reports the head of its queue only; behind it requests follow by class, index and arrival.
     Where the limit cuts, every engine has its share of it, and the running ones half of that.
     """
     rows: list[dict[str, object]] = []
-    engines = [engine for engine in picture.engines if engine_id in {None, engine.hello.engine_id}]
+    engines = [engine for engine in live_snapshot.engines if engine_id in {None, engine.hello.engine_id}]
     for place, engine in enumerate(engines):
-        rows.extend(_rows_of(engine, picture.time_s, (limit - len(rows)) // (len(engines) - place)))
+        rows.extend(_rows_of(engine, live_snapshot.time_s, (limit - len(rows)) // (len(engines) - place)))
     return rows
 
 
@@ -216,7 +216,7 @@ def _rows_of(engine: EngineView, now_s: float, limit: int) -> list[dict[str, obj
 
 def _row(position: int, state: str, view: RequestView, engine_id: str, now_s: float) -> dict[str, object]:
     arrived = view.arrived
-    remaining = view.belief.given(view.attained_tokens)
+    remaining = view.predicted.given(view.attained_tokens)
     return {
         "position": position,
         "request_id": arrived.request_id,
@@ -229,8 +229,8 @@ def _row(position: int, state: str, view: RequestView, engine_id: str, now_s: fl
         "index_s": view.index_s,
         "patience_left_s": _patience_left_s(view, now_s),
         "expected_remaining_tokens": max(0.0, remaining.mean_tokens - view.attained_tokens),
-        "p50_tokens": view.belief.quantile(0.5),
-        "p90_tokens": view.belief.quantile(0.9),
+        "p50_tokens": view.predicted.quantile(0.5),
+        "p90_tokens": view.predicted.quantile(0.9),
         "cluster": view.cluster,
     }
 
@@ -254,7 +254,7 @@ def _engine_view(session: Session) -> EngineView:
         requests=tuple(
             RequestView(
                 request.arrived,
-                request.belief,
+                request.predicted,
                 request.table,
                 request.forecast.cluster,
                 request.attained_tokens,

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from controller.monitoring.live_state import EngineView, Live, Picture
+from controller.monitoring.live_state import EngineView, Live, LiveSnapshot
 from controller.monitoring.recent_requests import RecentLife
 from controller.monitoring.request_metrics import CappedLabel, RequestMetrics
 from controller.monitoring.tracing import Telemetry
@@ -120,7 +120,7 @@ class Metrics:
         self.registry.register(self._encoder)
         self._transport = TransportCollector()
         self.registry.register(self._transport)
-        self.registry.register(PictureCollector(live))
+        self.registry.register(LiveCollector(live))
 
     def count_finished(self, engine: str, fact: Finished, life: RecentLife | None, model: str | None) -> None:
         """A request ended; ``life`` is what else is remembered of it."""
@@ -232,7 +232,7 @@ class TransportCollector(Collector):
         yield CounterMetricFamily("sagesched_bad_frames", "Frames of engines that could not be read.", value=bad)
 
 
-class PictureCollector(Collector):
+class LiveCollector(Collector):
     """Metrics that are read from the newest picture when somebody asks."""
 
     def __init__(self, live: Live) -> None:
@@ -244,22 +244,24 @@ class PictureCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Turn the newest picture into metrics."""
-        picture = self._live.picture
-        if picture is None:
+        live_snapshot = self._live.live_snapshot
+        if live_snapshot is None:
             return
         for name, text in BRAIN_COUNTERS.items():
-            yield CounterMetricFamily(f"sagesched_{name}", text, value=picture.counts[name])
-        yield from _quality(picture)
-        yield from _calibration(picture)
-        yield from _store(picture)
-        newest = {engine.hello.engine_id: engine for engine in sorted(picture.engines, key=lambda e: e.last_seen_s)}
+            yield CounterMetricFamily(f"sagesched_{name}", text, value=live_snapshot.counts[name])
+        yield from _quality(live_snapshot)
+        yield from _calibration(live_snapshot)
+        yield from _store(live_snapshot)
+        newest = {
+            engine.hello.engine_id: engine for engine in sorted(live_snapshot.engines, key=lambda e: e.last_seen_s)
+        }
         yield from _engines(tuple(newest.values()))
-        yield from _loop(picture)
-        yield _mode(picture)
+        yield from _loop(live_snapshot)
+        yield _mode(live_snapshot)
 
 
-def _quality(picture: Picture) -> Iterator[Metric]:
-    quality = picture.quality
+def _quality(live_snapshot: LiveSnapshot) -> Iterator[Metric]:
+    quality = live_snapshot.quality
     if quality is None:
         return
     for name, text, value in (
@@ -270,8 +272,8 @@ def _quality(picture: Picture) -> Iterator[Metric]:
         yield GaugeMetricFamily(f"sagesched_{name}", text, value=value)
 
 
-def _calibration(picture: Picture) -> Iterator[Metric]:
-    models = [measured for measured in picture.calibration if measured.scope.kind == "model"]
+def _calibration(live_snapshot: LiveSnapshot) -> Iterator[Metric]:
+    models = [measured for measured in live_snapshot.calibration if measured.scope.kind == "model"]
     for name, text in CALIBRATION_GAUGES:
         gauge = GaugeMetricFamily(f"sagesched_calibration_{name}", text, labels=["model"])
         for measured in models:
@@ -287,29 +289,35 @@ def _calibration(picture: Picture) -> Iterator[Metric]:
         model = measured.scope.model
         for tenth, share in enumerate(measured.pit_histogram):
             shares.add_metric([model, str(tenth)], share)
-        scopes = [other.scope for other in picture.calibration if not other.trusted and other.scope.kind != "model"]
+        scopes = [
+            other.scope for other in live_snapshot.calibration if not other.trusted and other.scope.kind != "model"
+        ]
         distrusted.add_metric([model], float(sum(scope.model == model for scope in scopes)))
     yield shares
     yield distrusted
 
 
-def _store(picture: Picture) -> Iterator[Metric]:
+def _store(live_snapshot: LiveSnapshot) -> Iterator[Metric]:
     for name, text in STORE_COUNTERS.items():
-        yield CounterMetricFamily(f"sagesched_store_{name}", text, value=getattr(picture.store, name))
+        yield CounterMetricFamily(f"sagesched_store_{name}", text, value=getattr(live_snapshot.store, name))
     for name, text, value in (
-        ("queued_entries", "Entries that are not on disk yet.", picture.store.queued),
-        ("segments", "Sealed files that the catalog lists.", picture.store.segments),
-        ("damaged_segments", "Sealed files that are missing or damaged and left out.", picture.store.damaged_segments),
-        ("failing", "1 while history cannot be written.", float(picture.store.last_error is not None)),
-        ("commit_seconds", "How long the last commit took.", picture.store.commit_s),
-        ("seal_seconds", "How long the last sealing took.", picture.store.seal_s),
-        ("last_commit_timestamp_seconds", "When the last commit was done.", picture.store.last_commit_s),
-        ("last_seal_timestamp_seconds", "When history was last sealed.", picture.store.last_seal_s),
+        ("queued_entries", "Entries that are not on disk yet.", live_snapshot.store.queued),
+        ("segments", "Sealed files that the catalog lists.", live_snapshot.store.segments),
+        (
+            "damaged_segments",
+            "Sealed files that are missing or damaged and left out.",
+            live_snapshot.store.damaged_segments,
+        ),
+        ("failing", "1 while history cannot be written.", float(live_snapshot.store.last_error is not None)),
+        ("commit_seconds", "How long the last commit took.", live_snapshot.store.commit_s),
+        ("seal_seconds", "How long the last sealing took.", live_snapshot.store.seal_s),
+        ("last_commit_timestamp_seconds", "When the last commit was done.", live_snapshot.store.last_commit_s),
+        ("last_seal_timestamp_seconds", "When history was last sealed.", live_snapshot.store.last_seal_s),
     ):
         if value is not None:
             yield GaugeMetricFamily(f"sagesched_store_{name}", text, value=value)
     rows = CounterMetricFamily("sagesched_store_rows", "Rows on disk since the start, by table.", labels=["table"])
-    for table, count in picture.store.rows.items():
+    for table, count in live_snapshot.store.rows.items():
         rows.add_metric([table], count)
     yield rows
 
@@ -357,24 +365,26 @@ def _engine_signs(engines: tuple[EngineView, ...]) -> Iterator[Metric]:
     yield from (heard, shown, unfinished)
 
 
-def _loop(picture: Picture) -> Iterator[Metric]:
+def _loop(live_snapshot: LiveSnapshot) -> Iterator[Metric]:
     yield GaugeMetricFamily(
-        "sagesched_loop_last_turn_timestamp_seconds", "When the control loop last published.", value=picture.time_s
+        "sagesched_loop_last_turn_timestamp_seconds",
+        "When the control loop last published.",
+        value=live_snapshot.time_s,
     )
     yield GaugeMetricFamily(
         "sagesched_unacknowledged_batches",
         "Batches of facts received that are not on disk yet.",
-        value=picture.loop.get("unacknowledged_batches", 0.0),
+        value=live_snapshot.loop.get("unacknowledged_batches", 0.0),
     )
     yield GaugeMetricFamily(
         "sagesched_backlog",
         "Answers to be learnt from and beliefs to be formed anew that wait.",
-        value=picture.loop.get("backlog", 0.0),
+        value=live_snapshot.loop.get("backlog", 0.0),
     )
 
 
-def _mode(picture: Picture) -> Metric:
+def _mode(live_snapshot: LiveSnapshot) -> Metric:
     metric = GaugeMetricFamily("sagesched_mode", "1 for the mode that the controller asks for.", labels=["mode"])
     for mode in ("off", "shadow", "on"):
-        metric.add_metric([mode], float(picture.settings.mode == mode))
+        metric.add_metric([mode], float(live_snapshot.settings.mode == mode))
     return metric

@@ -22,10 +22,10 @@ from store.reading.request_life import (
     RIVALS_LIMIT,
     Belief,
     Choice,
-    LifeFacts,
     Loss,
     Moment,
     Order,
+    RequestTimeline,
     Rival,
     Shift,
     Verdict,
@@ -96,7 +96,7 @@ class RecentLives:
         """How a session of an engine introduced itself."""
         return self._hellos.get(session_id)
 
-    def life(self, request_id: str, snapshots: Iterable[tuple[str, Snapshot]], now_s: float) -> LifeFacts | None:
+    def life(self, request_id: str, snapshots: Iterable[tuple[str, Snapshot]], now_s: float) -> RequestTimeline | None:
         """The facts of a request's life as far as they are remembered; None when it is not.
 
         ``snapshots`` are those of the last minutes with the engine's name, oldest first.
@@ -117,7 +117,7 @@ class RecentLives:
             )
         return _facts(found, around, snapshots, now_s)
 
-    def is_whole(self, life: LifeFacts, first_snapshot_s: float) -> bool:
+    def is_whole(self, life: RequestTimeline, first_snapshot_s: float) -> bool:
         """Whether all of a life is remembered, its rivals' too, so that the history can add nothing."""
         with self._lock:
             known = self._latest(life.request_id)
@@ -204,7 +204,7 @@ class _Surroundings:
 
 def _facts(
     life: RecentLife, around: _Surroundings, snapshots: Iterable[tuple[str, Snapshot]], now_s: float
-) -> LifeFacts:
+) -> RequestTimeline:
     told = life.finished or life.arrived
     assert told is not None, "a life is shown when its arrival or its end is known"
     until_s = life.finished.time_s if life.finished else max(now_s, told.arrival_s)
@@ -214,9 +214,9 @@ def _facts(
         known["finished_s"] = life.finished.time_s
     elif life.first_token:
         known["first_token_s"] = life.first_token.time_s
-    facts = LifeFacts(
+    facts = RequestTimeline(
         **known,
-        belief=_piece(life.prediction, Belief),
+        predicted=_piece(life.prediction, Belief),
         verdict=_piece(life.outcome, Verdict),
         choices=tuple(msgspec.convert(list(life.choices), list[Choice], from_attributes=True)),
         losses=tuple(msgspec.convert(list(life.losses), list[Loss], from_attributes=True)),
@@ -233,7 +233,7 @@ def _known(*records: Record | None) -> dict[str, Any]:
     return {
         name: value
         for record in records
-        for name in LifeFacts.__struct_fields__
+        for name in RequestTimeline.__struct_fields__
         if (value := getattr(record, name, None)) is not None
     }
 

@@ -135,7 +135,7 @@ def span_attributes(ended: Ended) -> dict[str, Any]:
     """What is known of a request, under the names of the conventions; what is not known is left out."""
     fact, life, hello = ended
     arrived = life.arrived if life else None
-    belief = life.prediction if life else None
+    predicted = life.prediction if life else None
     choice = life.choices[0] if life and life.choices else None
     known: dict[str, Any] = {
         "gen_ai.operation.name": OPERATION,
@@ -157,10 +157,10 @@ def span_attributes(ended: Ended) -> dict[str, Any]:
         "sagesched.tenant": arrived.tenant if arrived else None,
         "sagesched.preemptions": fact.preemptions,
         "sagesched.recomputed_tokens": fact.recomputed_tokens,
-        "sagesched.predicted_mean_tokens": belief.mean_tokens if belief else None,
-        "sagesched.predicted_p50_tokens": belief.p50_tokens if belief else None,
-        "sagesched.predicted_p90_tokens": belief.p90_tokens if belief else None,
-        "sagesched.cluster": belief.cluster if belief else None,
+        "sagesched.predicted_mean_tokens": predicted.mean_tokens if predicted else None,
+        "sagesched.predicted_p50_tokens": predicted.p50_tokens if predicted else None,
+        "sagesched.predicted_p90_tokens": predicted.p90_tokens if predicted else None,
+        "sagesched.cluster": predicted.cluster if predicted else None,
         "sagesched.cost_s": choice.cost_s if choice else None,
         "sagesched.index_s": choice.index_s if choice else None,
     }

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
-from controller.core.predictor import Foreseen
-from controller.monitoring.live_state import EngineView, Picture, RequestView
+from controller.core.predictor import EnginePrediction
+from controller.monitoring.live_state import EngineView, LiveSnapshot, RequestView
 from controller.policy.policies import DEFAULT_GATE
 from engine_adapter.routing.ranking import EngineForecast, RouteForecast
 
@@ -95,7 +95,9 @@ def expected_wait_s(engine: Outlook, *, index_s: float, need_tokens: int, step_s
     return last_s + engine.waiting_cost_s[ahead]
 
 
-def engine_forecast(engine_id: str, engine: Outlook, kv_tokens: int, request: Foreseen, prompt: int) -> EngineForecast:
+def engine_forecast(
+    engine_id: str, engine: Outlook, kv_tokens: int, request: EnginePrediction, prompt: int
+) -> EngineForecast:
     """What a request of so many prompt tokens may expect of an engine."""
     need = prompt + min(GROWTH_TOKENS, round(request.mean_tokens))
     return EngineForecast(
@@ -114,24 +116,26 @@ class Outlooks:
     """The outlooks of one picture after the other, each worked out once and only when it is asked for."""
 
     def __init__(self) -> None:
-        self._of: tuple[Picture, dict[str, Outlook]] | None = None
+        self._of: tuple[LiveSnapshot, dict[str, Outlook]] | None = None
 
-    def forecast(self, picture: Picture, foreseen: Mapping[str, Foreseen], prompt_tokens: int) -> RouteForecast:
+    def forecast(
+        self, live_snapshot: LiveSnapshot, predicted_on: Mapping[str, EnginePrediction], prompt_tokens: int
+    ) -> RouteForecast:
         """What a request may expect of each connected engine of which something is foreseen, by engine id."""
-        if self._of is None or self._of[0] is not picture:
-            self._of = (picture, {})
+        if self._of is None or self._of[0] is not live_snapshot:
+            self._of = (live_snapshot, {})
         known = self._of[1]
         forecasts = []
-        for view in picture.engines:
+        for view in live_snapshot.engines:
             engine_id = view.hello.engine_id
-            if not view.connected or engine_id not in foreseen:
+            if not view.connected or engine_id not in predicted_on:
                 continue
             if engine_id not in known:
                 known[engine_id] = outlook_of(view)
             forecasts.append(
-                engine_forecast(engine_id, known[engine_id], kv_tokens_of(view), foreseen[engine_id], prompt_tokens)
+                engine_forecast(engine_id, known[engine_id], kv_tokens_of(view), predicted_on[engine_id], prompt_tokens)
             )
-        return RouteForecast(time_s=picture.time_s, engines=tuple(forecasts))
+        return RouteForecast(time_s=live_snapshot.time_s, engines=tuple(forecasts))
 
 
 def kv_tokens_of(view: EngineView) -> int:
@@ -154,4 +158,4 @@ def outlook_of(view: EngineView) -> Outlook:
 
 
 def _remaining_tokens(request: RequestView) -> float:
-    return max(0.0, request.belief.given(request.attained_tokens).mean_tokens - request.attained_tokens)
+    return max(0.0, request.predicted.given(request.attained_tokens).mean_tokens - request.attained_tokens)

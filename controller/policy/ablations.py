@@ -58,9 +58,9 @@ def _less(policy: IndexPolicy, part: str, name: str) -> IndexPolicy:
 class ByArrival(IndexPolicy):
     """The same index for all, so that arrival decides; in all else the policy that it is made from."""
 
-    def assess(self, request: RequestFacts, belief: LengthDistribution, engine: EngineFacts) -> Assessment:
+    def assess(self, request: RequestFacts, predicted: LengthDistribution, engine: EngineFacts) -> Assessment:
         """The same table without an index."""
-        assessment = IndexPolicy.assess(self, request, belief, engine)
+        assessment = IndexPolicy.assess(self, request, predicted, engine)
         table = structs.replace(assessment.table, index_s=(1.0,) * len(assessment.table.index_s))
         return replace(assessment, table=table)
 

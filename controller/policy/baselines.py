@@ -56,7 +56,7 @@ Order: TypeAlias = Callable[[RequestFacts, LengthDistribution, EngineFacts], Ind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rival:
+class Baseline:
     """An order and what goes with it."""
 
     name: str
@@ -70,10 +70,10 @@ class Rival:
     tuning: Tuning | None = None
     orders: bool = True
 
-    def assess(self, request: RequestFacts, belief: LengthDistribution, engine: EngineFacts) -> Assessment:
+    def assess(self, request: RequestFacts, predicted: LengthDistribution, engine: EngineFacts) -> Assessment:
         """The rival's table; the cost is the paper's and for the record only."""
-        cost_s = expected_cost_s(request, belief, memory_cost(engine))
-        return Assessment(table=self.order(request, belief, engine), cost_s=cost_s)
+        cost_s = expected_cost_s(request, predicted, memory_cost(engine))
+        return Assessment(table=self.order(request, predicted, engine), cost_s=cost_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,24 +100,24 @@ def bench_policy(name: str, context: BenchContext) -> Policy:
     """The policy, or the variant of one, of this name; raises `ConfigError` for an unknown one."""
     if name in PAPER_VARIANTS:
         preemption = Preemption() if name.endswith("/preemptive") else None
-        return Rival(name=name, order=paper_200_tokens if "200" in name else paper_10_buckets, preemption=preemption)
+        return Baseline(name=name, order=paper_200_tokens if "200" in name else paper_10_buckets, preemption=preemption)
     if name in ABLATION_NAMES:
         return without(bench_policy("sage", context), name)
     if name in GATED:
         return _gated(name, context)
-    rivals: dict[str, Policy] = {
-        "fastserve": Rival(name="fastserve", order=skip_join_levels, preemption=Preemption()),
-        "ssjf": Rival(name="ssjf", order=shortest_mean_first),
-        "ltr": Rival(
+    baselines: dict[str, Policy] = {
+        "fastserve": Baseline(name="fastserve", order=skip_join_levels, preemption=Preemption()),
+        "ssjf": Baseline(name="ssjf", order=shortest_mean_first),
+        "ltr": Baseline(
             name="ltr",
             order=median_rank,
             preemption=Preemption(),
             promotion=Promotion(idle_steps=200, promoted_steps=10),
         ),
-        "trail": Rival(name="trail", order=expected_remaining, preemption=Preemption()),
+        "trail": Baseline(name="trail", order=expected_remaining, preemption=Preemption()),
     }
-    if name in rivals:
-        return rivals[name]
+    if name in baselines:
+        return baselines[name]
     return _form(name, context)
 
 
@@ -141,7 +141,7 @@ def bench_learner(name: str) -> LengthLearner:
 # --- orders ---------------------------------------------------------------------------------------
 
 
-def skip_join_levels(request: RequestFacts, belief: LengthDistribution, engine: EngineFacts) -> IndexTable:  # noqa: ARG001
+def skip_join_levels(request: RequestFacts, predicted: LengthDistribution, engine: EngineFacts) -> IndexTable:  # noqa: ARG001
     """FastServe's skip-join multi-level feedback queue: the less service attained, the earlier; no prediction.
 
     Level i may use a quantum of 2^i of the shortest iteration. A request joins the first level whose quantum covers
@@ -163,26 +163,26 @@ def skip_join_levels(request: RequestFacts, belief: LengthDistribution, engine: 
     return _table(request, attained, levels)
 
 
-def shortest_mean_first(request: RequestFacts, belief: LengthDistribution, engine: EngineFacts) -> IndexTable:  # noqa: ARG001
+def shortest_mean_first(request: RequestFacts, predicted: LengthDistribution, engine: EngineFacts) -> IndexTable:  # noqa: ARG001
     """SSJF: the waiting by their mean predicted length; what has started keeps its place, in order of arrival.
 
     Source: Qiu et al., "Efficient Interactive LLM Serving with Proxy Model-based Sequence Length Prediction"
     (arXiv 2404.08509), speculative shortest job first.
     """
-    return _table(request, [0, 1], [belief.mean_tokens, 0.0])
+    return _table(request, [0, 1], [predicted.mean_tokens, 0.0])
 
 
-def median_rank(request: RequestFacts, belief: LengthDistribution, engine: EngineFacts) -> IndexTable:  # noqa: ARG001
+def median_rank(request: RequestFacts, predicted: LengthDistribution, engine: EngineFacts) -> IndexTable:  # noqa: ARG001
     """LTR: all requests, waiting and running, by the rank of their predicted length, which age does not change.
 
     The median stands for the learnt rank. With it go preemption at every step, and the promotion of who has been
     passed over for 200 steps until it has run for 10.
     Source: Fu et al., "Efficient LLM Scheduling by Learning to Rank" (NeurIPS 2024, arXiv 2408.15792), algorithm 1.
     """
-    return _table(request, [0], [float(belief.quantile(0.5))])
+    return _table(request, [0], [float(predicted.quantile(0.5))])
 
 
-def expected_remaining(request: RequestFacts, belief: LengthDistribution, engine: EngineFacts) -> IndexTable:  # noqa: ARG001
+def expected_remaining(request: RequestFacts, predicted: LengthDistribution, engine: EngineFacts) -> IndexTable:  # noqa: ARG001
     """TRAIL: shortest predicted remaining length first, refreshed with age; safe from preemption past 80 %.
 
     The mean of what has outlived an age stands for the refreshed prediction of the source's classifier,
@@ -190,29 +190,29 @@ def expected_remaining(request: RequestFacts, belief: LengthDistribution, engine
     Source: Shahout et al., "Don't Stop Me Now: Embedding Based Scheduling for LLMs" (arXiv 2410.01035),
     SPRPT with limited preemption, C = 0.8.
     """
-    safe_from = max(1, math.ceil(_SAFE_SHARE * belief.mean_tokens))
-    ages = np.union1d([0], belief.lengths)
+    safe_from = max(1, math.ceil(_SAFE_SHARE * predicted.mean_tokens))
+    ages = np.union1d([0], predicted.lengths)
     mass = np.zeros(ages.size)
-    mass[np.searchsorted(ages, belief.lengths)] = belief.mass
+    mass[np.searchsorted(ages, predicted.lengths)] = predicted.mass
     alive = survival_beyond(mass)
     remaining = survival_beyond(mass * ages) / np.where(alive > 0.0, alive, 1.0) - ages
     young = ages < safe_from
     return _table(request, [*ages[young].tolist(), safe_from], [*remaining[young].tolist(), 0.0])
 
 
-def paper_200_tokens(request: RequestFacts, belief: LengthDistribution, engine: EngineFacts) -> IndexTable:
+def paper_200_tokens(request: RequestFacts, predicted: LengthDistribution, engine: EngineFacts) -> IndexTable:
     """SageSched's Gittins index of the memory cost, refreshed every 200 tokens.
 
     Source: arXiv 2603.07917; memory cost O²/2 + I·O, the index at bucket borders, nothing else.
     """
-    return index_table(request, belief, memory_cost(engine), horizon_tokens=0, refresh_tokens=200)
+    return index_table(request, predicted, memory_cost(engine), horizon_tokens=0, refresh_tokens=200)
 
 
-def paper_10_buckets(request: RequestFacts, belief: LengthDistribution, engine: EngineFacts) -> IndexTable:
+def paper_10_buckets(request: RequestFacts, predicted: LengthDistribution, engine: EngineFacts) -> IndexTable:
     """The same, refreshed at the borders of ten equal buckets up to the longest length believed in."""
-    longest = min(int(belief.lengths[-1]), request.max_tokens)
+    longest = min(int(predicted.lengths[-1]), request.max_tokens)
     refresh_tokens = max(1, math.ceil(longest / 10))
-    return index_table(request, belief, memory_cost(engine), horizon_tokens=0, refresh_tokens=refresh_tokens)
+    return index_table(request, predicted, memory_cost(engine), horizon_tokens=0, refresh_tokens=refresh_tokens)
 
 
 _SAFE_SHARE = 0.8
@@ -238,15 +238,15 @@ def _gated(name: str, context: BenchContext) -> Policy:
     theirs = policy_named(GATED[name], lengths=context.lengths)
     order = partial(_with_growth, theirs=theirs, horizon_tokens=ours.gate.horizon_tokens)
     tuning = replace(ours.tuning, boost_scale=None, boost_per_s=None) if ours.tuning else None
-    return Rival(name=name, order=order, gate=ours.gate, victims=ours.victims, tuning=tuning)
+    return Baseline(name=name, order=order, gate=ours.gate, victims=ours.victims, tuning=tuning)
 
 
 def _with_growth(
-    request: RequestFacts, belief: LengthDistribution, engine: EngineFacts, *, theirs: Policy, horizon_tokens: int
+    request: RequestFacts, predicted: LengthDistribution, engine: EngineFacts, *, theirs: Policy, horizon_tokens: int
 ) -> IndexTable:
     """Another's index and our expected growth, in one table."""
-    index = theirs.assess(request, belief, engine).table
-    growth = index_table(request, belief, memory_cost(engine), horizon_tokens=horizon_tokens)
+    index = theirs.assess(request, predicted, engine).table
+    growth = index_table(request, predicted, memory_cost(engine), horizon_tokens=horizon_tokens)
     attained = sorted({*index.attained_tokens, *growth.attained_tokens})
     return structs.replace(
         growth,

@@ -27,7 +27,7 @@ SAME = 0.01
 
 def index_table(  # noqa: PLR0913 - all by name
     request: RequestFacts,
-    belief: LengthDistribution,
+    predicted: LengthDistribution,
     cost: CostModel,
     *,
     horizon_tokens: int,
@@ -41,7 +41,7 @@ def index_table(  # noqa: PLR0913 - all by name
     ``refresh_tokens`` makes the index change only at its multiples, as in the paper; None: at every edge of the belief.
     ``patience_s`` goes into the table as it is.
     """
-    ages, mass = _ages(belief, request.max_tokens, refresh_tokens)
+    ages, mass = _ages(predicted, request.max_tokens, refresh_tokens)
     price_s = cost.total_s(request.prompt_tokens, ages)
     alive = survival_beyond(mass) > OUTLIVED
     index_s = (gittins_index if index == "gittins" else mean_remaining)(price_s, mass)
@@ -55,18 +55,18 @@ def index_table(  # noqa: PLR0913 - all by name
     return structs.replace(table, patience_s=patience_s)
 
 
-def expected_cost_s(request: RequestFacts, belief: LengthDistribution, cost: CostModel) -> float:
+def expected_cost_s(request: RequestFacts, predicted: LengthDistribution, cost: CostModel) -> float:
     """Mean cost of the whole request in engine-seconds."""
-    return float(cost.total_s(request.prompt_tokens, belief.lengths) @ belief.mass)
+    return float(cost.total_s(request.prompt_tokens, predicted.lengths) @ predicted.mass)
 
 
-def _ages(belief: LengthDistribution, max_tokens: int, refresh_tokens: int | None) -> tuple[IntArray, FloatArray]:
+def _ages(predicted: LengthDistribution, max_tokens: int, refresh_tokens: int | None) -> tuple[IntArray, FloatArray]:
     """Ages at which the index is wanted, and the probability of ending at each.
 
     They are 0, the belief's lengths, doublings beyond them as long as max_tokens allows, and the refresh points;
     an answer of max_tokens has ended, so that no age reaches it.
     """
-    lengths = belief.lengths
+    lengths = predicted.lengths
     extra = [0]
     doubled = 2 * int(lengths[-1])
     while doubled < max_tokens:
@@ -76,10 +76,10 @@ def _ages(belief: LengthDistribution, max_tokens: int, refresh_tokens: int | Non
         extra.extend(range(refresh_tokens, max_tokens, refresh_tokens))
     if refresh_tokens is None and lengths[0] > 0:
         ages = np.concatenate((_AGE_0, lengths, np.array(extra[1:], dtype=np.int64)))
-        return ages, np.concatenate((_NO_MASS, belief.mass, np.zeros(len(extra) - 1)))
+        return ages, np.concatenate((_NO_MASS, predicted.mass, np.zeros(len(extra) - 1)))
     ages = np.union1d(lengths, extra)
     mass = np.zeros(ages.size)
-    mass[ages.searchsorted(lengths)] = belief.mass
+    mass[ages.searchsorted(lengths)] = predicted.mass
     return ages, mass
 
 

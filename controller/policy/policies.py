@@ -131,23 +131,23 @@ class IndexPolicy:
     refresh_tokens: int | None = None
     orders: bool = True
 
-    def assess(self, request: RequestFacts, belief: LengthDistribution, engine: EngineFacts) -> Assessment:
+    def assess(self, request: RequestFacts, predicted: LengthDistribution, engine: EngineFacts) -> Assessment:
         """Index and growth by attained tokens, under this policy's cost."""
         cost = self.cost(engine)
         table = index_table(
             request,
-            belief,
+            predicted,
             cost,
             horizon_tokens=self.gate.horizon_tokens if self.gate else 0,
             refresh_tokens=self.refresh_tokens,
-            patience_s=self._patience_s(belief, engine),
+            patience_s=self._patience_s(predicted, engine),
             index=self.index,
         )
-        return Assessment(table=table, cost_s=expected_cost_s(request, belief, cost))
+        return Assessment(table=table, cost_s=expected_cost_s(request, predicted, cost))
 
-    def _patience_s(self, belief: LengthDistribution, engine: EngineFacts) -> float | None:
+    def _patience_s(self, predicted: LengthDistribution, engine: EngineFacts) -> float | None:
         """Time of waiting after which nobody passes the request: the bound, or what leaves it time to end."""
-        own_s = belief.mean_tokens * engine.base_s
+        own_s = predicted.mean_tokens * engine.base_s
         patience_s = math.inf
         if self.patience is not None:
             patience_s = self.patience * (own_s + (own_s if engine.service_s is None else engine.service_s))
@@ -169,10 +169,10 @@ class EngineOrder:
     victims: Victims = "last"
     tuning: Tuning | None = None
 
-    def assess(self, request: RequestFacts, belief: LengthDistribution, engine: EngineFacts) -> Assessment:
+    def assess(self, request: RequestFacts, predicted: LengthDistribution, engine: EngineFacts) -> Assessment:
         """A flat table, under which arrival alone decides."""
         table = IndexTable(request_id=request.request_id, attained_tokens=(0,), index_s=(0.0,), growth_tokens=(0.0,))
-        return Assessment(table=table, cost_s=expected_cost_s(request, belief, hybrid_cost(engine)))
+        return Assessment(table=table, cost_s=expected_cost_s(request, predicted, hybrid_cost(engine)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,13 +193,13 @@ class OraclePolicy:
     victims: Victims = "last"
     tuning: Tuning | None = None
 
-    def assess(self, request: RequestFacts, belief: LengthDistribution, engine: EngineFacts) -> Assessment:
+    def assess(self, request: RequestFacts, predicted: LengthDistribution, engine: EngineFacts) -> Assessment:
         """The Gittins index of a length that is certain is the remaining cost, here in 64 steps of attained tokens."""
         length = self.lengths.get(request.request_id) if request.request_id is not None else None
         cost = memory_cost(engine)
         if length is None:
-            table = index_table(request, belief, cost, horizon_tokens=0)
-            return Assessment(table=table, cost_s=expected_cost_s(request, belief, cost))
+            table = index_table(request, predicted, cost, horizon_tokens=0)
+            return Assessment(table=table, cost_s=expected_cost_s(request, predicted, cost))
         ages = np.unique(np.linspace(0, length, 64, endpoint=False, dtype=np.int64))
         price_s = cost.total_s(request.prompt_tokens, np.append(ages, length))
         table = IndexTable(

@@ -114,6 +114,6 @@ class Policy(Protocol):
         """Who goes first for having been passed over; None for nobody."""
         ...
 
-    def assess(self, request: RequestFacts, belief: LengthDistribution, engine: EngineFacts) -> Assessment:
+    def assess(self, request: RequestFacts, predicted: LengthDistribution, engine: EngineFacts) -> Assessment:
         """Index and growth of a request by its attained tokens; ``belief`` is cut at max_tokens already."""
         ...

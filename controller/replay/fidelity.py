@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine_adapter.virtual_time.engine import Life, Totals
+from engine_adapter.virtual_time.engine import CompletedRequest, Totals
 from online_learning.distribution import FloatArray
 
 MEAN_TOLERANCE = 0.1
@@ -77,7 +77,7 @@ class Ratio:
     high: float
 
 
-def fit_of(recorded: Sequence[Life], replayed: Sequence[Life]) -> Fit:
+def fit_of(recorded: Sequence[CompletedRequest], replayed: Sequence[CompletedRequest]) -> Fit:
     """Compare what was recorded with a replay of the same requests, in the same order."""
     assert [life.request_id for life in recorded] == [life.request_id for life in replayed], "the same requests"
     ttlt = [np.array([life.ttlt_s for life in lives]) for lives in (recorded, replayed)]
@@ -106,7 +106,7 @@ def ratio_of(ours_s: FloatArray, theirs_s: FloatArray, seed: int = 0) -> Ratio:
     return Ratio(mean=float(ours_s.sum() / max(float(theirs_s.sum()), 1e-12)), low=low, high=high)
 
 
-def totals_of(lives: Sequence[Life]) -> Totals:
+def totals_of(lives: Sequence[CompletedRequest]) -> Totals:
     """Sums over these lives alone."""
     recomputed = sum(life.recomputed_tokens for life in lives)
     return Totals(

@@ -17,10 +17,10 @@ from controller.policy.policies import EngineOrder
 from controller.policy.policy import Policy
 from controller.replay.fidelity import Fit, Ratio, fit_of, ratio_of
 from controller.replay.gain_parts import Part, Tax, Waiting, parts_of, tax_of, waiting_of
-from controller.replay.recorded_run import PastRun, Replayable
+from controller.replay.recorded_run import RecordedRun, Replayable
 from controller.replay.replay import counted_lives
 from controller.replay.replay_engine import replay_under
-from engine_adapter.virtual_time.engine import Life
+from engine_adapter.virtual_time.engine import CompletedRequest
 from online_learning.distribution import FloatArray
 from store.records import Mode
 
@@ -72,7 +72,7 @@ class Gain:
     """What these figures are, in words for whoever reads them."""
 
 
-def estimate_gain(run: PastRun, policy: Policy, clusters: Mapping[str, int] | None = None) -> Gain | None:
+def estimate_gain(run: RecordedRun, policy: Policy, clusters: Mapping[str, int] | None = None) -> Gain | None:
     """Replay a run under both orders; takes seconds, so run it in a process of its own.
 
     ``clusters`` gives the prompt cluster of requests where it is known.
@@ -116,11 +116,11 @@ def _method(past: Replayable, policy: Policy) -> str:
     )
 
 
-def _ttlt_s(lives: Sequence[Life]) -> FloatArray:
+def _ttlt_s(lives: Sequence[CompletedRequest]) -> FloatArray:
     return np.array([life.ttlt_s for life in lives])
 
 
-def _latency(lives: Sequence[Life]) -> Latency:
+def _latency(lives: Sequence[CompletedRequest]) -> Latency:
     ttlt_s = _ttlt_s(lives)
     p50, p90, p99 = np.percentile(ttlt_s, (50, 90, 99)).tolist()
     return Latency(mean_ttlt_s=float(ttlt_s.mean()), p50_ttlt_s=p50, p90_ttlt_s=p90, p99_ttlt_s=p99)

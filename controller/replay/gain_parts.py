@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from controller.replay.fidelity import Ratio, ratio_of
-from controller.replay.recorded_run import PastRequest
-from engine_adapter.virtual_time.engine import Life
+from controller.replay.recorded_run import RecordedRequest
+from engine_adapter.virtual_time.engine import CompletedRequest
 from online_learning.distribution import FloatArray
 
 FEWEST_IN_PART = 20
@@ -56,7 +56,10 @@ class Waiting:
 
 
 def parts_of(
-    past: Mapping[str, PastRequest], clusters: Mapping[str, int], fcfs: Sequence[Life], ours: Sequence[Life]
+    past: Mapping[str, RecordedRequest],
+    clusters: Mapping[str, int],
+    fcfs: Sequence[CompletedRequest],
+    ours: Sequence[CompletedRequest],
 ) -> tuple[Part, ...]:
     """Compare by strict class, by the length of the answer and by prompt cluster; lives are in the order of ``past``."""
     keys: dict[str, list[str | None]] = {
@@ -68,7 +71,7 @@ def parts_of(
     return tuple(part for by, names in keys.items() for part in _by(by, names, ttlt_s[0], ttlt_s[1]))
 
 
-def tax_of(lives: Sequence[Life]) -> Tax:
+def tax_of(lives: Sequence[CompletedRequest]) -> Tax:
     """Sum what was computed again."""
     again = sum(life.recomputed_tokens for life in lives)
     computed = again + sum(life.prompt_tokens + life.output_tokens for life in lives)
@@ -76,7 +79,7 @@ def tax_of(lives: Sequence[Life]) -> Tax:
     return Tax(preemptions=preemptions, recomputed_tokens=again, share=again / max(1, computed))
 
 
-def waiting_of(fcfs: Sequence[Life], ours: Sequence[Life]) -> Waiting:
+def waiting_of(fcfs: Sequence[CompletedRequest], ours: Sequence[CompletedRequest]) -> Waiting:
     """Compare request by request."""
     before, after = (np.array([life.ttlt_s for life in lives]) for lives in (fcfs, ours))
     return Waiting(

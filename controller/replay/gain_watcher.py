@@ -21,7 +21,7 @@ from controller.config import PolicySection
 from controller.core.step_model import StepSample
 from controller.monitoring.live_state import QUANTILES, EngineView, FinishedView, Live, RequestView
 from controller.replay.gain_worker import GainTask
-from controller.replay.recorded_run import EngineSizes, PastRequest, PastRun, gap_between_steps_s
+from controller.replay.recorded_run import EngineSizes, RecordedRequest, RecordedRun, gap_between_steps_s
 from engine_adapter.serving.processes import die_with_parent
 from store.records import Snapshot
 
@@ -78,18 +78,18 @@ class GainWatch:
 
     def _task(self) -> GainTask | None:
         """What the busiest engine did lately; None while it is too little."""
-        picture = self._live.picture
-        if picture is None or not picture.engines:
+        live_snapshot = self._live.live_snapshot
+        if live_snapshot is None or not live_snapshot.engines:
             return None
         ended = [view for view in self._live.finished(0.0) if view.finished.output_tokens > 0]
-        engine = max(picture.engines, key=lambda e: sum(view.engine_id == e.hello.engine_id for view in ended))
+        engine = max(live_snapshot.engines, key=lambda e: sum(view.engine_id == e.hello.engine_id for view in ended))
         mine = [view for view in ended if view.engine_id == engine.hello.engine_id]
         if len(mine) < self._limits.fewest_requests:
             return None
         clusters = {view.finished.request_id: view.cluster for view in mine if view.cluster is not None}
         return GainTask(policy=self._policy.model_dump(), run=self._run_of(engine, mine), clusters=clusters)
 
-    def _run_of(self, engine: EngineView, ended: list[FinishedView]) -> PastRun:
+    def _run_of(self, engine: EngineView, ended: list[FinishedView]) -> RecordedRun:
         """The latest requests that ended, by their arrival, and all that were in the engine beside them."""
         hello = engine.hello
         by_arrival = sorted(ended, key=lambda view: view.finished.arrival_s)
@@ -100,7 +100,7 @@ class GainWatch:
         first_s = min(request.arrival_s for request in requests)
         snapshots = [s for engine_id, s in self._live.snapshots(first_s) if engine_id == hello.engine_id]
         modes = Counter(snapshot.mode for snapshot in snapshots)
-        return PastRun(
+        return RecordedRun(
             engine_id=hello.engine_id,
             session_id=hello.session_id,
             model=hello.model,
@@ -135,9 +135,9 @@ class GainWatch:
         return answer | {"computed_s": self._clock()}
 
 
-def _ended(view: FinishedView, *, counted: bool) -> PastRequest:
+def _ended(view: FinishedView, *, counted: bool) -> RecordedRequest:
     fact = view.finished
-    return PastRequest(
+    return RecordedRequest(
         request_id=fact.request_id,
         arrival_s=fact.arrival_s,
         prompt_tokens=fact.prompt_tokens,
@@ -156,16 +156,16 @@ def _ended(view: FinishedView, *, counted: bool) -> PastRequest:
     )
 
 
-def _unfinished(view: RequestView) -> PastRequest:
+def _unfinished(view: RequestView) -> RecordedRequest:
     arrived = view.arrived
-    return PastRequest(
+    return RecordedRequest(
         request_id=arrived.request_id,
         arrival_s=arrived.arrival_s,
         prompt_tokens=arrived.prompt_tokens,
         output_tokens=view.attained_tokens,
         max_tokens=arrived.max_tokens,
         priority=arrived.priority,
-        quantiles=tuple(zip(QUANTILES, view.belief.quantiles(QUANTILES), strict=True)),
+        quantiles=tuple(zip(QUANTILES, view.predicted.quantiles(QUANTILES), strict=True)),
         counted=False,
     )
 

@@ -12,7 +12,7 @@ import msgspec
 from controller.config import PolicySection
 from controller.policy.from_config import policy_of
 from controller.replay.gain import Gain, estimate_gain
-from controller.replay.recorded_run import PastRun
+from controller.replay.recorded_run import RecordedRun
 
 LOWEST_PRIORITY = 19
 
@@ -21,7 +21,7 @@ class GainTask(msgspec.Struct, frozen=True, kw_only=True):
     """What is compared: what happened on an engine lately, under the policy of the configuration."""
 
     policy: dict[str, Any]
-    run: PastRun
+    run: RecordedRun
     clusters: dict[str, int] = {}
     """Prompt cluster of the requests where it is known."""
 

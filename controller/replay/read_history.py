@@ -12,7 +12,7 @@ import msgspec
 
 from controller.core.predictor import RECORDED_PERCENTILES
 from controller.core.step_model import StepSample
-from controller.replay.recorded_run import EngineSizes, PastRequest, PastRun, Told
+from controller.replay.recorded_run import EngineSizes, RecordedRequest, RecordedRun, Told
 from store.errors import BadInputError
 from store.reading import replay_sql
 from store.records import Gate, IndexTable, Mode, Preemption, Settings
@@ -55,7 +55,7 @@ def moment(time_s: float | None) -> str | None:
     return None if time_s is None else datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
-def read_runs(connection: duckdb.DuckDBPyConnection, part: Slice) -> list[PastRun]:
+def read_runs(connection: duckdb.DuckDBPyConnection, part: Slice) -> list[RecordedRun]:
     """The runs that requests of the slice arrived in, each with at least `FEWEST_REQUESTS` of them.
 
     Raises:
@@ -95,7 +95,7 @@ def _span(connection: duckdb.DuckDBPyConnection, part: Slice) -> dict[str, Any]:
     return {**about, "since_s": first[0]["arrival_s"] if first else since_s, "until_s": until_s}
 
 
-def _run(connection: duckdb.DuckDBPyConnection, row: dict[str, Any], span: dict[str, Any]) -> PastRun:
+def _run(connection: duckdb.DuckDBPyConnection, row: dict[str, Any], span: dict[str, Any]) -> RecordedRun:
     bounds = {"session_id": row["session_id"], "last_s": row["last_s"]}
     requests = _rows(
         connection, replay_sql.REQUESTS, **bounds, since_s=span["since_s"], until_s=span["until_s"]
@@ -103,7 +103,7 @@ def _run(connection: duckdb.DuckDBPyConnection, row: dict[str, Any], span: dict[
     first_s = min(request["arrival_s"] for request in requests)
     shares = _rows(connection, replay_sql.MODE_SHARES, **bounds, since_s=span["since_s"])
     steps = _rows(connection, replay_sql.STEPS, **bounds, since_s=first_s, limit=SAMPLES)
-    return PastRun(
+    return RecordedRun(
         engine_id=row["engine_id"],
         session_id=row["session_id"],
         model=row["model"],
@@ -116,10 +116,10 @@ def _run(connection: duckdb.DuckDBPyConnection, row: dict[str, Any], span: dict[
     )
 
 
-def _request(row: dict[str, Any]) -> PastRequest:
+def _request(row: dict[str, Any]) -> RecordedRequest:
     tokens = row.pop("tokens")
     percentiles = [percent / 100 for percent in RECORDED_PERCENTILES]
-    return msgspec.convert(row | {"quantiles": list(zip(percentiles, tokens or (), strict=False))}, PastRequest)
+    return msgspec.convert(row | {"quantiles": list(zip(percentiles, tokens or (), strict=False))}, RecordedRequest)
 
 
 def _told(connection: duckdb.DuckDBPyConnection, bounds: dict[str, Any]) -> Iterator[Told]:

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from controller.core.step_model import StepModel, StepSample, fit_step_model
-from engine_adapter.virtual_time.engine import Life, Work
+from engine_adapter.virtual_time.engine import CompletedRequest, TraceRequest
 from engine_adapter.virtual_time.profiles import Profile
 from online_learning.distribution import LengthDistribution, log_grid
 from store.records import IndexTable, Mode, Settings, Snapshot
@@ -24,7 +24,7 @@ PRIOR_BELIEFS = 200
 STEPS_BELOW = 3
 
 
-class PastRequest(msgspec.Struct, frozen=True, kw_only=True):
+class RecordedRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One request as it was recorded."""
 
     request_id: str
@@ -53,11 +53,11 @@ class PastRequest(msgspec.Struct, frozen=True, kw_only=True):
         """Whether its length is not known."""
         return self.left or self.finished_s is None
 
-    def life(self) -> Life:
+    def life(self) -> CompletedRequest:
         """How it was really served; for a request that ended."""
         assert self.finished_s is not None, "an unfinished request has no life yet"
         first_token_s = self.finished_s if self.first_token_s is None else self.first_token_s
-        return Life(
+        return CompletedRequest(
             request_id=self.request_id,
             arrival_s=self.arrival_s,
             scheduled_s=first_token_s if self.scheduled_s is None else self.scheduled_s,
@@ -88,14 +88,14 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
     message: IndexTable | Settings
 
 
-class PastRun(msgspec.Struct, frozen=True, kw_only=True):
+class RecordedRun(msgspec.Struct, frozen=True, kw_only=True):
     """A span of one run of one engine."""
 
     engine_id: str
     session_id: str
     model: str
     sizes: EngineSizes
-    requests: tuple[PastRequest, ...]
+    requests: tuple[RecordedRequest, ...]
     samples: tuple[StepSample, ...]
     gap_s: float = 0.0
     """Mean time that passed between two steps while something ran: what the host takes beside the device."""
@@ -114,15 +114,15 @@ class PastRun(msgspec.Struct, frozen=True, kw_only=True):
 class Replayable:
     """A run with all that a replay is made from: an engine, its work, and what was believed."""
 
-    run: PastRun
+    run: RecordedRun
     step_model: StepModel
     """Seconds of a step, the time until the next one included."""
     profile: Profile
-    requests: tuple[PastRequest, ...]
+    requests: tuple[RecordedRequest, ...]
     """Those that the engine can serve, by arrival."""
 
     @classmethod
-    def of(cls, run: PastRun) -> Replayable:
+    def of(cls, run: RecordedRun) -> Replayable:
         """Fit the step times and leave out what cannot be served.
 
         Of several requests of one name (told unfinished and ended, or taken again by another client) the last stays.
@@ -140,7 +140,7 @@ class Replayable:
         return cls(run, model, profile, tuple(sorted(fitting.values(), key=lambda request: request.arrival_s)))
 
     @cached_property
-    def counted(self) -> dict[str, PastRequest]:
+    def counted(self) -> dict[str, RecordedRequest]:
         """The requests that figures are about, by their names."""
         return {request.request_id: request for request in self.requests if request.counted and not request.censored}
 
@@ -158,14 +158,14 @@ class Replayable:
         """What is believed of a request that nothing is known of: the mean of the beliefs about others."""
         beliefs = list(self.beliefs.values())
         chosen = beliefs[:: max(1, len(beliefs) // PRIOR_BELIEFS)]
-        lengths, position = np.unique(np.concatenate([belief.lengths for belief in chosen]), return_inverse=True)
-        mass = np.bincount(position, weights=np.concatenate([belief.mass for belief in chosen]))
+        lengths, position = np.unique(np.concatenate([predicted.lengths for predicted in chosen]), return_inverse=True)
+        mass = np.bincount(position, weights=np.concatenate([predicted.mass for predicted in chosen]))
         return LengthDistribution(lengths, mass / mass.sum())
 
-    def works(self) -> Iterator[Work]:
+    def works(self) -> Iterator[TraceRequest]:
         """The requests at their own times; without prefix caching the token ids do not matter."""
         for request in self.requests:
-            yield Work(
+            yield TraceRequest(
                 request_id=request.request_id,
                 arrival_s=request.arrival_s,
                 token_ids=_token_ids(request.prompt_tokens),
@@ -179,15 +179,15 @@ class Replayable:
         """When clients went away that did not wait for the end."""
         return {r.request_id: r.finished_s for r in self.requests if r.left and r.finished_s is not None}
 
-    def length_tokens(self, request: PastRequest) -> int:
+    def length_tokens(self, request: RecordedRequest) -> int:
         """Tokens that its answer has; of one that was not seen to its end those to be expected of it now."""
         if not request.censored:
             return request.output_tokens
-        belief = self.beliefs.get(request.request_id)
+        predicted = self.beliefs.get(request.request_id)
         attained = request.output_tokens
-        if belief is None or belief.survival(attained) <= 0.0:
+        if predicted is None or predicted.survival(attained) <= 0.0:
             return min(request.max_tokens, 2 * attained + 1)
-        return max(attained + 1, round(belief.given(attained).mean_tokens))
+        return max(attained + 1, round(predicted.given(attained).mean_tokens))
 
 
 def belief_from_quantiles(quantiles: Sequence[tuple[float, int]], max_tokens: int) -> LengthDistribution:
@@ -197,8 +197,8 @@ def belief_from_quantiles(quantiles: Sequence[tuple[float, int]], max_tokens: in
     It ends where three more steps like that from the second to the first would lead: of what was tried, that gives the
     recorded index tables again most nearly.
 
-    >>> belief = belief_from_quantiles([(0.1, 10), (0.5, 100), (0.9, 1000)], 4096)
-    >>> belief.quantile(0.45) < 100 <= belief.quantile(0.5) < 120, belief.survival(2010)
+    >>> predicted = belief_from_quantiles([(0.1, 10), (0.5, 100), (0.9, 1000)], 4096)
+    >>> predicted.quantile(0.45) < 100 <= predicted.quantile(0.5) < 120, predicted.survival(2010)
     (True, 0.0)
     """
     probability = np.array([0.0, *(probability for probability, _ in quantiles), 1.0])

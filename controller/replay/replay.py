@@ -18,10 +18,10 @@ from controller.policy.baselines import BENCH_POLICY_NAMES, BenchContext, bench_
 from controller.policy.policies import Schedule
 from controller.policy.policy import Policy
 from controller.replay.fidelity import Fit, Ratio, fit_of, ratio_of, totals_of
-from controller.replay.recorded_run import PastRun, Replayable
+from controller.replay.recorded_run import RecordedRun, Replayable
 from controller.replay.replay_engine import replay_as_told, replay_under
 from controller.reports.latency_summary import PolicyFigures, figures
-from engine_adapter.virtual_time.engine import Life, Totals
+from engine_adapter.virtual_time.engine import CompletedRequest, Totals
 from online_learning.distribution import FloatArray
 from store.errors import BadInputError
 
@@ -43,7 +43,7 @@ class ReplaySpec:
 class Served:
     """The counted requests as they were served, really or in a replay, in one order everywhere."""
 
-    lives: tuple[Life, ...]
+    lives: tuple[CompletedRequest, ...]
 
     @cached_property
     def figures(self) -> PolicyFigures:
@@ -117,7 +117,7 @@ class Replay:
         }
 
 
-def require_policies(spec: ReplaySpec, runs: Sequence[PastRun]) -> None:
+def require_policies(spec: ReplaySpec, runs: Sequence[RecordedRun]) -> None:
     """Find out before minutes of work that a policy cannot be replayed; raises `BadInputError`."""
     if len(set(spec.policies)) < len(spec.policies):
         raise BadInputError(f"--policies is {','.join(spec.policies)!r}: name each once, such as fcfs,sage")
@@ -135,12 +135,12 @@ def require_policies(spec: ReplaySpec, runs: Sequence[PastRun]) -> None:
                 )
 
 
-def replay_length(spec: ReplaySpec, runs: Sequence[PastRun]) -> int:
+def replay_length(spec: ReplaySpec, runs: Sequence[RecordedRun]) -> int:
     """Requests that `run_replay` serves in all, at most."""
     return sum(len(run.requests) for run in runs) * (1 + len(spec.policies))
 
 
-def run_replay(spec: ReplaySpec, runs: Sequence[PastRun], progress: Callable[[], None] | None = None) -> Replay:
+def run_replay(spec: ReplaySpec, runs: Sequence[RecordedRun], progress: Callable[[], None] | None = None) -> Replay:
     """Replay what happened, then each policy; ``progress`` is told of each answer that ends."""
     require_policies(spec, runs)
     pasts = tuple(past for past in map(Replayable.of, runs) if past.counted)
@@ -158,9 +158,9 @@ def run_replay(spec: ReplaySpec, runs: Sequence[PastRun], progress: Callable[[],
     )
 
 
-def counted_lives(past: Replayable, totals: Totals) -> list[Life]:
+def counted_lives(past: Replayable, totals: Totals) -> list[CompletedRequest]:
     """The lives that figures are about, in the order of the recorded requests."""
-    lives: Mapping[str, Life] = {life.request_id: life for life in totals.lives}
+    lives: Mapping[str, CompletedRequest] = {life.request_id: life for life in totals.lives}
     return [lives[request_id] for request_id in past.counted]
 
 

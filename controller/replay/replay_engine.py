@@ -18,7 +18,7 @@ from controller.policy.policies import policy_named
 from controller.policy.policy import EngineFacts, Policy, RequestFacts
 from controller.replay.recorded_run import Replayable
 from engine_adapter.transport.link import DirectLink, EngineLink, NoLink
-from engine_adapter.virtual_time.engine import Step, Totals, VirtualEngine, Work, serve
+from engine_adapter.virtual_time.engine import Step, Totals, TraceRequest, VirtualEngine, serve
 from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
 from online_learning.calibration.calibration import CalibrationSettings
 from online_learning.calibration.guard import GuardSettings
@@ -71,7 +71,7 @@ class Reconsidering:
 
     def __init__(self, past: Replayable, policy: Policy) -> None:
         self._number = {request.request_id: number for number, request in enumerate(past.requests)}
-        learner = RecordedBeliefs(
+        learner = RecordedPredictions(
             past.prior,
             {number: past.beliefs[name] for name, number in self._number.items() if name in past.beliefs},
         )
@@ -105,12 +105,12 @@ class Reconsidering:
         return structs.replace(fact, token_ids=self._number[fact.request_id].to_bytes(4, "little"))
 
 
-class RecordedBeliefs:
+class RecordedPredictions:
     """A learner that believes what was believed: it knows each request by its number and learns nothing."""
 
     def __init__(self, prior: LengthDistribution, beliefs: Mapping[int, LengthDistribution]) -> None:
         self._prior = prior
-        self._beliefs = beliefs
+        self._predictor = beliefs
 
     def features(self, prompt: Prompt) -> Features:
         """The request's number, which stands in the place of its first token, in two digits that a float holds."""
@@ -120,7 +120,7 @@ class RecordedBeliefs:
     def predict_one(self, features: Features, model: str) -> Forecast:  # noqa: ARG002 - a number says it all
         """The recorded belief, or the prior where none was recorded."""
         number = (int(features[0]) << 16) + int(features[1])
-        return Forecast(distribution=self._beliefs.get(number, self._prior), cluster=None, evidence=0.0)
+        return Forecast(distribution=self._predictor.get(number, self._prior), cluster=None, evidence=0.0)
 
     def learn_one(self, features: Features, model: str, observation: Observation) -> list[Drift]:  # noqa: ARG002
         """Nothing is learnt."""
@@ -217,7 +217,7 @@ class _WithClients:
     def unfinished(self) -> int:
         return self._engine.unfinished
 
-    def submit(self, work: Work) -> None:
+    def submit(self, work: TraceRequest) -> None:
         self._engine.submit(work)
         if work.request_id in self._leaving_s:
             heappush(self._leaving, (self._leaving_s[work.request_id], work.request_id))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine_adapter.virtual_time.engine import Life, Totals
+from engine_adapter.virtual_time.engine import CompletedRequest, Totals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,7 @@ def figures(totals: Totals, *, watermark: float = 0.0, wall_s: float = 0.0) -> P
     )
 
 
-def capacity_rps(lives: Sequence[Life]) -> float:
+def capacity_rps(lives: Sequence[CompletedRequest]) -> float:
     """What an engine serves while its queue never empties.
 
     Completions between the 20th and the 80th percent over the time they took, of requests that all came at once,

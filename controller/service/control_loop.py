@@ -121,7 +121,7 @@ class ControlLoop:
         started_s = self._clock()
         self._metrics.messages_received.inc(len(messages))
         for connection, message in messages:
-            self._core.arrivals.hurried = self._clock() - started_s > self._limits.hurry_s
+            self._core.arrivals.overloaded = self._clock() - started_s > self._limits.hurry_s
             self._guarded(partial(self._on_message, connection, message), started_s)
             while self._core.unhandled:
                 self._guarded(self._on_rest, started_s)
@@ -169,7 +169,7 @@ class ControlLoop:
         for command in self._commands.drain():
             self._set_mode(command, now_s)
         for question in self._commands.questions():
-            question.answer.set_result(self._core.foresee(question.model, question.arrived))
+            question.answer.set_result(self._core.predict_on(question.model, question.arrived))
 
     def _on_encoded(self, now_s: float) -> None:
         """Renew the beliefs of prompts that the encoder has read."""

@@ -12,7 +12,7 @@ import numpy as np
 from controller.core.core import Core
 from online_learning.features.prompt_features import DIMENSIONS
 from online_learning.length_learner import Features, Observation
-from store.history.reader import PastAnswer, learning_history, next_answer
+from store.history.reader import RecordedAnswer, learning_history, next_answer
 
 log = logging.getLogger(__name__)
 
@@ -30,14 +30,14 @@ def rebuild(core: Core, store: Path, limit: int) -> int:
     return learn_again(core, learning_history(store, limit), next_answer=next_answer(store))
 
 
-def learn_again(core: Core, past_answers: Iterable[PastAnswer], *, next_answer: int) -> int:
+def learn_again(core: Core, past_answers: Iterable[RecordedAnswer], *, next_answer: int) -> int:
     """Teach answers of the past, oldest first; returns how many could be taught.
 
     ``next_answer`` is the number that the next answer will have.
     One that makes the learner fail is left out, logged by its kind: a controller that cannot start serves nobody.
     """
     pupil = _Pupil(core)
-    waiting: deque[PastAnswer] = deque()
+    waiting: deque[RecordedAnswer] = deque()
     for answer in past_answers:
         if len(answer.features) < 4 * DIMENSIONS:
             continue  # It was recorded by a release with other features.
@@ -58,7 +58,7 @@ class _Pupil:
         self._logged: set[str] = set()
         self.learnt = 0
 
-    def learn(self, answer: PastAnswer, *, rehearse: bool) -> None:
+    def learn(self, answer: RecordedAnswer, *, rehearse: bool) -> None:
         """Teach one answer, after predicting it if asked for."""
         lesson = _lesson(answer)
         try:
@@ -74,6 +74,6 @@ class _Pupil:
         self.learnt += 1
 
 
-def _lesson(answer: PastAnswer) -> tuple[Features, str, Observation]:
+def _lesson(answer: RecordedAnswer) -> tuple[Features, str, Observation]:
     features = np.frombuffer(answer.features, dtype="<f4")
     return features, answer.model, Observation(answer.output_tokens, censored=answer.censored)

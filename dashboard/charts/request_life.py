@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from dashboard.charts import palette
 from dashboard.charts.figures import base, or_blank
 from dashboard.life_views import WaitView
-from store.reading.request_life import Choice, LifeFacts
+from store.reading.request_life import Choice, RequestTimeline
 
 CAUSES = {
     "gate": ("the gate held room back for growth", palette.AMBER),
@@ -29,7 +29,7 @@ class Phase(NamedTuple):
     end_s: float
 
 
-def phases(life: LifeFacts) -> list[Phase]:
+def phases(life: RequestTimeline) -> list[Phase]:
     """Waiting, prompt, generating, and the times without its place, in order and without overlap."""
     end_s = life.until_s - life.arrival_s
     started_s = end_s if life.started_s is None else life.started_s - life.arrival_s
@@ -40,7 +40,7 @@ def phases(life: LifeFacts) -> list[Phase]:
     return sorted((phase for phase in found if phase.end_s > phase.start_s), key=lambda phase: phase.start_s)
 
 
-def _absences(life: LifeFacts, end_s: float) -> list[Phase]:
+def _absences(life: RequestTimeline, end_s: float) -> list[Phase]:
     back = [moment.time_s for moment in life.moments if moment.attained_tokens is not None]
     spans = [(loss.time_s, next((time_s for time_s in back if time_s > loss.time_s), None)) for loss in life.losses]
     return [
@@ -56,7 +56,7 @@ def _without(phase: Phase, away: Phase) -> list[Phase]:
     return [part for part in (before, after) if part.end_s > part.start_s]
 
 
-def timeline(life: LifeFacts) -> go.Figure:
+def timeline(life: RequestTimeline) -> go.Figure:
     """Its life as bars, with what happened to it as marks."""
     figure = base("")
     colours = {
@@ -82,7 +82,7 @@ def timeline(life: LifeFacts) -> go.Figure:
     return or_blank(figure, lived, "It has just arrived")
 
 
-def _marks(life: LifeFacts) -> list[tuple[str, list[float], str]]:
+def _marks(life: RequestTimeline) -> list[tuple[str, list[float], str]]:
     marks = [
         ("table decided", [choice.time_s for choice in life.choices], "diamond"),
         ("preempted", [loss.time_s for loss in life.losses], "x"),
@@ -92,13 +92,13 @@ def _marks(life: LifeFacts) -> list[tuple[str, list[float], str]]:
     return [mark for mark in marks if mark[1]]
 
 
-def distribution(life: LifeFacts) -> go.Figure:
+def distribution(life: RequestTimeline) -> go.Figure:
     """What was predicted of its length, as the share of such answers that are at most so long, and what came."""
     figure = base("share of such answers")
-    belief = life.belief
-    if belief is not None:
-        tokens = [max(1, quantile) for _, quantile in belief.quantiles]
-        shares = [probability for probability, _ in belief.quantiles]
+    predicted = life.predicted
+    if predicted is not None:
+        tokens = [max(1, quantile) for _, quantile in predicted.quantiles]
+        shares = [probability for probability, _ in predicted.quantiles]
         figure.add_scatter(
             x=tokens, y=shares, mode="lines+markers", name="predicted", line={"color": palette.BLUE, "width": 2},
             marker={"size": 7}, hovertemplate="%{y:.0%} are at most %{x:,} tokens<extra></extra>",
@@ -109,10 +109,10 @@ def distribution(life: LifeFacts) -> go.Figure:
     figure.update_xaxes(title="output tokens", type="log", dtick=1)
     figure.update_yaxes(tickformat=".0%", range=[0.0, 1.02])
     figure.update_layout(hovermode="closest")
-    return or_blank(figure, [belief] if belief else [], "No prediction is on record")
+    return or_blank(figure, [predicted] if predicted else [], "No prediction is on record")
 
 
-def index(life: LifeFacts) -> go.Figure:
+def index(life: RequestTimeline) -> go.Figure:
     """Its index by the tokens attained: as first decided, and as last."""
     figure = base("index (engine-seconds)")
     shown = [("decided last", life.choices[-1], palette.BLUE)] if life.choices else []
@@ -134,7 +134,7 @@ def index(life: LifeFacts) -> go.Figure:
     return or_blank(figure, shown, "No index table was decided")
 
 
-def queue(life: LifeFacts) -> go.Figure:
+def queue(life: RequestTimeline) -> go.Figure:
     """How many stood before it in the queue, over its life."""
     figure = base("requests before it")
     seen = [moment for moment in life.moments if moment.time_s >= life.arrival_s]
@@ -166,7 +166,7 @@ def waits(parts: Sequence[WaitView]) -> go.Figure:
     return or_blank(figure, parts, "It did not wait, or no snapshot tells of it")
 
 
-def attained_tokens(life: LifeFacts) -> int | None:
+def attained_tokens(life: RequestTimeline) -> int | None:
     """Output tokens at its end or when it was last seen running; None when it never ran."""
     if life.output_tokens is not None:
         return life.output_tokens
@@ -179,7 +179,7 @@ def index_at(choice: Choice, attained: int) -> float:
     return choice.table_index_s[bisect_right(choice.attained_tokens, attained) - 1]
 
 
-def _came(life: LifeFacts) -> str:
+def _came(life: RequestTimeline) -> str:
     return "so far" if life.finished_s is None else "came" if life.reason == "stop" else "cut here"
 
 

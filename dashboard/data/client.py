@@ -10,7 +10,7 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
-from dashboard.condition_views import ConditionView, DoctorView, ModeView
+from dashboard.condition_views import DoctorView, HealthView, ModeView
 from dashboard.life_views import ExplainView
 from store.http_api import GainView, QueueView, RecentView, StateView, View
 
@@ -74,9 +74,9 @@ class ControllerClient:
         """Ask for the comparison with first come, first served."""
         return self._ask("/api/gain", GainView)
 
-    def condition(self) -> ConditionView | Trouble:
+    def condition(self) -> HealthView | Trouble:
         """Ask for configuration, versions and the last errors."""
-        return self._ask("/api/condition", ConditionView)
+        return self._ask("/api/health", HealthView)
 
     def doctor(self) -> DoctorView | Trouble:
         """Have the controller examine itself; takes seconds."""

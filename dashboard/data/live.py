@@ -17,7 +17,7 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from dashboard.charts import figures
-from dashboard.condition_views import ConditionView
+from dashboard.condition_views import HealthView
 from dashboard.data.addresses import Addresses, from_environment
 from dashboard.data.client import ControllerClient, Trouble
 from dashboard.data.recent import RecentPast
@@ -85,7 +85,7 @@ def _gain(api_url: str, token: str | None) -> GainView | Trouble:
 
 
 @st.cache_resource(ttl=CONDITION_KEPT_S, max_entries=4, show_spinner=False)
-def _condition(api_url: str, token: str | None) -> ConditionView | Trouble:
+def _condition(api_url: str, token: str | None) -> HealthView | Trouble:
     return _client(api_url, token).condition()
 
 
@@ -127,7 +127,7 @@ def gain() -> GainView | Trouble:
     return _gain(here.api_url, here.token)
 
 
-def condition() -> ConditionView | Trouble:
+def condition() -> HealthView | Trouble:
     """Ask in which condition the controller is, or give the answer of a moment ago."""
     here = addresses()
     return _condition(here.api_url, here.token)

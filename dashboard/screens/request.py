@@ -23,7 +23,7 @@ from dashboard.text import words
 from store.errors import StoreError
 from store.history.reader import open_history
 from store.http_api import FinishedPoint, QueueView, RecentView, StateView
-from store.reading.request_life import LifeFacts, read_life
+from store.reading.request_life import RequestTimeline, read_life
 
 PARAMETER = "request"
 """Name in the address."""
@@ -147,7 +147,7 @@ def _found(request_id: str) -> ExplainView | Trouble | None:
 
 
 @st.cache_resource(ttl=5.0, max_entries=16, show_spinner=False)
-def _read(path: str, request_id: str) -> LifeFacts | None:
+def _read(path: str, request_id: str) -> RequestTimeline | None:
     try:
         with open_history(Path(path)) as connection:
             return read_life(connection, request_id)
@@ -155,7 +155,7 @@ def _read(path: str, request_id: str) -> LifeFacts | None:
         return None
 
 
-def _recorded(request_id: str) -> LifeFacts | None:
+def _recorded(request_id: str) -> RequestTimeline | None:
     path = live.store_path()
     return None if path is None else _read(str(path), request_id)
 
@@ -189,15 +189,15 @@ def _notices(found: ExplainView, request_id: str) -> None:
             live.show(words.engine_gone_notice(found.facts.engine_id))
 
 
-def _figures(life: LifeFacts) -> None:
-    belief = life.belief
+def _figures(life: RequestTimeline) -> None:
+    predicted = life.predicted
     columns = st.columns(6)
     columns[0].metric("State", life.state, delta=life.reason, delta_color="off", delta_arrow="off")
     label = "TTLT" if life.finished_s is not None else "Age"
     columns[1].metric(label, words.span(life.until_s - life.arrival_s))
     first_s = None if life.first_token_s is None else life.first_token_s - life.arrival_s
     columns[2].metric("TTFT", words.span(first_s))
-    expected = None if belief is None else f"{words.count(belief.mean_tokens)} expected"
+    expected = None if predicted is None else f"{words.count(predicted.mean_tokens)} expected"
     columns[3].metric(
         "Output tokens", words.count(request_life.attained_tokens(life)), delta=expected, delta_color="off", delta_arrow="off"
     )  # fmt: skip

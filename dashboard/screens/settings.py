@@ -8,7 +8,7 @@ from typing import Any
 
 import streamlit as st
 
-from dashboard.condition_views import ConditionView, DoctorView, EncoderView
+from dashboard.condition_views import DoctorView, EncoderView, HealthView
 from dashboard.data import archive, live
 from dashboard.data.archive import ArchiveTrouble
 from dashboard.data.client import Trouble
@@ -67,13 +67,13 @@ def _live(wanted: Filters) -> None:
     condition = live.condition()
     if state is not None:
         _health(state, wanted)
-    if isinstance(condition, ConditionView):
+    if isinstance(condition, HealthView):
         _encoder(condition.encoder)
-        _complaints(condition)
+        _recent_warnings(condition)
     elif state is not None:
         live.answered(condition)
     _history(wanted)
-    if isinstance(condition, ConditionView):
+    if isinstance(condition, HealthView):
         _configuration(condition)
 
 
@@ -136,14 +136,14 @@ def _encoder(encoder: EncoderView | None) -> None:
     columns[3].metric("Failures", words.count(encoder.errors), help="To load it, or of a batch of prompts")
 
 
-def _complaints(condition: ConditionView) -> None:
+def _recent_warnings(condition: HealthView) -> None:
     st.markdown("##### Last warnings and errors of the controller")
-    if not condition.complaints:
+    if not condition.recent_warnings:
         st.caption("None since it started.")
         return
     rows = [
         {"When": live.moment(said.time_s), "Level": said.level.lower(), "From": said.logger, "What": said.text}
-        for said in condition.complaints[:SHOWN]
+        for said in condition.recent_warnings[:SHOWN]
     ]
     st.dataframe(
         rows, key="settings_complaints", hide_index=True, height=min(38 + 35 * len(rows), 300),
@@ -182,7 +182,7 @@ def _settings_rows(path: str, engine_id: str | None, model: str | None) -> list[
     return archive.read_settings(Path(path), engine_id, model, SHOWN)
 
 
-def _configuration(condition: ConditionView) -> None:
+def _configuration(condition: HealthView) -> None:
     with st.expander("Configuration and versions", icon=":material/tune:"):
         left, right = st.columns([3, 1])
         left.dataframe(

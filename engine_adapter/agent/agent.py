@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from msgspec import structs
 
-from engine_adapter.agent.controller_lag import Lateness
+from engine_adapter.agent.controller_lag import ControllerLag
 from engine_adapter.agent.message_checks import check_message
 from engine_adapter.agent.outbox import Outbox
 from engine_adapter.ordering.ordering import Ordering, Plan, Schedulable
@@ -116,7 +116,7 @@ class Agent:
         self._begins_anew = False
         """Whether our order was given up, so that the controller must be asked for all its decisions."""
         self._heard_s = -math.inf
-        self._lateness = Lateness()
+        self._lag = ControllerLag()
         self._next_hello_s = -math.inf
         self._next_snapshot_s = -math.inf
         self._next_details_s = -math.inf
@@ -260,7 +260,7 @@ class Agent:
         if not self._link.send(snapshot):
             self._messages_dropped += 1
             return
-        self._lateness.tell(now_s)
+        self._lag.tell(now_s)
 
     # --- state ------------------------------------------------------------------------------------
 
@@ -278,7 +278,7 @@ class Agent:
             return self._error
         if not self._connected(now_s):
             return f"controller silent for more than {self._settings.lease_s:g} s"
-        if self._lateness.late_s(now_s) > self._settings.lease_s:
+        if self._lag.late_s(now_s) > self._settings.lease_s:
             return f"controller late by more than {self._settings.lease_s:g} s"
         if not self._ordering.has_prior:
             return "controller has sent no prior yet"
@@ -350,7 +350,7 @@ class Agent:
                 self._meet(message)
             case Heartbeat():
                 if message.read_s is not None:
-                    self._lateness.confirm(message.read_s)
+                    self._lag.confirm(message.read_s)
                 self._apply(message.settings)
 
     def _apply(self, settings: Settings) -> None:
@@ -365,7 +365,7 @@ class Agent:
         self._welcomed = True
         self._begins_anew = False
         self._controller_id = welcome.controller_id
-        self._lateness.meet()
+        self._lag.meet()
         self._resynchronise(welcome)
 
     def _resynchronise(self, welcome: Welcome) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 
-class Lateness:
+class ControllerLag:
     """Follows what a controller was told and what it says that it has read."""
 
     def __init__(self) -> None:
@@ -39,12 +39,12 @@ class Lateness:
     def late_s(self, now_s: float) -> float:
         """For how long something is unread.
 
-        >>> lateness = Lateness()
-        >>> lateness.tell(1.0), lateness.confirm(1.0), lateness.tell(2.0), lateness.tell(3.0)
+        >>> lag = ControllerLag()
+        >>> lag.tell(1.0), lag.confirm(1.0), lag.tell(2.0), lag.tell(3.0)
         (None, None, None, None)
-        >>> lateness.late_s(5.0)
+        >>> lag.late_s(5.0)
         3.0
-        >>> lateness.confirm(3.0), lateness.late_s(9.0)
+        >>> lag.confirm(3.0), lag.late_s(9.0)
         (None, 0.0)
         """
         return now_s - self._unread_s if self._confirms and self._unread_s is not None else 0.0

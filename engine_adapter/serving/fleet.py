@@ -25,7 +25,7 @@ from engine_adapter.agent.clock import steady_clock
 from engine_adapter.serving.fleet_engine import Device, Due, FleetEngine, TimedLink
 from engine_adapter.serving.latency_histogram import Latencies
 from engine_adapter.transport.zmq_sockets import ZmqLink, default_endpoint
-from engine_adapter.virtual_time.engine import Work
+from engine_adapter.virtual_time.engine import TraceRequest
 from engine_adapter.workloads.requests import work_stream
 from engine_adapter.workloads.synthetic import SyntheticOptions
 from store.errors import BadInputError, ConfigError, SageError
@@ -231,7 +231,7 @@ def _told(taken: Latencies) -> dict[str, object]:
     return {"counts": dict(taken.counts), "longest_s": taken.longest_s}
 
 
-def _traffic(spec: FleetSpec, number: int) -> Iterator[Work]:
+def _traffic(spec: FleetSpec, number: int) -> Iterator[TraceRequest]:
     """Endless works of one engine."""
     works = work_stream(seed=1_000 * spec.seed + number, rate_rps=spec.rate_rps, options=OPTIONS)
     if spec.bursts is None:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from engine_adapter.agent.agent import Agent, AgentLimits, View
 from engine_adapter.serving.latency_histogram import Latencies
 from engine_adapter.transport.link import EngineLink
-from engine_adapter.virtual_time.engine import Work
-from engine_adapter.virtual_time.request_account import Account
+from engine_adapter.virtual_time.engine import TraceRequest
+from engine_adapter.virtual_time.request_progress import RequestProgress
 from store.records import ControllerMessage, EngineMessage, FinishReason, Hello, IndexTable, RunningRequest, Snapshot
 
 BLOCK_TOKENS = 16
@@ -88,7 +88,7 @@ class TimedLink:
 
 @dataclass(slots=True, eq=False)
 class _Running:
-    account: Account
+    account: RequestProgress
     since_s: float
     tokens: int
 
@@ -104,7 +104,9 @@ class FleetEngine:
     ``works`` come in order of arrival, in seconds from the start.
     """
 
-    def __init__(self, *, name: str, session_id: str, link: TimedLink, works: Iterator[Work], device: Device) -> None:
+    def __init__(
+        self, *, name: str, session_id: str, link: TimedLink, works: Iterator[TraceRequest], device: Device
+    ) -> None:
         self._link = link
         self._works = works
         self._device = device
@@ -112,7 +114,7 @@ class FleetEngine:
         self._agent = Agent(hello=_hello(name, session_id, device), link=link, limits=AgentLimits())
         self._following = next(works)
         self._start_s = math.inf
-        self._waiting: deque[Account] = deque()
+        self._waiting: deque[RequestProgress] = deque()
         self._running: dict[str, _Running] = {}
         self.submitted = 0
         self.finished = 0
@@ -167,7 +169,7 @@ class FleetEngine:
         self.late.add(now_s - self.next_arrival_s())
         self._following = next(self._works)
         self.submitted += 1
-        account = Account(work)
+        account = RequestProgress(work)
         self._link.awaited_s[work.request_id] = now_s
         self._agent.arrived(account.arrived())
         self._agent.poll(now_s)

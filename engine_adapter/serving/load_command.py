@@ -16,7 +16,7 @@ import numpy as np
 from engine_adapter.serving.load_generator import Target, run_load, served_models
 from engine_adapter.serving.load_results import Served, summarise
 from engine_adapter.workloads.arrivals import Wave
-from engine_adapter.workloads.requests import SYNTHETIC, BenchWorks, bench_works, with_arrivals
+from engine_adapter.workloads.requests import SYNTHETIC, BenchTrace, bench_trace, with_arrivals
 from store.errors import BadInputError, SageError
 
 
@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 async def _run(options: argparse.Namespace) -> int:
-    works = bench_works(
+    works = bench_trace(
         options.workload,
         requests=options.requests,
         warmup=0,
@@ -112,7 +112,7 @@ async def _target(options: argparse.Namespace) -> Target:
     )
 
 
-def _texts(works: BenchWorks) -> dict[str, str]:
+def _texts(works: BenchTrace) -> dict[str, str]:
     pairs = zip(works.measured, works.measured_rows, strict=True)
     return {work.request_id: row.prompt for work, row in pairs if row.prompt is not None}
 

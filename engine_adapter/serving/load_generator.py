@@ -15,7 +15,7 @@ import httpx
 import msgspec
 
 from engine_adapter.serving.load_results import Ending, Served
-from engine_adapter.virtual_time.engine import Work
+from engine_adapter.virtual_time.engine import TraceRequest
 from store.errors import BadInputError, EngineError
 
 
@@ -81,7 +81,7 @@ async def served_models(base_url: str, *, api_key: str | None = None, timeout_s:
 
 
 async def run_load(
-    works: Iterable[Work],
+    works: Iterable[TraceRequest],
     target: Target,
     *,
     texts: Mapping[str, str] | None = None,
@@ -103,7 +103,7 @@ async def run_load(
 
 
 async def send_load(
-    works: Iterable[Work],
+    works: Iterable[TraceRequest],
     target: Target,
     *,
     on_served: Callable[[Served], None],
@@ -124,7 +124,7 @@ async def send_load(
         def now_s() -> float:
             return (loop.time() - start_s) * target.speed
 
-        async def send(work: Work) -> None:
+        async def send(work: TraceRequest) -> None:
             try:
                 body = _body(work, target, (texts or {}).get(work.request_id))
                 served = await _serve(client, work, body, now_s)
@@ -180,7 +180,7 @@ def _client(target: Target) -> httpx.AsyncClient:
     )
 
 
-def _body(work: Work, target: Target, text: str | None) -> dict[str, object]:
+def _body(work: TraceRequest, target: Target, text: str | None) -> dict[str, object]:
     body: dict[str, object] = {
         "model": target.model,
         "prompt": text if text is not None else work.token_ids,
@@ -203,7 +203,7 @@ def _body(work: Work, target: Target, text: str | None) -> dict[str, object]:
     return body
 
 
-def _limit(work: Work, max_model_len_tokens: int | None, *, as_text: bool) -> int:
+def _limit(work: TraceRequest, max_model_len_tokens: int | None, *, as_text: bool) -> int:
     """The work's own limit, or what the model has room for; a text may have half as many tokens again as we count."""
     if max_model_len_tokens is None:
         return work.max_tokens
@@ -238,7 +238,9 @@ class _Progress:
             self.output_tokens = chunk.usage.completion_tokens
 
 
-async def _serve(client: httpx.AsyncClient, work: Work, body: dict[str, object], now_s: Callable[[], float]) -> Served:
+async def _serve(
+    client: httpx.AsyncClient, work: TraceRequest, body: dict[str, object], now_s: Callable[[], float]
+) -> Served:
     """Send one request and follow its answer to the end."""
     progress = _Progress()
     sent_s = now_s()
@@ -264,7 +266,7 @@ async def _serve(client: httpx.AsyncClient, work: Work, body: dict[str, object],
 
 async def _follow(
     client: httpx.AsyncClient,
-    work: Work,
+    work: TraceRequest,
     body: dict[str, object],
     progress: _Progress,
     now_s: Callable[[], float],

@@ -25,7 +25,7 @@ from engine_adapter.agent.clock import steady_clock
 from engine_adapter.transport.keys import EngineKey, load_engine_key
 from engine_adapter.transport.link import NoLink
 from engine_adapter.transport.zmq_sockets import ZmqLink, default_endpoint
-from engine_adapter.virtual_time.engine import Life, Step, Work, serve
+from engine_adapter.virtual_time.engine import CompletedRequest, Step, TraceRequest, serve
 from engine_adapter.virtual_time.profiles import PROFILES, Profile, profile_named
 from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
 from engine_adapter.workloads.arrivals import Wave
@@ -97,7 +97,7 @@ class Tally:
     steps: int = 0
     preemptions: int = 0
     unacknowledged: int = 0
-    lives: list[Life] = field(default_factory=list)
+    lives: list[CompletedRequest] = field(default_factory=list)
 
     def count(self, step: Step) -> None:
         """Add a step."""
@@ -184,7 +184,7 @@ def synthetic_capacity_rps(profile: Profile, *, seed: int) -> float:
     return (last - first) / (finished_s[last] - finished_s[first])
 
 
-def _traffic(spec: ServerSpec) -> Iterator[Work]:
+def _traffic(spec: ServerSpec) -> Iterator[TraceRequest]:
     return work_stream(seed=spec.seed, rate_rps=spec.rate_rps, cv=spec.cv, wave=spec.wave, options=OPTIONS)
 
 

@@ -5,7 +5,7 @@ its Python function takes exactly that, so that this hands the trace to the func
 It needs no GPU, speaks HTTP and measures by itself; nothing here touches its figures.
 
 Run it as ``python -m engine_adapter.serving.vllm_bench_client --base-url URL --model NAME --trace FILE --speed X --result FILE``.
-The trace has one JSON line for each request, as `TraceRequest`; the result is the client's own JSON object, with the
+The trace has one JSON line for each request, as `TraceLine`; the result is the client's own JSON object, with the
 start, the time to first token and the latency of each request in the order of the trace.
 """
 
@@ -21,11 +21,11 @@ from typing import Any
 
 import msgspec
 
-from engine_adapter.virtual_time.engine import Work
+from engine_adapter.virtual_time.engine import TraceRequest
 from engine_adapter.virtual_time.profiles import Profile
 
 
-class TraceRequest(msgspec.Struct, frozen=True, kw_only=True):
+class TraceLine(msgspec.Struct, frozen=True, kw_only=True):
     """One request of a trace."""
 
     request_id: str
@@ -39,7 +39,7 @@ class TraceRequest(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str | None = None
 
 
-def write_trace(works: Iterable[Work], profile: Profile, path: Path) -> None:
+def write_trace(works: Iterable[TraceRequest], profile: Profile, path: Path) -> None:
     """Write works as a trace; limits are lowered to what the profile's context has room for, as vLLM demands."""
     encode = msgspec.json.encode
     path.write_bytes(b"".join(encode(_traced(work, profile)) + b"\n" for work in works))
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Send the trace and write the result; 1 when any request failed."""
     options = _parser().parse_args(arguments)
     lines = options.trace.read_bytes().splitlines()
-    trace = [msgspec.json.decode(line, type=TraceRequest) for line in lines]
+    trace = [msgspec.json.decode(line, type=TraceLine) for line in lines]
     result = asyncio.run(_benchmark(trace, options))
     options.result.write_text(json.dumps(result), encoding="utf-8")
     failed = len(trace) - result["completed"]
@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-async def _benchmark(trace: Sequence[TraceRequest], options: argparse.Namespace) -> dict[str, Any]:
+async def _benchmark(trace: Sequence[TraceLine], options: argparse.Namespace) -> dict[str, Any]:
     from vllm.benchmarks.datasets import SampleRequest  # noqa: PLC0415 - vLLM takes seconds to import
     from vllm.benchmarks.serve import TaskType, benchmark  # noqa: PLC0415 - as above
 
@@ -112,16 +112,16 @@ async def _benchmark(trace: Sequence[TraceRequest], options: argparse.Namespace)
     return {name: value for name, value in result.items() if name not in {"generated_texts", "itls"}}
 
 
-def _fields(request: TraceRequest) -> dict[str, object]:
+def _fields(request: TraceLine) -> dict[str, object]:
     extra = {"true_len": str(request.true_output_tokens)}
     if request.tenant is not None:
         extra["tenant"] = request.tenant
     return {"temperature": request.temperature, "vllm_xargs": extra}
 
 
-def _traced(work: Work, profile: Profile) -> TraceRequest:
+def _traced(work: TraceRequest, profile: Profile) -> TraceLine:
     room_tokens = profile.max_model_len_tokens - len(work.token_ids)
-    return TraceRequest(
+    return TraceLine(
         request_id=work.request_id,
         arrival_s=work.arrival_s,
         token_ids=work.token_ids,

@@ -22,7 +22,7 @@ from vllm.v1.engine import EngineCoreOutputs
 import engine_adapter
 import store
 from engine_adapter.transport.link import EngineLink, NoLink
-from engine_adapter.virtual_time.engine import Work
+from engine_adapter.virtual_time.engine import TraceRequest
 from engine_adapter.virtual_time.profiles import Profile
 from engine_adapter.vllm.virtual_time import VllmVirtualTimeEngine
 from engine_adapter.vllm_scheduler import SageScheduler
@@ -69,7 +69,7 @@ class Occupied:
     def __init__(  # noqa: PLR0913 - an engine, its traffic and how it is watched
         self,
         occupancy: Occupancy,
-        works: Iterator[Work],
+        works: Iterator[TraceRequest],
         *,
         scheduler_class: type[AsyncScheduler],
         link: EngineLink,
@@ -110,7 +110,7 @@ class Occupied:
         return step.running
 
 
-def stock(occupancy: Occupancy, works: Iterator[Work], *, timer: Callable[[], float]) -> Occupied:
+def stock(occupancy: Occupancy, works: Iterator[TraceRequest], *, timer: Callable[[], float]) -> Occupied:
     """VLLM's own class."""
     return Occupied(
         occupancy, works, scheduler_class=AsyncScheduler, link=NoLink(), timer=timer, exchange=lambda _now_s: None
@@ -118,7 +118,12 @@ def stock(occupancy: Occupancy, works: Iterator[Work], *, timer: Callable[[], fl
 
 
 def ours(
-    occupancy: Occupancy, works: Iterator[Work], *, link: EngineLink, timer: Callable[[], float], exchange: Exchange
+    occupancy: Occupancy,
+    works: Iterator[TraceRequest],
+    *,
+    link: EngineLink,
+    timer: Callable[[], float],
+    exchange: Exchange,
 ) -> Occupied:
     """`SageScheduler`, on a link to a controller that answers whenever ``exchange`` is called."""
     return Occupied(occupancy, works, scheduler_class=SageScheduler, link=link, timer=timer, exchange=exchange)

@@ -1,6 +1,6 @@
 """Who may connect to the controller over TCP: CURVE keys, checked in the handshake and again with every message.
 
-The handshake asks here whether the engine's key is authorised (ZAP, https://rfc.zeromq.org/spec/27/), in the thread
+The handshake asks here whether the engine's key is authorized (ZAP, https://rfc.zeromq.org/spec/27/), in the thread
 of whoever receives.
 What a connection sends is labelled by ZeroMQ with the key that proved itself; only the key's own engine may be spoken
 for, and a key that was revoked meanwhile is heard no more.
@@ -17,17 +17,17 @@ import zmq
 from zmq.utils import z85
 from zmq.utils.monitor import parse_monitor_message
 
-from engine_adapter.transport.authorized_engines import AuthorisedEngines
+from engine_adapter.transport.authorized_engines import AuthorizedEngines
 from engine_adapter.transport.keys import KEY_CHARACTERS, load_controller_keys
 from store.records import EngineMessage, Hello
 
 log = logging.getLogger(__name__)
 
 Refusal: TypeAlias = Literal["handshake", "key", "engine_id"]
-"""``handshake``: no CURVE, or for another controller; ``key``: not authorised, or no more; ``engine_id``: not its own."""
+"""``handshake``: no CURVE, or for another controller; ``key``: not authorized, or no more; ``engine_id``: not its own."""
 
 HANDSHAKE_MS = 3000
-"""An engine whose key is not authorised tries again after so long."""
+"""An engine whose key is not authorized tries again after so long."""
 _ZAP = "inproc://zeromq.zap.01"
 _DOMAIN = b"sagesched"
 _ASKED_PER_ROUND = 64
@@ -35,7 +35,7 @@ _LOGGED = 100
 _BROKEN = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 
 
-class Gatekeeper:
+class Authenticator:
     """A ROUTER socket (`engine_adapter.transport.frames.ControllerSocket`) behind its guard; not thread-safe.
 
     A connection's address begins with its key, so that nobody can take over another's connection.
@@ -44,7 +44,7 @@ class Gatekeeper:
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], socket: zmq.Socket[bytes], folder: Path) -> None:
         """Guard a socket that is not bound yet; raises `ConfigError` where the controller has no keys."""
         pair = load_controller_keys(folder)
-        self._engines = AuthorisedEngines(folder)
+        self._engines = AuthorizedEngines(folder)
         self._asked = context.socket(zmq.REP)
         self._asked.bind(_ZAP)
         socket.setsockopt(zmq.CURVE_SERVER, 1)
@@ -88,7 +88,7 @@ class Gatekeeper:
         """Whether a message may be heard; a refusal is counted, and logged once."""
         public = _key_of(connection)
         if not self._engines.knows(public):
-            self._refuse("key", f"an engine that is connected: its key {public} is not authorised any more", public)
+            self._refuse("key", f"an engine that is connected: its key {public} is not authorized any more", public)
             return False
         if isinstance(message, Hello) and not self._engines.speaks_for(public, message.engine_id):
             what = f"an engine that calls itself {message.engine_id!r:.140}, which its key {public} may not"
@@ -117,8 +117,8 @@ class Gatekeeper:
             self._asked.send_multipart([version, number, status, b"", user, b""])
             if not known:
                 where = address.decode("ascii", "replace")
-                remedy = "sagesched keys authorise ENGINE_ID 'KEY' lets it in"
-                self._refuse("key", f"engine at {where}: its key {public} is not authorised ({remedy})", public)
+                remedy = "sagesched keys authorize ENGINE_ID 'KEY' lets it in"
+                self._refuse("key", f"engine at {where}: its key {public} is not authorized ({remedy})", public)
 
     def _count_broken(self) -> None:
         for _ in range(_ASKED_PER_ROUND):

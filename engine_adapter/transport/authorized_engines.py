@@ -1,4 +1,4 @@
-"""Which engines may connect over TCP: one line for each in ``authorised_engines``, its name and its public key.
+"""Which engines may connect over TCP: one line for each in ``authorized_engines``, its name and its public key.
 
 The controller reads the file again when it changes, so that an authorisation or a revocation holds at once.
 """
@@ -17,11 +17,11 @@ from store.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-AUTHORISED_FILE = "authorised_engines"
+AUTHORISED_FILE = "authorized_engines"
 _HEAD = "# Engines that may connect, by name and public key; written by 'sagesched keys'.\n"
 
 
-class AuthorisedEngines:
+class AuthorizedEngines:
     """The file as it stands; `refresh` follows its changes."""
 
     def __init__(self, folder: Path) -> None:
@@ -32,11 +32,11 @@ class AuthorisedEngines:
         self.refresh()
 
     def refresh(self) -> None:
-        """Read the file again if it is another than before; nobody is authorised while it is missing."""
+        """Read the file again if it is another than before; nobody is authorized while it is missing."""
         seen = _signature(self._file)
         if seen != self._seen:
             self._seen = seen
-            self._engines = read_authorised(self._file.parent)
+            self._engines = read_authorized(self._file.parent)
             self._keys = frozenset(self._engines.values())
 
     def knows(self, public: str) -> bool:
@@ -54,8 +54,8 @@ class AuthorisedEngines:
         return rank.isascii() and rank.isdigit() and self._engines.get(name) == public
 
 
-def read_authorised(folder: Path) -> dict[str, str]:
-    """Public keys by engine; a line that makes no sense authorises nobody and is logged."""
+def read_authorized(folder: Path) -> dict[str, str]:
+    """Public keys by engine; a line that makes no sense authorizes nobody and is logged."""
     try:
         text = (folder / AUTHORISED_FILE).read_text(encoding="ascii", errors="replace")
     except FileNotFoundError:
@@ -75,7 +75,7 @@ def read_authorised(folder: Path) -> dict[str, str]:
     return engines
 
 
-def authorise(folder: Path, engine_id: str, public: str, *, replace: bool = False) -> None:
+def authorize(folder: Path, engine_id: str, public: str, *, replace: bool = False) -> None:
     """Let an engine connect; raises `ConfigError` where the name or the key is taken.
 
     With ``replace`` the engine's old key is revoked in the same moment.
@@ -96,7 +96,7 @@ def revoke(folder: Path, engine_id: str) -> None:
     with _changing(folder) as engines:
         if engine_id not in engines:
             known = ", ".join(sorted(engines)) or "none"
-            raise ConfigError(f"engine {engine_id!r:.140} is not authorised (authorised: {known}): nothing to revoke")
+            raise ConfigError(f"engine {engine_id!r:.140} is not authorized (authorized: {known}): nothing to revoke")
         del engines[engine_id]
 
 
@@ -107,7 +107,7 @@ def _changing(folder: Path) -> Iterator[dict[str, str]]:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        engines = read_authorised(folder)
+        engines = read_authorized(folder)
         yield engines
         write_private(folder / AUTHORISED_FILE, _HEAD + _lines(engines))
     finally:

@@ -66,7 +66,7 @@ class FrameLink:
     def __init__(self, socket: EngineSocket) -> None:
         self._frames = socket
         self.bad_frames = 0
-        self._complaints = _Complaints()
+        self._recent_warnings = _RecentWarnings()
 
     def send(self, message: EngineMessage) -> bool:
         """Hand a message to the socket; False when nobody is connected or its buffer is full."""
@@ -88,7 +88,7 @@ class FrameLink:
                 messages.append(decode_controller_message(frame))
             except ProtocolError as error:
                 self.bad_frames += 1
-                self._complaints.log("ignoring a message from the controller: %s", error)
+                self._recent_warnings.log("ignoring a message from the controller: %s", error)
         return messages
 
 
@@ -98,7 +98,7 @@ class FrameHub:
     def __init__(self, socket: ControllerSocket) -> None:
         self._frames = socket
         self.bad_frames = 0
-        self._complaints = _Complaints()
+        self._recent_warnings = _RecentWarnings()
 
     def receive(self, timeout_s: float) -> list[tuple[bytes, EngineMessage]]:
         """Messages with their connection; frames that do not decode are counted in ``bad_frames``."""
@@ -115,7 +115,7 @@ class FrameHub:
                 message = decode_engine_message(frame)
             except (ProtocolError, ValueError) as error:
                 self.bad_frames += 1
-                self._complaints.log("ignoring a message from an engine: %s", error)
+                self._recent_warnings.log("ignoring a message from an engine: %s", error)
                 continue
             if self._allows(connection, message):
                 messages.append((connection, message))
@@ -138,7 +138,7 @@ class FrameHub:
         return True
 
 
-class _Complaints:
+class _RecentWarnings:
     """Logs each complaint once, and no more than a few of them."""
 
     def __init__(self) -> None:

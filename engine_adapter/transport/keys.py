@@ -1,7 +1,7 @@
 """CURVE key pairs of the controller and of engines, as files that only their owner can read.
 
 A public key may be shown to anybody; a secret key is never printed, logged or put into an exception.
-The controller's folder holds ``controller.key`` and ``authorised_engines`` (`engine_adapter.transport.authorized_engines`); an engine has
+The controller's folder holds ``controller.key`` and ``authorized_engines`` (`engine_adapter.transport.authorized_engines`); an engine has
 one file with its name, its pair and the controller's public key, by which it knows that it talks to the right one.
 
 Source: https://rfc.zeromq.org/spec/25/ (CurveZMQ), https://rfc.zeromq.org/spec/32/ (Z85, the keys' text form).

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import zmq
 
-from engine_adapter.transport.authenticator import HANDSHAKE_MS, Gatekeeper, Refusal, watch
+from engine_adapter.transport.authenticator import HANDSHAKE_MS, Authenticator, Refusal, watch
 from engine_adapter.transport.frames import FrameHub, FrameLink
 from engine_adapter.transport.keys import EngineKey, load_controller_keys
 from store.errors import ConfigError
@@ -155,7 +155,7 @@ class ZmqLink(FrameLink):
             return
         self._told_broken = True
         log.warning(
-            "the controller at %s ends the handshake: this engine's key is not authorised there, or the key file names "
+            "the controller at %s ends the handshake: this engine's key is not authorized there, or the key file names "
             "another controller's public key",
             self._endpoint,
         )
@@ -174,10 +174,10 @@ class ZmqHub(FrameHub):
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._socket.setsockopt(zmq.LINGER, 500)
         self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
-        self._gate: Gatekeeper | None = None
+        self._gate: Authenticator | None = None
         if is_tcp(endpoint) and keys is not None:
             _set_for_tcp(self._socket, endpoint)
-            self._gate = Gatekeeper(self._context, self._socket, keys)
+            self._gate = Authenticator(self._context, self._socket, keys)
         self.endpoint = self._bind(endpoint)
         super().__init__(self._gate or self._socket)
 

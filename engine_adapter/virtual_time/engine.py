@@ -13,7 +13,7 @@ from store.records import FinishReason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
+class TraceRequest:
     """One request of a workload, with the answer length that only the engine's device may know."""
 
     request_id: str
@@ -31,7 +31,7 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Life:
+class CompletedRequest:
     """How a request was served, in virtual seconds."""
 
     request_id: str
@@ -70,7 +70,7 @@ class Step:
     scheduled_tokens: dict[str, int]
     """Tokens computed for each request in this step, in the order in which they were scheduled."""
     preempted: tuple[str, ...] = ()
-    finished: tuple[Life, ...] = ()
+    finished: tuple[CompletedRequest, ...] = ()
     waiting: int = 0
     running: int = 0
     kv_blocks_used: int = 0
@@ -85,7 +85,7 @@ class Totals:
     computed_tokens: int = 0
     recomputed_tokens: int = 0
     preemptions: int = 0
-    lives: list[Life] = field(default_factory=list)
+    lives: list[CompletedRequest] = field(default_factory=list)
 
 
 class VirtualEngine(Protocol):
@@ -101,7 +101,7 @@ class VirtualEngine(Protocol):
         """Requests submitted and not yet finished."""
         ...
 
-    def submit(self, work: Work) -> None:
+    def submit(self, work: TraceRequest) -> None:
         """Let a request arrive now."""
         ...
 
@@ -118,7 +118,7 @@ class VirtualEngine(Protocol):
         ...
 
 
-def serve(engine: VirtualEngine, works: Iterable[Work]) -> Totals:
+def serve(engine: VirtualEngine, works: Iterable[TraceRequest]) -> Totals:
     """Serve a workload to its end; requests arrive at their time or, if a step is under way, when it ends."""
     totals = Totals()
     pending = sorted(works, key=lambda work: work.arrival_s)[::-1]

@@ -13,10 +13,17 @@ from typing import ParamSpec, TypeVar
 from engine_adapter.agent.agent import Agent, AgentLimits, View
 from engine_adapter.ordering.ordering import Plan
 from engine_adapter.transport.link import EngineLink
-from engine_adapter.virtual_time.engine import Life, Step, Work
+from engine_adapter.virtual_time.engine import CompletedRequest, Step, TraceRequest
 from engine_adapter.virtual_time.kv_cache import KvCache
 from engine_adapter.virtual_time.profiles import Profile
-from engine_adapter.virtual_time.request_account import Account, Load, check_profile, check_work, ending, load_of
+from engine_adapter.virtual_time.request_progress import (
+    Load,
+    RequestProgress,
+    check_profile,
+    check_work,
+    ending,
+    load_of,
+)
 from engine_adapter.virtual_time.simulated_scheduler import (
     Preemption,
     Schedule,
@@ -75,9 +82,9 @@ class SimulatedEngine:
             reserve_full_prompt=reserve_full_prompt,
         )
         self.agent = Agent(hello=_hello(profile, engine_id, session_id, start_s), link=link, limits=limits)
-        self._accounts: dict[str, Account] = {}
+        self._accounts: dict[str, RequestProgress] = {}
         self._requests: dict[str, SimulatedRequest] = {}
-        self._ended: list[Life] = []
+        self._ended: list[CompletedRequest] = []
         self._plan: Plan[SimulatedRequest] | None = None
         self._under_way: _UnderWay | None = None
 
@@ -91,11 +98,11 @@ class SimulatedEngine:
         """Requests whose life no step has handed out yet."""
         return len(self._accounts) + len(self._ended)
 
-    def submit(self, work: Work) -> None:
+    def submit(self, work: TraceRequest) -> None:
         """Let a request arrive now; raises `WorkloadError` for one that the engine cannot serve."""
         assert work.request_id not in self._accounts, f"request {work.request_id!r} is here already"
         check_work(work, self._profile)
-        account = Account(work)
+        account = RequestProgress(work)
         self._accounts[work.request_id] = account
         request = SimulatedRequest(
             work.request_id, work.arrival_s, num_prompt_tokens=len(work.token_ids), priority=work.priority

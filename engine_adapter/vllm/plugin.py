@@ -32,8 +32,8 @@ from engine_adapter.transport.keys import EngineKey, load_engine_key
 from engine_adapter.transport.link import EngineLink
 from engine_adapter.transport.zmq_sockets import ZmqLink, default_endpoint, prepare_endpoint
 from engine_adapter.vllm.contract import KNOWN_VERSIONS, known_version
-from engine_adapter.vllm.request_events import Lives
-from engine_adapter.vllm.scheduler_control import Reins
+from engine_adapter.vllm.request_events import RequestTracker
+from engine_adapter.vllm.scheduler_control import SchedulerControl
 from store.errors import ConfigError
 from store.records import Hello, Mode, PreemptionCause, RunningRequest
 
@@ -155,8 +155,8 @@ class Plugin:
         self._now_s = now_s
         self._groups = max(1, len(scheduler.kv_cache_config.kv_cache_groups))
         self.agent = Agent(hello=self._hello(engine_id), link=link)
-        self._lives = Lives(self.agent)
-        self._reins = Reins(scheduler)
+        self._lives = RequestTracker(self.agent)
+        self._control = SchedulerControl(scheduler)
         self._plan: Plan[Request] | None = None
         self._hook_s = 0.0
         self._scheduled: deque[tuple[SchedulerOutput, float]] = deque(maxlen=STEPS_IN_FLIGHT)
@@ -188,7 +188,7 @@ class Plugin:
         now_s = self._now_s()
         self.agent.poll(now_s)
         self._log_mode(now_s)
-        self._plan = self._reins.steer(
+        self._plan = self._control.steer(
             self.agent, self._lives.request_ids, now_s=now_s, free_blocks=self._admissible_blocks()
         )
 
@@ -218,7 +218,7 @@ class Plugin:
     @_border
     def after_preemption(self, request: Request, lost_tokens: int) -> None:
         """The engine has taken a running request's blocks, with so many computed tokens in them."""
-        cause: PreemptionCause = "policy" if self._reins.pushing_out else "memory"
+        cause: PreemptionCause = "policy" if self._control.pushing_out else "memory"
         self._lives.preempt(request, lost_tokens, cause, self._now_s())
 
     @_border
@@ -253,7 +253,7 @@ class Plugin:
         try:
             now_s = self._now_s()
             self._plan = None
-            self._reins.give_back()
+            self._control.give_back()
             self.agent.failed(now_s, error)
             self._lives.end_finished(now_s)
         except Exception:

@@ -34,7 +34,7 @@ _REASONS: dict[str, FinishReason] = {
 
 
 @dataclass(slots=True)
-class _Life:
+class _TrackedRequest:
     """What is known of an unfinished request beyond what vLLM keeps itself."""
 
     request: Request
@@ -48,7 +48,7 @@ class _Life:
     """Computed tokens lost in a preemption from which the request has not come back yet."""
 
 
-class Lives:
+class RequestTracker:
     """Follows every generating request from its arrival to its end and tells the agent.
 
     Pooling requests generate nothing and are not followed.
@@ -57,7 +57,7 @@ class Lives:
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
-        self._lives: dict[str, _Life] = {}
+        self._lives: dict[str, _TrackedRequest] = {}
         self._preempted: set[str] = set()
 
     @property
@@ -70,7 +70,7 @@ class Lives:
         if request.sampling_params is None or request.request_id in self._lives:
             return
         self._agent.arrived(arrived(request))
-        self._lives[request.request_id] = _Life(request)
+        self._lives[request.request_id] = _TrackedRequest(request)
 
     def schedule(self, output: SchedulerOutput, now_s: float) -> None:
         """A step was scheduled: ``output`` is vLLM's ``SchedulerOutput``."""
@@ -145,7 +145,7 @@ class Lives:
         for life in [life for life in self._lives.values() if life.request.is_finished()]:
             self.end(life.request, now_s)
 
-    def _first_token(self, life: _Life, now_s: float) -> None:
+    def _first_token(self, life: _TrackedRequest, now_s: float) -> None:
         life.first_token_s = now_s
         self._agent.first_token(
             FirstToken(

@@ -16,7 +16,7 @@ from engine_adapter.ordering.ordered_queue import OrderedQueue
 from engine_adapter.ordering.ordering import Plan
 
 
-class Reins:
+class SchedulerControl:
     """Steers a vLLM scheduler from outside, before each of its steps.
 
     While held, vLLM runs under its ``FCFS`` policy, whatever it was started with:

@@ -29,9 +29,9 @@ from vllm.v1.structured_output import StructuredOutputManager
 
 from engine_adapter.transport.keys import EngineKey
 from engine_adapter.transport.link import EngineLink
-from engine_adapter.virtual_time.engine import Life, Step, Work
+from engine_adapter.virtual_time.engine import CompletedRequest, Step, TraceRequest
 from engine_adapter.virtual_time.profiles import Profile
-from engine_adapter.virtual_time.request_account import Account, check_profile, check_work, ending, load_of
+from engine_adapter.virtual_time.request_progress import RequestProgress, check_profile, check_work, ending, load_of
 from engine_adapter.virtual_time.simulated_scheduler import Scheduling
 from store.records import FinishReason
 
@@ -62,8 +62,8 @@ class VllmVirtualTimeEngine:
         check_profile(profile)
         self._profile = profile
         self._now_s = 0.0
-        self._accounts: dict[str, Account] = {}
-        self._ended: list[Life] = []
+        self._accounts: dict[str, RequestProgress] = {}
+        self._ended: list[CompletedRequest] = []
         self._preempted: list[tuple[str, int]] = []
         config = _vllm_config(
             profile,
@@ -104,11 +104,11 @@ class VllmVirtualTimeEngine:
         """Requests whose life no step has handed out yet."""
         return len(self._accounts) + len(self._ended)
 
-    def submit(self, work: Work) -> None:
+    def submit(self, work: TraceRequest) -> None:
         """Let a request arrive now; raises `WorkloadError` for one that the engine cannot serve."""
         assert work.request_id not in self._accounts, f"request {work.request_id!r} is here already"
         check_work(work, self._profile)
-        self._accounts[work.request_id] = Account(work)
+        self._accounts[work.request_id] = RequestProgress(work)
         extra = None if work.tenant is None else {"tenant": work.tenant}
         sampling = SamplingParams(max_tokens=work.max_tokens, temperature=work.temperature, extra_args=extra)
         sampling.update_from_generation_config({}, END_OF_SEQUENCE_ID)

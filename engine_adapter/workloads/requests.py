@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine_adapter.virtual_time.engine import Work
+from engine_adapter.virtual_time.engine import TraceRequest
 from engine_adapter.workloads.arrivals import ArrivalPlan, Seconds, Wave, all_at_zero, gamma_arrivals, trace_arrivals
 from engine_adapter.workloads.formats import load_workload
 from engine_adapter.workloads.rows import Workload, WorkloadRow, fitting, row_tokens, sample, split
@@ -25,10 +25,10 @@ from store.errors import WorkloadError
 
 __all__ = [
     "DEFAULT_MAX_TOKENS",
-    "BenchWorks",
+    "BenchTrace",
     "Workload",
     "WorkloadRow",
-    "bench_works",
+    "bench_trace",
     "fitting",
     "load_workload",
     "planned_arrivals",
@@ -60,12 +60,12 @@ _BLOCK = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BenchWorks:
+class BenchTrace:
     """What a benchmark serves: works to learn from, all of them over before the first measured one arrives."""
 
     name: str
-    warmup: list[Work]
-    measured: list[Work]
+    warmup: list[TraceRequest]
+    measured: list[TraceRequest]
     measured_rows: tuple[WorkloadRow, ...]
     """The rows behind the measured works, in the same order."""
     timed: bool
@@ -74,7 +74,7 @@ class BenchWorks:
     """Share of the source's rows that would never fit into the cache and had no chance to be drawn."""
 
 
-def bench_works(  # noqa: PLR0913 - every argument is one of the benchmark's own
+def bench_trace(  # noqa: PLR0913 - every argument is one of the benchmark's own
     path_or_name: Path | str,
     *,
     requests: int,
@@ -85,7 +85,7 @@ def bench_works(  # noqa: PLR0913 - every argument is one of the benchmark's own
     max_tokens: int = DEFAULT_MAX_TOKENS,
     kv_tokens: int | None = None,
     vocabulary_size: int = VOCABULARY_SIZE,
-) -> BenchWorks:
+) -> BenchTrace:
     """Warm-up and measured works of a workload file, or of a built-in workload by its name in `SYNTHETIC`.
 
     ``:no-signal``, ``:drift`` or ``:heavy-tail`` behind the name changes the answers' lengths (`varied`).
@@ -104,7 +104,7 @@ def bench_works(  # noqa: PLR0913 - every argument is one of the benchmark's own
     arrivals_s = trace_arrivals([work.arrival_s for work in measured])
     if rate_rps is not None:
         arrivals_s = rate_arrivals(measured, rate_rps=rate_rps, cv=cv, seed=seed)
-    return BenchWorks(
+    return BenchTrace(
         name=workload.name,
         warmup=works[:warmup],
         measured=with_arrivals(measured, arrivals_s),
@@ -121,7 +121,7 @@ def to_works(
     seed: int,
     max_tokens: int = DEFAULT_MAX_TOKENS,
     vocabulary_size: int = VOCABULARY_SIZE,
-) -> list[Work]:
+) -> list[TraceRequest]:
     """One work for each row, in order, with ids ``request-0``, ``request-1`` and so on.
 
     ``max_tokens`` is the limit of rows that bring none of their own; the tenant is the row's client.
@@ -143,7 +143,7 @@ def work_stream(  # noqa: PLR0913 - what may differ between demos
     options: SyntheticOptions | None = None,
     max_tokens: int = DEFAULT_MAX_TOKENS,
     vocabulary_size: int = VOCABULARY_SIZE,
-) -> Iterator[Work]:
+) -> Iterator[TraceRequest]:
     """Endless works of the synthetic workload, in order of arrival, at a mean rate with gamma-distributed gaps, in waves or without."""
     rows = synthetic_stream(seed, options)
     generator = np.random.default_rng([seed, 4])
@@ -157,13 +157,13 @@ def work_stream(  # noqa: PLR0913 - what may differ between demos
         start_s = float(arrivals_s[-1])
 
 
-def with_arrivals(works: Sequence[Work], arrivals_s: Seconds | Sequence[float]) -> list[Work]:
+def with_arrivals(works: Sequence[TraceRequest], arrivals_s: Seconds | Sequence[float]) -> list[TraceRequest]:
     """The same works at other times."""
     assert len(works) == len(arrivals_s), "every work has one arrival"
     return [replace(work, arrival_s=float(arrival_s)) for work, arrival_s in zip(works, arrivals_s, strict=True)]
 
 
-def rate_arrivals(works: Sequence[Work], *, rate_rps: float, cv: float | None, seed: int) -> Seconds:
+def rate_arrivals(works: Sequence[TraceRequest], *, rate_rps: float, cv: float | None, seed: int) -> Seconds:
     """Arrivals for these works at a mean rate.
 
     Without a ``cv`` their own times are stretched to the rate, where they differ; else they are drawn as Poisson.
@@ -173,7 +173,7 @@ def rate_arrivals(works: Sequence[Work], *, rate_rps: float, cv: float | None, s
     return planned_arrivals(works, plan, rate_rps=rate_rps, seed=seed)
 
 
-def planned_arrivals(works: Sequence[Work], plan: ArrivalPlan, *, rate_rps: float, seed: int) -> Seconds:
+def planned_arrivals(works: Sequence[TraceRequest], plan: ArrivalPlan, *, rate_rps: float, seed: int) -> Seconds:
     """Arrivals for these works at a mean rate as the plan has them; the same seed draws the same ones."""
     generator = np.random.default_rng([seed, 2])
     return plan.times_s([work.arrival_s for work in works], rate_rps=rate_rps, generator=generator)
@@ -240,8 +240,8 @@ class _Maker:
     max_tokens: int
     vocabulary_size: int
 
-    def work(self, row: WorkloadRow, number: int, arrival_s: float) -> Work:
-        return Work(
+    def work(self, row: WorkloadRow, number: int, arrival_s: float) -> TraceRequest:
+        return TraceRequest(
             request_id=f"request-{number}",
             arrival_s=float(arrival_s),
             token_ids=self._token_ids(row, number),

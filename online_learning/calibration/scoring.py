@@ -56,8 +56,8 @@ def pit(distribution: LengthDistribution, observation: Observation, uniform: flo
     Randomised within the atom that the outcome falls on (Czado, Gneiting and Held 2009); for a censored outcome
     within all that may still come.
 
-    >>> belief = LengthDistribution(np.array([1, 2, 4]), np.array([0.25, 0.25, 0.5]))
-    >>> pit(belief, Observation(2, censored=False), 0.5), pit(belief, Observation(2, censored=True), 0.0)
+    >>> predicted = LengthDistribution(np.array([1, 2, 4]), np.array([0.25, 0.25, 0.5]))
+    >>> pit(predicted, Observation(2, censored=False), 0.5), pit(predicted, Observation(2, censored=True), 0.0)
     (0.375, 0.25)
     """
     position = int(distribution.lengths.searchsorted(observation.output_tokens))
@@ -79,8 +79,8 @@ def crps_tokens(distribution: LengthDistribution, observation: Observation) -> f
 
     For a censored outcome the integral ends where it was cut: no more can be judged.
 
-    >>> belief = LengthDistribution(np.array([10, 20]), np.array([0.5, 0.5]))
-    >>> crps_tokens(belief, Observation(10, censored=False)), crps_tokens(belief, Observation(30, censored=False))
+    >>> predicted = LengthDistribution(np.array([10, 20]), np.array([0.5, 0.5]))
+    >>> crps_tokens(predicted, Observation(10, censored=False)), crps_tokens(predicted, Observation(30, censored=False))
     (2.5, 12.5)
     """
     outcome = float(observation.output_tokens)

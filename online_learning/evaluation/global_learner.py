@@ -15,7 +15,7 @@ from online_learning.experts.expert import at_risk_of, drifts_of
 from online_learning.features.prompt_features import prompt_features
 from online_learning.length_learner import Drift, Features, Forecast, Observation, Prompt
 from online_learning.survival.length_sketch import SketchSettings
-from online_learning.survival.model_prior import GlobalBelief, GlobalSettings
+from online_learning.survival.model_prior import GlobalSettings, ModelPrior
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +60,7 @@ class GlobalLearner:
     """
 
     def __init__(self, settings: LearnerSettings | None = None) -> None:
-        self._belief = GlobalBelief((settings or LearnerSettings()).of_global)
+        self._predicted = ModelPrior((settings or LearnerSettings()).of_global)
 
     def features(self, prompt: Prompt) -> Features:
         """The common prompt features, so that what is recorded can teach any learner."""
@@ -68,19 +68,19 @@ class GlobalLearner:
 
     def predict_one(self, features: Features, model: str) -> Forecast:  # noqa: ARG002 - the protocol's signature
         """The belief about any answer of this model."""
-        evidence = self._belief.evidence(model)
+        evidence = self._predicted.evidence(model)
         return Forecast(
             distribution=self.prior(model),
             cluster=None,
             evidence=evidence,
             experts={"global": 1.0},
-            at_risk=at_risk_of(self._belief, model, None),
+            at_risk=at_risk_of(self._predicted, model, None),
         )
 
     def learn_one(self, features: Features, model: str, observation: Observation) -> list[Drift]:  # noqa: ARG002 - as above
         """Take an answer into account; a drift is reported as that of cluster 0."""
-        return drifts_of(model, 0, self._belief.learn(model, observation))
+        return drifts_of(model, 0, self._predicted.learn(model, observation))
 
     def prior(self, model: str) -> LengthDistribution:
         """The same belief as for any prompt."""
-        return LengthDistribution(self._belief.lengths, self._belief.prior(model).mass)
+        return LengthDistribution(self._predicted.lengths, self._predicted.prior(model).mass)

@@ -118,10 +118,10 @@ def evaluate(  # noqa: PLR0913 - all by name
         uniform = float(uniforms.random())
         features: dict[str, Features] = {}
         for name, learner in learners.items():
-            features[name], belief, step = _predict(learner, prompt, observation, uniform, clock)
+            features[name], predicted, step = _predict(learner, prompt, observation, uniform, clock)
             if requests > warmup:
                 records[name].add(step, observation)
-                watch(name, requests - 1, belief, observation, step.score)
+                watch(name, requests - 1, predicted, observation, step.score)
         feedback.expect(requests + requests_per_token * observation.output_tokens, features, prompt.model, observation)
         feedback.teach(until=requests, scored=requests > warmup)
         progress(requests)
@@ -174,15 +174,15 @@ def _predict(
     started_s = clock()
     features = learner.features(prompt)
     forecast = learner.predict_one(features, prompt.model)
-    belief = forecast.distribution.cut(prompt.max_tokens)
+    predicted = forecast.distribution.cut(prompt.max_tokens)
     predict_s = clock() - started_s
     step = _Step(
-        score=score(belief, observation, uniform),
-        median_tokens=belief.quantile(0.5),
+        score=score(predicted, observation, uniform),
+        median_tokens=predicted.quantile(0.5),
         experts=forecast.experts,
         predict_s=predict_s,
     )
-    return features, belief, step
+    return features, predicted, step
 
 
 @dataclass(slots=True)

@@ -13,7 +13,16 @@ from numpy.typing import NDArray
 from online_learning.clustering.clusters import ClusterSettings, Neighbourhood, PromptClusters
 from online_learning.clustering.split_tests import Members, SplitSettings, nats_for_two, two_halves
 from online_learning.distribution import FloatArray, IntArray
-from online_learning.experts.expert import Belief, Lesson, Query, Verdict, bin_of, chances, drifts_of, verdict
+from online_learning.experts.expert import (
+    ExpertPrediction,
+    LearningResult,
+    Query,
+    ScoredPrediction,
+    bin_of,
+    chances,
+    drifts_of,
+    scored_prediction,
+)
 from online_learning.length_learner import ClusterChange, Drift, Observation
 from online_learning.survival.hazard import mass_from_survival, posterior_hazard, survival_from_hazard
 from online_learning.survival.length_sketch import LengthSketch, SketchSettings
@@ -37,7 +46,7 @@ class _Pooled(msgspec.Struct, frozen=True, eq=False):
 
 
 @dataclass(slots=True)
-class _ClusterBeliefs:
+class _ClusterPredictions:
     """One model's sketches, one for each place, with their counts, and how far they are shrunk."""
 
     sketches: list[LengthSketch]
@@ -91,16 +100,16 @@ class ClusterExpert:
         self._settled = False
         self._first: list[tuple[Query, Observation]] = []
 
-    def believe(self, query: Query) -> Belief:
+    def predict_one(self, query: Query) -> ExpertPrediction:
         """The belief drawn from the nearest clusters; the prior until there are clusters."""
         if not self._clusters.seeded:
-            return Belief(query.prior.mass, 0.0, 0.0)
+            return ExpertPrediction(query.prior.mass, 0.0, 0.0)
         near = self._clusters.neighbourhood(query.features)
         beliefs = self._models.known(query.model)
         if beliefs is None:
-            return Belief(query.prior.mass, 0.0, 0.0, near.cluster)
+            return ExpertPrediction(query.prior.mass, 0.0, 0.0, near.cluster)
         pooled = beliefs.pool(near)
-        return Belief(
+        return ExpertPrediction(
             mass=mass_from_survival(beliefs.shrinkage.mix(_candidates(pooled, query, beliefs.shrinkage))),
             evidence=pooled.evidence,
             trust=beliefs.shrinkage.trust(pooled.evidence),
@@ -108,18 +117,18 @@ class ClusterExpert:
             at_risk=pooled.exposure,
         )
 
-    def learn(self, query: Query, observation: Observation, *, judged: bool) -> Lesson:
+    def learn(self, query: Query, observation: Observation, *, judged: bool) -> LearningResult:
         """Take an answer into account; with the drift of its cluster, and what became of clusters by it."""
         if self._clusters.seeded:
-            lesson = self._learn_in_cluster(query, observation, judged=judged)
+            result = self._learn_in_cluster(query, observation, judged=judged)
         else:
             position = bin_of(self._lengths, observation)
-            lesson = Lesson(verdict(query.prior.mass, position, censored=observation.censored))
+            result = LearningResult(scored_prediction(query.prior.mass, position, censored=observation.censored))
         if not self._settled:
             self._first.append((query, observation))
             if len(self._first) in (*self._settings.early_seed_prompts, self._settings.seed_prompts):
-                lesson.changes.extend(self._seed())
-        return lesson
+                result.changes.extend(self._seed())
+        return result
 
     def _seed(self) -> list[ClusterChange]:
         """Form the clusters, in place of those for the time being."""
@@ -134,7 +143,7 @@ class ClusterExpert:
             self._first.clear()
         return changes
 
-    def _learn_in_cluster(self, query: Query, observation: Observation, *, judged: bool) -> Lesson:
+    def _learn_in_cluster(self, query: Query, observation: Observation, *, judged: bool) -> LearningResult:
         beliefs = self._models.taught(query.model)
         beliefs.prior = query.prior
         near = self._clusters.neighbourhood(query.features)
@@ -152,15 +161,17 @@ class ClusterExpert:
         self._recent[place].append(_Answer(near.point, query.model, observation, position))
         if self._settled:
             changes += self._tend(place)
-        return Lesson(said, drifts, cluster, changes)
+        return LearningResult(said, drifts, cluster, changes)
 
-    def _judge(self, beliefs: _ClusterBeliefs, near: Neighbourhood, query: Query, observation: Observation) -> Verdict:
+    def _judge(
+        self, beliefs: _ClusterPredictions, near: Neighbourhood, query: Query, observation: Observation
+    ) -> ScoredPrediction:
         """What was believed of the answer; the strengths of shrinkage are scored by it."""
         candidates = _candidates(beliefs.pool(near), query, beliefs.shrinkage)
         position = bin_of(self._lengths, observation)
         mass = mass_from_survival(beliefs.shrinkage.mix(candidates))
         beliefs.shrinkage.learn(chances(candidates, position, censored=observation.censored))
-        return verdict(mass, position, censored=observation.censored)
+        return scored_prediction(mass, position, censored=observation.censored)
 
     # --- what becomes of clusters -------------------------------------------------------------------
 
@@ -268,12 +279,12 @@ class ClusterExpert:
     def _no_answers(self) -> list[deque[_Answer]]:
         return [deque(maxlen=self._settings.recent_prompts) for _ in range(self._settings.clusters)]
 
-    def _new_models(self) -> ModelTable[_ClusterBeliefs]:
+    def _new_models(self) -> ModelTable[_ClusterPredictions]:
         return ModelTable(self._new_beliefs, bound=self._max_models)
 
-    def _new_beliefs(self) -> _ClusterBeliefs:
+    def _new_beliefs(self) -> _ClusterPredictions:
         counts = np.zeros((self._settings.clusters, 2, self._lengths.size))
-        return _ClusterBeliefs([self._new_sketch(rows) for rows in counts], counts, Shrinkage())
+        return _ClusterPredictions([self._new_sketch(rows) for rows in counts], counts, Shrinkage())
 
     def _new_sketch(self, rows: FloatArray) -> LengthSketch:
         rows[:] = 0.0
@@ -289,7 +300,7 @@ def _of(model: str, answers: list[_Answer]) -> list[Observation]:
 
 
 def _divide(
-    beliefs: _ClusterBeliefs,
+    beliefs: _ClusterPredictions,
     place: int,
     new: int,
     halves: list[list[Observation]],

@@ -16,7 +16,7 @@ from online_learning.features.informative_ngrams import TellingWords, Words
 from online_learning.features.prompt_features import grams, prompt_features
 from online_learning.length_learner import AtRisk, ClusterChange, Drift, Features, Forecast, Observation, Prompt
 from online_learning.survival.length_sketch import Forgetting
-from online_learning.survival.model_prior import GlobalBelief, GlobalSettings, Prior
+from online_learning.survival.model_prior import GlobalSettings, ModelPrior, Prior
 
 _LEAST_TRUST = 1e-4
 _LEAST_STRENGTH = 3.0
@@ -37,7 +37,7 @@ class Query(msgspec.Struct, frozen=True, eq=False):
         return grams(self.features) if self.telling is None else self.telling
 
 
-class Belief(msgspec.Struct, frozen=True, eq=False):
+class ExpertPrediction(msgspec.Struct, frozen=True, eq=False):
     """An expert's belief: mass on the common grid."""
 
     mass: FloatArray
@@ -50,7 +50,7 @@ class Belief(msgspec.Struct, frozen=True, eq=False):
     """The cluster's answers that reached each bin, where there is one."""
 
 
-class Verdict(msgspec.Struct, frozen=True, eq=False):
+class ScoredPrediction(msgspec.Struct, frozen=True, eq=False):
     """What a belief had said of an answer."""
 
     chance: float
@@ -61,10 +61,10 @@ class Verdict(msgspec.Struct, frozen=True, eq=False):
     """The belief."""
 
 
-class Lesson(msgspec.Struct, frozen=True, eq=False):
+class LearningResult(msgspec.Struct, frozen=True, eq=False):
     """What an expert had believed before it learnt, and the drifts that the answer revealed."""
 
-    verdict: Verdict | None
+    scored_prediction: ScoredPrediction | None
     """None where the answer was not to be judged."""
     drifts: list[Drift] = []
     cluster: int | None = None
@@ -78,11 +78,11 @@ class Expert(Protocol):
 
     name: str
 
-    def believe(self, query: Query) -> Belief:
+    def predict_one(self, query: Query) -> ExpertPrediction:
         """The belief about the answer; changes nothing."""
         ...
 
-    def learn(self, query: Query, observation: Observation, *, judged: bool) -> Lesson:
+    def learn(self, query: Query, observation: Observation, *, judged: bool) -> LearningResult:
         """Take an answer into account; where it is to be judged, say what was believed of it before."""
         ...
 
@@ -92,10 +92,10 @@ def bin_of(lengths: IntArray, observation: Observation) -> int:
     return min(int(lengths.searchsorted(observation.output_tokens)), lengths.size - 1)
 
 
-def verdict(mass: FloatArray, position: int, *, censored: bool) -> Verdict:
+def scored_prediction(mass: FloatArray, position: int, *, censored: bool) -> ScoredPrediction:
     """What a mass says of an answer in this bin."""
     below = float(np.add.reduce(mass[:position]))
-    return Verdict(max(0.0, 1.0 - below) if censored else float(mass[position]), below, mass)
+    return ScoredPrediction(max(0.0, 1.0 - below) if censored else float(mass[position]), below, mass)
 
 
 def chances(survivals: FloatArray, position: int, *, censored: bool) -> FloatArray:
@@ -120,7 +120,7 @@ def drifts_of(model: str, cluster: int, forgetting: Forgetting | None) -> list[D
     ]
 
 
-def at_risk_of(known: GlobalBelief, model: str, in_cluster: Belief | None) -> AtRisk:
+def at_risk_of(known: ModelPrior, model: str, in_cluster: ExpertPrediction | None) -> AtRisk:
     """Learnt answers behind a model's belief, and behind that of a prompt's cluster, where there is one."""
     of_model = known.at_risk(model)
     evidence = known.evidence(model)
@@ -135,7 +135,7 @@ class SoloLearner:
     """One expert over the global belief, as a `LengthLearner`: to be compared, or used alone."""
 
     def __init__(self, expert: Expert, settings: GlobalSettings | None = None) -> None:
-        self._global = GlobalBelief(settings or GlobalSettings())
+        self._global = ModelPrior(settings or GlobalSettings())
         self._expert = expert
         self._words = TellingWords()
 
@@ -150,19 +150,19 @@ class SoloLearner:
     def predict_one(self, features: Features, model: str) -> Forecast:
         """The expert's belief; what it does not trust of its own is the global belief's."""
         prior = self._global.prior(model)
-        belief = self._expert.believe(Query(features, model, prior, self._words.of(features)))
+        predicted = self._expert.predict_one(Query(features, model, prior, self._words.of(features)))
         return Forecast(
-            distribution=LengthDistribution(self._global.lengths, belief.mass),
-            cluster=belief.cluster,
-            evidence=belief.evidence + (1.0 - belief.trust) * self._global.evidence(model),
-            experts={self._expert.name: belief.trust, "global": 1.0 - belief.trust},
-            at_risk=at_risk_of(self._global, model, belief),
+            distribution=LengthDistribution(self._global.lengths, predicted.mass),
+            cluster=predicted.cluster,
+            evidence=predicted.evidence + (1.0 - predicted.trust) * self._global.evidence(model),
+            experts={self._expert.name: predicted.trust, "global": 1.0 - predicted.trust},
+            at_risk=at_risk_of(self._global, model, predicted),
         )
 
     def learn_one(self, features: Features, model: str, observation: Observation) -> list[Drift]:
         """Teach the expert, then the global belief; a drift that the latter alone finds is that of cluster 0."""
         query = Query(features, model, self._global.prior(model), self._words.of(features))
-        lesson = self._expert.learn(query, observation, judged=True)
+        result = self._expert.learn(query, observation, judged=True)
         self._words.learn(features)
         forgetting = self._global.learn(model, observation)
-        return lesson.drifts or drifts_of(model, 0, forgetting)
+        return result.drifts or drifts_of(model, 0, forgetting)

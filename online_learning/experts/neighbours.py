@@ -10,7 +10,15 @@ from numpy.typing import NDArray
 
 from online_learning.clustering.clusters import FeatureSpace
 from online_learning.distribution import FloatArray, IntArray
-from online_learning.experts.expert import Belief, Lesson, Query, Verdict, bin_of, chances, verdict
+from online_learning.experts.expert import (
+    ExpertPrediction,
+    LearningResult,
+    Query,
+    ScoredPrediction,
+    bin_of,
+    chances,
+    scored_prediction,
+)
 from online_learning.features.prompt_features import DIMENSIONS
 from online_learning.length_learner import Features, Observation
 from online_learning.survival.hazard import mass_from_survival, posterior_hazard, survival_from_hazard
@@ -133,37 +141,37 @@ class NeighbourExpert:
         self._models = ModelTable(self._new_model, bound=max_models)
         self._next_slot = 0
 
-    def believe(self, query: Query) -> Belief:
+    def predict_one(self, query: Query) -> ExpertPrediction:
         """The belief drawn from the neighbours; the prior until feature space is fitted."""
         known = self._models.known(query.model)
         if not self._history.ready or known is None:
-            return Belief(query.prior.mass, 0.0, 0.0)
+            return ExpertPrediction(query.prior.mass, 0.0, 0.0)
         counted = self._count(query, known)
         average = known.average
         weights = average.weights.reshape(counted.evidence.size, -1)
         shares = counted.evidence[:, None] / (counted.evidence[:, None] + np.array(self._settings.strengths))
-        return Belief(
+        return ExpertPrediction(
             mass=mass_from_survival(average.mix(self._candidates(counted, query))),
             evidence=float(weights.sum(axis=1) @ counted.evidence),
             trust=float((weights * shares).sum()),
         )
 
-    def learn(self, query: Query, observation: Observation, *, judged: bool) -> Lesson:
+    def learn(self, query: Query, observation: Observation, *, judged: bool) -> LearningResult:
         """Add an answer to the history, and judge kernels and strengths by it."""
         model = self._models.taught(query.model)
         position = bin_of(self._lengths, observation)
         said = self._judge(query, model, position, censored=observation.censored) if judged else None
         model.learn(position, self._settings.model_memory_answers)
         self._history.add(query.features, _code(self._lengths, observation, position), model.slot)
-        return Lesson(said)
+        return LearningResult(said)
 
-    def _judge(self, query: Query, model: _Model, position: int, *, censored: bool) -> Verdict:
+    def _judge(self, query: Query, model: _Model, position: int, *, censored: bool) -> ScoredPrediction:
         mass = query.prior.mass
         if self._history.ready:
             candidates = self._candidates(self._count(query, model), query)
             mass = mass_from_survival(model.average.mix(candidates))
             model.average.learn(chances(candidates, position, censored=censored))
-        return verdict(mass, position, censored=censored)
+        return scored_prediction(mass, position, censored=censored)
 
     def _count(self, query: Query, model: _Model) -> _Counted:
         settings, history = self._settings, self._history

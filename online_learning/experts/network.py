@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from online_learning.distribution import FloatArray, IntArray
-from online_learning.experts.expert import Belief, Lesson, Query, bin_of, verdict
+from online_learning.experts.expert import ExpertPrediction, LearningResult, Query, bin_of, scored_prediction
 from online_learning.features.prompt_features import DIMENSIONS, GRAM_ROWS, TEXT_DIMENSIONS
 from online_learning.length_learner import Observation
 from online_learning.survival.hazard import mass_from_hazard
@@ -97,18 +97,18 @@ class HazardHead:
         self._waiting: list[_Example] = []
         self._taught = 0.0
 
-    def believe(self, query: Query) -> Belief:
+    def predict_one(self, query: Query) -> ExpertPrediction:
         """The prior, moved by what the prompt's n-grams say."""
         evidence = min(self._taught, 5_000.0)
         trust = evidence / (evidence + self._settings.evidence_answers)
-        return Belief(self._mass(query, *query.words), evidence, trust)
+        return ExpertPrediction(self._mass(query, *query.words), evidence, trust)
 
-    def learn(self, query: Query, observation: Observation, *, judged: bool) -> Lesson:
+    def learn(self, query: Query, observation: Observation, *, judged: bool) -> LearningResult:
         """Keep the answer for the next batch, and train when the batch is full."""
         position = bin_of(self._lengths, observation)
         rows, weights = query.words
         mass = self._mass(query, rows, weights) if judged else None
-        said = None if mass is None else verdict(mass, position, censored=observation.censored)
+        said = None if mass is None else scored_prediction(mass, position, censored=observation.censored)
         slot = (
             self._slots.setdefault(query.model, len(self._slots)) if self._has_room(query.model) else self._shared_slot
         )
@@ -118,7 +118,7 @@ class HazardHead:
         if len(self._waiting) >= self._settings.batch_answers:
             self._network.train(self._waiting)
             self._waiting.clear()
-        return Lesson(said)
+        return LearningResult(said)
 
     def _mass(self, query: Query, rows: NDArray[np.int64], weights: NDArray[np.float32]) -> FloatArray:
         moved = self._network.moved(rows, weights, _scalars(query), self._slots.get(query.model, self._shared_slot))

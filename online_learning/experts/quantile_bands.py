@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from online_learning.distribution import FloatArray, IntArray
-from online_learning.experts.expert import Belief, Lesson, Query, bin_of, verdict
+from online_learning.experts.expert import ExpertPrediction, LearningResult, Query, bin_of, scored_prediction
 from online_learning.features.informative_ngrams import Words
 from online_learning.features.prompt_features import DIMENSIONS, GRAM_ROWS, TEXT_DIMENSIONS
 from online_learning.length_learner import Observation
@@ -74,18 +74,18 @@ class BandExpert:
         self._cut: dict[Prior, _Bands] = {}
         self._taught = 0.0
 
-    def believe(self, query: Query) -> Belief:
+    def predict_one(self, query: Query) -> ExpertPrediction:
         """The prior, its bands weighed by what the prompt's n-grams say."""
         step = self._step(query)
         trust = self._taught / (self._taught + self._settings.evidence_answers)
-        return Belief(step.chances @ step.bands.masses, self._taught, trust)
+        return ExpertPrediction(step.chances @ step.bands.masses, self._taught, trust)
 
-    def learn(self, query: Query, observation: Observation, *, judged: bool) -> Lesson:
+    def learn(self, query: Query, observation: Observation, *, judged: bool) -> LearningResult:
         """One step up the gradient of the answer's log-likelihood."""
         step = self._step(query)
         position = bin_of(self._lengths, observation)
         masses = step.bands.masses
-        said = verdict(step.chances @ masses, position, censored=observation.censored) if judged else None
+        said = scored_prediction(step.chances @ masses, position, censored=observation.censored) if judged else None
         likelihood = masses[:, position:].sum(axis=1) if observation.censored else masses[:, position]
         posterior = step.chances * (likelihood + _LEAST_SHARE)
         direction = (posterior / posterior.sum() - step.chances).astype(np.float32)
@@ -93,7 +93,7 @@ class BandExpert:
         self._weights.climb(rows, weights, direction)
         self._scalars.climb(slice(None), step.scalars, direction)
         self._taught = min(self._taught + 1.0, _MOST_EVIDENCE)
-        return Lesson(said)
+        return LearningResult(said)
 
     def _step(self, query: Query) -> _Step:
         bands = self._bands(query.prior)

@@ -11,15 +11,15 @@ from online_learning.distribution import FloatArray, IntArray, LengthDistributio
 from online_learning.evaluation.global_learner import LearnerSettings
 from online_learning.experts.cluster import ClusterExpert
 from online_learning.experts.expert import (
-    Belief,
     Expert,
-    Lesson,
+    ExpertPrediction,
+    LearningResult,
     Query,
     SoloLearner,
     at_risk_of,
     bin_of,
     drifts_of,
-    verdict,
+    scored_prediction,
 )
 from online_learning.experts.neighbours import NeighbourExpert, NeighbourSettings
 from online_learning.experts.network import HazardHead, HeadSettings, torch_is_installed
@@ -28,7 +28,7 @@ from online_learning.features.informative_ngrams import TellingWords
 from online_learning.features.prompt_features import prompt_features
 from online_learning.length_learner import ClusterChange, Drift, Features, Forecast, LengthLearner, Observation, Prompt
 from online_learning.mixture.pooling import Pool, PoolSettings
-from online_learning.survival.model_prior import GlobalBelief
+from online_learning.survival.model_prior import ModelPrior
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,12 +55,14 @@ class _PriorExpert:
     def __init__(self, lengths: IntArray) -> None:
         self._lengths = lengths
 
-    def believe(self, query: Query) -> Belief:
-        return Belief(query.prior.mass, 0.0, 0.0)
+    def predict_one(self, query: Query) -> ExpertPrediction:
+        return ExpertPrediction(query.prior.mass, 0.0, 0.0)
 
-    def learn(self, query: Query, observation: Observation, *, judged: bool) -> Lesson:
+    def learn(self, query: Query, observation: Observation, *, judged: bool) -> LearningResult:
         position = bin_of(self._lengths, observation)
-        return Lesson(verdict(query.prior.mass, position, censored=observation.censored) if judged else None)
+        return LearningResult(
+            scored_prediction(query.prior.mass, position, censored=observation.censored) if judged else None
+        )
 
 
 def all_experts(lengths: IntArray, settings: MixtureSettings) -> list[Expert]:
@@ -94,7 +96,7 @@ class MixtureLearner:
 
     def __init__(self, settings: MixtureSettings | None = None, experts: list[Expert] | None = None) -> None:
         self._settings = settings or MixtureSettings()
-        self._global = GlobalBelief(self._settings.common.of_global)
+        self._global = ModelPrior(self._settings.common.of_global)
         self._experts = experts or all_experts(self._global.lengths, self._settings)
         self._words = TellingWords()
         self._taught = 0
@@ -123,18 +125,18 @@ class MixtureLearner:
     def predict_one(self, features: Features, model: str) -> Forecast:
         """The pooled and corrected belief, with each expert's weight in it."""
         query = Query(features, model, self._global.prior(model), self._words.of(features))
-        place = None if self._placer is None else self._placer.believe(query)
+        place = None if self._placer is None else self._placer.predict_one(query)
         region = None if place is None else place.cluster
         weights = self._pool.heard(model, region)
         heard = [
-            (weight, place if expert is self._placer and place is not None else expert.believe(query))
+            (weight, place if expert is self._placer and place is not None else expert.predict_one(query))
             for weight, expert in zip(weights, self._experts, strict=True)
             if weight > 0.0
         ]
         shares = weights[weights > 0.0]
-        mass = self._pool.mix(np.stack([belief.mass for _, belief in heard]), shares, model)
-        own = sum(weight * belief.evidence for weight, belief in heard)
-        trust = sum(weight * belief.trust for weight, belief in heard)
+        mass = self._pool.mix(np.stack([predicted.mass for _, predicted in heard]), shares, model)
+        own = sum(weight * predicted.evidence for weight, predicted in heard)
+        trust = sum(weight * predicted.trust for weight, predicted in heard)
         return Forecast(
             distribution=LengthDistribution(self._global.lengths, mass),
             cluster=region,
@@ -155,21 +157,23 @@ class MixtureLearner:
         corrected = credited or self._taught % self._settings.correct_every == 0
         self._taught += 1
         lessons, weights = self._teach_experts(query, observation, credited=credited, corrected=corrected)
-        for change in (change for lesson in lessons for change in lesson.changes):
+        for change in (change for result in lessons for change in result.changes):
             self.on_cluster_changed(change)
-        region = next((lesson.cluster for lesson in lessons if lesson.cluster is not None), None)
+        region = next((result.cluster for result in lessons if result.cluster is not None), None)
         if corrected:
-            self._pool.learn([lesson.verdict for lesson in lessons], weights, model, region, credited=credited)
+            self._pool.learn(
+                [result.scored_prediction for result in lessons], weights, model, region, credited=credited
+            )
         forgetting = self._global.learn(model, observation)
         self._words.learn(features)
-        found = next((lesson.drifts for lesson in lessons if lesson.drifts), [])
+        found = next((result.drifts for result in lessons if result.drifts), [])
         if not found and region is None:
             found = drifts_of(model, 0, forgetting)
         return [replace(drift, cluster=region or 0) for drift in found]
 
     def _teach_experts(
         self, query: Query, observation: Observation, *, credited: bool, corrected: bool
-    ) -> tuple[list[Lesson], FloatArray]:
+    ) -> tuple[list[LearningResult], FloatArray]:
         """Teach all, the one first that says where the prompt belongs; judge all, those that are heard most, or none.
 
         Returns their lessons and the weights that they had.

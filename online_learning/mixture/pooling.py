@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 
 from online_learning.distribution import FloatArray
-from online_learning.experts.expert import Verdict
+from online_learning.experts.expert import ScoredPrediction
 from online_learning.survival.per_model import ModelTable
 
 _LEAST_CHANCE = 1e-9
@@ -95,7 +95,7 @@ class Pool:
 
     def learn(
         self,
-        verdicts: list[Verdict | None],
+        verdicts: list[ScoredPrediction | None],
         weights: FloatArray,
         model: str,
         region: int | None,
@@ -108,17 +108,26 @@ class Pool:
         """
         self._correct(weights, verdicts, model)
         if credited:
-            self._credit(weights, [verdict.chance for verdict in verdicts if verdict is not None], model, region)
+            self._credit(
+                weights,
+                [scored_prediction.chance for scored_prediction in verdicts if scored_prediction is not None],
+                model,
+                region,
+            )
 
-    def _correct(self, weights: FloatArray, verdicts: list[Verdict | None], model: str) -> None:
+    def _correct(self, weights: FloatArray, verdicts: list[ScoredPrediction | None], model: str) -> None:
         most = self._settings.least_weight * float(weights.max())
-        said = [(w, verdict) for w, verdict in zip(weights.tolist(), verdicts, strict=True) if verdict and w >= most]
+        said = [
+            (w, scored_prediction)
+            for w, scored_prediction in zip(weights.tolist(), verdicts, strict=True)
+            if scored_prediction and w >= most
+        ]
         total = sum(weight for weight, _ in said)
         if not said:
             return
-        pooled = sum(weight / total * verdict.mass for weight, verdict in said)
-        below = sum(weight / total * verdict.below for weight, verdict in said)
-        chance = sum(weight / total * verdict.chance for weight, verdict in said)
+        pooled = sum(weight / total * scored_prediction.mass for weight, scored_prediction in said)
+        below = sum(weight / total * scored_prediction.below for weight, scored_prediction in said)
+        chance = sum(weight / total * scored_prediction.chance for weight, scored_prediction in said)
         self._corrections.taught(model).learn(np.asarray(pooled), below, min(1.0, below + max(chance, _LEAST_CHANCE)))
 
     def _credit(self, weights: FloatArray, said: list[float], model: str, region: int | None) -> None:

@@ -57,7 +57,7 @@ class Prior:
         return cls(hazard, survival, mass_from_survival(survival), odds, np.log(odds).astype(np.float32))
 
 
-class _ModelBelief:
+class _ModelHazards:
     """One model's sketch and the belief that was last formed from it."""
 
     def __init__(self, sketch: LengthSketch) -> None:
@@ -66,14 +66,14 @@ class _ModelBelief:
         self.answers_since = 0
 
 
-class GlobalBelief:
+class ModelPrior:
     """Length distributions by model; an unknown model is believed to be like all of them together."""
 
     def __init__(self, settings: GlobalSettings) -> None:
         self._settings = settings
         self.lengths = log_grid(settings.longest_tokens)
-        self._everything = _ModelBelief(self._new_sketch())
-        self._models = ModelTable(lambda: _ModelBelief(self._new_sketch()), bound=settings.max_models)
+        self._everything = _ModelHazards(self._new_sketch())
+        self._models = ModelTable(lambda: _ModelHazards(self._new_sketch()), bound=settings.max_models)
         self._everything.prior = self._over_models()
 
     def prior(self, model: str) -> Prior:
@@ -119,11 +119,11 @@ class GlobalBelief:
         return LengthSketch(self.lengths, self._settings.sketch)
 
 
-def _count(belief: _ModelBelief, observation: Observation) -> tuple[Forgetting | None, bool]:
+def _count(predicted: _ModelHazards, observation: Observation) -> tuple[Forgetting | None, bool]:
     """Teach a sketch; says too whether the belief formed from it is stale."""
-    forgetting = belief.sketch.learn_one(observation)
-    belief.answers_since += 1
-    stale = forgetting is not None or belief.answers_since >= _STALE_SHARE * belief.sketch.evidence
+    forgetting = predicted.sketch.learn_one(observation)
+    predicted.answers_since += 1
+    stale = forgetting is not None or predicted.answers_since >= _STALE_SHARE * predicted.sketch.evidence
     if stale:
-        belief.answers_since = 0
+        predicted.answers_since = 0
     return forgetting, stale

@@ -65,7 +65,7 @@ class _Scope:
         return np.asarray(self.now - self.before)
 
 
-class UnfinishedAnswers:
+class RunningAnswers:
     """What running answers have outlived, by model and by prompt cluster, and the beliefs corrected by it.
 
     Had every bin counted when it was outlived, rather than when its answer ended, the learner's numbers at risk would
@@ -99,7 +99,7 @@ class UnfinishedAnswers:
     def counted_until(self, standing: Standing | None) -> int:
         """Attained tokens up to which `advance` has nothing to count.
 
-        >>> running = UnfinishedAnswers(np.array([1, 2, 4]))
+        >>> running = RunningAnswers(np.array([1, 2, 4]))
         >>> standing = running.advance(None, "m", None, 3)
         >>> running.counted_until(None), running.counted_until(standing)
         (1, 4)
@@ -169,7 +169,7 @@ class UnfinishedAnswers:
             scope.before = scope.now.copy()
 
     def correct(
-        self, belief: LengthDistribution, model: str, cluster: int | None, at_risk: AtRisk | None
+        self, predicted: LengthDistribution, model: str, cluster: int | None, at_risk: AtRisk | None
     ) -> LengthDistribution:
         """A belief on the learner's grid, with the evidence of what runs; the same one where there is none.
 
@@ -177,17 +177,17 @@ class UnfinishedAnswers:
         cluster, whose hazards are drawn to the model's by a weight q, h·(X + q·r)/(X + q + Y) with the model's r.
         Of the running answers that are in no cluster each has its share by size.
         """
-        if at_risk is None or len(self._lengths) != belief.lengths.size:
-            return belief
+        if at_risk is None or len(self._lengths) != predicted.lengths.size:
+            return predicted
         of_model = self._scopes.known(_everything(model))
         if of_model is None:
-            return belief
+            return predicted
         factor = _ratio(at_risk.model, at_risk.model, of_model.missing)
         if at_risk.cluster is not None and at_risk.drawn is not None:
             known, drawn = at_risk.cluster, at_risk.drawn
             missing = self._missing(model, cluster) + self._missing(model, None) * (known[0] / max(at_risk.learnt, 1.0))
             factor = _ratio(known + drawn * factor, known + drawn, missing)
-        return LengthDistribution(belief.lengths, _slowed(belief.mass, factor))
+        return LengthDistribution(predicted.lengths, _slowed(predicted.mass, factor))
 
     def _missing(self, model: str, cluster: int | None) -> FloatArray | float:
         scope = self._scopes.known(_name(model, cluster))

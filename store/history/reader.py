@@ -14,7 +14,7 @@ from store.history.files import Folder
 from store.history.tables import quoted
 
 
-class PastAnswer(NamedTuple):
+class RecordedAnswer(NamedTuple):
     """What a learner needs of an answer of the past."""
 
     model: str
@@ -63,7 +63,7 @@ def require_catalog(path: Path) -> Path:
     return catalog
 
 
-def learning_history(path: Path, limit: int) -> Iterator[PastAnswer]:
+def learning_history(path: Path, limit: int) -> Iterator[RecordedAnswer]:
     """The latest answers with what was known at their arrival, at most ``limit``, in the order of teaching.
 
     An answer whose prediction was given up under pressure is not among them.
@@ -73,7 +73,7 @@ def learning_history(path: Path, limit: int) -> Iterator[PastAnswer]:
         connection.execute(_LEARNING_HISTORY, {"limit": limit})
         while rows := connection.fetchmany(1_000):
             for row in rows:
-                yield PastAnswer(*row)
+                yield RecordedAnswer(*row)
 
 
 def next_answer(path: Path) -> int:

@@ -143,7 +143,7 @@ class Shift(Piece, frozen=True, kw_only=True):
     after_mean_tokens: float
 
 
-class LifeFacts(Piece, frozen=True, kw_only=True):
+class RequestTimeline(Piece, frozen=True, kw_only=True):
     """All that is recorded of one request; None stands for what is not known (yet)."""
 
     request_id: str
@@ -168,7 +168,7 @@ class LifeFacts(Piece, frozen=True, kw_only=True):
     output_tokens: int | None = None
     cached_prompt_tokens: int | None = None
     recomputed_tokens: int | None = None
-    belief: Belief | None = None
+    predicted: Belief | None = None
     verdict: Verdict | None = None
     choices: tuple[Choice, ...] = ()
     losses: tuple[Loss, ...] = ()
@@ -205,7 +205,7 @@ class LifeFacts(Piece, frozen=True, kw_only=True):
 
 def read_life(
     connection: duckdb.DuckDBPyConnection, request_id: str, session_id: str | None = None
-) -> LifeFacts | None:
+) -> RequestTimeline | None:
     """The life of a request from a history that `store.history.reader.open_history` opened; None when none is of that name.
 
     Where several sessions of engines had a request of the name, the latest is taken unless ``session_id`` says which.
@@ -222,30 +222,30 @@ def read_life(
     return _assembled(connection, key, known)
 
 
-def joined(earlier: LifeFacts | None, later: LifeFacts | None) -> LifeFacts | None:
+def joined(earlier: RequestTimeline | None, later: RequestTimeline | None) -> RequestTimeline | None:
     """One life of two accounts of it, of which the later one is right where they differ."""
     if earlier is None or later is None or earlier.session_id != later.session_id:
         return later or earlier
     scalars = {
         name: getattr(earlier, name) if getattr(later, name) is None else getattr(later, name)
-        for name in LifeFacts.__struct_fields__
+        for name in RequestTimeline.__struct_fields__
     }
     lists = {
         name: _united(getattr(earlier, name), getattr(later, name), key)[:limit]
         for name, (key, limit) in _LISTS.items()
     }
-    return LifeFacts(**scalars | lists | {"other_sessions": max(earlier.other_sessions, later.other_sessions)})
+    return RequestTimeline(**scalars | lists | {"other_sessions": max(earlier.other_sessions, later.other_sessions)})
 
 
-def _assembled(connection: duckdb.DuckDBPyConnection, key: dict[str, str], known: dict[str, Any]) -> LifeFacts:
+def _assembled(connection: duckdb.DuckDBPyConnection, key: dict[str, str], known: dict[str, Any]) -> RequestTimeline:
     since_s = known["arrival_s"]
     latest_s = connection.execute(request_life_sql.LATEST, {"session_id": key["session_id"]}).fetchall()[0][0]
     until_s = known.get("finished_s") or max(latest_s or since_s, since_s)
     span = {"since_s": since_s, "until_s": until_s}
-    belief = _one(connection, request_life_sql.BELIEF, **key)
+    predicted = _one(connection, request_life_sql.BELIEF, **key)
     facts = known | {
         "known_until_s": until_s,
-        "belief": belief | {"experts": dict(belief["experts"] or ())} if belief else None,
+        "belief": predicted | {"experts": dict(predicted["experts"] or ())} if predicted else None,
         "verdict": _one(connection, request_life_sql.VERDICT, **key) or None,
         "choices": _rows(connection, request_life_sql.CHOICES, **key, limit=CHOICES_LIMIT),
         "losses": _rows(connection, request_life_sql.LOSSES, **key, limit=LOSSES_LIMIT),
@@ -254,10 +254,10 @@ def _assembled(connection: duckdb.DuckDBPyConnection, key: dict[str, str], known
             connection, request_life_sql.ORDERS, session_id=key["session_id"], **span, limit=ORDERS_LIMIT
         ),
     }  # fmt: skip
-    if belief and belief["cluster"] is not None and known.get("model"):
-        about = {"model": known["model"], "cluster": belief["cluster"]}
+    if predicted and predicted["cluster"] is not None and known.get("model"):
+        about = {"model": known["model"], "cluster": predicted["cluster"]}
         facts["shifts"] = _rows(connection, request_life_sql.DRIFTS, **about, **span, limit=ORDERS_LIMIT)
-    life = msgspec.convert(facts, LifeFacts)
+    life = msgspec.convert(facts, RequestTimeline)
     started = {"since_s": since_s, "started_s": life.until_s if life.started_s is None else life.started_s}
     rivals = _rows(connection, request_life_sql.RIVALS, **key, **started, limit=RIVALS_LIMIT)
     return msgspec.structs.replace(life, rivals=tuple(msgspec.convert(rivals, list[Rival])))

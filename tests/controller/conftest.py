@@ -13,7 +13,7 @@ import pytest
 from controller.config import load_config
 from controller.service.service import Service, service
 from engine_adapter.transport.zmq_sockets import ZmqLink
-from engine_adapter.virtual_time.engine import Life, Work
+from engine_adapter.virtual_time.engine import CompletedRequest, TraceRequest
 from engine_adapter.virtual_time.profiles import PROFILES
 from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
 
@@ -62,11 +62,11 @@ class DrivenEngine:
             session_id=session_id,
             start_s=time.time(),
         )
-        self.lives: list[Life] = []
+        self.lives: list[CompletedRequest] = []
 
     def submit(self, request_id: str, *, output_tokens: int = 20, prompt_tokens: int = 50) -> None:
         self.engine.submit(
-            Work(
+            TraceRequest(
                 request_id=request_id,
                 arrival_s=self.engine.now_s,
                 token_ids=tuple(range(prompt_tokens)),

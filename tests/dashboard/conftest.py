@@ -226,7 +226,7 @@ class World:
 def add_condition(app: FastAPI, world: World) -> None:
     """Configuration, doctor and the switch of modes."""
 
-    @app.get("/api/condition")
+    @app.get("/api/health")
     def get_condition() -> Json:
         return world.condition
 
@@ -345,7 +345,7 @@ def life(number: int, end_s: float) -> list[Entry]:
     engine_id, session_id = ("engine-1", "t") if number % 10 == 9 else ("engine-0", "s")
     return [
         *(Entry(engine_id=engine_id, session_id=session_id, batch=number + 1, record=fact) for fact in facts),
-        *(Entry(engine_id=engine_id, session_id=session_id, batch=None, record=belief) for belief in beliefs),
+        *(Entry(engine_id=engine_id, session_id=session_id, batch=None, record=predicted) for predicted in beliefs),
     ]
 
 

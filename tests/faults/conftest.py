@@ -29,7 +29,7 @@ from engine_adapter.serving.simulated_server import faster
 from engine_adapter.serving.vllm_server import MODEL_NAME, VllmServer
 from engine_adapter.transport.link import Delivery
 from engine_adapter.transport.zmq_sockets import ZmqHub, ZmqLink
-from engine_adapter.virtual_time.engine import Work
+from engine_adapter.virtual_time.engine import TraceRequest
 from engine_adapter.virtual_time.profiles import PROFILES
 from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
 from store.history.reader import open_history
@@ -144,7 +144,7 @@ class SimulatedUnderLoad(LoadedEngine):
         while engine.unfinished < CLIENTS and not self._ending.is_set():
             number = next(self._numbers)
             engine.submit(
-                Work(
+                TraceRequest(
                     request_id=f"r{number}",
                     arrival_s=engine.now_s,
                     token_ids=tuple(range(1 + 13 * number % 60)),

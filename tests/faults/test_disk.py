@@ -46,9 +46,9 @@ def store_of(controller: Controller) -> dict[str, Any]:
     return found
 
 
-def complaints(controller: Controller, words: str) -> list[str]:
+def recent_warnings(controller: Controller, words: str) -> list[str]:
     """What the controller has logged with these words in it."""
-    found = controller.get("/api/condition")["complaints"]
+    found = controller.get("/api/health")["complaints"]
     return [said["text"] for said in found if words in said["text"]]
 
 
@@ -68,12 +68,12 @@ def test_a_disk_that_takes_nothing(
     assert controller.get("/api/state")["learner"]["predictions"] > predictions, "decisions go on"
     assert "sagesched_store_failing 1.0" in controller.get("/metrics")
     assert store_of(controller)["errors"] > 0
-    assert len(complaints(controller, "cannot be written")) == 1
+    assert len(recent_warnings(controller, "cannot be written")) == 1
     controller.limit_files(None)
     record_property("recovery_s", wait_until(lambda: store_of(controller)["last_error"] is None, "recovery"))
     wait_until(lambda: simulated.unacknowledged() < 100, "the facts of the meantime to be durable")
     assert "sagesched_store_failing 0.0" in controller.get("/metrics")
-    assert len(complaints(controller, "is written again")) == 1
+    assert len(recent_warnings(controller, "is written again")) == 1
     answers = simulated.answers()
     wait_until(lambda: _completions(controller.history)[0] >= answers, "all answers in the history")
     found, distinct = _completions(controller.history)
@@ -107,7 +107,7 @@ def test_a_history_that_has_rotted_does_not_keep_the_controller_from_serving(
     wait_until(lambda: store_of(controller)["damaged_segments"] == 1, "the damage to be counted")
     assert store_of(controller)["last_error"] is None
     assert "sagesched_store_damaged_segments 1.0" in controller.get("/metrics")
-    assert len(complaints(controller, victim.name)) == 1
+    assert len(recent_warnings(controller, victim.name)) == 1
 
 
 def test_a_controller_that_cannot_write_at_all_does_not_start(tmp_path: Path) -> None:

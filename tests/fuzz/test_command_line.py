@@ -93,19 +93,19 @@ def test_junk_for_a_file_or_an_address_is_one_clear_line(
     assert {path.name for path in tmp_path.iterdir()} <= {"binary", "empty"}
 
 
-@pytest.mark.parametrize("command", [["keys", "authorise"], ["keys", "engine"], ["keys", "revoke"]], ids=" ".join)
+@pytest.mark.parametrize("command", [["keys", "authorize"], ["keys", "engine"], ["keys", "revoke"]], ids=" ".join)
 def test_junk_for_an_engine_or_a_key_writes_nothing(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """No name leads out of the folder, no key authorises."""
+    """No name leads out of the folder, no key authorizes."""
     assert run(["keys", "controller", "--keys", str(tmp_path / "keys")]) == 0
     capsys.readouterr()
     before = sorted(tmp_path.rglob("*"))
     for junk in (junk for junk in JUNK if junk not in ("nan", "0x10", "1e999")):  # Good names, if odd ones.
-        more = ["x" * 40] if command[1] == "authorise" else []
+        more = ["x" * 40] if command[1] == "authorize" else []
         assert run([*command, "--keys", str(tmp_path / "keys"), "--", junk, *more]) == 2, junk
         assert len(capsys.readouterr().err.strip().splitlines()) == 1, junk
-    files = [path for path in sorted(tmp_path.rglob("*")) if path.name != "authorised_engines"]
+    files = [path for path in sorted(tmp_path.rglob("*")) if path.name != "authorized_engines"]
     assert files == before
 
 

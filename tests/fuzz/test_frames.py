@@ -159,7 +159,7 @@ def test_a_stranger_before_its_greeting_is_only_counted() -> None:
     """Facts over a connection that never said hello are of nobody."""
     core = a_core()
     assert core.take(b"stranger", Facts(batch=1, facts=(ARRIVED,), oldest=1), 1.0) == []
-    assert core.counts.strangers == 1
+    assert core.counts.unknown_connections == 1
 
 
 def test_the_session_of_another_engine_cannot_be_taken_over() -> None:
@@ -167,7 +167,7 @@ def test_the_session_of_another_engine_cannot_be_taken_over() -> None:
     core = a_core()
     core.take(b"first", HELLO, 1.0)
     assert core.take(b"second", msgspec.structs.replace(HELLO, engine_id="thief"), 1.0) == []
-    assert core.counts.strangers == 1
+    assert core.counts.unknown_connections == 1
     assert [session.connection for session in core.sessions] == [b"first"]
     assert core.take(b"third", HELLO, 2.0) != []
 

@@ -24,7 +24,7 @@ from ray import serve
 from ray.serve.config import RequestRouterConfig
 
 from engine_adapter.transport.zmq_sockets import ZmqLink
-from engine_adapter.virtual_time.engine import Work
+from engine_adapter.virtual_time.engine import TraceRequest
 from engine_adapter.virtual_time.profiles import Profile
 from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
 
@@ -70,7 +70,7 @@ class Engine:
         with self._lock:
             self._answers[request_id] = answer
             self._engine.advance_to(time.time())
-            work = Work(
+            work = TraceRequest(
                 request_id=request_id,
                 arrival_s=self._engine.now_s,
                 token_ids=tuple(request["prompt_token_ids"]),

@@ -18,7 +18,7 @@ from controller.core.core import Core, CoreConfig
 from controller.policy.policies import policy_named
 from controller.service.warm_start import rebuild
 from engine_adapter.virtual_time.profiles import PROFILES
-from engine_adapter.workloads.requests import bench_works
+from engine_adapter.workloads.requests import bench_trace
 from online_learning.evaluation.global_learner import GlobalLearner
 from store.entries import ClusterChanged, Entry
 from store.errors import BadInputError, StoreSchemaError
@@ -29,7 +29,7 @@ from store.reading.sandbox import run_sql
 from store.records import Facts
 
 PROFILE = PROFILES["h800-qwen3-32b-24k"]
-WORKS = bench_works("synthetic", requests=12, warmup=0, seed=1).measured
+WORKS = bench_trace("synthetic", requests=12, warmup=0, seed=1).measured
 DAY_S = 86_400.0
 START_S = 1_800_000_000.0
 

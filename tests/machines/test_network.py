@@ -42,7 +42,7 @@ class Site:
         return child
 
     def start_stranger(self, engine_id: str) -> Child:
-        """An engine with the controller's public key and a key of its own that is not authorised."""
+        """An engine with the controller's public key and a key of its own that is not authorized."""
         key = self.folder / f"{engine_id}.key"
         assert run(["keys", "engine", engine_id, "--keys", str(self.keys), "--output", str(key)]) == 0
         kept = key.read_bytes()
@@ -77,7 +77,7 @@ def test_engines_on_another_machine_outlive_the_cable_and_the_controller(
     engines = {engine_id: site.start_engine(engine_id) for engine_id in IN_ORDER}
     stranger = site.start_stranger("gpu-9")
     eventually(lambda: history.modes() == IN_ORDER, "order on both engines")
-    eventually(lambda: "not authorised" in (tmp_path / "controller.log").read_text(), "the refusal in the log")
+    eventually(lambda: "not authorized" in (tmp_path / "controller.log").read_text(), "the refusal in the log")
 
     machines.plug(connected=False)
     pulled_s = time.time()

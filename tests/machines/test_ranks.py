@@ -13,7 +13,7 @@ from vllm.config import ParallelConfig
 from controller.benchmark.shared_brain import SharedBrain
 from controller.core.core import Core, CoreConfig
 from controller.policy.policies import policy_named
-from engine_adapter.virtual_time.engine import Work
+from engine_adapter.virtual_time.engine import TraceRequest
 from engine_adapter.virtual_time.profiles import Profile
 from engine_adapter.vllm.plugin import plugin_settings, ranked_name
 from engine_adapter.vllm.virtual_time import VllmVirtualTimeEngine
@@ -89,10 +89,10 @@ def _ranks(ranks: int, *, dense: bool) -> Iterator[ParallelConfig]:
         yield parallel
 
 
-def _works() -> list[Work]:
+def _works() -> list[TraceRequest]:
     chance = random.Random(1)
     return [
-        Work(
+        TraceRequest(
             request_id=f"r{number}",
             arrival_s=0.0,
             token_ids=tuple(range(chance.randint(20, 200))),

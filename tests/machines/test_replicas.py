@@ -15,7 +15,7 @@ from controller.core.core import Core, CoreConfig
 from controller.monitoring.live_state import Live
 from controller.monitoring.wait_forecast import Outlooks
 from controller.policy.policies import policy_named
-from engine_adapter.virtual_time.engine import Work
+from engine_adapter.virtual_time.engine import TraceRequest
 from engine_adapter.virtual_time.profiles import PROFILES
 from online_learning.mixture.mixture import MixtureLearner
 from store.errors import ConfigError
@@ -59,7 +59,7 @@ class Fleet:
 
     def expected(self, model: str) -> float:
         """Mean answer length that is expected of a prompt of the usual kind."""
-        engines = self.core.foresee(model, past_facts(_work(0.0, 10, 100), PROFILE)[0])
+        engines = self.core.predict_on(model, past_facts(_work(0.0, 10, 100), PROFILE)[0])
         (mean,) = {round(engine.mean_tokens, 6) for engine in engines.values()}
         return mean
 
@@ -74,8 +74,8 @@ class Fleet:
         self.core.drain_entries()
 
 
-def _work(name: float, output_tokens: int, prompt: int) -> Work:
-    return Work(
+def _work(name: float, output_tokens: int, prompt: int) -> TraceRequest:
+    return TraceRequest(
         request_id=f"r{name}",
         arrival_s=0.0,
         token_ids=tuple(range(prompt)),
@@ -143,7 +143,7 @@ def test_more_engines_than_there_is_room_for_are_counted_and_get_in_later() -> N
     """Beyond the bound an engine serves by itself; when another is forgotten it gets in with its next greeting."""
     fleet = Fleet(max_sessions=2)
     assert [fleet.join(name, name, name.encode()) for name in "abc"] == [True, True, False]
-    assert fleet.core.counts.strangers == 1
+    assert fleet.core.counts.unknown_connections == 1
     fleet.core.take(b"a", Goodbye(time_s=0.0), fleet.now_s)
     fleet.now_s += FORGET_S + 1.0
     fleet.core.tick(fleet.now_s)
@@ -158,13 +158,13 @@ def test_the_live_state_shows_who_is_lost_and_routers_are_not_told_of_it() -> No
     fleet.core.lost(b"b", fleet.now_s)
     live = Live()
     live.publish(fleet.core, store=WriterStats(), loop={}, now_s=fleet.now_s)
-    assert live.picture is not None
-    shown = {engine["engine_id"]: engine["connected"] for engine in state_view(live.picture, {})["engines"]}
+    assert live.live_snapshot is not None
+    shown = {engine["engine_id"]: engine["connected"] for engine in state_view(live.live_snapshot, {})["engines"]}
     assert shown == {"a": True, "b": False}
     arrived: Arrived = past_facts(_work(0.0, 10, 100), PROFILE)[0]
-    forecast = Outlooks().forecast(live.picture, fleet.core.foresee("m", arrived), 100)
+    forecast = Outlooks().forecast(live.live_snapshot, fleet.core.predict_on("m", arrived), 100)
     assert [engine.engine_id for engine in forecast.engines] == ["a"]
-    assert fleet.core.foresee("unknown", arrived) == {}
+    assert fleet.core.predict_on("unknown", arrived) == {}
 
 
 def test_every_router_serves_all_and_the_predicted_one_sees_a_slow_engine() -> None:

@@ -14,25 +14,25 @@ beliefs = st.builds(
 
 
 @settings(deadline=None)
-@given(belief=beliefs, max_tokens=st.integers(1, 600))
-def test_a_cut_moves_what_is_beyond_onto_the_limit(belief: LengthDistribution, max_tokens: int) -> None:
+@given(predicted=beliefs, max_tokens=st.integers(1, 600))
+def test_a_cut_moves_what_is_beyond_onto_the_limit(predicted: LengthDistribution, max_tokens: int) -> None:
     """Below the limit nothing changes; beyond it nothing is left."""
-    cut = belief.cut(max_tokens)
+    cut = predicted.cut(max_tokens)
     assert int(cut.lengths[-1]) <= max_tokens
     for attained in range(0, max_tokens, 7):
-        assert abs(cut.survival(attained) - belief.survival(attained)) < 1e-9
-    assert cut.mean_tokens <= belief.mean_tokens + 1e-9
+        assert abs(cut.survival(attained) - predicted.survival(attained)) < 1e-9
+    assert cut.mean_tokens <= predicted.mean_tokens + 1e-9
 
 
 @settings(deadline=None)
-@given(belief=beliefs, attained=st.integers(0, 600))
-def test_given_is_bayes_rule(belief: LengthDistribution, attained: int) -> None:
+@given(predicted=beliefs, attained=st.integers(0, 600))
+def test_given_is_bayes_rule(predicted: LengthDistribution, attained: int) -> None:
     """What was outlived is ruled out; the rest keeps its proportions."""
-    now = belief.given(attained)
+    now = predicted.given(attained)
     assert int(now.lengths[0]) > attained
-    if belief.survival(attained) > 0.0:
+    if predicted.survival(attained) > 0.0:
         for later in range(attained, 600, 13):
-            assert abs(now.survival(later) - belief.survival(later) / belief.survival(attained)) < 1e-9
+            assert abs(now.survival(later) - predicted.survival(later) / predicted.survival(attained)) < 1e-9
 
 
 @settings(deadline=None)

@@ -86,8 +86,8 @@ def teach_constant(learner: LengthLearner, family: int, tokens: int, count: int,
 
 def mass_of(learner: LengthLearner, prompt: Prompt) -> tuple[list[int], list[float]]:
     """The belief, to be compared exactly."""
-    belief = learner.predict_one(learner.features(prompt), prompt.model).distribution
-    return belief.lengths.tolist(), belief.mass.tolist()
+    predicted = learner.predict_one(learner.features(prompt), prompt.model).distribution
+    return predicted.lengths.tolist(), predicted.mass.tolist()
 
 
 @every_learner
@@ -102,12 +102,12 @@ def test_a_belief_is_a_distribution(create: Factory, answers: list[tuple[int, in
     for number, (family, tokens, censored) in enumerate(answers):
         teach(learner, make_prompt(family, number), Observation(tokens, censored))
     for model in ("m", "never seen"):
-        belief = learner.predict_one(learner.features(make_prompt(0, 999)), model).distribution
-        for distribution in (belief, learner.prior(model), belief.cut(max_tokens)):
+        predicted = learner.predict_one(learner.features(make_prompt(0, 999)), model).distribution
+        for distribution in (predicted, learner.prior(model), predicted.cut(max_tokens)):
             assert abs(float(distribution.mass.sum()) - 1.0) < 1e-9
             assert float(distribution.mass.min()) >= 0.0
             assert bool((np.diff(distribution.lengths) > 0).all())
-        assert int(belief.cut(max_tokens).lengths[-1]) <= max_tokens
+        assert int(predicted.cut(max_tokens).lengths[-1]) <= max_tokens
 
 
 @every_learner
@@ -183,9 +183,9 @@ def test_a_point_mass_is_learnt(create: Factory) -> None:
     """Answers that are always 100 tokens long are soon believed to be: nine tenths of the mass on their bin."""
     learner = create()
     teach_constant(learner, 0, 100, 400)
-    belief = learner.predict_one(learner.features(make_prompt(0, 5_000)), "m").distribution
-    assert belief.survival(96) - belief.survival(108) > 0.9
-    assert 97 <= belief.quantile(0.5) <= 108
+    predicted = learner.predict_one(learner.features(make_prompt(0, 5_000)), "m").distribution
+    assert predicted.survival(96) - predicted.survival(108) > 0.9
+    assert 97 <= predicted.quantile(0.5) <= 108
 
 
 @our_learner
@@ -199,13 +199,13 @@ def test_memory_of_what_changed_fades_fast(create: Factory) -> None:
         found = teach(learner, make_prompt(0, number % 50), Observation(tokens, censored=False))
         assert number >= 1_000 or not found, "nothing drifted yet"
         drifts += found
-    belief = learner.predict_one(learner.features(make_prompt(0, 7)), "m").distribution
+    predicted = learner.predict_one(learner.features(make_prompt(0, 7)), "m").distribution
     assert drifts
     assert drifts[0].model == "m"
     assert 40 < drifts[0].before_mean_tokens < 120
     assert drifts[-1].after_mean_tokens > 300
     assert sum(drift.forgotten for drift in drifts) > 10
-    assert belief.survival(200) > 0.8
+    assert predicted.survival(200) > 0.8
 
 
 @our_learner
@@ -217,8 +217,8 @@ def test_an_outlived_request_is_not_nearly_done(create: Factory, attained_tokens
     for number in range(500):
         tokens = 1 + int(generator.integers(300))
         teach(learner, make_prompt(number % 3, number), Observation(tokens, censored=False))
-    belief = learner.predict_one(learner.features(make_prompt(0, 9_999)), "m").distribution
-    rest_tokens = belief.given(attained_tokens).mean_tokens - attained_tokens
+    predicted = learner.predict_one(learner.features(make_prompt(0, 9_999)), "m").distribution
+    rest_tokens = predicted.given(attained_tokens).mean_tokens - attained_tokens
     assert rest_tokens > 0.25 * attained_tokens
 
 
@@ -226,8 +226,8 @@ def test_the_published_predictor_thinks_an_outlived_request_done() -> None:
     """Why the tail matters: past its last sample the published belief is one more token."""
     learner = ALL["similarity"]()
     teach_constant(learner, 0, 300, 200)
-    belief = learner.predict_one(learner.features(make_prompt(0, 3)), "m").distribution
-    assert belief.given(2_000).mean_tokens == 2_001.0
+    predicted = learner.predict_one(learner.features(make_prompt(0, 3)), "m").distribution
+    assert predicted.given(2_000).mean_tokens == 2_001.0
 
 
 def _median_when_long_answers_run(create: Factory, *, keep_censored: bool) -> int:
@@ -320,8 +320,8 @@ def test_prompts_that_say_nothing_leave_the_global_belief() -> None:
         prompt = make_prompt(int(generator.integers(6)), number)
         observation = Observation(1 + int(200 * np.exp(0.8 * generator.normal())), censored=False)
         for name, learner in learners.items():
-            belief = learner.predict_one(learner.features(prompt), "m").distribution
-            position = int(np.searchsorted(belief.lengths, observation.output_tokens))
-            totals[name] += float(np.log(belief.mass[position])) if number >= 500 else 0.0
+            predicted = learner.predict_one(learner.features(prompt), "m").distribution
+            position = int(np.searchsorted(predicted.lengths, observation.output_tokens))
+            totals[name] += float(np.log(predicted.mass[position])) if number >= 500 else 0.0
             teach(learner, prompt, observation)
     assert totals["cluster"] > 1.01 * totals["global"]

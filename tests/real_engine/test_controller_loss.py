@@ -23,7 +23,7 @@ Site: TypeAlias = Any
 """`conftest.Site`, which a test module cannot import."""
 
 Ask: TypeAlias = Callable[..., dict[str, Any]]
-Life: TypeAlias = dict[str, Any]
+CompletedRequest: TypeAlias = dict[str, Any]
 
 PLACES = 8
 CLIENTS = 24
@@ -127,9 +127,9 @@ def _await_answers(site: Site, load: Load, count: int) -> None:
     site.wait_for(lambda: len(load.lengths) >= enough, f"{count} more answers")
 
 
-def _lives_of(site: Site, names: dict[str, int], answer_of: Callable[[str], str]) -> list[Life]:
+def _lives_of(site: Site, names: dict[str, int], answer_of: Callable[[str], str]) -> list[CompletedRequest]:
     """The lives behind the answers, once the history shows the end of each."""
-    found: list[Life] = []
+    found: list[CompletedRequest] = []
 
     def all_ended() -> bool:
         lives = site.query("SELECT * FROM requests")
@@ -140,7 +140,9 @@ def _lives_of(site: Site, names: dict[str, int], answer_of: Callable[[str], str]
     return found
 
 
-def _check_lives(site: Site, lives: list[Life], lengths: dict[str, int], answer_of: Callable[[str], str]) -> None:
+def _check_lives(
+    site: Site, lives: list[CompletedRequest], lengths: dict[str, int], answer_of: Callable[[str], str]
+) -> None:
     """Each request is there once, whole and with its length; each of its facts too, whoever was killed in between."""
     assert sorted(answer_of(life["request_id"]) for life in lives) == sorted(lengths)
     for life in lives:
@@ -152,7 +154,7 @@ def _check_lives(site: Site, lives: list[Life], lengths: dict[str, int], answer_
         assert sorted(name for name in names if name in lengths) == sorted(lengths), facts
 
 
-def _overtakings(lives: list[Life], since_s: float, until_s: float) -> int:
+def _overtakings(lives: list[CompletedRequest], since_s: float, until_s: float) -> int:
     """How many of those that started in a time did so right after one that had come later than they."""
     started = sorted(
         (life["scheduled_s"], life["arrival_s"]) for life in lives if since_s <= life["scheduled_s"] < until_s

@@ -14,8 +14,8 @@ import pytest
 from controller.core.core import Core, CoreConfig
 from controller.monitoring.live_state import Live
 from controller.policy.policies import policy_named
-from engine_adapter.virtual_time.engine import Work
-from engine_adapter.virtual_time.request_account import Account
+from engine_adapter.virtual_time.engine import TraceRequest
+from engine_adapter.virtual_time.request_progress import RequestProgress
 from engine_adapter.workloads.requests import work_stream
 from engine_adapter.workloads.synthetic import SyntheticOptions
 from online_learning.evaluation.global_learner import GlobalLearner
@@ -60,9 +60,9 @@ class BusyController:
         self.live.watch(self.core)
         self.served = 0
         self._works = work_stream(seed=5, rate_rps=RATE_RPS * self.engines, options=SyntheticOptions(tenants=3))
-        self._drawn: deque[Work] = deque()
+        self._drawn: deque[TraceRequest] = deque()
         self._batches = [0] * self.engines
-        self._open: list[deque[Account]] = [deque() for _ in range(self.engines)]
+        self._open: list[deque[RequestProgress]] = [deque() for _ in range(self.engines)]
         self._start_s = self.now_s
         for number in range(self.engines):
             self.core.take(b"%d" % number, _hello(number), self.now_s)
@@ -80,7 +80,7 @@ class BusyController:
         """One arrival, the end of the oldest request of its engine, now and then a snapshot, and a tick."""
         number, work = self.served % self.engines, self._drawn.popleft() if self._drawn else next(self._works)
         self.now_s = self._start_s + work.arrival_s
-        account = Account(replace(work, request_id=f"r{self.served}", arrival_s=self.now_s))
+        account = RequestProgress(replace(work, request_id=f"r{self.served}", arrival_s=self.now_s))
         self._open[number].append(account)
         self._tell(number, account.arrived())
         if len(self._open[number]) > self.unfinished:

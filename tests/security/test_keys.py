@@ -15,7 +15,7 @@ from msgspec import structs
 
 from controller.cli.main import run
 from engine_adapter import engine_key
-from engine_adapter.transport.authorized_engines import AuthorisedEngines, authorise, read_authorised, revoke
+from engine_adapter.transport.authorized_engines import AuthorizedEngines, authorize, read_authorized, revoke
 from engine_adapter.transport.keys import (
     EngineKey,
     create_controller_keys,
@@ -52,10 +52,10 @@ class Site:
         self.hub = ZmqHub("tcp://127.0.0.1:0", self.keys)
         self._closing: list[Callable[[], None]] = [self.hub.close]
 
-    def engine(self, engine_id: str, *, authorised: bool = True) -> EngineKey:
+    def engine(self, engine_id: str, *, authorized: bool = True) -> EngineKey:
         key = create_engine_key(engine_id, self.public)
-        if authorised:
-            authorise(self.keys, engine_id, key.pair.public)
+        if authorized:
+            authorize(self.keys, engine_id, key.pair.public)
         return key
 
     def link(self, key: EngineKey) -> ZmqLink:
@@ -105,7 +105,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
     site.close()
 
 
-def test_an_authorised_engine_is_heard_and_answered(site: Site) -> None:
+def test_an_authorized_engine_is_heard_and_answered(site: Site) -> None:
     """Both ways, encrypted, over a connection whose address begins with the engine's key."""
     key = site.engine("gpu-1")
     link = site.link(key)
@@ -144,17 +144,17 @@ def test_an_engine_that_trusts_another_controller_is_refused(site: Site, caplog:
     site.until(lambda: any("ends the handshake" in line for line in caplog.messages), link=link)
 
 
-def test_a_key_that_nobody_authorised_is_refused_until_somebody_does(
+def test_a_key_that_nobody_authorized_is_refused_until_somebody_does(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The log names the public key and the command; after the command the engine gets in by itself."""
-    key = site.engine("gpu-1", authorised=False)
+    key = site.engine("gpu-1", authorized=False)
     link = site.link(key)
     site.until(lambda: site.hub.refused["key"] >= 1, link=link)
-    [line] = [line for line in caplog.messages if "is not authorised" in line and "refused" in line]
+    [line] = [line for line in caplog.messages if "is not authorized" in line and "refused" in line]
     assert key.pair.public in line
-    assert "sagesched keys authorise" in line
-    authorise(site.keys, "gpu-1", key.pair.public)
+    assert "sagesched keys authorize" in line
+    authorize(site.keys, "gpu-1", key.pair.public)
     assert site.heard(link) is not None
 
 
@@ -167,7 +167,7 @@ def test_a_revoked_engine_is_neither_heard_nor_answered(site: Site, caplog: pyte
     revoke(site.keys, "gpu-1")
     site.until(lambda: site.hub.refused["key"] >= 1, link=link)
     assert site.hub.send(connection, Acknowledged(batch=1)) == "gone"
-    assert any("not authorised any more" in line for line in caplog.messages)
+    assert any("not authorized any more" in line for line in caplog.messages)
     before = site.hub.refused["key"]
     again = site.link(key)
     site.until(lambda: site.hub.refused["key"] > before, link=again)
@@ -187,10 +187,10 @@ def test_a_rank_that_has_a_key_of_its_own_is_no_longer_its_namesakes(tmp_path: P
     """Authorising ``gpu-dp1`` takes that name from the key of ``gpu``."""
     public = create_controller_keys(tmp_path / "keys").public
     first, second = create_engine_key("gpu", public), create_engine_key("gpu-dp1", public)
-    authorise(tmp_path / "keys", "gpu", first.pair.public)
-    engines = AuthorisedEngines(tmp_path / "keys")
+    authorize(tmp_path / "keys", "gpu", first.pair.public)
+    engines = AuthorizedEngines(tmp_path / "keys")
     assert engines.speaks_for(first.pair.public, "gpu-dp1")
-    authorise(tmp_path / "keys", "gpu-dp1", second.pair.public)
+    authorize(tmp_path / "keys", "gpu-dp1", second.pair.public)
     engines.refresh()
     assert not engines.speaks_for(first.pair.public, "gpu-dp1")
     assert engines.speaks_for(second.pair.public, "gpu-dp1")
@@ -198,18 +198,18 @@ def test_a_rank_that_has_a_key_of_its_own_is_no_longer_its_namesakes(tmp_path: P
         assert not engines.speaks_for(first.pair.public, name)
 
 
-def test_a_line_that_makes_no_sense_authorises_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_line_that_makes_no_sense_authorizes_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The other lines hold; the bad one is named by its number."""
     public = create_controller_keys(tmp_path / "keys").public
-    authorise(tmp_path / "keys", "good", public)
-    file = tmp_path / "keys" / "authorised_engines"
+    authorize(tmp_path / "keys", "good", public)
+    file = tmp_path / "keys" / "authorized_engines"
     file.write_text(file.read_text() + f"bad {public[:-1]}\nalone\n../up {public}\n\n# a comment\n")
-    assert read_authorised(tmp_path / "keys") == {"good": public}
+    assert read_authorized(tmp_path / "keys") == {"good": public}
     assert [line.split(" line ")[1].split(" ")[0] for line in caplog.messages] == ["3", "4", "5"]
 
 
 def test_the_ceremony_with_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Make, list, authorise, revoke: files 0600 in folders 0700, and no secret on the screen or in a representation."""
+    """Make, list, authorize, revoke: files 0600 in folders 0700, and no secret on the screen or in a representation."""
     keys, there = tmp_path / "c" / "keys", tmp_path / "engine" / "gpu-2.key"
     folder = ["--keys", str(keys)]
     assert run(["keys", "controller", *folder]) == 0
@@ -217,20 +217,20 @@ def test_the_ceremony_with_the_commands(tmp_path: Path, capsys: pytest.CaptureFi
     public = load_controller_keys(keys).public
     assert engine_key.main(["gpu-2", "--controller", public, "--output", str(there)]) == 0
     command = capsys.readouterr().out.strip().splitlines()[-1]
-    assert command.startswith("sagesched keys authorise gpu-2 '")
-    assert run(["keys", "authorise", "gpu-2", command.split("'")[1], *folder]) == 0
+    assert command.startswith("sagesched keys authorize gpu-2 '")
+    assert run(["keys", "authorize", "gpu-2", command.split("'")[1], *folder]) == 0
     assert run(["keys", "list", *folder]) == 0
     shown = capsys.readouterr().out
     assert f"controller {public}" in shown
     assert "engine gpu-1 " in shown
     assert "engine gpu-2 " in shown
-    assert set(read_authorised(keys)) == {"gpu-1", "gpu-2"}
+    assert set(read_authorized(keys)) == {"gpu-1", "gpu-2"}
     for path in (*keys.rglob("*"), keys, there, there.parent):
         assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
     one = load_engine_key(keys / "engines" / "gpu-1.key")
     assert run(["keys", "revoke", "gpu-1", *folder]) == 0
     assert not (keys / "engines" / "gpu-1.key").exists()
-    assert set(read_authorised(keys)) == {"gpu-2"}
+    assert set(read_authorized(keys)) == {"gpu-2"}
     everything = "".join(capsys.readouterr()) + shown + repr(one) + repr(load_controller_keys(keys))
     for secret in (one.pair.secret, load_engine_key(there).pair.secret, load_controller_keys(keys).secret):
         assert secret not in everything
@@ -241,12 +241,12 @@ def test_replacing_a_key_revokes_the_old_one(tmp_path: Path) -> None:
     folder = ["--keys", str(tmp_path / "keys")]
     assert run(["keys", "controller", *folder]) == 0
     assert run(["keys", "engine", "gpu-1", *folder]) == 0
-    before = read_authorised(tmp_path / "keys")["gpu-1"]
+    before = read_authorized(tmp_path / "keys")["gpu-1"]
     assert run(["keys", "controller", *folder]) == 2
     assert run(["keys", "engine", "gpu-1", *folder]) == 2
-    assert read_authorised(tmp_path / "keys") == {"gpu-1": before}
+    assert read_authorized(tmp_path / "keys") == {"gpu-1": before}
     assert run(["keys", "engine", "gpu-1", "--replace", *folder]) == 0
-    now = read_authorised(tmp_path / "keys")["gpu-1"]
+    now = read_authorized(tmp_path / "keys")["gpu-1"]
     assert now != before
     assert load_engine_key(tmp_path / "keys" / "engines" / "gpu-1.key").pair.public == now
 
@@ -256,8 +256,8 @@ def test_replacing_a_key_revokes_the_old_one(tmp_path: Path) -> None:
     [
         (["keys", "engine", "gpu-1"], "make one with 'sagesched keys controller"),
         (["keys", "list"], "make one with 'sagesched keys controller"),
-        (["keys", "authorise", "../gpu", "x" * 40], "cannot have a key"),
-        (["keys", "authorise", "gpu-1", "short"], "is none"),
+        (["keys", "authorize", "../gpu", "x" * 40], "cannot have a key"),
+        (["keys", "authorize", "gpu-1", "short"], "is none"),
         (["keys", "revoke", "gpu-1"], "nothing to revoke"),
         (["keys", "nonsense"], "nonsense"),
     ],
@@ -300,7 +300,7 @@ def test_refusals_are_metrics(site: Site) -> None:
 
     metrics = Metrics(Live())
     metrics.watch_hub(site.hub)
-    link = site.link(site.engine("gpu-1", authorised=False))
+    link = site.link(site.engine("gpu-1", authorized=False))
     site.until(lambda: site.hub.refused["key"] >= 1, link=link)
     page = metrics.page().decode()
     assert f'sagesched_refused_engines_total{{reason="key"}} {float(site.hub.refused["key"])}' in page

@@ -63,7 +63,7 @@ def drift_study(  # noqa: PLR0913 - all by name
     change_at = sum(before for before, *_ in served)
     scores: dict[str, list[Score]] = {MAIN_LEARNER: [], "global": []}
 
-    def watch(name: str, _number: int, _belief: LengthDistribution, _came: Observation, score: Score) -> None:
+    def watch(name: str, _number: int, _predicted: LengthDistribution, _came: Observation, score: Score) -> None:
         scores[name].append(score)
 
     learners: dict[str, LengthLearner] = {MAIN_LEARNER: MixtureLearner(), "global": GlobalLearner()}

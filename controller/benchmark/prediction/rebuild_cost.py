@@ -16,7 +16,7 @@ from controller.core.core import Core, CoreConfig
 from controller.policy.policies import policy_named
 from controller.service.warm_start import rebuild
 from engine_adapter.virtual_time.profiles import profile_named
-from engine_adapter.workloads.requests import bench_works, to_works
+from engine_adapter.workloads.requests import bench_trace, to_works
 from online_learning.evaluation.memory import held_bytes
 from online_learning.length_learner import Prompt
 from online_learning.mixture.mixture import MixtureLearner
@@ -95,7 +95,7 @@ def _serve(  # noqa: PLR0913 - what is served, and where
     learner: MixtureLearner, workload: str, store: Path, *, answers: int, seed: int, progress: Callable[[int], None]
 ) -> None:
     core = _core(learner)
-    sample = bench_works(workload, requests=min(answers, _SAMPLE), warmup=0, seed=seed, max_tokens=MAX_TOKENS)
+    sample = bench_trace(workload, requests=min(answers, _SAMPLE), warmup=0, seed=seed, max_tokens=MAX_TOKENS)
     rows = tuple(islice(cycle(sample.measured_rows), answers))
     works = to_works(rows, [float(number) for number in range(answers)], seed=seed, max_tokens=MAX_TOKENS)
     profile = profile_named(_PROFILE)

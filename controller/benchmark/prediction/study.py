@@ -10,7 +10,7 @@ import numpy as np
 from rich.table import Table
 from scipy.stats import kendalltau
 
-from engine_adapter.workloads.requests import BenchWorks, bench_works
+from engine_adapter.workloads.requests import BenchTrace, bench_trace
 from online_learning.calibration.scoring import Score
 from online_learning.distribution import FloatArray, LengthDistribution
 from online_learning.evaluation.ablation import without_each_expert, without_each_feature
@@ -92,7 +92,7 @@ def study_workload(  # noqa: PLR0913 - all by name
 
     With ``ablation`` our learner without each of its experts and blind to each feature, in place of the experts alone.
     """
-    works = bench_works(workload, requests=requests, warmup=0, seed=seed, max_tokens=MAX_TOKENS)
+    works = bench_trace(workload, requests=requests, warmup=0, seed=seed, max_tokens=MAX_TOKENS)
     compared: dict[str, LengthLearner] = {
         MAIN_LEARNER: MixtureLearner(),
         **(_ablated() if ablation else solo_learners()),
@@ -100,8 +100,8 @@ def study_workload(  # noqa: PLR0913 - all by name
     }
     rows: dict[str, list[tuple[float, ...]]] = {name: [] for name in compared}
 
-    def watch(name: str, _number: int, belief: LengthDistribution, observation: Observation, score: Score) -> None:
-        p10, p50, p90 = (belief.quantile(probability) for probability in (0.1, 0.5, 0.9))
+    def watch(name: str, _number: int, predicted: LengthDistribution, observation: Observation, score: Score) -> None:
+        p10, p50, p90 = (predicted.quantile(probability) for probability in (0.1, 0.5, 0.9))
         verdict = (score.pit, score.crps_tokens, score.log_score, score.within_50, score.within_90)
         rows[name].append((*verdict, p10, p50, p90, observation.output_tokens, observation.censored))
 
@@ -199,12 +199,12 @@ def _task_quality(study: Study, task: str) -> TaskQuality:
 
 def task_prompts(workload: str, *, requests: int, seed: int) -> list[tuple[str, Prompt, int]]:
     """Task, prompt as an engine would send it, and length of the answer, of the first requests of a workload."""
-    works = bench_works(workload, requests=requests, warmup=0, seed=seed, max_tokens=MAX_TOKENS)
+    works = bench_trace(workload, requests=requests, warmup=0, seed=seed, max_tokens=MAX_TOKENS)
     tasks = (row.task for row in works.measured_rows)
     return [(task, prompt, tokens) for task, (prompt, tokens) in zip(tasks, _prompts(works), strict=True)]
 
 
-def _prompts(works: BenchWorks) -> Iterator[tuple[Prompt, int]]:
+def _prompts(works: BenchTrace) -> Iterator[tuple[Prompt, int]]:
     for work, row in zip(works.measured, works.measured_rows, strict=True):
         prompt = Prompt(
             token_ids=np.asarray(head_and_tail(work.token_ids), dtype=np.uint32),

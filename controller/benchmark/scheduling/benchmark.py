@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 from controller.benchmark.scheduling.result import BenchResult, PolicyResult, SeedResult
 from controller.benchmark.scheduling.run import BenchEngine, PolicyRun, RunSpec
-from controller.benchmark.scheduling.worker_pool import Crew
+from controller.benchmark.scheduling.worker_pool import WorkerPool
 from controller.policy.ablations import ABLATION_NAMES
 from controller.policy.baselines import BENCH_POLICY_NAMES, is_ours, variants_of
 from controller.policy.policies import Objective, Schedule
@@ -114,10 +114,10 @@ def run_benches(
         if progress is not None:
             progress(served, total)
 
-    with Crew(processes=processes, most_runs=most_runs, timer=timer, served=tell) as crew:
-        capacities = crew.run(run for runs in capacity_runs for run in runs)
+    with WorkerPool(processes=processes, most_runs=most_runs, timer=timer, served=tell) as pool:
+        capacities = pool.run(run for runs in capacity_runs for run in runs)
         cells = [_Cell(spec, seed, capacities) for spec in specs for seed in spec.seeds]
-        done = crew.run(run for cell in sorted(cells, key=lambda cell: cell.seed) for run in cell.runs.values())
+        done = pool.run(run for cell in sorted(cells, key=lambda cell: cell.seed) for run in cell.runs.values())
     tell(total)
     by_seed = iter([cell.result(done) for cell in cells])
     return [

@@ -24,11 +24,11 @@ from controller.reports.latency_summary import PolicyFigures, capacity_rps, figu
 from engine_adapter.routing.ranking import Ledger, Sent, ranked
 from engine_adapter.serving.simulated_server import faster
 from engine_adapter.transport.link import NoLink
-from engine_adapter.virtual_time.engine import Step, Totals, Work, serve
+from engine_adapter.virtual_time.engine import Step, Totals, TraceRequest, serve
 from engine_adapter.virtual_time.profiles import Profile, profile_named
 from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
 from engine_adapter.workloads.arrivals import all_at_zero, arrival_plan
-from engine_adapter.workloads.requests import BenchWorks, bench_works, planned_arrivals, with_arrivals
+from engine_adapter.workloads.requests import BenchTrace, bench_trace, planned_arrivals, with_arrivals
 from online_learning.length_learner import Observation, Prompt
 from online_learning.mixture.mixture import MixtureLearner
 from store.errors import ConfigError
@@ -89,13 +89,13 @@ def run_routers(spec: RouterSpec, *, progress: Callable[[int], None] = lambda _s
     runs: list[RouterRun] = []
     for seed in spec.seeds:
         count = spec.requests * len(spec.speeds)
-        works = bench_works(spec.workload, requests=count, warmup=spec.warmup, seed=seed, kv_tokens=room)
+        works = bench_trace(spec.workload, requests=count, warmup=spec.warmup, seed=seed, kv_tokens=room)
         measured = _timed(works, spec, profile, seed)
         runs.extend(_run(spec, router, profile, works.warmup, measured, seed, progress) for router in spec.routers)
     return runs
 
 
-def _timed(works: BenchWorks, spec: RouterSpec, profile: Profile, seed: int) -> list[Work]:
+def _timed(works: BenchTrace, spec: RouterSpec, profile: Profile, seed: int) -> list[TraceRequest]:
     """The measured works at the load's rate."""
     sample = with_arrivals(works.measured[: spec.requests], all_at_zero(spec.requests))
     alone_rps = capacity_rps(serve(SimulatedEngine(profile, link=NoLink()), sample).lives)
@@ -108,8 +108,8 @@ def _run(  # noqa: PLR0913, PLR0917 - one run's parts
     spec: RouterSpec,
     name: str,
     profile: Profile,
-    warmup: Sequence[Work],
-    works: Sequence[Work],
+    warmup: Sequence[TraceRequest],
+    works: Sequence[TraceRequest],
     seed: int,
     progress: Callable[[int], None],
 ) -> RouterRun:
@@ -129,7 +129,7 @@ def _run(  # noqa: PLR0913, PLR0917 - one run's parts
 class Cluster:
     """Engines of one model and the controller that they share."""
 
-    def __init__(self, profiles: Sequence[Profile], warmup: Sequence[Work]) -> None:
+    def __init__(self, profiles: Sequence[Profile], warmup: Sequence[TraceRequest]) -> None:
         self.model = profiles[0].name
         learner = RememberedFeatures(MixtureLearner())
         config = CoreConfig(controller_id="c", mode="on", hash_key=b"k", lease_s=LEASE_S, acknowledge_at_once=True)
@@ -166,7 +166,7 @@ class Cluster:
 class Router(Protocol):
     """Chooses an engine for each request."""
 
-    def choose(self, work: Work) -> int:
+    def choose(self, work: TraceRequest) -> int:
         """The engine's number."""
         ...
 
@@ -176,7 +176,7 @@ class _RoundRobin:
         self._cluster = cluster
         self._next = 0
 
-    def choose(self, work: Work) -> int:  # noqa: ARG002 - it looks at nothing
+    def choose(self, work: TraceRequest) -> int:  # noqa: ARG002 - it looks at nothing
         self._next += 1
         return (self._next - 1) % len(self._cluster.engines)
 
@@ -189,7 +189,7 @@ class _Shortest:
         self._chance = chance
         self._tried = tried or len(cluster.engines)
 
-    def choose(self, work: Work) -> int:  # noqa: ARG002 - it looks at queues alone
+    def choose(self, work: TraceRequest) -> int:  # noqa: ARG002 - it looks at queues alone
         engines = self._cluster.engines
         tried = self._chance.sample(range(len(engines)), min(self._tried, len(engines)))
         return min(tried, key=lambda number: engines[number].unfinished)
@@ -203,15 +203,15 @@ class _Predicted:
         self._ledger = Ledger()
         self._next_picture_s = 0.0
 
-    def choose(self, work: Work) -> int:
+    def choose(self, work: TraceRequest) -> int:
         cluster, now_s = self._cluster, work.arrival_s
         if now_s >= self._next_picture_s:
             self._next_picture_s = now_s + PICTURE_S
             self._live.publish(cluster.core, store=WriterStats(), loop={}, now_s=now_s)
-        picture = self._live.picture
-        assert picture is not None, "it was published"
-        foreseen = cluster.core.foresee(cluster.model, _arrived(work))
-        forecast = self._outlooks.forecast(picture, foreseen, len(work.token_ids))
+        live_snapshot = self._live.live_snapshot
+        assert live_snapshot is not None, "it was published"
+        predicted_on = cluster.core.predict_on(cluster.model, _arrived(work))
+        forecast = self._outlooks.forecast(live_snapshot, predicted_on, len(work.token_ids))
         best = ranked(forecast.engines, self._ledger.unseen(forecast.time_s))[0]
         self._ledger.note(Sent(now_s, best.engine_id, best.cost_s, best.need_tokens))
         return int(best.engine_id.removeprefix("engine-"))
@@ -236,7 +236,7 @@ def _note(totals: Totals, steps: Iterator[Step]) -> int:
     return len(totals.lives) - before
 
 
-def _arrived(work: Work) -> Arrived:
+def _arrived(work: TraceRequest) -> Arrived:
     return Arrived(
         request_id="route",
         arrival_s=work.arrival_s,
@@ -248,7 +248,7 @@ def _arrived(work: Work) -> Arrived:
     )
 
 
-def _prompt(work: Work, model: str) -> Prompt:
+def _prompt(work: TraceRequest, model: str) -> Prompt:
     return Prompt(
         token_ids=np.frombuffer(packed_tokens(work.token_ids), dtype="<u4"),
         prompt_tokens=len(work.token_ids),

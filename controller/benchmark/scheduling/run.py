@@ -12,11 +12,11 @@ from controller.policy.baselines import BenchContext, bench_learner, bench_polic
 from controller.policy.policies import Schedule
 from controller.reports.latency_summary import PolicyFigures, figures
 from engine_adapter.transport.link import EngineLink, NoLink
-from engine_adapter.virtual_time.engine import Life, Step, VirtualEngine, Work, serve
+from engine_adapter.virtual_time.engine import CompletedRequest, Step, TraceRequest, VirtualEngine, serve
 from engine_adapter.virtual_time.profiles import Profile, profile_named
 from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
 from engine_adapter.workloads.arrivals import ArrivalPlan, all_at_zero
-from engine_adapter.workloads.requests import BenchWorks, bench_works, planned_arrivals, with_arrivals
+from engine_adapter.workloads.requests import BenchTrace, bench_trace, planned_arrivals, with_arrivals
 from store.errors import ConfigError
 
 BenchEngine: TypeAlias = Literal["simulated", "vllm"]
@@ -68,7 +68,7 @@ class PolicyRun:
     name: str
     """The policy, or the variant of it that ran."""
     figures: PolicyFigures
-    lives: tuple[Life, ...]
+    lives: tuple[CompletedRequest, ...]
     timeline: tuple[Moment, ...]
     left_out_share: float
     """Share of the workload's rows that no engine of this profile could ever serve."""
@@ -97,16 +97,16 @@ def run_policy(spec: RunSpec, timer: Callable[[], float], progress: Progress | N
 
 
 @lru_cache(maxsize=2)
-def _prepared(workload: str, requests: int, warmup: int, seed: int, kv_tokens: int) -> BenchWorks:
+def _prepared(workload: str, requests: int, warmup: int, seed: int, kv_tokens: int) -> BenchTrace:
     """The works of a workload at their own times; made once in a process for all policies."""
-    return bench_works(workload, requests=requests, warmup=warmup, seed=seed, kv_tokens=kv_tokens)
+    return bench_trace(workload, requests=requests, warmup=warmup, seed=seed, kv_tokens=kv_tokens)
 
 
 def _room_tokens(profile: Profile) -> int:
     return min(profile.kv_tokens, profile.max_model_len_tokens)
 
 
-def _timed(works: BenchWorks, spec: RunSpec) -> list[Work]:
+def _timed(works: BenchTrace, spec: RunSpec) -> list[TraceRequest]:
     """The measured works at the run's rate; the same works with or without one."""
     if spec.rate_rps is None:
         return with_arrivals(works.measured, all_at_zero(spec.requests))
@@ -114,7 +114,7 @@ def _timed(works: BenchWorks, spec: RunSpec) -> list[Work]:
     return with_arrivals(works.measured, arrivals_s)
 
 
-def _brain(spec: RunSpec, profile: Profile, warmup: Sequence[Work], measured: Sequence[Work]) -> Brain:
+def _brain(spec: RunSpec, profile: Profile, warmup: Sequence[TraceRequest], measured: Sequence[TraceRequest]) -> Brain:
     context = BenchContext(
         schedule=spec.schedule,
         lengths={work.request_id: _true_tokens(work, profile) for work in measured},
@@ -127,7 +127,7 @@ def _brain(spec: RunSpec, profile: Profile, warmup: Sequence[Work], measured: Se
     )
 
 
-def _true_tokens(work: Work, profile: Profile) -> int:
+def _true_tokens(work: TraceRequest, profile: Profile) -> int:
     """Tokens that the answer will really have."""
     room = profile.max_model_len_tokens - len(work.token_ids)
     return min(work.true_output_tokens, work.max_tokens, room)
@@ -169,7 +169,7 @@ class _Watched:
     def unfinished(self) -> int:
         return self._engine.unfinished
 
-    def submit(self, work: Work) -> None:
+    def submit(self, work: TraceRequest) -> None:
         self._engine.submit(work)
 
     def abort(self, request_id: str) -> None:

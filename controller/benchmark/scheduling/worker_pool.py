@@ -23,7 +23,7 @@ Served: TypeAlias = Callable[[int], None]
 LOOK_EVERY_S = 0.2
 
 
-class Crew:
+class WorkerPool:
     """Does runs; leaving the context by an error or Ctrl-C stops every process that it started.
 
     ``most_runs`` bounds the runs of its whole life; ``timer`` gives the seconds for ``wall_s``.

@@ -19,9 +19,9 @@ from controller.benchmark.synthetic_history import past_facts, past_hello
 from controller.config import load_config
 from controller.service.service import Service, service
 from engine_adapter.transport.zmq_sockets import ZmqLink
-from engine_adapter.virtual_time.engine import Work
+from engine_adapter.virtual_time.engine import TraceRequest
 from engine_adapter.virtual_time.profiles import PROFILES
-from engine_adapter.virtual_time.request_account import Account
+from engine_adapter.virtual_time.request_progress import RequestProgress
 from engine_adapter.workloads.requests import work_stream
 from store.errors import EngineError
 from store.records import Acknowledged, Arrived, ControllerMessage, Fact, Facts, IndexTable, Welcome
@@ -103,7 +103,7 @@ class _Engine:
         self._loop = running.loop
         self._clock = clock
         self._batches = count(1)
-        self._unfinished: deque[Work] = deque()
+        self._unfinished: deque[TraceRequest] = deque()
 
     def connect(self) -> None:
         """Say hello until the controller welcomes."""
@@ -122,12 +122,12 @@ class _Engine:
             while not any(_acknowledges(message, batch) for message in self.link.receive()):
                 self._turn(until_s)
 
-    def fill(self, works: Iterator[Work], level: int) -> None:
+    def fill(self, works: Iterator[TraceRequest], level: int) -> None:
         """Let so many requests be unfinished."""
         missing = max(0, level - len(self._unfinished))
         self.tell(self._arrival(work) for work in islice(works, missing))
 
-    def arrive(self, work: Work, timer: Callable[[], float]) -> float:
+    def arrive(self, work: TraceRequest, timer: Callable[[], float]) -> float:
         """Tell of an arrival; gives the seconds until its table is here."""
         arrival = self._arrival(work)
         until_s = self._clock() + PATIENCE_S
@@ -144,10 +144,10 @@ class _Engine:
         oldest = [self._unfinished.popleft() for _ in range(len(self._unfinished) - level)]
         self.tell(past_facts(work, PROFILE)[-1] for work in oldest)
 
-    def _arrival(self, work: Work) -> Arrived:
+    def _arrival(self, work: TraceRequest) -> Arrived:
         work = replace(work, arrival_s=self._clock())
         self._unfinished.append(work)
-        return Account(work).arrived()
+        return RequestProgress(work).arrived()
 
     def _send(self, facts: tuple[Fact, ...]) -> int:
         batch = next(self._batches)
@@ -161,7 +161,7 @@ class _Engine:
         self._loop.turn()
 
 
-def _is_about(message: ControllerMessage, work: Work) -> bool:
+def _is_about(message: ControllerMessage, work: TraceRequest) -> bool:
     return isinstance(message, IndexTable) and message.request_id == work.request_id
 
 

@@ -20,10 +20,10 @@ from controller.benchmark.system.live_server_run import LiveRun, LiveServing, St
 from controller.policy.policies import Objective
 from controller.reports.latency_summary import PolicyFigures
 from engine_adapter.serving.vllm_server import MODEL_NAME
-from engine_adapter.virtual_time.engine import Work
+from engine_adapter.virtual_time.engine import TraceRequest
 from engine_adapter.virtual_time.profiles import profile_named
 from engine_adapter.workloads.arrivals import arrival_plan
-from engine_adapter.workloads.requests import BenchWorks, bench_works, planned_arrivals, with_arrivals
+from engine_adapter.workloads.requests import BenchTrace, bench_trace, planned_arrivals, with_arrivals
 from store.errors import ConfigError
 
 TOLERANCE = 0.15
@@ -179,9 +179,9 @@ def _tell(progress: Progress, side: str, requests: int, done: int) -> None:
     progress(f"live, {side}", done, requests)
 
 
-def _works(spec: LiveSpec) -> BenchWorks:
+def _works(spec: LiveSpec) -> BenchTrace:
     profile = profile_named(spec.profile)
-    return bench_works(
+    return bench_trace(
         spec.workload,
         requests=spec.requests,
         warmup=spec.warmup,
@@ -190,7 +190,7 @@ def _works(spec: LiveSpec) -> BenchWorks:
     )
 
 
-def _timed(works: BenchWorks, spec: LiveSpec, rate_rps: float) -> list[Work]:
+def _timed(works: BenchTrace, spec: LiveSpec, rate_rps: float) -> list[TraceRequest]:
     arrivals_s = planned_arrivals(
         works.measured, arrival_plan(spec.bench().arrivals), rate_rps=rate_rps, seed=spec.seed
     )

@@ -17,7 +17,7 @@ from controller.policy.policies import Objective
 from engine_adapter.serving.processes import Child, Children, free_port
 from engine_adapter.serving.vllm_bench_client import write_trace
 from engine_adapter.serving.vllm_server import MODEL_NAME, VllmServer
-from engine_adapter.virtual_time.engine import Work
+from engine_adapter.virtual_time.engine import TraceRequest
 from engine_adapter.virtual_time.profiles import Profile
 from engine_adapter.workloads.token_ids import VOCABULARY_SIZE
 from store.errors import EngineError, SageError
@@ -34,7 +34,7 @@ STREAM_INTERVAL_TOKENS = 16
 class LiveServing:
     """What is served, and on what."""
 
-    works: tuple[Work, ...]
+    works: tuple[TraceRequest, ...]
     output_tokens: Mapping[str, int]
     """The length of each answer, by request id: whatever serves them, they end there."""
     profile: Profile

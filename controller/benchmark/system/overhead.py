@@ -23,7 +23,7 @@ from controller.benchmark.system.arrival_latency import PROFILE, ArrivalTimes, m
 from controller.core.core import Core, CoreConfig
 from controller.policy.policies import policy_named
 from engine_adapter.transport.zmq_sockets import ZmqHub, ZmqLink
-from engine_adapter.virtual_time.engine import Work
+from engine_adapter.virtual_time.engine import TraceRequest
 from engine_adapter.workloads.requests import DEFAULT_MAX_TOKENS, work_stream
 from online_learning.calibration.calibration import CalibrationSettings
 from online_learning.calibration.guard import GuardSettings
@@ -256,7 +256,7 @@ def _pair(
             brain.close()
 
 
-def _traffic(longest_tokens: int) -> Iterator[Work]:
+def _traffic(longest_tokens: int) -> Iterator[TraceRequest]:
     for work in work_stream(seed=1, rate_rps=1.0):
         yield replace(work, max_tokens=min(work.max_tokens, longest_tokens))
 

@@ -133,7 +133,7 @@ def test_the_token_is_in_no_log_line_and_in_no_answer(
             {"Host": "evil.example", "Authorization": f"Basic {TOKEN}"},
         )
         for method, path in (
-            *(("GET", path) for path in ("/api/state", "/api/condition", "/api/recent", "/metrics", "/docs", "/x")),
+            *(("GET", path) for path in ("/api/state", "/api/health", "/api/recent", "/metrics", "/docs", "/x")),
             ("POST", "/api/mode"),
             ("GET", "/api/queue?limit=x"),
         )
@@ -144,7 +144,7 @@ def test_the_token_is_in_no_log_line_and_in_no_answer(
     assert failed.status_code == 500
     assert failed.json()["remedy"] == "see the controller's log"
     assert "broken" not in failed.text
-    answers += [failed, running.client.get("/api/condition")]
+    answers += [failed, running.client.get("/api/health")]
     for answer in answers:
         assert TOKEN not in answer.text
         assert TOKEN not in str(answer.headers)

@@ -242,7 +242,7 @@ def test_an_engine_that_goes_is_recorded_and_forgotten() -> None:
     brain.tick(100.0)
     assert brain.sessions == []
     brain.take(b"x", Facts(batch=1, facts=(), oldest=1), 101.0)
-    assert brain.counts.strangers == 1
+    assert brain.counts.unknown_connections == 1
 
 
 def test_a_brain_that_is_behind_orders_every_request_and_learns_from_what_it_can() -> None:
@@ -267,7 +267,7 @@ def test_a_hurried_brain_puts_arrivals_off_and_comes_to_them_in_their_order() ->
     brain = core(backlog=10)
     brain.take(b"x", HELLO, 0.0)
     brain.take(b"x", Facts(batch=1, facts=(arrived("known"),), oldest=1), 0.1)
-    brain.arrivals.hurried = True
+    brain.arrivals.overloaded = True
     tables = brain.take(b"x", Facts(batch=2, facts=tuple(map(arrived, ("known", "a", "b", "c"))), oldest=2), 0.2)
     assert [table.request_id for _, table in tables if isinstance(table, IndexTable)] == ["known"]
     assert (brain.backlog, brain.counts.put_off, brain.counts.predictions) == (3, 3, 1)
@@ -287,15 +287,15 @@ def test_what_is_put_off_is_done_once_and_only_for_engines_that_are_there() -> N
     """An engine that comes back tells its arrivals again; one that stays away takes what waited with it."""
     brain = core(backlog=10)
     brain.take(b"x", HELLO, 0.0)
-    brain.arrivals.hurried = True
+    brain.arrivals.overloaded = True
     brain.take(b"x", Facts(batch=1, facts=(arrived("a"), arrived("b")), oldest=1), 0.1)
     brain.lost(b"x", 0.2)
     assert brain.work(0.3) == []
-    brain.arrivals.hurried = False
+    brain.arrivals.overloaded = False
     brain.take(b"y", HELLO, 0.4)
     brain.take(b"y", Facts(batch=2, facts=(arrived("a"), arrived("b")), oldest=2), 0.5)
     assert (brain.backlog, brain.counts.predictions, brain.counts.not_predicted) == (0, 2, 1)
-    brain.arrivals.hurried = True
+    brain.arrivals.overloaded = True
     brain.take(b"y", Facts(batch=3, facts=(arrived("c"), arrived("d")), oldest=3), 0.6)
     brain.lost(b"y", 0.7)
     brain.tick(100.0)
@@ -306,6 +306,6 @@ def test_a_hurried_brain_without_a_backlog_decides_at_once() -> None:
     """As in virtual time, where nothing is ever late."""
     brain = core()
     brain.take(b"x", HELLO, 0.0)
-    brain.arrivals.hurried = True
+    brain.arrivals.overloaded = True
     [(_, table)] = brain.take(b"x", Facts(batch=1, facts=(arrived("a"),), oldest=1), 0.1)
     assert isinstance(table, IndexTable)

@@ -67,7 +67,7 @@ class System:
         self.tell(_arrived(number))
         request = self.brain.sessions[0].requests[f"r{number}"]
         self.tell(_finished(number, output_tokens=0, reason="abort"))
-        return request.belief.survival(tokens)
+        return request.predicted.survival(tokens)
 
 
 def _length(number: int) -> int:
@@ -175,7 +175,7 @@ def test_requests_of_an_engine_that_is_gone_count_no_longer() -> None:
     system.brain.take(b"g", _hello("u"), 1_000.0)
     system.brain.take(b"g", Facts(batch=1, facts=(_arrived(777),), oldest=1), 1_000.0)
     [request] = [s.requests["r777"] for s in system.brain.sessions if s.connection == b"g"]
-    assert request.belief.survival(100) < 0.5 * counted
+    assert request.predicted.survival(100) < 0.5 * counted
 
 
 def test_the_published_predictor_stays_as_published() -> None:

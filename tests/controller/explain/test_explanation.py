@@ -20,7 +20,7 @@ from engine_adapter.ordering.ordering import Ordering
 from engine_adapter.virtual_time.simulated_scheduler import SimulatedRequest
 from store.errors import BadInputError
 from store.history.reader import open_history
-from store.reading.request_life import Choice, LifeFacts, Moment, Order, Rival, joined, read_life
+from store.reading.request_life import Baseline, Choice, Moment, Order, RequestTimeline, joined, read_life
 from store.records import IndexTable, Settings
 
 Start = Callable[..., Any]
@@ -58,7 +58,7 @@ def test_a_reason_is_named_only_where_the_record_bears_it(run: Any) -> None:
     reasons = set()
     for name in run.lives:
         facts = run.remembered(name)
-        priorities = {rival.request_id: rival.priority for rival in facts.rivals}
+        priorities = {rival.request_id: rival.priority for rival in facts.baselines}
         for other in explain(facts).overtakers:
             reasons.add(other.why)
             own_class = facts.priority or 0
@@ -70,14 +70,14 @@ def test_a_reason_is_named_only_where_the_record_bears_it(run: Any) -> None:
     assert {"class", "index"} <= reasons
 
 
-def _value(facts: LifeFacts, other: Overtaker) -> float:
+def _value(facts: RequestTimeline, other: Overtaker) -> float:
     order = order_at(facts, other.scheduled_s)
     assert order is not None
     assert other.index_s is not None
     return order_value(other.arrival_s, other.index_s, order.boost_per_s)
 
 
-def _own_value(facts: LifeFacts, other: Overtaker) -> float:
+def _own_value(facts: RequestTimeline, other: Overtaker) -> float:
     order = order_at(facts, other.scheduled_s)
     assert order is not None
     assert other.own_index_s is not None
@@ -126,9 +126,9 @@ def test_numbers_in_sentences_are_recorded_ones(run: Any) -> None:
     for name, life in list(run.lives.items())[::5]:
         facts = run.recorded(name)
         explanation = explain(facts)
-        assert facts.belief is not None
+        assert facts.predicted is not None
         assert f"prompt of {life.prompt_tokens:,} tokens" in text(explanation, "arrival")
-        assert f"at most {facts.belief.p50_tokens:,} in half" in text(explanation, "prediction")
+        assert f"at most {facts.predicted.p50_tokens:,} in half" in text(explanation, "prediction")
         assert f"with {life.output_tokens:,} output tokens" in text(explanation, "end")
         how = {"stop": "the model ended", "length": "reached the limit", "abort": "client went away"}[life.reason]
         assert how in text(explanation, "end")
@@ -155,7 +155,7 @@ def test_an_unknown_request_is_bad_input_with_a_remedy(run: Any, tmp_path: Path)
 
 
 @pytest.fixture
-def waiting() -> LifeFacts:
+def waiting() -> RequestTimeline:
     """A request in class 0 that waits behind others, known to a moment 10 s after its arrival."""
     moments = [
         Moment(
@@ -164,13 +164,13 @@ def waiting() -> LifeFacts:
         )
         for second in range(10)
     ]  # fmt: skip
-    return LifeFacts(
+    return RequestTimeline(
         request_id="w", engine_id="e", session_id="s", known_until_s=110.0, arrival_s=100.0, prompt_tokens=64,
         max_tokens=100, block_size_tokens=16, max_num_seqs=4, priority=0, moments=tuple(moments),
     )  # fmt: skip
 
 
-def _with(life: LifeFacts, **changes: Any) -> LifeFacts:
+def _with(life: RequestTimeline, **changes: Any) -> RequestTimeline:
     return replace(life, moments=tuple(replace(moment, **changes) for moment in life.moments))
 
 
@@ -185,7 +185,7 @@ def _with(life: LifeFacts, **changes: Any) -> LifeFacts:
     ],
 )
 def test_what_holds_the_queue_is_told_from_the_snapshots(
-    waiting: LifeFacts, changes: dict[str, Any], cause: str
+    waiting: RequestTimeline, changes: dict[str, Any], cause: str
 ) -> None:
     """Slots before memory before gate; the first in line's own prompt decides whether memory sufficed."""
     explanation = explain(_with(waiting, **changes))
@@ -195,8 +195,8 @@ def test_what_holds_the_queue_is_told_from_the_snapshots(
     assert "It has waited 10 s and was not given a place yet." in text(explanation, "wait")
 
 
-def _rival(**changes: Any) -> Rival:
-    rival = Rival(request_id="x", arrival_s=103.0, scheduled_s=105.0, prompt_tokens=9, priority=0, index_s=1.0)
+def _rival(**changes: Any) -> Baseline:
+    rival = Baseline(request_id="x", arrival_s=103.0, scheduled_s=105.0, prompt_tokens=9, priority=0, index_s=1.0)
     return replace(rival, **changes)
 
 
@@ -217,7 +217,7 @@ def _rival(**changes: Any) -> Rival:
     ],
 )
 def test_why_a_later_request_went_first(
-    waiting: LifeFacts, rival: Rival, own_index_s: float | None, changes: dict[str, Any], why: str
+    waiting: RequestTimeline, rival: Baseline, own_index_s: float | None, changes: dict[str, Any], why: str
 ) -> None:
     """Each reason from the facts that bear it, and "unexplained" where none does."""
     choice = Choice(
@@ -226,7 +226,7 @@ def test_why_a_later_request_went_first(
     )  # fmt: skip
     order = Order(time_s=1.0, reason="start", mode="on", boost_per_s=None, gate_horizon_tokens=None)
     choices = () if own_index_s is None else (choice,)
-    life = replace(_with(waiting, **changes), rivals=(rival,), choices=choices, orders=(order,))
+    life = replace(_with(waiting, **changes), baselines=(rival,), choices=choices, orders=(order,))
     explanation = explain(life)
     assert [overtaker.why for overtaker in explanation.overtakers] == [why]
     assert "Before it, one request that came later got a place. That was" in text(explanation, "queue")
@@ -236,7 +236,7 @@ def test_why_a_later_request_went_first(
         assert "fallen back to its own order (the controller was silent)" in text(explanation, "mode")
 
 
-def test_who_has_lost_patience_itself_is_not_passed_for_an_index_or_a_patience(waiting: LifeFacts) -> None:
+def test_who_has_lost_patience_itself_is_not_passed_for_an_index_or_a_patience(waiting: RequestTimeline) -> None:
     """Overdue itself, it stands first by its earlier arrival, so that neither explains who went before it."""
     choice = Choice(
         time_s=100.1, policy="sage", reason="arrival", cost_s=1.0, index_s=2.0, attained_tokens=(0,),
@@ -244,7 +244,7 @@ def test_who_has_lost_patience_itself_is_not_passed_for_an_index_or_a_patience(w
     )  # fmt: skip
     order = Order(time_s=1.0, reason="start", mode="on", boost_per_s=None, gate_horizon_tokens=None)
     for rival in (_rival(), _rival(patience_s=2.0)):
-        life = replace(waiting, rivals=(rival,), choices=(choice,), orders=(order,))
+        life = replace(waiting, baselines=(rival,), choices=(choice,), orders=(order,))
         assert [overtaker.why for overtaker in explain(life).overtakers] == ["unexplained"]
         impatient = replace(life, choices=(replace(choice, patience_s=5.1),))
         assert [overtaker.why for overtaker in explain(impatient).overtakers] != ["unexplained"]
@@ -282,7 +282,7 @@ def test_the_order_value_is_the_one_that_the_engine_sorts_by(
 
 def test_nothing_is_made_up_where_nothing_is_recorded() -> None:
     """Only an end is known: no mode, no cause, no prediction is claimed."""
-    life = LifeFacts(
+    life = RequestTimeline(
         request_id="b", engine_id="e", session_id="s", known_until_s=3.0, arrival_s=1.0, prompt_tokens=5, max_tokens=9,
         scheduled_s=2.0, finished_s=3.0, reason="error", output_tokens=0,
     )  # fmt: skip
@@ -307,7 +307,7 @@ def test_memory_of_requests_is_bounded(monkeypatch: pytest.MonkeyPatch, tmp_path
 def test_facts_survive_json(run: Any) -> None:
     """What the API sends is what the command line reads."""
     life = run.recorded("r3")
-    assert msgspec.json.decode(msgspec.json.encode(life), type=LifeFacts) == life
+    assert msgspec.json.decode(msgspec.json.encode(life), type=RequestTimeline) == life
     explanation = explain(life)
     assert msgspec.json.decode(msgspec.json.encode(explanation), type=Explanation) == explanation
 

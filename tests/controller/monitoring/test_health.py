@@ -10,7 +10,7 @@ def test_configuration_versions_and_warnings_are_told_without_secrets(start_cont
     """Over HTTP, in one answer."""
     running = start_controller()
     logging.getLogger("controller.elsewhere").warning("something %s", "odd")
-    view = running.client.get("/api/condition").json()
+    view = running.client.get("/api/health").json()
     settings = {row["key"]: row["value"] for row in view["configuration"]}
     assert Path(settings["store.path"]).is_dir()
     assert settings["http.token"] in {"None", "**********"}
@@ -22,7 +22,7 @@ def test_configuration_versions_and_warnings_are_told_without_secrets(start_cont
 def test_only_the_last_complaints_are_kept_and_nothing_after_the_end() -> None:
     """Newest first, with the error that was caught."""
     log = logging.getLogger("controller.test")
-    with kept_complaints() as complaints:
+    with kept_complaints() as recent_warnings:
         for number in range(COMPLAINTS_KEPT + 5):
             log.warning("number %d", number)
         try:
@@ -31,7 +31,7 @@ def test_only_the_last_complaints_are_kept_and_nothing_after_the_end() -> None:
             log.exception("it failed")
         log.info("not worth it")
     log.warning("too late")
-    kept = complaints.latest()
+    kept = recent_warnings.latest()
     assert len(kept) == COMPLAINTS_KEPT
     assert kept[0]["text"] == "it failed: ValueError: no good"
     assert kept[1]["text"] == f"number {COMPLAINTS_KEPT + 4}"

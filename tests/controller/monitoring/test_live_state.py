@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from controller.monitoring.live_state import EngineView, Picture, RequestView, queue_rows
+from controller.monitoring.live_state import EngineView, LiveSnapshot, RequestView, queue_rows
 from online_learning.distribution import LengthDistribution
 from store.history.writer import WriterStats
 from store.records import Arrived, Hello, IndexTable, RunningRequest, Settings, Snapshot
@@ -39,10 +39,10 @@ def _view(request_id: str, *, index_s: float = 1.0, priority: int = 0, attained_
         priority=priority,
     )
     table = IndexTable(request_id=request_id, attained_tokens=(0, 10), index_s=(index_s, 9.0), growth_tokens=(1.0, 1.0))
-    return RequestView(arrived=arrived, belief=BELIEF, table=table, cluster=3, attained_tokens=attained_tokens)
+    return RequestView(arrived=arrived, predicted=BELIEF, table=table, cluster=3, attained_tokens=attained_tokens)
 
 
-def _picture(views: list[RequestView], *, running: list[str], queue: list[str]) -> Picture:
+def _live_snapshot(views: list[RequestView], *, running: list[str], queue: list[str]) -> LiveSnapshot:
     snapshot = Snapshot(
         time_s=9.0,
         waiting=len(queue),
@@ -71,7 +71,7 @@ def _picture(views: list[RequestView], *, running: list[str], queue: list[str]) 
         requests=tuple(views),
     )
     settings = Settings(revision=1, mode="on", gate=None, boost_per_s=None, lease_s=1.0)
-    return Picture(
+    return LiveSnapshot(
         time_s=10.0,
         settings=settings,
         policy="sage",
@@ -100,21 +100,21 @@ def test_the_queue_shows_what_the_engine_reported_then_what_it_did_not(
     """
     unnamed = [_view("late", index_s=2.0), _view("early", index_s=1.0), _view("urgent", index_s=5.0, priority=-1)]
     views = [*unnamed, *(_view(f"q{n}") for n in range(5)), *(_view(name) for name in sorted(running))]
-    picture = _picture(views, running=sorted(running), queue=queue)
-    rows = queue_rows(picture, engine_id="e", limit=limit)
+    live_snapshot = _live_snapshot(views, running=sorted(running), queue=queue)
+    rows = queue_rows(live_snapshot, engine_id="e", limit=limit)
     waiting = [*queue, "urgent", "early", "late"][: limit - min(len(running), limit // 2)]
     served = sorted(running)[: limit - len(waiting)]
     assert [row["request_id"] for row in rows] == waiting + served
     assert [row["position"] for row in rows] == list(range(len(rows)))
     assert [row["state"] for row in rows] == ["waiting"] * len(waiting) + ["running"] * len(served)
     assert len(rows) == min(limit, 8 + len(running))
-    assert queue_rows(picture, engine_id="another", limit=limit) == []
+    assert queue_rows(live_snapshot, engine_id="another", limit=limit) == []
 
 
 def test_a_row_follows_the_attained_tokens() -> None:
     """Index and expected remainder are those at the attained tokens, not those at arrival."""
-    picture = _picture([_view("r", attained_tokens=20)], running=["r"], queue=[])
-    row = queue_rows(picture, engine_id=None, limit=1)[0]
+    live_snapshot = _live_snapshot([_view("r", attained_tokens=20)], running=["r"], queue=[])
+    row = queue_rows(live_snapshot, engine_id=None, limit=1)[0]
     assert row["index_s"] == 9.0
     assert row["expected_remaining_tokens"] == pytest.approx(80.0)
     assert (row["p50_tokens"], row["p90_tokens"], row["age_s"], row["cluster"]) == (10, 100, 5.0, 3)
@@ -125,5 +125,5 @@ def test_a_row_says_how_long_its_patience_lasts() -> None:
     """Counted from its arrival; below zero once it is over."""
     view = _view("r")
     patient = structs.replace(view, table=structs.replace(view.table, patience_s=2.0))
-    row = queue_rows(_picture([patient], running=[], queue=["r"]), engine_id=None, limit=1)[0]
+    row = queue_rows(_live_snapshot([patient], running=[], queue=["r"]), engine_id=None, limit=1)[0]
     assert row["patience_left_s"] == pytest.approx(2.0 - 5.0)

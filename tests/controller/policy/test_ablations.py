@@ -35,16 +35,16 @@ GRID = log_grid(2000)
 @given(weights=st.lists(st.floats(0.01, 1.0), min_size=GRID.size, max_size=GRID.size))
 def test_the_mean_of_what_is_left_is_that_of_brute_force(weights: list[float]) -> None:
     """With the Gittins index in its place growth and everything else of the table stay."""
-    belief = LengthDistribution(GRID, np.array(weights) / sum(weights))
-    found = WHOLE.assess(REQUEST, belief, ENGINE).table
+    predicted = LengthDistribution(GRID, np.array(weights) / sum(weights))
+    found = WHOLE.assess(REQUEST, predicted, ENGINE).table
     price_s = hybrid_cost(ENGINE).total_s(300, GRID)
     for age, index_s in zip(found.attained_tokens, found.index_s, strict=True):
         beyond = age < GRID
         paid_s = float(hybrid_cost(ENGINE).total_s(300, np.array([age]))[0])
-        if belief.mass[beyond].sum() > 1e-6:
-            left_s = float((price_s[beyond] - paid_s) @ belief.mass[beyond] / belief.mass[beyond].sum())
+        if predicted.mass[beyond].sum() > 1e-6:
+            left_s = float((price_s[beyond] - paid_s) @ predicted.mass[beyond] / predicted.mass[beyond].sum())
             assert index_s == pytest.approx(left_s, rel=1e-5, abs=1e-9)
-    gittins = without(WHOLE, "sage-with-gittins").assess(REQUEST, belief, ENGINE).table
+    gittins = without(WHOLE, "sage-with-gittins").assess(REQUEST, predicted, ENGINE).table
     held = dict(zip(found.attained_tokens, found.index_s, strict=True))
     for age, index_s in zip(gittins.attained_tokens, gittins.index_s, strict=True):
         assert index_s <= held.get(age, np.inf) * (1 + 1e-9), (
@@ -54,9 +54,9 @@ def test_the_mean_of_what_is_left_is_that_of_brute_force(weights: list[float]) -
 
 def test_without_the_index_arrival_decides() -> None:
     """All have the same index, and the growth that they had."""
-    belief = LengthDistribution(GRID, np.full(GRID.size, 1.0 / GRID.size))
+    predicted = LengthDistribution(GRID, np.full(GRID.size, 1.0 / GRID.size))
     whole, found = (
-        policy.assess(REQUEST, belief, ENGINE).table for policy in (WHOLE, without(WHOLE, "sage-without-index"))
+        policy.assess(REQUEST, predicted, ENGINE).table for policy in (WHOLE, without(WHOLE, "sage-without-index"))
     )
     assert (found.attained_tokens, found.growth_tokens) == (whole.attained_tokens, whole.growth_tokens)
     assert set(found.index_s) == {1.0}

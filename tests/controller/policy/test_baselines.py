@@ -12,7 +12,7 @@ from controller.policy.baselines import BENCH_POLICY_NAMES, PAPER_VARIANTS, Benc
 from controller.policy.policies import Schedule, policy_named
 from controller.policy.policy import EngineFacts, Policy, RequestFacts
 from engine_adapter.transport.link import DirectLink
-from engine_adapter.virtual_time.engine import Life, Work, serve
+from engine_adapter.virtual_time.engine import CompletedRequest, TraceRequest, serve
 from engine_adapter.virtual_time.profiles import Profile
 from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
 from online_learning.distribution import LengthDistribution, log_grid
@@ -49,13 +49,13 @@ def at(table: IndexTable, attained_tokens: int, values: tuple[float, ...] | None
 
 
 @pytest.mark.parametrize("name", [variant for name in BENCH_POLICY_NAMES for variant in variants_of(name)])
-@given(belief=beliefs())
-def test_every_policy_of_the_benchmark_gives_a_table(name: str, belief: LengthDistribution) -> None:
+@given(predicted=beliefs())
+def test_every_policy_of_the_benchmark_gives_a_table(name: str, predicted: LengthDistribution) -> None:
     """Under its own name, for a request and for the prior, starting at 0 and rising, with a number at each step."""
     policy = bench_policy(name, CONTEXT)
     assert policy.name == ("sage" if name.startswith("sage-") else name)
     for request in (REQUEST, RequestFacts(request_id=None, prompt_tokens=256, max_tokens=8192)):
-        assessment = policy.assess(request, belief.cut(request.max_tokens), ENGINE)
+        assessment = policy.assess(request, predicted.cut(request.max_tokens), ENGINE)
         table = assessment.table
         assert table.request_id == request.request_id
         assert table.attained_tokens[0] == 0
@@ -77,13 +77,13 @@ def test_what_goes_with_the_orders_is_as_their_sources_have_it() -> None:
     assert all(policy.gate is None and policy.boost_per_s is None for policy in policies.values())
 
 
-@given(belief=beliefs(), prompt_tokens=st.integers(1, 8000))
+@given(predicted=beliefs(), prompt_tokens=st.integers(1, 8000))
 def test_fastserve_joins_by_the_prompt_and_falls_with_doubling_quanta(
-    belief: LengthDistribution, prompt_tokens: int
+    predicted: LengthDistribution, prompt_tokens: int
 ) -> None:
     """The first level covers the first iteration and the one above does not; each level's service is its quantum."""
     request = RequestFacts(request_id="r", prompt_tokens=prompt_tokens, max_tokens=8192)
-    table = baselines.skip_join_levels(request, belief, ENGINE)
+    table = baselines.skip_join_levels(request, predicted, ENGINE)
     first_s = ENGINE.base_s + ENGINE.prefill_token_s * prompt_tokens
     joined = int(table.index_s[0])
     assert ENGINE.base_s * 2**joined >= first_s
@@ -95,56 +95,64 @@ def test_fastserve_joins_by_the_prompt_and_falls_with_doubling_quanta(
         assert served_s <= quanta_s + 1e-6 < served_s + ENGINE.base_s + 2e-6
 
 
-@given(belief=beliefs())
-def test_fastserve_needs_no_prediction(belief: LengthDistribution) -> None:
+@given(predicted=beliefs())
+def test_fastserve_needs_no_prediction(predicted: LengthDistribution) -> None:
     """Whatever is believed, the table is the same."""
-    assert baselines.skip_join_levels(REQUEST, belief, ENGINE) == baselines.skip_join_levels(REQUEST, point(5), ENGINE)
+    assert baselines.skip_join_levels(REQUEST, predicted, ENGINE) == baselines.skip_join_levels(
+        REQUEST, point(5), ENGINE
+    )
 
 
-@given(belief=beliefs())
-def test_ssjf_and_ltr_rank_by_mean_and_median_whatever_the_age(belief: LengthDistribution) -> None:
+@given(predicted=beliefs())
+def test_ssjf_and_ltr_rank_by_mean_and_median_whatever_the_age(predicted: LengthDistribution) -> None:
     """Both fix what they believe at arrival; under SSJF nobody passes what has started."""
-    mean, median = (order(REQUEST, belief, ENGINE) for order in (baselines.shortest_mean_first, baselines.median_rank))
-    assert at(mean, 0) == belief.mean_tokens
+    mean, median = (
+        order(REQUEST, predicted, ENGINE) for order in (baselines.shortest_mean_first, baselines.median_rank)
+    )
+    assert at(mean, 0) == predicted.mean_tokens
     assert {at(mean, age) for age in (1, 10, 1999)} == {0.0}
-    assert {at(median, age) for age in (0, 1, 1999)} == {float(belief.quantile(0.5))}
+    assert {at(median, age) for age in (0, 1, 1999)} == {float(predicted.quantile(0.5))}
 
 
-@given(belief=beliefs(), age=st.integers(0, 2000))
-def test_trail_is_the_mean_of_what_is_left_until_four_fifths(belief: LengthDistribution, age: int) -> None:
+@given(predicted=beliefs(), age=st.integers(0, 2000))
+def test_trail_is_the_mean_of_what_is_left_until_four_fifths(predicted: LengthDistribution, age: int) -> None:
     """Against brute force over the belief; past 0.8 of the first prediction nobody passes it."""
-    table = baselines.expected_remaining(REQUEST, belief, ENGINE)
-    if age >= 0.8 * belief.mean_tokens and age > 0:
+    table = baselines.expected_remaining(REQUEST, predicted, ENGINE)
+    if age >= 0.8 * predicted.mean_tokens and age > 0:
         assert at(table, age) == 0.0
         return
     since = max(step for step in table.attained_tokens if step <= age)
-    left = [(length - since) * mass for length, mass in zip(belief.lengths, belief.mass, strict=True) if length > since]
-    alive = sum(mass for length, mass in zip(belief.lengths, belief.mass, strict=True) if length > since)
+    left = [
+        (length - since) * mass
+        for length, mass in zip(predicted.lengths, predicted.mass, strict=True)
+        if length > since
+    ]
+    alive = sum(mass for length, mass in zip(predicted.lengths, predicted.mass, strict=True) if length > since)
     assert at(table, age) == pytest.approx(sum(left) / alive, rel=1e-6, abs=1e-6)
 
 
-@given(belief=beliefs())
-def test_the_paper_s_index_moves_at_its_bucket_borders_only(belief: LengthDistribution) -> None:
+@given(predicted=beliefs())
+def test_the_paper_s_index_moves_at_its_bucket_borders_only(predicted: LengthDistribution) -> None:
     """At multiples of 200 tokens, or of a tenth of the longest length believed in."""
-    assert all(step % 200 == 0 for step in baselines.paper_200_tokens(REQUEST, belief, ENGINE).attained_tokens)
-    steps = baselines.paper_10_buckets(REQUEST, belief, ENGINE).attained_tokens
+    assert all(step % 200 == 0 for step in baselines.paper_200_tokens(REQUEST, predicted, ENGINE).attained_tokens)
+    steps = baselines.paper_10_buckets(REQUEST, predicted, ENGINE).attained_tokens
     assert all(step % 200 == 0 for step in steps), "the belief reaches to 2000"
     tenth = baselines.paper_10_buckets(REQUEST, point(90), ENGINE).attained_tokens
     assert all(step % 9 == 0 for step in tenth)
     assert len(tenth) >= 10
 
 
-@given(belief=beliefs(), age=st.integers(0, 1999))
-def test_a_gated_order_is_the_other_s_with_our_growth(belief: LengthDistribution, age: int) -> None:
+@given(predicted=beliefs(), age=st.integers(0, 1999))
+def test_a_gated_order_is_the_other_s_with_our_growth(predicted: LengthDistribution, age: int) -> None:
     """The index is the oracle's at every age, the growth ours, and the gate the one in force."""
     gated = bench_policy("srpt-oracle-gated", CONTEXT)
     oracle = policy_named("srpt-oracle", lengths=CONTEXT.lengths)
     ours = policy_named("sage", schedule=CONTEXT.schedule)
-    table, theirs, grows = (policy.assess(REQUEST, belief, ENGINE).table for policy in (gated, oracle, ours))
+    table, theirs, grows = (policy.assess(REQUEST, predicted, ENGINE).table for policy in (gated, oracle, ours))
     assert gated.gate == CONTEXT.schedule.gate
     assert at(table, age) == at(theirs, age)
     assert at(table, age, table.growth_tokens) == pytest.approx(at(grows, age, grows.growth_tokens), rel=0.03)
-    flat = bench_policy("fcfs-gated", CONTEXT).assess(REQUEST, belief, ENGINE).table
+    flat = bench_policy("fcfs-gated", CONTEXT).assess(REQUEST, predicted, ENGINE).table
     assert set(flat.index_s) == {0.0}
 
 
@@ -154,7 +162,7 @@ def test_a_gated_order_without_a_gate_is_refused() -> None:
         bench_policy("fcfs-gated", BenchContext(schedule=Schedule(gate=None), lengths={}))
 
 
-def ended(policy: Policy, lengths: dict[str, tuple[float, int]]) -> list[Life]:
+def ended(policy: Policy, lengths: dict[str, tuple[float, int]]) -> list[CompletedRequest]:
     """Serve requests of known lengths, given as arrival and length, on an engine with one slot."""
 
     def answer(message: EngineMessage) -> list[ControllerMessage]:
@@ -179,7 +187,9 @@ def ended(policy: Policy, lengths: dict[str, tuple[float, int]]) -> list[Life]:
         return []
 
     works = [
-        Work(request_id=name, arrival_s=arrival_s, token_ids=(1,) * 64, max_tokens=2000, true_output_tokens=tokens)
+        TraceRequest(
+            request_id=name, arrival_s=arrival_s, token_ids=(1,) * 64, max_tokens=2000, true_output_tokens=tokens
+        )
         for name, (arrival_s, tokens) in lengths.items()
     ]
     return serve(SimulatedEngine(ONE_SLOT, link=DirectLink(answer)), works).lives

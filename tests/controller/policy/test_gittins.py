@@ -39,9 +39,9 @@ def beliefs(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 
 
 @given(beliefs())
-def test_the_index_is_its_definition_at_every_age(belief: tuple[np.ndarray, np.ndarray]) -> None:
+def test_the_index_is_its_definition_at_every_age(predicted: tuple[np.ndarray, np.ndarray]) -> None:
     """Brute force over every Δ at every age gives the same numbers."""
-    cost, mass = belief
+    cost, mass = predicted
     expected = [brute_force(cost, mass, age) for age in cost]
     assert gittins_index(cost, mass) == pytest.approx(expected, rel=1e-9)
 
@@ -76,18 +76,18 @@ def test_a_decreasing_hazard_gives_a_rising_index(shape: float, scale: float) ->
 
 
 @given(beliefs(), st.floats(1e-6, 1e6))
-def test_the_index_scales_with_the_cost(belief: tuple[np.ndarray, np.ndarray], factor: float) -> None:
+def test_the_index_scales_with_the_cost(predicted: tuple[np.ndarray, np.ndarray], factor: float) -> None:
     """Another unit of cost gives the same order."""
-    cost, mass = belief
+    cost, mass = predicted
     assert gittins_index(cost * factor, mass) == pytest.approx(gittins_index(cost, mass) * factor, rel=1e-6)
 
 
 @given(beliefs(), st.floats(0.0, 2.0))
 def test_a_cost_that_grows_everywhere_never_lowers_the_index(
-    belief: tuple[np.ndarray, np.ndarray], stretch: float
+    predicted: tuple[np.ndarray, np.ndarray], stretch: float
 ) -> None:
     """Each further piece of the answer costs more: no age gets a better index for it."""
-    cost, mass = belief
+    cost, mass = predicted
     dearer = cost + stretch * cost**1.5
     assert (gittins_index(dearer, mass)[:-1] >= gittins_index(cost, mass)[:-1] * (1.0 - 1e-9)).all()
 

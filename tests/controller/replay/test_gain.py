@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from controller.core.step_model import StepModel, StepSample, fit_step_model
 from controller.policy.policies import policy_named
 from controller.replay.gain import FEWEST_REQUESTS, Gain, estimate_gain
-from controller.replay.recorded_run import EngineSizes, PastRequest, PastRun, belief_from_quantiles
+from controller.replay.recorded_run import EngineSizes, RecordedRequest, RecordedRun, belief_from_quantiles
 from store.records import Mode
 
 SIZES = EngineSizes(kv_blocks=400, block_size_tokens=16, max_num_seqs=64, token_budget=2048, max_model_len_tokens=4096)
@@ -32,17 +32,17 @@ def samples(count: int, seed: int = 0) -> list[StepSample]:
     return made
 
 
-def requests(count: int, rate_rps: float, belief: Callable[[int], int], seed: int = 1) -> list[PastRequest]:
+def requests(count: int, rate_rps: float, predicted: Callable[[int], int], seed: int = 1) -> list[RecordedRequest]:
     """Answers that are short or long, with predictions of which ``belief`` gives the median."""
     generator = np.random.default_rng(seed)
     arrivals_s = np.cumsum(generator.exponential(1.0 / rate_rps, count))
     made = []
     for number, arrival_s in enumerate(arrivals_s.tolist()):
         output_tokens = int(generator.choice([20, 600]))
-        median = belief(output_tokens)
+        median = predicted(output_tokens)
         quantiles = tuple((q, max(1, round(median * factor))) for q, factor in ((0.1, 0.8), (0.5, 1.0), (0.9, 1.2)))
         made.append(
-            PastRequest(
+            RecordedRequest(
                 request_id=str(number),
                 arrival_s=1e9 + arrival_s,
                 finished_s=1e9 + arrival_s + 7.0,
@@ -55,13 +55,13 @@ def requests(count: int, rate_rps: float, belief: Callable[[int], int], seed: in
     return made
 
 
-def gain(finished: list[PastRequest], policy: str = "sage") -> Gain | None:
+def gain(finished: list[RecordedRequest], policy: str = "sage") -> Gain | None:
     """The comparison on a small engine."""
     return estimate_gain(past_run(finished), policy_named(policy))
 
 
-def past_run(requests: list[PastRequest], mode: Mode = "on") -> PastRun:
-    return PastRun(
+def past_run(requests: list[RecordedRequest], mode: Mode = "on") -> RecordedRun:
+    return RecordedRun(
         engine_id="e",
         session_id="s",
         model="m",
@@ -114,15 +114,15 @@ def test_a_belief_from_quantiles_keeps_them(tokens: list[int], max_tokens: int) 
     """Each recorded quantile comes back within one bin of the grid, cut at max_tokens."""
     probabilities = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
     quantiles = list(zip(probabilities, sorted(tokens), strict=True))
-    belief = belief_from_quantiles(quantiles, max_tokens)
+    predicted = belief_from_quantiles(quantiles, max_tokens)
     for probability, expected in quantiles:
-        assert belief.quantile(probability - 1e-6) <= min(max_tokens, expected * 1.13 + 1)
-        assert belief.quantile(probability + 1e-6) >= min(max_tokens, expected / 1.13 - 1)
+        assert predicted.quantile(probability - 1e-6) <= min(max_tokens, expected * 1.13 + 1)
+        assert predicted.quantile(probability + 1e-6) >= min(max_tokens, expected / 1.13 - 1)
 
 
 def test_under_overload_good_predictions_show_a_gain() -> None:
     """Replaying short and long answers with true predictions, our order has a lower mean TTLT than FCFS."""
-    result = gain(requests(300, rate_rps=12.0, belief=lambda output_tokens: output_tokens))
+    result = gain(requests(300, rate_rps=12.0, predicted=lambda output_tokens: output_tokens))
     assert result is not None
     assert result.ours.mean_ttlt_s < 0.8 * result.fcfs.mean_ttlt_s
     assert result.actual.mean_ttlt_s == pytest.approx(7.0)
@@ -131,8 +131,8 @@ def test_under_overload_good_predictions_show_a_gain() -> None:
 
 def test_the_gain_is_not_made_by_hindsight() -> None:
     """Predictions that are upside down make our order no better than with true ones, and cost what they should."""
-    true = gain(requests(300, rate_rps=12.0, belief=lambda output_tokens: output_tokens))
-    false = gain(requests(300, rate_rps=12.0, belief=lambda output_tokens: 620 - output_tokens))
+    true = gain(requests(300, rate_rps=12.0, predicted=lambda output_tokens: output_tokens))
+    false = gain(requests(300, rate_rps=12.0, predicted=lambda output_tokens: 620 - output_tokens))
     assert true is not None
     assert false is not None
     assert false.fcfs == true.fcfs
@@ -141,14 +141,14 @@ def test_the_gain_is_not_made_by_hindsight() -> None:
 
 def test_without_a_queue_nothing_is_gained_or_lost() -> None:
     """At low load both orders serve everybody at once."""
-    result = gain(requests(100, rate_rps=0.2, belief=lambda output_tokens: output_tokens))
+    result = gain(requests(100, rate_rps=0.2, predicted=lambda output_tokens: output_tokens))
     assert result is not None
     assert result.ours.mean_ttlt_s == pytest.approx(result.fcfs.mean_ttlt_s, rel=0.01)
 
 
 def test_the_method_says_what_the_figures_are() -> None:
     """Whoever reads the comparison is told that it is a replay, of how many requests, under which policy."""
-    result = gain(requests(40, rate_rps=2.0, belief=lambda output_tokens: output_tokens), "sagesched-paper")
+    result = gain(requests(40, rate_rps=2.0, predicted=lambda output_tokens: output_tokens), "sagesched-paper")
     assert result is not None
     assert "Replay, not measurement: 40 finished requests" in result.method
     assert "sagesched-paper" in result.method
@@ -157,10 +157,12 @@ def test_the_method_says_what_the_figures_are() -> None:
 
 def test_too_little_to_compare_is_no_comparison() -> None:
     """Few requests, or none with a prediction, give None instead of a figure."""
-    finished = requests(FEWEST_REQUESTS - 1, rate_rps=2.0, belief=lambda output_tokens: output_tokens)
+    finished = requests(FEWEST_REQUESTS - 1, rate_rps=2.0, predicted=lambda output_tokens: output_tokens)
     assert gain(finished) is None
     blind = [
-        PastRequest(request_id=str(n), arrival_s=n, finished_s=n + 1, prompt_tokens=9, output_tokens=9, max_tokens=99)
+        RecordedRequest(
+            request_id=str(n), arrival_s=n, finished_s=n + 1, prompt_tokens=9, output_tokens=9, max_tokens=99
+        )
         for n in range(50)
     ]
     assert gain(blind) is None
@@ -168,7 +170,7 @@ def test_too_little_to_compare_is_no_comparison() -> None:
 
 def test_what_took_room_beside_them_is_replayed_and_not_counted() -> None:
     """Unfinished requests keep the others waiting, for as long as was to be expected of them, and have no figure."""
-    finished = requests(200, rate_rps=6.0, belief=lambda output_tokens: output_tokens)
+    finished = requests(200, rate_rps=6.0, predicted=lambda output_tokens: output_tokens)
     alone = gain(finished)
     beside = [
         replace(
@@ -187,7 +189,7 @@ def test_what_took_room_beside_them_is_replayed_and_not_counted() -> None:
 
 def test_a_request_that_ended_while_one_looked_is_there_once() -> None:
     """The live picture may be older than the list of ends; the end is right."""
-    finished = requests(60, rate_rps=6.0, belief=lambda output_tokens: output_tokens)
+    finished = requests(60, rate_rps=6.0, predicted=lambda output_tokens: output_tokens)
     late = [
         replace(request, finished_s=None, output_tokens=1, counted=False, first_token_s=None)
         for request in finished[-5:]
@@ -197,7 +199,7 @@ def test_a_request_that_ended_while_one_looked_is_there_once() -> None:
 
 def test_the_replay_of_the_order_in_force_is_held_against_what_was_measured() -> None:
     """In shadow that is first come, first served; measured figures that it does not give again are called out."""
-    finished = requests(200, rate_rps=12.0, belief=lambda output_tokens: output_tokens)
+    finished = requests(200, rate_rps=12.0, predicted=lambda output_tokens: output_tokens)
     shadow = estimate_gain(past_run(finished, "shadow"), policy_named("sage"))
     on = estimate_gain(past_run(finished, "on"), policy_named("sage"))
     assert shadow is not None

@@ -1,12 +1,12 @@
 from msgspec import structs
 
 from controller.replay.gain_parts import FEWEST_IN_PART, parts_of, tax_of, waiting_of
-from controller.replay.recorded_run import PastRequest
-from engine_adapter.virtual_time.engine import Life
+from controller.replay.recorded_run import RecordedRequest
+from engine_adapter.virtual_time.engine import CompletedRequest
 
 
-def past(number: int, output_tokens: int) -> PastRequest:
-    return PastRequest(
+def past(number: int, output_tokens: int) -> RecordedRequest:
+    return RecordedRequest(
         request_id=str(number), arrival_s=0.0, prompt_tokens=10, output_tokens=output_tokens, max_tokens=5000,
         priority=number % 2, finished_s=1.0,
     )  # fmt: skip
@@ -36,7 +36,7 @@ def test_parts_tell_who_gains_and_who_loses() -> None:
 
 def test_the_tax_is_what_was_computed_again_of_all_that_was_computed() -> None:
     """Prompt, answer and what was computed again."""
-    life = Life(
+    life = CompletedRequest(
         request_id="a", arrival_s=0.0, scheduled_s=0.0, first_token_s=1.0, finished_s=2.0, prompt_tokens=60,
         output_tokens=20, reason="stop", preemptions=2, recomputed_tokens=20,
     )  # fmt: skip

@@ -18,10 +18,10 @@ from controller.cli.main import run as command_line
 from controller.policy.policies import Schedule, policy_named
 from controller.replay.fidelity import fit_of, ratio_of
 from controller.replay.read_history import Slice, read_runs
-from controller.replay.recorded_run import PastRun, Replayable, gap_between_steps_s
+from controller.replay.recorded_run import RecordedRun, Replayable, gap_between_steps_s
 from controller.replay.replay import Replay, ReplaySpec, run_replay
-from controller.replay.replay_engine import RecordedBeliefs, replay_as_told, replay_under
-from engine_adapter.virtual_time.engine import Life
+from controller.replay.replay_engine import RecordedPredictions, replay_as_told, replay_under
+from engine_adapter.virtual_time.engine import CompletedRequest
 from online_learning.distribution import LengthDistribution
 from online_learning.length_learner import Prompt
 from store.history.reader import open_history
@@ -48,13 +48,13 @@ def ran_in_shadow(tmp_path_factory: pytest.TempPathFactory, serve_small: Serve) 
     return serve_small(tmp_path_factory.mktemp("shadow") / "history", mode="shadow", start_s=START_S)
 
 
-def past(run: Any, **part: Any) -> PastRun:
+def past(run: Any, **part: Any) -> RecordedRun:
     with open_history(run.store) as connection:
         (found,) = read_runs(connection, Slice(**part))
     return found
 
 
-def replayed(run: PastRun, *policies: str) -> Replay:
+def replayed(run: RecordedRun, *policies: str) -> Replay:
     return run_replay(ReplaySpec(policies=policies, schedule=Schedule()), [run])
 
 
@@ -248,7 +248,7 @@ def test_beliefs_come_back_by_number() -> None:
         number: LengthDistribution(np.array([place + 1]), np.array([1.0])) for place, number in enumerate(numbers)
     }
     prior = LengthDistribution(np.array([99]), np.array([1.0]))
-    learner = RecordedBeliefs(prior, beliefs)
+    learner = RecordedPredictions(prior, beliefs)
 
     def believed(number: int) -> LengthDistribution:
         prompt = Prompt(
@@ -260,9 +260,9 @@ def test_beliefs_come_back_by_number() -> None:
     assert believed(7) is prior is learner.prior("m")
 
 
-def _lives(ttlt_s: list[float]) -> list[Life]:
+def _lives(ttlt_s: list[float]) -> list[CompletedRequest]:
     return [
-        Life(
+        CompletedRequest(
             request_id=str(number), arrival_s=0.0, scheduled_s=0.0, first_token_s=span_s / 2, finished_s=span_s,
             prompt_tokens=1, output_tokens=2, reason="stop", preemptions=0, recomputed_tokens=0,
         )
@@ -378,7 +378,7 @@ def test_a_history_without_what_a_replay_needs_says_so(
     assert command_line(["replay", "--store", str(tmp_path / "empty")]) == 2
     serve_small(tmp_path / "blind", policy="fcfs")
     assert command_line(["replay", "--store", str(tmp_path / "blind")]) == 2
-    complaints = capsys.readouterr().err
+    recent_warnings = capsys.readouterr().err
     for words in ("holds no history", "history knows no engine", "policy 'sage' needs predictions"):
-        assert words in complaints
+        assert words in recent_warnings
     assert command_line(["replay", "--store", str(tmp_path / "blind"), "--policies", "fcfs", "--quiet"]) == 0

@@ -64,7 +64,7 @@ def prompts(count: int, *, seed: int = 1) -> list[Prompt]:
     ]
 
 
-class Life:
+class CompletedRequest:
     """Engines with clocks of their own, whose answers end in another order than they began and by every reason."""
 
     def __init__(self, core: Core, writer: HistoryWriter) -> None:
@@ -124,7 +124,7 @@ def test_beliefs_after_a_restart_are_those_of_a_process_that_never_stopped(
     """Bit for bit, though the engines' clocks disagree with the order of teaching and a third of answers was cut."""
     living = new()
     with HistoryWriter(tmp_path) as writer:
-        Life(brain(living), writer).serve(prompts(ANSWERS))
+        CompletedRequest(brain(living), writer).serve(prompts(ANSWERS))
     again = new()
     core = brain(again)
     core.drain_entries()
@@ -136,7 +136,7 @@ def test_beliefs_after_a_restart_are_those_of_a_process_that_never_stopped(
 def test_clusters_that_come_and_go_are_recorded(tmp_path: Path) -> None:
     """Those that were formed for the time being are there for a while, and gone once those for good are formed."""
     with HistoryWriter(tmp_path) as writer:
-        Life(brain(fresh_mixture()), writer).serve(prompts(450))
+        CompletedRequest(brain(fresh_mixture()), writer).serve(prompts(450))
     with open_history(tmp_path) as history:
         retired, kinds, sessions = history.execute(
             "SELECT count(*) FILTER (kind = 'retired' AND other_cluster IS NULL), list(DISTINCT kind),"
@@ -152,13 +152,13 @@ def test_a_second_restart_goes_on_where_the_first_left_off(tmp_path: Path) -> No
     served = prompts(900)
     living = fresh()
     with HistoryWriter(tmp_path) as writer:
-        Life(brain(living), writer).serve(served[:300])
+        CompletedRequest(brain(living), writer).serve(served[:300])
     for half in (1, 2):
         living = fresh()
         with HistoryWriter(tmp_path) as writer:
             core = brain(living)
             rebuild(core, tmp_path, 100_000)
-            Life(core, writer).serve(served[300 * half : 300 * (half + 1)], first=300 * half)
+            CompletedRequest(core, writer).serve(served[300 * half : 300 * (half + 1)], first=300 * half)
     assert [answer.answer for answer in learning_history(tmp_path, 10_000)] == list(range(900))
     again = fresh()
     rebuild(brain(again), tmp_path, 100_000)
@@ -168,7 +168,7 @@ def test_a_second_restart_goes_on_where_the_first_left_off(tmp_path: Path) -> No
 def test_calibration_goes_on_after_a_restart(tmp_path: Path) -> None:
     """The last answers were predicted again, so that windows are not empty and the guard knows of them."""
     with HistoryWriter(tmp_path) as writer:
-        Life(brain(fresh()), writer).serve(prompts(600))
+        CompletedRequest(brain(fresh()), writer).serve(prompts(600))
     core = brain(fresh())
     rebuild(core, tmp_path, 100_000)
     core.calibration.due(0.0)
@@ -185,11 +185,11 @@ def test_answers_with_features_of_another_release_are_left_out(tmp_path: Path) -
             return np.zeros(7, dtype=np.float32)
 
     with HistoryWriter(tmp_path) as writer:
-        Life(brain(Other()), writer).serve(prompts(60))
+        CompletedRequest(brain(Other()), writer).serve(prompts(60))
     with HistoryWriter(tmp_path) as writer:
         core = brain(fresh())
         assert rebuild(core, tmp_path, 100) == 0
-        Life(core, writer).serve(prompts(30), first=1_000)
+        CompletedRequest(core, writer).serve(prompts(30), first=1_000)
     assert rebuild(brain(fresh()), tmp_path, 100) == 30
 
 
@@ -208,11 +208,11 @@ class _Forgetful(GlobalLearner):
 def test_an_answer_that_cannot_be_learnt_again_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The controller starts without it, says so once, and numbers its answers behind those that the history has."""
     with HistoryWriter(tmp_path) as writer:
-        Life(brain(fresh()), writer).serve(prompts(30))
+        CompletedRequest(brain(fresh()), writer).serve(prompts(30))
     with HistoryWriter(tmp_path) as writer:
         core = brain(_Forgetful())
         assert rebuild(core, tmp_path, 100) == 27
-        Life(core, writer).serve(prompts(9, seed=3), first=30)
+        CompletedRequest(core, writer).serve(prompts(9, seed=3), first=30)
     assert sum("cannot be learnt again" in record.message for record in caplog.records) == 1
     assert [answer.answer for answer in learning_history(tmp_path, 100)] == list(range(39))
 
@@ -220,9 +220,9 @@ def test_an_answer_that_cannot_be_learnt_again_is_left_out(tmp_path: Path, caplo
 def test_answers_that_are_not_learnt_again_keep_their_numbers(tmp_path: Path) -> None:
     """Also where nothing of the past is learnt again the next answers are numbered behind it."""
     with HistoryWriter(tmp_path) as writer:
-        Life(brain(fresh()), writer).serve(prompts(5))
+        CompletedRequest(brain(fresh()), writer).serve(prompts(5))
     with HistoryWriter(tmp_path) as writer:
         core = brain(fresh())
         assert rebuild(core, tmp_path, 0) == 0
-        Life(core, writer).serve(prompts(3, seed=3), first=5)
+        CompletedRequest(core, writer).serve(prompts(3, seed=3), first=5)
     assert [answer.answer for answer in learning_history(tmp_path, 100)] == list(range(8))

@@ -337,9 +337,9 @@ def test_settings_show_engines_errors_history_and_configuration(opened: Open, re
     test = opened("settings", recorded)
     assert metrics(test)["Engines connected"] == "1 of 1"
     assert metrics(test)["Records not yet durable"] == "0"
-    engines, complaints, history, configuration, versions = (frame.value for frame in test.dataframe)
+    engines, recent_warnings, history, configuration, versions = (frame.value for frame in test.dataframe)
     assert list(engines["Engine"]) == ["engine-0"]
-    assert list(complaints["What"]) == ["tick failed: [x](y)"]
+    assert list(recent_warnings["What"]) == ["tick failed: [x](y)"]
     assert set(history["Why"]) == {"reserve more on engine-0", "reserve more on engine-1"}
     assert list(configuration["Setting"]) == ["mode", "http.token"]
     assert "vllm" in list(versions["Of"])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from streamlit.testing.v1 import AppTest
 
 from dashboard.charts import request_life
-from store.reading.request_life import LifeFacts, Loss, Moment
+from store.reading.request_life import Loss, Moment, RequestTimeline
 
 Open = Callable[..., AppTest]
 
@@ -126,14 +126,14 @@ def test_entering_a_name_changes_the_address(opened: Open) -> None:
     assert test.query_params["request"] == "cmpl-9"
 
 
-def a_life(losses: list[tuple[float, float]], end_s: float) -> LifeFacts:
+def a_life(losses: list[tuple[float, float]], end_s: float) -> RequestTimeline:
     """A life of ``end_s`` seconds that started at 1 s, with places lost and got back at these moments."""
     moment = Moment(
         time_s=0.0, waiting=1, running=1, kv_blocks_used=1, kv_blocks=2, admission_limit=None, reserved_blocks=0, mode="on",
         fallback=None, ahead=None, head_prompt_tokens=None, attained_tokens=3,
     )  # fmt: skip
     back = [msgspec.structs.replace(moment, time_s=again_s) for _, again_s in losses]
-    return LifeFacts(
+    return RequestTimeline(
         request_id="r", engine_id="e", session_id="s", known_until_s=end_s, arrival_s=0.0, prompt_tokens=5, max_tokens=9,
         scheduled_s=1.0, first_token_s=2.0, finished_s=end_s, reason="stop", output_tokens=9, moments=tuple(back),
         losses=tuple(Loss(time_s=lost_s, lost_tokens=4, attained_tokens=2, cause="memory") for lost_s, _ in losses),
@@ -158,7 +158,7 @@ def test_the_phases_of_a_life_share_it_without_gap_or_overlap(spans_s: list[floa
 
 def test_a_life_of_which_nothing_is_known_yet_draws_empty_charts() -> None:
     """Each chart says in words that it has nothing to show."""
-    life = LifeFacts(
+    life = RequestTimeline(
         request_id="r", engine_id="e", session_id="s", known_until_s=1.0, arrival_s=1.0, prompt_tokens=5, max_tokens=9
     )
     drawn = [

@@ -19,7 +19,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from engine_adapter.serving.load_generator import ServedModel, Target, run_load, send_load, served_models
 from engine_adapter.serving.load_results import Served, summarise
-from engine_adapter.virtual_time.engine import Work
+from engine_adapter.virtual_time.engine import TraceRequest
 from store.errors import BadInputError, EngineError
 
 TOKEN_S = 0.004
@@ -125,8 +125,8 @@ def event(content: dict[str, object]) -> str:
     return f"data: {json.dumps(content)}\n\n"
 
 
-def work(number: int, *, arrival_s: float = 0.0, length: int = 10, **changes: object) -> Work:
-    return Work(
+def work(number: int, *, arrival_s: float = 0.0, length: int = 10, **changes: object) -> TraceRequest:
+    return TraceRequest(
         request_id=f"r{number}",
         arrival_s=arrival_s,
         token_ids=(100 + number, 7, 8),
@@ -136,7 +136,7 @@ def work(number: int, *, arrival_s: float = 0.0, length: int = 10, **changes: ob
     )
 
 
-def load(works: list[Work], server: Server, model: str = "good", **options: object) -> dict[str, Served]:
+def load(works: list[TraceRequest], server: Server, model: str = "good", **options: object) -> dict[str, Served]:
     target = Target(base_url=server.url, model=model, **options)  # type: ignore[arg-type]
     return {one.request_id: one for one in asyncio.run(run_load(works, target))}
 

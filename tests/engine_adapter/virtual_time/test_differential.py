@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 
 from engine_adapter.transport.link import DirectLink, NoLink
-from engine_adapter.virtual_time.engine import VirtualEngine, Work
+from engine_adapter.virtual_time.engine import TraceRequest, VirtualEngine
 from engine_adapter.virtual_time.profiles import Profile
 from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
 from engine_adapter.virtual_time.simulated_scheduler import Scheduling
@@ -69,7 +69,7 @@ class Case:
     watermark: float
     scheduling: Scheduling
     reserve_full_prompt: bool
-    works: tuple[Work, ...]
+    works: tuple[TraceRequest, ...]
     aborts: dict[int, int]
     """Step -> place of a work whose client goes away before that step."""
 
@@ -152,7 +152,7 @@ def cases(draw: st.DrawFn, scheduling: Scheduling) -> Case:
     profile = draw(profiles())
     lengths = st.integers(1, 30) | st.integers(1, profile.max_model_len_tokens) | st.integers(20, 60)
     works = tuple(
-        Work(
+        TraceRequest(
             request_id=f"r{place:02d}",
             arrival_s=draw(st.integers(0, 5) | st.integers(0, 60)) * 0.01,
             token_ids=(7,) * min(draw(lengths), profile.max_model_len_tokens - 1),
@@ -188,7 +188,7 @@ def index_tables(draw: st.DrawFn, request_id: str | None) -> IndexTable:
 
 
 @st.composite
-def scripts(draw: st.DrawFn, works: tuple[Work, ...]) -> Script:
+def scripts(draw: st.DrawFn, works: tuple[TraceRequest, ...]) -> Script:
     """Tables for some requests, modes that change, with and without gate and boost."""
     told = [work.request_id for work in works if draw(st.integers(0, 3))]
     return Script(
@@ -262,9 +262,9 @@ def assert_same_schedule(case: Case, one: VirtualEngine, other: VirtualEngine, *
     event(f"preemptions: {min(preemptions, 4)}")
 
 
-def work(request_id: str, arrival_s: float, *, prompt_tokens: int, priority: int) -> Work:
+def work(request_id: str, arrival_s: float, *, prompt_tokens: int, priority: int) -> TraceRequest:
     """A request with a long answer."""
-    return Work(
+    return TraceRequest(
         request_id=request_id,
         arrival_s=arrival_s,
         token_ids=(7,) * prompt_tokens,

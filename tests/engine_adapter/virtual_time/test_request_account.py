@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_adapter.virtual_time.engine import Work
+from engine_adapter.virtual_time.engine import TraceRequest
 from engine_adapter.virtual_time.profiles import PROFILES
-from engine_adapter.virtual_time.request_account import Account, Load, ending, load_of
+from engine_adapter.virtual_time.request_progress import Load, RequestProgress, ending, load_of
 from engine_adapter.virtual_time.simulated_scheduler import SimulatedRequest
 from store.records import MAX_PROMPT_TOKENS_SENT, FinishReason, packed_tokens
 
 PROFILE = PROFILES["h800-qwen3-32b-24k"]
-WORK = Work(request_id="r", arrival_s=1.0, token_ids=(5,) * 100, max_tokens=50, true_output_tokens=40)
+WORK = TraceRequest(request_id="r", arrival_s=1.0, token_ids=(5,) * 100, max_tokens=50, true_output_tokens=40)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,9 @@ def test_only_the_newest_output_token_alone_is_decoding(
         (replace(WORK, abort_after_tokens=40), 40, "stop"),
     ],
 )
-def test_an_answer_ends_for_the_first_reason_that_holds(work: Work, output: int, reason: FinishReason | None) -> None:
+def test_an_answer_ends_for_the_first_reason_that_holds(
+    work: TraceRequest, output: int, reason: FinishReason | None
+) -> None:
     """End of sequence before the cut at max_tokens or at the model's length, and both before the client's leaving."""
     assert ending(work, output, PROFILE) == reason
 
@@ -70,7 +72,7 @@ def test_token_ids_cross_the_border_as_little_endian_words(some: list[int], long
 
 def test_what_the_prefix_cache_finds_again_was_not_computed_again() -> None:
     """Recomputed tokens are those lost less those found; only the first start says what of the prompt was cached."""
-    account = Account(WORK)
+    account = RequestProgress(WORK)
     account.start(2.0, cached_tokens=16)
     account.preempt(120)
     account.start(3.0, cached_tokens=96)
@@ -83,7 +85,7 @@ def test_what_the_prefix_cache_finds_again_was_not_computed_again() -> None:
 
 def test_a_life_that_never_began_ends_where_it_was_aborted() -> None:
     """Scheduled and first token count as of the end; the fact says that they never were."""
-    account = Account(WORK)
+    account = RequestProgress(WORK)
     life = account.life(9.0, "abort")
     assert (life.scheduled_s, life.first_token_s, life.finished_s, life.output_tokens) == (9.0, 9.0, 9.0, 0)
     fact = account.finished(9.0, "abort")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine_adapter.transport.link import DirectLink, NoLink
-from engine_adapter.virtual_time.engine import Life, Work, serve
+from engine_adapter.virtual_time.engine import CompletedRequest, TraceRequest, serve
 from engine_adapter.virtual_time.profiles import PROFILES, Profile
 from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
 from store.errors import ConfigError, WorkloadError
@@ -72,9 +72,9 @@ class Listener:
         return [fact for fact in self.facts if isinstance(fact, kind) and fact.request_id == request_id]
 
 
-def work(request_id: str, arrival_s: float = 0.0, *, prompt: int = 8, output: int = 5, **more: int) -> Work:
+def work(request_id: str, arrival_s: float = 0.0, *, prompt: int = 8, output: int = 5, **more: int) -> TraceRequest:
     """A request whose answer is ``output`` tokens long."""
-    return Work(
+    return TraceRequest(
         request_id=request_id,
         arrival_s=arrival_s,
         token_ids=tuple(range(prompt)),
@@ -107,7 +107,7 @@ works = st.lists(
 
 @settings(max_examples=60, deadline=None)
 @given(works=works)
-def test_every_request_is_told_and_served_once_and_to_its_end(works: list[Work]) -> None:
+def test_every_request_is_told_and_served_once_and_to_its_end(works: list[TraceRequest]) -> None:
     """Each life ends once, with the right length and reason, and the facts that the controller hears say the same."""
     listener = Listener()
     engine = SimulatedEngine(PROFILE, link=DirectLink(listener.answer))
@@ -125,14 +125,14 @@ def test_every_request_is_told_and_served_once_and_to_its_end(works: list[Work])
         _assert_facts_say(listener, life)
 
 
-def _reason(one: Work, life: Life) -> str:
+def _reason(one: TraceRequest, life: CompletedRequest) -> str:
     if life.output_tokens == one.true_output_tokens:
         return "stop"
     room = PROFILE.max_model_len_tokens - len(one.token_ids)
     return "length" if life.output_tokens in {one.max_tokens, room} else "abort"
 
 
-def _assert_facts_say(listener: Listener, life: Life) -> None:
+def _assert_facts_say(listener: Listener, life: CompletedRequest) -> None:
     (arrived,) = listener.of(Arrived, life.request_id)
     (first,) = listener.of(FirstToken, life.request_id)
     (finished,) = listener.of(Finished, life.request_id)
@@ -151,7 +151,7 @@ def _assert_facts_say(listener: Listener, life: Life) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(works=works)
-def test_snapshots_add_up_to_what_was_computed(works: list[Work]) -> None:
+def test_snapshots_add_up_to_what_was_computed(works: list[TraceRequest]) -> None:
     """The sums of all snapshots are the tokens and times of all steps, and the last one shows an idle engine."""
     listener = Listener()
     engine = SimulatedEngine(PROFILE, link=DirectLink(listener.answer))

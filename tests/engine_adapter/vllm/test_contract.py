@@ -14,7 +14,7 @@ from vllm.v1.core.sched.request_queue import FCFSRequestQueue, PriorityRequestQu
 from vllm.v1.request import Request, RequestStatus
 
 from engine_adapter.transport.link import NoLink
-from engine_adapter.virtual_time.engine import Work
+from engine_adapter.virtual_time.engine import TraceRequest
 from engine_adapter.virtual_time.profiles import Profile
 from engine_adapter.vllm import contract
 from engine_adapter.vllm.virtual_time import VllmVirtualTimeEngine
@@ -45,7 +45,7 @@ def submit(engine: VllmVirtualTimeEngine, *request_ids: str, prompt_tokens: int 
     """Let requests of 40 output tokens arrive."""
     for request_id in request_ids:
         engine.submit(
-            Work(
+            TraceRequest(
                 request_id=request_id,
                 arrival_s=engine.now_s,
                 token_ids=tuple(range(3, 3 + prompt_tokens)),

@@ -17,7 +17,7 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from engine_adapter.transport.link import DirectLink
-from engine_adapter.virtual_time.engine import Life, Step, Work
+from engine_adapter.virtual_time.engine import CompletedRequest, Step, TraceRequest
 from engine_adapter.virtual_time.profiles import Profile
 from engine_adapter.vllm.virtual_time import END_OF_SEQUENCE_ID, VllmVirtualTimeEngine
 from engine_adapter.vllm_scheduler import SageScheduler
@@ -57,9 +57,9 @@ WORKS = st.lists(
 )
 
 
-def _works(drawn: list[tuple[float, int, int, int, int, int | None]]) -> list[Work]:
+def _works(drawn: list[tuple[float, int, int, int, int, int | None]]) -> list[TraceRequest]:
     return [
-        Work(
+        TraceRequest(
             request_id=str(number),
             arrival_s=arrival_s,
             token_ids=tuple(range(3, 3 + prompt)),
@@ -118,7 +118,7 @@ def test_every_life_is_reported_whole(
     assert (last.policy_errors, last.messages_dropped) == (0, 0)
 
 
-def _serve(engine: VllmVirtualTimeEngine, works: list[Work]) -> Iterator[Step]:
+def _serve(engine: VllmVirtualTimeEngine, works: list[TraceRequest]) -> Iterator[Step]:
     """Serve a workload; two empty steps first, to connect, and one last, as vLLM's engine core makes it."""
     engine.step()
     engine.step()
@@ -140,9 +140,9 @@ def _check_order(script: Any) -> None:
     assert all(re.fullmatch("Ar(Pr)*(Fi(Pr)*)?Fi", tale) for tale in story.values()), story
 
 
-def _life(fact: Finished) -> Life:
+def _life(fact: Finished) -> CompletedRequest:
     """A life as the harness would have put it: what never came before an abort counts as of its end."""
-    return Life(
+    return CompletedRequest(
         request_id=fact.request_id,
         arrival_s=fact.arrival_s,
         scheduled_s=fact.time_s if fact.scheduled_s is None else fact.scheduled_s,

@@ -23,7 +23,7 @@ from engine_adapter.agent import agent
 from engine_adapter.ordering import ordering
 from engine_adapter.transport.keys import EngineKey
 from engine_adapter.transport.link import DirectLink, EngineLink, NoLink
-from engine_adapter.virtual_time.engine import Life, Totals, Work, serve
+from engine_adapter.virtual_time.engine import CompletedRequest, Totals, TraceRequest, serve
 from engine_adapter.virtual_time.profiles import Profile
 from engine_adapter.vllm import plugin, request_events, scheduler_control
 from engine_adapter.vllm.virtual_time import VllmVirtualTimeEngine
@@ -58,9 +58,9 @@ def narrow(max_num_seqs: int) -> Profile:
 
 def work(
     request_id: str, *, arrival_s: float = 0.0, output_tokens: int = 3, prompt_tokens: int = 8, **more: object
-) -> Work:
+) -> TraceRequest:
     """A request of this file's size."""
-    return Work(
+    return TraceRequest(
         request_id=request_id,
         arrival_s=arrival_s,
         token_ids=tuple(range(100, 100 + prompt_tokens)),
@@ -86,7 +86,7 @@ def starts(totals: Totals) -> list[str]:
     return [life.request_id for life in sorted(totals.lives, key=lambda life: life.scheduled_s)]
 
 
-def lives(totals: Totals) -> dict[str, Life]:
+def lives(totals: Totals) -> dict[str, CompletedRequest]:
     """Lives by request id."""
     return {life.request_id: life for life in totals.lives}
 
@@ -157,7 +157,7 @@ def test_leaving_mode_on_restores_vllms_own_policy_queue_limit_and_order(
     assert scheduler.policy == SchedulingPolicy.FCFS
     assert [request.request_id for request in scheduler.waiting] == ["4", "3", "2", "1"]
     script.push.append(script.settings("off"))
-    finished: list[Life] = []
+    finished: list[CompletedRequest] = []
     while served.unfinished:
         finished += served.step().finished
     assert isinstance(scheduler.waiting, queue)

@@ -15,7 +15,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from engine_adapter.transport.link import NoLink
-from engine_adapter.virtual_time.engine import Work, serve
+from engine_adapter.virtual_time.engine import TraceRequest, serve
 from engine_adapter.virtual_time.profiles import PROFILES, Profile
 from engine_adapter.vllm.virtual_gpu import FIRST_PLAIN_TOKEN_ID, Device, VirtualGpu, virtual_gpu_settings
 from engine_adapter.vllm.virtual_time import END_OF_SEQUENCE_ID, VllmVirtualTimeEngine
@@ -138,7 +138,7 @@ def test_a_devices_load_is_what_the_harness_counts(lengths: list[tuple[int, int]
 
     engine.scheduler.schedule = overheard
     works = [
-        Work(
+        TraceRequest(
             request_id=str(number),
             arrival_s=0.0,
             token_ids=tuple(range(3, 3 + prompt)),

@@ -17,7 +17,7 @@ from engine_adapter.workloads.requests import (
     SYNTHETIC,
     Workload,
     WorkloadRow,
-    bench_works,
+    bench_trace,
     fitting,
     rate_arrivals,
     sample,
@@ -144,13 +144,13 @@ def test_bench_works_of_a_file_are_a_warm_up_and_a_measured_part(
 ) -> None:
     """Each row once, ids unique, all at zero until there is a rate, the same for the same arguments."""
     write_parquet(PLAIN, tmp_path / "plain.parquet")
-    bench = bench_works(tmp_path / "plain.parquet", requests=30, warmup=20, seed=3)
+    bench = bench_trace(tmp_path / "plain.parquet", requests=30, warmup=20, seed=3)
     assert (len(bench.warmup), len(bench.measured), bench.timed) == (20, 30, False)
     assert len({work.request_id for work in bench.warmup + bench.measured}) == 50
     assert sorted(work.true_output_tokens for work in bench.warmup + bench.measured) == list(range(1, 51))
     assert {work.arrival_s for work in bench.warmup + bench.measured} == {0.0}
     assert [one.response_len_tokens for one in bench.measured_rows] == [w.true_output_tokens for w in bench.measured]
-    rated = bench_works(str(tmp_path / "plain.parquet"), requests=30, warmup=20, seed=3, rate_rps=5.0, cv=2.0)
+    rated = bench_trace(str(tmp_path / "plain.parquet"), requests=30, warmup=20, seed=3, rate_rps=5.0, cv=2.0)
     assert with_arrivals(rated.measured, all_at_zero(30)) == bench.measured
     times_s = rate_arrivals(bench.measured, rate_rps=5.0, cv=2.0, seed=3)
     assert [work.arrival_s for work in rated.measured] == times_s.tolist()
@@ -161,7 +161,7 @@ def test_bench_works_of_a_trace_keep_its_times_from_zero(
 ) -> None:
     """The measured part starts at its own zero."""
     write_parquet(TIMED, tmp_path / "timed.parquet")
-    bench = bench_works(tmp_path / "timed.parquet", requests=30, warmup=20, seed=3)
+    bench = bench_trace(tmp_path / "timed.parquet", requests=30, warmup=20, seed=3)
     assert bench.timed
     assert [work.arrival_s for work in bench.measured] == [float(n**2 - 20**2) for n in range(20, 50)]
 
@@ -169,16 +169,16 @@ def test_bench_works_of_a_trace_keep_its_times_from_zero(
 @pytest.mark.parametrize("name", SYNTHETIC)
 def test_built_in_workloads_need_no_file(name: str) -> None:
     """By name, repeatable, with texts, and within a cache when asked."""
-    bench = bench_works(name, requests=40, warmup=60, seed=5, kv_tokens=500)
+    bench = bench_trace(name, requests=40, warmup=60, seed=5, kv_tokens=500)
     assert (len(bench.warmup), len(bench.measured)) == (60, 40)
-    assert bench == bench_works(name, requests=40, warmup=60, seed=5, kv_tokens=500)
-    assert bench != bench_works(name, requests=40, warmup=60, seed=6, kv_tokens=500)
+    assert bench == bench_trace(name, requests=40, warmup=60, seed=5, kv_tokens=500)
+    assert bench != bench_trace(name, requests=40, warmup=60, seed=6, kv_tokens=500)
     assert max(len(work.token_ids) + work.true_output_tokens for work in bench.warmup + bench.measured) <= 500
 
 
 def test_the_drifting_workload_drifts_in_the_middle_of_the_measured_part() -> None:
     """Before that it is the plain one."""
-    plain, drifting = (bench_works(name, requests=400, warmup=100, seed=5) for name in ("synthetic", "synthetic:drift"))
+    plain, drifting = (bench_trace(name, requests=400, warmup=100, seed=5) for name in ("synthetic", "synthetic:drift"))
     assert drifting.warmup == plain.warmup
     assert drifting.measured[:200] == plain.measured[:200]
     assert drifting.measured[200:] != plain.measured[200:]
@@ -188,9 +188,9 @@ def test_bench_works_refuse_what_cannot_be() -> None:
     """No requests, a negative warm-up, a cache that holds nothing."""
     for requests, warmup in ((0, 5), (5, -1)):
         with pytest.raises(WorkloadError, match=f"{requests} requests after {warmup} of warm-up"):
-            bench_works("synthetic", requests=requests, warmup=warmup, seed=0)
+            bench_trace("synthetic", requests=requests, warmup=warmup, seed=0)
     with pytest.raises(WorkloadError, match="exceed 5 KV tokens"):
-        bench_works("synthetic", requests=5, warmup=0, seed=0, kv_tokens=5)
+        bench_trace("synthetic", requests=5, warmup=0, seed=0, kv_tokens=5)
 
 
 def test_an_endless_stream_of_works_keeps_its_rate_and_its_order() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_adapter.workloads.requests import bench_works
+from engine_adapter.workloads.requests import bench_trace
 from engine_adapter.workloads.rows import Workload, WorkloadRow
 from engine_adapter.workloads.synthetic import MAX_RESPONSE_TOKENS, synthetic_stream
 from engine_adapter.workloads.variants import VARIANTS, Variant, split_variant, varied
@@ -73,8 +73,8 @@ def test_a_file_may_be_varied_and_still_fits(
 ) -> None:
     """By the file's name with the variant behind it; what must fit into the cache fits; long rows are told of."""
     write_parquet(WORKLOAD, tmp_path / "w.parquet")
-    plain = bench_works(tmp_path / "w.parquet", requests=100, warmup=50, seed=3, kv_tokens=900)
-    found = bench_works(f"{tmp_path}/w.parquet:{variant}", requests=100, warmup=50, seed=3, kv_tokens=900)
+    plain = bench_trace(tmp_path / "w.parquet", requests=100, warmup=50, seed=3, kv_tokens=900)
+    found = bench_trace(f"{tmp_path}/w.parquet:{variant}", requests=100, warmup=50, seed=3, kv_tokens=900)
     assert found.name == f"w:{variant}"
     assert [work.token_ids for work in found.measured] == [work.token_ids for work in plain.measured]
     assert max(len(work.token_ids) + work.true_output_tokens for work in found.measured) <= 900
@@ -88,7 +88,7 @@ def test_the_drift_of_a_file_comes_in_the_middle_of_what_is_measured(
     """The warm-up and the first half are as they were."""
     write_parquet(WORKLOAD, tmp_path / "w.parquet")
     plain, found = (
-        bench_works(f"{tmp_path}/w.parquet{variant}", requests=100, warmup=50, seed=3) for variant in ("", ":drift")
+        bench_trace(f"{tmp_path}/w.parquet{variant}", requests=100, warmup=50, seed=3) for variant in ("", ":drift")
     )
     assert found.warmup == plain.warmup
     assert found.measured[:50] == plain.measured[:50]

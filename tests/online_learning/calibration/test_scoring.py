@@ -25,33 +25,33 @@ beliefs = st.builds(
 
 
 @settings(max_examples=100, deadline=None)
-@given(belief=beliefs, tokens=st.integers(1, 80), censored=st.booleans())
-def test_crps_is_its_integral(belief: LengthDistribution, tokens: int, censored: bool) -> None:  # noqa: FBT001 - drawn
+@given(predicted=beliefs, tokens=st.integers(1, 80), censored=st.booleans())
+def test_crps_is_its_integral(predicted: LengthDistribution, tokens: int, censored: bool) -> None:  # noqa: FBT001 - drawn
     """Summed token by token, up to the cut when the answer is unfinished, it is the same."""
     expected = 0.0
     for left in range(tokens if censored else 80):
-        cumulative = float(belief.mass[belief.lengths <= left].sum())
+        cumulative = float(predicted.mass[predicted.lengths <= left].sum())
         expected += (cumulative - float(left >= tokens)) ** 2
-    assert abs(crps_tokens(belief, Observation(tokens, censored)) - expected) < 1e-9
+    assert abs(crps_tokens(predicted, Observation(tokens, censored)) - expected) < 1e-9
 
 
 @settings(max_examples=60, deadline=None)
-@given(belief=beliefs, tokens=st.integers(1, 80))
-def test_crps_is_the_mean_of_pinball_losses(belief: LengthDistribution, tokens: int) -> None:
+@given(predicted=beliefs, tokens=st.integers(1, 80))
+def test_crps_is_the_mean_of_pinball_losses(predicted: LengthDistribution, tokens: int) -> None:
     """CRPS is twice the integral of the pinball loss over all probabilities (Laio and Tamea 2007)."""
     probabilities = (np.arange(1_000) + 0.5) / 1_000
     observation = Observation(tokens, censored=False)
-    errors = [tokens - belief.quantile(float(p)) for p in probabilities]
+    errors = [tokens - predicted.quantile(float(p)) for p in probabilities]
     mean = np.mean([(p - (error < 0)) * error for p, error in zip(probabilities, errors, strict=True)])
-    assert abs(2.0 * mean - crps_tokens(belief, observation)) < 0.1
+    assert abs(2.0 * mean - crps_tokens(predicted, observation)) < 0.1
 
 
 def test_pit_of_a_calibrated_belief_is_uniform() -> None:
     """Outcomes drawn from the belief itself give every tenth of the PIT its share and the intervals their coverage."""
     generator = np.random.default_rng(2)
-    belief = LengthDistribution(np.array([3, 10, 40, 200]), np.array([0.4, 0.3, 0.2, 0.1]))
-    outcomes = generator.choice(belief.lengths, 20_000, p=belief.mass)
-    scores = [score(belief, Observation(int(y), censored=False), generator.random()) for y in outcomes]
+    predicted = LengthDistribution(np.array([3, 10, 40, 200]), np.array([0.4, 0.3, 0.2, 0.1]))
+    outcomes = generator.choice(predicted.lengths, 20_000, p=predicted.mass)
+    scores = [score(predicted, Observation(int(y), censored=False), generator.random()) for y in outcomes]
     calibration = summarise(scores)
     assert calibration is not None
     assert all(abs(share - 0.1) < 0.01 for share in calibration.pit_histogram)
@@ -62,30 +62,30 @@ def test_pit_of_a_calibrated_belief_is_uniform() -> None:
 def test_pit_of_censored_outcomes_stays_uniform() -> None:
     """Cutting answers at random, and drawing from what may still come, leaves a calibrated belief calibrated."""
     generator = np.random.default_rng(3)
-    belief = LengthDistribution(np.arange(1, 11), np.full(10, 0.1))
+    predicted = LengthDistribution(np.arange(1, 11), np.full(10, 0.1))
     transforms = []
     for _ in range(20_000):
         tokens, cut = int(generator.integers(1, 11)), int(generator.integers(1, 11))
         observation = Observation(min(tokens, cut), censored=cut <= tokens)
-        transforms.append(pit(belief, observation, generator.random()))
+        transforms.append(pit(predicted, observation, generator.random()))
     assert np.abs(np.histogram(transforms, bins=10, range=(0, 1))[0] / 20_000 - 0.1).max() < 0.01
 
 
 @settings(deadline=None)
 @given(
-    belief=beliefs, tokens=st.integers(1, 200_000), censored=st.booleans(), uniform=st.floats(0, 1, exclude_max=True)
+    predicted=beliefs, tokens=st.integers(1, 200_000), censored=st.booleans(), uniform=st.floats(0, 1, exclude_max=True)
 )
 def test_scores_are_finite_for_any_outcome(
-    belief: LengthDistribution,
+    predicted: LengthDistribution,
     tokens: int,
     censored: bool,  # noqa: FBT001 - drawn
     uniform: float,
 ) -> None:
     """Also for an outcome that the belief holds impossible."""
-    verdict = score(belief, Observation(tokens, censored), uniform)
-    assert np.isfinite([verdict.crps_tokens, verdict.log_score]).all()
-    assert 0.0 <= verdict.pit <= 1.0
-    assert verdict.within_90 or not verdict.within_50
+    scored_prediction = score(predicted, Observation(tokens, censored), uniform)
+    assert np.isfinite([scored_prediction.crps_tokens, scored_prediction.log_score]).all()
+    assert 0.0 <= scored_prediction.pit <= 1.0
+    assert scored_prediction.within_90 or not scored_prediction.within_50
 
 
 def test_log_score_compares_beliefs_on_different_lengths() -> None:
@@ -100,8 +100,8 @@ def test_log_score_compares_beliefs_on_different_lengths() -> None:
 
 def test_log_score_of_an_unfinished_answer_is_that_of_living_on() -> None:
     """What is known is that the answer is at least so long."""
-    belief = LengthDistribution(np.array([5, 10]), np.array([0.75, 0.25]))
-    assert log_score(belief, Observation(7, censored=True)) == pytest.approx(np.log(0.25))
+    predicted = LengthDistribution(np.array([5, 10]), np.array([0.75, 0.25]))
+    assert log_score(predicted, Observation(7, censored=True)) == pytest.approx(np.log(0.25))
 
 
 def test_central_intervals_lie_around_the_median() -> None:
@@ -113,9 +113,9 @@ def test_a_rolling_window_forgets_the_oldest() -> None:
     """Only the last scores count, and an empty window has nothing to say."""
     window = RollingScores(window=2)
     assert window.summary() is None
-    belief = LengthDistribution(np.array([10]), np.array([1.0]))
+    predicted = LengthDistribution(np.array([10]), np.array([1.0]))
     for tokens in (1_000, 10, 12):
-        window.add(score(belief, Observation(tokens, censored=False), 0.5))
+        window.add(score(predicted, Observation(tokens, censored=False), 0.5))
     summary = window.summary()
     assert summary is not None
     assert (summary.count, summary.crps_tokens) == (2, 1.0)

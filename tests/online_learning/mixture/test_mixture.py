@@ -56,9 +56,9 @@ def _coverage_after(learner: MixtureLearner, medians: tuple[int, ...], family: i
     inside = []
     for prompt, tokens in _families(1_200, medians, first=10_000):
         features = learner.features(prompt)
-        belief = learner.predict_one(features, "m").distribution
+        predicted = learner.predict_one(features, "m").distribution
         if prompt.token_ids[0] in np.random.default_rng(family).integers(16, 32_000, 60):
-            inside.append(belief.quantile(0.05) <= tokens <= belief.quantile(0.95))
+            inside.append(predicted.quantile(0.05) <= tokens <= predicted.quantile(0.95))
         learner.learn_one(features, "m", Observation(tokens, censored=False))
     return float(np.mean(inside[skipped:]))
 

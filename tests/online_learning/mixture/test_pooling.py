@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from online_learning.experts.expert import Verdict, verdict
+from online_learning.experts.expert import ScoredPrediction, scored_prediction
 from online_learning.mixture.pooling import Correction, Pool, PoolSettings
 
 BINS = 40
@@ -16,7 +16,7 @@ EVEN = np.full(BINS, 1.0 / BINS)
 def _taught(pool: Pool, masses: list[np.ndarray], truth: np.ndarray, count: int, region: int | None = None) -> None:
     generator = np.random.default_rng(1)
     for position in generator.choice(truth.size, size=count, p=truth):
-        verdicts = [verdict(mass, int(position), censored=False) for mass in masses]
+        verdicts = [scored_prediction(mass, int(position), censored=False) for mass in masses]
         pool.learn(verdicts, pool.weights("m", region), "m", region)
 
 
@@ -104,7 +104,7 @@ def test_without_credit_an_answer_corrects_and_leaves_the_weights() -> None:
     pool = Pool(2, PoolSettings())
     weights = pool.weights("m", 0)
     for position in range(BINS):
-        pool.learn([verdict(RIGHT, position, censored=False), None], weights, "m", 0, credited=False)
+        pool.learn([scored_prediction(RIGHT, position, censored=False), None], weights, "m", 0, credited=False)
     np.testing.assert_array_equal(pool.weights("m", 0), weights)
     assert not np.allclose(pool.mix(RIGHT[None, :], np.ones(1), "m"), RIGHT, atol=1e-4)
 
@@ -134,7 +134,7 @@ def test_impossible_and_certain_answers_leave_the_weights_finite() -> None:
     pool = Pool(2, PoolSettings())
     for _ in range(50):
         for chances in ((0.0, 0.0), (1.0, 0.0)):
-            verdicts = [Verdict(chance, 1.0 - chance, EVEN) for chance in chances]
+            verdicts = [ScoredPrediction(chance, 1.0 - chance, EVEN) for chance in chances]
             pool.learn(verdicts, pool.weights("m", 0), "m", 0)
     weights = pool.weights("m", 0)
     assert bool(np.isfinite(weights).all())

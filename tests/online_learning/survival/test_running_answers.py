@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from online_learning.distribution import LengthDistribution, log_grid
 from online_learning.length_learner import AtRisk
 from online_learning.survival.hazard import mass_from_hazard
-from online_learning.survival.running_answers import Standing, UnfinishedAnswers, UnfinishedSettings
+from online_learning.survival.running_answers import RunningAnswers, Standing, UnfinishedSettings
 
 GRID = np.arange(1, 33)
 FOREVER = UnfinishedSettings(model_memory_answers=1e12, cluster_memory_answers=1e12)
@@ -23,7 +23,7 @@ class Stream:
 
     def __init__(self, lives: list[tuple[int, int, int]], settings: UnfinishedSettings, keep: float = 1.0) -> None:
         self.lives = lives
-        self.unfinished = UnfinishedAnswers(GRID, settings)
+        self.unfinished = RunningAnswers(GRID, settings)
         self.standing: dict[int, Standing | None] = {}
         self.keep = keep
         self.events, self.exposure = np.zeros(GRID.size), np.zeros(GRID.size)
@@ -57,9 +57,9 @@ class Stream:
 
     def corrected(self, prior_answers: float = 1e-9) -> np.ndarray:
         hazard = self.events / (self.exposure + prior_answers)
-        belief = LengthDistribution(GRID, mass_from_hazard(np.minimum(hazard, 1.0)))
+        predicted = LengthDistribution(GRID, mass_from_hazard(np.minimum(hazard, 1.0)))
         at_risk = AtRisk(learnt=self.exposure[0], model=self.exposure + prior_answers)
-        return np.asarray(self.unfinished.correct(belief, "m", None, at_risk).mass)
+        return np.asarray(self.unfinished.correct(predicted, "m", None, at_risk).mass)
 
 
 def _kaplan_meier(lives: list[tuple[int, int, int]], until: int) -> np.ndarray:
@@ -130,34 +130,34 @@ def test_in_balance_running_answers_change_nothing() -> None:
 def test_a_cluster_whose_answers_all_run_is_believed_longer_than_another() -> None:
     """Of two clusters with the same belief, the one with 20 answers beyond 500 tokens gains, the other hardly does."""
     grid = log_grid()
-    unfinished = UnfinishedAnswers(grid)
+    unfinished = RunningAnswers(grid)
     standings = [unfinished.advance(None, "m", 1, 500) for _ in range(20)]
     mass = np.exp(-0.5 * ((np.log(grid) - np.log(100.0)) / 1.0) ** 2)
-    belief = LengthDistribution(grid, mass / mass.sum())
-    survival = np.cumsum(belief.mass[::-1])[::-1]
+    predicted = LengthDistribution(grid, mass / mass.sum())
+    survival = np.cumsum(predicted.mass[::-1])[::-1]
     at_risk = AtRisk(learnt=400.0, model=400.0 * survival + 10.0, cluster=10.0 * survival, drawn=10.0 * survival)
-    means = {cluster: unfinished.correct(belief, "m", cluster, at_risk).mean_tokens for cluster in (1, 2)}
-    assert means[1] > 3.0 * belief.mean_tokens
-    assert belief.mean_tokens < means[2] < 0.5 * means[1]
+    means = {cluster: unfinished.correct(predicted, "m", cluster, at_risk).mean_tokens for cluster in (1, 2)}
+    assert means[1] > 3.0 * predicted.mean_tokens
+    assert predicted.mean_tokens < means[2] < 0.5 * means[1]
     for standing in standings:
         unfinished.withdraw(standing)
-    after = unfinished.correct(belief, "m", 1, at_risk)
-    np.testing.assert_allclose(after.mass, belief.mass, atol=1e-9)
+    after = unfinished.correct(predicted, "m", 1, at_risk)
+    np.testing.assert_allclose(after.mass, predicted.mass, atol=1e-9)
 
 
 def test_what_is_resumed_counts_as_far_as_the_learner_is_young() -> None:
     """After a restart of a young learner what runs counts in full, of an old one hardly, of one without any not at all."""
     grid = log_grid()
-    belief = LengthDistribution(grid, np.full(grid.size, 1.0 / grid.size))
+    predicted = LengthDistribution(grid, np.full(grid.size, 1.0 / grid.size))
     gains = {}
     for learnt in (0.0, 50.0, 5_000.0):
-        unfinished = UnfinishedAnswers(grid)
+        unfinished = RunningAnswers(grid)
         at_risk = AtRisk(learnt=learnt, model=np.full(grid.size, 50.0))
         for _ in range(30):
             standing = unfinished.advance(None, "m", None, 300)
             assert standing is not None
             unfinished.resume(standing, at_risk)
-        gains[learnt] = unfinished.correct(belief, "m", None, at_risk).survival(300) - belief.survival(300)
+        gains[learnt] = unfinished.correct(predicted, "m", None, at_risk).survival(300) - predicted.survival(300)
     assert gains[50.0] > 0.1
     assert abs(gains[5_000.0]) < 0.01
     assert abs(gains[0.0]) < 1e-9

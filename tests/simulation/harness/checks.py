@@ -14,7 +14,7 @@ from harness.engines import EngineProcess
 from engine_adapter.agent.agent import Agent, AgentLimits
 from engine_adapter.ordering.ordering import SPARE_DEADLINES
 from engine_adapter.virtual_time.engine import Step
-from engine_adapter.virtual_time.request_account import ending
+from engine_adapter.virtual_time.request_progress import ending
 from store.records import Acknowledged, Facts, Welcome, decode_controller_message
 
 MOST_EMPTY_STEPS = 3

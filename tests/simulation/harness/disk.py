@@ -19,7 +19,7 @@ from harness.timeline import Crash
 
 from store.history.files import Folder
 from store.history.live_file import Chunk, LiveFile, LiveRows, Retention
-from store.history.reader import PastAnswer, learning_history, next_answer, open_history
+from store.history.reader import RecordedAnswer, learning_history, next_answer, open_history
 
 COLUMNS = {
     "arrivals": "request_id arrival_s prompt_tokens token_ids max_tokens temperature priority tenant lora resent "
@@ -53,7 +53,7 @@ class Disk(Protocol):
         """The last durable batch of each session, as a starting controller reads it."""
         ...
 
-    def learning_history(self) -> list[PastAnswer]:
+    def learning_history(self) -> list[RecordedAnswer]:
         """What a starting controller learns again."""
         ...
 
@@ -94,7 +94,7 @@ class MemoryDisk:
         """The last durable batch of a session."""
         return self.sessions.get(session_id, 0)
 
-    def learning_history(self) -> list[PastAnswer]:
+    def learning_history(self) -> list[RecordedAnswer]:
         """The same answers in the same order as `store.history.reader.learning_history` finds."""
         models = {row[1]: row[6] for row in self.tables.get("engines", [])}
         features: dict[tuple[str, str], bytes] = {}
@@ -103,7 +103,7 @@ class MemoryDisk:
             features[row[1], row[4]] = row[7] if len(row[7]) > len(known) else known
         answers = sorted(self.tables.get("outcomes", []), key=lambda row: (row[14], row[3], row[5], row[4]))
         return [
-            PastAnswer(models[row[1]], features[row[1], row[4]], row[6], row[7], row[14])
+            RecordedAnswer(models[row[1]], features[row[1], row[4]], row[6], row[7], row[14])
             for row in answers[-REMEMBERED_ANSWERS:]
             if (row[1], row[4]) in features and row[1] in models
         ]
@@ -266,7 +266,7 @@ class RealDisk:
         """Not to be seen while the writer has it open; `history` is checked instead when it has not."""
         return None
 
-    def learning_history(self) -> list[PastAnswer]:
+    def learning_history(self) -> list[RecordedAnswer]:
         """What a starting controller learns again."""
         return list(learning_history(self._folder, REMEMBERED_ANSWERS))
 

@@ -11,7 +11,7 @@ from harness.timeline import Timeline
 
 from engine_adapter.agent.agent import AgentLimits
 from engine_adapter.transport.frames import FrameLink
-from engine_adapter.virtual_time.engine import Life, Step, Work
+from engine_adapter.virtual_time.engine import CompletedRequest, Step, TraceRequest
 from engine_adapter.virtual_time.profiles import Profile
 from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
 from store.records import Acknowledged, ControllerMessage, IndexTable, Settings, Welcome
@@ -65,8 +65,8 @@ class EngineProcess:
     idles_silently: bool
     """An idle vLLM does not call its scheduler, so that nothing is polled."""
     on_step: Callable[[EngineProcess, Step], None]
-    works: dict[str, Work] = field(default_factory=dict)
-    lives: dict[str, Life] = field(default_factory=dict)
+    works: dict[str, TraceRequest] = field(default_factory=dict)
+    lives: dict[str, CompletedRequest] = field(default_factory=dict)
     left: set[str] = field(default_factory=set)
     """Requests whose clients went away."""
     stopped_until_s: float = -math.inf
@@ -90,7 +90,7 @@ class EngineProcess:
         """The engine's clock: it never jumps, because it is set once."""
         return self.timeline.now_s + self.offset_s
 
-    def submit(self, work: Work) -> None:
+    def submit(self, work: TraceRequest) -> None:
         """A client sends a request."""
         if not self.alive:
             return

@@ -25,13 +25,13 @@ from harness.disk import Disk, MemoryDisk, RealDisk
 from harness.engines import EngineProcess
 from harness.faults import SPONTANEOUS, Faults
 from harness.network import LONGEST_DELAY_S, Network
-from harness.strangers import throw
 from harness.timeline import Timeline
+from harness.unknown_connections import throw
 
 from controller.policy.policies import Objective, Schedule, policy_named
 from controller.policy.policy import Policy
 from engine_adapter.agent.agent import AgentLimits
-from engine_adapter.virtual_time.engine import Step, Work
+from engine_adapter.virtual_time.engine import Step, TraceRequest
 from engine_adapter.virtual_time.profiles import Profile
 from store.records import Facts, Preemption, decode_engine_message
 
@@ -186,7 +186,7 @@ class World:
             return
         chance, process = self._chance, self._chance.choice(alive)
         self._requests += 1
-        work = Work(
+        work = TraceRequest(
             request_id=f"r{self._requests}",
             arrival_s=max(process.now_s, process.engine.now_s),
             token_ids=tuple(chance.choices(range(200), k=chance.choice([3, 20, 100]))),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from store.errors import StoreError, StoreLockedError
-from store.history.reader import PastAnswer, learning_history, open_history
+from store.history.reader import RecordedAnswer, learning_history, open_history
 from store.history.writer import HistoryWriter
 from store.records import Snapshot
 
@@ -155,9 +155,9 @@ def test_the_learner_finds_the_past_in_order(tmp_path: Path, make: Any) -> None:
                 ]
             )
     assert list(learning_history(tmp_path, 3)) == [
-        PastAnswer("m2", b"r1", 1, censored=False, answer=7),
-        PastAnswer("m1", b"r4", 4, censored=False, answer=8),
-        PastAnswer("m2", b"r7", 7, censored=False, answer=9),
+        RecordedAnswer("m2", b"r1", 1, censored=False, answer=7),
+        RecordedAnswer("m1", b"r4", 4, censored=False, answer=8),
+        RecordedAnswer("m2", b"r7", 7, censored=False, answer=9),
     ]
     assert len(list(learning_history(tmp_path, 100))) == 10
 

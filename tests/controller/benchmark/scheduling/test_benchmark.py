@@ -16,7 +16,7 @@ from controller.benchmark.scheduling.result import BenchResult
 from controller.benchmark.scheduling.run import TIMELINE_POINTS
 from controller.policy.policies import POLICY_NAMES
 from controller.reports.latency_summary import capacity_rps, figures
-from engine_adapter.virtual_time.engine import Life, Totals
+from engine_adapter.virtual_time.engine import CompletedRequest, Totals
 from store.errors import ConfigError, WorkloadError
 
 OVERLOAD = BenchSpec(load=1.5, requests=600, warmup=600, seeds=(3,), policies=POLICY_NAMES)
@@ -34,9 +34,11 @@ def bench(spec: BenchSpec) -> BenchResult:
     return run_bench(spec, timer=time.perf_counter)
 
 
-def life(number: int, arrival_s: float, first_token_s: float, finished_s: float, output_tokens: int = 11) -> Life:
+def life(
+    number: int, arrival_s: float, first_token_s: float, finished_s: float, output_tokens: int = 11
+) -> CompletedRequest:
     """A request that was served."""
-    return Life(
+    return CompletedRequest(
         request_id=str(number),
         arrival_s=arrival_s,
         scheduled_s=arrival_s,

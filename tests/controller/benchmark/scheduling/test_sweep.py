@@ -47,11 +47,11 @@ def test_a_sweep_writes_a_benchmark_for_each_load_and_profile(swept: Path) -> No
 
 def test_the_picture_has_a_line_for_each_policy_in_each_panel(swept: Path) -> None:
     """Two profiles by two figures; a point for each load; the policy compared with is the line at 1."""
-    picture = ET.parse(swept / "s.svg").getroot()  # noqa: S314 - our own file
-    lines = picture.findall(f"{SVG}polyline")
+    live_snapshot = ET.parse(swept / "s.svg").getroot()  # noqa: S314 - our own file
+    lines = live_snapshot.findall(f"{SVG}polyline")
     assert len(lines) == 2 * 2 * 2
     assert {len(line.attrib["points"].split()) for line in lines} == {2}
-    words = {text.text for text in picture.findall(f"{SVG}text")}
+    words = {text.text for text in live_snapshot.findall(f"{SVG}text")}
     assert {"ssjf", "sage", "mean TTLT / fcfs, a40-llama3.1-8b", "P99 TTLT / fcfs, h800-qwen3-32b-24k"} <= words
     assert "fcfs" not in words
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from engine_adapter.virtual_time.engine import Life, Work
+from engine_adapter.virtual_time.engine import CompletedRequest, TraceRequest
 from engine_adapter.virtual_time.profiles import Profile
 from store.errors import ConfigError, WorkloadError
 from store.records import Arrived, Finished, FinishReason, FirstToken, packed_tokens
@@ -21,7 +21,7 @@ def check_profile(profile: Profile) -> None:
         )
 
 
-def check_work(work: Work, profile: Profile) -> None:
+def check_work(work: TraceRequest, profile: Profile) -> None:
     """Refuse a request that vLLM's front end would refuse; raises `WorkloadError`."""
     prompt_tokens = len(work.token_ids)
     if not 0 < prompt_tokens < profile.max_model_len_tokens:
@@ -36,7 +36,7 @@ def check_work(work: Work, profile: Profile) -> None:
         )
 
 
-def ending(work: Work, output_tokens: int, profile: Profile) -> FinishReason | None:
+def ending(work: TraceRequest, output_tokens: int, profile: Profile) -> FinishReason | None:
     """Why the request ends with so many output tokens; None when it goes on.
 
     The end-of-sequence token comes before the cut, and an answer that is complete cannot be aborted any more.
@@ -96,10 +96,10 @@ def load_of(scheduled: Iterable[tuple[Computed, int]]) -> Load:
 
 
 @dataclass(slots=True)
-class Account:
+class RequestProgress:
     """How one unfinished request has been served so far."""
 
-    work: Work
+    work: TraceRequest
     scheduled_s: float | None = None
     first_token_s: float | None = None
     output_tokens: int = 0
@@ -171,9 +171,9 @@ class Account:
             first_token_s=self.first_token_s,
         )
 
-    def life(self, now_s: float, reason: FinishReason) -> Life:
+    def life(self, now_s: float, reason: FinishReason) -> CompletedRequest:
         """Its whole life; what never came before an abort counts as of its end."""
-        return Life(
+        return CompletedRequest(
             request_id=self.work.request_id,
             arrival_s=self.work.arrival_s,
             scheduled_s=now_s if self.scheduled_s is None else self.scheduled_s,
