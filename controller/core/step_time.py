@@ -6,10 +6,10 @@ import math
 from collections import deque
 
 from controller.core.step_model import FEWEST_SAMPLES, StepModel, StepSample, fit_step_model
+from controller.policy.policy import DEFAULT_PREFILL_TOKEN_S
 from store.records import Snapshot
 
 DEFAULT_STEP_S = 0.03
-DEFAULT_PREFILL_TOKEN_S = 1.5e-4
 STEP_MEMORY = 0.02
 """Weight of the newest snapshot in the running mean of the step time."""
 SAMPLES = 600

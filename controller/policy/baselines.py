@@ -17,13 +17,12 @@ from typing import TypeAlias
 import numpy as np
 from msgspec import structs
 
-from controller.core.step_time import DEFAULT_PREFILL_TOKEN_S
 from controller.policy.ablations import ABLATION_NAMES, without
 from controller.policy.cost import memory_cost
 from controller.policy.gittins import survival_beyond
 from controller.policy.index_table import expected_cost_s, index_table
 from controller.policy.policies import POLICY_NAMES, Objective, Schedule, policy_named
-from controller.policy.policy import Assessment, EngineFacts, Policy, RequestFacts, Tuning
+from controller.policy.policy import DEFAULT_PREFILL_TOKEN_S, Assessment, EngineFacts, Policy, RequestFacts, Tuning
 from online_learning.distribution import LengthDistribution
 from online_learning.evaluation.global_learner import GlobalLearner
 from online_learning.evaluation.paper_predictor import SimilarityLearner

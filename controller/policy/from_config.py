@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from controller.config import PolicySection
-from controller.core.step_time import DEFAULT_PREFILL_TOKEN_S
 from controller.policy.policies import DEFAULT_GATE, DEFAULT_PATIENCE, Schedule, policy_named
-from controller.policy.policy import Policy
+from controller.policy.policy import DEFAULT_PREFILL_TOKEN_S, Policy
 from store.records import Gate, Preemption
 
 

@@ -12,6 +12,10 @@ IndexRule: TypeAlias = Literal["mean", "gittins"]
 """What of the remaining cost orders requests: its mean, or its Gittins index."""
 
 
+DEFAULT_PREFILL_TOKEN_S = 1.5e-4
+"""Seconds that a prompt token adds to a step, until a step model is fitted."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestFacts:
     """What a policy may know of a request."""

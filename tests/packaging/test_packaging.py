@@ -79,26 +79,41 @@ def test_no_other_distribution_owns_our_names() -> None:
     assert owners == set()
 
 
+ROOMS_INSIDE_VLLM = ("vllm_scheduler", "vllm", "agent", "ordering", "transport")
+HEAVY = {"duckdb", "river", "streamlit"}
+
+
+def loaded_by(*modules: str) -> set[str]:
+    """Names of the modules that a process holds after importing these."""
+    code = f"import sys, {', '.join(modules)}; print(*sys.modules)"
+    return set(run(sys.executable, "-c", code).splitlines()[-1].split())
+
+
+def ours(loaded: set[str]) -> set[str]:
+    """The modules of ours but for the packages' empty roots."""
+    return {name for name in loaded if name.split(".")[0] in NAMES} - {"engine_adapter", "store"}
+
+
+def allowed(name: str) -> bool:
+    """Whether a module of ours may be loaded inside vLLM."""
+    package, _, rest = name.partition(".")
+    if package == "store":
+        return rest in {"records", "errors"}
+    return package == "engine_adapter" and rest.split(".")[0] in ROOMS_INSIDE_VLLM
+
+
 def test_the_engine_process_imports_nothing_heavy() -> None:
-    """What the plugin imports of ours is the adapter and the records: no database, no learner, no dashboard."""
-    code = (
-        "import sys, engine_adapter.agent.agent, engine_adapter.transport.zmq_sockets, engine_adapter.ordering.ordering\n"
-        "heavy = {'duckdb', 'river', 'sklearn', 'streamlit', 'numpy', 'pyarrow'} & set(sys.modules)\n"
-        "ours = {m for m in sys.modules if m.split('.')[0] in {'controller', 'online_learning', 'dashboard'}}\n"
-        "ours |= {m for m in sys.modules if m.startswith('store.')} - {'store.records', 'store.errors'}\n"
-        "assert not heavy | ours, heavy | ours\n"
+    """The agent, the order and the transport load the records and errors: no database, no learner, no numpy."""
+    loaded = loaded_by(
+        "engine_adapter.agent.agent", "engine_adapter.transport.zmq_sockets", "engine_adapter.ordering.ordering"
     )
-    run(sys.executable, "-c", code)
+    assert loaded & (HEAVY | {"sklearn", "numpy", "pyarrow"}) == set()
+    assert {name for name in ours(loaded) if not allowed(name)} == set()
 
 
 @pytest.mark.vllm
 def test_the_plugin_imports_nothing_of_the_controller() -> None:
-    """Inside the vLLM process only the adapter, the records and the errors are ours."""
-    code = (
-        "import sys, engine_adapter.vllm_scheduler\n"
-        "ours = {m for m in sys.modules if m.split('.')[0] in {'controller', 'online_learning', 'dashboard'}}\n"
-        "ours |= {m for m in sys.modules if m.startswith('store.')} - {'store.records', 'store.errors'}\n"
-        "heavy = {'duckdb', 'river', 'streamlit'} & set(sys.modules)\n"
-        "assert not heavy | ours, heavy | ours\n"
-    )
-    run(sys.executable, "-c", code)
+    """Inside the vLLM process only the plugin's rooms, the records and the errors are ours."""
+    loaded = loaded_by("engine_adapter.vllm_scheduler")
+    assert loaded & HEAVY == set()
+    assert {name for name in ours(loaded) if not allowed(name)} == set()

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from controller.core.engine_tuning import BoostTuner, EngineTuning, GateTuner, RecomputePrice, TailWatch, TuningLimits
-from controller.core.step_time import DEFAULT_PREFILL_TOKEN_S, StepPrices
-from controller.policy.policy import Tuning
+from controller.core.step_time import StepPrices
+from controller.policy.policy import DEFAULT_PREFILL_TOKEN_S, Tuning
 from store.records import Finished, Gate, Preempted, Preemption, Settings, Snapshot
 
 LIMITS = TuningLimits()
