@@ -36,10 +36,10 @@ from engine_adapter.transport.zmq_sockets import ZmqHub
 from online_learning.calibration.calibration import CalibrationSettings
 from online_learning.calibration.guard import GuardSettings
 from online_learning.clustering.clusters import ClusterSettings
-from online_learning.evaluation.global_learner import LearnerSettings
 from online_learning.experts.semantic import SemanticLearner
 from online_learning.length_learner import LengthLearner
 from online_learning.mixture.mixture import MixtureLearner, MixtureSettings
+from online_learning.mixture.settings import LearnerSettings
 from store.errors import StoreError
 from store.history.writer import HistoryWriter
 

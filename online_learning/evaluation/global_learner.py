@@ -1,48 +1,13 @@
-"""The learner that looks at nothing but the model, and the settings that all learners share.
-
-A learner's state is a function of the (features, model, observation) triples that it was taught, in their order:
-predicting changes nothing and all chance is seeded, so that teaching the recorded triples again to a new learner
-with the same settings rebuilds it exactly.
-"""
+"""The learner that looks at nothing but the model: the baseline of every other."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
-from online_learning.clustering.clusters import ClusterSettings
 from online_learning.distribution import LengthDistribution
 from online_learning.experts.expert import at_risk_of, drifts_of
 from online_learning.features.prompt_features import prompt_features
 from online_learning.length_learner import Drift, Features, Forecast, Observation, Prompt
-from online_learning.survival.length_sketch import SketchSettings
-from online_learning.survival.model_prior import GlobalSettings, ModelPrior
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LearnerSettings:
-    """Settings that all learners share."""
-
-    longest_tokens: int = 131_072
-    """Longest length of the grid; a longer answer counts as one that long."""
-    max_models: int = 16
-    """Models remembered; the one taught longest ago is forgotten first."""
-    prior_answers: float = 10.0
-    """Weight of the belief over all models in the belief about one, in answers."""
-    sketch: SketchSettings = field(default_factory=SketchSettings)
-    clusters: ClusterSettings = field(default_factory=ClusterSettings)
-    cluster_sketch: SketchSettings = field(
-        default_factory=lambda: SketchSettings(memory_answers=1_000.0, recent_answers=128)
-    )
-
-    @property
-    def of_global(self) -> GlobalSettings:
-        """Those of the global belief."""
-        return GlobalSettings(
-            longest_tokens=self.longest_tokens,
-            max_models=self.max_models,
-            prior_answers=self.prior_answers,
-            sketch=self.sketch,
-        )
+from online_learning.mixture.settings import LearnerSettings
+from online_learning.survival.model_prior import ModelPrior
 
 
 class GlobalLearner:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from online_learning.distribution import IntArray, LengthDistribution
-from online_learning.evaluation.global_learner import GlobalLearner, LearnerSettings
+from online_learning.evaluation.global_learner import GlobalLearner
 from online_learning.features.prompt_features import TEXT_DIMENSIONS, prompt_features
 from online_learning.length_learner import Drift, Features, Forecast, Observation, Prompt
+from online_learning.mixture.settings import LearnerSettings
 from online_learning.survival.per_model import ModelTable
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from online_learning.distribution import FloatArray, IntArray, LengthDistribution, log_grid
-from online_learning.evaluation.global_learner import LearnerSettings
 from online_learning.experts.cluster import ClusterExpert
 from online_learning.experts.expert import (
     Expert,
@@ -28,6 +27,7 @@ from online_learning.features.informative_ngrams import TellingWords
 from online_learning.features.prompt_features import prompt_features
 from online_learning.length_learner import ClusterChange, Drift, Features, Forecast, LengthLearner, Observation, Prompt
 from online_learning.mixture.pooling import Pool, PoolSettings
+from online_learning.mixture.settings import LearnerSettings
 from online_learning.survival.model_prior import ModelPrior
 
 

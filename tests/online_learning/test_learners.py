@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from online_learning.clustering.clusters import ClusterSettings
 from online_learning.distribution import log_grid
-from online_learning.evaluation.global_learner import GlobalLearner, LearnerSettings
+from online_learning.evaluation.global_learner import GlobalLearner
 from online_learning.evaluation.memory import held_bytes
 from online_learning.evaluation.paper_predictor import SimilarityLearner, SimilaritySettings
 from online_learning.experts.expert import SoloLearner
@@ -19,6 +19,7 @@ from online_learning.experts.quantile_bands import BandExpert
 from online_learning.length_learner import Drift, Features, LengthLearner, Observation, Prompt
 from online_learning.mixture.mixture import MixtureLearner, MixtureSettings, solo_learners
 from online_learning.mixture.pooling import PoolSettings
+from online_learning.mixture.settings import LearnerSettings
 from online_learning.survival.length_sketch import SketchSettings
 
 Factory = Callable[[], LengthLearner]

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from online_learning.clustering.clusters import ClusterSettings
-from online_learning.evaluation.global_learner import LearnerSettings
 from online_learning.evaluation.memory import held_bytes
 from online_learning.experts.neighbours import NeighbourSettings
 from online_learning.mixture.mixture import MixtureLearner, MixtureSettings
+from online_learning.mixture.settings import LearnerSettings
 
 EARLY, FULL, LATE = 500, 1_200, 2_400
 """Requests served: when every expert is at work, when all that is bounded is nearly full, and long after."""

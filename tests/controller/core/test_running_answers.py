@@ -10,11 +10,12 @@ import pytest
 from controller.core.core import Core, CoreConfig
 from controller.policy.policies import policy_named
 from online_learning.clustering.clusters import ClusterSettings
-from online_learning.evaluation.global_learner import GlobalLearner, LearnerSettings
+from online_learning.evaluation.global_learner import GlobalLearner
 from online_learning.evaluation.paper_predictor import SimilarityLearner
 from online_learning.features.prompt_features import DIMENSIONS
 from online_learning.length_learner import LengthLearner, Observation
 from online_learning.mixture.mixture import MixtureLearner, MixtureSettings, solo_learners
+from online_learning.mixture.settings import LearnerSettings
 from store.records import Arrived, Fact, Facts, Finished, Hello, RunningRequest, Snapshot
 
 SHORT_TOKENS, LONG_TOKENS = 60, 1_500

@@ -14,9 +14,10 @@ from controller.service.warm_start import rebuild
 from engine_adapter.workloads.synthetic import synthetic_stream
 from engine_adapter.workloads.token_ids import token_ids
 from online_learning.clustering.clusters import ClusterSettings
-from online_learning.evaluation.global_learner import GlobalLearner, LearnerSettings
+from online_learning.evaluation.global_learner import GlobalLearner
 from online_learning.length_learner import Drift, Features, LengthLearner, Observation, Prompt
 from online_learning.mixture.mixture import MixtureLearner, MixtureSettings, solo_learners
+from online_learning.mixture.settings import LearnerSettings
 from store.history.reader import learning_history, open_history
 from store.history.writer import HistoryWriter
 from store.records import Arrived, Facts, Finished, FinishReason, Hello

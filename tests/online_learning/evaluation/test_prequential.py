@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from online_learning.clustering.clusters import ClusterSettings
-from online_learning.evaluation.global_learner import GlobalLearner, LearnerSettings
+from online_learning.evaluation.global_learner import GlobalLearner
 from online_learning.evaluation.prequential import Evaluation, evaluate
 from online_learning.length_learner import LengthLearner, Prompt
 from online_learning.mixture.mixture import MixtureSettings, solo_learners
+from online_learning.mixture.settings import LearnerSettings
 
 SETTINGS = LearnerSettings(clusters=ClusterSettings(clusters=4, seed_prompts=50))
 

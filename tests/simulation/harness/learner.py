@@ -9,12 +9,12 @@ from harness.faults import Faults, LearnerError
 
 from controller.prompt_encoder import Embed
 from online_learning.distribution import LengthDistribution, log_grid
-from online_learning.evaluation.global_learner import LearnerSettings
 from online_learning.experts.cluster import ClusterExpert
 from online_learning.experts.expert import SoloLearner
 from online_learning.experts.semantic import Embedding, SemanticLearner
 from online_learning.length_learner import Drift, Features, Forecast, LengthLearner, Observation, Prompt
 from online_learning.mixture.mixture import MixtureLearner
+from online_learning.mixture.settings import LearnerSettings
 
 EMBEDDING_DIMENSIONS = 8
 
