@@ -167,9 +167,9 @@ def check_encoder(encoder: Path, tokenizer: Path | None) -> None:
 def load_encoder(encoder: Path, tokenizer: Path) -> Embed:
     """A sentence-transformers model and the served model's tokenizer, both from disk; slow, and alone on one thread."""
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
-    import torch  # noqa: PLC0415 - optional, and slow to import
-    from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - as above
-    from transformers import AutoTokenizer  # noqa: PLC0415 - as above
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from transformers import AutoTokenizer
 
     torch.set_num_threads(1)
     words = AutoTokenizer.from_pretrained(str(tokenizer), local_files_only=True)

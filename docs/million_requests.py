@@ -88,10 +88,19 @@ def write(store: Path, requests: int, end_s: float) -> None:
 def _events(end_s: float) -> list[Entry]:
     """An engine, a drift a day and a change of the settings every hour."""
     hello = Hello(
-        engine_id="engine-0", session_id="s", model="m", engine="simulated", engine_version="1", kv_blocks=1500,
-        block_size_tokens=16, max_num_seqs=64, token_budget=2048, max_model_len_tokens=4096, prefix_caching=False,
+        engine_id="engine-0",
+        session_id="s",
+        model="m",
+        engine="simulated",
+        engine_version="1",
+        kv_blocks=1500,
+        block_size_tokens=16,
+        max_num_seqs=64,
+        token_budget=2048,
+        max_model_len_tokens=4096,
+        prefix_caching=False,
         started_s=0.0,
-    )  # fmt: skip
+    )
     begin_s = end_s - 30 * DAY_S
     gate = Gate(horizon_tokens=32, margin=1.1)
     settings = Settings(revision=1, mode="on", gate=gate, boost_per_s=0.02, lease_s=2.0)
@@ -99,8 +108,13 @@ def _events(end_s: float) -> list[Entry]:
         EngineSeen(time_s=begin_s, event="connected", hello=hello),
         *(
             DriftDetected(
-                time_s=begin_s + day * DAY_S, model="m", cluster=day, before_mean_tokens=200.0, after_mean_tokens=300.0,
-                forgotten=100.0, renewed_requests=10,
+                time_s=begin_s + day * DAY_S,
+                model="m",
+                cluster=day,
+                before_mean_tokens=200.0,
+                after_mean_tokens=300.0,
+                forgotten=100.0,
+                renewed_requests=10,
             )
             for day in range(30)
         ),
@@ -108,7 +122,7 @@ def _events(end_s: float) -> list[Entry]:
             SettingsChanged(time_s=begin_s + hour * 3600.0, settings=settings, reason="preemptions were rare")
             for hour in range(720)
         ),
-    ]  # fmt: skip
+    ]
     return [Entry(engine_id="engine-0", session_id="s", batch=None, record=record) for record in records]
 
 
@@ -119,25 +133,61 @@ def _life(number: int, end_s: float, rng: random.Random) -> Iterator[Entry]:
     prompt_tokens = 1 + int(rng.lognormvariate(5.0, 1.0))
     records: tuple[StoreRecord, ...] = (
         Arrived(
-            request_id=name, arrival_s=arrival_s, prompt_tokens=prompt_tokens, token_ids=b"", max_tokens=2048,
-            temperature=1.0, priority=number % 3 // 2, tenant=f"tenant-{number % TENANTS}",
+            request_id=name,
+            arrival_s=arrival_s,
+            prompt_tokens=prompt_tokens,
+            token_ids=b"",
+            max_tokens=2048,
+            temperature=1.0,
+            priority=number % 3 // 2,
+            tenant=f"tenant-{number % TENANTS}",
         ),
         Finished(
-            request_id=name, time_s=end_s, reason="stop" if number % 50 else "abort", arrival_s=arrival_s,
-            prompt_tokens=prompt_tokens, output_tokens=tokens, max_tokens=2048, cached_prompt_tokens=0, preemptions=0,
-            recomputed_tokens=0, scheduled_s=(arrival_s + first_s) / 2, first_token_s=first_s,
+            request_id=name,
+            time_s=end_s,
+            reason="stop" if number % 50 else "abort",
+            arrival_s=arrival_s,
+            prompt_tokens=prompt_tokens,
+            output_tokens=tokens,
+            max_tokens=2048,
+            cached_prompt_tokens=0,
+            preemptions=0,
+            recomputed_tokens=0,
+            scheduled_s=(arrival_s + first_s) / 2,
+            first_token_s=first_s,
         ),
         Prediction(
-            request_id=name, time_s=arrival_s, cluster=cluster, features=features, prompt_hash=name, mean_tokens=200.0,
-            p10_tokens=40, p25_tokens=80, p50_tokens=150, p75_tokens=290, p90_tokens=530, p95_tokens=770, p99_tokens=1500,
-            evidence=400.0, experts={"cluster": 0.6, "global": 0.4}, predict_s=0.0005,
+            request_id=name,
+            time_s=arrival_s,
+            cluster=cluster,
+            features=features,
+            prompt_hash=name,
+            mean_tokens=200.0,
+            p10_tokens=40,
+            p25_tokens=80,
+            p50_tokens=150,
+            p75_tokens=290,
+            p90_tokens=530,
+            p95_tokens=770,
+            p99_tokens=1500,
+            evidence=400.0,
+            experts={"cluster": 0.6, "global": 0.4},
+            predict_s=0.0005,
         ),
         Outcome(
-            request_id=name, time_s=end_s, output_tokens=tokens, censored=number % 50 == 0, cluster=cluster,
-            pit=rng.random(), crps_tokens=60.0, log_score=-5.0, within_50=rng.random() < 0.5, within_90=rng.random() < 0.9,
+            request_id=name,
+            time_s=end_s,
+            output_tokens=tokens,
+            censored=number % 50 == 0,
+            cluster=cluster,
+            pit=rng.random(),
+            crps_tokens=60.0,
+            log_score=-5.0,
+            within_50=rng.random() < 0.5,
+            within_90=rng.random() < 0.9,
             answer=number,
         ),
-    )  # fmt: skip
+    )
     for place, record in enumerate(records):
         yield Entry(engine_id="engine-0", session_id="s", batch=number + 1 if place < 2 else None, record=record)
 

@@ -51,7 +51,7 @@ def main() -> None:
 def _demo(clone: Path, page: Page) -> Iterator[tuple[str, float]]:
     """``git clone`` and ``make demo``, until the first requests are on the screen."""
     started_s = time.monotonic()
-    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)  # noqa: S603, S607 - our own
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
     yield "git clone", time.monotonic() - started_s
     started_s = time.monotonic()
     with _running(["make", "setup"], clone, dict(os.environ)) as setup:
@@ -141,9 +141,7 @@ def _running(
     command: list[str], folder: Path, environment: dict[str, str], stdout: int = subprocess.DEVNULL
 ) -> Iterator[subprocess.Popen[str]]:
     """A command in a group of its own, which is interrupted as by Ctrl-C in the end."""
-    process = subprocess.Popen(  # noqa: S603 - our own commands
-        command, cwd=folder, env=environment, stdout=stdout, text=True, start_new_session=True
-    )
+    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=stdout, text=True, start_new_session=True)
     try:
         yield process
     finally:

@@ -125,20 +125,49 @@ _COLUMNS = """
 SELECT table_name, column_name, data_type, comment FROM duckdb_columns() WHERE NOT internal ORDER BY column_index
 """
 _HELLO = Hello(
-    engine_id="e", session_id="s", model="m", engine="simulated", engine_version="1", kv_blocks=1, block_size_tokens=16,
-    max_num_seqs=1, token_budget=1, max_model_len_tokens=1, prefix_caching=False, started_s=0.0,
-)  # fmt: skip
+    engine_id="e",
+    session_id="s",
+    model="m",
+    engine="simulated",
+    engine_version="1",
+    kv_blocks=1,
+    block_size_tokens=16,
+    max_num_seqs=1,
+    token_budget=1,
+    max_model_len_tokens=1,
+    prefix_caching=False,
+    started_s=0.0,
+)
 _SNAPSHOT = Snapshot(
-    time_s=0.0, waiting=0, running=0, kv_blocks_used=0, kv_blocks=1, mode="on", steps=0, step_s=0.0, prefill_tokens=0,
-    decode_tokens=0, kv_tokens_read=0, preemptions=0, recomputed_tokens=0,
-)  # fmt: skip
+    time_s=0.0,
+    waiting=0,
+    running=0,
+    kv_blocks_used=0,
+    kv_blocks=1,
+    mode="on",
+    steps=0,
+    step_s=0.0,
+    prefill_tokens=0,
+    decode_tokens=0,
+    kv_tokens_read=0,
+    preemptions=0,
+    recomputed_tokens=0,
+)
 _ARRIVED = Arrived(
     request_id="r", arrival_s=0.0, prompt_tokens=1, token_ids=b"\x01\x00\x00\x00", max_tokens=9, temperature=1.0
 )
 _FINISHED = Finished(
-    request_id="r", time_s=0.0, reason="stop", arrival_s=0.0, prompt_tokens=1, output_tokens=1, max_tokens=9,
-    cached_prompt_tokens=0, preemptions=0, recomputed_tokens=0,
-)  # fmt: skip
+    request_id="r",
+    time_s=0.0,
+    reason="stop",
+    arrival_s=0.0,
+    prompt_tokens=1,
+    output_tokens=1,
+    max_tokens=9,
+    cached_prompt_tokens=0,
+    preemptions=0,
+    recomputed_tokens=0,
+)
 
 if __name__ == "__main__":
     main()

@@ -177,10 +177,21 @@ def _stored_us(writer: HistoryWriter, brain: Brain, size: int) -> float:
 def _snapshot_us(brain: Brain) -> float:
     running = tuple(RunningRequest(work.request_id, 20, 4) for _, work in brain.open)
     snapshot = EngineSnapshot(
-        time_s=brain.now_s, waiting=0, running=len(running), kv_blocks_used=100, kv_blocks=1000, mode="on", steps=3,
-        step_s=0.1, prefill_tokens=10, decode_tokens=30, kv_tokens_read=100, preemptions=0, recomputed_tokens=0,
+        time_s=brain.now_s,
+        waiting=0,
+        running=len(running),
+        kv_blocks_used=100,
+        kv_blocks=1000,
+        mode="on",
+        steps=3,
+        step_s=0.1,
+        prefill_tokens=10,
+        decode_tokens=30,
+        kv_tokens_read=100,
+        preemptions=0,
+        recomputed_tokens=0,
         running_requests=running,
-    )  # fmt: skip
+    )
     taken = [_us(lambda: brain.core.take(b"0", snapshot, brain.now_s)) for _ in range(20)]
     brain.core.drain_entries()
     return statistics.median(taken) / len(running)
@@ -224,10 +235,19 @@ def _us(action: Callable[[], object]) -> float:
 
 def _hello(number: int) -> Hello:
     return Hello(
-        engine_id=f"e{number}", session_id=f"s{number}", model="m", engine="simulated", engine_version="1",
-        kv_blocks=10_000, block_size_tokens=16, max_num_seqs=256, token_budget=8192, max_model_len_tokens=32_768,
-        prefix_caching=False, started_s=0.0,
-    )  # fmt: skip
+        engine_id=f"e{number}",
+        session_id=f"s{number}",
+        model="m",
+        engine="simulated",
+        engine_version="1",
+        kv_blocks=10_000,
+        block_size_tokens=16,
+        max_num_seqs=256,
+        token_budget=8192,
+        max_model_len_tokens=32_768,
+        prefix_caching=False,
+        started_s=0.0,
+    )
 
 
 # --- what is shown --------------------------------------------------------------------------------

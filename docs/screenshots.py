@@ -42,7 +42,7 @@ def main() -> None:
     others.mkdir(parents=True, exist_ok=True)
     store = tempfile.mkdtemp(prefix="sagesched-pictures-store-")
     command = [sys.executable, "-m", "controller", "demo", "--store", store]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as demo:  # noqa: S603 - our own demo
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as demo:
         try:
             address = _dashboard_address(demo)
             time.sleep(WAVE_S)

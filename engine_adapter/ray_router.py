@@ -50,7 +50,7 @@ class SageRequestRouter(RequestRouter):  # type: ignore[misc]  # mypy does not f
     It is no `FIFOMixin`: that would give the replica chosen for one request to another.
     """
 
-    def initialize_state(  # noqa: PLR0913 - settings, each with its name
+    def initialize_state(
         self,
         *,
         controller: str,

@@ -141,10 +141,20 @@ class SettingsChanged(Record, frozen=True, kw_only=True):
 
 
 StoreRecord: TypeAlias = (
-    Arrived | FirstToken | Preempted | Finished | Snapshot
-    | EngineSeen | Prediction | Decision | Outcome | CalibrationMeasured | DriftDetected | ClusterChanged
+    Arrived
+    | FirstToken
+    | Preempted
+    | Finished
+    | Snapshot
+    | EngineSeen
+    | Prediction
+    | Decision
+    | Outcome
+    | CalibrationMeasured
+    | DriftDetected
+    | ClusterChanged
     | SettingsChanged
-)  # fmt: skip
+)
 
 
 class Entry(Record, frozen=True, kw_only=True):

@@ -41,9 +41,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 SMALL = Profile(
-    name="small", base_s=0.03, prefill_token_s=1e-4, decode_seq_s=1e-4, kv_token_s=1e-7, kv_tokens=4_000,
-    max_num_seqs=12, token_budget=1_024, max_model_len_tokens=2_048,
-)  # fmt: skip
+    name="small",
+    base_s=0.03,
+    prefill_token_s=1e-4,
+    decode_seq_s=1e-4,
+    kv_token_s=1e-7,
+    kv_tokens=4_000,
+    max_num_seqs=12,
+    token_budget=1_024,
+    max_model_len_tokens=2_048,
+)
 REQUESTS = 150
 
 

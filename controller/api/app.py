@@ -162,14 +162,14 @@ def _add_health(api: FastAPI, sources: ApiSources) -> None:
         return {"status": "ready", "engines": sum(engine.connected for engine in live_snapshot.engines)}
 
 
-def _add_metrics(api: FastAPI, sources: ApiSources, guard: Any) -> None:  # noqa: ANN401 - FastAPI's own marker
+def _add_metrics(api: FastAPI, sources: ApiSources, guard: Any) -> None:
     @api.get("/metrics", tags=["metrics"], dependencies=[guard], response_class=PlainTextResponse)
     def metrics() -> Response:
         """Prometheus metrics."""
         return Response(sources.metrics.page(), media_type=CONTENT_TYPE_LATEST)
 
 
-def _add_live(api: FastAPI, sources: ApiSources, guard: Any) -> None:  # noqa: ANN401 - FastAPI's own marker
+def _add_live(api: FastAPI, sources: ApiSources, guard: Any) -> None:
     @api.get("/api/state", tags=["live"], dependencies=[guard])
     def state() -> dict[str, Any]:
         """The controller, its learner, its store and its engines."""
@@ -203,7 +203,7 @@ def _add_live(api: FastAPI, sources: ApiSources, guard: Any) -> None:  # noqa: A
         return sources.gain.answer
 
 
-def _add_condition(api: FastAPI, sources: ApiSources, guard: Any) -> None:  # noqa: ANN401 - FastAPI's own marker
+def _add_condition(api: FastAPI, sources: ApiSources, guard: Any) -> None:
     @api.get("/api/health", tags=["health"], dependencies=[guard])
     def condition() -> dict[str, Any]:
         """Configuration without secrets, versions, and the last warnings and errors of the log."""
@@ -215,7 +215,7 @@ def _add_condition(api: FastAPI, sources: ApiSources, guard: Any) -> None:  # no
         return sources.condition.examined()
 
 
-def _add_requests(api: FastAPI, sources: ApiSources, guard: Any) -> None:  # noqa: ANN401 - FastAPI's own marker
+def _add_requests(api: FastAPI, sources: ApiSources, guard: Any) -> None:
     @api.get("/api/requests/{request_id:path}", tags=["requests"], dependencies=[guard])
     def facts(request_id: str) -> Response:
         """All recorded facts of one request's life, from the last minutes and from history."""
@@ -240,7 +240,7 @@ def _json(answer: object) -> Response:
     return Response(msgspec.json.encode(answer), media_type="application/json")
 
 
-def _add_mode(api: FastAPI, sources: ApiSources, guard: Any) -> None:  # noqa: ANN401 - FastAPI's own marker
+def _add_mode(api: FastAPI, sources: ApiSources, guard: Any) -> None:
     @api.post("/api/mode", tags=["control"], dependencies=[guard])
     def mode(order: ModeOrder) -> dict[str, Any]:
         """Switch all engines to a mode; recorded with its reason."""

@@ -44,7 +44,7 @@ class ApiClient:
         """Close the connection."""
         self._client.close()
 
-    def _ask(self, method: str, path: str, **options: Any) -> dict[str, Any]:  # noqa: ANN401 - httpx's own options
+    def _ask(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         try:
             answer = self._client.request(method, path, **options)
         except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:

@@ -56,7 +56,7 @@ class Route(BaseModel):
         )
 
 
-def add_route(api: FastAPI, live: Live, commands: Commands, clock: Callable[[], float], guard: Any) -> None:  # noqa: ANN401 - FastAPI's own marker
+def add_route(api: FastAPI, live: Live, commands: Commands, clock: Callable[[], float], guard: Any) -> None:
     """Add the address."""
     outlooks = Outlooks()
 

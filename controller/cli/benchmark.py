@@ -55,7 +55,7 @@ def add_studies(app: typer.Typer) -> None:
     add_evaluate(app)
 
 
-def bench(  # noqa: PLR0913 - one parameter for each flag
+def bench(
     *,
     workload: WorkloadFlag = "synthetic",
     profile: Annotated[str, typer.Option(metavar="NAME", help="model and GPU")] = DEFAULT_PROFILE,
@@ -77,7 +77,7 @@ def bench(  # noqa: PLR0913 - one parameter for each flag
     quiet: QuietFlag = False,
 ) -> None:
     """Policies side by side on one workload, in virtual time."""
-    from controller.benchmark.scheduling.benchmark import BenchSpec  # noqa: PLC0415 - keeps --help quick
+    from controller.benchmark.scheduling.benchmark import BenchSpec
 
     require_writable(json_file, html)
     spec = BenchSpec(
@@ -98,7 +98,7 @@ def bench(  # noqa: PLR0913 - one parameter for each flag
     _show_bench(result, json_file, html, against if against in spec.policies else None)
 
 
-def sweep(  # noqa: PLR0913 - one parameter for each flag
+def sweep(
     *,
     workload: WorkloadFlag = "synthetic",
     profiles: Annotated[str, typer.Option(metavar="A,B,C", help="models and GPUs")] = DEFAULT_PROFILE,
@@ -120,7 +120,7 @@ def sweep(  # noqa: PLR0913 - one parameter for each flag
     quiet: QuietFlag = False,
 ) -> None:
     """The benchmark over loads and profiles: the gain against the load."""
-    from controller.benchmark.scheduling.benchmark import BenchSpec  # noqa: PLC0415 - keeps --help quick
+    from controller.benchmark.scheduling.benchmark import BenchSpec
 
     require_writable(json_file, html, svg)
     names = _words(policies)
@@ -147,7 +147,7 @@ def sweep(  # noqa: PLR0913 - one parameter for each flag
 
 
 def _run_benches(specs: list[BenchSpec], *, processes: int, quiet: bool) -> list[BenchResult]:
-    from controller.benchmark.scheduling.benchmark import run_benches  # noqa: PLC0415 - keeps --help quick
+    from controller.benchmark.scheduling.benchmark import run_benches
 
     with progress_bar(quiet=quiet) as bar:
         task = bar.add_task("requests served in all runs", total=None)
@@ -160,7 +160,7 @@ def _run_benches(specs: list[BenchSpec], *, processes: int, quiet: bool) -> list
 
 
 def _show_bench(result: BenchResult, json_file: Path | None, html: Path | None, against: str | None) -> None:
-    from controller.benchmark.scheduling.report import bench_table, write_html  # noqa: PLC0415 - keeps --help quick
+    from controller.benchmark.scheduling.report import bench_table, write_html
 
     print_table(bench_table(result, against))
     write_figures(json_file, json.dumps(result.as_json(against), indent=2) + "\n")
@@ -171,8 +171,8 @@ def _show_bench(result: BenchResult, json_file: Path | None, html: Path | None, 
 def _show_sweep(
     results: list[BenchResult], json_file: Path | None, html: Path | None, svg: Path | None, against: str
 ) -> None:
-    from controller.benchmark.scheduling.report import bench_table, write_html  # noqa: PLC0415 - as above
-    from controller.benchmark.scheduling.svg_chart import write_gain_chart  # noqa: PLC0415 - keeps --help quick
+    from controller.benchmark.scheduling.report import bench_table, write_html
+    from controller.benchmark.scheduling.svg_chart import write_gain_chart
 
     for result in results:
         print_table(bench_table(result, against))

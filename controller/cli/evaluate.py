@@ -20,7 +20,7 @@ def add_evaluate(app: typer.Typer) -> None:
     app.command(epilog="Example: sagesched evaluate --workload mix.parquet --requests 4000 --json e.json")(evaluate)
 
 
-def evaluate(  # noqa: PLR0913 - one parameter for each flag
+def evaluate(
     *,
     workload: Annotated[
         str, typer.Option("--workload", metavar="FILE", help="a workload file, or `synthetic`")
@@ -73,7 +73,7 @@ def evaluate(  # noqa: PLR0913 - one parameter for each flag
         )
 
 
-def _study(  # noqa: PLR0913 - the flags
+def _study(
     workload: str,
     *,
     requests: int,
@@ -85,8 +85,8 @@ def _study(  # noqa: PLR0913 - the flags
     html: Path | None,
     quiet: bool,
 ) -> None:
-    from controller.benchmark.prediction.report import write_html  # noqa: PLC0415 - keeps --help quick
-    from controller.benchmark.prediction.study import MAIN_LEARNER, quality_table, study_workload, task_table  # noqa: PLC0415 - as above
+    from controller.benchmark.prediction.report import write_html
+    from controller.benchmark.prediction.study import MAIN_LEARNER, quality_table, study_workload, task_table
 
     with progress_bar(quiet=quiet) as bar:
         task = bar.add_task("evaluate", total=requests)
@@ -108,10 +108,10 @@ def _study(  # noqa: PLR0913 - the flags
         write_html(study, html)
 
 
-def _drift(  # noqa: PLR0913 - the flags
+def _drift(
     workload: str, requests: int, seed: int, requests_per_token: float, json_file: Path | None, *, quiet: bool
 ) -> None:
-    from controller.benchmark.prediction.drift import drift_study, drift_table  # noqa: PLC0415 - keeps --help quick
+    from controller.benchmark.prediction.drift import drift_study, drift_table
 
     with progress_bar(quiet=quiet) as bar:
         task = bar.add_task("evaluate --drift", total=requests)
@@ -129,7 +129,7 @@ def _drift(  # noqa: PLR0913 - the flags
 
 
 def _upkeep(workload: str, requests: int, seed: int, json_file: Path | None, *, quiet: bool) -> None:
-    from controller.benchmark.prediction.rebuild_cost import measure_upkeep, upkeep_table  # noqa: PLC0415 - keeps --help quick
+    from controller.benchmark.prediction.rebuild_cost import measure_upkeep, upkeep_table
 
     with progress_bar(quiet=quiet) as bar, tempfile.TemporaryDirectory(prefix="sagesched-upkeep-") as folder:
         task = bar.add_task("evaluate --upkeep", total=requests)

@@ -38,7 +38,7 @@ def merge(
     into: Annotated[Path, typer.Option("--into", metavar="DIR", help="a new folder for the merged history")],
 ) -> None:
     """The histories of several controllers as one, for sql, replay, the dashboard or a controller of all."""
-    from store.history.merge import merge_histories  # noqa: PLC0415 - keeps --help quick
+    from store.history.merge import merge_histories
 
     merged = merge_histories(stores, into, now_s=time.time())
     for path in merged.running:
@@ -49,7 +49,7 @@ def merge(
     )
 
 
-def routers(  # noqa: PLR0913 - one parameter for each flag
+def routers(
     *,
     workload: Annotated[str, typer.Option(metavar="FILE", help="a workload file, or `synthetic`")] = "synthetic",
     profile: Annotated[str, typer.Option(metavar="NAME", help="model and GPU")] = "h800-qwen3-32b-24k",
@@ -66,7 +66,7 @@ def routers(  # noqa: PLR0913 - one parameter for each flag
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress bar")] = False,
 ) -> None:
     """Routers in front of several engines side by side, in virtual time."""
-    from controller.benchmark.scheduling.routers import RouterSpec, run_routers  # noqa: PLC0415 - keeps --help quick
+    from controller.benchmark.scheduling.routers import RouterSpec, run_routers
 
     require_writable(json_file)
     spec = RouterSpec(
@@ -90,7 +90,7 @@ def routers(  # noqa: PLR0913 - one parameter for each flag
 
 def _table(runs: list[RouterRun]) -> Table:
     """One row for each router, seeds side by side."""
-    from rich.table import Table  # noqa: PLC0415 - keeps --help quick
+    from rich.table import Table
 
     table = Table("router")
     columns = ("mean_ttlt_s", "p99_ttlt_s", "mean_ttft_s", "p99_ttft_s", "recompute_tax")

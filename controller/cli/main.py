@@ -118,7 +118,7 @@ def default(context: typer.Context) -> None:
 
 
 @app.command(epilog="Example: sagesched serve --mode shadow --store /var/lib/sagesched --config sagesched.toml")
-def serve(  # noqa: PLR0913 - one parameter for each flag
+def serve(
     *,
     mode: ModeFlag = None,
     config: ConfigFlag = None,
@@ -147,7 +147,7 @@ def serve(  # noqa: PLR0913 - one parameter for each flag
 
 
 @app.command(epilog="Example: sagesched demo --duration 30 --no-dashboard --json")
-def demo(  # noqa: PLR0913 - one parameter for each flag
+def demo(
     *,
     engine: Annotated[Literal["simulated", "vllm"], typer.Option(help="which engine serves")] = "simulated",
     duration: Annotated[float | None, typer.Option(min=1.0, help="seconds; without it until Ctrl-C")] = None,
@@ -159,7 +159,7 @@ def demo(  # noqa: PLR0913 - one parameter for each flag
     seed: Annotated[int, typer.Option(help="of the workload")] = 1,
 ) -> None:
     """Everything on this machine, without a GPU: an engine under load, the controller, the dashboard."""
-    from controller.demo.demo import DemoSpec, run_demo  # noqa: PLC0415 - keeps --help quick
+    from controller.demo.demo import DemoSpec, run_demo
 
     spec = DemoSpec(
         engine=engine, duration_s=duration, dashboard=dashboard, store=store, speed=speed, load=load, seed=seed
@@ -173,7 +173,7 @@ def demo(  # noqa: PLR0913 - one parameter for each flag
 
 
 @app.command(epilog="""Example: sagesched sql "SELECT * FROM requests ORDER BY ttlt_s DESC LIMIT 5" --format csv""")
-def sql(  # noqa: PLR0913 - one parameter for each flag
+def sql(
     query: Annotated[str, typer.Argument(help="one SQL statement over the history")],
     *,
     output: Annotated[Literal["table", "csv", "json", "parquet"], typer.Option("--format", "-f")] = "table",
@@ -183,7 +183,7 @@ def sql(  # noqa: PLR0913 - one parameter for each flag
     config: ConfigFlag = None,
 ) -> None:
     """A query over the history, while the controller runs or not."""
-    from controller.cli.sql import run_query  # noqa: PLC0415 - keeps --help quick
+    from controller.cli.sql import run_query
 
     tree = load_config({"store": {"path": store}}, file=config)
     run_query(tree.store.path, query, output=output, file=file, row_limit=limit)
@@ -202,7 +202,7 @@ def explain(
 
     Asks the running controller, which also knows the last seconds; without one, or with --store, reads the history.
     """
-    from controller.cli.explain import run_explain  # noqa: PLC0415 - keeps --help quick
+    from controller.cli.explain import run_explain
 
     run_explain(request_id, load_config({"store": {"path": store}}, file=config), api=api, store=store, as_json=as_json)
 
@@ -217,7 +217,7 @@ def forget(
     config: ConfigFlag = None,
 ) -> None:
     """Delete stored prompts from every file of the history; the controller must not run meanwhile."""
-    from store.history.forget import Whose, forget_prompts  # noqa: PLC0415 - keeps --help quick
+    from store.history.forget import Whose, forget_prompts
 
     if sum((request is not None, tenant is not None, everything)) != 1:
         raise BadInputError("whose prompts are to be deleted is not clear: give one of --request, --tenant, --all")
@@ -229,8 +229,8 @@ def forget(
 @app.command(epilog="Example: sagesched doctor --config sagesched.toml")
 def doctor(*, config: ConfigFlag = None, store: StoreFlag = None, port: PortFlag = None) -> int:
     """Check the installation and the configuration, and say what to do."""
-    from controller.config import printed  # noqa: PLC0415 - with its only user
-    from controller.monitoring.doctor import examine  # noqa: PLC0415 - keeps --help quick
+    from controller.config import printed
+    from controller.monitoring.doctor import examine
 
     tree = load_config({"store": {"path": store}, "http": {"port": port}}, file=config)
     for key, value in printed(tree):
@@ -258,7 +258,7 @@ def dashboard(
     config: ConfigFlag = None,
 ) -> int:
     """Start the Streamlit dashboard."""
-    from controller.demo.demo import dashboard_command  # noqa: PLC0415 - keeps --help quick
+    from controller.demo.demo import dashboard_command
 
     tree = load_config({"store": {"path": store}}, file=config)
     url = api or f"http://127.0.0.1:{tree.http.port}"
@@ -268,7 +268,7 @@ def dashboard(
     named = tree.store.path if "path" in tree.store.model_fields_set else None
     _say(f"dashboard: http://{host}:{port} (controller {url}, history {named or 'as the controller names it'})")
     command = dashboard_command(url, named, port=port, host=host)
-    return subprocess.run(command, env=environment, check=False).returncode  # noqa: S603 - our own command line
+    return subprocess.run(command, env=environment, check=False).returncode
 
 
 @app.command(epilog="""Example: sagesched mode off --reason "incident 42" """)
@@ -280,7 +280,7 @@ def mode(
     config: ConfigFlag = None,
 ) -> None:
     """Switch a running controller, and with it all engines, to a mode."""
-    from controller.api.client import ApiClient  # noqa: PLC0415 - keeps --help quick
+    from controller.api.client import ApiClient
 
     tree = load_config(file=config)
     token = tree.http.token.get_secret_value() if tree.http.token else None
@@ -291,7 +291,7 @@ def mode(
 
 def _serve(config: Config) -> int:
     """Run the controller until it is told to stop; 130 when it was Ctrl-C."""
-    from controller.service.service import service  # noqa: PLC0415 - keeps --help quick
+    from controller.service.service import service
 
     log = logging.getLogger("controller")
     os.umask(0o077)

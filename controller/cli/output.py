@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 @contextmanager
 def progress_bar(*, quiet: bool) -> Iterator[Progress]:
     """A progress bar on standard error, so that standard output holds results only."""
-    from rich.console import Console  # noqa: PLC0415 - keeps --help quick
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
@@ -29,7 +29,7 @@ def progress_bar(*, quiet: bool) -> Iterator[Progress]:
 
 def print_table(table: object) -> None:
     """Print a Rich table, as wide as it needs to be where no terminal bounds it."""
-    from rich.console import Console  # noqa: PLC0415 - keeps --help quick
+    from rich.console import Console
 
     console = Console()
     Console(width=None if console.is_terminal else 220).print(table)

@@ -31,7 +31,7 @@ def add_replay(app: typer.Typer) -> None:
     )(replay)
 
 
-def replay(  # noqa: PLR0913 - one parameter for each flag
+def replay(
     *,
     policies: Annotated[str, typer.Option(metavar="A,B,C", help="any of `bench`")] = "fcfs,sage",
     since: Annotated[
@@ -57,10 +57,10 @@ def replay(  # noqa: PLR0913 - one parameter for each flag
 
     Says first how well the replay reproduces what really happened.
     """
-    from controller.config import load_config  # noqa: PLC0415 - keeps --help quick
-    from controller.policy.from_config import schedule_of  # noqa: PLC0415 - as above
-    from controller.replay.read_history import Slice  # noqa: PLC0415 - as above
-    from controller.replay.replay import ReplaySpec  # noqa: PLC0415 - as above
+    from controller.config import load_config
+    from controller.policy.from_config import schedule_of
+    from controller.replay.read_history import Slice
+    from controller.replay.replay import ReplaySpec
 
     require_writable(json_file, html)
     flags = {"store": {"path": store}, "policy": {**_settings(settings or ()), **_given(objective=objective)}}
@@ -80,9 +80,9 @@ def replay(  # noqa: PLR0913 - one parameter for each flag
 
 
 def _read(path: Path, part: Any) -> Sequence[RecordedRun]:  # noqa: ANN401 - a Slice, which is imported late
-    from controller.replay.read_history import read_runs  # noqa: PLC0415 - keeps --help quick
-    from store.errors import StoreError  # noqa: PLC0415 - with its only user
-    from store.history.reader import open_history  # noqa: PLC0415 - keeps --help quick
+    from controller.replay.read_history import read_runs
+    from store.errors import StoreError
+    from store.history.reader import open_history
 
     try:
         connection = open_history(path)
@@ -93,7 +93,7 @@ def _read(path: Path, part: Any) -> Sequence[RecordedRun]:  # noqa: ANN401 - a S
 
 
 def _run(spec: ReplaySpec, runs: Sequence[RecordedRun], *, quiet: bool) -> Replay:
-    from controller.replay.replay import replay_length, require_policies, run_replay  # noqa: PLC0415 - keeps --help quick
+    from controller.replay.replay import replay_length, require_policies, run_replay
 
     require_policies(spec, runs)
     with progress_bar(quiet=quiet) as bar:
@@ -102,7 +102,7 @@ def _run(spec: ReplaySpec, runs: Sequence[RecordedRun], *, quiet: bool) -> Repla
 
 
 def _show(result: Replay, json_file: Path | None, html: Path | None) -> None:
-    from controller.replay.report import (  # noqa: PLC0415 - keeps --help quick
+    from controller.replay.report import (
         describe,
         fit_table,
         policies_table,

@@ -34,7 +34,7 @@ def add_proofs(app: typer.Typer) -> None:
     )(load_test)
 
 
-def overhead(  # noqa: PLR0913 - one parameter for each flag
+def overhead(
     *,
     occupancies: Annotated[
         str, typer.Option(metavar="R/W,...", help="requests running and waiting in the engine")
@@ -48,8 +48,8 @@ def overhead(  # noqa: PLR0913 - one parameter for each flag
     quiet: QuietFlag = False,
 ) -> None:
     """What deciding costs: time added to vLLM's schedule(), allocations, and arrival to table in the controller."""
-    from controller.benchmark.system.overhead import OverheadSpec, run_overhead  # noqa: PLC0415 - keeps --help quick
-    from controller.benchmark.system.overhead_report import overhead_tables  # noqa: PLC0415 - as above
+    from controller.benchmark.system.overhead import OverheadSpec, run_overhead
+    from controller.benchmark.system.overhead_report import overhead_tables
 
     spec = OverheadSpec(
         occupancies=tuple(_pair(pair) for pair in _words(occupancies)),
@@ -72,7 +72,7 @@ def overhead(  # noqa: PLR0913 - one parameter for each flag
     write_figures(json_file, json.dumps(result.as_json(), indent=2) + "\n")
 
 
-def live_comparison(  # noqa: PLR0913 - one parameter for each flag
+def live_comparison(
     *,
     workload: Annotated[str, typer.Option(metavar="FILE", help="a workload file, or `synthetic`")] = "synthetic",
     profile: Annotated[str, typer.Option(metavar="NAME", help="model and GPU")] = "h800-qwen3-32b-24k",
@@ -90,8 +90,8 @@ def live_comparison(  # noqa: PLR0913 - one parameter for each flag
     quiet: QuietFlag = False,
 ) -> None:
     """One trace in virtual time and on vLLM's live server over a virtual GPU, stock and with us, by vLLM's client."""
-    from controller.benchmark.system.live_comparison import LiveSpec, run_live_comparison  # noqa: PLC0415 - keeps --help quick
-    from controller.benchmark.system.live_report import live_tables  # noqa: PLC0415 - as above
+    from controller.benchmark.system.live_comparison import LiveSpec, run_live_comparison
+    from controller.benchmark.system.live_report import live_tables
 
     spec = LiveSpec(
         workload=workload,
@@ -122,7 +122,7 @@ def live_comparison(  # noqa: PLR0913 - one parameter for each flag
     write_figures(json_file, json.dumps(result.as_json(), indent=2) + "\n")
 
 
-def load_test(  # noqa: PLR0913 - one parameter for each flag
+def load_test(
     *,
     engines: Annotated[int, typer.Option(help="simulated engines")] = 64,
     rate: Annotated[float, typer.Option(help="requests per second and engine")] = 8.0,
@@ -143,8 +143,8 @@ def load_test(  # noqa: PLR0913 - one parameter for each flag
     quiet: QuietFlag = False,
 ) -> None:
     """What a controller bears: dozens of simulated engines against one of its own; latency, drops, CPU, memory, disk."""
-    from controller.benchmark.system.load_report import load_tables  # noqa: PLC0415 - keeps --help quick
-    from controller.benchmark.system.load_test import LoadSpec, run_load_test  # noqa: PLC0415 - as above
+    from controller.benchmark.system.load_report import load_tables
+    from controller.benchmark.system.load_test import LoadSpec, run_load_test
 
     spec = LoadSpec(
         engines=engines,

@@ -15,7 +15,7 @@ from store.records import Arrived
 class Arrivals:
     """Forms the first belief about each request and sends its table; ``max_unfinished`` bounds them for each engine."""
 
-    def __init__(  # noqa: PLR0913 - the parts of the brain that it joins, each by name
+    def __init__(
         self,
         *,
         sessions: Registry,

@@ -23,7 +23,7 @@ Finish = Callable[[Session, ServedRequest | None, Finished, Outcome | None], Non
 class Completions:
     """Judges predictions by the answers that came, teaches the learner, and acts on lost trust and drift."""
 
-    def __init__(  # noqa: PLR0913 - the parts of the brain that it joins, each by name
+    def __init__(
         self,
         *,
         sessions: Registry,

@@ -55,7 +55,7 @@ class Core:
     ``durable_batches`` says what the history already holds of each session.
     """
 
-    def __init__(  # noqa: PLR0913 - what it is made of, each by name
+    def __init__(
         self,
         *,
         learner: LengthLearner,

@@ -22,7 +22,7 @@ Outgoing: TypeAlias = list[tuple[bytes, ControllerMessage]]
 class Publisher:
     """Sends what is believed of a request as a table, and what an engine is to do as settings; records both."""
 
-    def __init__(  # noqa: PLR0913 - the parts of the brain that it joins, each by name
+    def __init__(
         self,
         *,
         sessions: Registry,

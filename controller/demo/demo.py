@@ -117,7 +117,7 @@ def _environment(spec: DemoSpec) -> Iterator[DemoEnvironment]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start_all(  # noqa: PLR0913 - what a demo is, where, and the outside world
+def _start_all(
     spec: DemoSpec, here: DemoEnvironment, children: Children, *, clock: Clock, pause: Pause, say: Say
 ) -> None:
     say(f"history    {here.store} (logs in {here.logs.name}/)")

@@ -106,9 +106,11 @@ class RecentLives:
             if found is None:
                 return None
             others = [
-                life for kept in (self._ended, self._unfinished) for life in kept.values()
+                life
+                for kept in (self._ended, self._unfinished)
+                for life in kept.values()
                 if life.session_id == found.session_id and life is not found
-            ]  # fmt: skip
+            ]
             around = _Surroundings(
                 others=others,
                 hello=self._hellos.get(found.session_id),
@@ -303,9 +305,10 @@ def _moments(
     told = life.finished or life.arrived
     assert told is not None, "a life is shown when its arrival or its end is known"
     seen = [
-        snapshot for engine_id, snapshot in snapshots
+        snapshot
+        for engine_id, snapshot in snapshots
         if engine_id == life.engine_id and since_s <= snapshot.time_s <= until_s
-    ]  # fmt: skip
+    ]
     prompts = {arrived.request_id: arrived.prompt_tokens for other in others if (arrived := other.arrived)}
     every = max(1, math.ceil(len(seen) / MOMENTS_LIMIT))
     shown = islice(_named(seen), 0, None, every)

@@ -49,10 +49,10 @@ class Telemetry:
     """Makes spans and measurements of ended requests; `take` is for the control loop."""
 
     def __init__(self, span_exporter: SpanExporter, metric_reader: MetricReader, resource: dict[str, str]) -> None:
-        from opentelemetry.sdk.metrics import MeterProvider  # noqa: PLC0415 - an extra that may be missing
-        from opentelemetry.sdk.resources import Resource  # noqa: PLC0415 - as above
-        from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415 - as above
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415 - as above
+        from opentelemetry.sdk.metrics import MeterProvider
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
         about = Resource.create(resource)
         self._traces = TracerProvider(resource=about, shutdown_on_exit=False)
@@ -86,7 +86,7 @@ class Telemetry:
             self._export(ended)
 
     def _export(self, ended: Ended) -> None:
-        from opentelemetry.trace import SpanKind, Status, StatusCode  # noqa: PLC0415 - an extra that may be missing
+        from opentelemetry.trace import SpanKind, Status, StatusCode
 
         attributes = span_attributes(ended)
         span = self._tracer.start_span(
@@ -119,9 +119,9 @@ class Telemetry:
 def open_telemetry(endpoint: str, resource: dict[str, str]) -> Telemetry:
     """Export to an OTLP collector over HTTP; raises `ConfigError` where the extra is not installed."""
     try:
-        from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter  # noqa: PLC0415 - an extra
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - an extra
-        from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader  # noqa: PLC0415 - an extra
+        from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
     except ImportError as error:
         raise ConfigError(
             f'telemetry.enabled = True and OpenTelemetry is not installed ({error}): install "sagesched-controller[otel]"'
@@ -168,8 +168,12 @@ def span_attributes(ended: Ended) -> dict[str, Any]:
 
 
 _METRIC_LABELS = (
-    "gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.request.model", "gen_ai.response.model", "error.type"
-)  # fmt: skip
+    "gen_ai.operation.name",
+    "gen_ai.provider.name",
+    "gen_ai.request.model",
+    "gen_ai.response.model",
+    "error.type",
+)
 
 
 def _instruments(meter: Any) -> dict[str, Any]:  # noqa: ANN401 - OpenTelemetry's own meter, an extra

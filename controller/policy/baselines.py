@@ -140,7 +140,7 @@ def bench_learner(name: str) -> LengthLearner:
 # --- orders ---------------------------------------------------------------------------------------
 
 
-def skip_join_levels(request: RequestFacts, predicted: LengthDistribution, engine: EngineFacts) -> IndexTable:  # noqa: ARG001
+def skip_join_levels(request: RequestFacts, predicted: LengthDistribution, engine: EngineFacts) -> IndexTable:
     """FastServe's skip-join multi-level feedback queue: the less service attained, the earlier; no prediction.
 
     Level i may use a quantum of 2^i of the shortest iteration. A request joins the first level whose quantum covers
@@ -162,7 +162,7 @@ def skip_join_levels(request: RequestFacts, predicted: LengthDistribution, engin
     return _table(request, attained, levels)
 
 
-def shortest_mean_first(request: RequestFacts, predicted: LengthDistribution, engine: EngineFacts) -> IndexTable:  # noqa: ARG001
+def shortest_mean_first(request: RequestFacts, predicted: LengthDistribution, engine: EngineFacts) -> IndexTable:
     """SSJF: the waiting by their mean predicted length; what has started keeps its place, in order of arrival.
 
     Source: Qiu et al., "Efficient Interactive LLM Serving with Proxy Model-based Sequence Length Prediction"
@@ -171,7 +171,7 @@ def shortest_mean_first(request: RequestFacts, predicted: LengthDistribution, en
     return _table(request, [0, 1], [predicted.mean_tokens, 0.0])
 
 
-def median_rank(request: RequestFacts, predicted: LengthDistribution, engine: EngineFacts) -> IndexTable:  # noqa: ARG001
+def median_rank(request: RequestFacts, predicted: LengthDistribution, engine: EngineFacts) -> IndexTable:
     """LTR: all requests, waiting and running, by the rank of their predicted length, which age does not change.
 
     The median stands for the learnt rank. With it go preemption at every step, and the promotion of who has been
@@ -181,7 +181,7 @@ def median_rank(request: RequestFacts, predicted: LengthDistribution, engine: En
     return _table(request, [0], [float(predicted.quantile(0.5))])
 
 
-def expected_remaining(request: RequestFacts, predicted: LengthDistribution, engine: EngineFacts) -> IndexTable:  # noqa: ARG001
+def expected_remaining(request: RequestFacts, predicted: LengthDistribution, engine: EngineFacts) -> IndexTable:
     """TRAIL: shortest predicted remaining length first, refreshed with age; safe from preemption past 80 %.
 
     The mean of what has outlived an age stands for the refreshed prediction of the source's classifier,

@@ -25,7 +25,7 @@ SAME = 0.01
 """Two entries whose index and growth differ relatively by less are one."""
 
 
-def index_table(  # noqa: PLR0913 - all by name
+def index_table(
     request: RequestFacts,
     predicted: LengthDistribution,
     cost: CostModel,

@@ -77,7 +77,7 @@ def read_runs(connection: duckdb.DuckDBPyConnection, part: Slice) -> list[Record
 
 
 def _require_known(connection: duckdb.DuckDBPyConnection, column: str, value: str | None) -> None:
-    known = [name for (name,) in connection.execute(f"SELECT DISTINCT {column} FROM engines ORDER BY 1").fetchall()]  # noqa: S608 - one of two names of ours
+    known = [name for (name,) in connection.execute(f"SELECT DISTINCT {column} FROM engines ORDER BY 1").fetchall()]
     if not known:
         raise BadInputError("history knows no engine: let one connect to a controller with this --store first")
     if value is not None and value not in known:
@@ -97,9 +97,7 @@ def _span(connection: duckdb.DuckDBPyConnection, part: Slice) -> dict[str, Any]:
 
 def _run(connection: duckdb.DuckDBPyConnection, row: dict[str, Any], span: dict[str, Any]) -> RecordedRun:
     bounds = {"session_id": row["session_id"], "last_s": row["last_s"]}
-    requests = _rows(
-        connection, replay_sql.REQUESTS, **bounds, since_s=span["since_s"], until_s=span["until_s"]
-    )  # fmt: skip
+    requests = _rows(connection, replay_sql.REQUESTS, **bounds, since_s=span["since_s"], until_s=span["until_s"])
     first_s = min(request["arrival_s"] for request in requests)
     shares = _rows(connection, replay_sql.MODE_SHARES, **bounds, since_s=span["since_s"])
     steps = _rows(connection, replay_sql.STEPS, **bounds, since_s=first_s, limit=SAMPLES)

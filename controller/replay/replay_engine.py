@@ -117,16 +117,16 @@ class RecordedPredictions:
         number = int(prompt.token_ids[0])
         return np.array([number >> 16, number & 0xFFFF], dtype=np.float32)
 
-    def predict_one(self, features: Features, model: str) -> Forecast:  # noqa: ARG002 - a number says it all
+    def predict_one(self, features: Features, model: str) -> Forecast:
         """The recorded belief, or the prior where none was recorded."""
         number = (int(features[0]) << 16) + int(features[1])
         return Forecast(distribution=self._predictor.get(number, self._prior), cluster=None, evidence=0.0)
 
-    def learn_one(self, features: Features, model: str, observation: Observation) -> list[Drift]:  # noqa: ARG002
+    def learn_one(self, features: Features, model: str, observation: Observation) -> list[Drift]:
         """Nothing is learnt."""
         return []
 
-    def prior(self, model: str) -> LengthDistribution:  # noqa: ARG002 - one run has one model
+    def prior(self, model: str) -> LengthDistribution:
         """The mean of the recorded beliefs."""
         return self._prior
 

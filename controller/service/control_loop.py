@@ -63,7 +63,7 @@ class _Trouble:
 class ControlLoop:
     """Moves messages between engines, brain and history; not thread-safe."""
 
-    def __init__(  # noqa: PLR0913 - everything that the loop touches is handed to it
+    def __init__(
         self,
         *,
         core: Core,

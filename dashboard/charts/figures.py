@@ -46,19 +46,35 @@ def kv_memory(moments: Sequence[Moment], lead: int | None, zone: tzinfo) -> go.F
     )
     for name, values, colour in areas:
         figure.add_scatter(
-            x=times, y=values, name=name, mode="lines", stackgroup="kv", stackgaps="interpolate",
-            line={"color": colour, "width": 1.5}, fillcolor=palette.faded(colour, 0.35), hovertemplate="%{y:,.0f} blocks",
-        )  # fmt: skip
+            x=times,
+            y=values,
+            name=name,
+            mode="lines",
+            stackgroup="kv",
+            stackgaps="interpolate",
+            line={"color": colour, "width": 1.5},
+            fillcolor=palette.faded(colour, 0.35),
+            hovertemplate="%{y:,.0f} blocks",
+        )
     if lead is not None:
         figure.add_scatter(
-            x=times, y=foretold(moments, lead), name="foretold", mode="lines", hovertemplate="%{y:,.0f} blocks",
-            line={"color": palette.VIOLET, "width": 2, "dash": "dot"}, connectgaps=False,
-        )  # fmt: skip
+            x=times,
+            y=foretold(moments, lead),
+            name="foretold",
+            mode="lines",
+            hovertemplate="%{y:,.0f} blocks",
+            line={"color": palette.VIOLET, "width": 2, "dash": "dot"},
+            connectgaps=False,
+        )
     capacity = [moment.total_blocks for moment in moments]
     figure.add_scatter(
-        x=times, y=capacity, name="capacity", mode="lines", hovertemplate="%{y:,.0f} blocks",
+        x=times,
+        y=capacity,
+        name="capacity",
+        mode="lines",
+        hovertemplate="%{y:,.0f} blocks",
         line={"color": palette.GREY, "width": 1.5, "dash": "dash"},
-    )  # fmt: skip
+    )
     return or_blank(figure, moments, "No snapshots in this window")
 
 
@@ -117,9 +133,13 @@ def predicted_against_actual(points: Iterable[FinishedPoint]) -> go.Figure:
         numbers = [value for point in usable for value in (point.p50_tokens, point.output_tokens) if value]
         ends = [min(numbers) / 1.5, max(numbers) * 1.5]
         figure.add_scatter(
-            x=ends, y=ends, mode="lines", name="as predicted", hoverinfo="skip",
+            x=ends,
+            y=ends,
+            mode="lines",
+            name="as predicted",
+            hoverinfo="skip",
             line={"color": palette.GREY, "width": 1, "dash": "dash"},
-        )  # fmt: skip
+        )
     log_axis = {"type": "log", "dtick": 1}
     figure.update_xaxes(title="predicted output tokens (median)", **log_axis)
     figure.update_yaxes(rangemode="normal", **log_axis)
@@ -159,17 +179,28 @@ def pit(points: Iterable[FinishedPoint]) -> go.Figure:
     if outcomes:
         noise = 1.96 * math.sqrt(ideal * (1.0 - ideal) / outcomes)
         figure.add_hrect(
-            y0=max(0.0, ideal - noise), y1=ideal + noise, fillcolor=palette.faded(palette.GREY, 0.25), line_width=0,
+            y0=max(0.0, ideal - noise),
+            y1=ideal + noise,
+            fillcolor=palette.faded(palette.GREY, 0.25),
+            line_width=0,
             layer="below",
-        )  # fmt: skip
+        )
         figure.add_bar(
-            x=centres, y=shares, width=0.92 / PIT_BINS, marker_color=palette.BLUE, name="outcomes",
+            x=centres,
+            y=shares,
+            width=0.92 / PIT_BINS,
+            marker_color=palette.BLUE,
+            name="outcomes",
             hovertemplate="%{y:.1%} of outcomes<extra></extra>",
-        )  # fmt: skip
+        )
         figure.add_scatter(
-            x=[0.0, 1.0], y=[ideal, ideal], mode="lines", name="calibrated (band: chance, 95 %)", hoverinfo="skip",
+            x=[0.0, 1.0],
+            y=[ideal, ideal],
+            mode="lines",
+            name="calibrated (band: chance, 95 %)",
+            hoverinfo="skip",
             line={"color": palette.GREY, "width": 1.5, "dash": "dash"},
-        )  # fmt: skip
+        )
     figure.update_xaxes(title="PIT", range=[0, 1])
     figure.update_yaxes(tickformat=".0%", range=[0.0, max(0.2, 1.15 * max(shares))])
     figure.update_layout(hovermode="closest", height=420)
@@ -191,9 +222,12 @@ def gain(view: GainView) -> go.Figure:
     ]
     for name, heights, colour in known:
         figure.add_bar(
-            x=[_STATISTICS[number] for number in shown], y=[heights[number] for number in shown], name=name,
-            marker_color=colour, hovertemplate="%{y:.3g} s",
-        )  # fmt: skip
+            x=[_STATISTICS[number] for number in shown],
+            y=[heights[number] for number in shown],
+            name=name,
+            marker_color=colour,
+            hovertemplate="%{y:.3g} s",
+        )
     figure.update_layout(barmode="group", bargap=0.25, height=360)
     return or_blank(figure, known, "Nothing to compare yet")
 
@@ -255,9 +289,16 @@ def _lines(
     mode = "lines+markers" if len(times) < 60 else "lines"
     for name, values, colour in curves:
         figure.add_scatter(
-            x=times, y=values, name=name, mode=mode, hovertemplate=hover, customdata=extra,
-            line={"color": colour, "width": 2}, marker={"size": 4}, connectgaps=False,
-        )  # fmt: skip
+            x=times,
+            y=values,
+            name=name,
+            mode=mode,
+            hovertemplate=hover,
+            customdata=extra,
+            line={"color": colour, "width": 2},
+            marker={"size": 4},
+            connectgaps=False,
+        )
 
 
 def or_blank(figure: go.Figure, data: Sequence[object], words: str) -> go.Figure:
@@ -267,9 +308,14 @@ def or_blank(figure: go.Figure, data: Sequence[object], words: str) -> go.Figure
         figure.update_xaxes(visible=False)
         figure.update_yaxes(visible=False)
         figure.add_annotation(
-            text=words, x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False,
+            text=words,
+            x=0.5,
+            y=0.5,
+            xref="paper",
+            yref="paper",
+            showarrow=False,
             font={"color": palette.GREY, "size": 14},
-        )  # fmt: skip
+        )
     return figure
 
 

@@ -18,9 +18,13 @@ def parts(found: Sequence[PartView]) -> go.Figure:
     known = [part for part in found if part.ratio.mean is not None]
     kinds = (
         ("sooner", palette.GREEN, [part for part in known if (part.ratio.high or 1.0) < 1.0]),
-        ("undecided", palette.GREY, [part for part in known if (part.ratio.low or 1.0) <= 1.0 <= (part.ratio.high or 1.0)]),
+        (
+            "undecided",
+            palette.GREY,
+            [part for part in known if (part.ratio.low or 1.0) <= 1.0 <= (part.ratio.high or 1.0)],
+        ),
         ("later", palette.RED, [part for part in known if (part.ratio.low or 1.0) > 1.0]),
-    )  # fmt: skip
+    )
     for name, colour, mine in kinds:
         if mine:
             _dots(figure, name, colour, mine)
@@ -36,15 +40,23 @@ def parts(found: Sequence[PartView]) -> go.Figure:
 def _dots(figure: go.Figure, name: str, colour: str, mine: Sequence[PartView]) -> None:
     changes = [(part.ratio.mean or 1.0) - 1.0 for part in mine]
     figure.add_scatter(
-        x=changes, y=[_label(part) for part in mine], mode="markers", name=name,
-        marker={"color": colour, "size": 9}, customdata=[part.requests for part in mine],
+        x=changes,
+        y=[_label(part) for part in mine],
+        mode="markers",
+        name=name,
+        marker={"color": colour, "size": 9},
+        customdata=[part.requests for part in mine],
         error_x={
-            "type": "data", "symmetric": False, "color": colour, "thickness": 1.5, "width": 3,
+            "type": "data",
+            "symmetric": False,
+            "color": colour,
+            "thickness": 1.5,
+            "width": 3,
             "array": [max(0.0, (part.ratio.high or 1.0) - (part.ratio.mean or 1.0)) for part in mine],
             "arrayminus": [max(0.0, (part.ratio.mean or 1.0) - (part.ratio.low or 1.0)) for part in mine],
         },
         hovertemplate="%{y}: %{x:+.1%} of %{customdata:,} requests<extra></extra>",
-    )  # fmt: skip
+    )
 
 
 def _label(part: PartView) -> str:

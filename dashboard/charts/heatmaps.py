@@ -40,16 +40,28 @@ def heat(cells: Sequence[Cell], bin_s: float, unit: Unit, zone: tzinfo) -> go.Fi
         counts[cell.band - low][round((cell.time_s - first) / bin_s)] = cell.requests
     bands = list(range(low, high + 1))
     figure.add_heatmap(
-        x=times, y=[band + 0.5 for band in bands], z=counts, name="requests", colorscale=_SHADES, zmin=0, showscale=False,
+        x=times,
+        y=[band + 0.5 for band in bands],
+        z=counts,
+        name="requests",
+        colorscale=_SHADES,
+        zmin=0,
+        showscale=False,
         customdata=[[f"{_edge(band, unit)} to {_edge(band + 1, unit)}"] * len(times) for band in bands],
-        hovertemplate="%{z:,} requests of %{customdata}<extra></extra>", hoverongaps=False, xgap=0.5, ygap=0.5,
-    )  # fmt: skip
+        hovertemplate="%{z:,} requests of %{customdata}<extra></extra>",
+        hoverongaps=False,
+        xgap=0.5,
+        ygap=0.5,
+    )
     ticks = _ticks(low, high + 1)
     # Not to zero: the axis counts bands, and the lowest need not be near the zeroth.
     figure.update_yaxes(
-        tickvals=[_band_of(value) for value in ticks], ticktext=[_amount(value, unit) for value in ticks], range=[low, high + 1], rangemode="normal",
+        tickvals=[_band_of(value) for value in ticks],
+        ticktext=[_amount(value, unit) for value in ticks],
+        range=[low, high + 1],
+        rangemode="normal",
         showgrid=False,
-    )  # fmt: skip
+    )
     figure.update_xaxes(showgrid=False)
     figure.update_layout(height=_HEIGHT, showlegend=False, hovermode="closest", margin={"t": 8})
     return or_blank(figure, cells, "No request finished in this window")
@@ -65,9 +77,16 @@ def phases(rows: Sequence[Phases], zone: tzinfo) -> go.Figure:
     )
     for name, values, colour in parts:
         figure.add_scatter(
-            x=times, y=values, name=name, mode="lines", stackgroup="phases", stackgaps="interpolate",
-            line={"color": colour, "width": 1.5}, fillcolor=palette.faded(colour, 0.35), hovertemplate="%{y:.3g} s",
-        )  # fmt: skip
+            x=times,
+            y=values,
+            name=name,
+            mode="lines",
+            stackgroup="phases",
+            stackgaps="interpolate",
+            line={"color": colour, "width": 1.5},
+            fillcolor=palette.faded(colour, 0.35),
+            hovertemplate="%{y:.3g} s",
+        )
     figure.update_layout(height=_HEIGHT + 40)
     known = [row for row in rows if row.decode_s is not None]
     return or_blank(figure, known, "No request ran to its end in this window")
@@ -81,9 +100,13 @@ def finished(rows: Sequence[tuple[float, str, int]], bucket_s: float, zone: tzin
         if here:
             _, times = over_time("", (middle_s for middle_s, _ in here), zone)
             figure.add_bar(
-                x=times, y=[60.0 * number / bucket_s for _, number in here], name=reason, width=900.0 * bucket_s,
-                marker_color=REASONS.get(reason, palette.VIOLET), hovertemplate="%{y:,.3g} per minute",
-            )  # fmt: skip
+                x=times,
+                y=[60.0 * number / bucket_s for _, number in here],
+                name=reason,
+                width=900.0 * bucket_s,
+                marker_color=REASONS.get(reason, palette.VIOLET),
+                hovertemplate="%{y:,.3g} per minute",
+            )
     figure.update_layout(barmode="stack")
     return or_blank(figure, rows, "No request ended in this range")
 

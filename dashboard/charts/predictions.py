@@ -31,9 +31,14 @@ def crps(rows: Sequence[Quality], events: Sequence[Event], zone: tzinfo) -> go.F
     )
     for name, values, colour, dash in curves:
         figure.add_scatter(
-            x=times, y=values, name=name, mode="lines+markers" if len(rows) < 60 else "lines", marker={"size": 4},
-            line={"color": colour, "width": 2, "dash": dash}, hovertemplate="%{y:,.0f} tokens",
-        )  # fmt: skip
+            x=times,
+            y=values,
+            name=name,
+            mode="lines+markers" if len(rows) < 60 else "lines",
+            marker={"size": 4},
+            line={"color": colour, "width": 2, "dash": dash},
+            hovertemplate="%{y:,.0f} tokens",
+        )
     if rows:
         _mark(figure, events, max(row.tokens for row in rows), zone)
     return or_blank(figure, rows, "No prediction turned out in this range")
@@ -48,9 +53,15 @@ def coverage(rows: Sequence[Quality], zone: tzinfo) -> go.Figure:
     )
     for name, values, colour in curves:
         figure.add_scatter(
-            x=times, y=values, name=name, mode="lines+markers" if len(rows) < 60 else "lines", marker={"size": 4},
-            line={"color": colour, "width": 2}, hovertemplate="%{y:.0%}", connectgaps=False,
-        )  # fmt: skip
+            x=times,
+            y=values,
+            name=name,
+            mode="lines+markers" if len(rows) < 60 else "lines",
+            marker={"size": 4},
+            line={"color": colour, "width": 2},
+            hovertemplate="%{y:.0%}",
+            connectgaps=False,
+        )
     for ideal in (0.5, 0.9) if rows else ():
         figure.add_hline(y=ideal, line={"color": palette.GREY, "width": 1, "dash": "dash"})
     figure.update_yaxes(tickformat=".0%", range=[0.0, 1.02])
@@ -65,10 +76,15 @@ def weights(found: Sequence[tuple[float, str, float]], events: Sequence[Event], 
     for number, name in enumerate(sorted({name for _, name, _ in found})):
         colour = COLOURS[number % len(COLOURS)]
         figure.add_scatter(
-            x=times, y=[shares.get((start_s, name), 0.0) for start_s in starts_s], name=escape(name), mode="lines",
-            stackgroup="experts", line={"color": colour, "width": 1},
-            fillcolor=palette.faded(colour, 0.45 if number < len(COLOURS) else 0.2), hovertemplate="%{y:.0%}",
-        )  # fmt: skip
+            x=times,
+            y=[shares.get((start_s, name), 0.0) for start_s in starts_s],
+            name=escape(name),
+            mode="lines",
+            stackgroup="experts",
+            line={"color": colour, "width": 1},
+            fillcolor=palette.faded(colour, 0.45 if number < len(COLOURS) else 0.2),
+            hovertemplate="%{y:.0%}",
+        )
     if found:
         _mark(figure, events, 1.0, zone)
     figure.update_yaxes(tickformat=".0%", range=[0.0, 1.06])
@@ -84,10 +100,14 @@ def _mark(figure: go.Figure, events: Sequence[Event], height: float, zone: tzinf
     for (name, colour, symbol), members in groups.items():
         _, times = over_time("", (event.time_s for event in members), zone)
         figure.add_scatter(
-            x=times, y=[height] * len(members), mode="markers", name=name,
+            x=times,
+            y=[height] * len(members),
+            mode="markers",
+            name=name,
             marker={"symbol": symbol, "size": 9, "color": colour},
-            customdata=[_words(event) for event in members], hovertemplate="%{customdata}",
-        )  # fmt: skip
+            customdata=[_words(event) for event in members],
+            hovertemplate="%{customdata}",
+        )
 
 
 def _words(event: Event) -> str:

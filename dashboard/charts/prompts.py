@@ -23,9 +23,16 @@ def lengths(clusters: Sequence[Cluster]) -> go.Figure:
     if shown:
         low, q1, median, q3, high = zip(*(cluster.quantiles[:5] for cluster in shown), strict=True)
         figure.add_box(
-            x=labels(shown), lowerfence=low, q1=q1, median=median, q3=q3, upperfence=high,
-            name="lengths", line={"color": palette.BLUE, "width": 1.5}, fillcolor=palette.faded(palette.BLUE, 0.25),
-        )  # fmt: skip
+            x=labels(shown),
+            lowerfence=low,
+            q1=q1,
+            median=median,
+            q3=q3,
+            upperfence=high,
+            name="lengths",
+            line={"color": palette.BLUE, "width": 1.5},
+            fillcolor=palette.faded(palette.BLUE, 0.25),
+        )
     figure.update_xaxes(title="cluster, the largest first", type="category")
     figure.update_yaxes(type="log", dtick=1, rangemode="normal")
     figure.update_layout(showlegend=False, hovermode="closest", height=340)
@@ -39,10 +46,13 @@ def weights(found: Sequence[tuple[str, int, str, float]], clusters: Sequence[Clu
     shares = {(model, cluster, name): weight for model, cluster, name, weight in found}
     for number, name in enumerate(sorted({name for _, _, name, _ in found})):
         figure.add_bar(
-            x=labels(shown), y=[shares.get((one.model, one.cluster, name), 0.0) for one in shown], name=escape(name),
-            marker_color=_COLOURS[number % len(_COLOURS)], marker_pattern_shape="" if number < len(_COLOURS) else "/",
+            x=labels(shown),
+            y=[shares.get((one.model, one.cluster, name), 0.0) for one in shown],
+            name=escape(name),
+            marker_color=_COLOURS[number % len(_COLOURS)],
+            marker_pattern_shape="" if number < len(_COLOURS) else "/",
             hovertemplate="%{fullData.name}: %{y:.0%}<extra></extra>",
-        )  # fmt: skip
+        )
     figure.update_xaxes(title="cluster, the largest first", type="category")
     figure.update_yaxes(tickformat=".0%", range=[0.0, 1.02])
     figure.update_layout(barmode="stack", hovermode="closest", height=340)
@@ -59,9 +69,11 @@ def histogram(found: Sequence[tuple[float, int]]) -> go.Figure:
     """How many answers had which length; bands grow by half an octave."""
     figure = base("answers")
     figure.add_bar(
-        x=[f"{tokens:,.0f}" for tokens, _ in found], y=[answers for _, answers in found], marker_color=palette.BLUE,
+        x=[f"{tokens:,.0f}" for tokens, _ in found],
+        y=[answers for _, answers in found],
+        marker_color=palette.BLUE,
         hovertemplate="from %{x} tokens: %{y:,} answers<extra></extra>",
-    )  # fmt: skip
+    )
     figure.update_xaxes(title="output tokens, from", type="category", nticks=10)
     figure.update_layout(showlegend=False, hovermode="closest", bargap=0.06)
     return or_blank(figure, found, "No answer in this range")
@@ -78,10 +90,14 @@ def drift(
     names = (("75 %", 3, 1.0), ("median", 2, 2.5), ("25 %", 1, 1.0))
     for name, place, width in names:
         figure.add_scatter(
-            x=times, y=[row[place] for row in found], name=name, mode="lines+markers", marker={"size": 4},
+            x=times,
+            y=[row[place] for row in found],
+            name=name,
+            mode="lines+markers",
+            marker={"size": 4},
             line={"color": palette.BLUE, "width": width, "dash": "solid" if place == 2 else "dot"},
             hovertemplate="%{y:,.0f} tokens",
-        )  # fmt: skip
+        )
     top = max((row[3] for row in found), default=0.0)
     marks = (
         ("drift noticed", [(time_s, "drift noticed") for time_s in drifts], palette.RED, "triangle-down"),
@@ -90,8 +106,12 @@ def drift(
     for name, moments, colour, symbol in marks:
         if moments and found:
             figure.add_scatter(
-                x=over_time("", [time_s for time_s, _ in moments], zone)[1], y=[top] * len(moments), mode="markers",
-                name=name, customdata=[what for _, what in moments], hovertemplate="%{customdata}<extra></extra>",
+                x=over_time("", [time_s for time_s, _ in moments], zone)[1],
+                y=[top] * len(moments),
+                mode="markers",
+                name=name,
+                customdata=[what for _, what in moments],
+                hovertemplate="%{customdata}<extra></extra>",
                 marker={"symbol": symbol, "size": 12, "color": colour},
-            )  # fmt: skip
+            )
     return or_blank(figure, found, "No answer in this range")

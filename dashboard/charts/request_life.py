@@ -60,22 +60,35 @@ def timeline(life: RequestTimeline) -> go.Figure:
     """Its life as bars, with what happened to it as marks."""
     figure = base("")
     colours = {
-        "waiting": palette.AMBER, "prompt": palette.GREEN, "generating": palette.BLUE, "without its place": palette.VIOLET
-    }  # fmt: skip
+        "waiting": palette.AMBER,
+        "prompt": palette.GREEN,
+        "generating": palette.BLUE,
+        "without its place": palette.VIOLET,
+    }
     lived = phases(life)
     for name, colour in colours.items():
         shown = [phase for phase in lived if phase.name == name]
         figure.add_bar(
-            y=["life"] * len(shown), base=[phase.start_s for phase in shown],
-            x=[phase.end_s - phase.start_s for phase in shown], orientation="h", name=name, marker_color=colour,
-            hovertemplate="%{fullData.name}: %{x:.3g} s<extra></extra>", visible=True if shown else "legendonly",
+            y=["life"] * len(shown),
+            base=[phase.start_s for phase in shown],
+            x=[phase.end_s - phase.start_s for phase in shown],
+            orientation="h",
+            name=name,
+            marker_color=colour,
+            hovertemplate="%{fullData.name}: %{x:.3g} s<extra></extra>",
+            visible=True if shown else "legendonly",
             showlegend=bool(shown),
-        )  # fmt: skip
+        )
     for name, times_s, symbol in _marks(life):
         figure.add_scatter(
-            x=[time_s - life.arrival_s for time_s in times_s], y=["events"] * len(times_s), mode="markers", name=name, cliponaxis=False,
-            marker={"symbol": symbol, "size": 11, "color": palette.GREY}, hovertemplate="%{fullData.name} at %{x:.3g} s<extra></extra>",
-        )  # fmt: skip
+            x=[time_s - life.arrival_s for time_s in times_s],
+            y=["events"] * len(times_s),
+            mode="markers",
+            name=name,
+            cliponaxis=False,
+            marker={"symbol": symbol, "size": 11, "color": palette.GREY},
+            hovertemplate="%{fullData.name} at %{x:.3g} s<extra></extra>",
+        )
     figure.update_layout(barmode="overlay", hovermode="closest", height=220)
     figure.update_xaxes(title="seconds since its arrival", rangemode="tozero")
     figure.update_yaxes(categoryorder="array", categoryarray=["events", "life"], range=[-0.5, 1.5])
@@ -100,9 +113,14 @@ def distribution(life: RequestTimeline) -> go.Figure:
         tokens = [max(1, quantile) for _, quantile in predicted.quantiles]
         shares = [probability for probability, _ in predicted.quantiles]
         figure.add_scatter(
-            x=tokens, y=shares, mode="lines+markers", name="predicted", line={"color": palette.BLUE, "width": 2},
-            marker={"size": 7}, hovertemplate="%{y:.0%} are at most %{x:,} tokens<extra></extra>",
-        )  # fmt: skip
+            x=tokens,
+            y=shares,
+            mode="lines+markers",
+            name="predicted",
+            line={"color": palette.BLUE, "width": 2},
+            marker={"size": 7},
+            hovertemplate="%{y:.0%} are at most %{x:,} tokens<extra></extra>",
+        )
         attained = attained_tokens(life)
         if attained:
             _upright(figure, attained, _came(life), palette.AMBER)
@@ -120,15 +138,24 @@ def index(life: RequestTimeline) -> go.Figure:
         shown.insert(0, ("decided on arrival", life.choices[0], palette.GREY))
     for name, choice, colour in shown:
         figure.add_scatter(
-            x=[*choice.attained_tokens, life.max_tokens], y=[*choice.table_index_s, choice.table_index_s[-1]], mode="lines", name=name, line_shape="hv",
-            line={"color": colour, "width": 2}, hovertemplate="from %{x:,} tokens on: %{y:.3g} s<extra></extra>",
-        )  # fmt: skip
+            x=[*choice.attained_tokens, life.max_tokens],
+            y=[*choice.table_index_s, choice.table_index_s[-1]],
+            mode="lines",
+            name=name,
+            line_shape="hv",
+            line={"color": colour, "width": 2},
+            hovertemplate="from %{x:,} tokens on: %{y:.3g} s<extra></extra>",
+        )
     attained = attained_tokens(life)
     if shown and attained is not None:
         figure.add_scatter(
-            x=[attained], y=[index_at(shown[-1][1], attained)], mode="markers", name=_came(life),
-            marker={"color": palette.AMBER, "size": 11}, hovertemplate="%{x:,} tokens: %{y:.3g} s<extra></extra>",
-        )  # fmt: skip
+            x=[attained],
+            y=[index_at(shown[-1][1], attained)],
+            mode="markers",
+            name=_came(life),
+            marker={"color": palette.AMBER, "size": 11},
+            hovertemplate="%{x:,} tokens: %{y:.3g} s<extra></extra>",
+        )
     figure.update_xaxes(title="output tokens attained", rangemode="tozero")
     figure.update_layout(hovermode="closest")
     return or_blank(figure, shown, "No index table was decided")
@@ -139,10 +166,14 @@ def queue(life: RequestTimeline) -> go.Figure:
     figure = base("requests before it")
     seen = [moment for moment in life.moments if moment.time_s >= life.arrival_s]
     figure.add_scatter(
-        x=[moment.time_s - life.arrival_s for moment in seen], y=[moment.ahead for moment in seen], mode="lines",
-        name="before it in the queue", line={"color": palette.AMBER, "width": 2, "shape": "hv"}, connectgaps=False,
+        x=[moment.time_s - life.arrival_s for moment in seen],
+        y=[moment.ahead for moment in seen],
+        mode="lines",
+        name="before it in the queue",
+        line={"color": palette.AMBER, "width": 2, "shape": "hv"},
+        connectgaps=False,
         hovertemplate="%{y:,} before it at %{x:.3g} s<extra></extra>",
-    )  # fmt: skip
+    )
     figure.update_xaxes(title="seconds since its arrival", rangemode="tozero")
     figure.update_layout(hovermode="closest", showlegend=False)
     return or_blank(figure, [m for m in seen if m.ahead is not None], "No snapshot shows it in the queue")
@@ -158,9 +189,13 @@ def waits(parts: Sequence[WaitView]) -> go.Figure:
         ]
         if sum(spans_s):
             figure.add_bar(
-                y=["itself at the head", "behind others"], x=spans_s, orientation="h", name=name, marker_color=colour,
+                y=["itself at the head", "behind others"],
+                x=spans_s,
+                orientation="h",
+                name=name,
+                marker_color=colour,
                 hovertemplate="%{fullData.name}: %{x:.3g} s<extra></extra>",
-            )  # fmt: skip
+            )
     figure.update_layout(barmode="stack", hovermode="closest")
     figure.update_xaxes(title="seconds")
     return or_blank(figure, parts, "It did not wait, or no snapshot tells of it")
@@ -185,6 +220,10 @@ def _came(life: RequestTimeline) -> str:
 
 def _upright(figure: go.Figure, tokens: int, name: str, colour: str) -> None:
     figure.add_scatter(
-        x=[tokens, tokens], y=[0.0, 1.0], mode="lines", name=f"{name}: {tokens:,}", line={"color": colour, "width": 2},
+        x=[tokens, tokens],
+        y=[0.0, 1.0],
+        mode="lines",
+        name=f"{name}: {tokens:,}",
+        line={"color": colour, "width": 2},
         hovertemplate=f"{name}: {tokens:,} tokens<extra></extra>",
-    )  # fmt: skip
+    )

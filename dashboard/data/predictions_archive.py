@@ -101,11 +101,18 @@ def _points(connection: duckdb.DuckDBPyConnection, given: dict[str, float | bool
     rows = connection.execute(_POINTS, given | {"since_s": ended_s, "limit": POINTS}).fetchall()
     return [
         FinishedPoint(
-            request_id=row[0], time_s=row[1], output_tokens=row[2], reason="length" if row[3] else "stop",
-            cluster=row[4], pit=row[5], p10_tokens=row[6], p50_tokens=row[7], p90_tokens=row[8],
+            request_id=row[0],
+            time_s=row[1],
+            output_tokens=row[2],
+            reason="length" if row[3] else "stop",
+            cluster=row[4],
+            pit=row[5],
+            p10_tokens=row[6],
+            p50_tokens=row[7],
+            p90_tokens=row[8],
         )
         for row in rows
-    ]  # fmt: skip
+    ]
 
 
 _PREDICTIONS = (

@@ -134,7 +134,7 @@ answered AS (
 SELECT answered.*, coalesce(drifts, 0), last_drift
 FROM answered LEFT JOIN drifted USING (model, cluster)
 ORDER BY answers DESC, model, cluster LIMIT $limit
-"""  # noqa: S608 - made of named parts of this module alone
+"""
 _WEIGHTS = f"""
 WITH {_SERVED},
 lately AS (
@@ -143,20 +143,20 @@ lately AS (
 ),
 weights AS (SELECT session_id, cluster, unnest(map_entries(experts)) AS expert FROM lately WHERE cluster IS NOT NULL)
 SELECT model, cluster, expert.key, avg(expert.value) FROM weights JOIN served USING (session_id) GROUP BY ALL ORDER BY ALL
-"""  # noqa: S608 - as above
+"""
 _MINE = "WHERE time_s >= $since_s AND cluster = $cluster AND session_id IN (SELECT session_id FROM served WHERE model = $model)"
 _LENGTHS = f"""
 WITH {_SERVED}
 SELECT 2 ** (floor(2 * log2(greatest(output_tokens, 1))) / 2) AS tokens, count(*)
 FROM outcomes {_MINE} GROUP BY tokens ORDER BY tokens
-"""  # noqa: S608 - as above
+"""
 _OVER_TIME = f"""
 WITH {_SERVED}
 SELECT
     $width_s * floor(time_s / $width_s) AS start_s, quantile_cont(output_tokens, 0.25),
     quantile_cont(output_tokens, 0.5), quantile_cont(output_tokens, 0.75)
 FROM outcomes {_MINE} GROUP BY start_s ORDER BY start_s
-"""  # noqa: S608 - as above
+"""
 _DRIFTS = (
     "SELECT time_s FROM drift_events WHERE time_s >= $since_s AND model = $model AND cluster = $cluster ORDER BY time_s"
 )
@@ -187,4 +187,4 @@ SELECT
     censored AS "Cut", features, token_ids
 FROM latest LEFT JOIN asked USING (session_id, request_id) LEFT JOIN believed USING (session_id, request_id)
 ORDER BY latest.time_s DESC
-"""  # noqa: S608 - as above
+"""

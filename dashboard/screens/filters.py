@@ -99,9 +99,12 @@ def choose_part(known: Sequence[Part]) -> None:
     options = ["", *(f"{one.by}:{one.name}" for one in known)]
     st.session_state[_PART] = named
     st.selectbox(
-        "Only", options if named in options else [*options, named], key=_PART, on_change=_keep_part_in_address,
+        "Only",
+        options if named in options else [*options, named],
+        key=_PART,
+        on_change=_keep_part_in_address,
         format_func=lambda value: value.replace(":", " ", 1) or "all requests",
-    )  # fmt: skip
+    )
 
 
 def _keep_part_in_address() -> None:
@@ -128,9 +131,7 @@ def draw() -> None:
 def _choice(label: str, name: str, known: set[str], now: str | None) -> None:
     """What is connected, or all; what was chosen stays, though its engine be gone."""
     names = sorted(known | ({now} if now else set()))
-    st.selectbox(
-        label, ["", *names], format_func=lambda value: value or "all", key=_KEYS[name], on_change=_take_over
-    )  # fmt: skip
+    st.selectbox(label, ["", *names], format_func=lambda value: value or "all", key=_KEYS[name], on_change=_take_over)
 
 
 def _take_over() -> None:

@@ -42,8 +42,12 @@ def _live() -> None:
     with left:
         live.chart("Time to last token", figures.gain(gain), "gain_ttlt", "Measured, and both replays.")
     with right:
-        live.chart("Where it gains and where it loses", gain_charts.parts(gain.parts), "gain_parts",
-                   "Mean TTLT against first come, first served, with 90 % intervals; left of the line is sooner.")  # fmt: skip
+        live.chart(
+            "Where it gains and where it loses",
+            gain_charts.parts(gain.parts),
+            "gain_parts",
+            "Mean TTLT against first come, first served, with 90 % intervals; left of the line is sooner.",
+        )
     _parts(gain.parts)
     st.caption(gain_text.gain_method(gain))
 
@@ -53,10 +57,14 @@ def _figures(gain: GainView, state: StateView) -> None:
     columns = st.columns(5)
     heading = "Mean TTLT if on" if words.in_force(state.engines) in {"shadow", "off"} else "Mean TTLT"
     columns[0].metric(
-        heading, gain_text.change(fcfs, modelled), delta=gain_text.interval(gain.ratio), delta_color="off", delta_arrow="off",
+        heading,
+        gain_text.change(fcfs, modelled),
+        delta=gain_text.interval(gain.ratio),
+        delta_color="off",
+        delta_arrow="off",
         help="Replay of the policy against replay of first come, first served: like against like. "
         "Below it the 90 % interval of a bootstrap over the requests.",
-    )  # fmt: skip
+    )
     columns[1].metric(
         "From", words.span(fcfs.mean_ttlt_s if fcfs else None), help="Mean TTLT, replayed first come, first served"
     )
@@ -64,14 +72,21 @@ def _figures(gain: GainView, state: StateView) -> None:
         "To", words.span(modelled.mean_ttlt_s if modelled else None), help="Mean TTLT, replayed under the policy"
     )
     columns[3].metric(
-        "Recompute tax saved", gain_text.tax_saved(gain.fcfs_tax, gain.tax), delta=gain_text.tax_change(gain.fcfs_tax, gain.tax),
-        delta_color="off", delta_arrow="off", help="Tokens that are not computed twice, because fewer requests are preempted",
-    )  # fmt: skip
+        "Recompute tax saved",
+        gain_text.tax_saved(gain.fcfs_tax, gain.tax),
+        delta=gain_text.tax_change(gain.fcfs_tax, gain.tax),
+        delta_color="off",
+        delta_arrow="off",
+        help="Tokens that are not computed twice, because fewer requests are preempted",
+    )
     columns[4].metric(
-        "Requests that lose", words.percent(waiting.slower if waiting else None),
-        delta=f"{words.percent(waiting.faster if waiting else None)} gain", delta_color="off", delta_arrow="off",
+        "Requests that lose",
+        words.percent(waiting.slower if waiting else None),
+        delta=f"{words.percent(waiting.faster if waiting else None)} gain",
+        delta_color="off",
+        delta_arrow="off",
         help="End more than a tenth later, or sooner, than first come, first served",
-    )  # fmt: skip
+    )
 
 
 def _trust(gain: GainView) -> None:
@@ -99,6 +114,9 @@ def _parts(parts: Sequence[PartView]) -> None:
             "90 % interval": [gain_text.interval(part.ratio) for part in parts],
             "Verdict": [gain_text.part_verdict(part.ratio) for part in parts],
         },
-        key="gain_table", hide_index=True, placeholder=words.DASH, height="content",
+        key="gain_table",
+        hide_index=True,
+        placeholder=words.DASH,
+        height="content",
         column_config={name: st.column_config.NumberColumn(format="%.2f") for name in ("First come (s)", "Policy (s)")},
-    )  # fmt: skip
+    )

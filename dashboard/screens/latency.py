@@ -134,10 +134,15 @@ def _parts(parts: Sequence[PartLatency]) -> None:
             "99 % TTLT (s)": [part.p99_ttlt_s for part in parts],
             "Mean output": [part.mean_output_tokens for part in parts],
         },
-        key="latency_parts", hide_index=True, placeholder=words.DASH, height=min(38 + 35 * len(parts), 300),
+        key="latency_parts",
+        hide_index=True,
+        placeholder=words.DASH,
+        height=min(38 + 35 * len(parts), 300),
         column_config={
-            **{name: st.column_config.NumberColumn(format="%.2f") for name in (
-                "Median TTFT (s)", "Mean TTLT (s)", "Median TTLT (s)", "99 % TTLT (s)")},
+            **{
+                name: st.column_config.NumberColumn(format="%.2f")
+                for name in ("Median TTFT (s)", "Mean TTLT (s)", "Median TTLT (s)", "99 % TTLT (s)")
+            },
             "Mean output": st.column_config.NumberColumn(format="%.0f", help="Tokens"),
         },
-    )  # fmt: skip
+    )

@@ -142,8 +142,12 @@ def _table(rows: Sequence[QueueRow], columns: Sequence[str], key: str, nothing: 
     data = {name: [_rounded(name, getattr(row, name)) for row in rows] for name in columns}
     height = min(38 + 35 * len(rows), 423)
     request.choosable(
-        data, [row.request_id for row in rows], key=key, column_config=_COLUMNS, height=height,
-    )  # fmt: skip
+        data,
+        [row.request_id for row in rows],
+        key=key,
+        column_config=_COLUMNS,
+        height=height,
+    )
 
 
 def _rounded(name: str, value: object) -> object:
@@ -168,17 +172,23 @@ _COLUMNS = {
     "priority": _NUMBER("Class", help="The request's own strict priority; lower is served first", width="small"),
     "age_s": _NUMBER("Age (s)", format="%.1f", help="Time since it arrived", width="small"),
     "index_s": _NUMBER(
-        "Index (s)", format="%.3f", help="Mean remaining cost, or its Gittins index, in engine-seconds; lower runs first",
+        "Index (s)",
+        format="%.3f",
+        help="Mean remaining cost, or its Gittins index, in engine-seconds; lower runs first",
         width="small",
     ),
     "patience_left_s": _NUMBER(
-        "Patience", format="%.0f s", help="Until nobody of its class passes it any more; it is overdue below zero",
+        "Patience",
+        format="%.0f s",
+        help="Until nobody of its class passes it any more; it is overdue below zero",
         width="small",
     ),
     "prompt_tokens": _NUMBER("Prompt", format="localized", width="small"),
     "attained_tokens": _NUMBER("Attained", format="localized", help="Output tokens generated so far", width="small"),
     "expected_remaining_tokens": _NUMBER(
-        "Remaining", format="localized", help="Mean of the output tokens still to come, given those attained",
+        "Remaining",
+        format="localized",
+        help="Mean of the output tokens still to come, given those attained",
         width="small",
     ),
     "p50_tokens": _NUMBER("Median", format="localized", help="Predicted output tokens", width="small"),
@@ -186,4 +196,4 @@ _COLUMNS = {
         "90 %", format="localized", help="Nine in ten such answers are at most so many tokens long", width="small"
     ),
     "cluster": _NUMBER("Cluster", help="Group of like prompts", width="small"),
-}  # fmt: skip
+}

@@ -117,9 +117,12 @@ def _events(events: Sequence[Event]) -> None:
             "Cluster": [event.cluster for event in events],
             "In words": [event.what for event in events],
         },
-        key="predictions_events", hide_index=True, placeholder=words.DASH, height=min(38 + 35 * len(events), 300),
+        key="predictions_events",
+        hide_index=True,
+        placeholder=words.DASH,
+        height=min(38 + 35 * len(events), 300),
         column_config={"In words": st.column_config.TextColumn(width="large")},
-    )  # fmt: skip
+    )
 
 
 def _totals(learner: LearnerView) -> None:

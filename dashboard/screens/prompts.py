@@ -41,8 +41,9 @@ def _live(wanted: Filters) -> None:
         return
     st.caption(
         f"Groups of like prompts that answers came from, in the last {wanted.range_name} of the history."
-        if wanted.span_s else "Groups of like prompts that answers came from, in the whole history."
-    )  # fmt: skip
+        if wanted.span_s
+        else "Groups of like prompts that answers came from, in the whole history."
+    )
     _overview(found)
     _table(found.clusters)
     _near(str(path), scope, found.clusters)
@@ -84,12 +85,18 @@ def _table(clusters: tuple[Cluster, ...]) -> None:
             "Drifts": [cluster.drifts for cluster in clusters],
             "Last drift": [cluster.last_drift for cluster in clusters],
         },
-        key="prompts_clusters", hide_index=True, placeholder=words.DASH, height=min(38 + 35 * len(clusters), 300),
+        key="prompts_clusters",
+        hide_index=True,
+        placeholder=words.DASH,
+        height=min(38 + 35 * len(clusters), 300),
         column_config={
-            **{name: st.column_config.NumberColumn(format="%.0f") for name in ("Mean", "Median", "90 %", "99 %", "CRPS (tokens)")},
+            **{
+                name: st.column_config.NumberColumn(format="%.0f")
+                for name in ("Mean", "Median", "90 %", "99 %", "CRPS (tokens)")
+            },
             "Cut": st.column_config.NumberColumn(help="Known to be at least so long only: aborted, or at max_tokens"),
         },
-    )  # fmt: skip
+    )
 
 
 def _near(path: str, scope: Scope, clusters: tuple[Cluster, ...]) -> None:
@@ -120,11 +127,17 @@ def _samples(detail: ClusterDetail) -> None:
     stored = any(sample["Prompt (token ids)"] for sample in detail.samples)
     st.caption(
         "Select a row to see the whole request."
-        + ("" if stored else " Prompts themselves are not stored (`store.prompts` is off); features are what the learner reads of them.")
-    )  # fmt: skip
+        + (
+            ""
+            if stored
+            else " Prompts themselves are not stored (`store.prompts` is off); features are what the learner reads of them."
+        )
+    )
     columns = [name for name in (detail.samples[0] if detail.samples else {}) if stored or name != "Prompt (token ids)"]
     request.choosable(
         {name: [sample[name] for sample in detail.samples] for name in columns},
-        [sample["Request"] for sample in detail.samples], key="prompts_samples", height="content",
+        [sample["Request"] for sample in detail.samples],
+        key="prompts_samples",
+        height="content",
         column_config={"Features": st.column_config.BarChartColumn(help="Prompt features, as the learner reads them")},
-    )  # fmt: skip
+    )

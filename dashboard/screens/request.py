@@ -73,7 +73,7 @@ def choosable(data: Mapping[str, Any], request_ids: Sequence[str], *, key: str, 
 
     st.dataframe(
         data, key=key, hide_index=True, placeholder=words.DASH, on_select=choose, selection_mode="single-row", **options
-    )  # fmt: skip
+    )
     _follow_choice(key)
 
 
@@ -199,8 +199,12 @@ def _figures(life: RequestTimeline) -> None:
     columns[2].metric("TTFT", words.span(first_s))
     expected = None if predicted is None else f"{words.count(predicted.mean_tokens)} expected"
     columns[3].metric(
-        "Output tokens", words.count(request_life.attained_tokens(life)), delta=expected, delta_color="off", delta_arrow="off"
-    )  # fmt: skip
+        "Output tokens",
+        words.count(request_life.attained_tokens(life)),
+        delta=expected,
+        delta_color="off",
+        delta_arrow="off",
+    )
     columns[4].metric("Preemptions", words.count(len(life.losses)))
     index_s = f"{life.choices[0].index_s:.3g} s" if life.choices else words.DASH
     columns[5].metric("Index on arrival", index_s, help="In engine-seconds; lower runs first")

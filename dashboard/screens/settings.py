@@ -86,21 +86,26 @@ def _health(state: StateView, wanted: Filters) -> None:
     columns[0].metric("Engines connected", f"{sum(engine.connected for engine in engines)} of {len(engines)}")
     columns[1].metric("Messages dropped", words.count(sum(snapshot.messages_dropped or 0 for snapshot in snapshots)))
     columns[2].metric(
-        "Errors in engines", words.count(sum(snapshot.policy_errors or 0 for snapshot in snapshots)),
+        "Errors in engines",
+        words.count(sum(snapshot.policy_errors or 0 for snapshot in snapshots)),
         help="Errors of ours that were caught inside the engines since they started",
-    )  # fmt: skip
+    )
     columns[3].metric("Records not yet durable", words.count(state.store.queued))
     columns[4].metric(
-        "Records given up", words.count((state.store.dropped or 0) + (state.store.refused or 0)),
+        "Records given up",
+        words.count((state.store.dropped or 0) + (state.store.refused or 0)),
         help="By the history's writer, under pressure",
-    )  # fmt: skip
+    )
     if engines:
         st.markdown("##### Engines")
         now_s = state.controller.now_s
         st.dataframe(
-            [_engine(engine, now_s) for engine in engines], key="settings_engines", hide_index=True,
-            placeholder=words.DASH, height="content",
-        )  # fmt: skip
+            [_engine(engine, now_s) for engine in engines],
+            key="settings_engines",
+            hide_index=True,
+            placeholder=words.DASH,
+            height="content",
+        )
 
 
 def _engine(engine: EngineView, now_s: float | None) -> dict[str, Any]:
@@ -130,9 +135,10 @@ def _encoder(encoder: EncoderView | None) -> None:
     columns[0].metric("Prompts read", words.count(encoder.encoded))
     columns[1].metric("Prompts waiting", words.count(encoder.waiting))
     columns[2].metric(
-        "Prompts left out", words.count(encoder.dropped),
+        "Prompts left out",
+        words.count(encoder.dropped),
         help="It did not keep up; their lengths are predicted without it",
-    )  # fmt: skip
+    )
     columns[3].metric("Failures", words.count(encoder.errors), help="To load it, or of a batch of prompts")
 
 
@@ -146,9 +152,12 @@ def _recent_warnings(condition: HealthView) -> None:
         for said in condition.recent_warnings[:SHOWN]
     ]
     st.dataframe(
-        rows, key="settings_complaints", hide_index=True, height=min(38 + 35 * len(rows), 300),
+        rows,
+        key="settings_complaints",
+        hide_index=True,
+        height=min(38 + 35 * len(rows), 300),
         column_config={"What": st.column_config.TextColumn(width="large")},
-    )  # fmt: skip
+    )
 
 
 def _history(wanted: Filters) -> None:
@@ -167,14 +176,20 @@ def _history(wanted: Filters) -> None:
     st.caption("Mode by the operator; the gate's margin and the boost are tuned to each engine. Newest first.")
     rows = [{"When": live.moment(row.pop("time_s"))} | row for row in (dict(row) for row in found)]
     st.dataframe(
-        rows, key="settings_history", hide_index=True, placeholder=words.DASH, height=min(38 + 35 * len(rows), 390),
+        rows,
+        key="settings_history",
+        hide_index=True,
+        placeholder=words.DASH,
+        height=min(38 + 35 * len(rows), 390),
         column_config={
             "Why": st.column_config.TextColumn(width="large"),
-            "Margin": st.column_config.NumberColumn(format="%.2f", help="Factor on the growth that the gate holds room for"),
+            "Margin": st.column_config.NumberColumn(
+                format="%.2f", help="Factor on the growth that the gate holds room for"
+            ),
             "Boost (1/s)": st.column_config.NumberColumn(format="%.3g", help="γ: how fast waiting lowers an index"),
             "Horizon": st.column_config.NumberColumn(help="Tokens of growth that the gate looks ahead"),
         },
-    )  # fmt: skip
+    )
 
 
 @st.cache_data(ttl=HISTORY_KEPT_S, max_entries=16, show_spinner=False)
@@ -191,12 +206,16 @@ def _configuration(condition: HealthView) -> None:
                 "Value": [setting.value for setting in condition.configuration],
                 "Meaning": [setting.meaning for setting in condition.configuration],
             },
-            key="settings_configuration", hide_index=True, height="content",
-        )  # fmt: skip
+            key="settings_configuration",
+            hide_index=True,
+            height="content",
+        )
         right.dataframe(
             {"Of": list(condition.versions), "Version": list(condition.versions.values())},
-            key="settings_versions", hide_index=True, height="content",
-        )  # fmt: skip
+            key="settings_versions",
+            hide_index=True,
+            height="content",
+        )
 
 
 def _doctor() -> None:

@@ -47,16 +47,22 @@ def _schema(path: str) -> tuple[ViewColumns, ...] | QuestionTrouble:
 
 def _editor(path: Path) -> None:
     st.selectbox(
-        "Saved queries", range(len(USEFUL_QUERIES)), index=None, key=_SAVED, on_change=_take_saved,
+        "Saved queries",
+        range(len(USEFUL_QUERIES)),
+        index=None,
+        key=_SAVED,
+        on_change=_take_saved,
         format_func=lambda number: f"{USEFUL_QUERIES[number].group}: {_unmarked(USEFUL_QUERIES[number].title)}",
         placeholder=f"Choose one of {len(USEFUL_QUERIES)}, or write your own below",
-    )  # fmt: skip
+    )
     st.session_state.setdefault(_TEXT, st.session_state.get(_KEPT_TEXT, FIRST_STATEMENT))
     with st.form("sql_form", border=False):
         statement = st.text_area(
-            "Statement", key=_TEXT, height=230,
+            "Statement",
+            key=_TEXT,
+            height=230,
             help="One SELECT, DESCRIBE or SHOW in DuckDB's SQL. It runs in a process of its own that can only read the history.",
-        )  # fmt: skip
+        )
         run = st.form_submit_button("Run", type="primary", icon=":material/play_arrow:", help="Ctrl+Enter")
     st.session_state[_KEPT_TEXT] = statement
     if run:
@@ -102,9 +108,14 @@ def _downloads(answer: Answer) -> None:
         (right, "Parquet", answer.as_parquet, "application/vnd.apache.parquet"),
     ):
         column.download_button(
-            name, content, file_name=f"answer.{name.lower()}", mime=kind, icon=":material/download:", on_click="ignore",
+            name,
+            content,
+            file_name=f"answer.{name.lower()}",
+            mime=kind,
+            icon=":material/download:",
+            on_click="ignore",
             key=f"sql_{name.lower()}",
-        )  # fmt: skip
+        )
 
 
 def _chart(answer: Answer) -> None:
@@ -143,5 +154,8 @@ def _browser(schema: tuple[ViewColumns, ...]) -> None:
             "Meaning": [comment for _, _, comment in view.columns],
             "Type": [kind for _, kind, _ in view.columns],
         },
-        key="sql_columns", hide_index=True, height=420, row_height=32,
-    )  # fmt: skip
+        key="sql_columns",
+        hide_index=True,
+        height=420,
+        row_height=32,
+    )

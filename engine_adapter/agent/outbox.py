@@ -24,7 +24,7 @@ class Outbox:
     to ``resend_limit_s`` while none comes.
     """
 
-    def __init__(  # noqa: PLR0913 - its bounds, each by name
+    def __init__(
         self,
         *,
         facts_per_batch: int,

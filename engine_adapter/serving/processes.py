@@ -63,7 +63,7 @@ class Children:
         """Start a child in a session of its own; its output goes to ``NAME.log``."""
         log_path = self.log_folder / f"{name}.log"
         with log_path.open("ab") as log:
-            process = subprocess.Popen(  # noqa: S603 - our own command lines
+            process = subprocess.Popen(
                 list(command),
                 stdin=subprocess.DEVNULL,
                 stdout=log,

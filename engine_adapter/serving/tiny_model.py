@@ -45,7 +45,7 @@ def make_tiny_model(
 
 def _train_tokenizer(path: Path, vocabulary_tokens: int) -> int:
     """Train byte-level pairs on a few lines; the vocabulary then holds every byte, so any text can be encoded."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: PLC0415 - comes with vLLM
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

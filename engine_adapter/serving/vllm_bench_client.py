@@ -69,8 +69,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 async def _benchmark(trace: Sequence[TraceLine], options: argparse.Namespace) -> dict[str, Any]:
-    from vllm.benchmarks.datasets import SampleRequest  # noqa: PLC0415 - vLLM takes seconds to import
-    from vllm.benchmarks.serve import TaskType, benchmark  # noqa: PLC0415 - as above
+    from vllm.benchmarks.datasets import SampleRequest
+    from vllm.benchmarks.serve import TaskType, benchmark
 
     requests = [
         SampleRequest(

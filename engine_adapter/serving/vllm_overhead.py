@@ -66,7 +66,7 @@ class CallTimes:
 class Occupied:
     """A vLLM scheduler in virtual time that always has the same number of requests: one comes for each that ends."""
 
-    def __init__(  # noqa: PLR0913 - an engine, its traffic and how it is watched
+    def __init__(
         self,
         occupancy: Occupancy,
         works: Iterator[TraceRequest],

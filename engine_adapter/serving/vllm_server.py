@@ -47,7 +47,7 @@ class VllmServer:
     Raises `EngineError` with the log's last lines when the server does not get ready within ``ready_s``.
     """
 
-    def __init__(  # noqa: PLR0913 - a server has that many settings, all by name
+    def __init__(
         self,
         *,
         endpoint: str,
@@ -95,7 +95,7 @@ class VllmServer:
             vocabulary_tokens=self._vocabulary_tokens,
         )
         with self.log_path.open("wb") as log:
-            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and arguments
+            self._process = subprocess.Popen(
                 self._command(model),
                 stdin=subprocess.DEVNULL,
                 stdout=log,

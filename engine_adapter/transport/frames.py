@@ -133,7 +133,7 @@ class FrameHub:
             return "gone"
         return "sent"
 
-    def _allows(self, connection: bytes, message: EngineMessage) -> bool:  # noqa: ARG002 - for those who know more
+    def _allows(self, connection: bytes, message: EngineMessage) -> bool:
         """Whether a connection may say this."""
         return True
 

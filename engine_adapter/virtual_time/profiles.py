@@ -112,7 +112,7 @@ class Profile:
         )
 
 
-def roofline(  # noqa: PLR0913 - what no data sheet gives stands beside what one does
+def roofline(
     name: str,
     model: ModelShape,
     gpu: Gpu,

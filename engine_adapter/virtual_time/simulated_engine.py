@@ -55,7 +55,7 @@ class SimulatedEngine:
     Raises `ConfigError` for a profile that cannot hold one full request and for prefix caching, which is not modelled.
     """
 
-    def __init__(  # noqa: PLR0913 - an engine has that many settings, all by name
+    def __init__(
         self,
         profile: Profile,
         *,

@@ -179,18 +179,18 @@ class VirtualGpu(Executor):  # type: ignore[misc]
     def collective_rpc(
         self,
         method: str | Callable[..., object],
-        timeout: float | None = None,  # noqa: ARG002 - vLLM's signature; everything answers at once
-        args: tuple[object, ...] = (),  # noqa: ARG002 - as above
-        kwargs: dict[str, object] | None = None,  # noqa: ARG002 - as above
-        non_block: bool = False,  # noqa: FBT001, FBT002 - vLLM's signature
-    ) -> Any:  # noqa: ANN401 - as many types as there are methods
+        timeout: float | None = None,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+        non_block: bool = False,
+    ) -> Any:
         """Answer for the one worker that there is not."""
         answers = self._answer(method)
         if not non_block:
             return answers
         return _done(answers)
 
-    def execute_model(self, scheduler_output: SchedulerOutput, non_block: bool = False) -> Any:  # noqa: ANN401, FBT001, FBT002
+    def execute_model(self, scheduler_output: SchedulerOutput, non_block: bool = False) -> Any:
         """Queue a step behind those that the device has; `sample_tokens` gives its tokens."""
         step = self._device.step(scheduler_output)
         if not step.token_ids:
@@ -208,7 +208,7 @@ class VirtualGpu(Executor):  # type: ignore[misc]
         self._unsampled.append(self._clock.submit(_at, self._free_s, _runner_output(step.token_ids)))
         return _done(None) if non_block else None
 
-    def sample_tokens(self, grammar_output: object, non_block: bool = False) -> Any:  # noqa: ANN401, ARG002, FBT001, FBT002
+    def sample_tokens(self, grammar_output: object, non_block: bool = False) -> Any:
         """The tokens of the oldest step that has not been asked for, when the device is done with it."""
         future = self._unsampled.popleft()
         return future if non_block else future.result()

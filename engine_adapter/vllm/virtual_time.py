@@ -46,7 +46,7 @@ class VllmVirtualTimeEngine:
     the others. Raises `ConfigError` for a profile that cannot hold one full request.
     """
 
-    def __init__(  # noqa: PLR0913 - an engine has that many settings, all by name
+    def __init__(
         self,
         profile: Profile,
         *,
@@ -233,7 +233,7 @@ def _harnessed(
         def _now_s(self) -> float:
             return now_s()
 
-        def _make_link(self, endpoint: str, key: EngineKey | None) -> EngineLink:  # noqa: ARG002 - the link is there already
+        def _make_link(self, endpoint: str, key: EngineKey | None) -> EngineLink:
             return link
 
         def _preempt_request(self, request: Request, *args: object, **kwargs: object) -> None:

@@ -74,7 +74,7 @@ class BenchTrace:
     """Share of the source's rows that would never fit into the cache and had no chance to be drawn."""
 
 
-def bench_trace(  # noqa: PLR0913 - every argument is one of the benchmark's own
+def bench_trace(
     path_or_name: Path | str,
     *,
     requests: int,
@@ -134,7 +134,7 @@ def to_works(
     ]
 
 
-def work_stream(  # noqa: PLR0913 - what may differ between demos
+def work_stream(
     *,
     seed: int,
     rate_rps: float,

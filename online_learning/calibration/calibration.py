@@ -99,7 +99,7 @@ class Measurement:
     """Why it was measured: `ALL_WELL`, or how trust was lost or came back."""
 
 
-def judge(  # noqa: PLR0913 - the two beliefs, the outcome, and what is known of the first by name
+def judge(
     predicted: LengthDistribution,
     prior: LengthDistribution,
     observation: Observation,
@@ -217,9 +217,15 @@ class _Window:
         """Take the newest in, and the oldest out when the window is full; ``answer`` numbers it over all scopes."""
         own, observation = judgement.score, judgement.observation
         self._rows[self._seen % len(self._rows)] = (
-            own.pit, own.crps_tokens, own.log_score, judgement.prior_log_score, judgement.pinball_tokens,
-            judgement.median_tokens, observation.output_tokens, observation.censored,
-        )  # fmt: skip
+            own.pit,
+            own.crps_tokens,
+            own.log_score,
+            judgement.prior_log_score,
+            judgement.pinball_tokens,
+            judgement.median_tokens,
+            observation.output_tokens,
+            observation.censored,
+        )
         self._seen += 1
         self.last_answer = answer
 

@@ -31,7 +31,7 @@ class GlobalLearner:
         """The common prompt features, so that what is recorded can teach any learner."""
         return prompt_features(prompt)
 
-    def predict_one(self, features: Features, model: str) -> Forecast:  # noqa: ARG002 - the protocol's signature
+    def predict_one(self, features: Features, model: str) -> Forecast:
         """The belief about any answer of this model."""
         evidence = self._predicted.evidence(model)
         return Forecast(
@@ -42,7 +42,7 @@ class GlobalLearner:
             at_risk=at_risk_of(self._predicted, model, None),
         )
 
-    def learn_one(self, features: Features, model: str, observation: Observation) -> list[Drift]:  # noqa: ARG002 - as above
+    def learn_one(self, features: Features, model: str, observation: Observation) -> list[Drift]:
         """Take an answer into account; a drift is reported as that of cluster 0."""
         return drifts_of(model, 0, self._predicted.learn(model, observation))
 

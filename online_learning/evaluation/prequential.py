@@ -85,7 +85,7 @@ Watch: TypeAlias = Callable[[str, int, LengthDistribution, Observation, Score], 
 """Told of every scored prediction: learner, number of the request from 0, belief, outcome, score."""
 
 
-def evaluate(  # noqa: PLR0913 - all by name
+def evaluate(
     prompts: Iterable[tuple[Prompt, int]],
     learners: Mapping[str, LengthLearner],
     *,

@@ -148,7 +148,7 @@ class _Network:
     """Weights in torch for training; the same memory in numpy for predicting, where a call into torch costs more."""
 
     def __init__(self, bins: int, settings: HeadSettings) -> None:
-        import torch  # noqa: PLC0415 - optional, and slow to import
+        import torch
 
         torch.set_num_threads(1)  # The network is small, and the order of a parallel sum would show.
         self._torch: Any = torch

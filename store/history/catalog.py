@@ -80,8 +80,8 @@ def _select(table: Table, segments: Sequence[Segment], root: Path) -> str:
         return f"SELECT {empty} WHERE false"
     files = ", ".join(quoted(os.path.join(root, segment.path)) for segment in segments)  # noqa: PTH118 - a quarter of the time
     if all(segment.schema_version == schema_version() for segment in segments):
-        return f"SELECT {names} FROM read_parquet([{files}])"  # noqa: S608 - names and paths of our own
+        return f"SELECT {names} FROM read_parquet([{files}])"
     return (
-        f"SELECT {names} FROM (SELECT {empty} WHERE false UNION ALL BY NAME "  # noqa: S608 - names and paths of our own
+        f"SELECT {names} FROM (SELECT {empty} WHERE false UNION ALL BY NAME "
         f"SELECT * FROM read_parquet([{files}], union_by_name = true))"
     )

@@ -118,8 +118,10 @@ class Damage:
         if segment.sequence not in self._found:
             log.error(
                 "segment %s %s: the history goes on without its %d rows; put a copy of it in its place to have them back",
-                segment.path, finding.fault, segment.rows,
-            )  # fmt: skip
+                segment.path,
+                finding.fault,
+                segment.rows,
+            )
         self._found[segment.sequence] = finding
 
     def _seen(self, segment: Listed) -> tuple[int, ...] | None:

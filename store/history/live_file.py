@@ -192,7 +192,7 @@ class LiveFile:
         }
         batches = selects["batches"][0]
         connection.execute(
-            f"INSERT INTO sessions SELECT session_id, max(batch), max(received_s) FROM ({batches}) GROUP BY session_id"  # noqa: S608 - text of our own
+            f"INSERT INTO sessions SELECT session_id, max(batch), max(received_s) FROM ({batches}) GROUP BY session_id"
         )
         for name in catalogs:
             connection.execute(f"DETACH {name}")
@@ -223,11 +223,11 @@ class LiveFile:
         return 0
 
     def _arrow_schema(self, table: str) -> pa.Schema:
-        return self._connection.sql(f"SELECT * FROM {table} LIMIT 0").to_arrow_table().schema  # noqa: S608 - our own name
+        return self._connection.sql(f"SELECT * FROM {table} LIMIT 0").to_arrow_table().schema
 
-    def _insert(self, name: str, incoming: pa.Table) -> None:  # noqa: ARG002 - DuckDB finds it by its name
+    def _insert(self, name: str, incoming: pa.Table) -> None:
         """Add rows; DuckDB reads the argument itself, for half of what it costs to register it first."""
-        self._connection.execute(f"INSERT INTO {name} SELECT * FROM incoming")  # noqa: S608 - a name of our own
+        self._connection.execute(f"INSERT INTO {name} SELECT * FROM incoming")
         if name == "batches":
             self._connection.execute(
                 "INSERT INTO sessions SELECT session_id, max(batch), max(received_s) FROM incoming GROUP BY session_id"

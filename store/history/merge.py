@@ -138,7 +138,7 @@ def _selects(sources: int) -> dict[str, tuple[str, str]]:
 def _held(table: str, sources: int) -> str:
     """The rows of all sources, with the number of their source in ``source``."""
     parts = (
-        f"SELECT *{_clusters_apart(table, number)}, {number} AS source FROM source_{number}.{table}"  # noqa: S608 - names of our own
+        f"SELECT *{_clusters_apart(table, number)}, {number} AS source FROM source_{number}.{table}"
         for number in range(sources)
     )
     return " UNION ALL BY NAME ".join(parts)
@@ -163,11 +163,11 @@ def _select(table: str, sources: int) -> str:
     if table == "outcomes":
         return _outcomes(held)
     # Of equal rows one: a source may be a copy of a part of another.
-    once = f"SELECT * EXCLUDE (source), min(source) AS source FROM ({held}) GROUP BY ALL"  # noqa: S608 - text of our own
+    once = f"SELECT * EXCLUDE (source), min(source) AS source FROM ({held}) GROUP BY ALL"
     if table in _BELIEFS:
         return _of_first(once, ("session_id", "request_id"), f"({_held('arrivals', sources)}) WHERE NOT resent")
     if table in _WITHOUT_BATCH:
-        return f"SELECT * EXCLUDE (source) FROM ({once})"  # noqa: S608 - as above
+        return f"SELECT * EXCLUDE (source) FROM ({once})"
     return _of_first(once, ("session_id", "batch"), f"({_held('batches', sources)})")
 
 
@@ -176,7 +176,7 @@ def _of_first(rows: str, key: tuple[str, str], books: str) -> str:
     same = " AND ".join(f"r.{column} = b.{column}" for column in (*key, "source"))
     first = f"SELECT DISTINCT {', '.join(key)}, source, min(source) OVER (PARTITION BY {', '.join(key)}) AS first"
     return (
-        f"SELECT r.* EXCLUDE (source) FROM ({rows}) AS r"  # noqa: S608 - text of our own
+        f"SELECT r.* EXCLUDE (source) FROM ({rows}) AS r"
         f" LEFT JOIN ({first} FROM {books}) AS b ON {same} WHERE coalesce(b.first, r.source) = r.source"
     )
 
@@ -202,11 +202,11 @@ _WITHOUT_BATCH = frozenset(
 def _outcomes(held: str) -> str:
     """Each request's outcome once, numbered anew in the order in which the controllers recorded them."""
     first = (
-        f"SELECT * FROM ({held}) QUALIFY row_number() OVER"  # noqa: S608 - text of our own
+        f"SELECT * FROM ({held}) QUALIFY row_number() OVER"
         " (PARTITION BY session_id, request_id ORDER BY source, received_s) = 1"
     )
     number = "row_number() OVER (ORDER BY received_s, answer, time_s, session_id, request_id) - 1"
-    return f"SELECT * EXCLUDE (source) REPLACE ({number} AS answer) FROM ({first})"  # noqa: S608 - as above
+    return f"SELECT * EXCLUDE (source) REPLACE ({number} AS answer) FROM ({first})"
 
 
 def _clear(path: Path, *, keep: bool) -> None:

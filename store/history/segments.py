@@ -120,7 +120,7 @@ class Segments:
         try:
             self._list(written)
             for segment in written:
-                self._connection.execute(f"DELETE FROM {segment.table_name}")  # noqa: S608 - one of our own names
+                self._connection.execute(f"DELETE FROM {segment.table_name}")
             self._connection.commit()
         except BaseException:
             _roll_back(self._connection)
@@ -130,14 +130,16 @@ class Segments:
     def adopt(self, table: str, select: str) -> int:
         """Write the rows that a query gives into segments of ``table``, one for each day; returns how many."""
         columns = ", ".join(
-            name for (name,) in self._connection.execute(
+            name
+            for (name,) in self._connection.execute(
                 "SELECT column_name FROM duckdb_columns() WHERE NOT internal AND table_name = ?"
-                " AND database_name = current_database() ORDER BY column_index", [table],
+                " AND database_name = current_database() ORDER BY column_index",
+                [table],
             ).fetchall()
-        )  # fmt: skip
+        )
         # Only names of our own and queries of our own are put together here.
         self._connection.execute(
-            f"CREATE TEMP TABLE adopted AS SELECT {columns} FROM"  # noqa: S608
+            f"CREATE TEMP TABLE adopted AS SELECT {columns} FROM"
             f" (SELECT * FROM {table} WHERE false UNION ALL BY NAME ({select})) ORDER BY received_s"
         )
         days = self._connection.execute("SELECT DISTINCT floor(received_s / 86400) FROM adopted ORDER BY 1").fetchall()
@@ -146,7 +148,7 @@ class Segments:
                 table,
                 hour_name(86_400 * day)[:8],
                 _DAY_LEVEL,
-                f"(SELECT * FROM adopted WHERE floor(received_s / 86400) = {int(day)})",  # noqa: S608
+                f"(SELECT * FROM adopted WHERE floor(received_s / 86400) = {int(day)})",
             )
             for (day,) in days
         ]
@@ -179,10 +181,10 @@ class Segments:
         blanked = 0
         for segment in (segment for segment in self.active() if segment.table_name == table):
             source = _parquet([self._folder.path / segment.path])
-            rows = count_rows(self._connection, f"SELECT 1 FROM {source} WHERE {condition}")  # noqa: S608 - by our own caller
+            rows = count_rows(self._connection, f"SELECT 1 FROM {source} WHERE {condition}")
             if rows:
                 value = f"CASE WHEN {condition} THEN NULL ELSE {column} END"
-                rest = f"(SELECT * REPLACE ({value} AS {column}) FROM {source})"  # noqa: S608 - as above
+                rest = f"(SELECT * REPLACE ({value} AS {column}) FROM {source})"
                 self._replace([segment], self._write(table, segment.folder, segment.level, rest), now_s)
                 blanked += rows
         damaged = [s.path for s in self._listed() if s.table_name == table and s.sequence in self.damage]
@@ -225,7 +227,7 @@ class Segments:
             )
 
     def _any_row(self, table: str) -> bool:
-        return bool(self._connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchall())  # noqa: S608 - our own name
+        return bool(self._connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchall())
 
     def _write(self, table: str, folder: str, level: int, source: str) -> Segment:
         self._sequence += 1
@@ -234,7 +236,7 @@ class Segments:
         temporary = place / f"{self._sequence:012d}.parquet{_TEMPORARY}"
         self._connection.execute(f"COPY (FROM {source}) TO {quoted(str(temporary))} {_COPY_OPTIONS}")
         (rows, first_s, last_s) = self._connection.execute(
-            f"SELECT count(*), min(received_s), max(received_s) FROM {_parquet([temporary])}"  # noqa: S608 - our own path
+            f"SELECT count(*), min(received_s), max(received_s) FROM {_parquet([temporary])}"
         ).fetchall()[0]
         final = place / f"{self._sequence:012d}-{checksum(temporary)}.parquet"
         publish(temporary, final)
@@ -248,10 +250,17 @@ class Segments:
             self._connection.execute(
                 "INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)",
                 [
-                    s.sequence, s.table_name, s.path, s.level, s.schema_version, s.rows, s.bytes,
-                    s.first_received_s, s.last_received_s,
+                    s.sequence,
+                    s.table_name,
+                    s.path,
+                    s.level,
+                    s.schema_version,
+                    s.rows,
+                    s.bytes,
+                    s.first_received_s,
+                    s.last_received_s,
                 ],
-            )  # fmt: skip
+            )
 
     def _replace(self, sources: Sequence[Segment], merged: Segment, now_s: float) -> None:
         self._connection.begin()
@@ -338,7 +347,7 @@ def outlived(active: Sequence[Segment], now_s: float, *, retention_s: float, ret
 
 def count_rows(connection: duckdb.DuckDBPyConnection, query: str) -> int:
     """How many rows a query of our own gives."""
-    (count,) = connection.execute(f"SELECT count(*) FROM ({query})").fetchall()[0]  # noqa: S608 - text of our own
+    (count,) = connection.execute(f"SELECT count(*) FROM ({query})").fetchall()[0]
     return int(count)
 
 

@@ -59,7 +59,7 @@ class HistoryWriter:
         open_live: opens the live file; a simulation hands in its own.
     """
 
-    def __init__(  # noqa: PLR0913 - settings, each with its name
+    def __init__(
         self,
         path: Path,
         *,

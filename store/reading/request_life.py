@@ -51,9 +51,14 @@ class Belief(Piece, frozen=True, kw_only=True):
     def quantiles(self) -> tuple[tuple[float, int], ...]:
         """Pairs of probability and output tokens, ascending."""
         return (
-            (0.1, self.p10_tokens), (0.25, self.p25_tokens), (0.5, self.p50_tokens), (0.75, self.p75_tokens),
-            (0.9, self.p90_tokens), (0.95, self.p95_tokens), (0.99, self.p99_tokens),
-        )  # fmt: skip
+            (0.1, self.p10_tokens),
+            (0.25, self.p25_tokens),
+            (0.5, self.p50_tokens),
+            (0.75, self.p75_tokens),
+            (0.9, self.p90_tokens),
+            (0.95, self.p95_tokens),
+            (0.99, self.p99_tokens),
+        )
 
 
 class Choice(Piece, frozen=True, kw_only=True):
@@ -250,10 +255,8 @@ def _assembled(connection: duckdb.DuckDBPyConnection, key: dict[str, str], known
         "choices": _rows(connection, request_life_sql.CHOICES, **key, limit=CHOICES_LIMIT),
         "losses": _rows(connection, request_life_sql.LOSSES, **key, limit=LOSSES_LIMIT),
         "moments": _rows(connection, request_life_sql.MOMENTS, **key, **span, limit=MOMENTS_LIMIT),
-        "orders": _rows(
-            connection, request_life_sql.ORDERS, session_id=key["session_id"], **span, limit=ORDERS_LIMIT
-        ),
-    }  # fmt: skip
+        "orders": _rows(connection, request_life_sql.ORDERS, session_id=key["session_id"], **span, limit=ORDERS_LIMIT),
+    }
     if predicted and predicted["cluster"] is not None and known.get("model"):
         about = {"model": known["model"], "cluster": predicted["cluster"]}
         facts["shifts"] = _rows(connection, request_life_sql.DRIFTS, **about, **span, limit=ORDERS_LIMIT)

@@ -41,7 +41,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     result_bytes: int
 
 
-def run_sql(  # noqa: PLR0913 - limits, each with its name
+def run_sql(
     path: Path,
     statement: str,
     *,

@@ -48,8 +48,8 @@ def test_a_wrong_setting_is_named_with_its_value_and_origin(
 def test_an_address_that_others_can_reach_needs_a_token() -> None:
     """Listening beyond loopback without a token is refused with the remedy, and accepted with one."""
     with pytest.raises(ConfigError, match=r"0\.0\.0\.0.*set http\.token"):
-        load_config({"http": {"host": "0.0.0.0"}}, environment={})  # noqa: S104 - the point of the test
-    config = load_config({"http": {"host": "0.0.0.0"}}, environment={"SAGESCHED_HTTP__TOKEN": "s3cret-and-long-enough"})  # noqa: S104
+        load_config({"http": {"host": "0.0.0.0"}}, environment={})
+    config = load_config({"http": {"host": "0.0.0.0"}}, environment={"SAGESCHED_HTTP__TOKEN": "s3cret-and-long-enough"})
     assert config.http.token is not None
     assert config.http.token.get_secret_value() == "s3cret-and-long-enough"
 

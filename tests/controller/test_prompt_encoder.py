@@ -26,12 +26,12 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{number}" for num
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A sentence-transformers model of two layers, and a tokenizer that stands for the served model's."""
-    from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - slow to import
-    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer  # noqa: PLC0415 - as above
-    from tokenizers import Tokenizer  # noqa: PLC0415 - as above
-    from tokenizers.models import WordLevel  # noqa: PLC0415 - as above
-    from tokenizers.pre_tokenizers import Whitespace  # noqa: PLC0415 - as above
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast  # noqa: PLC0415 - as above
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
     folder = tmp_path_factory.mktemp("models")
     named = {f"{kind}_token": f"[{kind.upper()}]" for kind in ("unk", "pad", "cls", "sep")}
@@ -40,9 +40,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, **named)
     tokenizer.save_pretrained(folder / "tokenizer")
     config = BertConfig(
-        vocab_size=len(WORDS), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        vocab_size=len(WORDS),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
         max_position_embeddings=300,
-    )  # fmt: skip
+    )
     BertModel(config).save_pretrained(folder / "bert")
     tokenizer.save_pretrained(folder / "bert")
     layer = Transformer(str(folder / "bert"), max_seq_length=256)

@@ -33,37 +33,85 @@ def _own_main() -> Iterator[None]:
 def snapshot(now_s: float, waiting: int, **changes: object) -> Json:
     used = 900 + round(300 * math.sin(now_s / 9))
     return {
-        "time_s": now_s, "waiting": waiting, "running": 48, "kv_blocks_used": used, "kv_blocks": 1500, "mode": "on",
-        "fallback": None, "reserved_blocks": 140, "admission_limit": 52, "steps": 4, "step_s": 0.1,
-        "prefill_tokens": 160, "decode_tokens": 190 + round(40 * math.sin(now_s / 5)), "kv_tokens_read": 9_000,
-        "preemptions": 0, "recomputed_tokens": 0, "tables_held": 60, "tables_applied": 400, "messages_dropped": 0,
-        "policy_errors": 0, "hook_s": 0.0001, "queue": [], "running_requests": [],
+        "time_s": now_s,
+        "waiting": waiting,
+        "running": 48,
+        "kv_blocks_used": used,
+        "kv_blocks": 1500,
+        "mode": "on",
+        "fallback": None,
+        "reserved_blocks": 140,
+        "admission_limit": 52,
+        "steps": 4,
+        "step_s": 0.1,
+        "prefill_tokens": 160,
+        "decode_tokens": 190 + round(40 * math.sin(now_s / 5)),
+        "kv_tokens_read": 9_000,
+        "preemptions": 0,
+        "recomputed_tokens": 0,
+        "tables_held": 60,
+        "tables_applied": 400,
+        "messages_dropped": 0,
+        "policy_errors": 0,
+        "hook_s": 0.0001,
+        "queue": [],
+        "running_requests": [],
         "overdue": 3,
-    } | changes  # fmt: skip
+    } | changes
 
 
 def engine(now_s: float, waiting: int = 137, **changes: object) -> Json:
     return {
-        "engine_id": "engine-0", "session_id": "s", "model": "qwen3-32b", "engine": "simulated",
-        "engine_version": "0.1.0", "connected": True, "last_seen_s": now_s - 0.05, "kv_blocks": 1500,
-        "block_size_tokens": 16, "max_num_seqs": 256, "unfinished": waiting + 48, "tables_sent": 420,
+        "engine_id": "engine-0",
+        "session_id": "s",
+        "model": "qwen3-32b",
+        "engine": "simulated",
+        "engine_version": "0.1.0",
+        "connected": True,
+        "last_seen_s": now_s - 0.05,
+        "kv_blocks": 1500,
+        "block_size_tokens": 16,
+        "max_num_seqs": 256,
+        "unfinished": waiting + 48,
+        "tables_sent": 420,
         "snapshot": snapshot(now_s, waiting),
-    } | changes  # fmt: skip
+    } | changes
 
 
 def state(now_s: float, engines: list[Json], **learner: object) -> Json:
     return {
         "controller": {
-            "controller_id": "c", "version": "0.1.0", "started_s": now_s - 754, "now_s": now_s, "mode": "on",
-            "policy": "sage", "store_path": None,
-            "settings": {"revision": 3, "mode": "on", "gate": {"horizon_tokens": 256, "margin": 1.0},
-                         "boost_per_s": 0.02, "lease_s": 2.0, "victims": "last"},
+            "controller_id": "c",
+            "version": "0.1.0",
+            "started_s": now_s - 754,
+            "now_s": now_s,
+            "mode": "on",
+            "policy": "sage",
+            "store_path": None,
+            "settings": {
+                "revision": 3,
+                "mode": "on",
+                "gate": {"horizon_tokens": 256, "margin": 1.0},
+                "boost_per_s": 0.02,
+                "lease_s": 2.0,
+                "victims": "last",
+            },
         },
         "store": {"queued": 0, "written": 12_000},
-        "learner": {"predictions": 2431, "completions": 2290, "censored": 23, "clusters": 12, "coverage_50": 0.51,
-                    "coverage_90": 0.88, "crps_tokens": 112.4, "log_score": 1.2, "drift_events": 1} | learner,
+        "learner": {
+            "predictions": 2431,
+            "completions": 2290,
+            "censored": 23,
+            "clusters": 12,
+            "coverage_50": 0.51,
+            "coverage_90": 0.88,
+            "crps_tokens": 112.4,
+            "log_score": 1.2,
+            "drift_events": 1,
+        }
+        | learner,
         "engines": engines,
-    }  # fmt: skip
+    }
 
 
 def queue(now_s: float, waiting: int, limit: int) -> Json:
@@ -72,35 +120,77 @@ def queue(now_s: float, waiting: int, limit: int) -> Json:
     for number in range(min(waiting + 48, limit)):
         p50 = math.exp(rng.gauss(5.5, 1.0))
         is_running = number < 48
-        rows.append({
-            "position": number if is_running else number - 48, "request_id": f"cmpl-{number:04x}-{rng.getrandbits(40):010x}",
-            "engine_id": "engine-0", "state": "running" if is_running else "waiting", "priority": 0,
-            "age_s": now_s % 60 + rng.random() * 20, "patience_left_s": 30.0 - number, "prompt_tokens": rng.randint(20, 3000),
-            "attained_tokens": rng.randint(1, 900) if is_running else 0, "index_s": 0.002 * p50 * (1 + number / 99),
-            "expected_remaining_tokens": p50 * 1.3, "p50_tokens": p50, "p90_tokens": p50 * 3.2, "cluster": rng.randint(0, 11),
-        })  # fmt: skip
+        rows.append(
+            {
+                "position": number if is_running else number - 48,
+                "request_id": f"cmpl-{number:04x}-{rng.getrandbits(40):010x}",
+                "engine_id": "engine-0",
+                "state": "running" if is_running else "waiting",
+                "priority": 0,
+                "age_s": now_s % 60 + rng.random() * 20,
+                "patience_left_s": 30.0 - number,
+                "prompt_tokens": rng.randint(20, 3000),
+                "attained_tokens": rng.randint(1, 900) if is_running else 0,
+                "index_s": 0.002 * p50 * (1 + number / 99),
+                "expected_remaining_tokens": p50 * 1.3,
+                "p50_tokens": p50,
+                "p90_tokens": p50 * 3.2,
+                "cluster": rng.randint(0, 11),
+            }
+        )
     return {"time_s": now_s, "rows": rows}
 
 
 def recent(now_s: float, seconds: float, waiting: int) -> Json:
     rng = random.Random(7)
-    keys = ("time_s", "waiting", "running", "kv_blocks_used", "kv_blocks", "reserved_blocks", "admission_limit", "mode",
-            "fallback", "prefill_tokens", "decode_tokens", "step_s", "steps", "preemptions", "recomputed_tokens")  # fmt: skip
+    keys = (
+        "time_s",
+        "waiting",
+        "running",
+        "kv_blocks_used",
+        "kv_blocks",
+        "reserved_blocks",
+        "admission_limit",
+        "mode",
+        "fallback",
+        "prefill_tokens",
+        "decode_tokens",
+        "step_s",
+        "steps",
+        "preemptions",
+        "recomputed_tokens",
+    )
     last = int(now_s * 5)
     points = [snapshot((last - back) / 5, max(0, waiting - back // 40)) for back in range(int(seconds * 5))]
     finished = []
     for number in range(900):
         p50 = math.exp(rng.gauss(5.5, 1.0))
         tokens = max(1, round(p50 * math.exp(rng.gauss(0, 0.8))))
-        finished.append({
-            "request_id": f"cmpl-{number:04x}", "engine_id": "engine-0", "time_s": now_s - seconds * rng.random(),
-            "ttft_s": rng.lognormvariate(0.5, 0.8), "ttlt_s": rng.lognormvariate(2.5, 0.8), "output_tokens": tokens,
-            "reason": rng.choices(["stop", "length", "abort"], [90, 6, 4])[0], "cluster": rng.randint(0, 11),
-            "prompt_tokens": 100, "max_tokens": 512, "queue_s": 0.1, "priority": number % 3 % 2, "tenant": f"t{number % 2}",
-            "p10_tokens": p50 * 0.36, "p50_tokens": p50, "p90_tokens": p50 * 2.8, "pit": rng.random(),
-        })  # fmt: skip
-    return {"snapshots": [{"engine_id": "engine-0"} | {key: point[key] for key in keys} for point in reversed(points)],
-            "finished": finished}  # fmt: skip
+        finished.append(
+            {
+                "request_id": f"cmpl-{number:04x}",
+                "engine_id": "engine-0",
+                "time_s": now_s - seconds * rng.random(),
+                "ttft_s": rng.lognormvariate(0.5, 0.8),
+                "ttlt_s": rng.lognormvariate(2.5, 0.8),
+                "output_tokens": tokens,
+                "reason": rng.choices(["stop", "length", "abort"], [90, 6, 4])[0],
+                "cluster": rng.randint(0, 11),
+                "prompt_tokens": 100,
+                "max_tokens": 512,
+                "queue_s": 0.1,
+                "priority": number % 3 % 2,
+                "tenant": f"t{number % 2}",
+                "p10_tokens": p50 * 0.36,
+                "p50_tokens": p50,
+                "p90_tokens": p50 * 2.8,
+                "pit": rng.random(),
+            }
+        )
+    return {
+        "snapshots": [{"engine_id": "engine-0"} | {key: point[key] for key in keys} for point in reversed(points)],
+        "finished": finished,
+    }
 
 
 def explained(now_s: float, request_id: str, **facts: object) -> Json:
@@ -136,26 +226,67 @@ def explained(now_s: float, request_id: str, **facts: object) -> Json:
     ]
     return {
         "explanation": {
-            "request_id": request_id, "engine_id": "engine-0", "session_id": "s", "state": "running", "known_until_s": now_s,
-            "sentences": [{"about": "arrival", "text": "It arrived at noon with a prompt of 70 tokens."},
-                          {"about": "queue", "text": "Before it, 5 requests that came later got a place."},
-                          {"about": "queue", "text": "All of these because their index put them first."}],
+            "request_id": request_id,
+            "engine_id": "engine-0",
+            "session_id": "s",
+            "state": "running",
+            "known_until_s": now_s,
+            "sentences": [
+                {"about": "arrival", "text": "It arrived at noon with a prompt of 70 tokens."},
+                {"about": "queue", "text": "Before it, 5 requests that came later got a place."},
+                {"about": "queue", "text": "All of these because their index put them first."},
+            ],
             "overtakers": [rival | {"own_index_s": 0.25, "why": "index"} for rival in rivals],
-            "waits": [{"cause": "gate", "behind": True, "span_s": 8.5}, {"cause": "memory", "behind": False, "span_s": 1.5}],
+            "waits": [
+                {"cause": "gate", "behind": True, "span_s": 8.5},
+                {"cause": "memory", "behind": False, "span_s": 1.5},
+            ],
         },
         "facts": {
-            "request_id": request_id, "engine_id": "engine-0", "session_id": "s", "known_until_s": now_s,
-            "arrival_s": arrival_s, "prompt_tokens": 70, "max_tokens": 1024, "model": "qwen3-32b", "priority": 0,
-            "scheduled_s": arrival_s + 10.0, "first_token_s": arrival_s + 10.5,
-            "belief": {"time_s": arrival_s, "cluster": 3, "mean_tokens": 160.0, "p10_tokens": 20, "p25_tokens": 60,
-                       "p50_tokens": 120, "p75_tokens": 200, "p90_tokens": 350, "p95_tokens": 500, "p99_tokens": 900,
-                       "evidence": 412.0, "experts": {"cluster": 0.7, "global": 0.3}},
-            "choices": [{"time_s": arrival_s, "policy": "sage", "reason": "arrival", "cost_s": 0.6, "index_s": 0.25,
-                         "attained_tokens": [0, 50, 200], "table_index_s": [0.25, 0.1, 0.6]}],
+            "request_id": request_id,
+            "engine_id": "engine-0",
+            "session_id": "s",
+            "known_until_s": now_s,
+            "arrival_s": arrival_s,
+            "prompt_tokens": 70,
+            "max_tokens": 1024,
+            "model": "qwen3-32b",
+            "priority": 0,
+            "scheduled_s": arrival_s + 10.0,
+            "first_token_s": arrival_s + 10.5,
+            "belief": {
+                "time_s": arrival_s,
+                "cluster": 3,
+                "mean_tokens": 160.0,
+                "p10_tokens": 20,
+                "p25_tokens": 60,
+                "p50_tokens": 120,
+                "p75_tokens": 200,
+                "p90_tokens": 350,
+                "p95_tokens": 500,
+                "p99_tokens": 900,
+                "evidence": 412.0,
+                "experts": {"cluster": 0.7, "global": 0.3},
+            },
+            "choices": [
+                {
+                    "time_s": arrival_s,
+                    "policy": "sage",
+                    "reason": "arrival",
+                    "cost_s": 0.6,
+                    "index_s": 0.25,
+                    "attained_tokens": [0, 50, 200],
+                    "table_index_s": [0.25, 0.1, 0.6],
+                }
+            ],
             "losses": [{"time_s": arrival_s + 20.0, "lost_tokens": 230, "attained_tokens": 160, "cause": "memory"}],
-            "moments": moments, "rivals": rivals, "orders": [], "shifts": [],
-        } | facts,
-    }  # fmt: skip
+            "moments": moments,
+            "rivals": rivals,
+            "orders": [],
+            "shifts": [],
+        }
+        | facts,
+    }
 
 
 GAIN_READY = {
@@ -168,20 +299,34 @@ GAIN_READY = {
     "fcfs": {"mean_ttlt_s": 20.9, "p50_ttlt_s": 18.6, "p90_ttlt_s": 39.5, "p99_ttlt_s": 74.0},
     "ratio": {"mean": 0.66, "low": 0.61, "high": 0.72},
     "reproduction": {
-        "mode": "on", "mean_ttlt_error": -0.02, "p99_ttlt_error": -0.017, "request_error_s": 1.2, "poor": [],
+        "mode": "on",
+        "mean_ttlt_error": -0.02,
+        "p99_ttlt_error": -0.017,
+        "request_error_s": 1.2,
+        "poor": [],
     },
     "parts": [
-        {"by": by, "name": name, "requests": requests, "fcfs_mean_ttlt_s": 20.0, "mean_ttlt_s": 20.0 * mean,
-         "ratio": {"mean": mean, "low": mean - 0.06, "high": mean + 0.07}}
+        {
+            "by": by,
+            "name": name,
+            "requests": requests,
+            "fcfs_mean_ttlt_s": 20.0,
+            "mean_ttlt_s": 20.0 * mean,
+            "ratio": {"mean": mean, "low": mean - 0.06, "high": mean + 0.07},
+        }
         for by, name, requests, mean in (
-            ("class", "0", 1100, 0.65), ("class", "5", 100, 0.97), ("length", "16 to 63", 300, 0.3),
-            ("length", "64 to 255", 500, 0.5), ("length", "1,024 to 4,095", 200, 1.2), ("cluster", "3", 90, 0.8),
+            ("class", "0", 1100, 0.65),
+            ("class", "5", 100, 0.97),
+            ("length", "16 to 63", 300, 0.3),
+            ("length", "64 to 255", 500, 0.5),
+            ("length", "1,024 to 4,095", 200, 1.2),
+            ("cluster", "3", 90, 0.8),
         )
     ],
     "fcfs_tax": {"preemptions": 210, "recomputed_tokens": 52_000, "share": 0.12},
     "tax": {"preemptions": 12, "recomputed_tokens": 1_900, "share": 0.004},
     "waiting": {"faster": 0.7, "slower": 0.12, "fcfs_max_ttlt_s": 90.0, "max_ttlt_s": 101.0},
-}  # fmt: skip
+}
 CONDITION: Json = {
     "configuration": [
         {"key": "mode", "value": "on", "meaning": "off, shadow or on"},
@@ -324,24 +469,57 @@ def life(number: int, end_s: float) -> list[Entry]:
     """One request's arrival, prediction, end and outcome."""
     name, arrival_s = f"cmpl-{number}", end_s - 2.0 - number % 7
     facts = [
-        Arrived(request_id=name, arrival_s=arrival_s, prompt_tokens=100, token_ids=b"", max_tokens=512, temperature=1.0),
+        Arrived(
+            request_id=name, arrival_s=arrival_s, prompt_tokens=100, token_ids=b"", max_tokens=512, temperature=1.0
+        ),
         Finished(
-            request_id=name, time_s=end_s, reason="stop", arrival_s=arrival_s, prompt_tokens=100, output_tokens=40,
-            max_tokens=512, cached_prompt_tokens=0, preemptions=0, recomputed_tokens=0, scheduled_s=arrival_s + 0.5,
+            request_id=name,
+            time_s=end_s,
+            reason="stop",
+            arrival_s=arrival_s,
+            prompt_tokens=100,
+            output_tokens=40,
+            max_tokens=512,
+            cached_prompt_tokens=0,
+            preemptions=0,
+            recomputed_tokens=0,
+            scheduled_s=arrival_s + 0.5,
             first_token_s=arrival_s + 1.0,
         ),
-    ]  # fmt: skip
+    ]
     beliefs = [
         Prediction(
-            request_id=name, time_s=arrival_s, cluster=1, features=struct.pack("<4f", 0.1, 0.2, 0.3, 0.4), prompt_hash="h", mean_tokens=50.0, p10_tokens=10,
-            p25_tokens=20, p50_tokens=40, p75_tokens=60, p90_tokens=90, p95_tokens=100, p99_tokens=200, evidence=9.0,
-            experts={"cluster": 0.7, "global": 0.3}, predict_s=0.001,
+            request_id=name,
+            time_s=arrival_s,
+            cluster=1,
+            features=struct.pack("<4f", 0.1, 0.2, 0.3, 0.4),
+            prompt_hash="h",
+            mean_tokens=50.0,
+            p10_tokens=10,
+            p25_tokens=20,
+            p50_tokens=40,
+            p75_tokens=60,
+            p90_tokens=90,
+            p95_tokens=100,
+            p99_tokens=200,
+            evidence=9.0,
+            experts={"cluster": 0.7, "global": 0.3},
+            predict_s=0.001,
         ),
         Outcome(
-            request_id=name, time_s=end_s, output_tokens=40, censored=False, cluster=1, pit=0.5, crps_tokens=3.0,
-            log_score=1.0, within_50=number % 2 == 0, within_90=True, answer=number,
+            request_id=name,
+            time_s=end_s,
+            output_tokens=40,
+            censored=False,
+            cluster=1,
+            pit=0.5,
+            crps_tokens=3.0,
+            log_score=1.0,
+            within_50=number % 2 == 0,
+            within_90=True,
+            answer=number,
         ),
-    ]  # fmt: skip
+    ]
     engine_id, session_id = ("engine-1", "t") if number % 10 == 9 else ("engine-0", "s")
     return [
         *(Entry(engine_id=engine_id, session_id=session_id, batch=number + 1, record=fact) for fact in facts),
@@ -354,10 +532,19 @@ def about_engines(time_s: float) -> list[Entry]:
     entries = []
     for engine_id, session_id, model in (("engine-0", "s", "qwen3-32b"), ("engine-1", "t", "small")):
         hello = Hello(
-            engine_id=engine_id, session_id=session_id, model=model, engine="simulated", engine_version="1", kv_blocks=9,
-            block_size_tokens=16, max_num_seqs=8, token_budget=99, max_model_len_tokens=99, prefix_caching=False,
+            engine_id=engine_id,
+            session_id=session_id,
+            model=model,
+            engine="simulated",
+            engine_version="1",
+            kv_blocks=9,
+            block_size_tokens=16,
+            max_num_seqs=8,
+            token_budget=99,
+            max_model_len_tokens=99,
+            prefix_caching=False,
             started_s=time_s,
-        )  # fmt: skip
+        )
         seen = EngineSeen(time_s=time_s, event="connected", hello=hello)
         settings = Settings(
             revision=2, mode="on", gate=Gate(horizon_tokens=256, margin=1.15), boost_per_s=0.02, lease_s=2.0

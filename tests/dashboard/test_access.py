@@ -18,13 +18,26 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 PAGES = {
-    "": "Now", "latency": "Latency", "gain": "Gain", "predictions": "Predictions", "prompts": "Prompts",
-    "request?request=cmpl-1": "Request", "history": "History", "sql": "SQL", "settings": "Settings and health",
-}  # fmt: skip
+    "": "Now",
+    "latency": "Latency",
+    "gain": "Gain",
+    "predictions": "Predictions",
+    "prompts": "Prompts",
+    "request?request=cmpl-1": "Request",
+    "history": "History",
+    "sql": "SQL",
+    "settings": "Settings and health",
+}
 DRAWN_MS = 60_000
 LIGHT, DARK = "rgb(255, 255, 255)", "rgb(18, 23, 29)"
 """The grounds of the two schemes, as `dashboard/.streamlit/config.toml` has them."""

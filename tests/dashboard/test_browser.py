@@ -19,13 +19,26 @@ from store.history.writer import HistoryWriter
 pytestmark = pytest.mark.browser
 
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 PAGES = {
-    "": "Now", "latency": "Latency", "gain": "Gain", "predictions": "Predictions", "prompts": "Prompts",
-    "request": "Request", "history": "History", "sql": "SQL", "settings": "Settings and health",
-}  # fmt: skip
+    "": "Now",
+    "latency": "Latency",
+    "gain": "Gain",
+    "predictions": "Predictions",
+    "prompts": "Prompts",
+    "request": "Request",
+    "history": "History",
+    "sql": "SQL",
+    "settings": "Settings and health",
+}
 DRAWN_MS = 30_000
 LIVE_MS = 15_000
 """Live parts follow within about a second; a busy machine is given more."""
@@ -36,9 +49,18 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small history with outcomes."""
     path = tmp_path_factory.mktemp("store") / "history"
     outcome = Outcome(
-        request_id="a", time_s=1.0, output_tokens=40, censored=False, cluster=1, pit=0.5, crps_tokens=3.0,
-        log_score=1.0, within_50=True, within_90=True, answer=0,
-    )  # fmt: skip
+        request_id="a",
+        time_s=1.0,
+        output_tokens=40,
+        censored=False,
+        cluster=1,
+        pit=0.5,
+        crps_tokens=3.0,
+        log_score=1.0,
+        within_50=True,
+        within_90=True,
+        answer=0,
+    )
     writer = HistoryWriter(path).start()
     writer.append([Entry(engine_id="engine-0", session_id="s", batch=None, record=outcome)])
     writer.close()
@@ -86,9 +108,11 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrowserContext
         pytest.fail("Chromium is not installed: install it, or leave these tests out with -m 'not browser'")
     with sync_playwright() as playwright:
         context = playwright.chromium.launch_persistent_context(
-            tmp_path_factory.mktemp("profile"), executable_path=executable, args=list(FLAGS),
+            tmp_path_factory.mktemp("profile"),
+            executable_path=executable,
+            args=list(FLAGS),
             viewport={"width": 1440, "height": 1000},
-        )  # fmt: skip
+        )
         context.set_default_timeout(DRAWN_MS)
         yield context
         context.close()

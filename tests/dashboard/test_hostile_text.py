@@ -30,7 +30,7 @@ LIVE = {"a", "img", "h1", "h2", "table"}
 
 def run_page(page: str) -> None:
     """Stand alone: `AppTest` writes this function's text into a script of its own."""
-    import importlib  # noqa: PLC0415 - see above
+    import importlib
 
     importlib.import_module(f"dashboard.{page}").page()
 
@@ -40,19 +40,43 @@ def evil_history(path: Path) -> Path:
     entries = []
     for number, text in enumerate(EVIL):
         hello = Hello(
-            engine_id=text, session_id=f"s{number}", model=text, engine="simulated", engine_version="1", kv_blocks=9,
-            block_size_tokens=16, max_num_seqs=8, token_budget=99, max_model_len_tokens=99, prefix_caching=False,
+            engine_id=text,
+            session_id=f"s{number}",
+            model=text,
+            engine="simulated",
+            engine_version="1",
+            kv_blocks=9,
+            block_size_tokens=16,
+            max_num_seqs=8,
+            token_budget=99,
+            max_model_len_tokens=99,
+            prefix_caching=False,
             started_s=1.0,
-        )  # fmt: skip
+        )
         finished = Finished(
-            request_id=text, time_s=1_767_225_600.0 - number, reason="stop", arrival_s=1_767_225_500.0, prompt_tokens=9,
-            output_tokens=9, max_tokens=99, cached_prompt_tokens=0, preemptions=0, recomputed_tokens=0,
-            scheduled_s=1_767_225_501.0, first_token_s=1_767_225_502.0,
-        )  # fmt: skip
+            request_id=text,
+            time_s=1_767_225_600.0 - number,
+            reason="stop",
+            arrival_s=1_767_225_500.0,
+            prompt_tokens=9,
+            output_tokens=9,
+            max_tokens=99,
+            cached_prompt_tokens=0,
+            preemptions=0,
+            recomputed_tokens=0,
+            scheduled_s=1_767_225_501.0,
+            first_token_s=1_767_225_502.0,
+        )
         arrived = Arrived(
-            request_id=text, arrival_s=1_767_225_500.0, prompt_tokens=9, token_ids=b"", max_tokens=99, temperature=1.0,
-            tenant=text, lora=text,
-        )  # fmt: skip
+            request_id=text,
+            arrival_s=1_767_225_500.0,
+            prompt_tokens=9,
+            token_ids=b"",
+            max_tokens=99,
+            temperature=1.0,
+            tenant=text,
+            lora=text,
+        )
         seen = EngineSeen(time_s=1_767_225_400.0, event="connected", hello=hello)
         entries.append(Entry(engine_id=text, session_id=f"s{number}", batch=None, record=seen))
         entries += [
@@ -65,20 +89,49 @@ def evil_history(path: Path) -> Path:
 
 def evil_engines(now_s: float, _waiting: int) -> list[dict[str, Any]]:
     snapshot = {
-        "time_s": now_s, "waiting": 1, "running": 1, "kv_blocks_used": 9, "kv_blocks": 15, "mode": "on", "reserved_blocks": 0,
-        "fallback": EVIL[0] + EVIL[2] + EVIL[5], "admission_limit": 5, "steps": 4, "step_s": 0.1, "prefill_tokens": 1,
-        "decode_tokens": 1, "kv_tokens_read": 1, "preemptions": 0, "recomputed_tokens": 0, "tables_held": 1,
-        "tables_applied": 1, "messages_dropped": 0, "policy_errors": 0, "hook_s": 0.0, "queue": [], "running_requests": [],
+        "time_s": now_s,
+        "waiting": 1,
+        "running": 1,
+        "kv_blocks_used": 9,
+        "kv_blocks": 15,
+        "mode": "on",
+        "reserved_blocks": 0,
+        "fallback": EVIL[0] + EVIL[2] + EVIL[5],
+        "admission_limit": 5,
+        "steps": 4,
+        "step_s": 0.1,
+        "prefill_tokens": 1,
+        "decode_tokens": 1,
+        "kv_tokens_read": 1,
+        "preemptions": 0,
+        "recomputed_tokens": 0,
+        "tables_held": 1,
+        "tables_applied": 1,
+        "messages_dropped": 0,
+        "policy_errors": 0,
+        "hook_s": 0.0,
+        "queue": [],
+        "running_requests": [],
         "overdue": 0,
-    }  # fmt: skip
+    }
     return [
         {
-            "engine_id": text, "session_id": f"s{number}", "model": text, "engine": "simulated", "engine_version": text,
-            "connected": number % 2 == 0, "last_seen_s": now_s, "kv_blocks": 15, "block_size_tokens": 16, "max_num_seqs": 9,
-            "unfinished": 1, "tables_sent": 1, "snapshot": snapshot,
+            "engine_id": text,
+            "session_id": f"s{number}",
+            "model": text,
+            "engine": "simulated",
+            "engine_version": text,
+            "connected": number % 2 == 0,
+            "last_seen_s": now_s,
+            "kv_blocks": 15,
+            "block_size_tokens": 16,
+            "max_num_seqs": 9,
+            "unfinished": 1,
+            "tables_sent": 1,
+            "snapshot": snapshot,
         }
         for number, text in enumerate(EVIL)
-    ]  # fmt: skip
+    ]
 
 
 @pytest.fixture

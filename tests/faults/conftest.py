@@ -128,7 +128,7 @@ class SimulatedUnderLoad(LoadedEngine):
         now_s = time.time()
         return self._engine.agent.mode(now_s), self._engine.agent.fallback(now_s) or ""
 
-    def starts(self, since_s: float, until_s: float, history: Path) -> list[Start]:  # noqa: ARG002 - it knows by itself
+    def starts(self, since_s: float, until_s: float, history: Path) -> list[Start]:
         return sorted(start for start in list(self._ended) if since_s <= start[0] < until_s)
 
     def _run(self) -> None:

@@ -35,9 +35,19 @@ from store.records import (
 )
 
 HELLO = Hello(
-    engine_id="e", session_id="s", model="m", engine="simulated", engine_version="1", kv_blocks=100, block_size_tokens=16,
-    max_num_seqs=8, token_budget=100, max_model_len_tokens=100, prefix_caching=False, started_s=1.0,
-)  # fmt: skip
+    engine_id="e",
+    session_id="s",
+    model="m",
+    engine="simulated",
+    engine_version="1",
+    kv_blocks=100,
+    block_size_tokens=16,
+    max_num_seqs=8,
+    token_budget=100,
+    max_model_len_tokens=100,
+    prefix_caching=False,
+    started_s=1.0,
+)
 ARRIVED = Arrived(
     request_id="r", arrival_s=1.0, prompt_tokens=2, token_ids=b"\x01\0\0\0\x02\0\0\0", max_tokens=9, temperature=1.0
 )
@@ -60,7 +70,7 @@ def read(frame: bytes) -> None:
         try:
             decode(frame)
         except ProtocolError as error:
-            assert str(error)  # noqa: PT017 - any other exception fails the test
+            assert str(error)
 
 
 @settings(max_examples=400, deadline=None)
@@ -90,28 +100,66 @@ TIMES = st.one_of(st.floats(0.0, 1e10), st.sampled_from([math.nan, math.inf, -ma
 NAMES = st.one_of(st.sampled_from(["r", "q", ""]), st.text(max_size=5))
 FACTS = st.one_of(
     st.builds(
-        Arrived, request_id=NAMES, arrival_s=TIMES, prompt_tokens=WHOLE,
-        token_ids=st.binary(max_size=10).map(lambda words: 4 * words), max_tokens=WHOLE,
-        temperature=TIMES, priority=WHOLE, attained_tokens=WHOLE, resent=st.booleans(),
+        Arrived,
+        request_id=NAMES,
+        arrival_s=TIMES,
+        prompt_tokens=WHOLE,
+        token_ids=st.binary(max_size=10).map(lambda words: 4 * words),
+        max_tokens=WHOLE,
+        temperature=TIMES,
+        priority=WHOLE,
+        attained_tokens=WHOLE,
+        resent=st.booleans(),
     ),
     st.builds(FirstToken, request_id=NAMES, time_s=TIMES, scheduled_s=TIMES, cached_prompt_tokens=WHOLE),
     st.builds(Preempted, request_id=NAMES, time_s=TIMES, lost_tokens=WHOLE, attained_tokens=WHOLE),
     st.builds(
-        Finished, request_id=NAMES, time_s=TIMES, reason=st.sampled_from(["stop", "length", "abort", "error"]),
-        arrival_s=TIMES, prompt_tokens=WHOLE, output_tokens=WHOLE, max_tokens=WHOLE, cached_prompt_tokens=WHOLE,
-        preemptions=WHOLE, recomputed_tokens=WHOLE, scheduled_s=TIMES, first_token_s=TIMES,
+        Finished,
+        request_id=NAMES,
+        time_s=TIMES,
+        reason=st.sampled_from(["stop", "length", "abort", "error"]),
+        arrival_s=TIMES,
+        prompt_tokens=WHOLE,
+        output_tokens=WHOLE,
+        max_tokens=WHOLE,
+        cached_prompt_tokens=WHOLE,
+        preemptions=WHOLE,
+        recomputed_tokens=WHOLE,
+        scheduled_s=TIMES,
+        first_token_s=TIMES,
     ),
-)  # fmt: skip
+)
 SNAPSHOTS = st.builds(
-    Snapshot, time_s=TIMES, waiting=WHOLE, running=WHOLE, kv_blocks_used=WHOLE, kv_blocks=WHOLE, mode=st.just("on"),
-    steps=WHOLE, step_s=TIMES, prefill_tokens=WHOLE, decode_tokens=WHOLE, kv_tokens_read=WHOLE, preemptions=WHOLE,
+    Snapshot,
+    time_s=TIMES,
+    waiting=WHOLE,
+    running=WHOLE,
+    kv_blocks_used=WHOLE,
+    kv_blocks=WHOLE,
+    mode=st.just("on"),
+    steps=WHOLE,
+    step_s=TIMES,
+    prefill_tokens=WHOLE,
+    decode_tokens=WHOLE,
+    kv_tokens_read=WHOLE,
+    preemptions=WHOLE,
     recomputed_tokens=WHOLE,
-)  # fmt: skip
+)
 HELLOS = st.builds(
-    Hello, engine_id=NAMES, session_id=NAMES, model=NAMES, engine=st.just("simulated"), engine_version=NAMES, kv_blocks=WHOLE,
-    block_size_tokens=WHOLE, max_num_seqs=WHOLE, token_budget=WHOLE, max_model_len_tokens=WHOLE, prefix_caching=st.booleans(),
+    Hello,
+    engine_id=NAMES,
+    session_id=NAMES,
+    model=NAMES,
+    engine=st.just("simulated"),
+    engine_version=NAMES,
+    kv_blocks=WHOLE,
+    block_size_tokens=WHOLE,
+    max_num_seqs=WHOLE,
+    token_budget=WHOLE,
+    max_model_len_tokens=WHOLE,
+    prefix_caching=st.booleans(),
     started_s=TIMES,
-)  # fmt: skip
+)
 MESSAGES = st.one_of(
     st.builds(Facts, batch=WHOLE, facts=st.lists(FACTS, max_size=5).map(tuple), oldest=WHOLE),
     SNAPSHOTS,

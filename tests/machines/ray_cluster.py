@@ -48,9 +48,16 @@ class Engine:
         self.engine_id = self._claim(Path(folder))
         base_s = 0.004 if self.engine_id == "quick" else 0.12
         profile = Profile(
-            name=MODEL, base_s=base_s, prefill_token_s=0.0, decode_seq_s=0.0, kv_token_s=0.0, kv_tokens=8_000,
-            max_num_seqs=16, token_budget=1_024, max_model_len_tokens=2_048,
-        )  # fmt: skip
+            name=MODEL,
+            base_s=base_s,
+            prefill_token_s=0.0,
+            decode_seq_s=0.0,
+            kv_token_s=0.0,
+            kv_tokens=8_000,
+            max_num_seqs=16,
+            token_budget=1_024,
+            max_model_len_tokens=2_048,
+        )
         self._engine = SimulatedEngine(
             profile, link=ZmqLink(endpoint), engine_id=self.engine_id, session_id=uuid.uuid4().hex, start_s=time.time()
         )

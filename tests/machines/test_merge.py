@@ -107,7 +107,7 @@ def test_every_batch_and_every_outcome_is_there_once(
     with open_history(folder / "both") as history:
         assert set(history.execute("SELECT session_id, batch FROM batches").fetchall()) == expected
         for table in ("batches", "arrivals", "first_tokens", "completions", "outcomes", "requests"):
-            (rows,) = history.execute(f"SELECT count(*) FROM {table}").fetchall()[0]  # noqa: S608 - the test's own names
+            (rows,) = history.execute(f"SELECT count(*) FROM {table}").fetchall()[0]
             assert rows == len(expected), table
         answers = [answer for (answer,) in history.execute("SELECT answer FROM outcomes ORDER BY 1").fetchall()]
         last = dict(history.execute("SELECT session_id, batch FROM sessions").fetchall())

@@ -34,8 +34,15 @@ sent = st.lists(
 )
 
 
-@given(runs=running, waits=waiting, kv_tokens=st.integers(100, 1500), places=st.integers(1, 10),
-       index_s=st.floats(0, 5), need=st.integers(1, 400), step_s=st.floats(0.01, 0.2))  # fmt: skip
+@given(
+    runs=running,
+    waits=waiting,
+    kv_tokens=st.integers(100, 1500),
+    places=st.integers(1, 10),
+    index_s=st.floats(0, 5),
+    need=st.integers(1, 400),
+    step_s=st.floats(0.01, 0.2),
+)
 def test_the_wait_is_that_of_a_queue_served_in_order(  # noqa: PLR0917 - what an engine is made of
     runs: list[tuple[float, int]],
     waits: list[tuple[float, int, float]],
@@ -119,13 +126,22 @@ def test_of_a_long_prompt_head_and_tail_are_told(token_ids: list[int]) -> None:
     assert told[-100:] == tuple(token_ids[-100:])
 
 
-@given(st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
-        st.sampled_from(["prompt", "messages", "content", "max_tokens", "prompt_token_ids", "temperature", "user"]),
-        inner, max_size=4,
-    ), max_leaves=12,
-))  # fmt: skip
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(
+                    ["prompt", "messages", "content", "max_tokens", "prompt_token_ids", "temperature", "user"]
+                ),
+                inner,
+                max_size=4,
+            )
+        ),
+        max_leaves=12,
+    )
+)
 def test_any_call_is_described_or_left_alone(argument: object) -> None:
     """Whatever clients send: an order with sound numbers, or none; never an error."""
     order = described("m", (argument,), {})

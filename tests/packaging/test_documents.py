@@ -67,7 +67,7 @@ def queries() -> list[str]:
 
 def test_every_command_is_in_the_readme() -> None:
     """The README's table names all commands that there are, and no other."""
-    from controller.cli.main import app  # noqa: PLC0415 - the command line is slow to import
+    from controller.cli.main import app
 
     commands = {
         command.name or getattr(command.callback, "__name__", "").replace("_", "-")

@@ -74,7 +74,7 @@ class Site:
         found: list[dict[str, Any]] = []
 
         def ended() -> bool:
-            found[:] = self.query(f"SELECT * FROM requests WHERE contains(request_id, '{response_id}')")  # noqa: S608
+            found[:] = self.query(f"SELECT * FROM requests WHERE contains(request_id, '{response_id}')")
             return len([life for life in found if life["finished_s"] is not None]) >= count
 
         self.wait_for(ended, f"{count} lives of {response_id} in the history")

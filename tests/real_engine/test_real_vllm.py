@@ -58,7 +58,7 @@ def check_life(site: Site, life: dict[str, Any], reason: str) -> None:
 
 def _rows(site: Site, table: str, life: dict[str, Any]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = site.query(
-        f"SELECT * FROM {table} WHERE session_id = '{life['session_id']}' AND request_id = '{life['request_id']}'"  # noqa: S608
+        f"SELECT * FROM {table} WHERE session_id = '{life['session_id']}' AND request_id = '{life['request_id']}'"
         " ORDER BY received_s"
     )
     return rows

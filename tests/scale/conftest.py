@@ -97,10 +97,21 @@ class BusyController:
             RunningRequest(account.work.request_id, place, 10) for place, account in enumerate(self._open[number])
         )
         snapshot = Snapshot(
-            time_s=self.now_s, waiting=0, running=len(running), kv_blocks_used=100, kv_blocks=1000, mode="on", steps=5,
-            step_s=0.1, prefill_tokens=50, decode_tokens=5 * len(running), kv_tokens_read=1000, preemptions=0,
-            recomputed_tokens=0, running_requests=running,
-        )  # fmt: skip
+            time_s=self.now_s,
+            waiting=0,
+            running=len(running),
+            kv_blocks_used=100,
+            kv_blocks=1000,
+            mode="on",
+            steps=5,
+            step_s=0.1,
+            prefill_tokens=50,
+            decode_tokens=5 * len(running),
+            kv_tokens_read=1000,
+            preemptions=0,
+            recomputed_tokens=0,
+            running_requests=running,
+        )
         self.core.take(b"%d" % number, snapshot, self.now_s)
 
     def end_oldest(self, number: int) -> None:
@@ -144,10 +155,19 @@ def calls_of(action: Callable[[], object]) -> int:
 
 def _hello(number: int) -> Hello:
     return Hello(
-        engine_id=f"e{number}", session_id=f"s{number}", model="m", engine="simulated", engine_version="1",
-        kv_blocks=1000, block_size_tokens=16, max_num_seqs=256, token_budget=8192, max_model_len_tokens=32_768,
-        prefix_caching=False, started_s=0.0,
-    )  # fmt: skip
+        engine_id=f"e{number}",
+        session_id=f"s{number}",
+        model="m",
+        engine="simulated",
+        engine_version="1",
+        kv_blocks=1000,
+        block_size_tokens=16,
+        max_num_seqs=256,
+        token_budget=8192,
+        max_model_len_tokens=32_768,
+        prefix_caching=False,
+        started_s=0.0,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -23,9 +23,14 @@ def written(path: Path, numbers: range, *, prompts: bool) -> None:
     with HistoryWriter(path, store_prompts=prompts) as writer:
         for number in numbers:
             arrived = Arrived(
-                request_id=f"r'{number}", arrival_s=1.0, prompt_tokens=40, token_ids=prompt(number), max_tokens=9,
-                temperature=1.0, tenant="acme" if number % 2 else "other",
-            )  # fmt: skip
+                request_id=f"r'{number}",
+                arrival_s=1.0,
+                prompt_tokens=40,
+                token_ids=prompt(number),
+                max_tokens=9,
+                temperature=1.0,
+                tenant="acme" if number % 2 else "other",
+            )
             writer.append([Entry(engine_id="e", session_id="s", batch=number + 1, record=arrived)])
             assert writer.flush(60.0)
 

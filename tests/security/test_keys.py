@@ -279,10 +279,10 @@ def test_a_key_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     pair = create_controller_keys(keys)
     file = keys / "controller.key"
-    os.chmod(file, 0o640)  # noqa: PTH101 - the very thing that is refused
+    os.chmod(file, 0o640)
     with pytest.raises(ConfigError, match="chmod 600"):
         load_controller_keys(keys)
-    os.chmod(file, 0o600)  # noqa: PTH101 - back again
+    os.chmod(file, 0o600)
     file.write_text(f'secret = "{pair.secret}" oops')
     with pytest.raises(ConfigError, match="damaged") as raised:
         load_controller_keys(keys)
@@ -295,8 +295,8 @@ def test_a_key_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
 
 def test_refusals_are_metrics(site: Site) -> None:
     """An operator's alert can stand on them."""
-    from controller.monitoring.live_state import Live  # noqa: PLC0415 - slow to import, needed here only
-    from controller.monitoring.metrics import Metrics  # noqa: PLC0415 - as above
+    from controller.monitoring.live_state import Live
+    from controller.monitoring.metrics import Metrics
 
     metrics = Metrics(Live())
     metrics.watch_hub(site.hub)

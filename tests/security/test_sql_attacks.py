@@ -19,7 +19,7 @@ from store.history.writer import HistoryWriter
 from store.reading.sandbox import REFUSED, Question, run_sql
 from store.records import FirstToken
 
-SECRET = "the-secret-of-another-file"  # noqa: S105 - planted where no statement may reach it
+SECRET = "the-secret-of-another-file"
 
 ZYGOTE = '''
 """Answers questions in forks of itself, so that a hundred attacks do not import DuckDB a hundred times."""
@@ -55,9 +55,12 @@ class Sandbox:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._process = subprocess.Popen(
-            [sys.executable, "-c", ZYGOTE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            [sys.executable, "-c", ZYGOTE],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
             env={"PATH": "", "ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+        )
 
     def ask(self, statement: str) -> dict[str, Any]:
         question = Question(
@@ -105,64 +108,165 @@ UNKNOWN = "does not exist|not in the catalog"
 WRONG = "syntax error|Parser Error|Binder Error"
 
 REFUSED_ATTACKS = {
-    "statements": (NOT_ALLOWED, [
-        "COPY first_tokens TO '{top}/leak.csv'", "COPY first_tokens FROM '/etc/passwd'", "COPY (SELECT 1) TO '/dev/stdout'",
-        "EXPORT DATABASE '{top}/leak'", "IMPORT DATABASE '/tmp'", "ATTACH ':memory:' AS x",
-        "ATTACH '{history}/live.duckdb' AS live", "ATTACH '{history}/catalog.duckdb' AS c2 (READ_WRITE)", "DETACH catalog",
-        "USE memory", "INSTALL httpfs", "LOAD httpfs", "LOAD '/tmp/evil.so'", "SET memory_limit = '100GB'",
-        "SET GLOBAL threads = 64", "SET lock_configuration = false", "RESET lock_configuration", "SET VARIABLE x = 1",
-        "PRAGMA database_list", "PRAGMA threads = 64", "PRAGMA enable_external_access = true", "CALL pragma_version()",
-        "CREATE TABLE x AS SELECT 1", "CREATE TEMP TABLE x AS SELECT 1", "CREATE OR REPLACE VIEW first_tokens AS SELECT 1",
-        "CREATE MACRO m() AS 1", "CREATE MACRO m() AS TABLE SELECT * FROM read_text('/etc/passwd')",
-        "CREATE FUNCTION f(x) AS x", "CREATE TYPE t AS ENUM ('a')", "CREATE SEQUENCE q", "CREATE SCHEMA evil",
-        "CREATE SECRET s (TYPE s3)", "DROP VIEW first_tokens", "ALTER TABLE sessions RENAME TO x", "TRUNCATE sessions",
-        "DELETE FROM first_tokens", "UPDATE first_tokens SET request_id = 'x'", "VACUUM", "ANALYZE", "CHECKPOINT",
-        "INSERT INTO first_tokens SELECT * FROM first_tokens", "COMMENT ON VIEW first_tokens IS 'x'",
-        "MERGE INTO first_tokens USING (SELECT 1) ON true WHEN MATCHED THEN DELETE", "BEGIN", "COMMIT",
-        "PREPARE p AS SELECT 1", "EXECUTE p", "DEALLOCATE p", "EXPLAIN ANALYZE DELETE FROM first_tokens",
-        "/* SELECT */ SET threads = 1", "-- SELECT\nSET threads = 1", "\ufeffSET threads = 1", "\u00a0SET threads = 1",
-    ]),
-    "several": ("2 statements were given|3 statements", [
-        "SELECT 1; SELECT 2", "SELECT 1;;SELECT 2", "SELECT 1; DROP VIEW first_tokens; --", "LOAD json; SELECT 1",
-        "SELECT 1;\n\n/* x */ SET threads = 1", "SELECT ';'; DROP VIEW first_tokens",
-    ]),
-    "changes inside a query": (WRONG, [
-        "WITH x AS (INSERT INTO sessions VALUES ('a', 1, 1) RETURNING *) SELECT * FROM x",
-        "WITH x AS (UPDATE sessions SET batch = 0 RETURNING *) SELECT * FROM x",
-        "WITH x AS MATERIALIZED (DELETE FROM sessions RETURNING *) SELECT * FROM x",
-        "WITH RECURSIVE x AS (DELETE FROM sessions RETURNING *) SELECT * FROM x",
-        "SELECT * FROM (DELETE FROM sessions RETURNING *)", "SELECT (COPY (SELECT 1) TO '{top}/leak')",
-        "DESCRIBE (DELETE FROM sessions RETURNING *)", "SELECT 1) AS a, (SELECT 2", "SELECT * FROM query('SET threads = 5')",
-        "SELECT * FROM query('SELECT 1; DROP VIEW first_tokens')", "SELECT * FROM query('COPY (SELECT 1) TO ''{top}/leak''')",
-        "SELECT * FROM query($$ATTACH '{history}/live.duckdb' AS l$$)",
-    ]),
-    "files and network": (NO_FILES, [
-        "SELECT * FROM read_parquet('/etc/passwd')", "SELECT * FROM read_json('/etc/hostname')",
-        "SELECT * FROM read_csv('{top}/secret.csv')", "SELECT * FROM '{top}/secret.csv'",
-        "SELECT * FROM read_text('{history}/prompt_hash.key')", "SELECT * FROM read_blob('{history}/live.duckdb')",
-        "SELECT * FROM read_text('{history}/segments/../prompt_hash.key')", "SELECT * FROM parquet_metadata('/etc/passwd')",
-        "SELECT * FROM read_blob('/proc/self/environ')", "SELECT content FROM read_text('/proc/self/cmdline')",
-        "SELECT * FROM read_text('/dev/stdin')", "SELECT * FROM glob('/etc/*')", "SELECT * FROM glob('{history}/*')",
-        "SELECT * FROM glob('/proc/self/**')", "SELECT * FROM read_csv('https://example.com/x.csv')",
-        "SELECT * FROM read_parquet('s3://bucket/x')", "SELECT * FROM 'https://example.com/x.parquet'",
-        "SELECT * FROM read_duckdb('{history}/live.duckdb')", "SELECT * FROM duckdb_secrets()",
-        "SELECT * FROM duckdb_extensions()", "SELECT * FROM query('SELECT * FROM read_text(''/etc/passwd'')')",
-        "SELECT * FROM json_execute_serialized_sql(json_serialize_sql('SELECT * FROM read_text(''/etc/passwd'')'))",
-    ]),
-    "functions": (UNKNOWN, [
-        "SELECT getenv('HOME')", "SELECT set_config('threads', '64', false)", "SELECT * FROM sqlite_scan('/tmp/x.db', 't')",
-        "SELECT * FROM postgres_scan('host=localhost', 'a', 'b')", "SELECT * FROM question", "SELECT * FROM connection",
-        "SELECT * FROM '/etc/passwd'", "SELECT * FROM query_table(['/etc/passwd'])",
-    ]),
-    "configuration": ("locked|configuration", [
-        "SELECT * FROM enable_logging()", "SELECT * FROM enable_logging(storage = 'file', storage_path = '{history}')",
-        "SELECT * FROM enable_profiling()",
-    ]),
-    "odd texts": (r"query is wrong|0 statements|give exactly one", [
-        "", ";", ";;;", "\x00", "SELECT \x00 1", "SELECT ?", "SELECT $1", "SELECT :x", "'", '"', "/*", "--", "$$", "(" * 5000,
-        "SELECT " + "(" * 3000 + "1" + ")" * 3000, "SELECT 1 " + "UNION ALL SELECT 1 " * 3 + "UNION", "\ud7ff" * 10, "💥", "SELECT 1 FROM 💥",
-    ]),
-}  # fmt: skip
+    "statements": (
+        NOT_ALLOWED,
+        [
+            "COPY first_tokens TO '{top}/leak.csv'",
+            "COPY first_tokens FROM '/etc/passwd'",
+            "COPY (SELECT 1) TO '/dev/stdout'",
+            "EXPORT DATABASE '{top}/leak'",
+            "IMPORT DATABASE '/tmp'",
+            "ATTACH ':memory:' AS x",
+            "ATTACH '{history}/live.duckdb' AS live",
+            "ATTACH '{history}/catalog.duckdb' AS c2 (READ_WRITE)",
+            "DETACH catalog",
+            "USE memory",
+            "INSTALL httpfs",
+            "LOAD httpfs",
+            "LOAD '/tmp/evil.so'",
+            "SET memory_limit = '100GB'",
+            "SET GLOBAL threads = 64",
+            "SET lock_configuration = false",
+            "RESET lock_configuration",
+            "SET VARIABLE x = 1",
+            "PRAGMA database_list",
+            "PRAGMA threads = 64",
+            "PRAGMA enable_external_access = true",
+            "CALL pragma_version()",
+            "CREATE TABLE x AS SELECT 1",
+            "CREATE TEMP TABLE x AS SELECT 1",
+            "CREATE OR REPLACE VIEW first_tokens AS SELECT 1",
+            "CREATE MACRO m() AS 1",
+            "CREATE MACRO m() AS TABLE SELECT * FROM read_text('/etc/passwd')",
+            "CREATE FUNCTION f(x) AS x",
+            "CREATE TYPE t AS ENUM ('a')",
+            "CREATE SEQUENCE q",
+            "CREATE SCHEMA evil",
+            "CREATE SECRET s (TYPE s3)",
+            "DROP VIEW first_tokens",
+            "ALTER TABLE sessions RENAME TO x",
+            "TRUNCATE sessions",
+            "DELETE FROM first_tokens",
+            "UPDATE first_tokens SET request_id = 'x'",
+            "VACUUM",
+            "ANALYZE",
+            "CHECKPOINT",
+            "INSERT INTO first_tokens SELECT * FROM first_tokens",
+            "COMMENT ON VIEW first_tokens IS 'x'",
+            "MERGE INTO first_tokens USING (SELECT 1) ON true WHEN MATCHED THEN DELETE",
+            "BEGIN",
+            "COMMIT",
+            "PREPARE p AS SELECT 1",
+            "EXECUTE p",
+            "DEALLOCATE p",
+            "EXPLAIN ANALYZE DELETE FROM first_tokens",
+            "/* SELECT */ SET threads = 1",
+            "-- SELECT\nSET threads = 1",
+            "\ufeffSET threads = 1",
+            "\u00a0SET threads = 1",
+        ],
+    ),
+    "several": (
+        "2 statements were given|3 statements",
+        [
+            "SELECT 1; SELECT 2",
+            "SELECT 1;;SELECT 2",
+            "SELECT 1; DROP VIEW first_tokens; --",
+            "LOAD json; SELECT 1",
+            "SELECT 1;\n\n/* x */ SET threads = 1",
+            "SELECT ';'; DROP VIEW first_tokens",
+        ],
+    ),
+    "changes inside a query": (
+        WRONG,
+        [
+            "WITH x AS (INSERT INTO sessions VALUES ('a', 1, 1) RETURNING *) SELECT * FROM x",
+            "WITH x AS (UPDATE sessions SET batch = 0 RETURNING *) SELECT * FROM x",
+            "WITH x AS MATERIALIZED (DELETE FROM sessions RETURNING *) SELECT * FROM x",
+            "WITH RECURSIVE x AS (DELETE FROM sessions RETURNING *) SELECT * FROM x",
+            "SELECT * FROM (DELETE FROM sessions RETURNING *)",
+            "SELECT (COPY (SELECT 1) TO '{top}/leak')",
+            "DESCRIBE (DELETE FROM sessions RETURNING *)",
+            "SELECT 1) AS a, (SELECT 2",
+            "SELECT * FROM query('SET threads = 5')",
+            "SELECT * FROM query('SELECT 1; DROP VIEW first_tokens')",
+            "SELECT * FROM query('COPY (SELECT 1) TO ''{top}/leak''')",
+            "SELECT * FROM query($$ATTACH '{history}/live.duckdb' AS l$$)",
+        ],
+    ),
+    "files and network": (
+        NO_FILES,
+        [
+            "SELECT * FROM read_parquet('/etc/passwd')",
+            "SELECT * FROM read_json('/etc/hostname')",
+            "SELECT * FROM read_csv('{top}/secret.csv')",
+            "SELECT * FROM '{top}/secret.csv'",
+            "SELECT * FROM read_text('{history}/prompt_hash.key')",
+            "SELECT * FROM read_blob('{history}/live.duckdb')",
+            "SELECT * FROM read_text('{history}/segments/../prompt_hash.key')",
+            "SELECT * FROM parquet_metadata('/etc/passwd')",
+            "SELECT * FROM read_blob('/proc/self/environ')",
+            "SELECT content FROM read_text('/proc/self/cmdline')",
+            "SELECT * FROM read_text('/dev/stdin')",
+            "SELECT * FROM glob('/etc/*')",
+            "SELECT * FROM glob('{history}/*')",
+            "SELECT * FROM glob('/proc/self/**')",
+            "SELECT * FROM read_csv('https://example.com/x.csv')",
+            "SELECT * FROM read_parquet('s3://bucket/x')",
+            "SELECT * FROM 'https://example.com/x.parquet'",
+            "SELECT * FROM read_duckdb('{history}/live.duckdb')",
+            "SELECT * FROM duckdb_secrets()",
+            "SELECT * FROM duckdb_extensions()",
+            "SELECT * FROM query('SELECT * FROM read_text(''/etc/passwd'')')",
+            "SELECT * FROM json_execute_serialized_sql(json_serialize_sql('SELECT * FROM read_text(''/etc/passwd'')'))",
+        ],
+    ),
+    "functions": (
+        UNKNOWN,
+        [
+            "SELECT getenv('HOME')",
+            "SELECT set_config('threads', '64', false)",
+            "SELECT * FROM sqlite_scan('/tmp/x.db', 't')",
+            "SELECT * FROM postgres_scan('host=localhost', 'a', 'b')",
+            "SELECT * FROM question",
+            "SELECT * FROM connection",
+            "SELECT * FROM '/etc/passwd'",
+            "SELECT * FROM query_table(['/etc/passwd'])",
+        ],
+    ),
+    "configuration": (
+        "locked|configuration",
+        [
+            "SELECT * FROM enable_logging()",
+            "SELECT * FROM enable_logging(storage = 'file', storage_path = '{history}')",
+            "SELECT * FROM enable_profiling()",
+        ],
+    ),
+    "odd texts": (
+        r"query is wrong|0 statements|give exactly one",
+        [
+            "",
+            ";",
+            ";;;",
+            "\x00",
+            "SELECT \x00 1",
+            "SELECT ?",
+            "SELECT $1",
+            "SELECT :x",
+            "'",
+            '"',
+            "/*",
+            "--",
+            "$$",
+            "(" * 5000,
+            "SELECT " + "(" * 3000 + "1" + ")" * 3000,
+            "SELECT 1 " + "UNION ALL SELECT 1 " * 3 + "UNION",
+            "\ud7ff" * 10,
+            "💥",
+            "SELECT 1 FROM 💥",
+        ],
+    ),
+}
 
 
 @pytest.mark.parametrize("kind", REFUSED_ATTACKS)
@@ -181,13 +285,26 @@ def test_attacks_are_refused_in_one_clear_line(history: Path, sandbox: Sandbox, 
 
 
 HARMLESS = [
-    "SELECT name, value FROM duckdb_settings()", "SELECT * FROM duckdb_databases()", "SELECT current_setting('threads')",
-    "SELECT * FROM duckdb_variables()", "SHOW ALL TABLES", "SELECT * FROM glob('{history}/segments/**')",
-    "SELECT * FROM duckdb_logs()", "SELECT write_log('x')", "SELECT * FROM checkpoint('catalog')",
-    "SELECT * FROM pragma_database_size()", "SELECT * FROM query_table('first_tokens')", "SUMMARIZE first_tokens",
-    "SELECT 1 /* ; DROP VIEW first_tokens */", "SELECT 1 -- ; DROP", "SELECT '; DROP VIEW x'", "SELECT $$; DROP VIEW x$$",
-    "SELECT 1） UNION SELECT 2", "SELECT * FROM duckdb_functions() LIMIT 5", "SELECT 'ａ' AS \"DROP VIEW\"",
-]  # fmt: skip
+    "SELECT name, value FROM duckdb_settings()",
+    "SELECT * FROM duckdb_databases()",
+    "SELECT current_setting('threads')",
+    "SELECT * FROM duckdb_variables()",
+    "SHOW ALL TABLES",
+    "SELECT * FROM glob('{history}/segments/**')",
+    "SELECT * FROM duckdb_logs()",
+    "SELECT write_log('x')",
+    "SELECT * FROM checkpoint('catalog')",
+    "SELECT * FROM pragma_database_size()",
+    "SELECT * FROM query_table('first_tokens')",
+    "SUMMARIZE first_tokens",
+    "SELECT 1 /* ; DROP VIEW first_tokens */",
+    "SELECT 1 -- ; DROP",
+    "SELECT '; DROP VIEW x'",
+    "SELECT $$; DROP VIEW x$$",
+    "SELECT 1） UNION SELECT 2",
+    "SELECT * FROM duckdb_functions() LIMIT 5",
+    "SELECT 'ａ' AS \"DROP VIEW\"",
+]
 
 
 def test_what_may_be_asked_about_duckdb_itself_tells_no_secret(history: Path, sandbox: Sandbox) -> None:

@@ -16,13 +16,21 @@ def test_a_request_is_one_row_however_often_it_is_told(tmp_path: Path, make: Any
     """Resent arrivals, a second prediction and lost facts neither double a request nor hide it."""
     preempted = Preempted(request_id="running", time_s=103.0, lost_tokens=5, attained_tokens=3)
     records = [
-        make.arrived("done"), make.prediction("done", 20), make.first_token("done"), make.finished("done"),
-        make.arrived("done", resent=True), make.arrived("done", resent=True),
-        make.arrived("running"), make.first_token("running", 101.0), preempted, preempted,
+        make.arrived("done"),
+        make.prediction("done", 20),
+        make.first_token("done"),
+        make.finished("done"),
+        make.arrived("done", resent=True),
+        make.arrived("done", resent=True),
+        make.arrived("running"),
+        make.first_token("running", 101.0),
+        preempted,
+        preempted,
         make.arrived("running", resent=True),
-        make.arrived("only-resent", resent=True), make.arrived("only-resent", resent=True),
+        make.arrived("only-resent", resent=True),
+        make.arrived("only-resent", resent=True),
         make.finished("arrival-lost"),
-    ]  # fmt: skip
+    ]
     now_s = iter(range(100))
     with HistoryWriter(tmp_path, clock=lambda: float(next(now_s))) as writer:
         writer.append([make.entry(make.engine())])

@@ -19,9 +19,15 @@ from engine_adapter.serving.processes import Child, Children, end, free_port
 from store.errors import SageError
 
 BROWSER_FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 
 
 def wait_until(condition: Callable[[], bool], *, timeout_s: float = 60.0) -> None:
@@ -212,8 +218,10 @@ def visitor(tmp_path: Path) -> Iterator[Visitor]:
     assert chromium is not None, "Chromium is not installed: run 'make browser'"
     with sync_playwright() as playwright:
         context = playwright.chromium.launch_persistent_context(
-            tmp_path / "profile", executable_path=chromium, args=list(BROWSER_FLAGS),
+            tmp_path / "profile",
+            executable_path=chromium,
+            args=list(BROWSER_FLAGS),
             viewport={"width": 1440, "height": 1000},
-        )  # fmt: skip
+        )
         yield Visitor(context.pages[0])
         context.close()

@@ -43,7 +43,7 @@ class DriftBlock:
     global_log_score: float
 
 
-def drift_study(  # noqa: PLR0913 - all by name
+def drift_study(
     workload: str,
     *,
     requests: int,

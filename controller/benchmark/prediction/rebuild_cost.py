@@ -48,7 +48,7 @@ class Upkeep:
     """Of any chance in any belief, before the restart and after."""
 
 
-def measure_upkeep(  # noqa: PLR0913 - all by name
+def measure_upkeep(
     workload: str,
     store: Path,
     *,
@@ -91,7 +91,7 @@ def upkeep_table(upkeep: Upkeep) -> Table:
     return table
 
 
-def _serve(  # noqa: PLR0913 - what is served, and where
+def _serve(
     learner: MixtureLearner, workload: str, store: Path, *, answers: int, seed: int, progress: Callable[[int], None]
 ) -> None:
     core = _core(learner)

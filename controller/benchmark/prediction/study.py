@@ -77,7 +77,7 @@ class Study:
     records: dict[str, LearnerRecord]
 
 
-def study_workload(  # noqa: PLR0913 - all by name
+def study_workload(
     workload: str,
     *,
     requests: int,

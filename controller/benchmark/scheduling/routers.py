@@ -104,7 +104,7 @@ def _timed(works: BenchTrace, spec: RouterSpec, profile: Profile, seed: int) -> 
     return with_arrivals(works.measured, planned_arrivals(works.measured, plan, rate_rps=rate_rps, seed=seed))
 
 
-def _run(  # noqa: PLR0913, PLR0917 - one run's parts
+def _run(  # noqa: PLR0917 - one run's parts
     spec: RouterSpec,
     name: str,
     profile: Profile,
@@ -176,7 +176,7 @@ class _RoundRobin:
         self._cluster = cluster
         self._next = 0
 
-    def choose(self, work: TraceRequest) -> int:  # noqa: ARG002 - it looks at nothing
+    def choose(self, work: TraceRequest) -> int:
         self._next += 1
         return (self._next - 1) % len(self._cluster.engines)
 
@@ -189,7 +189,7 @@ class _Shortest:
         self._chance = chance
         self._tried = tried or len(cluster.engines)
 
-    def choose(self, work: TraceRequest) -> int:  # noqa: ARG002 - it looks at queues alone
+    def choose(self, work: TraceRequest) -> int:
         engines = self._cluster.engines
         tried = self._chance.sample(range(len(engines)), min(self._tried, len(engines)))
         return min(tried, key=lambda number: engines[number].unfinished)

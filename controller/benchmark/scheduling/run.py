@@ -138,8 +138,8 @@ def _engine(spec: RunSpec, profile: Profile, link: EngineLink) -> VirtualEngine:
         return SimulatedEngine(profile, link=link, watermark=spec.watermark, prefix_caching=spec.prefix_caching)
     try:
         # vLLM takes seconds to import and need not be there for the simulated engine.
-        from engine_adapter.vllm.virtual_time import VllmVirtualTimeEngine  # noqa: PLC0415
-        from engine_adapter.vllm_scheduler import SageScheduler  # noqa: PLC0415
+        from engine_adapter.vllm.virtual_time import VllmVirtualTimeEngine
+        from engine_adapter.vllm_scheduler import SageScheduler
     except ImportError as error:
         raise ConfigError(
             f"engine is 'vllm' and vLLM cannot be imported ({error}): install it or take simulated"

@@ -43,7 +43,7 @@ class ArrivalTimes:
     p99_s: float
 
 
-def measure_arrivals(  # noqa: PLR0913 - what is measured, where, and the clocks
+def measure_arrivals(
     unfinished: Sequence[int],
     *,
     arrivals: int,

@@ -134,7 +134,7 @@ class LiveComparison:
         }
 
 
-def run_live_comparison(  # noqa: PLR0913 - what is compared, where, and the outside world
+def run_live_comparison(
     spec: LiveSpec,
     *,
     folder: Path,

@@ -137,7 +137,7 @@ def _start_controller(serving: LiveServing, stage: Stage, children: Children, en
             return api
 
 
-def _send_load(  # noqa: PLR0913, PLR0917 - what is sent, whence, whither, and who looks on
+def _send_load(  # noqa: PLR0917 - what is sent, whence, whither, and who looks on
     serving: LiveServing,
     stage: Stage,
     children: Children,

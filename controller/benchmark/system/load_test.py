@@ -238,7 +238,7 @@ def _watcher(spec: LoadSpec, api: ApiClient) -> Iterator[Watcher | None]:
         watcher.stop()
 
 
-def _look_on(  # noqa: PLR0913, PLR0917 - what is looked at, and the outside world
+def _look_on(  # noqa: PLR0917 - what is looked at, and the outside world
     spec: LoadSpec,
     controller: Child,
     start_s: float,
@@ -333,7 +333,7 @@ def _result(
     )
 
 
-def _window(  # noqa: PLR0913, PLR0917 - its samples and what was told of it
+def _window(  # noqa: PLR0917 - its samples and what was told of it
     number: int, start_s: float, before: Sample, after: Sample, told: _Told, spec: LoadSpec
 ) -> Window:
     seconds = after.time_s - before.time_s

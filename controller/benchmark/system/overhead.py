@@ -185,7 +185,7 @@ def run_overhead(
 
 def _require_vllm() -> None:
     try:
-        import engine_adapter.serving.vllm_overhead  # noqa: F401, PLC0415 - vLLM takes seconds to import
+        import engine_adapter.serving.vllm_overhead  # noqa: F401 - vLLM takes seconds to import
     except ImportError as error:
         raise ConfigError(
             f"vLLM cannot be imported ({error}): install it to measure what deciding adds to it"
@@ -196,7 +196,7 @@ def _require_vllm() -> None:
 
 
 def _engine_cost(running: int, waiting: int, spec: OverheadSpec, timer: Timer, progress: Progress) -> EngineCost:
-    from engine_adapter.serving.vllm_overhead import take_turns  # noqa: PLC0415 - see _require_vllm
+    from engine_adapter.serving.vllm_overhead import take_turns
 
     with _pair(running, waiting, spec.taught, timer) as (stock, sage):
         stock.fill()
@@ -217,7 +217,7 @@ def _call_cost(stock_s: Sequence[float], sage_s: Sequence[float]) -> CallCost:
 
 def _allocation_growth(spec: OverheadSpec, timer: Timer, progress: Progress) -> AllocationGrowth:
     """Serve on and on at one occupancy, and look again and again at what is held, once all has been replaced."""
-    from engine_adapter.serving.vllm_overhead import plugin_bytes  # noqa: PLC0415 - see _require_vllm
+    from engine_adapter.serving.vllm_overhead import plugin_bytes
 
     finished, held_bytes = [], []
     tracemalloc.start()
@@ -241,7 +241,7 @@ def _pair(
     running: int, waiting: int, taught: int, timer: Timer, *, longest_tokens: int = DEFAULT_MAX_TOKENS
 ) -> Iterator[tuple[Occupied, Occupied]]:
     """The stock scheduler and ours, with the same traffic, neither filled yet."""
-    from engine_adapter.serving.vllm_overhead import Occupancy, ours, stock  # noqa: PLC0415 - see _require_vllm
+    from engine_adapter.serving.vllm_overhead import Occupancy, ours, stock
 
     occupancy = Occupancy(running=running, waiting=waiting)
     with tempfile.TemporaryDirectory(prefix="sagesched-overhead-") as folder:

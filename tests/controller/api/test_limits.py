@@ -18,7 +18,7 @@ from controller.api.limits import BoundedRequests, Bounds, Rate
 from store.records import Finished
 
 Start = Callable[..., Any]
-TOKEN = "zebra-token-0123456789abcdef"  # noqa: S105 - made for the tests
+TOKEN = "zebra-token-0123456789abcdef"
 
 
 class ManualClock:

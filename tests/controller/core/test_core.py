@@ -12,25 +12,46 @@ from store.entries import Decision, EngineSeen, Outcome, Prediction, SettingsCha
 from store.records import Acknowledged, Arrived, Facts, Finished, Heartbeat, Hello, IndexTable, Settings
 
 HELLO = Hello(
-    engine_id="e", session_id="s", model="m", engine="simulated", engine_version="1", kv_blocks=1000,
-    block_size_tokens=16, max_num_seqs=64, token_budget=512, max_model_len_tokens=4096, prefix_caching=False,
+    engine_id="e",
+    session_id="s",
+    model="m",
+    engine="simulated",
+    engine_version="1",
+    kv_blocks=1000,
+    block_size_tokens=16,
+    max_num_seqs=64,
+    token_budget=512,
+    max_model_len_tokens=4096,
+    prefix_caching=False,
     started_s=0.0,
-)  # fmt: skip
+)
 
 
 def arrived(request_id: str, *, max_tokens: int = 500) -> Arrived:
     ids = np.random.default_rng(len(request_id)).integers(0, 1000, 20, dtype=np.uint32)
     return Arrived(
-        request_id=request_id, arrival_s=0.0, prompt_tokens=20, token_ids=ids.tobytes(), max_tokens=max_tokens,
+        request_id=request_id,
+        arrival_s=0.0,
+        prompt_tokens=20,
+        token_ids=ids.tobytes(),
+        max_tokens=max_tokens,
         temperature=1.0,
-    )  # fmt: skip
+    )
 
 
 def finished(request_id: str, output_tokens: int = 7, reason: str = "stop") -> Finished:
     return Finished(
-        request_id=request_id, time_s=1.0, reason=reason, arrival_s=0.0, prompt_tokens=20,  # type: ignore[arg-type]
-        output_tokens=output_tokens, max_tokens=500, cached_prompt_tokens=0, preemptions=0, recomputed_tokens=0,
-    )  # fmt: skip
+        request_id=request_id,
+        time_s=1.0,
+        reason=reason,
+        arrival_s=0.0,
+        prompt_tokens=20,  # type: ignore[arg-type]
+        output_tokens=output_tokens,
+        max_tokens=500,
+        cached_prompt_tokens=0,
+        preemptions=0,
+        recomputed_tokens=0,
+    )
 
 
 def core(

@@ -179,11 +179,21 @@ def test_step_times_are_learned_from_snapshots() -> None:
         step_s = 3 * 0.033 + prefill * 1.4e-4 + decode * 3e-5 + kv * 1.3e-7
         prices.observe(
             Snapshot(
-                time_s=0.1 * number, waiting=1, running=40, kv_blocks_used=900, kv_blocks=1000, mode="on", steps=3,
-                step_s=step_s, prefill_tokens=prefill, decode_tokens=decode, kv_tokens_read=kv, preemptions=0,
+                time_s=0.1 * number,
+                waiting=1,
+                running=40,
+                kv_blocks_used=900,
+                kv_blocks=1000,
+                mode="on",
+                steps=3,
+                step_s=step_s,
+                prefill_tokens=prefill,
+                decode_tokens=decode,
+                kv_tokens_read=kv,
+                preemptions=0,
                 recomputed_tokens=0,
             )
-        )  # fmt: skip
+        )
     prices.fit()
     assert prices.model is not None
     assert prices.model.base_s == pytest.approx(0.033, rel=0.01)

@@ -43,7 +43,7 @@ class Oracle(GlobalLearner):
     def features(self, prompt: Prompt) -> Features:
         return np.array([round(10 * prompt.temperature)], dtype=np.float32)
 
-    def predict_one(self, features: Features, model: str) -> Forecast:  # noqa: ARG002 - the protocol's signature
+    def predict_one(self, features: Features, model: str) -> Forecast:
         cluster = int(features[0])
         believed = TRUTH[(cluster + 2) % FAMILIES] if self.shuffled else TRUTH[cluster]
         return Forecast(distribution=believed, cluster=cluster, evidence=99.0, experts={"oracle": 1.0})
@@ -56,10 +56,19 @@ class Oracle(GlobalLearner):
 
 def hello(name: str, model: str) -> Hello:
     return Hello(
-        engine_id=name, session_id=name, model=model, engine="simulated", engine_version="1", kv_blocks=1000,
-        block_size_tokens=16, max_num_seqs=64, token_budget=512, max_model_len_tokens=9000, prefix_caching=False,
+        engine_id=name,
+        session_id=name,
+        model=model,
+        engine="simulated",
+        engine_version="1",
+        kv_blocks=1000,
+        block_size_tokens=16,
+        max_num_seqs=64,
+        token_budget=512,
+        max_model_len_tokens=9000,
+        prefix_caching=False,
         started_s=0.0,
-    )  # fmt: skip
+    )
 
 
 class World:
@@ -98,18 +107,30 @@ class World:
     def arrive(self, engine: bytes, cluster: int) -> str:
         number = next(self.numbers)
         arrived = Arrived(
-            request_id=str(number), arrival_s=0.0, prompt_tokens=8, token_ids=np.arange(8, dtype="<u4").tobytes(),
-            max_tokens=8192, temperature=cluster / 10,
-        )  # fmt: skip
+            request_id=str(number),
+            arrival_s=0.0,
+            prompt_tokens=8,
+            token_ids=np.arange(8, dtype="<u4").tobytes(),
+            max_tokens=8192,
+            temperature=cluster / 10,
+        )
         self.note(self.brain.take(engine, Facts(batch=2 * number, facts=(arrived,), oldest=2 * number), 0.1))
         return str(number)
 
     def finish(self, engine: bytes, request_id: str, tokens: int) -> None:
         number = next(self.numbers)
         finished = Finished(
-            request_id=request_id, time_s=1.0, reason="stop", arrival_s=0.0, prompt_tokens=8, output_tokens=tokens,
-            max_tokens=8192, cached_prompt_tokens=0, preemptions=0, recomputed_tokens=0,
-        )  # fmt: skip
+            request_id=request_id,
+            time_s=1.0,
+            reason="stop",
+            arrival_s=0.0,
+            prompt_tokens=8,
+            output_tokens=tokens,
+            max_tokens=8192,
+            cached_prompt_tokens=0,
+            preemptions=0,
+            recomputed_tokens=0,
+        )
         self.note(self.brain.take(engine, Facts(batch=2 * number, facts=(finished,), oldest=2 * number), 0.2))
 
     def serve(self, answers: int, engine: bytes = b"x") -> None:
@@ -227,7 +248,7 @@ def test_in_shadow_nothing_is_switched() -> None:
 
 
 @pytest.mark.parametrize("shuffled", [False, True])
-def test_without_reason_or_without_guard_nothing_changes(shuffled: bool) -> None:  # noqa: FBT001 - parametrised
+def test_without_reason_or_without_guard_nothing_changes(shuffled: bool) -> None:
     """Right predictions are never doubted; with the guard off, wrong ones are not either."""
     world = World(guard=not shuffled)
     world.serve(RIPE)

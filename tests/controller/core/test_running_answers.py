@@ -77,34 +77,68 @@ def _length(number: int) -> int:
 
 def _hello(session: str) -> Hello:
     return Hello(
-        engine_id="e", session_id=session, model="m", engine="simulated", engine_version="1", kv_blocks=100_000,
-        block_size_tokens=16, max_num_seqs=512, token_budget=512, max_model_len_tokens=9_000, prefix_caching=False,
+        engine_id="e",
+        session_id=session,
+        model="m",
+        engine="simulated",
+        engine_version="1",
+        kv_blocks=100_000,
+        block_size_tokens=16,
+        max_num_seqs=512,
+        token_budget=512,
+        max_model_len_tokens=9_000,
+        prefix_caching=False,
         started_s=0.0,
-    )  # fmt: skip
+    )
 
 
 def _arrived(number: int, attained_tokens: int = 0) -> Arrived:
     ids = np.random.default_rng(number).integers(0, 500, 30, dtype=np.uint32)
     return Arrived(
-        request_id=f"r{number}", arrival_s=0.0, prompt_tokens=30, token_ids=ids.tobytes(), max_tokens=4_000,
-        temperature=1.0, resent=attained_tokens > 0, attained_tokens=attained_tokens,
-    )  # fmt: skip
+        request_id=f"r{number}",
+        arrival_s=0.0,
+        prompt_tokens=30,
+        token_ids=ids.tobytes(),
+        max_tokens=4_000,
+        temperature=1.0,
+        resent=attained_tokens > 0,
+        attained_tokens=attained_tokens,
+    )
 
 
 def _finished(number: int, output_tokens: int | None = None, reason: str = "stop") -> Finished:
     tokens = _length(number) if output_tokens is None else output_tokens
     return Finished(
-        request_id=f"r{number}", time_s=1.0, reason=reason, arrival_s=0.0, prompt_tokens=30,  # type: ignore[arg-type]
-        output_tokens=tokens, max_tokens=4_000, cached_prompt_tokens=0, preemptions=0, recomputed_tokens=0,
-    )  # fmt: skip
+        request_id=f"r{number}",
+        time_s=1.0,
+        reason=reason,
+        arrival_s=0.0,
+        prompt_tokens=30,  # type: ignore[arg-type]
+        output_tokens=tokens,
+        max_tokens=4_000,
+        cached_prompt_tokens=0,
+        preemptions=0,
+        recomputed_tokens=0,
+    )
 
 
 def _snapshot(running: dict[int, int]) -> Snapshot:
     return Snapshot(
-        time_s=1.0, waiting=0, running=len(running), kv_blocks_used=0, kv_blocks=100_000, mode="on", steps=1,
-        step_s=0.03, prefill_tokens=0, decode_tokens=0, kv_tokens_read=0, preemptions=0, recomputed_tokens=0,
+        time_s=1.0,
+        waiting=0,
+        running=len(running),
+        kv_blocks_used=0,
+        kv_blocks=100_000,
+        mode="on",
+        steps=1,
+        step_s=0.03,
+        prefill_tokens=0,
+        decode_tokens=0,
+        kv_tokens_read=0,
+        preemptions=0,
+        recomputed_tokens=0,
         running_requests=tuple(RunningRequest(f"r{number}", tokens, 1) for number, tokens in running.items()),
-    )  # fmt: skip
+    )
 
 
 @our_learner

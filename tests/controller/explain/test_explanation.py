@@ -159,15 +159,34 @@ def waiting() -> RequestTimeline:
     """A request in class 0 that waits behind others, known to a moment 10 s after its arrival."""
     moments = [
         Moment(
-            time_s=100.0 + second, waiting=5, running=4, kv_blocks_used=90, kv_blocks=100, admission_limit=None,
-            reserved_blocks=0, mode="on", fallback=None, ahead=2, head_prompt_tokens=32, attained_tokens=None,
+            time_s=100.0 + second,
+            waiting=5,
+            running=4,
+            kv_blocks_used=90,
+            kv_blocks=100,
+            admission_limit=None,
+            reserved_blocks=0,
+            mode="on",
+            fallback=None,
+            ahead=2,
+            head_prompt_tokens=32,
+            attained_tokens=None,
         )
         for second in range(10)
-    ]  # fmt: skip
+    ]
     return RequestTimeline(
-        request_id="w", engine_id="e", session_id="s", known_until_s=110.0, arrival_s=100.0, prompt_tokens=64,
-        max_tokens=100, block_size_tokens=16, max_num_seqs=4, priority=0, moments=tuple(moments),
-    )  # fmt: skip
+        request_id="w",
+        engine_id="e",
+        session_id="s",
+        known_until_s=110.0,
+        arrival_s=100.0,
+        prompt_tokens=64,
+        max_tokens=100,
+        block_size_tokens=16,
+        max_num_seqs=4,
+        priority=0,
+        moments=tuple(moments),
+    )
 
 
 def _with(life: RequestTimeline, **changes: Any) -> RequestTimeline:
@@ -221,9 +240,14 @@ def test_why_a_later_request_went_first(
 ) -> None:
     """Each reason from the facts that bear it, and "unexplained" where none does."""
     choice = Choice(
-        time_s=100.1, policy="sage", reason="arrival", cost_s=1.0, index_s=own_index_s or 0.0, attained_tokens=(0,),
+        time_s=100.1,
+        policy="sage",
+        reason="arrival",
+        cost_s=1.0,
+        index_s=own_index_s or 0.0,
+        attained_tokens=(0,),
         table_index_s=(own_index_s or 0.0,),
-    )  # fmt: skip
+    )
     order = Order(time_s=1.0, reason="start", mode="on", boost_per_s=None, gate_horizon_tokens=None)
     choices = () if own_index_s is None else (choice,)
     life = replace(_with(waiting, **changes), baselines=(rival,), choices=choices, orders=(order,))
@@ -239,9 +263,15 @@ def test_why_a_later_request_went_first(
 def test_who_has_lost_patience_itself_is_not_passed_for_an_index_or_a_patience(waiting: RequestTimeline) -> None:
     """Overdue itself, it stands first by its earlier arrival, so that neither explains who went before it."""
     choice = Choice(
-        time_s=100.1, policy="sage", reason="arrival", cost_s=1.0, index_s=2.0, attained_tokens=(0,),
-        table_index_s=(2.0,), patience_s=5.0,
-    )  # fmt: skip
+        time_s=100.1,
+        policy="sage",
+        reason="arrival",
+        cost_s=1.0,
+        index_s=2.0,
+        attained_tokens=(0,),
+        table_index_s=(2.0,),
+        patience_s=5.0,
+    )
     order = Order(time_s=1.0, reason="start", mode="on", boost_per_s=None, gate_horizon_tokens=None)
     for rival in (_rival(), _rival(patience_s=2.0)):
         life = replace(waiting, baselines=(rival,), choices=(choice,), orders=(order,))
@@ -283,9 +313,18 @@ def test_the_order_value_is_the_one_that_the_engine_sorts_by(
 def test_nothing_is_made_up_where_nothing_is_recorded() -> None:
     """Only an end is known: no mode, no cause, no prediction is claimed."""
     life = RequestTimeline(
-        request_id="b", engine_id="e", session_id="s", known_until_s=3.0, arrival_s=1.0, prompt_tokens=5, max_tokens=9,
-        scheduled_s=2.0, finished_s=3.0, reason="error", output_tokens=0,
-    )  # fmt: skip
+        request_id="b",
+        engine_id="e",
+        session_id="s",
+        known_until_s=3.0,
+        arrival_s=1.0,
+        prompt_tokens=5,
+        max_tokens=9,
+        scheduled_s=2.0,
+        finished_s=3.0,
+        reason="error",
+        output_tokens=0,
+    )
     explanation = explain(life)
     assert "The message of its arrival was lost" in text(explanation, "arrival")
     assert "No prediction" in text(explanation, "prediction")

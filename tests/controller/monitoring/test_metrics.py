@@ -13,23 +13,50 @@ from store.records import Arrived, Finished
 
 def finished(**changes: Any) -> Finished:
     facts = {
-        "request_id": "r", "time_s": 110.0, "reason": "stop", "arrival_s": 100.0, "prompt_tokens": 70, "output_tokens": 11,
-        "max_tokens": 50, "cached_prompt_tokens": 0, "preemptions": 0, "recomputed_tokens": 0, "scheduled_s": 104.0,
+        "request_id": "r",
+        "time_s": 110.0,
+        "reason": "stop",
+        "arrival_s": 100.0,
+        "prompt_tokens": 70,
+        "output_tokens": 11,
+        "max_tokens": 50,
+        "cached_prompt_tokens": 0,
+        "preemptions": 0,
+        "recomputed_tokens": 0,
+        "scheduled_s": 104.0,
         "first_token_s": 105.0,
-    }  # fmt: skip
+    }
     return Finished(**facts | changes)
 
 
 def life(number: int, **changes: Any) -> RecentLife:
     arrived = Arrived(
-        request_id="r", arrival_s=100.0, prompt_tokens=70, token_ids=b"", max_tokens=50, temperature=1.0,
+        request_id="r",
+        arrival_s=100.0,
+        prompt_tokens=70,
+        token_ids=b"",
+        max_tokens=50,
+        temperature=1.0,
         **{"tenant": f"tenant-{number}", "priority": number} | changes,
-    )  # fmt: skip
+    )
     prediction = Prediction(
-        request_id="r", time_s=100.0, cluster=number, features=b"", prompt_hash="h", mean_tokens=1.0, p10_tokens=1,
-        p25_tokens=1, p50_tokens=1, p75_tokens=1, p90_tokens=1, p95_tokens=1, p99_tokens=1, evidence=1.0, experts={},
+        request_id="r",
+        time_s=100.0,
+        cluster=number,
+        features=b"",
+        prompt_hash="h",
+        mean_tokens=1.0,
+        p10_tokens=1,
+        p25_tokens=1,
+        p50_tokens=1,
+        p75_tokens=1,
+        p90_tokens=1,
+        p95_tokens=1,
+        p99_tokens=1,
+        evidence=1.0,
+        experts={},
         predict_s=0.001,
-    )  # fmt: skip
+    )
     return RecentLife("e", "s", arrived=arrived, prediction=prediction)
 
 

@@ -18,33 +18,80 @@ from store.errors import ConfigError
 from store.records import Arrived, Finished, Hello, Preempted
 
 HELLO = Hello(
-    engine_id="e", session_id="s", model="qwen", engine="vllm", engine_version="1", kv_blocks=1, block_size_tokens=16,
-    max_num_seqs=1, token_budget=1, max_model_len_tokens=1, prefix_caching=False, started_s=0.0,
-)  # fmt: skip
+    engine_id="e",
+    session_id="s",
+    model="qwen",
+    engine="vllm",
+    engine_version="1",
+    kv_blocks=1,
+    block_size_tokens=16,
+    max_num_seqs=1,
+    token_budget=1,
+    max_model_len_tokens=1,
+    prefix_caching=False,
+    started_s=0.0,
+)
 FINISHED = Finished(
-    request_id="r", time_s=110.0, reason="stop", arrival_s=100.0, prompt_tokens=70, output_tokens=11, max_tokens=50,
-    cached_prompt_tokens=16, preemptions=1, recomputed_tokens=5, scheduled_s=104.0, first_token_s=105.0,
-)  # fmt: skip
+    request_id="r",
+    time_s=110.0,
+    reason="stop",
+    arrival_s=100.0,
+    prompt_tokens=70,
+    output_tokens=11,
+    max_tokens=50,
+    cached_prompt_tokens=16,
+    preemptions=1,
+    recomputed_tokens=5,
+    scheduled_s=104.0,
+    first_token_s=105.0,
+)
 
 
 def life() -> RecentLife:
     found = RecentLife(
-        "e", "s",
+        "e",
+        "s",
         arrived=Arrived(
-            request_id="r", arrival_s=100.0, prompt_tokens=70, token_ids=b"secret!!", max_tokens=50, temperature=0.7, tenant="t"
+            request_id="r",
+            arrival_s=100.0,
+            prompt_tokens=70,
+            token_ids=b"secret!!",
+            max_tokens=50,
+            temperature=0.7,
+            tenant="t",
         ),
         prediction=Prediction(
-            request_id="r", time_s=100.0, cluster=3, features=b"f", prompt_hash="hash", mean_tokens=12.0, p10_tokens=1,
-            p25_tokens=5, p50_tokens=10, p75_tokens=15, p90_tokens=20, p95_tokens=22, p99_tokens=30, evidence=9.0,
-            experts={}, predict_s=0.001,
+            request_id="r",
+            time_s=100.0,
+            cluster=3,
+            features=b"f",
+            prompt_hash="hash",
+            mean_tokens=12.0,
+            p10_tokens=1,
+            p25_tokens=5,
+            p50_tokens=10,
+            p75_tokens=15,
+            p90_tokens=20,
+            p95_tokens=22,
+            p99_tokens=30,
+            evidence=9.0,
+            experts={},
+            predict_s=0.001,
         ),
-    )  # fmt: skip
+    )
     found.choices.append(
         Decision(
-            request_id="r", time_s=100.0, policy="sage", reason="arrival", cost_s=0.5, index_s=0.25, attained_tokens=(0,),
-            table_index_s=(0.25,), growth_tokens=(1.0,),
+            request_id="r",
+            time_s=100.0,
+            policy="sage",
+            reason="arrival",
+            cost_s=0.5,
+            index_s=0.25,
+            attained_tokens=(0,),
+            table_index_s=(0.25,),
+            growth_tokens=(1.0,),
         )
-    )  # fmt: skip
+    )
     found.losses.append(Preempted(request_id="r", time_s=107.0, lost_tokens=5, attained_tokens=4))
     return found
 
@@ -76,18 +123,36 @@ def test_an_ended_request_is_a_span_of_recorded_facts(telemetry: Telemetry, span
     assert span.resource.attributes["service.name"] == "sagesched"
     attributes = dict(span.attributes or {})
     assert attributes == {
-        "gen_ai.operation.name": "text_completion", "gen_ai.provider.name": "vllm", "gen_ai.request.model": "qwen",
-        "gen_ai.response.model": "qwen", "gen_ai.response.id": "r", "gen_ai.response.finish_reasons": ("stop",),
-        "gen_ai.request.max_tokens": 50, "gen_ai.request.temperature": 0.7, "gen_ai.usage.input_tokens": 70,
-        "gen_ai.usage.output_tokens": 11, "gen_ai.usage.cache_read.input_tokens": 16,
-        "gen_ai.response.time_to_first_chunk": 5.0, "sagesched.engine_id": "e", "sagesched.queue_s": 4.0,
-        "sagesched.priority": 0, "sagesched.tenant": "t", "sagesched.preemptions": 1, "sagesched.recomputed_tokens": 5,
-        "sagesched.predicted_mean_tokens": 12.0, "sagesched.predicted_p50_tokens": 10, "sagesched.predicted_p90_tokens": 20,
-        "sagesched.cluster": 3, "sagesched.cost_s": 0.5, "sagesched.index_s": 0.25,
-    }  # fmt: skip
+        "gen_ai.operation.name": "text_completion",
+        "gen_ai.provider.name": "vllm",
+        "gen_ai.request.model": "qwen",
+        "gen_ai.response.model": "qwen",
+        "gen_ai.response.id": "r",
+        "gen_ai.response.finish_reasons": ("stop",),
+        "gen_ai.request.max_tokens": 50,
+        "gen_ai.request.temperature": 0.7,
+        "gen_ai.usage.input_tokens": 70,
+        "gen_ai.usage.output_tokens": 11,
+        "gen_ai.usage.cache_read.input_tokens": 16,
+        "gen_ai.response.time_to_first_chunk": 5.0,
+        "sagesched.engine_id": "e",
+        "sagesched.queue_s": 4.0,
+        "sagesched.priority": 0,
+        "sagesched.tenant": "t",
+        "sagesched.preemptions": 1,
+        "sagesched.recomputed_tokens": 5,
+        "sagesched.predicted_mean_tokens": 12.0,
+        "sagesched.predicted_p50_tokens": 10,
+        "sagesched.predicted_p90_tokens": 20,
+        "sagesched.cluster": 3,
+        "sagesched.cost_s": 0.5,
+        "sagesched.index_s": 0.25,
+    }
     assert [(event.name, event.timestamp) for event in span.events] == [
-        ("scheduled", 104_000_000_000), ("first token", 105_000_000_000), ("preempted", 107_000_000_000),
-    ]  # fmt: skip
+        ("scheduled", 104_000_000_000),
+        ("first token", 105_000_000_000),
+        ("preempted", 107_000_000_000),
+    ]
 
 
 def test_measurements_have_the_conventions_names_and_units(telemetry: Telemetry, reader: InMemoryMetricReader) -> None:
@@ -100,9 +165,11 @@ def test_measurements_have_the_conventions_names_and_units(telemetry: Telemetry,
     assert data is not None
     metrics = {metric.name: metric for metric in data.resource_metrics[0].scope_metrics[0].metrics}
     assert {name: metric.unit for name, metric in metrics.items()} == {
-        "gen_ai.server.request.duration": "s", "gen_ai.server.time_to_first_token": "s",
-        "gen_ai.server.time_per_output_token": "s", "gen_ai.client.token.usage": "{token}",
-    }  # fmt: skip
+        "gen_ai.server.request.duration": "s",
+        "gen_ai.server.time_to_first_token": "s",
+        "gen_ai.server.time_per_output_token": "s",
+        "gen_ai.client.token.usage": "{token}",
+    }
     sums = {name: [point.sum for point in metric.data.data_points] for name, metric in metrics.items()}
     assert sums["gen_ai.server.request.duration"] == [10.0, 10.0]
     assert sums["gen_ai.server.time_to_first_token"] == [5.0]

@@ -23,9 +23,17 @@ ENGINE = EngineFacts(kv_tokens=24_000, block_size_tokens=16, max_num_seqs=1024, 
 REQUEST = RequestFacts(request_id="r", prompt_tokens=300, max_tokens=2000)
 CONTEXT = BenchContext(schedule=Schedule(), lengths={"r": 700})
 ONE_SLOT = Profile(
-    name="one-slot", base_s=0.01, prefill_token_s=0.0001, decode_seq_s=0.0, kv_token_s=0.0, kv_tokens=16_000,
-    block_size_tokens=16, max_num_seqs=1, token_budget=2048, max_model_len_tokens=4096,
-)  # fmt: skip
+    name="one-slot",
+    base_s=0.01,
+    prefill_token_s=0.0001,
+    decode_seq_s=0.0,
+    kv_token_s=0.0,
+    kv_tokens=16_000,
+    block_size_tokens=16,
+    max_num_seqs=1,
+    token_budget=2048,
+    max_model_len_tokens=4096,
+)
 
 
 def point(tokens: int) -> LengthDistribution:
@@ -169,9 +177,14 @@ def ended(policy: Policy, lengths: dict[str, tuple[float, int]]) -> list[Complet
         match message:
             case Hello():
                 settings = Settings(
-                    revision=1, mode="on", gate=policy.gate, boost_per_s=policy.boost_per_s, lease_s=1e9,
-                    preemption=policy.preemption, promotion=policy.promotion,
-                )  # fmt: skip
+                    revision=1,
+                    mode="on",
+                    gate=policy.gate,
+                    boost_per_s=policy.boost_per_s,
+                    lease_s=1e9,
+                    preemption=policy.preemption,
+                    promotion=policy.promotion,
+                )
                 prior = policy.assess(RequestFacts(request_id=None, prompt_tokens=9, max_tokens=2000), point(9), ENGINE)
                 return [Welcome(controller_id="c", durable_batch=0), settings, prior.table]
             case Facts():

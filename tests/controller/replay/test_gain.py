@@ -174,11 +174,15 @@ def test_what_took_room_beside_them_is_replayed_and_not_counted() -> None:
     alone = gain(finished)
     beside = [
         replace(
-            request, request_id=f"u{n}", finished_s=None, output_tokens=500, quantiles=((0.5, 600), (0.9, 800)),
+            request,
+            request_id=f"u{n}",
+            finished_s=None,
+            output_tokens=500,
+            quantiles=((0.5, 600), (0.9, 800)),
             counted=False,
         )
         for n, request in enumerate(finished[::4])
-    ]  # fmt: skip
+    ]
     crowded = gain([*finished, *beside])
     assert alone is not None
     assert crowded is not None

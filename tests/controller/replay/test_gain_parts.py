@@ -7,9 +7,14 @@ from engine_adapter.virtual_time.engine import CompletedRequest
 
 def past(number: int, output_tokens: int) -> RecordedRequest:
     return RecordedRequest(
-        request_id=str(number), arrival_s=0.0, prompt_tokens=10, output_tokens=output_tokens, max_tokens=5000,
-        priority=number % 2, finished_s=1.0,
-    )  # fmt: skip
+        request_id=str(number),
+        arrival_s=0.0,
+        prompt_tokens=10,
+        output_tokens=output_tokens,
+        max_tokens=5000,
+        priority=number % 2,
+        finished_s=1.0,
+    )
 
 
 def test_parts_tell_who_gains_and_who_loses() -> None:
@@ -24,8 +29,12 @@ def test_parts_tell_who_gains_and_who_loses() -> None:
     clusters = {str(n): 7 for n in range(FEWEST_IN_PART)} | {"50": 8}
     found = {(part.by, part.name): part for part in parts_of(requests, clusters, fcfs, ours)}
     assert set(found) == {
-        ("class", "0"), ("class", "1"), ("length", "16 to 63"), ("length", "1,024 to 4,095"), ("cluster", "7")
-    }  # fmt: skip
+        ("class", "0"),
+        ("class", "1"),
+        ("length", "16 to 63"),
+        ("length", "1,024 to 4,095"),
+        ("cluster", "7"),
+    }
     assert found["length", "16 to 63"].ratio.mean == 0.5
     assert found["length", "1,024 to 4,095"].ratio.mean == 2.0
     assert found["cluster", "7"].requests == FEWEST_IN_PART
@@ -37,9 +46,17 @@ def test_parts_tell_who_gains_and_who_loses() -> None:
 def test_the_tax_is_what_was_computed_again_of_all_that_was_computed() -> None:
     """Prompt, answer and what was computed again."""
     life = CompletedRequest(
-        request_id="a", arrival_s=0.0, scheduled_s=0.0, first_token_s=1.0, finished_s=2.0, prompt_tokens=60,
-        output_tokens=20, reason="stop", preemptions=2, recomputed_tokens=20,
-    )  # fmt: skip
+        request_id="a",
+        arrival_s=0.0,
+        scheduled_s=0.0,
+        first_token_s=1.0,
+        finished_s=2.0,
+        prompt_tokens=60,
+        output_tokens=20,
+        reason="stop",
+        preemptions=2,
+        recomputed_tokens=20,
+    )
     tax = tax_of([life, life])
     assert (tax.preemptions, tax.recomputed_tokens, tax.share) == (4, 40, 0.2)
     assert tax_of([]).share == 0.0

@@ -160,11 +160,16 @@ def test_an_unfinished_request_takes_room_for_as_long_as_was_to_be_expected(ran_
     first = run.requests[0]
     unfinished = [
         replace(
-            first, request_id=f"u{attained}", finished_s=None, output_tokens=attained, max_tokens=800,
-            quantiles=quantiles, counted=False,
+            first,
+            request_id=f"u{attained}",
+            finished_s=None,
+            output_tokens=attained,
+            max_tokens=800,
+            quantiles=quantiles,
+            counted=False,
         )
         for attained, quantiles in ((0, first.quantiles), (300, first.quantiles), (300, ()), (799, first.quantiles))
-    ]  # fmt: skip
+    ]
     replayable = Replayable.of(replace(run, requests=tuple(unfinished)))
     assert replayable.counted == {}
     for request in unfinished:
@@ -263,11 +268,19 @@ def test_beliefs_come_back_by_number() -> None:
 def _lives(ttlt_s: list[float]) -> list[CompletedRequest]:
     return [
         CompletedRequest(
-            request_id=str(number), arrival_s=0.0, scheduled_s=0.0, first_token_s=span_s / 2, finished_s=span_s,
-            prompt_tokens=1, output_tokens=2, reason="stop", preemptions=0, recomputed_tokens=0,
+            request_id=str(number),
+            arrival_s=0.0,
+            scheduled_s=0.0,
+            first_token_s=span_s / 2,
+            finished_s=span_s,
+            prompt_tokens=1,
+            output_tokens=2,
+            reason="stop",
+            preemptions=0,
+            recomputed_tokens=0,
         )
         for number, span_s in enumerate(ttlt_s)
-    ]  # fmt: skip
+    ]
 
 
 @given(st.lists(st.floats(0.1, 1e4), min_size=1, max_size=200), st.floats(0.3, 3.0))

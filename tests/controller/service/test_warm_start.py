@@ -28,10 +28,19 @@ MODELS = ("m", "n", "o")
 
 def hello(model: str) -> Hello:
     return Hello(
-        engine_id=f"e-{model}", session_id=f"s-{model}", model=model, engine="simulated", engine_version="1",
-        kv_blocks=1000, block_size_tokens=16, max_num_seqs=64, token_budget=512, max_model_len_tokens=9000,
-        prefix_caching=False, started_s=0.0,
-    )  # fmt: skip
+        engine_id=f"e-{model}",
+        session_id=f"s-{model}",
+        model=model,
+        engine="simulated",
+        engine_version="1",
+        kv_blocks=1000,
+        block_size_tokens=16,
+        max_num_seqs=64,
+        token_budget=512,
+        max_model_len_tokens=9000,
+        prefix_caching=False,
+        started_s=0.0,
+    )
 
 
 SMALL = LearnerSettings(clusters=ClusterSettings(clusters=16, seed_prompts=400))
@@ -92,18 +101,28 @@ class CompletedRequest:
 
     def _arrived(self, number: int, prompt: Prompt) -> Arrived:
         return Arrived(
-            request_id=f"r{number}", arrival_s=self.random.uniform(0.0, 1e6), prompt_tokens=prompt.prompt_tokens,
-            token_ids=prompt.token_ids.astype("<u4").tobytes(), max_tokens=prompt.max_tokens, temperature=1.0,
-        )  # fmt: skip
+            request_id=f"r{number}",
+            arrival_s=self.random.uniform(0.0, 1e6),
+            prompt_tokens=prompt.prompt_tokens,
+            token_ids=prompt.token_ids.astype("<u4").tobytes(),
+            max_tokens=prompt.max_tokens,
+            temperature=1.0,
+        )
 
     def _finished(self, number: int, prompt: Prompt) -> Finished:
         reasons: tuple[FinishReason, ...] = ("stop", "stop", "stop", "length", "abort")
         return Finished(
-            request_id=f"r{number}", time_s=self.random.uniform(0.0, 1e6), arrival_s=0.0,
-            reason=reasons[int(self.random.integers(len(reasons)))], prompt_tokens=prompt.prompt_tokens,
-            output_tokens=int(self.random.integers(1, 2_000)), max_tokens=prompt.max_tokens, cached_prompt_tokens=0,
-            preemptions=0, recomputed_tokens=0,
-        )  # fmt: skip
+            request_id=f"r{number}",
+            time_s=self.random.uniform(0.0, 1e6),
+            arrival_s=0.0,
+            reason=reasons[int(self.random.integers(len(reasons)))],
+            prompt_tokens=prompt.prompt_tokens,
+            output_tokens=int(self.random.integers(1, 2_000)),
+            max_tokens=prompt.max_tokens,
+            cached_prompt_tokens=0,
+            preemptions=0,
+            recomputed_tokens=0,
+        )
 
 
 def assert_same(one: LengthLearner, other: LengthLearner) -> None:
@@ -182,7 +201,7 @@ def test_answers_with_features_of_another_release_are_left_out(tmp_path: Path) -
     """They cannot be compared; the rest is taught."""
 
     class Other(GlobalLearner):
-        def features(self, prompt: Prompt) -> Features:  # noqa: ARG002 - the protocol's signature
+        def features(self, prompt: Prompt) -> Features:
             return np.zeros(7, dtype=np.float32)
 
     with HistoryWriter(tmp_path) as writer:

@@ -129,9 +129,15 @@ def test_gain_draws_one_group_of_bars_for_what_is_known() -> None:
 
 
 cells = st.lists(
-    st.builds(Cell, time_s=st.integers(0, 500).map(lambda bucket: 60.0 * bucket), band=st.integers(-30, 40), requests=st.integers(1, 9)),
-    max_size=30, unique_by=lambda cell: (cell.time_s, cell.band),
-)  # fmt: skip
+    st.builds(
+        Cell,
+        time_s=st.integers(0, 500).map(lambda bucket: 60.0 * bucket),
+        band=st.integers(-30, 40),
+        requests=st.integers(1, 9),
+    ),
+    max_size=30,
+    unique_by=lambda cell: (cell.time_s, cell.band),
+)
 
 
 @settings(max_examples=30, deadline=None)

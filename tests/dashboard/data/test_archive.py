@@ -66,8 +66,9 @@ def test_predictions_are_judged_over_time(recorded: Path) -> None:
         shares = {name: weight for at_s, name, weight in past.weights if at_s == start_s}
         assert shares == {"cluster": pytest.approx(0.7), "global": pytest.approx(0.3)}
     assert [(event.kind, event.model, event.cluster) for event in past.events] == [
-        ("merged", None, 4), ("drift", "qwen3-32b", 1)
-    ]  # fmt: skip
+        ("merged", None, 4),
+        ("drift", "qwen3-32b", 1),
+    ]
     assert past.events[0].what == "into cluster 1"
     assert len(past.points) == 300
     assert {(point.p10_tokens, point.p50_tokens, point.pit) for point in past.points} == {(10, 40, 0.5)}
@@ -112,10 +113,14 @@ def test_engine_and_model_narrow_what_is_summed(recorded: Path) -> None:
 @pytest.mark.parametrize(
     ("part", "requests"),
     [
-        (Part("class", "0"), 300), (Part("class", "7"), 0), (Part("tenant", "none"), 300), (Part("model", "small"), 30),
-        (Part("cluster", "1"), 300), (Part("cluster", "2"), 0),
+        (Part("class", "0"), 300),
+        (Part("class", "7"), 0),
+        (Part("tenant", "none"), 300),
+        (Part("model", "small"), 30),
+        (Part("cluster", "1"), 300),
+        (Part("cluster", "2"), 0),
     ],
-)  # fmt: skip
+)
 def test_a_part_of_the_requests_can_be_looked_at_alone(recorded: Path, part: Part, requests: int) -> None:
     """The table of all parts stays whole beside it."""
     found = latencies(recorded, Scope(part=part))
@@ -127,9 +132,12 @@ def test_latency_is_parted_by_class_tenant_model_and_cluster(recorded: Path) -> 
     """Every request is in one part of each kind."""
     whole = latencies(recorded, Scope())
     assert {(part.by, part.name): part.requests for part in whole.parts} == {
-        ("class", "0"): 300, ("tenant", "none"): 300, ("model", "qwen3-32b"): 270, ("model", "small"): 30,
+        ("class", "0"): 300,
+        ("tenant", "none"): 300,
+        ("model", "qwen3-32b"): 270,
+        ("model", "small"): 30,
         ("cluster", "1"): 300,
-    }  # fmt: skip
+    }
 
 
 def test_settings_are_told_with_their_reasons(recorded: Path) -> None:

@@ -15,7 +15,7 @@ PAGES = ("now", "latency", "gain", "predictions", "prompts", "history", "sql", "
 
 def run_page(page: str) -> None:
     """Stand alone: `AppTest` writes this function's text into a script of its own."""
-    import importlib  # noqa: PLC0415 - see above
+    import importlib
 
     importlib.import_module(f"dashboard.{page}").page()
 
@@ -209,8 +209,17 @@ def test_predictions_over_time_come_from_the_history(opened: Open, standing: Any
 def test_predictions_by_model_say_whom_they_are_trusted_for(opened: Open, standing: Any) -> None:
     """One row for each model that was measured; a model without figures, or none at all, breaks nothing."""
     assert not opened("predictions").dataframe
-    measured = {"model": "qwen", "answers": 1000, "coverage_50": 0.49, "coverage_90": 0.91, "crps_tokens": 51.0,
-                "log_score": -3.2, "prior_log_score": -3.6, "trusted": False, "scope": "model"}  # fmt: skip
+    measured = {
+        "model": "qwen",
+        "answers": 1000,
+        "coverage_50": 0.49,
+        "coverage_90": 0.91,
+        "crps_tokens": 51.0,
+        "log_score": -3.2,
+        "prior_log_score": -3.6,
+        "trusted": False,
+        "scope": "model",
+    }
     standing.world.learner = {"models": [measured, {"model": "new"}]}
     [table] = opened("predictions").dataframe
     rows = table.value.to_dict("records")
@@ -286,8 +295,10 @@ def test_gain_says_what_it_brings_how_sure_that_is_and_who_loses(opened: Open) -
     assert charts(test) == 2
     shown = metrics(test)
     assert (shown["Mean TTLT"], shown["Recompute tax saved"], shown["Requests that lose"]) == (
-        "−34 %", "50,100", "12 %"
-    )  # fmt: skip
+        "−34 %",
+        "50,100",
+        "12 %",
+    )
     assert "What it brings" in boxes(test)
     assert "−39 % to −28 %" in boxes(test)
     verdicts = dict(zip(test.dataframe[0].value["Is"], test.dataframe[0].value["Verdict"], strict=True))
@@ -355,8 +366,11 @@ def test_an_encoder_that_does_not_keep_up_is_shown(opened: Open, standing: Any) 
     standing.world.condition["encoder"] = {"encoded": 1200, "dropped": 34, "errors": 1, "waiting": 5}
     found = metrics(opened("settings"))
     assert [found[name] for name in ("Prompts read", "Prompts waiting", "Prompts left out", "Failures")] == [
-        "1,200", "5", "34", "1"
-    ]  # fmt: skip
+        "1,200",
+        "5",
+        "34",
+        "1",
+    ]
 
 
 def test_a_mode_is_switched_only_with_a_reason_and_a_confirmation(opened: Open, standing: Any) -> None:

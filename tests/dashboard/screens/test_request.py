@@ -18,7 +18,7 @@ Open = Callable[..., AppTest]
 
 def run_page() -> None:
     """Stand alone: `AppTest` writes this function's text into a script of its own."""
-    import importlib  # noqa: PLC0415 - see above
+    import importlib
 
     importlib.import_module("dashboard.screens.request").page()
 
@@ -65,8 +65,11 @@ def test_a_request_is_shown_in_words_figures_charts_and_rivals(opened: Open) -> 
     test = opened("cmpl-7")
     assert boxes(test) == ""
     assert {name: metrics(test)[name] for name in ("State", "Output tokens", "Preemptions", "Index on arrival")} == {
-        "State": "running", "Output tokens": "236", "Preemptions": "1", "Index on arrival": "0.25 s",
-    }  # fmt: skip
+        "State": "running",
+        "Output tokens": "236",
+        "Preemptions": "1",
+        "Index on arrival": "0.25 s",
+    }
     assert "Before it, 5 requests that came later got a place" in text(test)
     assert charts(test) == 5
     rivals = test.dataframe[0].value
@@ -129,15 +132,36 @@ def test_entering_a_name_changes_the_address(opened: Open) -> None:
 def a_life(losses: list[tuple[float, float]], end_s: float) -> RequestTimeline:
     """A life of ``end_s`` seconds that started at 1 s, with places lost and got back at these moments."""
     moment = Moment(
-        time_s=0.0, waiting=1, running=1, kv_blocks_used=1, kv_blocks=2, admission_limit=None, reserved_blocks=0, mode="on",
-        fallback=None, ahead=None, head_prompt_tokens=None, attained_tokens=3,
-    )  # fmt: skip
+        time_s=0.0,
+        waiting=1,
+        running=1,
+        kv_blocks_used=1,
+        kv_blocks=2,
+        admission_limit=None,
+        reserved_blocks=0,
+        mode="on",
+        fallback=None,
+        ahead=None,
+        head_prompt_tokens=None,
+        attained_tokens=3,
+    )
     back = [msgspec.structs.replace(moment, time_s=again_s) for _, again_s in losses]
     return RequestTimeline(
-        request_id="r", engine_id="e", session_id="s", known_until_s=end_s, arrival_s=0.0, prompt_tokens=5, max_tokens=9,
-        scheduled_s=1.0, first_token_s=2.0, finished_s=end_s, reason="stop", output_tokens=9, moments=tuple(back),
+        request_id="r",
+        engine_id="e",
+        session_id="s",
+        known_until_s=end_s,
+        arrival_s=0.0,
+        prompt_tokens=5,
+        max_tokens=9,
+        scheduled_s=1.0,
+        first_token_s=2.0,
+        finished_s=end_s,
+        reason="stop",
+        output_tokens=9,
+        moments=tuple(back),
         losses=tuple(Loss(time_s=lost_s, lost_tokens=4, attained_tokens=2, cause="memory") for lost_s, _ in losses),
-    )  # fmt: skip
+    )
 
 
 @given(st.lists(st.floats(0.1, 5.0), max_size=6))
@@ -162,7 +186,10 @@ def test_a_life_of_which_nothing_is_known_yet_draws_empty_charts() -> None:
         request_id="r", engine_id="e", session_id="s", known_until_s=1.0, arrival_s=1.0, prompt_tokens=5, max_tokens=9
     )
     drawn = [
-        request_life.timeline(life), request_life.distribution(life), request_life.index(life), request_life.queue(life),
+        request_life.timeline(life),
+        request_life.distribution(life),
+        request_life.index(life),
+        request_life.queue(life),
         request_life.waits(()),
-    ]  # fmt: skip
+    ]
     assert all(len(figure.layout.annotations) == 1 for figure in drawn)

@@ -19,10 +19,19 @@ from store.records import (
 )
 
 HELLO = Hello(
-    engine_id="e", session_id="s", model="m", engine="simulated", engine_version="1", kv_blocks=100,
-    block_size_tokens=16, max_num_seqs=8, token_budget=512, max_model_len_tokens=4096, prefix_caching=False,
+    engine_id="e",
+    session_id="s",
+    model="m",
+    engine="simulated",
+    engine_version="1",
+    kv_blocks=100,
+    block_size_tokens=16,
+    max_num_seqs=8,
+    token_budget=512,
+    max_model_len_tokens=4096,
+    prefix_caching=False,
     started_s=0.0,
-)  # fmt: skip
+)
 SETTINGS = Settings(revision=1, mode="on", gate=None, boost_per_s=None, lease_s=2.0)
 PRIOR = IndexTable(request_id=None, attained_tokens=(0,), index_s=(1.0,), growth_tokens=(0.0,))
 VIEW = View(kv_blocks_used=0, waiting=0, running=0, queue=(), running_requests=())
@@ -62,9 +71,17 @@ def arrived(request_id: str) -> Arrived:
 
 def finished(request_id: str) -> Finished:
     return Finished(
-        request_id=request_id, time_s=1.0, reason="stop", arrival_s=0.0, prompt_tokens=1, output_tokens=3,
-        max_tokens=9, cached_prompt_tokens=0, preemptions=0, recomputed_tokens=0,
-    )  # fmt: skip
+        request_id=request_id,
+        time_s=1.0,
+        reason="stop",
+        arrival_s=0.0,
+        prompt_tokens=1,
+        output_tokens=3,
+        max_tokens=9,
+        cached_prompt_tokens=0,
+        preemptions=0,
+        recomputed_tokens=0,
+    )
 
 
 def connected(limits: AgentLimits | None = None) -> tuple[Agent, ScriptedLink]:

@@ -60,7 +60,7 @@ def test_an_answer_ends_for_the_first_reason_that_holds(
 
 
 @given(st.lists(st.integers(0, 2**32 - 1), max_size=40), st.booleans())
-def test_token_ids_cross_the_border_as_little_endian_words(some: list[int], long: bool) -> None:  # noqa: FBT001 - drawn
+def test_token_ids_cross_the_border_as_little_endian_words(some: list[int], long: bool) -> None:
     """A long prompt keeps its head and its tail."""
     token_ids = tuple(some) + (3,) * (MAX_PROMPT_TOKENS_SENT if long else 0) + tuple(some[::-1])
     kept = token_ids

@@ -88,7 +88,7 @@ def test_every_life_is_reported_whole(
     drawn: list[Any],
     mode: str,
     gate: Gate | None,
-    prefix_caching: bool,  # noqa: FBT001 - an example's value
+    prefix_caching: bool,
 ) -> None:
     """Under memory pressure, with chunked prompts, aborts and prefix caching: facts equal the harness's accounts.
 

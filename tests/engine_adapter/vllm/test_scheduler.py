@@ -209,7 +209,7 @@ def _silent_after(script: Any, *, answers: int) -> Answer:
 
 
 class _Unlucky(SageScheduler):  # type: ignore[misc]
-    def _make_link(self, endpoint: str, key: EngineKey | None) -> EngineLink:  # noqa: ARG002 - as the base class has it
+    def _make_link(self, endpoint: str, key: EngineKey | None) -> EngineLink:
         raise OSError(f"no such thing as {endpoint}")
 
 

@@ -53,8 +53,11 @@ def test_a_drift_begins_where_it_is_told_and_goes_both_ways() -> None:
     """Before, nothing changes; afterwards some tasks' answers double and the others' halve."""
     found = varied(ROWS, "drift", drift_at=300, seed=1)
     assert found[:300] == ROWS[:300]
-    ratios = {row.task: round(after.response_len_tokens / row.response_len_tokens, 1)
-              for row, after in zip(ROWS[300:], found[300:], strict=True) if row.response_len_tokens > 40}  # fmt: skip
+    ratios = {
+        row.task: round(after.response_len_tokens / row.response_len_tokens, 1)
+        for row, after in zip(ROWS[300:], found[300:], strict=True)
+        if row.response_len_tokens > 40
+    }
     assert set(ratios.values()) == {0.5, 2.0}
 
 
@@ -92,8 +95,10 @@ def test_the_drift_of_a_file_comes_in_the_middle_of_what_is_measured(
     )
     assert found.warmup == plain.warmup
     assert found.measured[:50] == plain.measured[:50]
-    assert all(a.true_output_tokens != b.true_output_tokens or a.true_output_tokens == 1
-               for a, b in zip(found.measured[50:], plain.measured[50:], strict=True))  # fmt: skip
+    assert all(
+        a.true_output_tokens != b.true_output_tokens or a.true_output_tokens == 1
+        for a, b in zip(found.measured[50:], plain.measured[50:], strict=True)
+    )
 
 
 def test_an_unknown_variant_is_refused_and_a_path_with_a_colon_is_none() -> None:

@@ -47,7 +47,7 @@ def test_tau_counts_the_pairs_whose_order_is_known(answers: list[tuple[int, int,
 
 @settings(deadline=None)
 @given(st.integers(1, 100), st.booleans())
-def test_mean_pinball_is_the_mean_of_the_pinball_losses(tokens: int, censored: bool) -> None:  # noqa: FBT001 - drawn
+def test_mean_pinball_is_the_mean_of_the_pinball_losses(tokens: int, censored: bool) -> None:
     """Worked out together they are the same."""
     observation = Observation(tokens, censored)
     losses = []
@@ -96,8 +96,16 @@ def test_coverage_is_that_of_the_scores() -> None:
     """As `summarise` has it for the same judgements."""
     book = CalibrationBook()
     generator = np.random.default_rng(1)
-    made = [judge(UNIFORM, UNIFORM, Observation(int(generator.choice(LENGTHS)), censored=False), trusted=True,
-                  uniform=generator.random()) for _ in range(300)]  # fmt: skip
+    made = [
+        judge(
+            UNIFORM,
+            UNIFORM,
+            Observation(int(generator.choice(LENGTHS)), censored=False),
+            trusted=True,
+            uniform=generator.random(),
+        )
+        for _ in range(300)
+    ]
     for judgement in made:
         book.take("m", None, judgement)
     expected = summarise(judgement.score for judgement in made)

@@ -49,7 +49,7 @@ def _trusts_model(book: CalibrationBook) -> bool:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("cut", [False, True])
-def test_a_calibrated_predictor_is_never_distrusted(seed: int, cut: bool) -> None:  # noqa: FBT001 - parametrised
+def test_a_calibrated_predictor_is_never_distrusted(seed: int, cut: bool) -> None:
     """Neither for a model nor for any of its clusters, over 10,000 answers, also when many of them are cut."""
     book = CalibrationBook()
     for cluster, judgement in judgements(10_000, seed, cut=cut):

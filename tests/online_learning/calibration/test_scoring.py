@@ -26,7 +26,7 @@ beliefs = st.builds(
 
 @settings(max_examples=100, deadline=None)
 @given(predicted=beliefs, tokens=st.integers(1, 80), censored=st.booleans())
-def test_crps_is_its_integral(predicted: LengthDistribution, tokens: int, censored: bool) -> None:  # noqa: FBT001 - drawn
+def test_crps_is_its_integral(predicted: LengthDistribution, tokens: int, censored: bool) -> None:
     """Summed token by token, up to the cut when the answer is unfinished, it is the same."""
     expected = 0.0
     for left in range(tokens if censored else 80):
@@ -78,7 +78,7 @@ def test_pit_of_censored_outcomes_stays_uniform() -> None:
 def test_scores_are_finite_for_any_outcome(
     predicted: LengthDistribution,
     tokens: int,
-    censored: bool,  # noqa: FBT001 - drawn
+    censored: bool,
     uniform: float,
 ) -> None:
     """Also for an outcome that the belief holds impossible."""

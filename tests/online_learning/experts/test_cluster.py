@@ -116,9 +116,16 @@ def test_prompts_and_answers_of_one_kind_are_never_split() -> None:
 
 def test_a_full_house_splits_only_after_a_merger() -> None:
     """With two places for two families that differ there is no room to split; nothing is lost by trying."""
-    world = World(ClusterSettings(
-        clusters=2, early_seed_prompts=(), seed_prompts=60, fewest_prompts=30, check_prompts=40, birth_prompts=1_000,
-    ))  # fmt: skip
+    world = World(
+        ClusterSettings(
+            clusters=2,
+            early_seed_prompts=(),
+            seed_prompts=60,
+            fewest_prompts=30,
+            check_prompts=40,
+            birth_prompts=1_000,
+        )
+    )
     for number in range(600):
         if number % 2:
             world.answer(1, 100.0)
@@ -144,10 +151,17 @@ def test_every_model_keeps_its_own_lengths_through_a_split() -> None:
 
 def test_a_cluster_long_unused_is_retired() -> None:
     """The family that is heard of no more loses its cluster, and the others keep theirs."""
-    world = World(ClusterSettings(
-        clusters=6, early_seed_prompts=(), seed_prompts=60, fewest_prompts=30, check_prompts=40, birth_prompts=1_000,
-        retire_prompts=300,
-    ))  # fmt: skip
+    world = World(
+        ClusterSettings(
+            clusters=6,
+            early_seed_prompts=(),
+            seed_prompts=60,
+            fewest_prompts=30,
+            check_prompts=40,
+            birth_prompts=1_000,
+            retire_prompts=300,
+        )
+    )
     for number in range(100):
         world.answer(number % 2, 100.0)
     gone, kept = world.cluster(0), world.cluster(1)

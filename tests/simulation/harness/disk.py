@@ -79,7 +79,7 @@ class MemoryDisk:
     sessions: dict[str, int] = field(default_factory=dict)
     progress: tuple[str, int] = ("", 0)
 
-    def open(self, folder: Folder, writer: str, retention: Retention, now_s: float) -> LiveRows:  # noqa: ARG002 - as the real one
+    def open(self, folder: Folder, writer: str, retention: Retention, now_s: float) -> LiveRows:
         """Open it; whoever reached a position before an error is there again."""
         return MemoryFile(self, writer)
 
@@ -163,7 +163,7 @@ class MemoryFile:
         self.position = chunk.position
         return {name: len(rows) for name, rows in chunk.rows.items() if rows}
 
-    def maintain(self, now_s: float) -> int:  # noqa: ARG002 - as the real one
+    def maintain(self, now_s: float) -> int:
         """Nothing to seal, and all the faults of sealing."""
         self._disk.faults.disk()
         self._disk.faults.disk_after()
@@ -262,7 +262,7 @@ class RealDisk:
         with open_history(self._folder) as connection:
             return dict(connection.execute("SELECT session_id, batch FROM sessions").fetchall())
 
-    def durable_batch(self, session_id: str) -> int | None:  # noqa: ARG002 - nobody can look into a file that is written
+    def durable_batch(self, session_id: str) -> int | None:
         """Not to be seen while the writer has it open; `history` is checked instead when it has not."""
         return None
 
@@ -332,5 +332,5 @@ class _Watched:
 
 def _rows(connection: duckdb.DuckDBPyConnection, name: str) -> list[dict[str, Any]]:
     columns = (*KEY, *COLUMNS[name].split())
-    found = connection.execute(f"SELECT {', '.join(columns)} FROM {name}").fetchall()  # noqa: S608 - our own names
+    found = connection.execute(f"SELECT {', '.join(columns)} FROM {name}").fetchall()
     return [dict(zip(columns, row, strict=True)) for row in found]

@@ -11,36 +11,70 @@ import duckdb
 from harness.timeline import Crash
 
 NETWORK = (
-    "frame delayed", "frame dropped", "frame duplicated", "frame reordered", "frame garbled", "connection cut",
+    "frame delayed",
+    "frame dropped",
+    "frame duplicated",
+    "frame reordered",
+    "frame garbled",
+    "connection cut",
     "buffer full",
-)  # fmt: skip
+)
 STRANGERS = ("garbage to controller", "garbage to engine", "other protocol version", "spoiled table", "unknown table")
 PROCESSES = (
-    "controller killed", "controller killed within a turn", "controller hung", "controller slow", "engine killed",
+    "controller killed",
+    "controller killed within a turn",
+    "controller hung",
+    "controller slow",
+    "engine killed",
     "engine stopped",
-)  # fmt: skip
+)
 CLOCK = ("clock forwards", "clock backwards")
 LEARNER = (
-    "learner raises in features", "learner raises in predict", "learner raises in learn", "learner raises in prior",
-    "learner raises in rebuild", "encoder raises",
-)  # fmt: skip
+    "learner raises in features",
+    "learner raises in predict",
+    "learner raises in learn",
+    "learner raises in prior",
+    "learner raises in rebuild",
+    "encoder raises",
+)
 DISK = ("disk full", "disk error", "disk read-only", "disk error after the write")
 OPERATOR = ("mode switched", "client gone")
 KINDS = (*NETWORK, *STRANGERS, *PROCESSES, *CLOCK, *LEARNER, *DISK, *OPERATOR)
 
 USUAL_RATES = {
-    "frame delayed": 0.2, "frame dropped": 0.03, "frame duplicated": 0.03, "frame reordered": 0.05,
-    "frame garbled": 0.02, "connection cut": 0.15, "buffer full": 0.03,
-    "garbage to controller": 0.5, "garbage to engine": 0.5, "other protocol version": 0.5, "spoiled table": 0.5,
+    "frame delayed": 0.2,
+    "frame dropped": 0.03,
+    "frame duplicated": 0.03,
+    "frame reordered": 0.05,
+    "frame garbled": 0.02,
+    "connection cut": 0.15,
+    "buffer full": 0.03,
+    "garbage to controller": 0.5,
+    "garbage to engine": 0.5,
+    "other protocol version": 0.5,
+    "spoiled table": 0.5,
     "unknown table": 0.5,
-    "controller killed": 0.15, "controller killed within a turn": 0.15, "controller hung": 0.1, "controller slow": 0.2,
-    "engine killed": 0.05, "engine stopped": 0.1,
-    "clock forwards": 0.1, "clock backwards": 0.1,
-    "learner raises in features": 0.03, "learner raises in predict": 0.03, "learner raises in learn": 0.03,
-    "learner raises in prior": 0.03, "learner raises in rebuild": 0.02, "encoder raises": 0.1,
-    "disk full": 0.05, "disk error": 0.05, "disk read-only": 0.03, "disk error after the write": 0.05,
-    "mode switched": 0.1, "client gone": 0.3,
-}  # fmt: skip
+    "controller killed": 0.15,
+    "controller killed within a turn": 0.15,
+    "controller hung": 0.1,
+    "controller slow": 0.2,
+    "engine killed": 0.05,
+    "engine stopped": 0.1,
+    "clock forwards": 0.1,
+    "clock backwards": 0.1,
+    "learner raises in features": 0.03,
+    "learner raises in predict": 0.03,
+    "learner raises in learn": 0.03,
+    "learner raises in prior": 0.03,
+    "learner raises in rebuild": 0.02,
+    "encoder raises": 0.1,
+    "disk full": 0.05,
+    "disk error": 0.05,
+    "disk read-only": 0.03,
+    "disk error after the write": 0.05,
+    "mode switched": 0.1,
+    "client gone": 0.3,
+}
 """Chance for each frame, call or write where the fault can strike; for what strikes by itself, times in a second."""
 
 SPONTANEOUS = (*STRANGERS, *PROCESSES, *CLOCK, *OPERATOR, "connection cut")

@@ -56,7 +56,7 @@ class ControllerEnd:
         self.engines: dict[bytes, EngineEnd] = {}
         self.sent: Callable[[str, bytes], None] = lambda _session_id, _frame: None
 
-    def poll(self, timeout_ms: int) -> int:  # noqa: ARG002 - simulated time does not pass in a call
+    def poll(self, timeout_ms: int) -> int:
         """Whether there is a frame."""
         return bool(self.inbox)
 

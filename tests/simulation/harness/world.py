@@ -39,9 +39,16 @@ CHAOS_S = 12.0
 RECOVERY_S = 120.0
 QUIET_S = 0.5
 TINY = Profile(
-    name="tiny", base_s=0.03, prefill_token_s=1e-4, decode_seq_s=1e-3, kv_token_s=1e-6, kv_tokens=512, max_num_seqs=4,
-    token_budget=128, max_model_len_tokens=256,
-)  # fmt: skip
+    name="tiny",
+    base_s=0.03,
+    prefill_token_s=1e-4,
+    decode_seq_s=1e-3,
+    kv_token_s=1e-6,
+    kv_tokens=512,
+    max_num_seqs=4,
+    token_budget=128,
+    max_model_len_tokens=256,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

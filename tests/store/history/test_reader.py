@@ -56,7 +56,7 @@ def test_an_empty_history_has_all_views_with_their_types(tmp_path: Path) -> None
     """Before anything was recorded, queries that do arithmetic on the columns already work."""
     with HistoryWriter(tmp_path), open_history(tmp_path) as connection:
         for view in ("requests", "latency_by_minute", "calibration_by_day", "snapshots", "decisions"):
-            assert connection.sql(f"SELECT * FROM {view}").fetchall() == []  # noqa: S608 - a name of our own
+            assert connection.sql(f"SELECT * FROM {view}").fetchall() == []
         query = "SELECT avg(ttlt_s + 1), max(list_sum(table_index_s)), max(experts['a']) FROM requests, decisions, predictions"
         assert connection.sql(query).fetchall() == [(None, None, None)]
 

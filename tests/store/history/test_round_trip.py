@@ -117,7 +117,7 @@ def test_every_record_comes_back_as_it_was(entries: list[Entry]) -> None:
         assert writer.stats.rejected == 0
         with open_history(Path(folder)) as connection:
             for kind in KINDS:
-                answer = connection.execute(f"SELECT * FROM {TABLE_OF[kind]}")  # noqa: S608 - a name of our own
+                answer = connection.execute(f"SELECT * FROM {TABLE_OF[kind]}")
                 names = [column[0] for column in answer.description]
                 found = [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
                 expected = [entry for entry in entries if type(entry.record) is kind]

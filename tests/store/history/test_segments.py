@@ -77,8 +77,12 @@ def test_hours_and_days_that_are_over_become_one_segment(hands: Callable[..., An
     assert names(history.folder.path) == expected
     live.maintain(NOON_S + 2 * DAY_S + 2 * HOUR_S + 10.0)
     assert {Path(file).parent.name for file in files(history.folder.path)} == {
-        "20260301", "20260302", "20260303-12", "20260303-13", "20260303-14",
-    }  # fmt: skip
+        "20260301",
+        "20260302",
+        "20260303-12",
+        "20260303-13",
+        "20260303-14",
+    }
     assert live.segment_count() == 2 + 2 + 3
 
 
@@ -217,10 +221,17 @@ def test_compaction_comes_to_rest_with_few_segments(active: list[Segment]) -> No
             active = [segment for segment in active if segment not in merge.sources]
             active.append(
                 Segment(
-                    number, merge.table_name, f"segments/t/{merge.folder}/{number}.parquet", merge.level, 1,
-                    sum(s.rows for s in merge.sources), 1, merge.sources[0].first_received_s, merge.sources[-1].last_received_s,
+                    number,
+                    merge.table_name,
+                    f"segments/t/{merge.folder}/{number}.parquet",
+                    merge.level,
+                    1,
+                    sum(s.rows for s in merge.sources),
+                    1,
+                    merge.sources[0].first_received_s,
+                    merge.sources[-1].last_received_s,
                 )
-            )  # fmt: skip
+            )
             number += 1
     assert not merges(active, now)
     for table, expected in rows.items():

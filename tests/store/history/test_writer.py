@@ -18,14 +18,25 @@ from store.records import Snapshot
 
 def snapshot(time_s: float) -> Snapshot:
     return Snapshot(
-        time_s=time_s, waiting=0, running=0, kv_blocks_used=0, kv_blocks=1, mode="on", steps=1, step_s=0.1,
-        prefill_tokens=0, decode_tokens=0, kv_tokens_read=0, preemptions=0, recomputed_tokens=0,
-    )  # fmt: skip
+        time_s=time_s,
+        waiting=0,
+        running=0,
+        kv_blocks_used=0,
+        kv_blocks=1,
+        mode="on",
+        steps=1,
+        step_s=0.1,
+        prefill_tokens=0,
+        decode_tokens=0,
+        kv_tokens_read=0,
+        preemptions=0,
+        recomputed_tokens=0,
+    )
 
 
 def count(path: Path, table: str) -> int:
     with open_history(path) as connection:
-        return int(connection.sql(f"SELECT count(*) FROM {table}").fetchall()[0][0])  # noqa: S608 - a name of our own
+        return int(connection.sql(f"SELECT count(*) FROM {table}").fetchall()[0][0])
 
 
 def last_batches(path: Path) -> dict[str, int]:

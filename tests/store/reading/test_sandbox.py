@@ -17,8 +17,8 @@ from store.reading.sandbox import TRUNCATED, run_sql
 @pytest.fixture(scope="module")
 def history(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A small sealed history, which must be the same afterwards, byte by byte."""
-    from store.entries import Entry  # noqa: PLC0415 - the one place that needs them
-    from store.records import FirstToken  # noqa: PLC0415 - the one place that needs them
+    from store.entries import Entry
+    from store.records import FirstToken
 
     path = tmp_path_factory.mktemp("history")
     with HistoryWriter(path) as writer:
@@ -80,7 +80,7 @@ WRITE = "COPY (SELECT 1 AS a) TO '{segments}/mine.parquet' (FORMAT parquet)"
         ("SELECT list(range) FROM range(2000000000)", "memory"),
         ("SELECT repeat('x', 100000) FROM range(10000)", "answer is larger than 256 MiB"),
     ],
-)  # fmt: skip
+)
 def test_whatever_is_asked_nothing_is_changed_reached_or_exhausted(history: Path, statement: str, message: str) -> None:
     """Each is refused with a line that names the problem; the fixture checks that no byte of the history changed."""
     with pytest.raises(BadInputError, match=message):

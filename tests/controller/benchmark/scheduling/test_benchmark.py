@@ -21,12 +21,33 @@ from store.errors import ConfigError, WorkloadError
 
 OVERLOAD = BenchSpec(load=1.5, requests=600, warmup=600, seeds=(3,), policies=POLICY_NAMES)
 JSON_KEYS = {
-    "workload", "profile", "load", "seed", "requests", "tuned", "objective", "capacity_rps", "versions", "policies",
-}  # fmt: skip
+    "workload",
+    "profile",
+    "load",
+    "seed",
+    "requests",
+    "tuned",
+    "objective",
+    "capacity_rps",
+    "versions",
+    "policies",
+}
 FIGURE_KEYS = {
-    "mean_ttlt_s", "p50_ttlt_s", "p90_ttlt_s", "p99_ttlt_s", "max_ttlt_s", "mean_ttft_s", "p99_ttft_s", "mean_tpot_s",
-    "throughput_tokens_per_s", "makespan_s", "preemptions", "recompute_tax", "watermark", "wall_s",
-}  # fmt: skip
+    "mean_ttlt_s",
+    "p50_ttlt_s",
+    "p90_ttlt_s",
+    "p99_ttlt_s",
+    "max_ttlt_s",
+    "mean_ttft_s",
+    "p99_ttft_s",
+    "mean_tpot_s",
+    "throughput_tokens_per_s",
+    "makespan_s",
+    "preemptions",
+    "recompute_tax",
+    "watermark",
+    "wall_s",
+}
 
 
 def bench(spec: BenchSpec) -> BenchResult:

@@ -21,13 +21,19 @@ def test_the_simulated_engine_agrees_with_vllm_s_scheduler(watermark: float, mon
     simulated, vllm = (
         benchmark.run_bench(
             benchmark.BenchSpec(
-                load=6.0, requests=150, warmup=100, seeds=(5,), policies=BENCH_POLICY_NAMES,
-                engine=engine, prefix_caching=False, tuned=True,
+                load=6.0,
+                requests=150,
+                warmup=100,
+                seeds=(5,),
+                policies=BENCH_POLICY_NAMES,
+                engine=engine,
+                prefix_caching=False,
+                tuned=True,
             ),
             timer=time.perf_counter,
         )
         for engine in ("simulated", "vllm")
-    )  # fmt: skip
+    )
     assert vllm.capacity_rps == simulated.capacity_rps
     hard = min(vllm.figures[name].preemptions for name in ("ltr", "fastserve"))
     assert hard > 0, "the workload must be hard enough to tell engines apart"

@@ -18,9 +18,23 @@ IMPORTED_AFTER_CPU_S = 4.0
 
 SVG = "{http://www.w3.org/2000/svg}"
 SWEEP = [
-    "sweep", "--profiles", "h800-qwen3-32b-24k,a40-llama3.1-8b", "--loads", "0.7,1.3", "--seeds", "1,2",
-    "--requests", "60", "--warmup", "40", "--policies", "fcfs,ssjf,sage", "--processes", "1", "--quiet",
-]  # fmt: skip
+    "sweep",
+    "--profiles",
+    "h800-qwen3-32b-24k,a40-llama3.1-8b",
+    "--loads",
+    "0.7,1.3",
+    "--seeds",
+    "1,2",
+    "--requests",
+    "60",
+    "--warmup",
+    "40",
+    "--policies",
+    "fcfs,ssjf,sage",
+    "--processes",
+    "1",
+    "--quiet",
+]
 
 
 @pytest.fixture(scope="module")
