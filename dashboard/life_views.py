@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from store.http_api import View
-from store.reading.request_life import RequestTimeline
+from store.reading.request_timeline import RequestTimeline
 
 
 class SentenceView(View, frozen=True):

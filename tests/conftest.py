@@ -12,7 +12,7 @@ import hypothesis
 import pytest
 
 from controller.core.core import Core, CoreConfig
-from controller.explain.lookup import recorded_life
+from controller.explain.lookup import recorded_timeline
 from controller.monitoring.live_state import Live
 from controller.policy.policies import policy_named
 from engine_adapter.agent.agent import AgentLimits
@@ -23,7 +23,7 @@ from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
 from online_learning.evaluation.global_learner import GlobalLearner
 from store.entries import Entry
 from store.history.writer import HistoryWriter
-from store.reading.request_life import RequestTimeline
+from store.reading.request_timeline import RequestTimeline
 from store.records import Arrived, ControllerMessage, EngineMessage, Mode, Snapshot
 
 # How long an example takes is the machine's affair: a test fails for what it finds.
@@ -64,10 +64,10 @@ class SmallRun:
     end_s: float
 
     def recorded(self, request_id: str) -> RequestTimeline:
-        return recorded_life(self.store, request_id)
+        return recorded_timeline(self.store, request_id)
 
     def remembered(self, request_id: str) -> RequestTimeline:
-        life = self.live.lives.life(request_id, self.live.snapshots(0.0), self.end_s)
+        life = self.live.lives.timeline(request_id, self.live.snapshots(0.0), self.end_s)
         assert life is not None
         return life
 

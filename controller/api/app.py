@@ -33,7 +33,7 @@ from controller.monitoring.health import Health
 from controller.monitoring.live_state import Live, LiveSnapshot, queue_rows
 from controller.monitoring.metrics import Metrics
 from controller.replay.gain_watcher import GainWatch
-from store.reading.request_life import RequestTimeline
+from store.reading.request_timeline import RequestTimeline
 
 ANSWER_S = 3.0
 """How long a caller waits for the control loop to carry out a command."""
@@ -229,7 +229,7 @@ def _add_requests(api: FastAPI, sources: ApiSources, guard: Any) -> None:
 
 
 def _life(sources: ApiSources, request_id: str) -> RequestTimeline:
-    life = sources.explainer.life(request_id)
+    life = sources.explainer.timeline(request_id)
     if life is None:
         error, remedy = unknown(request_id, "the last minutes and the history")
         raise HTTPException(status_code=404, detail={"error": error, "remedy": remedy})

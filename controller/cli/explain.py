@@ -11,9 +11,9 @@ import msgspec
 from controller.api.client import ApiClient
 from controller.config import Config
 from controller.explain.explanation import Explanation, explain
-from controller.explain.lookup import recorded_life
+from controller.explain.lookup import recorded_timeline
 from store.errors import SageError
-from store.reading.request_life import RequestTimeline
+from store.reading.request_timeline import RequestTimeline
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -59,5 +59,5 @@ def _from_controller(request_id: str, config: Config, api: str | None) -> Answer
 
 
 def _from_history(request_id: str, store: Path) -> Answer:
-    life = recorded_life(store, request_id)
-    return Answer(explain(life), life)
+    timeline = recorded_timeline(store, request_id)
+    return Answer(explain(timeline), timeline)

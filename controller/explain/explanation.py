@@ -13,7 +13,7 @@ import msgspec
 from controller.explain import queue_sentences
 from controller.explain.formatting import clock, count, listed, percent, span
 from controller.explain.wait_causes import Overtaker, Wait, first_wait_s, overtakers, waits
-from store.reading.request_life import Belief, RequestTimeline, State
+from store.reading.request_timeline import Predicted, RequestTimeline, State
 
 Topic: TypeAlias = Literal["arrival", "prediction", "index", "queue", "wait", "preemptions", "mode", "end", "outcome"]
 
@@ -43,51 +43,51 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     """The wait for the first place, by causes."""
 
 
-def explain(life: RequestTimeline) -> Explanation:
-    """Say in sentences what the facts of a life say."""
-    passed, waited = overtakers(life), waits(life, *first_wait_s(life))
+def explain(timeline: RequestTimeline) -> Explanation:
+    """Say in sentences what the facts of a timeline say."""
+    passed, waited = overtakers(timeline), waits(timeline, *first_wait_s(timeline))
     parts: tuple[tuple[Topic, Iterator[str]], ...] = (
-        ("arrival", _arrival(life)),
-        ("prediction", _prediction(life)),
-        ("index", _index(life)),
-        ("queue", queue_sentences.queue(life, passed)),
-        ("wait", queue_sentences.wait(life, waited)),
-        ("preemptions", queue_sentences.preemptions(life)),
-        ("mode", queue_sentences.modes(life)),
-        ("end", _end(life)),
-        ("outcome", _outcome(life)),
+        ("arrival", _arrival(timeline)),
+        ("prediction", _prediction(timeline)),
+        ("index", _index(timeline)),
+        ("queue", queue_sentences.queue(timeline, passed)),
+        ("wait", queue_sentences.wait(timeline, waited)),
+        ("preemptions", queue_sentences.preemptions(timeline)),
+        ("mode", queue_sentences.modes(timeline)),
+        ("end", _end(timeline)),
+        ("outcome", _outcome(timeline)),
     )
     return Explanation(
-        request_id=life.request_id,
-        engine_id=life.engine_id,
-        session_id=life.session_id,
-        state=life.state,
-        known_until_s=life.known_until_s,
+        request_id=timeline.request_id,
+        engine_id=timeline.engine_id,
+        session_id=timeline.session_id,
+        state=timeline.state,
+        known_until_s=timeline.known_until_s,
         sentences=tuple(Sentence(about=about, text=text) for about, texts in parts for text in texts),
         overtakers=passed,
         waits=waited,
     )
 
 
-def _arrival(life: RequestTimeline) -> Iterator[str]:
-    model = f", which serves {life.model}" if life.model else ""
+def _arrival(timeline: RequestTimeline) -> Iterator[str]:
+    model = f", which serves {timeline.model}" if timeline.model else ""
     yield (
-        f"It arrived at {clock(life.arrival_s)} at engine {life.engine_id}{model}, with a prompt of "
-        f"{count(life.prompt_tokens)} tokens and leave to generate {count(life.max_tokens)}."
+        f"It arrived at {clock(timeline.arrival_s)} at engine {timeline.engine_id}{model}, with a prompt of "
+        f"{count(timeline.prompt_tokens)} tokens and leave to generate {count(timeline.max_tokens)}."
     )
-    if life.priority is None:
+    if timeline.priority is None:
         yield "The message of its arrival was lost; what is said here comes from its end."
-    about = [f"class {life.priority}"] if life.priority else []
-    about += [f"tenant {life.tenant}"] if life.tenant else []
-    about += [f"LoRA adapter {life.lora}"] if life.lora else []
+    about = [f"class {timeline.priority}"] if timeline.priority else []
+    about += [f"tenant {timeline.tenant}"] if timeline.tenant else []
+    about += [f"LoRA adapter {timeline.lora}"] if timeline.lora else []
     if about:
         yield f"It came with {listed(about)}."
-    if life.other_sessions:
-        yield f"{count(life.other_sessions)} other session(s) of engines had a request of this name; this is the latest."
+    if timeline.other_sessions:
+        yield f"{count(timeline.other_sessions)} other session(s) of engines had a request of this name; this is the latest."
 
 
-def _prediction(life: RequestTimeline) -> Iterator[str]:
-    predicted = life.predicted
+def _prediction(timeline: RequestTimeline) -> Iterator[str]:
+    predicted = timeline.predicted
     if predicted is None:
         yield "No prediction of its length is on record, so it stood in the queue with the prior's index."
         return
@@ -106,24 +106,24 @@ def _prediction(life: RequestTimeline) -> Iterator[str]:
         "no prompt cluster was known for it" if predicted.cluster is None else f"it is of cluster {predicted.cluster}"
     )
     yield f"This rests on about {count(predicted.evidence)} past answers; {cluster}{_experts(predicted)}."
-    for shift in life.shifts:
+    for shift in timeline.shifts:
         yield (
-            f"{span(shift.time_s - life.arrival_s)} after its arrival the answers of its cluster were found to have moved, "
+            f"{span(shift.time_s - timeline.arrival_s)} after its arrival the answers of its cluster were found to have moved, "
             f"from {count(shift.before_mean_tokens)} to {count(shift.after_mean_tokens)} tokens in the mean."
         )
 
 
-def _experts(predicted: Belief) -> str:
+def _experts(predicted: Predicted) -> str:
     heaviest = sorted(predicted.experts.items(), key=lambda item: -item[1])[:WEIGHTS_NAMED]
     named = [f"{name} {percent(weight)}" for name, weight in heaviest if weight >= 0.005]
     return f", and the experts counted for {listed(named)}" if named else ""
 
 
-def _index(life: RequestTimeline) -> Iterator[str]:
-    if not life.choices:
+def _index(timeline: RequestTimeline) -> Iterator[str]:
+    if not timeline.choices:
         yield "No index table was decided for it."
         return
-    first = life.choices[0]
+    first = timeline.choices[0]
     yield (
         f"Policy {first.policy} put its cost at {span(first.cost_s)} of the engine's time "
         f"and gave it an index of {first.index_s:.3g} s, where lower runs first."
@@ -135,65 +135,65 @@ def _index(life: RequestTimeline) -> Iterator[str]:
             f"With growing output the index was to lie between {lowest[0]:.3g} s (from {count(lowest[1])} tokens on) "
             f"and {highest[0]:.3g} s (from {count(highest[1])} tokens on)."
         )
-    renewed = [choice for choice in life.choices[1:] if choice.reason == "belief"]
+    renewed = [choice for choice in timeline.choices[1:] if choice.reason == "belief"]
     if renewed:
         yield (
             f"The belief about it was formed anew {_times(len(renewed))} while it was unfinished; "
             f"the last index that was decided is {renewed[-1].index_s:.3g} s."
         )
-    resent = sum(choice.reason == "resent" for choice in life.choices)
+    resent = sum(choice.reason == "resent" for choice in timeline.choices)
     if resent:
         yield f"Its table was sent again {_times(resent)}, after controller and engine had lost each other."
 
 
-def _end(life: RequestTimeline) -> Iterator[str]:
-    if life.finished_s is None:
-        yield _so_far(life)
+def _end(timeline: RequestTimeline) -> Iterator[str]:
+    if timeline.finished_s is None:
+        yield _so_far(timeline)
         return
-    ttlt_s = life.finished_s - life.arrival_s
+    ttlt_s = timeline.finished_s - timeline.arrival_s
     parts = []
-    if life.first_token_s is not None:
-        parts.append(f"the first token {span(life.first_token_s - life.arrival_s)} after its arrival")
-        if (life.output_tokens or 0) > 1:
-            tpot_s = (life.finished_s - life.first_token_s) / ((life.output_tokens or 0) - 1)
+    if timeline.first_token_s is not None:
+        parts.append(f"the first token {span(timeline.first_token_s - timeline.arrival_s)} after its arrival")
+        if (timeline.output_tokens or 0) > 1:
+            tpot_s = (timeline.finished_s - timeline.first_token_s) / ((timeline.output_tokens or 0) - 1)
             parts.append(f"then {span(tpot_s)} for each further one")
     how = {
         "stop": "the model ended its answer",
         "length": "its answer reached the limit on its length",
         "abort": "its client went away",
         "error": "it failed",
-    }[life.reason or "error"]
+    }[timeline.reason or "error"]
     detail = f": {listed(parts)}" if parts else ""
-    yield f"It ended {span(ttlt_s)} after its arrival, because {how}, with {count(life.output_tokens)} output tokens{detail}."
-    if life.cached_prompt_tokens:
-        yield f"The prefix cache spared it {count(life.cached_prompt_tokens)} tokens of its prompt."
+    yield f"It ended {span(ttlt_s)} after its arrival, because {how}, with {count(timeline.output_tokens)} output tokens{detail}."
+    if timeline.cached_prompt_tokens:
+        yield f"The prefix cache spared it {count(timeline.cached_prompt_tokens)} tokens of its prompt."
 
 
-def _so_far(life: RequestTimeline) -> str:
-    age = span(life.until_s - life.arrival_s)
-    if life.state != "running":
-        again = " for a place again" if life.losses else ""
+def _so_far(timeline: RequestTimeline) -> str:
+    age = span(timeline.until_s - timeline.arrival_s)
+    if timeline.state != "running":
+        again = " for a place again" if timeline.losses else ""
         return f"It has not ended; when last heard of, {age} after its arrival, it was waiting{again}."
-    attained = life.moments[-1].attained_tokens
+    attained = timeline.moments[-1].attained_tokens
     return f"It has not ended; when last heard of, {age} after its arrival, it was running and had {count(attained)} output tokens."
 
 
-def _outcome(life: RequestTimeline) -> Iterator[str]:
-    predicted, verdict = life.predicted, life.verdict
-    if predicted is None or life.output_tokens is None or life.finished_s is None:
+def _outcome(timeline: RequestTimeline) -> Iterator[str]:
+    predicted, verdict = timeline.predicted, timeline.verdict
+    if predicted is None or timeline.output_tokens is None or timeline.finished_s is None:
         return
-    yield _place(predicted, life.output_tokens, cut=life.reason != "stop")
+    yield _place(predicted, timeline.output_tokens, cut=timeline.reason != "stop")
     if verdict is not None:
         fifty = "inside" if verdict.within_50 else "outside"
         ninety = "inside" if verdict.within_90 else "outside"
-        latest = "the belief last held" if len(life.choices) > 1 else "that belief"
+        latest = "the belief last held" if len(timeline.choices) > 1 else "that belief"
         yield (
             f"Judged by {latest} it came at {percent(verdict.pit)} of the distribution, {fifty} the middle half and "
             f"{ninety} the middle nine tenths; the CRPS is {count(verdict.crps_tokens)} tokens."
         )
 
 
-def _place(predicted: Belief, output_tokens: int, *, cut: bool) -> str:
+def _place(predicted: Predicted, output_tokens: int, *, cut: bool) -> str:
     """Where the length lies among the quantiles predicted at the arrival."""
     below = [probability for probability, tokens in predicted.quantiles if tokens < output_tokens]
     above = [probability for probability, tokens in predicted.quantiles if tokens >= output_tokens]

@@ -14,13 +14,13 @@ import duckdb
 from controller.monitoring.live_state import Live
 from store.errors import BadInputError, StoreError
 from store.history.reader import open_history
-from store.reading.request_life import RequestTimeline, joined, read_life
+from store.reading.request_timeline import RequestTimeline, joined, read_timeline
 
 READER_MEMORY = "512MB"
 
 
 class Explainer:
-    """Finds the facts of a request's life for the API."""
+    """Finds the facts of a request's timeline for the API."""
 
     def __init__(self, live: Live, store: Path, clock: Callable[[], float]) -> None:
         self._live = live
@@ -28,28 +28,28 @@ class Explainer:
         self._clock = clock
         self._reading = threading.Lock()
 
-    def life(self, request_id: str) -> RequestTimeline | None:
+    def timeline(self, request_id: str) -> RequestTimeline | None:
         """All that is known of the request; None when it is known neither to the last minutes nor to the history."""
         snapshots = self._live.snapshots(0.0)
-        recent = self._live.lives.life(request_id, snapshots, self._clock())
+        recent = self._live.lives.timeline(request_id, snapshots, self._clock())
         if recent is not None and snapshots and self._live.lives.is_whole(recent, snapshots[0][1].time_s):
             return recent
         with self._reading:
             return joined(_recorded(self._store, request_id), recent)
 
 
-def recorded_life(store: Path, request_id: str) -> RequestTimeline:
-    """The life of a request in a history; raises `BadInputError` when there is no such history or request."""
+def recorded_timeline(store: Path, request_id: str) -> RequestTimeline:
+    """The timeline of a request in a history; raises `BadInputError` when there is no such history or request."""
     try:
         with open_history(store) as connection:
-            life = read_life(connection, request_id)
+            timeline = read_timeline(connection, request_id)
     except StoreError as error:
         raise BadInputError(str(error)) from None
     except duckdb.Error as error:
         raise StoreError(f"history {store} cannot be read: {str(error).splitlines()[0]}: try again") from error
-    if life is None:
+    if timeline is None:
         raise BadInputError(": ".join(unknown(request_id, f"history {store}")))
-    return life
+    return timeline
 
 
 def unknown(request_id: str, where: str) -> tuple[str, str]:
@@ -64,6 +64,6 @@ def _recorded(store: Path, request_id: str) -> RequestTimeline | None:
         with open_history(store) as connection:
             connection.execute("SET threads = 1")
             connection.execute(f"SET memory_limit = '{READER_MEMORY}'")
-            return read_life(connection, request_id)
+            return read_timeline(connection, request_id)
     except (StoreError, duckdb.Error):
         return None

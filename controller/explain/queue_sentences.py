@@ -17,7 +17,7 @@ from controller.explain.wait_causes import (
     order_at,
     waits,
 )
-from store.reading.request_life import RIVALS_LIMIT, Loss, RequestTimeline
+from store.reading.request_timeline import RIVALS_LIMIT, Loss, RequestTimeline
 
 EXAMPLES = 3
 """Requests that passed it which are named."""
@@ -44,40 +44,40 @@ _CAUSES = {
 }
 
 
-def queue(life: RequestTimeline, passed: Sequence[Overtaker]) -> Iterator[str]:
+def queue(timeline: RequestTimeline, passed: Sequence[Overtaker]) -> Iterator[str]:
     """Who was there when it came, and who was served before it."""
-    moment = moment_at(life, life.arrival_s)
+    moment = moment_at(timeline, timeline.arrival_s)
     if moment is not None:
         yield f"When it came, {_requests(moment.waiting)} waited and {count(moment.running)} ran."
-    _, started_s = first_wait_s(life)
-    before = [seen.ahead for seen in life.moments if seen.ahead is not None and seen.time_s <= started_s]
+    _, started_s = first_wait_s(timeline)
+    before = [seen.ahead for seen in timeline.moments if seen.ahead is not None and seen.time_s <= started_s]
     furthest = max(before, default=0)
     if furthest:
         yield f"In the queue, up to {count(furthest)} stood before it."
-    at_least = "at least " if len(life.rivals) >= RIVALS_LIMIT else ""
-    earlier = len(life.rivals) - len(passed)
+    at_least = "at least " if len(timeline.rivals) >= RIVALS_LIMIT else ""
+    earlier = len(timeline.rivals) - len(passed)
     if earlier:
         yield f"While it waited, {at_least}{_requests(earlier)} that had come earlier got a place."
     if not passed:
-        if life.started_s is not None or life.moments:
+        if timeline.started_s is not None or timeline.moments:
             yield "No request that came later got a place before it."
         return
     yield f"Before it, {at_least}{_requests(len(passed))} that came later got a place."
     reasons = Counter(overtaker.why for overtaker in passed)
     for why, number in reasons.most_common():
         which = f"{count(number)} of these" if number < len(passed) else "All of these" if number > 1 else "That was"
-        yield f"{which} {_WHYS[why]}{_examples(life, passed, why)}."
+        yield f"{which} {_WHYS[why]}{_examples(timeline, passed, why)}."
 
 
-def _examples(life: RequestTimeline, passed: Sequence[Overtaker], why: Why) -> str:
+def _examples(timeline: RequestTimeline, passed: Sequence[Overtaker], why: Why) -> str:
     if why == "unexplained":
         return f" ({listed([overtaker.request_id for overtaker in passed if overtaker.why == why][:EXAMPLES])})"
     if why != "index":
         return ""
-    order = order_at(life, life.arrival_s)
+    order = order_at(timeline, timeline.arrival_s)
     shown = [overtaker for overtaker in passed if overtaker.why == why][:EXAMPLES]
     told = [
-        f"{other.request_id} came {span(other.arrival_s - life.arrival_s)} later with an index of "
+        f"{other.request_id} came {span(other.arrival_s - timeline.arrival_s)} later with an index of "
         f"{other.index_s:.3g} s against {other.own_index_s:.3g} s"
         for other in shown
     ]
@@ -86,13 +86,13 @@ def _examples(life: RequestTimeline, passed: Sequence[Overtaker], why: Why) -> s
     return f",{rule} such as {listed(told)}" if rule else f", such as {listed(told)}"
 
 
-def wait(life: RequestTimeline, waited: Sequence[Wait]) -> Iterator[str]:
+def wait(timeline: RequestTimeline, waited: Sequence[Wait]) -> Iterator[str]:
     """What it waited for before its first place."""
-    since_s, until_s = first_wait_s(life)
+    since_s, until_s = first_wait_s(timeline)
     whole_s = until_s - since_s
-    if life.started_s is not None:
+    if timeline.started_s is not None:
         yield f"It was first given a place {span(whole_s)} after its arrival."
-    elif life.finished_s is not None:
+    elif timeline.finished_s is not None:
         yield f"It was never given a place and left after {span(whole_s)}."
     else:
         yield f"It has waited {span(whole_s)} and was not given a place yet."
@@ -119,61 +119,61 @@ def _coverage(waited: Sequence[Wait], whole_s: float) -> str:
     return "" if known_s > 0.9 * whole_s else f" (snapshots tell of {percent(known_s / whole_s)} of it)"
 
 
-def preemptions(life: RequestTimeline) -> Iterator[str]:
+def preemptions(timeline: RequestTimeline) -> Iterator[str]:
     """When it lost its place, and what that cost."""
-    if not life.losses:
-        if life.started_s is not None:
+    if not timeline.losses:
+        if timeline.started_s is not None:
             yield "It never lost its place."
         return
-    absences = absences_s(life)
-    for loss, (_, back_s) in list(zip(life.losses, absences, strict=True))[:CHANGES_TOLD]:
-        yield _loss(life, loss, back_s)
+    absences = absences_s(timeline)
+    for loss, (_, back_s) in list(zip(timeline.losses, absences, strict=True))[:CHANGES_TOLD]:
+        yield _loss(timeline, loss, back_s)
     away = [
         part
         for since_s, back_s in absences
-        for part in waits(life, since_s, life.until_s if back_s is None else back_s)
+        for part in waits(timeline, since_s, timeline.until_s if back_s is None else back_s)
     ]
     if sum(part.span_s for part in away) >= AT_ONCE_S:
         yield f"While it was without its place, {_by_cause(away)}."
-    if len(life.losses) > CHANGES_TOLD:
-        yield f"It was preempted {count(len(life.losses))} times in all."
-    lost = sum(loss.lost_tokens for loss in life.losses)
-    again = life.recomputed_tokens
-    if again is not None and life.output_tokens is not None:
-        own = life.prompt_tokens + life.output_tokens
+    if len(timeline.losses) > CHANGES_TOLD:
+        yield f"It was preempted {count(len(timeline.losses))} times in all."
+    lost = sum(loss.lost_tokens for loss in timeline.losses)
+    again = timeline.recomputed_tokens
+    if again is not None and timeline.output_tokens is not None:
+        own = timeline.prompt_tokens + timeline.output_tokens
         yield f"That made {count(again)} tokens to be computed again, {percent(again / max(1, own + again))} of all that was computed for it."
     else:
         yield f"That makes {count(lost)} computed tokens lost so far."
 
 
-def _loss(life: RequestTimeline, loss: Loss, back_s: float | None) -> str:
+def _loss(timeline: RequestTimeline, loss: Loss, back_s: float | None) -> str:
     why = "for want of KV memory" if loss.cause == "memory" else "because a better request took it"
     after = (
         f"it was seen running again {span(back_s - loss.time_s)} later"
         if back_s is not None
-        else f"it was not seen running again in the {span(life.until_s - loss.time_s)} since"
+        else f"it was not seen running again in the {span(timeline.until_s - loss.time_s)} since"
     )
     return (
-        f"{span(loss.time_s - life.arrival_s)} after its arrival, with {count(loss.attained_tokens)} output tokens, it lost "
+        f"{span(loss.time_s - timeline.arrival_s)} after its arrival, with {count(loss.attained_tokens)} output tokens, it lost "
         f"its place {why}, and with it {count(loss.lost_tokens)} computed tokens; {after}."
     )
 
 
-def modes(life: RequestTimeline) -> Iterator[str]:
+def modes(timeline: RequestTimeline) -> Iterator[str]:
     """The mode in force, its changes, and fallbacks."""
-    seen = {moment.mode for moment in life.moments if moment.time_s >= life.arrival_s}
-    spans = fallbacks(life)
+    seen = {moment.mode for moment in timeline.moments if moment.time_s >= timeline.arrival_s}
+    spans = fallbacks(timeline)
     if len(seen) == 1 and not spans:
         (mode,) = seen
         yield f"Mode {mode} was in force in the engine all the while{_meaning(mode)}."
-    changes = [order for order in life.orders if order.time_s > life.arrival_s]
+    changes = [order for order in timeline.orders if order.time_s > timeline.arrival_s]
     for order in changes[:CHANGES_TOLD]:
         yield (
-            f"{span(order.time_s - life.arrival_s)} after its arrival settings changed to mode {order.mode} ({order.reason})."
+            f"{span(order.time_s - timeline.arrival_s)} after its arrival settings changed to mode {order.mode} ({order.reason})."
         )
     for start_s, end_s, reason in spans[:CHANGES_TOLD]:
         yield (
-            f"From {span(start_s - life.arrival_s)} after its arrival on, for {span(end_s - start_s)}, the engine had fallen "
+            f"From {span(start_s - timeline.arrival_s)} after its arrival on, for {span(end_s - start_s)}, the engine had fallen "
             f"back to its own order ({reason})."
         )
 

@@ -17,14 +17,14 @@ from typing import Any, TypeVar
 import msgspec
 
 from store.entries import Decision, DriftDetected, EngineSeen, Entry, Outcome, Prediction, SettingsChanged
-from store.reading.request_life import (
+from store.reading.request_timeline import (
     MOMENTS_LIMIT,
     RIVALS_LIMIT,
-    Belief,
     Choice,
     Loss,
     Moment,
     Order,
+    Predicted,
     RequestTimeline,
     Rival,
     Shift,
@@ -96,7 +96,9 @@ class RecentLives:
         """How a session of an engine introduced itself."""
         return self._hellos.get(session_id)
 
-    def life(self, request_id: str, snapshots: Iterable[tuple[str, Snapshot]], now_s: float) -> RequestTimeline | None:
+    def timeline(
+        self, request_id: str, snapshots: Iterable[tuple[str, Snapshot]], now_s: float
+    ) -> RequestTimeline | None:
         """The facts of a request's life as far as they are remembered; None when it is not.
 
         ``snapshots`` are those of the last minutes with the engine's name, oldest first.
@@ -119,10 +121,10 @@ class RecentLives:
             )
         return _facts(found, around, snapshots, now_s)
 
-    def is_whole(self, life: RequestTimeline, first_snapshot_s: float) -> bool:
-        """Whether all of a life is remembered, its rivals' too, so that the history can add nothing."""
+    def is_whole(self, timeline: RequestTimeline, first_snapshot_s: float) -> bool:
+        """Whether all of it is remembered, its rivals' too, so that the history can add nothing."""
         with self._lock:
-            known = self._latest(life.request_id)
+            known = self._latest(timeline.request_id)
             oldest = next(iter(self._ended.values())) if len(self._ended) >= ENDED_KEPT else None
         forgotten_until_s = oldest.finished.time_s if oldest and oldest.finished else -math.inf
         return (
@@ -131,7 +133,7 @@ class RecentLives:
             and not known.arrived.resent
             and len(known.choices) < CHOICES_KEPT
             and len(known.losses) < LOSSES_KEPT
-            and max(first_snapshot_s, forgotten_until_s) <= life.arrival_s
+            and max(first_snapshot_s, forgotten_until_s) <= timeline.arrival_s
         )
 
     def _of(self, entry: Entry, request_id: str) -> RecentLife:
@@ -218,7 +220,7 @@ def _facts(
         known["first_token_s"] = life.first_token.time_s
     facts = RequestTimeline(
         **known,
-        predicted=_piece(life.prediction, Belief),
+        predicted=_piece(life.prediction, Predicted),
         verdict=_piece(life.outcome, Verdict),
         choices=tuple(msgspec.convert(list(life.choices), list[Choice], from_attributes=True)),
         losses=tuple(msgspec.convert(list(life.losses), list[Loss], from_attributes=True)),

@@ -1,4 +1,4 @@
-"""The page *Request*: one request's whole life, and why it ran when it did."""
+"""The page *Request*: one request's whole timeline, and why it ran when it did."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import duckdb
 import streamlit as st
 from streamlit.navigation.page import StreamlitPage
 
-from dashboard.charts import request_life
+from dashboard.charts import request_timeline
 from dashboard.data import live
 from dashboard.data.client import Trouble
 from dashboard.life_views import ExplainView, ExplanationView
@@ -23,13 +23,13 @@ from dashboard.text import words
 from store.errors import StoreError
 from store.history.reader import open_history
 from store.http_api import FinishedPoint, QueueView, RecentView, StateView
-from store.reading.request_life import RequestTimeline, read_life
+from store.reading.request_timeline import RequestTimeline, read_timeline
 
 PARAMETER = "request"
 """Name in the address."""
 _PATH = "request"
 REFRESH_S = 2.0
-"""How often the life of an unfinished request is drawn again; it costs the controller more than a glance at the queue."""
+"""How often the timeline of an unfinished request is drawn again; it costs the controller more than a glance at the queue."""
 LISTED = 15
 """Requests that are offered where none is chosen."""
 RIVALS_SHOWN = 200
@@ -150,7 +150,7 @@ def _found(request_id: str) -> ExplainView | Trouble | None:
 def _read(path: str, request_id: str) -> RequestTimeline | None:
     try:
         with open_history(Path(path)) as connection:
-            return read_life(connection, request_id)
+            return read_timeline(connection, request_id)
     except (StoreError, duckdb.Error):
         return None
 
@@ -189,24 +189,24 @@ def _notices(found: ExplainView, request_id: str) -> None:
             live.show(words.engine_gone_notice(found.facts.engine_id))
 
 
-def _figures(life: RequestTimeline) -> None:
-    predicted = life.predicted
+def _figures(timeline: RequestTimeline) -> None:
+    predicted = timeline.predicted
     columns = st.columns(6)
-    columns[0].metric("State", life.state, delta=life.reason, delta_color="off", delta_arrow="off")
-    label = "TTLT" if life.finished_s is not None else "Age"
-    columns[1].metric(label, words.span(life.until_s - life.arrival_s))
-    first_s = None if life.first_token_s is None else life.first_token_s - life.arrival_s
+    columns[0].metric("State", timeline.state, delta=timeline.reason, delta_color="off", delta_arrow="off")
+    label = "TTLT" if timeline.finished_s is not None else "Age"
+    columns[1].metric(label, words.span(timeline.until_s - timeline.arrival_s))
+    first_s = None if timeline.first_token_s is None else timeline.first_token_s - timeline.arrival_s
     columns[2].metric("TTFT", words.span(first_s))
     expected = None if predicted is None else f"{words.count(predicted.mean_tokens)} expected"
     columns[3].metric(
         "Output tokens",
-        words.count(request_life.attained_tokens(life)),
+        words.count(request_timeline.attained_tokens(timeline)),
         delta=expected,
         delta_color="off",
         delta_arrow="off",
     )
-    columns[4].metric("Preemptions", words.count(len(life.losses)))
-    index_s = f"{life.choices[0].index_s:.3g} s" if life.choices else words.DASH
+    columns[4].metric("Preemptions", words.count(len(timeline.losses)))
+    index_s = f"{timeline.choices[0].index_s:.3g} s" if timeline.choices else words.DASH
     columns[5].metric("Index on arrival", index_s, help="In engine-seconds; lower runs first")
 
 
@@ -221,20 +221,20 @@ def _sentences(explanation: ExplanationView) -> None:
 
 
 def _charts(found: ExplainView) -> None:
-    life = found.facts
-    live.chart("Its life", request_life.timeline(life), "request_timeline")
+    timeline = found.facts
+    live.chart("Its timeline", request_timeline.bars(timeline), "request_timeline")
     upper, lower = st.columns(2), st.columns(2)
     with upper[0]:
-        live.chart("What was predicted of its length", request_life.distribution(life), "request_distribution")
+        live.chart("What was predicted of its length", request_timeline.distribution(timeline), "request_distribution")
     with upper[1]:
-        live.chart("Index over age", request_life.index(life), "request_index", "Lower runs first.")
+        live.chart("Index over age", request_timeline.index(timeline), "request_index", "Lower runs first.")
     with lower[0]:
-        live.chart("Its place in the queue", request_life.queue(life), "request_queue")
+        live.chart("Its place in the queue", request_timeline.queue(timeline), "request_queue")
     if found.explanation is not None:
         with lower[1]:
             live.chart(
                 "What it waited for before its first place",
-                request_life.waits(found.explanation.waits),
+                request_timeline.waits(found.explanation.waits),
                 "request_waits",
             )
 

@@ -254,7 +254,7 @@ def explained(now_s: float, request_id: str, **facts: object) -> Json:
             "priority": 0,
             "scheduled_s": arrival_s + 10.0,
             "first_token_s": arrival_s + 10.5,
-            "belief": {
+            "predicted": {
                 "time_s": arrival_s,
                 "cluster": 3,
                 "mean_tokens": 160.0,

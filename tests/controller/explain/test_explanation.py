@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from controller.explain.explanation import Explanation, explain
-from controller.explain.lookup import recorded_life
+from controller.explain.lookup import recorded_timeline
 from controller.explain.wait_causes import Overtaker, order_at, order_value
 from engine_adapter.ordering.ordering import Ordering
 from engine_adapter.virtual_time.simulated_scheduler import SimulatedRequest
 from store.errors import BadInputError
 from store.history.reader import open_history
-from store.reading.request_life import Baseline, Choice, Moment, Order, RequestTimeline, joined, read_life
+from store.reading.request_timeline import Choice, Moment, Order, RequestTimeline, Rival, joined, read_timeline
 from store.records import IndexTable, Settings
 
 Start = Callable[..., Any]
@@ -41,7 +41,7 @@ def test_overtakers_are_those_that_the_engine_served_first_though_they_came_late
     passed = 0
     with open_history(run.store) as connection:
         for number, (name, life) in enumerate(run.lives.items()):
-            facts = run.remembered(name) if number % 5 else read_life(connection, name)
+            facts = run.remembered(name) if number % 5 else read_timeline(connection, name)
             assert facts is not None
             named = {overtaker.request_id for overtaker in explain(facts).overtakers}
             assert named == {
@@ -58,7 +58,7 @@ def test_a_reason_is_named_only_where_the_record_bears_it(run: Any) -> None:
     reasons = set()
     for name in run.lives:
         facts = run.remembered(name)
-        priorities = {rival.request_id: rival.priority for rival in facts.baselines}
+        priorities = {rival.request_id: rival.priority for rival in facts.rivals}
         for other in explain(facts).overtakers:
             reasons.add(other.why)
             own_class = facts.priority or 0
@@ -149,9 +149,9 @@ def test_in_shadow_the_engine_is_said_to_have_served_its_own_order(tmp_path: Pat
 def test_an_unknown_request_is_bad_input_with_a_remedy(run: Any, tmp_path: Path) -> None:
     """Also where there is no history at all."""
     with pytest.raises(BadInputError, match=r"no request 'nobody' in history .*: `sagesched sql"):
-        recorded_life(run.store, "nobody")
+        recorded_timeline(run.store, "nobody")
     with pytest.raises(BadInputError, match="holds no history"):
-        recorded_life(tmp_path / "nowhere", "r1")
+        recorded_timeline(tmp_path / "nowhere", "r1")
 
 
 @pytest.fixture
@@ -214,8 +214,8 @@ def test_what_holds_the_queue_is_told_from_the_snapshots(
     assert "It has waited 10 s and was not given a place yet." in text(explanation, "wait")
 
 
-def _rival(**changes: Any) -> Baseline:
-    rival = Baseline(request_id="x", arrival_s=103.0, scheduled_s=105.0, prompt_tokens=9, priority=0, index_s=1.0)
+def _rival(**changes: Any) -> Rival:
+    rival = Rival(request_id="x", arrival_s=103.0, scheduled_s=105.0, prompt_tokens=9, priority=0, index_s=1.0)
     return replace(rival, **changes)
 
 
@@ -236,7 +236,7 @@ def _rival(**changes: Any) -> Baseline:
     ],
 )
 def test_why_a_later_request_went_first(
-    waiting: RequestTimeline, rival: Baseline, own_index_s: float | None, changes: dict[str, Any], why: str
+    waiting: RequestTimeline, rival: Rival, own_index_s: float | None, changes: dict[str, Any], why: str
 ) -> None:
     """Each reason from the facts that bear it, and "unexplained" where none does."""
     choice = Choice(
@@ -250,7 +250,7 @@ def test_why_a_later_request_went_first(
     )
     order = Order(time_s=1.0, reason="start", mode="on", boost_per_s=None, gate_horizon_tokens=None)
     choices = () if own_index_s is None else (choice,)
-    life = replace(_with(waiting, **changes), baselines=(rival,), choices=choices, orders=(order,))
+    life = replace(_with(waiting, **changes), rivals=(rival,), choices=choices, orders=(order,))
     explanation = explain(life)
     assert [overtaker.why for overtaker in explanation.overtakers] == [why]
     assert "Before it, one request that came later got a place. That was" in text(explanation, "queue")
@@ -274,7 +274,7 @@ def test_who_has_lost_patience_itself_is_not_passed_for_an_index_or_a_patience(w
     )
     order = Order(time_s=1.0, reason="start", mode="on", boost_per_s=None, gate_horizon_tokens=None)
     for rival in (_rival(), _rival(patience_s=2.0)):
-        life = replace(waiting, baselines=(rival,), choices=(choice,), orders=(order,))
+        life = replace(waiting, rivals=(rival,), choices=(choice,), orders=(order,))
         assert [overtaker.why for overtaker in explain(life).overtakers] == ["unexplained"]
         impatient = replace(life, choices=(replace(choice, patience_s=5.1),))
         assert [overtaker.why for overtaker in explain(impatient).overtakers] != ["unexplained"]
@@ -337,7 +337,7 @@ def test_memory_of_requests_is_bounded(monkeypatch: pytest.MonkeyPatch, tmp_path
     """The latest are kept, the oldest go; what is kept stays whole."""
     monkeypatch.setattr("controller.monitoring.recent_requests.ENDED_KEPT", 20)
     few = serve_small(tmp_path / "few")
-    known = [name for name in few.lives if few.live.lives.life(name, [], few.end_s) is not None]
+    known = [name for name in few.lives if few.live.lives.timeline(name, [], few.end_s) is not None]
     last = sorted(few.lives.values(), key=lambda life: life.finished_s)[-15:]
     assert len(known) == 20
     assert {life.request_id for life in last} <= set(known)
@@ -364,7 +364,7 @@ def test_a_request_is_explained_while_it_waits_runs_and_after(start_controller: 
     engine.step_until(lambda: told().get("explanation", {}).get("state") == "running")
     facts = running.client.get("/api/requests/cmpl%2Fodd%20id").json()
     assert (facts["request_id"], facts["prompt_tokens"], facts["finished_s"]) == ("cmpl/odd id", 50, None)
-    assert facts["belief"]["p10_tokens"] <= facts["belief"]["p90_tokens"]
+    assert facts["predicted"]["p10_tokens"] <= facts["predicted"]["p90_tokens"]
     engine.engine.abort("cmpl/odd id")
     engine.step_until(lambda: told()["explanation"]["state"] == "ended")
     sentences = [sentence["text"] for sentence in told()["explanation"]["sentences"]]

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from streamlit.testing.v1 import AppTest
 
-from dashboard.charts import request_life
-from store.reading.request_life import Loss, Moment, RequestTimeline
+from dashboard.charts import request_timeline
+from store.reading.request_timeline import Loss, Moment, RequestTimeline
 
 Open = Callable[..., AppTest]
 
@@ -172,7 +172,7 @@ def test_the_phases_of_a_life_share_it_without_gap_or_overlap(spans_s: list[floa
         losses.append((now_s + spans_s[number], now_s + spans_s[number] + spans_s[number + 1]))
         now_s = losses[-1][1]
     life = a_life(losses, now_s + 3.0)
-    phases = request_life.phases(life)
+    phases = request_timeline.phases(life)
     assert phases[0].start_s == 0.0
     assert phases[-1].end_s == life.until_s
     assert all(before.end_s == pytest.approx(after.start_s) for before, after in pairwise(phases))
@@ -186,10 +186,10 @@ def test_a_life_of_which_nothing_is_known_yet_draws_empty_charts() -> None:
         request_id="r", engine_id="e", session_id="s", known_until_s=1.0, arrival_s=1.0, prompt_tokens=5, max_tokens=9
     )
     drawn = [
-        request_life.timeline(life),
-        request_life.distribution(life),
-        request_life.index(life),
-        request_life.queue(life),
-        request_life.waits(()),
+        request_timeline.bars(life),
+        request_timeline.distribution(life),
+        request_timeline.index(life),
+        request_timeline.queue(life),
+        request_timeline.waits(()),
     ]
     assert all(len(figure.layout.annotations) == 1 for figure in drawn)

@@ -1,4 +1,4 @@
-"""Charts of one request's life: pure functions from its facts to Plotly figures, in the manner of `dashboard.charts.figures`."""
+"""Charts of one request's timeline: pure functions from its facts to Plotly figures, in the manner of `dashboard.charts.figures`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from dashboard.charts import palette
 from dashboard.charts.figures import base, or_blank
 from dashboard.life_views import WaitView
-from store.reading.request_life import Choice, RequestTimeline
+from store.reading.request_timeline import Choice, RequestTimeline
 
 CAUSES = {
     "gate": ("the gate held room back for growth", palette.AMBER),
@@ -22,29 +22,31 @@ CAUSES = {
 
 
 class Phase(NamedTuple):
-    """A part of a life, in seconds since the arrival."""
+    """A part of a timeline, in seconds since the arrival."""
 
     name: str
     start_s: float
     end_s: float
 
 
-def phases(life: RequestTimeline) -> list[Phase]:
+def phases(timeline: RequestTimeline) -> list[Phase]:
     """Waiting, prompt, generating, and the times without its place, in order and without overlap."""
-    end_s = life.until_s - life.arrival_s
-    started_s = end_s if life.started_s is None else life.started_s - life.arrival_s
-    first_s = end_s if life.first_token_s is None else life.first_token_s - life.arrival_s
+    end_s = timeline.until_s - timeline.arrival_s
+    started_s = end_s if timeline.started_s is None else timeline.started_s - timeline.arrival_s
+    first_s = end_s if timeline.first_token_s is None else timeline.first_token_s - timeline.arrival_s
     found = [Phase("waiting", 0.0, started_s), Phase("prompt", started_s, first_s), Phase("generating", first_s, end_s)]
-    for away in _absences(life, end_s):
+    for away in _absences(timeline, end_s):
         found = [part for phase in found for part in _without(phase, away)] + [away]
     return sorted((phase for phase in found if phase.end_s > phase.start_s), key=lambda phase: phase.start_s)
 
 
-def _absences(life: RequestTimeline, end_s: float) -> list[Phase]:
-    back = [moment.time_s for moment in life.moments if moment.attained_tokens is not None]
-    spans = [(loss.time_s, next((time_s for time_s in back if time_s > loss.time_s), None)) for loss in life.losses]
+def _absences(timeline: RequestTimeline, end_s: float) -> list[Phase]:
+    back = [moment.time_s for moment in timeline.moments if moment.attained_tokens is not None]
+    spans = [(loss.time_s, next((time_s for time_s in back if time_s > loss.time_s), None)) for loss in timeline.losses]
     return [
-        Phase("without its place", since_s - life.arrival_s, end_s if back_s is None else back_s - life.arrival_s)
+        Phase(
+            "without its place", since_s - timeline.arrival_s, end_s if back_s is None else back_s - timeline.arrival_s
+        )
         for since_s, back_s in spans
     ]
 
@@ -56,8 +58,8 @@ def _without(phase: Phase, away: Phase) -> list[Phase]:
     return [part for part in (before, after) if part.end_s > part.start_s]
 
 
-def timeline(life: RequestTimeline) -> go.Figure:
-    """Its life as bars, with what happened to it as marks."""
+def bars(timeline: RequestTimeline) -> go.Figure:
+    """The timeline as bars, with what happened to it as marks."""
     figure = base("")
     colours = {
         "waiting": palette.AMBER,
@@ -65,11 +67,11 @@ def timeline(life: RequestTimeline) -> go.Figure:
         "generating": palette.BLUE,
         "without its place": palette.VIOLET,
     }
-    lived = phases(life)
+    lived = phases(timeline)
     for name, colour in colours.items():
         shown = [phase for phase in lived if phase.name == name]
         figure.add_bar(
-            y=["life"] * len(shown),
+            y=["timeline"] * len(shown),
             base=[phase.start_s for phase in shown],
             x=[phase.end_s - phase.start_s for phase in shown],
             orientation="h",
@@ -79,9 +81,9 @@ def timeline(life: RequestTimeline) -> go.Figure:
             visible=True if shown else "legendonly",
             showlegend=bool(shown),
         )
-    for name, times_s, symbol in _marks(life):
+    for name, times_s, symbol in _marks(timeline):
         figure.add_scatter(
-            x=[time_s - life.arrival_s for time_s in times_s],
+            x=[time_s - timeline.arrival_s for time_s in times_s],
             y=["events"] * len(times_s),
             mode="markers",
             name=name,
@@ -91,24 +93,28 @@ def timeline(life: RequestTimeline) -> go.Figure:
         )
     figure.update_layout(barmode="overlay", hovermode="closest", height=220)
     figure.update_xaxes(title="seconds since its arrival", rangemode="tozero")
-    figure.update_yaxes(categoryorder="array", categoryarray=["events", "life"], range=[-0.5, 1.5])
+    figure.update_yaxes(categoryorder="array", categoryarray=["events", "timeline"], range=[-0.5, 1.5])
     return or_blank(figure, lived, "It has just arrived")
 
 
-def _marks(life: RequestTimeline) -> list[tuple[str, list[float], str]]:
+def _marks(timeline: RequestTimeline) -> list[tuple[str, list[float], str]]:
     marks = [
-        ("table decided", [choice.time_s for choice in life.choices], "diamond"),
-        ("preempted", [loss.time_s for loss in life.losses], "x"),
-        ("settings changed", [order.time_s for order in life.orders if order.time_s > life.arrival_s], "triangle-up"),
-        ("drift of its cluster", [shift.time_s for shift in life.shifts], "star"),
+        ("table decided", [choice.time_s for choice in timeline.choices], "diamond"),
+        ("preempted", [loss.time_s for loss in timeline.losses], "x"),
+        (
+            "settings changed",
+            [order.time_s for order in timeline.orders if order.time_s > timeline.arrival_s],
+            "triangle-up",
+        ),
+        ("drift of its cluster", [shift.time_s for shift in timeline.shifts], "star"),
     ]
     return [mark for mark in marks if mark[1]]
 
 
-def distribution(life: RequestTimeline) -> go.Figure:
+def distribution(timeline: RequestTimeline) -> go.Figure:
     """What was predicted of its length, as the share of such answers that are at most so long, and what came."""
     figure = base("share of such answers")
-    predicted = life.predicted
+    predicted = timeline.predicted
     if predicted is not None:
         tokens = [max(1, quantile) for _, quantile in predicted.quantiles]
         shares = [probability for probability, _ in predicted.quantiles]
@@ -121,24 +127,24 @@ def distribution(life: RequestTimeline) -> go.Figure:
             marker={"size": 7},
             hovertemplate="%{y:.0%} are at most %{x:,} tokens<extra></extra>",
         )
-        attained = attained_tokens(life)
+        attained = attained_tokens(timeline)
         if attained:
-            _upright(figure, attained, _came(life), palette.AMBER)
+            _upright(figure, attained, _came(timeline), palette.AMBER)
     figure.update_xaxes(title="output tokens", type="log", dtick=1)
     figure.update_yaxes(tickformat=".0%", range=[0.0, 1.02])
     figure.update_layout(hovermode="closest")
     return or_blank(figure, [predicted] if predicted else [], "No prediction is on record")
 
 
-def index(life: RequestTimeline) -> go.Figure:
+def index(timeline: RequestTimeline) -> go.Figure:
     """Its index by the tokens attained: as first decided, and as last."""
     figure = base("index (engine-seconds)")
-    shown = [("decided last", life.choices[-1], palette.BLUE)] if life.choices else []
-    if len(life.choices) > 1:
-        shown.insert(0, ("decided on arrival", life.choices[0], palette.GREY))
+    shown = [("decided last", timeline.choices[-1], palette.BLUE)] if timeline.choices else []
+    if len(timeline.choices) > 1:
+        shown.insert(0, ("decided on arrival", timeline.choices[0], palette.GREY))
     for name, choice, colour in shown:
         figure.add_scatter(
-            x=[*choice.attained_tokens, life.max_tokens],
+            x=[*choice.attained_tokens, timeline.max_tokens],
             y=[*choice.table_index_s, choice.table_index_s[-1]],
             mode="lines",
             name=name,
@@ -146,13 +152,13 @@ def index(life: RequestTimeline) -> go.Figure:
             line={"color": colour, "width": 2},
             hovertemplate="from %{x:,} tokens on: %{y:.3g} s<extra></extra>",
         )
-    attained = attained_tokens(life)
+    attained = attained_tokens(timeline)
     if shown and attained is not None:
         figure.add_scatter(
             x=[attained],
             y=[index_at(shown[-1][1], attained)],
             mode="markers",
-            name=_came(life),
+            name=_came(timeline),
             marker={"color": palette.AMBER, "size": 11},
             hovertemplate="%{x:,} tokens: %{y:.3g} s<extra></extra>",
         )
@@ -161,12 +167,12 @@ def index(life: RequestTimeline) -> go.Figure:
     return or_blank(figure, shown, "No index table was decided")
 
 
-def queue(life: RequestTimeline) -> go.Figure:
-    """How many stood before it in the queue, over its life."""
+def queue(timeline: RequestTimeline) -> go.Figure:
+    """How many stood before it in the queue, over its timeline."""
     figure = base("requests before it")
-    seen = [moment for moment in life.moments if moment.time_s >= life.arrival_s]
+    seen = [moment for moment in timeline.moments if moment.time_s >= timeline.arrival_s]
     figure.add_scatter(
-        x=[moment.time_s - life.arrival_s for moment in seen],
+        x=[moment.time_s - timeline.arrival_s for moment in seen],
         y=[moment.ahead for moment in seen],
         mode="lines",
         name="before it in the queue",
@@ -201,11 +207,11 @@ def waits(parts: Sequence[WaitView]) -> go.Figure:
     return or_blank(figure, parts, "It did not wait, or no snapshot tells of it")
 
 
-def attained_tokens(life: RequestTimeline) -> int | None:
+def attained_tokens(timeline: RequestTimeline) -> int | None:
     """Output tokens at its end or when it was last seen running; None when it never ran."""
-    if life.output_tokens is not None:
-        return life.output_tokens
-    seen = [moment.attained_tokens for moment in life.moments if moment.attained_tokens is not None]
+    if timeline.output_tokens is not None:
+        return timeline.output_tokens
+    seen = [moment.attained_tokens for moment in timeline.moments if moment.attained_tokens is not None]
     return seen[-1] if seen else None
 
 
@@ -214,8 +220,8 @@ def index_at(choice: Choice, attained: int) -> float:
     return choice.table_index_s[bisect_right(choice.attained_tokens, attained) - 1]
 
 
-def _came(life: RequestTimeline) -> str:
-    return "so far" if life.finished_s is None else "came" if life.reason == "stop" else "cut here"
+def _came(timeline: RequestTimeline) -> str:
+    return "so far" if timeline.finished_s is None else "came" if timeline.reason == "stop" else "cut here"
 
 
 def _upright(figure: go.Figure, tokens: int, name: str, colour: str) -> None:

@@ -1,7 +1,7 @@
-"""The facts of one request's life, put together from the history; what can be said of it is made of these alone.
+"""The facts of one request's timeline, put together from the history; what can be said of it is made of these alone.
 
 The controller puts the same facts together from what it remembers of the last minutes, so that a request can be
-explained before the history shows it; `joined` makes one life of the two.
+explained before the history shows it; `joined` makes one timeline of the two.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any, Literal, TypeAlias, TypeVar
 import duckdb
 import msgspec
 
-from store.reading import request_life_sql
+from store.reading import request_timeline_sql
 from store.records import FinishReason, Mode, PreemptionCause
 
 MOMENTS_LIMIT = 1500
-"""Snapshots of a life that are looked at; a longer life is looked at more coarsely."""
+"""Snapshots of a timeline that are looked at; a longer timeline is looked at more coarsely."""
 RIVALS_LIMIT = 2000
 CHOICES_LIMIT = 100
 LOSSES_LIMIT = 500
@@ -26,10 +26,10 @@ State: TypeAlias = Literal["waiting", "running", "ended", "unknown"]
 
 
 class Piece(msgspec.Struct, frozen=True, kw_only=True):
-    """Base of the parts of a life."""
+    """Base of the parts of a timeline."""
 
 
-class Belief(Piece, frozen=True, kw_only=True):
+class Predicted(Piece, frozen=True, kw_only=True):
     """What was believed of the output length at the arrival."""
 
     time_s: float
@@ -173,7 +173,7 @@ class RequestTimeline(Piece, frozen=True, kw_only=True):
     output_tokens: int | None = None
     cached_prompt_tokens: int | None = None
     recomputed_tokens: int | None = None
-    predicted: Belief | None = None
+    predicted: Predicted | None = None
     verdict: Verdict | None = None
     choices: tuple[Choice, ...] = ()
     losses: tuple[Loss, ...] = ()
@@ -208,27 +208,27 @@ class RequestTimeline(Piece, frozen=True, kw_only=True):
         return "waiting" if last is not None or self.started_s is None else "unknown"
 
 
-def read_life(
+def read_timeline(
     connection: duckdb.DuckDBPyConnection, request_id: str, session_id: str | None = None
 ) -> RequestTimeline | None:
-    """The life of a request from a history that `store.history.reader.open_history` opened; None when none is of that name.
+    """The timeline of a request from a history that `store.history.reader.open_history` opened; None when none is of that name.
 
     Where several sessions of engines had a request of the name, the latest is taken unless ``session_id`` says which.
     """
-    sessions = _rows(connection, request_life_sql.SESSIONS, request_id=request_id)
+    sessions = _rows(connection, request_timeline_sql.SESSIONS, request_id=request_id)
     chosen = [row for row in sessions if session_id in {None, row["session_id"]}]
     if not chosen:
         return None
     key = {"request_id": request_id, "session_id": chosen[0]["session_id"]}
     known = chosen[0] | {"request_id": request_id, "other_sessions": len(sessions) - 1}
-    for query in (request_life_sql.ARRIVAL, request_life_sql.FIRST_STEP, request_life_sql.COMPLETION):
+    for query in (request_timeline_sql.ARRIVAL, request_timeline_sql.FIRST_STEP, request_timeline_sql.COMPLETION):
         known |= {name: value for name, value in _one(connection, query, **key).items() if value is not None}
-    known |= _one(connection, request_life_sql.ENGINE, session_id=key["session_id"])
+    known |= _one(connection, request_timeline_sql.ENGINE, session_id=key["session_id"])
     return _assembled(connection, key, known)
 
 
 def joined(earlier: RequestTimeline | None, later: RequestTimeline | None) -> RequestTimeline | None:
-    """One life of two accounts of it, of which the later one is right where they differ."""
+    """One timeline of two accounts of it, of which the later one is right where they differ."""
     if earlier is None or later is None or earlier.session_id != later.session_id:
         return later or earlier
     scalars = {
@@ -244,26 +244,28 @@ def joined(earlier: RequestTimeline | None, later: RequestTimeline | None) -> Re
 
 def _assembled(connection: duckdb.DuckDBPyConnection, key: dict[str, str], known: dict[str, Any]) -> RequestTimeline:
     since_s = known["arrival_s"]
-    latest_s = connection.execute(request_life_sql.LATEST, {"session_id": key["session_id"]}).fetchall()[0][0]
+    latest_s = connection.execute(request_timeline_sql.LATEST, {"session_id": key["session_id"]}).fetchall()[0][0]
     until_s = known.get("finished_s") or max(latest_s or since_s, since_s)
     span = {"since_s": since_s, "until_s": until_s}
-    predicted = _one(connection, request_life_sql.BELIEF, **key)
+    predicted = _one(connection, request_timeline_sql.PREDICTED, **key)
     facts = known | {
         "known_until_s": until_s,
-        "belief": predicted | {"experts": dict(predicted["experts"] or ())} if predicted else None,
-        "verdict": _one(connection, request_life_sql.VERDICT, **key) or None,
-        "choices": _rows(connection, request_life_sql.CHOICES, **key, limit=CHOICES_LIMIT),
-        "losses": _rows(connection, request_life_sql.LOSSES, **key, limit=LOSSES_LIMIT),
-        "moments": _rows(connection, request_life_sql.MOMENTS, **key, **span, limit=MOMENTS_LIMIT),
-        "orders": _rows(connection, request_life_sql.ORDERS, session_id=key["session_id"], **span, limit=ORDERS_LIMIT),
+        "predicted": predicted | {"experts": dict(predicted["experts"] or ())} if predicted else None,
+        "verdict": _one(connection, request_timeline_sql.VERDICT, **key) or None,
+        "choices": _rows(connection, request_timeline_sql.CHOICES, **key, limit=CHOICES_LIMIT),
+        "losses": _rows(connection, request_timeline_sql.LOSSES, **key, limit=LOSSES_LIMIT),
+        "moments": _rows(connection, request_timeline_sql.MOMENTS, **key, **span, limit=MOMENTS_LIMIT),
+        "orders": _rows(
+            connection, request_timeline_sql.ORDERS, session_id=key["session_id"], **span, limit=ORDERS_LIMIT
+        ),
     }
     if predicted and predicted["cluster"] is not None and known.get("model"):
         about = {"model": known["model"], "cluster": predicted["cluster"]}
-        facts["shifts"] = _rows(connection, request_life_sql.DRIFTS, **about, **span, limit=ORDERS_LIMIT)
-    life = msgspec.convert(facts, RequestTimeline)
-    started = {"since_s": since_s, "started_s": life.until_s if life.started_s is None else life.started_s}
-    rivals = _rows(connection, request_life_sql.RIVALS, **key, **started, limit=RIVALS_LIMIT)
-    return msgspec.structs.replace(life, rivals=tuple(msgspec.convert(rivals, list[Rival])))
+        facts["shifts"] = _rows(connection, request_timeline_sql.DRIFTS, **about, **span, limit=ORDERS_LIMIT)
+    timeline = msgspec.convert(facts, RequestTimeline)
+    started = {"since_s": since_s, "started_s": timeline.until_s if timeline.started_s is None else timeline.started_s}
+    rivals = _rows(connection, request_timeline_sql.RIVALS, **key, **started, limit=RIVALS_LIMIT)
+    return msgspec.structs.replace(timeline, rivals=tuple(msgspec.convert(rivals, list[Rival])))
 
 
 def _rows(connection: duckdb.DuckDBPyConnection, query: str, **parameters: float | str) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
-"""Named queries about one request's life, with bound parameters; `store.reading.request_life` puts their answers together.
+"""Named queries about one request, with bound parameters; `store.reading.request_timeline` puts their answers together.
 
-``$request_id`` and ``$session_id`` name the request, ``$since_s`` and ``$until_s`` bound its life in Unix seconds,
+``$request_id`` and ``$session_id`` name the request, ``$since_s`` and ``$until_s`` bound its time in Unix seconds,
 ``$started_s`` is when it first got a place, ``$limit`` bounds the rows.
 """
 
@@ -43,13 +43,13 @@ SELECT model, block_size_tokens, max_num_seqs FROM engines WHERE session_id = $s
 """
 """The engine that served it."""
 
-BELIEF = """
+PREDICTED = """
 SELECT
     time_s, cluster, mean_tokens, p10_tokens, p25_tokens, p50_tokens, p75_tokens, p90_tokens, p95_tokens, p99_tokens,
     evidence, experts
 FROM predictions WHERE session_id = $session_id AND request_id = $request_id ORDER BY received_s LIMIT 1
 """
-"""What was believed of its length when it arrived."""
+"""The predicted distribution of its output length at its arrival."""
 
 CHOICES = """
 SELECT time_s, policy, reason, cost_s, index_s, attained_tokens, table_index_s, patience_s
@@ -140,7 +140,7 @@ WHERE session_id IN ('', $session_id) AND time_s <= $until_s
     )
 ORDER BY time_s LIMIT $limit
 """
-"""The settings in force at its arrival and every change during its life."""
+"""The settings in force at its arrival and every change during its time."""
 
 DRIFTS = """
 SELECT time_s, before_mean_tokens, after_mean_tokens
@@ -148,7 +148,7 @@ FROM drift_events
 WHERE model = $model AND cluster = $cluster AND time_s >= $since_s AND time_s <= $until_s
 ORDER BY time_s LIMIT $limit
 """
-"""When the length distribution of its cluster moved during its life."""
+"""When the length distribution of its cluster moved during its time."""
 
 LATEST = "SELECT max(time_s) FROM snapshots WHERE session_id = $session_id"
 """The last sign of the engine."""
