@@ -24,6 +24,7 @@ import store
 from engine_adapter.transport.link import EngineLink, NoLink
 from engine_adapter.virtual_time.engine import TraceRequest
 from engine_adapter.virtual_time.profiles import Profile
+from engine_adapter.vllm import virtual_time
 from engine_adapter.vllm.virtual_time import VllmVirtualTimeEngine
 from engine_adapter.vllm_scheduler import SageScheduler
 
@@ -151,8 +152,10 @@ def plugin_bytes() -> int:
     gc.collect()
     folders = [str(Path(path, "*")) for package in (engine_adapter, store) for path in package.__path__]
     ours_alone = [tracemalloc.Filter(inclusive=True, filename_pattern=folder) for folder in folders]
-    watching = tracemalloc.Filter(inclusive=False, filename_pattern=str(Path(__file__).with_name("vllm_[ov]*.py")))
-    statistics = tracemalloc.take_snapshot().filter_traces([*ours_alone, watching]).statistics("filename")
+    watching = [
+        tracemalloc.Filter(inclusive=False, filename_pattern=file) for file in (__file__, virtual_time.__file__)
+    ]
+    statistics = tracemalloc.take_snapshot().filter_traces([*ours_alone, *watching]).statistics("filename")
     return sum(statistic.size for statistic in statistics)
 
 

@@ -48,7 +48,7 @@ def main() -> int:
 
 def _readable(folder: Folder) -> list[Path]:
     """The catalog, the segments, and what Python and DuckDB may still load; nothing else of the history."""
-    of_python = {Path(place) for place in (sys.prefix, sys.base_prefix, Path(__file__).parent)}
+    of_python = {Path(place) for place in (sys.prefix, sys.base_prefix, Path(__file__).parents[1])}
     return [folder.catalog, folder.segments, *of_python, *(Path(place) for place in _SYSTEM)]
 
 

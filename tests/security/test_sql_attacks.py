@@ -24,7 +24,7 @@ SECRET = "the-secret-of-another-file"
 ZYGOTE = '''
 """Answers questions in forks of itself, so that a hundred attacks do not import DuckDB a hundred times."""
 import json, os, signal, sys
-from store import sql_child
+from store.reading import sandbox_child
 for line in sys.stdin:
     pipes = [os.pipe() for _ in range(3)]
     child = os.fork()
@@ -34,7 +34,7 @@ for line in sys.stdin:
             os.close(read)
             os.close(write)
         signal.alarm(60)
-        code = sql_child.main()
+        code = sandbox_child.main()
         sys.stderr.flush()
         os._exit(code)
     (question, ask), (hear, out), (listen, err) = pipes

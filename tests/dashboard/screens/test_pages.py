@@ -17,7 +17,7 @@ def run_page(page: str) -> None:
     """Stand alone: `AppTest` writes this function's text into a script of its own."""
     import importlib
 
-    importlib.import_module(f"dashboard.{page}").page()
+    importlib.import_module(f"dashboard.screens.{page}").page()
 
 
 @pytest.fixture
