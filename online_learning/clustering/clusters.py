@@ -30,6 +30,11 @@ class ClusterSettings:
     """How prompts are grouped."""
 
     clusters: int = 64
+    """Most clusters at a time."""
+    dimensions: int = DIMENSIONS
+    """Length of the part of a feature vector, its first, that distances are taken in."""
+    text_dimensions: int = TEXT_DIMENSIONS
+    """Of these the first, which are one direction; each one after them counts by itself, in standard deviations."""
     seed_prompts: int = 500
     """Prompts from which the clusters are formed for good."""
     early_seed_prompts: tuple[int, ...] = (60, 200)
@@ -37,43 +42,44 @@ class ClusterSettings:
     fewest_prompts: int = 6
     """Prompts per cluster when they are formed: few prompts make few clusters."""
     nearest: int = 4
-    """Clusters that a belief is drawn from."""
+    """Clusters whose answers are pooled for a prediction."""
     softness: float = 0.1
     """Squared distance beyond the nearest centroid's by which a cluster's weight falls by a factor e."""
     centroid_memory_prompts: int = 500
     """A centroid moves by a share of 1/prompts towards each of its prompts, and this is the most it remembers."""
     far_deviations: float = 3.0
-    """A prompt is far from all clusters when its distance exceeds the usual one by so many standard deviations."""
+    """Standard deviations above the mean distance from which on a prompt is far from all clusters."""
     far_prompts: int = 64
     """Far prompts remembered, the latest: a new family is looked for among them."""
     birth_prompts: int = 10
     """Far prompts near each other that make a cluster."""
     idle_prompts: int = 2_000
-    """A cluster without a prompt among so many may be retired when a new one needs room."""
+    """Prompts since a cluster's latest after which it may be retired when a new one needs its slot."""
     retire_prompts: int = 20_000
-    """A cluster without a prompt among so many is retired."""
+    """Prompts since a cluster's latest after which it is retired."""
     recent_prompts: int = 128
     """Prompts kept of each cluster, the latest: whether it is one or two is read from them."""
     check_prompts: int = 48
-    """Of each cluster it is asked after so many of its prompts whether it is two, and half way between whether it and
+    """Prompts of a cluster between two tests of whether it is two; half way between them it is tested whether it and
     its nearest are one."""
     split_nats: float = 4.0
     """Log likelihood ratio, on answers that the border was not drawn by, for two length distributions against one."""
     split_share: float = 0.82
-    """A border between prompts that explains so much of their scatter across it makes two clusters; 0.64 is one's own."""
+    """Share of the scatter across a border that makes two clusters where the border explains it; 0.64 is one's own."""
     merge_nats: float = 3.0
     """Log likelihood ratio for one length distribution against two that merging demands."""
     merge_share: float = 0.12
     """Two clusters are alike when their squared distance is below this share of a prompt's usual one from its cluster."""
     pressed_share: float = 0.5
-    """The same where a cluster that is two has no room: then no more is demanded of answers than to speak for one."""
+    """The same where a cluster that is two finds no free slot: then answers need only speak for one."""
     seed: int = 0
+    """Of k-means."""
 
 
 class Neighbourhood(msgspec.Struct, frozen=True, eq=False):
     """The clusters nearest to a prompt, the nearest first, and their weights, which sum to 1."""
 
-    places: NDArray[np.intp]
+    slots: NDArray[np.intp]
     weights: NDArray[np.float64]
     point: NDArray[np.float32]
     """Where the prompt lies in feature space."""
@@ -87,7 +93,7 @@ class Neighbourhood(msgspec.Struct, frozen=True, eq=False):
 class Birth:
     """A cluster's beginning, and the id of the one that was given up for it, if one was."""
 
-    place: int
+    slot: int
     retired: int | None
 
 
@@ -101,38 +107,41 @@ class FeatureSpace:
     """
 
     centre: NDArray[np.float32]
+    """Shape (dimensions,)."""
     scalar_scale: NDArray[np.float32]
+    """Shape (dimensions - text_dimensions,)."""
+    text_dimensions: int = TEXT_DIMENSIONS
 
     @classmethod
-    def of(cls, prompts: NDArray[np.float32]) -> FeatureSpace:
-        """The space of these prompts: the dense parts of their features, one in each row."""
-        deviation = prompts[:, TEXT_DIMENSIONS:].std(axis=0)
+    def of(cls, prompts: NDArray[np.float32], text_dimensions: int = TEXT_DIMENSIONS) -> FeatureSpace:
+        """The space of these prompts: the dense parts of their features, one in each row, the text's first."""
+        deviation = prompts[:, text_dimensions:].std(axis=0)
         scale = np.where(deviation > _LEAST_DEVIATION, _SCALAR_WEIGHT / np.maximum(deviation, _LEAST_DEVIATION), 0.0)
-        return cls(prompts.mean(axis=0), scale.astype(np.float32))
+        return cls(prompts.mean(axis=0), scale.astype(np.float32), text_dimensions)
 
     def point(self, features: Features) -> NDArray[np.float32]:
-        """A prompt's place in the space."""
-        point = features[:DIMENSIONS] - self.centre
-        norm = math.sqrt(float(point[:TEXT_DIMENSIONS] @ point[:TEXT_DIMENSIONS]))
-        point[:TEXT_DIMENSIONS] /= max(norm, 1e-6)
-        point[TEXT_DIMENSIONS:] *= self.scalar_scale
+        """Where a prompt lies in the space, shape (dimensions,)."""
+        point = features[: self.centre.size] - self.centre
+        text = point[: self.text_dimensions]
+        text /= max(math.sqrt(float(text @ text)), 1e-6)
+        point[self.text_dimensions :] *= self.scalar_scale
         return point
 
 
 class PromptClusters:
     """Centroids in feature space; `seed` them, then let them `follow` the prompts.
 
-    A cluster has a place, below ``ClusterSettings.clusters``, where its state is kept, and an id, which no other
+    A cluster has a slot, below ``ClusterSettings.clusters``, where its state is kept, and an id, which no other
     cluster has before or after it. A family that appears later has a cluster `born` for it, once several of its
     prompts lie far from all clusters and near each other; a cluster may be `split` or `merged`, which others decide;
-    one that was idle for long is `retired`, earlier if a new one needs its place.
+    one that was idle for long is `retired`, earlier if a new one needs its slot.
     Fails where one prompt family is spread over feature space: it gets several clusters, each with less evidence.
     """
 
     def __init__(self, settings: ClusterSettings) -> None:
         self._settings = settings
         self._space: FeatureSpace | None = None
-        self._centroids: NDArray[np.float32] = np.zeros((settings.clusters, DIMENSIONS), dtype=np.float32)
+        self._centroids: NDArray[np.float32] = np.zeros((settings.clusters, settings.dimensions), dtype=np.float32)
         self._prompts: NDArray[np.float64] = np.zeros(settings.clusters)
         self._last: NDArray[np.int64] = np.zeros(settings.clusters, dtype=np.int64)
         self._ids: NDArray[np.int64] = np.zeros(settings.clusters, dtype=np.int64)
@@ -149,12 +158,12 @@ class PromptClusters:
 
     @property
     def count(self) -> int:
-        """How many clusters there are."""
+        """Number of clusters."""
         return int((~self._free).sum())
 
     @property
     def full(self) -> bool:
-        """Whether every place is taken."""
+        """Whether every slot is taken."""
         return not self._free.any()
 
     @property
@@ -164,16 +173,18 @@ class PromptClusters:
 
     @property
     def ids(self) -> list[int]:
-        """The names of all clusters."""
+        """The ids of all clusters."""
         return [int(cluster) for cluster in self._ids[~self._free]]
 
-    def id_of(self, place: int) -> int:
-        """The cluster's name for the world."""
-        return int(self._ids[place])
+    def id_of(self, slot: int) -> int:
+        """The id of the cluster in a slot."""
+        return int(self._ids[slot])
 
     def seed(self, prompts: list[Features]) -> None:
-        """Form the clusters anew from the first prompts; the same prompts give the same clusters, under new ids."""
-        self._space = FeatureSpace.of(np.stack([features[:DIMENSIONS] for features in prompts]))
+        """Form the clusters from the first prompts, in place of all others; the same prompts give the same clusters, under new ids."""
+        self._space = FeatureSpace.of(
+            np.stack([features[: self._settings.dimensions] for features in prompts]), self._settings.text_dimensions
+        )
         points = np.stack([self._space.point(features) for features in prompts])
         affordable = max(1, len(prompts) // self._settings.fewest_prompts)
         count = min(self._settings.clusters, affordable, np.unique(points, axis=0).shape[0])
@@ -183,7 +194,7 @@ class PromptClusters:
         self._free[:] = True
         members = np.bincount(fitted.labels_, minlength=count)
         for centroid, prompts_of_it in zip(fitted.cluster_centers_, members, strict=True):
-            self._take_place(centroid, float(prompts_of_it))
+            self._fill_slot(centroid, float(prompts_of_it))
         self._usual = _Usual()
         self._far.clear()
 
@@ -192,24 +203,24 @@ class PromptClusters:
         point = self._point(features)
         distances = self._distances(point)
         nearest = min(self._settings.nearest, self.count)
-        places = distances.argsort(kind="stable")[:nearest]
-        beyond = (distances[places] - distances[places[0]]).astype(np.float64)
+        slots = distances.argsort(kind="stable")[:nearest]
+        beyond = (distances[slots] - distances[slots[0]]).astype(np.float64)
         weights = np.exp(-beyond / self._settings.softness)
         return Neighbourhood(
-            places, weights / weights.sum(), point, float(distances[places[0]]), int(self._ids[places[0]])
+            slots, weights / weights.sum(), point, float(distances[slots[0]]), int(self._ids[slots[0]])
         )
 
     def follow(self, near: Neighbourhood) -> int:
-        """Move the nearest centroid towards a prompt that was just placed; returns its place."""
-        place, point = int(near.places[0]), near.point
+        """Move the nearest centroid towards a prompt that was just assigned to it; returns its slot."""
+        slot, point = int(near.slots[0]), near.point
         self._followed += 1
-        self._last[place] = self._followed
-        self._prompts[place] = min(self._prompts[place] + 1.0, self._settings.centroid_memory_prompts)
-        self._centroids[place] += (point - self._centroids[place]) / np.float32(self._prompts[place])
-        return place
+        self._last[slot] = self._followed
+        self._prompts[slot] = min(self._prompts[slot] + 1.0, self._settings.centroid_memory_prompts)
+        self._centroids[slot] += (point - self._centroids[slot]) / np.float32(self._prompts[slot])
+        return slot
 
     def born(self, near: Neighbourhood) -> Birth | None:
-        """The cluster that a prompt which was just placed gives birth to, if it does."""
+        """The cluster that a prompt which was just assigned gives birth to, if it does."""
         border = self._usual.border(self._settings.far_deviations)
         self._usual.add(min(near.distance, border))  # Far ones must not make far usual before they have a cluster.
         if near.distance <= border:
@@ -223,30 +234,30 @@ class PromptClusters:
             return None
         self._far.clear()
         gone = None if retired is None else self.id_of(retired)
-        return Birth(self._take_place(np.mean(family, axis=0), float(len(family))), gone)
+        return Birth(self._fill_slot(np.mean(family, axis=0), float(len(family))), gone)
 
-    def split(self, place: int, kept: NDArray[np.float32], gone: NDArray[np.float32]) -> int:
-        """Give some points of a cluster to a new one, for which there must be room; returns its place."""
-        self._centroids[place] = kept.mean(axis=0)
-        self._prompts[place] = len(kept)
-        return self._take_place(gone.mean(axis=0), float(len(gone)))
+    def split(self, slot: int, kept: NDArray[np.float32], gone: NDArray[np.float32]) -> int:
+        """Give some points of a cluster to a new one, for which there must be room; returns its slot."""
+        self._centroids[slot] = kept.mean(axis=0)
+        self._prompts[slot] = len(kept)
+        return self._fill_slot(gone.mean(axis=0), float(len(gone)))
 
-    def nearest_other(self, place: int) -> tuple[int, float] | None:
+    def nearest_other(self, slot: int) -> tuple[int, float] | None:
         """The cluster nearest to another, and their squared distance; None when there is but one."""
-        distances = self._distances(self._centroids[place])
-        distances[place] = np.inf
+        distances = self._distances(self._centroids[slot])
+        distances[slot] = np.inf
         other = int(np.argmin(distances))
-        return None if self._free[other] or other == place else (other, float(distances[other]))
+        return None if self._free[other] or other == slot else (other, float(distances[other]))
 
     def nearest_pairs(self, *, within: float, most: int) -> list[tuple[int, int]]:
-        """Pairs of clusters whose squared distance is below a limit, the nearest first, and no more than so many."""
-        places = np.flatnonzero(~self._free)
-        centroids = self._centroids[places].astype(np.float64)
+        """At most ``most`` pairs of clusters whose squared distance is below ``within``, the nearest first."""
+        slots = np.flatnonzero(~self._free)
+        centroids = self._centroids[slots].astype(np.float64)
         squares = (centroids**2).sum(axis=1)
         distances = squares[:, None] + squares[None, :] - 2.0 * centroids @ centroids.T
         one, other = np.nonzero(np.triu(distances < within, k=1))
         nearest = np.argsort(distances[one, other], kind="stable")[:most]
-        return [(int(places[one[pair]]), int(places[other[pair]])) for pair in nearest]
+        return [(int(slots[one[pair]]), int(slots[other[pair]])) for pair in nearest]
 
     def merge(self, survivor: int, gone: int) -> None:
         """Let one cluster have all of another."""
@@ -259,11 +270,11 @@ class PromptClusters:
 
     def larger(self, one: int, other: int) -> tuple[int, int]:
         """Two clusters, the one with more prompts first; of equals the older."""
-        ranked = sorted((one, other), key=lambda place: (-self._prompts[place], self._ids[place]))
+        ranked = sorted((one, other), key=lambda slot: (-self._prompts[slot], self._ids[slot]))
         return ranked[0], ranked[1]
 
     def retire(self) -> int | None:
-        """Give up the cluster that was idle for longest, if that was very long; returns its place."""
+        """Give up the cluster that was idle for longest, if that was very long; returns its slot."""
         return self._retire(self._settings.retire_prompts)
 
     def _make_room(self) -> int | None:
@@ -276,17 +287,17 @@ class PromptClusters:
         self._free[oldest] = True
         return oldest
 
-    def _take_place(self, centroid: NDArray[np.float32], prompts: float) -> int:
-        """Put a cluster with a new id in the first free place."""
-        place = int(np.argmax(self._free))
-        assert self._free[place], "there must be room"
-        self._free[place] = False
-        self._centroids[place] = centroid
-        self._prompts[place] = prompts
-        self._last[place] = self._followed
-        self._ids[place] = self._next_id
+    def _fill_slot(self, centroid: NDArray[np.float32], prompts: float) -> int:
+        """Put a cluster with a new id in the first free slot."""
+        slot = int(np.argmax(self._free))
+        assert self._free[slot], "there must be room"
+        self._free[slot] = False
+        self._centroids[slot] = centroid
+        self._prompts[slot] = prompts
+        self._last[slot] = self._followed
+        self._ids[slot] = self._next_id
         self._next_id += 1
-        return place
+        return slot
 
     def _family(self, point: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """Far prompts near this one: no farther than two prompts of one cluster usually are from each other."""
@@ -298,7 +309,7 @@ class PromptClusters:
         return self._space.point(features)
 
     def _distances(self, point: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Squared, by place; a free place is infinitely far."""
+        """Squared distances by slot; a free slot is infinitely far."""
         difference = self._centroids - point
         distances = np.asarray(np.einsum("ij,ij->i", difference, difference))
         distances[self._free] = np.inf
@@ -319,7 +330,7 @@ class _Usual:
         self._square += (distance**2 - self._square) / self._count
 
     def border(self, deviations: float) -> float:
-        """The distance that is so many standard deviations from the mean; infinite while little is known."""
+        """The mean distance plus a number of standard deviations; infinite while little is known."""
         if self._count < _FEWEST_DISTANCES:
             return math.inf
         deviation = math.sqrt(max(self._square - self.mean**2, 0.0))

@@ -65,7 +65,7 @@ class SimilarityLearner:
 
     def predict_one(self, features: Features, model: str) -> Forecast:
         """The lengths of the answers to similar prompts, each with the same weight."""
-        history = self._histories.known(model)
+        history = self._histories.get(model)
         if history is None:
             return self._fallback(features, model)
         similar = history.similar(features[:TEXT_DIMENSIONS], self._settings.least_cosine)
@@ -83,7 +83,7 @@ class SimilarityLearner:
         """Keep a finished answer; finds no drift."""
         if observation.censored:
             return []
-        self._histories.taught(model).add(features[:TEXT_DIMENSIONS], max(1, observation.output_tokens))
+        self._histories.get_or_create(model).add(features[:TEXT_DIMENSIONS], max(1, observation.output_tokens))
         self._global.learn_one(features, model, observation)
         return []
 

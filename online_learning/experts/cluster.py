@@ -1,18 +1,21 @@
-"""The expert of prompt clusters: each cluster has its own length distribution per model."""
+"""The expert of prompt clusters, which is a River regressor too: each cluster has its own length distribution per model."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from river import base
 
 from online_learning.clustering.clusters import ClusterSettings, Neighbourhood, PromptClusters
 from online_learning.clustering.split_tests import Members, SplitSettings, nats_for_two, two_halves
-from online_learning.distribution import FloatArray, IntArray
+from online_learning.distribution import FloatArray, IntArray, LengthDistribution, log_grid
 from online_learning.experts.expert import (
     ExpertPrediction,
     LearningResult,
@@ -23,12 +26,22 @@ from online_learning.experts.expert import (
     drifts_of,
     scored_prediction,
 )
+from online_learning.features.feature_slots import FeatureSlots
 from online_learning.length_learner import ClusterChange, Drift, Observation
 from online_learning.survival.hazard import mass_from_survival, posterior_hazard, survival_from_hazard
 from online_learning.survival.length_sketch import LengthSketch, SketchSettings
-from online_learning.survival.model_prior import Prior
+from online_learning.survival.model_prior import GlobalSettings, ModelPrior, Prior
 from online_learning.survival.per_model import ModelTable
 from online_learning.survival.shrinkage import Shrinkage
+
+CLUSTER_SKETCH = SketchSettings(memory_answers=1_000.0, recent_answers=128)
+"""How a cluster's distribution forgets, where nothing else is said."""
+
+_NAMED_FEATURES = ClusterSettings(dimensions=64, text_dimensions=0)
+"""Features of a dictionary, none of which is a coordinate of text."""
+
+_ONE_MODEL = ""
+"""The model that answers where features have names."""
 
 _INHERITED_ANSWERS = 10.0
 """Weight of what a split cluster knew from before its recent answers, in each half."""
@@ -45,23 +58,46 @@ class _Pooled(msgspec.Struct, frozen=True, eq=False):
     evidence: float
 
 
-@dataclass(slots=True)
 class _ClusterPredictions:
-    """One model's sketches, one for each place, with their counts, and how far they are shrunk."""
+    """One model's sketches, one for each slot, with their counts, and how far they are shrunk."""
 
-    sketches: list[LengthSketch]
-    counts: FloatArray
-    """Events and exposure by place, shape (places, 2, bins)."""
-    shrinkage: Shrinkage
-    prior: Prior | None = None
-    """The model's belief when it last taught."""
+    def __init__(self, lengths: IntArray, slots: int, settings: SketchSettings) -> None:
+        self.counts: FloatArray = np.zeros((slots, 2, lengths.size))
+        """Events and exposure by slot, shape (slots, 2, bins); the sketches count in it."""
+        self.shrinkage = Shrinkage()
+        self.prior: Prior | None = None
+        """The model's distribution when it last taught."""
+        self._lengths = lengths
+        self._settings = settings
+        self.sketches = [LengthSketch(lengths, settings, rows) for rows in self.counts]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Let the sketches of a copy count in the copy's array."""
+        self.__dict__.update(state)
+        for sketch, rows in zip(self.sketches, self.counts, strict=True):
+            sketch.events, sketch.exposure = rows
+
+    def clear(self, slot: int) -> LengthSketch:
+        """Start a slot with an empty sketch, which is returned."""
+        self.counts[slot] = 0.0
+        self.sketches[slot] = LengthSketch(self._lengths, self._settings, self.counts[slot])
+        return self.sketches[slot]
 
     def pool(self, near: Neighbourhood) -> _Pooled:
         """The counts of a neighbourhood."""
         _, kinds, bins = self.counts.shape
-        events, exposure = (near.weights @ self.counts[near.places].reshape(-1, kinds * bins)).reshape(kinds, bins)
-        evidences = [self.sketches[place].evidence for place in near.places]
+        events, exposure = (near.weights @ self.counts[near.slots].reshape(-1, kinds * bins)).reshape(kinds, bins)
+        evidences = [self.sketches[slot].evidence for slot in near.slots]
         return _Pooled(events, exposure, float(near.weights @ np.array(evidences)))
+
+    def divide(self, slot: int, new: int, halves: list[list[Observation]]) -> None:
+        """Give each half of a cluster its recent answers, and a little of what the whole knew from before."""
+        whole = self.counts[slot].copy()
+        evidence = self.sketches[slot].evidence
+        for half, answers in zip((slot, new), halves, strict=True):
+            sketch = self.clear(half)
+            sketch.inherit(whole, evidence, min(_INHERITED_ANSWERS, evidence))
+            sketch.recall(answers)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,51 +110,123 @@ class _Answer:
     position: int
 
 
-class ClusterExpert:
+class ClusterLengthRegressor(base.Regressor):
     """Prompt clusters, each with its own length distribution per model, shrunk to the model's by evidence.
 
-    Until `ClusterSettings.early_seed_prompts` it has nothing to say; then, and once more at `seed_prompts`, the
-    clusters are formed and the answers so far are sorted into them. From there on they move and live: they are born,
-    split where prompts or answers are clearly two, merged where both have become alike, and retired when they were
-    idle for long. How far a cluster is shrunk is learnt from recent log scores, so that on prompts that say nothing
-    about length it stays the prior.
+    An online k-means whose clusters hold life tables of lengths, so that answers of which only a lower bound is known
+    count too. The distribution of a prompt is pooled over its nearest clusters and shrunk to the distribution of all
+    answers; how far is learnt from recent log scores, so that on features that say nothing about length the
+    prediction stays the prior. Until ``clusters.early_seed_prompts`` it is the prior; then, and once more at
+    ``clusters.seed_prompts``, the clusters are formed and the answers so far are assigned to them. From there on
+    clusters follow their prompts: they are born where prompts lie far from all others, split where prompts or answers
+    are clearly two groups, merged where both have become alike, and retired when they were idle for long.
+
+    It has two interfaces to the same state. As one of the mixture's experts it predicts and learns from vectors, with
+    the prior that all experts share: `predict` and `learn`. As a River regressor it takes dictionaries of numbers, of
+    any names: `predict_one`, `predict_distribution_one` and `learn_one`, with a prior of its own. An instance serves
+    one of the two. As lengths are positive, so are the targets, which are rounded to whole numbers.
+
+    Fails where one family of prompts is spread over feature space, because it gets several clusters with less
+    evidence each; where length depends on features smoothly, of which it makes steps; and for features that first
+    appear after the clusters were formed, or beyond ``clusters.dimensions`` names, because they are ignored.
+
+    Args:
+        clusters: how prompts are grouped, and the layout of the vectors; by default 64 dictionary features, each in
+            its standard deviations.
+        sketch: how fast a cluster forgets, in answers, and its test for drift.
+        longest_tokens: longest length of the grid, in tokens; a longer answer counts as one of this length.
+        max_models: models remembered; the one that was taught longest ago is forgotten first.
+
+    >>> from river import evaluate, metrics, preprocessing
+    >>> model = preprocessing.StandardScaler() | ClusterLengthRegressor()
+    >>> stream = [({"words": 10.0 + n % 7, "code": float(n % 2)}, (60, 900)[n % 2] + n % 5) for n in range(400)]
+    >>> evaluate.progressive_val_score(stream, model, metrics.MAE()).get() < 100.0
+    True
+    >>> model.predict_one({"words": 12.0, "code": 1.0}), model.predict_one({"words": 12.0, "code": 0.0})
+    (932.0, 62.0)
+
+    References: Walker and Muliere (1997), Beta-Stacy processes and a generalization of the Pólya-urn scheme, for the
+    shrinkage; Bifet and Gavaldà (2007), Learning from time-changing data with adaptive windowing, for the drift test.
     """
 
     name = "cluster"
 
     def __init__(
-        self, lengths: IntArray, settings: ClusterSettings, sketch: SketchSettings, *, max_models: int
+        self,
+        clusters: ClusterSettings | None = None,
+        sketch: SketchSettings | None = None,
+        longest_tokens: int = 131_072,
+        max_models: int = 16,
     ) -> None:
-        self._lengths = lengths
-        self._settings = settings
-        self._sketch = sketch
-        self._max_models = max_models
-        self._clusters = PromptClusters(settings)
+        self.clusters = clusters
+        self.sketch = sketch
+        self.longest_tokens = longest_tokens
+        self.max_models = max_models
+        self._settings = clusters or _NAMED_FEATURES
+        self._lengths = log_grid(longest_tokens)
+        self._clusters = PromptClusters(self._settings)
         self._models = self._new_models()
         self._recent = self._no_answers()
-        self._checked: IntArray = np.zeros(settings.clusters, dtype=np.int64)
+        self._checked: IntArray = np.zeros(self._settings.clusters, dtype=np.int64)
         self._settled = False
         self._first: list[tuple[Query, Observation]] = []
+        self._named = FeatureSlots(self._settings.dimensions)
+        self._prior = ModelPrior(GlobalSettings(longest_tokens=longest_tokens, max_models=1))
 
-    def predict_one(self, query: Query) -> ExpertPrediction:
-        """The belief drawn from the nearest clusters; the prior until there are clusters."""
+    @classmethod
+    def _unit_test_params(cls) -> Iterator[dict[str, Any]]:
+        """Parameters that River's checks are run with: the default, and clusters that form within a short stream."""
+        yield {}
+        yield {
+            "clusters": ClusterSettings(
+                clusters=4, dimensions=8, text_dimensions=0, early_seed_prompts=(20,), seed_prompts=40, check_prompts=24
+            )
+        }
+
+    # --- River's interface --------------------------------------------------------------------------
+
+    def predict_one(self, x: dict[base.typing.FeatureName, Any]) -> float:
+        """The median of the predicted distribution, in tokens."""
+        return float(self.predict_distribution_one(x).quantile(0.5))
+
+    def predict_distribution_one(self, x: dict[base.typing.FeatureName, Any]) -> LengthDistribution:
+        """The predicted distribution of the length, in tokens; features without a slot or a finite value are ignored."""
+        return LengthDistribution(self._lengths, self.predict(self._query(x)).mass)
+
+    def learn_one(self, x: dict[base.typing.FeatureName, Any], y: float, *, censored: bool = False) -> None:
+        """Learn from an answer of ``y`` tokens, or, where it is ``censored``, of at least ``y``.
+
+        Raises `ValueError` where ``y`` is no number, and `TypeError` where a feature is none.
+        """
+        self._named.learn(x)
+        observation = Observation(round(y), censored)
+        self.learn(self._query(x), observation, judged=True)
+        self._prior.learn(_ONE_MODEL, observation)
+
+    def _query(self, x: dict[base.typing.FeatureName, Any]) -> Query:
+        return Query(self._named.vector(x), _ONE_MODEL, self._prior.prior(_ONE_MODEL))
+
+    # --- the mixture's interface --------------------------------------------------------------------
+
+    def predict(self, query: Query) -> ExpertPrediction:
+        """The distribution pooled over the nearest clusters; the prior until there are clusters."""
         if not self._clusters.seeded:
             return ExpertPrediction(query.prior.mass, 0.0, 0.0)
         near = self._clusters.neighbourhood(query.features)
-        beliefs = self._models.known(query.model)
-        if beliefs is None:
+        known = self._models.get(query.model)
+        if known is None:
             return ExpertPrediction(query.prior.mass, 0.0, 0.0, near.cluster)
-        pooled = beliefs.pool(near)
+        pooled = known.pool(near)
         return ExpertPrediction(
-            mass=mass_from_survival(beliefs.shrinkage.mix(_candidates(pooled, query, beliefs.shrinkage))),
+            mass=mass_from_survival(known.shrinkage.mix(_candidates(pooled, query, known.shrinkage))),
             evidence=pooled.evidence,
-            trust=beliefs.shrinkage.trust(pooled.evidence),
+            trust=known.shrinkage.trust(pooled.evidence),
             cluster=near.cluster,
             at_risk=pooled.exposure,
         )
 
     def learn(self, query: Query, observation: Observation, *, judged: bool) -> LearningResult:
-        """Take an answer into account; with the drift of its cluster, and what became of clusters by it."""
+        """Learn from an answer; the result holds the drift of its cluster, and which clusters came or went."""
         if self._clusters.seeded:
             result = self._learn_in_cluster(query, observation, judged=judged)
         else:
@@ -131,7 +239,7 @@ class ClusterExpert:
         return result
 
     def _seed(self) -> list[ClusterChange]:
-        """Form the clusters, in place of those for the time being."""
+        """Form the clusters, in place of the provisional ones."""
         changes = [ClusterChange("retired", cluster) for cluster in self._clusters.ids]
         self._clusters.seed([query.features for query, _ in self._first])
         self._models = self._new_models()
@@ -144,59 +252,59 @@ class ClusterExpert:
         return changes
 
     def _learn_in_cluster(self, query: Query, observation: Observation, *, judged: bool) -> LearningResult:
-        beliefs = self._models.taught(query.model)
-        beliefs.prior = query.prior
+        model = self._models.get_or_create(query.model)
+        model.prior = query.prior
         near = self._clusters.neighbourhood(query.features)
         cluster = near.cluster
-        said = self._judge(beliefs, near, query, observation) if judged else None
+        scored = self._score(model, near, query, observation) if judged else None
         changes: list[ClusterChange] = []
         if self._settled:
-            changes += self._bear(near)
+            changes += self._add_cluster(near)
             if changes:
                 near = self._clusters.neighbourhood(query.features)
-        place = self._clusters.follow(near)
-        forgetting = beliefs.sketches[place].learn_one(observation)
+        slot = self._clusters.follow(near)
+        forgetting = model.sketches[slot].learn_one(observation)
         drifts: list[Drift] = drifts_of(query.model, near.cluster, forgetting)
         position = bin_of(self._lengths, observation)
-        self._recent[place].append(_Answer(near.point, query.model, observation, position))
+        self._recent[slot].append(_Answer(near.point, query.model, observation, position))
         if self._settled:
-            changes += self._tend(place)
-        return LearningResult(said, drifts, cluster, changes)
+            changes += self._split_or_merge(slot)
+        return LearningResult(scored, drifts, cluster, changes)
 
-    def _judge(
-        self, beliefs: _ClusterPredictions, near: Neighbourhood, query: Query, observation: Observation
+    def _score(
+        self, model: _ClusterPredictions, near: Neighbourhood, query: Query, observation: Observation
     ) -> ScoredPrediction:
-        """What was believed of the answer; the strengths of shrinkage are scored by it."""
-        candidates = _candidates(beliefs.pool(near), query, beliefs.shrinkage)
+        """Score the prediction, and the strengths of shrinkage by it."""
+        candidates = _candidates(model.pool(near), query, model.shrinkage)
         position = bin_of(self._lengths, observation)
-        mass = mass_from_survival(beliefs.shrinkage.mix(candidates))
-        beliefs.shrinkage.learn(chances(candidates, position, censored=observation.censored))
+        mass = mass_from_survival(model.shrinkage.mix(candidates))
+        model.shrinkage.learn(chances(candidates, position, censored=observation.censored))
         return scored_prediction(mass, position, censored=observation.censored)
 
-    # --- what becomes of clusters -------------------------------------------------------------------
+    # --- birth, split, merger and retirement of clusters --------------------------------------------
 
-    def _bear(self, near: Neighbourhood) -> list[ClusterChange]:
-        """Let a prompt that was just placed give birth to a cluster, if it does."""
+    def _add_cluster(self, near: Neighbourhood) -> list[ClusterChange]:
+        """Let a cluster be born of a prompt that was just assigned, where it is far from all others."""
         birth = self._clusters.born(near)
         if birth is None:
             return []
         gone = [] if birth.retired is None else [ClusterChange("retired", birth.retired)]
-        self._forget(birth.place)
-        return [*gone, ClusterChange("born", self._clusters.id_of(birth.place))]
+        self._forget(birth.slot)
+        return [*gone, ClusterChange("born", self._clusters.id_of(birth.slot))]
 
-    def _tend(self, place: int) -> list[ClusterChange]:
-        """Every so often ask whether the cluster of the latest answer is two, or one with its nearest."""
-        self._checked[place] += 1
-        due, every = int(self._checked[place]), self._settings.check_prompts
+    def _split_or_merge(self, slot: int) -> list[ClusterChange]:
+        """Test the cluster of the latest answer, each time after `check_prompts` of its prompts."""
+        self._checked[slot] += 1
+        due, every = int(self._checked[slot]), self._settings.check_prompts
         if due % every == 0:
-            return self._split(place)
+            return self._split(slot)
         if due % every == every // 2:
-            return [*self._merge(place), *self._retire()]
+            return [*self._merge(slot), *self._retire()]
         return []
 
-    def _split(self, place: int) -> list[ClusterChange]:
-        priors = {model: beliefs.prior for model, beliefs in self._models.items() if beliefs.prior is not None}
-        answers = [answer for answer in self._recent[place] if answer.model in priors]
+    def _split(self, slot: int) -> list[ClusterChange]:
+        priors = {name: model.prior for name, model in self._models.items() if model.prior is not None}
+        answers = [answer for answer in self._recent[slot] if answer.model in priors]
         if len(answers) < self._settings.check_prompts:
             return []
         members = Members(
@@ -210,41 +318,41 @@ class ClusterExpert:
         leaving = two_halves(members, priors, limits)
         if leaving is None:
             return []
-        changes = self._make_room(place) if self._clusters.full else []
+        changes = self._make_room(slot) if self._clusters.full else []
         if self._clusters.full:
             return []
-        new = self._clusters.split(place, members.points[~leaving], members.points[leaving])
+        new = self._clusters.split(slot, members.points[~leaving], members.points[leaving])
         stayed = [answer for answer, leaves in zip(answers, leaving, strict=True) if not leaves]
         left = [answer for answer, leaves in zip(answers, leaving, strict=True) if leaves]
-        for model, beliefs in self._models.items():
-            _divide(beliefs, place, new, [_of(model, half) for half in (stayed, left)], self._new_sketch)
-        for half, answers_of_it in ((place, stayed), (new, left)):
+        for name, model in self._models.items():
+            model.divide(slot, new, [_of(name, half) for half in (stayed, left)])
+        for half, answers_of_it in ((slot, stayed), (new, left)):
             self._recent[half] = deque(answers_of_it, self._settings.recent_prompts)
             self._checked[half] = 0
-        return [*changes, ClusterChange("split", self._clusters.id_of(new), self._clusters.id_of(place))]
+        return [*changes, ClusterChange("split", self._clusters.id_of(new), self._clusters.id_of(slot))]
 
-    def _make_room(self, place: int) -> list[ClusterChange]:
+    def _make_room(self, slot: int) -> list[ClusterChange]:
         """Merge the nearest two other clusters whose answers speak for one."""
         within = self._settings.pressed_share * self._clusters.usual_distance
         for one, other in self._clusters.nearest_pairs(within=within, most=_PAIRS_TRIED):
-            if place not in {one, other} and self._nats_for_two(one, other) < 0.0:
+            if slot not in {one, other} and self._nats_for_two(one, other) < 0.0:
                 return [self._merge_two(one, other)]
         return []
 
-    def _merge(self, place: int) -> list[ClusterChange]:
+    def _merge(self, slot: int) -> list[ClusterChange]:
         """Merge a cluster with its nearest where both prompts and answers have become alike."""
-        nearest = self._clusters.nearest_other(place)
+        nearest = self._clusters.nearest_other(slot)
         if nearest is None or nearest[1] >= self._settings.merge_share * self._clusters.usual_distance:
             return []
-        if self._nats_for_two(place, nearest[0]) > -self._settings.merge_nats:
+        if self._nats_for_two(slot, nearest[0]) > -self._settings.merge_nats:
             return []
-        return [self._merge_two(place, nearest[0])]
+        return [self._merge_two(slot, nearest[0])]
 
     def _merge_two(self, one: int, other: int) -> ClusterChange:
         survivor, gone = self._clusters.larger(one, other)
         self._clusters.merge(survivor, gone)
-        for beliefs in self._models.states():
-            beliefs.sketches[survivor].absorb(beliefs.sketches[gone])
+        for model in self._models.states():
+            model.sketches[survivor].absorb(model.sketches[gone])
         self._recent[survivor].extendleft(reversed(self._room_for(survivor, gone)))
         self._forget(gone)
         return ClusterChange("merged", self._clusters.id_of(gone), self._clusters.id_of(survivor))
@@ -255,40 +363,33 @@ class ClusterExpert:
         return list(self._recent[gone])[-room:] if room else []
 
     def _retire(self) -> list[ClusterChange]:
-        place = self._clusters.retire()
-        if place is None:
+        slot = self._clusters.retire()
+        if slot is None:
             return []
-        self._forget(place)
-        return [ClusterChange("retired", self._clusters.id_of(place))]
+        self._forget(slot)
+        return [ClusterChange("retired", self._clusters.id_of(slot))]
 
     def _nats_for_two(self, one: int, other: int) -> float:
         """Log likelihood ratio for two clusters' answers coming from two distributions, over all models."""
         return sum(
-            nats_for_two(_pair(beliefs.counts[one]), _pair(beliefs.counts[other]), beliefs.prior)
-            for beliefs in self._models.states()
-            if beliefs.prior is not None
+            nats_for_two(_pair(model.counts[one]), _pair(model.counts[other]), model.prior)
+            for model in self._models.states()
+            if model.prior is not None
         )
 
-    def _forget(self, place: int) -> None:
-        """Start a place anew."""
-        for beliefs in self._models.states():
-            beliefs.sketches[place] = self._new_sketch(beliefs.counts[place])
-        self._recent[place].clear()
-        self._checked[place] = 0
+    def _forget(self, slot: int) -> None:
+        """Empty a slot."""
+        for model in self._models.states():
+            model.clear(slot)
+        self._recent[slot].clear()
+        self._checked[slot] = 0
 
     def _no_answers(self) -> list[deque[_Answer]]:
         return [deque(maxlen=self._settings.recent_prompts) for _ in range(self._settings.clusters)]
 
     def _new_models(self) -> ModelTable[_ClusterPredictions]:
-        return ModelTable(self._new_beliefs, bound=self._max_models)
-
-    def _new_beliefs(self) -> _ClusterPredictions:
-        counts = np.zeros((self._settings.clusters, 2, self._lengths.size))
-        return _ClusterPredictions([self._new_sketch(rows) for rows in counts], counts, Shrinkage())
-
-    def _new_sketch(self, rows: FloatArray) -> LengthSketch:
-        rows[:] = 0.0
-        return LengthSketch(self._lengths, self._sketch, rows)
+        create = partial(_ClusterPredictions, self._lengths, self._settings.clusters, self.sketch or CLUSTER_SKETCH)
+        return ModelTable(create, bound=self.max_models)
 
 
 def _pair(counts: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -297,22 +398,6 @@ def _pair(counts: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 def _of(model: str, answers: list[_Answer]) -> list[Observation]:
     return [answer.observation for answer in answers if answer.model == model]
-
-
-def _divide(
-    beliefs: _ClusterPredictions,
-    place: int,
-    new: int,
-    halves: list[list[Observation]],
-    new_sketch: Callable[[FloatArray], LengthSketch],
-) -> None:
-    """Give each half its recent answers, and a little of what the whole knew from before."""
-    whole = beliefs.counts[place].copy()
-    evidence = beliefs.sketches[place].evidence
-    for half, answers in zip((place, new), halves, strict=True):
-        sketch = beliefs.sketches[half] = new_sketch(beliefs.counts[half])
-        sketch.inherit(whole, evidence, min(_INHERITED_ANSWERS, evidence))
-        sketch.recall(answers)
 
 
 def _candidates(pooled: _Pooled, query: Query, shrinkage: Shrinkage) -> FloatArray:

@@ -78,7 +78,7 @@ class Expert(Protocol):
 
     name: str
 
-    def predict_one(self, query: Query) -> ExpertPrediction:
+    def predict(self, query: Query) -> ExpertPrediction:
         """The belief about the answer; changes nothing."""
         ...
 
@@ -150,7 +150,7 @@ class SoloLearner:
     def predict_one(self, features: Features, model: str) -> Forecast:
         """The expert's belief; what it does not trust of its own is the global belief's."""
         prior = self._global.prior(model)
-        predicted = self._expert.predict_one(Query(features, model, prior, self._words.of(features)))
+        predicted = self._expert.predict(Query(features, model, prior, self._words.of(features)))
         return Forecast(
             distribution=LengthDistribution(self._global.lengths, predicted.mass),
             cluster=predicted.cluster,

@@ -141,9 +141,9 @@ class NeighbourExpert:
         self._models = ModelTable(self._new_model, bound=max_models)
         self._next_slot = 0
 
-    def predict_one(self, query: Query) -> ExpertPrediction:
+    def predict(self, query: Query) -> ExpertPrediction:
         """The belief drawn from the neighbours; the prior until feature space is fitted."""
-        known = self._models.known(query.model)
+        known = self._models.get(query.model)
         if not self._history.ready or known is None:
             return ExpertPrediction(query.prior.mass, 0.0, 0.0)
         counted = self._count(query, known)
@@ -158,7 +158,7 @@ class NeighbourExpert:
 
     def learn(self, query: Query, observation: Observation, *, judged: bool) -> LearningResult:
         """Add an answer to the history, and judge kernels and strengths by it."""
-        model = self._models.taught(query.model)
+        model = self._models.get_or_create(query.model)
         position = bin_of(self._lengths, observation)
         said = self._judge(query, model, position, censored=observation.censored) if judged else None
         model.learn(position, self._settings.model_memory_answers)

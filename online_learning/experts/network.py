@@ -97,7 +97,7 @@ class HazardHead:
         self._waiting: list[_Example] = []
         self._taught = 0.0
 
-    def predict_one(self, query: Query) -> ExpertPrediction:
+    def predict(self, query: Query) -> ExpertPrediction:
         """The prior, moved by what the prompt's n-grams say."""
         evidence = min(self._taught, 5_000.0)
         trust = evidence / (evidence + self._settings.evidence_answers)

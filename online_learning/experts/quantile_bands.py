@@ -74,7 +74,7 @@ class BandExpert:
         self._cut: dict[Prior, _Bands] = {}
         self._taught = 0.0
 
-    def predict_one(self, query: Query) -> ExpertPrediction:
+    def predict(self, query: Query) -> ExpertPrediction:
         """The prior, its bands weighed by what the prompt's n-grams say."""
         step = self._step(query)
         trust = self._taught / (self._taught + self._settings.evidence_answers)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from online_learning.distribution import FloatArray, IntArray, LengthDistribution, log_grid
-from online_learning.experts.cluster import ClusterExpert
+from online_learning.experts.cluster import ClusterLengthRegressor
 from online_learning.experts.expert import (
     Expert,
     ExpertPrediction,
@@ -55,7 +55,7 @@ class _PriorExpert:
     def __init__(self, lengths: IntArray) -> None:
         self._lengths = lengths
 
-    def predict_one(self, query: Query) -> ExpertPrediction:
+    def predict(self, query: Query) -> ExpertPrediction:
         return ExpertPrediction(query.prior.mass, 0.0, 0.0)
 
     def learn(self, query: Query, observation: Observation, *, judged: bool) -> LearningResult:
@@ -70,7 +70,7 @@ def all_experts(lengths: IntArray, settings: MixtureSettings) -> list[Expert]:
     common = settings.common
     experts: list[Expert] = [
         _PriorExpert(lengths),
-        ClusterExpert(lengths, common.clusters, common.cluster_sketch, max_models=common.max_models),
+        ClusterLengthRegressor(common.clusters, common.cluster_sketch, common.longest_tokens, common.max_models),
         NeighbourExpert(lengths, settings.neighbours, max_models=common.max_models),
         BandExpert(lengths, settings.bands),
     ]
@@ -103,7 +103,7 @@ class MixtureLearner:
         self.on_cluster_changed: Callable[[ClusterChange], None] = lambda _change: None
         """Told of every cluster that comes or goes."""
         self._pool = Pool(len(self._experts), self._settings.pool)
-        self._placer = next((expert for expert in self._experts if expert.name == ClusterExpert.name), None)
+        self._placer = next((expert for expert in self._experts if expert.name == ClusterLengthRegressor.name), None)
 
     @property
     def left_out(self) -> list[str]:
@@ -125,11 +125,11 @@ class MixtureLearner:
     def predict_one(self, features: Features, model: str) -> Forecast:
         """The pooled and corrected belief, with each expert's weight in it."""
         query = Query(features, model, self._global.prior(model), self._words.of(features))
-        place = None if self._placer is None else self._placer.predict_one(query)
+        place = None if self._placer is None else self._placer.predict(query)
         region = None if place is None else place.cluster
         weights = self._pool.heard(model, region)
         heard = [
-            (weight, place if expert is self._placer and place is not None else expert.predict_one(query))
+            (weight, place if expert is self._placer and place is not None else expert.predict(query))
             for weight, expert in zip(weights, self._experts, strict=True)
             if weight > 0.0
         ]

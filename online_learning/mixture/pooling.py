@@ -74,7 +74,7 @@ class Pool:
     def weights(self, model: str, region: int | None) -> FloatArray:
         """Weight of each expert; they sum to 1."""
         scores = self._common.copy()
-        for known in (self._models.known(model), self._regions.known(_name(model, region))):
+        for known in (self._models.get(model), self._regions.get(_name(model, region))):
             if known is not None:
                 scores += known
         scores -= scores.max()
@@ -90,7 +90,7 @@ class Pool:
     def mix(self, masses: FloatArray, weights: FloatArray, model: str) -> FloatArray:
         """The pooled and corrected mass of the experts' masses, one in each row."""
         pooled = weights @ masses
-        correction = self._corrections.known(model)
+        correction = self._corrections.get(model)
         return pooled if correction is None else correction.apply(pooled)
 
     def learn(
@@ -128,17 +128,19 @@ class Pool:
         pooled = sum(weight / total * scored_prediction.mass for weight, scored_prediction in said)
         below = sum(weight / total * scored_prediction.below for weight, scored_prediction in said)
         chance = sum(weight / total * scored_prediction.chance for weight, scored_prediction in said)
-        self._corrections.taught(model).learn(np.asarray(pooled), below, min(1.0, below + max(chance, _LEAST_CHANCE)))
+        self._corrections.get_or_create(model).learn(
+            np.asarray(pooled), below, min(1.0, below + max(chance, _LEAST_CHANCE))
+        )
 
     def _credit(self, weights: FloatArray, said: list[float], model: str, region: int | None) -> None:
         chances = np.maximum(said, _LEAST_CHANCE)
         credit = np.minimum(chances / float(weights @ chances), _MOST_CREDIT) - 1.0
         self._common = self._common * self._keep + self._settings.rate * credit
-        scores = self._models.taught(model)
+        scores = self._models.get_or_create(model)
         scores *= self._keep
         scores += self._settings.rate * credit
         if region is not None:
-            scores = self._regions.taught(_name(model, region))
+            scores = self._regions.get_or_create(_name(model, region))
             scores *= self._region_keep
             scores += self._settings.region_rate * credit
 

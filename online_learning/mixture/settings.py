@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from online_learning.clustering.clusters import ClusterSettings
+from online_learning.experts.cluster import CLUSTER_SKETCH
 from online_learning.survival.length_sketch import SketchSettings
 from online_learning.survival.model_prior import GlobalSettings
 
@@ -26,9 +27,7 @@ class LearnerSettings:
     """Weight of the belief over all models in the belief about one, in answers."""
     sketch: SketchSettings = field(default_factory=SketchSettings)
     clusters: ClusterSettings = field(default_factory=ClusterSettings)
-    cluster_sketch: SketchSettings = field(
-        default_factory=lambda: SketchSettings(memory_answers=1_000.0, recent_answers=128)
-    )
+    cluster_sketch: SketchSettings = CLUSTER_SKETCH
 
     @property
     def of_global(self) -> GlobalSettings:

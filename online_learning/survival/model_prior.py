@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from online_learning.distribution import FloatArray, log_grid
+from online_learning.distribution import FloatArray, IntArray, log_grid
 from online_learning.length_learner import Observation
 from online_learning.survival.hazard import mass_from_survival, posterior_hazard, prior_with_tail, survival_from_hazard
 from online_learning.survival.length_sketch import Forgetting, LengthSketch, SketchSettings
@@ -60,8 +61,8 @@ class Prior:
 class _ModelHazards:
     """One model's sketch and the belief that was last formed from it."""
 
-    def __init__(self, sketch: LengthSketch) -> None:
-        self.sketch = sketch
+    def __init__(self, lengths: IntArray, settings: SketchSettings) -> None:
+        self.sketch = LengthSketch(lengths, settings)
         self.prior: Prior | None = None
         self.answers_since = 0
 
@@ -72,25 +73,26 @@ class ModelPrior:
     def __init__(self, settings: GlobalSettings) -> None:
         self._settings = settings
         self.lengths = log_grid(settings.longest_tokens)
-        self._everything = _ModelHazards(self._new_sketch())
-        self._models = ModelTable(lambda: _ModelHazards(self._new_sketch()), bound=settings.max_models)
+        create = partial(_ModelHazards, self.lengths, settings.sketch)
+        self._everything = create()
+        self._models = ModelTable(create, bound=settings.max_models)
         self._everything.prior = self._over_models()
 
     def prior(self, model: str) -> Prior:
         """The belief about any answer of a model."""
-        known = self._models.known(model)
+        known = self._models.get(model)
         prior = self._everything.prior if known is None else known.prior
         assert prior is not None, "beliefs are formed when they are taught"
         return prior
 
     def evidence(self, model: str) -> float:
         """Effective number of answers behind the belief about a model."""
-        known = self._models.known(model)
+        known = self._models.get(model)
         return (self._everything if known is None else known).sketch.evidence
 
     def at_risk(self, model: str) -> FloatArray:
         """Answers behind the belief about a model that reached each bin, with the weight of what they are shrunk to."""
-        known = self._models.known(model)
+        known = self._models.get(model)
         if known is None:
             return np.asarray(self._everything.sketch.exposure + _VAGUE_ANSWERS)
         return np.asarray(known.sketch.exposure + self._settings.prior_answers)
@@ -99,7 +101,7 @@ class ModelPrior:
         """Count an answer; returns what the model's sketch forgot when it reveals a drift."""
         if _count(self._everything, observation)[1]:
             self._everything.prior = self._over_models()
-        known = self._models.taught(model)
+        known = self._models.get_or_create(model)
         forgetting, stale = _count(known, observation)
         if stale:
             known.prior = self._of_model(known.sketch)
@@ -114,9 +116,6 @@ class ModelPrior:
         assert self._everything.prior is not None, "it is formed first"
         prior = self._everything.prior.hazard
         return Prior.of(posterior_hazard(sketch.events, sketch.exposure, prior, self._settings.prior_answers))
-
-    def _new_sketch(self) -> LengthSketch:
-        return LengthSketch(self.lengths, self._settings.sketch)
 
 
 def _count(predicted: _ModelHazards, observation: Observation) -> tuple[Forgetting | None, bool]:

@@ -14,8 +14,8 @@ class ModelTable(Generic[State]):
 
     >>> table = ModelTable(list, bound=2)
     >>> for name in ("a", "b", "a", "c"):
-    ...     table.taught(name).append(name)
-    >>> table.known("a"), table.known("b"), len(table)
+    ...     table.get_or_create(name).append(name)
+    >>> table.get("a"), table.get("b"), len(table)
     (['a', 'a'], None, 2)
     """
 
@@ -36,11 +36,11 @@ class ModelTable(Generic[State]):
         """All models with their states, in the same order."""
         return list(self._states.items())
 
-    def known(self, model: str) -> State | None:
+    def get(self, model: str) -> State | None:
         """The model's state, or None; changes nothing."""
         return self._states.get(model)
 
-    def taught(self, model: str) -> State:
+    def get_or_create(self, model: str) -> State:
         """The model's state, created when new, and marked as the latest."""
         if model not in self._states:
             self._states[model] = self._create()

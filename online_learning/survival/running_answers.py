@@ -93,7 +93,7 @@ class RunningAnswers:
             return standing
         moved = Standing(model, cluster, bins) if standing is None else standing.reaching(bins)
         for name in self._names(moved):
-            self._scopes.taught(name).now[before:bins] += 1.0
+            self._scopes.get_or_create(name).now[before:bins] += 1.0
         return moved
 
     def counted_until(self, standing: Standing | None) -> int:
@@ -121,7 +121,7 @@ class RunningAnswers:
         for name, scope in self._scopes.items():
             of_cluster, _, model = name.partition("/")
             if of_cluster == str(cluster):
-                heir = self._scopes.taught(_name(model, self.cluster_of(into)))
+                heir = self._scopes.get_or_create(_name(model, self.cluster_of(into)))
                 heir.now += scope.now
                 heir.before += scope.before
                 scope.now[:] = scope.before[:] = 0.0
@@ -134,14 +134,14 @@ class RunningAnswers:
         """
         model, cluster = (1.0, 1.0) if at_risk is None else self._shares(at_risk)
         for name, share in zip(self._names(standing), (model, cluster), strict=True):
-            self._scopes.taught(name).before[: standing.bins] += share
+            self._scopes.get_or_create(name).before[: standing.bins] += share
 
     def withdraw(self, standing: Standing | None) -> None:
         """Count an answer no longer, because it ended or its engine is gone."""
         if standing is None:
             return
         for name in self._names(standing):
-            scope = self._scopes.known(name)
+            scope = self._scopes.get(name)
             if scope is not None:
                 scope.now[: standing.bins] = np.maximum(scope.now[: standing.bins] - 1.0, 0.0)
 
@@ -150,13 +150,13 @@ class RunningAnswers:
         settings = self._settings
         memories = (settings.model_memory_answers, settings.cluster_memory_answers)
         for name, memory in zip(self._names(Standing(model, cluster, 0)), memories, strict=True):
-            scope = self._scopes.known(name)
+            scope = self._scopes.get(name)
             if scope is not None:
                 scope.before += (scope.now - scope.before) / memory
 
     def notice(self, model: str, learnt: float) -> None:
         """Look whether the learner forgot a part of what it knew of a model: then what was learnt begins now."""
-        scope = self._scopes.known(_everything(model))
+        scope = self._scopes.get(_everything(model))
         if scope is not None:
             if learnt < _FORGOT * scope.learnt:
                 scope.before = scope.now.copy()
@@ -164,7 +164,7 @@ class RunningAnswers:
 
     def forgot(self, model: str, cluster: int) -> None:
         """The learner forgot a part of what it knew of a cluster: what it learnt begins now."""
-        scope = self._scopes.known(_name(model, self.cluster_of(cluster)))
+        scope = self._scopes.get(_name(model, self.cluster_of(cluster)))
         if scope is not None:
             scope.before = scope.now.copy()
 
@@ -179,7 +179,7 @@ class RunningAnswers:
         """
         if at_risk is None or len(self._lengths) != predicted.lengths.size:
             return predicted
-        of_model = self._scopes.known(_everything(model))
+        of_model = self._scopes.get(_everything(model))
         if of_model is None:
             return predicted
         factor = _ratio(at_risk.model, at_risk.model, of_model.missing)
@@ -190,7 +190,7 @@ class RunningAnswers:
         return LengthDistribution(predicted.lengths, _slowed(predicted.mass, factor))
 
     def _missing(self, model: str, cluster: int | None) -> FloatArray | float:
-        scope = self._scopes.known(_name(model, cluster))
+        scope = self._scopes.get(_name(model, cluster))
         return 0.0 if scope is None else scope.missing
 
     def _names(self, standing: Standing) -> tuple[str, str]:

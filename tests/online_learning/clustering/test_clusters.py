@@ -36,7 +36,7 @@ def test_weights_sum_to_one_and_fall_with_distance() -> None:
     """The nearest cluster weighs most."""
     clusters = _seeded(8, ClusterSettings(clusters=8, nearest=3))
     near = clusters.neighbourhood(_family_prompt(2, np.random.default_rng(5)))
-    assert near.places.size == 3
+    assert near.slots.size == 3
     assert abs(near.weights.sum() - 1.0) < 1e-9
     assert near.weights.tolist() == sorted(near.weights, reverse=True)
 
@@ -47,7 +47,7 @@ def test_equal_prompts_make_one_cluster() -> None:
     clusters = PromptClusters(ClusterSettings())
     clusters.seed([prompt] * 50)
     near = clusters.neighbourhood(prompt)
-    assert near.places.tolist() == [0]
+    assert near.slots.tolist() == [0]
     assert near.weights.tolist() == [1.0]
     assert clusters.follow(near) == 0
 
@@ -56,7 +56,7 @@ def test_a_centroid_follows_its_prompts_and_never_jumps() -> None:
     """A family that wanders slowly keeps its cluster, though it ends nearer to where another one began."""
     clusters = _seeded(2, ClusterSettings(clusters=2, centroid_memory_prompts=50))
     start, end = (_family_prompt(family, np.random.default_rng(3)) for family in (0, 7))
-    home = int(clusters.neighbourhood(start).places[0])
+    home = int(clusters.neighbourhood(start).slots[0])
     for share in np.linspace(0.0, 1.0, 600):
         moved = ((1.0 - share) * start + share * end).astype(np.float32)
         assert clusters.follow(clusters.neighbourhood(moved)) == home
@@ -93,7 +93,7 @@ def test_few_prompts_make_few_clusters() -> None:
     prompts = [_family_prompt(number, generator) for number in range(200)]
     for count, expected in ((30, 5), (200, 33)):
         clusters.seed(prompts[:count])
-        assert clusters.neighbourhood(prompts[0]).places.size == expected
+        assert clusters.neighbourhood(prompts[0]).slots.size == expected
 
 
 def test_a_family_that_appears_later_has_a_cluster_born() -> None:
@@ -111,7 +111,7 @@ def test_a_family_that_appears_later_has_a_cluster_born() -> None:
         near = clusters.neighbourhood(_family_prompt(9, generator))
         births.append(clusters.born(near))
         clusters.follow(clusters.neighbourhood(_family_prompt(9, generator)))
-    found = [clusters.id_of(born.place) for born in births if born is not None]
+    found = [clusters.id_of(born.slot) for born in births if born is not None]
     assert len(found) == 1
     assert found[0] not in homes.values()
     assert clusters.neighbourhood(_family_prompt(9, generator)).cluster == found[0]
@@ -120,7 +120,7 @@ def test_a_family_that_appears_later_has_a_cluster_born() -> None:
 
 
 def test_a_birth_takes_the_room_of_an_idle_cluster_or_none() -> None:
-    """With all places taken, a new family waits until one of the old was idle for long enough."""
+    """With all slots taken, a new family waits until one of the old was idle for long enough."""
     clusters = _seeded(4, ClusterSettings(clusters=4, fewest_prompts=50, idle_prompts=300))
     generator = np.random.default_rng(2)
     idle = clusters.neighbourhood(_family_prompt(3, generator)).cluster
@@ -136,16 +136,16 @@ def test_a_birth_takes_the_room_of_an_idle_cluster_or_none() -> None:
     assert found[0][0] >= 300
 
 
-def test_a_place_is_used_again_and_an_id_never() -> None:
-    """After splits, merges and retirements every id was given once, and no more clusters live than there are places."""
+def test_a_slot_is_used_again_and_an_id_never() -> None:
+    """After splits, merges and retirements every id was given once, and no more clusters live than there are slots."""
     clusters = _seeded(4, ClusterSettings(clusters=6, fewest_prompts=50, retire_prompts=40))
     generator = np.random.default_rng(3)
-    given = {clusters.id_of(int(place)) for place in clusters.neighbourhood(_family_prompt(0, generator)).places}
+    given = {clusters.id_of(int(slot)) for slot in clusters.neighbourhood(_family_prompt(0, generator)).slots}
     for lap in range(30):
         if not clusters.full:
             kept, gone = (np.stack([_point(clusters, family, generator)] * 3) for family in (0, lap + 10))
             new = clusters.id_of(
-                clusters.split(int(clusters.neighbourhood(_family_prompt(0, generator)).places[0]), kept, gone)
+                clusters.split(int(clusters.neighbourhood(_family_prompt(0, generator)).slots[0]), kept, gone)
             )
             assert new not in given
             given.add(new)
@@ -186,8 +186,8 @@ def test_only_a_cluster_that_was_idle_for_very_long_is_retired() -> None:
     retired = []
     for number in range(400):
         clusters.follow(clusters.neighbourhood(_family_prompt(0, generator)))
-        place = clusters.retire()
-        retired += [] if place is None else [(number, clusters.id_of(place))]
+        slot = clusters.retire()
+        retired += [] if slot is None else [(number, clusters.id_of(slot))]
     homes = {clusters.neighbourhood(_family_prompt(1, generator)).cluster}
     assert idle in [cluster for _, cluster in retired]
     assert all(number >= 99 for number, _ in retired)

@@ -4,7 +4,7 @@ import numpy as np
 
 from online_learning.clustering.clusters import ClusterSettings
 from online_learning.distribution import log_grid
-from online_learning.experts.cluster import ClusterExpert
+from online_learning.experts.cluster import ClusterLengthRegressor
 from online_learning.experts.expert import Query
 from online_learning.features.prompt_features import DIMENSIONS, TEXT_DIMENSIONS
 from online_learning.length_learner import ClusterChange, Features, Observation
@@ -30,7 +30,7 @@ class World:
 
     def __init__(self, settings: ClusterSettings = SETTINGS) -> None:
         self.prior = ModelPrior(GlobalSettings())
-        self.expert = ClusterExpert(log_grid(), settings, SketchSettings(memory_answers=1_000.0), max_models=4)
+        self.expert = ClusterLengthRegressor(settings, SketchSettings(memory_answers=1_000.0), max_models=4)
         self.changes: list[ClusterChange] = []
         self.random = np.random.default_rng(0)
 
@@ -43,11 +43,11 @@ class World:
         self.prior.learn(model, observation)
 
     def median(self, family: int, shift: float = 0.0, model: str = "m") -> int:
-        mass = self.expert.predict_one(self.query(family, shift, model)).mass
+        mass = self.expert.predict(self.query(family, shift, model)).mass
         return int(log_grid()[np.searchsorted(np.cumsum(mass), 0.5)])
 
     def cluster(self, family: int, shift: float = 0.0) -> int | None:
-        return self.expert.predict_one(self.query(family, shift)).cluster
+        return self.expert.predict(self.query(family, shift)).cluster
 
     def kinds(self) -> list[str]:
         return [change.kind for change in self.changes]
@@ -95,14 +95,14 @@ def test_clusters_that_become_alike_are_merged_and_lose_nothing() -> None:
     assert {change.cluster for change in merged}.isdisjoint(world.cluster(0, shift) for shift in (-0.35, 0.0, 0.35))
     assert all(change.other != change.cluster for change in merged)
     assert 80 < world.median(0) < 125
-    assert world.expert.predict_one(world.query(0)).evidence > 200
+    assert world.expert.predict(world.query(0)).evidence > 200
 
 
 def test_what_becomes_of_clusters_follows_from_the_answers_alone() -> None:
     """Two experts that are taught the same answers split, merge and believe the same, to the last bit."""
     one, other = _split_world(), _split_world()
     assert one.changes == other.changes
-    mass = [world.expert.predict_one(world.query(0)).mass for world in (one, other)]
+    mass = [world.expert.predict(world.query(0)).mass for world in (one, other)]
     np.testing.assert_array_equal(*mass)
 
 

@@ -24,7 +24,7 @@ def query_of(cue: int, number: int, model: str = "m", tenant: str | None = None)
 
 
 def median_tokens(head: HazardHead, query: Query) -> int:
-    return int(GRID[np.searchsorted(np.cumsum(head.predict_one(query).mass), 0.5)])
+    return int(GRID[np.searchsorted(np.cumsum(head.predict(query).mass), 0.5)])
 
 
 def teach(head: HazardHead, count: int, *, tokens: int | None = None, censored: bool = False) -> None:
@@ -40,7 +40,7 @@ def test_a_young_network_is_near_the_prior() -> None:
     head = HazardHead(GRID)
     prior_tokens = int(GRID[np.searchsorted(np.cumsum(PRIOR.mass), 0.5)])
     assert prior_tokens / 1.3 < median_tokens(head, query_of(7, 0)) < 1.3 * prior_tokens
-    assert head.predict_one(query_of(7, 0)).trust == 0.0
+    assert head.predict(query_of(7, 0)).trust == 0.0
 
 
 def test_one_word_among_thirty_is_found() -> None:
@@ -57,7 +57,7 @@ def test_cut_answers_are_learnt_as_at_least_so_long() -> None:
     """When every answer is cut at 400 tokens, longer ones become likelier than the prior has them."""
     head = HazardHead(GRID)
     teach(head, 800, tokens=400, censored=True)
-    assert head.predict_one(query_of(7, 10_000)).mass[GRID > 400].sum() > PRIOR.mass[GRID > 400].sum() + 0.2
+    assert head.predict(query_of(7, 10_000)).mass[GRID > 400].sum() > PRIOR.mass[GRID > 400].sum() + 0.2
 
 
 def test_the_same_answers_make_the_same_network() -> None:
@@ -65,7 +65,7 @@ def test_the_same_answers_make_the_same_network() -> None:
     one, other = HazardHead(GRID), HazardHead(GRID)
     for head in (one, other):
         teach(head, 200)
-    np.testing.assert_array_equal(one.predict_one(query_of(7, 9)).mass, other.predict_one(query_of(7, 9)).mass)
+    np.testing.assert_array_equal(one.predict(query_of(7, 9)).mass, other.predict(query_of(7, 9)).mass)
 
 
 def test_models_beyond_the_slots_share_one() -> None:
@@ -73,4 +73,4 @@ def test_models_beyond_the_slots_share_one() -> None:
     head = HazardHead(GRID, HeadSettings(model_slots=2))
     for number in range(100):
         head.learn(query_of(7, number, f"model {number % 5}"), Observation(50, censored=False), judged=True)
-    assert head.predict_one(query_of(7, 1, "model 4")).mass.sum() == pytest.approx(1.0)
+    assert head.predict(query_of(7, 1, "model 4")).mass.sum() == pytest.approx(1.0)

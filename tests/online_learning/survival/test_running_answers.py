@@ -81,7 +81,7 @@ def test_what_ended_and_what_runs_together_are_the_kaplan_meier_estimate(
     """In a system that began empty: the product-limit estimator over all answers so far, up to the last that ended."""
     stream = Stream(lives, FOREVER)
     stream.run(until)
-    scope = stream.unfinished._scopes.known("all/m")
+    scope = stream.unfinished._scopes.get("all/m")
     running = np.zeros(GRID.size) if scope is None else scope.now
     told_apart = np.flatnonzero((stream.exposure > 0.5) & (stream.exposure > 0.02 * (stream.exposure + running)))
     if told_apart.size:
@@ -97,7 +97,7 @@ def test_forgetting_is_that_of_a_learner_that_heard_of_every_token(
     """X + O - Ō is what answers at risk would be, had each bin counted when it was outlived, and faded since."""
     stream = Stream(lives, UnfinishedSettings(model_memory_answers=memory), keep=1.0 - 1.0 / memory)
     stream.run(until)
-    scope = stream.unfinished._scopes.known("all/m")
+    scope = stream.unfinished._scopes.get("all/m")
     missing = np.zeros(GRID.size) if scope is None else scope.missing
     np.testing.assert_allclose(stream.exposure + missing, stream.as_it_came, atol=1e-6)
 

@@ -8,8 +8,8 @@ import numpy as np
 from harness.faults import Faults, LearnerError
 
 from controller.prompt_encoder import Embed
-from online_learning.distribution import LengthDistribution, log_grid
-from online_learning.experts.cluster import ClusterExpert
+from online_learning.distribution import LengthDistribution
+from online_learning.experts.cluster import ClusterLengthRegressor
 from online_learning.experts.expert import SoloLearner
 from online_learning.experts.semantic import Embedding, SemanticLearner
 from online_learning.length_learner import Drift, Features, Forecast, LengthLearner, Observation, Prompt
@@ -58,9 +58,9 @@ class _Raises:
         return super().prior(model)  # type: ignore[misc,no-any-return]
 
 
-def _clusters() -> ClusterExpert:
+def _clusters() -> ClusterLengthRegressor:
     common = LearnerSettings()
-    return ClusterExpert(log_grid(), common.clusters, common.cluster_sketch, max_models=common.max_models)
+    return ClusterLengthRegressor(common.clusters, common.cluster_sketch)
 
 
 class _FaultyClusters(_Raises, SoloLearner):
