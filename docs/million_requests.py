@@ -30,7 +30,7 @@ from controller.demo.demo import dashboard_command
 from engine_adapter.serving.processes import Children, free_port
 from store.entries import DriftDetected, EngineSeen, Entry, Outcome, Prediction, SettingsChanged, StoreRecord
 from store.history.writer import HistoryWriter
-from store.records import Arrived, Finished, Gate, Hello, Settings
+from store.records import Arrived, EngineRules, Finished, Gate, Hello, Settings
 
 DAY_S = 86_400.0
 CHUNK = 2000
@@ -102,8 +102,8 @@ def _events(end_s: float) -> list[Entry]:
         started_s=0.0,
     )
     begin_s = end_s - 30 * DAY_S
-    gate = Gate(horizon_tokens=32, margin=1.1)
-    settings = Settings(revision=1, mode="on", gate=gate, boost_per_s=0.02, lease_s=2.0)
+    rules = EngineRules(gate=Gate(horizon_tokens=32, margin=1.1), boost_per_s=0.02)
+    settings = Settings(revision=1, mode="on", lease_s=2.0, rules=rules)
     records: list[StoreRecord] = [
         EngineSeen(time_s=begin_s, event="connected", hello=hello),
         *(

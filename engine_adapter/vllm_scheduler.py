@@ -1,7 +1,7 @@
 """vLLM's scheduler with an ear and a hand for the controller: ``--scheduler-cls`` of the serving command.
 
 `SageScheduler` never touches the body of vLLM's ``schedule()``: it lets the `Plugin` act before and after.
-It keeps one attribute and two methods of its own beside vLLM's names, so that a release that adds names
+It keeps one attribute and three methods of its own beside vLLM's names, so that a release that adds names
 to its scheduler is not disturbed.
 """
 
@@ -13,6 +13,7 @@ from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.request import Request
 
 from engine_adapter.agent.clock import steady_clock
+from engine_adapter.ordering.ordering import Ordering
 from engine_adapter.transport.keys import EngineKey
 from engine_adapter.transport.link import EngineLink
 from engine_adapter.transport.zmq_sockets import ZmqLink
@@ -26,14 +27,14 @@ class SageScheduler(AsyncScheduler):  # type: ignore[misc]
     """vLLM's asynchronous scheduler, ordered by index tables from the controller.
 
     Under ``--scheduling-policy priority`` a request's own priority stays a strict class above the index.
-    A harness in virtual time overrides `_now_s` and `_make_link`; both are called during construction.
+    A harness in virtual time overrides `_now_s`, `_make_link` and `_make_ordering`, which are called during construction.
     """
 
     _sage: Plugin | None = None
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
-        self._sage = start_plugin(self, now_s=self._now_s, make_link=self._make_link)
+        self._sage = start_plugin(self, now_s=self._now_s, make_link=self._make_link, make_ordering=self._make_ordering)
 
     def _now_s(self) -> float:
         """Unix seconds of a clock that never jumps."""
@@ -42,6 +43,10 @@ class SageScheduler(AsyncScheduler):  # type: ignore[misc]
     def _make_link(self, endpoint: str, key: EngineKey | None) -> EngineLink:
         """The engine's end of the connection to the controller."""
         return ZmqLink(endpoint, key)
+
+    def _make_ordering(self, block_size_tokens: int, max_num_seqs: int) -> Ordering:
+        """How index tables are applied."""
+        return Ordering(block_size_tokens, max_num_seqs)
 
     def add_request(self, request: Request, *args: object, **kwargs: object) -> None:
         """Queue a request and report its arrival."""

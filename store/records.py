@@ -292,7 +292,7 @@ class Gate(Record, frozen=True, kw_only=True):
 class Preemption(Record, frozen=True, kw_only=True):
     """A waiting request may push out running ones, when what it gains by their place is worth what they lose."""
 
-    token_s: float = 0.0
+    token_s: float
     """Price of a computed token that is lost, in the index's engine-seconds."""
     hysteresis: float = 0.0
     """Share of the victim's index by which the other's must be lower, so that two do not change places for ever."""
@@ -300,11 +300,17 @@ class Preemption(Record, frozen=True, kw_only=True):
     """Steps after a push in which nobody else is pushed out."""
 
 
-class Promotion(Record, frozen=True, kw_only=True):
-    """Who has been passed over in so many steps goes first, until it has run for so many (LTR's starvation rule)."""
+class EngineRules(Record, frozen=True, kw_only=True):
+    """What an engine applies beside the index tables: by default nothing, so that the index alone orders."""
 
-    idle_steps: int
-    promoted_steps: int
+    gate: Gate | None = None
+    """Admission; None admits as the engine does."""
+    boost_per_s: float | None = None
+    """γ of the boost; None orders by the index alone."""
+    preemption: Preemption | None = None
+    """When a waiting request pushes out running ones; None leaves preemption to the engine, when memory runs out."""
+    victims: Victims = "last"
+    """Who gives way when KV memory runs out."""
 
 
 class Settings(Record, frozen=True, kw_only=True):
@@ -312,15 +318,9 @@ class Settings(Record, frozen=True, kw_only=True):
 
     revision: int
     mode: Mode
-    gate: Gate | None
-    boost_per_s: float | None
-    """γ of the boost; None orders by the index alone."""
     lease_s: float
-    """The engine falls back to first come, first served when it hears nothing for so long."""
-    preemption: Preemption | None = None
-    """None leaves preemption to the engine, which does it when memory runs out."""
-    promotion: Promotion | None = None
-    victims: Victims = "last"
+    """The engine falls back to first come, first served when it hears nothing for this time."""
+    rules: EngineRules
 
 
 class Heartbeat(Record, frozen=True, kw_only=True):

@@ -100,10 +100,10 @@ def settings_view(settings: Settings) -> dict[str, Any]:
     return {
         "revision": settings.revision,
         "mode": settings.mode,
-        "gate": structs.asdict(settings.gate) if settings.gate else None,
-        "boost_per_s": settings.boost_per_s,
+        "gate": structs.asdict(settings.rules.gate) if settings.rules.gate else None,
+        "boost_per_s": settings.rules.boost_per_s,
         "lease_s": settings.lease_s,
-        "victims": settings.victims,
+        "victims": settings.rules.victims,
     }
 
 

@@ -275,14 +275,16 @@ class EngineTuning:
         return [reason for reason in reasons if reason is not None]
 
     def applied(self, settings: Settings) -> Settings:
-        """The operator's settings with this engine's own reserve and boost."""
-        gate = settings.gate
+        """The operator's settings with this engine's own reserve, boost and price of preemption."""
+        rules = settings.rules
+        gate = rules.gate
         if gate is not None and self._gate is not None:
             gate = Gate(horizon_tokens=gate.horizon_tokens, margin=gate.margin * self._gate.margin)
-        boost_per_s = settings.boost_per_s
+        boost_per_s = rules.boost_per_s
         if self.tuning is not None and self.tuning.boost_scale is not None:
             boost_per_s = self.service.boost_per_s
-        preemption = settings.preemption
+        preemption = rules.preemption
         if preemption is not None and self.recompute.token_s is not None:
             preemption = structs.replace(preemption, token_s=self.recompute.token_s)
-        return structs.replace(settings, gate=gate, boost_per_s=boost_per_s, preemption=preemption)
+        tuned = structs.replace(rules, gate=gate, boost_per_s=boost_per_s, preemption=preemption)
+        return structs.replace(settings, rules=tuned)

@@ -18,12 +18,8 @@ class Modes:
         self.settings = Settings(
             revision=1,
             mode=self._possible(mode),
-            gate=policy.gate,
-            boost_per_s=policy.boost_per_s,
             lease_s=lease_s,
-            preemption=policy.preemption,
-            promotion=policy.promotion,
-            victims=policy.victims,
+            rules=policy.rules,
         )
         """What the operator asked for."""
         self._revision = 1

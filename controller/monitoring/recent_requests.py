@@ -289,8 +289,8 @@ def _orders(orders: Sequence[SettingsChanged], since_s: float, until_s: float) -
             time_s=order.time_s,
             reason=order.reason,
             mode=order.settings.mode,
-            boost_per_s=order.settings.boost_per_s,
-            gate_horizon_tokens=order.settings.gate.horizon_tokens if order.settings.gate else None,
+            boost_per_s=order.settings.rules.boost_per_s,
+            gate_horizon_tokens=order.settings.rules.gate.horizon_tokens if order.settings.rules.gate else None,
         )
         for order in (*before, *during)
     )

@@ -41,16 +41,17 @@ def without(policy: Policy, name: str) -> Policy:
 
 def _less(policy: IndexPolicy, part: str, name: str) -> IndexPolicy:
     """The policy without a part that is a setting; raises `ConfigError` where it is not there."""
-    tuning = policy.tuning
-    if part == "gate" and policy.gate is not None:
-        return replace(policy, gate=None, tuning=replace(tuning, gate_exchange=None) if tuning else None)
-    if part == "boost" and policy.boost_per_s is not None:
-        still = replace(tuning, boost_scale=None, boost_per_s=None) if tuning else None
-        return replace(policy, boost_per_s=None, tuning=still)
+    rules, tuning = policy.rules, policy.tuning
+    if part == "gate" and rules.gate is not None:
+        untuned = replace(tuning, gate_exchange=None) if tuning else None
+        return replace(policy, rules=structs.replace(rules, gate=None), tuning=untuned)
+    if part == "boost" and rules.boost_per_s is not None:
+        untuned = replace(tuning, boost_scale=None, boost_per_s=None) if tuning else None
+        return replace(policy, rules=structs.replace(rules, boost_per_s=None), tuning=untuned)
     if part == "deadline" and policy.deadline is not None:
         return replace(policy, deadline=None)
-    if part == "preemption" and policy.preemption is not None:
-        return replace(policy, preemption=None)
+    if part == "preemption" and rules.preemption is not None:
+        return replace(policy, rules=structs.replace(rules, preemption=None))
     raise ConfigError(f"policy {name!r} takes out what sage does not have now: leave it out, or turn that part on")
 
 

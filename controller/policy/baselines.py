@@ -1,9 +1,9 @@
-"""The rivals' schedules, each as its source has it, and ours in the forms that a benchmark compares.
+"""The baselines' schedules, each as its source has it, and ours in the forms that a benchmark compares.
 
-Each order is a pure function from a request and a belief to an index table, as ours is; lower runs first.
-What a rival does beyond ordering (pushing out running requests, lifting up starving ones) are its settings.
+Each order is a pure function from a request and its predicted distribution to an index table, as ours is; lower runs first.
+What a baseline does beyond ordering (preemption at every step, promotion of starving requests) is an `Ordering` of its own.
 None of them has an admission of its own: they admit as vLLM does, in a tuned benchmark at their best static watermark.
-Rivals that need a prediction get our mixture's, so that schedules are compared; the paper has its own predictor.
+Baselines that need a prediction get our mixture's, so that schedules are compared; the paper has its own predictor.
 """
 
 from __future__ import annotations
@@ -18,18 +18,28 @@ import numpy as np
 from msgspec import structs
 
 from controller.policy.ablations import ABLATION_NAMES, without
+from controller.policy.baseline_ordering import PreemptiveOrdering, PromotingOrdering
 from controller.policy.cost import memory_cost
 from controller.policy.gittins import survival_beyond
 from controller.policy.index_table import expected_cost_s, index_table
 from controller.policy.policies import POLICY_NAMES, Objective, Schedule, policy_named
-from controller.policy.policy import DEFAULT_PREFILL_TOKEN_S, Assessment, EngineFacts, Policy, RequestFacts, Tuning
+from controller.policy.policy import (
+    DEFAULT_PREFILL_TOKEN_S,
+    INDEX_ALONE,
+    Assessment,
+    EngineFacts,
+    Policy,
+    RequestFacts,
+    Tuning,
+)
+from engine_adapter.ordering.ordering import Ordering, OrderingFactory
 from online_learning.distribution import LengthDistribution
 from online_learning.evaluation.global_learner import GlobalLearner
 from online_learning.evaluation.paper_predictor import SimilarityLearner
 from online_learning.length_learner import LengthLearner
 from online_learning.mixture.mixture import MixtureLearner
 from store.errors import ConfigError
-from store.records import Gate, IndexTable, Preemption, Promotion, Victims
+from store.records import EngineRules, IndexTable, Preemption
 
 PAPER = "sagesched-paper"
 PAPER_VARIANTS = tuple(
@@ -60,17 +70,15 @@ class Baseline:
 
     name: str
     order: Order
-    preemption: Preemption | None = None
-    promotion: Promotion | None = None
-    gate: Gate | None = None
-    boost_per_s: float | None = None
-    victims: Victims = "last"
-    """Who gives way when memory runs out is vLLM's rule."""
+    make_ordering: OrderingFactory = Ordering
+    """How its engine applies the order."""
+    rules: EngineRules = INDEX_ALONE
+    """By default vLLM's own admission, and vLLM's own victim when memory runs out."""
     tuning: Tuning | None = None
     orders: bool = True
 
     def assess(self, request: RequestFacts, predicted: LengthDistribution, engine: EngineFacts) -> Assessment:
-        """The rival's table; the cost is the paper's and for the record only."""
+        """The baseline's table; the cost is the paper's and for the record only."""
         cost_s = expected_cost_s(request, predicted, memory_cost(engine))
         return Assessment(table=self.order(request, predicted, engine), cost_s=cost_s)
 
@@ -98,22 +106,22 @@ def variants_of(name: str) -> tuple[str, ...]:
 def bench_policy(name: str, context: BenchContext) -> Policy:
     """The policy, or the variant of one, of this name; raises `ConfigError` for an unknown one."""
     if name in PAPER_VARIANTS:
-        preemption = Preemption() if name.endswith("/preemptive") else None
-        return Baseline(name=name, order=paper_200_tokens if "200" in name else paper_10_buckets, preemption=preemption)
+        order = paper_200_tokens if "200" in name else paper_10_buckets
+        preemptive = name.endswith("/preemptive")
+        return Baseline(name=name, order=order, make_ordering=PreemptiveOrdering if preemptive else Ordering)
     if name in ABLATION_NAMES:
         return without(bench_policy("sage", context), name)
     if name in GATED:
         return _gated(name, context)
     baselines: dict[str, Policy] = {
-        "fastserve": Baseline(name="fastserve", order=skip_join_levels, preemption=Preemption()),
+        "fastserve": Baseline(name="fastserve", order=skip_join_levels, make_ordering=PreemptiveOrdering),
         "ssjf": Baseline(name="ssjf", order=shortest_mean_first),
         "ltr": Baseline(
             name="ltr",
             order=median_rank,
-            preemption=Preemption(),
-            promotion=Promotion(idle_steps=200, promoted_steps=10),
+            make_ordering=partial(PromotingOrdering, idle_steps=200, promoted_steps=10),
         ),
-        "trail": Baseline(name="trail", order=expected_remaining, preemption=Preemption()),
+        "trail": Baseline(name="trail", order=expected_remaining, make_ordering=PreemptiveOrdering),
     }
     if name in baselines:
         return baselines[name]
@@ -128,6 +136,11 @@ def _form(name: str, context: BenchContext) -> Policy:
         price = Preemption(token_s=DEFAULT_PREFILL_TOKEN_S, hysteresis=0.5)
         return replace(context.schedule, preemption=price).policy()
     return policy_named(name, schedule=context.schedule, lengths=context.lengths)
+
+
+def ordering_of(policy: Policy) -> OrderingFactory:
+    """How an engine in virtual time applies a policy's tables: ours as live engines do, a baseline's in its own way."""
+    return policy.make_ordering if isinstance(policy, Baseline) else Ordering
 
 
 def bench_learner(name: str) -> LengthLearner:
@@ -232,12 +245,14 @@ def _table(request: RequestFacts, attained: list[int], index: list[float]) -> In
 def _gated(name: str, context: BenchContext) -> Policy:
     """Their order with our gate, which counts on our beliefs also where the order knows the truth."""
     ours = context.schedule.policy()
-    if ours.gate is None:
+    gate = ours.rules.gate
+    if gate is None:
         raise ConfigError(f"policy {name!r} is our gate with another's order, and the gate is off: turn it on")
     theirs = policy_named(GATED[name], lengths=context.lengths)
-    order = partial(_with_growth, theirs=theirs, horizon_tokens=ours.gate.horizon_tokens)
+    order = partial(_with_growth, theirs=theirs, horizon_tokens=gate.horizon_tokens)
     tuning = replace(ours.tuning, boost_scale=None, boost_per_s=None) if ours.tuning else None
-    return Baseline(name=name, order=order, gate=ours.gate, victims=ours.victims, tuning=tuning)
+    rules = EngineRules(gate=gate, victims=ours.rules.victims)
+    return Baseline(name=name, order=order, rules=rules, tuning=tuning)
 
 
 def _with_growth(

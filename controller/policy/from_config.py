@@ -11,7 +11,7 @@ from store.records import Gate, Preemption
 def policy_of(section: PolicySection) -> Policy:
     """The policy that the configuration asks for; raises `ConfigError`.
 
-    >>> policy_of(PolicySection(objective="mean", gate_horizon_tokens=16)).gate
+    >>> policy_of(PolicySection(objective="mean", gate_horizon_tokens=16)).rules.gate
     Gate(horizon_tokens=16, margin=1.0)
     """
     return policy_named(section.name, schedule=schedule_of(section))

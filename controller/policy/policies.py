@@ -11,10 +11,10 @@ import numpy as np
 
 from controller.policy.cost import CostModel, hybrid_cost, memory_cost
 from controller.policy.index_table import expected_cost_s, index_table
-from controller.policy.policy import Assessment, EngineFacts, IndexRule, Policy, RequestFacts, Tuning
+from controller.policy.policy import INDEX_ALONE, Assessment, EngineFacts, IndexRule, Policy, RequestFacts, Tuning
 from online_learning.distribution import LengthDistribution
 from store.errors import ConfigError
-from store.records import Gate, IndexTable, Preemption, Promotion, Victims
+from store.records import EngineRules, Gate, IndexTable, Preemption, Victims
 
 PAPER_BUCKET_TOKENS = 200
 """The paper refreshes the index when a request crosses a bucket border; one of its two bucket sizes."""
@@ -71,7 +71,7 @@ class Schedule:
     def policy(self) -> IndexPolicy:
         """The policy with these settings.
 
-        >>> Schedule(objective="tail").policy().victims
+        >>> Schedule(objective="tail").policy().rules.victims
         'cheapest'
         """
         aim = _AIMS[self.objective]
@@ -86,10 +86,12 @@ class Schedule:
             name="sage",
             cost=hybrid_cost,
             index=self.index,
-            gate=self.gate,
-            boost_per_s=aim.tuning.boost_per_s if follows else self.boost_per_s or None,
-            preemption=self.preemption,
-            victims=aim.victims,
+            rules=EngineRules(
+                gate=self.gate,
+                boost_per_s=aim.tuning.boost_per_s if follows else self.boost_per_s or None,
+                preemption=self.preemption,
+                victims=aim.victims,
+            ),
             tuning=tuning,
             patience=self.patience,
             deadline=(aim.deadline if self.deadline is None else self.deadline) or None,
@@ -114,11 +116,7 @@ class IndexPolicy:
     name: str
     cost: Cost
     index: IndexRule = "gittins"
-    gate: Gate | None = None
-    boost_per_s: float | None = None
-    preemption: Preemption | None = None
-    promotion: Promotion | None = None
-    victims: Victims = "last"
+    rules: EngineRules = INDEX_ALONE
     tuning: Tuning | None = None
     patience: float | None = None
     """Bound on waiting: so many times the mean time that an answer runs and its own expected one; None for no bound."""
@@ -138,7 +136,7 @@ class IndexPolicy:
             request,
             predicted,
             cost,
-            horizon_tokens=self.gate.horizon_tokens if self.gate else 0,
+            horizon_tokens=self.rules.gate.horizon_tokens if self.rules.gate else 0,
             refresh_tokens=self.refresh_tokens,
             patience_s=self._patience_s(predicted, engine),
             index=self.index,
@@ -162,11 +160,7 @@ class EngineOrder:
 
     name: str = "fcfs"
     orders: bool = False
-    gate: Gate | None = None
-    boost_per_s: float | None = None
-    preemption: Preemption | None = None
-    promotion: Promotion | None = None
-    victims: Victims = "last"
+    rules: EngineRules = INDEX_ALONE
     tuning: Tuning | None = None
 
     def assess(self, request: RequestFacts, predicted: LengthDistribution, engine: EngineFacts) -> Assessment:
@@ -186,11 +180,7 @@ class OraclePolicy:
     """Output tokens by request id."""
     name: str = "srpt-oracle"
     orders: bool = True
-    gate: Gate | None = None
-    boost_per_s: float | None = None
-    preemption: Preemption | None = None
-    promotion: Promotion | None = None
-    victims: Victims = "last"
+    rules: EngineRules = INDEX_ALONE
     tuning: Tuning | None = None
 
     def assess(self, request: RequestFacts, predicted: LengthDistribution, engine: EngineFacts) -> Assessment:
@@ -217,7 +207,7 @@ def policy_named(name: str, *, schedule: Schedule | None = None, lengths: Mappin
     ``schedule`` concerns `sage` alone, ``lengths`` (output tokens by request id) the oracle.
     `sagesched-paper` is the paper to the letter: its cost, its index refreshed at bucket borders, nothing else.
 
-    >>> policy_named("sage").gate
+    >>> policy_named("sage").rules.gate
     Gate(horizon_tokens=32, margin=1.0)
     >>> policy_named("lifo")
     Traceback (most recent call last):

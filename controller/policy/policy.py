@@ -1,4 +1,4 @@
-"""What a scheduling policy is: a pure function from a request and a belief to an index table."""
+"""What a scheduling policy is: a pure function from a request and its predicted distribution to an index table."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
 from online_learning.distribution import LengthDistribution
-from store.records import Gate, IndexTable, Preemption, Promotion, Victims
+from store.records import EngineRules, IndexTable
 
 IndexRule: TypeAlias = Literal["mean", "gittins"]
 """What of the remaining cost orders requests: its mean, or its Gittins index."""
+
+INDEX_ALONE = EngineRules()
+"""The index orders, the engine admits and preempts by itself."""
 
 
 DEFAULT_PREFILL_TOKEN_S = 1.5e-4
@@ -89,23 +92,8 @@ class Policy(Protocol):
         ...
 
     @property
-    def gate(self) -> Gate | None:
-        """Admission; None admits as the engine does."""
-        ...
-
-    @property
-    def boost_per_s(self) -> float | None:
-        """γ of the boost; None orders by the index alone."""
-        ...
-
-    @property
-    def preemption(self) -> Preemption | None:
-        """When a waiting request pushes out running ones; None leaves preemption to the engine."""
-        ...
-
-    @property
-    def victims(self) -> Victims:
-        """Who gives way when KV memory runs out."""
+    def rules(self) -> EngineRules:
+        """What its engines apply beside its index tables."""
         ...
 
     @property
@@ -113,11 +101,6 @@ class Policy(Protocol):
         """What is adapted to each engine; None for nothing."""
         ...
 
-    @property
-    def promotion(self) -> Promotion | None:
-        """Who goes first for having been passed over; None for nobody."""
-        ...
-
     def assess(self, request: RequestFacts, predicted: LengthDistribution, engine: EngineFacts) -> Assessment:
-        """Index and growth of a request by its attained tokens; ``belief`` is cut at max_tokens already."""
+        """Index and growth of a request by its attained tokens; ``predicted`` is cut at max_tokens already."""
         ...

@@ -15,7 +15,7 @@ from controller.core.step_model import StepSample
 from controller.replay.recorded_run import EngineSizes, RecordedRequest, RecordedRun, Told
 from store.errors import BadInputError
 from store.reading import replay_sql
-from store.records import Gate, IndexTable, Mode, Preemption, Settings
+from store.records import EngineRules, Gate, IndexTable, Mode, Preemption, Settings
 
 SAMPLES = 4_000
 FEWEST_REQUESTS = 20
@@ -148,14 +148,17 @@ def _settings(connection: duckdb.DuckDBPyConnection, bounds: dict[str, Any]) -> 
 def _settings_of(order: dict[str, Any], mode: Mode, revision: int) -> Settings:
     gate = order["gate_horizon_tokens"]
     price_s = order["preemption_token_s"]
+    preemption = None if price_s is None else Preemption(token_s=price_s, hysteresis=order["preemption_hysteresis"])
     return Settings(
         revision=revision,
         mode=mode,
-        gate=None if gate is None else Gate(horizon_tokens=gate, margin=order["gate_margin"]),
-        boost_per_s=order["boost_per_s"],
         lease_s=LEASE_S,
-        preemption=None if price_s is None else Preemption(token_s=price_s, hysteresis=order["preemption_hysteresis"]),
-        victims=order["victims"],
+        rules=EngineRules(
+            gate=None if gate is None else Gate(horizon_tokens=gate, margin=order["gate_margin"]),
+            boost_per_s=order["boost_per_s"],
+            preemption=preemption,
+            victims=order["victims"],
+        ),
     )
 
 

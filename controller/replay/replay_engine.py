@@ -14,9 +14,11 @@ import numpy as np
 from msgspec import structs
 
 from controller.core.core import Core, CoreConfig
+from controller.policy.baselines import ordering_of
 from controller.policy.policies import policy_named
 from controller.policy.policy import EngineFacts, Policy, RequestFacts
 from controller.replay.recorded_run import Replayable
+from engine_adapter.ordering.ordering import Ordering, OrderingFactory
 from engine_adapter.transport.link import DirectLink, EngineLink, NoLink
 from engine_adapter.virtual_time.engine import Step, Totals, TraceRequest, VirtualEngine, serve
 from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
@@ -58,7 +60,8 @@ def replay_under(past: Replayable, policy: Policy, progress: Callable[[], None] 
 
     Raises an assertion when a policy that orders is given a past without a single belief.
     """
-    return _serve(past, Reconsidering(past, policy) if policy.orders else None, progress)
+    controller = Reconsidering(past, policy) if policy.orders else None
+    return _serve(past, controller, progress, ordering_of(policy))
 
 
 def replay_as_told(past: Replayable, progress: Callable[[], None] | None = None) -> Totals:
@@ -185,7 +188,12 @@ class Repeating:
         yield policy_named("sage").assess(request, past.prior, engine).table
 
 
-def _serve(past: Replayable, controller: Controller | None, progress: Callable[[], None] | None) -> Totals:
+def _serve(
+    past: Replayable,
+    controller: Controller | None,
+    progress: Callable[[], None] | None,
+    make_ordering: OrderingFactory = Ordering,
+) -> Totals:
     """Serve the run to its end, on an engine that is empty when the first request arrives."""
     clock: list[VirtualEngine] = []
 
@@ -194,7 +202,8 @@ def _serve(past: Replayable, controller: Controller | None, progress: Callable[[
         return controller.answer(message, clock[0].now_s)
 
     link: EngineLink = DirectLink(answer) if controller else NoLink()
-    engine = SimulatedEngine(past.profile, link=link, start_s=past.requests[0].arrival_s)
+    start_s = past.requests[0].arrival_s
+    engine = SimulatedEngine(past.profile, link=link, start_s=start_s, make_ordering=make_ordering)
     clock.append(engine)
     return serve(_WithClients(engine, past.leaving_s, progress or (lambda: None)), past.works())
 

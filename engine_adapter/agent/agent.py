@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
@@ -22,7 +22,7 @@ from msgspec import structs
 from engine_adapter.agent.controller_lag import ControllerLag
 from engine_adapter.agent.message_checks import check_message
 from engine_adapter.agent.outbox import Outbox
-from engine_adapter.ordering.ordering import Ordering, Plan, Schedulable
+from engine_adapter.ordering.ordering import Ordering, OrderingFactory, Plan, Schedulable
 from engine_adapter.transport.link import EngineLink
 from store.errors import ProtocolError
 from store.records import (
@@ -103,13 +103,23 @@ class _Sums:
 
 
 class Agent:
-    """Facts out, decisions in, for one engine; not thread-safe, never blocks, never raises on bad messages."""
+    """Facts out, decisions in, for one engine; not thread-safe, never blocks, never raises on bad messages.
 
-    def __init__(self, *, hello: Hello, link: EngineLink, limits: AgentLimits | None = None) -> None:
+    ``make_ordering`` exchanges how index tables are applied; a benchmark's baselines have rules of their own.
+    """
+
+    def __init__(
+        self,
+        *,
+        hello: Hello,
+        link: EngineLink,
+        limits: AgentLimits | None = None,
+        make_ordering: OrderingFactory = Ordering,
+    ) -> None:
         self._hello = hello
         self._link = link
         self._limits = limits or AgentLimits()
-        self._ordering = Ordering(hello.block_size_tokens, hello.max_num_seqs)
+        self._ordering = make_ordering(hello.block_size_tokens, hello.max_num_seqs)
         self._settings: Settings | None = None
         self._welcomed = False
         self._controller_id: str | None = None
@@ -199,7 +209,7 @@ class Agent:
             self._outbox.send(self._link, now_s)
         self._outbox.bound()
 
-    def plan(self, now_s: float, *, waiting: Iterable[R], running: Iterable[R], free_blocks: int) -> Plan[R] | None:
+    def plan(self, now_s: float, *, waiting: Collection[R], running: Collection[R], free_blocks: int) -> Plan[R] | None:
         """The order and the admission limit for the next step; None to serve as the engine would by itself."""
         if self.mode(now_s) != "on":
             return None

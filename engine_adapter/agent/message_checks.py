@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from operator import lt
 
 from store.errors import ProtocolError
-from store.records import ControllerMessage, Gate, Heartbeat, IndexTable, Preemption, Promotion, Settings
+from store.records import ControllerMessage, Gate, Heartbeat, IndexTable, Preemption, Settings
 
 
 def check_message(message: ControllerMessage) -> None:
@@ -50,14 +50,13 @@ def _table_fault(table: IndexTable) -> str | None:
 def _settings_faults(settings: Settings) -> Iterator[str]:
     if not settings.lease_s > 0.0:
         yield f"have a lease of {settings.lease_s} s"
-    if settings.boost_per_s is not None and not 0.0 < settings.boost_per_s < math.inf:
-        yield f"have a boost of {settings.boost_per_s} per second"
-    if settings.gate is not None and not _sound_gate(settings.gate):
-        yield f"have the gate {settings.gate}"
-    if settings.preemption is not None and not _sound_preemption(settings.preemption):
-        yield f"have the preemption {settings.preemption}"
-    if settings.promotion is not None and not _sound_promotion(settings.promotion):
-        yield f"have the promotion {settings.promotion}"
+    rules = settings.rules
+    if rules.boost_per_s is not None and not 0.0 < rules.boost_per_s < math.inf:
+        yield f"have a boost of {rules.boost_per_s} per second"
+    if rules.gate is not None and not _sound_gate(rules.gate):
+        yield f"have the gate {rules.gate}"
+    if rules.preemption is not None and not _sound_preemption(rules.preemption):
+        yield f"have the preemption {rules.preemption}"
 
 
 def _sound_gate(gate: Gate) -> bool:
@@ -66,7 +65,3 @@ def _sound_gate(gate: Gate) -> bool:
 
 def _sound_preemption(preemption: Preemption) -> bool:
     return 0.0 <= preemption.token_s < math.inf and preemption.hysteresis <= 1.0 and preemption.rest_steps >= 0
-
-
-def _sound_promotion(promotion: Promotion) -> bool:
-    return promotion.idle_steps > 0 and promotion.promoted_steps > 0

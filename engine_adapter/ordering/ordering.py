@@ -10,15 +10,15 @@ a formula is evaluated when a request's entry in its table, the table or the set
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from operator import attrgetter
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from engine_adapter.ordering.ordered_queue import Key, OrderedQueue
 from engine_adapter.ordering.running_order import FIRST, RunningOrder, Tracked
-from store.records import Gate, IndexTable, Preemption, Promotion, Settings, Victims
+from store.records import EngineRules, IndexTable, Settings
 
 
 class Schedulable(Protocol):
@@ -82,13 +82,8 @@ class Ordering:
         self._max_num_seqs = max_num_seqs
         self._tracked: dict[str, Tracked] = {}
         self._prior: IndexTable | None = None
-        self._gate: Gate | None = None
-        self._preemption: Preemption | None = None
-        self._promotion: Promotion | None = None
-        self._victim_rule: Victims = "last"
-        self._boost_per_s: float | None = None
+        self._rules = EngineRules()
         self._serial = 0
-        self._step = 0
         self._rest_steps = 0
         """Steps for which nobody is to be pushed out."""
         self._deadlines: list[tuple[float, str]] = []
@@ -104,18 +99,19 @@ class Ordering:
         return self._prior is not None
 
     @property
+    def preempts(self) -> bool:
+        """Whether a waiting request may push out running ones."""
+        return self._rules.preemption is not None
+
+    @property
     def tables_held(self) -> int:
         """Unfinished requests that have a table of their own."""
         return self._tables_held
 
     def configure(self, settings: Settings) -> None:
-        """Take over gate, preemption, promotion and boost."""
-        self._gate = settings.gate
-        self._preemption = settings.preemption
-        self._promotion = settings.promotion
-        self._victim_rule = settings.victims
-        if settings.boost_per_s != self._boost_per_s:
-            self._boost_per_s = settings.boost_per_s
+        """Apply these settings' rules from now on."""
+        former, self._rules = self._rules, settings.rules
+        if settings.rules.boost_per_s != former.boost_per_s:
             self._place_all()
 
     def put(self, table: IndexTable) -> bool:
@@ -173,25 +169,24 @@ class Ordering:
         """Where a tracked request stands; lower is served first."""
         return self._tracked[request_id].key
 
-    def plan(self, now_s: float, *, waiting: Iterable[R], running: Iterable[R], free_blocks: int) -> Plan[R]:
+    def plan(self, now_s: float, *, waiting: Collection[R], running: Collection[R], free_blocks: int) -> Plan[R]:
         """Order both sets, and say who gives way and how many requests may be active in the next step."""
         self._lose_patience(now_s)
         queue, active = waiting if isinstance(waiting, OrderedQueue) else list(waiting), list(running)
-        if self._promotion is not None:
-            self._promote(queue, active, self._promotion)
-        active = self._order.settle(active, self._victim_rule)
+        rules = self._rules
+        active = self._order.settle(active, rules.victims)
         self._sort_queue(queue)
-        if not queue or (self._gate is None and self._preemption is None):
+        if not queue or not (rules.gate or self.preempts):
             return Plan(queue, active, None, 0)
         reserved = self._reserve_blocks()
         admitted, pushed_out = self._admit(queue, active, free_blocks - reserved)
         self._rest_steps = max(0, self._rest_steps - 1)
         if pushed_out:
-            self._rest_steps = 0 if self._preemption is None else self._preemption.rest_steps
+            self._rest_steps = rules.preemption.rest_steps if rules.preemption else 0
             active = active[: len(active) - len(pushed_out)]
             self._order.keep(len(active))
             queue = sorted([*queue, *pushed_out], key=self._key)
-        limit = None if self._gate is None else len(active) + admitted
+        limit = len(active) + admitted if rules.gate else None
         return Plan(queue, active, limit, math.ceil(reserved), pushed_out)
 
     def _key(self, request: R) -> Key:
@@ -237,31 +232,14 @@ class Ordering:
         self._deadlines = [(time_s, tracked.request_id) for time_s, tracked in waiting if time_s < math.inf]
         heapify(self._deadlines)
 
-    def _promote(self, queue: Iterable[R], active: list[R], promotion: Promotion) -> None:
-        """Count for how long requests wait and run, and put first those that the promotion concerns."""
-        self._step += 1
-        for request in active:
-            tracked = self._tracked[request.request_id]
-            tracked.ran_in_step = self._step
-            if tracked.promoted_steps > 0:
-                tracked.promoted_steps -= 1
-                if not tracked.promoted_steps:
-                    self._look_up(tracked)
-        for request in queue:
-            tracked = self._tracked[request.request_id]
-            tracked.ran_in_step = tracked.ran_in_step or self._step
-            if not tracked.promoted_steps and self._step - tracked.ran_in_step >= promotion.idle_steps:
-                tracked.promoted_steps = promotion.promoted_steps
-                self._look_up(tracked)
-
     def _reserve_blocks(self) -> float:
         """KV blocks that what is running will likely take, as `_claim_blocks` says of each."""
         lacking_tokens: int = sum(
             entry.running.num_tokens - entry.running.num_computed_tokens for entry in self._order.filling
         )
         growth_tokens = 0.0
-        if self._gate is not None:
-            growth_tokens = self._gate.margin * sum(map(_growth, self._order.entries))
+        if self._rules.gate is not None:
+            growth_tokens = self._rules.gate.margin * sum(map(_growth, self._order.entries))
         return (lacking_tokens + growth_tokens) / self._block_size_tokens
 
     def _need_blocks(self, request: R) -> float:
@@ -276,7 +254,7 @@ class Ordering:
         return (unfilled_tokens + self._growth_tokens(running)) / self._block_size_tokens
 
     def _growth_tokens(self, request: R) -> float:
-        gate = self._gate
+        gate = self._rules.gate
         return 0.0 if gate is None else gate.margin * self._tracked[request.request_id].growth_tokens
 
     def _admit(self, queue: Sequence[R], active: list[R], room_blocks: float) -> tuple[int, list[R]]:
@@ -318,14 +296,14 @@ class Ordering:
         return [], 0.0
 
     def _yields(self, victim: R, request: R) -> bool:
-        """Whether a running request is to give way to a waiting one: by its class, by a promotion, or by its index at the price."""
-        preemption = self._preemption
+        """Whether a running request is to give way to a waiting one: by its class, or by its index at the price."""
+        preemption = self._rules.preemption
         if preemption is None or self._rest_steps > 0:
             return False
         loser, winner = self._tracked[victim.request_id], self._tracked[request.request_id]
         if winner.key >= loser.key:
             return False
-        if winner.priority < loser.priority or winner.promoted_steps > 0:
+        if winner.priority < loser.priority:
             return True
         price_s = preemption.token_s * victim.num_computed_tokens
         return winner.index_s + price_s <= (1.0 - preemption.hysteresis) * loser.index_s
@@ -358,9 +336,9 @@ class Ordering:
 
     def _value(self, tracked: Tracked) -> float:
         """The index, or the arrival moved ahead by the boost that the index gives."""
-        if tracked.overdue or tracked.promoted_steps > 0:
+        if tracked.overdue:
             return FIRST
-        boost_per_s = self._boost_per_s
+        boost_per_s = self._rules.boost_per_s
         return tracked.index_s if boost_per_s is None else tracked.arrival_s - boost_s(tracked.index_s, boost_per_s)
 
     def _move(self, tracked: Tracked, value: float) -> None:
@@ -371,3 +349,7 @@ class Ordering:
         else:
             self._order.rekeyed(tracked.key, key)
         tracked.key = key
+
+
+OrderingFactory: TypeAlias = Callable[[int, int], Ordering]
+"""Makes the ordering of an engine of ``block_size_tokens`` and ``max_num_seqs``."""

@@ -37,9 +37,6 @@ class Tracked:
     growth_tokens: float = 0.0
     overdue: bool = False
     """Its patience is over: nobody of its class passes it any more."""
-    ran_in_step: int = 0
-    promoted_steps: int = 0
-    """Steps for which it still goes first."""
     running: Any = None
     """The engine's own request while it is among the running of the last plan."""
     filling: bool = False

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
 from engine_adapter.agent.agent import Agent, AgentLimits, View
-from engine_adapter.ordering.ordering import Plan
+from engine_adapter.ordering.ordering import Ordering, OrderingFactory, Plan
 from engine_adapter.transport.link import EngineLink
 from engine_adapter.virtual_time.engine import CompletedRequest, Step, TraceRequest
 from engine_adapter.virtual_time.kv_cache import KvCache
@@ -68,6 +68,7 @@ class SimulatedEngine:
         prefix_caching: bool = False,
         limits: AgentLimits | None = None,
         start_s: float = 0.0,
+        make_ordering: OrderingFactory = Ordering,
     ) -> None:
         check_profile(profile)
         if prefix_caching:
@@ -81,7 +82,8 @@ class SimulatedEngine:
             scheduling=scheduling,
             reserve_full_prompt=reserve_full_prompt,
         )
-        self.agent = Agent(hello=_hello(profile, engine_id, session_id, start_s), link=link, limits=limits)
+        hello = _hello(profile, engine_id, session_id, start_s)
+        self.agent = Agent(hello=hello, link=link, limits=limits, make_ordering=make_ordering)
         self._accounts: dict[str, RequestProgress] = {}
         self._requests: dict[str, SimulatedRequest] = {}
         self._ended: list[CompletedRequest] = []

@@ -27,7 +27,7 @@ from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.request import Request
 
 from engine_adapter.agent.agent import Agent, View
-from engine_adapter.ordering.ordering import Plan
+from engine_adapter.ordering.ordering import OrderingFactory, Plan
 from engine_adapter.transport.keys import EngineKey, load_engine_key
 from engine_adapter.transport.link import EngineLink
 from engine_adapter.transport.zmq_sockets import ZmqLink, default_endpoint, prepare_endpoint
@@ -107,6 +107,7 @@ def start_plugin(
     *,
     now_s: Callable[[], float],
     make_link: Callable[[str, EngineKey | None], EngineLink],
+    make_ordering: OrderingFactory,
 ) -> Plugin | None:
     """Make the plugin of a scheduler; None, with the reason in the log, where it cannot or must not work."""
     if not known_version(vllm.__version__):
@@ -119,7 +120,7 @@ def start_plugin(
     try:
         settings = plugin_settings(scheduler.vllm_config)
         link = make_link(settings.endpoint, settings.key)
-        plugin = Plugin(scheduler, settings.engine_id, now_s, link)
+        plugin = Plugin(scheduler, settings.engine_id, now_s, link, make_ordering)
     except Exception:
         log.exception("SageSched could not start: vLLM serves in its own order and nothing is reported")
         return None
@@ -149,12 +150,19 @@ def _border(hook: Hook) -> Hook:
 class Plugin:
     """Hears what happens in a vLLM scheduler, tells the agent, and steers the scheduler by the agent's plans."""
 
-    def __init__(self, scheduler: AsyncScheduler, engine_id: str, now_s: Callable[[], float], link: EngineLink) -> None:
+    def __init__(
+        self,
+        scheduler: AsyncScheduler,
+        engine_id: str,
+        now_s: Callable[[], float],
+        link: EngineLink,
+        make_ordering: OrderingFactory,
+    ) -> None:
         self.alive = True
         self._scheduler = scheduler
         self._now_s = now_s
         self._groups = max(1, len(scheduler.kv_cache_config.kv_cache_groups))
-        self.agent = Agent(hello=self._hello(engine_id), link=link)
+        self.agent = Agent(hello=self._hello(engine_id), link=link, make_ordering=make_ordering)
         self._lives = RequestTracker(self.agent)
         self._control = SchedulerControl(scheduler)
         self._plan: Plan[Request] | None = None

@@ -27,6 +27,7 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
+from engine_adapter.ordering.ordering import Ordering, OrderingFactory
 from engine_adapter.transport.keys import EngineKey
 from engine_adapter.transport.link import EngineLink
 from engine_adapter.virtual_time.engine import CompletedRequest, Step, TraceRequest
@@ -58,6 +59,7 @@ class VllmVirtualTimeEngine:
         reserve_full_prompt: bool = True,
         prefix_caching: bool = False,
         data_parallel_rank: int = 0,
+        make_ordering: OrderingFactory = Ordering,
     ) -> None:
         check_profile(profile)
         self._profile = profile
@@ -82,7 +84,13 @@ class VllmVirtualTimeEngine:
             engine_id=engine_id,
         )
         config.parallel_config.data_parallel_index = data_parallel_rank
-        harnessed = _harnessed(scheduler_class, now_s=lambda: self._now_s, link=link, preempted=self._note_preemption)
+        harnessed = _harnessed(
+            scheduler_class,
+            now_s=lambda: self._now_s,
+            link=link,
+            make_ordering=make_ordering,
+            preempted=self._note_preemption,
+        )
         self.scheduler = harnessed(
             vllm_config=config,
             kv_cache_config=_kv_cache_config(profile),
@@ -225,9 +233,10 @@ def _harnessed(
     *,
     now_s: Callable[[], float],
     link: EngineLink,
+    make_ordering: OrderingFactory,
     preempted: Callable[[str, int], None],
 ) -> type[AsyncScheduler]:
-    """The scheduler class under virtual time; the plugin asks for clock and link while it is constructed."""
+    """The scheduler class under virtual time; the plugin asks for clock, link and ordering while it is constructed."""
 
     class Harnessed(base):  # type: ignore[misc]  # mypy does not follow vLLM
         def _now_s(self) -> float:
@@ -235,6 +244,9 @@ def _harnessed(
 
         def _make_link(self, endpoint: str, key: EngineKey | None) -> EngineLink:
             return link
+
+        def _make_ordering(self, block_size_tokens: int, max_num_seqs: int) -> Ordering:
+            return make_ordering(block_size_tokens, max_num_seqs)
 
         def _preempt_request(self, request: Request, *args: object, **kwargs: object) -> None:
             preempted(request.request_id, request.num_computed_tokens)

@@ -93,14 +93,13 @@ def _prediction(record: Prediction) -> Row:
 
 def _settings_changed(record: SettingsChanged) -> Row:
     settings = record.settings
-    gate = (settings.gate.horizon_tokens, settings.gate.margin) if settings.gate else (None, None)
-    preemption = settings.preemption
-    promotion = settings.promotion
+    rules = settings.rules
+    gate = (rules.gate.horizon_tokens, rules.gate.margin) if rules.gate else (None, None)
+    preemption = rules.preemption
     price = (preemption.token_s, preemption.hysteresis, preemption.rest_steps) if preemption else (None, None, None)
-    lift = (promotion.idle_steps, promotion.promoted_steps) if promotion else (None, None)
     return (
-        record.time_s, record.reason, settings.revision, settings.mode, *gate, settings.boost_per_s, settings.lease_s,
-        settings.victims, *price, *lift,
+        record.time_s, record.reason, settings.revision, settings.mode, *gate, rules.boost_per_s, settings.lease_s,
+        rules.victims, *price,
     )  # fmt: skip
 
 

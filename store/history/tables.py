@@ -192,8 +192,6 @@ CREATE TABLE settings_history (  -- Settings sent to the engines, and why.
     preemption_token_s DOUBLE,  -- Price of a computed token that a request loses when another pushes it out; NULL: nobody does.
     preemption_hysteresis DOUBLE,  -- Share by which the index of who pushes out must be lower; NULL: nobody does.
     preemption_rest_steps BIGINT,  -- Steps after a push in which nobody is pushed out.
-    promotion_idle_steps BIGINT,  -- Steps passed over after which a request goes first.
-    promotion_promoted_steps BIGINT,  -- Steps for which it then goes first.
 )"""
 
 CALIBRATION = f"""

@@ -17,7 +17,7 @@ from fastapi import FastAPI, Response
 from engine_adapter.serving.processes import free_port
 from store.entries import ClusterChanged, DriftDetected, EngineSeen, Entry, Outcome, Prediction, SettingsChanged
 from store.history.writer import HistoryWriter
-from store.records import Arrived, Finished, Gate, Hello, Settings
+from store.records import Arrived, EngineRules, Finished, Gate, Hello, Settings
 
 Json = dict[str, Any]
 
@@ -546,9 +546,8 @@ def about_engines(time_s: float) -> list[Entry]:
             started_s=time_s,
         )
         seen = EngineSeen(time_s=time_s, event="connected", hello=hello)
-        settings = Settings(
-            revision=2, mode="on", gate=Gate(horizon_tokens=256, margin=1.15), boost_per_s=0.02, lease_s=2.0
-        )
+        rules = EngineRules(gate=Gate(horizon_tokens=256, margin=1.15), boost_per_s=0.02)
+        settings = Settings(revision=2, mode="on", lease_s=2.0, rules=rules)
         tuned = SettingsChanged(time_s=time_s, settings=settings, reason=f"reserve more on {engine_id}")
         entries += [
             Entry(engine_id=engine_id, session_id=session_id, batch=None, record=fact) for fact in (seen, tuned)

@@ -20,6 +20,7 @@ from store.records import (
     Arrived,
     ControllerMessage,
     EngineMessage,
+    EngineRules,
     Fact,
     Facts,
     Finished,
@@ -70,7 +71,8 @@ class ScriptedController:
         """The settings of this script, in another mode if one is given."""
         self.revision += 1
         self.mode = mode or self.mode
-        return Settings(revision=self.revision, mode=self.mode, gate=self.gate, boost_per_s=None, lease_s=1e9)  # type: ignore[arg-type]
+        rules = EngineRules(gate=self.gate)  # type: ignore[arg-type]
+        return Settings(revision=self.revision, mode=self.mode, lease_s=1e9, rules=rules)  # type: ignore[arg-type]
 
     def facts(self, kind: type[Fact]) -> list[Any]:
         """All facts of a kind, in the order in which they came."""

@@ -10,7 +10,7 @@ import time
 
 import zmq
 
-from store.records import Hello, IndexTable, Settings, Welcome, decode_engine_message, encode
+from store.records import EngineRules, Hello, IndexTable, Settings, Welcome, decode_engine_message, encode
 
 
 def main(endpoint: str, messages: int) -> None:
@@ -23,7 +23,7 @@ def main(endpoint: str, messages: int) -> None:
         if isinstance(decode_engine_message(frame), Hello):
             break
     prior = IndexTable(request_id=None, attained_tokens=(0,), index_s=(1.0,), growth_tokens=(0.0,))
-    settings = Settings(revision=1, mode="on", gate=None, boost_per_s=None, lease_s=2.0)
+    settings = Settings(revision=1, mode="on", lease_s=2.0, rules=EngineRules())
     for message in (Welcome(controller_id="mad", durable_batch=0), settings, prior):
         socket.send_multipart([connection, encode(message)])
     unknown = encode(IndexTable(request_id="nobody", attained_tokens=(0,), index_s=(1.0,), growth_tokens=(0.0,)))

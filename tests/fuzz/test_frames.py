@@ -20,6 +20,7 @@ from store.records import (
     MAX_PROMPT_TOKENS_SENT,
     PROTOCOL,
     Arrived,
+    EngineRules,
     Facts,
     Finished,
     FirstToken,
@@ -222,7 +223,7 @@ def test_the_session_of_another_engine_cannot_be_taken_over() -> None:
 
 def test_the_engine_is_not_hurt_by_nonsense_of_a_controller() -> None:
     """Before a greeting, twice, or of unfinished business: nothing raises."""
-    nonsense = Settings(revision=1, mode="on", gate=None, boost_per_s=math.nan, lease_s=math.nan)
+    nonsense = Settings(revision=1, mode="on", lease_s=math.nan, rules=EngineRules(boost_per_s=math.nan))
     agent = Agent(hello=HELLO, link=DirectLink(lambda _message: [Heartbeat(time_s=math.nan, settings=nonsense)]))
     for now_s in (1.0, 2.0, 0.5, 1e12):
         agent.poll(now_s)

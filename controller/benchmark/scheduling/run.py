@@ -8,8 +8,9 @@ from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
 from controller.benchmark.in_process import Brain
-from controller.policy.baselines import BenchContext, bench_learner, bench_policy, is_ours
+from controller.policy.baselines import BenchContext, bench_learner, bench_policy, is_ours, ordering_of
 from controller.policy.policies import Schedule
+from controller.policy.policy import Policy
 from controller.reports.latency_summary import PolicyFigures, figures
 from engine_adapter.transport.link import EngineLink, NoLink
 from engine_adapter.virtual_time.engine import CompletedRequest, Step, TraceRequest, VirtualEngine, serve
@@ -80,8 +81,9 @@ def run_policy(spec: RunSpec, timer: Callable[[], float], progress: Progress | N
     profile = profile_named(spec.profile)
     works = _prepared(spec.workload, spec.requests, spec.warmup, spec.seed, _room_tokens(profile))
     measured = _timed(works, spec)
-    brain = _brain(spec, profile, works.warmup, measured) if spec.policy != "fcfs" else None
-    engine = _Watched(_engine(spec, profile, brain.link if brain else NoLink()), profile, progress)
+    policy = _policy(spec, profile, measured)
+    brain = _brain(policy, works.warmup, spec.policy) if policy.orders else None
+    engine = _Watched(_engine(spec, profile, policy, brain.link if brain else NoLink()), profile, progress)
     if brain is not None:
         brain.engine = engine
     totals = serve(engine, measured)
@@ -114,17 +116,13 @@ def _timed(works: BenchTrace, spec: RunSpec) -> list[TraceRequest]:
     return with_arrivals(works.measured, arrivals_s)
 
 
-def _brain(spec: RunSpec, profile: Profile, warmup: Sequence[TraceRequest], measured: Sequence[TraceRequest]) -> Brain:
-    context = BenchContext(
-        schedule=spec.schedule,
-        lengths={work.request_id: _true_tokens(work, profile) for work in measured},
-    )
-    return Brain(
-        learner=bench_learner(spec.policy),
-        policy=bench_policy(spec.policy, context),
-        warmup=warmup,
-        guarded=is_ours(spec.policy),
-    )
+def _policy(spec: RunSpec, profile: Profile, measured: Sequence[TraceRequest]) -> Policy:
+    lengths = {work.request_id: _true_tokens(work, profile) for work in measured}
+    return bench_policy(spec.policy, BenchContext(schedule=spec.schedule, lengths=lengths))
+
+
+def _brain(policy: Policy, warmup: Sequence[TraceRequest], name: str) -> Brain:
+    return Brain(learner=bench_learner(name), policy=policy, warmup=warmup, guarded=is_ours(name))
 
 
 def _true_tokens(work: TraceRequest, profile: Profile) -> int:
@@ -133,9 +131,15 @@ def _true_tokens(work: TraceRequest, profile: Profile) -> int:
     return min(work.true_output_tokens, work.max_tokens, room)
 
 
-def _engine(spec: RunSpec, profile: Profile, link: EngineLink) -> VirtualEngine:
+def _engine(spec: RunSpec, profile: Profile, policy: Policy, link: EngineLink) -> VirtualEngine:
+    options: dict[str, Any] = {
+        "link": link,
+        "watermark": spec.watermark,
+        "prefix_caching": spec.prefix_caching,
+        "make_ordering": ordering_of(policy),
+    }
     if spec.engine == "simulated":
-        return SimulatedEngine(profile, link=link, watermark=spec.watermark, prefix_caching=spec.prefix_caching)
+        return SimulatedEngine(profile, **options)
     try:
         # vLLM takes seconds to import and need not be there for the simulated engine.
         from engine_adapter.vllm.virtual_time import VllmVirtualTimeEngine
@@ -144,10 +148,9 @@ def _engine(spec: RunSpec, profile: Profile, link: EngineLink) -> VirtualEngine:
         raise ConfigError(
             f"engine is 'vllm' and vLLM cannot be imported ({error}): install it or take simulated"
         ) from error
-    options: dict[str, Any] = {"watermark": spec.watermark, "prefix_caching": spec.prefix_caching}
     if isinstance(link, NoLink):
-        return VllmVirtualTimeEngine(profile, link=link, **options)
-    return VllmVirtualTimeEngine(profile, link=link, scheduler_class=SageScheduler, **options)
+        return VllmVirtualTimeEngine(profile, **options)
+    return VllmVirtualTimeEngine(profile, scheduler_class=SageScheduler, **options)
 
 
 class _Watched:

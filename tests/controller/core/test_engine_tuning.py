@@ -12,10 +12,11 @@ from msgspec import structs
 from controller.core.engine_tuning import BoostTuner, EngineTuning, GateTuner, RecomputePrice, TailWatch, TuningLimits
 from controller.core.step_time import StepPrices
 from controller.policy.policy import DEFAULT_PREFILL_TOKEN_S, Tuning
-from store.records import Finished, Gate, Preempted, Preemption, Settings, Snapshot
+from store.records import EngineRules, Finished, Gate, Preempted, Preemption, Settings, Snapshot
 
 LIMITS = TuningLimits()
-SETTINGS = Settings(revision=1, mode="on", gate=Gate(horizon_tokens=32), boost_per_s=0.01, lease_s=2.0)
+RULES = EngineRules(gate=Gate(horizon_tokens=32), boost_per_s=0.01)
+SETTINGS = Settings(revision=1, mode="on", lease_s=2.0, rules=RULES)
 
 
 def snapshot(
@@ -140,11 +141,11 @@ def test_an_engine_s_own_part_goes_into_its_settings() -> None:
     reasons = tuned.due(300.0)
     assert len(reasons) == 2
     assert tuned.due(300.1) == [], "the tick is slow"
-    settings = tuned.applied(SETTINGS)
-    assert settings.gate is not None
-    assert settings.gate.horizon_tokens == 32
-    assert settings.gate.margin < 1.0
-    assert settings.boost_per_s == pytest.approx(0.1)
+    rules = tuned.applied(SETTINGS).rules
+    assert rules.gate is not None
+    assert rules.gate.horizon_tokens == 32
+    assert rules.gate.margin < 1.0
+    assert rules.boost_per_s == pytest.approx(0.1)
     fixed = EngineTuning(Tuning(gate_exchange=None, boost_scale=None))
     for number in range(3000):
         fixed.observe(snapshot(number, used=700))
@@ -221,11 +222,12 @@ def test_what_the_prefix_cache_keeps_costs_nothing_again() -> None:
 def test_the_price_goes_into_the_settings_of_a_policy_that_preempts() -> None:
     """And with it a reason; without preemption there is no price."""
     preempts = EngineTuning(Tuning(gate_exchange=None, boost_scale=None, preempts=True))
-    settings = structs.replace(SETTINGS, preemption=Preemption(token_s=9.0, hysteresis=0.5))
+    rules = structs.replace(RULES, preemption=Preemption(token_s=9.0, hysteresis=0.5))
+    settings = structs.replace(SETTINGS, rules=rules)
     assert preempts.applied(settings) == settings
     (reason,) = preempts.due(0.0)
     assert "a lost token costs" in reason
-    priced = preempts.applied(settings).preemption
+    priced = preempts.applied(settings).rules.preemption
     assert priced == Preemption(token_s=DEFAULT_PREFILL_TOKEN_S, hysteresis=0.5)
 
 

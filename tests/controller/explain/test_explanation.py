@@ -21,7 +21,7 @@ from engine_adapter.virtual_time.simulated_scheduler import SimulatedRequest
 from store.errors import BadInputError
 from store.history.reader import open_history
 from store.reading.request_timeline import Choice, Moment, Order, RequestTimeline, Rival, joined, read_timeline
-from store.records import IndexTable, Settings
+from store.records import EngineRules, IndexTable, Settings
 
 Start = Callable[..., Any]
 Serve = Callable[..., Any]
@@ -295,7 +295,7 @@ def test_the_order_value_is_the_one_that_the_engine_sorts_by(
     """With every index, boost and patience, the explanation's value is the engine's own."""
     now_s = 60.0
     ordering = Ordering(block_size_tokens=16, max_num_seqs=4)
-    ordering.configure(Settings(revision=1, mode="on", gate=None, boost_per_s=boost_per_s, lease_s=1.0))
+    ordering.configure(Settings(revision=1, mode="on", lease_s=1.0, rules=EngineRules(boost_per_s=boost_per_s)))
     queue = []
     for name, arrival_s, index_s, bound_s in zip("ab", arrivals_s, indices_s, patience_s, strict=True):
         ordering.track(name, priority=0, arrival_s=arrival_s)

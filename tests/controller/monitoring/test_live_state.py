@@ -9,7 +9,7 @@ from msgspec import structs
 from controller.monitoring.live_state import EngineView, LiveSnapshot, RequestView, queue_rows
 from online_learning.distribution import LengthDistribution
 from store.history.writer import WriterStats
-from store.records import Arrived, Hello, IndexTable, RunningRequest, Settings, Snapshot
+from store.records import Arrived, EngineRules, Hello, IndexTable, RunningRequest, Settings, Snapshot
 
 HELLO = Hello(
     engine_id="e",
@@ -70,7 +70,7 @@ def _live_snapshot(views: list[RequestView], *, running: list[str], queue: list[
         detailed=snapshot,
         requests=tuple(views),
     )
-    settings = Settings(revision=1, mode="on", gate=None, boost_per_s=None, lease_s=1.0)
+    settings = Settings(revision=1, mode="on", lease_s=1.0, rules=EngineRules())
     return LiveSnapshot(
         time_s=10.0,
         settings=settings,

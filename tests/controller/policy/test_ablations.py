@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from controller.policy.ablations import ABLATION_NAMES, without
 from controller.policy.baselines import BenchContext, bench_learner, bench_policy, is_ours
@@ -16,17 +17,16 @@ from online_learning.distribution import LengthDistribution, log_grid
 from online_learning.evaluation.global_learner import GlobalLearner
 from online_learning.mixture.mixture import MixtureLearner
 from store.errors import ConfigError
-from store.records import Gate, Preemption
+from store.records import EngineRules, Gate, Preemption
 
 ENGINE = EngineFacts(kv_tokens=24_000, block_size_tokens=16, max_num_seqs=1024, base_s=0.033, prefill_token_s=1.4e-4)
 REQUEST = RequestFacts(request_id="r", prompt_tokens=300, max_tokens=2000)
+RULES = EngineRules(gate=Gate(horizon_tokens=32), boost_per_s=0.01, preemption=Preemption(token_s=1e-4))
 WHOLE = IndexPolicy(
     name="sage",
     cost=hybrid_cost,
     index="mean",
-    gate=Gate(horizon_tokens=32),
-    boost_per_s=0.01,
-    preemption=Preemption(token_s=1e-4),
+    rules=RULES,
     deadline=1.0,
 )
 GRID = log_grid(2000)
@@ -66,10 +66,10 @@ def test_without_the_index_arrival_decides() -> None:
 def test_each_part_is_taken_out_alone() -> None:
     """What is left is the whole policy; a part that is not there cannot be taken out."""
     less = {
-        "sage-without-gate": replace(WHOLE, gate=None),
-        "sage-without-boost": replace(WHOLE, boost_per_s=None),
+        "sage-without-gate": replace(WHOLE, rules=structs.replace(RULES, gate=None)),
+        "sage-without-boost": replace(WHOLE, rules=structs.replace(RULES, boost_per_s=None)),
         "sage-without-deadline": replace(WHOLE, deadline=None),
-        "sage-without-preemption": replace(WHOLE, preemption=None),
+        "sage-without-preemption": replace(WHOLE, rules=structs.replace(RULES, preemption=None)),
     }
     for name, expected in less.items():
         assert without(WHOLE, name) == replace(expected, name=name)
@@ -85,4 +85,4 @@ def test_the_benchmark_knows_them_as_ours_and_takes_the_predictor_out() -> None:
     assert {name for name, kind in learners.items() if kind is GlobalLearner} == {"sage-without-predictor"}
     assert set(learners.values()) == {GlobalLearner, MixtureLearner}
     context = BenchContext(schedule=Schedule(), lengths={})
-    assert bench_policy("sage-without-boost", context).boost_per_s is None
+    assert bench_policy("sage-without-boost", context).rules.boost_per_s is None

@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.policy import baselines
-from controller.policy.baselines import BENCH_POLICY_NAMES, PAPER_VARIANTS, BenchContext, bench_policy, variants_of
+from controller.policy.baseline_ordering import PreemptiveOrdering, PromotingOrdering
+from controller.policy.baselines import (
+    BENCH_POLICY_NAMES,
+    PAPER_VARIANTS,
+    BenchContext,
+    bench_policy,
+    ordering_of,
+    variants_of,
+)
 from controller.policy.policies import Schedule, policy_named
 from controller.policy.policy import EngineFacts, Policy, RequestFacts
 from engine_adapter.transport.link import DirectLink
@@ -17,7 +25,17 @@ from engine_adapter.virtual_time.profiles import Profile
 from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
 from online_learning.distribution import LengthDistribution, log_grid
 from store.errors import ConfigError
-from store.records import Arrived, ControllerMessage, EngineMessage, Facts, Hello, IndexTable, Settings, Welcome
+from store.records import (
+    Arrived,
+    ControllerMessage,
+    EngineMessage,
+    EngineRules,
+    Facts,
+    Hello,
+    IndexTable,
+    Settings,
+    Welcome,
+)
 
 ENGINE = EngineFacts(kv_tokens=24_000, block_size_tokens=16, max_num_seqs=1024, base_s=0.033, prefill_token_s=1.4e-4)
 REQUEST = RequestFacts(request_id="r", prompt_tokens=300, max_tokens=2000)
@@ -74,15 +92,15 @@ def test_every_policy_of_the_benchmark_gives_a_table(name: str, predicted: Lengt
 
 
 def test_what_goes_with_the_orders_is_as_their_sources_have_it() -> None:
-    """Who preempts, who promotes, and that no rival has our gate or boost."""
+    """Who preempts, who promotes, and that no baseline has our gate or boost."""
     policies = {name: bench_policy(name, CONTEXT) for name in ("fastserve", "ssjf", "ltr", "trail", *PAPER_VARIANTS)}
-    preemptive = {name for name, policy in policies.items() if policy.preemption is not None}
+    orderings = {name: ordering_of(policy)(16, 8) for name, policy in policies.items()}
+    preemptive = {name for name, ordering in orderings.items() if isinstance(ordering, PreemptiveOrdering)}
     assert preemptive == {"fastserve", "ltr", "trail", *PAPER_VARIANTS[2:]}
-    assert {name for name, policy in policies.items() if policy.promotion is not None} == {"ltr"}
-    promotion = policies["ltr"].promotion
-    assert promotion is not None
-    assert (promotion.idle_steps, promotion.promoted_steps) == (200, 10)
-    assert all(policy.gate is None and policy.boost_per_s is None for policy in policies.values())
+    assert {name for name, ordering in orderings.items() if isinstance(ordering, PromotingOrdering)} == {"ltr"}
+    assert orderings["ltr"].idle_steps == 200
+    assert orderings["ltr"].promoted_steps == 10
+    assert all(policy.rules == EngineRules() for policy in policies.values())
 
 
 @given(predicted=beliefs(), prompt_tokens=st.integers(1, 8000))
@@ -157,7 +175,7 @@ def test_a_gated_order_is_the_other_s_with_our_growth(predicted: LengthDistribut
     oracle = policy_named("srpt-oracle", lengths=CONTEXT.lengths)
     ours = policy_named("sage", schedule=CONTEXT.schedule)
     table, theirs, grows = (policy.assess(REQUEST, predicted, ENGINE).table for policy in (gated, oracle, ours))
-    assert gated.gate == CONTEXT.schedule.gate
+    assert gated.rules.gate == CONTEXT.schedule.gate
     assert at(table, age) == at(theirs, age)
     assert at(table, age, table.growth_tokens) == pytest.approx(at(grows, age, grows.growth_tokens), rel=0.03)
     flat = bench_policy("fcfs-gated", CONTEXT).assess(REQUEST, predicted, ENGINE).table
@@ -176,15 +194,7 @@ def ended(policy: Policy, lengths: dict[str, tuple[float, int]]) -> list[Complet
     def answer(message: EngineMessage) -> list[ControllerMessage]:
         match message:
             case Hello():
-                settings = Settings(
-                    revision=1,
-                    mode="on",
-                    gate=policy.gate,
-                    boost_per_s=policy.boost_per_s,
-                    lease_s=1e9,
-                    preemption=policy.preemption,
-                    promotion=policy.promotion,
-                )
+                settings = Settings(revision=1, mode="on", lease_s=1e9, rules=policy.rules)
                 prior = policy.assess(RequestFacts(request_id=None, prompt_tokens=9, max_tokens=2000), point(9), ENGINE)
                 return [Welcome(controller_id="c", durable_batch=0), settings, prior.table]
             case Facts():
@@ -205,7 +215,8 @@ def ended(policy: Policy, lengths: dict[str, tuple[float, int]]) -> list[Complet
         )
         for name, (arrival_s, tokens) in lengths.items()
     ]
-    return serve(SimulatedEngine(ONE_SLOT, link=DirectLink(answer)), works).lives
+    engine = SimulatedEngine(ONE_SLOT, link=DirectLink(answer), make_ordering=ordering_of(policy))
+    return serve(engine, works).lives
 
 
 LATE_SHORT = {"long": (0.0, 500), "short": (1.0, 50)}

@@ -38,9 +38,9 @@ def test_only_sage_has_a_schedule() -> None:
     """The paper has neither gate, boost nor patience, and what is asked for is what `sage` gets."""
     schedule = Schedule(gate=Gate(horizon_tokens=16), boost_per_s=0.07)
     policies = {name: policy_named(name, schedule=schedule, lengths={}) for name in POLICY_NAMES}
-    assert {name for name, policy in policies.items() if policy.gate} == {"sage"}
-    assert policies["sage"].gate == Gate(horizon_tokens=16)
-    assert {policy.boost_per_s for policy in policies.values()} == {None, 0.07}
+    assert {name for name, policy in policies.items() if policy.rules.gate} == {"sage"}
+    assert policies["sage"].rules.gate == Gate(horizon_tokens=16)
+    assert {policy.rules.boost_per_s for policy in policies.values()} == {None, 0.07}
     assert {name for name, policy in policies.items() if policy.tuning} == {"sage"}
 
 
@@ -48,12 +48,12 @@ def test_only_sage_has_a_schedule() -> None:
 def test_a_fixed_boost_and_gate_are_left_alone(objective: Objective) -> None:
     """What the operator fixes is not tuned; 0 is no boost; without a word the objective's own follows the traffic."""
     fixed = Schedule(objective=objective, boost_per_s=0.0, tune_gate=False).policy()
-    assert fixed.boost_per_s is None
+    assert fixed.rules.boost_per_s is None
     assert fixed.tuning == Tuning(gate_exchange=None, boost_scale=None)
     free = Schedule(objective=objective).policy()
     assert free.tuning is not None
     assert free.tuning.gate_exchange is not None
-    assert (free.tuning.boost_scale is None) == (free.boost_per_s is None) == (objective == "mean")
+    assert (free.tuning.boost_scale is None) == (free.rules.boost_per_s is None) == (objective == "mean")
 
 
 def test_patience_grows_with_the_answer_and_the_traffic() -> None:

@@ -7,6 +7,7 @@ from store.records import (
     Arrived,
     ControllerMessage,
     EngineMessage,
+    EngineRules,
     Facts,
     Finished,
     Goodbye,
@@ -32,7 +33,7 @@ HELLO = Hello(
     prefix_caching=False,
     started_s=0.0,
 )
-SETTINGS = Settings(revision=1, mode="on", gate=None, boost_per_s=None, lease_s=2.0)
+SETTINGS = Settings(revision=1, mode="on", lease_s=2.0, rules=EngineRules())
 PRIOR = IndexTable(request_id=None, attained_tokens=(0,), index_s=(1.0,), growth_tokens=(0.0,))
 VIEW = View(kv_blocks_used=0, waiting=0, running=0, queue=(), running_requests=())
 
@@ -266,7 +267,7 @@ def _until(over: Callable[[float], bool], since_s: float = 0.0) -> int:
 def test_shadow_changes_nothing() -> None:
     """In shadow mode there is no plan, and the snapshot says which mode is in force."""
     agent, link = connected()
-    link.inbox = [Settings(revision=2, mode="shadow", gate=None, boost_per_s=None, lease_s=2.0)]
+    link.inbox = [Settings(revision=2, mode="shadow", lease_s=2.0, rules=EngineRules())]
     agent.poll(0.2)
     assert agent.mode(0.2) == "shadow"
     assert agent.plan(0.2, waiting=[], running=[], free_blocks=0) is None
@@ -335,7 +336,7 @@ def test_it_says_hello_until_it_knows_settings_and_prior() -> None:
 def test_a_heartbeat_repeats_the_settings() -> None:
     """Settings that were lost on their way are in force with the next heartbeat."""
     agent, link = connected()
-    shadow = Settings(revision=2, mode="shadow", gate=None, boost_per_s=None, lease_s=2.0)
+    shadow = Settings(revision=2, mode="shadow", lease_s=2.0, rules=EngineRules())
     link.inbox = [Heartbeat(time_s=0.0, settings=shadow)]
     agent.poll(0.2)
     assert agent.mode(0.2) == "shadow"

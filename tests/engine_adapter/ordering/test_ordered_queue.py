@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from engine_adapter.ordering.ordered_queue import Key, OrderedQueue
 from engine_adapter.ordering.ordering import Ordering
-from store.records import Gate, IndexTable, Settings
+from store.records import EngineRules, Gate, IndexTable, Settings
 
 CHANGES = ("append", "appendleft", "extend", "extendleft", "popleft", "pop", "remove", "clear", "rekey")
 
@@ -121,8 +121,8 @@ def test_a_kept_queue_gives_the_plans_of_a_fresh_one(
 
 def _ordering() -> Ordering:
     ordering = Ordering(16, 8)
-    gate = Gate(horizon_tokens=32)
-    ordering.configure(Settings(revision=1, mode="on", gate=gate, boost_per_s=0.1, lease_s=1.0))
+    rules = EngineRules(gate=Gate(horizon_tokens=32), boost_per_s=0.1)
+    ordering.configure(Settings(revision=1, mode="on", lease_s=1.0, rules=rules))
     ordering.put(_table(None, 50.0))
     return ordering
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from engine_adapter.ordering.ordering import SPARE_DEADLINES, Ordering, boost_s
-from store.records import Gate, IndexTable, Preemption, Promotion, Settings
+from store.records import EngineRules, Gate, IndexTable, Preemption, Settings, Victims
 
 BLOCK = 16
 
@@ -28,17 +28,10 @@ def settings(
     gate: Gate | None = None,
     boost_per_s: float | None = None,
     preemption: Preemption | None = None,
-    promotion: Promotion | None = None,
+    victims: Victims = "last",
 ) -> Settings:
-    return Settings(
-        revision=1,
-        mode="on",
-        gate=gate,
-        boost_per_s=boost_per_s,
-        lease_s=1.0,
-        preemption=preemption,
-        promotion=promotion,
-    )
+    rules = EngineRules(gate=gate, boost_per_s=boost_per_s, preemption=preemption, victims=victims)
+    return Settings(revision=1, mode="on", lease_s=1.0, rules=rules)
 
 
 def order(ordering: Ordering, *request_ids: str) -> list[str]:
@@ -178,7 +171,7 @@ def two_running(preemption: Preemption | None, *, slots: int = 1000) -> tuple[Or
 
 def test_a_better_request_pushes_out_the_worst_that_make_room() -> None:
     """What does not fit takes the blocks of the last of the running, and of no more of them than it needs."""
-    ordering, running = two_running(Preemption())
+    ordering, running = two_running(Preemption(token_s=0.0))
     ordering.track("good", priority=0, arrival_s=1.0)
     ordering.put(table("good", (0, 1.0, 0.0)))
     small = ordering.plan(0.0, waiting=[Request("good", 64)], running=running, free_blocks=0)
@@ -191,7 +184,7 @@ def test_a_better_request_pushes_out_the_worst_that_make_room() -> None:
 
 def test_nobody_is_pushed_out_in_vain() -> None:
     """No victim where there is room, where there are too few victims, and where the engine alone preempts."""
-    ordering, running = two_running(Preemption())
+    ordering, running = two_running(Preemption(token_s=0.0))
     ordering.track("good", priority=0, arrival_s=1.0)
     ordering.put(table("good", (0, 70.0, 0.0)))
     assert not ordering.plan(0.0, waiting=[Request("good", 64)], running=running, free_blocks=4).pushed_out
@@ -202,7 +195,7 @@ def test_nobody_is_pushed_out_in_vain() -> None:
 
 def test_a_full_engine_gives_a_slot_to_a_better_request() -> None:
     """With every slot taken and memory free, the worst of the running gives its slot."""
-    ordering, running = two_running(Preemption(), slots=2)
+    ordering, running = two_running(Preemption(token_s=0.0), slots=2)
     ordering.track("good", priority=0, arrival_s=1.0)
     ordering.put(table("good", (0, 1.0, 0.0)))
     plan = ordering.plan(0.0, waiting=[Request("good", 64)], running=running, free_blocks=100)
@@ -287,24 +280,6 @@ def test_whose_patience_is_over_goes_first_and_is_counted_once() -> None:
     assert ordering.overdue == 2
 
 
-def test_who_was_passed_over_in_too_many_steps_is_promoted_for_a_while() -> None:
-    """After so many idle steps a request goes first, and stays there for the steps that the rule grants it."""
-    ordering = Ordering(BLOCK, 1000)
-    ordering.configure(settings(promotion=Promotion(idle_steps=3, promoted_steps=2)))
-    for name, index in (("small", 1.0), ("large", 9.0)):
-        ordering.track(name, priority=0, arrival_s=0.0)
-        ordering.put(table(name, (0, index, 0.0)))
-    small, large = Request("small", 10, 10), Request("large", 10)
-
-    def large_stands_first(*, large_runs: bool) -> bool:
-        running = [small, large] if large_runs else [small]
-        ordering.plan(0.0, waiting=[] if large_runs else [large], running=running, free_blocks=0)
-        return ordering.key("large") < ordering.key("small")
-
-    assert [large_stands_first(large_runs=False) for _ in range(5)] == [False, False, False, True, True]
-    assert [large_stands_first(large_runs=True) for _ in range(3)] == [True, False, False]
-
-
 def running_order(ordering: Ordering, *running: Request) -> list[str]:
     return [r.request_id for r in ordering.plan(0.0, waiting=[], running=running, free_blocks=0).running]
 
@@ -324,7 +299,7 @@ def test_a_long_prompt_takes_what_decoding_requests_leave() -> None:
 def test_the_cheapest_victim_has_least_to_compute_again() -> None:
     """Under that rule classes and patience come first, then what is computed; indices count for nothing."""
     ordering = Ordering(BLOCK, 1000)
-    ordering.configure(structs.replace(settings(), victims="cheapest"))
+    ordering.configure(settings(victims="cheapest"))
     for name, priority, patience_s in (("old", 0, None), ("new", 0, None), ("overdue", 0, 1.0), ("lower", 1, None)):
         ordering.track(name, priority=priority, arrival_s=0.0)
         ordering.put(
@@ -344,7 +319,7 @@ def test_the_cheapest_victim_has_least_to_compute_again() -> None:
 
 def test_between_two_pushes_the_engine_rests() -> None:
     """However good the next one is, nobody is pushed out for so many steps."""
-    ordering, running = two_running(Preemption(rest_steps=3))
+    ordering, running = two_running(Preemption(token_s=0.0, rest_steps=3))
     for number in range(9):
         ordering.track(f"good{number}", priority=0, arrival_s=1.0)
         ordering.put(table(f"good{number}", (0, 1.0 + number, 0.0)))

@@ -16,6 +16,7 @@ from engine_adapter.virtual_time.profiles import PROFILES
 from store.records import (
     Acknowledged,
     Arrived,
+    EngineRules,
     Facts,
     Finished,
     Goodbye,
@@ -46,7 +47,7 @@ def attend(hub: ZmqHub, heard: Heard, *, seconds: float) -> None:
                 case Hello():
                     heard.hello.append(message)
                     hub.send(connection, Welcome(controller_id="test", durable_batch=0))
-                    hub.send(connection, Settings(revision=1, mode="on", gate=None, boost_per_s=None, lease_s=60.0))
+                    hub.send(connection, Settings(revision=1, mode="on", lease_s=60.0, rules=EngineRules()))
                     prior = IndexTable(request_id=None, attained_tokens=(0,), index_s=(1.0,), growth_tokens=(0.0,))
                     hub.send(connection, prior)
                 case Facts():

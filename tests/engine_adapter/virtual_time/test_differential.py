@@ -9,11 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 
+from controller.policy.baseline_ordering import PreemptiveOrdering, PromotingOrdering
+from engine_adapter.ordering.ordering import Ordering, OrderingFactory
 from engine_adapter.transport.link import DirectLink, NoLink
 from engine_adapter.virtual_time.engine import TraceRequest, VirtualEngine
 from engine_adapter.virtual_time.profiles import Profile
@@ -23,6 +27,7 @@ from store.records import (
     Arrived,
     ControllerMessage,
     EngineMessage,
+    EngineRules,
     Facts,
     Finished,
     Gate,
@@ -30,9 +35,7 @@ from store.records import (
     IndexTable,
     Mode,
     Preemption,
-    Promotion,
     Settings,
-    Victims,
     Welcome,
 )
 
@@ -44,6 +47,7 @@ from engine_adapter.vllm_scheduler import SageScheduler
 pytestmark = pytest.mark.vllm
 
 STEP_LIMIT = 4000
+PROMOTING = partial(PromotingOrdering, idle_steps=5, promoted_steps=3)
 HUNDREDS = settings(
     max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
@@ -81,17 +85,14 @@ class Script:
     tables: dict[str, IndexTable]
     prior: IndexTable
     modes: tuple[Mode, ...]
-    gate: Gate | None
-    boost_per_s: float | None
-    preemption: Preemption | None
-    promotion: Promotion | None
-    victims: Victims
+    rules: EngineRules
+    make_ordering: OrderingFactory
     finished_per_mode: int = 3
 
     @property
     def steps(self) -> int:
         """Promoted requests that push each other out may do so for ever: then only the first steps are compared."""
-        return STEP_LIMIT // 10 if self.promotion and self.preemption else STEP_LIMIT
+        return STEP_LIMIT // 10 if self.make_ordering is PROMOTING else STEP_LIMIT
 
     def link(self) -> DirectLink:
         """A link to a controller that starts at the beginning of the script."""
@@ -118,12 +119,8 @@ class Script:
         return Settings(
             revision=stretch,
             mode=self.modes[stretch % len(self.modes)],
-            gate=self.gate,
-            boost_per_s=self.boost_per_s,
             lease_s=math.inf,
-            preemption=self.preemption,
-            promotion=self.promotion,
-            victims=self.victims,
+            rules=self.rules,
         )
 
 
@@ -187,49 +184,55 @@ def index_tables(draw: st.DrawFn, request_id: str | None) -> IndexTable:
     )
 
 
+RULES = st.builds(
+    EngineRules,
+    gate=st.none() | st.builds(Gate, horizon_tokens=st.just(32), margin=st.sampled_from([0.0, 0.5, 1.0, 2.0])),
+    boost_per_s=st.sampled_from([None, 0.02, 2.0]),
+    preemption=st.none()
+    | st.builds(Preemption, token_s=st.sampled_from([0.0, 0.05]), hysteresis=st.sampled_from([0.0, 0.5])),
+    victims=st.sampled_from(["last", "cheapest"]),
+)
+
+
 @st.composite
 def scripts(draw: st.DrawFn, works: tuple[TraceRequest, ...]) -> Script:
-    """Tables for some requests, modes that change, with and without gate and boost."""
+    """Tables for some requests, modes that change, with and without gate and boost, under ours and the baselines' rules."""
     told = [work.request_id for work in works if draw(st.integers(0, 3))]
     return Script(
         tables={request_id: draw(index_tables(request_id)) for request_id in told},
         prior=draw(index_tables(None)),
         modes=draw(st.sampled_from([("on",), ("on", "off"), ("shadow", "on"), ("off", "on", "on")])),
-        gate=draw(
-            st.none() | st.builds(Gate, horizon_tokens=st.just(32), margin=st.sampled_from([0.0, 0.5, 1.0, 2.0]))
-        ),
-        boost_per_s=draw(st.sampled_from([None, 0.02, 2.0])),
-        preemption=draw(
-            st.none()
-            | st.builds(Preemption, token_s=st.sampled_from([0.0, 0.05]), hysteresis=st.sampled_from([0.0, 0.5]))
-        ),
-        victims=draw(st.sampled_from(["last", "cheapest"])),
-        promotion=draw(st.none() | st.builds(Promotion, idle_steps=st.just(5), promoted_steps=st.just(3))),
+        rules=draw(RULES),
+        make_ordering=draw(st.sampled_from([Ordering, PreemptiveOrdering, PROMOTING])),
     )
 
 
-def simulated(case: Case, link: DirectLink | NoLink) -> SimulatedEngine:
-    """The simulated engine of a case."""
+def simulated(case: Case, script: Script | None = None) -> SimulatedEngine:
+    """The simulated engine of a case, with a controller if there is a script for it."""
     return SimulatedEngine(
         case.profile,
-        link=link,
+        **_joined(script),
         watermark=case.watermark,
         scheduling=case.scheduling,
         reserve_full_prompt=case.reserve_full_prompt,
     )
 
 
-def real(case: Case, link: DirectLink | NoLink, *, plugin: bool) -> VllmVirtualTimeEngine:
+def real(case: Case, script: Script | None = None, *, plugin: bool) -> VllmVirtualTimeEngine:
     """The scheduler of vLLM for a case."""
     choice = {"scheduler_class": SageScheduler} if plugin else {}
     return VllmVirtualTimeEngine(
         case.profile,
-        link=link,
+        **_joined(script),
         watermark=case.watermark,
         scheduling=case.scheduling,
         reserve_full_prompt=case.reserve_full_prompt,
         **choice,
     )
+
+
+def _joined(script: Script | None) -> dict[str, Any]:
+    return {"link": NoLink()} if script is None else {"link": script.link(), "make_ordering": script.make_ordering}
 
 
 def assert_same_schedule(case: Case, one: VirtualEngine, other: VirtualEngine, *, steps: int = STEP_LIMIT) -> None:
@@ -304,7 +307,7 @@ WATERMARK_OF_THE_POOL = Case(
 @example(case=WATERMARK_OF_THE_POOL)
 def test_first_come_first_served_is_simulated_step_by_step(case: Case) -> None:
     """Without a controller the simulated engine schedules as stock vLLM does."""
-    assert_same_schedule(case, simulated(case, NoLink()), real(case, NoLink(), plugin=False))
+    assert_same_schedule(case, simulated(case), real(case, plugin=False))
 
 
 @HUNDREDS
@@ -312,7 +315,7 @@ def test_first_come_first_served_is_simulated_step_by_step(case: Case) -> None:
 @example(case=VICTIM_WITH_TOKENS)
 def test_priority_order_is_simulated_step_by_step(case: Case) -> None:
     """Under ``--scheduling-policy priority`` as well, victims and their place in the queue included."""
-    assert_same_schedule(case, simulated(case, NoLink()), real(case, NoLink(), plugin=False))
+    assert_same_schedule(case, simulated(case), real(case, plugin=False))
 
 
 @HUNDREDS
@@ -320,9 +323,7 @@ def test_priority_order_is_simulated_step_by_step(case: Case) -> None:
 def test_our_policy_is_simulated_step_by_step(data: st.DataObject, case: Case) -> None:
     """Under tables, gate, boost, preemption and changing modes the simulated engine schedules as vLLM with our plugin does."""
     script = data.draw(scripts(case.works))
-    assert_same_schedule(
-        case, simulated(case, script.link()), real(case, script.link(), plugin=True), steps=script.steps
-    )
+    assert_same_schedule(case, simulated(case, script), real(case, script, plugin=True), steps=script.steps)
 
 
 @HUNDREDS
@@ -330,9 +331,7 @@ def test_our_policy_is_simulated_step_by_step(data: st.DataObject, case: Case) -
 def test_our_policy_on_a_priority_engine_is_simulated_step_by_step(data: st.DataObject, case: Case) -> None:
     """The same where the requests' own priorities are strict classes."""
     script = data.draw(scripts(case.works))
-    assert_same_schedule(
-        case, simulated(case, script.link()), real(case, script.link(), plugin=True), steps=script.steps
-    )
+    assert_same_schedule(case, simulated(case, script), real(case, script, plugin=True), steps=script.steps)
 
 
 @settings(HUNDREDS, max_examples=40)
@@ -342,9 +341,7 @@ def test_an_error_of_ours_falls_back_alike(data: st.DataObject, case: Case) -> N
     script = data.draw(scripts(case.works))
     broken = IndexTable(request_id="r00", attained_tokens=(0, 3), index_s=(1.0,), growth_tokens=(0.0,))
     script = replace(script, tables=script.tables | {"r00": broken})
-    assert_same_schedule(
-        case, simulated(case, script.link()), real(case, script.link(), plugin=True), steps=script.steps
-    )
+    assert_same_schedule(case, simulated(case, script), real(case, script, plugin=True), steps=script.steps)
 
 
 def test_prefix_caching_is_left_to_vllm() -> None:
@@ -365,4 +362,4 @@ def test_prefix_caching_is_left_to_vllm() -> None:
 @given(case=cases("fcfs"))
 def test_the_plugin_without_a_controller_is_stock_vllm(case: Case) -> None:
     """With nobody at the other end of the link the plugin changes nothing."""
-    assert_same_schedule(case, real(case, NoLink(), plugin=True), real(case, NoLink(), plugin=False))
+    assert_same_schedule(case, real(case, plugin=True), real(case, plugin=False))

@@ -18,6 +18,7 @@ from store.records import (
     Arrived,
     ControllerMessage,
     EngineMessage,
+    EngineRules,
     Fact,
     Facts,
     Finished,
@@ -57,7 +58,7 @@ class Listener:
         match message:
             case Hello():
                 yield Welcome(controller_id="listener", durable_batch=0)
-                yield Settings(revision=1, mode="on", gate=None, boost_per_s=None, lease_s=math.inf)
+                yield Settings(revision=1, mode="on", lease_s=math.inf, rules=EngineRules())
                 yield PRIOR
             case Snapshot():
                 self.snapshots.append(message)

@@ -14,7 +14,7 @@ from store.entries import EngineSeen, Entry, SettingsChanged, StoreRecord
 from store.history.reader import open_history
 from store.history.rows import TABLE_OF
 from store.history.writer import HistoryWriter
-from store.records import Gate, Hello, Preemption, Promotion, Settings, Snapshot
+from store.records import EngineRules, Gate, Hello, Preemption, Settings, Snapshot
 
 LARGEST = 2**63 - 1
 NO_LISTS: dict[str, Any] = {"running_requests": (), "queue": ()}
@@ -83,7 +83,7 @@ def record_from(row: dict[str, Any], kind: type) -> Any:
     if kind is SettingsChanged:
         horizon = row["gate_horizon_tokens"]
         gate = None if horizon is None else Gate(horizon_tokens=horizon, margin=row["gate_margin"])
-        token_s, idle_steps = row["preemption_token_s"], row["promotion_idle_steps"]
+        token_s = row["preemption_token_s"]
         preemption = (
             None
             if token_s is None
@@ -91,13 +91,8 @@ def record_from(row: dict[str, Any], kind: type) -> Any:
                 token_s=token_s, hysteresis=row["preemption_hysteresis"], rest_steps=row["preemption_rest_steps"]
             )
         )
-        promotion = (
-            None
-            if idle_steps is None
-            else Promotion(idle_steps=idle_steps, promoted_steps=row["promotion_promoted_steps"])
-        )
-        names = ("revision", "mode", "boost_per_s", "lease_s", "victims")
-        sent = Settings(gate=gate, preemption=preemption, promotion=promotion, **{name: row[name] for name in names})
+        rules = EngineRules(gate=gate, boost_per_s=row["boost_per_s"], preemption=preemption, victims=row["victims"])
+        sent = Settings(rules=rules, **{name: row[name] for name in ("revision", "mode", "lease_s")})
         return SettingsChanged(time_s=row["time_s"], settings=sent, reason=row["reason"])
     if kind is Snapshot:
         row = row | {"detailed": row["queue"] is not None, "queue": row["queue"] or []}

@@ -1,0 +1,76 @@
+"""How the baselines' engines apply an order: preemption at no price, and promotion of who starves.
+
+No live engine has these rules: the benchmark and replays in virtual time hand them to their engines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from engine_adapter.ordering.ordering import Ordering, Plan, R
+from engine_adapter.ordering.running_order import FIRST, Tracked
+
+
+class PreemptiveOrdering(Ordering):
+    """In every step a waiting request pushes out running ones that stand behind it, whatever they lose."""
+
+    preempts = True
+
+    def _yields(self, victim: R, request: R) -> bool:
+        return self.key(request.request_id) < self.key(victim.request_id)
+
+
+class PromotingOrdering(PreemptiveOrdering):
+    """Preemptive, and a request that starves goes first until it has run for a number of steps.
+
+    Source: Fu et al., "Efficient LLM Scheduling by Learning to Rank" (NeurIPS 2024, arXiv 2408.15792), algorithm 1.
+
+    Args:
+        block_size_tokens: tokens in a KV block.
+        max_num_seqs: requests that the engine runs at once at most.
+        idle_steps: steps in which a request does not run after which it is promoted.
+        promoted_steps: steps that it runs before the promotion ends.
+    """
+
+    def __init__(self, block_size_tokens: int, max_num_seqs: int, *, idle_steps: int, promoted_steps: int) -> None:
+        super().__init__(block_size_tokens, max_num_seqs)
+        self.idle_steps = idle_steps
+        self.promoted_steps = promoted_steps
+        self._step = 0
+        self._ran_in_step: dict[str, int] = {}
+        """Step in which each request ran last, or was first seen waiting."""
+        self._promoted: dict[str, int] = {}
+        """Steps that each promoted request has yet to run."""
+
+    def plan(self, now_s: float, *, waiting: Collection[R], running: Collection[R], free_blocks: int) -> Plan[R]:
+        """Promote before ordering."""
+        self._step += 1
+        for request in running:
+            self._count_run(request.request_id)
+        for request in waiting:
+            self._count_wait(request.request_id)
+        return super().plan(now_s, waiting=waiting, running=running, free_blocks=free_blocks)
+
+    def forget(self, request_id: str) -> None:
+        """A request left the engine."""
+        super().forget(request_id)
+        self._ran_in_step.pop(request_id, None)
+        self._promoted.pop(request_id, None)
+
+    def _count_run(self, request_id: str) -> None:
+        self._ran_in_step[request_id] = self._step
+        if request_id not in self._promoted:
+            return
+        self._promoted[request_id] -= 1
+        if not self._promoted[request_id]:
+            del self._promoted[request_id]
+            self._look_up(self._tracked[request_id])
+
+    def _count_wait(self, request_id: str) -> None:
+        ran_in_step = self._ran_in_step.setdefault(request_id, self._step)
+        if request_id not in self._promoted and self._step - ran_in_step >= self.idle_steps:
+            self._promoted[request_id] = self.promoted_steps
+            self._look_up(self._tracked[request_id])
+
+    def _value(self, tracked: Tracked) -> float:
+        return FIRST if tracked.request_id in self._promoted else super()._value(tracked)
