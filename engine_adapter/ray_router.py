@@ -24,7 +24,7 @@ import random
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 from ray.util.metrics import Counter
@@ -33,6 +33,9 @@ from engine_adapter.routing.client import RouteClient
 from engine_adapter.routing.ranking import EngineForecast, Ledger, RouteForecast, RouteOrder, Sent, Silence, ranked
 from engine_adapter.routing.request_size import described
 from store.errors import ConfigError, EngineError
+
+if TYPE_CHECKING:
+    from ray.serve._private.replica_result import ReplicaResult
 
 log = logging.getLogger("ray.serve.sagesched")
 
@@ -44,13 +47,13 @@ Describe: TypeAlias = Callable[[str, tuple[Any, ...], dict[str, Any]], RouteOrde
 """Model, positional and named arguments of the call; None for what is no request of the engine."""
 
 
-class SageRequestRouter(RequestRouter):  # type: ignore[misc]  # mypy does not follow Ray
+class SageRequestRouter(RequestRouter):
     """Sends each request where the controller expects it to be complete first; falls back to power of two choices.
 
     It is no `FIFOMixin`: that would give the replica chosen for one request to another.
     """
 
-    def initialize_state(
+    def initialize_state(  # type: ignore[override]  # Ray passes the options of its configuration by name.
         self,
         *,
         controller: str,
@@ -101,7 +104,7 @@ class SageRequestRouter(RequestRouter):  # type: ignore[misc]  # mypy does not f
         rest = [replica for replica in candidate_replicas if replica.replica_id not in named]
         return [*ranks, rest] if rest else ranks
 
-    def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: object) -> None:
+    def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: ReplicaResult) -> None:
         """Remember what was sent where until the controller knows it by itself."""
         super().on_request_routed(pending_request, replica_id, result)
         forecasts = self._chosen.pop(pending_request.metadata.internal_request_id, None)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -151,7 +151,6 @@ class _Network:
         import torch
 
         torch.set_num_threads(1)  # The network is small, and the order of a parallel sum would show.
-        self._torch: Any = torch
         self._hats = _hats(bins, settings.buckets)
         self._smooth = torch.from_numpy(self._hats)
         self._bins = torch.arange(bins)[None, :]
@@ -179,9 +178,10 @@ class _Network:
 
         The gradient is written out: automatic differentiation takes eight times as long for so small a network.
         """
-        torch = self._torch
+        import torch
+
         with torch.no_grad():
-            batch = _batch(torch, examples)
+            batch = _batch(examples)
             embedded = self._embedding.index_select(0, batch.rows)
             hidden = batch.weights @ embedded + batch.scalars @ self._scalar
             log_odds = batch.prior + (hidden @ self._out + self._bias[batch.slots]) @ self._smooth
@@ -210,7 +210,9 @@ class _Network:
         return ((outlived + ended) * log_odds.sigmoid() - ended) / len(batch.position)
 
 
-def _batch(torch: Any, examples: list[_Example]) -> _Batch:  # noqa: ANN401 - the module, imported late
+def _batch(examples: list[_Example]) -> _Batch:
+    import torch
+
     rows, places = np.unique(np.concatenate([example.rows for example in examples]), return_inverse=True)
     weights = np.zeros((len(examples), rows.size), dtype=np.float32)
     owners = np.repeat(np.arange(len(examples)), [example.rows.size for example in examples])

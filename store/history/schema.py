@@ -22,7 +22,11 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 )
 """``MIGRATIONS[n]`` leads from version n to n + 1; entries are appended and never changed."""
 
-_CHECKPOINT_RELEASED = {"wal_autocheckpoint": "64MB", "threads": "1", "memory_limit": "1GB"}
+_CHECKPOINT_RELEASED: dict[str, str | bool | int | float | list[str]] = {
+    "wal_autocheckpoint": "64MB",
+    "threads": "1",
+    "memory_limit": "1GB",
+}
 
 
 @dataclass(frozen=True, slots=True)
