@@ -1,1 +1,1 @@
-"""From records to beliefs: prompt features, output-length distributions, drift, calibration."""
+"""From records to predicted lengths: prompt features, output-length distributions, drift, calibration."""

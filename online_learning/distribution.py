@@ -1,7 +1,7 @@
-"""Length distributions: the belief about how many tokens an answer will have.
+"""Length distributions: the predicted number of tokens of an answer.
 
 A distribution is a probability mass on increasing lengths.
-The lengths are the right edges of log-spaced bins, so that a length is never believed shorter than it may be
+The lengths are the right edges of log-spaced bins, so that a length is never predicted shorter than it may be
 (Gast et al. 2026 call this the shifted empirical distribution).
 """
 
@@ -72,7 +72,7 @@ class LengthDistribution(msgspec.Struct, frozen=True, eq=False):
         return float(self.mass[first:].sum())
 
     def cut(self, max_tokens: int) -> LengthDistribution:
-        """The same belief about an answer that is cut at ``max_tokens``."""
+        """The distribution of an answer that is cut at ``max_tokens``."""
         last = int(self.lengths.searchsorted(max_tokens))
         if last >= self.lengths.size:
             return self
@@ -83,9 +83,9 @@ class LengthDistribution(msgspec.Struct, frozen=True, eq=False):
         return LengthDistribution(lengths, mass)
 
     def given(self, attained_tokens: int) -> LengthDistribution:
-        """The belief once ``attained_tokens`` have been generated and the answer goes on.
+        """The distribution once ``attained_tokens`` have been generated and the answer goes on.
 
-        One that outlived every length is believed to go on for a token: the learner's tail must not let that happen.
+        One that outlived every length is predicted to go on for a token: the learner's tail must not let that happen.
         """
         first = int(self.lengths.searchsorted(attained_tokens, side="right"))
         mass = self.mass[first:]

@@ -38,21 +38,21 @@ class Observation:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class AtRisk:
-    """How many learnt answers stand behind a belief's hazards, in each bin; what they are worth beside running ones."""
+    """Learnt answers behind predicted hazards, by bin: what they are weighed with beside running ones."""
 
     learnt: float
     """Effective number of the model's answers."""
     model: NDArray[np.float64]
-    """The model's answers that reached each bin, with the weight of the belief that they are shrunk to."""
+    """The model's answers that reached each bin, with the weight of what they are shrunk to; shape (bins,)."""
     cluster: NDArray[np.float64] | None = None
-    """The prompt cluster's own that did."""
+    """The prompt cluster's own that did; shape (bins,)."""
     drawn: NDArray[np.float64] | None = None
-    """Weight of the model's belief in the cluster's, in answers."""
+    """Weight of the model's distribution in the cluster's, in answers; shape (bins,)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Forecast:
-    """A belief and where it comes from; ``distribution`` is not yet cut at the request's max_tokens."""
+    """A predicted distribution and where it comes from; ``distribution`` is not yet cut at the request's max_tokens."""
 
     distribution: LengthDistribution
     cluster: int | None
@@ -102,13 +102,13 @@ class LengthLearner(Protocol):
         ...
 
     def predict_one(self, features: Features, model: str) -> Forecast:
-        """The belief about the answer's length."""
+        """The predicted distribution of the answer's length; changes nothing."""
         ...
 
     def learn_one(self, features: Features, model: str, observation: Observation) -> list[Drift]:
-        """Take an answer into account; returns the drifts that it revealed."""
+        """Learn from an answer; returns the drifts that it revealed."""
         ...
 
     def prior(self, model: str) -> LengthDistribution:
-        """The belief about an answer of this model to a prompt that nothing is known of."""
+        """The distribution for a prompt that nothing is known of."""
         ...

@@ -238,7 +238,7 @@ class Predictor:
             within_90=served.within_90,
             answer=self._next_answer,
         )
-        return outcome, judgement, self.calibration.take(model, cluster, judgement)
+        return outcome, judgement, self.calibration.record(model, cluster, judgement)
 
     def rehearse(self, features: Features, model: str, observation: Observation) -> list[Measurement]:
         """Judge an answer of the past as if it had been predicted just before it ended; it is not learnt yet."""
@@ -251,7 +251,7 @@ class Predictor:
             uniform=self._random.random(),
             ripe=self.taught(model) >= RIPE_ANSWERS,
         )
-        return self.calibration.take(model, forecast.cluster, judgement)
+        return self.calibration.record(model, forecast.cluster, judgement)
 
     def teach(self, features: Features, model: str, observation: Observation, answer: int | None = None) -> list[Drift]:
         """Let the learner take an answer into account; ``answer`` is the number under which the history has it."""

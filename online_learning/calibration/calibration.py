@@ -42,10 +42,10 @@ class CalibrationSettings:
     max_clusters: int = 256
     """Clusters with a window of their own, over all models; the rest of a model's share one."""
     idle_answers: int = 5_000
-    """A cluster that was not heard of for so many answers makes room for another one."""
+    """Answers since a cluster's last one after which it makes room for another."""
     every_answers: int = 100
     every_s: float = 60.0
-    """A window with new answers is measured after so many of them, or after so long."""
+    """A window is measured after this number of new answers, or, with fewer, after this time."""
     at_once: int = 4
     """Windows that are measured in one go, so that no caller waits long."""
     guard: GuardSettings = field(default_factory=GuardSettings)
@@ -63,7 +63,7 @@ class Scope:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """One prediction, the belief that decisions rested on, and the prior, against one outcome."""
+    """One prediction, the distribution that decisions rested on, and the prior, against one outcome."""
 
     score: Score
     """Of the learner's own prediction."""
@@ -122,7 +122,11 @@ def judge(
 
 
 class CalibrationBook:
-    """Windows and guards of all models and clusters; its state follows from the judgements in their order."""
+    """Windows and guards of all models and clusters; its state follows from the judgements in their order.
+
+    Args:
+        settings: sizes of the windows in answers, bounds on models and clusters, and when trust changes.
+    """
 
     def __init__(self, settings: CalibrationSettings | None = None) -> None:
         self._settings = settings or CalibrationSettings()
@@ -130,16 +134,16 @@ class CalibrationBook:
         self._clusters: OrderedDict[Scope, _Window] = OrderedDict()
         self._answers = 0
 
-    def take(self, model: str, cluster: int | None, judgement: Judgement) -> list[Measurement]:
-        """Count how a prediction turned out; returns the measurements of those whose trust it changed."""
+    def record(self, model: str, cluster: int | None, judgement: Judgement) -> list[Measurement]:
+        """Record how a prediction turned out; returns the measurements of the scopes whose trust it changed."""
         self._answers += 1
         changed = []
-        for window, verdict in (
+        for window, scored in (
             (self._of_model(model), judgement.served),
             (self._of_cluster(model, cluster), judgement.score),
         ):
             window.add(judgement, self._answers)
-            if judgement.ripe and window.guard.take(verdict, judgement.prior_log_score):
+            if judgement.ripe and window.guard.observe(scored, judgement.prior_log_score):
                 changed.append(window.measure(_news(window.guard)))
         return changed
 
@@ -186,7 +190,7 @@ class CalibrationBook:
         return self._clusters[scope]
 
     def _has_room(self) -> bool:
-        """Whether one more cluster fits; the one that was not heard of for longest goes if that was very long."""
+        """Whether one more cluster fits; the one without an answer for longest goes if that was very long."""
         if len(self._clusters) < self._settings.max_clusters:
             return True
         scope, window = next(iter(self._clusters.items()))

@@ -47,6 +47,10 @@ class Guard:
 
     ``needs_coverage`` tells what the fallback is. Without the prediction a cluster has the prior, and a prediction
     that misses its coverage but is better than the prior is kept; a model has no order at all, and is not.
+
+    Args:
+        settings: when trust goes and when it returns.
+        needs_coverage: whether missed coverage counts against predictions that are better than the prior.
     """
 
     def __init__(self, settings: GuardSettings, *, needs_coverage: bool) -> None:
@@ -58,7 +62,7 @@ class Guard:
         self.reason: str | None = None
         """Why there is no trust; None while there is."""
 
-    def take(self, score: Score, prior_log_score: float) -> bool:
+    def observe(self, score: Score, prior_log_score: float) -> bool:
         """Count how a prediction turned out; returns whether trust changed."""
         limit = self._settings.worst_nats
         advantage = min(limit, max(-limit, score.log_score - prior_log_score))

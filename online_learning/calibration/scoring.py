@@ -1,4 +1,4 @@
-"""How good a belief was, once the answer is known: pure functions, and their mean over a rolling window."""
+"""How good a prediction was, once the answer is known: pure functions, and their mean over a rolling window."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from online_learning.distribution import IntArray, LengthDistribution, log_grid
 from online_learning.length_learner import Observation
 
 CHANCE_FLOOR = 1e-6
-"""Least chance that the log score takes for true, so that a belief without a tail has a finite score."""
+"""Least chance that the log score takes for true, so that a distribution without a tail has a finite score."""
 
 PIT_BINS = 10
 
@@ -29,7 +29,7 @@ _GRID = log_grid()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """One belief against one outcome; for a censored outcome against what is known of it."""
+    """One predicted distribution against one outcome; for a censored outcome against what is known of it."""
 
     pit: float
     crps_tokens: float
@@ -39,7 +39,7 @@ class Score:
 
 
 def score(distribution: LengthDistribution, observation: Observation, uniform: float) -> Score:
-    """All scores of one belief; ``uniform`` is a draw from [0, 1) that randomises the PIT within its bin."""
+    """All scores of one distribution; ``uniform`` is a draw from [0, 1) that randomises the PIT within its bin."""
     transform = pit(distribution, observation, uniform)
     return Score(
         pit=transform,
@@ -51,7 +51,7 @@ def score(distribution: LengthDistribution, observation: Observation, uniform: f
 
 
 def pit(distribution: LengthDistribution, observation: Observation, uniform: float) -> float:
-    """Probability integral transform, uniform on [0, 1] when the belief is calibrated.
+    """Probability integral transform, uniform on [0, 1] when the prediction is calibrated.
 
     Randomised within the atom that the outcome falls on (Czado, Gneiting and Held 2009); for a censored outcome
     within all that may still come.
@@ -99,7 +99,7 @@ def crps_tokens(distribution: LengthDistribution, observation: Observation) -> f
 def log_score(distribution: LengthDistribution, observation: Observation) -> float:
     """Logarithm of the probability of what was observed, in nats, at least log `CHANCE_FLOOR`; higher is better.
 
-    Probabilities are those of the bins of the common log grid, so that beliefs on other lengths compare.
+    Probabilities are those of the bins of the common log grid, so that distributions on other lengths compare.
     """
     position = min(int(_GRID.searchsorted(observation.output_tokens)), _GRID.size - 1)
     first = int(distribution.lengths.searchsorted(_left(position), side="right"))
@@ -126,7 +126,7 @@ def mean_pinball_tokens(distribution: LengthDistribution, observation: Observati
 
 
 def kendall_tau(medians: ArrayLike, lengths: ArrayLike, censored: ArrayLike) -> float:
-    """Kendall's τ-b of believed medians with lengths of which some are only known to be at least so much.
+    """Kendall's τ-b of predicted medians with lengths, of some of which only a lower bound is known.
 
     A pair whose order of lengths is not known, because the shorter one was cut, counts as tied (Brown, Hollander and
     Korwar 1974). Needs memory for all pairs; 0 where one side is all tied.
@@ -134,8 +134,8 @@ def kendall_tau(medians: ArrayLike, lengths: ArrayLike, censored: ArrayLike) -> 
     >>> kendall_tau([1, 2, 3], [10, 20, 30], [False, False, False]), kendall_tau([1, 2], [10, 20], [True, False])
     (1.0, 0.0)
     """
-    believed, reached, cut = np.asarray(medians), np.asarray(lengths), np.asarray(censored, dtype=bool)
-    order = np.sign(believed[:, None] - believed[None, :])
+    predicted, reached, cut = np.asarray(medians), np.asarray(lengths), np.asarray(censored, dtype=bool)
+    order = np.sign(predicted[:, None] - predicted[None, :])
     longer = reached[:, None] > reached[None, :]
     known_longer = (longer & ~cut[None, :]) | ((reached[:, None] == reached[None, :]) & cut[:, None] & ~cut[None, :])
     outcome = known_longer.astype(np.int8) - known_longer.T.astype(np.int8)
@@ -145,7 +145,7 @@ def kendall_tau(medians: ArrayLike, lengths: ArrayLike, censored: ArrayLike) -> 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """Means over a window of scores; what the operator is told about the beliefs."""
+    """Means over a window of scores; what the operator is shown of the predictions."""
 
     count: int
     crps_tokens: float

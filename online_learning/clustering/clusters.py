@@ -181,7 +181,10 @@ class PromptClusters:
         return int(self._ids[slot])
 
     def seed(self, prompts: list[Features]) -> None:
-        """Form the clusters from the first prompts, in place of all others; the same prompts give the same clusters, under new ids."""
+        """Form the clusters from the first prompts, in place of all others.
+
+        The same prompts give the same clusters, under new ids.
+        """
         self._space = FeatureSpace.of(
             np.stack([features[: self._settings.dimensions] for features in prompts]), self._settings.text_dimensions
         )

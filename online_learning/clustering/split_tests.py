@@ -12,7 +12,7 @@ from online_learning.distribution import FloatArray, IntArray
 from online_learning.survival.model_prior import Prior
 
 _PRIOR_ANSWERS = 10.0
-"""Weight of the model's belief where the likelihood of answers is taken, in answers."""
+"""Weight of the model's distribution in the likelihood of answers, in answers."""
 
 _LEAST_COUNT = 1e-9
 _POWER_STEPS = 8
@@ -43,7 +43,7 @@ class SplitSettings:
 
 
 def log_evidence(events: FloatArray, exposure: FloatArray, prior: Prior) -> float:
-    """Log marginal likelihood of life-table counts under a beta-Stacy prior around a belief (Walker and Muliere 1997).
+    """Log marginal likelihood of life-table counts under a beta-Stacy prior (Walker and Muliere 1997).
 
     With α = m·S₀·h₀ and β = m·S₀·(1 - h₀) in each bin: Σ ln B(α + e, β + r - e) - ln B(α, β), for e events among r
     at risk. Unfinished answers count by what they outlived.

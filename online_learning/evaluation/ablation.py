@@ -61,7 +61,7 @@ class BlindLearner:
         return self._hide(self._learner.features(prompt))
 
     def predict_one(self, features: Features, model: str) -> Forecast:
-        """The learner's belief."""
+        """The learner's prediction."""
         return self._learner.predict_one(features, self._named(model))
 
     def learn_one(self, features: Features, model: str, observation: Observation) -> list[Drift]:

@@ -13,7 +13,11 @@ from online_learning.survival.model_prior import ModelPrior
 class GlobalLearner:
     """One length distribution per model, shrunk to the one over all models; the prompt says nothing.
 
-    What any learner that looks at prompts has to beat, and what it falls back to.
+    What any learner that looks at prompts has to beat, and what it falls back to. Fails where lengths differ by
+    prompt.
+
+    Args:
+        settings: those of the grid, the models and their sketches count.
 
     >>> import numpy as np
     >>> learner = GlobalLearner()
@@ -25,14 +29,14 @@ class GlobalLearner:
     """
 
     def __init__(self, settings: LearnerSettings | None = None) -> None:
-        self._predicted = ModelPrior((settings or LearnerSettings()).of_global)
+        self._predicted = ModelPrior((settings or LearnerSettings()).model_prior)
 
     def features(self, prompt: Prompt) -> Features:
         """The common prompt features, so that what is recorded can teach any learner."""
         return prompt_features(prompt)
 
     def predict_one(self, features: Features, model: str) -> Forecast:
-        """The belief about any answer of this model."""
+        """The model's distribution, whatever the prompt."""
         evidence = self._predicted.evidence(model)
         return Forecast(
             distribution=self.prior(model),
@@ -47,5 +51,5 @@ class GlobalLearner:
         return drifts_of(model, 0, self._predicted.learn(model, observation))
 
     def prior(self, model: str) -> LengthDistribution:
-        """The same belief as for any prompt."""
+        """The distribution that every prompt gets."""
         return LengthDistribution(self._predicted.lengths, self._predicted.prior(model).mass)

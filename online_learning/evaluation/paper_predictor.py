@@ -1,4 +1,4 @@
-"""The published predictor of SageSched: the answers to similar prompts are the belief."""
+"""The published predictor of SageSched: the lengths of the answers to similar prompts are the predicted distribution."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class _History:
         self._seen = 0
 
     def add(self, text: Features, tokens: int) -> None:
-        place = self._seen % self._lengths.size
-        self._texts[place] = text
-        self._lengths[place] = tokens
+        row = self._seen % self._lengths.size
+        self._texts[row] = text
+        self._lengths[row] = tokens
         self._seen += 1
 
     def similar(self, text: Features, least_cosine: float) -> IntArray:
@@ -46,9 +46,13 @@ class SimilarityLearner:
     """SageSched's predictor to the letter (arXiv 2603.07917, section on prediction), for comparison.
 
     The lengths of the past answers to prompts with a cosine of at least 0.8, from a FIFO history with exact search,
-    are the belief as they are; without any, the global belief. The text features stand for the paper's unnamed
-    embedding. Unfinished answers are dropped, as published, so that it learns short lengths under long answers;
-    what outlived every sample is believed to end with the next token; nothing is forgotten before its turn.
+    are the predicted distribution as they are; without any, it is the global one. The text features stand for the
+    paper's unnamed embedding. Fails where answers are long: unfinished ones are dropped, as published, so that it
+    learns the short ones, and what outlived every sample is predicted to end with the next token.
+
+    Args:
+        settings: the paper's constants.
+        learner_settings: of the global distribution.
     """
 
     def __init__(
@@ -88,11 +92,11 @@ class SimilarityLearner:
         return []
 
     def prior(self, model: str) -> LengthDistribution:
-        """The global belief."""
+        """The global distribution."""
         return self._global.prior(model)
 
     def _fallback(self, features: Features, model: str) -> Forecast:
-        """The global belief; what still runs is left out, as published."""
+        """The global distribution; what still runs is left out, as published."""
         return replace(self._global.predict_one(features, model), at_risk=None)
 
     def _new_history(self) -> _History:

@@ -21,7 +21,7 @@ class LearnerQuality:
     """How well and how fast one learner predicted after the warm-up."""
 
     kendall_tau: float
-    """Of the belief's median with the length; 0 when the medians are all equal."""
+    """Of the predicted median with the length; 0 when the medians are all equal."""
     spearman: float
     crps_tokens: float
     log_score: float
@@ -82,7 +82,7 @@ _FIGURES = (
 
 
 Watch: TypeAlias = Callable[[str, int, LengthDistribution, Observation, Score], None]
-"""Told of every scored prediction: learner, number of the request from 0, belief, outcome, score."""
+"""Called with every scored prediction: learner, number of the request from 0, distribution, outcome, score."""
 
 
 def evaluate(
@@ -104,7 +104,7 @@ def evaluate(
         warmup: requests at the start that are learnt from but neither scored nor timed.
         clock: seconds, to time the learners with.
         progress: told the number of requests done, after each.
-        requests_per_token: requests that arrive while an answer grows by a token: so much later it is learnt, the
+        requests_per_token: requests that arrive while an answer grows by a token, after all of which it is learnt, the
             short ones before the long ones, as it is live. 0 teaches each answer at once; 3 requests a second and
             30 ms per token make 0.09.
         watch: told of every scored prediction.
@@ -143,7 +143,7 @@ class _Feedback:
         self._serial = 0
 
     def expect(self, due: float, features: dict[str, Features], model: str, observation: Observation) -> None:
-        """An answer that ends when so many requests have arrived."""
+        """Teach an answer when ``due`` requests have arrived."""
         self._serial += 1
         heapq.heappush(self._waiting, (due, self._serial, features, model, observation))
 

@@ -1,4 +1,4 @@
-"""The expert of prompt clusters, which is a River regressor too: each cluster has its own length distribution per model."""
+"""The expert of prompt clusters, a River regressor: each cluster has its own length distribution per model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from online_learning.features.feature_slots import FeatureSlots
 from online_learning.length_learner import ClusterChange, Drift, Observation
 from online_learning.survival.hazard import mass_from_survival, posterior_hazard, survival_from_hazard
 from online_learning.survival.length_sketch import LengthSketch, SketchSettings
-from online_learning.survival.model_prior import GlobalSettings, ModelPrior, Prior
+from online_learning.survival.model_prior import ModelPrior, ModelPriorSettings, Prior
 from online_learning.survival.per_model import ModelTable
 from online_learning.survival.shrinkage import Shrinkage
 
@@ -171,7 +171,7 @@ class ClusterLengthRegressor(base.Regressor):
         self._settled = False
         self._first: list[tuple[Query, Observation]] = []
         self._named = FeatureSlots(self._settings.dimensions)
-        self._prior = ModelPrior(GlobalSettings(longest_tokens=longest_tokens, max_models=1))
+        self._prior = ModelPrior(ModelPriorSettings(longest_tokens=longest_tokens, max_models=1))
 
     @classmethod
     def _unit_test_params(cls) -> Iterator[dict[str, Any]]:

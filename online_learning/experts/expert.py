@@ -1,7 +1,8 @@
 """What an expert is, and one expert alone as a learner.
 
-An expert forms a belief about one answer from its prompt, given the model's belief about any answer, its prior.
-When the answer is known it is told, says what chance it had given it, and learns.
+An expert predicts the distribution of one answer's length from its prompt, given its prior, the distribution of all
+of the model's answers.
+When the answer is known it scores its prediction, where that is asked for, and learns.
 """
 
 from __future__ import annotations
@@ -12,57 +13,58 @@ import msgspec
 import numpy as np
 
 from online_learning.distribution import FloatArray, IntArray, LengthDistribution
-from online_learning.features.informative_ngrams import TellingWords, Words
+from online_learning.features.informative_ngrams import InformativeNgrams, WeightedNgrams
 from online_learning.features.prompt_features import grams, prompt_features
 from online_learning.length_learner import AtRisk, ClusterChange, Drift, Features, Forecast, Observation, Prompt
 from online_learning.survival.length_sketch import Forgetting
-from online_learning.survival.model_prior import GlobalSettings, ModelPrior, Prior
+from online_learning.survival.model_prior import ModelPrior, ModelPriorSettings, Prior
 
 _LEAST_TRUST = 1e-4
 _LEAST_STRENGTH = 3.0
-"""Bounds of how far a cluster's belief is taken to be drawn to the model's."""
+"""Bounds of how far a cluster's distribution is taken to be shrunk to the model's."""
 
 
 class Query(msgspec.Struct, frozen=True, eq=False):
-    """A prompt to a model, with the model's belief about any answer."""
+    """A prompt to a model, with the model's prior."""
 
     features: Features
     model: str
     prior: Prior
-    telling: Words | None = None
+    informative: WeightedNgrams | None = None
 
     @property
-    def words(self) -> Words:
-        """The n-grams that tell the prompt apart, or all that are listed where nobody has chosen."""
-        return grams(self.features) if self.telling is None else self.telling
+    def ngrams(self) -> WeightedNgrams:
+        """The informative n-grams of the prompt, or all that are listed where none were chosen."""
+        return grams(self.features) if self.informative is None else self.informative
 
 
 class ExpertPrediction(msgspec.Struct, frozen=True, eq=False):
-    """An expert's belief: mass on the common grid."""
+    """An expert's predicted distribution: mass on the common grid, and where it comes from."""
 
     mass: FloatArray
+    """Shape (bins,), sums to 1."""
     evidence: float
     """Effective number of the expert's own answers behind it; 0 when it has nothing to say beyond the prior."""
     trust: float
     """Share of its own evidence in the mass; the rest is the prior."""
     cluster: int | None = None
     at_risk: FloatArray | None = None
-    """The cluster's answers that reached each bin, where there is one."""
+    """The cluster's answers that reached each bin, shape (bins,), where there is one."""
 
 
 class ScoredPrediction(msgspec.Struct, frozen=True, eq=False):
-    """What a belief had said of an answer."""
+    """How a predicted distribution turned out."""
 
     chance: float
     """Mass of what was observed: of its bin, or of all that may still come."""
     below: float
     """Mass of shorter answers."""
     mass: FloatArray
-    """The belief."""
+    """The predicted distribution, shape (bins,)."""
 
 
 class LearningResult(msgspec.Struct, frozen=True, eq=False):
-    """What an expert had believed before it learnt, and the drifts that the answer revealed."""
+    """What came of teaching an expert an answer."""
 
     scored_prediction: ScoredPrediction | None
     """None where the answer was not to be judged."""
@@ -74,16 +76,16 @@ class LearningResult(msgspec.Struct, frozen=True, eq=False):
 
 
 class Expert(Protocol):
-    """Forms beliefs on the common grid; its state depends on the lessons alone, in their order."""
+    """Predicts distributions on the common grid; its state depends on what it was taught alone, in that order."""
 
     name: str
 
     def predict(self, query: Query) -> ExpertPrediction:
-        """The belief about the answer; changes nothing."""
+        """The distribution of the answer's length; changes nothing."""
         ...
 
     def learn(self, query: Query, observation: Observation, *, judged: bool) -> LearningResult:
-        """Take an answer into account; where it is to be judged, say what was believed of it before."""
+        """Learn from an answer; where it is to be judged, score the prediction first."""
         ...
 
 
@@ -99,14 +101,14 @@ def scored_prediction(mass: FloatArray, position: int, *, censored: bool) -> Sco
 
 
 def chances(survivals: FloatArray, position: int, *, censored: bool) -> FloatArray:
-    """Chance of an answer in this bin under several beliefs, the survival of one in each row."""
+    """Chance of an answer in this bin under several distributions, the survival of one in each row."""
     if censored or position + 1 >= survivals.shape[1]:
         return survivals[:, position]
     return np.asarray(survivals[:, position] - survivals[:, position + 1])
 
 
 def drifts_of(model: str, cluster: int, forgetting: Forgetting | None) -> list[Drift]:
-    """The drift that a sketch found, in the words of the learner."""
+    """The drift that a sketch found, as the learner reports it."""
     if forgetting is None:
         return []
     return [
@@ -121,7 +123,7 @@ def drifts_of(model: str, cluster: int, forgetting: Forgetting | None) -> list[D
 
 
 def at_risk_of(known: ModelPrior, model: str, in_cluster: ExpertPrediction | None) -> AtRisk:
-    """Learnt answers behind a model's belief, and behind that of a prompt's cluster, where there is one."""
+    """Learnt answers behind a model's distribution, and behind that of a prompt's cluster, where there is one."""
     of_model = known.at_risk(model)
     evidence = known.evidence(model)
     if in_cluster is None or in_cluster.at_risk is None:
@@ -132,25 +134,30 @@ def at_risk_of(known: ModelPrior, model: str, in_cluster: ExpertPrediction | Non
 
 
 class SoloLearner:
-    """One expert over the global belief, as a `LengthLearner`: to be compared, or used alone."""
+    """One expert over the model's distribution, as a `LengthLearner`: to be compared, or used alone.
 
-    def __init__(self, expert: Expert, settings: GlobalSettings | None = None) -> None:
-        self._global = ModelPrior(settings or GlobalSettings())
+    Args:
+        expert: the expert; it must use the grid that ``settings`` describe.
+        settings: of the prior.
+    """
+
+    def __init__(self, expert: Expert, settings: ModelPriorSettings | None = None) -> None:
+        self._global = ModelPrior(settings or ModelPriorSettings())
         self._expert = expert
-        self._words = TellingWords()
+        self._ngrams = InformativeNgrams()
 
     def features(self, prompt: Prompt) -> Features:
         """The common prompt features."""
         return prompt_features(prompt)
 
     def prior(self, model: str) -> LengthDistribution:
-        """The model's global belief."""
+        """The distribution of all of the model's answers."""
         return LengthDistribution(self._global.lengths, self._global.prior(model).mass)
 
     def predict_one(self, features: Features, model: str) -> Forecast:
-        """The expert's belief; what it does not trust of its own is the global belief's."""
+        """The expert's distribution; the share that it does not trust of its own counts as the prior's."""
         prior = self._global.prior(model)
-        predicted = self._expert.predict(Query(features, model, prior, self._words.of(features)))
+        predicted = self._expert.predict(Query(features, model, prior, self._ngrams.of(features)))
         return Forecast(
             distribution=LengthDistribution(self._global.lengths, predicted.mass),
             cluster=predicted.cluster,
@@ -160,9 +167,9 @@ class SoloLearner:
         )
 
     def learn_one(self, features: Features, model: str, observation: Observation) -> list[Drift]:
-        """Teach the expert, then the global belief; a drift that the latter alone finds is that of cluster 0."""
-        query = Query(features, model, self._global.prior(model), self._words.of(features))
+        """Teach the expert, then the prior; a drift that the latter alone finds is that of cluster 0."""
+        query = Query(features, model, self._global.prior(model), self._ngrams.of(features))
         result = self._expert.learn(query, observation, judged=True)
-        self._words.learn(features)
+        self._ngrams.learn(features)
         forgetting = self._global.learn(model, observation)
         return result.drifts or drifts_of(model, 0, forgetting)

@@ -37,7 +37,7 @@ class NeighbourSettings:
     dimensions: int = 24
     """Principal directions of feature space in which distances are taken: more add noise, and cost time."""
     kernels: tuple[tuple[float, float], ...] = ((0.04, 4_000.0), (0.1, 4_000.0), (0.06, 300.0))
-    """Where a weight falls by a factor e: at this half squared distance beyond the nearest, and after so many answers.
+    """Where a weight falls by a factor e: this half squared distance beyond the nearest, and this number of answers.
 
     Which serves is learnt.
     """
@@ -75,12 +75,12 @@ class _History:
         return self._space is not None
 
     def add(self, features: Features, code: int, slot: int) -> None:
-        place = self.taught % self.codes.size
+        row = self.taught % self.codes.size
         if self._raw is not None:
             self._raw[self.taught % len(self._raw)] = features[:DIMENSIONS]
         if self._space is not None:
-            self._store(place, self._space.point(features) @ self._directions)
-        self.codes[place], self.slots[place], self.serials[place] = code, slot, self.taught
+            self._store(row, self._space.point(features) @ self._directions)
+        self.codes[row], self.slots[row], self.serials[row] = code, slot, self.taught
         self.taught += 1
         if self.taught in self._settings.fit_prompts:
             self._fit()
@@ -92,9 +92,9 @@ class _History:
         np.matmul(self._space.point(features), self._directions, out=point[: self._directions.shape[1]])
         return np.asarray(point @ self._points[:, : self.kept])
 
-    def _store(self, place: int, point: NDArray[np.float32]) -> None:
-        self._points[: point.size, place] = point
-        self._points[-1, place] = np.float32(-0.5) * (point @ point)
+    def _store(self, row: int, point: NDArray[np.float32]) -> None:
+        self._points[: point.size, row] = point
+        self._points[-1, row] = np.float32(-0.5) * (point @ point)
 
     def _fit(self) -> None:
         assert self._raw is not None, "prompts are kept until the last fit"
@@ -102,8 +102,8 @@ class _History:
         self._space = FeatureSpace.of(prompts)
         points = np.stack([self._space.point(features) for features in prompts])
         self._directions = _principal(points, self._settings.dimensions)
-        for place, point in enumerate(points @ self._directions):
-            self._store(place, point)
+        for row, point in enumerate(points @ self._directions):
+            self._store(row, point)
         if self.taught >= len(self._raw):
             self._raw = None
 
@@ -126,10 +126,15 @@ class NeighbourExpert:
     """Past answers weighted by a kernel of the distance between prompts: Kaplan-Meier on weighted counts (Beran 1981).
 
     The kernel is scaled to the nearest prompt, so that a prompt unlike all others still has neighbours; how much
-    they are believed, against the prior, goes by their effective number (Kish 1965) and by what predicted best of
+    they weigh, against the prior, goes by their effective number (Kish 1965) and by what predicted best of
     late, as do the kernel's width and memory. Answers of other models count as farther away and are shifted by the
     difference of the models' mean log-lengths.
     Fails where near prompts have nothing in common that tells length: then it stays the prior.
+
+    Args:
+        lengths: right edges of the bins in tokens, shape (bins,), increasing; `log_grid` makes them.
+        settings: size of the history, kernels and strengths.
+        max_models: models remembered; the one that was taught longest ago is forgotten first.
     """
 
     name = "neighbours"
@@ -142,7 +147,7 @@ class NeighbourExpert:
         self._next_slot = 0
 
     def predict(self, query: Query) -> ExpertPrediction:
-        """The belief drawn from the neighbours; the prior until feature space is fitted."""
+        """The distribution pooled over the neighbours; the prior until feature space is fitted."""
         known = self._models.get(query.model)
         if not self._history.ready or known is None:
             return ExpertPrediction(query.prior.mass, 0.0, 0.0)

@@ -25,7 +25,7 @@ _TINY = 1e-10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HeadSettings:
+class NetworkSettings:
     """Size and training of the network."""
 
     embedding_dimensions: int = 24
@@ -73,7 +73,7 @@ def torch_is_installed() -> bool:
     return importlib.util.find_spec("torch") is not None
 
 
-class HazardHead:
+class NetworkExpert:
     """Discrete-time survival analysis by gradient descent, one pass over the stream.
 
     The network adds to the log-odds of the prior's hazards, smoothly along the length grid, and starts at nothing:
@@ -83,13 +83,18 @@ class HazardHead:
     rare n-grams their own, larger steps (Duchi et al. 2011).
 
     Each answer is seen once, in batches, so that the chance given to it before is an honest one; and so that
-    training is bounded: about 65 µs per answer. Deterministic on one machine: seeded, on one thread.
+    training is bounded: about 65 µs per answer. Deterministic on one machine: seeded, on one thread. Fails where
+    lengths move faster than its small steps follow. Raises `ImportError` where torch is not installed.
+
+    Args:
+        lengths: right edges of the bins in tokens, shape (bins,), increasing; `log_grid` makes them.
+        settings: size and training of the network.
     """
 
     name = "network"
 
-    def __init__(self, lengths: IntArray, settings: HeadSettings | None = None) -> None:
-        self._settings = settings or HeadSettings()
+    def __init__(self, lengths: IntArray, settings: NetworkSettings | None = None) -> None:
+        self._settings = settings or NetworkSettings()
         self._lengths = lengths
         self._network = _Network(lengths.size, self._settings)
         self._slots: dict[str, int] = {}
@@ -101,12 +106,12 @@ class HazardHead:
         """The prior, moved by what the prompt's n-grams say."""
         evidence = min(self._taught, 5_000.0)
         trust = evidence / (evidence + self._settings.evidence_answers)
-        return ExpertPrediction(self._mass(query, *query.words), evidence, trust)
+        return ExpertPrediction(self._mass(query, *query.ngrams), evidence, trust)
 
     def learn(self, query: Query, observation: Observation, *, judged: bool) -> LearningResult:
         """Keep the answer for the next batch, and train when the batch is full."""
         position = bin_of(self._lengths, observation)
-        rows, weights = query.words
+        rows, weights = query.ngrams
         mass = self._mass(query, rows, weights) if judged else None
         said = None if mass is None else scored_prediction(mass, position, censored=observation.censored)
         slot = (
@@ -147,7 +152,7 @@ def _hats(bins: int, points: int) -> NDArray[np.float32]:
 class _Network:
     """Weights in torch for training; the same memory in numpy for predicting, where a call into torch costs more."""
 
-    def __init__(self, bins: int, settings: HeadSettings) -> None:
+    def __init__(self, bins: int, settings: NetworkSettings) -> None:
         import torch
 
         torch.set_num_threads(1)  # The network is small, and the order of a parallel sum would show.

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from online_learning.distribution import FloatArray, IntArray
 from online_learning.experts.expert import ExpertPrediction, LearningResult, Query, bin_of, scored_prediction
-from online_learning.features.informative_ngrams import Words
+from online_learning.features.informative_ngrams import WeightedNgrams
 from online_learning.features.prompt_features import DIMENSIONS, GRAM_ROWS, TEXT_DIMENSIONS
 from online_learning.length_learner import Observation
 from online_learning.survival.model_prior import Prior
@@ -23,7 +23,7 @@ _MOST_PRIORS = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BandSettings:
+class QuantileBandSettings:
     """Size and learning of the regression."""
 
     bands: int = 16
@@ -48,25 +48,29 @@ class _Step(msgspec.Struct, frozen=True, eq=False):
     """What a prompt's chances were formed from."""
 
     bands: _Bands
-    words: Words
+    ngrams: WeightedNgrams
     scalars: NDArray[np.float32]
     chances: FloatArray
 
 
-class BandExpert:
+class QuantileBandExpert:
     """Multinomial regression from n-grams to overlapping quantile bands of the prior, one step for each answer.
 
     Within a band lengths are spread as the prior spreads them, so that its tail stays as honest; and as bands are
     quantiles of the model's own lengths, what is learnt of words holds for all models. An unfinished answer is
-    spread over the bands as it is believed to go on. Convex, with steps by Adagrad (Duchi et al. 2011): rare n-grams
+    spread over the bands as it is predicted to go on. Convex, with steps by Adagrad (Duchi et al. 2011): rare n-grams
     have larger ones. Fails where what tells lengths is not in single n-grams; on prompts that come again and again
     it grows too sure, which the mixture sees.
+
+    Args:
+        lengths: right edges of the bins in tokens, shape (bins,), increasing; `log_grid` makes them.
+        settings: number of bands and steps of the regression.
     """
 
     name = "bands"
 
-    def __init__(self, lengths: IntArray, settings: BandSettings | None = None) -> None:
-        self._settings = settings or BandSettings()
+    def __init__(self, lengths: IntArray, settings: QuantileBandSettings | None = None) -> None:
+        self._settings = settings or QuantileBandSettings()
         self._lengths = lengths
         self._weights = _Adagrad(GRAM_ROWS, self._settings.bands, self._settings.rate, self._settings.first_square)
         scalars = DIMENSIONS - TEXT_DIMENSIONS + 1
@@ -89,7 +93,7 @@ class BandExpert:
         likelihood = masses[:, position:].sum(axis=1) if observation.censored else masses[:, position]
         posterior = step.chances * (likelihood + _LEAST_SHARE)
         direction = (posterior / posterior.sum() - step.chances).astype(np.float32)
-        rows, weights = step.words
+        rows, weights = step.ngrams
         self._weights.climb(rows, weights, direction)
         self._scalars.climb(slice(None), step.scalars, direction)
         self._taught = min(self._taught + 1.0, _MOST_EVIDENCE)
@@ -97,11 +101,11 @@ class BandExpert:
 
     def _step(self, query: Query) -> _Step:
         bands = self._bands(query.prior)
-        words = rows, weights = query.words
+        ngrams = rows, weights = query.ngrams
         scalars = np.concatenate((query.features[TEXT_DIMENSIONS:DIMENSIONS], _ONE))
         scores = bands.log_shares + weights @ self._weights.values[rows] + scalars @ self._scalars.values
         chances = np.exp((scores - scores.max()).astype(np.float64))
-        return _Step(bands, words, scalars, chances / chances.sum())
+        return _Step(bands, ngrams, scalars, chances / chances.sum())
 
     def _bands(self, prior: Prior) -> _Bands:
         known = self._cut.get(prior)

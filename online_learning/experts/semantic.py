@@ -1,6 +1,6 @@
-"""What an encoder makes of a prompt, as a correction of the belief that its n-grams gave.
+"""What an encoder makes of a prompt, as a correction of the distribution predicted from its n-grams.
 
-The embedding comes late and not for every prompt, so that it is no expert among the others: it moves the belief where
+The embedding comes late and not for every prompt, so that it is no expert among the others: it moves the prediction where
 there is one, and leaves it alone where there is none.
 """
 
@@ -68,10 +68,11 @@ class SemanticSettings:
 
 
 class SemanticHead:
-    """A linear map from embeddings to the log-odds of a belief's hazards, learnt by Adagrad on the censored likelihood.
+    """A linear map from embeddings to the log-odds of predicted hazards, learnt by Adagrad on the censored likelihood.
 
-    It starts at nothing, so that a young one leaves beliefs as they are. Each answer is used once.
-    An embedding of another size than before starts it anew: the encoder was changed.
+    It starts at nothing, so that a young one leaves predictions as they are. Each answer is used once.
+    An embedding of another size than before resets it: the encoder was changed.
+    Fails where the encoder is replaced by another of the same size: it must unlearn the old one.
     """
 
     def __init__(self, settings: SemanticSettings | None = None) -> None:
@@ -85,7 +86,7 @@ class SemanticHead:
         return mass_from_hazard(self._hazard(mass, self._input(embedding)))
 
     def learn(self, mass: FloatArray, embedding: Embedding, position: int, *, censored: bool) -> None:
-        """Take an answer into account that ended in a bin, or has reached it; ``mass`` was the belief without this."""
+        """Take an answer into account that ended in a bin, or has reached it; ``mass`` was predicted without this."""
         if embedding.size != self._centre.size:
             self._begin(embedding.size)
         inputs = self._input(embedding)
@@ -132,10 +133,14 @@ def _hats(bins: int, points: int) -> FloatArray:
 
 
 class SemanticLearner:
-    """A learner whose beliefs are corrected by embeddings, where prompts have them.
+    """A learner whose predictions are corrected by embeddings, where prompts have them.
 
-    The other learner never sees the embedding. Its belief, as it is when the answer is learnt, is what the correction
+    The other learner never sees the embedding. Its prediction, as it is when the answer is learnt, is what the correction
     is learnt on top of.
+
+    Args:
+        inner: the learner that is corrected; prompts reach it without their embeddings.
+        settings: of the correction.
     """
 
     def __init__(self, inner: LengthLearner, settings: SemanticSettings | None = None) -> None:
@@ -161,7 +166,7 @@ class SemanticLearner:
         return self._inner.prior(model)
 
     def predict_one(self, features: Features, model: str) -> Forecast:
-        """The other learner's belief, corrected; the share of the mass that was moved counts as the encoder's weight."""
+        """The other learner's distribution, corrected; the share of the mass that moved is the encoder's weight."""
         plain, embedding = apart(features)
         forecast = self._inner.predict_one(plain, model)
         if embedding is None:
@@ -177,7 +182,7 @@ class SemanticLearner:
         """Teach the correction, where there is an embedding, then the other learner."""
         plain, embedding = apart(features)
         if embedding is not None:
-            believed = self._inner.predict_one(plain, model).distribution
-            position = bin_of(believed.lengths, observation)
-            self._head.learn(believed.mass, embedding, position, censored=observation.censored)
+            predicted = self._inner.predict_one(plain, model).distribution
+            position = bin_of(predicted.lengths, observation)
+            self._head.learn(predicted.mass, embedding, position, censored=observation.censored)
         return self._inner.learn_one(plain, model, observation)

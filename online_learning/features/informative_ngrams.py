@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from online_learning.features.prompt_features import DIMENSIONS, GRAM_ROWS, IDENTITIES, grams
 from online_learning.length_learner import Features
 
-Words = tuple[NDArray[np.int64], NDArray[np.float32]]
+WeightedNgrams = tuple[NDArray[np.int64], NDArray[np.float32]]
 """Rows of n-grams, and the weight of each."""
 
 _TENANT = DIMENSIONS + IDENTITIES - 1
@@ -22,7 +22,7 @@ _FEWEST_PROMPTS = 50.0
 _MOST_PROMPTS = 2_000.0
 
 
-class TellingWords:
+class InformativeNgrams:
     """Which n-grams tell prompts apart: those of less than half of the latest prompts.
 
     A system prompt that everyone sends would otherwise hold most of a prompt's weight: behind one of 150 tokens the
@@ -32,20 +32,20 @@ class TellingWords:
     def __init__(self) -> None:
         self._counts: NDArray[np.float32] = np.zeros(GRAM_ROWS, dtype=np.float32)
         self._prompts = 0.0
-        self._latest: tuple[Features, Words] | None = None
+        self._latest: tuple[Features, WeightedNgrams] | None = None
 
-    def of(self, features: Features) -> Words:
-        """The prompt's telling n-grams, weights of unit length together; its tenant counts as one more.
+    def of(self, features: Features) -> WeightedNgrams:
+        """The prompt's informative n-grams, weights of unit length together; its tenant counts as one more.
 
-        >>> words = TellingWords()
-        >>> rows, weights = words.of(np.zeros(200, dtype=np.float32))
+        >>> ngrams = InformativeNgrams()
+        >>> rows, weights = ngrams.of(np.zeros(200, dtype=np.float32))
         >>> rows.size == weights.size
         True
         """
         rows, weights = self._grams(features)
         if self._prompts >= _FEWEST_PROMPTS:
-            telling = self._counts[rows] < _SHARED * self._prompts
-            rows, weights = rows[telling], weights[telling]
+            informative = self._counts[rows] < _SHARED * self._prompts
+            rows, weights = rows[informative], weights[informative]
             weights = weights / np.float32(max(math.sqrt(float(weights @ weights)), 1e-6))
         tenant = int(features[_TENANT]) if features.size > _TENANT else 0
         if tenant == 0:
@@ -60,7 +60,7 @@ class TellingWords:
         self._counts[self._grams(features)[0]] += np.float32(1.0)
         self._prompts += 1.0
 
-    def _grams(self, features: Features) -> Words:
+    def _grams(self, features: Features) -> WeightedNgrams:
         """The listed n-grams; those of the latest prompt are at hand, because it is looked at more than once."""
         if self._latest is None or self._latest[0] is not features:
             self._latest = features, grams(features)

@@ -1,7 +1,7 @@
-"""How the experts' beliefs become one: weights by region of prompt space, and a correction of what still is off.
+"""How the experts' distributions become one: weights by prompt cluster, and a correction of the pool's calibration.
 
-Both are learnt online and in layers: a region with few answers does as its model does, a model as all models; a
-shape of beliefs with few answers is corrected as all shapes.
+Both are learnt online and in layers: a cluster with few answers has its model's weights, a model those of all models;
+a shape of distributions with few answers is corrected as all shapes are.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FARTHEST = 5.0
 """No expert's weight falls below e to the minus this of the best one's, so that it can come back."""
 
 Shape: TypeAlias = tuple[int, int]
-"""Where a belief lies and how wide it is, in steps."""
+"""Where a distribution lies and how wide it is, in steps."""
 
 _MEAN_BINS = 4.0
 _DEVIATION_BINS = 2.0
@@ -34,31 +34,41 @@ class PoolSettings:
     """How fast weights and corrections follow."""
 
     rate: float = 0.05
-    """Step of the weights with each answer, at each layer."""
-    region_rate: float = 0.1
+    """Step of the weights with each answer, for all models and for one."""
+    cluster_rate: float = 0.1
+    """The same for a cluster."""
     memory_answers: float = 2_000.0
-    region_memory_answers: float = 300.0
+    """Answers after which a score's weight has fallen by a factor e, for all models and for one."""
+    cluster_memory_answers: float = 300.0
+    """The same for a cluster."""
     least_weight: float = 0.05
     """An expert with less than this share of the best one's weight is not asked."""
-    least_telling_weight: float = 0.25
-    """The same where an answer only corrects: what is left out there errs as the rest does."""
+    least_correcting_weight: float = 0.25
+    """The same where an answer only corrects: experts that are left out there err as the rest do."""
     bins: int = 10
+    """Bins of the PIT histogram."""
     prior_answers: float = 400.0
     """Weight of no correction in a model's correction, in answers."""
     shape_prior_answers: float = 100.0
-    """Weight of the model's correction in that of a shape of beliefs."""
+    """Weight of the model's correction in that of a shape, in answers."""
     shape_memory_answers: float = 1_000.0
+    """Answers after which one's weight in a shape's histogram has fallen by a factor e."""
     max_models: int = 16
-    max_regions: int = 1_024
-    """Regions remembered of all models."""
+    """Models remembered; the one that was taught longest ago is forgotten first."""
+    max_clusters: int = 1_024
+    """Clusters remembered, over all models; the one that was taught longest ago is forgotten first."""
 
 
 class Pool:
-    """A linear pool of experts whose weights depend on model and region, and the correction of what it believes.
+    """A linear pool of experts with weights by model and cluster, and the correction of its calibration.
 
-    Weights follow the exponentiated gradient of the pool's own log score (Kivinen and Warmuth 1997), as a sum of what
-    all answers, the model's and the region's say: they climb to the weights of the best *pool*, where Bayesian
-    averaging would climb to the best single expert.
+    Weights follow the exponentiated gradient of the pool's own log score (Kivinen and Warmuth 1997), as a sum over
+    all answers, the model's and the cluster's: they climb to the weights of the best *pool*, where Bayesian averaging
+    would climb to the best single expert. Fails where an expert is best only now and then within a cluster.
+
+    Args:
+        experts: number of experts, the length of all weights.
+        settings: rates, memories and bounds.
     """
 
     def __init__(self, experts: int, settings: PoolSettings) -> None:
@@ -66,24 +76,24 @@ class Pool:
         self._experts = experts
         self._common: FloatArray = np.zeros(experts)
         self._models = ModelTable(self._no_scores, bound=settings.max_models)
-        self._regions = ModelTable(self._no_scores, bound=settings.max_regions)
+        self._clusters = ModelTable(self._no_scores, bound=settings.max_clusters)
         self._corrections = ModelTable(self._no_correction, bound=settings.max_models)
         self._keep = 1.0 - 1.0 / settings.memory_answers
-        self._region_keep = 1.0 - 1.0 / settings.region_memory_answers
+        self._cluster_keep = 1.0 - 1.0 / settings.cluster_memory_answers
 
-    def weights(self, model: str, region: int | None) -> FloatArray:
+    def weights(self, model: str, cluster: int | None) -> FloatArray:
         """Weight of each expert; they sum to 1."""
         scores = self._common.copy()
-        for known in (self._models.get(model), self._regions.get(_name(model, region))):
+        for known in (self._models.get(model), self._clusters.get(_name(model, cluster))):
             if known is not None:
                 scores += known
         scores -= scores.max()
         weights = np.exp(np.maximum(scores, -_FARTHEST, out=scores), out=scores)
         return np.asarray(weights / weights.sum())
 
-    def heard(self, model: str, region: int | None) -> FloatArray:
+    def significant_weights(self, model: str, cluster: int | None) -> FloatArray:
         """The weights without the small ones, which are 0: those experts need not be asked."""
-        weights = self.weights(model, region)
+        weights = self.weights(model, cluster)
         weights[weights < self._settings.least_weight * weights.max()] = 0.0
         return np.asarray(weights / weights.sum())
 
@@ -95,54 +105,47 @@ class Pool:
 
     def learn(
         self,
-        verdicts: list[ScoredPrediction | None],
+        scored: list[ScoredPrediction | None],
         weights: FloatArray,
         model: str,
-        region: int | None,
+        cluster: int | None,
         *,
         credited: bool = True,
     ) -> None:
-        """Place an answer in the PIT of the pool with these weights, and credit the experts with it.
+        """Learn the correction from the PIT of the pool with these weights, and credit the experts.
 
-        Without credit not every expert need have a verdict: the correction is learnt from those that have one.
+        Without credit not every expert need have been scored: the correction is learnt from those that were.
         """
-        self._correct(weights, verdicts, model)
+        self._correct(weights, scored, model)
         if credited:
-            self._credit(
-                weights,
-                [scored_prediction.chance for scored_prediction in verdicts if scored_prediction is not None],
-                model,
-                region,
-            )
+            self._credit(weights, [one.chance for one in scored if one is not None], model, cluster)
 
-    def _correct(self, weights: FloatArray, verdicts: list[ScoredPrediction | None], model: str) -> None:
-        most = self._settings.least_weight * float(weights.max())
-        said = [
-            (w, scored_prediction)
-            for w, scored_prediction in zip(weights.tolist(), verdicts, strict=True)
-            if scored_prediction and w >= most
+    def _correct(self, weights: FloatArray, scored: list[ScoredPrediction | None], model: str) -> None:
+        least = self._settings.least_weight * float(weights.max())
+        counted = [
+            (weight, one) for weight, one in zip(weights.tolist(), scored, strict=True) if one and weight >= least
         ]
-        total = sum(weight for weight, _ in said)
-        if not said:
+        if not counted:
             return
-        pooled = sum(weight / total * scored_prediction.mass for weight, scored_prediction in said)
-        below = sum(weight / total * scored_prediction.below for weight, scored_prediction in said)
-        chance = sum(weight / total * scored_prediction.chance for weight, scored_prediction in said)
+        total = sum(weight for weight, _ in counted)
+        pooled = sum(weight / total * one.mass for weight, one in counted)
+        below = sum(weight / total * one.below for weight, one in counted)
+        chance = sum(weight / total * one.chance for weight, one in counted)
         self._corrections.get_or_create(model).learn(
             np.asarray(pooled), below, min(1.0, below + max(chance, _LEAST_CHANCE))
         )
 
-    def _credit(self, weights: FloatArray, said: list[float], model: str, region: int | None) -> None:
-        chances = np.maximum(said, _LEAST_CHANCE)
+    def _credit(self, weights: FloatArray, given: list[float], model: str, cluster: int | None) -> None:
+        chances = np.maximum(given, _LEAST_CHANCE)
         credit = np.minimum(chances / float(weights @ chances), _MOST_CREDIT) - 1.0
         self._common = self._common * self._keep + self._settings.rate * credit
         scores = self._models.get_or_create(model)
         scores *= self._keep
         scores += self._settings.rate * credit
-        if region is not None:
-            scores = self._regions.get_or_create(_name(model, region))
-            scores *= self._region_keep
-            scores += self._settings.region_rate * credit
+        if cluster is not None:
+            scores = self._clusters.get_or_create(_name(model, cluster))
+            scores *= self._cluster_keep
+            scores += self._settings.cluster_rate * credit
 
     def _no_scores(self) -> FloatArray:
         return np.zeros(self._experts)
@@ -151,16 +154,17 @@ class Pool:
         return Correction(self._settings)
 
 
-def _name(model: str, region: int | None) -> str:
-    return f"{region}/{model}"
+def _name(model: str, cluster: int | None) -> str:
+    return f"{cluster}/{model}"
 
 
 class Correction:
     """A map of one model's distribution functions that makes their PIT uniform, learnt from a decaying histogram.
 
-    A linear pool of calibrated beliefs is too wide (Gneiting and Ranjan 2013); this narrows it where it is. Beliefs
-    of one shape, about as long and about as wide, err alike: each shape is corrected apart, as far as its evidence
-    goes. Measured against the same by prompt cluster: CRPS 1 % lower, and families nearer to their coverage.
+    A linear pool of calibrated distributions is too wide (Gneiting and Ranjan 2013); this narrows it where it is.
+    Distributions of one shape, about as long and about as wide, err alike: each shape is corrected apart, as far as
+    its evidence goes. Measured against the same by prompt cluster: CRPS 1 % lower, and families nearer to their
+    coverage.
     """
 
     def __init__(self, settings: PoolSettings) -> None:
@@ -179,7 +183,7 @@ class Correction:
         return np.asarray(np.maximum(corrected, 0.0))
 
     def learn(self, mass: FloatArray, low: float, high: float) -> None:
-        """Take the answer to a belief into account whose PIT lies between these, spread as it is believed to be."""
+        """Count an answer whose PIT under ``mass`` lies between ``low`` and ``high``, spread by the shares so far."""
         where = shape(mass)
         overlap = np.minimum(high, self._edges[1:]) - np.maximum(low, self._edges[:-1])
         spread = np.maximum(overlap, 1e-12) * self._shares(where)
@@ -198,7 +202,7 @@ class Correction:
 
 
 def shape(mass: FloatArray) -> Shape:
-    """Where a belief lies on the grid and how wide it is, coarsely: its mean and deviation in bins.
+    """Where a distribution lies on the grid and how wide it is, coarsely: its mean and deviation in bins.
 
     >>> shape(np.array([0.0, 0.0, 0.0, 0.0, 1.0])), shape(np.array([0.5, 0.0, 0.0, 0.0, 0.5]))
     ((1, 0), (0, 1))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from online_learning.clustering.clusters import ClusterSettings
 from online_learning.experts.cluster import CLUSTER_SKETCH
 from online_learning.survival.length_sketch import SketchSettings
-from online_learning.survival.model_prior import GlobalSettings
+from online_learning.survival.model_prior import ModelPriorSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,15 +24,15 @@ class LearnerSettings:
     max_models: int = 16
     """Models remembered; the one taught longest ago is forgotten first."""
     prior_answers: float = 10.0
-    """Weight of the belief over all models in the belief about one, in answers."""
+    """Weight of the distribution over all models in that of one, in answers."""
     sketch: SketchSettings = field(default_factory=SketchSettings)
     clusters: ClusterSettings = field(default_factory=ClusterSettings)
     cluster_sketch: SketchSettings = CLUSTER_SKETCH
 
     @property
-    def of_global(self) -> GlobalSettings:
-        """Those of the global belief."""
-        return GlobalSettings(
+    def model_prior(self) -> ModelPriorSettings:
+        """Those of the prior."""
+        return ModelPriorSettings(
             longest_tokens=self.longest_tokens,
             max_models=self.max_models,
             prior_answers=self.prior_answers,

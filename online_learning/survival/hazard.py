@@ -54,7 +54,7 @@ def survival_from_hazard(hazard: FloatArray) -> FloatArray:
 def posterior_hazard(
     events: FloatArray, exposure: FloatArray, prior: FloatArray, strength: float | FloatArray
 ) -> FloatArray:
-    """Hazard believed after ``events`` among ``exposure`` answers at risk.
+    """Posterior hazard after ``events`` among ``exposure`` answers at risk.
 
     ``strength`` is the prior's weight in answers, per bin or for all. With the weight m·S₀ (S₀ the prior's survival)
     this is the beta-Stacy posterior (Walker and Muliere 1997): without censoring a Dirichlet process, with it the
@@ -67,7 +67,7 @@ def posterior_hazard(
 
 
 def vague_hazard(lengths: IntArray) -> FloatArray:
-    """The belief before any answer was seen: log-logistic with median 200 tokens and shape 1.5.
+    """The hazard before any answer was seen: log-logistic with median 200 tokens and shape 1.5.
 
     Broad and heavy-tailed: a young system must not think that it knows.
     """
@@ -93,9 +93,9 @@ def power_tail_hazard(lengths: IntArray, events: FloatArray, exposure: FloatArra
 
 
 def prior_with_tail(lengths: IntArray, events: FloatArray, exposure: FloatArray) -> FloatArray:
-    """The vague belief, with the data's own power law where few answers reached or none.
+    """The vague hazard, with the data's own power law where few answers reached or none.
 
-    The power law is believed by evidence: past the end of three short answers lies no tail, but the unknown.
+    The power law has weight by evidence: past the end of three short answers lies no tail, but the unknown.
     """
     hazard = vague_hazard(lengths)
     first = _tail_start(exposure)

@@ -2,7 +2,7 @@
 
 Lengths are kept as life-table counts on the log grid: how many answers ended in a bin, and how many were at risk
 of ending there. An answer known only in part (right-censored) was at risk in every bin that it outlived, no more.
-The ratio is the hazard of the Kaplan-Meier estimator (1958); a belief shrinks it towards a prior hazard by evidence.
+The ratio is the hazard of the Kaplan-Meier estimator (1958); predictions shrink it towards a prior hazard by evidence.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class SketchSettings:
     """How a sketch forgets."""
 
     memory_answers: float = 5_000.0
-    """An answer's weight falls by a factor e after so many later ones: the bound on the evidence."""
+    """Later answers after which an answer's weight has fallen by a factor e: the bound on the evidence."""
     recent_answers: int = 256
     """Answers kept one by one, from which the sketch starts again after a drift."""
     drift_confidence: float = 0.002
@@ -49,8 +49,12 @@ class LengthSketch:
     Wrong where the stream's lengths depend on something that the stream does not show: it knows no prompts.
     ADWIN (Bifet and Gavaldà 2007, in River) watches the logarithm of the length; an unfinished answer enters it
     with the value that the sketch expects of it, so that many cut answers do not look like short ones.
-    ``rows``, two of zeros, may be given to keep the counts of many sketches in one array.
     At a drift only the answers since the change are kept, among the recent ones that are held one by one.
+
+    Args:
+        lengths: right edges of the bins in tokens, shape (bins,), increasing; `log_grid` makes them.
+        settings: memory in answers, and the confidence of the drift test.
+        rows: zeros of shape (2, bins) to count events and exposure in, so that one array can hold many sketches.
 
     >>> sketch = LengthSketch(np.array([1, 2, 4, 8]), SketchSettings())
     >>> for tokens in (2, 4, 8):
@@ -85,7 +89,7 @@ class LengthSketch:
             self._count(observation)
 
     def inherit(self, counts: FloatArray, evidence: float, answers: float) -> None:
-        """Begin with what another sketch knew, its events and exposure in two rows, at the weight of so many answers."""
+        """Begin with what another sketch knew, its events and exposure in two rows, at the weight of ``answers``."""
         if evidence <= 0.0:
             return
         self.events += counts[0] * (answers / evidence)

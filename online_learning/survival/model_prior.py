@@ -1,4 +1,4 @@
-"""The belief about any answer of a model: one sketch per model, shrunk to the sketch of all models."""
+"""The prior of every prediction: one sketch per model, shrunk to the sketch of all models."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _VAGUE_ANSWERS = 3.0
 """Weight of knowing nothing, in answers: long answers end last, so the first few are no fair sample."""
 
 _STALE_SHARE = 0.005
-"""A belief is formed anew once so much of its evidence is new: it is every expert's prior, and costs 50 µs."""
+"""Share of new evidence at which a model's prior is computed again, which costs 50 µs."""
 
 
 _SURE = 1e-6
@@ -26,21 +26,21 @@ _SURE = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GlobalSettings:
-    """How the belief about any answer is formed."""
+class ModelPriorSettings:
+    """How a model's prior is formed."""
 
     longest_tokens: int = 131_072
     """Longest length of the grid; a longer answer counts as one that long."""
     max_models: int = 16
     """Models remembered; the one taught longest ago is forgotten first."""
     prior_answers: float = 10.0
-    """Weight of the belief over all models in the belief about one, in answers."""
+    """Weight of the distribution over all models in that of one, in answers."""
     sketch: SketchSettings = field(default_factory=SketchSettings)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prior:
-    """The belief about any answer of a model, in the forms that experts need."""
+    """The distribution of all of a model's answers, in the forms that experts need."""
 
     hazard: FloatArray
     survival: FloatArray
@@ -51,7 +51,7 @@ class Prior:
 
     @classmethod
     def of(cls, hazard: FloatArray) -> Prior:
-        """All forms of one belief."""
+        """All forms of one distribution."""
         inside = np.clip(hazard, _SURE, 1.0 - _SURE)
         survival = survival_from_hazard(hazard)
         odds = inside / (1.0 - inside)
@@ -59,7 +59,7 @@ class Prior:
 
 
 class _ModelHazards:
-    """One model's sketch and the belief that was last formed from it."""
+    """One model's sketch and the prior that was last computed from it."""
 
     def __init__(self, lengths: IntArray, settings: SketchSettings) -> None:
         self.sketch = LengthSketch(lengths, settings)
@@ -68,9 +68,15 @@ class _ModelHazards:
 
 
 class ModelPrior:
-    """Length distributions by model; an unknown model is believed to be like all of them together."""
+    """Length distributions by model; an unknown model has that of all of them together.
 
-    def __init__(self, settings: GlobalSettings) -> None:
+    A prior is computed again when half a percent of its evidence is new, so that it lags by as much.
+
+    Args:
+        settings: grid, memory, and how far one model is shrunk to all.
+    """
+
+    def __init__(self, settings: ModelPriorSettings) -> None:
         self._settings = settings
         self.lengths = log_grid(settings.longest_tokens)
         create = partial(_ModelHazards, self.lengths, settings.sketch)
@@ -79,19 +85,19 @@ class ModelPrior:
         self._everything.prior = self._over_models()
 
     def prior(self, model: str) -> Prior:
-        """The belief about any answer of a model."""
+        """The distribution of all of a model's answers."""
         known = self._models.get(model)
         prior = self._everything.prior if known is None else known.prior
-        assert prior is not None, "beliefs are formed when they are taught"
+        assert prior is not None, "priors are computed when they are taught"
         return prior
 
     def evidence(self, model: str) -> float:
-        """Effective number of answers behind the belief about a model."""
+        """Effective number of answers behind a model's prior."""
         known = self._models.get(model)
         return (self._everything if known is None else known).sketch.evidence
 
     def at_risk(self, model: str) -> FloatArray:
-        """Answers behind the belief about a model that reached each bin, with the weight of what they are shrunk to."""
+        """Answers behind a model's prior that reached each bin, and the weight of what they are shrunk to; shape (bins,)."""
         known = self._models.get(model)
         if known is None:
             return np.asarray(self._everything.sketch.exposure + _VAGUE_ANSWERS)
@@ -119,7 +125,7 @@ class ModelPrior:
 
 
 def _count(predicted: _ModelHazards, observation: Observation) -> tuple[Forgetting | None, bool]:
-    """Teach a sketch; says too whether the belief formed from it is stale."""
+    """Teach a sketch; says too whether the prior computed from it is stale."""
     forgetting = predicted.sketch.learn_one(observation)
     predicted.answers_since += 1
     stale = forgetting is not None or predicted.answers_since >= _STALE_SHARE * predicted.sketch.evidence

@@ -1,6 +1,6 @@
 """Answers that still run, as evidence: each has outlived what it has reached, and says so until it ends.
 
-A learner that hears of answers only when they end hears of the short ones first, and believes all answers short until
+A learner that hears of answers only when they end hears of the short ones first, and predicts all answers short until
 the long ones are through. What the running ones have outlived makes up for that. It is never taught: it stands beside
 what was learnt, follows the answers as they grow, and is withdrawn when they end, so that nothing counts twice.
 """
@@ -28,13 +28,13 @@ _MOST_FACTOR = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UnfinishedSettings:
+class RunningAnswersSettings:
     """How what ran before is forgotten: as the learner forgets what ended."""
 
     model_memory_answers: float = 5_000.0
     cluster_memory_answers: float = 1_000.0
     max_scopes: int = 2_048
-    """Models, and clusters of models, that are remembered; the one heard of longest ago is forgotten first."""
+    """Models, and clusters of models, that are remembered; the one that was updated longest ago is forgotten first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Standing:
     """Bins that it has outlived."""
 
     def reaching(self, bins: int) -> Standing:
-        """The same answer, once it has outlived so many."""
+        """The same answer, once it has outlived this number of bins."""
         return Standing(self.model, self.cluster, bins)
 
 
@@ -66,7 +66,7 @@ class _Scope:
 
 
 class RunningAnswers:
-    """What running answers have outlived, by model and by prompt cluster, and the beliefs corrected by it.
+    """What running answers have outlived, by model and by prompt cluster, and predicted distributions corrected by it.
 
     Had every bin counted when it was outlived, rather than when its answer ended, the learner's numbers at risk would
     be X + Y instead of X. With O the running answers that have outlived each bin now, Y decays as X does and grows as
@@ -75,10 +75,14 @@ class RunningAnswers:
     balance, Y is nothing, as it should be: then the answers that end are a fair sample. So it is right after a drift
     has made the learner forget, for what it learnt since began with as many running.
     Wrong by what a model's or cluster's running answers say of others in it that the learner tells apart.
+
+    Args:
+        lengths: right edges of the bins in tokens, shape (bins,), increasing; `log_grid` makes them.
+        settings: memories in answers, which must be the learner's own, and the bound on scopes.
     """
 
-    def __init__(self, lengths: IntArray, settings: UnfinishedSettings | None = None) -> None:
-        self._settings = settings or UnfinishedSettings()
+    def __init__(self, lengths: IntArray, settings: RunningAnswersSettings | None = None) -> None:
+        self._settings = settings or RunningAnswersSettings()
         self._lengths: list[int] = lengths.tolist()
         self._scopes = ModelTable(lambda: _Scope(len(self._lengths)), bound=self._settings.max_scopes)
         self._moved: OrderedDict[int, int | None] = OrderedDict()
@@ -171,7 +175,7 @@ class RunningAnswers:
     def correct(
         self, predicted: LengthDistribution, model: str, cluster: int | None, at_risk: AtRisk | None
     ) -> LengthDistribution:
-        """A belief on the learner's grid, with the evidence of what runs; the same one where there is none.
+        """A distribution on the learner's grid, corrected by the evidence of what runs; the same one where there is none.
 
         Hazards are events by answers at risk, so that more at risk lower them: h·X/(X + Y) for the model, and for the
         cluster, whose hazards are drawn to the model's by a weight q, h·(X + q·r)/(X + q + Y) with the model's r.
@@ -214,7 +218,7 @@ def _ratio(numerator: FloatArray, known: FloatArray, missing: FloatArray | float
 
 
 def _slowed(mass: FloatArray, factor: FloatArray) -> FloatArray:
-    """The mass whose hazards are so many times those of another."""
+    """The mass whose hazards are ``factor`` times those of another."""
     survival = mass[::-1].cumsum()[::-1]
     hazard = np.divide(mass, survival, out=np.ones_like(mass), where=survival > 0.0)
     return mass_from_hazard(np.minimum(hazard * factor, 1.0))

@@ -1,4 +1,4 @@
-"""How far thin evidence is drawn to the common belief, learnt from what served best of late."""
+"""How far thin evidence is shrunk to the common distribution, learnt from recent log scores."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import numpy as np
 from online_learning.distribution import FloatArray
 
 STRENGTHS = (3.0, 20.0, 150.0, 30_000.0)
-"""Candidate weights of the common belief, in answers; the last makes evidence count for nothing."""
+"""Candidate weights of the common distribution, in answers; the last makes evidence count for nothing."""
 
 _LEAST_CHANCE = 1e-12
 
 
 class ModelAverage:
-    """Weights over candidate beliefs by their recent log score: Bayesian model averaging that forgets.
+    """Weights over candidate distributions by their recent log score: Bayesian model averaging that forgets.
 
     Slow after a change of what serves best, by about ``memory_answers``.
     """
@@ -29,7 +29,7 @@ class ModelAverage:
         return self._weights
 
     def mix(self, candidates: FloatArray) -> FloatArray:
-        """One belief out of the candidates' beliefs, one in each row."""
+        """The weighted mean of the candidates, one in each row."""
         return np.asarray(self.weights @ candidates)
 
     def learn(self, chances: FloatArray) -> None:
@@ -42,7 +42,7 @@ class ModelAverage:
 class Shrinkage(ModelAverage):
     """Weights over candidate strengths of shrinkage: empirical Bayes in the small.
 
-    A strength that predicted the last answers well is believed.
+    A strength has weight where it predicted the last answers well.
     """
 
     def __init__(self, memory_answers: float = 500.0) -> None:
@@ -50,5 +50,5 @@ class Shrinkage(ModelAverage):
         self.strengths: FloatArray = np.asarray(STRENGTHS)
 
     def trust(self, evidence: float) -> float:
-        """Share of the evidence, rather than of the common belief, in the mixture."""
+        """Share of the evidence, rather than of the common distribution, in the mixture."""
         return float(self.weights @ (evidence / (evidence + self.strengths)))

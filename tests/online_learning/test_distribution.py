@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from online_learning.distribution import LengthDistribution, log_grid
 
-beliefs = st.builds(
+distributions = st.builds(
     lambda lengths, seed: LengthDistribution(
         np.asarray(sorted(lengths)), np.random.default_rng(seed).dirichlet(np.ones(len(lengths)))
     ),
@@ -14,7 +14,7 @@ beliefs = st.builds(
 
 
 @settings(deadline=None)
-@given(predicted=beliefs, max_tokens=st.integers(1, 600))
+@given(predicted=distributions, max_tokens=st.integers(1, 600))
 def test_a_cut_moves_what_is_beyond_onto_the_limit(predicted: LengthDistribution, max_tokens: int) -> None:
     """Below the limit nothing changes; beyond it nothing is left."""
     cut = predicted.cut(max_tokens)
@@ -25,7 +25,7 @@ def test_a_cut_moves_what_is_beyond_onto_the_limit(predicted: LengthDistribution
 
 
 @settings(deadline=None)
-@given(predicted=beliefs, attained=st.integers(0, 600))
+@given(predicted=distributions, attained=st.integers(0, 600))
 def test_given_is_bayes_rule(predicted: LengthDistribution, attained: int) -> None:
     """What was outlived is ruled out; the rest keeps its proportions."""
     now = predicted.given(attained)

@@ -14,8 +14,8 @@ from online_learning.evaluation.memory import held_bytes
 from online_learning.evaluation.paper_predictor import SimilarityLearner, SimilaritySettings
 from online_learning.experts.expert import SoloLearner
 from online_learning.experts.neighbours import NeighbourExpert, NeighbourSettings
-from online_learning.experts.network import HazardHead
-from online_learning.experts.quantile_bands import BandExpert
+from online_learning.experts.network import NetworkExpert
+from online_learning.experts.quantile_bands import QuantileBandExpert
 from online_learning.length_learner import Drift, Features, LengthLearner, Observation, Prompt
 from online_learning.mixture.mixture import MixtureLearner, MixtureSettings, solo_learners
 from online_learning.mixture.pooling import PoolSettings
@@ -33,14 +33,14 @@ SMALL = LearnerSettings(
 
 GRID = log_grid()
 NEIGHBOURS = NeighbourSettings(history_prompts=300, fit_prompts=(30, 100), kernels=((0.05, 300.0), (0.2, 300.0)))
-POOL = PoolSettings(max_models=3, max_regions=12)
+POOL = PoolSettings(max_models=3, max_clusters=12)
 
 ALL: dict[str, Factory] = {
     "global": lambda: GlobalLearner(SMALL),
     "cluster": lambda: solo_learners(MixtureSettings(common=SMALL))["cluster"],
-    "neighbours": lambda: SoloLearner(NeighbourExpert(GRID, NEIGHBOURS, max_models=3), SMALL.of_global),
-    "bands": lambda: SoloLearner(BandExpert(GRID), SMALL.of_global),
-    "network": lambda: SoloLearner(HazardHead(GRID), SMALL.of_global),
+    "neighbours": lambda: SoloLearner(NeighbourExpert(GRID, NEIGHBOURS, max_models=3), SMALL.model_prior),
+    "bands": lambda: SoloLearner(QuantileBandExpert(GRID), SMALL.model_prior),
+    "network": lambda: SoloLearner(NetworkExpert(GRID), SMALL.model_prior),
     "mixture": lambda: MixtureLearner(MixtureSettings(common=SMALL, neighbours=NEIGHBOURS, pool=POOL)),
     "similarity": lambda: SimilarityLearner(SimilaritySettings(history_prompts=300), SMALL),
 }
@@ -86,7 +86,7 @@ def teach_constant(learner: LengthLearner, family: int, tokens: int, count: int,
 
 
 def mass_of(learner: LengthLearner, prompt: Prompt) -> tuple[list[int], list[float]]:
-    """The belief, to be compared exactly."""
+    """The predicted distribution, to be compared exactly."""
     predicted = learner.predict_one(learner.features(prompt), prompt.model).distribution
     return predicted.lengths.tolist(), predicted.mass.tolist()
 
@@ -97,7 +97,7 @@ def mass_of(learner: LengthLearner, prompt: Prompt) -> tuple[list[int], list[flo
     answers=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 200_000), st.booleans()), max_size=100),
     max_tokens=st.integers(1, 200_000),
 )
-def test_a_belief_is_a_distribution(create: Factory, answers: list[tuple[int, int, bool]], max_tokens: int) -> None:
+def test_a_prediction_is_a_distribution(create: Factory, answers: list[tuple[int, int, bool]], max_tokens: int) -> None:
     """Whatever was learnt: masses are not negative and sum to 1, lengths rise, and max_tokens cuts them."""
     learner = create()
     for number, (family, tokens, censored) in enumerate(answers):
@@ -113,7 +113,7 @@ def test_a_belief_is_a_distribution(create: Factory, answers: list[tuple[int, in
 
 @every_learner
 def test_predicting_changes_nothing_and_replaying_rebuilds_exactly(create: Factory) -> None:
-    """A learner that never stopped, and one taught the recorded triples again, believe the same to the last bit."""
+    """A learner that never stopped, and one taught the recorded triples again, predict the same to the last bit."""
     lived, replayed = create(), create()
     recorded: list[tuple[Features, str, Observation]] = []
     for prompt, observation in make_stream(300):
@@ -156,7 +156,7 @@ def test_experts_weights_sum_to_one(create: Factory) -> None:
 
 @every_learner
 def test_evidence_grows_with_every_answer(create: Factory) -> None:
-    """The same prompt answered again and again: the evidence behind its belief never falls without a drift."""
+    """The same prompt answered again and again: the evidence behind its prediction never falls without a drift."""
     learner = create()
     prompt = make_prompt(0, 0)
     features = learner.features(prompt)
@@ -181,7 +181,7 @@ def test_a_young_learner_does_not_think_that_it_knows(create: Factory) -> None:
 
 @every_learner
 def test_a_point_mass_is_learnt(create: Factory) -> None:
-    """Answers that are always 100 tokens long are soon believed to be: nine tenths of the mass on their bin."""
+    """Answers that are always 100 tokens long are soon predicted to be: nine tenths of the mass on their bin."""
     learner = create()
     teach_constant(learner, 0, 100, 400)
     predicted = learner.predict_one(learner.features(make_prompt(0, 5_000)), "m").distribution
@@ -191,7 +191,7 @@ def test_a_point_mass_is_learnt(create: Factory) -> None:
 
 @our_learner
 def test_memory_of_what_changed_fades_fast(create: Factory) -> None:
-    """Lengths jump from 50 to 500 tokens after 1,000 answers: a drift is reported, and 100 answers later 500 is believed."""
+    """Lengths jump from 50 to 500 tokens after 1,000 answers: a drift is reported, and 100 answers later 500 is predicted."""
     learner = create()
     generator = np.random.default_rng(3)
     drifts: list[Drift] = []
@@ -224,7 +224,7 @@ def test_an_outlived_request_is_not_nearly_done(create: Factory, attained_tokens
 
 
 def test_the_published_predictor_thinks_an_outlived_request_done() -> None:
-    """Why the tail matters: past its last sample the published belief is one more token."""
+    """Why the tail matters: past its last sample the published prediction is one more token."""
     learner = ALL["similarity"]()
     teach_constant(learner, 0, 300, 200)
     predicted = learner.predict_one(learner.features(make_prompt(0, 3)), "m").distribution
@@ -247,15 +247,15 @@ def _median_when_long_answers_run(create: Factory, *, keep_censored: bool) -> in
 
 
 @our_learner
-def test_unfinished_answers_keep_the_belief_from_being_short(create: Factory) -> None:
+def test_unfinished_answers_keep_the_prediction_from_being_short(create: Factory) -> None:
     """Dropping answers that still run makes the median ten times too short; counting what they outlived does not."""
     assert _median_when_long_answers_run(create, keep_censored=False) < 100
     assert 540 <= _median_when_long_answers_run(create, keep_censored=True) <= 680
 
 
 @our_learner
-def test_answers_that_are_all_cut_are_believed_longer_than_the_cut(create: Factory) -> None:
-    """When max_tokens cuts every answer at 128, nearly all are believed to be longer."""
+def test_answers_that_are_all_cut_are_predicted_longer_than_the_cut(create: Factory) -> None:
+    """When max_tokens cuts every answer at 128, nearly all are predicted to be longer."""
     learner = create()
     for number in range(400):
         teach(learner, make_prompt(0, number), Observation(128, censored=True))
@@ -264,7 +264,7 @@ def test_answers_that_are_all_cut_are_believed_longer_than_the_cut(create: Facto
 
 @every_learner
 def test_models_learn_apart_and_a_new_one_starts_from_all(create: Factory) -> None:
-    """What one model does is not believed of another that is known; an unknown one is believed to be like the known."""
+    """What one model does is not predicted of another that is known; an unknown one is predicted to be like the known."""
     learner = create()
     for number in range(200):
         teach(learner, make_prompt(number % 3, number, "short"), Observation(20, censored=False))
@@ -299,7 +299,7 @@ def test_the_default_grid_reaches_as_far_as_engines_do() -> None:
 
 
 def test_prompts_that_tell_lengths_apart_are_used() -> None:
-    """Where families differ, the clusters' belief about each is near its own lengths and far from the global one."""
+    """Where families differ, the clusters' distribution of each is near its own lengths and far from the global one."""
     learner = ALL["cluster"]()
     for prompt, observation in make_stream(900, seed=8):
         teach(learner, prompt, observation)
@@ -312,7 +312,7 @@ def test_prompts_that_tell_lengths_apart_are_used() -> None:
     assert 600 <= medians[2] <= 1_300
 
 
-def test_prompts_that_say_nothing_leave_the_global_belief() -> None:
+def test_prompts_that_say_nothing_leave_the_global_distribution() -> None:
     """Where lengths do not depend on prompts, clusters score as well as the global distribution within 1 %."""
     learners = {name: create() for name, create in OURS.items()}
     totals = dict.fromkeys(learners, 0.0)

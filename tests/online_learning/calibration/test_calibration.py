@@ -35,12 +35,12 @@ def test_tau_of_complete_lengths_is_scipys(pairs: list[tuple[int, int]]) -> None
 def test_tau_counts_the_pairs_whose_order_is_known(answers: list[tuple[int, int, bool]]) -> None:
     """Pair by pair: an answer is longer than one that ended before it, or where it was itself cut."""
     concordant = known = ordered = 0
-    for believed, reached, cut in answers:
-        for other_believed, other_reached, other_cut in answers:
+    for predicted, reached, cut in answers:
+        for other_predicted, other_reached, other_cut in answers:
             longer = not other_cut and (reached > other_reached or (cut and reached == other_reached))
             known += 2 * longer
-            concordant += 2 * longer * int(np.sign(believed - other_believed))
-            ordered += believed != other_believed
+            concordant += 2 * longer * int(np.sign(predicted - other_predicted))
+            ordered += predicted != other_predicted
     expected = concordant / np.sqrt(known * ordered) if known * ordered else 0.0
     assert kendall_tau(*zip(*answers, strict=True)) == pytest.approx(expected)
 
@@ -63,7 +63,7 @@ def _fill(book: CalibrationBook, answers: int, *, cluster: int | None = 1, model
     seen = []
     for _ in range(answers):
         seen.append(Observation(int(generator.choice(LENGTHS)), censored=bool(generator.random() < 0.2)))
-        book.take(model, cluster, judge(UNIFORM, UNIFORM, seen[-1], trusted=True, uniform=float(generator.random())))
+        book.record(model, cluster, judge(UNIFORM, UNIFORM, seen[-1], trusted=True, uniform=float(generator.random())))
     return seen
 
 
@@ -107,7 +107,7 @@ def test_coverage_is_that_of_the_scores() -> None:
         for _ in range(300)
     ]
     for judgement in made:
-        book.take("m", None, judgement)
+        book.record("m", None, judgement)
     expected = summarise(judgement.score for judgement in made)
     measurement = _measured(book)[Scope("m")]
     assert expected is not None
@@ -116,7 +116,7 @@ def test_coverage_is_that_of_the_scores() -> None:
 
 
 def test_windows_are_measured_when_there_is_news() -> None:
-    """At the first answer, then after so many answers, or after so long when there was one; never without news."""
+    """At the first answer, then after a number of answers, or after a time when there was one; never without news."""
     book = CalibrationBook(CalibrationSettings(every_answers=10, every_s=60.0))
     _fill(book, 1)
     assert set(_measured(book, 0.0)) == {Scope("m"), Scope("m", "cluster", 1)}

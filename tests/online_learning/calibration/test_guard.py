@@ -38,8 +38,8 @@ def judgements(
         tokens = int(generator.choice(GRID, p=TRUTH[number].mass))
         limit = int(generator.integers(1, 4_000)) if cut else 10_000
         observation = Observation(min(tokens, limit), censored=tokens >= limit)
-        believed = TRUTH[(number + shift) % FAMILIES]
-        yield int(number), judge(believed, PRIOR, observation, trusted=trusted, uniform=generator.random())
+        predicted = TRUTH[(number + shift) % FAMILIES]
+        yield int(number), judge(predicted, PRIOR, observation, trusted=trusted, uniform=generator.random())
 
 
 def _trusts_model(book: CalibrationBook) -> bool:
@@ -53,7 +53,7 @@ def test_a_calibrated_predictor_is_never_distrusted(seed: int, cut: bool) -> Non
     """Neither for a model nor for any of its clusters, over 10,000 answers, also when many of them are cut."""
     book = CalibrationBook()
     for cluster, judgement in judgements(10_000, seed, cut=cut):
-        assert book.take("m", cluster, judgement) == []
+        assert book.record("m", cluster, judgement) == []
     assert _trusts_model(book)
     assert all(book.trusts_cluster("m", cluster) for cluster in range(FAMILIES))
 
@@ -65,7 +65,7 @@ def test_a_predictor_that_says_no_more_than_the_prior_is_trusted(seed: int) -> N
     generator = np.random.default_rng(seed)
     for _ in range(5_000):
         observation = Observation(int(generator.choice(GRID, p=PRIOR.mass)), censored=False)
-        assert book.take("m", 0, judge(PRIOR, PRIOR, observation, trusted=True, uniform=generator.random())) == []
+        assert book.record("m", 0, judge(PRIOR, PRIOR, observation, trusted=True, uniform=generator.random())) == []
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -77,7 +77,7 @@ def test_garbage_is_distrusted_within_a_hundred_answers(seed: int, shift: int) -
     seen = dict.fromkeys(range(FAMILIES), 0)
     for total, (cluster, judgement) in enumerate(judgements(FAMILIES * 130, seed, shift=shift), start=1):
         seen[cluster] += 1
-        for measurement in book.take("m", cluster, judgement):
+        for measurement in book.record("m", cluster, judgement):
             assert not measurement.trusted
             assert measurement.reason
             scope = measurement.scope
@@ -91,13 +91,13 @@ def test_trust_returns_within_two_hundred_answers_of_being_right_again(seed: int
     """Once, and it stays."""
     book = CalibrationBook()
     for _, judgement in judgements(300, seed, shift=2):
-        book.take("m", 0, judgement)
+        book.record("m", 0, judgement)
     assert not _trusts_model(book)
     assert not book.trusts_cluster("m", 0)
     changes = [
         (number, change.scope.kind, change.trusted)
         for number, (_, judgement) in enumerate(judgements(3_000, seed + 100), start=1)
-        for change in book.take("m", 0, judgement)
+        for change in book.record("m", 0, judgement)
     ]
     assert {kind for _, kind, _ in changes} == {"model", "rest"} or {kind for _, kind, _ in changes} == {
         "model",
@@ -112,10 +112,10 @@ def test_a_distrusted_model_recovers_by_serving_its_prior() -> None:
     """While the learner stays wrong but the prior stands in for it, the model may be ordered again, its clusters not."""
     book = CalibrationBook()
     for cluster, judgement in judgements(1_500, 7, shift=2):
-        book.take("m", cluster, judgement)
+        book.record("m", cluster, judgement)
     assert not _trusts_model(book)
     for cluster, judgement in judgements(600, 8, shift=2, trusted=False):
-        book.take("m", cluster, judgement)
+        book.record("m", cluster, judgement)
     assert _trusts_model(book)
     assert not any(book.trusts_cluster("m", cluster) for cluster in range(FAMILIES))
 
@@ -124,7 +124,7 @@ def test_what_a_young_learner_guessed_is_not_held_against_it() -> None:
     """Requests that came in a burst at the start were all predicted before anything was known."""
     book = CalibrationBook()
     for cluster, judgement in judgements(1_000, 9, shift=3):
-        assert book.take("m", cluster, replace(judgement, ripe=False)) == []
+        assert book.record("m", cluster, replace(judgement, ripe=False)) == []
 
 
 def test_a_cluster_keeps_predictions_that_are_too_sure_but_better_than_the_prior() -> None:
@@ -139,7 +139,7 @@ def test_a_guard_that_is_switched_off_trusts_everything() -> None:
     """The operator's choice."""
     guard = Guard(GuardSettings(enabled=False), needs_coverage=True)
     for _, judgement in judgements(500, 1, shift=3):
-        assert not guard.take(judgement.score, judgement.prior_log_score)
+        assert not guard.observe(judgement.score, judgement.prior_log_score)
     assert guard.trusted
 
 

@@ -15,7 +15,7 @@ from online_learning.calibration.scoring import (
 from online_learning.distribution import LengthDistribution, log_grid
 from online_learning.length_learner import Observation
 
-beliefs = st.builds(
+distributions = st.builds(
     lambda lengths, seed: LengthDistribution(
         np.asarray(sorted(lengths)), np.random.default_rng(seed).dirichlet(np.ones(len(lengths)))
     ),
@@ -25,7 +25,7 @@ beliefs = st.builds(
 
 
 @settings(max_examples=100, deadline=None)
-@given(predicted=beliefs, tokens=st.integers(1, 80), censored=st.booleans())
+@given(predicted=distributions, tokens=st.integers(1, 80), censored=st.booleans())
 def test_crps_is_its_integral(predicted: LengthDistribution, tokens: int, censored: bool) -> None:
     """Summed token by token, up to the cut when the answer is unfinished, it is the same."""
     expected = 0.0
@@ -36,7 +36,7 @@ def test_crps_is_its_integral(predicted: LengthDistribution, tokens: int, censor
 
 
 @settings(max_examples=60, deadline=None)
-@given(predicted=beliefs, tokens=st.integers(1, 80))
+@given(predicted=distributions, tokens=st.integers(1, 80))
 def test_crps_is_the_mean_of_pinball_losses(predicted: LengthDistribution, tokens: int) -> None:
     """CRPS is twice the integral of the pinball loss over all probabilities (Laio and Tamea 2007)."""
     probabilities = (np.arange(1_000) + 0.5) / 1_000
@@ -46,8 +46,8 @@ def test_crps_is_the_mean_of_pinball_losses(predicted: LengthDistribution, token
     assert abs(2.0 * mean - crps_tokens(predicted, observation)) < 0.1
 
 
-def test_pit_of_a_calibrated_belief_is_uniform() -> None:
-    """Outcomes drawn from the belief itself give every tenth of the PIT its share and the intervals their coverage."""
+def test_pit_of_a_calibrated_prediction_is_uniform() -> None:
+    """Outcomes drawn from the prediction itself give every tenth of the PIT its share and the intervals their coverage."""
     generator = np.random.default_rng(2)
     predicted = LengthDistribution(np.array([3, 10, 40, 200]), np.array([0.4, 0.3, 0.2, 0.1]))
     outcomes = generator.choice(predicted.lengths, 20_000, p=predicted.mass)
@@ -60,7 +60,7 @@ def test_pit_of_a_calibrated_belief_is_uniform() -> None:
 
 
 def test_pit_of_censored_outcomes_stays_uniform() -> None:
-    """Cutting answers at random, and drawing from what may still come, leaves a calibrated belief calibrated."""
+    """Cutting answers at random, and drawing from what may still come, leaves a calibrated prediction calibrated."""
     generator = np.random.default_rng(3)
     predicted = LengthDistribution(np.arange(1, 11), np.full(10, 0.1))
     transforms = []
@@ -73,7 +73,10 @@ def test_pit_of_censored_outcomes_stays_uniform() -> None:
 
 @settings(deadline=None)
 @given(
-    predicted=beliefs, tokens=st.integers(1, 200_000), censored=st.booleans(), uniform=st.floats(0, 1, exclude_max=True)
+    predicted=distributions,
+    tokens=st.integers(1, 200_000),
+    censored=st.booleans(),
+    uniform=st.floats(0, 1, exclude_max=True),
 )
 def test_scores_are_finite_for_any_outcome(
     predicted: LengthDistribution,
@@ -81,15 +84,15 @@ def test_scores_are_finite_for_any_outcome(
     censored: bool,
     uniform: float,
 ) -> None:
-    """Also for an outcome that the belief holds impossible."""
+    """Also for an outcome that the prediction holds impossible."""
     scored_prediction = score(predicted, Observation(tokens, censored), uniform)
     assert np.isfinite([scored_prediction.crps_tokens, scored_prediction.log_score]).all()
     assert 0.0 <= scored_prediction.pit <= 1.0
     assert scored_prediction.within_90 or not scored_prediction.within_50
 
 
-def test_log_score_compares_beliefs_on_different_lengths() -> None:
-    """A belief on the grid and one on a sample inside the same bin score the same."""
+def test_log_score_compares_distributions_on_different_lengths() -> None:
+    """A distribution on the grid and one on a sample inside the same bin score the same."""
     grid = log_grid()
     on_grid = LengthDistribution(grid, np.eye(grid.size)[int(np.searchsorted(grid, 100))])
     on_samples = LengthDistribution(np.array([103]), np.array([1.0]))
@@ -99,7 +102,7 @@ def test_log_score_compares_beliefs_on_different_lengths() -> None:
 
 
 def test_log_score_of_an_unfinished_answer_is_that_of_living_on() -> None:
-    """What is known is that the answer is at least so long."""
+    """What is known is that the answer is at least this long."""
     predicted = LengthDistribution(np.array([5, 10]), np.array([0.75, 0.25]))
     assert log_score(predicted, Observation(7, censored=True)) == pytest.approx(np.log(0.25))
 

@@ -87,7 +87,7 @@ def test_a_scalar_that_never_varies_has_no_weight() -> None:
 
 
 def test_few_prompts_make_few_clusters() -> None:
-    """Thirty different prompts at six a cluster make five clusters, and forming them anew starts afresh."""
+    """Thirty different prompts at six a cluster make five clusters, and forming them again starts afresh."""
     generator = np.random.default_rng(8)
     clusters = PromptClusters(ClusterSettings(nearest=64))
     prompts = [_family_prompt(number, generator) for number in range(200)]

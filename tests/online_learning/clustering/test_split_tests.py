@@ -73,7 +73,7 @@ def test_alike_answers_speak_for_one_and_different_ones_for_two() -> None:
 
 
 def _members(generator: np.random.Generator, *, gap: float, factor: float, models: int = 1) -> Members:
-    """Prompts in 20 dimensions; of half of them the first is moved, and their answers are so many times as long."""
+    """Prompts in 20 dimensions; of half of them the first is moved, and their answers are ``factor`` times as long."""
     second = generator.random(96) < 0.5
     points = generator.normal(size=(96, 20)).astype(np.float32)
     points[:, 0] += gap * second

@@ -17,7 +17,7 @@ PROMPT = Prompt(
 
 
 def test_each_expert_is_left_out_once() -> None:
-    """All but the global belief, without which nothing is; the others stay."""
+    """All but the global distribution, without which nothing is; the others stay."""
     every = set(MixtureLearner().predict_one(prompt_features(PROMPT), "m").experts)
     for name, learner in without_each_expert().items():
         left = set(learner.predict_one(prompt_features(PROMPT), "m").experts)
@@ -40,7 +40,7 @@ def test_a_blind_learner_misses_one_part_and_nothing_else() -> None:
 
 
 def test_blind_to_the_model_all_models_are_one() -> None:
-    """What one model was taught is believed of the other."""
+    """What one model was taught is predicted of the other."""
     learner = BlindLearner(GlobalLearner(), one_model=True)
     for _ in range(200):
         learner.learn_one(learner.features(PROMPT), "m", Observation(50, censored=False))

@@ -16,7 +16,7 @@ def _learn(learner: SimilarityLearner, cosine: float, tokens: int, *, censored: 
     assert learner.learn_one(_at_cosine(cosine), "m", Observation(tokens, censored)) == []
 
 
-def test_the_lengths_of_similar_prompts_are_the_belief() -> None:
+def test_the_lengths_of_similar_prompts_are_the_prediction() -> None:
     """Those with a cosine of 0.8 and more, each with the same weight, and no others."""
     learner = SimilarityLearner()
     for cosine, tokens in ((0.99, 50), (0.81, 70), (0.9, 50), (0.79, 500)):
@@ -27,7 +27,7 @@ def test_the_lengths_of_similar_prompts_are_the_belief() -> None:
     assert (forecast.evidence, forecast.experts) == (3.0, {"similarity": 1.0})
 
 
-def test_without_similar_prompts_the_global_belief_serves() -> None:
+def test_without_similar_prompts_the_global_distribution_serves() -> None:
     """So it does for a model that was never seen."""
     learner = SimilarityLearner()
     _learn(learner, -0.5, 500)

@@ -99,7 +99,7 @@ def test_the_object_is_the_documented_one() -> None:
 
 
 def test_answers_beyond_max_tokens_are_scored_as_cut() -> None:
-    """A cut at 100 leaves the long family censored: no belief is punished for what could not be seen."""
+    """A cut at 100 leaves the long family censored: no prediction is punished for what could not be seen."""
     quality = _evaluated(max_tokens=100).learners["cluster"]
     assert quality.crps_tokens < 20.0
     assert 0.85 < quality.coverage_90 < 0.97

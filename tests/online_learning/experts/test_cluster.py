@@ -9,7 +9,7 @@ from online_learning.experts.expert import Query
 from online_learning.features.prompt_features import DIMENSIONS, TEXT_DIMENSIONS
 from online_learning.length_learner import ClusterChange, Features, Observation
 from online_learning.survival.length_sketch import SketchSettings
-from online_learning.survival.model_prior import GlobalSettings, ModelPrior
+from online_learning.survival.model_prior import ModelPrior, ModelPriorSettings
 
 SETTINGS = ClusterSettings(
     clusters=6, early_seed_prompts=(), seed_prompts=60, fewest_prompts=30, check_prompts=40, birth_prompts=1_000
@@ -26,10 +26,10 @@ def _prompt(family: int, shift: float, generator: np.random.Generator) -> Featur
 
 
 class World:
-    """An expert, the belief that is its prior, and what it said became of clusters."""
+    """An expert, its prior, and the changes of clusters that it reported."""
 
     def __init__(self, settings: ClusterSettings = SETTINGS) -> None:
-        self.prior = ModelPrior(GlobalSettings())
+        self.prior = ModelPrior(ModelPriorSettings())
         self.expert = ClusterLengthRegressor(settings, SketchSettings(memory_answers=1_000.0), max_models=4)
         self.changes: list[ClusterChange] = []
         self.random = np.random.default_rng(0)
@@ -99,7 +99,7 @@ def test_clusters_that_become_alike_are_merged_and_lose_nothing() -> None:
 
 
 def test_what_becomes_of_clusters_follows_from_the_answers_alone() -> None:
-    """Two experts that are taught the same answers split, merge and believe the same, to the last bit."""
+    """Two experts that are taught the same answers split, merge and predict the same, to the last bit."""
     one, other = _split_world(), _split_world()
     assert one.changes == other.changes
     mass = [world.expert.predict(world.query(0)).mass for world in (one, other)]
@@ -115,7 +115,7 @@ def test_prompts_and_answers_of_one_kind_are_never_split() -> None:
 
 
 def test_a_full_house_splits_only_after_a_merger() -> None:
-    """With two places for two families that differ there is no room to split; nothing is lost by trying."""
+    """With two slots for two families that differ there is no room to split; nothing is lost by trying."""
     world = World(
         ClusterSettings(
             clusters=2,
@@ -150,7 +150,7 @@ def test_every_model_keeps_its_own_lengths_through_a_split() -> None:
 
 
 def test_a_cluster_long_unused_is_retired() -> None:
-    """The family that is heard of no more loses its cluster, and the others keep theirs."""
+    """The family without prompts loses its cluster, and the others keep theirs."""
     world = World(
         ClusterSettings(
             clusters=6,

@@ -6,10 +6,10 @@ from online_learning.experts.expert import ExpertPrediction, Query
 from online_learning.experts.neighbours import NeighbourExpert, NeighbourSettings
 from online_learning.features.prompt_features import prompt_features
 from online_learning.length_learner import Features, Observation, Prompt
-from online_learning.survival.model_prior import GlobalSettings, ModelPrior
+from online_learning.survival.model_prior import ModelPrior, ModelPriorSettings
 
 GRID = log_grid()
-PRIOR = ModelPrior(GlobalSettings()).prior("m")
+PRIOR = ModelPrior(ModelPriorSettings()).prior("m")
 SETTINGS = NeighbourSettings(fit_prompts=(40, 120))
 
 
@@ -35,7 +35,7 @@ def teach(expert: NeighbourExpert, count: int, lengths: dict[int, int], model: s
         expert.learn(query_of(family, number, model), observation, judged=True)
 
 
-def test_near_prompts_are_believed() -> None:
+def test_near_prompts_predict() -> None:
     """Two families of 40 and 800 tokens: each prompt gets its own family's length."""
     expert = NeighbourExpert(GRID, SETTINGS)
     teach(expert, 300, {0: 40, 1: 800})
@@ -74,7 +74,7 @@ def test_what_another_model_said_is_shifted_to_this_one() -> None:
 
 @pytest.mark.parametrize(("cut_tokens", "least_tokens"), [(100, 100), (900, 900)])
 def test_cut_answers_are_known_to_be_longer(cut_tokens: int, least_tokens: int) -> None:
-    """Neighbours that were all cut make answers believed longer than the cut."""
+    """Neighbours that were all cut make answers predicted longer than the cut."""
     expert = NeighbourExpert(GRID, SETTINGS)
     for number in range(200):
         expert.learn(query_of(0, number), Observation(cut_tokens, censored=True), judged=True)

@@ -5,13 +5,13 @@ from hypothesis import strategies as st
 
 from online_learning.distribution import log_grid
 from online_learning.experts.expert import Query
-from online_learning.experts.quantile_bands import BandExpert, BandSettings
+from online_learning.experts.quantile_bands import QuantileBandExpert, QuantileBandSettings
 from online_learning.features.prompt_features import prompt_features
 from online_learning.length_learner import Observation, Prompt
-from online_learning.survival.model_prior import GlobalSettings, ModelPrior, Prior
+from online_learning.survival.model_prior import ModelPrior, ModelPriorSettings, Prior
 
 GRID = log_grid()
-PRIOR = ModelPrior(GlobalSettings()).prior("m")
+PRIOR = ModelPrior(ModelPriorSettings()).prior("m")
 CUES = {7: 30, 8: 300}
 """A single token among thirty that says the length."""
 
@@ -23,11 +23,11 @@ def query_of(cue: int, number: int, prior: Prior = PRIOR, model: str = "m") -> Q
     return Query(prompt_features(prompt), model, prior)
 
 
-def median_tokens(expert: BandExpert, query: Query) -> int:
+def median_tokens(expert: QuantileBandExpert, query: Query) -> int:
     return int(GRID[np.searchsorted(np.cumsum(expert.predict(query).mass), 0.5)])
 
 
-def teach(expert: BandExpert, count: int) -> None:
+def teach(expert: QuantileBandExpert, count: int) -> None:
     generator = np.random.default_rng(2)
     for number in range(count):
         cue = int(generator.choice(list(CUES)))
@@ -37,14 +37,14 @@ def teach(expert: BandExpert, count: int) -> None:
 
 def test_before_any_answer_it_is_the_prior() -> None:
     """To the accuracy of float32."""
-    expert = BandExpert(GRID)
+    expert = QuantileBandExpert(GRID)
     np.testing.assert_allclose(expert.predict(query_of(7, 0)).mass, PRIOR.mass, atol=1e-6)
     assert expert.predict(query_of(7, 0)).trust == 0.0
 
 
 def test_one_word_among_thirty_is_found() -> None:
     """Where a single token says the length and all others are noise, prompts never seen before are told apart."""
-    expert = BandExpert(GRID)
+    expert = QuantileBandExpert(GRID)
     teach(expert, 2_000)
     short = np.mean([median_tokens(expert, query_of(7, number)) for number in range(10_000, 10_020)])
     long = np.mean([median_tokens(expert, query_of(8, number)) for number in range(10_000, 10_020)])
@@ -54,7 +54,7 @@ def test_one_word_among_thirty_is_found() -> None:
 
 def test_cut_answers_are_learnt_as_at_least_so_long() -> None:
     """When every answer is cut at 400 tokens, longer ones become likelier than the prior has them."""
-    expert = BandExpert(GRID)
+    expert = QuantileBandExpert(GRID)
     for number in range(500):
         expert.learn(query_of(7, number), Observation(400, censored=True), judged=False)
     assert expert.predict(query_of(7, 10_000)).mass[GRID > 400].sum() > PRIOR.mass[GRID > 400].sum() + 0.2
@@ -62,7 +62,7 @@ def test_cut_answers_are_learnt_as_at_least_so_long() -> None:
 
 def test_what_a_word_says_holds_for_a_model_of_other_lengths() -> None:
     """Bands are quantiles: a word that means short for one model means short for one that answers at more length."""
-    expert = BandExpert(GRID)
+    expert = QuantileBandExpert(GRID)
     teach(expert, 2_000)
     longer = Prior.of(np.concatenate((np.full(10, 1e-6), PRIOR.hazard[:-10])))
     short, long = (median_tokens(expert, query_of(cue, 10_000, longer, "n")) for cue in CUES)
@@ -71,12 +71,12 @@ def test_what_a_word_says_holds_for_a_model_of_other_lengths() -> None:
 
 
 @given(position=st.integers(0, GRID.size - 1), censored=st.booleans(), bands=st.integers(2, 30))
-def test_a_belief_has_mass_wherever_the_prior_has(position: int, *, censored: bool, bands: int) -> None:
+def test_a_prediction_has_mass_wherever_the_prior_has(position: int, *, censored: bool, bands: int) -> None:
     """Also when the prior is nearly a point mass, which leaves bands empty; and it sums to 1."""
     hazard = np.full(GRID.size, 1e-6)
     hazard[position] = 1.0 - 1e-6
     prior = Prior.of(hazard)
-    expert = BandExpert(GRID, BandSettings(bands=bands))
+    expert = QuantileBandExpert(GRID, QuantileBandSettings(bands=bands))
     for number in range(5):
         query = query_of(7, number, prior)
         expert.learn(query, Observation(int(GRID[position]), censored=censored), judged=True)

@@ -14,7 +14,7 @@ from online_learning.experts.cluster import ClusterLengthRegressor
 from online_learning.experts.expert import Query
 from online_learning.length_learner import Observation
 from online_learning.mixture.mixture import MixtureLearner
-from online_learning.survival.model_prior import GlobalSettings, ModelPrior
+from online_learning.survival.model_prior import ModelPrior, ModelPriorSettings
 
 Sample = tuple[dict[str, float], int]
 
@@ -82,7 +82,7 @@ def test_an_answer_known_in_part_counts_as_at_least_as_long() -> None:
 def test_names_and_vectors_are_one_model() -> None:
     """Taught by names or by vectors in the slots' order, the predicted distributions are equal to the last bit."""
     by_name, by_vector = ClusterLengthRegressor(SMALL), ClusterLengthRegressor(SMALL)
-    prior = ModelPrior(GlobalSettings(max_models=1))
+    prior = ModelPrior(ModelPriorSettings(max_models=1))
 
     def query(x: dict[str, float]) -> Query:
         vector = np.zeros(SMALL.dimensions, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Corrections of beliefs by embeddings."""
+"""Corrections of predictions by embeddings."""
 
 import numpy as np
 import pytest
@@ -44,8 +44,8 @@ def test_features_and_embedding_come_apart_as_they_were(number: int, values: lis
     answers=st.lists(st.tuples(st.integers(0, GRID.size - 1), st.booleans(), st.integers(0, 3)), max_size=60),
     bins=st.lists(st.floats(0, 1), min_size=GRID.size, max_size=GRID.size).filter(any),
 )
-def test_a_corrected_belief_is_a_distribution(answers: list[tuple[int, bool, int]], bins: list[float]) -> None:
-    """Whatever was learnt and believed: no mass is negative, and all of it sums to 1."""
+def test_a_corrected_prediction_is_a_distribution(answers: list[tuple[int, bool, int]], bins: list[float]) -> None:
+    """Whatever was learnt and predicted: no mass is negative, and all of it sums to 1."""
     head, generator = SemanticHead(), np.random.default_rng(0)
     mass = np.array(bins) / np.sum(bins)
     for position, censored, family in answers:
@@ -93,7 +93,7 @@ def test_embeddings_that_tell_lengths_are_used_and_cut_answers_count() -> None:
 
 
 def test_without_an_embedding_nothing_is_touched() -> None:
-    """A learner that has corrections believes of a prompt without an embedding what the other one does, to the bit."""
+    """A learner that has corrections predicts of a prompt without an embedding what the other one does, to the bit."""
     plain, corrected = GlobalLearner(), SemanticLearner(GlobalLearner())
     generator = np.random.default_rng(2)
     for number in range(300):
@@ -109,7 +109,7 @@ def test_without_an_embedding_nothing_is_touched() -> None:
 
 
 def test_embeddings_that_say_nothing_do_no_harm() -> None:
-    """Random ones: the log score stays within 0.02 nats of the belief's without them."""
+    """Random ones: the log score stays within 0.02 nats of the prediction's without them."""
     learner, generator = SemanticLearner(GlobalLearner()), np.random.default_rng(5)
     ours, theirs = [], []
     for number in range(3_000):
@@ -124,7 +124,7 @@ def test_embeddings_that_say_nothing_do_no_harm() -> None:
     assert np.mean(ours) > np.mean(theirs) - 0.02
 
 
-def test_another_encoder_starts_anew() -> None:
+def test_another_encoder_resets_the_correction() -> None:
     """Embeddings of another size: the correction of the first is gone, and the second is learnt."""
     head, generator = SemanticHead(), np.random.default_rng(6)
     for _ in range(50):

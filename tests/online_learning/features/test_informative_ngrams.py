@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from online_learning.features.informative_ngrams import TellingWords
+from online_learning.features.informative_ngrams import InformativeNgrams
 from online_learning.features.prompt_features import grams, prompt_features
 from online_learning.length_learner import Features, Prompt
 
@@ -17,11 +17,11 @@ def features_of(number: int, *, shared: bool = True, tenant: str | None = None) 
     return prompt_features(prompt)
 
 
-def taught(count: int) -> TellingWords:
-    words = TellingWords()
+def taught(count: int) -> InformativeNgrams:
+    ngrams = InformativeNgrams()
     for number in range(count):
-        words.learn(features_of(number))
-    return words
+        ngrams.learn(features_of(number))
+    return ngrams
 
 
 def test_what_every_prompt_shares_is_left_out() -> None:
@@ -33,30 +33,30 @@ def test_what_every_prompt_shares_is_left_out() -> None:
     assert float(weights @ weights) == pytest.approx(1.0, abs=1e-5)
 
 
-def test_the_first_prompts_keep_all_words() -> None:
+def test_the_first_prompts_keep_all_ngrams() -> None:
     """A few prompts say nothing about what is common."""
     np.testing.assert_array_equal(taught(49).of(features_of(7))[0], grams(features_of(7))[0])
 
 
 def test_a_common_beginning_of_long_ago_is_forgotten() -> None:
-    """After 10,000 prompts without it, it tells again."""
-    words = taught(3_000)
+    """After 10,000 prompts without it, it is informative again."""
+    ngrams = taught(3_000)
     for number in range(10_000):
-        words.learn(features_of(number, shared=False))
-    assert words.of(features_of(1))[0].size == grams(features_of(1))[0].size
+        ngrams.learn(features_of(number, shared=False))
+    assert ngrams.of(features_of(1))[0].size == grams(features_of(1))[0].size
 
 
-def test_prompts_that_are_all_the_same_have_no_words() -> None:
+def test_prompts_that_are_all_the_same_have_no_ngrams() -> None:
     """And that is no error."""
-    words = TellingWords()
+    ngrams = InformativeNgrams()
     for _ in range(60):
-        words.learn(features_of(1))
-    rows, weights = words.of(features_of(1))
+        ngrams.learn(features_of(1))
+    rows, weights = ngrams.of(features_of(1))
     assert rows.size == weights.size == 0
 
 
-def test_the_tenant_is_a_word() -> None:
+def test_the_tenant_counts_as_an_ngram() -> None:
     """Two tenants with the same prompt differ by one row."""
-    words = TellingWords()
-    one, other = (set(words.of(features_of(1, tenant=name))[0].tolist()) for name in ("a", "b"))
+    ngrams = InformativeNgrams()
+    one, other = (set(ngrams.of(features_of(1, tenant=name))[0].tolist()) for name in ("a", "b"))
     assert len(one - other) == 1

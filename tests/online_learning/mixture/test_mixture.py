@@ -47,7 +47,7 @@ def test_the_mixture_is_as_good_as_its_best_expert() -> None:
 
 
 def test_prompts_that_say_nothing_cost_hardly_anything() -> None:
-    """Where lengths do not depend on prompts: CRPS within 1 % of the global belief's."""
+    """Where lengths do not depend on prompts: CRPS within 1 % of the global distribution's."""
     qualities = _scored(_blind(2_000), {"mixture": MixtureLearner(), "global": GlobalLearner()})
     assert qualities["mixture"].crps_tokens < 1.01 * qualities["global"].crps_tokens
 

@@ -26,14 +26,14 @@ def test_mass_is_what_survival_loses(hazard: list[float]) -> None:
     np.testing.assert_allclose(survival_from_hazard(values), np.cumsum(mass[::-1])[::-1], atol=1e-9)
 
 
-def test_rows_are_beliefs_of_their_own() -> None:
+def test_rows_are_distributions_of_their_own() -> None:
     """A matrix of hazards gives the same as its rows one by one."""
     rows = np.random.default_rng(0).random((4, 9))
     np.testing.assert_array_equal(mass_from_hazard(rows), np.stack([mass_from_hazard(row) for row in rows]))
 
 
 def test_knowing_nothing_is_broad() -> None:
-    """Before any answer the middle nine tenths of the belief span a factor of a hundred."""
+    """Before any answer the middle nine tenths of the distribution span a factor of a hundred."""
     cumulative = np.cumsum(mass_from_hazard(vague_hazard(GRID)))
     low, high = (GRID[np.searchsorted(cumulative, p)] for p in (0.05, 0.95))
     assert high / low > 40

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from online_learning.distribution import LengthDistribution, log_grid
 from online_learning.length_learner import AtRisk
 from online_learning.survival.hazard import mass_from_hazard
-from online_learning.survival.running_answers import RunningAnswers, Standing, UnfinishedSettings
+from online_learning.survival.running_answers import RunningAnswers, RunningAnswersSettings, Standing
 
 GRID = np.arange(1, 33)
-FOREVER = UnfinishedSettings(model_memory_answers=1e12, cluster_memory_answers=1e12)
+FOREVER = RunningAnswersSettings(model_memory_answers=1e12, cluster_memory_answers=1e12)
 
 lives = st.lists(
     st.tuples(st.integers(0, 60), st.integers(1, 30), st.integers(0, 2)), min_size=1, max_size=60
@@ -21,7 +21,7 @@ lives = st.lists(
 class Stream:
     """Answers of one model that grow by a token a moment; the life table of those that have ended is what was learnt."""
 
-    def __init__(self, lives: list[tuple[int, int, int]], settings: UnfinishedSettings, keep: float = 1.0) -> None:
+    def __init__(self, lives: list[tuple[int, int, int]], settings: RunningAnswersSettings, keep: float = 1.0) -> None:
         self.lives = lives
         self.unfinished = RunningAnswers(GRID, settings)
         self.standing: dict[int, Standing | None] = {}
@@ -91,11 +91,11 @@ def test_what_ended_and_what_runs_together_are_the_kaplan_meier_estimate(
 
 @settings(max_examples=40, deadline=None)
 @given(lives=lives, until=st.integers(1, 95), memory=st.floats(2.0, 100.0))
-def test_forgetting_is_that_of_a_learner_that_heard_of_every_token(
+def test_forgetting_is_that_of_a_learner_that_was_told_of_every_token(
     lives: list[tuple[int, int, int]], until: int, memory: float
 ) -> None:
     """X + O - Ō is what answers at risk would be, had each bin counted when it was outlived, and faded since."""
-    stream = Stream(lives, UnfinishedSettings(model_memory_answers=memory), keep=1.0 - 1.0 / memory)
+    stream = Stream(lives, RunningAnswersSettings(model_memory_answers=memory), keep=1.0 - 1.0 / memory)
     stream.run(until)
     scope = stream.unfinished._scopes.get("all/m")
     missing = np.zeros(GRID.size) if scope is None else scope.missing
@@ -103,7 +103,7 @@ def test_forgetting_is_that_of_a_learner_that_heard_of_every_token(
 
 
 def test_nothing_counts_twice() -> None:
-    """Once every answer has ended nothing is left of what ran, in any scope, and beliefs are as they were learnt."""
+    """Once every answer has ended nothing is left of what ran, in any scope, and predictions are as they were learnt."""
     generator = np.random.default_rng(0)
     lives = [
         (int(generator.integers(50)), int(generator.integers(1, 30)), int(generator.integers(3))) for _ in range(80)
@@ -120,15 +120,15 @@ def test_in_balance_running_answers_change_nothing() -> None:
     """Where as many answers run as always did, those that end are a fair sample; counting the others would be a bias."""
     generator = np.random.default_rng(1)
     lives = [(start, int(generator.choice([2, 28])), 0) for start in range(3_000)]
-    stream = Stream(lives, UnfinishedSettings(model_memory_answers=300.0), keep=1.0 - 1.0 / 300.0)
+    stream = Stream(lives, RunningAnswersSettings(model_memory_answers=300.0), keep=1.0 - 1.0 / 300.0)
     stream.run(2_900)
     assert len(stream.standing) >= 10
     short = float(stream.corrected()[:5].sum())
     assert short == pytest.approx(0.5, abs=0.06)
 
 
-def test_a_cluster_whose_answers_all_run_is_believed_longer_than_another() -> None:
-    """Of two clusters with the same belief, the one with 20 answers beyond 500 tokens gains, the other hardly does."""
+def test_a_cluster_whose_answers_all_run_is_predicted_longer_than_another() -> None:
+    """Of two clusters with the same distribution, the one with 20 answers beyond 500 tokens gains, the other hardly does."""
     grid = log_grid()
     unfinished = RunningAnswers(grid)
     standings = [unfinished.advance(None, "m", 1, 500) for _ in range(20)]

@@ -4,7 +4,7 @@ from online_learning.survival.shrinkage import STRENGTHS, Shrinkage
 
 
 def _chances(*, evidence_is_right: bool) -> np.ndarray:
-    """What was observed was likely by the evidence and unlikely by the common belief, or the other way round."""
+    """What was observed was likely by the evidence and unlikely by the common distribution, or the other way round."""
     chances = np.linspace(0.9, 0.1, len(STRENGTHS))
     return chances if evidence_is_right else chances[::-1]
 
@@ -14,8 +14,8 @@ def test_at_first_all_strengths_count_alike() -> None:
     np.testing.assert_allclose(Shrinkage().weights, 1.0 / len(STRENGTHS))
 
 
-def test_what_predicted_well_is_believed() -> None:
-    """Where clusters are right they are hardly shrunk; where the common belief is right, nearly wholly."""
+def test_what_predicted_well_has_weight() -> None:
+    """Where clusters are right they are hardly shrunk; where the common distribution is right, nearly wholly."""
     trusting, doubting = Shrinkage(), Shrinkage()
     for _ in range(50):
         trusting.learn(_chances(evidence_is_right=True))
