@@ -26,7 +26,7 @@ from harness.engines import EngineProcess
 from harness.faults import SPONTANEOUS, Faults
 from harness.network import LONGEST_DELAY_S, Network
 from harness.timeline import Timeline
-from harness.unrelated import throw
+from harness.unknown_connections import throw
 
 from controller.policy.policies import Objective, Schedule, policy_named
 from controller.policy.policy import Policy
