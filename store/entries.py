@@ -14,7 +14,9 @@ class EngineSeen(Record, frozen=True, kw_only=True):
     """An engine connected, reconnected or left."""
 
     time_s: float
+    """When that happened."""
     event: Literal["connected", "reconnected", "left", "lost"]
+    """connected, reconnected, left or lost."""
     hello: Hello
 
 
@@ -23,19 +25,29 @@ class Prediction(Record, frozen=True, kw_only=True):
 
     request_id: str
     time_s: float
+    """When it was predicted."""
     cluster: int | None
+    """Prompt cluster; None before there are clusters."""
     features: bytes
     """Prompt features, little-endian float32."""
     prompt_hash: str
     """Keyed hash of the prompt's token ids."""
     mean_tokens: float
+    """Expected output length."""
     p10_tokens: int
+    """10 % quantile of the predicted output length."""
     p25_tokens: int
+    """25 %."""
     p50_tokens: int
+    """50 % quantile, the median."""
     p75_tokens: int
+    """75 %."""
     p90_tokens: int
+    """90 %."""
     p95_tokens: int
+    """95 %."""
     p99_tokens: int
+    """99 %."""
     evidence: float
     """Effective number of past answers behind the prediction."""
     experts: dict[str, float]
@@ -49,17 +61,23 @@ class Decision(Record, frozen=True, kw_only=True):
 
     request_id: str
     time_s: float
+    """When it was decided."""
     policy: str
+    """Policy that decided."""
     reason: Literal["arrival", "resent", "belief"]
+    """arrival, resent or belief."""
     cost_s: float
     """Expected cost of the whole request in engine-seconds."""
     index_s: float
     """Index at the attained tokens at the time of decision."""
     attained_tokens: tuple[int, ...]
+    """The table's steps: output tokens from which an entry holds."""
     table_index_s: tuple[float, ...]
+    """Index in each step, engine-seconds; lower runs first."""
     growth_tokens: tuple[float, ...]
+    """Expected further output tokens within the gate's horizon in each step."""
     patience_s: float | None = None
-    """Bound on its waiting; None for none."""
+    """Time of waiting after which nobody passes it any more; None for none."""
 
 
 class Outcome(Record, frozen=True, kw_only=True):
@@ -67,16 +85,23 @@ class Outcome(Record, frozen=True, kw_only=True):
 
     request_id: str
     time_s: float
+    """When the request ended."""
     output_tokens: int
+    """Tokens generated."""
     censored: bool
     """The length is only known to be at least this much."""
     cluster: int | None
+    """Prompt cluster of the prediction."""
     pit: float
-    """Probability integral transform of the outcome under the prediction, randomised within its bin."""
+    """Probability integral transform of the outcome under the prediction, randomised within its bin; uniform if calibrated."""
     crps_tokens: float
+    """Continuous ranked probability score; lower is better."""
     log_score: float
+    """Log score of the outcome."""
     within_50: bool
+    """Inside the central 50 % interval."""
     within_90: bool
+    """Inside the central 90 % interval."""
     answer: int
     """Number of the answer in the order in which the learner was taught, over all engines and starts."""
 
@@ -85,59 +110,79 @@ class CalibrationMeasured(Record, frozen=True, kw_only=True):
     """How the learner's predictions for a model or a cluster turned out lately, and whether they are trusted."""
 
     time_s: float
+    """When it was measured, Unix seconds of the controller's clock."""
     model: str
+    """Model whose answers were predicted."""
     scope: Literal["model", "cluster", "rest"]
-    """All of the model, one of its clusters, or its predictions for no cluster that is watched by itself."""
+    """model: all its answers; cluster: those of one; rest: those of no cluster that is watched by itself."""
     cluster: int | None
+    """Prompt cluster; None unless the scope is one."""
     answers: int
     """Answers in the window."""
     censored: int
+    """Of these, cut: only a lower bound of the length is known."""
     coverage_50: float
+    """Share inside the central 50 % interval; 0.5 when calibrated."""
     coverage_90: float
+    """Share inside the central 90 % interval; 0.9 when calibrated."""
     crps_tokens: float
+    """Mean continuous ranked probability score; lower is better."""
     log_score: float
+    """Mean log score in nats; higher is better."""
     prior_log_score: float
-    """Log score of the model's prior on the same answers."""
+    """The same of the model's prior, which knows nothing of the prompt."""
     pinball_tokens: float
+    """Mean quantile loss over the 10, 25, 50, 75 and 90 % quantiles."""
     kendall_tau: float
+    """Rank correlation of predicted median and length, over the window's latest answers."""
     pit_histogram: tuple[float, ...]
-    """Share of the answers in each tenth of the PIT."""
+    """Share of the answers in each tenth of the PIT; a tenth each when calibrated."""
     trusted: bool
+    """Whether the guard lets these predictions be acted upon."""
     reason: str
-    """``due``, or how trust was lost or came back."""
+    """due, or how trust was lost or came back."""
 
 
 class DriftDetected(Record, frozen=True, kw_only=True):
     """A length distribution moved and part of its past was forgotten."""
 
     time_s: float
+    """When it was noticed."""
     model: str
+    """Model whose answers changed."""
     cluster: int
+    """Prompt cluster."""
     before_mean_tokens: float
+    """Mean output length before."""
     after_mean_tokens: float
+    """Mean output length after."""
     forgotten: float
     """Effective number of answers forgotten."""
     renewed_requests: int
-    """Unfinished requests whose belief was formed anew because of it."""
+    """Unfinished requests that were predicted again because of it."""
 
 
 class ClusterChanged(Record, frozen=True, kw_only=True):
     """A prompt cluster came, was divided or went; all models share them."""
 
     time_s: float
+    """When the answer that brought it was learnt."""
     kind: Literal["born", "split", "merged", "retired"]
+    """born, split, merged or retired."""
     cluster: int
-    """The one that came or went."""
+    """Prompt cluster that came (born, split) or went (merged, retired)."""
     other_cluster: int | None = None
-    """The one that it was split from, or merged into."""
+    """The one that it was split from, or merged into; None for the others."""
 
 
 class SettingsChanged(Record, frozen=True, kw_only=True):
     """Settings sent to the engines, and why."""
 
     time_s: float
-    settings: Settings
+    """When they were sent."""
     reason: str
+    """Why they changed."""
+    settings: Settings
 
 
 StoreRecord: TypeAlias = (

@@ -95,16 +95,27 @@ class Hello(Record, frozen=True, kw_only=True):
     session_id: str
     """Random for each start of the engine process; request ids are unique within it."""
     model: str
+    """Model that the engine serves."""
     engine: Literal["vllm", "simulated"]
+    """vllm or simulated."""
     engine_version: str
+    """Its version."""
     kv_blocks: Size
+    """KV blocks that it has."""
     block_size_tokens: Size
+    """Tokens in a KV block."""
     max_num_seqs: Size
+    """Requests that it runs at once at most."""
     token_budget: Size
+    """Tokens that it computes in a step at most."""
     max_model_len_tokens: Size
+    """Longest prompt and output together."""
     prefix_caching: bool
+    """Whether equal prompt heads are computed once."""
     started_s: Seconds
+    """When the engine process started."""
     data_parallel_rank: Count = 0
+    """Its rank among data-parallel engines."""
 
 
 class Arrived(Record, frozen=True, kw_only=True):
@@ -112,17 +123,23 @@ class Arrived(Record, frozen=True, kw_only=True):
 
     request_id: str
     arrival_s: Seconds
+    """When the request entered the engine."""
     prompt_tokens: Count
     """Length of the whole prompt."""
     token_ids: TokenIds
     """Prompt token ids, little-endian uint32, at most `MAX_PROMPT_TOKENS_SENT` of them (head and tail)."""
     max_tokens: Size
+    """Limit on the output that the request came with."""
     temperature: float
+    """Sampling temperature."""
     priority: int = 0
     """The request's own strict class; lower is served first."""
     tenant: str | None = None
+    """Who sent it, where the engine knows."""
     lora: str | None = None
+    """LoRA adapter, if any."""
     resent: bool = False
+    """Told again to a controller that was away."""
     attained_tokens: Count = 0
     """Output tokens generated when it was sent; not zero only when ``resent``."""
 
@@ -136,9 +153,11 @@ class FirstToken(Record, frozen=True, kw_only=True):
 
     request_id: str
     time_s: Seconds
+    """When the first output token was generated."""
     scheduled_s: Seconds
     """When the request was first given a place in a step."""
     cached_prompt_tokens: Count
+    """Prompt tokens that the prefix cache spared."""
 
 
 class Preempted(Record, frozen=True, kw_only=True):
@@ -146,10 +165,13 @@ class Preempted(Record, frozen=True, kw_only=True):
 
     request_id: str
     time_s: Seconds
+    """When it was preempted."""
     lost_tokens: Count
     """Computed tokens (prompt and output) whose KV was given up."""
     attained_tokens: Count
+    """Output tokens generated so far."""
     cause: PreemptionCause = "memory"
+    """memory: an allocation failed; policy: a better request took the place."""
 
 
 class Finished(Record, frozen=True, kw_only=True):
@@ -157,16 +179,27 @@ class Finished(Record, frozen=True, kw_only=True):
 
     request_id: str
     time_s: Seconds
+    """When the request ended."""
     reason: FinishReason
+    """stop, length, abort or error."""
     arrival_s: Seconds
+    """When the request entered the engine."""
     prompt_tokens: Count
+    """Length of the whole prompt."""
     output_tokens: Count
+    """Tokens generated."""
     max_tokens: Count
+    """Limit on the output that the request came with."""
     cached_prompt_tokens: Count
+    """Prompt tokens that the prefix cache spared."""
     preemptions: Count
+    """How often it was preempted."""
     recomputed_tokens: Count
+    """Tokens computed again because of that."""
     scheduled_s: Seconds | None = None
+    """When it was first given a place in a step; None if never."""
     first_token_s: Seconds | None = None
+    """When its first output token was generated; None if never."""
 
 
 Fact: TypeAlias = Arrived | FirstToken | Preempted | Finished
@@ -195,23 +228,33 @@ class Snapshot(Record, frozen=True, kw_only=True):
     """State of the engine and sums since the last snapshot; sent about ten times a second, never resent."""
 
     time_s: Seconds
+    """When the snapshot was taken."""
     waiting: Count
+    """Requests in the queue."""
     running: Count
+    """Requests with a place in the batch."""
     kv_blocks_used: Count
+    """KV blocks in use."""
     kv_blocks: Size
+    """KV blocks that the engine has."""
     mode: Mode
-    """The mode in force in the engine, which is ``off`` during a fallback."""
+    """off, shadow or on: the mode in force in the engine, which is off during a fallback."""
     fallback: str | None = None
     """Why the engine serves first come, first served although told otherwise."""
     steps: Count
+    """Engine steps since the last snapshot."""
     step_s: Seconds
     """Sum of the durations of those steps."""
     prefill_tokens: Count
+    """Prompt tokens computed in them."""
     decode_tokens: Count
+    """Output tokens computed in them."""
     kv_tokens_read: Count
     """Sum over steps of the tokens whose KV was attended to."""
     preemptions: Count
+    """Preemptions in them."""
     recomputed_tokens: Count
+    """Tokens computed again in them."""
     admission_limit: int | None = None
     """Requests that the gate allows to be active at once; None when it does not limit."""
     reserved_blocks: Count = 0
@@ -219,18 +262,21 @@ class Snapshot(Record, frozen=True, kw_only=True):
     detailed: bool = True
     """Whether the lists are told: they are in about every third snapshot, for they are most of what one costs."""
     running_requests: tuple[RunningRequest, ...] = ()
+    """What runs."""
     queue: tuple[str, ...] = ()
     """Request ids at the head of the waiting queue, in the order in which they will be tried."""
     tables_held: Count = 0
+    """Index tables that the engine holds."""
     tables_applied: Count = 0
     """Index tables received for requests that were unfinished, since the engine started."""
     messages_dropped: Count = 0
     """Messages dropped at the engine's side of the border, since the engine started."""
     policy_errors: Count = 0
+    """Errors of ours in the engine since it started."""
     hook_s: Seconds = 0.0
     """Time that our code took inside the engine's steps, summed like ``step_s``."""
     overdue: Count = 0
-    """Requests that went first because their patience was over, since the engine started."""
+    """Requests that went first because their patience had ended, since the engine started."""
 
 
 class Goodbye(Record, frozen=True, kw_only=True):
@@ -284,7 +330,7 @@ class Gate(Record, frozen=True, kw_only=True):
     """Admission: start a request only while the free KV blocks cover it and the expected growth."""
 
     horizon_tokens: int
-    """Growth is counted up to so many further tokens per request."""
+    """Further output tokens of each request up to which its growth is counted."""
     margin: float = 1.0
     """Factor on the expected growth."""
 
@@ -310,16 +356,18 @@ class EngineRules(Record, frozen=True, kw_only=True):
     preemption: Preemption | None = None
     """When a waiting request pushes out running ones; None leaves preemption to the engine, when memory runs out."""
     victims: Victims = "last"
-    """Who gives way when KV memory runs out."""
+    """Who gives way when KV memory runs out: last in the order or cheapest to compute again."""
 
 
 class Settings(Record, frozen=True, kw_only=True):
     """How the engine applies index tables."""
 
     revision: int
+    """Number of the settings."""
     mode: Mode
+    """off, shadow or on."""
     lease_s: float
-    """The engine falls back to first come, first served when it hears nothing for this time."""
+    """Silence after which the engine falls back to first come, first served."""
     rules: EngineRules
 
 

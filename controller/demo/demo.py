@@ -18,7 +18,7 @@ from controller.api.client import ApiClient
 from engine_adapter.serving.processes import Child, Children, claimed_port
 from store.errors import ConfigError, EngineError, SageError
 from store.history.reader import open_history
-from store.history.rows import TABLE_OF
+from store.history.tables import TABLE_OF
 
 PROFILE = "h800-qwen3-32b-24k"
 API_PORT = 8700

@@ -14,11 +14,11 @@ import duckdb
 import pyarrow as pa
 
 from store.history.catalog import publish_catalog
+from store.history.columns import Row
 from store.history.files import Folder, secure, sync
-from store.history.rows import Row
 from store.history.schema import open_live, sealed_tables
 from store.history.segments import Segments, count_rows
-from store.history.tables import SEALED_TABLES, quoted
+from store.history.tables import ROW_COLUMNS, SEALED_TABLES, quoted
 
 log = logging.getLogger(__name__)
 
@@ -223,11 +223,13 @@ class LiveFile:
         return 0
 
     def _arrow_schema(self, table: str) -> pa.Schema:
-        return self._connection.sql(f"SELECT * FROM {table} LIMIT 0").to_arrow_table().schema
+        return (
+            self._connection.sql(f"SELECT {', '.join(ROW_COLUMNS[table])} FROM {table} LIMIT 0").to_arrow_table().schema
+        )
 
     def _insert(self, name: str, incoming: pa.Table) -> None:
         """Add rows; DuckDB reads the argument itself, for half of what it costs to register it first."""
-        self._connection.execute(f"INSERT INTO {name} SELECT * FROM incoming")
+        self._connection.execute(f"INSERT INTO {name} BY NAME SELECT * FROM incoming")
         if name == "batches":
             self._connection.execute(
                 "INSERT INTO sessions SELECT session_id, max(batch), max(received_s) FROM incoming GROUP BY session_id"
@@ -260,6 +262,8 @@ def _columns(schema: pa.Schema, rows: Sequence[Row]) -> pa.Table:
 
 def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     """One column; lists of structs from records are taken apart field by field, in a fifth of the time."""
+    if pa.types.is_map(kind):
+        return pa.array([None if items is None else list(items.items()) for items in values], kind)
     if not (pa.types.is_list(kind) and pa.types.is_struct(kind.value_type)):
         return pa.array(values, kind)
     lists = [items or () for items in values]

@@ -20,7 +20,11 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         *(statement for table in TABLES for statement in statements(table)),
     ),
 )
-"""``MIGRATIONS[n]`` leads from version n to n + 1; entries are appended and never changed."""
+"""``MIGRATIONS[n]`` leads from version n to n + 1; entries are appended.
+
+The first creates all columns that this release records. A release that records a new field appends
+``ALTER TABLE ... ADD COLUMN IF NOT EXISTS`` and its comment for the histories of earlier releases.
+"""
 
 _CHECKPOINT_RELEASED: dict[str, str | bool | int | float | list[str]] = {
     "wal_autocheckpoint": "64MB",

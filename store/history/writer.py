@@ -17,9 +17,11 @@ import pyarrow as pa
 
 from store.entries import Entry
 from store.errors import StoreError
+from store.history.columns import Row
 from store.history.files import Folder, WriterLock
 from store.history.live_file import Chunk, LiveFile, LiveRows, Retention
-from store.history.rows import DROPPABLE, TABLE_OF, Row, row_of
+from store.history.rows import DROPPABLE, row_of
+from store.history.tables import TABLE_OF
 from store.history.writer_stats import WriterStats
 
 __all__ = ["HistoryWriter", "WriterStats"]

@@ -17,7 +17,7 @@ FACTS = 3
 CHILD = """
 import sys, time
 from pathlib import Path
-from store import segments
+from store.history import segments
 from store.entries import Entry, Outcome
 from store.records import FirstToken
 from store.history.writer import HistoryWriter

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from store.entries import EngineSeen, Entry, SettingsChanged, StoreRecord
 from store.history.reader import open_history
-from store.history.rows import TABLE_OF
+from store.history.tables import TABLE_OF
 from store.history.writer import HistoryWriter
 from store.records import EngineRules, Gate, Hello, Preemption, Settings, Snapshot
 

@@ -97,10 +97,14 @@ def test_a_migration_is_run_once_recorded_and_reads_old_segments(
         versions = live._connection.sql("SELECT version, applied_s FROM schema_version ORDER BY version").fetchall()
         assert versions == [(1, 1.0), (2, 3.0)]
         history.close()
+    live = history.open(4.0, writer="last")
+    history.write(4.0, make.entry(make.finished("c")))
+    live.maintain(5.0)
+    history.close()
     with open_history(history.folder.path) as catalog:
         rows = catalog.sql("SELECT request_id, energy_j FROM completions ORDER BY request_id").fetchall()
-        assert rows == [("a", None), ("b", None)]
-        assert catalog.sql("SELECT count(*) FROM requests").fetchall() == [(2,)]
+        assert rows == [("a", None), ("b", None), ("c", None)]
+        assert catalog.sql("SELECT count(*) FROM requests").fetchall() == [(3,)]
 
 
 def test_a_migration_that_fails_leaves_the_version_before_it(
