@@ -16,8 +16,8 @@ from controller.cli.output import print_table, progress_bar, require_writable, w
 from store.errors import BadInputError
 
 if TYPE_CHECKING:
-    from controller.benchmark.scheduling.benchmark import BenchSpec
     from controller.benchmark.scheduling.result import BenchResult
+    from controller.benchmark.scheduling.spec import BenchSpec
 
 DEFAULT_PROFILE = "h800-qwen3-32b-24k"
 DEFAULT_LOADS = "0.5,0.8,0.9,1,1.1,1.2"
@@ -77,7 +77,7 @@ def bench(
     quiet: QuietFlag = False,
 ) -> None:
     """Policies side by side on one workload, in virtual time."""
-    from controller.benchmark.scheduling.benchmark import BenchSpec
+    from controller.benchmark.scheduling.spec import BenchSpec
 
     require_writable(json_file, html)
     spec = BenchSpec(
@@ -120,7 +120,7 @@ def sweep(
     quiet: QuietFlag = False,
 ) -> None:
     """The benchmark over loads and profiles: the gain against the load."""
-    from controller.benchmark.scheduling.benchmark import BenchSpec
+    from controller.benchmark.scheduling.spec import BenchSpec
 
     require_writable(json_file, html, svg)
     names = _words(policies)

@@ -90,12 +90,10 @@ def routers(
 
 def _table(runs: list[RouterRun]) -> Table:
     """One row for each router, seeds side by side."""
-    from rich.table import Table
+    from controller.reports.tables import text_table
 
-    table = Table("router")
     columns = ("mean_ttlt_s", "p99_ttlt_s", "mean_ttft_s", "p99_ttft_s", "recompute_tax")
-    for column in (*columns, "shares"):
-        table.add_column(column, justify="right")
+    table = text_table(None, ("router", *columns, "shares"), left=1)
     for name in dict.fromkeys(run.router for run in runs):
         own = [run for run in runs if run.router == name]
         cells = [" / ".join(f"{getattr(run.figures, column):.3g}" for run in own) for column in columns]

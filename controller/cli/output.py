@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from store.atomic_file import write_whole
 from store.errors import BadInputError
-from store.history.atomic_file import write_whole
 
 if TYPE_CHECKING:
     from rich.progress import Progress

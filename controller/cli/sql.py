@@ -12,8 +12,8 @@ from pyarrow import csv, parquet
 from rich.console import Console
 from rich.table import Table
 
+from store.atomic_file import write_whole
 from store.errors import BadInputError, StoreError
-from store.history.atomic_file import write_whole
 from store.history.reader import require_catalog
 from store.reading.sandbox import TRUNCATED, run_sql
 

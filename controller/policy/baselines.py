@@ -34,10 +34,6 @@ from controller.policy.policy import (
 )
 from engine_adapter.ordering.ordering import Ordering, OrderingFactory
 from online_learning.distribution import LengthDistribution
-from online_learning.evaluation.global_learner import GlobalLearner
-from online_learning.evaluation.paper_predictor import SimilarityLearner
-from online_learning.length_learner import LengthLearner
-from online_learning.mixture.mixture import MixtureLearner
 from store.errors import ConfigError
 from store.records import EngineRules, IndexTable, Preemption
 
@@ -141,13 +137,6 @@ def _form(name: str, context: BenchContext) -> Policy:
 def ordering_of(policy: Policy) -> OrderingFactory:
     """How an engine in virtual time applies a policy's tables: ours as live engines do, a baseline's in its own way."""
     return policy.make_ordering if isinstance(policy, Baseline) else Ordering
-
-
-def bench_learner(name: str) -> LengthLearner:
-    """The paper predicts by similarity, as it says; all others with what runs live."""
-    if name == "sage-without-predictor":
-        return GlobalLearner()
-    return SimilarityLearner() if name.startswith(PAPER) else MixtureLearner()
 
 
 # --- orders ---------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import zmq
 
+from store.atomic_file import replace_file
 from store.errors import ConfigError
 
 CONTROLLER_FILE = "controller.key"
@@ -141,17 +142,9 @@ def make_private_folder(folder: Path) -> None:
 
 def write_private(file: Path, text: str) -> None:
     """Put a file in place, whole and durable or not at all, that its owner alone can read."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        temporary.unlink(missing_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, OWNER_ONLY)
-        with os.fdopen(descriptor, "w", encoding="ascii") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(file)
+        replace_file(file, text.encode("ascii"), mode=OWNER_ONLY)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise ConfigError(f"cannot write {str(file)!r} ({error.strerror}): choose another folder") from None
 
 

@@ -9,6 +9,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from store.atomic_file import put_in_place, sync
 from store.errors import StoreError, StoreLockedError
 
 _OWNER_ONLY = 0o600
@@ -93,19 +94,8 @@ def make_folder(path: Path) -> None:
 
 def publish(temporary: Path, final: Path) -> None:
     """Make a finished file appear under its final name, whole and durable, or not at all."""
-    temporary.chmod(_OWNER_ONLY)
-    sync(temporary)
-    temporary.replace(final)
+    put_in_place(temporary, final, mode=_OWNER_ONLY)
     sync(final.parent)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file's contents, or a folder's names, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def secure(path: Path) -> None:

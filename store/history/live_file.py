@@ -13,9 +13,10 @@ from typing import Any, Protocol
 import duckdb
 import pyarrow as pa
 
+from store.atomic_file import sync
 from store.history.catalog import publish_catalog
 from store.history.columns import Row
-from store.history.files import Folder, secure, sync
+from store.history.files import Folder, secure
 from store.history.schema import open_live, sealed_tables
 from store.history.segments import Segments, count_rows
 from store.history.tables import ROW_COLUMNS, SEALED_TABLES, quoted

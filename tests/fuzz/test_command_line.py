@@ -11,8 +11,8 @@ import pytest
 import typer
 
 from controller.cli.main import app, run
+from store.atomic_file import write_whole
 from store.errors import BadInputError
-from store.history.atomic_file import write_whole
 
 JUNK = [
     "", " ", "\x00", "-", "--", "-1", "💥", "\u202egnirts", "x" * 5000, "../../../etc/passwd", "/dev/null/x", "nan", "-inf",

@@ -14,6 +14,7 @@ import numpy as np
 from rich.table import Table
 
 from controller.benchmark.prediction.study import MAIN_LEARNER, task_prompts
+from controller.reports.tables import text_table
 from online_learning.calibration.scoring import Score
 from online_learning.distribution import LengthDistribution
 from online_learning.evaluation.global_learner import GlobalLearner
@@ -82,9 +83,8 @@ def drift_study(
 
 def drift_table(blocks: Sequence[DriftBlock]) -> Table:
     """One row for each block."""
-    table = Table("family", "change", "completions since", title=f"{MAIN_LEARNER} after a drift midway")
-    for heading in ("within 50 %", "within 90 %", "log score", "global's"):
-        table.add_column(heading, justify="right")
+    headings = ("family", "change", "completions since", "within 50 %", "within 90 %", "log score", "global's")
+    table = text_table(f"{MAIN_LEARNER} after a drift midway", headings, left=3)
     for block in blocks:
         figures = (block.coverage_50, block.coverage_90, block.log_score, block.global_log_score)
         span = f"{block.first + 1} to {block.last}"

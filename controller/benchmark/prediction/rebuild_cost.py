@@ -14,6 +14,7 @@ from controller.benchmark.prediction.study import MAX_TOKENS, task_prompts
 from controller.benchmark.synthetic_history import past_facts, past_hello
 from controller.core.core import Core, CoreConfig
 from controller.policy.policies import policy_named
+from controller.reports.tables import text_table
 from controller.service.warm_start import rebuild
 from engine_adapter.virtual_time.profiles import profile_named
 from engine_adapter.workloads.requests import bench_trace, to_works
@@ -77,10 +78,8 @@ def measure_upkeep(
 
 def upkeep_table(upkeep: Upkeep) -> Table:
     """One row."""
-    table = Table(title="A restart")
-    for heading in ("answers", "rebuilt in s", "CPU s", "µs each", "learner MB", "largest difference"):
-        table.add_column(heading, justify="right")
-    table.add_row(
+    headings = ("answers", "rebuilt in s", "CPU s", "µs each", "learner MB", "largest difference")
+    row = (
         str(upkeep.answers),
         f"{upkeep.rebuild_s:.1f}",
         f"{upkeep.rebuild_cpu_s:.1f}",
@@ -88,7 +87,7 @@ def upkeep_table(upkeep: Upkeep) -> Table:
         f"{upkeep.memory_bytes / 1e6:.1f}",
         f"{upkeep.largest_difference:g}",
     )
-    return table
+    return text_table("A restart", headings, [row])
 
 
 def _serve(

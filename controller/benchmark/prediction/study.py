@@ -10,6 +10,7 @@ import numpy as np
 from rich.table import Table
 from scipy.stats import kendalltau
 
+from controller.reports.tables import text_table
 from engine_adapter.workloads.requests import BenchTrace, bench_trace
 from online_learning.calibration.scoring import Score
 from online_learning.distribution import FloatArray, LengthDistribution
@@ -125,10 +126,8 @@ def _ablated() -> dict[str, LengthLearner]:
 
 def quality_table(result: Evaluation) -> Table:
     """One row for each learner."""
-    table = Table("learner", title=f"{result.requests} requests scored")
-    for _, heading, _ in COLUMNS:
-        table.add_column(heading, justify="right")
-    table.add_column("MB", justify="right")
+    headings = ("learner", *(title for _, title, _ in COLUMNS), "MB")
+    table = text_table(f"{result.requests} requests scored", headings, left=1)
     for name, quality in result.learners.items():
         figures = [form.format(getattr(quality, column)) for column, _, form in COLUMNS]
         table.add_row(name, *figures, f"{quality.memory_bytes / 1e6:.1f}")
@@ -161,9 +160,9 @@ def task_table(study: Study) -> Table | None:
     qualities = task_qualities(study)
     if not qualities:
         return None
-    table = Table("task", title=f"{MAIN_LEARNER} by task, those with {TASK_REQUESTS} requests or more")
-    for heading in ("requests", "within 50 %", "within 90 %", "Kendall τ", "CRPS", "paper's", "log score", "global's"):
-        table.add_column(heading, justify="right")
+    scores = ("within 50 %", "within 90 %", "Kendall τ", "CRPS", "paper's", "log score", "global's")
+    title = f"{MAIN_LEARNER} by task, those with {TASK_REQUESTS} requests or more"
+    table = text_table(title, ("task", "requests", *scores), left=1)
     for quality in qualities:
         table.add_row(
             quality.task,

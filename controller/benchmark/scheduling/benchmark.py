@@ -11,82 +11,21 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeAlias
 
 from controller.benchmark.scheduling.result import BenchResult, PolicyResult, SeedResult
 from controller.benchmark.scheduling.run import BenchEngine, PolicyRun, RunSpec
+from controller.benchmark.scheduling.spec import WATERMARKS, BenchSpec
 from controller.benchmark.scheduling.worker_pool import WorkerPool
-from controller.policy.ablations import ABLATION_NAMES
-from controller.policy.baselines import BENCH_POLICY_NAMES, is_ours, variants_of
-from controller.policy.policies import Objective, Schedule
+from controller.policy.baselines import is_ours, variants_of
 from controller.reports.latency_summary import capacity_rps
-from engine_adapter.virtual_time.profiles import profile_named
 from engine_adapter.workloads.arrivals import arrival_plan
-from store.errors import ConfigError
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Told the requests served so far in all runs, and how many there will be."""
-
-SYNTHETIC = "synthetic"
-"""Name of the built-in workload."""
-
-WATERMARKS = (0.0, 0.01, 0.02, 0.05, 0.1)
-"""Static watermarks that an expert would try; vLLM's default comes first."""
-
-DEFAULT_POLICIES = ("fcfs", "sagesched-paper", "sage", "srpt-oracle")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BenchSpec:
-    """What to measure; checked when it is made, raises `ConfigError` and `BadInputError`."""
-
-    workload: Path | str = SYNTHETIC
-    """A workload file, or ``synthetic`` for the built-in one."""
-    profile: str = "h800-qwen3-32b-24k"
-    load: float = 1.05
-    """Arrival rate over the capacity of first come, first served."""
-    requests: int = 600
-    warmup: int = 1000
-    seeds: tuple[int, ...] = (1,)
-    policies: tuple[str, ...] = DEFAULT_POLICIES
-    engine: BenchEngine = "simulated"
-    prefix_caching: bool | None = None
-    """None: as the engine has it by default, on in vLLM's; the simulated engine does not have it."""
-    arrivals: str = "own"
-    """As `engine_adapter.workloads.arrivals.arrival_plan` reads it."""
-    tuned: bool = False
-    """Whether rivals get their best static watermark."""
-    objective: Objective = "balanced"
-    """What `sage` favours."""
-    schedule: Schedule = field(default_factory=Schedule)
-    """The settings of `sage` but for its objective."""
-
-    def __post_init__(self) -> None:
-        profile_named(self.profile)
-        arrival_plan(self.arrivals)
-        if not 0.0 < self.load < 100.0:
-            raise ConfigError(f"load is {self.load}: give a share of capacity above 0, such as 1.05")
-        if self.requests < 10:
-            raise ConfigError(f"requests is {self.requests}: give 10 or more, so that figures mean something")
-        if self.warmup < 0:
-            raise ConfigError(f"warmup is {self.warmup}: give 0 or more")
-        _require_distinct("policies", self.policies)
-        _require_distinct("seeds", self.seeds)
-        if min(self.seeds) < 0:
-            raise ConfigError(f"seed is {min(self.seeds)}: give 0 or more")
-        for name in self.policies:
-            if name not in (known := BENCH_POLICY_NAMES + ABLATION_NAMES):
-                raise ConfigError(f"unknown policy {name!r}: choose of {', '.join(known)}")
-        if self.prefix_caching and self.engine == "simulated":
-            raise ConfigError("prefix caching is on and the engine simulated: turn it off or take --engine vllm")
-
-    @property
-    def caches_prefixes(self) -> bool:
-        """Whether the engine reuses the KV of prompts that begin alike."""
-        return self.engine == "vllm" if self.prefix_caching is None else self.prefix_caching
 
 
 def run_bench(
@@ -197,13 +136,6 @@ def _base_run(spec: BenchSpec, seed: int) -> RunSpec:
         watermark=0.0,
         schedule=replace(spec.schedule, objective=spec.objective),
     )
-
-
-def _require_distinct(name: str, values: Sequence[object]) -> None:
-    if not values:
-        raise ConfigError(f"{name} are empty: give at least one, such as {'fcfs,sage' if name == 'policies' else '1'}")
-    if len(set(values)) < len(values):
-        raise ConfigError(f"{name} {','.join(map(str, values))} name one twice: name each once")
 
 
 def _versions(engine: BenchEngine) -> dict[str, str]:

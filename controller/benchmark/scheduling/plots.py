@@ -9,13 +9,7 @@ import plotly.graph_objects as go
 
 from controller.benchmark.scheduling.result import BenchResult
 from controller.benchmark.scheduling.run import Moment
-
-COLOURS = (
-    "#6b7280", "#d97706", "#2563eb", "#059669", "#db2777", "#7c3aed", "#0891b2", "#65a30d", "#b91c1c", "#1e3a8a",
-    "#a16207", "#be185d", "#0f766e",
-)  # fmt: skip
-CDF_POINTS = 400
-"""A distribution of many requests is drawn at so many of its quantiles."""
+from controller.reports.page import CDF_POINTS, colour, plot
 
 GAINS = (("mean_ttlt_s", "mean TTLT"), ("p99_ttlt_s", "P99 TTLT"))
 
@@ -52,9 +46,7 @@ def run_plots(result: BenchResult) -> list[go.Figure]:
 
 def _gain(results: list[BenchResult], against: str, name: str, title: str) -> go.Figure:
     load_of = "tuned" if results[0].spec.tuned else "stock"
-    figure = _figure(
-        f"{title}, relative to {against}", f"load, of what {load_of} FCFS serves", "ratio, lower is better"
-    )
+    figure = plot(f"{title}, relative to {against}", f"load, of what {load_of} FCFS serves", "ratio, lower is better")
     ordered = sorted(results, key=lambda result: result.spec.load)
     for number, policy in enumerate(ordered[0].spec.policies):
         ratios = [result.ratio(policy, against, name) for result in ordered]
@@ -75,7 +67,7 @@ def _gain(results: list[BenchResult], against: str, name: str, title: str) -> go
 
 
 def _ttlt_distributions(result: BenchResult) -> go.Figure:
-    figure = _figure("Requests finished within a time to last token, all seeds", "TTLT, s", "share of requests")
+    figure = plot("Requests finished within a time to last token, all seeds", "TTLT, s", "share of requests")
     share = np.linspace(0.0, 1.0, CDF_POINTS)
     for number, policy in enumerate(result.spec.policies):
         ttlt_s = [life.ttlt_s for seed in result.seeds for life in seed.policies[policy].best.lives]
@@ -85,7 +77,7 @@ def _ttlt_distributions(result: BenchResult) -> go.Figure:
 
 
 def _mean_against_tail(result: BenchResult) -> go.Figure:
-    figure = _figure("Mean against tail", "mean TTLT, s", "P99 TTLT, s")
+    figure = plot("Mean against tail", "mean TTLT, s", "P99 TTLT, s")
     for number, (policy, figures) in enumerate(result.figures.items()):
         figure.add_scatter(
             x=[figures.mean_ttlt_s],
@@ -94,7 +86,7 @@ def _mean_against_tail(result: BenchResult) -> go.Figure:
             text=[policy],
             mode="markers+text",
             textposition="top center",
-            marker={"size": 12, "color": COLOURS[number % len(COLOURS)]},
+            marker={"size": 12, "color": colour(number)},
         )
     figure.update_xaxes(rangemode="tozero")
     figure.update_yaxes(rangemode="tozero")
@@ -102,7 +94,7 @@ def _mean_against_tail(result: BenchResult) -> go.Figure:
 
 
 def _over_time(result: BenchResult, title: str, y_title: str, value: Callable[[Moment], float]) -> go.Figure:
-    figure = _figure(f"{title}, seed {result.seeds[0].seed}", "virtual time, s", y_title)
+    figure = plot(f"{title}, seed {result.seeds[0].seed}", "virtual time, s", y_title)
     for number, (policy, run) in enumerate(result.runs.items()):
         times_s = [moment.time_s for moment in run.timeline]
         values = [value(moment) for moment in run.timeline]
@@ -111,16 +103,5 @@ def _over_time(result: BenchResult, title: str, y_title: str, value: Callable[[M
     return figure
 
 
-def _figure(title: str, x_title: str, y_title: str) -> go.Figure:
-    return go.Figure(
-        layout={
-            "title": title,
-            "xaxis": {"title": x_title},
-            "yaxis": {"title": y_title},
-            "template": "plotly_white",
-        }
-    )
-
-
 def _line(number: int) -> dict[str, object]:
-    return {"color": COLOURS[number % len(COLOURS)], "width": 1.8}
+    return {"color": colour(number), "width": 1.8}

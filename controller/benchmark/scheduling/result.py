@@ -11,7 +11,7 @@ from controller.benchmark.scheduling.run import PolicyRun
 from controller.reports.latency_summary import PolicyFigures
 
 if TYPE_CHECKING:
-    from controller.benchmark.scheduling.benchmark import BenchSpec
+    from controller.benchmark.scheduling.spec import BenchSpec
 
 COMPARED = ("mean_ttlt_s", "p99_ttlt_s", "mean_ttft_s", "throughput_tokens_per_s")
 """Figures of which ratios to another policy are reported."""

@@ -8,7 +8,8 @@ from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
 from controller.benchmark.in_process import Brain
-from controller.policy.baselines import BenchContext, bench_learner, bench_policy, is_ours, ordering_of
+from controller.benchmark.scheduling.learners import bench_learner
+from controller.policy.baselines import BenchContext, bench_policy, is_ours, ordering_of
 from controller.policy.policies import Schedule
 from controller.policy.policy import Policy
 from controller.reports.latency_summary import PolicyFigures, figures

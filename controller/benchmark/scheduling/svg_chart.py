@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from controller.benchmark.scheduling.plots import COLOURS, GAINS
+from controller.benchmark.scheduling.plots import GAINS
 from controller.benchmark.scheduling.result import BenchResult
-from store.history.atomic_file import write_whole
+from controller.reports.page import colour
+from store.atomic_file import write_whole
 
 PANEL_WIDTH, PANEL_HEIGHT, MARGIN_LEFT, MARGIN_TOP, GAP = 300, 210, 52, 46, 34
 LEGEND_ROW, LEGEND_COLUMN = 18, 190
@@ -107,15 +108,15 @@ def _axes(scale: _Scale, loads: list[float]) -> str:
 
 
 def _polyline(points: list[tuple[float, float]], number: int) -> str:
-    colour = COLOURS[(number + 1) % len(COLOURS)]
+    stroke = colour(number + 1)
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    dots = "".join(f"<circle cx='{x:.1f}' cy='{y:.1f}' r='3' fill='{colour}'/>" for x, y in points)
-    return f"<polyline points='{path}' fill='none' stroke='{colour}' stroke-width='2'/>{dots}"
+    dots = "".join(f"<circle cx='{x:.1f}' cy='{y:.1f}' r='3' fill='{stroke}'/>" for x, y in points)
+    return f"<polyline points='{path}' fill='none' stroke='{stroke}' stroke-width='2'/>{dots}"
 
 
 def _legend(policy: str, number: int, left: int, top: int) -> str:
-    colour = COLOURS[(number + 1) % len(COLOURS)]
+    stroke = colour(number + 1)
     return (
-        f"<rect x='{left}' y='{top - 9}' width='14' height='4' fill='{colour}'/>"
+        f"<rect x='{left}' y='{top - 9}' width='14' height='4' fill='{stroke}'/>"
         f"<text x='{left + 20}' y='{top}' {FONT}>{escape(policy)}</text>"
     )

@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from controller.benchmark.scheduling.benchmark import BenchSpec, run_bench
+from controller.benchmark.scheduling.benchmark import run_bench
+from controller.benchmark.scheduling.spec import BenchSpec
 from controller.benchmark.synthetic_history import write_past
 from controller.benchmark.system.live_server_run import LiveRun, LiveServing, Stage, serve_live
 from controller.policy.policies import Objective

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from controller.benchmark.system.live_comparison import SIDES, TOLERANCE, LiveComparison
+from controller.reports.tables import text_table
 
 LATE_HOST = 0.1
 """Share of device time lost by a late host from which the live figures say more of the host than of the scheduler."""
@@ -17,14 +18,13 @@ def live_tables(result: LiveComparison) -> list[Table]:
 
 def _runs_table(result: LiveComparison) -> Table:
     spec = result.spec
-    table = Table(
-        title=f"{spec.workload} on {spec.profile}: {spec.requests} requests, load {spec.load:g} = "
+    title = (
+        f"{spec.workload} on {spec.profile}: {spec.requests} requests, load {spec.load:g} = "
         f"{result.rate_rps:.2f}/s, seed {spec.seed}, prefix caching {'on' if spec.prefix_caching else 'off'}, "
         f"live at {spec.speed:g} times real time"
     )
     headings = ("run", "TTLT mean s", "P50", "P90", "P99", "TTFT mean s", "makespan s", "device late", "client late s")
-    for heading in headings:
-        table.add_column(heading, justify="right" if heading != "run" else "left")
+    table = text_table(title, headings, left=1)
     for world, runs in (("virtual", result.virtual), ("live", result.live)):
         for side in SIDES:
             run = runs[side]
@@ -41,9 +41,7 @@ def _pace(result: LiveComparison, world: str, side: str) -> tuple[str, str]:
 
 
 def _ratio_table(result: LiveComparison) -> Table:
-    table = Table(title="sage / fcfs")
-    for heading in ("figure", "virtual", "live", "live / virtual", f"within {TOLERANCE:.0%}"):
-        table.add_column(heading, justify="right")
+    table = text_table("sage / fcfs", ("figure", "virtual", "live", "live / virtual", f"within {TOLERANCE:.0%}"))
     for ratio in result.ratios:
         table.add_row(
             ratio.figure,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from controller.benchmark.system.load_test import LoadResult, Window
+from controller.reports.tables import text_table
 
 ROWS = 20
 """Lines of the course of a run; of a long one every so many windows."""
@@ -18,10 +19,6 @@ def load_tables(result: LoadResult) -> list[Table]:
 def _figures(result: LoadResult) -> Table:
     spec = result.spec
     load = f"bursts {spec.burst}" if spec.burst is not None else f"{spec.rate_rps:g} requests/s each"
-    table = Table(title=f"{spec.engines} engines, {load}, {spec.seconds:g} s after {spec.warmup_s:g} s of warm-up")
-    table.add_column("figure")
-    table.add_column("measured", justify="right")
-    table.add_column("grows in an hour by", justify="right")
     rows = [
         ("arrival to table in the engine, P50 ms", _ms(result.p50_s), _ms(result.slope_per_hour("p50_s"))),
         ("P99 ms", _ms(result.p99_s), _ms(result.slope_per_hour("p99_s"))),
@@ -41,31 +38,15 @@ def _figures(result: LoadResult) -> Table:
     if spec.watch:
         watched, alone = (result.mean("cpu_share", watched=seen) for seen in (True, False))
         rows.append(("a dashboard costs, share of a core", f"{100 * (watched - alone):+.1f} %", ""))
-    for row in rows:
-        table.add_row(*row)
-    return table
+    title = f"{spec.engines} engines, {load}, {spec.seconds:g} s after {spec.warmup_s:g} s of warm-up"
+    return text_table(title, ("figure", "measured", "grows in an hour by"), rows, left=1)
 
 
 def _course(result: LoadResult) -> Table:
-    table = Table(title="Over time")
-    headings = (
-        "s",
-        "arrivals",
-        "P50 ms",
-        "P99 ms",
-        "longest ms",
-        "core",
-        "machine",
-        "memory MB",
-        "history MB",
-        "no table",
-    )
-    for heading in headings:
-        table.add_column(heading, justify="right")
+    times = ("P50 ms", "P99 ms", "longest ms")
+    headings = ("s", "arrivals", *times, "core", "machine", "memory MB", "history MB", "no table")
     every = -(-len(result.windows) // ROWS)
-    for window in result.windows[::every]:
-        table.add_row(*_cells(window))
-    return table
+    return text_table("Over time", headings, map(_cells, result.windows[::every]))
 
 
 def _cells(window: Window) -> tuple[str, ...]:

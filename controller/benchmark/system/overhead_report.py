@@ -6,6 +6,7 @@ from rich.table import Table
 
 from controller.benchmark.system.arrival_latency import ArrivalTimes
 from controller.benchmark.system.overhead import AllocationGrowth, CallCost, EngineCost, OverheadResult
+from controller.reports.tables import text_table
 
 
 def overhead_tables(result: OverheadResult) -> list[Table]:
@@ -14,14 +15,9 @@ def overhead_tables(result: OverheadResult) -> list[Table]:
 
 
 def _engine_table(costs: tuple[EngineCost, ...]) -> Table:
-    table = _table(
-        "vLLM's scheduler, CPU time of a call (median)",
-        *("running", "waiting"),
-        *(f"{call} {what}" for call in ("schedule", "update") for what in ("stock ms", "sage ms", "added")),
-    )
-    for cost in costs:
-        table.add_row(str(cost.running), str(cost.waiting), *_cells(cost.schedule), *_cells(cost.update))
-    return table
+    calls = (f"{call} {what}" for call in ("schedule", "update") for what in ("stock ms", "sage ms", "added"))
+    rows = ((str(cost.running), str(cost.waiting), *_cells(cost.schedule), *_cells(cost.update)) for cost in costs)
+    return text_table("vLLM's scheduler, CPU time of a call (median)", ("running", "waiting", *calls), rows)
 
 
 def _cells(cost: CallCost) -> tuple[str, str, str]:
@@ -29,26 +25,17 @@ def _cells(cost: CallCost) -> tuple[str, str, str]:
 
 
 def _allocation_table(growth: AllocationGrowth) -> Table:
-    table = _table("Bytes that the plugin holds", "requests finished", "held")
-    for finished, held_bytes in zip(growth.finished, growth.held_bytes, strict=True):
-        table.add_row(str(finished), f"{held_bytes:,}")
+    pairs = zip(growth.finished, growth.held_bytes, strict=True)
+    rows = ((str(finished), f"{held_bytes:,}") for finished, held_bytes in pairs)
+    table = text_table("Bytes that the plugin holds", ("requests finished", "held"), rows)
     table.caption = f"{growth.bytes_per_finished:+.1f} bytes for each finished request"
     return table
 
 
 def _arrival_table(times: tuple[ArrivalTimes, ...]) -> Table:
-    table = _table(
-        "Controller, from arrival to table in the engine's hands", "unfinished", "arrivals", "P50 ms", "P99 ms"
+    headings = ("unfinished", "arrivals", "P50 ms", "P99 ms")
+    rows = (
+        (str(level.unfinished), str(level.arrivals), f"{1e3 * level.p50_s:.2f}", f"{1e3 * level.p99_s:.2f}")
+        for level in times
     )
-    for level in times:
-        table.add_row(
-            str(level.unfinished), str(level.arrivals), f"{1e3 * level.p50_s:.2f}", f"{1e3 * level.p99_s:.2f}"
-        )
-    return table
-
-
-def _table(title: str, *headings: str) -> Table:
-    table = Table(title=title)
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    return table
+    return text_table("Controller, from arrival to table in the engine's hands", headings, rows)

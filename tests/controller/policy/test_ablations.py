@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
+from controller.benchmark.scheduling.learners import bench_learner
 from controller.policy.ablations import ABLATION_NAMES, without
-from controller.policy.baselines import BenchContext, bench_learner, bench_policy, is_ours
+from controller.policy.baselines import BenchContext, bench_policy, is_ours
 from controller.policy.cost import hybrid_cost
 from controller.policy.policies import IndexPolicy, Schedule
 from controller.policy.policy import EngineFacts, RequestFacts

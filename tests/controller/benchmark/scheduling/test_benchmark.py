@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from controller.benchmark.scheduling.benchmark import WATERMARKS, BenchSpec, run_bench, run_benches
+from controller.benchmark.scheduling.benchmark import run_bench, run_benches
 from controller.benchmark.scheduling.report import bench_table, write_html
 from controller.benchmark.scheduling.result import BenchResult
 from controller.benchmark.scheduling.run import TIMELINE_POINTS
+from controller.benchmark.scheduling.spec import WATERMARKS, BenchSpec
 from controller.policy.policies import POLICY_NAMES
 from controller.reports.latency_summary import capacity_rps, figures
 from engine_adapter.virtual_time.engine import CompletedRequest, Totals

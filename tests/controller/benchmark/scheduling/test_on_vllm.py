@@ -7,6 +7,7 @@ import pytest
 
 from controller.benchmark.scheduling import benchmark
 from controller.benchmark.scheduling.result import Trial
+from controller.benchmark.scheduling.spec import BenchSpec
 from controller.policy.baselines import BENCH_POLICY_NAMES
 from controller.reports.latency_summary import PolicyFigures
 
@@ -20,7 +21,7 @@ def test_the_simulated_engine_agrees_with_vllm_s_scheduler(watermark: float, mon
     monkeypatch.setattr(benchmark, "WATERMARKS", (watermark,))
     simulated, vllm = (
         benchmark.run_bench(
-            benchmark.BenchSpec(
+            BenchSpec(
                 load=6.0,
                 requests=150,
                 warmup=100,

@@ -1,4 +1,4 @@
-"""Files that a command was asked to write: whole or not at all."""
+"""Files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from store.errors import BadInputError
 
 
 def write_whole(file: Path, content: str | bytes) -> None:
-    """Put a file in place when all of it is on the disk; what was there before stays until then.
+    """Write a file that a command was asked for; what was there before stays until all of it is on the disk.
 
     What is no plain file, such as ``/dev/stdout``, is written to as it is.
     Raises `BadInputError` where that cannot be.
@@ -20,25 +20,43 @@ def write_whole(file: Path, content: str | bytes) -> None:
         if file.exists() and not file.is_file():
             file.write_bytes(data)
         else:
-            _replace(file.resolve(), data)
+            mode = file.stat().st_mode & 0o777 if file.exists() else 0o666 & ~_umask()
+            replace_file(file.resolve(), data, mode=mode)
     except OSError as error:
         reason = error.strerror or str(error)
         raise BadInputError(f"cannot write {str(file)!r} ({reason}): give a path that can be written") from None
 
 
-def _replace(file: Path, data: bytes) -> None:
+def replace_file(file: Path, data: bytes, *, mode: int) -> None:
+    """Write a file, or replace it in one step; a symbolic link is replaced, not followed.
+
+    Until it is complete only its owner can read it, then whoever ``mode`` allows. Raises `OSError`.
+    """
     descriptor, name = tempfile.mkstemp(prefix=f".{file.name[:100]}.", dir=file.parent)
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.chmod(file.stat().st_mode & 0o777 if file.exists() else 0o666 & ~_umask())
-        temporary.replace(file)
+        put_in_place(temporary, file, mode=mode)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def put_in_place(temporary: Path, final: Path, *, mode: int) -> None:
+    """Give a complete file its final name once its contents are on the disk."""
+    temporary.chmod(mode)
+    sync(temporary)
+    temporary.replace(final)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's contents, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _umask() -> int:

@@ -1,0 +1,58 @@
+"""The frame of every HTML report, and what its plots have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from html import escape
+from pathlib import Path
+
+import plotly.graph_objects as go
+
+from store.atomic_file import write_whole
+
+COLOURS = (
+    "#6b7280", "#d97706", "#2563eb", "#059669", "#db2777", "#7c3aed", "#0891b2", "#65a30d", "#b91c1c", "#1e3a8a",
+    "#a16207", "#be185d", "#0f766e",
+)  # fmt: skip
+CDF_POINTS = 400
+"""Quantiles at which the distribution of many requests is drawn."""
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head><meta charset="utf-8"><title>{title}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1100px; padding: 0 1rem; color: #111827; }}
+table {{ border-collapse: collapse; }}
+th, td {{ padding: .3rem .6rem; text-align: right; border-bottom: 1px solid #e5e7eb; }}
+th:first-child, td:first-child {{ text-align: left; }}
+</style></head>
+<body><h1>{title}</h1><p>{about}</p>{body}</body></html>
+"""
+
+
+def write_page(path: Path, *, title: str, about: str, parts: Iterable[str | go.Figure]) -> None:
+    """Write a page that needs no other file; ``parts`` are HTML or plots, of which the first brings Plotly along."""
+    body, has_library = [], False
+    for part in parts:
+        if isinstance(part, str):
+            body.append(part)
+        else:
+            body.append(part.to_html(full_html=False, include_plotlyjs=not has_library, default_height="420px"))
+            has_library = True
+    write_whole(path, _PAGE.format(title=escape(title), about=escape(about), body="".join(body)))
+
+
+def heading(text: str) -> str:
+    """A section's heading as HTML."""
+    return f"<h2>{escape(text)}</h2>"
+
+
+def plot(title: str, x_title: str, y_title: str) -> go.Figure:
+    """An empty plot."""
+    axes = {"xaxis": {"title": x_title}, "yaxis": {"title": y_title}}
+    return go.Figure(layout={"title": title, "template": "plotly_white", **axes})
+
+
+def colour(number: int) -> str:
+    """The colour of a page's policy, learner or series by its number."""
+    return COLOURS[number % len(COLOURS)]
