@@ -9,6 +9,7 @@ from dashboard.data import live
 from dashboard.data.client import Trouble
 from dashboard.screens import filters, gain, history, latency, now, predictions, prompts, request, settings, sql
 from dashboard.text import words
+from store import formatting
 
 _WITHOUT_CHARTS = {"SQL", "Settings and health"}
 
@@ -76,7 +77,7 @@ def _health() -> None:
     controller = state.controller
     if controller.now_s is not None and controller.started_s is not None:
         version = f"Version {words.plain(controller.version)}, " if controller.version else ""
-        st.caption(f"{version}up {words.span(controller.now_s - controller.started_s)}")
+        st.caption(f"{version}up {formatting.span(controller.now_s - controller.started_s)}")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from controller.explain import queue_sentences
-from controller.explain.formatting import clock, count, listed, percent, span
+from controller.explain.formatting import clock, count, listed
 from controller.explain.wait_causes import Overtaker, Wait, first_wait_s, overtakers, waits
+from store.formatting import percent, span
 from store.reading.request_timeline import Predicted, RequestTimeline, State
 
 Topic: TypeAlias = Literal["arrival", "prediction", "index", "queue", "wait", "preemptions", "mode", "end", "outcome"]

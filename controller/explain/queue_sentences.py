@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
-from controller.explain.formatting import count, listed, percent, span
+from controller.explain.formatting import count, listed
 from controller.explain.wait_causes import (
     Overtaker,
     Wait,
@@ -17,6 +17,7 @@ from controller.explain.wait_causes import (
     order_at,
     waits,
 )
+from store.formatting import percent, span
 from store.reading.request_timeline import RIVALS_LIMIT, Loss, RequestTimeline
 
 EXAMPLES = 3

@@ -23,6 +23,7 @@ from dashboard.data.client import ControllerClient, Trouble
 from dashboard.data.recent import RecentPast
 from dashboard.life_views import ExplainView
 from dashboard.text import words
+from store import formatting
 from store.http_api import ControllerView, FinishedPoint, GainView, QueueView, RecentView, StateView
 
 REFRESH_S = 1.0
@@ -181,7 +182,7 @@ def show(notice: words.Notice) -> None:
 def moment(time_s: float | None) -> str:
     """Write a moment in the browser's time zone."""
     if time_s is None:
-        return words.DASH
+        return formatting.DASH
     return f"{datetime.fromtimestamp(time_s, UTC).astimezone(zone()):%Y-%m-%d %H:%M:%S}"
 
 

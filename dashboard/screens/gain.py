@@ -11,6 +11,7 @@ from dashboard.charts import gain as gain_charts
 from dashboard.data import live
 from dashboard.text import gain as gain_text
 from dashboard.text import words
+from store import formatting
 from store.http_api import GainView, PartView, StateView
 
 REFRESH_S = 5.0
@@ -66,10 +67,10 @@ def _figures(gain: GainView, state: StateView) -> None:
         "Below it the 90 % interval of a bootstrap over the requests.",
     )
     columns[1].metric(
-        "From", words.span(fcfs.mean_ttlt_s if fcfs else None), help="Mean TTLT, replayed first come, first served"
+        "From", formatting.span(fcfs.mean_ttlt_s if fcfs else None), help="Mean TTLT, replayed first come, first served"
     )
     columns[2].metric(
-        "To", words.span(modelled.mean_ttlt_s if modelled else None), help="Mean TTLT, replayed under the policy"
+        "To", formatting.span(modelled.mean_ttlt_s if modelled else None), help="Mean TTLT, replayed under the policy"
     )
     columns[3].metric(
         "Recompute tax saved",
@@ -81,8 +82,8 @@ def _figures(gain: GainView, state: StateView) -> None:
     )
     columns[4].metric(
         "Requests that lose",
-        words.percent(waiting.slower if waiting else None),
-        delta=f"{words.percent(waiting.faster if waiting else None)} gain",
+        formatting.percent(waiting.slower if waiting else None),
+        delta=f"{formatting.percent(waiting.faster if waiting else None)} gain",
         delta_color="off",
         delta_arrow="off",
         help="End more than a tenth later, or sooner, than first come, first served",
@@ -116,7 +117,7 @@ def _parts(parts: Sequence[PartView]) -> None:
         },
         key="gain_table",
         hide_index=True,
-        placeholder=words.DASH,
+        placeholder=formatting.DASH,
         height="content",
         column_config={name: st.column_config.NumberColumn(format="%.2f") for name in ("First come (s)", "Policy (s)")},
     )

@@ -13,6 +13,7 @@ from dashboard.data.archive import ArchiveTrouble, Part, Scope, Traffic, read_tr
 from dashboard.screens import filters
 from dashboard.screens.filters import Filters
 from dashboard.text import words
+from store import formatting
 
 REFRESH_S = 10.0
 """History becomes visible every few seconds only, and reading it costs more than a live answer."""
@@ -72,17 +73,17 @@ def _read(path: str, wanted: Scope) -> Traffic | ArchiveTrouble:
 def _totals(found: Traffic) -> None:
     counts = {name: rows for name, _, rows in found.rows}
     columns = st.columns(5)
-    columns[0].metric("Requests", words.count(counts.get("requests")))
-    columns[1].metric("Finished", words.count(counts.get("completions")))
-    columns[2].metric("Predictions", words.count(counts.get("predictions")))
-    columns[3].metric("Preemptions", words.count(counts.get("preemptions")))
-    columns[4].metric("Drift events", words.count(counts.get("drift_events")))
+    columns[0].metric("Requests", formatting.count(counts.get("requests")))
+    columns[1].metric("Finished", formatting.count(counts.get("completions")))
+    columns[2].metric("Predictions", formatting.count(counts.get("predictions")))
+    columns[3].metric("Preemptions", formatting.count(counts.get("preemptions")))
+    columns[4].metric("Drift events", formatting.count(counts.get("drift_events")))
     st.caption(f"The whole history in {words.plain(str(live.store_path()))}.")
 
 
 def _charts(found: Traffic) -> None:
     zone, bin_s = live.zone(), found.bucket_s
-    per = f"Per {words.span(bin_s)}."
+    per = f"Per {formatting.span(bin_s)}."
     upper, lower = st.columns(2), st.columns(2)
     with upper[0]:
         ended = heatmaps.finished(found.finished, bin_s, zone)

@@ -17,6 +17,7 @@ from dashboard.data.latency_archive import PARTED, read_latencies
 from dashboard.screens import filters, history
 from dashboard.screens.filters import Filters
 from dashboard.text import words
+from store import formatting
 
 BINS = 30
 _DRAWN = "latency_drawn"
@@ -76,7 +77,7 @@ def _read(path: str, wanted: Scope) -> Latencies | ArchiveTrouble:
 
 
 def _counts(found: Latencies) -> str:
-    return f"{words.count(found.whole)} ran to their end, {words.count(found.cut)} did not."
+    return f"{formatting.count(found.whole)} ran to their end, {formatting.count(found.cut)} did not."
 
 
 def _figures(found: Latencies) -> list[go.Figure]:
@@ -103,7 +104,7 @@ def _page(found: Latencies, drawn: Sequence[go.Figure]) -> None:
     narrow, _ = st.columns([1, 2])
     with narrow:
         filters.choose_part([Part(part.by, part.name) for part in found.parts])
-    per = f"Per {words.span(found.bucket_s)}."
+    per = f"Per {formatting.span(found.bucket_s)}."
     columns = st.columns(3)
     for column, (title, key, note), percentiles, heat in zip(columns, _CHARTS, drawn[:3], drawn[3:6], strict=True):
         with column:
@@ -119,7 +120,9 @@ def _page(found: Latencies, drawn: Sequence[go.Figure]) -> None:
 
 def _parts(parts: Sequence[PartLatency]) -> None:
     st.markdown("##### By class, tenant, model and cluster")
-    st.caption(f"Of the latest {words.count(PARTED)} requests of the range; the {PARTS_SHOWN} largest of each kind.")
+    st.caption(
+        f"Of the latest {formatting.count(PARTED)} requests of the range; the {PARTS_SHOWN} largest of each kind."
+    )
     if not parts:
         st.caption("No request ran to its end in this range.")
         return
@@ -136,7 +139,7 @@ def _parts(parts: Sequence[PartLatency]) -> None:
         },
         key="latency_parts",
         hide_index=True,
-        placeholder=words.DASH,
+        placeholder=formatting.DASH,
         height=min(38 + 35 * len(parts), 300),
         column_config={
             **{

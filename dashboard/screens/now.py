@@ -13,6 +13,7 @@ from dashboard.data.series import Moment, foretelling_error, horizon_s, moments
 from dashboard.screens import filters, request
 from dashboard.screens.filters import Filters
 from dashboard.text import notices, words
+from store import formatting
 from store.http_api import EngineView, QueueRow, QueueView, RecentView, SnapshotPoint, StateView
 
 QUEUE_ROWS = 500
@@ -68,15 +69,15 @@ def _figures_of_the_moment(state: StateView, engines: Sequence[EngineView], bins
     last = bins[-1] if bins else None
     controller = state.controller
     columns = st.columns(6)
-    policy = words.plain(controller.policy or words.DASH)
+    policy = words.plain(controller.policy or formatting.DASH)
     columns[0].metric(
         "In force", words.in_force(engines), help=_mode_help(state), delta=policy, delta_color="off", delta_arrow="off"
     )
-    columns[1].metric("Waiting", words.count(sum(s.waiting or 0 for s in snapshots) if snapshots else None))
-    columns[2].metric("Running", words.count(sum(s.running or 0 for s in snapshots) if snapshots else None))
-    columns[3].metric("KV memory used", words.percent(used / blocks if blocks else None))
-    columns[4].metric("Growth reserve", words.percent(reserved / blocks if blocks else None))
-    columns[5].metric("Output tokens/s", words.count(last.decode_tokens_per_s if last and snapshots else None))
+    columns[1].metric("Waiting", formatting.count(sum(s.waiting or 0 for s in snapshots) if snapshots else None))
+    columns[2].metric("Running", formatting.count(sum(s.running or 0 for s in snapshots) if snapshots else None))
+    columns[3].metric("KV memory used", formatting.percent(used / blocks if blocks else None))
+    columns[4].metric("Growth reserve", formatting.percent(reserved / blocks if blocks else None))
+    columns[5].metric("Output tokens/s", formatting.count(last.decode_tokens_per_s if last and snapshots else None))
 
 
 def _lead_s(state: StateView, snapshots: Sequence[SnapshotPoint]) -> float | None:
@@ -102,7 +103,7 @@ def _mode_help(state: StateView) -> str:
     settings = state.controller.settings
     gate = settings.gate if settings else None
     admission = (
-        f"Admission looks {words.count(gate.horizon_tokens)} tokens ahead."
+        f"Admission looks {formatting.count(gate.horizon_tokens)} tokens ahead."
         if gate
         else "Admission is the engine's own."
     )
@@ -130,7 +131,9 @@ def _tables(queue: QueueView, engines: Sequence[EngineView]) -> None:
     _table(waiting, columns, "now_waiting", "Nothing waits.")
     # The counts are a moment older than the rows: only a list that was cut tells of more.
     if len(queue.rows) >= QUEUE_ROWS and total > len(waiting):
-        st.caption(f"The first {words.count(len(waiting))} are shown; {words.count(total - len(waiting))} more wait.")
+        st.caption(
+            f"The first {formatting.count(len(waiting))} are shown; {formatting.count(total - len(waiting))} more wait."
+        )
     st.markdown("##### Running")
     _table(running, [name for name in columns if name not in _WAITING_ONLY], "now_running", "Nothing runs.")
 

@@ -16,6 +16,7 @@ from dashboard.data.predictions_archive import Event, PredictionsPast, read_pred
 from dashboard.screens import filters, history
 from dashboard.screens.filters import Filters
 from dashboard.text import words
+from store import formatting
 from store.http_api import FinishedPoint, LearnerView, ModelCalibrationView
 
 
@@ -90,7 +91,7 @@ def _read(path: str, wanted: Scope) -> PredictionsPast | ArchiveTrouble:
 
 def _over_time(wanted: Filters, found: PredictionsPast) -> None:
     st.subheader("Over time")
-    st.caption(f"{history.described(wanted, found.newest_s)} Per {words.span(found.bucket_s)}.")
+    st.caption(f"{history.described(wanted, found.newest_s)} Per {formatting.span(found.bucket_s)}.")
     zone = live.zone()
     columns = st.columns(2)
     with columns[0]:
@@ -119,7 +120,7 @@ def _events(events: Sequence[Event]) -> None:
         },
         key="predictions_events",
         hide_index=True,
-        placeholder=words.DASH,
+        placeholder=formatting.DASH,
         height=min(38 + 35 * len(events), 300),
         column_config={"In words": st.column_config.TextColumn(width="large")},
     )
@@ -127,24 +128,24 @@ def _events(events: Sequence[Event]) -> None:
 
 def _totals(learner: LearnerView) -> None:
     columns = st.columns(6)
-    columns[0].metric("Predictions", words.count(learner.predictions))
-    columns[1].metric("Completed", words.count(learner.completions))
+    columns[0].metric("Predictions", formatting.count(learner.predictions))
+    columns[1].metric("Completed", formatting.count(learner.completions))
     columns[2].metric(
-        "Cut short", words.count(learner.censored), help="Aborted or at max_tokens: learnt as at least so long"
+        "Cut short", formatting.count(learner.censored), help="Aborted or at max_tokens: learnt as at least so long"
     )
     columns[3].metric(
         "Coverage of 50 %",
-        words.percent(learner.coverage_50),
+        formatting.percent(learner.coverage_50),
         help="Share of outcomes within the central 50 % range; ideal is 50 %",
     )
     columns[4].metric(
         "Coverage of 90 %",
-        words.percent(learner.coverage_90),
+        formatting.percent(learner.coverage_90),
         help="Share of outcomes within the central 90 % range; ideal is 90 %",
     )
     columns[5].metric(
         "CRPS (tokens)",
-        words.count(learner.crps_tokens),
+        formatting.count(learner.crps_tokens),
         help="Mean distance between prediction and outcome; lower is better",
     )
 
@@ -159,10 +160,10 @@ def _models(learner: LearnerView) -> None:
         {
             "Model": model.model,
             "Trusted": "yes" if model.trusted else "no",
-            "Answers": words.count(model.answers),
-            "Coverage of 50 %": words.percent(model.coverage_50),
-            "Coverage of 90 %": words.percent(model.coverage_90),
-            "CRPS (tokens)": words.count(model.crps_tokens),
+            "Answers": formatting.count(model.answers),
+            "Coverage of 50 %": formatting.percent(model.coverage_50),
+            "Coverage of 90 %": formatting.percent(model.coverage_90),
+            "CRPS (tokens)": formatting.count(model.crps_tokens),
             "Log score over the prior's": _gain(model),
         }
         for model in learner.models
@@ -172,5 +173,5 @@ def _models(learner: LearnerView) -> None:
 
 def _gain(model: ModelCalibrationView) -> str:
     if model.log_score is None or model.prior_log_score is None:
-        return words.DASH
+        return formatting.DASH
     return f"{model.log_score - model.prior_log_score:+.2f} nats"

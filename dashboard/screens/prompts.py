@@ -14,6 +14,7 @@ from dashboard.data.prompts_archive import Cluster, ClusterDetail, Prompts
 from dashboard.screens import filters, history, request
 from dashboard.screens.filters import Filters
 from dashboard.text import words
+from store import formatting
 
 REFRESH_S = 15.0
 KEPT_S = 10.0
@@ -65,7 +66,7 @@ def _overview(found: Prompts) -> None:
         note = f"Boxes from 25 to 75 %, whiskers from 10 to 90 %; the {prompt_charts.BOXES} largest clusters."
         live.chart("How long answers are", prompt_charts.lengths(found.clusters), "prompts_lengths", note)
     with right:
-        note = f"Mean weights in the latest {words.count(prompts_archive.LATEST_PREDICTIONS)} predictions."
+        note = f"Mean weights in the latest {formatting.count(prompts_archive.LATEST_PREDICTIONS)} predictions."
         live.chart("Whose word counts", prompt_charts.weights(found.weights, found.clusters), "prompts_weights", note)
 
 
@@ -80,14 +81,14 @@ def _table(clusters: tuple[Cluster, ...]) -> None:
             "Median": [cluster.quantiles[2] for cluster in clusters],
             "90 %": [cluster.quantiles[4] for cluster in clusters],
             "99 %": [cluster.quantiles[5] for cluster in clusters],
-            "Coverage of 90 %": [words.percent(cluster.coverage_90) for cluster in clusters],
+            "Coverage of 90 %": [formatting.percent(cluster.coverage_90) for cluster in clusters],
             "CRPS (tokens)": [cluster.crps_tokens for cluster in clusters],
             "Drifts": [cluster.drifts for cluster in clusters],
             "Last drift": [cluster.last_drift for cluster in clusters],
         },
         key="prompts_clusters",
         hide_index=True,
-        placeholder=words.DASH,
+        placeholder=formatting.DASH,
         height=min(38 + 35 * len(clusters), 300),
         column_config={
             **{

@@ -20,6 +20,7 @@ from dashboard.data.client import Trouble
 from dashboard.life_views import ExplainView, ExplanationView
 from dashboard.screens import filters
 from dashboard.text import words
+from store import formatting
 from store.errors import StoreError
 from store.history.reader import open_history
 from store.http_api import FinishedPoint, QueueView, RecentView, StateView
@@ -72,7 +73,13 @@ def choosable(data: Mapping[str, Any], request_ids: Sequence[str], *, key: str, 
             st.session_state[_CHOSEN] = (key, request_ids[rows[0]], time.monotonic() + _FOLLOWED_S)
 
     st.dataframe(
-        data, key=key, hide_index=True, placeholder=words.DASH, on_select=choose, selection_mode="single-row", **options
+        data,
+        key=key,
+        hide_index=True,
+        placeholder=formatting.DASH,
+        on_select=choose,
+        selection_mode="single-row",
+        **options,
     )
     _follow_choice(key)
 
@@ -194,19 +201,19 @@ def _figures(timeline: RequestTimeline) -> None:
     columns = st.columns(6)
     columns[0].metric("State", timeline.state, delta=timeline.reason, delta_color="off", delta_arrow="off")
     label = "TTLT" if timeline.finished_s is not None else "Age"
-    columns[1].metric(label, words.span(timeline.until_s - timeline.arrival_s))
+    columns[1].metric(label, formatting.span(timeline.until_s - timeline.arrival_s))
     first_s = None if timeline.first_token_s is None else timeline.first_token_s - timeline.arrival_s
-    columns[2].metric("TTFT", words.span(first_s))
-    expected = None if predicted is None else f"{words.count(predicted.mean_tokens)} expected"
+    columns[2].metric("TTFT", formatting.span(first_s))
+    expected = None if predicted is None else f"{formatting.count(predicted.mean_tokens)} expected"
     columns[3].metric(
         "Output tokens",
-        words.count(request_timeline.attained_tokens(timeline)),
+        formatting.count(request_timeline.attained_tokens(timeline)),
         delta=expected,
         delta_color="off",
         delta_arrow="off",
     )
-    columns[4].metric("Preemptions", words.count(len(timeline.losses)))
-    index_s = f"{timeline.choices[0].index_s:.3g} s" if timeline.choices else words.DASH
+    columns[4].metric("Preemptions", formatting.count(len(timeline.losses)))
+    index_s = f"{timeline.choices[0].index_s:.3g} s" if timeline.choices else formatting.DASH
     columns[5].metric("Index on arrival", index_s, help="In engine-seconds; lower runs first")
 
 
@@ -248,7 +255,7 @@ def _rivals(found: ExplainView) -> None:
         st.caption("No request that came later got a place before it.")
         return
     if len(found.explanation.overtakers) > RIVALS_SHOWN:
-        st.caption(f"The first {RIVALS_SHOWN} of {words.count(len(found.explanation.overtakers))} are shown.")
+        st.caption(f"The first {RIVALS_SHOWN} of {formatting.count(len(found.explanation.overtakers))} are shown.")
     data = {
         "Request": [rival.request_id for rival in rivals],
         "Why": [_WHYS.get(rival.why, rival.why) for rival in rivals],

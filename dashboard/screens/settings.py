@@ -15,6 +15,7 @@ from dashboard.data.client import Trouble
 from dashboard.screens import filters
 from dashboard.screens.filters import Filters
 from dashboard.text import notices, words
+from store import formatting
 from store.http_api import EngineView, StateView
 
 HISTORY_KEPT_S = 5.0
@@ -36,7 +37,7 @@ def _mode() -> None:
     state = live.state()
     if isinstance(state, Trouble):
         return
-    now = state.controller.mode or words.DASH
+    now = state.controller.mode or formatting.DASH
     st.markdown(f"Mode asked for: **{words.plain(words.MODES.get(now, now))}**")
     switched = st.session_state.pop(_SWITCHED, None)
     if switched:
@@ -84,16 +85,18 @@ def _health(state: StateView, wanted: Filters) -> None:
     snapshots = [engine.snapshot for engine in engines if engine.snapshot]
     columns = st.columns(5)
     columns[0].metric("Engines connected", f"{sum(engine.connected for engine in engines)} of {len(engines)}")
-    columns[1].metric("Messages dropped", words.count(sum(snapshot.messages_dropped or 0 for snapshot in snapshots)))
+    columns[1].metric(
+        "Messages dropped", formatting.count(sum(snapshot.messages_dropped or 0 for snapshot in snapshots))
+    )
     columns[2].metric(
         "Errors in engines",
-        words.count(sum(snapshot.policy_errors or 0 for snapshot in snapshots)),
+        formatting.count(sum(snapshot.policy_errors or 0 for snapshot in snapshots)),
         help="Errors of ours that were caught inside the engines since they started",
     )
-    columns[3].metric("Records not yet durable", words.count(state.store.queued))
+    columns[3].metric("Records not yet durable", formatting.count(state.store.queued))
     columns[4].metric(
         "Records given up",
-        words.count((state.store.dropped or 0) + (state.store.refused or 0)),
+        formatting.count((state.store.dropped or 0) + (state.store.refused or 0)),
         help="By the history's writer, under pressure",
     )
     if engines:
@@ -103,7 +106,7 @@ def _health(state: StateView, wanted: Filters) -> None:
             [_engine(engine, now_s) for engine in engines],
             key="settings_engines",
             hide_index=True,
-            placeholder=words.DASH,
+            placeholder=formatting.DASH,
             height="content",
         )
 
@@ -132,14 +135,14 @@ def _encoder(encoder: EncoderView | None) -> None:
         return
     st.markdown("##### Semantic encoder")
     columns = st.columns(4)
-    columns[0].metric("Prompts read", words.count(encoder.encoded))
-    columns[1].metric("Prompts waiting", words.count(encoder.waiting))
+    columns[0].metric("Prompts read", formatting.count(encoder.encoded))
+    columns[1].metric("Prompts waiting", formatting.count(encoder.waiting))
     columns[2].metric(
         "Prompts left out",
-        words.count(encoder.dropped),
+        formatting.count(encoder.dropped),
         help="It did not keep up; their lengths are predicted without it",
     )
-    columns[3].metric("Failures", words.count(encoder.errors), help="To load it, or of a batch of prompts")
+    columns[3].metric("Failures", formatting.count(encoder.errors), help="To load it, or of a batch of prompts")
 
 
 def _recent_warnings(condition: HealthView) -> None:
@@ -179,7 +182,7 @@ def _history(wanted: Filters) -> None:
         rows,
         key="settings_history",
         hide_index=True,
-        placeholder=words.DASH,
+        placeholder=formatting.DASH,
         height=min(38 + 35 * len(rows), 390),
         column_config={
             "Why": st.column_config.TextColumn(width="large"),

@@ -12,6 +12,7 @@ from dashboard.charts.sql_answer import Axes, Kind
 from dashboard.data import live, sql_questions
 from dashboard.data.sql_questions import Answer, QuestionTrouble, ViewColumns
 from dashboard.text import words
+from store import formatting
 from store.reading.example_queries import USEFUL_QUERIES
 
 SCHEMA_KEPT_S = 30.0
@@ -95,7 +96,7 @@ def _answered() -> None:
     st.caption(words.answer_size(rows.num_rows, took_s, truncated=answer.truncated))
     table, chart = st.tabs(["Table", "Chart"])
     with table:
-        st.dataframe(rows, key="sql_rows", hide_index=True, placeholder=words.DASH, height="auto")
+        st.dataframe(rows, key="sql_rows", hide_index=True, placeholder=formatting.DASH, height="auto")
         _downloads(answer)
     with chart:
         _chart(answer)
@@ -136,7 +137,7 @@ def _chart(answer: Answer) -> None:
     figure = sql_answer.answer(rows, Axes(x, tuple(y), kind))
     st.plotly_chart(figure, key="sql_chart", config=figures.CONFIG, theme="streamlit")
     if rows.num_rows > sql_answer.DRAWN_ROWS:
-        st.caption(f"The first {words.count(sql_answer.DRAWN_ROWS)} rows are drawn.")
+        st.caption(f"The first {formatting.count(sql_answer.DRAWN_ROWS)} rows are drawn.")
 
 
 def _browser(schema: tuple[ViewColumns, ...]) -> None:

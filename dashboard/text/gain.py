@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from dashboard.text.words import DASH, Notice, count, known, plain, span
+from dashboard.text.words import Notice, plain
+from store.formatting import DASH, count, known, span
 from store.http_api import GainView, LatencyView, RatioView, ReproductionView, TaxView
 
 

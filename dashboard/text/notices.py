@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dashboard.text.words import Notice, count, plain, span
+from dashboard.text.words import Notice, plain
+from store.formatting import count, span
 from store.http_api import EngineView, LearnerView, ModelCalibrationView, StateView, StoreView
 
 SILENT_S = 3.0

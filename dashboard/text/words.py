@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,10 +9,8 @@ from typing import Literal
 
 from dashboard.data.client import Trouble
 from dashboard.data.sql_questions import QuestionTrouble
+from store.formatting import DASH, count, span
 from store.http_api import EngineView, LearnerView, SettingsView
-
-DASH = "–"
-"""Stands for a number that is not known."""
 
 NO_ENGINE = "no engine"
 
@@ -55,55 +52,6 @@ def code(text: str) -> str:
     one_line = " ".join(text.split()) or DASH
     longest = max((len(run) for run in re.findall("`+", one_line)), default=0)
     return f"`{one_line}`" if not longest else f"{'`' * (longest + 1)} {one_line} {'`' * (longest + 1)}"
-
-
-def count(value: float | None) -> str:
-    """Write a count with groups of three.
-
-    >>> count(10234), count(None)
-    ('10,234', '–')
-    """
-    return DASH if _unknown(value) else f"{value:,.0f}"
-
-
-def percent(share: float | None) -> str:
-    """Write a share as a whole percentage.
-
-    >>> percent(0.414), percent(float("nan"))
-    ('41 %', '–')
-    """
-    return DASH if share is None or _unknown(share) else f"{100 * share:.0f} %"
-
-
-def span(seconds: float | None) -> str:
-    """Write a span with two or three digits that matter.
-
-    >>> span(0.0123), span(3.456), span(75), span(7300), span(900), span(None)
-    ('12 ms', '3.46 s', '1 min 15 s', '2 h 1 min', '15 min', '–')
-    """
-    if seconds is None or _unknown(seconds):
-        return DASH
-    if seconds < 1:
-        return f"{1000 * seconds:.0f} ms"
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    if seconds < 3600:
-        return _two(int(seconds), "min", "s")
-    return _two(int(seconds / 60), "h", "min")
-
-
-def _two(sixtieths: int, unit: str, sixtieth: str) -> str:
-    whole, rest = divmod(sixtieths, 60)
-    return f"{whole} {unit} {rest} {sixtieth}" if rest else f"{whole} {unit}"
-
-
-def known(value: float | None) -> bool:
-    """Whether there is a number."""
-    return value is not None and math.isfinite(value)
-
-
-def _unknown(value: float | None) -> bool:
-    return not known(value)
 
 
 _WHILE_DOWN = (

@@ -33,20 +33,6 @@ def test_code_keeps_text_whole(text: str) -> None:
     assert fence.group() not in re.findall("`+", inside)
 
 
-@pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
-def test_what_is_not_known_is_a_dash(value: float | None) -> None:
-    """No "nan", no "None" on the screen."""
-    assert {words.count(value), words.percent(value), words.span(value)} == {words.DASH}
-
-
-@given(st.floats(0, 1e7))
-def test_spans_are_short_and_have_units(seconds: float) -> None:
-    """Whatever its size, a span fits a tile."""
-    text = words.span(seconds)
-    assert re.fullmatch(r"[\d.e+]+ (ms|s|min|h)( \d+ (s|min))?", text), text
-    assert len(text) <= 15
-
-
 def engine(**changes: object) -> EngineView:
     fields: dict[str, object] = {
         "engine_id": "a",
