@@ -28,6 +28,14 @@ class ApiClient:
         """Fetch a JSON object."""
         return self._ask("GET", path, params=parameters)
 
+    def answers(self, path: str) -> bool:
+        """Whether there is an answer."""
+        try:
+            self.get(path)
+        except SageError:
+            return False
+        return True
+
     def text(self, path: str) -> str:
         """Fetch a page as it is."""
         try:

@@ -16,7 +16,7 @@ import httpx
 
 from controller.api.client import ApiClient
 from engine_adapter.serving.processes import Child, Children, claimed_port
-from store.errors import ConfigError, EngineError, SageError
+from store.errors import ConfigError, SageError
 from store.history.reader import open_history
 from store.history.tables import TABLE_OF
 
@@ -120,20 +120,25 @@ def _environment(spec: DemoSpec) -> Iterator[DemoEnvironment]:
 def _start_all(
     spec: DemoSpec, here: DemoEnvironment, children: Children, *, clock: Clock, pause: Pause, say: Say
 ) -> None:
+    def await_ready(child: Child, ready: Callable[[], bool]) -> None:
+        children.await_ready(child, ready, timeout_s=READY_S[child.name], clock=clock, pause=pause)
+
     say(f"history    {here.store} (logs in {here.logs.name}/)")
-    children.start("controller", _controller_command(here), environment={"OMP_NUM_THREADS": "1"})
-    _await("controller", lambda: _ready(here), children, clock=clock, pause=pause)
+    controller = children.start("controller", _controller_command(here), environment={"OMP_NUM_THREADS": "1"})
+    await_ready(controller, lambda: _ready(here))
     say(f"controller {here.api_url} (API at /docs, metrics at /metrics)")
+    dashboard = None
     if spec.dashboard:
-        children.start("dashboard", dashboard_command(here.api_url, here.store, port=here.dashboard_port))
+        command = dashboard_command(here.api_url, here.store, port=here.dashboard_port)
+        dashboard = children.start("dashboard", command)
     engine = children.start("engine", _engine_command(spec, here), environment={"OMP_NUM_THREADS": "1"})
     say(f"engine     {spec.engine}, {PROFILE} at {spec.speed:g} times real time, load {spec.load:g}: starting")
-    if spec.dashboard:
+    if dashboard is not None:
         # Its address is told when it can be opened.
         url = f"http://127.0.0.1:{here.dashboard_port}"
-        _await("dashboard", lambda: _answers(f"{url}/_stcore/health"), children, clock=clock, pause=pause)
+        await_ready(dashboard, lambda: _answers(f"{url}/_stcore/health"))
         say(f"dashboard  {url}")
-    _await("engine", lambda: _engine_connected(here, engine), children, clock=clock, pause=pause)
+    await_ready(engine, lambda: _engine_connected(here, engine))
     say("engine     connected; Ctrl-C ends everything" if spec.duration_s is None else "engine     connected")
 
 
@@ -155,16 +160,6 @@ def _engine_command(spec: DemoSpec, here: DemoEnvironment) -> list[str]:
         *("--speed", str(spec.speed), "--load", str(spec.load), "--seed", str(spec.seed)),
         *("--cv", str(BURSTINESS), "--wave-depth", str(WAVE_DEPTH)),
     ]
-
-
-def _await(name: str, ready: Callable[[], bool], children: Children, *, clock: Clock, pause: Pause) -> None:
-    until_s = clock() + READY_S[name]
-    while not ready():
-        children.check()
-        if clock() > until_s:
-            child = next(child for child in children.children if child.name == name)
-            raise EngineError(f"{name} is not ready after {READY_S[name]:g} s:\n{child.last_lines()}")
-        pause(POLL_S)
 
 
 def _ready(here: DemoEnvironment) -> bool:

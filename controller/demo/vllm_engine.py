@@ -1,32 +1,35 @@
-"""The demo's real engine: vLLM's own server over a virtual GPU, and a load generator that keeps it busy over HTTP."""
+"""The demo's real engine: vLLM's own server over a virtual GPU, kept busy over HTTP by vLLM's own benchmark client."""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
-from engine_adapter.serving.processes import Children
-from engine_adapter.serving.simulated_server import synthetic_capacity_rps
+from engine_adapter.serving.simulated_server import OPTIONS, synthetic_capacity_rps
 from engine_adapter.serving.tiny_model import VOCABULARY_TOKENS
-from engine_adapter.serving.vllm_server import VllmServer
+from engine_adapter.serving.vllm_bench_client import TraceLine, send_trace, trace_lines
+from engine_adapter.serving.vllm_server import MODEL_NAME, VllmServer
 from engine_adapter.virtual_time.profiles import Profile, profile_named
+from engine_adapter.workloads.arrivals import Wave
+from engine_adapter.workloads.requests import work_stream
 from store.errors import EngineError
 
-REQUESTS_PER_LOAD = 5000
-MAX_TOKENS = 8192
+REQUESTS_PER_TRACE = 5000
+"""The client sends a trace of a known length; the next one follows when all answers have ended."""
+POLL_S = 0.5
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until told to stop."""
     options = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _interrupt)
-    profile = profile_named(options.profile)
-    rate_rps = options.load * synthetic_capacity_rps(profile, seed=options.seed)
     try:
-        _serve(options, profile, rate_rps)
+        _serve(options, profile_named(options.profile))
     except KeyboardInterrupt:
         return 130
     except EngineError as error:
@@ -35,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _serve(options: argparse.Namespace, profile: Profile, rate_rps: float) -> None:
+def _serve(options: argparse.Namespace, profile: Profile) -> None:
     server = VllmServer(
         endpoint=options.endpoint,
         engine_id="vllm",
@@ -43,34 +46,40 @@ def _serve(options: argparse.Namespace, profile: Profile, rate_rps: float) -> No
         speed=options.speed,
         log_path=options.log_folder / "vllm.log",
     )
-    with server, Children(options.log_folder) as children:
-        seed = options.seed
-        while server.alive:
-            load = children.start("load", _load_command(server, options, rate_rps, seed))
-            load.process.wait()
-            if load.process.returncode:
-                raise EngineError(f"load generator ended with code {load.process.returncode}: {load.last_lines()}")
-            seed += 1
-        raise EngineError(f"vLLM ended by itself: see {server.log_path}")
+    with server:
+        asyncio.run(_keep_busy(server, _traces(options, profile), speed=options.speed))
 
 
-def _load_command(server: VllmServer, options: argparse.Namespace, rate_rps: float, seed: int) -> list[str]:
-    return [
-        *(sys.executable, "-m", "engine_adapter.serving.load_generator", "--base-url", server.base_url),
-        *("--workload", "synthetic", "--requests", str(REQUESTS_PER_LOAD), "--seed", str(seed)),
-        *(
-            "--rate",
-            f"{rate_rps:.4f}",
-            "--cv",
-            str(options.cv),
-            "--wave-depth",
-            str(options.wave_depth),
-            "--speed",
-            str(options.speed),
-        ),
-        *("--max-tokens", str(MAX_TOKENS), "--tell-true-length", "--send-tenant"),
-        *("--vocabulary-size", str(VOCABULARY_TOKENS)),
-    ]
+async def _keep_busy(server: VllmServer, traces: Iterator[list[TraceLine]], *, speed: float) -> None:
+    """Send one trace after the other; raises `EngineError` when the server ends or answers nothing."""
+    load = asyncio.create_task(_send_all(server, traces, speed=speed))
+    while not load.done():
+        await asyncio.wait([load], timeout=POLL_S)
+        if not server.alive:
+            load.cancel()
+            raise EngineError(f"vLLM ended by itself: see {server.log_path}")
+    load.result()
+
+
+async def _send_all(server: VllmServer, traces: Iterator[list[TraceLine]], *, speed: float) -> None:
+    for trace in traces:
+        result = await send_trace(trace, base_url=server.base_url, model=MODEL_NAME, speed=speed)
+        if not result["completed"]:
+            raise EngineError(f"none of {len(trace)} requests was answered: {result['errors'][0]}")
+
+
+def _traces(options: argparse.Namespace, profile: Profile) -> Iterator[list[TraceLine]]:
+    """The endless synthetic load in pieces, each of which begins with its first arrival."""
+    stream = work_stream(
+        seed=options.seed,
+        rate_rps=options.load * synthetic_capacity_rps(profile, seed=options.seed),
+        cv=options.cv,
+        wave=Wave(period_s=options.wave_period * options.speed, depth=options.wave_depth),
+        options=OPTIONS,
+        vocabulary_size=VOCABULARY_TOKENS,
+    )
+    while True:
+        yield trace_lines(islice(stream, REQUESTS_PER_TRACE), profile)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -82,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--load", type=float, required=True)
     parser.add_argument("--cv", type=float, required=True)
     parser.add_argument("--wave-depth", type=float, required=True)
+    parser.add_argument("--wave-period", type=float, default=120.0, help="seconds from crest to crest")
     parser.add_argument("--seed", type=int, default=1)
     return parser
 

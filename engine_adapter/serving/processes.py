@@ -1,4 +1,4 @@
-"""Child processes that never outlive their parent, and free ports for them."""
+"""Child processes that never outlive their parent, the wait until they are ready, and free ports for them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -17,8 +17,9 @@ from typing import Self
 
 from store.errors import EngineError
 
-STOP_S = 10.0
+STOP_S = 15.0
 """How long a child may take to shut down before it is killed."""
+POLL_S = 0.2
 _CLAIMS = 20
 _PR_SET_PDEATHSIG = 1
 
@@ -30,18 +31,38 @@ class Child:
     name: str
     process: subprocess.Popen[bytes]
     log_path: Path
+    ask_group: bool = True
+    """Whether all processes of its group are asked to end, or the child alone, which ends the others by itself."""
 
     @property
     def running(self) -> bool:
         """Whether it has not ended."""
         return self.process.poll() is None
 
-    def last_lines(self, count: int = 5) -> str:
+    def last_lines(self, count: int = 20) -> str:
         """The end of its output, for an error message."""
         try:
             return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-count:])
         except OSError:
             return ""
+
+    def end(self, wait_s: float = STOP_S) -> int:
+        """Ask it to end, then kill its whole group; gives its exit code."""
+        if self.ask_group:
+            self._signal_group(signal.SIGTERM)
+        else:
+            self.process.terminate()
+        try:
+            self.process.wait(timeout=wait_s)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            self._signal_group(signal.SIGKILL)
+        return self.process.wait()
+
+    def _signal_group(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, number)
 
 
 @dataclass(slots=True)
@@ -59,7 +80,14 @@ class Children:
     ) -> None:
         self.stop()
 
-    def start(self, name: str, command: Sequence[str], *, environment: Mapping[str, str] | None = None) -> Child:
+    def start(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        environment: Mapping[str, str] | None = None,
+        ask_group: bool = True,
+    ) -> Child:
         """Start a child in a session of its own; its output goes to ``NAME.log``."""
         log_path = self.log_folder / f"{name}.log"
         with log_path.open("ab") as log:
@@ -72,7 +100,7 @@ class Children:
                 start_new_session=True,
                 preexec_fn=die_with_parent,  # noqa: PLW1509 - one call into the kernel, no lock is taken
             )
-        child = Child(name, process, log_path)
+        child = Child(name, process, log_path, ask_group)
         self.children.append(child)
         return child
 
@@ -84,22 +112,29 @@ class Children:
                     f"{child.name} ended with code {child.process.returncode}: see {child.log_path}\n{child.last_lines()}"
                 )
 
+    def await_ready(
+        self,
+        child: Child,
+        ready: Callable[[], bool],
+        *,
+        timeout_s: float,
+        clock: Callable[[], float],
+        pause: Callable[[float], object],
+    ) -> None:
+        """Wait until ``ready`` says so; raises `EngineError` when that takes too long or a child ends by itself."""
+        until_s = clock() + timeout_s
+        while not ready():
+            self.check()
+            if clock() > until_s:
+                raise EngineError(
+                    f"{child.name} is not ready after {timeout_s:g} s: see {child.log_path}\n{child.last_lines()}"
+                )
+            pause(POLL_S)
+
     def stop(self) -> None:
         """End all children, the last first."""
         while self.children:
-            end(self.children.pop().process)
-
-
-def end(process: subprocess.Popen[bytes], *, wait_s: float = STOP_S) -> int:
-    """Ask a child's whole group to end, then kill it; gives its exit code."""
-    _signal_group(process, signal.SIGTERM)
-    try:
-        process.wait(timeout=wait_s)
-    except subprocess.TimeoutExpired:
-        pass
-    finally:
-        _signal_group(process, signal.SIGKILL)
-    return process.wait()
+            self.children.pop().end()
 
 
 def free_port(preferred: int, host: str = "127.0.0.1") -> int:
@@ -139,10 +174,3 @@ def die_with_parent() -> None:
     """Run in the child before its program: have the kernel end it when the thread that started it is gone."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    try:
-        os.killpg(process.pid, number)
-    except (ProcessLookupError, PermissionError):
-        return

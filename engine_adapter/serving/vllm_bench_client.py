@@ -30,7 +30,7 @@ class TraceLine(msgspec.Struct, frozen=True, kw_only=True):
 
     request_id: str
     arrival_s: float
-    """Since the start, in engine seconds."""
+    """Since the trace's first arrival, in engine seconds."""
     token_ids: tuple[int, ...]
     max_tokens: int
     temperature: float
@@ -39,10 +39,18 @@ class TraceLine(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str | None = None
 
 
-def write_trace(works: Iterable[TraceRequest], profile: Profile, path: Path) -> None:
-    """Write works as a trace; limits are lowered to what the profile's context has room for, as vLLM demands."""
-    encode = msgspec.json.encode
-    path.write_bytes(b"".join(encode(_traced(work, profile)) + b"\n" for work in works))
+def trace_lines(works: Iterable[TraceRequest], profile: Profile) -> list[TraceLine]:
+    """Requests in order of arrival as a trace, in which time begins with the first of them.
+
+    Limits are lowered to what the profile's context has room for, as vLLM demands.
+    """
+    requests = list(works)
+    return [_traced(request, requests[0].arrival_s, profile) for request in requests]
+
+
+def write_trace(trace: Iterable[TraceLine], path: Path) -> None:
+    """Write a trace for `main`."""
+    path.write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in trace))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,7 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     lines = options.trace.read_bytes().splitlines()
     trace = [msgspec.json.decode(line, type=TraceLine) for line in lines]
-    result = asyncio.run(_benchmark(trace, options))
+    result = asyncio.run(
+        send_trace(trace, base_url=options.base_url, model=options.model, speed=options.speed, show_progress=True)
+    )
     options.result.write_text(json.dumps(result), encoding="utf-8")
     failed = len(trace) - result["completed"]
     if failed:
@@ -58,17 +68,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m engine_adapter.serving.vllm_bench_client", description=__doc__)
-    parser.add_argument("--base-url", required=True)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--trace", type=Path, required=True)
-    parser.add_argument("--result", type=Path, required=True)
-    parser.add_argument("--speed", type=float, default=1.0, help="engine seconds per second")
-    return parser
+async def send_trace(
+    trace: Sequence[TraceLine], *, base_url: str, model: str, speed: float, show_progress: bool = False
+) -> dict[str, Any]:
+    """Send every request at its arrival, ``speed`` engine seconds per second, and wait for all answers.
 
-
-async def _benchmark(trace: Sequence[TraceLine], options: argparse.Namespace) -> dict[str, Any]:
+    Gives the client's own result, where ``completed`` counts the answers and ``errors`` has a text for each request.
+    A request that fails stops nothing.
+    """
     from vllm.benchmarks.datasets import SampleRequest
     from vllm.benchmarks.serve import TaskType, benchmark
 
@@ -78,7 +85,7 @@ async def _benchmark(trace: Sequence[TraceLine], options: argparse.Namespace) ->
             prompt_len=len(request.token_ids),
             expected_output_len=request.max_tokens,
             request_id=request.request_id,
-            timestamp=request.arrival_s / options.speed,
+            timestamp=request.arrival_s / speed,
             request_overrides=_fields(request),
         )
         for request in trace
@@ -86,16 +93,16 @@ async def _benchmark(trace: Sequence[TraceLine], options: argparse.Namespace) ->
     result: dict[str, Any] = await benchmark(
         task_type=TaskType.GENERATION,
         endpoint_type="openai",
-        api_url=f"{options.base_url}/v1/completions",
-        base_url=options.base_url,
-        model_id=options.model,
-        model_name=options.model,
+        api_url=f"{base_url}/v1/completions",
+        base_url=base_url,
+        model_id=model,
+        model_name=model,
         tokenizer=None,
         input_requests=requests,
         logprobs=None,
         request_rate=float("inf"),
         burstiness=1.0,
-        disable_tqdm=False,
+        disable_tqdm=not show_progress,
         num_warmups=0,
         profile=False,
         selected_percentile_metrics=["ttft", "e2el"],
@@ -112,6 +119,16 @@ async def _benchmark(trace: Sequence[TraceLine], options: argparse.Namespace) ->
     return {name: value for name, value in result.items() if name not in {"generated_texts", "itls"}}
 
 
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m engine_adapter.serving.vllm_bench_client", description=__doc__)
+    parser.add_argument("--base-url", required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--trace", type=Path, required=True)
+    parser.add_argument("--result", type=Path, required=True)
+    parser.add_argument("--speed", type=float, default=1.0, help="engine seconds per second")
+    return parser
+
+
 def _fields(request: TraceLine) -> dict[str, object]:
     extra = {"true_len": str(request.true_output_tokens)}
     if request.tenant is not None:
@@ -119,11 +136,11 @@ def _fields(request: TraceLine) -> dict[str, object]:
     return {"temperature": request.temperature, "vllm_xargs": extra}
 
 
-def _traced(work: TraceRequest, profile: Profile) -> TraceLine:
+def _traced(work: TraceRequest, start_s: float, profile: Profile) -> TraceLine:
     room_tokens = profile.max_model_len_tokens - len(work.token_ids)
     return TraceLine(
         request_id=work.request_id,
-        arrival_s=work.arrival_s,
+        arrival_s=work.arrival_s - start_s,
         token_ids=work.token_ids,
         max_tokens=max(1, min(work.max_tokens, room_tokens)),
         temperature=work.temperature,

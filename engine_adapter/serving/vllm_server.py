@@ -6,34 +6,26 @@ Without a GPU: a tiny random model on the CPU, or the virtual GPU at a profile's
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 from urllib.error import URLError
 from urllib.request import urlopen
 
+from engine_adapter.serving.processes import Child, Children, free_port
 from engine_adapter.serving.tiny_model import VOCABULARY_TOKENS, make_tiny_model
 from engine_adapter.virtual_time.profiles import PROFILES, Profile
-from store.errors import EngineError
 
 MODEL_NAME = "tiny"
 """The name under which the server serves its model."""
 
 _TINY_MODEL_LEN_TOKENS = 16_384
-_READY_POLL_S = 0.2
-_STOP_S = 15.0
 _DRAIN_S = 2
 """Without it vLLM kills its engine core before that can say goodbye."""
-_LOG_TAIL_LINES = 25
 
 
 class VllmServer:
@@ -74,8 +66,9 @@ class VllmServer:
         self._ready_s = ready_s
         self._folder = tempfile.TemporaryDirectory(prefix="sagesched-vllm-")
         self.log_path = log_path or Path(self._folder.name, "vllm.log")
-        self.port = _free_port()
-        self._process: subprocess.Popen[bytes] | None = None
+        self.port = free_port(0)
+        self._children = Children(self.log_path.parent)
+        self._child: Child | None = None
 
     @property
     def base_url(self) -> str:
@@ -85,7 +78,7 @@ class VllmServer:
     @property
     def alive(self) -> bool:
         """Whether the server's process runs."""
-        return self._process is not None and self._process.poll() is None
+        return self._child is not None and self._child.running
 
     def start(self) -> None:
         """Start the server and wait until it is ready."""
@@ -94,26 +87,23 @@ class VllmServer:
             max_model_len_tokens=self._model_len_tokens(),
             vocabulary_tokens=self._vocabulary_tokens,
         )
-        with self.log_path.open("wb") as log:
-            self._process = subprocess.Popen(
-                self._command(model),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=server_environment(os.environ),
-                start_new_session=True,
-            )
         try:
-            self._wait()
+            self._child = self._children.start(
+                self.log_path.stem, self._command(model), environment=server_environment({}), ask_group=False
+            )
+            self._children.await_ready(
+                self._child, self._answers, timeout_s=self._ready_s, clock=time.monotonic, pause=time.sleep
+            )
         except BaseException:
             self.stop()
             raise
 
     def stop(self) -> None:
-        """Stop the server with all its processes; the log stays only where the caller asked for one."""
-        if self._process is not None:
-            _stop_group(self._process)
-            self._process = None
+        """Stop the server with all its processes; the log stays only where the caller asked for one.
+
+        The server stops its engine core by itself: a signal of ours would kill that in the middle of its goodbye.
+        """
+        self._children.stop()
         self._folder.cleanup()
 
     def __enter__(self) -> Self:
@@ -159,27 +149,12 @@ class VllmServer:
             "--enable-prefix-caching" if self._prefix_caching else "--no-enable-prefix-caching",
         ]
 
-    def _wait(self) -> None:
-        deadline_s = time.monotonic() + self._ready_s
-        while not self._answers():
-            if not self.alive:
-                raise EngineError(f"vLLM ended while it started; its log ends with:\n{self._log_tail()}")
-            if time.monotonic() > deadline_s:
-                raise EngineError(
-                    f"vLLM is not ready after {self._ready_s:g} s; its log ends with:\n{self._log_tail()}"
-                )
-            time.sleep(_READY_POLL_S)
-
     def _answers(self) -> bool:
         try:
             with urlopen(f"{self.base_url}/health", timeout=2.0) as response:  # noqa: S310 - our own http address
                 return bool(response.status == 200)
         except (URLError, OSError):
             return False
-
-    def _log_tail(self) -> str:
-        lines = self.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
-        return "\n".join(lines[-_LOG_TAIL_LINES:])
 
 
 def server_environment(environment: Mapping[str, str]) -> dict[str, str]:
@@ -196,23 +171,3 @@ def server_environment(environment: Mapping[str, str]) -> dict[str, str]:
         "VLLM_HOST_IP": "127.0.0.1",
     }
     return {**environment, **ours}
-
-
-def _free_port() -> int:
-    """A port that nobody listens on now; vLLM binds it a little later."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _stop_group(process: subprocess.Popen[bytes]) -> None:
-    """Ask the server to end, then insist on its whole group.
-
-    The server stops its engine core by itself; a second signal of ours would kill that in the middle of its goodbye.
-    """
-    process.terminate()
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(_STOP_S)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait(_STOP_S)

@@ -32,7 +32,6 @@ __all__ = [
     "fitting",
     "load_workload",
     "planned_arrivals",
-    "rate_arrivals",
     "sample",
     "split",
     "to_works",
@@ -80,30 +79,23 @@ def bench_trace(
     requests: int,
     warmup: int,
     seed: int,
-    rate_rps: float | None = None,
-    cv: float | None = None,
     max_tokens: int = DEFAULT_MAX_TOKENS,
     kv_tokens: int | None = None,
-    vocabulary_size: int = VOCABULARY_SIZE,
 ) -> BenchTrace:
     """Warm-up and measured works of a workload file, or of a built-in workload by its name in `SYNTHETIC`.
 
     ``:no-signal``, ``:drift`` or ``:heavy-tail`` behind the name changes the answers' lengths (`varied`).
-    ``rate_rps`` and ``cv`` are as in `rate_arrivals`; without a rate the works have the source's own times,
-    or are all there at time zero. ``kv_tokens`` leaves out requests that would never fit into such a cache.
+    Measured works have the source's own times, or are all there at time zero.
+    ``kv_tokens`` leaves out requests that would never fit into such a cache.
     Request ids are unique over both lists; the same arguments give the same works.
     """
     if requests < 1 or warmup < 0:
         raise WorkloadError(f"{requests} requests after {warmup} of warm-up: give at least 1 and 0")
     opened = _open(str(path_or_name), requests=requests, warmup=warmup, seed=seed, kv_tokens=kv_tokens)
     workload = opened.workload
-    works = to_works(
-        workload.rows, _own_arrivals(workload), seed=seed, max_tokens=max_tokens, vocabulary_size=vocabulary_size
-    )
+    works = to_works(workload.rows, _own_arrivals(workload), seed=seed, max_tokens=max_tokens)
     measured = works[warmup:]
     arrivals_s = trace_arrivals([work.arrival_s for work in measured])
-    if rate_rps is not None:
-        arrivals_s = rate_arrivals(measured, rate_rps=rate_rps, cv=cv, seed=seed)
     return BenchTrace(
         name=workload.name,
         warmup=works[:warmup],
@@ -120,7 +112,6 @@ def to_works(
     *,
     seed: int,
     max_tokens: int = DEFAULT_MAX_TOKENS,
-    vocabulary_size: int = VOCABULARY_SIZE,
 ) -> list[TraceRequest]:
     """One work for each row, in order, with ids ``request-0``, ``request-1`` and so on.
 
@@ -128,7 +119,7 @@ def to_works(
     ``seed`` gives their token ids to rows of which neither text nor block hashes are known.
     """
     assert len(rows) == len(arrivals_s), "every row has one arrival"
-    made = _Maker(seed, max_tokens, vocabulary_size)
+    made = _Maker(seed, max_tokens)
     return [
         made.work(row, number, arrival_s) for number, (row, arrival_s) in enumerate(zip(rows, arrivals_s, strict=True))
     ]
@@ -161,16 +152,6 @@ def with_arrivals(works: Sequence[TraceRequest], arrivals_s: Seconds | Sequence[
     """The same works at other times."""
     assert len(works) == len(arrivals_s), "every work has one arrival"
     return [replace(work, arrival_s=float(arrival_s)) for work, arrival_s in zip(works, arrivals_s, strict=True)]
-
-
-def rate_arrivals(works: Sequence[TraceRequest], *, rate_rps: float, cv: float | None, seed: int) -> Seconds:
-    """Arrivals for these works at a mean rate.
-
-    Without a ``cv`` their own times are stretched to the rate, where they differ; else they are drawn as Poisson.
-    With one they are drawn with gamma-distributed gaps of that coefficient of variation.
-    """
-    plan = ArrivalPlan() if cv is None else ArrivalPlan("gamma", cv)
-    return planned_arrivals(works, plan, rate_rps=rate_rps, seed=seed)
 
 
 def planned_arrivals(works: Sequence[TraceRequest], plan: ArrivalPlan, *, rate_rps: float, seed: int) -> Seconds:
@@ -238,7 +219,7 @@ class _Maker:
 
     seed: int
     max_tokens: int
-    vocabulary_size: int
+    vocabulary_size: int = VOCABULARY_SIZE
 
     def work(self, row: WorkloadRow, number: int, arrival_s: float) -> TraceRequest:
         return TraceRequest(

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import pytest
 
 from controller.cli.main import run
-from engine_adapter.serving.processes import Child, end
+from engine_adapter.serving.processes import Child
 
 Machines: TypeAlias = Any
 """`conftest.Machines`, which a test module cannot import."""
@@ -100,9 +100,9 @@ def test_engines_on_another_machine_outlive_the_cable_and_the_controller(
     summaries = {}
     for name, engine in engines.items():
         assert engine.running, engine.last_lines()
-        assert end(engine.process, wait_s=60.0) == 0, engine.last_lines()
+        assert engine.end(wait_s=60.0) == 0, engine.last_lines()
         summaries[name] = json.loads(engine.last_lines(1))
-    assert end(controller.process, wait_s=60.0) == 0, controller.last_lines()
+    assert controller.end(wait_s=60.0) == 0, controller.last_lines()
     served = history.rows("SELECT engine_id, count(*), count(DISTINCT request_id) FROM completions GROUP BY ALL")
     assert {name for name, _, _ in served} == set(engines)
     for name, recorded, different in served:

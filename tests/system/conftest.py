@@ -15,7 +15,7 @@ import pytest
 from playwright.sync_api import Locator, Page, TimeoutError, expect, sync_playwright  # noqa: A004 - Playwright's own
 
 from controller.api.client import ApiClient
-from engine_adapter.serving.processes import Child, Children, end, free_port
+from engine_adapter.serving.processes import Child, Children, free_port
 from store.errors import SageError
 
 BROWSER_FLAGS = (
@@ -84,7 +84,7 @@ class Site:
         return snapshots[0]["mode"] if snapshots else None
 
     def stop(self, child: Child) -> int:
-        return end(child.process, wait_s=30.0)
+        return child.end(wait_s=30.0)
 
     def kill(self, child: Child) -> None:
         child.process.send_signal(signal.SIGKILL)

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ import numpy as np
 from controller.api.client import ApiClient
 from controller.policy.policies import Objective
 from engine_adapter.serving.processes import Child, Children, free_port
-from engine_adapter.serving.vllm_bench_client import write_trace
+from engine_adapter.serving.vllm_bench_client import trace_lines, write_trace
 from engine_adapter.serving.vllm_server import MODEL_NAME, VllmServer
 from engine_adapter.virtual_time.engine import TraceRequest
 from engine_adapter.virtual_time.profiles import Profile
 from engine_adapter.workloads.token_ids import VOCABULARY_SIZE
-from store.errors import EngineError, SageError
+from store.errors import EngineError
 
 READY_S = 60.0
 POLL_S = 0.5
@@ -124,17 +125,10 @@ def _start_controller(serving: LiveServing, stage: Stage, children: Children, en
     ]
     controller = children.start("controller", command, environment={"OMP_NUM_THREADS": "1"})
     api = ApiClient(f"http://127.0.0.1:{port}")
-    until_s = stage.clock() + READY_S
-    while True:
-        children.check()
-        try:
-            api.get("/api/state")
-        except SageError as error:
-            if stage.clock() > until_s:
-                raise EngineError(f"the controller is not ready: see {controller.log_path}") from error
-            stage.pause(POLL_S)
-        else:
-            return api
+    children.await_ready(
+        controller, partial(api.answers, "/api/state"), timeout_s=READY_S, clock=stage.clock, pause=stage.pause
+    )
+    return api
 
 
 def _send_load(  # noqa: PLR0917 - what is sent, whence, whither, and who looks on
@@ -146,7 +140,7 @@ def _send_load(  # noqa: PLR0917 - what is sent, whence, whither, and who looks 
     progress: Callable[[int], None],
 ) -> dict[str, Any]:
     trace, result = stage.folder / "trace.jsonl", stage.folder / f"client-{name}.json"
-    write_trace(serving.works, serving.profile, trace)
+    write_trace(trace_lines(serving.works, serving.profile), trace)
     command = [
         *(sys.executable, "-m", "engine_adapter.serving.vllm_bench_client", "--base-url", server.base_url),
         *("--model", MODEL_NAME, "--trace", str(trace), "--result", str(result), "--speed", str(serving.speed)),

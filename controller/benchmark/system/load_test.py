@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,7 +21,7 @@ from controller.api.client import ApiClient
 from controller.benchmark.system.process_samples import Sample, Watcher, take_sample
 from engine_adapter.serving.latency_histogram import Latencies
 from engine_adapter.serving.processes import Child, Children, free_port
-from store.errors import ConfigError, EngineError, SageError
+from store.errors import ConfigError, EngineError
 
 Clock: TypeAlias = Callable[[], float]
 Pause: TypeAlias = Callable[[float], object]
@@ -192,17 +193,8 @@ def _start_controller(
     environment = {"OMP_NUM_THREADS": "1", "SAGESCHED_STORE__RETENTION_GB": str(spec.retention_gb)}
     child = children.start("controller", command, environment=environment)
     api = ApiClient(f"http://127.0.0.1:{port}")
-    until_s = clock() + READY_S
-    while True:
-        children.check()
-        try:
-            api.get("/healthz")
-        except SageError:
-            if clock() > until_s:
-                raise EngineError(f"the controller does not start:\n{child.last_lines()}") from None
-            pause(0.1)
-        else:
-            return child, api
+    children.await_ready(child, partial(api.answers, "/healthz"), timeout_s=READY_S, clock=clock, pause=pause)
+    return child, api
 
 
 def _start_fleet(spec: LoadSpec, number: int, folder: Path, children: Children, start_s: float) -> Child | None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_adapter.workloads.arrivals import all_at_zero
+from engine_adapter.workloads.arrivals import ArrivalPlan, all_at_zero
 from engine_adapter.workloads.requests import (
     DEFAULT_MAX_TOKENS,
     SYNTHETIC,
@@ -19,7 +19,7 @@ from engine_adapter.workloads.requests import (
     WorkloadRow,
     bench_trace,
     fitting,
-    rate_arrivals,
+    planned_arrivals,
     sample,
     split,
     to_works,
@@ -131,18 +131,18 @@ def test_arrivals_can_be_exchanged_without_touching_the_rest() -> None:
 def test_a_rate_is_drawn_or_stretched_from_the_works_own_times() -> None:
     """A trace keeps its shape unless a variation is asked for; works without times are drawn."""
     timed = to_works(TIMED.rows[::-1], [one.arrival_s or 0.0 for one in TIMED.rows[::-1]], seed=1)
-    stretched_s = rate_arrivals(timed, rate_rps=2.0, cv=None, seed=0)
+    stretched_s = planned_arrivals(timed, ArrivalPlan(), rate_rps=2.0, seed=0)
     assert stretched_s.tolist() == pytest.approx([number**2 / 49 / 2 for number in range(50)])
-    drawn_s = rate_arrivals(timed, rate_rps=2.0, cv=1.0, seed=0)
+    drawn_s = planned_arrivals(timed, ArrivalPlan("gamma"), rate_rps=2.0, seed=0)
     plain = to_works(PLAIN.rows, all_at_zero(50), seed=1)
-    assert drawn_s.tolist() == rate_arrivals(plain, rate_rps=2.0, cv=None, seed=0).tolist()
-    assert drawn_s.tolist() != rate_arrivals(plain, rate_rps=2.0, cv=None, seed=1).tolist()
+    assert drawn_s.tolist() == planned_arrivals(plain, ArrivalPlan(), rate_rps=2.0, seed=0).tolist()
+    assert drawn_s.tolist() != planned_arrivals(plain, ArrivalPlan(), rate_rps=2.0, seed=1).tolist()
 
 
 def test_bench_works_of_a_file_are_a_warm_up_and_a_measured_part(
     tmp_path: Path, write_parquet: Callable[[Workload, Path], None]
 ) -> None:
-    """Each row once, ids unique, all at zero until there is a rate, the same for the same arguments."""
+    """Each row once, ids unique, all at zero, the same for the same arguments."""
     write_parquet(PLAIN, tmp_path / "plain.parquet")
     bench = bench_trace(tmp_path / "plain.parquet", requests=30, warmup=20, seed=3)
     assert (len(bench.warmup), len(bench.measured), bench.timed) == (20, 30, False)
@@ -150,10 +150,7 @@ def test_bench_works_of_a_file_are_a_warm_up_and_a_measured_part(
     assert sorted(work.true_output_tokens for work in bench.warmup + bench.measured) == list(range(1, 51))
     assert {work.arrival_s for work in bench.warmup + bench.measured} == {0.0}
     assert [one.response_len_tokens for one in bench.measured_rows] == [w.true_output_tokens for w in bench.measured]
-    rated = bench_trace(str(tmp_path / "plain.parquet"), requests=30, warmup=20, seed=3, rate_rps=5.0, cv=2.0)
-    assert with_arrivals(rated.measured, all_at_zero(30)) == bench.measured
-    times_s = rate_arrivals(bench.measured, rate_rps=5.0, cv=2.0, seed=3)
-    assert [work.arrival_s for work in rated.measured] == times_s.tolist()
+    assert bench == bench_trace(str(tmp_path / "plain.parquet"), requests=30, warmup=20, seed=3)
 
 
 def test_bench_works_of_a_trace_keep_its_times_from_zero(
