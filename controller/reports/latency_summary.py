@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from engine_adapter.virtual_time.engine import CompletedRequest, Totals
+from engine_adapter.virtual_time.engine import Totals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,19 +59,3 @@ def figures(totals: Totals, *, watermark: float = 0.0, wall_s: float = 0.0) -> P
         watermark=watermark,
         wall_s=wall_s,
     )
-
-
-def capacity_rps(lives: Sequence[CompletedRequest]) -> float:
-    """What an engine serves while its queue never empties.
-
-    Completions between the 20th and the 80th percent over the time they took, of requests that all came at once,
-    so that neither the start nor the last long answers count.
-
-    >>> from types import SimpleNamespace
-    >>> capacity_rps([SimpleNamespace(finished_s=0.5 * n) for n in range(11)])
-    2.0
-    """
-    finished_s = np.sort([life.finished_s for life in lives])
-    first, last = round(0.2 * (finished_s.size - 1)), round(0.8 * (finished_s.size - 1))
-    span_s = float(finished_s[last] - finished_s[first])
-    return (last - first) / span_s if span_s > 0.0 else finished_s.size / max(float(finished_s[-1]), 1e-9)

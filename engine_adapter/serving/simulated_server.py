@@ -25,7 +25,7 @@ from engine_adapter.agent.clock import steady_clock
 from engine_adapter.transport.keys import EngineKey, load_engine_key
 from engine_adapter.transport.link import NoLink
 from engine_adapter.transport.zmq_sockets import ZmqLink, default_endpoint
-from engine_adapter.virtual_time.engine import CompletedRequest, Step, TraceRequest, serve
+from engine_adapter.virtual_time.engine import CompletedRequest, Step, TraceRequest, capacity_rps, serve
 from engine_adapter.virtual_time.profiles import PROFILES, Profile, profile_named
 from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
 from engine_adapter.workloads.arrivals import Wave
@@ -170,18 +170,12 @@ def faster(profile: Profile, speed: float) -> Profile:
 
 
 def synthetic_capacity_rps(profile: Profile, *, seed: int) -> float:
-    """Requests per engine second that first come, first served gives while its queue never empties.
-
-    Completions between the 20th and the 80th percent over the time they took, of synthetic requests that come at once.
-    """
+    """Requests per engine second that first come, first served gives while its queue never empties."""
     works = [
         replace(work, arrival_s=0.0)
         for work in islice(work_stream(seed=seed, rate_rps=1.0, options=OPTIONS), CAPACITY_REQUESTS)
     ]
-    lives = serve(SimulatedEngine(profile, link=NoLink()), works).lives
-    finished_s = sorted(life.finished_s for life in lives)
-    first, last = round(0.2 * (len(lives) - 1)), round(0.8 * (len(lives) - 1))
-    return (last - first) / (finished_s[last] - finished_s[first])
+    return capacity_rps(serve(SimulatedEngine(profile, link=NoLink()), works).lives)
 
 
 def _traffic(spec: ServerSpec) -> Iterator[TraceRequest]:

@@ -5,7 +5,7 @@ Two engines stand behind `VirtualEngine`: the simulated one and vLLM's own sched
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -135,3 +135,19 @@ def serve(engine: VirtualEngine, works: Iterable[TraceRequest]) -> Totals:
         totals.lives.extend(step.finished)
     totals.recomputed_tokens = sum(life.recomputed_tokens for life in totals.lives)
     return totals
+
+
+def capacity_rps(lives: Sequence[CompletedRequest]) -> float:
+    """What an engine serves while its queue never empties.
+
+    Completions between the 20th and the 80th percent over the time they took, of requests that all came at once,
+    so that neither the start nor the last long answers count.
+
+    >>> from types import SimpleNamespace
+    >>> capacity_rps([SimpleNamespace(finished_s=0.5 * n) for n in range(11)])
+    2.0
+    """
+    finished_s = sorted(life.finished_s for life in lives)
+    first, last = round(0.2 * (len(finished_s) - 1)), round(0.8 * (len(finished_s) - 1))
+    span_s = finished_s[last] - finished_s[first]
+    return (last - first) / span_s if span_s > 0.0 else len(finished_s) / max(finished_s[-1], 1e-9)

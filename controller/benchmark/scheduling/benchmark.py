@@ -21,7 +21,7 @@ from controller.benchmark.scheduling.run import BenchEngine, PolicyRun, RunSpec
 from controller.benchmark.scheduling.spec import WATERMARKS, BenchSpec
 from controller.benchmark.scheduling.worker_pool import WorkerPool
 from controller.policy.baselines import is_ours, variants_of
-from controller.reports.latency_summary import capacity_rps
+from engine_adapter.virtual_time.engine import capacity_rps
 from engine_adapter.workloads.arrivals import arrival_plan
 
 Progress: TypeAlias = Callable[[int, int], None]

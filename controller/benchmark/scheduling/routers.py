@@ -20,11 +20,11 @@ from controller.core.core import Core, CoreConfig
 from controller.monitoring.live_state import Live
 from controller.monitoring.wait_forecast import Outlooks
 from controller.policy.policies import policy_named
-from controller.reports.latency_summary import PolicyFigures, capacity_rps, figures
+from controller.reports.latency_summary import PolicyFigures, figures
 from engine_adapter.routing.ranking import Ledger, Sent, ranked
 from engine_adapter.serving.simulated_server import faster
 from engine_adapter.transport.link import NoLink
-from engine_adapter.virtual_time.engine import Step, Totals, TraceRequest, serve
+from engine_adapter.virtual_time.engine import Step, Totals, TraceRequest, capacity_rps, serve
 from engine_adapter.virtual_time.profiles import Profile, profile_named
 from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
 from engine_adapter.workloads.arrivals import all_at_zero, arrival_plan

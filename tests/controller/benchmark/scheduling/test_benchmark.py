@@ -16,8 +16,8 @@ from controller.benchmark.scheduling.result import BenchResult
 from controller.benchmark.scheduling.run import TIMELINE_POINTS
 from controller.benchmark.scheduling.spec import WATERMARKS, BenchSpec
 from controller.policy.policies import POLICY_NAMES
-from controller.reports.latency_summary import capacity_rps, figures
-from engine_adapter.virtual_time.engine import CompletedRequest, Totals
+from controller.reports.latency_summary import figures
+from engine_adapter.virtual_time.engine import CompletedRequest, Totals, capacity_rps
 from store.errors import ConfigError, WorkloadError
 
 OVERLOAD = BenchSpec(load=1.5, requests=600, warmup=600, seeds=(3,), policies=POLICY_NAMES)
