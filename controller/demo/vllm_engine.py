@@ -7,12 +7,13 @@ import asyncio
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, islice
 from pathlib import Path
 
 from engine_adapter.serving.simulated_server import OPTIONS, synthetic_capacity_rps
 from engine_adapter.serving.tiny_model import VOCABULARY_TOKENS
-from engine_adapter.serving.vllm_bench_client import TraceLine, send_trace, trace_lines
+from engine_adapter.serving.vllm_bench_client import TraceLine, load_client, send_trace, trace_lines
 from engine_adapter.serving.vllm_server import MODEL_NAME, VllmServer
 from engine_adapter.virtual_time.profiles import Profile, profile_named
 from engine_adapter.workloads.arrivals import Wave
@@ -46,8 +47,17 @@ def _serve(options: argparse.Namespace, profile: Profile) -> None:
         speed=options.speed,
         log_path=options.log_folder / "vllm.log",
     )
-    with server:
-        asyncio.run(_keep_busy(server, _traces(options, profile), speed=options.speed))
+    with ThreadPoolExecutor(1) as pool:
+        traces = pool.submit(_prepared_traces, options, profile)
+        with server:
+            asyncio.run(_keep_busy(server, traces.result(), speed=options.speed))
+
+
+def _prepared_traces(options: argparse.Namespace, profile: Profile) -> Iterator[list[TraceLine]]:
+    """What takes seconds before the first request can be sent: done while the server starts."""
+    load_client()
+    traces = _traces(options, profile)
+    return chain([next(traces)], traces)
 
 
 async def _keep_busy(server: VllmServer, traces: Iterator[list[TraceLine]], *, speed: float) -> None:

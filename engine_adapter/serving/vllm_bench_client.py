@@ -16,6 +16,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if failed:
         sys.stderr.write(f"{failed} of {len(trace)} requests failed\n")
     return 1 if failed else 0
+
+
+def load_client() -> None:
+    """Import the client ahead of `send_trace`, which takes seconds."""
+    import_module("vllm.benchmarks.datasets")
+    import_module("vllm.benchmarks.serve")
 
 
 async def send_trace(
