@@ -1,4 +1,4 @@
-"""What the controller adds for the history: what was believed, decided, learned and changed, and each record's way into it.
+"""What the controller adds for the history: what was predicted, decided, learned and changed, and each record's way into it.
 
 The engine never sees these; units are those of `store.records`.
 """
@@ -21,7 +21,7 @@ class EngineSeen(Record, frozen=True, kw_only=True):
 
 
 class Prediction(Record, frozen=True, kw_only=True):
-    """What was believed of a request's output length when it arrived."""
+    """What was predicted of a request's output length when it arrived."""
 
     request_id: str
     time_s: float

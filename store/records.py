@@ -31,7 +31,7 @@ PROTOCOL = 1
 """Version of the border between engine and controller; the first byte of every frame."""
 
 MAX_PROMPT_TOKENS_SENT = 8192
-"""A longer prompt crosses the border as its first and its last half of so many token ids."""
+"""A longer prompt crosses the border as its first and its last half of this number of token ids."""
 
 Ids = TypeVar("Ids", list[int], tuple[int, ...])
 
@@ -319,10 +319,10 @@ class IndexTable(Record, frozen=True, kw_only=True):
     growth_tokens: tuple[float, ...]
     """Expected further output tokens within the gate's horizon."""
     patience_s: float | None = None
-    """Once it has waited so long since its arrival nobody passes it any more; None for never."""
+    """Time since its arrival after which nobody passes it any more; None for never."""
 
     def entry(self, attained_tokens: int) -> int:
-        """Number of the entry that holds at so many attained tokens."""
+        """Number of the entry that holds at ``attained_tokens``."""
         return bisect_right(self.attained_tokens, attained_tokens) - 1
 
 

@@ -24,7 +24,7 @@ def without(policy: Policy, name: str) -> Policy:
 
     ``cost``: the paper's memory cost instead of ours. ``index``: the order of arrival. ``gate``, ``boost``,
     ``deadline``, ``preemption``: none. ``predictor``: the same policy, to which `bench` gives the model's global distribution as the
-    belief about every prompt. `sage-with-gittins` has the Gittins index for the mean of the remaining cost.
+    prediction for every prompt. `sage-with-gittins` has the Gittins index for the mean of the remaining cost.
     """
     assert isinstance(policy, IndexPolicy), "ours has an index"
     if name == WITH_GITTINS:

@@ -210,7 +210,7 @@ def paper_200_tokens(request: RequestFacts, predicted: LengthDistribution, engin
 
 
 def paper_10_buckets(request: RequestFacts, predicted: LengthDistribution, engine: EngineFacts) -> IndexTable:
-    """The same, refreshed at the borders of ten equal buckets up to the longest length believed in."""
+    """The same, refreshed at the borders of ten equal buckets up to the longest predicted length."""
     longest = min(int(predicted.lengths[-1]), request.max_tokens)
     refresh_tokens = max(1, math.ceil(longest / 10))
     return index_table(request, predicted, memory_cost(engine), horizon_tokens=0, refresh_tokens=refresh_tokens)
@@ -232,7 +232,7 @@ def _table(request: RequestFacts, attained: list[int], index: list[float]) -> In
 
 
 def _gated(name: str, context: BenchContext) -> Policy:
-    """Their order with our gate, which counts on our beliefs also where the order knows the truth."""
+    """Their order with our gate, which relies on our predictions also where the order knows the truth."""
     ours = context.schedule.policy()
     gate = ours.rules.gate
     if gate is None:

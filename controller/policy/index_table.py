@@ -1,6 +1,6 @@
-"""From a belief and a cost to an index table: the whole decision about a request, published once.
+"""From a predicted distribution and a cost to an index table: the whole decision about a request, published once.
 
-The table is a step function of the attained tokens with the belief's own grid as breakpoints,
+The table is a step function of the attained tokens with the distribution's own grid as breakpoints,
 so that the engine looks up what the controller has computed and the index changes without a message.
 """
 
@@ -16,7 +16,7 @@ from online_learning.distribution import FloatArray, IntArray, LengthDistributio
 from store.records import IndexTable
 
 OUTLIVED = 1e-9
-"""Below this probability of going on, a request has outlived its belief, whatever the digits say."""
+"""Below this probability of going on, a request has outlived its predicted distribution, whatever the digits say."""
 
 _AGE_0: IntArray = np.zeros(1, dtype=np.int64)
 _NO_MASS: FloatArray = np.zeros(1)
@@ -38,7 +38,7 @@ def index_table(
     """Index and expected growth of a request by its attained tokens.
 
     ``horizon_tokens`` bounds the growth that is counted.
-    ``refresh_tokens`` makes the index change only at its multiples, as in the paper; None: at every edge of the belief.
+    ``refresh_tokens`` makes the index change only at its multiples, as in the paper; None: at every edge of the distribution.
     ``patience_s`` goes into the table as it is.
     """
     ages, mass = _ages(predicted, request.max_tokens, refresh_tokens)
@@ -63,7 +63,7 @@ def expected_cost_s(request: RequestFacts, predicted: LengthDistribution, cost: 
 def _ages(predicted: LengthDistribution, max_tokens: int, refresh_tokens: int | None) -> tuple[IntArray, FloatArray]:
     """Ages at which the index is wanted, and the probability of ending at each.
 
-    They are 0, the belief's lengths, doublings beyond them as long as max_tokens allows, and the refresh points;
+    They are 0, the distribution's lengths, doublings beyond them as long as max_tokens allows, and the refresh points;
     an answer of max_tokens has ended, so that no age reaches it.
     """
     lengths = predicted.lengths
@@ -84,7 +84,7 @@ def _ages(predicted: LengthDistribution, max_tokens: int, refresh_tokens: int | 
 
 
 def _outlived_index_s(request: RequestFacts, cost: CostModel, ages: IntArray, highest_s: float) -> FloatArray:
-    """Index where the belief has nothing left to say: as long again as it took, and no better than while it did.
+    """Index where the predicted distribution has nothing left to say: as long again as it took, and no better than while it did.
 
     Survival so far is the only evidence, and lengths are heavy-tailed: what has outlived every sample is not nearly done.
     """

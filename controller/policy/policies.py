@@ -1,4 +1,4 @@
-"""The scheduling policies by name; each is a pure function from request and belief to an index table."""
+"""The scheduling policies by name; each is a pure function from a request and its predicted distribution to an index table."""
 
 from __future__ import annotations
 
@@ -119,9 +119,9 @@ class IndexPolicy:
     rules: EngineRules = INDEX_ALONE
     tuning: Tuning | None = None
     patience: float | None = None
-    """Bound on waiting: so many times the mean time that an answer runs and its own expected one; None for no bound."""
+    """Bound on waiting: a multiple of the mean time that an answer runs and its own expected one; None for no bound."""
     deadline: float | None = None
-    """A request whose expected end comes to so many times the latest 99th percentile goes first; None for never.
+    """A request whose expected end comes to this multiple of the latest 99th percentile goes first; None for never.
 
     The slowest hundredth decides what the tail is: whoever would be slower gains nothing by waiting for others.
     Nobody goes first before it has waited for as long as in the order of arrival.
@@ -173,7 +173,7 @@ class EngineOrder:
 class OraclePolicy:
     """Shortest remaining memory cost first, knowing every true length; for comparison only.
 
-    A request that it does not know is judged by its belief, as the prior must be.
+    A request that it does not know is judged by its prediction, as the prior must be.
     """
 
     lengths: Mapping[str, int]

@@ -14,8 +14,9 @@ from controller.core.predictor import RECORDED_PERCENTILES
 from controller.core.step_model import StepSample
 from controller.replay.recorded_run import EngineSizes, RecordedRequest, RecordedRun, Told
 from store.errors import BadInputError
+from store.history.columns import record_of
 from store.reading import replay_sql
-from store.records import EngineRules, Gate, IndexTable, Mode, Preemption, Settings
+from store.records import EngineRules, IndexTable, Mode, Settings
 
 SAMPLES = 4_000
 FEWEST_REQUESTS = 20
@@ -142,24 +143,9 @@ def _settings(connection: duckdb.DuckDBPyConnection, bounds: dict[str, Any]) -> 
     for revision, (time_s, new_mode, new_order) in enumerate(sorted(changes, key=lambda change: change[0]), 1):
         mode, order = new_mode or mode, new_order or order
         if order is not None:
-            yield Told(time_s=time_s, message=_settings_of(order, mode, revision))
-
-
-def _settings_of(order: dict[str, Any], mode: Mode, revision: int) -> Settings:
-    gate = order["gate_horizon_tokens"]
-    price_s = order["preemption_token_s"]
-    preemption = None if price_s is None else Preemption(token_s=price_s, hysteresis=order["preemption_hysteresis"])
-    return Settings(
-        revision=revision,
-        mode=mode,
-        lease_s=LEASE_S,
-        rules=EngineRules(
-            gate=None if gate is None else Gate(horizon_tokens=gate, margin=order["gate_margin"]),
-            boost_per_s=order["boost_per_s"],
-            preemption=preemption,
-            victims=order["victims"],
-        ),
-    )
+            rules = record_of(EngineRules, order)
+            settings = Settings(revision=revision, mode=mode, lease_s=LEASE_S, rules=rules)
+            yield Told(time_s=time_s, message=settings)
 
 
 def _rows(connection: duckdb.DuckDBPyConnection, query: str, **parameters: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - whatever SQL takes

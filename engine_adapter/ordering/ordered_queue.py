@@ -1,7 +1,7 @@
 """A queue that stays in order from step to step at the price of what has changed.
 
 An engine takes requests from its head, adds some at either end and removes others; meanwhile a few keys change.
-To sort a thousand requests anew in every step means to touch each of them; here only those are touched
+Sorting a thousand requests in every step means to touch each of them; here only those are touched
 that came or moved, and the few that a binary search meets.
 """
 
@@ -25,7 +25,7 @@ class Identified(Protocol):
 R = TypeVar("R", bound=Identified)
 
 SORT_SHARE = 8
-"""When more than one in so many has come or moved, sorting all is cheaper than moving each."""
+"""When more than one in this number has come or moved, sorting all is cheaper than moving each."""
 
 
 class OrderedQueue(deque[R]):

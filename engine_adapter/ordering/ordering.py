@@ -148,7 +148,7 @@ class Ordering:
         self._stood.pop(request_id, None)
 
     def attain(self, request_id: str, attained_tokens: int) -> None:
-        """A request has generated so many output tokens."""
+        """A request has generated ``attained_tokens`` output tokens in all."""
         tracked = self._tracked[request_id]
         tracked.attained_tokens = attained_tokens
         if attained_tokens >= tracked.next_change_tokens:

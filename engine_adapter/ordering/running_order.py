@@ -81,7 +81,7 @@ class RunningOrder:
         return self._active.copy()
 
     def keep(self, count: int) -> None:
-        """Only so many from the first on go on running."""
+        """Only the first ``count`` go on running."""
         for entry in self.entries[count:]:
             entry.running = None
         del self.entries[count:]
@@ -111,7 +111,7 @@ class RunningOrder:
             self.filling.append(entry)
 
     def _in_order(self, place: Callable[[Tracked], Any], *, anew: bool) -> list[Tracked]:
-        """Everybody in order, when who decodes was in order before, or anew."""
+        """All in order; unless ``anew``, those that decode were in order before."""
         decoding = [entry for entry in self.entries if not entry.filling]
         for entry in self._filled():
             if anew:

@@ -11,14 +11,16 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from operator import attrgetter
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
+
+Kind = TypeVar("Kind", bound=msgspec.Struct)
 
 Row: TypeAlias = tuple[Any, ...]
 """Values in the order of the table's columns."""
@@ -78,6 +80,24 @@ def values_of(kind: type[msgspec.Struct]) -> Callable[[Any], Row]:
     return attrgetter(*(".".join(path) for path in paths))
 
 
+def record_of(kind: type[Kind], row: Mapping[str, Any]) -> Kind:
+    """The record that a row of its columns keeps; raises `msgspec.ValidationError` for values that it cannot have.
+
+    >>> from store.records import EngineRules
+    >>> row = dict.fromkeys(column.name for column in columns_of(EngineRules))
+    >>> record_of(EngineRules, row | {"victims": "last", "gate_horizon_tokens": 32, "gate_margin": 1.5}).gate
+    Gate(horizon_tokens=32, margin=1.5)
+    """
+    fields: dict[str, Any] = {}
+    for column in columns_of(kind):
+        *parts, name = column.path
+        inner = fields
+        for part in parts:
+            inner = inner.setdefault(part, {})
+        inner[name] = row[column.name]
+    return msgspec.convert(_present(fields), kind)
+
+
 def sql_type(hint: Any) -> str:  # noqa: ANN401 - whatever a field may be annotated with
     """The DuckDB type that keeps values of a Python type.
 
@@ -124,6 +144,13 @@ def _reach(record: Any, path: tuple[str, ...]) -> Any:  # noqa: ANN401 - a value
     for name in path:
         record = None if record is None else getattr(record, name)
     return record
+
+
+def _present(fields: dict[str, Any]) -> dict[str, Any] | None:
+    """The fields of a record and of those in it; None where an optional one is missing, which has NULL everywhere."""
+    if all(value is None for value in fields.values()):
+        return None
+    return {name: _present(value) if isinstance(value, dict) else value for name, value in fields.items()}
 
 
 def _required(hint: Any) -> tuple[Any, bool]:  # noqa: ANN401 - whatever a field may be annotated with

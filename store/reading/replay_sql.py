@@ -129,9 +129,7 @@ GROUP BY mode ORDER BY share DESC
 """Share of the snapshots that each mode was in force in."""
 
 ORDERS = """
-SELECT
-    time_s, session_id = '' AND reason <> 'start' AS mode_only, gate_horizon_tokens, gate_margin, boost_per_s, victims,
-    preemption_token_s, preemption_hysteresis
+SELECT *, session_id = '' AND reason <> 'start' AS mode_only
 FROM settings_history WHERE session_id IN ('', $session_id) AND time_s <= $last_s ORDER BY received_s, time_s
 """
 """Settings in the order in which they were sent; a switch of all engines' mode leaves their own reserve and boost."""

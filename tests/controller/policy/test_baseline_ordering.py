@@ -58,7 +58,7 @@ def promoting() -> tuple[PromotingOrdering, Request, Request]:
 
 
 def test_who_was_passed_over_in_too_many_steps_is_promoted_for_a_while() -> None:
-    """After so many idle steps a request goes first, and stays there for the steps that the rule grants it."""
+    """After ``idle_steps`` a request goes first, and stays there for ``promoted_steps`` of running."""
     ordering, small, large = promoting()
 
     def large_stands_first(*, large_runs: bool) -> bool:

@@ -1,4 +1,4 @@
-"""The rivals are what their sources say, seen in their tables and in what an engine does under them."""
+"""The baselines are what their sources say, seen in their tables and in what an engine does under them."""
 
 from itertools import pairwise
 

@@ -8,7 +8,7 @@ import duckdb
 import msgspec
 
 from store.entries import SettingsChanged
-from store.history.columns import columns_of, values_of
+from store.history.columns import columns_of, record_of, values_of
 from store.history.tables import ROW_COLUMNS, TABLE_OF, TABLES, statements
 from store.records import EngineRules, Gate, Preemption, Record, Settings
 
@@ -56,6 +56,7 @@ def test_settings_are_spread_over_columns() -> None:
         assert row["victims"] == "last"
         assert row["boost_per_s"] == sent.boost_per_s
         assert row["gate_margin"] == (sent.gate.margin if sent.gate else None)
+        assert record_of(SettingsChanged, row) == changed
         assert row["preemption_token_s"] == (sent.preemption.token_s if sent.preemption else None)
 
 
