@@ -15,6 +15,7 @@ import numpy as np
 
 from online_learning.experts.semantic import Embedding
 from store.errors import ConfigError
+from store.http_api import EncoderCounts
 
 log = logging.getLogger(__name__)
 
@@ -35,15 +36,6 @@ class Encoded(NamedTuple):
     session_id: str
     request_id: str
     embedding: Embedding
-
-
-class EncoderCounts(NamedTuple):
-    """What an encoder did since it was started."""
-
-    encoded: int = 0
-    dropped: int = 0
-    errors: int = 0
-    waiting: int = 0
 
 
 class _Waiting(NamedTuple):
@@ -90,7 +82,9 @@ class Encoder:
 
     def counts(self) -> EncoderCounts:
         """What became of the prompts so far; for any thread."""
-        return EncoderCounts(self.encoded, self.dropped, self.errors, self._waiting.qsize())
+        return EncoderCounts(
+            encoded=self.encoded, dropped=self.dropped, errors=self.errors, waiting=self._waiting.qsize()
+        )
 
     def drain(self, most: int = 64) -> list[Encoded]:
         """Embeddings that became ready, at most so many; returns at once."""

@@ -75,9 +75,8 @@ def _health() -> None:
     elif in_force != words.NO_ENGINE:
         st.badge(f"mode {words.plain(in_force)}", icon=":material/swap_vert:", color="blue")
     controller = state.controller
-    if controller.now_s is not None and controller.started_s is not None:
-        version = f"Version {words.plain(controller.version)}, " if controller.version else ""
-        st.caption(f"{version}up {formatting.span(controller.now_s - controller.started_s)}")
+    uptime_s = controller.now_s - controller.started_s
+    st.caption(f"Version {words.plain(controller.version)}, up {formatting.span(uptime_s)}")
 
 
 if __name__ == "__main__":

@@ -1,171 +1,160 @@
-"""What the controller's HTTP API says, as frozen values.
+"""The answers of the controller's HTTP API: the controller encodes these structs, the dashboard decodes them.
 
-The dashboard and the controller may be of different releases: unknown fields are ignored, missing and null ones
-are None and shown as a dash. Units are last in names; moments are Unix seconds, spans are seconds.
+Both sides run the same release: an answer without one of these fields, or with another type in it, does not decode.
+Units are last in names; moments (``time_s``) are Unix seconds, spans are seconds.
 """
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias
+
 import msgspec
+
+from store.entries import DriftDetected
+from store.history.writer_stats import WriterStats
+from store.records import Mode, Settings, Snapshot
+
+QueueState: TypeAlias = Literal["waiting", "running"]
+PartKind: TypeAlias = Literal["class", "length", "cluster"]
 
 
 class View(msgspec.Struct, frozen=True):
-    """Base of all views."""
+    """Base of all answers and of their parts."""
 
 
-class GateView(View, frozen=True):
-    """The admission gate as it is set."""
+class LivenessView(View, frozen=True, kw_only=True):
+    """Answer of ``/healthz`` while the control loop runs."""
 
-    horizon_tokens: int | None = None
-    margin: float | None = None
-
-
-class SettingsView(View, frozen=True):
-    """What the controller tells the engines to do."""
-
-    revision: int | None = None
-    mode: str | None = None
-    gate: GateView | None = None
-    boost_per_s: float | None = None
-    lease_s: float | None = None
-    victims: str | None = None
+    status: Literal["ok"] = "ok"
+    loop_age_s: float
+    """Time since the control loop last published its state."""
 
 
-class ControllerView(View, frozen=True):
+class ReadinessView(View, frozen=True, kw_only=True):
+    """Answer of ``/readyz`` once engines may connect."""
+
+    status: Literal["ready"] = "ready"
+    engines: int
+    """Engines that are connected."""
+
+
+class ControllerView(View, frozen=True, kw_only=True):
     """The controller itself."""
 
-    controller_id: str = ""
-    version: str = ""
-    started_s: float | None = None
-    now_s: float | None = None
-    mode: str | None = None
-    policy: str | None = None
-    settings: SettingsView | None = None
-    store_path: str | None = None
+    controller_id: str
+    version: str
+    started_s: float
+    now_s: float
+    store_path: str | None
+    """Folder of the history; None where the controller keeps none."""
+    mode: Mode
+    policy: str
+    settings: Settings
+    loop: dict[str, float]
+    """Timings and counts of the control loop."""
 
 
-class ModelCalibrationView(View, frozen=True):
-    """How the predictions for one model turned out lately."""
+class CalibrationView(View, frozen=True, kw_only=True):
+    """How the latest predictions for a model or a cluster compare with the outcomes."""
 
     model: str
-    answers: int = 0
-    coverage_50: float | None = None
-    coverage_90: float | None = None
-    crps_tokens: float | None = None
-    log_score: float | None = None
-    prior_log_score: float | None = None
-    kendall_tau: float | None = None
-    trusted: bool = True
-    reason: str | None = None
-    """Why trust was lost, where it was."""
+    scope: Literal["model", "cluster", "rest"]
+    cluster: int | None
+    answers: int
+    censored: int
+    coverage_50: float
+    coverage_90: float
+    crps_tokens: float
+    log_score: float
+    prior_log_score: float
+    """Log score of the model's prior on the same answers."""
+    pinball_tokens: float
+    kendall_tau: float
+    pit_histogram: tuple[float, ...]
+    trusted: bool
+    reason: str
+    """``due``, or how trust was lost or regained."""
 
 
-class LearnerView(View, frozen=True):
-    """What the learner has seen and how well it is calibrated."""
+class LearnerView(View, frozen=True, kw_only=True):
+    """What the learner has seen and how well it is calibrated; figures are None before the first outcome."""
 
-    predictions: int | None = None
-    completions: int | None = None
-    censored: int | None = None
-    not_learnt: int | None = None
+    predictions: int
+    completions: int
+    censored: int
+    not_learnt: int
     """Answers that there was no time to learn from."""
-    not_predicted: int | None = None
+    not_predicted: int
     """Requests that ended before there was time to predict them."""
-    backlog: int | None = None
-    """Arrivals to predict, answers to learn from and beliefs to form anew that wait."""
-    clusters: int | None = None
-    coverage_50: float | None = None
-    """Share of outcomes inside the central half of their prediction; ideally 0.5."""
-    coverage_90: float | None = None
-    crps_tokens: float | None = None
-    log_score: float | None = None
-    models: tuple[ModelCalibrationView, ...] = ()
+    backlog: int
+    """Arrivals to predict, answers to learn from and predictions to renew that are pending."""
+    clusters: int
+    coverage_50: float | None
+    """Share of outcomes inside the central half of their predicted distribution; ideally 0.5."""
+    coverage_90: float | None
+    crps_tokens: float | None
+    log_score: float | None
+    pit_histogram: tuple[float, ...] | None
+    drift_events: int
+    drifts: tuple[DriftDetected, ...]
+    """The latest, oldest first."""
+    models: tuple[CalibrationView, ...]
+    distrusted_clusters: tuple[CalibrationView, ...]
 
 
-class SnapshotView(View, frozen=True):
-    """The last snapshot of an engine, as far as the dashboard shows it."""
-
-    time_s: float | None = None
-    waiting: int | None = None
-    running: int | None = None
-    kv_blocks_used: int | None = None
-    kv_blocks: int | None = None
-    mode: str | None = None
-    """The mode in force in the engine, ``off`` during a fallback."""
-    fallback: str | None = None
-    reserved_blocks: int | None = None
-    admission_limit: int | None = None
-    tables_held: int | None = None
-    tables_applied: int | None = None
-    messages_dropped: int | None = None
-    policy_errors: int | None = None
-    overdue: int | None = None
-    """Requests that went first because their patience was over, since the engine started."""
-
-
-class EngineView(View, frozen=True):
+class EngineView(View, frozen=True, kw_only=True):
     """One engine that the controller knows."""
 
-    engine_id: str = ""
-    session_id: str = ""
-    model: str = ""
-    engine: str = ""
-    engine_version: str = ""
-    connected: bool = False
-    last_seen_s: float | None = None
-    kv_blocks: int | None = None
-    block_size_tokens: int | None = None
-    max_num_seqs: int | None = None
-    unfinished: int | None = None
-    tables_sent: int | None = None
-    snapshot: SnapshotView | None = None
+    engine_id: str
+    session_id: str
+    model: str
+    engine: str
+    engine_version: str
+    connected: bool
+    last_seen_s: float
+    kv_blocks: int
+    block_size_tokens: int
+    max_num_seqs: int
+    unfinished: int
+    tables_sent: int
+    snapshot: Snapshot | None
+    """The last one, without its lists of requests; None before the first."""
 
 
-class StoreView(View, frozen=True):
-    """How the writer of the history fares."""
-
-    queued: int | None = None
-    dropped: int | None = None
-    refused: int | None = None
-    rejected: int | None = None
-    damaged_segments: int | None = None
-    last_error: str | None = None
-    """Why the last attempt to write failed; None when it did not."""
-    last_commit_s: float | None = None
-
-
-class StateView(View, frozen=True):
+class StateView(View, frozen=True, kw_only=True):
     """Answer of ``/api/state``."""
 
     controller: ControllerView
-    learner: LearnerView = LearnerView()
-    store: StoreView = StoreView()
-    engines: tuple[EngineView, ...] = ()
+    learner: LearnerView
+    store: WriterStats
+    engines: tuple[EngineView, ...]
 
 
-class QueueRow(View, frozen=True):
+class QueueRow(View, frozen=True, kw_only=True):
     """One unfinished request, in the order in which the engine will try the waiting ones."""
 
+    position: int
     request_id: str
-    state: str
-    position: int | None = None
-    engine_id: str = ""
-    priority: int | None = None
-    age_s: float | None = None
-    prompt_tokens: int | None = None
-    attained_tokens: int | None = None
-    index_s: float | None = None
-    patience_left_s: float | None = None
-    expected_remaining_tokens: float | None = None
-    p50_tokens: float | None = None
-    p90_tokens: float | None = None
-    cluster: int | None = None
+    engine_id: str
+    state: QueueState
+    priority: int
+    age_s: float
+    prompt_tokens: int
+    attained_tokens: int
+    index_s: float
+    patience_left_s: float | None
+    """Until no request of its class may pass it; negative once that is so, None when it never is."""
+    expected_remaining_tokens: float
+    p50_tokens: int
+    p90_tokens: int
+    cluster: int | None
 
 
-class QueueView(View, frozen=True):
+class QueueView(View, frozen=True, kw_only=True):
     """Answer of ``/api/queue``."""
 
-    time_s: float | None = None
-    rows: tuple[QueueRow, ...] = ()
+    time_s: float
+    rows: tuple[QueueRow, ...]
 
 
 class SnapshotPoint(View, frozen=True):
@@ -219,73 +208,156 @@ class RecentView(View, frozen=True):
     finished: tuple[FinishedPoint, ...] = ()
 
 
-class LatencyView(View, frozen=True):
-    """Mean and percentiles of the time to the last token."""
+class SettingView(View, frozen=True, kw_only=True):
+    """One setting of the configuration; secrets are masked."""
 
-    mean_ttlt_s: float | None = None
-    p50_ttlt_s: float | None = None
-    p90_ttlt_s: float | None = None
-    p99_ttlt_s: float | None = None
-
-
-class RatioView(View, frozen=True):
-    """A mean over another, with the 90 % interval of a bootstrap."""
-
-    mean: float | None = None
-    low: float | None = None
-    high: float | None = None
+    key: str
+    value: str
+    meaning: str
 
 
-class PartView(View, frozen=True):
-    """One part of the requests under both orders."""
+class WarningView(View, frozen=True, kw_only=True):
+    """One warning or error of the controller's log."""
 
-    by: str
+    time_s: float
+    level: str
+    logger: str
+    text: str
+
+
+class EncoderCounts(View, frozen=True, kw_only=True):
+    """What the semantic encoder did with the prompts that it was given, since it started."""
+
+    encoded: int = 0
+    dropped: int = 0
+    errors: int = 0
+    waiting: int = 0
+
+
+class HealthView(View, frozen=True, kw_only=True):
+    """Answer of ``/api/health``."""
+
+    configuration: tuple[SettingView, ...]
+    versions: dict[str, str]
+    recent_warnings: tuple[WarningView, ...]
+    """The latest, newest first."""
+    encoder: EncoderCounts | None
+    """None where there is none."""
+
+
+class Finding(View, frozen=True, kw_only=True):
+    """What one check of ``doctor`` found, and what to do if it is wrong."""
+
     name: str
-    requests: int = 0
-    fcfs_mean_ttlt_s: float | None = None
-    mean_ttlt_s: float | None = None
-    ratio: RatioView = RatioView()
+    state: Literal["ok", "note", "wrong"]
+    text: str
+    remedy: str = ""
 
 
-class TaxView(View, frozen=True):
-    """What an order has computed again after preemptions."""
+class DoctorView(View, frozen=True, kw_only=True):
+    """Answer of ``/api/doctor``."""
 
-    preemptions: int | None = None
-    recomputed_tokens: int | None = None
-    share: float | None = None
+    time_s: float
+    findings: tuple[Finding, ...]
 
 
-class WaitingView(View, frozen=True):
+class ModeView(View, frozen=True, kw_only=True):
+    """Answer of ``/api/mode``: the settings in force after the switch."""
+
+    settings: Settings
+
+
+class Latency(View, frozen=True, kw_only=True):
+    """Mean and percentiles of the TTLT over the same requests."""
+
+    mean_ttlt_s: float
+    p50_ttlt_s: float
+    p90_ttlt_s: float
+    p99_ttlt_s: float
+
+
+class Ratio(View, frozen=True, kw_only=True):
+    """A mean over another, with the 90 % interval of a block bootstrap over the requests."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class GainPart(View, frozen=True, kw_only=True):
+    """One part of the requests, replayed under both orders."""
+
+    by: PartKind
+    name: str
+    requests: int
+    fcfs_mean_ttlt_s: float
+    mean_ttlt_s: float
+    """Under the policy."""
+    ratio: Ratio
+    """Mean TTLT of the policy over that of first come, first served."""
+
+
+class RecomputeTax(View, frozen=True, kw_only=True):
+    """What an order recomputes after preemptions."""
+
+    preemptions: int
+    recomputed_tokens: int
+    share: float
+    """Of all tokens computed for these requests."""
+
+
+class PerRequest(View, frozen=True, kw_only=True):
     """How single requests fare under the policy against first come, first served."""
 
-    faster: float | None = None
-    slower: float | None = None
+    faster: float
+    """Share of the requests that end more than a tenth sooner."""
+    slower: float
+    """Share that end more than a tenth later."""
+    fcfs_max_ttlt_s: float
+    max_ttlt_s: float
 
 
-class ReproductionView(View, frozen=True):
-    """How well the replay of what was in force gives the measured figures again."""
+class Reproduction(View, frozen=True, kw_only=True):
+    """How well the replay of the order that was in force reproduces the measured figures."""
 
-    mode: str | None = None
-    mean_ttlt_error: float | None = None
-    """Replayed over recorded, less one."""
-    p99_ttlt_error: float | None = None
-    request_error_s: float | None = None
-    poor: tuple[str, ...] = ()
+    mode: Mode
+    """The mode that was mostly in force, which decides which replay should reproduce them."""
+    mean_ttlt_error: float | None
+    """Replayed over recorded, less one; None where the recorded figure is 0 and the replayed one is not."""
+    p99_ttlt_error: float | None
+    request_error_s: float
+    """Mean distance of a request's replayed TTLT from its recorded one."""
+    poor: tuple[str, ...]
+    """Why the reproduction is poor; empty when it is good."""
 
 
-class GainView(View, frozen=True):
-    """Answer of ``/api/gain``: what was measured, and two replays of the same requests."""
+class Gain(View, frozen=True, kw_only=True):
+    """A comparison with first come, first served: what was measured, and two replays of the same requests."""
 
-    status: str
-    method: str | None = None
-    requests: int | None = None
-    actual: LatencyView | None = None
-    fcfs: LatencyView | None = None
-    modelled: LatencyView | None = None
-    ratio: RatioView | None = None
-    """Mean TTLT of the policy in use over that of first come, first served, both replayed."""
-    reproduction: ReproductionView | None = None
-    parts: tuple[PartView, ...] = ()
-    fcfs_tax: TaxView | None = None
-    tax: TaxView | None = None
-    waiting: WaitingView | None = None
+    requests: int
+    actual: Latency
+    """Measured."""
+    fcfs: Latency
+    """Replayed first come, first served."""
+    modelled: Latency
+    """Replayed under the policy."""
+    ratio: Ratio
+    """Mean TTLT of the policy over that of first come, first served, both replayed."""
+    reproduction: Reproduction
+    parts: tuple[GainPart, ...]
+    fcfs_tax: RecomputeTax
+    tax: RecomputeTax
+    per_request: PerRequest
+    method: str
+    """How these figures were made, for their readers."""
+
+
+class GainView(View, frozen=True, kw_only=True):
+    """Answer of ``/api/gain``."""
+
+    status: Literal["warming up", "ready", "unavailable"]
+    reason: str | None = None
+    """Why there is no comparison."""
+    computed_s: float | None = None
+    gain: Gain | None = None
+    """Present when ``status`` is ``ready``."""

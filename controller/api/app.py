@@ -7,6 +7,7 @@ Callers on this machine need nothing; all others, and callers that name another 
 from __future__ import annotations
 
 import hmac
+import math
 from collections.abc import Callable
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
@@ -21,9 +22,10 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException as AnyHTTPException
 
+from controller.api.answers import StructApi
 from controller.api.commands import Commands, SetMode
 from controller.api.docs import add_docs
-from controller.api.json_views import finished_row, settings_view, snapshot_row, state_view
+from controller.api.json_views import engine_view, finished_row, learner_view, snapshot_row
 from controller.api.limits import BoundedRequests, Bounds
 from controller.api.route import add_route
 from controller.config import is_loopback
@@ -33,6 +35,17 @@ from controller.monitoring.health import Health
 from controller.monitoring.live_state import Live, LiveSnapshot, queue_rows
 from controller.monitoring.metrics import Metrics
 from controller.replay.gain_watcher import GainWatch
+from store.http_api import (
+    ControllerView,
+    DoctorView,
+    GainView,
+    HealthView,
+    LivenessView,
+    ModeView,
+    QueueView,
+    ReadinessView,
+    StateView,
+)
 from store.reading.request_timeline import RequestTimeline
 
 ANSWER_S = 3.0
@@ -50,7 +63,7 @@ class ApiSources:
     commands: Commands
     gain: GainWatch
     explainer: Explainer
-    condition: Health
+    health: Health
     clock: Callable[[], float]
     controller_id: str
     version: str
@@ -88,12 +101,11 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     503: {"model": Problem, "description": "The controller cannot answer now"},
 }
 """Documented with every path."""
-UNWELL: dict[int | str, dict[str, Any]] = {503: {"model": dict[str, Any], "description": "The control loop is stuck"}}
 
 
 def build_api(sources: ApiSources) -> FastAPI:
     """Put the API together."""
-    api = FastAPI(
+    api = StructApi(
         title="SageSched controller",
         version=sources.version,
         description="Live state of the scheduling controller. Times are Unix seconds, spans seconds.",
@@ -107,11 +119,11 @@ def build_api(sources: ApiSources) -> FastAPI:
     api.add_exception_handler(Exception, _explain_failure)
     add_docs(api)
     guard = Depends(_Guard(sources.token))
-    _add_health(api, sources)
+    _add_probes(api, sources)
     _add_metrics(api, sources, guard)
     _add_live(api, sources, guard)
     _add_requests(api, sources, guard)
-    _add_condition(api, sources, guard)
+    _add_health(api, sources, guard)
     _add_mode(api, sources, guard)
     add_route(api, sources.live, sources.commands, sources.clock, guard)
     return api
@@ -141,25 +153,21 @@ def _is_local(request: Request) -> bool:
     return request.client is not None and is_loopback(request.client.host) and is_loopback(host)
 
 
-def _add_health(api: FastAPI, sources: ApiSources) -> None:
-    @api.get("/healthz", tags=["health"], responses=UNWELL)
-    def healthz(response: Response) -> dict[str, Any]:
-        """Whether the control loop turns."""
+def _add_probes(api: FastAPI, sources: ApiSources) -> None:
+    @api.get("/healthz", tags=["health"])
+    def healthz() -> LivenessView:
+        """Whether the control loop runs; 503 when it is stuck."""
         live_snapshot = sources.live.live_snapshot
-        age_s = sources.clock() - live_snapshot.time_s if live_snapshot else None
-        if age_s is None or age_s > STALE_S:
-            response.status_code = 503
-            return {"status": "stuck", "loop_age_s": age_s, "remedy": "look at the log and restart the controller"}
-        return {"status": "ok", "loop_age_s": age_s}
+        age_s = sources.clock() - live_snapshot.time_s if live_snapshot else math.inf
+        if age_s > STALE_S:
+            error = f"the control loop has published nothing for {age_s:.0f} s"
+            raise _unavailable(error, remedy="look at the log and restart the controller")
+        return LivenessView(loop_age_s=age_s)
 
-    @api.get("/readyz", tags=["health"], responses=UNWELL)
-    def readyz(response: Response) -> dict[str, Any]:
-        """Whether the controller orders, or could as soon as an engine connects."""
-        live_snapshot = sources.live.live_snapshot
-        if live_snapshot is None:
-            response.status_code = 503
-            return {"status": "starting", "engines": 0}
-        return {"status": "ready", "engines": sum(engine.connected for engine in live_snapshot.engines)}
+    @api.get("/readyz", tags=["health"])
+    def readyz() -> ReadinessView:
+        """Whether engines may connect, and how many are connected; 503 while the controller starts."""
+        return ReadinessView(engines=sum(engine.connected for engine in _live_snapshot(sources).engines))
 
 
 def _add_metrics(api: FastAPI, sources: ApiSources, guard: Any) -> None:
@@ -171,22 +179,31 @@ def _add_metrics(api: FastAPI, sources: ApiSources, guard: Any) -> None:
 
 def _add_live(api: FastAPI, sources: ApiSources, guard: Any) -> None:
     @api.get("/api/state", tags=["live"], dependencies=[guard])
-    def state() -> dict[str, Any]:
+    def state() -> StateView:
         """The controller, its learner, its store and its engines."""
-        about: dict[str, str | float] = {
-            "controller_id": sources.controller_id,
-            "version": sources.version,
-            "started_s": sources.started_s,
-            "now_s": sources.clock(),
-            "store_path": sources.store_path,
-        }
-        return state_view(_live_snapshot(sources), about)
+        live_snapshot = _live_snapshot(sources)
+        return StateView(
+            controller=ControllerView(
+                controller_id=sources.controller_id,
+                version=sources.version,
+                started_s=sources.started_s,
+                now_s=sources.clock(),
+                store_path=sources.store_path,
+                mode=live_snapshot.settings.mode,
+                policy=live_snapshot.policy,
+                settings=live_snapshot.settings,
+                loop=dict(live_snapshot.loop),
+            ),
+            learner=learner_view(live_snapshot),
+            store=live_snapshot.store,
+            engines=tuple(engine_view(engine) for engine in live_snapshot.engines),
+        )
 
     @api.get("/api/queue", tags=["live"], dependencies=[guard])
-    def queue(engine_id: str | None = None, limit: Annotated[int, Query(ge=1, le=5000)] = 500) -> dict[str, Any]:
+    def queue(engine_id: str | None = None, limit: Annotated[int, Query(ge=1, le=5000)] = 500) -> QueueView:
         """Unfinished requests: waiting ones in the order in which they will be tried, then running ones."""
         live_snapshot = _live_snapshot(sources)
-        return {"time_s": live_snapshot.time_s, "rows": queue_rows(live_snapshot, engine_id=engine_id, limit=limit)}
+        return QueueView(time_s=live_snapshot.time_s, rows=queue_rows(live_snapshot, engine_id=engine_id, limit=limit))
 
     @api.get("/api/recent", tags=["live"], dependencies=[guard])
     def recent(seconds: Annotated[float, Query(gt=0, le=86_400)] = 600.0) -> dict[str, Any]:
@@ -198,21 +215,21 @@ def _add_live(api: FastAPI, sources: ApiSources, guard: Any) -> None:
         }
 
     @api.get("/api/gain", tags=["live"], dependencies=[guard])
-    def gain() -> dict[str, Any]:
+    def gain() -> GainView:
         """What the last requests took, and what they would have taken first come, first served."""
         return sources.gain.answer
 
 
-def _add_condition(api: FastAPI, sources: ApiSources, guard: Any) -> None:
+def _add_health(api: FastAPI, sources: ApiSources, guard: Any) -> None:
     @api.get("/api/health", tags=["health"], dependencies=[guard])
-    def condition() -> dict[str, Any]:
-        """Configuration without secrets, versions, and the last warnings and errors of the log."""
-        return sources.condition.view()
+    def health() -> HealthView:
+        """Configuration without secrets, versions, and the latest warnings and errors of the log."""
+        return sources.health.view()
 
     @api.get("/api/doctor", tags=["health"], dependencies=[guard])
-    def doctor() -> dict[str, Any]:
-        """Doctor's checks, as the controller's own process finds them; takes seconds."""
-        return sources.condition.examined()
+    def doctor() -> DoctorView:
+        """Findings of `doctor` as the controller's own process makes them; takes seconds."""
+        return sources.health.doctor()
 
 
 def _add_requests(api: FastAPI, sources: ApiSources, guard: Any) -> None:
@@ -242,13 +259,13 @@ def _json(answer: object) -> Response:
 
 def _add_mode(api: FastAPI, sources: ApiSources, guard: Any) -> None:
     @api.post("/api/mode", tags=["control"], dependencies=[guard])
-    def mode(order: ModeOrder) -> dict[str, Any]:
+    def mode(order: ModeOrder) -> ModeView:
         """Switch all engines to a mode; recorded with its reason."""
         command = SetMode(order.mode, order.reason)
         if not sources.commands.offer(command):
             raise _unavailable("too many commands wait already")
         try:
-            return {"settings": settings_view(command.answer.result(timeout=ANSWER_S))}
+            return ModeView(settings=command.answer.result(timeout=ANSWER_S))
         except FutureTimeoutError:
             raise _unavailable(f"the control loop did not answer within {ANSWER_S:g} s") from None
 
@@ -259,8 +276,8 @@ def _live_snapshot(sources: ApiSources) -> LiveSnapshot:
     return sources.live.live_snapshot
 
 
-def _unavailable(what: str) -> HTTPException:
-    return HTTPException(status_code=503, detail={"error": what, "remedy": "try again in a few seconds"})
+def _unavailable(error: str, remedy: str = "try again in a few seconds") -> HTTPException:
+    return HTTPException(status_code=503, detail={"error": error, "remedy": remedy})
 
 
 async def _explain(_request: Request, error: Exception) -> JSONResponse:

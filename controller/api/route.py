@@ -9,14 +9,14 @@ from collections.abc import Callable
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Annotated, Any
 
-import msgspec
 import numpy as np
-from fastapi import FastAPI, HTTPException, Response
+from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from controller.api.commands import Commands, PredictOn
 from controller.monitoring.live_state import Live
 from controller.monitoring.wait_forecast import Outlooks
+from engine_adapter.routing.ranking import RouteForecast
 from store.records import MAX_PROMPT_TOKENS_SENT, Arrived
 
 ANSWER_S = 1.0
@@ -61,7 +61,7 @@ def add_route(api: FastAPI, live: Live, commands: Commands, clock: Callable[[], 
     outlooks = Outlooks()
 
     @api.post("/api/route", tags=["control"], dependencies=[guard])
-    def route(order: Route) -> Response:
+    def route(order: Route) -> RouteForecast:
         """What a request may expect of each connected engine of its model: wait, run, cost, memory; changes nothing."""
         live_snapshot = live.live_snapshot
         question = PredictOn(order.model, order.arrived(clock()))
@@ -72,8 +72,7 @@ def add_route(api: FastAPI, live: Live, commands: Commands, clock: Callable[[], 
         except FutureTimeoutError:
             question.answer.cancel()
             raise _unavailable(f"the control loop did not answer within {ANSWER_S:g} s") from None
-        forecast = outlooks.forecast(live_snapshot, predicted_on, order.prompt_tokens)
-        return Response(msgspec.json.encode(forecast), media_type="application/json")
+        return outlooks.forecast(live_snapshot, predicted_on, order.prompt_tokens)
 
 
 def _unavailable(what: str) -> HTTPException:

@@ -10,15 +10,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from controller.config import Config
 from controller.prompt_encoder import check_encoder, load_encoder
 from engine_adapter.transport.zmq_sockets import prepare_endpoint
 from store.errors import SageError
 from store.history.files import Folder, WriterLock
+from store.http_api import Finding
 
 ENOUGH_DISK_BYTES = 1 << 30
 CHECK_S = 120.0
@@ -28,16 +27,6 @@ EARLIEST_S = 1_735_689_600.0
 
 CONTROLLER_MODULES = ("duckdb", "fastapi", "numpy", "prometheus_client", "pyarrow", "river", "sklearn", "uvicorn")
 DASHBOARD_MODULES = ("plotly", "streamlit")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """What one check found, and what to do if it is wrong."""
-
-    name: str
-    state: Literal["ok", "note", "wrong"]
-    text: str
-    remedy: str = ""
 
 
 def examine(config: Config, *, now_s: float) -> Iterator[Finding]:

@@ -23,6 +23,7 @@ from online_learning.calibration.scoring import Calibration, RollingScores
 from online_learning.distribution import LengthDistribution
 from store.entries import DriftDetected, Outcome
 from store.history.writer import WriterStats
+from store.http_api import QueueRow, QueueState
 from store.records import Arrived, Finished, Hello, IndexTable, Settings, Snapshot
 
 REQUESTS_SHOWN = 5000
@@ -180,20 +181,20 @@ class Live:
             self._finished.append(view)
 
 
-def queue_rows(live_snapshot: LiveSnapshot, *, engine_id: str | None, limit: int) -> list[dict[str, object]]:
+def queue_rows(live_snapshot: LiveSnapshot, *, engine_id: str | None, limit: int) -> tuple[QueueRow, ...]:
     """Unfinished requests: the waiting in the order in which they will be tried, then the running.
 
     An engine reports the head of its queue only; behind it requests follow by class, index and arrival.
     Where the limit cuts, every engine has its share of it, and the running ones half of that.
     """
-    rows: list[dict[str, object]] = []
+    rows: list[QueueRow] = []
     engines = [engine for engine in live_snapshot.engines if engine_id in {None, engine.hello.engine_id}]
     for place, engine in enumerate(engines):
         rows.extend(_rows_of(engine, live_snapshot.time_s, (limit - len(rows)) // (len(engines) - place)))
-    return rows
+    return tuple(rows)
 
 
-def _rows_of(engine: EngineView, now_s: float, limit: int) -> list[dict[str, object]]:
+def _rows_of(engine: EngineView, now_s: float, limit: int) -> list[QueueRow]:
     named = engine.detailed
     running = {r.request_id for r in named.running_requests} if named else set()
     rank = {request_id: place for place, request_id in enumerate(named.queue)} if named else {}
@@ -208,31 +209,31 @@ def _rows_of(engine: EngineView, now_s: float, limit: int) -> list[dict[str, obj
         )
     )
     shown = waiting[: limit - min(len(served), limit // 2)]
-    ordered = [("waiting", view) for view in shown] + [("running", view) for view in served[: limit - len(shown)]]
     return [
-        _row(position, state, view, engine.hello.engine_id, now_s) for position, (state, view) in enumerate(ordered)
+        _row(position, "waiting" if position < len(shown) else "running", view, engine.hello.engine_id, now_s)
+        for position, view in enumerate([*shown, *served[: limit - len(shown)]])
     ]
 
 
-def _row(position: int, state: str, view: RequestView, engine_id: str, now_s: float) -> dict[str, object]:
+def _row(position: int, state: QueueState, view: RequestView, engine_id: str, now_s: float) -> QueueRow:
     arrived = view.arrived
     remaining = view.predicted.given(view.attained_tokens)
-    return {
-        "position": position,
-        "request_id": arrived.request_id,
-        "engine_id": engine_id,
-        "state": state,
-        "priority": arrived.priority,
-        "age_s": max(0.0, now_s - arrived.arrival_s),
-        "prompt_tokens": arrived.prompt_tokens,
-        "attained_tokens": view.attained_tokens,
-        "index_s": view.index_s,
-        "patience_left_s": _patience_left_s(view, now_s),
-        "expected_remaining_tokens": max(0.0, remaining.mean_tokens - view.attained_tokens),
-        "p50_tokens": view.predicted.quantile(0.5),
-        "p90_tokens": view.predicted.quantile(0.9),
-        "cluster": view.cluster,
-    }
+    return QueueRow(
+        position=position,
+        request_id=arrived.request_id,
+        engine_id=engine_id,
+        state=state,
+        priority=arrived.priority,
+        age_s=max(0.0, now_s - arrived.arrival_s),
+        prompt_tokens=arrived.prompt_tokens,
+        attained_tokens=view.attained_tokens,
+        index_s=view.index_s,
+        patience_left_s=_patience_left_s(view, now_s),
+        expected_remaining_tokens=max(0.0, remaining.mean_tokens - view.attained_tokens),
+        p50_tokens=view.predicted.quantile(0.5),
+        p90_tokens=view.predicted.quantile(0.9),
+        cluster=view.cluster,
+    )
 
 
 def _patience_left_s(view: RequestView, now_s: float) -> float | None:

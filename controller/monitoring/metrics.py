@@ -16,9 +16,10 @@ from controller.monitoring.live_state import EngineView, Live, LiveSnapshot
 from controller.monitoring.recent_requests import RecentLife
 from controller.monitoring.request_metrics import CappedLabel, RequestMetrics
 from controller.monitoring.tracing import Telemetry
-from controller.prompt_encoder import Encoder, EncoderCounts
+from controller.prompt_encoder import Encoder
 from engine_adapter.transport.zmq_sockets import ZmqHub
 from store.entries import Outcome, Prediction
+from store.http_api import EncoderCounts
 from store.records import Finished, Snapshot
 
 TICK_BUCKETS_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1)
@@ -49,7 +50,7 @@ BRAIN_COUNTERS = {
     "duplicate_batches": "Batches of facts received more than once.",
     "early_batches": "Batches of facts left for later because one before them was missing.",
     "unrecorded_batches": "Batches handled while the disk was far behind; engines keep them and tell them again.",
-    "strangers": "Messages over connections that had not said hello, or of one engine too many.",
+    "unknown_connections": "Messages over connections that had not said hello, or of one engine too many.",
     "not_tracked": "Arrivals beyond the bound on unfinished requests; they keep the prior's index.",
     "not_learnt": "Answers that were not learnt from, because the controller was behind with its work.",
     "not_renewed": "Beliefs that were not formed anew, because the controller was behind with its work.",

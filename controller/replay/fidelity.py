@@ -9,6 +9,7 @@ import numpy as np
 
 from engine_adapter.virtual_time.engine import CompletedRequest, Totals
 from online_learning.distribution import FloatArray
+from store.http_api import Ratio
 
 MEAN_TOLERANCE = 0.1
 """A mean TTLT that is off by more makes a reproduction poor; mean TTFT is held to the same share of the mean TTLT."""
@@ -66,15 +67,6 @@ class Fit:
                 f"(tolerated: {MEAN_TOLERANCE:.0%} of the mean TTLT)"
             )
         return tuple(found)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ratio:
-    """A mean over another, with the 90 % interval of a block bootstrap over the requests."""
-
-    mean: float
-    low: float
-    high: float
 
 
 def fit_of(recorded: Sequence[CompletedRequest], replayed: Sequence[CompletedRequest]) -> Fit:

@@ -8,20 +8,19 @@ that was really in force, which says how far replays can be believed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from controller.core.step_model import StepModel
 from controller.policy.policies import EngineOrder
 from controller.policy.policy import Policy
-from controller.replay.fidelity import Fit, Ratio, fit_of, ratio_of
-from controller.replay.gain_parts import Part, Tax, Waiting, parts_of, tax_of, waiting_of
+from controller.replay.fidelity import fit_of, ratio_of
+from controller.replay.gain_parts import parts_of, per_request_of, tax_of
 from controller.replay.recorded_run import RecordedRun, Replayable
 from controller.replay.replay import counted_lives
 from controller.replay.replay_engine import replay_under
 from engine_adapter.virtual_time.engine import CompletedRequest
 from online_learning.distribution import FloatArray
+from store.http_api import Gain, Latency, Reproduction
 from store.records import Mode
 
 FEWEST_REQUESTS = 20
@@ -36,40 +35,6 @@ METHOD = (
     "The engine starts empty and finds no cached prefixes in either; "
     "requests that had not finished run for as long as was to be expected of them, and no figure is about them."
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Latency:
-    """TTLT over the same requests."""
-
-    mean_ttlt_s: float
-    p50_ttlt_s: float
-    p90_ttlt_s: float
-    p99_ttlt_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gain:
-    """The comparison; ``fcfs`` and ``ours`` are replayed, ``actual`` is what was measured."""
-
-    requests: int
-    fcfs: Latency
-    ours: Latency
-    actual: Latency
-    ratio: Ratio
-    """Mean TTLT of ours over that of first come, first served."""
-    mode: Mode
-    """What was mostly in force, and therefore which replay should give the actual figures again."""
-    fit: Fit
-    """How well it does."""
-    parts: tuple[Part, ...]
-    fcfs_tax: Tax
-    tax: Tax
-    """What ours has computed again, and ``fcfs_tax`` what first come, first served has."""
-    waiting: Waiting
-    step_model: StepModel
-    method: str
-    """What these figures are, in words for whoever reads them."""
 
 
 def estimate_gain(run: RecordedRun, policy: Policy, clusters: Mapping[str, int] | None = None) -> Gain | None:
@@ -88,17 +53,28 @@ def estimate_gain(run: RecordedRun, policy: Policy, clusters: Mapping[str, int] 
     return Gain(
         requests=len(actual),
         fcfs=_latency(fcfs),
-        ours=_latency(ours),
+        modelled=_latency(ours),
         actual=_latency(actual),
         ratio=ratio_of(_ttlt_s(ours), _ttlt_s(fcfs)),
-        mode=run.mode,
-        fit=fit_of(actual, in_force),
+        reproduction=_reproduction(run.mode, actual, in_force),
         parts=parts_of(past.counted, clusters or {}, fcfs, ours),
         fcfs_tax=tax_of(fcfs),
         tax=tax_of(ours),
-        waiting=waiting_of(fcfs, ours),
-        step_model=past.step_model,
+        per_request=per_request_of(fcfs, ours),
         method=_method(past, policy),
+    )
+
+
+def _reproduction(
+    mode: Mode, recorded: Sequence[CompletedRequest], replayed: Sequence[CompletedRequest]
+) -> Reproduction:
+    fit = fit_of(recorded, replayed)
+    return Reproduction(
+        mode=mode,
+        mean_ttlt_error=fit.mean_ttlt.error,
+        p99_ttlt_error=fit.p99_ttlt.error,
+        request_error_s=fit.request_error_s,
+        poor=fit.poor,
     )
 
 

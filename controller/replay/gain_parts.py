@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from controller.replay.fidelity import Ratio, ratio_of
+from controller.replay.fidelity import ratio_of
 from controller.replay.recorded_run import RecordedRequest
 from engine_adapter.virtual_time.engine import CompletedRequest
 from online_learning.distribution import FloatArray
+from store.http_api import GainPart, PartKind, PerRequest, RecomputeTax
 
 FEWEST_IN_PART = 20
 """A part of fewer requests says nothing."""
@@ -18,51 +18,14 @@ PARTS_SHOWN = 12
 """Parts of one kind, the largest; there may be many clusters."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """One part of the requests, replayed under both orders."""
-
-    by: str
-    """``class``, ``length`` or ``cluster``."""
-    name: str
-    requests: int
-    fcfs_mean_ttlt_s: float
-    mean_ttlt_s: float
-    """Under the policy."""
-    ratio: Ratio
-    """Mean TTLT of the policy over that of first come, first served."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tax:
-    """What an order has computed again after preemptions."""
-
-    preemptions: int
-    recomputed_tokens: int
-    share: float
-    """Of all tokens computed for these requests."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Waiting:
-    """How the longest waits and each single request fare."""
-
-    faster: float
-    """Share of the requests that end sooner than first come, first served, by more than a tenth."""
-    slower: float
-    """Share that end later, by more than a tenth."""
-    fcfs_max_ttlt_s: float
-    max_ttlt_s: float
-
-
 def parts_of(
     past: Mapping[str, RecordedRequest],
     clusters: Mapping[str, int],
     fcfs: Sequence[CompletedRequest],
     ours: Sequence[CompletedRequest],
-) -> tuple[Part, ...]:
+) -> tuple[GainPart, ...]:
     """Compare by strict class, by the length of the answer and by prompt cluster; lives are in the order of ``past``."""
-    keys: dict[str, list[str | None]] = {
+    keys: dict[PartKind, list[str | None]] = {
         "class": [str(request.priority) for request in past.values()],
         "length": [length_band(request.output_tokens) for request in past.values()],
         "cluster": [str(clusters[name]) if name in clusters else None for name in past],
@@ -71,18 +34,18 @@ def parts_of(
     return tuple(part for by, names in keys.items() for part in _by(by, names, ttlt_s[0], ttlt_s[1]))
 
 
-def tax_of(lives: Sequence[CompletedRequest]) -> Tax:
+def tax_of(lives: Sequence[CompletedRequest]) -> RecomputeTax:
     """Sum what was computed again."""
     again = sum(life.recomputed_tokens for life in lives)
     computed = again + sum(life.prompt_tokens + life.output_tokens for life in lives)
     preemptions = sum(life.preemptions for life in lives)
-    return Tax(preemptions=preemptions, recomputed_tokens=again, share=again / max(1, computed))
+    return RecomputeTax(preemptions=preemptions, recomputed_tokens=again, share=again / max(1, computed))
 
 
-def waiting_of(fcfs: Sequence[CompletedRequest], ours: Sequence[CompletedRequest]) -> Waiting:
+def per_request_of(fcfs: Sequence[CompletedRequest], ours: Sequence[CompletedRequest]) -> PerRequest:
     """Compare request by request."""
     before, after = (np.array([life.ttlt_s for life in lives]) for lives in (fcfs, ours))
-    return Waiting(
+    return PerRequest(
         faster=float((after < 0.9 * before).mean()),
         slower=float((after > 1.1 * before).mean()),
         fcfs_max_ttlt_s=float(before.max()),
@@ -104,14 +67,14 @@ def length_band(tokens: int) -> str:
     return f"{low:,} and more" if low == 4096 else f"{low:,} to {4 * low - 1:,}"
 
 
-def _by(by: str, names: Sequence[str | None], fcfs_s: FloatArray, ours_s: FloatArray) -> list[Part]:
+def _by(by: PartKind, names: Sequence[str | None], fcfs_s: FloatArray, ours_s: FloatArray) -> list[GainPart]:
     found = []
     for name in {name for name in names if name is not None}:
         mine = np.array([other == name for other in names])
         if mine.sum() < FEWEST_IN_PART:
             continue
         found.append(
-            Part(
+            GainPart(
                 by=by,
                 name=name,
                 requests=int(mine.sum()),

@@ -13,7 +13,6 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 
@@ -23,11 +22,12 @@ from controller.monitoring.live_state import QUANTILES, EngineView, FinishedView
 from controller.replay.gain_worker import GainTask
 from controller.replay.recorded_run import EngineSizes, RecordedRequest, RecordedRun, gap_between_steps_s
 from engine_adapter.serving.processes import die_with_parent
+from store.http_api import Gain, GainView
 from store.records import Snapshot
 
 log = logging.getLogger(__name__)
 
-METHOD_BEFORE = "A replay of the last finished requests on the simulated engine, as soon as there are enough of them."
+WARMING_UP = "the latest finished requests are replayed as soon as there are enough of them"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +55,7 @@ class GainWatch:
         self._stopping = threading.Event()
         self._worker: subprocess.Popen[bytes] | None = None
         self._thread = threading.Thread(target=self._run, name="gain", daemon=True)
-        self.answer: dict[str, Any] = _empty("warming up", METHOD_BEFORE)
+        self.answer = GainView(status="warming up", reason=WARMING_UP)
 
     def start(self) -> None:
         """Begin to compare."""
@@ -111,8 +111,8 @@ class GainWatch:
             modes={mode: count / len(snapshots) for mode, count in modes.items()},
         )
 
-    def _compute(self, task: GainTask) -> dict[str, Any]:
-        """Have the worker answer; trouble is told in the answer and never raised."""
+    def _compute(self, task: GainTask) -> GainView:
+        """Have the worker compare; a failure becomes the reason of the answer and is never raised."""
         self._worker = subprocess.Popen(
             [sys.executable, "-m", "controller.replay.gain_worker"],
             stdin=subprocess.PIPE,
@@ -121,18 +121,20 @@ class GainWatch:
             preexec_fn=die_with_parent,  # noqa: PLW1509 - one call into the kernel, no lock is taken
         )
         try:
-            out, complaint = self._worker.communicate(msgspec.json.encode(task), timeout=self._limits.deadline_s)
+            out, errors = self._worker.communicate(msgspec.json.encode(task), timeout=self._limits.deadline_s)
         except subprocess.TimeoutExpired:
             self._worker.kill()
             self._worker.communicate()
-            return _empty("unavailable", f"the replay took more than {self._limits.deadline_s:g} s")
+            return _unavailable(f"the replay took more than {self._limits.deadline_s:g} s")
         if self._worker.returncode != 0:
-            last = (complaint.decode(errors="replace").strip().splitlines() or ["no word"])[-1]
+            last = (errors.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
             if not self._stopping.is_set():
                 log.warning("comparison with first come, first served failed: %s", last)
-            return _empty("unavailable", f"the replay failed: {last}")
-        answer: dict[str, Any] = msgspec.json.decode(out)
-        return answer | {"computed_s": self._clock()}
+            return _unavailable(f"the replay failed: {last}")
+        gain = msgspec.json.decode(out, type=Gain | None)
+        if gain is None:
+            return GainView(status="warming up", reason="too few finished requests have a prediction")
+        return GainView(status="ready", computed_s=self._clock(), gain=gain)
 
 
 def _ended(view: FinishedView, *, counted: bool) -> RecordedRequest:
@@ -180,8 +182,5 @@ def _sample(snapshot: Snapshot) -> StepSample:
     )
 
 
-def _empty(status: str, method: str) -> dict[str, Any]:
-    figures = dict.fromkeys(
-        ("computed_s", "actual", "fcfs", "modelled", "ratio", "reproduction", "fcfs_tax", "tax", "waiting")
-    )
-    return {"status": status, "method": method, "requests": 0, "parts": [], **figures}
+def _unavailable(reason: str) -> GainView:
+    return GainView(status="unavailable", reason=reason)

@@ -12,18 +12,20 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from msgspec import structs
 
 from controller.core.step_model import FEWEST_SAMPLES
 from controller.policy.baselines import BENCH_POLICY_NAMES, BenchContext, bench_policy
 from controller.policy.policies import Schedule
 from controller.policy.policy import Policy
-from controller.replay.fidelity import Fit, Ratio, fit_of, ratio_of, totals_of
+from controller.replay.fidelity import Fit, fit_of, ratio_of, totals_of
 from controller.replay.recorded_run import RecordedRun, Replayable
 from controller.replay.replay_engine import replay_as_told, replay_under
 from controller.reports.latency_summary import PolicyFigures, figures
 from engine_adapter.virtual_time.engine import CompletedRequest, Totals
 from online_learning.distribution import FloatArray
 from store.errors import BadInputError
+from store.http_api import Ratio
 
 MUCH_CACHED = 0.05
 FEW_PREDICTED = 0.9
@@ -110,7 +112,7 @@ class Replay:
             "recorded": asdict(self.recorded.figures),
             "as_it_ran": asdict(self.as_told.figures),
             "policies": {
-                name: {**asdict(served.figures), "ratio": asdict(self.ratio(name))}
+                name: {**asdict(served.figures), "ratio": structs.asdict(self.ratio(name))}
                 for name, served in self.policies.items()
             },
             "notes": list(self.notes),

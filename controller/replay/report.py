@@ -10,12 +10,12 @@ import numpy as np
 import plotly.graph_objects as go
 from rich.table import Table
 
-from controller.replay.fidelity import Ratio
 from controller.replay.read_history import moment
 from controller.replay.replay import Replay, Served
 from controller.reports.latency_summary import PolicyFigures
 from controller.reports.page import CDF_POINTS, colour, heading, plot, write_page
 from controller.reports.tables import COLUMNS, html_table, text_table
+from store.http_api import Ratio
 
 _LEFT_OUT = {"throughput_tokens_per_s", "makespan_s", "wall_s"}
 """Recorded arrivals bound these, and no order changes them much."""

@@ -23,7 +23,7 @@ from controller.api.server import WebServer
 from controller.config import Config, LearningSection, StoreSection, TelemetrySection
 from controller.core.core import Core, CoreConfig
 from controller.explain.lookup import Explainer
-from controller.monitoring.health import Health, kept_complaints
+from controller.monitoring.health import Health, recent_warnings
 from controller.monitoring.live_state import Live
 from controller.monitoring.metrics import Metrics
 from controller.monitoring.tracing import Telemetry, open_telemetry
@@ -87,7 +87,7 @@ def service(config: Config, *, clock: Callable[[], float], timer: Callable[[], f
 def _opened(
     config: Config, web: WebServer, *, clock: Callable[[], float], timer: Callable[[], float]
 ) -> Iterator[Service]:
-    with kept_complaints() as recent_warnings, _history(config.store, clock) as history:
+    with recent_warnings() as warnings, _history(config.store, clock) as history:
         controller_id = uuid.uuid4().hex
         core = build_core(config, history, controller_id=controller_id, now_s=clock(), timer=timer)
         hub = ZmqHub(config.engine.endpoint, config.engine.keys)
@@ -117,7 +117,7 @@ def _opened(
             commands=commands,
             gain=gain,
             explainer=Explainer(live, config.store.path, clock),
-            condition=Health(config, recent_warnings, clock, encoder),
+            health=Health(config, warnings, clock, encoder),
             clock=clock,
             controller_id=controller_id,
             version=version("sagesched-controller"),

@@ -17,7 +17,7 @@ import plotly.graph_objects as go
 
 from dashboard.charts import palette
 from dashboard.data.series import Moment, Percentiles, foretold, pit_shares
-from store.http_api import FinishedPoint, GainView, LatencyView
+from store.http_api import FinishedPoint, Gain
 
 # Streamlit imports pandas in the first run that needs it, and Plotly takes whatever `sys.modules` has by that name:
 # half of it, while another run is importing it. An import up here is finished before any chart is drawn.
@@ -207,36 +207,24 @@ def pit(points: Iterable[FinishedPoint]) -> go.Figure:
     return or_blank(figure, range(outcomes), "No finished request with a prediction in this window")
 
 
-def gain(view: GainView) -> go.Figure:
+def gain(found: Gain) -> go.Figure:
     """TTLT as measured, and of two replays of the same requests: the policy as it is, and first come, first served."""
     figure = base("TTLT (seconds)")
     figure.update_xaxes(title="over the same finished requests")
-    bars = (
-        ("measured", view.actual, palette.BLUE),
-        ("replay, policy in use", view.modelled, palette.GREEN),
-        ("replay, first come, first served", view.fcfs, palette.GREY),
-    )
-    known = [(name, _heights(values), colour) for name, values, colour in bars if values is not None]
-    shown = [
-        number for number in range(len(_STATISTICS)) if any(heights[number] is not None for _, heights, _ in known)
-    ]
-    for name, heights, colour in known:
+    for name, latency, colour in (
+        ("measured", found.actual, palette.BLUE),
+        ("replay, policy in use", found.modelled, palette.GREEN),
+        ("replay, first come, first served", found.fcfs, palette.GREY),
+    ):
         figure.add_bar(
-            x=[_STATISTICS[number] for number in shown],
-            y=[heights[number] for number in shown],
+            x=["mean", "median", "90th percentile", "99th percentile"],
+            y=[latency.mean_ttlt_s, latency.p50_ttlt_s, latency.p90_ttlt_s, latency.p99_ttlt_s],
             name=name,
             marker_color=colour,
             hovertemplate="%{y:.3g} s",
         )
     figure.update_layout(barmode="group", bargap=0.25, height=360)
-    return or_blank(figure, known, "Nothing to compare yet")
-
-
-_STATISTICS = ("mean", "median", "90th percentile", "99th percentile")
-
-
-def _heights(values: LatencyView) -> tuple[float | None, ...]:
-    return values.mean_ttlt_s, values.p50_ttlt_s, values.p90_ttlt_s, values.p99_ttlt_s
+    return figure
 
 
 def over_time(y_title: str, times_s: Iterable[float], zone: tzinfo) -> tuple[go.Figure, list[datetime]]:

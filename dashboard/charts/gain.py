@@ -9,36 +9,35 @@ import plotly.graph_objects as go
 
 from dashboard.charts import palette
 from dashboard.charts.figures import base, or_blank
-from store.http_api import PartView
+from store.http_api import GainPart
 
 
-def parts(found: Sequence[PartView]) -> go.Figure:
+def parts(found: Sequence[GainPart]) -> go.Figure:
     """The change of the mean TTLT of every part, with its interval; what surely loses is red."""
     figure = base("")
-    known = [part for part in found if part.ratio.mean is not None]
     kinds = (
-        ("sooner", palette.GREEN, [part for part in known if (part.ratio.high or 1.0) < 1.0]),
+        ("sooner", palette.GREEN, [part for part in found if part.ratio.high < 1.0]),
         (
             "undecided",
             palette.GREY,
-            [part for part in known if (part.ratio.low or 1.0) <= 1.0 <= (part.ratio.high or 1.0)],
+            [part for part in found if part.ratio.low <= 1.0 <= part.ratio.high],
         ),
-        ("later", palette.RED, [part for part in known if (part.ratio.low or 1.0) > 1.0]),
+        ("later", palette.RED, [part for part in found if part.ratio.low > 1.0]),
     )
     for name, colour, mine in kinds:
         if mine:
             _dots(figure, name, colour, mine)
-    if known:
+    if found:
         figure.add_vline(x=0.0, line={"color": palette.GREY, "width": 1.5, "dash": "dash"})
-    order = [_label(part) for part in reversed(known)]
+    order = [_label(part) for part in reversed(found)]
     figure.update_yaxes(categoryorder="array", categoryarray=order, range=[-0.5, len(order) - 0.5])
     figure.update_xaxes(title="change of the mean TTLT", tickformat="+.0%", nticks=6)
-    figure.update_layout(hovermode="closest", height=max(360, 90 + 24 * len(known)))
-    return or_blank(figure, known, "No part is large enough yet")
+    figure.update_layout(hovermode="closest", height=max(360, 90 + 24 * len(found)))
+    return or_blank(figure, found, "No part is large enough yet")
 
 
-def _dots(figure: go.Figure, name: str, colour: str, mine: Sequence[PartView]) -> None:
-    changes = [(part.ratio.mean or 1.0) - 1.0 for part in mine]
+def _dots(figure: go.Figure, name: str, colour: str, mine: Sequence[GainPart]) -> None:
+    changes = [part.ratio.mean - 1.0 for part in mine]
     figure.add_scatter(
         x=changes,
         y=[_label(part) for part in mine],
@@ -52,13 +51,13 @@ def _dots(figure: go.Figure, name: str, colour: str, mine: Sequence[PartView]) -
             "color": colour,
             "thickness": 1.5,
             "width": 3,
-            "array": [max(0.0, (part.ratio.high or 1.0) - (part.ratio.mean or 1.0)) for part in mine],
-            "arrayminus": [max(0.0, (part.ratio.mean or 1.0) - (part.ratio.low or 1.0)) for part in mine],
+            "array": [max(0.0, part.ratio.high - part.ratio.mean) for part in mine],
+            "arrayminus": [max(0.0, part.ratio.mean - part.ratio.low) for part in mine],
         },
         hovertemplate="%{y}: %{x:+.1%} of %{customdata:,} requests<extra></extra>",
     )
 
 
-def _label(part: PartView) -> str:
+def _label(part: GainPart) -> str:
     names = {"length": f"{part.name} tokens"}
     return escape(names.get(part.by, f"{part.by} {part.name}"))

@@ -10,9 +10,8 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
-from dashboard.condition_views import DoctorView, HealthView, ModeView
 from dashboard.life_views import ExplainView
-from store.http_api import GainView, QueueView, RecentView, StateView, View
+from store.http_api import DoctorView, GainView, HealthView, ModeView, QueueView, RecentView, StateView, View
 
 TIMEOUT_S = 2.0
 """A live view that waited longer would be stale anyway."""
@@ -74,8 +73,8 @@ class ControllerClient:
         """Ask for the comparison with first come, first served."""
         return self._ask("/api/gain", GainView)
 
-    def condition(self) -> HealthView | Trouble:
-        """Ask for configuration, versions and the last errors."""
+    def health(self) -> HealthView | Trouble:
+        """Ask for configuration, versions and the latest warnings."""
         return self._ask("/api/health", HealthView)
 
     def doctor(self) -> DoctorView | Trouble:
@@ -120,6 +119,6 @@ def _understood(response: httpx.Response, address: str, kind: type[Answer]) -> A
         detail = f"{address} answered {response.status_code}: {response.text[:200]}"
         return Trouble("failed", detail, response.status_code)
     try:
-        return msgspec.json.decode(response.content, type=kind, strict=False)
+        return msgspec.json.decode(response.content, type=kind)
     except msgspec.MsgspecError as error:
         return Trouble("garbled", f"{address}: {error}")

@@ -1,4 +1,4 @@
-"""What the pages share: the client, answers kept for a moment, the choice of engine, notices, charts."""
+"""The controller's answers as all pages and browsers share them: each is kept for a moment."""
 
 from __future__ import annotations
 
@@ -6,39 +6,29 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, tzinfo
 from pathlib import Path
-from typing import TypeVar
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-import plotly.graph_objects as go
 import streamlit as st
 
-from dashboard.charts import figures
-from dashboard.condition_views import HealthView
 from dashboard.data.addresses import Addresses, from_environment
 from dashboard.data.client import ControllerClient, Trouble
 from dashboard.data.recent import RecentPast
 from dashboard.life_views import ExplainView
-from dashboard.text import words
-from store import formatting
-from store.http_api import ControllerView, FinishedPoint, GainView, QueueView, RecentView, StateView
+from store.http_api import ControllerView, FinishedPoint, GainView, HealthView, QueueView, RecentView, StateView
 
 REFRESH_S = 1.0
 """How often live parts are drawn again."""
 
 KEPT_S = 0.8
-"""Answers are shared between all open browsers for so long, so that ten of them ask no more than one."""
+"""Time for which all open browsers share an answer, so that ten of them ask no more than one."""
 
 STEP_S = 5.0
 """Charts of finished requests move on in steps of this: a browser builds each changed chart anew."""
 
-CONDITION_KEPT_S = 4.0
-"""Configuration and versions do not change, and errors are no emergency of a second."""
-
-Value = TypeVar("Value")
+HEALTH_KEPT_S = 4.0
+"""Configuration and versions do not change, and warnings may be a few seconds late."""
 
 
 def addresses() -> Addresses:
@@ -85,9 +75,9 @@ def _gain(api_url: str, token: str | None) -> GainView | Trouble:
     return _client(api_url, token).gain()
 
 
-@st.cache_resource(ttl=CONDITION_KEPT_S, max_entries=4, show_spinner=False)
-def _condition(api_url: str, token: str | None) -> HealthView | Trouble:
-    return _client(api_url, token).condition()
+@st.cache_resource(ttl=HEALTH_KEPT_S, max_entries=4, show_spinner=False)
+def _health(api_url: str, token: str | None) -> HealthView | Trouble:
+    return _client(api_url, token).health()
 
 
 @st.cache_resource(ttl=KEPT_S, max_entries=16, show_spinner=False)
@@ -110,14 +100,11 @@ def queue(engine_id: str | None, limit: int) -> QueueView | Trouble:
 def recent(controller: ControllerView, window_s: float) -> RecentView | Trouble:
     """Ask for what happened within ``window_s`` before the controller's present."""
     here = addresses()
-    now_s = time.time() if controller.now_s is None else controller.now_s
-    return _recent_past(here.api_url, here.token).read(controller.controller_id, now_s, window_s)
+    return _recent_past(here.api_url, here.token).read(controller.controller_id, controller.now_s, window_s)
 
 
-def settled(points: Sequence[FinishedPoint], now_s: float | None) -> list[FinishedPoint]:
-    """Leave out what ended since the last full `STEP_S` seconds, so that charts change once in so long."""
-    if now_s is None:
-        return list(points)
+def settled(points: Sequence[FinishedPoint], now_s: float) -> list[FinishedPoint]:
+    """Leave out what ended since the last full `STEP_S` seconds, so that charts change once in `STEP_S`."""
     until_s = now_s // STEP_S * STEP_S
     return [point for point in points if point.time_s < until_s]
 
@@ -128,14 +115,14 @@ def gain() -> GainView | Trouble:
     return _gain(here.api_url, here.token)
 
 
-def condition() -> HealthView | Trouble:
-    """Ask in which condition the controller is, or give the answer of a moment ago."""
+def health() -> HealthView | Trouble:
+    """Ask for configuration, versions and the latest warnings, or give the answer of a moment ago."""
     here = addresses()
-    return _condition(here.api_url, here.token)
+    return _health(here.api_url, here.token)
 
 
 def forget() -> None:
-    """Ask for the state anew next time: it was just changed."""
+    """Drop the state that is kept: it was just changed."""
     _state.clear()
 
 
@@ -158,50 +145,3 @@ def store_path() -> Path | None:
         return here.store_path
     state()
     return next(iter(_stores(here.api_url)), None)
-
-
-def answered(answer: Value | Trouble) -> Value | None:
-    """Give the answer; or show the trouble in words and give None."""
-    if isinstance(answer, Trouble):
-        show(words.trouble_notice(answer, addresses().api_url))
-        return None
-    return answer
-
-
-def show(notice: words.Notice) -> None:
-    """Show a notice in the colour of its level."""
-    boxes: dict[str, tuple[Callable[..., object], str]] = {
-        "error": (st.error, ":material/error:"),
-        "warning": (st.warning, ":material/warning:"),
-        "info": (st.info, ":material/info:"),
-    }
-    box, icon = boxes[notice.level]
-    box(f"**{notice.title}**  \n{notice.text}", icon=icon)
-
-
-def moment(time_s: float | None) -> str:
-    """Write a moment in the browser's time zone."""
-    if time_s is None:
-        return formatting.DASH
-    return f"{datetime.fromtimestamp(time_s, UTC).astimezone(zone()):%Y-%m-%d %H:%M:%S}"
-
-
-def zone() -> tzinfo:
-    """Give the browser's time zone; UTC where it is not known."""
-    try:
-        return ZoneInfo(st.context.timezone or "UTC")
-    except (ZoneInfoNotFoundError, ValueError):
-        return UTC
-
-
-def plain_chart(figure: go.Figure, key: str, label: str) -> None:
-    """Show a chart without a title of its own; ``label`` says what it is to those who cannot see it."""
-    st.plotly_chart(figure, key=key, config=figures.CONFIG, theme="streamlit", alt=label)
-
-
-def chart(title: str, figure: go.Figure, key: str, note: str | None = None) -> None:
-    """Show a titled chart; ``key`` keeps it in place from one drawing to the next."""
-    st.markdown(f"##### {title}")
-    if note:
-        st.caption(note)
-    plain_chart(figure, key, f"{title}. {note}" if note else title)

@@ -9,10 +9,11 @@ import streamlit as st
 from dashboard.charts import figures
 from dashboard.charts import gain as gain_charts
 from dashboard.data import live
+from dashboard.screens import components
 from dashboard.text import gain as gain_text
 from dashboard.text import words
 from store import formatting
-from store.http_api import GainView, PartView, StateView
+from store.http_api import Gain, GainPart, StateView
 
 REFRESH_S = 5.0
 """The comparison itself is made every half minute."""
@@ -27,23 +28,24 @@ def page() -> None:
 
 @st.fragment(run_every=REFRESH_S)
 def _live() -> None:
-    state = live.answered(live.state())
+    state = components.answered(live.state())
     if state is None:
         return
-    gain = live.answered(live.gain())
+    answer = components.answered(live.gain())
+    if answer is None:
+        return
+    gain = answer.gain
     if gain is None:
+        components.show(gain_text.gain_notice(answer))
         return
-    if gain.status != "ready":
-        live.show(gain_text.gain_notice(gain))
-        return
-    live.show(gain_text.gain_verdict(gain, words.in_force(state.engines)))
+    components.show(gain_text.gain_verdict(gain, words.in_force(state.engines)))
     _figures(gain, state)
     _trust(gain)
     left, right = st.columns(2)
     with left:
-        live.chart("Time to last token", figures.gain(gain), "gain_ttlt", "Measured, and both replays.")
+        components.chart("Time to last token", figures.gain(gain), "gain_ttlt", "Measured, and both replays.")
     with right:
-        live.chart(
+        components.chart(
             "Where it gains and where it loses",
             gain_charts.parts(gain.parts),
             "gain_parts",
@@ -53,13 +55,13 @@ def _live() -> None:
     st.caption(gain_text.gain_method(gain))
 
 
-def _figures(gain: GainView, state: StateView) -> None:
-    fcfs, modelled, waiting = gain.fcfs, gain.modelled, gain.waiting
+def _figures(gain: Gain, state: StateView) -> None:
+    each = gain.per_request
     columns = st.columns(5)
     heading = "Mean TTLT if on" if words.in_force(state.engines) in {"shadow", "off"} else "Mean TTLT"
     columns[0].metric(
         heading,
-        gain_text.change(fcfs, modelled),
+        gain_text.ratio_change(gain.ratio.mean),
         delta=gain_text.interval(gain.ratio),
         delta_color="off",
         delta_arrow="off",
@@ -67,11 +69,9 @@ def _figures(gain: GainView, state: StateView) -> None:
         "Below it the 90 % interval of a bootstrap over the requests.",
     )
     columns[1].metric(
-        "From", formatting.span(fcfs.mean_ttlt_s if fcfs else None), help="Mean TTLT, replayed first come, first served"
+        "From", formatting.span(gain.fcfs.mean_ttlt_s), help="Mean TTLT, replayed first come, first served"
     )
-    columns[2].metric(
-        "To", formatting.span(modelled.mean_ttlt_s if modelled else None), help="Mean TTLT, replayed under the policy"
-    )
+    columns[2].metric("To", formatting.span(gain.modelled.mean_ttlt_s), help="Mean TTLT, replayed under the policy")
     columns[3].metric(
         "Recompute tax saved",
         gain_text.tax_saved(gain.fcfs_tax, gain.tax),
@@ -82,25 +82,23 @@ def _figures(gain: GainView, state: StateView) -> None:
     )
     columns[4].metric(
         "Requests that lose",
-        formatting.percent(waiting.slower if waiting else None),
-        delta=f"{formatting.percent(waiting.faster if waiting else None)} gain",
+        formatting.percent(each.slower),
+        delta=f"{formatting.percent(each.faster)} gain",
         delta_color="off",
         delta_arrow="off",
         help="End more than a tenth later, or sooner, than first come, first served",
     )
 
 
-def _trust(gain: GainView) -> None:
+def _trust(gain: Gain) -> None:
     found = gain.reproduction
-    if found is None:
-        return
     if found.poor:
-        live.show(gain_text.poor_replay_notice(found))
+        components.show(gain_text.poor_replay_notice(found))
     else:
         st.caption(gain_text.good_replay(found))
 
 
-def _parts(parts: Sequence[PartView]) -> None:
+def _parts(parts: Sequence[GainPart]) -> None:
     if not parts:
         st.caption("No part of the requests is large enough to say anything of it alone.")
         return

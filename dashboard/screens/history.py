@@ -10,7 +10,7 @@ import streamlit as st
 from dashboard.charts import heatmaps
 from dashboard.data import live
 from dashboard.data.archive import ArchiveTrouble, Part, Scope, Traffic, read_traffic
-from dashboard.screens import filters
+from dashboard.screens import components, filters
 from dashboard.screens.filters import Filters
 from dashboard.text import words
 from store import formatting
@@ -38,15 +38,15 @@ def refresh_s(wanted: Filters) -> float:
 def _recorded(wanted: Filters) -> None:
     path = live.store_path()
     if path is None:
-        live.show(words.no_store_notice())
+        components.show(words.no_store_notice())
         return
     found = _read(str(path), scope(wanted))
     if isinstance(found, ArchiveTrouble):
-        live.show(words.archive_notice(found.kind, found.detail))
+        components.show(words.archive_notice(found.kind, found.detail))
         return
     _totals(found)
     if found.newest_s is None:
-        live.show(words.empty_store_notice())
+        components.show(words.empty_store_notice())
     else:
         st.caption(described(wanted, found.newest_s))
         _charts(found)
@@ -62,7 +62,7 @@ def described(wanted: Filters, newest_s: float | None) -> str:
     """Say what is shown: how far back, of which engines, up to when."""
     span = "The whole history" if wanted.span_s is None else f"The last {wanted.range_name} of the history"
     whose = "".join(f", {words.plain(name)}" for name in (wanted.engine_id, wanted.model) if name)
-    return f"{span}{whose}, counted back from its newest request, which ended {live.moment(newest_s)}."
+    return f"{span}{whose}, counted back from its newest request, which ended {components.moment(newest_s)}."
 
 
 @st.cache_resource(ttl=KEPT_S, max_entries=16, show_spinner="Reading the history …")
@@ -82,21 +82,23 @@ def _totals(found: Traffic) -> None:
 
 
 def _charts(found: Traffic) -> None:
-    zone, bin_s = live.zone(), found.bucket_s
+    zone, bin_s = components.zone(), found.bucket_s
     per = f"Per {formatting.span(bin_s)}."
     upper, lower = st.columns(2), st.columns(2)
     with upper[0]:
         ended = heatmaps.finished(found.finished, bin_s, zone)
-        live.chart("Finished requests by reason", ended, "history_requests", per)
+        components.chart("Finished requests by reason", ended, "history_requests", per)
     with upper[1]:
         outputs = heatmaps.heat(found.outputs, bin_s, "tokens", zone)
-        live.chart("Answer lengths", outputs, "history_outputs", f"{per} Tokens generated.")
+        components.chart("Answer lengths", outputs, "history_outputs", f"{per} Tokens generated.")
     with lower[0]:
         prompts = heatmaps.heat(found.prompts, bin_s, "tokens", zone)
-        live.chart("Prompt lengths", prompts, "history_prompts", f"{per} Tokens.")
+        components.chart("Prompt lengths", prompts, "history_prompts", f"{per} Tokens.")
     with lower[1]:
         limits = heatmaps.heat(found.limits, bin_s, "tokens", zone)
-        live.chart("Limits asked for", limits, "history_limits", f"{per} `max_tokens`: the most that may be generated.")
+        components.chart(
+            "Limits asked for", limits, "history_limits", f"{per} `max_tokens`: the most that may be generated."
+        )
 
 
 def _tables(found: Traffic) -> None:

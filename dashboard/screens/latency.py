@@ -14,7 +14,7 @@ from dashboard.data import live
 from dashboard.data.archive import ArchiveTrouble, Part, Scope
 from dashboard.data.latencies import PARTS_SHOWN, Latencies, PartLatency, of_points
 from dashboard.data.latency_archive import PARTED, read_latencies
-from dashboard.screens import filters, history
+from dashboard.screens import components, filters, history
 from dashboard.screens.filters import Filters
 from dashboard.text import words
 from store import formatting
@@ -35,17 +35,17 @@ def page() -> None:
 
 @st.fragment(run_every=live.REFRESH_S)
 def _live(wanted: Filters) -> None:
-    state = live.answered(live.state())
+    state = components.answered(live.state())
     if state is None:
         return
-    recent = live.answered(live.recent(state.controller, wanted.live_s))
+    recent = components.answered(live.recent(state.controller, wanted.live_s))
     if recent is None:
         return
     points = [point for point in recent.finished if not wanted.hides(state.engines, point.engine_id)]
     ended = live.settled(points, state.controller.now_s)
     part = filters.part()
     models = {engine.engine_id: engine.model for engine in state.engines}
-    key = (wanted, part, len(ended), ended[-1].request_id if ended else None, live.zone())
+    key = (wanted, part, len(ended), ended[-1].request_id if ended else None, components.zone())
     # Figures are made anew when there is something new in them only: this runs every second.
     if st.session_state.get(_DRAWN, (None,))[0] != key:
         found = of_points(ended, wanted.live_s / BINS, part, models.get)
@@ -58,14 +58,14 @@ def _live(wanted: Filters) -> None:
 def _recorded(wanted: Filters) -> None:
     path = live.store_path()
     if path is None:
-        live.show(words.no_store_notice())
+        components.show(words.no_store_notice())
         return
     found = _read(str(path), history.scope(wanted, filters.part()))
     if isinstance(found, ArchiveTrouble):
-        live.show(words.archive_notice(found.kind, found.detail))
+        components.show(words.archive_notice(found.kind, found.detail))
         return
     if found.newest_s is None:
-        live.show(words.empty_store_notice())
+        components.show(words.empty_store_notice())
         return
     st.caption(f"{history.described(wanted, found.newest_s)} {_counts(found)}")
     _page(found, _figures(found))
@@ -81,7 +81,7 @@ def _counts(found: Latencies) -> str:
 
 
 def _figures(found: Latencies) -> list[go.Figure]:
-    zone, bin_s = live.zone(), found.bucket_s
+    zone, bin_s = components.zone(), found.bucket_s
     return [
         figures.latency(found.ttft, "TTFT", zone),
         figures.latency(found.ttlt, "TTLT", zone),
@@ -108,12 +108,14 @@ def _page(found: Latencies, drawn: Sequence[go.Figure]) -> None:
     columns = st.columns(3)
     for column, (title, key, note), percentiles, heat in zip(columns, _CHARTS, drawn[:3], drawn[3:6], strict=True):
         with column:
-            live.chart(title, percentiles, key, f"{per}{note}")
-            live.plain_chart(heat, f"{key}_heat", f"{title}: how many requests, by time and duration")
+            components.chart(title, percentiles, key, f"{per}{note}")
+            components.plain_chart(heat, f"{key}_heat", f"{title}: how many requests, by time and duration")
     st.caption("Below each the same requests counted by duration: the stronger a cell, the more.")
     left, right = st.columns([1, 2])
     with left:
-        live.chart("Where the time goes", drawn[6], "latency_phases", "Queue, prefill, decode: together the mean TTLT.")
+        components.chart(
+            "Where the time goes", drawn[6], "latency_phases", "Queue, prefill, decode: together the mean TTLT."
+        )
     with right:
         _parts(found.parts)
 

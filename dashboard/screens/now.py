@@ -10,7 +10,7 @@ import streamlit as st
 from dashboard.charts import figures
 from dashboard.data import live
 from dashboard.data.series import Moment, foretelling_error, horizon_s, moments
-from dashboard.screens import filters, request
+from dashboard.screens import components, filters, request
 from dashboard.screens.filters import Filters
 from dashboard.text import notices, words
 from store import formatting
@@ -34,15 +34,15 @@ def page() -> None:
 
 @st.fragment(run_every=live.REFRESH_S)
 def _live(wanted: Filters) -> None:
-    state = live.answered(live.state())
+    state = components.answered(live.state())
     if state is None:
         return
     engines = wanted.engines(state.engines)
     if state.engines and not engines:
-        live.show(words.nothing_chosen_notice())
+        components.show(words.nothing_chosen_notice())
         return
     for notice in notices.state_notices(msgspec.structs.replace(state, engines=tuple(engines)), None):
-        live.show(notice)
+        components.show(notice)
     bin_s = wanted.live_s / BINS
     recent = live.recent(state.controller, wanted.live_s + 2 * bin_s)
     recent_view = recent if isinstance(recent, RecentView) else RecentView()
@@ -55,7 +55,7 @@ def _live(wanted: Filters) -> None:
     lead = None if lead_s is None else max(1, round(lead_s / bin_s))
     _in_words(state, engines, bins, lead, bin_s)
     _charts(bins, lead)
-    queue = live.answered(live.queue(engines[0].engine_id if len(engines) == 1 else None, QUEUE_ROWS))
+    queue = components.answered(live.queue(engines[0].engine_id if len(engines) == 1 else None, QUEUE_ROWS))
     if queue is not None:
         rows = tuple(row for row in queue.rows if not wanted.hides(state.engines, row.engine_id))
         _tables(msgspec.structs.replace(queue, rows=rows), engines)
@@ -63,18 +63,17 @@ def _live(wanted: Filters) -> None:
 
 def _figures_of_the_moment(state: StateView, engines: Sequence[EngineView], bins: Sequence[Moment]) -> None:
     snapshots = [engine.snapshot for engine in engines if engine.snapshot is not None and engine.connected]
-    used = sum(snapshot.kv_blocks_used or 0 for snapshot in snapshots)
-    blocks = sum(snapshot.kv_blocks or 0 for snapshot in snapshots)
-    reserved = sum(snapshot.reserved_blocks or 0 for snapshot in snapshots)
+    used = sum(snapshot.kv_blocks_used for snapshot in snapshots)
+    blocks = sum(snapshot.kv_blocks for snapshot in snapshots)
+    reserved = sum(snapshot.reserved_blocks for snapshot in snapshots)
     last = bins[-1] if bins else None
-    controller = state.controller
     columns = st.columns(6)
-    policy = words.plain(controller.policy or formatting.DASH)
+    policy = words.plain(state.controller.policy)
     columns[0].metric(
         "In force", words.in_force(engines), help=_mode_help(state), delta=policy, delta_color="off", delta_arrow="off"
     )
-    columns[1].metric("Waiting", formatting.count(sum(s.waiting or 0 for s in snapshots) if snapshots else None))
-    columns[2].metric("Running", formatting.count(sum(s.running or 0 for s in snapshots) if snapshots else None))
+    columns[1].metric("Waiting", formatting.count(sum(s.waiting for s in snapshots) if snapshots else None))
+    columns[2].metric("Running", formatting.count(sum(s.running for s in snapshots) if snapshots else None))
     columns[3].metric("KV memory used", formatting.percent(used / blocks if blocks else None))
     columns[4].metric("Growth reserve", formatting.percent(reserved / blocks if blocks else None))
     columns[5].metric("Output tokens/s", formatting.count(last.decode_tokens_per_s if last and snapshots else None))
@@ -82,8 +81,8 @@ def _figures_of_the_moment(state: StateView, engines: Sequence[EngineView], bins
 
 def _lead_s(state: StateView, snapshots: Sequence[SnapshotPoint]) -> float | None:
     """How far ahead the gate looks, in seconds; None without a gate or before there was a step."""
-    gate = state.controller.settings.gate if state.controller.settings else None
-    return None if gate is None or gate.horizon_tokens is None else horizon_s(snapshots, gate.horizon_tokens)
+    gate = state.controller.settings.rules.gate
+    return None if gate is None else horizon_s(snapshots, gate.horizon_tokens)
 
 
 def _in_words(
@@ -94,37 +93,35 @@ def _in_words(
         error = foretelling_error(bins, lead)
         sentences.append(words.foretelling(lead * bin_s, error))
     snapshots = [engine.snapshot for engine in engines if engine.snapshot is not None]
-    sentences.append(words.exceptions(sum(snapshot.overdue or 0 for snapshot in snapshots)))
+    sentences.append(words.exceptions(sum(snapshot.overdue for snapshot in snapshots)))
     st.caption(" ".join(sentence for sentence in sentences if sentence))
 
 
 def _mode_help(state: StateView) -> str:
-    mode = state.controller.mode or ""
-    settings = state.controller.settings
-    gate = settings.gate if settings else None
+    mode, gate = state.controller.mode, state.controller.settings.rules.gate
     admission = (
         f"Admission looks {formatting.count(gate.horizon_tokens)} tokens ahead."
         if gate
         else "Admission is the engine's own."
     )
-    return f"Asked for: {words.plain(words.MODES.get(mode, mode or 'unknown'))}. {admission}"
+    return f"Asked for: {words.plain(words.MODES[mode])}. {admission}"
 
 
 def _charts(bins: Sequence[Moment], lead: int | None) -> None:
-    zone = live.zone()
+    zone = components.zone()
     memory, tokens, requests = st.columns(3)
     with memory:
-        live.chart("KV memory", figures.kv_memory(bins, lead, zone), "now_memory", _MEMORY)
+        components.chart("KV memory", figures.kv_memory(bins, lead, zone), "now_memory", _MEMORY)
     with tokens:
-        live.chart("Throughput", figures.throughput(bins, zone), "now_tokens", _TOKENS)
+        components.chart("Throughput", figures.throughput(bins, zone), "now_tokens", _TOKENS)
     with requests:
-        live.chart("Requests", figures.requests(bins, zone), "now_requests", _REQUESTS)
+        components.chart("Requests", figures.requests(bins, zone), "now_requests", _REQUESTS)
 
 
 def _tables(queue: QueueView, engines: Sequence[EngineView]) -> None:
     waiting = [row for row in queue.rows if row.state == "waiting"]
     running = [row for row in queue.rows if row.state == "running"]
-    total = sum(engine.snapshot.waiting or 0 for engine in engines if engine.connected and engine.snapshot)
+    total = sum(engine.snapshot.waiting for engine in engines if engine.connected and engine.snapshot)
     columns = [name for name in _COLUMNS if name not in _TELLING or len({getattr(row, name) for row in queue.rows}) > 1]
     st.markdown("##### Waiting, in the order in which they will be tried")
     st.caption(_LENGTHS)

@@ -13,11 +13,11 @@ from dashboard.charts import predictions as prediction_charts
 from dashboard.data import live
 from dashboard.data.archive import ArchiveTrouble, Scope
 from dashboard.data.predictions_archive import Event, PredictionsPast, read_predictions
-from dashboard.screens import filters, history
+from dashboard.screens import components, filters, history
 from dashboard.screens.filters import Filters
 from dashboard.text import words
 from store import formatting
-from store.http_api import FinishedPoint, LearnerView, ModelCalibrationView
+from store.http_api import CalibrationView, FinishedPoint, LearnerView
 
 
 def page() -> None:
@@ -31,17 +31,17 @@ def page() -> None:
 
 @st.fragment(run_every=live.REFRESH_S)
 def _live(wanted: Filters) -> None:
-    state = live.answered(live.state())
+    state = components.answered(live.state())
     if state is None:
         return
     _totals(state.learner)
     _models(state.learner)
     missing = words.no_prediction_notice(state.learner)
     if missing is not None:
-        live.show(missing)
+        components.show(missing)
     if not wanted.is_live:
         return
-    recent = live.answered(live.recent(state.controller, wanted.live_s))
+    recent = components.answered(live.recent(state.controller, wanted.live_s))
     if recent is None:
         return
     points = [point for point in recent.finished if not wanted.hides(state.engines, point.engine_id)]
@@ -52,14 +52,14 @@ def _compared(points: Sequence[FinishedPoint], when: str) -> None:
     """Prediction against outcome, request by request."""
     scatter, histogram = st.columns([3, 2])
     with scatter:
-        live.chart(
+        components.chart(
             "Predicted against actual",
             figures.predicted_against_actual(points),
             "predictions_scatter",
             f"The latest {figures.SCATTER_POINTS} requests that ended {when}. On the dashed line the median was right.",
         )
     with histogram:
-        live.chart(
+        components.chart(
             "Calibration (PIT)",
             figures.pit(points),
             "predictions_pit",
@@ -73,10 +73,10 @@ def _recorded(wanted: Filters) -> None:
         return
     found = _read(str(path), history.scope(wanted))
     if isinstance(found, ArchiveTrouble):
-        live.show(words.archive_notice(found.kind, found.detail))
+        components.show(words.archive_notice(found.kind, found.detail))
         return
     if found.newest_s is None:
-        live.show(words.empty_store_notice())
+        components.show(words.empty_store_notice())
         return
     if not wanted.is_live:
         _compared(found.points, "last in this range")
@@ -92,16 +92,20 @@ def _read(path: str, wanted: Scope) -> PredictionsPast | ArchiveTrouble:
 def _over_time(wanted: Filters, found: PredictionsPast) -> None:
     st.subheader("Over time")
     st.caption(f"{history.described(wanted, found.newest_s)} Per {formatting.span(found.bucket_s)}.")
-    zone = live.zone()
+    zone = components.zone()
     columns = st.columns(2)
     with columns[0]:
         figure = prediction_charts.crps(found.quality, found.events, zone)
-        live.chart("CRPS", figure, "predictions_crps", "Mean distance between prediction and outcome; lower is better.")
+        components.chart(
+            "CRPS", figure, "predictions_crps", "Mean distance between prediction and outcome; lower is better."
+        )
     with columns[1]:
         figure = prediction_charts.coverage(found.quality, zone)
-        live.chart("Coverage", figure, "predictions_coverage", "Dashed: where calibrated predictions would be.")
+        components.chart("Coverage", figure, "predictions_coverage", "Dashed: where calibrated predictions would be.")
     figure = prediction_charts.weights(found.weights, found.events, zone)
-    live.chart("Whose word counts", figure, "predictions_weights", "Mean weight of each expert in the predictions.")
+    components.chart(
+        "Whose word counts", figure, "predictions_weights", "Mean weight of each expert in the predictions."
+    )
 
 
 def _events(events: Sequence[Event]) -> None:
@@ -112,7 +116,7 @@ def _events(events: Sequence[Event]) -> None:
     st.caption("Lengths that drifted, clusters that came or went, and trust that the guard took or gave. Newest first.")
     st.dataframe(
         {
-            "When": [live.moment(event.time_s) for event in events],
+            "When": [components.moment(event.time_s) for event in events],
             "What": [event.kind for event in events],
             "Model": [event.model for event in events],
             "Cluster": [event.cluster for event in events],
@@ -171,7 +175,5 @@ def _models(learner: LearnerView) -> None:
     st.dataframe(rows, key="predictions_models", hide_index=True)
 
 
-def _gain(model: ModelCalibrationView) -> str:
-    if model.log_score is None or model.prior_log_score is None:
-        return formatting.DASH
+def _gain(model: CalibrationView) -> str:
     return f"{model.log_score - model.prior_log_score:+.2f} nats"

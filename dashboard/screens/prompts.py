@@ -11,7 +11,7 @@ from dashboard.charts import prompts as prompt_charts
 from dashboard.data import live, prompts_archive
 from dashboard.data.archive import ArchiveTrouble, Scope
 from dashboard.data.prompts_archive import Cluster, ClusterDetail, Prompts
-from dashboard.screens import filters, history, request
+from dashboard.screens import components, filters, history, request
 from dashboard.screens.filters import Filters
 from dashboard.text import words
 from store import formatting
@@ -30,15 +30,15 @@ def page() -> None:
 def _live(wanted: Filters) -> None:
     path = live.store_path()
     if path is None:
-        live.show(words.no_store_notice())
+        components.show(words.no_store_notice())
         return
     scope = history.scope(wanted)
     found = _read(str(path), scope)
     if isinstance(found, ArchiveTrouble):
-        live.show(words.archive_notice(found.kind, found.detail))
+        components.show(words.archive_notice(found.kind, found.detail))
         return
     if not found.clusters:
-        live.show(words.no_clusters_notice(recorded=found.newest_s is not None))
+        components.show(words.no_clusters_notice(recorded=found.newest_s is not None))
         return
     st.caption(
         f"Groups of like prompts that answers came from, in the last {wanted.range_name} of the history."
@@ -64,10 +64,12 @@ def _overview(found: Prompts) -> None:
     left, right = st.columns(2)
     with left:
         note = f"Boxes from 25 to 75 %, whiskers from 10 to 90 %; the {prompt_charts.BOXES} largest clusters."
-        live.chart("How long answers are", prompt_charts.lengths(found.clusters), "prompts_lengths", note)
+        components.chart("How long answers are", prompt_charts.lengths(found.clusters), "prompts_lengths", note)
     with right:
         note = f"Mean weights in the latest {formatting.count(prompts_archive.LATEST_PREDICTIONS)} predictions."
-        live.chart("Whose word counts", prompt_charts.weights(found.weights, found.clusters), "prompts_weights", note)
+        components.chart(
+            "Whose word counts", prompt_charts.weights(found.weights, found.clusters), "prompts_weights", note
+        )
 
 
 def _table(clusters: tuple[Cluster, ...]) -> None:
@@ -112,14 +114,14 @@ def _near(path: str, scope: Scope, clusters: tuple[Cluster, ...]) -> None:
     )
     detail = _read_cluster(path, scope, *chosen)
     if isinstance(detail, ArchiveTrouble):
-        live.show(words.archive_notice(detail.kind, detail.detail))
+        components.show(words.archive_notice(detail.kind, detail.detail))
         return
     left, right = st.columns(2)
     with left:
-        live.chart("Lengths of its answers", prompt_charts.histogram(detail.lengths), "prompts_histogram")
+        components.chart("Lengths of its answers", prompt_charts.histogram(detail.lengths), "prompts_histogram")
     with right:
-        figure = prompt_charts.drift(detail.over_time, detail.drifts, detail.changes, live.zone())
-        live.chart("Its lengths over time", figure, "prompts_drift")
+        figure = prompt_charts.drift(detail.over_time, detail.drifts, detail.changes, components.zone())
+        components.chart("Its lengths over time", figure, "prompts_drift")
     _samples(detail)
 
 

@@ -18,7 +18,7 @@ from dashboard.charts import request_timeline
 from dashboard.data import live
 from dashboard.data.client import Trouble
 from dashboard.life_views import ExplainView, ExplanationView
-from dashboard.screens import filters
+from dashboard.screens import components, filters
 from dashboard.text import words
 from store import formatting
 from store.errors import StoreError
@@ -51,7 +51,7 @@ def page() -> None:
     if request_id != named:
         st.query_params[PARAMETER] = request_id
     if not request_id:
-        live.show(words.no_request_notice())
+        components.show(words.no_request_notice())
         _offer()
         return
     found = _found(request_id)
@@ -107,7 +107,7 @@ def linked(request_id: str, others: Mapping[str, str]) -> str:
 
 def _offer() -> None:
     """List what could be chosen: the latest that ended and the first of the queue."""
-    state = live.answered(live.state())
+    state = components.answered(live.state())
     if state is None:
         return
     queue = live.queue(None, LISTED)
@@ -170,10 +170,10 @@ def _recorded(request_id: str) -> RequestTimeline | None:
 def _life(request_id: str) -> None:
     found = _found(request_id)
     if found is None:
-        live.show(words.unknown_request_notice(request_id))
+        components.show(words.unknown_request_notice(request_id))
         return
     if isinstance(found, Trouble):
-        live.show(words.trouble_notice(found, live.addresses().api_url))
+        components.show(words.trouble_notice(found, live.addresses().api_url))
         return
     _notices(found, request_id)
     _figures(found.facts)
@@ -188,12 +188,12 @@ def _notices(found: ExplainView, request_id: str) -> None:
     if found.explanation is None:
         trouble = live.explanation(request_id)
         if isinstance(trouble, Trouble):
-            live.show(words.facts_only_notice(words.trouble_notice(trouble, live.addresses().api_url)))
+            components.show(words.facts_only_notice(words.trouble_notice(trouble, live.addresses().api_url)))
     state = live.state()
     if found.facts.finished_s is None and isinstance(state, StateView):
         connected = {engine.session_id for engine in state.engines if engine.connected}
         if found.facts.session_id not in connected:
-            live.show(words.engine_gone_notice(found.facts.engine_id))
+            components.show(words.engine_gone_notice(found.facts.engine_id))
 
 
 def _figures(timeline: RequestTimeline) -> None:
@@ -229,17 +229,19 @@ def _sentences(explanation: ExplanationView) -> None:
 
 def _charts(found: ExplainView) -> None:
     timeline = found.facts
-    live.chart("Its timeline", request_timeline.bars(timeline), "request_timeline")
+    components.chart("Its timeline", request_timeline.bars(timeline), "request_timeline")
     upper, lower = st.columns(2), st.columns(2)
     with upper[0]:
-        live.chart("What was predicted of its length", request_timeline.distribution(timeline), "request_distribution")
+        components.chart(
+            "What was predicted of its length", request_timeline.distribution(timeline), "request_distribution"
+        )
     with upper[1]:
-        live.chart("Index over age", request_timeline.index(timeline), "request_index", "Lower runs first.")
+        components.chart("Index over age", request_timeline.index(timeline), "request_index", "Lower runs first.")
     with lower[0]:
-        live.chart("Its place in the queue", request_timeline.queue(timeline), "request_queue")
+        components.chart("Its place in the queue", request_timeline.queue(timeline), "request_queue")
     if found.explanation is not None:
         with lower[1]:
-            live.chart(
+            components.chart(
                 "What it waited for before its first place",
                 request_timeline.waits(found.explanation.waits),
                 "request_waits",

@@ -8,15 +8,14 @@ from typing import Any
 
 import streamlit as st
 
-from dashboard.condition_views import DoctorView, EncoderView, HealthView
 from dashboard.data import archive, live
 from dashboard.data.archive import ArchiveTrouble
 from dashboard.data.client import Trouble
-from dashboard.screens import filters
+from dashboard.screens import components, filters
 from dashboard.screens.filters import Filters
 from dashboard.text import notices, words
 from store import formatting
-from store.http_api import EngineView, StateView
+from store.http_api import DoctorView, EncoderCounts, EngineView, HealthView, StateView
 
 HISTORY_KEPT_S = 5.0
 REFRESH_S = 5.0
@@ -37,8 +36,8 @@ def _mode() -> None:
     state = live.state()
     if isinstance(state, Trouble):
         return
-    now = state.controller.mode or formatting.DASH
-    st.markdown(f"Mode asked for: **{words.plain(words.MODES.get(now, now))}**")
+    now = state.controller.mode
+    st.markdown(f"Mode asked for: **{words.plain(words.MODES[now])}**")
     switched = st.session_state.pop(_SWITCHED, None)
     if switched:
         st.toast(f"Mode {switched}", icon=":material/check_circle:")
@@ -56,7 +55,7 @@ def _switch(now: str) -> None:
     if st.button(f"Switch to {wanted}", type="primary", disabled=not (sure and reason.strip()), key="settings_do"):
         answer = live.client().set_mode(wanted, reason.strip())
         if isinstance(answer, Trouble):
-            live.show(words.trouble_notice(answer, live.addresses().api_url))
+            components.show(words.trouble_notice(answer, live.addresses().api_url))
             return
         live.forget()
         st.session_state[_SWITCHED] = wanted
@@ -64,39 +63,37 @@ def _switch(now: str) -> None:
 
 
 def _live(wanted: Filters) -> None:
-    state = live.answered(live.state())
-    condition = live.condition()
+    state = components.answered(live.state())
+    health = live.health()
     if state is not None:
-        _health(state, wanted)
-    if isinstance(condition, HealthView):
-        _encoder(condition.encoder)
-        _recent_warnings(condition)
+        _state(state, wanted)
+    if isinstance(health, HealthView):
+        _encoder(health.encoder)
+        _recent_warnings(health)
     elif state is not None:
-        live.answered(condition)
+        components.answered(health)
     _history(wanted)
-    if isinstance(condition, HealthView):
-        _configuration(condition)
+    if isinstance(health, HealthView):
+        _configuration(health)
 
 
-def _health(state: StateView, wanted: Filters) -> None:
+def _state(state: StateView, wanted: Filters) -> None:
     engines = wanted.engines(state.engines)
     for notice in notices.state_notices(state, None):
-        live.show(notice)
+        components.show(notice)
     snapshots = [engine.snapshot for engine in engines if engine.snapshot]
     columns = st.columns(5)
     columns[0].metric("Engines connected", f"{sum(engine.connected for engine in engines)} of {len(engines)}")
-    columns[1].metric(
-        "Messages dropped", formatting.count(sum(snapshot.messages_dropped or 0 for snapshot in snapshots))
-    )
+    columns[1].metric("Messages dropped", formatting.count(sum(snapshot.messages_dropped for snapshot in snapshots)))
     columns[2].metric(
         "Errors in engines",
-        formatting.count(sum(snapshot.policy_errors or 0 for snapshot in snapshots)),
+        formatting.count(sum(snapshot.policy_errors for snapshot in snapshots)),
         help="Errors of ours that were caught inside the engines since they started",
     )
     columns[3].metric("Records not yet durable", formatting.count(state.store.queued))
     columns[4].metric(
         "Records given up",
-        formatting.count((state.store.dropped or 0) + (state.store.refused or 0)),
+        formatting.count(state.store.dropped + state.store.refused),
         help="By the history's writer, under pressure",
     )
     if engines:
@@ -111,13 +108,12 @@ def _health(state: StateView, wanted: Filters) -> None:
         )
 
 
-def _engine(engine: EngineView, now_s: float | None) -> dict[str, Any]:
+def _engine(engine: EngineView, now_s: float) -> dict[str, Any]:
     snapshot = engine.snapshot
-    seen = None if now_s is None or engine.last_seen_s is None else now_s - engine.last_seen_s
     return {
         "Engine": engine.engine_id,
         "Connected": "yes" if engine.connected else "no",
-        "Last heard (s ago)": None if seen is None else round(seen, 1),
+        "Last heard (s ago)": round(now_s - engine.last_seen_s, 1),
         "In force": snapshot.fallback or snapshot.mode if snapshot else None,
         "Model": engine.model,
         "Version": f"{engine.engine} {engine.engine_version}",
@@ -129,7 +125,7 @@ def _engine(engine: EngineView, now_s: float | None) -> dict[str, Any]:
     }
 
 
-def _encoder(encoder: EncoderView | None) -> None:
+def _encoder(encoder: EncoderCounts | None) -> None:
     """What the semantic encoder keeps up with, where there is one."""
     if encoder is None:
         return
@@ -145,18 +141,23 @@ def _encoder(encoder: EncoderView | None) -> None:
     columns[3].metric("Failures", formatting.count(encoder.errors), help="To load it, or of a batch of prompts")
 
 
-def _recent_warnings(condition: HealthView) -> None:
+def _recent_warnings(health: HealthView) -> None:
     st.markdown("##### Last warnings and errors of the controller")
-    if not condition.recent_warnings:
+    if not health.recent_warnings:
         st.caption("None since it started.")
         return
     rows = [
-        {"When": live.moment(said.time_s), "Level": said.level.lower(), "From": said.logger, "What": said.text}
-        for said in condition.recent_warnings[:SHOWN]
+        {
+            "When": components.moment(warning.time_s),
+            "Level": warning.level.lower(),
+            "From": warning.logger,
+            "What": warning.text,
+        }
+        for warning in health.recent_warnings[:SHOWN]
     ]
     st.dataframe(
         rows,
-        key="settings_complaints",
+        key="settings_warnings",
         hide_index=True,
         height=min(38 + 35 * len(rows), 300),
         column_config={"What": st.column_config.TextColumn(width="large")},
@@ -167,17 +168,17 @@ def _history(wanted: Filters) -> None:
     st.markdown("##### Settings of the engines, and why they changed")
     path = live.store_path()
     if path is None:
-        live.show(words.no_store_notice())
+        components.show(words.no_store_notice())
         return
     found = _settings_rows(str(path), wanted.engine_id, wanted.model)
     if isinstance(found, ArchiveTrouble):
-        live.show(words.archive_notice(found.kind, found.detail))
+        components.show(words.archive_notice(found.kind, found.detail))
         return
     if not found:
         st.caption("None is recorded yet.")
         return
     st.caption("Mode by the operator; the gate's margin and the boost are tuned to each engine. Newest first.")
-    rows = [{"When": live.moment(row.pop("time_s"))} | row for row in (dict(row) for row in found)]
+    rows = [{"When": components.moment(row.pop("time_s"))} | row for row in (dict(row) for row in found)]
     st.dataframe(
         rows,
         key="settings_history",
@@ -200,21 +201,21 @@ def _settings_rows(path: str, engine_id: str | None, model: str | None) -> list[
     return archive.read_settings(Path(path), engine_id, model, SHOWN)
 
 
-def _configuration(condition: HealthView) -> None:
+def _configuration(health: HealthView) -> None:
     with st.expander("Configuration and versions", icon=":material/tune:"):
         left, right = st.columns([3, 1])
         left.dataframe(
             {
-                "Setting": [setting.key for setting in condition.configuration],
-                "Value": [setting.value for setting in condition.configuration],
-                "Meaning": [setting.meaning for setting in condition.configuration],
+                "Setting": [setting.key for setting in health.configuration],
+                "Value": [setting.value for setting in health.configuration],
+                "Meaning": [setting.meaning for setting in health.configuration],
             },
             key="settings_configuration",
             hide_index=True,
             height="content",
         )
         right.dataframe(
-            {"Of": list(condition.versions), "Version": list(condition.versions.values())},
+            {"Of": list(health.versions), "Version": list(health.versions.values())},
             key="settings_versions",
             hide_index=True,
             height="content",
@@ -230,7 +231,7 @@ def _doctor() -> None:
     if found is None:
         st.caption("The same checks as `sagesched doctor`, as the controller's own process finds them.")
     elif isinstance(found, Trouble):
-        live.show(words.trouble_notice(found, live.addresses().api_url))
+        components.show(words.trouble_notice(found, live.addresses().api_url))
     else:
         _findings(found)
 
@@ -242,7 +243,7 @@ def _findings(view: DoctorView) -> None:
         "wrong": ":red[:material/error:]",
     }
     wrong = sum(finding.state == "wrong" for finding in view.findings)
-    st.caption(f"{live.moment(view.time_s)}: {f'{wrong} to put right' if wrong else 'all is well'}.")
+    st.caption(f"{components.moment(view.time_s)}: {f'{wrong} to put right' if wrong else 'all is well'}.")
     for finding in view.findings:
         remedy = f"  \n→ {words.plain(finding.remedy)}" if finding.remedy else ""
         icon = icons.get(finding.state, "")

@@ -11,6 +11,7 @@ from dashboard.charts import figures, sql_answer
 from dashboard.charts.sql_answer import Axes, Kind
 from dashboard.data import live, sql_questions
 from dashboard.data.sql_questions import Answer, QuestionTrouble, ViewColumns
+from dashboard.screens import components
 from dashboard.text import words
 from store import formatting
 from store.reading.example_queries import USEFUL_QUERIES
@@ -27,11 +28,11 @@ def page() -> None:
     st.title("SQL")
     path = live.store_path()
     if path is None:
-        live.show(words.no_store_notice())
+        components.show(words.no_store_notice())
         return
     schema = _schema(str(path))
     if isinstance(schema, QuestionTrouble):
-        live.show(words.archive_notice("absent", schema.detail))
+        components.show(words.archive_notice("absent", schema.detail))
         return
     editor, browser = st.columns([5, 3], gap="medium")
     with editor:
@@ -90,7 +91,7 @@ def _answered() -> None:
         return
     answer, took_s = st.session_state[_ANSWER]
     if isinstance(answer, QuestionTrouble):
-        live.show(words.question_notice(answer))
+        components.show(words.question_notice(answer))
         return
     rows = answer.shown()
     st.caption(words.answer_size(rows.num_rows, took_s, truncated=answer.truncated))

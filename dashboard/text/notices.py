@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dashboard.text.words import Notice, plain
 from store.formatting import count, span
-from store.http_api import EngineView, LearnerView, ModelCalibrationView, StateView, StoreView
+from store.history.writer_stats import WriterStats
+from store.http_api import CalibrationView, EngineView, LearnerView, StateView
 
 SILENT_S = 3.0
 """An engine sends ten snapshots a second: after so long without any it is called silent."""
@@ -26,7 +27,7 @@ def state_notices(state: StateView, engine_id: str | None) -> list[Notice]:
     return sorted(found, key=lambda notice: ("error", "warning", "info").index(notice.level))
 
 
-def _store_notices(store: StoreView) -> list[Notice]:
+def _store_notices(store: WriterStats) -> list[Notice]:
     notices = []
     if store.last_error:
         text = (
@@ -41,7 +42,7 @@ def _store_notices(store: StoreView) -> list[Notice]:
 
 
 def _overload_notices(learner: LearnerView) -> list[Notice]:
-    if (learner.backlog or 0) < BEHIND:
+    if learner.backlog < BEHIND:
         return []
     text = (
         f"Requests come faster than it learns from them: {count(learner.backlog)} pieces of work wait, and "
@@ -62,16 +63,16 @@ def _no_engine_yet() -> Notice:
     )
 
 
-def _engine_notices(engine: EngineView, now_s: float | None) -> list[Notice]:
+def _engine_notices(engine: EngineView, now_s: float) -> list[Notice]:
     name = plain(engine.engine_id)
-    silence_s = None if now_s is None or engine.last_seen_s is None else now_s - engine.last_seen_s
+    silence_s = now_s - engine.last_seen_s
     if not engine.connected:
         return [_lost(name, silence_s)]
     notices = []
     snapshot = engine.snapshot
     if snapshot is not None and snapshot.fallback:
         notices.append(_fallback(name, snapshot.fallback))
-    if silence_s is not None and silence_s > SILENT_S:
+    if silence_s > SILENT_S:
         notices.append(
             Notice("warning", f"Engine {name} is silent", f"Last heard {span(silence_s)} ago: what is shown is old.")
         )
@@ -81,12 +82,11 @@ def _engine_notices(engine: EngineView, now_s: float | None) -> list[Notice]:
     return notices
 
 
-def _lost(name: str, silence_s: float | None) -> Notice:
-    since = "" if silence_s is None else f" Last heard {span(silence_s)} ago."
+def _lost(name: str, silence_s: float) -> Notice:
     return Notice(
         "error",
         f"Engine {name} is lost",
-        f"The controller no longer hears it.{since} If its process runs, it serves first come, first served "
+        f"The controller no longer hears it. Last heard {span(silence_s)} ago. If its process runs, it serves first come, first served "
         "and reconnects by itself; if not, restart it.",
     )
 
@@ -99,11 +99,10 @@ def _fallback(name: str, reason: str) -> Notice:
     )
 
 
-def _distrusted(model: ModelCalibrationView) -> Notice:
-    why = f" Reason: {plain(model.reason)}." if model.reason else ""
+def _distrusted(model: CalibrationView) -> Notice:
     return Notice(
         "warning",
         f"The predictions for {plain(model.model)} are not trusted",
-        f"The guard found them wrong, so its engines serve first come, first served.{why} "
+        f"The guard found them wrong, so its engines serve first come, first served. Reason: {plain(model.reason)}. "
         "It ends by itself once they are right again; *Predictions* shows how they fare.",
     )

@@ -10,7 +10,8 @@ from typing import Literal
 from dashboard.data.client import Trouble
 from dashboard.data.sql_questions import QuestionTrouble
 from store.formatting import DASH, count, span
-from store.http_api import EngineView, LearnerView, SettingsView
+from store.http_api import EngineView, LearnerView
+from store.records import Settings
 
 NO_ENGINE = "no engine"
 
@@ -115,11 +116,9 @@ def in_force(engines: Sequence[EngineView]) -> str:
     return str(modes.pop()) if len(modes) == 1 else "mixed"
 
 
-def rules(settings: SettingsView | None) -> list[str]:
+def rules(settings: Settings) -> list[str]:
     """Say by which rules requests are admitted and give way."""
-    if settings is None:
-        return []
-    gate = settings.gate
+    gate = settings.rules.gate
     # The margin on it is tuned to each engine; what the controller tells here is where it began.
     admitted = (
         f"Admission holds room for each request to grow by its next {count(gate.horizon_tokens)} tokens."
@@ -130,7 +129,7 @@ def rules(settings: SettingsView | None) -> list[str]:
         "last": "When KV memory runs out, the last in the order gives way.",
         "cheapest": "When KV memory runs out, whoever is cheapest to compute again gives way.",
     }
-    return [admitted, victims.get(settings.victims or "", "")]
+    return [admitted, victims[settings.rules.victims]]
 
 
 def foretelling(ahead_s: float, error: float | None) -> str:

@@ -6,10 +6,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import uvicorn
 from fastapi import FastAPI, Response
@@ -17,6 +19,7 @@ from fastapi import FastAPI, Response
 from engine_adapter.serving.processes import free_port
 from store.entries import ClusterChanged, DriftDetected, EngineSeen, Entry, Outcome, Prediction, SettingsChanged
 from store.history.writer import HistoryWriter
+from store.http_api import DoctorView, GainView, HealthView, ModeView, QueueView, StateView, View
 from store.records import Arrived, EngineRules, Finished, Gate, Hello, Settings
 
 Json = dict[str, Any]
@@ -28,6 +31,14 @@ def _own_main() -> Iterator[None]:
     main = sys.modules["__main__"]
     yield
     sys.modules["__main__"] = main
+
+
+SETTINGS: Json = {
+    "revision": 3,
+    "mode": "on",
+    "lease_s": 2.0,
+    "rules": {"gate": {"horizon_tokens": 256, "margin": 1.0}, "boost_per_s": 0.02, "victims": "last"},
+}
 
 
 def snapshot(now_s: float, waiting: int, **changes: object) -> Json:
@@ -88,26 +99,27 @@ def state(now_s: float, engines: list[Json], **learner: object) -> Json:
             "mode": "on",
             "policy": "sage",
             "store_path": None,
-            "settings": {
-                "revision": 3,
-                "mode": "on",
-                "gate": {"horizon_tokens": 256, "margin": 1.0},
-                "boost_per_s": 0.02,
-                "lease_s": 2.0,
-                "victims": "last",
-            },
+            "loop": {},
+            "settings": SETTINGS,
         },
-        "store": {"queued": 0, "written": 12_000},
+        "store": {"queued": 0, "rows": {"completions": 12_000}},
         "learner": {
             "predictions": 2431,
             "completions": 2290,
             "censored": 23,
+            "not_learnt": 0,
+            "not_predicted": 0,
+            "backlog": 0,
             "clusters": 12,
             "coverage_50": 0.51,
             "coverage_90": 0.88,
             "crps_tokens": 112.4,
             "log_score": 1.2,
+            "pit_histogram": None,
             "drift_events": 1,
+            "drifts": [],
+            "models": [],
+            "distrusted_clusters": [],
         }
         | learner,
         "engines": engines,
@@ -133,8 +145,8 @@ def queue(now_s: float, waiting: int, limit: int) -> Json:
                 "attained_tokens": rng.randint(1, 900) if is_running else 0,
                 "index_s": 0.002 * p50 * (1 + number / 99),
                 "expected_remaining_tokens": p50 * 1.3,
-                "p50_tokens": p50,
-                "p90_tokens": p50 * 3.2,
+                "p50_tokens": round(p50),
+                "p90_tokens": round(p50 * 3.2),
                 "cluster": rng.randint(0, 11),
             }
         )
@@ -289,10 +301,8 @@ def explained(now_s: float, request_id: str, **facts: object) -> Json:
     }
 
 
-GAIN_READY = {
-    "status": "ready",
+GAIN: Json = {
     "method": "replay of finished requests through the simulated engine",
-    "computed_s": 0.0,
     "requests": 1200,
     "actual": {"mean_ttlt_s": 14.1, "p50_ttlt_s": 9.8, "p90_ttlt_s": 31.0, "p99_ttlt_s": 88.0},
     "modelled": {"mean_ttlt_s": 13.8, "p50_ttlt_s": 9.5, "p90_ttlt_s": 30.2, "p99_ttlt_s": 86.5},
@@ -325,15 +335,15 @@ GAIN_READY = {
     ],
     "fcfs_tax": {"preemptions": 210, "recomputed_tokens": 52_000, "share": 0.12},
     "tax": {"preemptions": 12, "recomputed_tokens": 1_900, "share": 0.004},
-    "waiting": {"faster": 0.7, "slower": 0.12, "fcfs_max_ttlt_s": 90.0, "max_ttlt_s": 101.0},
+    "per_request": {"faster": 0.7, "slower": 0.12, "fcfs_max_ttlt_s": 90.0, "max_ttlt_s": 101.0},
 }
-CONDITION: Json = {
+HEALTH: Json = {
     "configuration": [
         {"key": "mode", "value": "on", "meaning": "off, shadow or on"},
         {"key": "http.token", "value": "**********", "meaning": "bearer token"},
     ],
     "versions": {"Python": "3.11.2", "sagesched-controller": "0.1.0", "vllm": "not installed"},
-    "complaints": [
+    "recent_warnings": [
         {
             "time_s": 1.767e9,
             "level": "ERROR",
@@ -359,39 +369,72 @@ class World:
     waiting: int = 137
     engines: Callable[[float, int], list[Json]] = lambda now_s, waiting: [engine(now_s, waiting)]
     learner: Json = field(default_factory=dict)
-    gain: Json = field(default_factory=lambda: dict(GAIN_READY))
+    gain: Json = field(default_factory=lambda: deepcopy(GAIN))
+    no_gain: Json | None = None
+    """The answer while there is no comparison."""
     empty: bool = False
     facts: Json = field(default_factory=dict)
     mode: str = "on"
     store_path: Path | None = None
     orders: list[Json] = field(default_factory=list)
-    condition: Json = field(default_factory=lambda: dict(CONDITION))
+    health: Json = field(default_factory=lambda: deepcopy(HEALTH))
+
+    def measured(self, model: str, **changes: object) -> Json:
+        """How the predictions for a model compare with the outcomes."""
+        return {
+            "model": model,
+            "scope": "model",
+            "cluster": None,
+            "answers": 1000,
+            "censored": 7,
+            "coverage_50": 0.49,
+            "coverage_90": 0.91,
+            "crps_tokens": 51.0,
+            "log_score": -3.2,
+            "prior_log_score": -3.6,
+            "pinball_tokens": 20.0,
+            "kendall_tau": 0.4,
+            "pit_histogram": [0.1] * 10,
+            "trusted": True,
+            "reason": "due",
+        } | changes
 
 
-def add_condition(app: FastAPI, world: World) -> None:
+def answer(kind: type[View], value: Json) -> Response:
+    """An answer of the controller's own kind: what it has no field for, or another type, is an error of the test."""
+    return Response(msgspec.json.encode(msgspec.convert(value, kind)), media_type="application/json")
+
+
+def add_health(app: FastAPI, world: World) -> None:
     """Configuration, doctor and the switch of modes."""
 
     @app.get("/api/health")
-    def get_condition() -> Json:
-        return world.condition
+    def get_health() -> Response:
+        return answer(HealthView, world.health)
 
     @app.get("/api/doctor")
-    def get_doctor() -> Json:
-        return DOCTOR
+    def get_doctor() -> Response:
+        return answer(DoctorView, DOCTOR)
 
     @app.post("/api/mode")
-    def set_mode(order: Json) -> Json:
+    def set_mode(order: Json) -> Response:
         world.orders.append(order)
         world.mode = order["mode"]
-        return {"settings": {"mode": world.mode}}
+        return answer(ModeView, {"settings": SETTINGS | {"mode": world.mode}})
 
 
 def add_strangers(app: FastAPI) -> None:
-    """Addresses at which something else than a controller answers."""
+    """Addresses at which something else than a controller of this release answers."""
 
     @app.get("/bad/api/state")
     def get_garbled() -> Response:
         return Response("<html>something else lives here</html>", media_type="text/html")
+
+    @app.get("/old/api/state")
+    def get_old() -> Json:
+        view = state(time.time(), [])
+        del view["learner"]["backlog"]
+        return view
 
     @app.get("/locked/api/state")
     def get_locked() -> Response:
@@ -406,36 +449,35 @@ def add_strangers(app: FastAPI) -> None:
 def application(world: World) -> FastAPI:
     """Serve the shape of the controller's API from ``world``; time is the real one, so numbers change."""
     app = FastAPI()
-    add_condition(app, world)
+    add_health(app, world)
     add_strangers(app)
 
     @app.get("/api/state")
-    def get_state() -> Json:
+    def get_state() -> Response:
         now_s = time.time()
         view = state(now_s, world.engines(now_s, world.waiting), **world.learner)
         store_path = None if world.store_path is None else str(world.store_path)
         view["controller"] |= {"mode": world.mode, "store_path": store_path}
-        return view
+        return answer(StateView, view)
 
     @app.get("/api/queue")
-    def get_queue(engine_id: str | None = None, limit: int = 500) -> Json:
+    def get_queue(engine_id: str | None = None, limit: int = 500) -> Response:
         now_s = time.time()
-        return {"time_s": now_s, "rows": []} if world.empty else queue(now_s, world.waiting, limit)
+        return answer(QueueView, {"time_s": now_s, "rows": []} if world.empty else queue(now_s, world.waiting, limit))
 
     @app.get("/api/recent")
     def get_recent(seconds: float = 600) -> Json:
         return {"snapshots": [], "finished": []} if world.empty else recent(time.time(), seconds, world.waiting)
 
     @app.get("/api/gain")
-    def get_gain() -> Json:
-        return world.gain
+    def get_gain() -> Response:
+        return answer(GainView, world.no_gain or {"status": "ready", "computed_s": 0.0, "gain": world.gain})
 
     @app.get("/api/explain/{request_id:path}")
     def get_explanation(request_id: str) -> Response:
         if not request_id.startswith("cmpl-"):
             return Response('{"error": "no such request", "remedy": "ask for another"}', status_code=404)
-        answer = json.dumps(explained(time.time(), request_id, **world.facts))
-        return Response(answer, media_type="application/json")
+        return Response(json.dumps(explained(time.time(), request_id, **world.facts)), media_type="application/json")
 
     return app
 

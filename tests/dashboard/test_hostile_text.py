@@ -138,7 +138,7 @@ def evil_engines(now_s: float, _waiting: int) -> list[dict[str, Any]]:
 def evil(standing: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     standing.world.engines = evil_engines
     recent_warnings = [{"time_s": 1.0, "level": "WARNING", "logger": text, "text": text} for text in EVIL]
-    standing.world.condition = standing.world.condition | {"complaints": recent_warnings}
+    standing.world.health = standing.world.health | {"recent_warnings": recent_warnings}
     monkeypatch.setenv("SAGESCHED_DASHBOARD_API", standing.url)
     monkeypatch.setenv("SAGESCHED_STORE__PATH", str(evil_history(tmp_path / "h")))
     yield

@@ -48,7 +48,7 @@ def store_of(controller: Controller) -> dict[str, Any]:
 
 def recent_warnings(controller: Controller, words: str) -> list[str]:
     """What the controller has logged with these words in it."""
-    found = controller.get("/api/health")["complaints"]
+    found = controller.get("/api/health")["recent_warnings"]
     return [said["text"] for said in found if words in said["text"]]
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from msgspec import structs
 
-from controller.api.json_views import state_view
+from controller.api.json_views import engine_view
 from controller.benchmark.scheduling.routers import ROUTERS, RouterSpec, run_routers
 from controller.benchmark.synthetic_history import past_facts, past_hello
 from controller.core.core import Core, CoreConfig
@@ -159,8 +159,8 @@ def test_the_live_state_shows_who_is_lost_and_routers_are_not_told_of_it() -> No
     live = Live()
     live.publish(fleet.core, store=WriterStats(), loop={}, now_s=fleet.now_s)
     assert live.live_snapshot is not None
-    shown = {engine["engine_id"]: engine["connected"] for engine in state_view(live.live_snapshot, {})["engines"]}
-    assert shown == {"a": True, "b": False}
+    shown = [engine_view(engine) for engine in live.live_snapshot.engines]
+    assert {view.engine_id: view.connected for view in shown} == {"a": True, "b": False}
     arrived: Arrived = past_facts(_work(0.0, 10, 100), PROFILE)[0]
     forecast = Outlooks().forecast(live.live_snapshot, fleet.core.predict_on("m", arrived), 100)
     assert [engine.engine_id for engine in forecast.engines] == ["a"]

@@ -50,7 +50,7 @@ def test_live_state_follows_an_engine_from_arrival_to_completion(start_controlle
     assert state["learner"]["completions"] == 5
     assert state["engines"][0]["connected"]
     assert state["engines"][0]["tables_sent"] >= 5
-    assert "queue" not in state["engines"][0]["snapshot"]
+    assert state["engines"][0]["snapshot"]["queue"] == state["engines"][0]["snapshot"]["running_requests"] == []
 
 
 def test_metrics_count_what_happened(start_controller: Start) -> None:
@@ -95,7 +95,7 @@ def test_calibration_and_drift_are_shown_live(start_controller: Start) -> None:
     engine.submit("moved", output_tokens=5)
     engine.step_until(lambda: running.client.get("/api/state").json()["learner"]["drifts"])
     (event,) = running.client.get("/api/state").json()["learner"]["drifts"]
-    assert event["what"] == "mean 120 to 360 tokens, 75 answers forgotten"
+    assert (event["before_mean_tokens"], event["after_mean_tokens"], event["forgotten"]) == (120.0, 360.0, 75.0)
     assert (event["model"], event["cluster"], event["renewed_requests"]) == (model, 4, 0)
     assert "sagesched_drift_events_total 1.0" in running.client.get("/metrics").text
     running.close()

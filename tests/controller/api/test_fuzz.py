@@ -28,6 +28,12 @@ SETTINGS = hypothesis.settings(
 SLOW = {"/api/doctor"}
 """Doctor looks at the machine for seconds; its path takes no parameters."""
 
+UNTYPED = {"/metrics", "/api/recent", "/api/requests/{request_id}", "/api/explain/{request_id}"}
+BODIES = {
+    "/api/mode": {"mode": "shadow"},
+    "/api/route": {"model": "m", "prompt_tokens": 9, "max_tokens": 99},
+}
+
 
 def test_no_request_is_answered_otherwise_than_the_description_says(start_controller: Start) -> None:
     """Valid and invalid parameters and bodies: no failure of ours, and every answer is of a described kind."""
@@ -46,6 +52,26 @@ def test_no_request_is_answered_otherwise_than_the_description_says(start_contro
     assert tried > 100
     assert running.client.get("/healthz").json()["status"] == "ok"
     assert running.service.loop._trouble.errors == 0
+
+
+def test_every_answer_has_a_schema_which_it_satisfies(start_controller: Start) -> None:
+    """While requests wait, run and have ended: the struct of each path is described, and the real answer is of it."""
+    running = start_controller()
+    engine = running.connect()
+    for number in range(3):
+        engine.submit(f"r{number}", output_tokens=3 + 400 * (number % 2))
+    engine.step_until(lambda: running.client.get("/api/state").json()["learner"]["completions"] == 2)
+    schema = schemathesis.openapi.from_url(str(running.client.base_url.join("/openapi.json")))
+    described = {path: methods for path, methods in schema.raw_schema["paths"].items() if path not in UNTYPED}
+    assert len(described) >= 9
+    for path, methods in described.items():
+        for method, operation in methods.items():
+            content = operation["responses"]["200"]["content"]
+            name = content["application/json"]["schema"]["$ref"].removeprefix("#/components/schemas/")
+            assert schema.raw_schema["components"]["schemas"][name]["required"]
+            body = {"body": BODIES[path], "media_type": "application/json"} if path in BODIES else {}
+            answer = schema[path][method.upper()].Case(**body).call_and_validate(checks=CHECKS, timeout=150.0)
+            assert answer.status_code == 200
 
 
 def try_operation(operation: Any, mode: schemathesis.GenerationMode) -> int:

@@ -3,7 +3,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from controller.monitoring.health import COMPLAINTS_KEPT, kept_complaints
+from controller.monitoring.health import WARNINGS_KEPT, recent_warnings
 
 
 def test_configuration_versions_and_warnings_are_told_without_secrets(start_controller: Callable[..., Any]) -> None:
@@ -15,15 +15,15 @@ def test_configuration_versions_and_warnings_are_told_without_secrets(start_cont
     assert Path(settings["store.path"]).is_dir()
     assert settings["http.token"] in {"None", "**********"}
     assert view["versions"]["sagesched-controller"]
-    assert view["complaints"][0]["text"] == "something odd"
-    assert view["complaints"][0]["logger"] == "controller.elsewhere"
+    assert view["recent_warnings"][0]["text"] == "something odd"
+    assert view["recent_warnings"][0]["logger"] == "controller.elsewhere"
 
 
-def test_only_the_last_complaints_are_kept_and_nothing_after_the_end() -> None:
+def test_only_the_latest_warnings_are_kept_and_none_after_the_end() -> None:
     """Newest first, with the error that was caught."""
     log = logging.getLogger("controller.test")
-    with kept_complaints() as recent_warnings:
-        for number in range(COMPLAINTS_KEPT + 5):
+    with recent_warnings() as warnings:
+        for number in range(WARNINGS_KEPT + 5):
             log.warning("number %d", number)
         try:
             raise ValueError("no good")  # noqa: TRY301 - to be caught with its words
@@ -31,7 +31,7 @@ def test_only_the_last_complaints_are_kept_and_nothing_after_the_end() -> None:
             log.exception("it failed")
         log.info("not worth it")
     log.warning("too late")
-    kept = recent_warnings.latest()
-    assert len(kept) == COMPLAINTS_KEPT
-    assert kept[0]["text"] == "it failed: ValueError: no good"
-    assert kept[1]["text"] == f"number {COMPLAINTS_KEPT + 4}"
+    kept = warnings.latest()
+    assert len(kept) == WARNINGS_KEPT
+    assert kept[0].text == "it failed: ValueError: no good"
+    assert kept[1].text == f"number {WARNINGS_KEPT + 4}"

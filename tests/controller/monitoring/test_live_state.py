@@ -104,21 +104,21 @@ def test_the_queue_shows_what_the_engine_reported_then_what_it_did_not(
     rows = queue_rows(live_snapshot, engine_id="e", limit=limit)
     waiting = [*queue, "urgent", "early", "late"][: limit - min(len(running), limit // 2)]
     served = sorted(running)[: limit - len(waiting)]
-    assert [row["request_id"] for row in rows] == waiting + served
-    assert [row["position"] for row in rows] == list(range(len(rows)))
-    assert [row["state"] for row in rows] == ["waiting"] * len(waiting) + ["running"] * len(served)
+    assert [row.request_id for row in rows] == waiting + served
+    assert [row.position for row in rows] == list(range(len(rows)))
+    assert [row.state for row in rows] == ["waiting"] * len(waiting) + ["running"] * len(served)
     assert len(rows) == min(limit, 8 + len(running))
-    assert queue_rows(live_snapshot, engine_id="another", limit=limit) == []
+    assert queue_rows(live_snapshot, engine_id="another", limit=limit) == ()
 
 
 def test_a_row_follows_the_attained_tokens() -> None:
     """Index and expected remainder are those at the attained tokens, not those at arrival."""
     live_snapshot = _live_snapshot([_view("r", attained_tokens=20)], running=["r"], queue=[])
     row = queue_rows(live_snapshot, engine_id=None, limit=1)[0]
-    assert row["index_s"] == 9.0
-    assert row["expected_remaining_tokens"] == pytest.approx(80.0)
-    assert (row["p50_tokens"], row["p90_tokens"], row["age_s"], row["cluster"]) == (10, 100, 5.0, 3)
-    assert row["patience_left_s"] is None
+    assert row.index_s == 9.0
+    assert row.expected_remaining_tokens == pytest.approx(80.0)
+    assert (row.p50_tokens, row.p90_tokens, row.age_s, row.cluster) == (10, 100, 5.0, 3)
+    assert row.patience_left_s is None
 
 
 def test_a_row_says_how_long_its_patience_lasts() -> None:
@@ -126,4 +126,4 @@ def test_a_row_says_how_long_its_patience_lasts() -> None:
     view = _view("r")
     patient = structs.replace(view, table=structs.replace(view.table, patience_s=2.0))
     row = queue_rows(_live_snapshot([patient], running=[], queue=["r"]), engine_id=None, limit=1)[0]
-    assert row["patience_left_s"] == pytest.approx(2.0 - 5.0)
+    assert row.patience_left_s == pytest.approx(2.0 - 5.0)

@@ -8,8 +8,9 @@ from msgspec.structs import replace
 
 from controller.core.step_model import StepModel, StepSample, fit_step_model
 from controller.policy.policies import policy_named
-from controller.replay.gain import FEWEST_REQUESTS, Gain, estimate_gain
+from controller.replay.gain import FEWEST_REQUESTS, estimate_gain
 from controller.replay.recorded_run import EngineSizes, RecordedRequest, RecordedRun, belief_from_quantiles
+from store.http_api import Gain
 from store.records import Mode
 
 SIZES = EngineSizes(kv_blocks=400, block_size_tokens=16, max_num_seqs=64, token_budget=2048, max_model_len_tokens=4096)
@@ -124,7 +125,7 @@ def test_under_overload_good_predictions_show_a_gain() -> None:
     """Replaying short and long answers with true predictions, our order has a lower mean TTLT than FCFS."""
     result = gain(requests(300, rate_rps=12.0, predicted=lambda output_tokens: output_tokens))
     assert result is not None
-    assert result.ours.mean_ttlt_s < 0.8 * result.fcfs.mean_ttlt_s
+    assert result.modelled.mean_ttlt_s < 0.8 * result.fcfs.mean_ttlt_s
     assert result.actual.mean_ttlt_s == pytest.approx(7.0)
     assert result.requests == 300
 
@@ -136,14 +137,14 @@ def test_the_gain_is_not_made_by_hindsight() -> None:
     assert true is not None
     assert false is not None
     assert false.fcfs == true.fcfs
-    assert false.ours.mean_ttlt_s > 1.2 * true.ours.mean_ttlt_s
+    assert false.modelled.mean_ttlt_s > 1.2 * true.modelled.mean_ttlt_s
 
 
 def test_without_a_queue_nothing_is_gained_or_lost() -> None:
     """At low load both orders serve everybody at once."""
     result = gain(requests(100, rate_rps=0.2, predicted=lambda output_tokens: output_tokens))
     assert result is not None
-    assert result.ours.mean_ttlt_s == pytest.approx(result.fcfs.mean_ttlt_s, rel=0.01)
+    assert result.modelled.mean_ttlt_s == pytest.approx(result.fcfs.mean_ttlt_s, rel=0.01)
 
 
 def test_the_method_says_what_the_figures_are() -> None:
@@ -208,9 +209,10 @@ def test_the_replay_of_the_order_in_force_is_held_against_what_was_measured() ->
     on = estimate_gain(past_run(finished, "on"), policy_named("sage"))
     assert shadow is not None
     assert on is not None
-    assert shadow.fit.mean_ttlt.replayed_s == shadow.fcfs.mean_ttlt_s
-    assert on.fit.mean_ttlt.replayed_s == on.ours.mean_ttlt_s
-    assert on.fit.mean_ttlt.recorded_s == pytest.approx(7.0)
-    assert shadow.fit.poor
+    assert shadow.reproduction.mean_ttlt_error == pytest.approx(shadow.fcfs.mean_ttlt_s / 7.0 - 1.0)
+    assert on.reproduction.mean_ttlt_error == pytest.approx(on.modelled.mean_ttlt_s / 7.0 - 1.0)
+    assert on.actual.mean_ttlt_s == pytest.approx(7.0)
+    assert (shadow.reproduction.mode, on.reproduction.mode) == ("shadow", "on")
+    assert shadow.reproduction.poor
     assert shadow.ratio.low < shadow.ratio.mean < shadow.ratio.high
-    assert shadow.ratio.mean == pytest.approx(shadow.ours.mean_ttlt_s / shadow.fcfs.mean_ttlt_s)
+    assert shadow.ratio.mean == pytest.approx(shadow.modelled.mean_ttlt_s / shadow.fcfs.mean_ttlt_s)

@@ -1,6 +1,6 @@
 from msgspec import structs
 
-from controller.replay.gain_parts import FEWEST_IN_PART, parts_of, tax_of, waiting_of
+from controller.replay.gain_parts import FEWEST_IN_PART, parts_of, per_request_of, tax_of
 from controller.replay.recorded_run import RecordedRequest
 from engine_adapter.virtual_time.engine import CompletedRequest
 
@@ -38,9 +38,9 @@ def test_parts_tell_who_gains_and_who_loses() -> None:
     assert found["length", "16 to 63"].ratio.mean == 0.5
     assert found["length", "1,024 to 4,095"].ratio.mean == 2.0
     assert found["cluster", "7"].requests == FEWEST_IN_PART
-    waiting = waiting_of(fcfs, ours)
-    assert (waiting.faster, waiting.slower) == (61 / 101, 40 / 101)
-    assert (waiting.fcfs_max_ttlt_s, waiting.max_ttlt_s) == (10.0, 20.0)
+    each = per_request_of(fcfs, ours)
+    assert (each.faster, each.slower) == (61 / 101, 40 / 101)
+    assert (each.fcfs_max_ttlt_s, each.max_ttlt_s) == (10.0, 20.0)
 
 
 def test_the_tax_is_what_was_computed_again_of_all_that_was_computed() -> None:

@@ -1,5 +1,4 @@
 import json
-import math
 from datetime import UTC
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -12,7 +11,7 @@ from dashboard.charts import figures, heatmaps, palette
 from dashboard.charts import predictions as prediction_charts
 from dashboard.data.predictions_archive import Event, Quality
 from dashboard.data.series import Cell, Moment, Percentiles, Phases
-from store.http_api import FinishedPoint, GainView, LatencyView
+from store.http_api import FinishedPoint, Gain, Latency, PerRequest, Ratio, RecomputeTax, Reproduction
 
 odd = st.none() | st.floats(allow_nan=True, allow_infinity=True) | st.integers(0, 10**9)
 moments = st.lists(
@@ -97,7 +96,6 @@ def test_nothing_to_draw_is_said_in_words() -> None:
     """An empty chart tells why it is empty."""
     assert words(figures.kv_memory([], 2, UTC)) == ["No snapshots in this window"]
     assert words(figures.latency([], "TTLT", UTC)) == ["No request finished in this window"]
-    assert words(figures.gain(GainView(status="ready"))) == ["Nothing to compare yet"]
     assert words(figures.pit([])) == ["No finished request with a prediction in this window"]
 
 
@@ -117,15 +115,33 @@ def test_html_in_a_request_id_is_shown_and_not_obeyed() -> None:
     assert "&lt;b&gt;x" in text.encode().decode("unicode_escape")
 
 
-def test_gain_draws_one_group_of_bars_for_what_is_known() -> None:
-    """A replay that is missing is left out; the others keep their colours."""
-    latency = LatencyView(mean_ttlt_s=1.0, p50_ttlt_s=1.0, p90_ttlt_s=None, p99_ttlt_s=math.inf)
-    figure = figures.gain(GainView(status="ready", actual=latency, fcfs=latency))
-    assert [(trace.name, trace.marker.color) for trace in figure.data] == [
-        ("measured", palette.BLUE),
-        ("replay, first come, first served", palette.GREY),
+def test_gain_draws_one_group_of_bars_for_each_of_the_three() -> None:
+    """What was measured and both replays, each in its colour, with mean and percentiles in order."""
+    latencies = [
+        Latency(mean_ttlt_s=1.0 * n, p50_ttlt_s=2.0 * n, p90_ttlt_s=3.0 * n, p99_ttlt_s=4.0 * n) for n in (1, 2, 3)
     ]
-    assert list(figure.data[0].x) == ["mean", "median", "99th percentile"]
+    tax = RecomputeTax(preemptions=0, recomputed_tokens=0, share=0.0)
+    compared = Gain(
+        requests=40,
+        actual=latencies[0],
+        modelled=latencies[1],
+        fcfs=latencies[2],
+        ratio=Ratio(mean=0.7, low=0.6, high=0.8),
+        reproduction=Reproduction(mode="on", mean_ttlt_error=0.0, p99_ttlt_error=None, request_error_s=0.0, poor=()),
+        parts=(),
+        fcfs_tax=tax,
+        tax=tax,
+        per_request=PerRequest(faster=0.5, slower=0.1, fcfs_max_ttlt_s=9.0, max_ttlt_s=9.0),
+        method="replay",
+    )
+    figure = figures.gain(compared)
+    assert_sound(figure)
+    assert [(trace.name, trace.marker.color, trace.y) for trace in figure.data] == [
+        ("measured", palette.BLUE, (1.0, 2.0, 3.0, 4.0)),
+        ("replay, policy in use", palette.GREEN, (2.0, 4.0, 6.0, 8.0)),
+        ("replay, first come, first served", palette.GREY, (3.0, 6.0, 9.0, 12.0)),
+    ]
+    assert list(figure.data[0].x) == ["mean", "median", "90th percentile", "99th percentile"]
 
 
 cells = st.lists(

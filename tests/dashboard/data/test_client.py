@@ -26,7 +26,8 @@ def test_every_question_has_a_typed_answer(standing: Any) -> None:
     assert isinstance(recent, RecentView)
     assert len(recent.snapshots) == 150
     assert isinstance(gain, GainView)
-    assert gain.fcfs is not None
+    assert gain.gain is not None
+    assert gain.gain.requests == 1200
 
 
 @pytest.mark.parametrize(("path", "kind"), [("/locked", "refused"), ("/nowhere", "failed"), ("/bad", "garbled")])
@@ -35,6 +36,15 @@ def test_a_wrong_answer_is_a_value(standing: Any, path: str, kind: str) -> None:
     client = ControllerClient(standing.url + path)
     assert trouble(client.state()).kind == kind
     client.close()
+
+
+def test_an_answer_of_another_release_is_told_by_the_field_that_is_missing(standing: Any) -> None:
+    """Nothing is made up for it."""
+    client = ControllerClient(standing.url + "/old")
+    told = trouble(client.state())
+    client.close()
+    assert told.kind == "garbled"
+    assert "missing required field `backlog` - at `$.learner`" in told.detail
 
 
 def test_silence_is_a_value(standing: Any) -> None:

@@ -1,0 +1,66 @@
+"""What the pages draw alike: an answer or why there is none, notices, moments and charts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, tzinfo
+from typing import TypeVar
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import plotly.graph_objects as go
+import streamlit as st
+
+from dashboard.charts import figures
+from dashboard.data import live
+from dashboard.data.client import Trouble
+from dashboard.text import words
+from store import formatting
+
+Value = TypeVar("Value")
+
+
+def answered(answer: Value | Trouble) -> Value | None:
+    """Give the answer; or show the trouble in words and give None."""
+    if isinstance(answer, Trouble):
+        show(words.trouble_notice(answer, live.addresses().api_url))
+        return None
+    return answer
+
+
+def show(notice: words.Notice) -> None:
+    """Show a notice in the colour of its level."""
+    boxes: dict[str, tuple[Callable[..., object], str]] = {
+        "error": (st.error, ":material/error:"),
+        "warning": (st.warning, ":material/warning:"),
+        "info": (st.info, ":material/info:"),
+    }
+    box, icon = boxes[notice.level]
+    box(f"**{notice.title}**  \n{notice.text}", icon=icon)
+
+
+def moment(time_s: float | None) -> str:
+    """Write a moment in the browser's time zone."""
+    if time_s is None:
+        return formatting.DASH
+    return f"{datetime.fromtimestamp(time_s, UTC).astimezone(zone()):%Y-%m-%d %H:%M:%S}"
+
+
+def zone() -> tzinfo:
+    """Give the browser's time zone; UTC where it is not known."""
+    try:
+        return ZoneInfo(st.context.timezone or "UTC")
+    except (ZoneInfoNotFoundError, ValueError):
+        return UTC
+
+
+def plain_chart(figure: go.Figure, key: str, label: str) -> None:
+    """Show a chart without a title of its own; ``label`` says what it is to those who cannot see it."""
+    st.plotly_chart(figure, key=key, config=figures.CONFIG, theme="streamlit", alt=label)
+
+
+def chart(title: str, figure: go.Figure, key: str, note: str | None = None) -> None:
+    """Show a titled chart; ``key`` keeps it in place from one drawing to the next."""
+    st.markdown(f"##### {title}")
+    if note:
+        st.caption(note)
+    plain_chart(figure, key, f"{title}. {note}" if note else title)
