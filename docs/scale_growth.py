@@ -29,7 +29,7 @@ from engine_adapter.transport.link import DirectLink
 from engine_adapter.virtual_time.engine import TraceRequest
 from engine_adapter.virtual_time.profiles import PROFILES
 from engine_adapter.virtual_time.request_progress import RequestProgress
-from engine_adapter.workloads.requests import work_stream
+from engine_adapter.workloads.requests import request_stream
 from online_learning.mixture.mixture import MixtureLearner
 from store.entries import Entry
 from store.history.writer import HistoryWriter
@@ -76,7 +76,7 @@ class Brain:
     told: int = 0
 
     def __post_init__(self) -> None:
-        self.works = work_stream(seed=1, rate_rps=100.0)
+        self.works = request_stream(seed=1, rate_rps=100.0)
         self.core = Core(
             learner=MixtureLearner(),
             policy=policy_named("sage"),

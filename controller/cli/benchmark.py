@@ -30,7 +30,7 @@ PoliciesFlag = Annotated[str, typer.Option(metavar="A,B,C")]
 EngineFlag = Annotated[Literal["simulated", "vllm"], typer.Option(help="whose scheduler serves")]
 ObjectiveFlag = Annotated[Literal["mean", "balanced", "tail"], typer.Option(help="what sage favours")]
 TunedFlag = Annotated[
-    bool, typer.Option("--tuned", help="every rival at its best static watermark; load of tuned FCFS")
+    bool, typer.Option("--tuned", help="every baseline at its best static watermark; load of tuned FCFS")
 ]
 ArrivalsFlag = Annotated[str, typer.Option(metavar="HOW", help="own, poisson, trace or gamma:CV")]
 PrefixFlag = Annotated[

@@ -29,7 +29,8 @@ def evaluate(
     warmup: Annotated[int, typer.Option(min=0, help="of these, learnt from without being scored")] = 500,
     seed: Annotated[int, typer.Option("--seed", help="of sample and arrivals")] = 1,
     requests_per_token: Annotated[
-        float, typer.Option(min=0.0, help="teach an answer so many requests later for each of its tokens; 0: at once")
+        float,
+        typer.Option(min=0.0, help="requests by which an answer is taught later, for each of its tokens; 0: at once"),
     ] = 0.0,
     ablation: Annotated[
         bool,
@@ -41,7 +42,10 @@ def evaluate(
         bool, typer.Option("--drift", help="instead: one family's lengths x 3, another's x 0.3 midway, and a new one")
     ] = False,
     upkeep: Annotated[
-        bool, typer.Option("--upkeep", help="instead: rebuild beliefs from a history of so many requests; time, memory")
+        bool,
+        typer.Option(
+            "--upkeep", help="instead: rebuild the learner from a history of --requests requests; time, memory"
+        ),
     ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="write the figures there")] = None,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="write a report with plots there")] = None,

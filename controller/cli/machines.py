@@ -53,7 +53,9 @@ def routers(
     *,
     workload: Annotated[str, typer.Option(metavar="FILE", help="a workload file, or `synthetic`")] = "synthetic",
     profile: Annotated[str, typer.Option(metavar="NAME", help="model and GPU")] = "h800-qwen3-32b-24k",
-    speeds: Annotated[str, typer.Option(metavar="A,B,...", help="an engine each, so many times the profile")] = "1,1",
+    speeds: Annotated[
+        str, typer.Option(metavar="A,B,...", help="an engine each: its speed over that of the profile")
+    ] = "1,1",
     load: Annotated[float, typer.Option(help="arrivals relative to what all engines serve under FCFS")] = 1.05,
     requests: Annotated[int, typer.Option(help="measured requests for each engine")] = 600,
     warmup: Annotated[int, typer.Option(help="requests that are learnt from before")] = 1000,

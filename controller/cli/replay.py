@@ -39,7 +39,7 @@ def replay(
         typer.Option(metavar="TIME", help="arrived from then on: 2026-01-31T09:00 (UTC), Unix seconds, or 2h"),
     ] = None,
     until: Annotated[str | None, typer.Option(metavar="TIME", help="arrived before then, in the same forms")] = None,
-    last: Annotated[int, typer.Option(min=1, max=1_000_000, help="the latest requests, so many at most")] = 2000,
+    last: Annotated[int, typer.Option(min=1, max=1_000_000, help="how many of the latest requests at most")] = 2000,
     engine: Annotated[str | None, typer.Option(metavar="ID", help="of this engine alone")] = None,
     model: Annotated[str | None, typer.Option(metavar="NAME", help="of this model alone")] = None,
     objective: Annotated[Literal["mean", "balanced", "tail"] | None, typer.Option(help="what sage favours")] = None,

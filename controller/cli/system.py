@@ -127,7 +127,8 @@ def load_test(
     engines: Annotated[int, typer.Option(help="simulated engines")] = 64,
     rate: Annotated[float, typer.Option(help="requests per second and engine")] = 8.0,
     burst: Annotated[
-        str | None, typer.Option(metavar="REQUESTS/RATE/SECONDS", help="so many at a rate, every so often, instead")
+        str | None,
+        typer.Option(metavar="REQUESTS/RATE/SECONDS", help="bursts instead: their requests, rate and spacing"),
     ] = None,
     seconds: Annotated[float, typer.Option(help="measured time")] = 60.0,
     warmup: Annotated[float, typer.Option(metavar="SECONDS", help="time before, which does not count")] = 30.0,

@@ -28,7 +28,7 @@ POLL_S = 0.2
 BURSTINESS = 2.0
 """Coefficient of variation of the gaps between arrivals."""
 WAVE_DEPTH = 0.6
-"""The rate swings by so much of itself within two minutes: a queue forms within the first, and drains again."""
+"""The rate swings by this share of itself within two minutes: a queue forms within the first, and drains again."""
 SEAL_INTERVAL_S = 2.0
 
 
@@ -134,7 +134,7 @@ def _start_all(
     engine = children.start("engine", _engine_command(spec, here), environment={"OMP_NUM_THREADS": "1"})
     say(f"engine     {spec.engine}, {PROFILE} at {spec.speed:g} times real time, load {spec.load:g}: starting")
     if dashboard is not None:
-        # Its address is told when it can be opened.
+        # Its address is printed when it can be opened.
         url = f"http://127.0.0.1:{here.dashboard_port}"
         await_ready(dashboard, lambda: _answers(f"{url}/_stcore/health"))
         say(f"dashboard  {url}")
@@ -191,7 +191,7 @@ def _ask(here: DemoEnvironment, path: str) -> dict[str, Any] | None:
 
 
 def _watch(spec: DemoSpec, client: ApiClient, children: Children, *, clock: Clock, pause: Pause) -> dict[str, Any]:
-    """Look on until the time is over; gives the last state that the controller told."""
+    """Look on until the time is over; gives the last state of the controller."""
     until_s = None if spec.duration_s is None else clock() + spec.duration_s
     state: dict[str, Any] = client.get("/api/state")
     while until_s is None or clock() < until_s:
@@ -202,7 +202,7 @@ def _watch(spec: DemoSpec, client: ApiClient, children: Children, *, clock: Cloc
 
 
 def _summary(spec: DemoSpec, store: Path, state: dict[str, Any]) -> dict[str, Any]:
-    """What this run did, from the history that the controller left and from the last state that it told."""
+    """What this run did, from the history that the controller left and from its last state."""
     engines = state["engines"]
     sessions = [engine["session_id"] for engine in engines]
     snapshots = [engine["snapshot"] for engine in engines if engine["snapshot"]]

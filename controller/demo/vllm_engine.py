@@ -17,7 +17,7 @@ from engine_adapter.serving.vllm_bench_client import TraceLine, load_client, sen
 from engine_adapter.serving.vllm_server import MODEL_NAME, VllmServer
 from engine_adapter.virtual_time.profiles import Profile, profile_named
 from engine_adapter.workloads.arrivals import Wave
-from engine_adapter.workloads.requests import work_stream
+from engine_adapter.workloads.requests import request_stream
 from store.errors import EngineError
 
 REQUESTS_PER_TRACE = 5000
@@ -80,7 +80,7 @@ async def _send_all(server: VllmServer, traces: Iterator[list[TraceLine]], *, sp
 
 def _traces(options: argparse.Namespace, profile: Profile) -> Iterator[list[TraceLine]]:
     """The endless synthetic load in pieces, each of which begins with its first arrival."""
-    stream = work_stream(
+    stream = request_stream(
         seed=options.seed,
         rate_rps=options.load * synthetic_capacity_rps(profile, seed=options.seed),
         cv=options.cv,

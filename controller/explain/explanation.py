@@ -139,7 +139,7 @@ def _index(timeline: RequestTimeline) -> Iterator[str]:
     renewed = [choice for choice in timeline.choices[1:] if choice.reason == "belief"]
     if renewed:
         yield (
-            f"The belief about it was formed anew {_times(len(renewed))} while it was unfinished; "
+            f"Its length was predicted again {_times(len(renewed))} while it was unfinished; "
             f"the last index that was decided is {renewed[-1].index_s:.3g} s."
         )
     resent = sum(choice.reason == "resent" for choice in timeline.choices)
@@ -174,9 +174,9 @@ def _so_far(timeline: RequestTimeline) -> str:
     age = span(timeline.until_s - timeline.arrival_s)
     if timeline.state != "running":
         again = " for a place again" if timeline.losses else ""
-        return f"It has not ended; when last heard of, {age} after its arrival, it was waiting{again}."
+        return f"It has not ended; when its engine last reported it, {age} after its arrival, it was waiting{again}."
     attained = timeline.moments[-1].attained_tokens
-    return f"It has not ended; when last heard of, {age} after its arrival, it was running and had {count(attained)} output tokens."
+    return f"It has not ended; when its engine last reported it, {age} after its arrival, it was running and had {count(attained)} output tokens."
 
 
 def _outcome(timeline: RequestTimeline) -> Iterator[str]:
@@ -187,7 +187,7 @@ def _outcome(timeline: RequestTimeline) -> Iterator[str]:
     if verdict is not None:
         fifty = "inside" if verdict.within_50 else "outside"
         ninety = "inside" if verdict.within_90 else "outside"
-        latest = "the belief last held" if len(timeline.choices) > 1 else "that belief"
+        latest = "the last prediction" if len(timeline.choices) > 1 else "that prediction"
         yield (
             f"Judged by {latest} it came at {percent(verdict.pit)} of the distribution, {fifty} the middle half and "
             f"{ninety} the middle nine tenths; the CRPS is {count(verdict.crps_tokens)} tokens."

@@ -37,7 +37,7 @@ def nothing() -> go.Figure:
 
 
 def kv_memory(moments: Sequence[Moment], lead: int | None, zone: tzinfo) -> go.Figure:
-    """KV blocks in use and held back for growth, stacked, under the capacity; and what was foretold ``lead`` moments ago."""
+    """KV blocks in use and held back for growth, stacked, under the capacity; and what was predicted ``lead`` moments ago."""
     times = _times((moment.time_s for moment in moments), zone)
     figure = _figure("KV blocks", times, zone)
     areas = (
@@ -60,7 +60,7 @@ def kv_memory(moments: Sequence[Moment], lead: int | None, zone: tzinfo) -> go.F
         figure.add_scatter(
             x=times,
             y=foretold(moments, lead),
-            name="foretold",
+            name="predicted",
             mode="lines",
             hovertemplate="%{y:,.0f} blocks",
             line={"color": palette.VIOLET, "width": 2, "dash": "dot"},

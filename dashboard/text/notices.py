@@ -8,10 +8,10 @@ from store.history.writer_stats import WriterStats
 from store.http_api import CalibrationView, EngineView, LearnerView, StateView
 
 SILENT_S = 3.0
-"""An engine sends ten snapshots a second: after so long without any it is called silent."""
+"""An engine sends ten snapshots a second: after this many seconds without any it is called silent."""
 
 BEHIND = 1000
-"""The controller counts as behind when so many pieces of work wait: some seconds of it."""
+"""The controller counts as behind when this many pieces of work wait: some seconds of it."""
 
 
 def state_notices(state: StateView, engine_id: str | None) -> list[Notice]:

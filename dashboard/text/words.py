@@ -133,10 +133,10 @@ def rules(settings: Settings) -> list[str]:
 
 
 def foretelling(ahead_s: float, error: float | None) -> str:
-    """Say how the foretold peak of KV memory compares with what came.
+    """Say how the predicted peak of KV memory compares with what came.
 
     >>> foretelling(30.0, 0.041)
-    'The peak of KV memory foretold 30 s ahead was on average 4 % above the one that came.'
+    'The peak of KV memory predicted 30 s ahead was on average 4 % above the one that came.'
     """
     if error is None:
         return ""
@@ -145,20 +145,20 @@ def foretelling(ahead_s: float, error: float | None) -> str:
         if abs(error) < 0.005
         else f"{abs(error):.0%} {'above' if error > 0 else 'below'}".replace("%", " %")
     )
-    return f"The peak of KV memory foretold {span(ahead_s)} ahead was on average {above} the one that came."
+    return f"The peak of KV memory predicted {span(ahead_s)} ahead was on average {above} the one that came."
 
 
 def exceptions(overdue: int) -> str:
     """Say how many went first because they had waited beyond their patience.
 
     >>> exceptions(1)
-    'Since the engines started, the patience of 1 request was over, and nobody of its class passed it any more.'
+    'Since the engines started, 1 request waited beyond its patience, and no other of its class passed it any more.'
     """
     if not overdue:
         return "Nobody has waited beyond its patience since the engines started."
     whose = f"{count(overdue)} request" if overdue == 1 else f"{count(overdue)} requests"
     whom = "its class passed it" if overdue == 1 else "their class passed them"
-    return f"Since the engines started, the patience of {whose} was over, and nobody of {whom} any more."
+    return f"Since the engines started, {whose} waited beyond {'its' if overdue == 1 else 'their'} patience, and no other of {whom} any more."
 
 
 def no_prediction_notice(learner: LearnerView) -> Notice | None:
@@ -257,7 +257,7 @@ def facts_only_notice(trouble: Notice) -> Notice:
 def engine_gone_notice(engine_id: str) -> Notice:
     """Say that the engine of an unfinished request is not connected."""
     text = (
-        f"Engine {plain(engine_id)} is not connected, and this request had not ended when it was last heard. "
+        f"Engine {plain(engine_id)} is not connected, and this request had not ended when it last reported. "
         "If the engine comes back with it, this page goes on by itself."
     )
     return Notice("warning", "Its engine is gone", text)

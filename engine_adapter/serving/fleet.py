@@ -1,6 +1,6 @@
 """Many simulated engines in one process, in real time: what a controller is loaded with to see what it bears.
 
-``python -m engine_adapter.serving.fleet --engines 32 --rate 8`` connects so many engines, each over a socket of its own with
+``python -m engine_adapter.serving.fleet --engines 32 --rate 8`` connects 32 engines, each over a socket of its own with
 the agent that vLLM's plugin has, and gives each its own synthetic traffic.
 Every window of seconds one JSON line says what came of it, and a last one what came of the whole.
 """
@@ -26,7 +26,7 @@ from engine_adapter.serving.fleet_engine import Device, Due, FleetEngine, TimedL
 from engine_adapter.serving.latency_histogram import Latencies
 from engine_adapter.transport.zmq_sockets import ZmqLink, default_endpoint
 from engine_adapter.virtual_time.engine import TraceRequest
-from engine_adapter.workloads.requests import work_stream
+from engine_adapter.workloads.requests import request_stream
 from engine_adapter.workloads.synthetic import SyntheticOptions
 from store.errors import BadInputError, ConfigError, SageError
 
@@ -41,7 +41,7 @@ OPTIONS = SyntheticOptions(model="fleet", tenants=3)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bursts:
-    """Requests in bursts instead of at random: so many at a rate, and again after a while."""
+    """Requests in bursts instead of at random: ``requests`` of them at a rate, again every ``every_s`` seconds."""
 
     requests: int
     rate_rps: float
@@ -108,7 +108,7 @@ class Fleet:
         self._clock = clock
         self._say = say
         self._stopping = stopping
-        self._taken = Latencies()
+        self._latencies = Latencies()
         self._total = Latencies()
         self._serial = count()
         self._due: list[tuple[float, int, Callable[[float], None]]] = []
@@ -128,7 +128,7 @@ class Fleet:
             engine.begin(start_s + offset_s)
             self._at(now_s + offset_s, self._reporting(engine))
             self._at(engine.next_arrival_s(), self._arriving(engine))
-        self._at(start_s + self._spec.window_s, self._tell)
+        self._at(start_s + self._spec.window_s, self._report_window)
         self._serve_until(start_s + self._spec.duration_s, done=self._stopping)
         self._await_durable()
         self._say(self._summary())
@@ -140,8 +140,8 @@ class Fleet:
         engine = FleetEngine(
             name=f"engine-{number:03d}",
             session_id=uuid.uuid4().hex,
-            link=TimedLink(link, self._clock, self._taken),
-            works=_traffic(self._spec, number),
+            link=TimedLink(link, self._clock, self._latencies),
+            requests=_traffic(self._spec, number),
             device=self._spec.device,
         )
         self._engines.append(engine)
@@ -190,26 +190,26 @@ class Fleet:
         self._at(due.first_token_s, lambda now_s: engine.first_token(due.request_id, now_s))
         self._at(due.end_s, lambda now_s: self._follow(engine, engine.end(due.request_id, now_s)))
 
-    def _tell(self, now_s: float) -> None:
-        """Say what came of a window, and begin the next."""
-        self._say({"time_s": now_s, **_told(self._taken), **self._standing()})
-        self._total.merge(self._taken.counts, self._taken.longest_s)
-        self._taken.clear()
-        self._at(now_s + self._spec.window_s, self._tell)
+    def _report_window(self, now_s: float) -> None:
+        """Report a window, and begin the next."""
+        self._say({"time_s": now_s, **_counted(self._latencies), **self._standing()})
+        self._total.merge(self._latencies.counts, self._latencies.longest_s)
+        self._latencies.clear()
+        self._at(now_s + self._spec.window_s, self._report_window)
 
     def _standing(self) -> dict[str, object]:
         """Sums over all engines."""
-        names = ("submitted", "finished", "waiting", "running", "untold", "unacknowledged", "tables", "dropped")
+        names = ("submitted", "finished", "waiting", "running", "without_table", "unacknowledged", "tables", "dropped")
         return {name: sum(getattr(engine, name) for engine in self._engines) for name in names}
 
     def _summary(self) -> dict[str, object]:
         """The last line: what came of the whole."""
-        self._total.merge(self._taken.counts, self._taken.longest_s)
+        self._total.merge(self._latencies.counts, self._latencies.longest_s)
         late = Latencies()
         for engine in self._engines:
             late.merge(engine.late.counts, engine.late.longest_s)
         whole = {"whole": True, "engines": len(self._engines), "late_p99_s": late.quantile_s(0.99)}
-        return {**whole, **_told(self._total), **self._standing()}
+        return {**whole, **_counted(self._total), **self._standing()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -227,16 +227,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _told(taken: Latencies) -> dict[str, object]:
-    return {"counts": dict(taken.counts), "longest_s": taken.longest_s}
+def _counted(latencies: Latencies) -> dict[str, object]:
+    return {"counts": dict(latencies.counts), "longest_s": latencies.longest_s}
 
 
 def _traffic(spec: FleetSpec, number: int) -> Iterator[TraceRequest]:
-    """Endless works of one engine."""
-    works = work_stream(seed=1_000 * spec.seed + number, rate_rps=spec.rate_rps, options=OPTIONS)
+    """Endless requests of one engine."""
+    requests = request_stream(seed=1_000 * spec.seed + number, rate_rps=spec.rate_rps, options=OPTIONS)
     if spec.bursts is None:
-        return works
-    return (replace(work, arrival_s=at_s) for work, at_s in zip(works, spec.bursts.arrivals_s(), strict=False))
+        return requests
+    return (replace(request, arrival_s=at_s) for request, at_s in zip(requests, spec.bursts.arrivals_s(), strict=False))
 
 
 def _say(said: dict[str, object]) -> None:
@@ -254,7 +254,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--engines", type=int, default=32, help="how many (default %(default)s)")
     add("--first", type=int, default=0, help="number of the first (default %(default)s)")
     add("--rate", type=float, default=8.0, help="requests per second and engine (default %(default)s)")
-    add("--burst", metavar="REQUESTS/RATE/SECONDS", help="so many at a rate, every so often, instead")
+    add("--burst", metavar="REQUESTS/RATE/SECONDS", help="bursts instead: their requests, rate and spacing")
     add("--token-s", type=float, default=0.03, help="seconds for an output token (default %(default)s)")
     add("--max-running", type=int, default=256, help="slots of an engine (default %(default)s)")
     add("--start", type=float, help="Unix seconds at which requests begin to come (default: at once)")

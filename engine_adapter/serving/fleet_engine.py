@@ -44,12 +44,12 @@ class Due:
 
 
 class TimedLink:
-    """A link that notes when an index table comes in for whom one is awaited."""
+    """A link that times the index tables that requests wait for."""
 
-    def __init__(self, link: EngineLink, clock: Callable[[], float], taken: Latencies) -> None:
+    def __init__(self, link: EngineLink, clock: Callable[[], float], latencies: Latencies) -> None:
         self._link = link
         self._clock = clock
-        self._taken = taken
+        self._latencies = latencies
         self.awaited_s: dict[str, float] = {}
         """When requests arrived that have no table yet."""
         self.tables = 0
@@ -78,7 +78,7 @@ class TimedLink:
                     self.tables += 1
                     arrived_s = self.awaited_s.pop(message.request_id, None)
                     if arrived_s is not None:
-                        self._taken.add(now_s - arrived_s)
+                        self._latencies.add(now_s - arrived_s)
         return messages
 
     def close(self) -> None:
@@ -101,18 +101,18 @@ class _Running:
 class FleetEngine:
     """An engine with endless traffic; whoever owns it calls `turn` when something is due, and `listen` when told.
 
-    ``works`` come in order of arrival, in seconds from the start.
+    ``requests`` come in order of arrival, in seconds from the start.
     """
 
     def __init__(
-        self, *, name: str, session_id: str, link: TimedLink, works: Iterator[TraceRequest], device: Device
+        self, *, name: str, session_id: str, link: TimedLink, requests: Iterator[TraceRequest], device: Device
     ) -> None:
         self._link = link
-        self._works = works
+        self._requests = requests
         self._device = device
         self._session_id = session_id
         self._agent = Agent(hello=_hello(name, session_id, device), link=link, limits=AgentLimits())
-        self._following = next(works)
+        self._following = next(requests)
         self._start_s = math.inf
         self._waiting: deque[RequestProgress] = deque()
         self._running: dict[str, _Running] = {}
@@ -137,7 +137,7 @@ class FleetEngine:
         return self._agent.unacknowledged
 
     @property
-    def untold(self) -> int:
+    def without_table(self) -> int:
         """Requests that still run and for which no table has come."""
         return len(self._link.awaited_s)
 
@@ -165,12 +165,12 @@ class FleetEngine:
 
     def arrive(self, now_s: float) -> Due | None:
         """Submit the next request; gives when it is to end, if it got a slot at once."""
-        work = replace(self._following, request_id=f"{self._session_id[:8]}-{self.submitted}", arrival_s=now_s)
+        request = replace(self._following, request_id=f"{self._session_id[:8]}-{self.submitted}", arrival_s=now_s)
         self.late.add(now_s - self.next_arrival_s())
-        self._following = next(self._works)
+        self._following = next(self._requests)
         self.submitted += 1
-        account = RequestProgress(work)
-        self._link.awaited_s[work.request_id] = now_s
+        account = RequestProgress(request)
+        self._link.awaited_s[request.request_id] = now_s
         self._agent.arrived(account.arrived())
         self._agent.poll(now_s)
         self._waiting.append(account)
@@ -235,12 +235,12 @@ class FleetEngine:
         if not self._waiting or len(self._running) >= self._device.max_running:
             return None
         account = self._waiting.popleft()
-        work = account.work
-        tokens = min(work.true_output_tokens, work.max_tokens)
+        request = account.work
+        tokens = min(request.true_output_tokens, request.max_tokens)
         account.start(now_s)
-        self._running[work.request_id] = _Running(account, now_s, tokens)
+        self._running[request.request_id] = _Running(account, now_s, tokens)
         token_s = self._device.token_s
-        return Due(work.request_id, now_s + PREFILL_STEPS * token_s, now_s + (PREFILL_STEPS + tokens) * token_s)
+        return Due(request.request_id, now_s + PREFILL_STEPS * token_s, now_s + (PREFILL_STEPS + tokens) * token_s)
 
 
 def _hello(name: str, session_id: str, device: Device) -> Hello:

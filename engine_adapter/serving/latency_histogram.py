@@ -18,10 +18,10 @@ BINS = 1 + math.ceil(math.log(1e3 / SHORTEST_S) / math.log(RATIO))
 class Latencies:
     """A histogram with logarithmic bins.
 
-    >>> taken = Latencies()
+    >>> latencies = Latencies()
     >>> for milliseconds in range(1, 101):
-    ...     taken.add(milliseconds / 1e3)
-    >>> taken.count, round(taken.quantile_s(0.5), 2), round(taken.quantile_s(0.99), 2), taken.longest_s
+    ...     latencies.add(milliseconds / 1e3)
+    >>> latencies.count, round(latencies.quantile_s(0.5), 2), round(latencies.quantile_s(0.99), 2), latencies.longest_s
     (100, 0.05, 0.1, 0.1)
     """
 
@@ -42,7 +42,7 @@ class Latencies:
         self.longest_s = max(self.longest_s, longest_s)
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Forget all counts."""
         self.counts.clear()
         self.longest_s = 0.0
 
@@ -52,7 +52,7 @@ class Latencies:
         return sum(self.counts.values())
 
     def quantile_s(self, probability: float) -> float | None:
-        """The latency that so large a share did not exceed; None when nothing was counted."""
+        """The latency that this share did not exceed; None when nothing was counted."""
         wanted, seen = probability * self.count, 0
         for place in sorted(self.counts):
             seen += self.counts[place]

@@ -29,7 +29,7 @@ from engine_adapter.virtual_time.engine import CompletedRequest, Step, TraceRequ
 from engine_adapter.virtual_time.profiles import PROFILES, Profile, profile_named
 from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
 from engine_adapter.workloads.arrivals import Wave
-from engine_adapter.workloads.requests import work_stream
+from engine_adapter.workloads.requests import request_stream
 from engine_adapter.workloads.synthetic import SyntheticOptions
 from store.errors import BadInputError, ConfigError, SageError
 
@@ -52,7 +52,7 @@ class RealTime:
     """Unix seconds that never jump."""
     sleep: Callable[[float], object]
     pause: Callable[[float], object]
-    """Sleeps for so many seconds, or less when the server is told to stop."""
+    """Sleeps for this many seconds, or less when the server is asked to stop."""
     stopping: Callable[[], bool]
 
 
@@ -171,15 +171,15 @@ def faster(profile: Profile, speed: float) -> Profile:
 
 def synthetic_capacity_rps(profile: Profile, *, seed: int) -> float:
     """Requests per engine second that first come, first served gives while its queue never empties."""
-    works = [
-        replace(work, arrival_s=0.0)
-        for work in islice(work_stream(seed=seed, rate_rps=1.0, options=OPTIONS), CAPACITY_REQUESTS)
+    requests = [
+        replace(request, arrival_s=0.0)
+        for request in islice(request_stream(seed=seed, rate_rps=1.0, options=OPTIONS), CAPACITY_REQUESTS)
     ]
-    return capacity_rps(serve(SimulatedEngine(profile, link=NoLink()), works).lives)
+    return capacity_rps(serve(SimulatedEngine(profile, link=NoLink()), requests).lives)
 
 
 def _traffic(spec: ServerSpec) -> Iterator[TraceRequest]:
-    return work_stream(seed=spec.seed, rate_rps=spec.rate_rps, cv=spec.cv, wave=spec.wave, options=OPTIONS)
+    return request_stream(seed=spec.seed, rate_rps=spec.rate_rps, cv=spec.cv, wave=spec.wave, options=OPTIONS)
 
 
 def _serve(spec: ServerSpec, engine: SimulatedEngine, tally: Tally, real_time: RealTime) -> None:

@@ -40,13 +40,13 @@ class TraceLine(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str | None = None
 
 
-def trace_lines(works: Iterable[TraceRequest], profile: Profile) -> list[TraceLine]:
+def trace_lines(requests: Iterable[TraceRequest], profile: Profile) -> list[TraceLine]:
     """Requests in order of arrival as a trace, in which time begins with the first of them.
 
     Limits are lowered to what the profile's context has room for, as vLLM demands.
     """
-    requests = list(works)
-    return [_traced(request, requests[0].arrival_s, profile) for request in requests]
+    ordered = list(requests)
+    return [_traced(request, ordered[0].arrival_s, profile) for request in ordered]
 
 
 def write_trace(trace: Iterable[TraceLine], path: Path) -> None:
@@ -143,16 +143,16 @@ def _fields(request: TraceLine) -> dict[str, object]:
     return {"temperature": request.temperature, "vllm_xargs": extra}
 
 
-def _traced(work: TraceRequest, start_s: float, profile: Profile) -> TraceLine:
-    room_tokens = profile.max_model_len_tokens - len(work.token_ids)
+def _traced(request: TraceRequest, start_s: float, profile: Profile) -> TraceLine:
+    room_tokens = profile.max_model_len_tokens - len(request.token_ids)
     return TraceLine(
-        request_id=work.request_id,
-        arrival_s=work.arrival_s - start_s,
-        token_ids=work.token_ids,
-        max_tokens=max(1, min(work.max_tokens, room_tokens)),
-        temperature=work.temperature,
-        true_output_tokens=work.true_output_tokens,
-        tenant=work.tenant,
+        request_id=request.request_id,
+        arrival_s=request.arrival_s - start_s,
+        token_ids=request.token_ids,
+        max_tokens=max(1, min(request.max_tokens, room_tokens)),
+        temperature=request.temperature,
+        true_output_tokens=request.true_output_tokens,
+        tenant=request.tenant,
     )
 
 

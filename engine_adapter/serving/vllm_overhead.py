@@ -35,7 +35,7 @@ FILLING_STEPS = 2000
 """Bound on the steps until an engine has filled all its places."""
 
 Exchange = Callable[[float], None]
-"""Lets the controller hear and answer the engine, at the engine's time."""
+"""Lets the controller receive from and answer the engine, at the engine's time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +70,7 @@ class Occupied:
     def __init__(
         self,
         occupancy: Occupancy,
-        works: Iterator[TraceRequest],
+        requests: Iterator[TraceRequest],
         *,
         scheduler_class: type[AsyncScheduler],
         link: EngineLink,
@@ -80,7 +80,7 @@ class Occupied:
         self.times = CallTimes()
         self.finished = 0
         self._occupancy = occupancy
-        self._works = works
+        self._requests = requests
         self._exchange = exchange
         self.engine = VllmVirtualTimeEngine(
             _profile(occupancy),
@@ -98,11 +98,11 @@ class Occupied:
         raise AssertionError(f"the engine does not fill up to {self._occupancy}")
 
     def top_up(self) -> None:
-        """Let the controller hear and answer, and a request come for each that has ended."""
+        """Let the controller receive and answer, and a request come for each that has ended."""
         self._exchange(self.engine.now_s)
         missing = min(self._occupancy.requests - self.engine.unfinished, ARRIVALS_AT_ONCE)
-        for work in islice(self._works, missing):
-            self.engine.submit(replace(work, arrival_s=self.engine.now_s))
+        for request in islice(self._requests, missing):
+            self.engine.submit(replace(request, arrival_s=self.engine.now_s))
 
     def step(self) -> int:
         """Carry out one step; gives how many requests run."""
@@ -111,27 +111,27 @@ class Occupied:
         return step.running
 
 
-def stock(occupancy: Occupancy, works: Iterator[TraceRequest], *, timer: Callable[[], float]) -> Occupied:
+def stock(occupancy: Occupancy, requests: Iterator[TraceRequest], *, timer: Callable[[], float]) -> Occupied:
     """VLLM's own class."""
     return Occupied(
-        occupancy, works, scheduler_class=AsyncScheduler, link=NoLink(), timer=timer, exchange=lambda _now_s: None
+        occupancy, requests, scheduler_class=AsyncScheduler, link=NoLink(), timer=timer, exchange=lambda _now_s: None
     )
 
 
 def ours(
     occupancy: Occupancy,
-    works: Iterator[TraceRequest],
+    requests: Iterator[TraceRequest],
     *,
     link: EngineLink,
     timer: Callable[[], float],
     exchange: Exchange,
 ) -> Occupied:
     """`SageScheduler`, on a link to a controller that answers whenever ``exchange`` is called."""
-    return Occupied(occupancy, works, scheduler_class=SageScheduler, link=link, timer=timer, exchange=exchange)
+    return Occupied(occupancy, requests, scheduler_class=SageScheduler, link=link, timer=timer, exchange=exchange)
 
 
 def take_turns(one: Occupied, other: Occupied, *, steps: int, progress: Callable[[int], None]) -> None:
-    """Time both for so many steps, in turns; who goes first alternates.
+    """Time both for ``steps`` steps, in turns; who goes first alternates.
 
     What is not timed, the controller's work above all, happens before both: it leaves the processor's caches cold,
     which whoever goes first pays for. The heap is frozen meanwhile, as vLLM's engine core does with its own.

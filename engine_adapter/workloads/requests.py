@@ -1,6 +1,6 @@
-"""From a workload to work for an engine: token ids, limits and arrival times are put to the rows.
+"""From a workload to requests for an engine: token ids, limits and arrival times are put to the rows.
 
-Arrivals are kept apart from the rest, because the same works are first served all at once, to measure
+Arrivals are kept apart from the rest, because the same requests are first served all at once, to measure
 what an engine can do, and then at a rate relative to that.
 """
 
@@ -32,11 +32,11 @@ __all__ = [
     "fitting",
     "load_workload",
     "planned_arrivals",
+    "request_stream",
     "sample",
     "split",
-    "to_works",
+    "to_requests",
     "with_arrivals",
-    "work_stream",
 ]
 
 DEFAULT_MAX_TOKENS = 8192
@@ -60,15 +60,15 @@ _BLOCK = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchTrace:
-    """What a benchmark serves: works to learn from, all of them over before the first measured one arrives."""
+    """What a benchmark serves: requests to learn from, all of them over before the first measured one arrives."""
 
     name: str
     warmup: list[TraceRequest]
     measured: list[TraceRequest]
     measured_rows: tuple[WorkloadRow, ...]
-    """The rows behind the measured works, in the same order."""
+    """The rows behind the measured requests, in the same order."""
     timed: bool
-    """Whether the measured works carry the source's own arrival times."""
+    """Whether the measured requests carry the source's own arrival times."""
     left_out_share: float
     """Share of the source's rows that would never fit into the cache and had no chance to be drawn."""
 
@@ -82,23 +82,23 @@ def bench_trace(
     max_tokens: int = DEFAULT_MAX_TOKENS,
     kv_tokens: int | None = None,
 ) -> BenchTrace:
-    """Warm-up and measured works of a workload file, or of a built-in workload by its name in `SYNTHETIC`.
+    """Warm-up and measured requests of a workload file, or of a built-in workload by its name in `SYNTHETIC`.
 
     ``:no-signal``, ``:drift`` or ``:heavy-tail`` behind the name changes the answers' lengths (`varied`).
-    Measured works have the source's own times, or are all there at time zero.
+    Measured requests have the source's own times, or are all there at time zero.
     ``kv_tokens`` leaves out requests that would never fit into such a cache.
-    Request ids are unique over both lists; the same arguments give the same works.
+    Request ids are unique over both lists; the same arguments give the same requests.
     """
     if requests < 1 or warmup < 0:
         raise WorkloadError(f"{requests} requests after {warmup} of warm-up: give at least 1 and 0")
     opened = _open(str(path_or_name), requests=requests, warmup=warmup, seed=seed, kv_tokens=kv_tokens)
     workload = opened.workload
-    works = to_works(workload.rows, _own_arrivals(workload), seed=seed, max_tokens=max_tokens)
-    measured = works[warmup:]
-    arrivals_s = trace_arrivals([work.arrival_s for work in measured])
+    drawn = to_requests(workload.rows, _own_arrivals(workload), seed=seed, max_tokens=max_tokens)
+    measured = drawn[warmup:]
+    arrivals_s = trace_arrivals([request.arrival_s for request in measured])
     return BenchTrace(
         name=workload.name,
-        warmup=works[:warmup],
+        warmup=drawn[:warmup],
         measured=with_arrivals(measured, arrivals_s),
         measured_rows=workload.rows[warmup:],
         timed=workload.timed,
@@ -106,14 +106,14 @@ def bench_trace(
     )
 
 
-def to_works(
+def to_requests(
     rows: Sequence[WorkloadRow],
     arrivals_s: Seconds | Sequence[float],
     *,
     seed: int,
     max_tokens: int = DEFAULT_MAX_TOKENS,
 ) -> list[TraceRequest]:
-    """One work for each row, in order, with ids ``request-0``, ``request-1`` and so on.
+    """One request for each row, in order, with ids ``request-0``, ``request-1`` and so on.
 
     ``max_tokens`` is the limit of rows that bring none of their own; the tenant is the row's client.
     ``seed`` gives their token ids to rows of which neither text nor block hashes are known.
@@ -121,11 +121,12 @@ def to_works(
     assert len(rows) == len(arrivals_s), "every row has one arrival"
     made = _Maker(seed, max_tokens)
     return [
-        made.work(row, number, arrival_s) for number, (row, arrival_s) in enumerate(zip(rows, arrivals_s, strict=True))
+        made.request(row, number, arrival_s)
+        for number, (row, arrival_s) in enumerate(zip(rows, arrivals_s, strict=True))
     ]
 
 
-def work_stream(
+def request_stream(
     *,
     seed: int,
     rate_rps: float,
@@ -135,7 +136,7 @@ def work_stream(
     max_tokens: int = DEFAULT_MAX_TOKENS,
     vocabulary_size: int = VOCABULARY_SIZE,
 ) -> Iterator[TraceRequest]:
-    """Endless works of the synthetic workload, in order of arrival, at a mean rate with gamma-distributed gaps, in waves or without."""
+    """Endless requests of the synthetic workload, in order of arrival, at a mean rate with gamma-distributed gaps, in waves or without."""
     rows = synthetic_stream(seed, options)
     generator = np.random.default_rng([seed, 4])
     made = _Maker(seed, max_tokens, vocabulary_size)
@@ -144,20 +145,22 @@ def work_stream(
         arrivals_s = start_s + gamma_arrivals(generator, count=_BLOCK, rate_rps=rate_rps, cv=cv)
         bent_s = wave.bend(arrivals_s) if wave else arrivals_s
         for number, arrival_s in enumerate(bent_s, block * _BLOCK):
-            yield made.work(next(rows), number, arrival_s)
+            yield made.request(next(rows), number, arrival_s)
         start_s = float(arrivals_s[-1])
 
 
-def with_arrivals(works: Sequence[TraceRequest], arrivals_s: Seconds | Sequence[float]) -> list[TraceRequest]:
-    """The same works at other times."""
-    assert len(works) == len(arrivals_s), "every work has one arrival"
-    return [replace(work, arrival_s=float(arrival_s)) for work, arrival_s in zip(works, arrivals_s, strict=True)]
+def with_arrivals(requests: Sequence[TraceRequest], arrivals_s: Seconds | Sequence[float]) -> list[TraceRequest]:
+    """The same requests at other times."""
+    assert len(requests) == len(arrivals_s), "every request has one arrival"
+    return [
+        replace(request, arrival_s=float(arrival_s)) for request, arrival_s in zip(requests, arrivals_s, strict=True)
+    ]
 
 
-def planned_arrivals(works: Sequence[TraceRequest], plan: ArrivalPlan, *, rate_rps: float, seed: int) -> Seconds:
-    """Arrivals for these works at a mean rate as the plan has them; the same seed draws the same ones."""
+def planned_arrivals(requests: Sequence[TraceRequest], plan: ArrivalPlan, *, rate_rps: float, seed: int) -> Seconds:
+    """Arrivals for these requests at a mean rate as the plan has them; the same seed draws the same ones."""
     generator = np.random.default_rng([seed, 2])
-    return plan.times_s([work.arrival_s for work in works], rate_rps=rate_rps, generator=generator)
+    return plan.times_s([request.arrival_s for request in requests], rate_rps=rate_rps, generator=generator)
 
 
 def _open(path_or_name: str, *, requests: int, warmup: int, seed: int, kv_tokens: int | None) -> _Opened:
@@ -215,13 +218,13 @@ def _own_arrivals(workload: Workload) -> Seconds:
 
 @dataclass(frozen=True, slots=True)
 class _Maker:
-    """Turns rows into works."""
+    """Turns rows into requests."""
 
     seed: int
     max_tokens: int
     vocabulary_size: int = VOCABULARY_SIZE
 
-    def work(self, row: WorkloadRow, number: int, arrival_s: float) -> TraceRequest:
+    def request(self, row: WorkloadRow, number: int, arrival_s: float) -> TraceRequest:
         return TraceRequest(
             request_id=f"request-{number}",
             arrival_s=float(arrival_s),

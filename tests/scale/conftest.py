@@ -16,7 +16,7 @@ from controller.monitoring.live_state import Live
 from controller.policy.policies import policy_named
 from engine_adapter.virtual_time.engine import TraceRequest
 from engine_adapter.virtual_time.request_progress import RequestProgress
-from engine_adapter.workloads.requests import work_stream
+from engine_adapter.workloads.requests import request_stream
 from engine_adapter.workloads.synthetic import SyntheticOptions
 from online_learning.evaluation.global_learner import GlobalLearner
 from online_learning.length_learner import LengthLearner
@@ -59,7 +59,7 @@ class BusyController:
         self.live = Live()
         self.live.watch(self.core)
         self.served = 0
-        self._works = work_stream(seed=5, rate_rps=RATE_RPS * self.engines, options=SyntheticOptions(tenants=3))
+        self._works = request_stream(seed=5, rate_rps=RATE_RPS * self.engines, options=SyntheticOptions(tenants=3))
         self._drawn: deque[TraceRequest] = deque()
         self._batches = [0] * self.engines
         self._open: list[deque[RequestProgress]] = [deque() for _ in range(self.engines)]

@@ -32,7 +32,7 @@ BLOCKS = (0, 100, 200, 400, 800)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DriftBlock:
-    """How a family's answers turned out, between so many of its completions after the change."""
+    """How a family's answers turned out, between two counts of its completions after the change."""
 
     family: str
     change: str

@@ -1,4 +1,4 @@
-"""`evaluate --upkeep`: how long a restart takes to rebuild beliefs from history, what they hold, and whether they are the same."""
+"""`evaluate --upkeep`: how long a restart takes to rebuild the learner from history, how much memory it holds, and whether it predicts the same."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from controller.policy.policies import policy_named
 from controller.reports.tables import text_table
 from controller.service.warm_start import rebuild
 from engine_adapter.virtual_time.profiles import profile_named
-from engine_adapter.workloads.requests import bench_trace, to_works
+from engine_adapter.workloads.requests import bench_trace, to_requests
 from online_learning.evaluation.memory import held_bytes
 from online_learning.length_learner import Prompt
 from online_learning.mixture.mixture import MixtureLearner
@@ -25,7 +25,7 @@ from store.history.writer import HistoryWriter
 from store.records import Facts
 
 COMPARED_PROMPTS = 200
-"""Prompts for which the beliefs before and after the restart are compared."""
+"""Prompts whose predictions before and after the restart are compared."""
 
 _MODEL = "served"
 _PROFILE = "h800-qwen3-32b-24k"
@@ -46,7 +46,7 @@ class Upkeep:
     memory_bytes: int
     """What the learner holds after all of them."""
     largest_difference: float
-    """Of any chance in any belief, before the restart and after."""
+    """Of any probability in any prediction, before the restart and after."""
 
 
 def measure_upkeep(
@@ -59,7 +59,7 @@ def measure_upkeep(
     cpu_clock: Callable[[], float],
     progress: Callable[[int], None],
 ) -> Upkeep:
-    """Serve so many answers with a history in ``store``, an empty folder, and rebuild the beliefs from it."""
+    """Serve ``answers`` answers with a history in ``store``, an empty folder, and rebuild the learner from it."""
     lived = MixtureLearner()
     _serve(lived, workload, store, answers=answers, seed=seed, progress=progress)
     again = MixtureLearner()
@@ -96,13 +96,13 @@ def _serve(
     core = _core(learner)
     sample = bench_trace(workload, requests=min(answers, _SAMPLE), warmup=0, seed=seed, max_tokens=MAX_TOKENS)
     rows = tuple(islice(cycle(sample.measured_rows), answers))
-    works = to_works(rows, [float(number) for number in range(answers)], seed=seed, max_tokens=MAX_TOKENS)
+    trace = to_requests(rows, [float(number) for number in range(answers)], seed=seed, max_tokens=MAX_TOKENS)
     profile = profile_named(_PROFILE)
     with HistoryWriter(store) as writer:
         core.take(_CONNECTION, past_hello(profile, _MODEL, 0.0), 0.0)
-        for number, work in enumerate(works, start=1):
-            facts = Facts(batch=number, facts=past_facts(work, profile), oldest=number)
-            core.take(_CONNECTION, facts, work.arrival_s)
+        for number, request in enumerate(trace, start=1):
+            facts = Facts(batch=number, facts=past_facts(request, profile), oldest=number)
+            core.take(_CONNECTION, facts, request.arrival_s)
             if number % _AT_ONCE == 0 or number == answers:
                 writer.append(core.drain_entries())
                 progress(number)

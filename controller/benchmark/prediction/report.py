@@ -44,9 +44,9 @@ def write_html(study: Study, path: Path) -> None:
 
 
 def reliability(record: LearnerRecord) -> tuple[list[float], list[float]]:
-    """Nominal probabilities, and the share of answers not longer than the belief's quantile at each.
+    """Nominal probabilities, and the share of answers not longer than the predicted quantile at each.
 
-    The diagonal is perfect; above it answers are shorter than believed, below it longer.
+    The diagonal is perfect; above it answers are shorter than predicted, below it longer.
     """
     nominal = np.linspace(0.0, 1.0, 41)
     transforms = np.sort(record.of("pit"))

@@ -93,7 +93,7 @@ def study_workload(
 
     With ``ablation`` our learner without each of its experts and blind to each feature, in place of the experts alone.
     """
-    works = bench_trace(workload, requests=requests, warmup=0, seed=seed, max_tokens=MAX_TOKENS)
+    trace = bench_trace(workload, requests=requests, warmup=0, seed=seed, max_tokens=MAX_TOKENS)
     compared: dict[str, LengthLearner] = {
         MAIN_LEARNER: MixtureLearner(),
         **(_ablated() if ablation else solo_learners()),
@@ -107,7 +107,7 @@ def study_workload(
         rows[name].append((*verdict, p10, p50, p90, observation.output_tokens, observation.censored))
 
     result = evaluate_prompts(
-        _prompts(works),
+        _prompts(trace),
         compared,
         warmup=warmup,
         clock=clock,
@@ -116,8 +116,8 @@ def study_workload(
         watch=watch,
     )
     records = {name: LearnerRecord(np.array(figures).reshape(-1, len(FIGURES))) for name, figures in rows.items()}
-    tasks = tuple(row.task for row in works.measured_rows[warmup:])
-    return Study(workload=works.name, result=result, tasks=tasks, records=records)
+    tasks = tuple(row.task for row in trace.measured_rows[warmup:])
+    return Study(workload=trace.name, result=result, tasks=tasks, records=records)
 
 
 def _ablated() -> dict[str, LengthLearner]:
@@ -198,19 +198,19 @@ def _task_quality(study: Study, task: str) -> TaskQuality:
 
 def task_prompts(workload: str, *, requests: int, seed: int) -> list[tuple[str, Prompt, int]]:
     """Task, prompt as an engine would send it, and length of the answer, of the first requests of a workload."""
-    works = bench_trace(workload, requests=requests, warmup=0, seed=seed, max_tokens=MAX_TOKENS)
-    tasks = (row.task for row in works.measured_rows)
-    return [(task, prompt, tokens) for task, (prompt, tokens) in zip(tasks, _prompts(works), strict=True)]
+    trace = bench_trace(workload, requests=requests, warmup=0, seed=seed, max_tokens=MAX_TOKENS)
+    tasks = (row.task for row in trace.measured_rows)
+    return [(task, prompt, tokens) for task, (prompt, tokens) in zip(tasks, _prompts(trace), strict=True)]
 
 
-def _prompts(works: BenchTrace) -> Iterator[tuple[Prompt, int]]:
-    for work, row in zip(works.measured, works.measured_rows, strict=True):
+def _prompts(trace: BenchTrace) -> Iterator[tuple[Prompt, int]]:
+    for request, row in zip(trace.measured, trace.measured_rows, strict=True):
         prompt = Prompt(
-            token_ids=np.asarray(head_and_tail(work.token_ids), dtype=np.uint32),
-            prompt_tokens=len(work.token_ids),
-            max_tokens=work.max_tokens,
-            temperature=work.temperature,
+            token_ids=np.asarray(head_and_tail(request.token_ids), dtype=np.uint32),
+            prompt_tokens=len(request.token_ids),
+            max_tokens=request.max_tokens,
+            temperature=request.temperature,
             model=row.model,
-            tenant=work.tenant,
+            tenant=request.tenant,
         )
-        yield prompt, work.true_output_tokens
+        yield prompt, request.true_output_tokens

@@ -4,7 +4,7 @@ Every policy serves the same requests, which arrive at the same moments, on an e
 The warm-up requests teach the learner and are not served; a measured request teaches when its answer ends.
 Load is relative to what first come, first served does with these very requests at full backlog:
 as vLLM comes or, in a tuned benchmark, at the static watermark with which it does most.
-In a tuned benchmark every rival has its best static watermark, by mean TTLT, seed by seed; we are never tuned.
+In a tuned benchmark every baseline has its best static watermark, by mean TTLT, seed by seed; we are never tuned.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from engine_adapter.virtual_time.engine import capacity_rps
 from engine_adapter.workloads.arrivals import arrival_plan
 
 Progress: TypeAlias = Callable[[int, int], None]
-"""Told the requests served so far in all runs, and how many there will be."""
+"""Receives the requests served so far in all runs, and how many there will be."""
 
 
 def run_bench(
@@ -49,15 +49,15 @@ def run_benches(
     total = sum(trials) + unique * specs[0].requests
     most_runs = unique + sum(len(_trials(spec)) * len(spec.seeds) for spec in specs)
 
-    def tell(served: int) -> None:
+    def report(served: int) -> None:
         if progress is not None:
             progress(served, total)
 
-    with WorkerPool(processes=processes, most_runs=most_runs, timer=timer, served=tell) as pool:
+    with WorkerPool(processes=processes, most_runs=most_runs, timer=timer, served=report) as pool:
         capacities = pool.run(run for runs in capacity_runs for run in runs)
         cells = [_Cell(spec, seed, capacities) for spec in specs for seed in spec.seeds]
         done = pool.run(run for cell in sorted(cells, key=lambda cell: cell.seed) for run in cell.runs.values())
-    tell(total)
+    report(total)
     by_seed = iter([cell.result(done) for cell in cells])
     return [
         BenchResult(

@@ -61,7 +61,7 @@ def describe(result: BenchResult) -> str:
         f"{result.workload} on {spec.profile} ({spec.engine}, prefix caching {'on' if spec.caches_prefixes else 'off'}): "
         f"{result.requests} requests{left_out}, arrivals {spec.arrivals}, load {spec.load:g} of {'tuned' if spec.tuned else 'stock'} FCFS = {rate:.2f}/s, "
         f"{'seed' if len(spec.seeds) == 1 else 'seeds'} {seeds}, "
-        f"rivals {'at their best static watermark' if spec.tuned else 'on defaults'}"
+        f"baselines {'at their best static watermark' if spec.tuned else 'on defaults'}"
     )
 
 

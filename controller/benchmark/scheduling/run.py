@@ -23,14 +23,14 @@ from store.errors import ConfigError
 
 BenchEngine: TypeAlias = Literal["simulated", "vllm"]
 Progress: TypeAlias = Callable[[int], None]
-"""Told the requests served so far."""
+"""Receives the number of requests served so far."""
 
 TIMELINE_POINTS = 600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSpec:
-    """One run; small, so that it travels to another process, which makes the workload anew from its seed.
+    """One run; small, so that it travels to another process, which makes the workload again from its seed.
 
     Two runs of equal specs give equal results, so that a run which several tables need is done once.
     """
@@ -184,14 +184,14 @@ class _Watched:
 
     def step(self) -> Step:
         step = self._engine.step()
-        self._note(step)
+        self._record(step)
         if step.finished:
             self._served += len(step.finished)
             if self._progress is not None:
                 self._progress(self._served)
         return step
 
-    def _note(self, step: Step) -> None:
+    def _record(self, step: Step) -> None:
         """Keep a moment now and then; when there are too many, every second goes and the spacing doubles."""
         if self.timeline and step.start_s - self.timeline[-1].time_s < self._spacing_s:
             return

@@ -42,7 +42,7 @@ class BenchSpec:
     arrivals: str = "own"
     """As `engine_adapter.workloads.arrivals.arrival_plan` reads it."""
     tuned: bool = False
-    """Whether rivals get their best static watermark."""
+    """Whether baselines get their best static watermark."""
     objective: Objective = "balanced"
     """What `sage` favours."""
     schedule: Schedule = field(default_factory=Schedule)

@@ -73,7 +73,7 @@ class WorkerPool:
 
             def report(served: int, number: int = number) -> None:
                 self._board[number] = served
-                self._tell()
+                self._report()
 
             self._done[spec] = run_policy(spec, self._timer, report)
 
@@ -87,7 +87,7 @@ class WorkerPool:
                 ended, waiting = wait(waiting, timeout=LOOK_EVERY_S, return_when=FIRST_COMPLETED)
                 for future in ended:
                     self._done[runs[future]] = future.result()
-                self._tell()
+                self._report()
         except BrokenProcessPool:
             raise EngineError(
                 "a process of the benchmark was killed, most likely for want of memory: lower --processes"
@@ -97,7 +97,7 @@ class WorkerPool:
         self._started += 1
         return self._started - 1
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         self._served(sum(self._board))
 
 

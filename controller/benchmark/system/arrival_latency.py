@@ -22,7 +22,7 @@ from engine_adapter.transport.zmq_sockets import ZmqLink
 from engine_adapter.virtual_time.engine import TraceRequest
 from engine_adapter.virtual_time.profiles import PROFILES
 from engine_adapter.virtual_time.request_progress import RequestProgress
-from engine_adapter.workloads.requests import work_stream
+from engine_adapter.workloads.requests import request_stream
 from store.errors import EngineError
 from store.records import Acknowledged, Arrived, ControllerMessage, Fact, Facts, IndexTable, Welcome
 
@@ -35,7 +35,7 @@ PATIENCE_S = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArrivalTimes:
-    """From telling of an arrival to having its table, with so many unfinished requests known."""
+    """Time from the report of an arrival to its table, at one number of unfinished requests."""
 
     unfinished: int
     arrivals: int
@@ -57,19 +57,19 @@ def measure_arrivals(
 
     ``folder`` takes its history and its socket. ``progress`` is told how many arrivals have been timed.
     """
-    works = work_stream(seed=1, rate_rps=1.0)
+    requests = request_stream(seed=1, rate_rps=1.0)
     with _controller(folder, clock, timer) as running:
         engine = _Engine(running, clock)
         try:
             engine.connect()
-            engine.tell(fact for work in islice(works, taught) for fact in past_facts(work, PROFILE))
+            engine.report(fact for request in islice(requests, taught) for fact in past_facts(request, PROFILE))
             times: list[ArrivalTimes] = []
             for level in unfinished:
-                engine.fill(works, level)
+                engine.fill(requests, level)
                 taken_s: list[float] = []
                 while len(taken_s) < arrivals:
-                    some = islice(works, min(ARRIVALS_AT_ONCE, arrivals - len(taken_s)))
-                    taken_s.extend(engine.arrive(work, timer) for work in some)
+                    some = islice(requests, min(ARRIVALS_AT_ONCE, arrivals - len(taken_s)))
+                    taken_s.extend(engine.arrive(request, timer) for request in some)
                     engine.end_oldest(level)
                     progress(len(times) * arrivals + len(taken_s))
                 p50_s, p99_s = np.percentile(taken_s, (50, 99)).tolist()
@@ -113,7 +113,7 @@ class _Engine:
             self.link.send(hello)
             self._turn(until_s)
 
-    def tell(self, facts: Iterable[Fact]) -> None:
+    def report(self, facts: Iterable[Fact]) -> None:
         """Report facts, and turn the loop until all of them are durable, so that nothing is left to do."""
         facts = iter(facts)
         for some in iter(lambda: tuple(islice(facts, FACTS_AT_ONCE)), ()):
@@ -122,32 +122,32 @@ class _Engine:
             while not any(_acknowledges(message, batch) for message in self.link.receive()):
                 self._turn(until_s)
 
-    def fill(self, works: Iterator[TraceRequest], level: int) -> None:
-        """Let so many requests be unfinished."""
+    def fill(self, requests: Iterator[TraceRequest], level: int) -> None:
+        """Report arrivals until ``level`` requests are unfinished."""
         missing = max(0, level - len(self._unfinished))
-        self.tell(self._arrival(work) for work in islice(works, missing))
+        self.report(self._arrival(request) for request in islice(requests, missing))
 
-    def arrive(self, work: TraceRequest, timer: Callable[[], float]) -> float:
-        """Tell of an arrival; gives the seconds until its table is here."""
-        arrival = self._arrival(work)
+    def arrive(self, request: TraceRequest, timer: Callable[[], float]) -> float:
+        """Report an arrival; gives the seconds until its table is here."""
+        arrival = self._arrival(request)
         until_s = self._clock() + PATIENCE_S
         started_s = timer()
         self._send((arrival,))
         self._turn(until_s)
-        while not any(_is_about(message, work) for message in self.link.receive()):
+        while not any(_is_about(message, request) for message in self.link.receive()):
             if self._clock() > until_s:
                 raise EngineError(f"the controller sends no table within {PATIENCE_S:g} s of an arrival")
         return timer() - started_s
 
     def end_oldest(self, level: int) -> None:
-        """Report the ends of those that have been unfinished for longest, until so many are left."""
+        """Report the ends of those that have been unfinished for longest, until ``level`` are left."""
         oldest = [self._unfinished.popleft() for _ in range(len(self._unfinished) - level)]
-        self.tell(past_facts(work, PROFILE)[-1] for work in oldest)
+        self.report(past_facts(request, PROFILE)[-1] for request in oldest)
 
-    def _arrival(self, work: TraceRequest) -> Arrived:
-        work = replace(work, arrival_s=self._clock())
-        self._unfinished.append(work)
-        return RequestProgress(work).arrived()
+    def _arrival(self, request: TraceRequest) -> Arrived:
+        request = replace(request, arrival_s=self._clock())
+        self._unfinished.append(request)
+        return RequestProgress(request).arrived()
 
     def _send(self, facts: tuple[Fact, ...]) -> int:
         batch = next(self._batches)
@@ -161,8 +161,8 @@ class _Engine:
         self._loop.turn()
 
 
-def _is_about(message: ControllerMessage, work: TraceRequest) -> bool:
-    return isinstance(message, IndexTable) and message.request_id == work.request_id
+def _is_about(message: ControllerMessage, request: TraceRequest) -> bool:
+    return isinstance(message, IndexTable) and message.request_id == request.request_id
 
 
 def _acknowledges(message: ControllerMessage, batch: int) -> bool:

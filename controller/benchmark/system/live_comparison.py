@@ -28,13 +28,13 @@ from engine_adapter.workloads.requests import BenchTrace, bench_trace, planned_a
 from store.errors import ConfigError
 
 TOLERANCE = 0.15
-"""The live ratio may be so far from the virtual one, as a share of it."""
+"""The live ratio may differ from the virtual one by this share of it."""
 
 COMPARED = ("mean_ttlt_s", "p99_ttlt_s")
 SIDES = ("fcfs", "sage")
 
 Progress: TypeAlias = Callable[[str, int, int], None]
-"""Told what is under way, how much of it is done, and how much there is."""
+"""Receives what is under way, how much of it is done, and how much there is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,14 +151,16 @@ def run_live_comparison(
     bench = run_bench(spec.bench(), timer=timer, progress=lambda done, total: progress("virtual time", done, total))
     (seed,) = bench.seeds
     rate_rps = spec.load * seed.capacity_rps
-    works = _works(spec)
-    measured = _timed(works, spec, rate_rps)
+    trace = _trace(spec)
+    measured = _timed(trace, spec, rate_rps)
     virtual = {side: seed.policies[side].best for side in SIDES}
     served = {life.request_id: (life.arrival_s, life.output_tokens) for life in virtual["fcfs"].lives}
-    assert served.keys() == {work.request_id for work in measured}, "the benchmark serves this very trace"
-    assert all(abs(served[work.request_id][0] - work.arrival_s) < 1e-6 for work in measured), "at these very times"
+    assert served.keys() == {request.request_id for request in measured}, "the benchmark serves this very trace"
+    assert all(abs(served[request.request_id][0] - request.arrival_s) < 1e-6 for request in measured), (
+        "at these very times"
+    )
     serving = LiveServing(
-        works=tuple(measured),
+        requests=tuple(measured),
         output_tokens={request_id: tokens for request_id, (_, tokens) in served.items()},
         profile=profile_named(spec.profile),
         speed=spec.speed,
@@ -166,9 +168,11 @@ def run_live_comparison(
         objective=spec.objective,
     )
     stage = Stage(folder=folder, clock=clock, pause=pause)
-    write_past(stage.store, works.warmup, profile=serving.profile, model=MODEL_NAME, clock=clock)
+    write_past(stage.store, trace.warmup, profile=serving.profile, model=MODEL_NAME, clock=clock)
     live = {
-        side: serve_live(serving, stage, with_us=side == "sage", progress=partial(_tell, progress, side, spec.requests))
+        side: serve_live(
+            serving, stage, with_us=side == "sage", progress=partial(_report, progress, side, spec.requests)
+        )
         for side in SIDES
     }
     return LiveComparison(
@@ -176,11 +180,11 @@ def run_live_comparison(
     )
 
 
-def _tell(progress: Progress, side: str, requests: int, done: int) -> None:
+def _report(progress: Progress, side: str, requests: int, done: int) -> None:
     progress(f"live, {side}", done, requests)
 
 
-def _works(spec: LiveSpec) -> BenchTrace:
+def _trace(spec: LiveSpec) -> BenchTrace:
     profile = profile_named(spec.profile)
     return bench_trace(
         spec.workload,
@@ -191,8 +195,8 @@ def _works(spec: LiveSpec) -> BenchTrace:
     )
 
 
-def _timed(works: BenchTrace, spec: LiveSpec, rate_rps: float) -> list[TraceRequest]:
+def _timed(trace: BenchTrace, spec: LiveSpec, rate_rps: float) -> list[TraceRequest]:
     arrivals_s = planned_arrivals(
-        works.measured, arrival_plan(spec.bench().arrivals), rate_rps=rate_rps, seed=spec.seed
+        trace.measured, arrival_plan(spec.bench().arrivals), rate_rps=rate_rps, seed=spec.seed
     )
-    return with_arrivals(works.measured, arrivals_s)
+    return with_arrivals(trace.measured, arrivals_s)

@@ -35,7 +35,7 @@ STREAM_INTERVAL_TOKENS = 16
 class LiveServing:
     """What is served, and on what."""
 
-    works: tuple[TraceRequest, ...]
+    requests: tuple[TraceRequest, ...]
     output_tokens: Mapping[str, int]
     """The length of each answer, by request id: whatever serves them, they end there."""
     profile: Profile
@@ -112,7 +112,7 @@ def serve_live(serving: LiveServing, stage: Stage, *, with_us: bool, progress: C
         api = _start_controller(serving, stage, children, endpoint) if with_us else None
         with server:
             result = _send_load(serving, stage, children, server, name, progress)
-            tables_applied = _tables_applied(api, len(serving.works)) if api else 0
+            tables_applied = _tables_applied(api, len(serving.requests)) if api else 0
         device = json.loads(report.read_text(encoding="utf-8"))
     return _run(serving, result, device, tables_applied)
 
@@ -140,7 +140,7 @@ def _send_load(  # noqa: PLR0917 - what is sent, whence, whither, and who looks 
     progress: Callable[[int], None],
 ) -> dict[str, Any]:
     trace, result = stage.folder / "trace.jsonl", stage.folder / f"client-{name}.json"
-    write_trace(trace_lines(serving.works, serving.profile), trace)
+    write_trace(trace_lines(serving.requests, serving.profile), trace)
     command = [
         *(sys.executable, "-m", "engine_adapter.serving.vllm_bench_client", "--base-url", server.base_url),
         *("--model", MODEL_NAME, "--trace", str(trace), "--result", str(result), "--speed", str(serving.speed)),
@@ -154,7 +154,7 @@ def _send_load(  # noqa: PLR0917 - what is sent, whence, whither, and who looks 
     children.children.remove(client)
     if client.process.returncode:
         raise EngineError(f"the benchmark client ended with {client.process.returncode}:\n{client.last_lines()}")
-    progress(len(serving.works))
+    progress(len(serving.requests))
     found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
     return found
 
@@ -178,12 +178,12 @@ def _tables_applied(api: ApiClient, requests: int) -> int:
 
 
 def _run(serving: LiveServing, result: dict[str, Any], device: dict[str, Any], tables_applied: int) -> LiveRun:
-    works, speed = serving.works, serving.speed
-    expected = [serving.output_tokens[work.request_id] for work in works]
+    requests, speed = serving.requests, serving.speed
+    expected = [serving.output_tokens[request.request_id] for request in requests]
     if result["output_lens"] != expected:
         wrong = sum(got != true for got, true in zip(result["output_lens"], expected, strict=True))
-        raise EngineError(f"{wrong} of {len(works)} answers did not end at their true length")
-    arrival_s = np.array([work.arrival_s for work in works])
+        raise EngineError(f"{wrong} of {len(requests)} answers did not end at their true length")
+    arrival_s = np.array([request.arrival_s for request in requests])
     sent_s = np.array(result["start_times"]) * speed
     late_s = sent_s - sent_s[0] - (arrival_s - arrival_s[0])
     late_s -= late_s.min()

@@ -8,7 +8,7 @@ from controller.benchmark.system.load_test import LoadResult, Window
 from controller.reports.tables import text_table
 
 ROWS = 20
-"""Lines of the course of a run; of a long one every so many windows."""
+"""Lines of the course of a run; of a long one evenly spaced windows."""
 
 
 def load_tables(result: LoadResult) -> list[Table]:

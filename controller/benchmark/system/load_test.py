@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from controller.api.client import ApiClient
-from controller.benchmark.system.process_samples import Sample, Watcher, take_sample
+from controller.benchmark.system.process_samples import Sample, Watcher, sample_process
 from engine_adapter.serving.latency_histogram import Latencies
 from engine_adapter.serving.processes import Child, Children, free_port
 from store.errors import ConfigError, EngineError
@@ -46,7 +46,7 @@ class LoadSpec:
     seconds: float = 60.0
     """Measured time."""
     warmup_s: float = 30.0
-    """Time before, in which the learner forms its first beliefs and requests come to their ends."""
+    """Time before, in which the learner forms its first predictions and requests come to their ends."""
     window_s: float = 5.0
     fleets: int = 2
     """Processes that the engines are spread over."""
@@ -165,7 +165,7 @@ class LoadResult:
 def run_load_test(spec: LoadSpec, *, folder: Path, clock: Clock, pause: Pause, progress: Progress) -> LoadResult:
     """Start a controller and its engines, look on, and end them; ``folder`` keeps history and logs.
 
-    ``progress`` is told how many of ``spec.windows`` are over.
+    ``progress`` receives how many of ``spec.windows`` are over.
     """
     with Children(folder) as children:
         controller, api = _start_controller(spec, folder, children, clock=clock, pause=pause)
@@ -173,10 +173,10 @@ def run_load_test(spec: LoadSpec, *, folder: Path, clock: Clock, pause: Pause, p
         fleets = [_start_fleet(spec, number, folder, children, start_s) for number in range(spec.fleets)]
         with _watcher(spec, api) as watcher:
             samples = list(_look_on(spec, controller, start_s, folder, children, watcher, clock, pause, progress))
-        said = [_all_said(fleet, clock=clock, pause=pause) for fleet in fleets if fleet is not None]
+        reports = [_reports(fleet, clock=clock, pause=pause) for fleet in fleets if fleet is not None]
         metrics = _means(api)
         api.close()
-    return _result(spec, start_s, samples, said, metrics)
+    return _result(spec, start_s, samples, reports, metrics)
 
 
 # --- the processes --------------------------------------------------------------------------------
@@ -246,22 +246,22 @@ def _look_on(  # noqa: PLR0917 - what is looked at, and the outside world
         pause(max(0.0, start_s + number * spec.window_s - clock()))
         if number:
             children.check()
-        yield take_sample(controller.process.pid, folder / "history", clock())
+        yield sample_process(controller.process.pid, folder / "history", clock())
         progress(number)
         if watcher is not None:
             watcher.asks = number % 2 == 0
 
 
-def _all_said(fleet: Child, *, clock: Clock, pause: Pause) -> list[dict[str, Any]]:
+def _reports(fleet: Child, *, clock: Clock, pause: Pause) -> list[dict[str, Any]]:
     """The lines of a fleet, once it has ended."""
     until_s = clock() + FAREWELL_S
     while fleet.running and clock() < until_s:
         pause(0.1)
     lines = fleet.log_path.read_text().splitlines()
-    said = [json.loads(line) for line in lines if line.startswith("{")]
-    if not said or "whole" not in said[-1]:
+    reports = [json.loads(line) for line in lines if line.startswith("{")]
+    if not reports or "whole" not in reports[-1]:
         raise EngineError(f"{fleet.name} did not end in order: see {fleet.log_path}\n{fleet.last_lines()}")
-    return said
+    return reports
 
 
 def _means(api: ApiClient) -> dict[str, float]:
@@ -279,39 +279,39 @@ def _means(api: ApiClient) -> dict[str, float]:
 
 
 @dataclass(slots=True)
-class _Told:
-    """What all fleets told of one window, or of all that count."""
+class _Reported:
+    """What all fleets reported of one window."""
 
-    taken: Latencies = field(default_factory=Latencies)
+    latencies: Latencies = field(default_factory=Latencies)
     dropped: int = 0
     without_table: int = 0
 
     def add(self, line: dict[str, Any]) -> None:
-        self.taken.merge({int(place): count for place, count in line["counts"].items()}, line["longest_s"])
+        self.latencies.merge({int(place): count for place, count in line["counts"].items()}, line["longest_s"])
         self.dropped += line["dropped"]
-        self.without_table += line["untold"]
+        self.without_table += line["without_table"]
 
 
 def _result(
     spec: LoadSpec,
     start_s: float,
     samples: Sequence[Sample],
-    said: Sequence[list[dict[str, Any]]],
+    reports: Sequence[list[dict[str, Any]]],
     metrics: dict[str, float],
 ) -> LoadResult:
-    told = [_Told() for _ in range(spec.windows)]
-    for lines in said:
-        for line, window in zip(lines, told, strict=False):
+    reported = [_Reported() for _ in range(spec.windows)]
+    for lines in reports:
+        for line, window in zip(lines, reported, strict=False):
             window.add(line)
     counted = Latencies()
-    for window in told[spec.warmup_windows :]:
-        counted.merge(window.taken.counts, window.taken.longest_s)
-    wholes = [lines[-1] for lines in said]
+    for window in reported[spec.warmup_windows :]:
+        counted.merge(window.latencies.counts, window.latencies.longest_s)
+    wholes = [lines[-1] for lines in reports]
     return LoadResult(
         spec=spec,
         windows=tuple(
             _window(number, start_s, before, after, window, spec)
-            for number, (before, after, window) in enumerate(zip(samples, samples[1:], told, strict=False))
+            for number, (before, after, window) in enumerate(zip(samples, samples[1:], reported, strict=False))
         ),
         requests=sum(whole["submitted"] for whole in wholes),
         tables=sum(whole["tables"] for whole in wholes),
@@ -325,22 +325,22 @@ def _result(
     )
 
 
-def _window(  # noqa: PLR0917 - its samples and what was told of it
-    number: int, start_s: float, before: Sample, after: Sample, told: _Told, spec: LoadSpec
+def _window(  # noqa: PLR0917 - its samples and what was reported of it
+    number: int, start_s: float, before: Sample, after: Sample, reported: _Reported, spec: LoadSpec
 ) -> Window:
     seconds = after.time_s - before.time_s
     return Window(
         time_s=after.time_s - start_s,
-        arrivals=told.taken.count,
-        p50_s=told.taken.quantile_s(0.5),
-        p99_s=told.taken.quantile_s(0.99),
-        longest_s=told.taken.longest_s,
+        arrivals=reported.latencies.count,
+        p50_s=reported.latencies.quantile_s(0.5),
+        p99_s=reported.latencies.quantile_s(0.99),
+        longest_s=reported.latencies.longest_s,
         cpu_share=(after.cpu_s - before.cpu_s) / seconds,
         helpers_share=(after.helpers_s - before.helpers_s) / seconds,
         host_share=(after.host_busy_s - before.host_busy_s) / max(1e-9, after.host_s - before.host_s),
         rss_bytes=after.rss_bytes,
         store_bytes=after.store_bytes,
-        dropped=told.dropped,
-        without_table=told.without_table,
+        dropped=reported.dropped,
+        without_table=reported.without_table,
         watched=spec.watch and number % 2 == 0,
     )

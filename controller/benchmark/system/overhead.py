@@ -24,7 +24,7 @@ from controller.core.core import Core, CoreConfig
 from controller.policy.policies import policy_named
 from engine_adapter.transport.zmq_sockets import ZmqHub, ZmqLink
 from engine_adapter.virtual_time.engine import TraceRequest
-from engine_adapter.workloads.requests import DEFAULT_MAX_TOKENS, work_stream
+from engine_adapter.workloads.requests import DEFAULT_MAX_TOKENS, request_stream
 from online_learning.calibration.calibration import CalibrationSettings
 from online_learning.calibration.guard import GuardSettings
 from online_learning.mixture.mixture import MixtureLearner
@@ -257,8 +257,8 @@ def _pair(
 
 
 def _traffic(longest_tokens: int) -> Iterator[TraceRequest]:
-    for work in work_stream(seed=1, rate_rps=1.0):
-        yield replace(work, max_tokens=min(work.max_tokens, longest_tokens))
+    for request in request_stream(seed=1, rate_rps=1.0):
+        yield replace(request, max_tokens=min(request.max_tokens, longest_tokens))
 
 
 class _Brain:
@@ -266,7 +266,7 @@ class _Brain:
 
     def __init__(self, endpoint: str, taught: int) -> None:
         self._hub = ZmqHub(endpoint)
-        self._past = list(islice(work_stream(seed=2, rate_rps=1.0), taught))
+        self._past = list(islice(request_stream(seed=2, rate_rps=1.0), taught))
         self._core = Core(
             learner=MixtureLearner(),
             policy=policy_named("sage"),

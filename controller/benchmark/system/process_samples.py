@@ -32,7 +32,7 @@ class Sample:
     store_bytes: int
 
 
-def take_sample(pid: int, store: Path, now_s: float) -> Sample:
+def sample_process(pid: int, store: Path, now_s: float) -> Sample:
     """Look at a process and the folder that it writes to; Linux only."""
     tick_s = 1.0 / os.sysconf("SC_CLK_TCK")
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()

@@ -8,13 +8,13 @@ from controller.core.core import Core, CoreConfig
 from controller.policy.policies import policy_named
 from controller.service.warm_start import rebuild
 from engine_adapter.virtual_time.profiles import PROFILES
-from engine_adapter.workloads.requests import work_stream
+from engine_adapter.workloads.requests import request_stream
 from online_learning.mixture.mixture import MixtureLearner
 from store.history.reader import open_history
 from store.records import Arrived, Facts, Hello, IndexTable
 
 PROFILE = PROFILES["h800-qwen3-32b-24k"]
-WORKS = list(islice(work_stream(seed=3, rate_rps=1.0), 30))
+WORKS = list(islice(request_stream(seed=3, rate_rps=1.0), 30))
 
 
 def brain() -> Core:

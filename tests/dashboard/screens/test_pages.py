@@ -83,8 +83,8 @@ def test_now_shows_queue_memory_and_throughput(opened: Open) -> None:
     assert len(running) == 48
     assert "Admission holds room for each request to grow by its next 256 tokens." in captions(test)
     assert "the last in the order gives way" in captions(test)
-    assert "The peak of KV memory foretold" in captions(test)
-    assert "the patience of 3 requests was over" in captions(test)
+    assert "The peak of KV memory predicted" in captions(test)
+    assert "3 requests waited beyond their patience" in captions(test)
     assert boxes(test) == ""
 
 

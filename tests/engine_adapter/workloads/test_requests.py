@@ -20,11 +20,11 @@ from engine_adapter.workloads.requests import (
     bench_trace,
     fitting,
     planned_arrivals,
+    request_stream,
     sample,
     split,
-    to_works,
+    to_requests,
     with_arrivals,
-    work_stream,
 )
 from store.errors import WorkloadError
 
@@ -98,7 +98,7 @@ def test_what_would_never_fit_is_left_out() -> None:
 def test_a_work_has_its_rows_lengths_and_a_limit_that_tells_nothing() -> None:
     """Prompt length exact, answer's length kept for the device, one limit for all that bring none."""
     rows = (row(0), row(900, client="c", priority=-1), row(3, max_tokens=16), row(4, prompt=None))
-    works = to_works(rows, [0.0, 1.0, 2.0, 3.0], seed=1)
+    works = to_requests(rows, [0.0, 1.0, 2.0, 3.0], seed=1)
     assert [len(work.token_ids) for work in works] == [20] * 4
     assert [work.true_output_tokens for work in works] == [1, 901, 4, 5]
     assert [work.max_tokens for work in works] == [DEFAULT_MAX_TOKENS, DEFAULT_MAX_TOKENS, 16, DEFAULT_MAX_TOKENS]
@@ -111,8 +111,8 @@ def test_token_ids_follow_what_is_known_of_the_prompt() -> None:
     """The same text gives the same ids whatever the seed; hashes share prefixes; nothing known shares nothing."""
     unknown = row(0, prompt=None, prompt_len_tokens=600)
     rows = (row(7), unknown, unknown, replace(unknown, block_hashes=(4, 5)), replace(unknown, block_hashes=(4, 6)))
-    works = to_works(rows, all_at_zero(5), seed=1)
-    again = to_works(rows, all_at_zero(5), seed=2)
+    works = to_requests(rows, all_at_zero(5), seed=1)
+    again = to_requests(rows, all_at_zero(5), seed=2)
     assert works[0].token_ids == again[0].token_ids
     assert works[1].token_ids != again[1].token_ids
     assert works[1].token_ids[:16] != works[2].token_ids[:16]
@@ -122,7 +122,7 @@ def test_token_ids_follow_what_is_known_of_the_prompt() -> None:
 
 def test_arrivals_can_be_exchanged_without_touching_the_rest() -> None:
     """So that capacity and load are measured on the same works."""
-    works = to_works(PLAIN.rows, all_at_zero(50), seed=1)
+    works = to_requests(PLAIN.rows, all_at_zero(50), seed=1)
     moved = with_arrivals(works, [float(number) for number in range(50)])
     assert [work.arrival_s for work in moved] == list(range(50))
     assert with_arrivals(moved, all_at_zero(50)) == works
@@ -130,11 +130,11 @@ def test_arrivals_can_be_exchanged_without_touching_the_rest() -> None:
 
 def test_a_rate_is_drawn_or_stretched_from_the_works_own_times() -> None:
     """A trace keeps its shape unless a variation is asked for; works without times are drawn."""
-    timed = to_works(TIMED.rows[::-1], [one.arrival_s or 0.0 for one in TIMED.rows[::-1]], seed=1)
+    timed = to_requests(TIMED.rows[::-1], [one.arrival_s or 0.0 for one in TIMED.rows[::-1]], seed=1)
     stretched_s = planned_arrivals(timed, ArrivalPlan(), rate_rps=2.0, seed=0)
     assert stretched_s.tolist() == pytest.approx([number**2 / 49 / 2 for number in range(50)])
     drawn_s = planned_arrivals(timed, ArrivalPlan("gamma"), rate_rps=2.0, seed=0)
-    plain = to_works(PLAIN.rows, all_at_zero(50), seed=1)
+    plain = to_requests(PLAIN.rows, all_at_zero(50), seed=1)
     assert drawn_s.tolist() == planned_arrivals(plain, ArrivalPlan(), rate_rps=2.0, seed=0).tolist()
     assert drawn_s.tolist() != planned_arrivals(plain, ArrivalPlan(), rate_rps=2.0, seed=1).tolist()
 
@@ -192,10 +192,10 @@ def test_bench_works_refuse_what_cannot_be() -> None:
 
 def test_an_endless_stream_of_works_keeps_its_rate_and_its_order() -> None:
     """Ids are unique, times never fall, the mean rate is right, the same seed gives the same works."""
-    works = list(islice(work_stream(seed=3, rate_rps=8.0), 3000))
+    works = list(islice(request_stream(seed=3, rate_rps=8.0), 3000))
     times_s = [work.arrival_s for work in works]
     assert times_s == sorted(times_s)
     assert len({work.request_id for work in works}) == 3000
     assert 3000 / times_s[-1] == pytest.approx(8.0, rel=0.06)
-    assert list(islice(work_stream(seed=3, rate_rps=8.0), 300)) == works[:300]
-    assert list(islice(work_stream(seed=4, rate_rps=8.0), 300)) != works[:300]
+    assert list(islice(request_stream(seed=3, rate_rps=8.0), 300)) == works[:300]
+    assert list(islice(request_stream(seed=4, rate_rps=8.0), 300)) != works[:300]
