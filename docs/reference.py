@@ -98,7 +98,7 @@ def exported() -> str:
     core = Core(learner=GlobalLearner(), policy=policy_named("sage"), config=config, now_s=0.0, timer=lambda: 0.0)
     live.watch(core)
     for message in (_HELLO, Facts(batch=1, facts=(_ARRIVED, _FINISHED), oldest=1), _SNAPSHOT):
-        core.take(b"c", message, 0.0)
+        core.handle(b"c", message, 0.0)
     with tempfile.TemporaryDirectory() as folder:
         with HistoryWriter(Path(folder) / "history") as writer:
             writer.append(core.drain_entries())

@@ -1,9 +1,8 @@
 """How the cost of a request grows with history, with the queue and with engines: ``python docs/scale_growth.py``.
 
-Takes the CPU time of the brain's thread, the median of many calls, in virtual time: what an arrival costs (predict and
-decide), what an end costs (judge and learn), what a snapshot costs for each request in it, what the history takes for
-each request, and what an engine's step takes to put its queue in order. Prints a table and draws
-``docs/images/growth.svg``; a busy machine makes all figures larger, but none grow.
+Measures CPU time, the median of many calls, in virtual time: of an arrival (predict and decide), of an end (score and
+learn), of a snapshot for each request in it, of the history for each request, and of ordering the queue in an engine's
+step. Prints a table and draws ``docs/images/growth.svg``; a busy machine makes all figures larger, but none grow.
 """
 
 from __future__ import annotations
@@ -20,12 +19,11 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
-from controller.benchmark.synthetic_history import past_facts
-from controller.core.core import Core, CoreConfig
+from controller.benchmark.synthetic_history import synthetic_facts
+from controller.core.in_process import IN_PROCESS, InProcessController
 from controller.policy.policies import policy_named
 from engine_adapter.agent.agent import Agent
 from engine_adapter.ordering.ordered_queue import OrderedQueue
-from engine_adapter.transport.link import DirectLink
 from engine_adapter.virtual_time.engine import TraceRequest
 from engine_adapter.virtual_time.profiles import PROFILES
 from engine_adapter.virtual_time.request_progress import RequestProgress
@@ -33,7 +31,7 @@ from engine_adapter.workloads.requests import request_stream
 from online_learning.mixture.mixture import MixtureLearner
 from store.entries import Entry
 from store.history.writer import HistoryWriter
-from store.records import ControllerMessage, EngineMessage, Fact, Facts, Hello, RunningRequest
+from store.records import Fact, Facts, Hello, RunningRequest
 from store.records import Snapshot as EngineSnapshot
 
 IMAGE = Path(__file__).parent / "images" / "growth.svg"
@@ -65,50 +63,47 @@ def main() -> None:
 
 
 @dataclass(slots=True)
-class Brain:
-    """The controller's brain with engines that are told of by hand."""
+class Controller:
+    """A controller in this process with engines that only report what they are told to."""
 
     engines: int = 1
     now_s: float = 1e9
-    core: Core = field(init=False)
-    works: Iterator[TraceRequest] = field(init=False)
+    controller: InProcessController = field(init=False)
+    requests: Iterator[TraceRequest] = field(init=False)
     open: deque[tuple[int, TraceRequest]] = field(default_factory=deque)
-    told: int = 0
+    batches: int = 0
 
     def __post_init__(self) -> None:
-        self.works = request_stream(seed=1, rate_rps=100.0)
-        self.core = Core(
-            learner=MixtureLearner(),
-            policy=policy_named("sage"),
-            config=CoreConfig(controller_id="c", mode="on", hash_key=b"k", refresh_interval_s=1e9),
-            now_s=self.now_s,
-            timer=lambda: 0.0,
-        )
+        self.requests = request_stream(seed=1, rate_rps=100.0)
+        config = replace(IN_PROCESS, refresh_interval_s=1e9)
+        self.controller = InProcessController(MixtureLearner(), policy_named("sage"), config=config, now_s=self.now_s)
         for number in range(self.engines):
-            self.core.take(b"%d" % number, _hello(number), self.now_s)
+            self.controller.handle(b"%d" % number, _hello(number), self.now_s)
 
     def teach(self, answers: int) -> None:
-        """Let so many requests come and go."""
-        for work in islice(self.works, answers):
-            self.tell(0, *past_facts(work, PROFILE))
-        self.core.drain_entries()
+        """Report ``answers`` requests from arrival to end."""
+        for request in islice(self.requests, answers):
+            self.report(0, *synthetic_facts(request, PROFILE))
 
     def arrive(self, number: int) -> float:
-        """Tell of an arrival; gives its microseconds."""
-        work = replace(next(self.works), arrival_s=self.now_s)
-        self.open.append((number, work))
-        return self.tell(number, RequestProgress(work).arrived())
+        """Report an arrival; returns its microseconds."""
+        request = replace(next(self.requests), arrival_s=self.now_s)
+        self.open.append((number, request))
+        return self.report(number, RequestProgress(request).arrived())
 
     def end(self) -> float:
-        """Tell of the end of the oldest request; gives its microseconds."""
-        number, work = self.open.popleft()
-        return self.tell(number, past_facts(work, PROFILE)[-1])
+        """Report the end of the oldest request; returns its microseconds."""
+        number, request = self.open.popleft()
+        return self.report(number, synthetic_facts(request, PROFILE)[-1])
 
-    def tell(self, number: int, *facts: Fact) -> float:
-        """Tell of facts; gives the microseconds until they are handled and whatever is due is done."""
-        self.told += 1
-        message = Facts(batch=self.told, facts=facts, oldest=self.told)
-        return _us(lambda: (self.core.take(b"%d" % number, message, self.now_s), self.core.tick(self.now_s)))
+    def report(self, number: int, *facts: Fact) -> float:
+        """Report facts; returns the microseconds of handling them and of the tick that follows."""
+        self.batches += 1
+        message = Facts(batch=self.batches, facts=facts, oldest=self.batches)
+        core = self.controller.core
+        cost_us = _us(lambda: (core.handle(b"%d" % number, message, self.now_s), core.tick(self.now_s)))
+        self.controller.deliver()
+        return cost_us
 
     def look(self) -> dict[str, float]:
         """Medians over arrivals and ends in turn, spread over all engines."""
@@ -116,55 +111,54 @@ class Brain:
         for look in range(LOOKS):
             arrivals.append(self.arrive(look % self.engines))
             ends.append(self.end())
-        self.core.drain_entries()
         return {"predict and decide": statistics.median(arrivals), "judge and learn": statistics.median(ends)}
 
 
 def by_history(sizes: Sequence[int]) -> Series:
-    """Cost of a request after so many answers, and of writing it down after as many."""
-    brain, series = Brain(), Series()
-    brain.arrive(0)
+    """Cost of a request, and of writing it down, after each number of answers."""
+    controller, series = Controller(), Series()
+    controller.arrive(0)
     with tempfile.TemporaryDirectory() as folder, HistoryWriter(Path(folder) / "history") as writer:
         known = 0
         for size in sizes:
-            brain.teach(size - known)
+            controller.teach(size - known)
             known = size
-            for name, cost_us in brain.look().items():
+            for name, cost_us in controller.look().items():
                 series.setdefault(name, []).append((size, cost_us))
-            series.setdefault("write its facts down", []).append((size, _stored_us(writer, brain, size)))
+            series.setdefault("write its facts down", []).append((size, _stored_us(writer, controller, size)))
     return series
 
 
 def by_queue(sizes: Sequence[int]) -> Series:
-    """Cost of a request while so many are unfinished, of a snapshot for each of them, and of an engine's step."""
-    brain, series = Brain(), Series()
-    brain.teach(TAUGHT)
+    """Cost of a request at each number of unfinished ones, of a snapshot for each of them, and of an engine's step."""
+    controller, series = Controller(), Series()
+    controller.teach(TAUGHT)
     for size in sizes:
-        while len(brain.open) < size:
-            brain.arrive(0)
-        for name, cost_us in brain.look().items():
+        while len(controller.open) < size:
+            controller.arrive(0)
+        for name, cost_us in controller.look().items():
             series.setdefault(name, []).append((size, cost_us))
-        series.setdefault("snapshot, for each that runs", []).append((size, _snapshot_us(brain)))
+        series.setdefault("snapshot, for each that runs", []).append((size, _snapshot_us(controller)))
         series.setdefault("in the engine: order of a step", []).append((size, _step_us(size)))
     return series
 
 
 def by_engines(sizes: Sequence[int]) -> Series:
-    """Cost of a request beside so many engines with 8 unfinished requests each."""
+    """Cost of a request at each number of engines with 8 unfinished requests each."""
     series = Series()
     for size in sizes:
-        brain = Brain(engines=size)
-        brain.teach(TAUGHT)
+        controller = Controller(engines=size)
+        controller.teach(TAUGHT)
         for number in range(8 * size):
-            brain.arrive(number % size)
-        for name, cost_us in brain.look().items():
+            controller.arrive(number % size)
+        for name, cost_us in controller.look().items():
             series.setdefault(name, []).append((size, cost_us))
     return series
 
 
-def _stored_us(writer: HistoryWriter, brain: Brain, size: int) -> float:
+def _stored_us(writer: HistoryWriter, controller: Controller, size: int) -> float:
     """CPU time of all threads for a request's rows, over a thousand requests."""
-    facts = [fact for work in islice(brain.works, 1_000) for fact in past_facts(work, PROFILE)]
+    facts = [fact for request in islice(controller.requests, 1_000) for fact in synthetic_facts(request, PROFILE)]
     entries = [
         Entry(engine_id="e", session_id="s", batch=size + place, record=fact) for place, fact in enumerate(facts)
     ]
@@ -174,10 +168,10 @@ def _stored_us(writer: HistoryWriter, brain: Brain, size: int) -> float:
     return 1e3 * (time.process_time() - before_s)
 
 
-def _snapshot_us(brain: Brain) -> float:
-    running = tuple(RunningRequest(work.request_id, 20, 4) for _, work in brain.open)
+def _snapshot_us(controller: Controller) -> float:
+    running = tuple(RunningRequest(work.request_id, 20, 4) for _, work in controller.open)
     snapshot = EngineSnapshot(
-        time_s=brain.now_s,
+        time_s=controller.now_s,
         waiting=0,
         running=len(running),
         kv_blocks_used=100,
@@ -192,8 +186,8 @@ def _snapshot_us(brain: Brain) -> float:
         recomputed_tokens=0,
         running_requests=running,
     )
-    taken = [_us(lambda: brain.core.take(b"0", snapshot, brain.now_s)) for _ in range(20)]
-    brain.core.drain_entries()
+    taken = [_us(lambda: controller.controller.core.handle(b"0", snapshot, controller.now_s)) for _ in range(20)]
+    controller.controller.deliver()
     return statistics.median(taken) / len(running)
 
 
@@ -206,24 +200,20 @@ class _Waiting:
 
 def _step_us(size: int) -> float:
     """An engine's plan with so many waiting, one more in each step, and a change of one table."""
-    brain = Brain()
-    brain.teach(TAUGHT)
-
-    def answer(message: EngineMessage) -> list[ControllerMessage]:
-        return [out for _, out in brain.core.take(b"0", message, brain.now_s)]
-
-    agent = Agent(hello=_hello(0), link=DirectLink(answer))
+    controller = Controller()
+    controller.teach(TAUGHT)
+    agent = Agent(hello=_hello(0), link=controller.controller.link(lambda: controller.now_s))
     queue: OrderedQueue[_Waiting] = OrderedQueue()
     taken = []
-    for place, work in enumerate(islice(brain.works, size + LOOKS)):
-        agent.arrived(RequestProgress(replace(work, arrival_s=brain.now_s)).arrived())
+    for place, work in enumerate(islice(controller.requests, size + LOOKS)):
+        agent.arrived(RequestProgress(replace(work, arrival_s=controller.now_s)).arrived())
         queue.append(_Waiting(work.request_id))
         if place >= size:
-            agent.poll(brain.now_s)
-            agent.poll(brain.now_s)
-            taken.append(_us(lambda: agent.plan(brain.now_s, waiting=queue, running=[], free_blocks=100)))
+            agent.poll(controller.now_s)
+            agent.poll(controller.now_s)
+            taken.append(_us(lambda: agent.plan(controller.now_s, waiting=queue, running=[], free_blocks=100)))
         elif place % 500 == 0:
-            agent.poll(brain.now_s)
+            agent.poll(controller.now_s)
     return statistics.median(taken)
 
 

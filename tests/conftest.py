@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import hypothesis
 import pytest
 
-from controller.core.core import Core, CoreConfig
+from controller.core.in_process import IN_PROCESS, InProcessController
 from controller.explain.lookup import recorded_timeline
 from controller.monitoring.live_state import Live
 from controller.policy.policies import policy_named
 from engine_adapter.agent.agent import AgentLimits
-from engine_adapter.transport.link import DirectLink
 from engine_adapter.virtual_time.engine import CompletedRequest, Step, TraceRequest, serve
 from engine_adapter.virtual_time.profiles import Profile
 from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
@@ -24,7 +23,7 @@ from online_learning.evaluation.global_learner import GlobalLearner
 from store.entries import Entry
 from store.history.writer import HistoryWriter
 from store.reading.request_timeline import RequestTimeline
-from store.records import Arrived, ControllerMessage, EngineMessage, Mode, Snapshot
+from store.records import Arrived, Mode, Snapshot
 
 # How long an example takes is the machine's affair: a test fails for what it finds.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -72,7 +71,7 @@ class SmallRun:
         return life
 
 
-def _works(start_s: float, seed: int) -> list[TraceRequest]:
+def _requests(start_s: float, seed: int) -> list[TraceRequest]:
     """More than the engine can hold, with two classes and a client that leaves."""
     chance = random.Random(seed)
     return [
@@ -123,27 +122,27 @@ def _serve_small(
     ``switch`` says when to which mode, ``host_s`` how long the host takes between two steps.
     What happens after ``known_until_s`` is not recorded.
     """
-    core = Core(
-        learner=GlobalLearner(),
-        policy=policy_named(policy),
-        config=CoreConfig(controller_id="c", mode=mode, hash_key=b"k", lease_s=1e9, acknowledge_at_once=True),
+    entries: list[Entry] = []
+    controller = InProcessController(
+        GlobalLearner(),
+        policy_named(policy),
+        config=replace(IN_PROCESS, mode=mode),
         now_s=start_s,
-        timer=lambda: 0.0,
+        on_entries=entries.extend,
     )
     live = Live()
 
-    def answer(message: EngineMessage) -> list[ControllerMessage]:
-        answers = core.take(b"c", message, engine.now_s)
+    def switch_mode(_step: Step) -> None:
         if switch is not None and engine.now_s >= start_s + switch[0]:
-            answers += core.set_mode(switch[1], "asked for", engine.now_s)
-        return [out for _, out in answers]
+            controller.core.set_mode(switch[1], "asked for", engine.now_s)
+            controller.deliver()
 
     limits = AgentLimits(snapshot_interval_s=0.05)
-    engine = _LateHost(SMALL, link=DirectLink(answer), limits=limits, start_s=start_s)
+    link = controller.link(lambda: engine.now_s)
+    engine = _LateHost(SMALL, link=link, limits=limits, start_s=start_s)
     engine.host_s = host_s
-    totals = serve(engine, _works(start_s, seed))
+    totals = serve(engine, _requests(start_s, seed), on_step=switch_mode)
     assert totals.preemptions > 0, "the run must have something to tell"
-    entries = core.drain_entries()
     for entry in entries:
         live.lives.take(entry)
         if isinstance(entry.record, Snapshot):

@@ -1,4 +1,4 @@
-"""Orders from other threads to the control loop, which alone may touch the brain."""
+"""Commands and questions from other threads to the control loop, which alone may touch the core."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A past for a controller: answers that ended before it is asked to predict, told as an engine would have told them."""
+"""A synthetic history: answers that ended before a controller is asked to predict, reported as by an engine."""
 
 from __future__ import annotations
 
@@ -6,70 +6,70 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from controller.core.core import Core, CoreConfig
+from controller.core.core import CoreConfig
+from controller.core.in_process import InProcessController
 from controller.policy.policies import policy_named
 from engine_adapter.virtual_time.engine import TraceRequest
 from engine_adapter.virtual_time.profiles import Profile
 from engine_adapter.virtual_time.request_progress import RequestProgress, ending
 from online_learning.mixture.mixture import MixtureLearner
+from store.entries import Entry
 from store.history.writer import HistoryWriter
 from store.records import Arrived, Facts, Finished, FirstToken, Goodbye, Hello
 
-_CONNECTION = b"past"
-PAST_SESSION_ID = "past"
+SESSION_ID = "synthetic"
+_CONNECTION = b"synthetic"
 TOKEN_S = 0.05
-"""A plausible time per output token: the learner reads no times, people who look at the history do."""
+"""A plausible time per output token for readers of the history; the learner uses no times."""
 
 
-def tell_past(core: Core, works: Sequence[TraceRequest], *, profile: Profile, model: str, now_s: float) -> None:
-    """Let an engine of the past, which serves this model, report each of these works from arrival to end, in order.
-
-    The works' arrival times are moved, so that the last answer ends at ``now_s``.
-    What the core wants recorded is left in its entries, as with any engine.
-    """
-    last_s = max((work.arrival_s + TOKEN_S * _output_tokens(work, profile) for work in works), default=0.0)
-    start_s = now_s - last_s
-    core.take(_CONNECTION, past_hello(profile, model, start_s), start_s)
-    for batch, work in enumerate(works, 1):
-        arrival_s = start_s + work.arrival_s
-        facts = past_facts(replace(work, arrival_s=arrival_s), profile)
-        core.take(_CONNECTION, Facts(batch=batch, facts=facts, oldest=batch), now_s)
-    core.take(_CONNECTION, Goodbye(time_s=now_s), now_s)
-
-
-def write_past(
-    store: Path, works: Sequence[TraceRequest], *, profile: Profile, model: str, clock: Callable[[], float]
+def report_history(
+    controller: InProcessController, requests: Sequence[TraceRequest], *, profile: Profile, model: str, now_s: float
 ) -> None:
-    """Write the history that a controller would have after these works, with its predictions, into a fresh folder."""
-    core = Core(
-        learner=MixtureLearner(),
-        policy=policy_named("sage"),
-        config=CoreConfig(controller_id=PAST_SESSION_ID, mode="on", hash_key=b"past"),
-        now_s=clock(),
-        timer=lambda: 0.0,
+    """Have an engine that serves this model report each request from arrival to end, in order, and leave.
+
+    Arrival times are shifted, so that the last answer ends at ``now_s``.
+    """
+    last_s = max((request.arrival_s + TOKEN_S * _output_tokens(request, profile) for request in requests), default=0.0)
+    start_s = now_s - last_s
+    controller.handle(_CONNECTION, synthetic_hello(profile, model, start_s), start_s)
+    for batch, request in enumerate(requests, 1):
+        facts = synthetic_facts(replace(request, arrival_s=start_s + request.arrival_s), profile)
+        controller.handle(_CONNECTION, Facts(batch=batch, facts=facts, oldest=batch), now_s)
+    controller.handle(_CONNECTION, Goodbye(time_s=now_s), now_s)
+
+
+def write_history(
+    store: Path, requests: Sequence[TraceRequest], *, profile: Profile, model: str, clock: Callable[[], float]
+) -> None:
+    """Write the history of a controller that has served these requests into a fresh folder, with its predictions."""
+    entries: list[Entry] = []
+    config = CoreConfig(controller_id=SESSION_ID, mode="on", hash_key=b"synthetic")
+    controller = InProcessController(
+        MixtureLearner(), policy_named("sage"), config=config, now_s=clock(), on_entries=entries.extend
     )
     with HistoryWriter(store, clock=clock) as writer:
-        tell_past(core, works, profile=profile, model=model, now_s=clock())
-        writer.append(core.drain_entries())
+        report_history(controller, requests, profile=profile, model=model, now_s=clock())
+        writer.append(entries)
 
 
-def past_facts(work: TraceRequest, profile: Profile) -> tuple[Arrived, FirstToken, Finished]:
-    """What an engine reports of a work from its arrival to its end, served at once and at a steady pace."""
-    account = RequestProgress(work)
-    account.start(work.arrival_s)
-    account.generate(work.arrival_s + TOKEN_S)
-    account.output_tokens = _output_tokens(work, profile)
-    finished_s = work.arrival_s + TOKEN_S * account.output_tokens
-    reason = ending(work, account.output_tokens, profile)
-    assert reason is not None, "an answer of the past has ended"
-    return account.arrived(), account.first_token(), account.finished(finished_s, reason)
+def synthetic_facts(request: TraceRequest, profile: Profile) -> tuple[Arrived, FirstToken, Finished]:
+    """The facts of a request from its arrival to its end, served at once and at a steady pace."""
+    progress = RequestProgress(request)
+    progress.start(request.arrival_s)
+    progress.generate(request.arrival_s + TOKEN_S)
+    progress.output_tokens = _output_tokens(request, profile)
+    finished_s = request.arrival_s + TOKEN_S * progress.output_tokens
+    reason = ending(request, progress.output_tokens, profile)
+    assert reason is not None, "the answer has ended"
+    return progress.arrived(), progress.first_token(), progress.finished(finished_s, reason)
 
 
-def past_hello(profile: Profile, model: str, now_s: float) -> Hello:
-    """An engine that existed, serving this model."""
+def synthetic_hello(profile: Profile, model: str, now_s: float) -> Hello:
+    """The hello of an engine that serves this model."""
     return Hello(
-        engine_id="past",
-        session_id=PAST_SESSION_ID,
+        engine_id="synthetic",
+        session_id=SESSION_ID,
         model=model,
         engine="vllm",
         engine_version="",
@@ -83,5 +83,5 @@ def past_hello(profile: Profile, model: str, now_s: float) -> Hello:
     )
 
 
-def _output_tokens(work: TraceRequest, profile: Profile) -> int:
-    return min(work.true_output_tokens, work.max_tokens, profile.max_model_len_tokens - len(work.token_ids))
+def _output_tokens(request: TraceRequest, profile: Profile) -> int:
+    return min(request.true_output_tokens, request.max_tokens, profile.max_model_len_tokens - len(request.token_ids))

@@ -1,81 +1,65 @@
-"""What is believed of a request when it arrives, at once or when there is time."""
+"""Predicts requests when they arrive, or later if arrivals are too many."""
 
 from __future__ import annotations
 
-from controller.core.deferred_work import Backlog, Unseen
-from controller.core.journal import Journal
-from controller.core.predictor import Predictor
-from controller.core.publisher import Outgoing, Publisher
-from controller.core.registry import Registry
+from controller.core.deferred_work import DeferredArrival
+from controller.core.publisher import Publisher
 from controller.core.sessions import Session
-from controller.core.settings import Counts
+from controller.core.state import CoreState
 from store.records import Arrived
 
 
 class Arrivals:
-    """Forms the first belief about each request and sends its table; ``max_unfinished`` bounds them for each engine."""
+    """Makes the first prediction of each request and sends its table."""
 
-    def __init__(
-        self,
-        *,
-        sessions: Registry,
-        beliefs: Predictor,
-        publisher: Publisher,
-        journal: Journal,
-        backlog: Backlog,
-        counts: Counts,
-        max_unfinished: int,
-    ) -> None:
-        self._sessions = sessions
-        self._predictor = beliefs
+    def __init__(self, state: CoreState, publisher: Publisher) -> None:
+        self._state = state
         self._publisher = publisher
-        self._journal = journal
-        self._backlog = backlog
-        self._counts = counts
-        self._max_unfinished = max_unfinished
         self.overloaded = False
-        """True while messages wait for too long: arrivals are put off then, if there is a backlog to put them in."""
+        """True while messages wait for too long; arrivals are deferred then, if work can be deferred at all."""
 
     @property
-    def waiting(self) -> int:
-        """Arrivals that were put off."""
-        return self._backlog.unseen
+    def deferred(self) -> int:
+        """Number of deferred arrivals."""
+        return self._state.deferred.arrivals
 
-    def take(self, session: Session, arrived: Arrived, now_s: float) -> Outgoing:
-        """Form a belief about a request, now or when there is time; send that of a known one again."""
+    def handle(self, session: Session, arrived: Arrived, now_s: float) -> None:
+        """Predict a request now or defer it; send the table of a known request again."""
+        state = self._state
         known = session.requests.get(arrived.request_id)
         if known is not None:
-            self._predictor.advance(session, known, arrived.attained_tokens)
-            return self._publisher.publish(session, known, "resent", now_s)
-        if len(session.requests) + self._backlog.unseen >= self._max_unfinished:
-            self._counts.not_tracked += 1
-            return []
-        if self.overloaded and self._backlog.room:
-            self._counts.put_off += 1
-            self._backlog.put_off(Unseen(session.hello.session_id, arrived))
-            return []
-        self._backlog.withdraw(session.hello.session_id, arrived.request_id)
-        return self._see(session, arrived, now_s)
+            state.predictor.advance(session, known, arrived.attained_tokens)
+            self._publisher.publish(session, known, "resent", now_s)
+        elif len(session.requests) + state.deferred.arrivals >= state.config.max_unfinished:
+            state.counts.not_tracked += 1
+        elif self.overloaded and state.deferred.capacity:
+            state.counts.put_off += 1
+            state.deferred.defer(DeferredArrival(session.hello.session_id, arrived))
+        else:
+            state.deferred.withdraw(session.hello.session_id, arrived.request_id)
+            self._predict(session, arrived, now_s)
 
-    def catch_up(self, unseen: Unseen, now_s: float) -> Outgoing:
-        """Form the belief that there was no time for before; an engine that comes back tells its arrivals again."""
-        for session in self._sessions.named(unseen.session_id):
+    def catch_up(self, arrival: DeferredArrival, now_s: float) -> None:
+        """Predict a deferred request if its engine is connected; one that reconnects sends its arrivals again."""
+        for session in self._state.sessions.named(arrival.session_id):
             if session.connected:
-                return self._see(session, unseen.arrived, now_s, late=True)
-        self._counts.not_predicted += 1
-        return []
+                self._predict(session, arrival.arrived, now_s, late=True)
+                return
+        self._state.counts.not_predicted += 1
 
-    def ended(self, session: Session, request_id: str) -> None:
-        """Wait with a request no longer, because it has ended."""
-        self._counts.not_predicted += self._backlog.withdraw(session.hello.session_id, request_id)
+    def withdraw(self, session: Session, request_id: str) -> None:
+        """Drop a deferred arrival, because its request has ended."""
+        self._state.counts.not_predicted += self._state.deferred.withdraw(session.hello.session_id, request_id)
 
-    def leave(self, session: Session | None = None) -> None:
-        """Put nothing off any longer, for an engine that is gone, or at the end for all."""
-        self._counts.not_predicted += self._backlog.withdraw_all(session.hello.session_id if session else None)
+    def withdraw_all(self, session: Session | None = None) -> None:
+        """Drop the deferred arrivals of an engine that is gone, or all of them at the end."""
+        session_id = session.hello.session_id if session else None
+        self._state.counts.not_predicted += self._state.deferred.withdraw_all(session_id)
 
-    def _see(self, session: Session, arrived: Arrived, now_s: float, *, late: bool = False) -> Outgoing:
-        request, prediction = self._predictor.form(session, arrived, now_s, late=late)
+    def _predict(self, session: Session, arrived: Arrived, now_s: float, *, late: bool = False) -> None:
+        state = self._state
+        request, prediction = state.predictor.predict(session, arrived, now_s, late=late)
         session.requests[arrived.request_id] = request
-        self._counts.predictions += 1
-        self._journal.record(session, prediction)
-        return self._publisher.publish(session, request, "resent" if arrived.resent else "arrival", now_s)
+        state.counts.predictions += 1
+        state.journal.record(session, prediction)
+        self._publisher.publish(session, request, "resent" if arrived.resent else "arrival", now_s)

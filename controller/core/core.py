@@ -1,7 +1,7 @@
-"""The controller's brain: messages of engines go in, messages to engines and history entries come out.
+"""The scheduling core of a controller: messages of engines in, messages to engines and history entries out.
 
-`Core` has state and no effects: no socket, file, thread, log or clock, so that the live loop, the benchmark
-in virtual time and the tests all run this very code.
+`Core` has no effects: no socket, file, thread, log or clock. The control loop, the benchmark in virtual time and the
+tests run the same code.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Literal
 
 from controller.core.arrivals import Arrivals
 from controller.core.completions import Completions
-from controller.core.deferred_work import Backlog, Ended, Stale, Unseen
+from controller.core.deferred_work import DeferredArrival, DeferredWork, EndedRequest, StalePrediction
 from controller.core.engine_tuning import EngineTuning
-from controller.core.journal import Journal
 from controller.core.modes import Modes
+from controller.core.outbox import Outgoing
 from controller.core.predictor import EnginePrediction, Predictor, calibration_record
-from controller.core.publisher import Outgoing, Publisher
-from controller.core.registry import Registry
-from controller.core.sessions import Session
+from controller.core.publisher import Publisher
+from controller.core.sessions import Session, Sessions
 from controller.core.settings import CoreConfig, Counts
+from controller.core.state import CoreState
 from controller.policy.policy import Policy
 from online_learning.calibration.calibration import CalibrationBook
 from online_learning.experts.semantic import Embedding
@@ -45,14 +45,15 @@ from store.records import (
     Welcome,
 )
 
-__all__ = ["Core", "CoreConfig", "Counts", "Outgoing"]
+__all__ = ["Core", "CoreConfig", "Counts"]
 
 
 class Core:
     """Predicts, decides and records for all engines of one controller.
 
     ``timer`` measures the time of a prediction (``time.perf_counter`` live); it influences no decision.
-    ``durable_batches`` says what the history already holds of each session.
+    ``durable_batches`` is the last batch that the history holds of each session.
+    Messages and entries wait in queues for `drain_messages`, `drain_entries`, `drain_unrecorded` and `drain_repeated`.
     """
 
     def __init__(
@@ -65,224 +66,208 @@ class Core:
         timer: Callable[[], float],
         durable_batches: dict[str, int] | None = None,
     ) -> None:
-        self._policy = policy
-        self._config = config
-        self._predictor = Predictor(
+        predictor = Predictor(
             learner=learner,
             policy=policy,
             hash_key=config.hash_key,
             timer=timer,
             calibration=config.calibration,
         )
-        self._batches = dict(durable_batches or {})
-        self._modes = Modes(policy, config.mode, config.lease_s)
-        self._sessions = Registry(config.max_sessions)
-        self._journal = Journal()
-        self._unhandled: deque[tuple[Session, Fact]] = deque()
-        self._outgoing: Outgoing = []
+        self._state = state = CoreState(
+            policy=policy,
+            config=config,
+            predictor=predictor,
+            sessions=Sessions(config.max_sessions),
+            modes=Modes(policy, config.mode, config.lease_s),
+            deferred=DeferredWork(config.backlog),
+        )
+        self._publisher = Publisher(state)
+        self.arrivals = Arrivals(state, self._publisher)
+        """The control loop sets `Arrivals.overloaded` while messages wait for too long."""
+        self.completions = Completions(state, self._publisher)
+        """Readers of the live state set `Completions.on_judged` and `Completions.on_finished`."""
         self.recording = True
-        """False while the history is so far behind that facts are to stay with the engines."""
-        self._backlog = Backlog(config.backlog)
+        """False while the history is so far behind that engines keep their facts."""
+        self._durable_batches = dict(durable_batches or {})
+        self._unhandled: deque[tuple[Session, Fact]] = deque()
         self._next_tick_s = now_s
         self._next_calibration_s = now_s
-        self.counts = Counts()
-        self._publisher = Publisher(
-            sessions=self._sessions,
-            beliefs=self._predictor,
-            policy=policy,
-            modes=self._modes,
-            journal=self._journal,
-            backlog=self._backlog,
-            counts=self.counts,
-        )
-        self.arrivals = Arrivals(
-            sessions=self._sessions,
-            beliefs=self._predictor,
-            publisher=self._publisher,
-            journal=self._journal,
-            backlog=self._backlog,
-            counts=self.counts,
-            max_unfinished=config.max_unfinished,
-        )
-        """To be hurried where messages wait: `Arrivals.hurried`."""
-        self.answers = Completions(
-            sessions=self._sessions,
-            beliefs=self._predictor,
-            publisher=self._publisher,
-            modes=self._modes,
-            journal=self._journal,
-            backlog=self._backlog,
-            counts=self.counts,
-        )
-        """To be listened to: `Completions.on_judged`, `Completions.on_finished`."""
-        self._journal.note(SettingsChanged(time_s=now_s, settings=self.settings, reason="start"))
+        state.journal.record_global(SettingsChanged(time_s=now_s, settings=self.settings, reason="start"))
 
-    # --- what others may look at --------------------------------------------------------------------
+    # --- queries ------------------------------------------------------------------------------------
 
     @property
     def sessions(self) -> list[Session]:
-        """The engines, connected and lately lost; not to be changed."""
-        return list(self._sessions)
+        """The engines, connected and lost lately; not to be changed."""
+        return list(self._state.sessions)
+
+    @property
+    def counts(self) -> Counts:
+        """Counts since the start; not to be changed."""
+        return self._state.counts
 
     @property
     def settings(self) -> Settings:
-        """The operator's settings, which are in force where predictions are trusted."""
-        return self._modes.settings
+        """The operator's settings, in force for all models whose predictions are trusted."""
+        return self._state.modes.settings
 
     @property
     def calibration(self) -> CalibrationBook:
-        """How predictions turned out lately, and whom they are trusted for; not to be changed."""
-        return self._predictor.calibration
+        """The latest scores of predictions, and which models and clusters are trusted; not to be changed."""
+        return self._state.predictor.calibration
 
     @property
     def policy_name(self) -> str:
-        """Which policy decides."""
-        return self._policy.name
+        """The name of the policy."""
+        return self._state.policy.name
+
+    def drain_messages(self) -> list[Outgoing]:
+        """Messages to engines since the last call, in order, each with its connection."""
+        return self._state.outbox.drain()
 
     def drain_entries(self) -> list[Entry]:
-        """What is to be recorded since the last call, in order."""
-        return self._journal.drain()
+        """Entries to be recorded since the last call, in order."""
+        return self._state.journal.drain()
 
     def drain_unrecorded(self) -> list[Entry]:
-        """Facts since the last call that happened while the history could take no more; engines tell them again."""
-        return self._journal.drain_unrecorded()
+        """Facts since the last call that cannot be recorded now; engines send them again."""
+        return self._state.journal.drain_unrecorded()
 
     def drain_repeated(self) -> list[Entry]:
-        """Facts told again since the last call, for the history alone; to be recorded before all others."""
-        return self._journal.drain_repeated()
+        """Facts sent again since the last call, to be recorded before all others."""
+        return self._state.journal.drain_repeated()
 
     # --- commands -----------------------------------------------------------------------------------
 
-    def take(self, connection: bytes, message: EngineMessage, now_s: float) -> Outgoing:
+    def handle(self, connection: bytes, message: EngineMessage, now_s: float) -> None:
         """Handle one message of an engine."""
         if isinstance(message, Hello):
-            return self._greet(connection, message, now_s)
-        session = self._sessions.of(connection)
+            self._greet(connection, message, now_s)
+            return
+        session = self._state.sessions.of(connection)
         if session is None:
             self.counts.unknown_connections += 1
-            return []
+            return
         session.last_seen_s = now_s
         match message:
             case Facts():
-                self._note_facts(session, message)
-                return self.proceed(now_s)
+                self._record_facts(session, message)
+                self.proceed(now_s)
             case Snapshot():
-                self._journal.record(session, message)
-                self._predictor.observe(session, message)
-                self._outgoing.extend(self._tend(session, now_s))
-                return self.proceed(now_s)
+                self._state.journal.record(session, message)
+                self._state.predictor.observe(session, message)
+                self._tend(session, now_s)
+                self.proceed(now_s)
             case Goodbye():
                 self._leave(session, "left", now_s)
-        return []
 
-    def tick(self, now_s: float) -> Outgoing:
-        """What is due by the clock alone: heartbeats, fresher beliefs, forgetting engines that are gone."""
-        if now_s < self._next_tick_s:
-            return self.proceed(now_s)
-        for session in self._sessions.forget_lost(now_s - self._config.forget_lost_s):
-            self._predictor.abandon(session)
-            self.arrivals.leave(session)
-        if now_s >= self._next_calibration_s:
-            self._next_calibration_s = now_s + self._config.calibration_interval_s
-            for measurement in self.calibration.due(now_s):
-                self._journal.note(calibration_record(measurement, now_s))
-        for session in self._sessions.connected():
-            self._outgoing.extend(self._tend(session, now_s))
-        self._next_tick_s = min(self._due_s())
-        return self.proceed(now_s)
+    def tick(self, now_s: float) -> None:
+        """Do what is due by the clock: send heartbeats, refresh predictions, forget engines that are gone."""
+        if now_s >= self._next_tick_s:
+            for session in self._state.sessions.forget_lost(now_s - self._state.config.forget_lost_s):
+                self._state.predictor.abandon(session)
+                self.arrivals.withdraw_all(session)
+            if now_s >= self._next_calibration_s:
+                self._next_calibration_s = now_s + self._state.config.calibration_interval_s
+                for measurement in self.calibration.due(now_s):
+                    self._state.journal.record_global(calibration_record(measurement, now_s))
+            for session in self._state.sessions.connected():
+                self._tend(session, now_s)
+            self._next_tick_s = min(self._due_s())
+        self.proceed(now_s)
 
     @property
     def backlog(self) -> int:
-        """Pieces of work that wait for `work`."""
-        return len(self._backlog)
+        """Number of items that wait for `work`."""
+        return len(self._state.deferred)
 
-    def work(self, now_s: float) -> Outgoing:
-        """Do the oldest piece of work that waits, which takes about a millisecond; nothing where none does."""
-        if not self._backlog:
-            return []
-        match self._backlog.next():
-            case Ended() as ended:
-                return self.answers.learn(ended, now_s)
-            case Stale() as stale:
-                return self._publisher.catch_up(stale, now_s)
-            case Unseen() as unseen:
-                return self.arrivals.catch_up(unseen, now_s)
+    def work(self, now_s: float) -> None:
+        """Do the oldest item of deferred work, which takes about a millisecond; nothing if there is none."""
+        if not self._state.deferred:
+            return
+        match self._state.deferred.next():
+            case EndedRequest() as ended:
+                self.completions.learn(ended, now_s)
+            case StalePrediction() as stale:
+                self._publisher.catch_up(stale, now_s)
+            case DeferredArrival() as arrival:
+                self.arrivals.catch_up(arrival, now_s)
 
     @property
     def unhandled(self) -> int:
-        """Facts that are noted for the history and not handled yet, because one before them raised."""
+        """Number of facts that are recorded and not handled yet, because one before them raised."""
         return len(self._unhandled)
 
-    def proceed(self, now_s: float) -> Outgoing:
-        """Handle what was told, fact by fact; after one that raised, call it again for those behind it."""
+    def proceed(self, now_s: float) -> None:
+        """Handle the facts that were received, in order; after one that raised, call it again for those behind it."""
         while self._unhandled:
             session, fact = self._unhandled.popleft()
-            self._outgoing.extend(self._take_fact(session, fact, now_s))
-        outgoing, self._outgoing = self._outgoing, []
-        return outgoing
+            self._handle_fact(session, fact, now_s)
 
-    def acknowledge(self, session_id: str, batch: int) -> Outgoing:
+    def acknowledge(self, session_id: str, batch: int) -> None:
         """Tell an engine that its facts up to this batch are durable."""
-        self._batches[session_id] = max(batch, self._batches.get(session_id, 0))
-        sessions = self._sessions.named(session_id)
-        for session in sessions:
+        self._durable_batches[session_id] = max(batch, self._durable_batches.get(session_id, 0))
+        for session in self._state.sessions.named(session_id):
             session.durable_batch = max(session.durable_batch, batch)
-        return [(session.connection, Acknowledged(batch=batch)) for session in sessions]
+            self._state.outbox.send(session.connection, Acknowledged(batch=batch))
 
     def lost(self, connection: bytes, now_s: float) -> None:
-        """The connection to an engine broke."""
-        session = self._sessions.of(connection)
+        """Record that the connection to an engine broke."""
+        session = self._state.sessions.of(connection)
         if session is not None and session.connected:
             self._leave(session, "lost", now_s)
 
-    def set_mode(self, mode: Mode, reason: str, now_s: float) -> Outgoing:
-        """Switch all engines to a mode; recorded with its reason."""
+    def set_mode(self, mode: Mode, reason: str, now_s: float) -> None:
+        """Switch all engines to a mode, and record the reason."""
         if mode == self.settings.mode:
-            return []
-        self._modes.switch(mode)
-        self._journal.note(SettingsChanged(time_s=now_s, settings=self.settings, reason=reason))
-        return [(session.connection, self._modes.of_engine(session)) for session in self._sessions.connected()]
+            return
+        self._state.modes.switch(mode)
+        self._state.journal.record_global(SettingsChanged(time_s=now_s, settings=self.settings, reason=reason))
+        for session in self._state.sessions.connected():
+            self._state.outbox.send(session.connection, self._state.modes.of_engine(session))
 
     def predict_on(self, model: str, arrived: Arrived) -> dict[str, EnginePrediction]:
-        """What would be believed of a request on each connected engine of a model; changes nothing."""
-        return self._predictor.predict_on(self._sessions.connected(model), arrived)
+        """Predict a request on each connected engine of a model; changes nothing."""
+        return self._state.predictor.predict_on(self._state.sessions.connected(model), arrived)
 
-    def refine(self, session_id: str, request_id: str, embedding: Embedding, now_s: float) -> Outgoing:
-        """Form a belief again with what an encoder says of the prompt; nothing where its request has ended."""
-        for session in self._sessions.connected():
+    def refine(self, session_id: str, request_id: str, embedding: Embedding, now_s: float) -> None:
+        """Predict a request again with the embedding of its prompt; nothing if the request has ended."""
+        for session in self._state.sessions.connected():
             request = session.requests.get(request_id) if session.hello.session_id == session_id else None
             if request is not None:
-                self._journal.record(session, self._predictor.refine(session, request, embedding, now_s))
-                return self._publisher.publish(session, request, "belief", now_s)
-        return []
+                prediction = self._state.predictor.refine(session, request, embedding, now_s)
+                self._state.journal.record(session, prediction)
+                self._publisher.publish(session, request, "belief", now_s)
+                return
 
     def teach(
         self, features: Features, model: str, observation: Observation, *, answer: int | None = None
     ) -> list[Drift]:
-        """Let the learner take an answer into account, as at the rebuild from history or a benchmark's warm-up."""
-        return self._predictor.teach(features, model, observation, answer)
+        """Teach the learner an answer, as in the rebuild from history or a benchmark's warm-up."""
+        return self._state.predictor.teach(features, model, observation, answer)
 
     def number_answers_from(self, answer: int) -> None:
-        """Continue the numbers under which the history has its answers."""
-        self._predictor.number_answers_from(answer)
+        """Continue the numbers of the answers in the history."""
+        self._state.predictor.number_answers_from(answer)
 
     def rehearse(self, features: Features, model: str, observation: Observation) -> None:
-        """Judge how an answer of the past would be predicted, before it is taught; so the guard knows of it."""
-        changes = self._predictor.rehearse(features, model, observation)
+        """Score how an answer from the history would be predicted, before it is taught, so that the guard knows it."""
+        changes = self._state.predictor.rehearse(features, model, observation)
         for trusted in (change.trusted for change in changes if change.scope.kind == "model"):
-            self._modes.follow(model, trusted=trusted)
+            self._state.modes.follow(model, trusted=trusted)
 
     # --- connections --------------------------------------------------------------------------------
 
-    def _greet(self, connection: bytes, hello: Hello, now_s: float) -> Outgoing:
-        if self._sessions.is_of_another(hello):
+    def _greet(self, connection: bytes, hello: Hello, now_s: float) -> None:
+        state = self._state
+        if state.sessions.is_of_another(hello):
             self.counts.unknown_connections += 1
-            return []
-        previous = self._sessions.drop(hello.session_id)
-        if self._sessions.full:
+            return
+        previous = state.sessions.drop(hello.session_id)
+        if state.sessions.full:
             self.counts.unknown_connections += 1
-            return []
-        durable = self._batches.get(hello.session_id, 0)
+            return
+        durable = self._durable_batches.get(hello.session_id, 0)
         session = Session(
             hello=hello,
             connection=connection,
@@ -292,102 +277,100 @@ class Core:
             recorded_batch=previous.recorded_batch if previous else durable,
             durable_batch=durable,
             next_heartbeat_s=now_s,
-            next_refresh_s=now_s + self._config.refresh_interval_s,
-            tuning=previous.tuning if previous else EngineTuning(self._policy.tuning),
+            next_refresh_s=now_s + state.config.refresh_interval_s,
+            tuning=previous.tuning if previous else EngineTuning(state.policy.tuning),
             requests=previous.requests if previous else {},
         )
-        self._sessions.enter(session)
+        state.sessions.enter(session)
         self._next_tick_s = now_s
-        self._journal.record(
+        state.journal.record(
             session, EngineSeen(time_s=now_s, event="reconnected" if previous else "connected", hello=hello)
         )
-        welcome = Welcome(controller_id=self._config.controller_id, durable_batch=durable)
-        self._outgoing += [(connection, welcome), (connection, self._modes.of_engine(session))]
-        self._outgoing += self._publisher.publish_prior(session)
-        return self.proceed(now_s)
+        state.outbox.send(connection, Welcome(controller_id=state.config.controller_id, durable_batch=durable))
+        state.outbox.send(connection, state.modes.of_engine(session))
+        self._publisher.publish_prior(session)
+        self.proceed(now_s)
 
     def _leave(self, session: Session, event: Literal["left", "lost"], now_s: float) -> None:
         session.connected = False
         session.last_seen_s = now_s
         self._next_tick_s = now_s
-        self._journal.record(session, EngineSeen(time_s=now_s, event=event, hello=session.hello))
+        self._state.journal.record(session, EngineSeen(time_s=now_s, event=event, hello=session.hello))
 
-    def _tend(self, session: Session, now_s: float) -> Outgoing:
-        """Heartbeat and fresher beliefs, each when it is due."""
-        outgoing: Outgoing = []
+    def _tend(self, session: Session, now_s: float) -> None:
+        """Send a heartbeat and refresh predictions, each when it is due."""
         if now_s >= session.next_heartbeat_s:
-            session.next_heartbeat_s = now_s + self._config.lease_s / 4
+            session.next_heartbeat_s = now_s + self._state.config.lease_s / 4
             read_s = session.snapshot.time_s if session.snapshot else None
-            heartbeat = Heartbeat(time_s=now_s, read_s=read_s, settings=self._modes.of_engine(session))
-            self._outgoing.append((session.connection, heartbeat))
-        if now_s >= session.next_refresh_s and self._policy.orders:
-            session.next_refresh_s = now_s + self._config.refresh_interval_s
-            outgoing.extend(self._publisher.refresh(session, self._config.refresh_requests, now_s))
-            outgoing.extend(self._tune(session, now_s))
-        return outgoing
+            settings = self._state.modes.of_engine(session)
+            self._state.outbox.send(session.connection, Heartbeat(time_s=now_s, read_s=read_s, settings=settings))
+        if now_s >= session.next_refresh_s and self._state.policy.orders:
+            session.next_refresh_s = now_s + self._state.config.refresh_interval_s
+            self._publisher.refresh(session, now_s)
+            self._tune(session, now_s)
 
-    def _tune(self, session: Session, now_s: float) -> Outgoing:
-        """Adapt the engine's own part of the settings, if what it measured asks for it."""
+    def _tune(self, session: Session, now_s: float) -> None:
+        """Adapt the engine's own part of the settings if its measurements ask for it."""
         reasons = session.tuning.due(now_s)
-        if not reasons:
-            return []
-        self._modes.renumber()
-        return self._publisher.publish_settings(session, "; ".join(reasons), now_s)
+        if reasons:
+            self._state.modes.renumber()
+            self._publisher.publish_settings(session, "; ".join(reasons), now_s)
 
     # --- facts --------------------------------------------------------------------------------------
 
-    def _note_facts(self, session: Session, facts: Facts) -> None:
-        """Note facts for the history once, and batches in their order: one that comes too early will come again."""
+    def _record_facts(self, session: Session, facts: Facts) -> None:
+        """Record each batch once and in order, and queue its facts; a batch that comes too early is sent again."""
+        journal = self._state.journal
         match session.judge(facts, recording=self.recording):
             case "known":
                 self.counts.duplicate_batches += 1
                 if facts.batch <= session.durable_batch:
-                    self._outgoing.append((session.connection, Acknowledged(batch=session.durable_batch)))
+                    self._state.outbox.send(session.connection, Acknowledged(batch=session.durable_batch))
             case "repeated":
                 self.counts.duplicate_batches += 1
-                _note(self._journal.repeat, session, facts)
+                _record(journal.repeat, session, facts)
             case "early":
                 self.counts.early_batches += 1
             case "unrecorded":
                 self.counts.unrecorded_batches += 1
-                _note(self._journal.leave_out, session, facts)
+                _record(journal.leave_out, session, facts)
                 self._queue_up(session, facts)
             case "new":
-                _note(self._journal.record, session, facts)
+                _record(journal.record, session, facts)
                 self._queue_up(session, facts)
 
     def _queue_up(self, session: Session, facts: Facts) -> None:
         self._unhandled.extend((session, fact) for fact in facts.facts)
-        if self._config.acknowledge_at_once:
-            self._outgoing.extend(self.acknowledge(session.hello.session_id, facts.batch))
+        if self._state.config.acknowledge_at_once:
+            self.acknowledge(session.hello.session_id, facts.batch)
 
-    def _take_fact(self, session: Session, fact: Fact, now_s: float) -> Outgoing:
+    def _handle_fact(self, session: Session, fact: Fact, now_s: float) -> None:
         match fact:
             case Arrived():
-                return self.arrivals.take(session, fact, now_s) if self._policy.orders else []
+                if self._state.policy.orders:
+                    self.arrivals.handle(session, fact, now_s)
             case Finished():
-                return self._finish(session, fact, now_s)
+                self._finish(session, fact, now_s)
             case FirstToken() | Preempted():
-                session.note(fact)
-        return []
+                session.record(fact)
 
-    def _finish(self, session: Session, finished: Finished, now_s: float) -> Outgoing:
+    def _finish(self, session: Session, finished: Finished, now_s: float) -> None:
         request = session.requests.pop(finished.request_id, None)
-        self.arrivals.ended(session, finished.request_id)
-        session.tuning.take(finished)
-        return self.answers.take(Ended(session, request, finished), now_s)
+        self.arrivals.withdraw(session, finished.request_id)
+        session.tuning.record(finished)
+        self.completions.handle(EndedRequest(session, request, finished), now_s)
 
     def _due_s(self) -> Iterator[float]:
-        """When something is due by the clock alone, as far as is known now."""
+        """Times at which something is due by the clock, as far as is known now."""
         yield self._next_calibration_s
-        for session in self._sessions:
+        for session in self._state.sessions:
             if session.connected:
                 yield session.next_heartbeat_s
-                yield session.next_refresh_s if self._policy.orders else math.inf
+                yield session.next_refresh_s if self._state.policy.orders else math.inf
             else:
-                yield session.last_seen_s + self._config.forget_lost_s
+                yield session.last_seen_s + self._state.config.forget_lost_s
 
 
-def _note(note: Callable[[Session, Fact, int], None], session: Session, facts: Facts) -> None:
+def _record(record: Callable[[Session, Fact, int], None], session: Session, facts: Facts) -> None:
     for fact in facts.facts:
-        note(session, fact, facts.batch)
+        record(session, fact, facts.batch)

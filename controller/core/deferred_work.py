@@ -1,10 +1,10 @@
-"""What of the brain's work can wait until no message does, in the order in which it came up.
+"""Work that can wait until no message does, in the order in which it came up.
 
-An arrival waits for its index table, and a prediction takes less than a millisecond; so learning from the answer that
-ended before it, or forming hundreds of beliefs anew after a drift, must not stand in its way.
-Where more comes up than is ever done, what does not fit is left undone and counted: a controller that is too slow for
-its engines learns from as many answers as it can, and still orders every request. Where arrivals alone are too many,
-some are put off as well, and until there is time for them their engines go by the prior.
+An arrival waits for its index table, and a prediction takes less than a millisecond; learning from the answer that ended
+before it, or predicting hundreds of requests again after a drift, must not delay it.
+Work beyond the bound is dropped and counted: a controller that is too slow for its engines learns from as many answers
+as it can, and still orders every request. If arrivals alone are too many, some of them are deferred as well, and their
+engines use the prior until they are predicted.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from store.records import Arrived, Finished
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Ended:
-    """A request has ended, and its answer is to be learnt from."""
+class EndedRequest:
+    """A request has ended, and the learner has not seen its answer yet."""
 
     session: Session
     request: ServedRequest | None
@@ -27,70 +27,71 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Stale:
-    """An unfinished request's belief is to be formed anew."""
+class StalePrediction:
+    """An unfinished request is to be predicted again."""
 
     connection: bytes
     request: ServedRequest
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Unseen:
-    """A request has arrived of which nothing is believed yet."""
+class DeferredArrival:
+    """A request has arrived and has no prediction yet."""
 
     session_id: str
     arrived: Arrived
 
 
-Piece: TypeAlias = Ended | Stale | Unseen
+WorkItem: TypeAlias = EndedRequest | StalePrediction | DeferredArrival
 
 
-class Backlog:
-    """Pieces of work in order, as many as there is room for; and before them the arrivals that were put off, in theirs.
+class DeferredWork:
+    """Deferred arrivals first, then at most ``capacity`` other items, each in their order.
 
-    >>> backlog = Backlog(0)
-    >>> backlog.takes(), len(backlog)
+    >>> work = DeferredWork(0)
+    >>> work.has_room, len(work)
     (False, 0)
     """
 
-    def __init__(self, room: int) -> None:
-        self.room = room
-        """0 where each piece is to be done where it comes up."""
-        self._pieces: deque[Ended | Stale] = deque()
-        self._unseen: dict[tuple[str, str], Unseen] = {}
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        """0 if all work is done where it comes up."""
+        self._items: deque[EndedRequest | StalePrediction] = deque()
+        self._arrivals: dict[tuple[str, str], DeferredArrival] = {}
 
     def __len__(self) -> int:
-        return len(self._pieces) + len(self._unseen)
+        return len(self._items) + len(self._arrivals)
 
     @property
-    def unseen(self) -> int:
-        """Arrivals that were put off."""
-        return len(self._unseen)
+    def arrivals(self) -> int:
+        """Number of deferred arrivals."""
+        return len(self._arrivals)
 
-    def takes(self) -> bool:
-        """Whether one more piece may wait."""
-        return len(self._pieces) < self.room
+    @property
+    def has_room(self) -> bool:
+        """Whether one more item may wait."""
+        return len(self._items) < self.capacity
 
-    def put(self, piece: Ended | Stale) -> None:
-        """Let a piece wait; there must be room."""
-        assert self.takes(), "the backlog is bounded"
-        self._pieces.append(piece)
+    def put(self, item: EndedRequest | StalePrediction) -> None:
+        """Append an item; there must be room."""
+        assert self.has_room, "deferred work is bounded"
+        self._items.append(item)
 
-    def next(self) -> Piece:
-        """Take the arrival that has waited for longest, or else the piece that has; there must be one."""
-        return self._unseen.pop(next(iter(self._unseen))) if self._unseen else self._pieces.popleft()
+    def next(self) -> WorkItem:
+        """Remove and return the oldest deferred arrival, or else the oldest item; there must be one."""
+        return self._arrivals.pop(next(iter(self._arrivals))) if self._arrivals else self._items.popleft()
 
-    def put_off(self, unseen: Unseen) -> None:
-        """Let an arrival wait for its belief."""
-        self._unseen[unseen.session_id, unseen.arrived.request_id] = unseen
+    def defer(self, arrival: DeferredArrival) -> None:
+        """Append an arrival."""
+        self._arrivals[arrival.session_id, arrival.arrived.request_id] = arrival
 
     def withdraw(self, session_id: str, request_id: str) -> bool:
-        """Let an arrival wait no longer, because its request has ended; whether it did."""
-        return self._unseen.pop((session_id, request_id), None) is not None
+        """Remove an arrival, because its request has ended or is predicted now; whether it was there."""
+        return self._arrivals.pop((session_id, request_id), None) is not None
 
     def withdraw_all(self, session_id: str | None = None) -> int:
-        """Let the arrivals of a session, or all, wait no longer; how many did."""
-        gone = [key for key in self._unseen if session_id in {None, key[0]}]
+        """Remove the arrivals of a session, or of all; returns their number."""
+        gone = [key for key in self._arrivals if session_id in {None, key[0]}]
         for key in gone:
-            del self._unseen[key]
+            del self._arrivals[key]
         return len(gone)

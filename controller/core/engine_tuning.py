@@ -144,7 +144,7 @@ class BoostTuner:
         """Mean seconds from an answer's first place in a step to its end; None while too few are known."""
         return self._mean_s if self._answers >= self._limits.fewest_answers else None
 
-    def take(self, finished: Finished) -> None:
+    def record(self, finished: Finished) -> None:
         """Take the end of an answer into account."""
         if finished.scheduled_s is None or finished.output_tokens == 0:
             return
@@ -178,13 +178,13 @@ class TailWatch:
         self._latest_s: deque[float] = deque(maxlen=answers)
         self._fewest = answers // 5
 
-    def take(self, finished: Finished) -> None:
-        """Take the end of an answer into account, if it came to its own end."""
+    def record(self, finished: Finished) -> None:
+        """Take the end of an answer into account, unless it was aborted or failed."""
         if finished.reason in {"stop", "length"}:
             self._latest_s.append(max(0.0, finished.time_s - finished.arrival_s))
 
     def look(self) -> None:
-        """Form the figure anew."""
+        """Compute the percentile."""
         if len(self._latest_s) >= self._fewest:
             self.p99_s = float(np.percentile(self._latest_s, 99))
 
@@ -203,13 +203,13 @@ class RecomputePrice:
         self._lost_tokens = 0.0
         self._recomputed_tokens = 0.0
 
-    def take(self, preempted: Preempted) -> None:
-        """A request lost computed tokens."""
+    def record(self, preempted: Preempted) -> None:
+        """Take the tokens into account that a preempted request lost."""
         self._lost_tokens = _REMEMBERED * self._lost_tokens + preempted.lost_tokens
         self._recomputed_tokens *= _REMEMBERED
 
     def observe(self, snapshot: Snapshot) -> None:
-        """Some of them were computed again."""
+        """Take the tokens into account that were computed again."""
         self._recomputed_tokens += snapshot.recomputed_tokens
 
     def move(self, prefill_token_s: float) -> str | None:
@@ -255,10 +255,10 @@ class EngineTuning:
         if self._gate is not None and snapshot.mode == "on":
             self._gate.observe(snapshot)
 
-    def take(self, finished: Finished) -> None:
+    def record(self, finished: Finished) -> None:
         """Take the end of an answer into account."""
-        self.service.take(finished)
-        self.tail.take(finished)
+        self.service.record(finished)
+        self.tail.record(finished)
 
     def due(self, now_s: float) -> list[str]:
         """On the slow tick: move what the evidence asks to move; the reasons, none when nothing moved."""

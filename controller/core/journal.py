@@ -1,4 +1,4 @@
-"""What the brain writes down for the history, in order, until the loop takes it away."""
+"""Entries for the history, in order, until the control loop drains them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DecisionReason: TypeAlias = Literal["arrival", "resent", "belief"]
 
 
 class Journal:
-    """Entries of all engines, each under its engine and session."""
+    """Queues of entries, each with its engine and session."""
 
     def __init__(self) -> None:
         self._entries: list[Entry] = []
@@ -22,40 +22,40 @@ class Journal:
         self._repeated: list[Entry] = []
 
     def drain(self) -> list[Entry]:
-        """What was written since the last call."""
+        """Return the entries since the last call."""
         entries, self._entries = self._entries, []
         return entries
 
     def drain_unrecorded(self) -> list[Entry]:
-        """Facts that happened and that the history is to get later."""
+        """Return the facts since the last call that were handled while the history was too far behind to record them."""
         entries, self._unrecorded = self._unrecorded, []
         return entries
 
     def drain_repeated(self) -> list[Entry]:
-        """Facts that were handled before and that the history gets now, before all others of their engines."""
+        """Return the facts since the last call that were handled before and are recorded now, before all others."""
         entries, self._repeated = self._repeated, []
         return entries
 
     def record(self, session: Session, record: StoreRecord, batch: int | None = None) -> None:
-        """Write down what concerns an engine; ``batch`` where it came in one."""
+        """Add an entry about an engine; ``batch`` is the number of the batch that it came in."""
         self._entries.append(_entry(session, record, batch))
 
     def leave_out(self, session: Session, fact: Fact, batch: int) -> None:
-        """Write down a fact of which the history can take no note now."""
+        """Add a fact that the history cannot record now."""
         self._unrecorded.append(_entry(session, fact, batch))
 
     def repeat(self, session: Session, fact: Fact, batch: int) -> None:
-        """Write down a fact for the history alone, which was left out of it at first."""
+        """Add a fact that was handled before and left out of the history."""
         self._repeated.append(_entry(session, fact, batch))
 
-    def note(self, record: StoreRecord) -> None:
-        """Write down what concerns no single engine."""
+    def record_global(self, record: StoreRecord) -> None:
+        """Add an entry that is about no single engine."""
         self._entries.append(Entry(engine_id="", session_id="", batch=None, record=record))
 
     def decided(
         self, session: Session, request: ServedRequest, policy: str, reason: DecisionReason, now_s: float
     ) -> None:
-        """A request's table is published."""
+        """Add the decision behind a table that is sent."""
         table = request.table
         decision = Decision(
             request_id=request.arrived.request_id,
@@ -72,7 +72,7 @@ class Journal:
         self.record(session, decision)
 
     def drifted(self, session: Session, drift: Drift, renewed_requests: int, now_s: float) -> None:
-        """Lengths moved, upon which the beliefs of so many unfinished requests are formed anew."""
+        """Add a drift and the number of unfinished requests that are predicted again because of it."""
         event = DriftDetected(
             time_s=now_s,
             model=drift.model,
@@ -85,10 +85,10 @@ class Journal:
         self.record(session, event)
 
     def clusters_changed(self, session: Session, changes: Iterable[ClusterChange], now_s: float) -> None:
-        """An answer of the engine made prompt clusters come or go."""
+        """Add the changes of prompt clusters that an answer of the engine caused."""
         for change in changes:
-            told = ClusterChanged(time_s=now_s, kind=change.kind, cluster=change.cluster, other_cluster=change.other)
-            self.record(session, told)
+            record = ClusterChanged(time_s=now_s, kind=change.kind, cluster=change.cluster, other_cluster=change.other)
+            self.record(session, record)
 
 
 def _entry(session: Session, record: StoreRecord, batch: int | None) -> Entry:

@@ -1,4 +1,4 @@
-"""What is believed of each request, and the verdict that follows: learner, guard and policy behind one door."""
+"""Predicts the length of each answer and scores the prediction: learner, guard and policy behind one class."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ from store.records import Arrived, Finished, IndexTable, Snapshot
 
 PRIOR_PROMPT_TOKENS = 256
 PRIOR_MAX_TOKENS = 8192
-"""The prior is the table of a request of this size, which nothing else is known of."""
+"""The prior's table is that of a request of this size."""
 
 RIPE_ANSWERS = 100
-"""The guard judges beliefs that were formed after so many answers of the model: earlier ones are honest guesses."""
+"""Number of answers of a model before the guard scores its predictions: earlier ones are guesses."""
 
 TURNOVERS = 2
 MOST_RIPENING_ANSWERS = 5_000
-"""And it judges none before so many times the unfinished requests have ended since, or so many answers: of what was
-predicted lately only short answers have ended yet."""
+"""The guard waits for this multiple of the unfinished requests, at most for this number of answers, because at first only
+the short ones of the predicted answers have ended."""
 
 MERGERS_REMEMBERED = 1_024
-"""Merged clusters whose requests are still known to be the survivor's."""
+"""Number of merged clusters that are still mapped to the cluster that they were merged into."""
 
 RECORDED_PERCENTILES = (10, 25, 50, 75, 90, 95, 99)
 _RECORDED = tuple(f"p{percent}_tokens" for percent in RECORDED_PERCENTILES)
@@ -52,7 +52,7 @@ _PROBABILITIES = tuple(percent / 100 for percent in RECORDED_PERCENTILES)
 
 @dataclass(frozen=True, slots=True)
 class EnginePrediction:
-    """What is believed of a request on one engine before any has it."""
+    """The prediction of a request on one engine, before any engine has it."""
 
     index_s: float
     cost_s: float
@@ -62,11 +62,11 @@ class EnginePrediction:
 
 
 class Predictor:
-    """Forms, renews and judges beliefs; keeps count of what each model's learner was taught.
+    """Makes, renews and scores predictions, and counts the answers that each model's learner was taught.
 
-    Where the guard does not trust the learner's forecasts for a prompt cluster, the model's prior is served instead;
-    the forecasts are judged all the same, so that trust can return.
-    ``timer`` measures how long a prediction took; it influences nothing.
+    If the guard does not trust the forecasts for a prompt cluster, the model's prior is served instead;
+    the forecasts are still scored, so that trust can return.
+    ``timer`` measures the time of a prediction; it influences no decision.
     """
 
     def __init__(
@@ -94,10 +94,10 @@ class Predictor:
         if isinstance(learner, HasClusters):
             learner.on_cluster_changed = self._cluster_changed
 
-    def form(
+    def predict(
         self, session: Session, arrived: Arrived, now_s: float, *, late: bool = False
     ) -> tuple[ServedRequest, Prediction]:
-        """The first belief about a request, and its record."""
+        """Predict a request for the first time; ``late`` if its arrival was deferred. Returns the record as well."""
         model = session.hello.model
         started = self._timer()
         features = self._learner.features(_prompt(arrived, model))
@@ -116,7 +116,7 @@ class Predictor:
             cost_s=assessment.cost_s,
             taught=self.taught(model),
             attained_tokens=arrived.attained_tokens,
-            late=late,
+            predicted_late=late,
         )
         self._present[model] += 1
         if arrived.attained_tokens:
@@ -124,7 +124,7 @@ class Predictor:
         return request, self._prediction(request, predict_s, now_s)
 
     def predict_on(self, sessions: Sequence[Session], arrived: Arrived) -> dict[str, EnginePrediction]:
-        """What would be believed of a request on each of these engines of one model; nothing is remembered of it."""
+        """Predict a request on each of these engines of one model, without a trace in any state."""
         if not sessions:
             return {}
         model = sessions[0].hello.model
@@ -140,7 +140,7 @@ class Predictor:
         return found
 
     def renew(self, session: Session, request: ServedRequest) -> None:
-        """Form the belief about an unfinished request again, with what has been learnt since."""
+        """Predict an unfinished request again, with what has been learned since."""
         model = session.hello.model
         forecast, request.prior, request.trusted = self._forecast(request.features, model)
         request.forecast = replace(forecast, at_risk=None)
@@ -151,12 +151,12 @@ class Predictor:
         request.taught = self.taught(model)
 
     def refine(self, session: Session, request: ServedRequest, embedding: Embedding, now_s: float) -> Prediction:
-        """Form a belief again with what an encoder says of the prompt, and its record."""
+        """Predict a request again with the embedding of its prompt; returns the record."""
         request.features = with_embedding(request.features, embedding)
         started = self._timer()
         self.renew(session, request)
         prediction = self._prediction(request, self._timer() - started, now_s)
-        # The name tells a second prediction from the first in the history, also where neither was trusted.
+        # The name distinguishes the second prediction from the first in the history, even if neither was trusted.
         return structs.replace(prediction, experts={"semantic": 0.0, **prediction.experts})
 
     def prior(self, session: Session) -> IndexTable:
@@ -168,7 +168,7 @@ class Predictor:
         return self._policy.assess(facts, predicted, session.engine).table
 
     def observe(self, session: Session, snapshot: Snapshot) -> None:
-        """Take over where an engine stands, and what its running answers have outlived."""
+        """Update an engine from its snapshot, and count the tokens that its running answers have."""
         session.observe(snapshot)
         for running in snapshot.running_requests:
             request = session.requests.get(running.request_id)
@@ -180,24 +180,24 @@ class Predictor:
                 self.advance(session, request, running.attained_tokens)
 
     def advance(self, session: Session, request: ServedRequest, attained_tokens: int) -> None:
-        """Take over how far a request has come."""
+        """Update the attained tokens of a request."""
         request.attained_tokens = attained_tokens
-        if self._unfinished is not None and not request.late:
+        if self._unfinished is not None and not request.predicted_late:
             request.standing = self._unfinished.advance(
                 request.standing, session.hello.model, request.forecast.cluster, attained_tokens
             )
             request.counted_until = self._unfinished.counted_until(request.standing)
 
     def close(self, model: str, request: ServedRequest, finished: Finished) -> None:
-        """Count a request no longer among those that run, because it has ended."""
+        """Remove a request that has ended from the running ones."""
         self._present[model] -= 1
         if self._unfinished is not None:
-            if finished.output_tokens > 0 and not request.late:
+            if finished.output_tokens > 0 and not request.predicted_late:
                 self._unfinished.learnt(model, request.forecast.cluster)
             self._unfinished.withdraw(request.standing)
 
     def abandon(self, session: Session) -> None:
-        """Count the requests of an engine that is gone no longer."""
+        """Remove the requests of an engine that is gone from the running ones."""
         self._present[session.hello.model] -= len(session.requests)
         for request in session.requests.values():
             if self._unfinished is not None:
@@ -205,7 +205,7 @@ class Predictor:
             request.standing = None
 
     def cluster_of(self, request: ServedRequest) -> int | None:
-        """The cluster that a request was predicted in, or what that was merged into since."""
+        """The cluster that a request was predicted in, or the one that it was merged into since."""
         cluster = request.forecast.cluster
         while cluster is not None and cluster in self._survivors:
             cluster = self._survivors[cluster]
@@ -214,7 +214,7 @@ class Predictor:
     def judge(
         self, model: str, request: ServedRequest, finished: Finished, observation: Observation
     ) -> tuple[Outcome, Judgement, list[Measurement]]:
-        """How the latest belief about a request turned out, and whose predictions lost or regained trust by it."""
+        """Score the latest prediction of a request; returns whose predictions lost or regained trust as well."""
         max_tokens, cluster = request.arrived.max_tokens, self.cluster_of(request)
         judgement = judge(
             request.forecast.distribution.cut(max_tokens),
@@ -241,7 +241,7 @@ class Predictor:
         return outcome, judgement, self.calibration.record(model, cluster, judgement)
 
     def rehearse(self, features: Features, model: str, observation: Observation) -> list[Measurement]:
-        """Judge an answer of the past as if it had been predicted just before it ended; it is not learnt yet."""
+        """Score an answer from the history as if it had been predicted just before it ended, without learning from it."""
         forecast, prior, trusted = self._forecast(features, model)
         judgement = judge(
             forecast.distribution,
@@ -254,7 +254,7 @@ class Predictor:
         return self.calibration.record(model, forecast.cluster, judgement)
 
     def teach(self, features: Features, model: str, observation: Observation, answer: int | None = None) -> list[Drift]:
-        """Let the learner take an answer into account; ``answer`` is the number under which the history has it."""
+        """Teach the learner an answer; ``answer`` is its number in the history."""
         self._changes = []
         self._taught[model] = self.taught(model) + 1
         self._next_answer = (self._next_answer if answer is None else answer) + 1
@@ -266,15 +266,15 @@ class Predictor:
 
     @property
     def cluster_changes(self) -> Sequence[ClusterChange]:
-        """Prompt clusters that came or went with the answer that was taught last."""
+        """Changes of prompt clusters by the answer that was taught last."""
         return self._changes
 
     def number_answers_from(self, answer: int) -> None:
-        """Give the next answer this number at least: all before it are in the history, learnt again or not."""
+        """Give the next answer at least this number: all lower ones are in the history."""
         self._next_answer = max(self._next_answer, answer)
 
     def taught(self, model: str) -> int:
-        """Answers of a model that the learner has taken into account."""
+        """Number of answers of a model that the learner was taught."""
         return self._taught.get(model, 0)
 
     def _forecast(self, features: Features, model: str) -> tuple[Forecast, LengthDistribution, bool]:
@@ -294,17 +294,17 @@ class Predictor:
     def _corrected(
         self, predicted: LengthDistribution, model: str, cluster: int | None, at_risk: AtRisk | None
     ) -> LengthDistribution:
-        """A belief with what running answers have outlived."""
+        """A distribution corrected by the lengths that running answers have reached."""
         return predicted if self._unfinished is None else self._unfinished.correct(predicted, model, cluster, at_risk)
 
     def _resume(self, session: Session, request: ServedRequest, at_risk: AtRisk | None) -> None:
-        """Count what an answer outlived before we knew of it."""
+        """Count the tokens that an answer had before it was known here."""
         self.advance(session, request, request.attained_tokens)
         if request.standing is not None and self._unfinished is not None:
             self._unfinished.resume(request.standing, at_risk)
 
     def _is_ripe(self, model: str) -> bool:
-        """Whether what ends tells of long answers too."""
+        """Whether enough answers have ended that long ones are among them."""
         ripening = min(TURNOVERS * self._present[model], MOST_RIPENING_ANSWERS)
         return self.taught(model) >= RIPE_ANSWERS + ripening
 
@@ -335,7 +335,7 @@ class Predictor:
 
 
 def calibration_record(measurement: Measurement, now_s: float) -> CalibrationMeasured:
-    """A measurement as the history keeps it."""
+    """The record of a measurement."""
     scope = measurement.scope
     return CalibrationMeasured(
         time_s=now_s,

@@ -1,50 +1,51 @@
-"""What the controller remembers of each engine and of each unfinished request."""
+"""What the controller remembers of each engine and of each unfinished request, and the engines that it knows."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from controller.core.engine_tuning import EngineTuning
-from controller.core.step_time import DEFAULT_STEP_S
-from controller.policy.policy import EngineFacts
+from controller.policy.policy import DEFAULT_STEP_S, EngineFacts
 from online_learning.distribution import LengthDistribution
 from online_learning.length_learner import Features, Forecast
 from online_learning.survival.running_answers import Standing
 from store.records import Arrived, Facts, FirstToken, Hello, IndexTable, Preempted, Snapshot
 
 BatchVerdict: TypeAlias = Literal["known", "repeated", "early", "new", "unrecorded"]
-"""Of a batch of facts: handled before; handled before and now recorded; one before it lacks; new; new, not recorded."""
-
+"""A batch of facts was handled before; was handled before and is recorded now; comes before one that is missing; is
+new; is new and not recorded."""
 
 QUEUE_INTERVAL_S = 1.0
-"""How often all requests are looked through."""
+"""Seconds between two sums over all requests of an engine."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class ServedRequest:
-    """One unfinished request and what is believed of it."""
+    """One unfinished request and its predicted length."""
 
     arrived: Arrived
     features: Features
     forecast: Forecast
     prior: LengthDistribution
-    """What was believed of any answer of the model when the forecast was made."""
+    """The model's distribution of all answers when the forecast was made."""
     trusted: bool
-    """Whether the belief is the forecast; otherwise it is the prior."""
+    """Whether the forecast is served; otherwise the prior is."""
     predicted: LengthDistribution
-    """What decisions rest on: the forecast or the prior, cut at the request's max_tokens."""
+    """The distribution that decisions use: the forecast or the prior, cut at the request's max_tokens."""
     table: IndexTable
     cost_s: float
     taught: int
-    """Answers that the learner had seen when the belief was formed."""
+    """Answers that the learner had seen when the prediction was made."""
     attained_tokens: int = 0
     first_token_s: float | None = None
     preemptions: int = 0
     standing: Standing | None = None
-    """How far it is counted among the answers that still run."""
-    late: bool = False
-    """Whether it was put off: those that ended before are not known, so that the others tell of long answers only."""
+    """Its share in the count of running answers."""
+    predicted_late: bool = False
+    """Whether its arrival was deferred. Nothing is learned from such answers: the short ones among the deferred ended
+    without a prediction, so that the rest are biased towards long answers."""
     counted_until: int = -1
     """Attained tokens up to which its standing stays as it is."""
 
@@ -64,7 +65,7 @@ class Session:
     last_seen_s: float
     received_batch: int
     recorded_batch: int
-    """Last batch that was handed to the history; behind the received one when the history could take no more."""
+    """Last batch that was handed to the history; behind the received one while the history is too far behind."""
     durable_batch: int
     next_heartbeat_s: float
     next_refresh_s: float
@@ -75,15 +76,15 @@ class Session:
     """The last snapshot that named the requests."""
     tables_sent: int = 0
     queue_s: float = 0.0
-    """Expected cost of what waits and half of what runs: so long would first come, first served keep the next one waiting."""
+    """Expected cost of what waits and half of what runs: the wait of the next arrival under first come, first served."""
     next_queue_s: float = 0.0
     requests: dict[str, ServedRequest] = field(default_factory=dict)
 
     def judge(self, facts: Facts, *, recording: bool) -> BatchVerdict:
-        """What is to be done with a batch, whose number is remembered if it is taken.
+        """Decide what happens to a batch, and remember its number if it is handled or recorded.
 
-        Batches are handled in their order, each once, and recorded in their order, each once: the history may take
-        later what it could not take when the batch first came, because the engine tells it again until it is durable.
+        Batches are handled in order, each once, and recorded in order, each once. The history may record a batch later
+        than it was handled, because the engine sends it again until it is durable.
         """
         if facts.batch <= self.received_batch:
             if facts.batch <= self.durable_batch or not self._is_due(facts, recording=recording):
@@ -99,13 +100,13 @@ class Session:
         return "new" if due else "unrecorded"
 
     def _is_due(self, facts: Facts, *, recording: bool) -> bool:
-        """Whether the history takes a batch: it lacks it, and has all before it that the engine still had to tell."""
+        """Whether the history lacks this batch and has all earlier ones that the engine still keeps."""
         if not recording or facts.batch <= self.recorded_batch:
             return False
         return facts.batch <= max(self.recorded_batch + 1, facts.oldest)
 
     def observe(self, snapshot: Snapshot) -> None:
-        """Take over a snapshot: where the engine stands, and how long steps take."""
+        """Update the state of the engine and its step times from a snapshot."""
         self.snapshot = snapshot
         if snapshot.detailed:
             self.detailed = snapshot
@@ -117,11 +118,11 @@ class Session:
                 for request in self.requests.values()
             )
 
-    def note(self, fact: FirstToken | Preempted) -> None:
-        """Take over what happened to a request on its way."""
+    def record(self, fact: FirstToken | Preempted) -> None:
+        """Update a request that got its first token or was preempted."""
         request = self.requests.get(fact.request_id)
         if isinstance(fact, Preempted):
-            self.tuning.recompute.take(fact)
+            self.tuning.recompute.record(fact)
             if request is not None:
                 request.preemptions += 1
         elif request is not None:
@@ -129,7 +130,7 @@ class Session:
 
     @property
     def engine(self) -> EngineFacts:
-        """What a policy may know of this engine."""
+        """The facts about this engine that a policy may use."""
         hello = self.hello
         prices = self.tuning.prices
         kv_weight, slot_weight = prices.weights(hello.max_num_seqs)
@@ -148,3 +149,58 @@ class Session:
             tail_s=self.tuning.tail.p99_s,
             queue_s=self.queue_s,
         )
+
+
+class Sessions:
+    """The sessions of a controller by connection, at most ``limit``: connected engines and those lost lately."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._sessions: dict[bytes, Session] = {}
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(list(self._sessions.values()))
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    @property
+    def full(self) -> bool:
+        """Whether no further session can be entered."""
+        return len(self._sessions) >= self._limit
+
+    def of(self, connection: bytes) -> Session | None:
+        """The session of a connection; None for an unknown one."""
+        return self._sessions.get(connection)
+
+    def named(self, session_id: str) -> list[Session]:
+        """The session of this name, none or one."""
+        return [session for session in self._sessions.values() if session.hello.session_id == session_id]
+
+    def connected(self, model: str | None = None) -> list[Session]:
+        """The connected engines, of one model or of all."""
+        return [
+            session for session in self._sessions.values() if session.connected and model in {None, session.hello.model}
+        ]
+
+    def is_of_another(self, hello: Hello) -> bool:
+        """Whether the session id belongs to an engine of another name; it cannot be taken over."""
+        return any(session.hello.engine_id != hello.engine_id for session in self.named(hello.session_id))
+
+    def enter(self, session: Session) -> None:
+        """Add a session; it replaces the one that used its connection before."""
+        assert session.connection in self._sessions or not self.full, "sessions are bounded"
+        self._sessions[session.connection] = session
+
+    def drop(self, session_id: str) -> Session | None:
+        """Remove a session, which may come back over another connection; returns it, None if unknown."""
+        for session in self.named(session_id):
+            return self._sessions.pop(session.connection)
+        return None
+
+    def forget_lost(self, before_s: float) -> list[Session]:
+        """Remove the sessions that were lost before a time; returns them."""
+        lost = [session for session in self if not session.connected and session.last_seen_s < before_s]
+        for session in lost:
+            del self._sessions[session.connection]
+        return lost

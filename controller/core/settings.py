@@ -1,4 +1,4 @@
-"""Settings of the brain, and its counts of what it did."""
+"""Settings of the core, and the counts that it keeps."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from store.records import Mode
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoreConfig:
-    """Settings of the brain."""
+    """Settings of the core."""
 
     controller_id: str
     mode: Mode
     hash_key: bytes
-    """Key of the hash under which prompts are recorded."""
+    """Key of the hash that stands for a prompt in the history."""
     lease_s: float = 2.0
     refresh_interval_s: float = 5.0
     refresh_requests: int = 256
-    """Beliefs that one refresh may form anew."""
+    """Largest number of requests that one refresh predicts again."""
     max_sessions: int = 1024
     max_unfinished: int = 100_000
-    """Unfinished requests that are remembered for each engine; those beyond keep the prior's index."""
+    """Largest number of unfinished requests of each engine; those beyond keep the prior's index."""
     forget_lost_s: float = 60.0
     calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
     calibration_interval_s: float = 0.5
-    """How often it is asked which windows of predictions are due to be measured."""
+    """Seconds between two looks at which calibration windows are due."""
     backlog: int = 0
-    """Pieces of learning and of forming beliefs anew that may wait for `Core.work`; 0 has each done where it comes up."""
+    """Largest number of answers and stale predictions that wait for `Core.work`; 0 handles each where it comes up."""
     acknowledge_at_once: bool = False
-    """True where there is no store: facts count as durable when they are received."""
+    """True without a store: facts count as durable when they are received."""
 
 
 @dataclass(slots=True)
 class Counts:
-    """What the brain has done since it started."""
+    """Counts since the start."""
 
     predictions: int = 0
     completions: int = 0
@@ -43,21 +43,21 @@ class Counts:
     tables_sent: int = 0
     drift_events: int = 0
     distrusts: int = 0
-    """Times that a model's or a cluster's predictions lost the guard's trust."""
+    """Number of times that predictions of a model or a cluster lost the guard's trust."""
     duplicate_batches: int = 0
     unrecorded_batches: int = 0
-    """Batches that were handled while the history could take no more, and are to come once again for it."""
+    """Batches that were handled while the history was too far behind, and are recorded when they are sent again."""
     early_batches: int = 0
-    """Batches left for later because one before them was missing."""
+    """Batches that were ignored because an earlier one was missing."""
     unknown_connections: int = 0
-    """Messages over connections that have not said hello, or one too many."""
+    """Messages over connections without an accepted hello."""
     not_tracked: int = 0
     """Arrivals beyond ``max_unfinished``."""
     not_learnt: int = 0
-    """Answers that the learner was not taught, because too much waited to be done."""
+    """Answers that the learner was not taught, because too much work was deferred."""
     not_renewed: int = 0
-    """Beliefs that were not formed anew, for the same reason."""
+    """Requests that were not predicted again, for the same reason."""
     put_off: int = 0
-    """Arrivals that went by the prior at first, because the brain was hurried; their answers are not learnt from."""
+    """Arrivals that were deferred because too many came at once; nothing is learned from their answers."""
     not_predicted: int = 0
-    """Of those the ones that ended, or whose engine went, before there was time for a belief."""
+    """Deferred arrivals that ended, or lost their engine, before they were predicted."""

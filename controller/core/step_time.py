@@ -1,15 +1,18 @@
-"""What an engine's steps cost and what of it is scarce, learned online from its snapshots."""
+"""What the steps of one engine cost, and which of its resources is scarce: learned online from its snapshots."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from controller.core.step_model import FEWEST_SAMPLES, StepModel, StepSample, fit_step_model
-from controller.policy.policy import DEFAULT_PREFILL_TOKEN_S
+import numpy as np
+
+from controller.policy.policy import DEFAULT_PREFILL_TOKEN_S, DEFAULT_STEP_S
+from online_learning.distribution import FloatArray
 from store.records import Snapshot
 
-DEFAULT_STEP_S = 0.03
 STEP_MEMORY = 0.02
 """Weight of the newest snapshot in the running mean of the step time."""
 SAMPLES = 600
@@ -18,6 +21,9 @@ USE_WINDOW_S = 60.0
 _LEAST_USE = 1e-6
 SHARPNESS = 2.0
 """Power of the relative use of a resource that is its price: what is half as full as the other costs a quarter."""
+FEWEST_SAMPLES = 20
+"""Below this a fit would be noise, and every step takes the mean."""
+SHORTEST_STEP_S = 1e-5
 
 
 class StepPrices:
@@ -83,3 +89,57 @@ class StepPrices:
         use = snapshot.kv_blocks_used / snapshot.kv_blocks
         self._kv_use = use if self._kv_use is None else self._kv_use + weight * (use - self._kv_use)
         self._running += weight * (snapshot.running - self._running)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepSample:
+    """Sums over the steps of one snapshot."""
+
+    steps: int
+    step_s: float
+    prefill_tokens: int
+    decode_tokens: int
+    kv_tokens_read: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepModel:
+    """Seconds of a step = base + prefill tokens·p + decoding sequences·d + KV tokens read·k; none is negative."""
+
+    base_s: float
+    prefill_token_s: float = 0.0
+    decode_seq_s: float = 0.0
+    kv_token_s: float = 0.0
+
+
+def fit_step_model(samples: Sequence[StepSample]) -> StepModel:
+    """Least squares over snapshots, each weighted by its steps, with no coefficient below zero.
+
+    With too few snapshots the base is the mean step time, and with none a typical one.
+
+    >>> fit_step_model([StepSample(steps=2, step_s=0.1, prefill_tokens=0, decode_tokens=2, kv_tokens_read=9)])
+    StepModel(base_s=0.05, prefill_token_s=0.0, decode_seq_s=0.0, kv_token_s=0.0)
+    """
+    usable = [sample for sample in samples if sample.steps > 0 and sample.step_s > 0.0]
+    if not usable:
+        return StepModel(base_s=DEFAULT_STEP_S)
+    sums = np.array([(s.steps, s.prefill_tokens, s.decode_tokens, s.kv_tokens_read) for s in usable], dtype=np.float64)
+    step_s = np.array([sample.step_s for sample in usable])
+    if len(usable) < FEWEST_SAMPLES:
+        return StepModel(base_s=max(float(step_s.sum() / sums[:, 0].sum()), SHORTEST_STEP_S))
+    weight = 1.0 / np.sqrt(sums[:, 0])
+    base, prefill, decode, kv = _not_negative(sums * weight[:, None], step_s * weight).tolist()
+    return StepModel(base_s=max(base, SHORTEST_STEP_S), prefill_token_s=prefill, decode_seq_s=decode, kv_token_s=kv)
+
+
+def _not_negative(columns: FloatArray, target: FloatArray) -> FloatArray:
+    """Least squares in which the most negative coefficient is set to zero until none is left."""
+    scale = np.linalg.norm(columns, axis=0)
+    active = scale > 0.0
+    while True:
+        solution = np.zeros(scale.size)
+        scaled = columns[:, active] / scale[active]
+        solution[active] = np.linalg.lstsq(scaled, target, rcond=None)[0] / scale[active]
+        if (solution >= 0.0).all():
+            return solution
+        active[np.argmin(solution * np.where(active, scale, 0.0))] = False

@@ -1,6 +1,6 @@
 """What the controller shows of itself while it runs: immutable pictures for readers in other threads.
 
-The control loop owns the brain and alone may touch it.
+The control loop owns the core and alone may touch it.
 Every so often it publishes a `LiveSnapshot`, which holds nothing that changes afterwards; whoever serves HTTP reads the
 newest one and works out the rest (quantiles, ranks) in its own thread.
 """
@@ -120,9 +120,9 @@ class Live:
         self._clusters: set[tuple[str, int]] = set()
 
     def watch(self, core: Core) -> None:
-        """Have the brain tell what ends and how well it was predicted."""
-        core.answers.on_finished = self._take_finished
-        core.answers.on_judged = self._take_judgement
+        """Observe the requests that end in the core and the scores of their predictions."""
+        core.completions.on_finished = self._take_finished
+        core.completions.on_judged = self._take_judgement
 
     def take_snapshot(self, engine_id: str, snapshot: Snapshot) -> None:
         """Remember a snapshot of an engine."""
@@ -134,7 +134,7 @@ class Live:
         self._drifts.append(drift)
 
     def publish(self, core: Core, *, store: WriterStats, loop: Mapping[str, float], now_s: float) -> None:
-        """Take a new picture of the brain."""
+        """Publish a new snapshot of the core."""
         self.live_snapshot = LiveSnapshot(
             time_s=now_s,
             settings=core.settings,

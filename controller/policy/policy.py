@@ -14,9 +14,10 @@ IndexRule: TypeAlias = Literal["mean", "gittins"]
 INDEX_ALONE = EngineRules()
 """The index orders, the engine admits and preempts by itself."""
 
-
+DEFAULT_STEP_S = 0.03
+"""Assumed seconds of an engine step before any was measured."""
 DEFAULT_PREFILL_TOKEN_S = 1.5e-4
-"""Seconds that a prompt token adds to a step, until a step model is fitted."""
+"""Assumed seconds that a prompt token adds to a step before a step model is fitted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

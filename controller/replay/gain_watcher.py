@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import msgspec
 
 from controller.config import PolicySection
-from controller.core.step_model import StepSample
+from controller.core.step_time import StepSample
 from controller.monitoring.live_state import QUANTILES, EngineView, FinishedView, Live, RequestView
 from controller.replay.gain_worker import GainTask
 from controller.replay.recorded_run import EngineSizes, RecordedRequest, RecordedRun, gap_between_steps_s

@@ -11,7 +11,7 @@ import duckdb
 import msgspec
 
 from controller.core.predictor import RECORDED_PERCENTILES
-from controller.core.step_model import StepSample
+from controller.core.step_time import StepSample
 from controller.replay.recorded_run import EngineSizes, RecordedRequest, RecordedRun, Told
 from store.errors import BadInputError
 from store.history.columns import record_of

@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 import msgspec
 import numpy as np
 
-from controller.core.step_model import StepModel, StepSample, fit_step_model
+from controller.core.step_time import StepModel, StepSample, fit_step_model
 from engine_adapter.virtual_time.engine import CompletedRequest, TraceRequest
 from engine_adapter.virtual_time.profiles import Profile
 from online_learning.distribution import LengthDistribution, log_grid
@@ -112,7 +112,7 @@ class RecordedRun(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Replayable:
-    """A run with all that a replay is made from: an engine, its work, and what was believed."""
+    """A run with everything that a replay is made from: an engine, its requests, and their predictions."""
 
     run: RecordedRun
     step_model: StepModel
@@ -146,7 +146,7 @@ class Replayable:
 
     @cached_property
     def beliefs(self) -> dict[str, LengthDistribution]:
-        """The recorded belief about each request that has one."""
+        """The recorded prediction of each request that has one."""
         return {
             request.request_id: belief_from_quantiles(request.quantiles, request.max_tokens)
             for request in self.requests
@@ -155,14 +155,14 @@ class Replayable:
 
     @cached_property
     def prior(self) -> LengthDistribution:
-        """What is believed of a request that nothing is known of: the mean of the beliefs about others."""
+        """The prediction of a request without a recorded one: the mean of the others."""
         beliefs = list(self.beliefs.values())
         chosen = beliefs[:: max(1, len(beliefs) // PRIOR_BELIEFS)]
         lengths, position = np.unique(np.concatenate([predicted.lengths for predicted in chosen]), return_inverse=True)
         mass = np.bincount(position, weights=np.concatenate([predicted.mass for predicted in chosen]))
         return LengthDistribution(lengths, mass / mass.sum())
 
-    def works(self) -> Iterator[TraceRequest]:
+    def trace(self) -> Iterator[TraceRequest]:
         """The requests at their own times; without prefix caching the token ids do not matter."""
         for request in self.requests:
             yield TraceRequest(
@@ -172,12 +172,8 @@ class Replayable:
                 max_tokens=max(1, min(request.max_tokens, self.profile.max_model_len_tokens)),
                 true_output_tokens=self.length_tokens(request),
                 priority=request.priority,
+                leaves_s=request.finished_s if request.left else None,
             )
-
-    @cached_property
-    def leaving_s(self) -> dict[str, float]:
-        """When clients went away that did not wait for the end."""
-        return {r.request_id: r.finished_s for r in self.requests if r.left and r.finished_s is not None}
 
     def length_tokens(self, request: RecordedRequest) -> int:
         """Tokens that its answer has; of one that was not seen to its end those to be expected of it now."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from msgspec import structs
 
-from controller.core.step_model import FEWEST_SAMPLES
+from controller.core.step_time import FEWEST_SAMPLES
 from controller.policy.baselines import BENCH_POLICY_NAMES, BenchContext, bench_policy
 from controller.policy.policies import Schedule
 from controller.policy.policy import Policy

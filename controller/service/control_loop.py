@@ -1,10 +1,10 @@
-"""The control loop: the one thread that owns the brain, and all its effects.
+"""The control loop: the one thread that owns the core and carries out all its effects.
 
-`ControlLoop.run` is `startup`, then `turn` until told to stop, then `shutdown`; each can be read alone.
-What engines say goes to the brain, what the brain says goes to engines and into the history, and an engine's facts are
+`ControlLoop.run` is `startup`, then `turn` until it is told to stop, then `shutdown`; each can be read alone.
+Messages of engines go to the core, its messages go to engines and its entries to the history. An engine's facts are
 acknowledged only when the history has them on disk.
-When the brain fails, the loop logs it once, counts it and orders first come, first served until it has been well
-for a while.
+When the core fails, the loop logs and counts the failure and has engines serve first come, first served until no failure
+has occurred for a while.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from controller.api.commands import Commands, SetMode
-from controller.core.core import Core, Outgoing
+from controller.core.core import Core
 from controller.monitoring.live_state import Live
 from controller.monitoring.metrics import Metrics
 from controller.monitoring.tracing import Ended, Telemetry
@@ -36,15 +36,15 @@ class LoopLimits:
 
     wait_s: float = 0.02
     hurry_s: float = 0.5
-    """After so long with the messages of one turn, arrivals among the rest go by the prior until there is time: an
-    engine that is not heard in time orders nothing at all."""
+    """Seconds with the messages of one turn after which arrivals among the rest are deferred and use the prior: an engine
+    whose messages wait too long orders nothing at all."""
     catch_up_s: float = 0.1
-    """A turn may be so long when such arrivals are left from the turns before it."""
+    """Seconds that a turn may spend on arrivals that were deferred in earlier turns."""
     publish_interval_s: float = 0.25
     unwritten_entries: int = 100_000
-    """Entries not yet on disk beyond which facts are not recorded: engines keep them, and tell them again."""
+    """Number of entries not yet on disk beyond which facts are not recorded: engines keep them and send them again."""
     overload_warning_s: float = 600.0
-    """The log says at most so often that there is no time to learn from every answer."""
+    """Shortest seconds between two warnings that there is no time to learn from every answer."""
     error_pause_s: float = 5.0
     error_pause_limit_s: float = 300.0
     errors_logged: int = 100
@@ -52,7 +52,7 @@ class LoopLimits:
 
 @dataclass(slots=True)
 class _Trouble:
-    """Failures of the brain, and until when engines serve first come, first served because of them."""
+    """Failures of the core, and until when engines serve first come, first served because of them."""
 
     errors: int = 0
     fallbacks: int = 0
@@ -61,7 +61,7 @@ class _Trouble:
 
 
 class ControlLoop:
-    """Moves messages between engines, brain and history; not thread-safe."""
+    """Moves messages between engines, core and history; not thread-safe."""
 
     def __init__(
         self,
@@ -122,9 +122,9 @@ class ControlLoop:
         self._metrics.messages_received.inc(len(messages))
         for connection, message in messages:
             self._core.arrivals.overloaded = self._clock() - started_s > self._limits.hurry_s
-            self._guarded(partial(self._on_message, connection, message), started_s)
+            self._guarded(partial(self._core.handle, connection, message), started_s)
             while self._core.unhandled:
-                self._guarded(self._on_rest, started_s)
+                self._guarded(self._core.proceed, started_s)
         self._guarded(self._on_commands, started_s)
         self._guarded(self._on_tick, started_s)
         self._guarded(self._on_encoded, started_s)
@@ -136,8 +136,8 @@ class ControlLoop:
         self._metrics.tick_s.observe(max(0.0, self._clock() - started_s))
 
     def shutdown(self) -> None:
-        """Learn what is left to learn and hand over the last entries; what is not durable yet stays with the engines and is sent again."""
-        self._core.arrivals.leave()
+        """Do the deferred work and hand over the last entries; engines keep the facts that are not durable yet."""
+        self._core.arrivals.withdraw_all()
         while self._core.backlog:
             self._guarded(self._on_backlog, self._clock())
         self._record()
@@ -152,18 +152,12 @@ class ControlLoop:
         return self._hub.receive(0.0 if self._core.backlog else self._limits.wait_s)
 
     def _guarded(self, part: Callable[[float], None], now_s: float) -> None:
-        """Carry out a part of a turn, so that its failure touches neither the other parts nor the engines."""
+        """Carry out a part of a turn and send its messages; its failure affects neither other parts nor the engines."""
         try:
             part(now_s)
+            self._send(now_s)
         except Exception as error:  # noqa: BLE001 - one of the two broad borders: the control tick
             self._fall_back(error, now_s)
-
-    def _on_message(self, connection: bytes, message: EngineMessage, now_s: float) -> None:
-        self._send(self._core.take(connection, message, now_s), now_s)
-
-    def _on_rest(self, now_s: float) -> None:
-        """Go on behind a fact that could not be handled."""
-        self._send(self._core.proceed(now_s), now_s)
 
     def _on_commands(self, now_s: float) -> None:
         for command in self._commands.drain():
@@ -172,28 +166,30 @@ class ControlLoop:
             question.answer.set_result(self._core.predict_on(question.model, question.arrived))
 
     def _on_encoded(self, now_s: float) -> None:
-        """Renew the beliefs of prompts that the encoder has read."""
+        """Predict requests again whose prompts the encoder has read."""
         for encoded in self._encoder.drain() if self._encoder is not None else []:
-            self._send(self._core.refine(*encoded, now_s), now_s)
+            self._core.refine(*encoded, now_s)
 
     def _on_backlog(self, now_s: float) -> None:
-        """Do one piece of work that can wait, before it is asked again who cannot; some more where arrivals do."""
-        self._send(self._core.work(now_s), now_s)
-        while self._core.arrivals.waiting and self._clock() - now_s < self._limits.catch_up_s:
-            self._send(self._core.work(now_s), now_s)
+        """Do one item of deferred work between two looks for messages; more if arrivals are among it."""
+        self._core.work(now_s)
+        while self._core.arrivals.deferred and self._clock() - now_s < self._limits.catch_up_s:
+            self._send(now_s)
+            self._core.work(now_s)
 
     def _on_tick(self, now_s: float) -> None:
-        """What is due by the clock: heartbeats, fresher beliefs, and the way back from a fallback."""
+        """Do what is due by the clock, and end a fallback."""
         trouble = self._trouble
         if trouble.until_s is not None and now_s >= trouble.until_s:
             trouble.until_s = None
-            self._send(self._core.set_mode(trouble.wanted, "no failure for a while", now_s), now_s)
-        self._send(self._core.tick(now_s), now_s)
+            self._core.set_mode(trouble.wanted, "no failure for a while", now_s)
+        self._core.tick(now_s)
 
     def _set_mode(self, command: SetMode, now_s: float) -> None:
         """Carry out an operator's order; it also ends a fallback."""
         self._trouble.until_s = None
-        self._send(self._core.set_mode(command.mode, command.reason, now_s), now_s)
+        self._core.set_mode(command.mode, command.reason, now_s)
+        self._send(now_s)
         command.answer.set_result(self._core.settings)
 
     def _fall_back(self, error: Exception, now_s: float) -> None:
@@ -210,11 +206,13 @@ class ControlLoop:
         trouble.errors += 1
         pause_s = self._limits.error_pause_s * 2.0 ** min(trouble.fallbacks - 1, 16)
         trouble.until_s = now_s + min(pause_s, self._limits.error_pause_limit_s)
-        self._send(self._core.set_mode("off", f"fallback: {kind}"[:500], now_s), now_s)
+        self._core.set_mode("off", f"fallback: {kind}"[:500], now_s)
+        self._send(now_s)
 
-    def _send(self, outgoing: Outgoing, now_s: float) -> None:
+    def _send(self, now_s: float) -> None:
+        """Send the messages of the core; a connection that is gone gets none of the rest."""
         gone: set[bytes] = set()
-        for connection, message in outgoing:
+        for connection, message in self._core.drain_messages():
             if connection in gone:
                 continue
             delivery = self._hub.send(connection, message)
@@ -261,14 +259,15 @@ class ControlLoop:
             self._live.take_drift(record)
 
     def _acknowledge(self, now_s: float) -> None:
-        """Tell engines what the disk holds."""
+        """Acknowledge the batches that are on disk."""
         durable = self._history.durable_position
         batches: dict[str, int] = {}
         while self._unacknowledged and self._unacknowledged[0][0] <= durable:
             _, session_id, batch = self._unacknowledged.popleft()
             batches[session_id] = batch
         for session_id, batch in batches.items():
-            self._send(self._core.acknowledge(session_id, batch), now_s)
+            self._core.acknowledge(session_id, batch)
+        self._send(now_s)
 
     def _publish(self, now_s: float) -> None:
         self._next_publish_s = now_s + self._limits.publish_interval_s

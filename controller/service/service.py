@@ -1,7 +1,7 @@
-"""The controller as a process: what is opened at start, what is given up at the end, and in which order.
+"""The controller as a process: what is opened at start and closed at the end, and in which order.
 
-At start: the history (only one writer may hold it), the brain with what the history teaches, the endpoint, HTTP.
-At the end the same backwards.
+At start: the history (only one writer may hold it), the core with what the history teaches, the endpoint, HTTP.
+At the end the same in reverse.
 """
 
 from __future__ import annotations
@@ -46,31 +46,31 @@ from store.history.writer import HistoryWriter
 log = logging.getLogger(__name__)
 
 BACKLOG = 5_000
-"""Pieces of work that may wait while requests arrive; more are left undone, for each keeps a request in memory."""
+"""Largest number of items of deferred work; each keeps a request in memory, and more are dropped."""
 
 VERIFY_S = 600.0
-"""How long a start waits for a damaged history to be read whole."""
+"""Seconds that a start waits until a damaged history has been verified."""
 HASH_KEY_FILE = "prompt_hash.key"
 HASH_KEY_BYTES = 32
 
 
 @dataclass(slots=True)
 class Service:
-    """A controller that is ready to turn."""
+    """A controller whose loop is ready to run."""
 
     config: Config
     loop: ControlLoop
     web: WebServer
     gain: GainWatch
     endpoint: str
-    """Where engines connect, with the port that was taken where 0 asked for any."""
+    """The address that engines connect to, with the actual port if 0 was configured."""
 
 
 @contextmanager
 def service(config: Config, *, clock: Callable[[], float], timer: Callable[[], float]) -> Iterator[Service]:
-    """Open everything, and close it whatever happens; the caller runs the loop in between.
+    """Open everything, and close it in any case; the caller runs the loop in between.
 
-    Raises `ConfigError` before anything is written, `StoreError` and its kind when the history cannot be had.
+    Raises `ConfigError` before anything is written, and `StoreError` if the history cannot be opened.
     """
     policy_of(config.policy)
     if config.learning.encoder is not None:
@@ -141,7 +141,7 @@ def _opened(
 
 
 def _telemetry(section: TelemetrySection, controller_id: str) -> Telemetry | None:
-    """Where spans go; None unless asked for. Raises `ConfigError` where OpenTelemetry is not installed."""
+    """Open the exporter of spans if it is enabled. Raises `ConfigError` if OpenTelemetry is not installed."""
     if not section.enabled:
         return None
     about = {
@@ -155,7 +155,7 @@ def _telemetry(section: TelemetrySection, controller_id: str) -> Telemetry | Non
 def build_core(
     config: Config, history: HistoryWriter, *, controller_id: str, now_s: float, timer: Callable[[], float]
 ) -> Core:
-    """The brain with what the history teaches: all of it, or what is left when the damaged parts are left out."""
+    """The core, taught from the whole history, or from the rest if parts of it are damaged."""
     blank = partial(_blank_core, config, history.last_batches, controller_id=controller_id, now_s=now_s, timer=timer)
     started_s = timer()
     core = blank()
@@ -165,11 +165,11 @@ def build_core(
         except StoreError as error:
             core = blank()
             if last:
-                log.error("learning begins anew: %s", error)  # noqa: TRY400 - the text says all
+                log.error("learning starts from nothing: %s", error)  # noqa: TRY400 - the text says all
             else:
                 history.verify(VERIFY_S)
         else:
-            log.info("learnt again from %d past answers in %.1f s", answers, timer() - started_s)
+            log.info("learned from %d recorded answers in %.1f s", answers, timer() - started_s)
             break
     return core
 
@@ -177,7 +177,7 @@ def build_core(
 def _blank_core(
     config: Config, durable_batches: dict[str, int], *, controller_id: str, now_s: float, timer: Callable[[], float]
 ) -> Core:
-    """A brain that has been taught nothing."""
+    """A core that has been taught nothing."""
     learning = config.learning
     clusters = ClusterSettings(clusters=learning.clusters, seed_prompts=max(500, 4 * learning.clusters))
     mixture = MixtureLearner(MixtureSettings(common=LearnerSettings(clusters=clusters)))
@@ -202,7 +202,7 @@ def _blank_core(
 
 
 def _encoder(learning: LearningSection) -> Encoder | None:
-    """The thread that reads prompts, if there is to be one; its model is loaded there."""
+    """The thread that encodes prompts, if configured; it loads its model itself."""
     if learning.encoder is None or learning.tokenizer is None:
         return None
     return Encoder(partial(load_encoder, learning.encoder, learning.tokenizer))
@@ -223,7 +223,7 @@ def _history(store: StoreSection, clock: Callable[[], float]) -> Iterator[Histor
 
 
 def _hash_key(store: Path) -> bytes:
-    """The key under which prompts are recorded; made once for each history, readable by its owner alone."""
+    """The key of the prompt hashes; created once for each history, readable by its owner alone."""
     file = store / HASH_KEY_FILE
     if not file.exists():
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -58,10 +58,10 @@ class ControllerHub(Protocol):
 
 
 class DirectLink:
-    """Joins an engine to a controller in the same process, in no time and without loss.
+    """Joins an engine to a controller in the same process, at once and without loss.
 
-    ``answer`` is the controller: it maps an engine's message to the messages that go back.
-    They are received at the engine's next poll, as over a real link.
+    ``answer`` is the controller: it maps an engine's message to the messages that go back; `deliver` adds others.
+    The engine receives them at its next poll, as over a real link.
     """
 
     bad_frames = 0
@@ -75,8 +75,12 @@ class DirectLink:
         self._inbox.extend(self._answer(message))
         return True
 
+    def deliver(self, message: ControllerMessage) -> None:
+        """Add a message for the engine."""
+        self._inbox.append(message)
+
     def receive(self) -> list[ControllerMessage]:
-        """All answers since the last call."""
+        """Return the messages since the last call."""
         inbox, self._inbox = self._inbox, []
         return inbox
 

@@ -1,12 +1,13 @@
-"""What the rest of the project knows of an engine in virtual time: work goes in, steps happen, lives come out.
+"""The interface of an engine in virtual time: requests go in, steps happen, completed requests come out.
 
 Two engines stand behind `VirtualEngine`: the simulated one and vLLM's own scheduler with our plugin.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from typing import Protocol
 
 from store.records import FinishReason
@@ -27,7 +28,9 @@ class TraceRequest:
     priority: int = 0
     tenant: str | None = None
     abort_after_tokens: int | None = None
-    """The client goes away when it has received so many tokens."""
+    """Number of received tokens after which the client goes away."""
+    leaves_s: float | None = None
+    """Time at which the client goes away if the answer has not ended; `serve` aborts the request then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,23 +121,58 @@ class VirtualEngine(Protocol):
         ...
 
 
-def serve(engine: VirtualEngine, works: Iterable[TraceRequest]) -> Totals:
-    """Serve a workload to its end; requests arrive at their time or, if a step is under way, when it ends."""
+def serve(
+    engine: VirtualEngine, requests: Iterable[TraceRequest], *, on_step: Callable[[Step], None] = lambda _step: None
+) -> Totals:
+    """Serve a trace to its end; requests arrive, and clients leave, at their time or at the end of a step under way.
+
+    ``on_step`` is called after each step.
+    """
     totals = Totals()
-    pending = sorted(works, key=lambda work: work.arrival_s)[::-1]
+    pending = sorted(requests, key=lambda request: request.arrival_s)[::-1]
+    clients = _ImpatientClients()
     while pending or engine.unfinished:
         if not engine.unfinished and pending[-1].arrival_s > engine.now_s:
             engine.advance_to(pending[-1].arrival_s)
         while pending and pending[-1].arrival_s <= engine.now_s:
-            engine.submit(pending.pop())
+            request = pending.pop()
+            engine.submit(request)
+            clients.add(request)
+        for request_id in clients.leaving(engine.now_s):
+            engine.abort(request_id)
         step = engine.step()
-        assert step.scheduled_tokens or step.finished or pending, "the engine has work and computes nothing"
+        assert step.scheduled_tokens or step.finished or pending, "the engine has requests and computes nothing"
+        clients.remove(step.finished)
         totals.steps += 1
         totals.computed_tokens += sum(step.scheduled_tokens.values())
         totals.preemptions += len(step.preempted)
         totals.lives.extend(step.finished)
+        on_step(step)
     totals.recomputed_tokens = sum(life.recomputed_tokens for life in totals.lives)
     return totals
+
+
+class _ImpatientClients:
+    """Clients that leave at a given time, in the order of these times, and then of the requests' names."""
+
+    def __init__(self) -> None:
+        self._queue: list[tuple[float, str]] = []
+        self._waiting: set[str] = set()
+
+    def add(self, request: TraceRequest) -> None:
+        if request.leaves_s is not None:
+            heappush(self._queue, (request.leaves_s, request.request_id))
+            self._waiting.add(request.request_id)
+
+    def remove(self, completed: Iterable[CompletedRequest]) -> None:
+        self._waiting.difference_update(request.request_id for request in completed)
+
+    def leaving(self, now_s: float) -> Iterator[str]:
+        """Remove the clients that leave until now; yields the requests that have not ended."""
+        while self._queue and self._queue[0][0] <= now_s:
+            _, request_id = heappop(self._queue)
+            if request_id in self._waiting:
+                yield request_id
 
 
 def capacity_rps(lives: Sequence[CompletedRequest]) -> float:

@@ -258,7 +258,7 @@ def _harnessed(
 def _vllm_config(profile: Profile, *, scheduler: SchedulerConfig, prefix_caching: bool, engine_id: str) -> VllmConfig:
     cache = CacheConfig(block_size=profile.block_size_tokens, enable_prefix_caching=prefix_caching)
     config = VllmConfig(
-        model_config=_model_config(profile.max_model_len_tokens),
+        model_config=_model_config(profile.name, profile.max_model_len_tokens),
         cache_config=cache,
         scheduler_config=scheduler,
         device_config=DeviceConfig("cpu"),
@@ -279,8 +279,8 @@ def _kv_cache_config(profile: Profile) -> KVCacheConfig:
 
 
 @lru_cache(maxsize=16)
-def _model_config(max_model_len_tokens: int) -> ModelConfig:
-    """A Llama that nobody will ever load; vLLM reads its shape from a folder."""
+def _model_config(name: str, max_model_len_tokens: int) -> ModelConfig:
+    """A Llama that is never loaded, served under the profile's name; vLLM reads its shape from a folder."""
     shape = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -296,5 +296,10 @@ def _model_config(max_model_len_tokens: int) -> ModelConfig:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(shape), encoding="utf-8")
         return ModelConfig(
-            model=folder, skip_tokenizer_init=True, max_model_len=max_model_len_tokens, dtype="float32", seed=0
+            model=folder,
+            served_model_name=name,
+            skip_tokenizer_init=True,
+            max_model_len=max_model_len_tokens,
+            dtype="float32",
+            seed=0,
         )

@@ -190,15 +190,17 @@ def a_core() -> Core:
 def test_well_formed_nonsense_hurts_no_other_engine(messages: list[Any]) -> None:
     """NaN, negative and huge numbers in any order: the other engine's request still gets its table."""
     core = a_core()
-    core.take(b"other", msgspec.structs.replace(HELLO, engine_id="good", session_id="good", model="good"), 1.0)
-    core.take(b"bad", HELLO, 1.0)
+    core.handle(b"other", msgspec.structs.replace(HELLO, engine_id="good", session_id="good", model="good"), 1.0)
+    core.handle(b"bad", HELLO, 1.0)
     for message in messages:
         try:
-            core.take(b"bad", decode_engine_message(encode(message)), 1.0)
+            core.handle(b"bad", decode_engine_message(encode(message)), 1.0)
         except ProtocolError:
             continue
     core.tick(2.0)
-    answers = core.take(b"other", Facts(batch=1, facts=(ARRIVED,), oldest=1), 2.0)
+    core.drain_messages()
+    core.handle(b"other", Facts(batch=1, facts=(ARRIVED,), oldest=1), 2.0)
+    answers = core.drain_messages()
     tables = [message for connection, message in answers if connection == b"other"]
     assert [table.request_id for table in tables] == ["r"]
     assert all(math.isfinite(value) for table in tables for value in (*table.index_s, *table.growth_tokens))
@@ -207,18 +209,22 @@ def test_well_formed_nonsense_hurts_no_other_engine(messages: list[Any]) -> None
 def test_a_stranger_before_its_greeting_is_only_counted() -> None:
     """Facts over a connection that never said hello are of nobody."""
     core = a_core()
-    assert core.take(b"stranger", Facts(batch=1, facts=(ARRIVED,), oldest=1), 1.0) == []
+    core.handle(b"unknown", Facts(batch=1, facts=(ARRIVED,), oldest=1), 1.0)
+    assert core.drain_messages() == []
     assert core.counts.unknown_connections == 1
 
 
 def test_the_session_of_another_engine_cannot_be_taken_over() -> None:
     """A greeting under another name with the same session is refused, and the session goes on."""
     core = a_core()
-    core.take(b"first", HELLO, 1.0)
-    assert core.take(b"second", msgspec.structs.replace(HELLO, engine_id="thief"), 1.0) == []
+    core.handle(b"first", HELLO, 1.0)
+    core.drain_messages()
+    core.handle(b"second", msgspec.structs.replace(HELLO, engine_id="thief"), 1.0)
+    assert core.drain_messages() == []
     assert core.counts.unknown_connections == 1
     assert [session.connection for session in core.sessions] == [b"first"]
-    assert core.take(b"third", HELLO, 2.0) != []
+    core.handle(b"third", HELLO, 2.0)
+    assert core.drain_messages() != []
 
 
 def test_the_engine_is_not_hurt_by_nonsense_of_a_controller() -> None:

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
-from controller.benchmark.synthetic_history import past_facts, past_hello
+from controller.benchmark.synthetic_history import synthetic_facts, synthetic_hello
 from controller.cli.main import run
-from controller.core.core import Core, CoreConfig
+from controller.core.in_process import InProcessController
 from controller.policy.policies import policy_named
 from controller.service.warm_start import rebuild
 from engine_adapter.virtual_time.profiles import PROFILES
@@ -35,31 +35,32 @@ START_S = 1_800_000_000.0
 
 
 class Controller:
-    """A controller's brain and history, which can be told batches of an engine's session."""
+    """A controller with a history, which is sent batches of an engine's session."""
 
     def __init__(self, store: Path, now_s: float = START_S) -> None:
         self.now_s = now_s
         self.writer = HistoryWriter(store, clock=lambda: self.now_s, retention_days=1e6).start()
-        self.core = Core(
-            learner=GlobalLearner(),
-            policy=policy_named("sage"),
-            config=CoreConfig(controller_id="c", mode="on", hash_key=b"k", acknowledge_at_once=True),
+        self.controller = InProcessController(
+            GlobalLearner(),
+            policy_named("sage"),
             now_s=now_s,
-            timer=lambda: 0.0,
             durable_batches=self.writer.last_batches,
+            on_entries=self.writer.append,
         )
+        self.core = self.controller.core
         self._greeted: set[str] = set()
 
-    def hear(self, session_id: str, batch: int) -> None:
-        """An engine's batch: the whole life of one request, and what the brain makes of it."""
+    def receive(self, session_id: str, batch: int) -> None:
+        """An engine's batch: one request from arrival to end; what the core records of it goes to the history."""
         connection = session_id.encode()
         if session_id not in self._greeted:
             self._greeted.add(session_id)
-            hello = structs.replace(past_hello(PROFILE, "m", START_S), session_id=session_id, engine_id=session_id[:1])
-            self.core.take(connection, hello, self.now_s)
-        facts = past_facts(WORKS[batch % len(WORKS)], PROFILE)
-        self.core.take(connection, Facts(batch=batch, facts=facts, oldest=batch), self.now_s)
-        self.writer.append(self.core.drain_entries())
+            hello = structs.replace(
+                synthetic_hello(PROFILE, "m", START_S), session_id=session_id, engine_id=session_id[:1]
+            )
+            self.controller.handle(connection, hello, self.now_s)
+        facts = synthetic_facts(WORKS[batch % len(WORKS)], PROFILE)
+        self.controller.handle(connection, Facts(batch=batch, facts=facts, oldest=batch), self.now_s)
         self.now_s += 1.0
 
     def close(self) -> None:
@@ -70,7 +71,7 @@ def tell(store: Path, batches: Iterable[tuple[str, int]], now_s: float = START_S
     """A history of a controller that heard these batches."""
     controller = Controller(store, now_s)
     for session_id, batch in batches:
-        controller.hear(session_id, batch)
+        controller.receive(session_id, batch)
     controller.close()
 
 
@@ -124,9 +125,9 @@ def test_a_merged_history_teaches_a_controller_all_that_was_learnt(tmp_path: Pat
     controller = Controller(tmp_path / "both", START_S + 100.0)
     assert rebuild(controller.core, tmp_path / "both", 1_000) == 9
     assert [answer.answer for answer in learning_history(tmp_path / "both", 100)] == list(range(9))
-    controller.hear("a1", 6)
+    controller.receive("a1", 6)
     assert controller.core.counts.duplicate_batches == 1, "what the first controller had is known"
-    controller.hear("a1", 7)
+    controller.receive("a1", 7)
     controller.close()
     assert count(tmp_path / "both", "count(*), max(answer) FROM outcomes") == (10, 9)
 
@@ -173,11 +174,11 @@ def test_a_copy_of_a_source_adds_nothing(pair: Path, tmp_path: Path) -> None:
 def test_a_running_controller_is_merged_without_being_disturbed(tmp_path: Path) -> None:
     """What it has sealed is in the merged history, it is named as running, and it goes on writing."""
     controller = Controller(tmp_path / "a")
-    controller.hear("a1", 1)
+    controller.receive("a1", 1)
     tell(tmp_path / "b", [("b1", 1)])
     merged = merge_histories([tmp_path / "a", tmp_path / "b"], tmp_path / "both", now_s=START_S)
     assert merged.running == ((tmp_path / "a").resolve(),)
-    controller.hear("a1", 2)
+    controller.receive("a1", 2)
     controller.close()
     assert count(tmp_path / "a", "count(*) FROM completions") == (2,)
     assert count(tmp_path / "both", "count(*) FROM completions WHERE session_id = 'b1'") == (1,)

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from vllm.config import ParallelConfig
 
-from controller.benchmark.shared_brain import SharedBrain
-from controller.core.core import Core, CoreConfig
+from controller.core.in_process import InProcessController
 from controller.policy.policies import policy_named
 from engine_adapter.virtual_time.engine import TraceRequest
 from engine_adapter.virtual_time.profiles import Profile
@@ -55,22 +54,11 @@ def test_an_engine_without_ranks_keeps_its_plain_name() -> None:
 
 def test_two_ranks_are_two_engines_of_one_controller() -> None:
     """Two of vLLM's schedulers with the plugin: own names, own queues, own tables, one learner; all are served in order."""
-    core = Core(
-        learner=GlobalLearner(),
-        policy=policy_named("sage"),
-        config=CoreConfig(controller_id="c", mode="on", hash_key=b"k", lease_s=1e9, acknowledge_at_once=True),
-        now_s=0.0,
-        timer=lambda: 0.0,
-    )
-    brain = SharedBrain(core)
-    engines: list[VllmVirtualTimeEngine] = []
-    for rank in range(2):
-        link = brain.link(lambda rank=rank: engines[rank].now_s if rank < len(engines) else 0.0)
-        engines.append(
-            VllmVirtualTimeEngine(PROFILE, link=link, scheduler_class=SageScheduler, data_parallel_rank=rank)
-        )
-    for number, work in enumerate(_works()):
-        engines[number % 2].submit(work)
+    controller = InProcessController(GlobalLearner(), policy_named("sage"))
+    core = controller.core
+    engines = [_engine(controller, rank) for rank in range(2)]
+    for number, request in enumerate(_requests()):
+        engines[number % 2].submit(request)
     served = [life for engine in engines for life in _serve(engine)]
     assert len(served) == 60
     sessions = {session.hello.engine_id: session for session in core.sessions}
@@ -96,7 +84,13 @@ def _ranks(ranks: int, *, dense: bool) -> Iterator[ParallelConfig]:
         yield parallel
 
 
-def _works() -> list[TraceRequest]:
+def _engine(controller: InProcessController, rank: int) -> VllmVirtualTimeEngine:
+    link = controller.link(lambda: engine.now_s)
+    engine = VllmVirtualTimeEngine(PROFILE, link=link, scheduler_class=SageScheduler, data_parallel_rank=rank)
+    return engine
+
+
+def _requests() -> list[TraceRequest]:
     chance = random.Random(1)
     return [
         TraceRequest(

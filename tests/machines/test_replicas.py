@@ -10,8 +10,8 @@ from msgspec import structs
 
 from controller.api.json_views import engine_view
 from controller.benchmark.scheduling.routers import ROUTERS, RouterSpec, run_routers
-from controller.benchmark.synthetic_history import past_facts, past_hello
-from controller.core.core import Core, CoreConfig
+from controller.benchmark.synthetic_history import synthetic_facts, synthetic_hello
+from controller.core.in_process import IN_PROCESS, InProcessController
 from controller.monitoring.live_state import Live
 from controller.monitoring.wait_forecast import Outlooks
 from controller.policy.policies import policy_named
@@ -31,35 +31,29 @@ class Fleet:
 
     def __init__(self, *, max_sessions: int = 8) -> None:
         self.now_s = 0.0
-        self.core = Core(
-            learner=MixtureLearner(),
-            policy=policy_named("sage"),
-            config=CoreConfig(
-                controller_id="c", mode="on", hash_key=b"k", forget_lost_s=FORGET_S, max_sessions=max_sessions
-            ),
-            now_s=0.0,
-            timer=lambda: 0.0,
-        )
+        config = replace(IN_PROCESS, forget_lost_s=FORGET_S, max_sessions=max_sessions)
+        self.controller = InProcessController(MixtureLearner(), policy_named("sage"), config=config)
+        self.core = self.controller.core
         self._chance = random.Random(1)
         self._batches: dict[bytes, int] = {}
 
     def join(self, engine_id: str, session_id: str, connection: bytes, model: str = "m") -> bool:
         """Say hello; whether the controller answered."""
-        hello = structs.replace(past_hello(PROFILE, model, self.now_s), engine_id=engine_id, session_id=session_id)
-        return bool(self.core.take(connection, hello, self.now_s))
+        hello = structs.replace(synthetic_hello(PROFILE, model, self.now_s), engine_id=engine_id, session_id=session_id)
+        return bool(self.controller.handle(connection, hello, self.now_s))
 
     def answer(self, connection: bytes, *, output_tokens: int, prompt: int = 100) -> None:
         """A request lives on an engine, from its arrival to its end."""
-        self._tell(connection, *past_facts(_work(self._chance.random(), output_tokens, prompt), PROFILE))
+        self._tell(connection, *synthetic_facts(_work(self._chance.random(), output_tokens, prompt), PROFILE))
 
     def begin(self, connection: bytes, count: int) -> None:
         """So many requests arrive and stay."""
         for _ in range(count):
-            self._tell(connection, past_facts(_work(self._chance.random(), 10, 100), PROFILE)[0])
+            self._tell(connection, synthetic_facts(_work(self._chance.random(), 10, 100), PROFILE)[0])
 
     def expected(self, model: str) -> float:
         """Mean answer length that is expected of a prompt of the usual kind."""
-        engines = self.core.predict_on(model, past_facts(_work(0.0, 10, 100), PROFILE)[0])
+        engines = self.core.predict_on(model, synthetic_facts(_work(0.0, 10, 100), PROFILE)[0])
         (mean,) = {round(engine.mean_tokens, 6) for engine in engines.values()}
         return mean
 
@@ -70,8 +64,7 @@ class Fleet:
     def _tell(self, connection: bytes, *facts: Fact) -> None:
         self._batches[connection] = self._batches.get(connection, 0) + 1
         batch = self._batches[connection]
-        self.core.take(connection, Facts(batch=batch, facts=facts, oldest=batch), self.now_s)
-        self.core.drain_entries()
+        self.controller.handle(connection, Facts(batch=batch, facts=facts, oldest=batch), self.now_s)
 
 
 def _work(name: float, output_tokens: int, prompt: int) -> TraceRequest:
@@ -144,7 +137,7 @@ def test_more_engines_than_there_is_room_for_are_counted_and_get_in_later() -> N
     fleet = Fleet(max_sessions=2)
     assert [fleet.join(name, name, name.encode()) for name in "abc"] == [True, True, False]
     assert fleet.core.counts.unknown_connections == 1
-    fleet.core.take(b"a", Goodbye(time_s=0.0), fleet.now_s)
+    fleet.controller.handle(b"a", Goodbye(time_s=0.0), fleet.now_s)
     fleet.now_s += FORGET_S + 1.0
     fleet.core.tick(fleet.now_s)
     assert fleet.join("c", "c", b"c")
@@ -161,7 +154,7 @@ def test_the_live_state_shows_who_is_lost_and_routers_are_not_told_of_it() -> No
     assert live.live_snapshot is not None
     shown = [engine_view(engine) for engine in live.live_snapshot.engines]
     assert {view.engine_id: view.connected for view in shown} == {"a": True, "b": False}
-    arrived: Arrived = past_facts(_work(0.0, 10, 100), PROFILE)[0]
+    arrived: Arrived = synthetic_facts(_work(0.0, 10, 100), PROFILE)[0]
     forecast = Outlooks().forecast(live.live_snapshot, fleet.core.predict_on("m", arrived), 100)
     assert [engine.engine_id for engine in forecast.engines] == ["a"]
     assert fleet.core.predict_on("unknown", arrived) == {}

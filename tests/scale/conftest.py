@@ -1,4 +1,4 @@
-"""Traffic of many engines through the controller's brain in virtual time, and counts of the work that it does."""
+"""Traffic of many engines through a controller in virtual time, and counts of the work that it does."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SNAPSHOT_EVERY = 4
 
 @dataclass
 class BusyController:
-    """A brain and its live picture under steady traffic: so many engines, each with so many unfinished requests."""
+    """A core and its live snapshot under steady traffic of ``engines`` with ``unfinished`` requests each."""
 
     engines: int = 4
     unfinished: int = 24
@@ -65,7 +65,7 @@ class BusyController:
         self._open: list[deque[RequestProgress]] = [deque() for _ in range(self.engines)]
         self._start_s = self.now_s
         for number in range(self.engines):
-            self.core.take(b"%d" % number, _hello(number), self.now_s)
+            self.core.handle(b"%d" % number, _hello(number), self.now_s)
 
     def serve(self, requests: int) -> None:
         """Let so many requests arrive, and as many end."""
@@ -112,7 +112,7 @@ class BusyController:
             recomputed_tokens=0,
             running_requests=running,
         )
-        self.core.take(b"%d" % number, snapshot, self.now_s)
+        self.core.handle(b"%d" % number, snapshot, self.now_s)
 
     def end_oldest(self, number: int) -> None:
         """The request of an engine that has been unfinished for longest ends."""
@@ -126,9 +126,10 @@ class BusyController:
     def _tell(self, number: int, *facts: Fact) -> None:
         self._batches[number] += 1
         batch = self._batches[number]
-        self.core.take(b"%d" % number, Facts(batch=batch, facts=facts, oldest=batch), self.now_s)
+        self.core.handle(b"%d" % number, Facts(batch=batch, facts=facts, oldest=batch), self.now_s)
 
     def _record(self) -> None:
+        self.core.drain_messages()
         entries = self.core.drain_entries()
         for entry in entries:
             self.live.lives.take(entry)

@@ -62,7 +62,7 @@ def test_a_request_costs_no_more_after_thousands_of_others(course: Course) -> No
 
 
 def test_memory_does_not_grow_once_all_windows_are_full(course: Course) -> None:
-    """After twice as many answers the brain holds about as much: a request that stayed would show."""
+    """After twice as many answers the core holds about as much: a request that stayed would show."""
     assert course.late_bytes < 1.15 * course.full_bytes
 
 

@@ -31,7 +31,7 @@ def test_the_live_server_serves_the_benchmarks_trace(tmp_path: Path) -> None:
         assert live["device_busy_s"] > 0.5 * virtual["makespan_s"]
     for ratio in report["ratios"].values():
         assert ratio["deviation"] == pytest.approx(ratio["live"] / ratio["virtual"] - 1.0)
-    assert "learnt again from 40 past answers" in _log(tmp_path)
+    assert "learned from 40 recorded answers" in _log(tmp_path)
 
 
 def _log(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""`evaluate --upkeep`: how long a restart takes to rebuild the learner from history, how much memory it holds, and whether it predicts the same."""
+"""`evaluate --upkeep`: time and memory of rebuilding a learner from history, and whether its predictions are the same."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 from rich.table import Table
 
 from controller.benchmark.prediction.study import MAX_TOKENS, task_prompts
-from controller.benchmark.synthetic_history import past_facts, past_hello
-from controller.core.core import Core, CoreConfig
+from controller.benchmark.synthetic_history import synthetic_facts, synthetic_hello
+from controller.core.in_process import InProcessController
 from controller.policy.policies import policy_named
 from controller.reports.tables import text_table
 from controller.service.warm_start import rebuild
@@ -21,16 +21,17 @@ from engine_adapter.workloads.requests import bench_trace, to_requests
 from online_learning.evaluation.memory import held_bytes
 from online_learning.length_learner import Prompt
 from online_learning.mixture.mixture import MixtureLearner
+from store.entries import Entry
 from store.history.writer import HistoryWriter
 from store.records import Facts
 
 COMPARED_PROMPTS = 200
-"""Prompts whose predictions before and after the restart are compared."""
+"""Number of prompts whose predictions before and after the restart are compared."""
 
 _MODEL = "served"
 _PROFILE = "h800-qwen3-32b-24k"
 _SAMPLE = 8_000
-"""Requests taken from the workload; more answers come from serving them again and again."""
+"""Number of requests taken from the workload; they are served repeatedly if more answers are asked for."""
 
 _AT_ONCE = 500
 _CONNECTION = b"upkeep"
@@ -44,9 +45,9 @@ class Upkeep:
     rebuild_s: float
     rebuild_cpu_s: float
     memory_bytes: int
-    """What the learner holds after all of them."""
+    """Size of the learner after all answers."""
     largest_difference: float
-    """Of any probability in any prediction, before the restart and after."""
+    """Largest difference of a probability in any compared prediction before and after the restart."""
 
 
 def measure_upkeep(
@@ -59,12 +60,12 @@ def measure_upkeep(
     cpu_clock: Callable[[], float],
     progress: Callable[[int], None],
 ) -> Upkeep:
-    """Serve ``answers`` answers with a history in ``store``, an empty folder, and rebuild the learner from it."""
+    """Serve ``answers`` requests with a history in ``store``, an empty folder, and rebuild a learner from it."""
     lived = MixtureLearner()
     _serve(lived, workload, store, answers=answers, seed=seed, progress=progress)
     again = MixtureLearner()
     started_s, cpu_s = clock(), cpu_clock()
-    taught = rebuild(_core(again), store, answers)
+    taught = rebuild(_controller(again).core, store, answers)
     rebuild_s, rebuild_cpu_s = clock() - started_s, cpu_clock() - cpu_s
     prompts = [prompt for _, prompt, _ in task_prompts(workload, requests=COMPARED_PROMPTS, seed=seed)]
     return Upkeep(
@@ -93,24 +94,24 @@ def upkeep_table(upkeep: Upkeep) -> Table:
 def _serve(
     learner: MixtureLearner, workload: str, store: Path, *, answers: int, seed: int, progress: Callable[[int], None]
 ) -> None:
-    core = _core(learner)
     sample = bench_trace(workload, requests=min(answers, _SAMPLE), warmup=0, seed=seed, max_tokens=MAX_TOKENS)
     rows = tuple(islice(cycle(sample.measured_rows), answers))
-    trace = to_requests(rows, [float(number) for number in range(answers)], seed=seed, max_tokens=MAX_TOKENS)
+    requests = to_requests(rows, [float(number) for number in range(answers)], seed=seed, max_tokens=MAX_TOKENS)
     profile = profile_named(_PROFILE)
     with HistoryWriter(store) as writer:
-        core.take(_CONNECTION, past_hello(profile, _MODEL, 0.0), 0.0)
-        for number, request in enumerate(trace, start=1):
-            facts = Facts(batch=number, facts=past_facts(request, profile), oldest=number)
-            core.take(_CONNECTION, facts, request.arrival_s)
+        controller = _controller(learner, writer.append)
+        controller.handle(_CONNECTION, synthetic_hello(profile, _MODEL, 0.0), 0.0)
+        for number, request in enumerate(requests, start=1):
+            facts = Facts(batch=number, facts=synthetic_facts(request, profile), oldest=number)
+            controller.handle(_CONNECTION, facts, request.arrival_s)
             if number % _AT_ONCE == 0 or number == answers:
-                writer.append(core.drain_entries())
                 progress(number)
 
 
-def _core(learner: MixtureLearner) -> Core:
-    config = CoreConfig(controller_id="upkeep", mode="on", hash_key=b"upkeep")
-    return Core(learner=learner, policy=policy_named("sage"), config=config, now_s=0.0, timer=lambda: 0.0)
+def _controller(
+    learner: MixtureLearner, on_entries: Callable[[list[Entry]], object] = lambda _entries: None
+) -> InProcessController:
+    return InProcessController(learner, policy_named("sage"), on_entries=on_entries)
 
 
 def _largest_difference(one: MixtureLearner, other: MixtureLearner, prompts: list[Prompt]) -> float:

@@ -1,8 +1,8 @@
 """Routers side by side in virtual time: simulated engines of one model behind one controller, one stream of requests.
 
-Every engine serves in our order and learns with the others, so that what differs is who gets which request:
-in turn, the shorter of two queues by chance, the fewest outstanding requests, or the predicted cost
-(`engine_adapter.routing.ranking` on what ``POST /api/route`` would answer, from pictures as old as live ones).
+Every engine serves in our order and learns with the others; the routers differ in who gets which request:
+round robin, the shorter of two random queues, the fewest outstanding requests, or the predicted cost
+(`engine_adapter.routing.ranking` on the answer of ``POST /api/route``, from live snapshots as old as real ones).
 """
 
 from __future__ import annotations
@@ -12,11 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
-from controller.benchmark.in_process import LEASE_S, RememberedFeatures
-from controller.benchmark.shared_brain import SharedBrain
-from controller.core.core import Core, CoreConfig
+from controller.benchmark.warm_up import RememberedFeatures, warm_up
+from controller.core.in_process import InProcessController
 from controller.monitoring.live_state import Live
 from controller.monitoring.wait_forecast import Outlooks
 from controller.policy.policies import policy_named
@@ -29,15 +26,14 @@ from engine_adapter.virtual_time.profiles import Profile, profile_named
 from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
 from engine_adapter.workloads.arrivals import all_at_zero, arrival_plan
 from engine_adapter.workloads.requests import BenchTrace, bench_trace, planned_arrivals, with_arrivals
-from online_learning.length_learner import Observation, Prompt
 from online_learning.mixture.mixture import MixtureLearner
 from store.errors import ConfigError
 from store.history.writer import WriterStats
 from store.records import Arrived, packed_tokens
 
 ROUTERS = ("round-robin", "two-choices", "least-outstanding", "predicted")
-PICTURE_S = 0.25
-"""How old a live picture gets."""
+SNAPSHOT_S = 0.25
+"""Seconds between two live snapshots."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +43,7 @@ class RouterSpec:
     workload: str = "synthetic"
     profile: str = "h800-qwen3-32b-24k"
     speeds: tuple[float, ...] = (1.0, 1.0)
-    """One engine for each, so many times as fast as the profile."""
+    """Speed of each engine, relative to the profile."""
     load: float = 1.05
     """Arrivals relative to what all engines together serve first come, first served."""
     requests: int = 600
@@ -83,25 +79,25 @@ class RouterRun:
 
 
 def run_routers(spec: RouterSpec, *, progress: Callable[[int], None] = lambda _served: None) -> list[RouterRun]:
-    """Every router on every seed, on the same requests at the same times; ``progress`` hears of each request served."""
+    """Every router on every seed, on the same requests at the same times; ``progress`` is called with the requests served since its last call."""
     profile = profile_named(spec.profile)
     room = min(profile.kv_tokens, profile.max_model_len_tokens)
     runs: list[RouterRun] = []
     for seed in spec.seeds:
         count = spec.requests * len(spec.speeds)
-        works = bench_trace(spec.workload, requests=count, warmup=spec.warmup, seed=seed, kv_tokens=room)
-        measured = _timed(works, spec, profile, seed)
-        runs.extend(_run(spec, router, profile, works.warmup, measured, seed, progress) for router in spec.routers)
+        trace = bench_trace(spec.workload, requests=count, warmup=spec.warmup, seed=seed, kv_tokens=room)
+        measured = _timed(trace, spec, profile, seed)
+        runs.extend(_run(spec, router, profile, trace.warmup, measured, seed, progress) for router in spec.routers)
     return runs
 
 
-def _timed(works: BenchTrace, spec: RouterSpec, profile: Profile, seed: int) -> list[TraceRequest]:
-    """The measured works at the load's rate."""
-    sample = with_arrivals(works.measured[: spec.requests], all_at_zero(spec.requests))
+def _timed(trace: BenchTrace, spec: RouterSpec, profile: Profile, seed: int) -> list[TraceRequest]:
+    """The measured requests at the load's rate."""
+    sample = with_arrivals(trace.measured[: spec.requests], all_at_zero(spec.requests))
     alone_rps = capacity_rps(serve(SimulatedEngine(profile, link=NoLink()), sample).lives)
     rate_rps = spec.load * alone_rps * sum(spec.speeds)
     plan = arrival_plan(spec.arrivals)
-    return with_arrivals(works.measured, planned_arrivals(works.measured, plan, rate_rps=rate_rps, seed=seed))
+    return with_arrivals(trace.measured, planned_arrivals(trace.measured, plan, rate_rps=rate_rps, seed=seed))
 
 
 def _run(  # noqa: PLR0917 - one run's parts
@@ -109,21 +105,21 @@ def _run(  # noqa: PLR0917 - one run's parts
     name: str,
     profile: Profile,
     warmup: Sequence[TraceRequest],
-    works: Sequence[TraceRequest],
+    requests: Sequence[TraceRequest],
     seed: int,
     progress: Callable[[int], None],
 ) -> RouterRun:
     cluster = Cluster([faster(profile, speed) for speed in spec.speeds], warmup)
     router = _router(name, cluster, seed)
     totals, counts = Totals(), [0] * len(spec.speeds)
-    for work in works:
-        progress(_note(totals, cluster.advance(work.arrival_s)))
-        chosen = router.choose(work)
+    for request in requests:
+        progress(_add(totals, cluster.advance(request.arrival_s)))
+        chosen = router.choose(request)
         counts[chosen] += 1
-        cluster.engines[chosen].submit(work)
-    progress(_note(totals, cluster.drain()))
+        cluster.engines[chosen].submit(request)
+    progress(_add(totals, cluster.drain()))
     totals.recomputed_tokens = sum(life.recomputed_tokens for life in totals.lives)
-    return RouterRun(name, seed, figures(totals), tuple(count / len(works) for count in counts))
+    return RouterRun(name, seed, figures(totals), tuple(count / len(requests) for count in counts))
 
 
 class Cluster:
@@ -132,20 +128,12 @@ class Cluster:
     def __init__(self, profiles: Sequence[Profile], warmup: Sequence[TraceRequest]) -> None:
         self.model = profiles[0].name
         learner = RememberedFeatures(MixtureLearner())
-        config = CoreConfig(controller_id="c", mode="on", hash_key=b"k", lease_s=LEASE_S, acknowledge_at_once=True)
-        self.core = Core(learner=learner, policy=policy_named("sage"), config=config, now_s=0.0, timer=lambda: 0.0)
-        for work in warmup:
-            length = min(work.true_output_tokens, work.max_tokens)
-            observation = Observation(length, censored=work.true_output_tokens > work.max_tokens)
-            self.core.teach(learner.features(_prompt(work, self.model)), self.model, observation)
-        brain = SharedBrain(self.core)
-        self.engines: list[SimulatedEngine] = []
-        for number, profile in enumerate(profiles):
-            link = brain.link(lambda number=number: self.engines[number].now_s)  # type: ignore[misc]
-            name = f"engine-{number}"
-            self.engines.append(SimulatedEngine(profile, link=link, engine_id=name, session_id=name))
+        controller = InProcessController(learner, policy_named("sage"))
+        self.core = controller.core
+        warm_up(self.core, learner, warmup, model=self.model)
+        self.engines = [_engine(controller, profile, f"engine-{number}") for number, profile in enumerate(profiles)]
         for engine in self.engines:
-            engine.step()  # Hello crosses, and the answer with the next.
+            engine.step()  # Sends hello; the next step receives the answer.
             engine.step()
 
     def advance(self, time_s: float) -> Iterator[Step]:
@@ -163,10 +151,16 @@ class Cluster:
                 yield engine.step()
 
 
+def _engine(controller: InProcessController, profile: Profile, name: str) -> SimulatedEngine:
+    link = controller.link(lambda: engine.now_s)
+    engine = SimulatedEngine(profile, link=link, engine_id=name, session_id=name)
+    return engine
+
+
 class Router(Protocol):
     """Chooses an engine for each request."""
 
-    def choose(self, work: TraceRequest) -> int:
+    def choose(self, request: TraceRequest) -> int:
         """The engine's number."""
         ...
 
@@ -176,7 +170,7 @@ class _RoundRobin:
         self._cluster = cluster
         self._next = 0
 
-    def choose(self, work: TraceRequest) -> int:
+    def choose(self, request: TraceRequest) -> int:
         self._next += 1
         return (self._next - 1) % len(self._cluster.engines)
 
@@ -189,7 +183,7 @@ class _Shortest:
         self._chance = chance
         self._tried = tried or len(cluster.engines)
 
-    def choose(self, work: TraceRequest) -> int:
+    def choose(self, request: TraceRequest) -> int:
         engines = self._cluster.engines
         tried = self._chance.sample(range(len(engines)), min(self._tried, len(engines)))
         return min(tried, key=lambda number: engines[number].unfinished)
@@ -201,17 +195,17 @@ class _Predicted:
         self._live = Live()
         self._outlooks = Outlooks()
         self._ledger = Ledger()
-        self._next_picture_s = 0.0
+        self._next_snapshot_s = 0.0
 
-    def choose(self, work: TraceRequest) -> int:
-        cluster, now_s = self._cluster, work.arrival_s
-        if now_s >= self._next_picture_s:
-            self._next_picture_s = now_s + PICTURE_S
+    def choose(self, request: TraceRequest) -> int:
+        cluster, now_s = self._cluster, request.arrival_s
+        if now_s >= self._next_snapshot_s:
+            self._next_snapshot_s = now_s + SNAPSHOT_S
             self._live.publish(cluster.core, store=WriterStats(), loop={}, now_s=now_s)
         live_snapshot = self._live.live_snapshot
         assert live_snapshot is not None, "it was published"
-        predicted_on = cluster.core.predict_on(cluster.model, _arrived(work))
-        forecast = self._outlooks.forecast(live_snapshot, predicted_on, len(work.token_ids))
+        predicted_on = cluster.core.predict_on(cluster.model, _arrived(request))
+        forecast = self._outlooks.forecast(live_snapshot, predicted_on, len(request.token_ids))
         best = ranked(forecast.engines, self._ledger.unseen(forecast.time_s))[0]
         self._ledger.note(Sent(now_s, best.engine_id, best.cost_s, best.need_tokens))
         return int(best.engine_id.removeprefix("engine-"))
@@ -225,8 +219,8 @@ def _router(name: str, cluster: Cluster, seed: int) -> Router:
     return _Shortest(cluster, random.Random(seed), 2 if name == "two-choices" else None)
 
 
-def _note(totals: Totals, steps: Iterator[Step]) -> int:
-    """Add steps up; how many requests ended in them."""
+def _add(totals: Totals, steps: Iterator[Step]) -> int:
+    """Add steps to the totals; returns the number of requests that ended in them."""
     before = len(totals.lives)
     for step in steps:
         totals.steps += 1
@@ -236,24 +230,13 @@ def _note(totals: Totals, steps: Iterator[Step]) -> int:
     return len(totals.lives) - before
 
 
-def _arrived(work: TraceRequest) -> Arrived:
+def _arrived(request: TraceRequest) -> Arrived:
     return Arrived(
         request_id="route",
-        arrival_s=work.arrival_s,
-        prompt_tokens=len(work.token_ids),
-        token_ids=packed_tokens(work.token_ids),
-        max_tokens=work.max_tokens,
-        temperature=work.temperature,
-        tenant=work.tenant,
-    )
-
-
-def _prompt(work: TraceRequest, model: str) -> Prompt:
-    return Prompt(
-        token_ids=np.frombuffer(packed_tokens(work.token_ids), dtype="<u4"),
-        prompt_tokens=len(work.token_ids),
-        max_tokens=work.max_tokens,
-        temperature=work.temperature,
-        model=model,
-        tenant=work.tenant,
+        arrival_s=request.arrival_s,
+        prompt_tokens=len(request.token_ids),
+        token_ids=packed_tokens(request.token_ids),
+        max_tokens=request.max_tokens,
+        temperature=request.temperature,
+        tenant=request.tenant,
     )

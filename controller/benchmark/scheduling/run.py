@@ -1,14 +1,15 @@
-"""One run: a policy on a workload, a virtual engine joined to the controller's own brain, served to the end."""
+"""One run: a policy on a workload, served by a virtual engine with a controller in the same process."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
-from controller.benchmark.in_process import Brain
 from controller.benchmark.scheduling.learners import bench_learner
+from controller.benchmark.warm_up import RememberedFeatures, warm_up
+from controller.core.in_process import IN_PROCESS, InProcessController
 from controller.policy.baselines import BenchContext, bench_policy, is_ours, ordering_of
 from controller.policy.policies import Schedule
 from controller.policy.policy import Policy
@@ -19,11 +20,13 @@ from engine_adapter.virtual_time.profiles import Profile, profile_named
 from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
 from engine_adapter.workloads.arrivals import ArrivalPlan, all_at_zero
 from engine_adapter.workloads.requests import BenchTrace, bench_trace, planned_arrivals, with_arrivals
+from online_learning.calibration.calibration import CalibrationSettings
+from online_learning.calibration.guard import GuardSettings
 from store.errors import ConfigError
 
 BenchEngine: TypeAlias = Literal["simulated", "vllm"]
 Progress: TypeAlias = Callable[[int], None]
-"""Receives the number of requests served so far."""
+"""Called with the number of requests served so far."""
 
 TIMELINE_POINTS = 600
 
@@ -80,28 +83,28 @@ def run_policy(spec: RunSpec, timer: Callable[[], float], progress: Progress | N
     """Serve the measured requests under one policy, after the warm-up has taught its learner."""
     started_s = timer()
     profile = profile_named(spec.profile)
-    works = _prepared(spec.workload, spec.requests, spec.warmup, spec.seed, _room_tokens(profile))
-    measured = _timed(works, spec)
+    trace = _prepared(spec.workload, spec.requests, spec.warmup, spec.seed, _room_tokens(profile))
+    measured = _timed(trace, spec)
     policy = _policy(spec, profile, measured)
-    brain = _brain(policy, works.warmup, spec.policy) if policy.orders else None
-    engine = _Watched(_engine(spec, profile, policy, brain.link if brain else NoLink()), profile, progress)
-    if brain is not None:
-        brain.engine = engine
-    totals = serve(engine, measured)
-    if brain is not None:
-        brain.check(len(measured))
+    controller = _controller(spec.policy, policy, trace.warmup, model=profile.name) if policy.orders else None
+    link: EngineLink = controller.link(lambda: engine.now_s) if controller else NoLink()
+    engine = _engine(spec, profile, policy, link)
+    timeline = _Timeline(profile, progress)
+    totals = serve(engine, measured, on_step=timeline.add)
+    if controller is not None:
+        _check_served(controller, len(measured))
     return PolicyRun(
         name=spec.policy,
         figures=figures(totals, watermark=spec.watermark, wall_s=timer() - started_s),
         lives=tuple(totals.lives),
-        timeline=tuple(engine.timeline),
-        left_out_share=works.left_out_share,
+        timeline=tuple(timeline.moments),
+        left_out_share=trace.left_out_share,
     )
 
 
 @lru_cache(maxsize=2)
 def _prepared(workload: str, requests: int, warmup: int, seed: int, kv_tokens: int) -> BenchTrace:
-    """The works of a workload at their own times; made once in a process for all policies."""
+    """The requests of a workload at their own times; made once in a process for all policies."""
     return bench_trace(workload, requests=requests, warmup=warmup, seed=seed, kv_tokens=kv_tokens)
 
 
@@ -109,27 +112,43 @@ def _room_tokens(profile: Profile) -> int:
     return min(profile.kv_tokens, profile.max_model_len_tokens)
 
 
-def _timed(works: BenchTrace, spec: RunSpec) -> list[TraceRequest]:
-    """The measured works at the run's rate; the same works with or without one."""
+def _timed(trace: BenchTrace, spec: RunSpec) -> list[TraceRequest]:
+    """The measured requests at the run's rate; the same requests with or without one."""
     if spec.rate_rps is None:
-        return with_arrivals(works.measured, all_at_zero(spec.requests))
-    arrivals_s = planned_arrivals(works.measured, spec.arrivals, rate_rps=spec.rate_rps, seed=spec.seed)
-    return with_arrivals(works.measured, arrivals_s)
+        return with_arrivals(trace.measured, all_at_zero(spec.requests))
+    arrivals_s = planned_arrivals(trace.measured, spec.arrivals, rate_rps=spec.rate_rps, seed=spec.seed)
+    return with_arrivals(trace.measured, arrivals_s)
 
 
 def _policy(spec: RunSpec, profile: Profile, measured: Sequence[TraceRequest]) -> Policy:
-    lengths = {work.request_id: _true_tokens(work, profile) for work in measured}
+    lengths = {request.request_id: _true_tokens(request, profile) for request in measured}
     return bench_policy(spec.policy, BenchContext(schedule=spec.schedule, lengths=lengths))
 
 
-def _brain(policy: Policy, warmup: Sequence[TraceRequest], name: str) -> Brain:
-    return Brain(learner=bench_learner(name), policy=policy, warmup=warmup, guarded=is_ours(name))
+def _controller(name: str, policy: Policy, warmup: Sequence[TraceRequest], *, model: str) -> InProcessController:
+    """The controller under a policy; a baseline has no guard and uses its own predictions, right or wrong."""
+    learner = RememberedFeatures(bench_learner(name))
+    guard = GuardSettings(enabled=is_ours(name))
+    config = replace(IN_PROCESS, calibration=CalibrationSettings(guard=guard))
+    controller = InProcessController(learner, policy, config=config)
+    warm_up(controller.core, learner, warmup, model=model)
+    return controller
 
 
-def _true_tokens(work: TraceRequest, profile: Profile) -> int:
-    """Tokens that the answer will really have."""
-    room = profile.max_model_len_tokens - len(work.token_ids)
-    return min(work.true_output_tokens, work.max_tokens, room)
+def _check_served(controller: InProcessController, requests: int) -> None:
+    """Assert that the policy ordered every request, so that the figures under its name are its own."""
+    (session,) = controller.core.sessions
+    snapshot = session.snapshot
+    assert snapshot is not None, "the engine reports"
+    assert snapshot.policy_errors == 0, "the policy must not have failed"
+    assert snapshot.fallback is None, f"the engine must not have fallen back: {snapshot.fallback}"
+    assert controller.core.counts.predictions == requests, "every request is predicted once"
+
+
+def _true_tokens(request: TraceRequest, profile: Profile) -> int:
+    """Number of tokens that the answer will have."""
+    room = profile.max_model_len_tokens - len(request.token_ids)
+    return min(request.true_output_tokens, request.max_tokens, room)
 
 
 def _engine(spec: RunSpec, profile: Profile, policy: Policy, link: EngineLink) -> VirtualEngine:
@@ -154,49 +173,30 @@ def _engine(spec: RunSpec, profile: Profile, policy: Policy, link: EngineLink) -
     return VllmVirtualTimeEngine(profile, scheduler_class=SageScheduler, **options)
 
 
-class _Watched:
-    """The engine, with somebody watching: a bounded timeline, and progress."""
+class _Timeline:
+    """The engine's state now and then, at most ``2 * TIMELINE_POINTS`` times, and the progress of the run."""
 
-    def __init__(self, engine: VirtualEngine, profile: Profile, progress: Progress | None) -> None:
-        self._engine = engine
+    def __init__(self, profile: Profile, progress: Progress | None) -> None:
         self._kv_blocks = profile.kv_blocks
         self._progress = progress
         self._served = 0
         self._spacing_s = 0.1
-        self.timeline: list[Moment] = []
+        self.moments: list[Moment] = []
 
-    @property
-    def now_s(self) -> float:
-        return self._engine.now_s
-
-    @property
-    def unfinished(self) -> int:
-        return self._engine.unfinished
-
-    def submit(self, work: TraceRequest) -> None:
-        self._engine.submit(work)
-
-    def abort(self, request_id: str) -> None:
-        self._engine.abort(request_id)
-
-    def advance_to(self, time_s: float) -> None:
-        self._engine.advance_to(time_s)
-
-    def step(self) -> Step:
-        step = self._engine.step()
-        self._record(step)
+    def add(self, step: Step) -> None:
+        """Take a step into account."""
+        self._sample(step)
         if step.finished:
             self._served += len(step.finished)
             if self._progress is not None:
                 self._progress(self._served)
-        return step
 
-    def _record(self, step: Step) -> None:
-        """Keep a moment now and then; when there are too many, every second goes and the spacing doubles."""
-        if self.timeline and step.start_s - self.timeline[-1].time_s < self._spacing_s:
+    def _sample(self, step: Step) -> None:
+        """Add a moment if the last one is old enough; when there are too many, halve them and double the spacing."""
+        if self.moments and step.start_s - self.moments[-1].time_s < self._spacing_s:
             return
         share = step.kv_blocks_used / self._kv_blocks
-        self.timeline.append(Moment(step.start_s, step.waiting, step.running, share))
-        if len(self.timeline) >= 2 * TIMELINE_POINTS:
-            del self.timeline[1::2]
+        self.moments.append(Moment(step.start_s, step.waiting, step.running, share))
+        if len(self.moments) >= 2 * TIMELINE_POINTS:
+            del self.moments[1::2]
             self._spacing_s *= 2.0

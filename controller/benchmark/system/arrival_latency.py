@@ -1,7 +1,7 @@
 """The controller's half of the cost of deciding: how long an arrival takes to become a table in the engine's hands.
 
-A whole controller is opened as `serve` opens it, with history, HTTP and the watch over the gain, and turned in this
-thread; an engine's end of a real socket tells it of arrivals, one at a time.
+A whole controller is opened as `serve` opens it, with history, HTTP and the gain watcher, and its loop turns in this
+thread; an engine's end of a real socket sends it arrivals, one at a time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from controller.benchmark.synthetic_history import past_facts, past_hello
+from controller.benchmark.synthetic_history import synthetic_facts, synthetic_hello
 from controller.config import load_config
 from controller.service.service import Service, service
 from engine_adapter.transport.zmq_sockets import ZmqLink
@@ -29,13 +29,13 @@ from store.records import Acknowledged, Arrived, ControllerMessage, Fact, Facts,
 PROFILE = PROFILES["h800-qwen3-32b"]
 FACTS_AT_ONCE = 200
 ARRIVALS_AT_ONCE = 20
-"""Timed one by one, before as many old requests end, so that their number stays about the same."""
+"""Number of arrivals that are timed one by one before as many old requests end."""
 PATIENCE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArrivalTimes:
-    """Time from the report of an arrival to its table, at one number of unfinished requests."""
+    """Seconds from sending an arrival to receiving its table, at ``unfinished`` known requests."""
 
     unfinished: int
     arrivals: int
@@ -55,14 +55,14 @@ def measure_arrivals(
 ) -> list[ArrivalTimes]:
     """Teach a fresh controller ``taught`` answers, then time ``arrivals`` at each number of unfinished requests.
 
-    ``folder`` takes its history and its socket. ``progress`` is told how many arrivals have been timed.
+    ``folder`` takes its history and its socket. ``progress`` is called with the number of timed arrivals.
     """
     requests = request_stream(seed=1, rate_rps=1.0)
     with _controller(folder, clock, timer) as running:
         engine = _Engine(running, clock)
         try:
             engine.connect()
-            engine.report(fact for request in islice(requests, taught) for fact in past_facts(request, PROFILE))
+            engine.report(fact for request in islice(requests, taught) for fact in synthetic_facts(request, PROFILE))
             times: list[ArrivalTimes] = []
             for level in unfinished:
                 engine.fill(requests, level)
@@ -96,7 +96,7 @@ def _controller(folder: Path, clock: Callable[[], float], timer: Callable[[], fl
 
 
 class _Engine:
-    """The engine's end of the socket, and the turning of the loop at the other."""
+    """The engine's end of the socket; it turns the controller's loop at the other end."""
 
     def __init__(self, running: Service, clock: Callable[[], float]) -> None:
         self.link = ZmqLink(running.config.engine.endpoint)
@@ -106,15 +106,15 @@ class _Engine:
         self._unfinished: deque[TraceRequest] = deque()
 
     def connect(self) -> None:
-        """Say hello until the controller welcomes."""
-        hello = past_hello(PROFILE, "overhead", self._clock())
+        """Send hello until the controller answers."""
+        hello = synthetic_hello(PROFILE, "overhead", self._clock())
         until_s = self._clock() + PATIENCE_S
         while not any(isinstance(message, Welcome) for message in self.link.receive()):
             self.link.send(hello)
             self._turn(until_s)
 
     def report(self, facts: Iterable[Fact]) -> None:
-        """Report facts, and turn the loop until all of them are durable, so that nothing is left to do."""
+        """Send facts, and turn the loop until all of them are durable, so that no work is left."""
         facts = iter(facts)
         for some in iter(lambda: tuple(islice(facts, FACTS_AT_ONCE)), ()):
             batch = self._send(some)
@@ -123,12 +123,12 @@ class _Engine:
                 self._turn(until_s)
 
     def fill(self, requests: Iterator[TraceRequest], level: int) -> None:
-        """Report arrivals until ``level`` requests are unfinished."""
+        """Let requests arrive until ``level`` are unfinished."""
         missing = max(0, level - len(self._unfinished))
         self.report(self._arrival(request) for request in islice(requests, missing))
 
     def arrive(self, request: TraceRequest, timer: Callable[[], float]) -> float:
-        """Report an arrival; gives the seconds until its table is here."""
+        """Send an arrival; returns the seconds until its table is received."""
         arrival = self._arrival(request)
         until_s = self._clock() + PATIENCE_S
         started_s = timer()
@@ -140,9 +140,9 @@ class _Engine:
         return timer() - started_s
 
     def end_oldest(self, level: int) -> None:
-        """Report the ends of those that have been unfinished for longest, until ``level`` are left."""
+        """Report the ends of the oldest unfinished requests, until ``level`` are left."""
         oldest = [self._unfinished.popleft() for _ in range(len(self._unfinished) - level)]
-        self.report(past_facts(request, PROFILE)[-1] for request in oldest)
+        self.report(synthetic_facts(request, PROFILE)[-1] for request in oldest)
 
     def _arrival(self, request: TraceRequest) -> Arrived:
         request = replace(request, arrival_s=self._clock())

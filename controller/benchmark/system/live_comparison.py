@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 from controller.benchmark.scheduling.benchmark import run_bench
 from controller.benchmark.scheduling.spec import BenchSpec
-from controller.benchmark.synthetic_history import write_past
+from controller.benchmark.synthetic_history import write_history
 from controller.benchmark.system.live_server_run import LiveRun, LiveServing, Stage, serve_live
 from controller.policy.policies import Objective
 from controller.reports.latency_summary import PolicyFigures
@@ -168,7 +168,7 @@ def run_live_comparison(
         objective=spec.objective,
     )
     stage = Stage(folder=folder, clock=clock, pause=pause)
-    write_past(stage.store, trace.warmup, profile=serving.profile, model=MODEL_NAME, clock=clock)
+    write_history(stage.store, trace.warmup, profile=serving.profile, model=MODEL_NAME, clock=clock)
     live = {
         side: serve_live(
             serving, stage, with_us=side == "sage", progress=partial(_report, progress, side, spec.requests)

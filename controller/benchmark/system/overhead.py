@@ -1,6 +1,6 @@
 """What deciding costs: in vLLM's process beside its own scheduling, and in the controller from arrival to table.
 
-The engine's half is vLLM's scheduler in virtual time, with the plugin on a real socket to the controller's own brain,
+The engine's half is vLLM's scheduler in virtual time, with the plugin on a real socket to a controller in this process,
 against the stock class in the same run (`engine_adapter.serving.vllm_overhead`).
 The controller's half is `controller.benchmark.system.arrival_latency`.
 """
@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from controller.benchmark.synthetic_history import tell_past
+from controller.benchmark.synthetic_history import report_history
 from controller.benchmark.system.arrival_latency import PROFILE, ArrivalTimes, measure_arrivals
-from controller.core.core import Core, CoreConfig
+from controller.core.in_process import IN_PROCESS, LEASE_S, InProcessController
 from controller.policy.policies import policy_named
 from engine_adapter.transport.zmq_sockets import ZmqHub, ZmqLink
 from engine_adapter.virtual_time.engine import TraceRequest
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
 Timer: TypeAlias = Callable[[], float]
 Progress: TypeAlias = Callable[[str, int], None]
 """Told which of `OverheadSpec.parts` is under way, and how much of it is done."""
-
-LEASE_S = 1e9
-"""The brain is in this process and cannot fall silent."""
 
 ALLOCATIONS = "allocations"
 ARRIVALS = "arrivals"
@@ -246,14 +243,14 @@ def _pair(
     occupancy = Occupancy(running=running, waiting=waiting)
     with tempfile.TemporaryDirectory(prefix="sagesched-overhead-") as folder:
         endpoint = f"ipc://{folder}/run/engine.sock"
-        brain = _Brain(endpoint, taught)
+        controller = _SocketController(endpoint, taught)
         link = ZmqLink(endpoint)
-        sage = ours(occupancy, _traffic(longest_tokens), link=link, timer=timer, exchange=brain.exchange)
+        sage = ours(occupancy, _traffic(longest_tokens), link=link, timer=timer, exchange=controller.exchange)
         try:
             yield stock(occupancy, _traffic(longest_tokens), timer=timer), sage
         finally:
             sage.engine.close()
-            brain.close()
+            controller.close()
 
 
 def _traffic(longest_tokens: int) -> Iterator[TraceRequest]:
@@ -261,40 +258,30 @@ def _traffic(longest_tokens: int) -> Iterator[TraceRequest]:
         yield replace(request, max_tokens=min(request.max_tokens, longest_tokens))
 
 
-class _Brain:
-    """The controller's brain behind a real socket; it hears and answers when the engine lets it."""
+class _SocketController:
+    """A controller in this process behind a real socket; it handles messages when `exchange` is called."""
 
     def __init__(self, endpoint: str, taught: int) -> None:
         self._hub = ZmqHub(endpoint)
-        self._past = list(islice(request_stream(seed=2, rate_rps=1.0), taught))
-        self._core = Core(
-            learner=MixtureLearner(),
-            policy=policy_named("sage"),
-            config=CoreConfig(
-                controller_id="overhead",
-                mode="on",
-                hash_key=b"overhead",
-                lease_s=LEASE_S,
-                # A controller that has learnt for long hardly ever forms a belief anew.
-                refresh_interval_s=LEASE_S,
-                acknowledge_at_once=True,
-                # Short answers end first, which looks like wrong predictions while a run lasts a few seconds.
-                calibration=CalibrationSettings(guard=GuardSettings(enabled=False)),
-            ),
-            now_s=0.0,
-            timer=lambda: 0.0,
+        self._history = list(islice(request_stream(seed=2, rate_rps=1.0), taught))
+        config = replace(
+            IN_PROCESS,
+            # A controller that has learned for long hardly ever predicts a request again.
+            refresh_interval_s=LEASE_S,
+            # Short answers end first, which looks like wrong predictions while a run lasts a few seconds.
+            calibration=CalibrationSettings(guard=GuardSettings(enabled=False)),
         )
+        self._controller = InProcessController(MixtureLearner(), policy_named("sage"), config=config)
 
     def exchange(self, now_s: float) -> None:
-        """Take what the engine has sent, and answer it."""
+        """Handle the messages of the engine, and send the answers."""
         for connection, message in self._hub.receive(0.0):
-            if isinstance(message, Hello) and self._past:
-                tell_past(self._core, self._past, profile=PROFILE, model=message.model, now_s=now_s)
-                self._past = []
-            for address, answer in self._core.take(connection, message, now_s):
+            if isinstance(message, Hello) and self._history:
+                report_history(self._controller, self._history, profile=PROFILE, model=message.model, now_s=now_s)
+                self._history = []
+            for address, answer in self._controller.handle(connection, message, now_s):
                 self._hub.send(address, answer)
-        self._core.drain_entries()
 
     def close(self) -> None:
-        """Give the socket up."""
+        """Close the socket."""
         self._hub.close()

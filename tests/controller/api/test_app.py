@@ -89,7 +89,7 @@ def test_calibration_and_drift_are_shown_live(start_controller: Start) -> None:
     assert f'sagesched_calibration_pit_share{{model="{model}",tenth="9"}}' in page
     assert f'sagesched_calibration_distrusted_clusters{{model="{model}"}} 0.0' in page
 
-    learner = running.service.loop._core._predictor._learner
+    learner = running.service.loop._core._state.predictor._learner
     drift = Drift(model=model, cluster=4, before_mean_tokens=120.0, after_mean_tokens=360.0, forgotten=75.0)
     learner.learn_one = lambda *_: [drift]
     engine.submit("moved", output_tokens=5)

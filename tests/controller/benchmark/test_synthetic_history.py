@@ -3,8 +3,8 @@ from __future__ import annotations
 from itertools import islice
 from pathlib import Path
 
-from controller.benchmark.synthetic_history import tell_past, write_past
-from controller.core.core import Core, CoreConfig
+from controller.benchmark.synthetic_history import report_history, write_history
+from controller.core.in_process import InProcessController
 from controller.policy.policies import policy_named
 from controller.service.warm_start import rebuild
 from engine_adapter.virtual_time.profiles import PROFILES
@@ -14,20 +14,14 @@ from store.history.reader import open_history
 from store.records import Arrived, Facts, Hello, IndexTable
 
 PROFILE = PROFILES["h800-qwen3-32b-24k"]
-WORKS = list(islice(request_stream(seed=3, rate_rps=1.0), 30))
+REQUESTS = list(islice(request_stream(seed=3, rate_rps=1.0), 30))
 
 
-def brain() -> Core:
-    return Core(
-        learner=MixtureLearner(),
-        policy=policy_named("sage"),
-        config=CoreConfig(controller_id="c", mode="on", hash_key=b"k"),
-        now_s=0.0,
-        timer=lambda: 0.0,
-    )
+def fresh() -> InProcessController:
+    return InProcessController(MixtureLearner(), policy_named("sage"))
 
 
-def decide(core: Core) -> IndexTable:
+def decide(controller: InProcessController) -> IndexTable:
     """The table of one more request of this model."""
     hello = Hello(
         engine_id="e",
@@ -43,21 +37,21 @@ def decide(core: Core) -> IndexTable:
         prefix_caching=False,
         started_s=0.0,
     )
-    core.take(b"e", hello, 0.0)
+    controller.handle(b"e", hello, 0.0)
     arrived = Arrived(
         request_id="r", arrival_s=0.0, prompt_tokens=4, token_ids=b"\1\0\0\0" * 4, max_tokens=500, temperature=1.0
     )
-    answers = core.take(b"e", Facts(batch=1, facts=(arrived,), oldest=1), 0.0)
+    answers = controller.handle(b"e", Facts(batch=1, facts=(arrived,), oldest=1), 0.0)
     return next(m for _, m in answers if isinstance(m, IndexTable) and m.request_id == "r")
 
 
-def test_a_written_past_teaches_what_living_through_it_would(tmp_path: Path) -> None:
-    """A controller that starts with the history decides as one that an engine had told of the same requests."""
-    write_past(tmp_path / "h", WORKS, profile=PROFILE, model="m", clock=lambda: 1e9)
+def test_a_synthetic_history_teaches_what_its_requests_would(tmp_path: Path) -> None:
+    """A controller that starts with the history decides as one to which an engine reported the same requests."""
+    write_history(tmp_path / "h", REQUESTS, profile=PROFILE, model="m", clock=lambda: 1e9)
     with open_history(tmp_path / "h") as history:
         ends = history.execute("SELECT count(*), max(time_s) FROM completions").fetchall()[0]
     assert ends == (30, 1e9)
-    rebuilt, told = brain(), brain()
-    assert rebuild(rebuilt, tmp_path / "h", 1000) == 30
-    tell_past(told, WORKS, profile=PROFILE, model="m", now_s=1e9)
-    assert decide(rebuilt) == decide(told) != decide(brain())
+    rebuilt, lived = fresh(), fresh()
+    assert rebuild(rebuilt.core, tmp_path / "h", 1000) == 30
+    report_history(lived, REQUESTS, profile=PROFILE, model="m", now_s=1e9)
+    assert decide(rebuilt) == decide(lived) != decide(fresh())

@@ -124,11 +124,11 @@ def test_the_boost_follows_the_time_that_answers_run() -> None:
         tuner = BoostTuner(scale=0.2, boost_per_s=0.01)
         assert tuner.move() is None
         for number in range(400):
-            tuner.take(finished(number, service_s * (0.5 + number % 2)))
+            tuner.record(finished(number, service_s * (0.5 + number % 2)))
         tuner.move()
         assert tuner.boost_per_s * service_s == pytest.approx(0.2, rel=0.25)
         assert tuner.move() is None, "it has moved already"
-        tuner.take(finished(401, 50 * service_s))
+        tuner.record(finished(401, 50 * service_s))
         assert tuner.move() is None, "one answer is no time scale"
 
 
@@ -137,7 +137,7 @@ def test_an_engine_s_own_part_goes_into_its_settings() -> None:
     tuned = EngineTuning(Tuning(gate_exchange=1.0, boost_scale=0.2, boost_per_s=0.01))
     for number in range(3000):
         tuned.observe(snapshot(number, used=700))
-        tuned.take(finished(number, 2.0))
+        tuned.record(finished(number, 2.0))
     reasons = tuned.due(300.0)
     assert len(reasons) == 2
     assert tuned.due(300.1) == [], "the tick is slow"
@@ -149,7 +149,7 @@ def test_an_engine_s_own_part_goes_into_its_settings() -> None:
     fixed = EngineTuning(Tuning(gate_exchange=None, boost_scale=None))
     for number in range(3000):
         fixed.observe(snapshot(number, used=700))
-        fixed.take(finished(number, 2.0))
+        fixed.record(finished(number, 2.0))
     assert fixed.due(300.0) == []
     assert fixed.applied(SETTINGS) == SETTINGS == EngineTuning(None).applied(SETTINGS)
 
@@ -212,7 +212,7 @@ def test_what_the_prefix_cache_keeps_costs_nothing_again() -> None:
     price = RecomputePrice()
     assert price.move(1e-4) is not None
     for number in range(200):
-        price.take(preempted(number, 400))
+        price.record(preempted(number, 400))
         price.observe(snapshot(number, recomputed=100))
     assert price.move(1e-4) is not None
     assert price.token_s == pytest.approx(0.25e-4, rel=0.02)
@@ -237,12 +237,12 @@ def test_the_tail_is_that_of_the_latest_answers() -> None:
     watch.look()
     assert watch.p99_s is None
     for number in range(300):
-        watch.take(finished(number, 90.0 if number < 200 else 10.0))
-        watch.take(structs.replace(finished(number, 500.0), reason="abort"))
+        watch.record(finished(number, 90.0 if number < 200 else 10.0))
+        watch.record(structs.replace(finished(number, 500.0), reason="abort"))
     watch.look()
     assert watch.p99_s == pytest.approx(15.0)
-    watch.take(finished(300, 40.0))
-    watch.take(finished(301, 40.0))
+    watch.record(finished(300, 40.0))
+    watch.record(finished(301, 40.0))
     watch.look()
     assert watch.p99_s is not None
     assert 15.0 < watch.p99_s <= 45.0

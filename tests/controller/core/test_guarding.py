@@ -1,15 +1,16 @@
-"""The brain with a learner that talks nonsense for a while: what it serves, sends and records meanwhile."""
+"""The core with a learner that predicts nonsense for a while: what it serves, sends and records meanwhile."""
 
 from __future__ import annotations
 
 import heapq
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from controller.core.core import Core, CoreConfig
+from controller.core.in_process import IN_PROCESS, InProcessController
 from controller.policy.policies import policy_named
 from online_learning.calibration.calibration import CalibrationSettings
 from online_learning.calibration.guard import GuardSettings
@@ -17,7 +18,7 @@ from online_learning.distribution import LengthDistribution, log_grid
 from online_learning.evaluation.global_learner import GlobalLearner
 from online_learning.length_learner import Drift, Features, Forecast, Observation, Prompt
 from store.entries import CalibrationMeasured, DriftDetected, Prediction, SettingsChanged
-from store.records import Arrived, ControllerMessage, Facts, Finished, Hello, IndexTable, Settings
+from store.records import Arrived, ControllerMessage, EngineMessage, Facts, Finished, Hello, IndexTable, Settings
 
 FAMILIES = 5
 GRID = log_grid()
@@ -76,33 +77,39 @@ class World:
 
     def __init__(self, *, guard: bool = True, mode: str = "on") -> None:
         self.learner = Oracle()
-        self.brain = Core(
-            learner=self.learner,
-            policy=policy_named("sage"),
-            config=CoreConfig(
-                controller_id="c",
+        self.records: list[object] = []
+        self.controller = InProcessController(
+            self.learner,
+            policy_named("sage"),
+            config=replace(
+                IN_PROCESS,
                 mode=mode,  # type: ignore[arg-type]
-                hash_key=b"k",
-                acknowledge_at_once=True,
+                lease_s=2.0,
                 calibration=CalibrationSettings(guard=GuardSettings(enabled=guard)),
             ),
-            now_s=0.0,
-            timer=lambda: 0.0,
+            on_entries=lambda entries: self.records.extend(entry.record for entry in entries),
         )
+        self.core = self.controller.core
         self.random = np.random.default_rng(3)
         self.numbers: Iterator[int] = itertools.count(1)
         self.sent: list[tuple[bytes, ControllerMessage]] = []
-        self.records: list[object] = []
         self.settings: dict[bytes, list[Settings]] = {}
         for name, model in (("x", "m"), ("y", "n")):
-            self.note(self.brain.take(name.encode(), hello(name, model), 0.0))
+            self.handle(name.encode(), hello(name, model), 0.0)
 
-    def note(self, outgoing: list[tuple[bytes, ControllerMessage]]) -> None:
-        self.sent.extend(outgoing)
-        for connection, message in outgoing:
+    def handle(self, connection: bytes, message: EngineMessage, now_s: float) -> None:
+        self.core.handle(connection, message, now_s)
+        self.deliver()
+
+    def tick(self, now_s: float) -> None:
+        self.core.tick(now_s)
+        self.deliver()
+
+    def deliver(self) -> None:
+        for connection, message in self.controller.deliver():
+            self.sent.append((connection, message))
             if isinstance(message, Settings):
                 self.settings.setdefault(connection, []).append(message)
-        self.records.extend(entry.record for entry in self.brain.drain_entries())
 
     def arrive(self, engine: bytes, cluster: int) -> str:
         number = next(self.numbers)
@@ -114,7 +121,7 @@ class World:
             max_tokens=8192,
             temperature=cluster / 10,
         )
-        self.note(self.brain.take(engine, Facts(batch=2 * number, facts=(arrived,), oldest=2 * number), 0.1))
+        self.handle(engine, Facts(batch=2 * number, facts=(arrived,), oldest=2 * number), 0.1)
         return str(number)
 
     def finish(self, engine: bytes, request_id: str, tokens: int) -> None:
@@ -131,7 +138,7 @@ class World:
             preemptions=0,
             recomputed_tokens=0,
         )
-        self.note(self.brain.take(engine, Facts(batch=2 * number, facts=(finished,), oldest=2 * number), 0.2))
+        self.handle(engine, Facts(batch=2 * number, facts=(finished,), oldest=2 * number), 0.2)
 
     def serve(self, answers: int, engine: bytes = b"x") -> None:
         for _ in range(answers):
@@ -151,7 +158,7 @@ def test_nonsense_puts_its_models_engines_back_to_fcfs_and_the_other_model_is_le
     world.serve(100)
     assert [settings.mode for settings in world.settings[b"x"]] == ["on", "off"]
     assert [settings.mode for settings in world.settings[b"y"]] == ["on"]
-    assert world.brain.settings.mode == "on", "what the operator asked for"
+    assert world.core.settings.mode == "on", "what the operator asked for"
     _, fallen = world.of_kind(SettingsChanged)
     assert isinstance(fallen, SettingsChanged)
     assert "predictions for m" in fallen.reason
@@ -177,7 +184,7 @@ def test_short_answers_that_end_before_the_long_ones_cost_no_trust() -> None:
         while running[0][0] <= moment:
             _, tokens, request_id = heapq.heappop(running)
             world.finish(b"x", request_id, tokens)
-    assert world.brain.counts.completions > 4_000
+    assert world.core.counts.completions > 4_000
     assert [settings.mode for settings in world.settings[b"x"]] == ["on"]
 
 
@@ -219,7 +226,7 @@ def test_served_by_the_prior_a_model_is_ordered_again() -> None:
     world.learner.shuffled = True
     world.serve(2_000)
     assert [settings.mode for settings in world.settings[b"x"]] == ["on", "off", "on"]
-    assert all(not world.brain.calibration.trusts_cluster("m", cluster) for cluster in range(FAMILIES))
+    assert all(not world.core.calibration.trusts_cluster("m", cluster) for cluster in range(FAMILIES))
 
 
 def test_an_engine_that_connects_meanwhile_learns_that_its_model_is_not_trusted() -> None:
@@ -228,10 +235,11 @@ def test_an_engine_that_connects_meanwhile_learns_that_its_model_is_not_trusted(
     world.serve(RIPE)
     world.learner.shuffled = True
     world.serve(100)
-    world.note(world.brain.take(b"z", hello("z", "m"), 1.0))
+    world.handle(b"z", hello("z", "m"), 1.0)
     assert world.settings[b"z"][-1].mode == "off"
     for mode, expected in (("shadow", "shadow"), ("on", "off"), ("off", "off")):
-        world.note(world.brain.set_mode(mode, "operator", 2.0))  # type: ignore[arg-type]
+        world.core.set_mode(mode, "operator", 2.0)  # type: ignore[arg-type]
+        world.deliver()
         assert world.settings[b"z"][-1].mode == expected
         assert world.settings[b"y"][-1].mode == mode
 
@@ -244,7 +252,7 @@ def test_in_shadow_nothing_is_switched() -> None:
     world.serve(100)
     assert [settings.mode for settings in world.settings[b"x"]] == ["shadow"]
     assert len(world.of_kind(SettingsChanged)) == 1
-    assert world.brain.counts.distrusts > 0
+    assert world.core.counts.distrusts > 0
 
 
 @pytest.mark.parametrize("shuffled", [False, True])
@@ -255,7 +263,7 @@ def test_without_reason_or_without_guard_nothing_changes(shuffled: bool) -> None
     world.learner.shuffled = shuffled
     world.serve(1_500)
     assert [settings.mode for settings in world.settings[b"x"]] == ["on"]
-    assert world.brain.counts.distrusts == 0
+    assert world.core.counts.distrusts == 0
 
 
 def test_calibration_is_recorded_as_it_goes() -> None:
@@ -264,7 +272,7 @@ def test_calibration_is_recorded_as_it_goes() -> None:
     for round_number in range(10):
         world.serve(50)
         for tick in range(4):
-            world.note(world.brain.tick(30.0 * round_number + tick))
+            world.tick(30.0 * round_number + tick)
     rows = [record for record in world.of_kind(CalibrationMeasured) if isinstance(record, CalibrationMeasured)]
     of_model = [row for row in rows if row.scope == "model"]
     assert len(of_model) >= 5
@@ -274,10 +282,10 @@ def test_calibration_is_recorded_as_it_goes() -> None:
     assert {row.cluster for row in rows if row.scope == "cluster"} == set(range(FAMILIES))
     world.records.clear()
     for tick in range(10):
-        world.note(world.brain.tick(1_000.0 + tick))
+        world.tick(1_000.0 + tick)
     news = len(world.of_kind(CalibrationMeasured))
     for tick in range(10):
-        world.note(world.brain.tick(5_000.0 + tick))
+        world.tick(5_000.0 + tick)
     assert len(world.of_kind(CalibrationMeasured)) == news
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from controller.core.core import Core, CoreConfig
+from controller.core.in_process import InProcessController
 from controller.policy.policies import policy_named
 from online_learning.clustering.clusters import ClusterSettings
 from online_learning.evaluation.global_learner import GlobalLearner
@@ -35,15 +35,15 @@ our_learner = pytest.mark.parametrize("create", OURS.values(), ids=OURS.keys())
 
 
 class System:
-    """A brain and an engine that serves whatever comes; every other answer is long."""
+    """A controller and an engine that serves whatever comes; every other answer is long."""
 
     def __init__(self, learner: LengthLearner, *, snapshots: bool = True, requests: int = REQUESTS) -> None:
-        config = CoreConfig(controller_id="c", mode="on", hash_key=b"k")
-        self.brain = Core(learner=learner, policy=policy_named("sage"), config=config, now_s=0.0, timer=lambda: 0.0)
+        self.controller = InProcessController(learner, policy_named("sage"))
+        self.core = self.controller.core
         self.snapshots = snapshots
         self.requests = requests
         self.batch = 0
-        self.brain.take(b"e", _hello("s"), 0.0)
+        self.controller.handle(b"e", _hello("s"), 0.0)
 
     def serve(self, until: int) -> None:
         """Tell what comes, grows by a token a moment, and ends, up to a moment."""
@@ -57,16 +57,16 @@ class System:
                 self.tell(_finished(number))
             if self.snapshots and moment % (5 * EVERY) == 0:
                 running = {number: tokens for number, tokens in attained.items() if tokens < _length(number)}
-                self.brain.take(b"e", _snapshot(running), 1.0)
+                self.controller.handle(b"e", _snapshot(running), 1.0)
 
     def tell(self, *facts: Fact) -> None:
         self.batch += 1
-        self.brain.take(b"e", Facts(batch=self.batch, facts=facts, oldest=self.batch), 1.0)
+        self.controller.handle(b"e", Facts(batch=self.batch, facts=facts, oldest=self.batch), 1.0)
 
     def survival(self, tokens: int, number: int = 10_000) -> float:
         """Believed chance that the answer to a new prompt is longer."""
         self.tell(_arrived(number))
-        request = self.brain.sessions[0].requests[f"r{number}"]
+        request = self.core.sessions[0].requests[f"r{number}"]
         self.tell(_finished(number, output_tokens=0, reason="abort"))
         return request.predicted.survival(tokens)
 
@@ -154,7 +154,7 @@ def test_long_answers_that_still_run_keep_beliefs_from_being_short(create: Calla
 
 @our_learner
 def test_an_answer_that_has_ended_counts_once(create: Callable[[], LengthLearner]) -> None:
-    """When all have ended beliefs are those of a brain that never looked at what ran."""
+    """When all have ended beliefs are those of a controller that never looked at what ran."""
     dropped, counted = System(create(), snapshots=False), System(create())
     dropped.serve(OVER)
     counted.serve(OVER)
@@ -176,7 +176,9 @@ def test_the_prior_of_a_new_engine_knows_what_runs_on_the_others() -> None:
     for snapshots in (False, True):
         system = System(GlobalLearner(), snapshots=snapshots)
         system.serve(YOUNG)
-        [prior] = [message for _, message in system.brain.take(b"f", _hello("t"), 2.0) if hasattr(message, "index_s")]
+        [prior] = [
+            message for _, message in system.controller.handle(b"f", _hello("t"), 2.0) if hasattr(message, "index_s")
+        ]
         indexes.append(prior.index_s[0])
     assert indexes[1] > 1.2 * indexes[0]
 
@@ -187,7 +189,7 @@ def test_after_a_restart_what_still_runs_is_counted_again() -> None:
     before.serve(YOUNG)
     after = System(GlobalLearner())
     for number in range(0, REQUESTS, 2):
-        after.brain.teach(np.zeros(DIMENSIONS, np.float32), "m", Observation(_length(number), censored=False))
+        after.core.teach(np.zeros(DIMENSIONS, np.float32), "m", Observation(_length(number), censored=False))
     for number in range(1, REQUESTS, 2):
         after.tell(_arrived(number, attained_tokens=YOUNG - EVERY * number))
     for tokens in (30, 100, 350):
@@ -204,12 +206,12 @@ def test_requests_of_an_engine_that_is_gone_count_no_longer() -> None:
     system = System(GlobalLearner())
     system.serve(YOUNG)
     counted = system.survival(100)
-    system.brain.take(b"f", _hello("t"), 2.0)
-    system.brain.lost(b"e", 2.0)
-    system.brain.tick(1_000.0)
-    system.brain.take(b"g", _hello("u"), 1_000.0)
-    system.brain.take(b"g", Facts(batch=1, facts=(_arrived(777),), oldest=1), 1_000.0)
-    [request] = [s.requests["r777"] for s in system.brain.sessions if s.connection == b"g"]
+    system.controller.handle(b"f", _hello("t"), 2.0)
+    system.core.lost(b"e", 2.0)
+    system.core.tick(1_000.0)
+    system.controller.handle(b"g", _hello("u"), 1_000.0)
+    system.controller.handle(b"g", Facts(batch=1, facts=(_arrived(777),), oldest=1), 1_000.0)
+    [request] = [s.requests["r777"] for s in system.core.sessions if s.connection == b"g"]
     assert request.predicted.survival(100) < 0.5 * counted
 
 

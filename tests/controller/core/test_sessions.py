@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from controller.core.core import Core, CoreConfig
+from controller.core.in_process import InProcessController
 from controller.policy.policies import policy_named
 from online_learning.evaluation.global_learner import GlobalLearner
 from store.records import Arrived, Facts, FirstToken, Hello, Snapshot
@@ -46,27 +46,21 @@ def snapshot(time_s: float) -> Snapshot:
 
 def test_the_queue_is_the_cost_of_what_waits_and_half_of_what_runs() -> None:
     """So long would the order of arrival keep the next one waiting; looked at once a second."""
-    core = Core(
-        learner=GlobalLearner(),
-        policy=policy_named("sage"),
-        config=CoreConfig(controller_id="c", mode="on", hash_key=b"k"),
-        now_s=0.0,
-        timer=lambda: 0.0,
-    )
-    core.take(b"x", HELLO, 0.0)
-    [session] = core.sessions
+    controller = InProcessController(GlobalLearner(), policy_named("sage"))
+    controller.handle(b"x", HELLO, 0.0)
+    [session] = controller.core.sessions
     arrivals = [
         Arrived(request_id=name, arrival_s=0.0, prompt_tokens=20, token_ids=b"", max_tokens=most, temperature=1.0)
         for name, most in (("short", 50), ("long", 2000))
     ]
-    core.take(b"x", Facts(batch=1, facts=tuple(arrivals), oldest=1), 0.1)
+    controller.handle(b"x", Facts(batch=1, facts=tuple(arrivals), oldest=1), 0.1)
     cost_s = {name: request.cost_s for name, request in session.requests.items()}
     assert 0.0 < cost_s["short"] < cost_s["long"]
-    core.take(b"x", snapshot(10.0), 10.0)
+    controller.handle(b"x", snapshot(10.0), 10.0)
     assert session.engine.queue_s == pytest.approx(cost_s["short"] + cost_s["long"])
     first = FirstToken(request_id="long", time_s=10.1, scheduled_s=10.0, cached_prompt_tokens=0)
-    core.take(b"x", Facts(batch=2, facts=(first,), oldest=2), 10.1)
-    core.take(b"x", snapshot(10.5), 10.5)
+    controller.handle(b"x", Facts(batch=2, facts=(first,), oldest=2), 10.1)
+    controller.handle(b"x", snapshot(10.5), 10.5)
     assert session.engine.queue_s == pytest.approx(cost_s["short"] + cost_s["long"])
-    core.take(b"x", snapshot(11.1), 11.1)
+    controller.handle(b"x", snapshot(11.1), 11.1)
     assert session.engine.queue_s == pytest.approx(cost_s["short"] + cost_s["long"] / 2)

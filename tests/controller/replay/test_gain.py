@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from controller.core.step_model import StepModel, StepSample, fit_step_model
+from controller.core.step_time import StepModel, StepSample, fit_step_model
 from controller.policy.policies import policy_named
 from controller.replay.gain import FEWEST_REQUESTS, estimate_gain
 from controller.replay.recorded_run import EngineSizes, RecordedRequest, RecordedRun, belief_from_quantiles

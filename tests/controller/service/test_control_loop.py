@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from controller.core.core import Outgoing
 from store.history.reader import open_history
 from store.records import EngineMessage, Snapshot
 
@@ -52,31 +51,31 @@ def test_a_restarted_controller_remembers_batches_and_lengths(
 
     caplog.set_level("INFO")
     second = start_controller()
-    assert "learnt again from 40 past answers" in caplog.text
+    assert "learned from 40 recorded answers" in caplog.text
     engine.step_until(lambda: engine.engine.agent.mode(engine.engine.now_s) == "on")
     engine.step_until(lambda: [row["request_id"] for row in second.client.get("/api/queue").json()["rows"]] == ["late"])
     assert second.client.get("/api/state").json()["store"]["duplicates"] == 0
 
 
-def test_a_failing_brain_falls_back_and_heals(start_controller: Start, caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever the brain raises: counted, logged once, engines serve FCFS, and order again after a while."""
+def test_a_failing_core_falls_back_and_heals(start_controller: Start, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever the core raises: counted, logged once, engines serve FCFS, and order again after a while."""
     running = start_controller()
     loop = running.service.loop
     engine = running.connect()
     engine.submit("long", output_tokens=450)
     agent = engine.engine.agent
     engine.step_until(lambda: agent.mode(engine.engine.now_s) == "on")
-    take, failures = loop._core.take, 2
+    handle, failures = loop._core.handle, 2
 
-    def fail_on_snapshots(connection: bytes, message: EngineMessage, now_s: float) -> Outgoing:
+    def fail_on_snapshots(connection: bytes, message: EngineMessage, now_s: float) -> None:
         nonlocal failures
         if failures and isinstance(message, Snapshot):
             failures -= 1
             raise ZeroDivisionError("by design")
-        return take(connection, message, now_s)
+        handle(connection, message, now_s)
 
     loop._limits = type(loop._limits)(error_pause_s=0.4)
-    loop._core.take = fail_on_snapshots
+    loop._core.handle = fail_on_snapshots
     engine.step_until(lambda: agent.mode(engine.engine.now_s) == "off")
     assert running.client.get("/healthz").status_code == 200
     engine.step_until(lambda: agent.mode(engine.engine.now_s) == "on")
@@ -122,7 +121,7 @@ def test_a_loop_that_cannot_learn_from_every_answer_says_so_once(
     """Every request has its table and its end in the history; what was left out is in log, metrics and state."""
     running = start_controller()
     core = running.service.loop._core
-    core._backlog.room = 1
+    core._state.deferred.capacity = 1
     core.work = lambda _now_s: []
     engine = running.connect()
     for number in range(6):
@@ -139,7 +138,7 @@ def test_a_loop_that_cannot_learn_from_every_answer_says_so_once(
     engine.step_until(lambda: running.client.get("/api/state").json()["learner"]["completions"] == 1)
 
 
-def test_a_hurried_loop_puts_arrivals_off_and_predicts_them_when_there_is_time(start_controller: Start) -> None:
+def test_an_overloaded_loop_defers_arrivals_and_predicts_them_when_there_is_time(start_controller: Start) -> None:
     """The engine stays on and serves; every request that is still there has its table in the end."""
     running = start_controller()
     loop = running.service.loop

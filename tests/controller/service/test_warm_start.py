@@ -1,4 +1,4 @@
-"""A brain that was restarted against one that never stopped, through the real store."""
+"""A core that was restarted against one that never stopped, through the real store."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from controller.core.core import Core, CoreConfig
+from controller.core.core import Core
+from controller.core.in_process import InProcessController
 from controller.policy.policies import policy_named
 from controller.service.warm_start import rebuild
 from engine_adapter.workloads.synthetic import synthetic_stream
@@ -55,9 +56,8 @@ def fresh_mixture() -> LengthLearner:
     return MixtureLearner(MixtureSettings(common=SMALL))
 
 
-def brain(learner: LengthLearner) -> Core:
-    config = CoreConfig(controller_id="c", mode="on", hash_key=b"k")
-    return Core(learner=learner, policy=policy_named("sage"), config=config, now_s=0.0, timer=lambda: 0.0)
+def a_core(learner: LengthLearner) -> Core:
+    return InProcessController(learner, policy_named("sage")).core
 
 
 def prompts(count: int, *, seed: int = 1) -> list[Prompt]:
@@ -83,7 +83,7 @@ class CompletedRequest:
         self.random = np.random.default_rng(5)
         self.batches = dict.fromkeys(MODELS, 0)
         for model in MODELS:
-            core.take(model.encode(), hello(model), 0.0)
+            core.handle(model.encode(), hello(model), 0.0)
 
     def serve(self, served: list[Prompt], first: int = 0) -> None:
         for start in range(0, len(served), 30):
@@ -97,7 +97,9 @@ class CompletedRequest:
 
     def _tell(self, model: str, fact: Arrived | Finished) -> None:
         self.batches[model] += 1
-        self.core.take(model.encode(), Facts(batch=self.batches[model], facts=(fact,), oldest=self.batches[model]), 1.0)
+        self.core.handle(
+            model.encode(), Facts(batch=self.batches[model], facts=(fact,), oldest=self.batches[model]), 1.0
+        )
 
     def _arrived(self, number: int, prompt: Prompt) -> Arrived:
         return Arrived(
@@ -144,9 +146,9 @@ def test_beliefs_after_a_restart_are_those_of_a_process_that_never_stopped(
     """Bit for bit, though the engines' clocks disagree with the order of teaching and a third of answers was cut."""
     living = new()
     with HistoryWriter(tmp_path) as writer:
-        CompletedRequest(brain(living), writer).serve(prompts(ANSWERS))
+        CompletedRequest(a_core(living), writer).serve(prompts(ANSWERS))
     again = new()
-    core = brain(again)
+    core = a_core(again)
     core.drain_entries()
     assert rebuild(core, tmp_path, 100_000) == ANSWERS
     assert_same(living, again)
@@ -156,7 +158,7 @@ def test_beliefs_after_a_restart_are_those_of_a_process_that_never_stopped(
 def test_clusters_that_come_and_go_are_recorded(tmp_path: Path) -> None:
     """Those that were formed for the time being are there for a while, and gone once those for good are formed."""
     with HistoryWriter(tmp_path) as writer:
-        CompletedRequest(brain(fresh_mixture()), writer).serve(prompts(450))
+        CompletedRequest(a_core(fresh_mixture()), writer).serve(prompts(450))
     with open_history(tmp_path) as history:
         retired, kinds, sessions = history.execute(
             "SELECT count(*) FILTER (kind = 'retired' AND other_cluster IS NULL), list(DISTINCT kind),"
@@ -172,24 +174,24 @@ def test_a_second_restart_goes_on_where_the_first_left_off(tmp_path: Path) -> No
     served = prompts(900)
     living = fresh()
     with HistoryWriter(tmp_path) as writer:
-        CompletedRequest(brain(living), writer).serve(served[:300])
+        CompletedRequest(a_core(living), writer).serve(served[:300])
     for half in (1, 2):
         living = fresh()
         with HistoryWriter(tmp_path) as writer:
-            core = brain(living)
+            core = a_core(living)
             rebuild(core, tmp_path, 100_000)
             CompletedRequest(core, writer).serve(served[300 * half : 300 * (half + 1)], first=300 * half)
     assert [answer.answer for answer in learning_history(tmp_path, 10_000)] == list(range(900))
     again = fresh()
-    rebuild(brain(again), tmp_path, 100_000)
+    rebuild(a_core(again), tmp_path, 100_000)
     assert_same(living, again)
 
 
 def test_calibration_goes_on_after_a_restart(tmp_path: Path) -> None:
     """The last answers were predicted again, so that windows are not empty and the guard knows of them."""
     with HistoryWriter(tmp_path) as writer:
-        CompletedRequest(brain(fresh()), writer).serve(prompts(600))
-    core = brain(fresh())
+        CompletedRequest(a_core(fresh()), writer).serve(prompts(600))
+    core = a_core(fresh())
     rebuild(core, tmp_path, 100_000)
     core.calibration.due(0.0)
     measured = core.calibration.latest()
@@ -205,12 +207,12 @@ def test_answers_with_features_of_another_release_are_left_out(tmp_path: Path) -
             return np.zeros(7, dtype=np.float32)
 
     with HistoryWriter(tmp_path) as writer:
-        CompletedRequest(brain(Other()), writer).serve(prompts(60))
+        CompletedRequest(a_core(Other()), writer).serve(prompts(60))
     with HistoryWriter(tmp_path) as writer:
-        core = brain(fresh())
+        core = a_core(fresh())
         assert rebuild(core, tmp_path, 100) == 0
         CompletedRequest(core, writer).serve(prompts(30), first=1_000)
-    assert rebuild(brain(fresh()), tmp_path, 100) == 30
+    assert rebuild(a_core(fresh()), tmp_path, 100) == 30
 
 
 class _Forgetful(GlobalLearner):
@@ -228,21 +230,21 @@ class _Forgetful(GlobalLearner):
 def test_an_answer_that_cannot_be_learnt_again_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The controller starts without it, says so once, and numbers its answers behind those that the history has."""
     with HistoryWriter(tmp_path) as writer:
-        CompletedRequest(brain(fresh()), writer).serve(prompts(30))
+        CompletedRequest(a_core(fresh()), writer).serve(prompts(30))
     with HistoryWriter(tmp_path) as writer:
-        core = brain(_Forgetful())
+        core = a_core(_Forgetful())
         assert rebuild(core, tmp_path, 100) == 27
         CompletedRequest(core, writer).serve(prompts(9, seed=3), first=30)
-    assert sum("cannot be learnt again" in record.message for record in caplog.records) == 1
+    assert sum("a recorded answer cannot be learned" in record.message for record in caplog.records) == 1
     assert [answer.answer for answer in learning_history(tmp_path, 100)] == list(range(39))
 
 
 def test_answers_that_are_not_learnt_again_keep_their_numbers(tmp_path: Path) -> None:
     """Also where nothing of the past is learnt again the next answers are numbered behind it."""
     with HistoryWriter(tmp_path) as writer:
-        CompletedRequest(brain(fresh()), writer).serve(prompts(5))
+        CompletedRequest(a_core(fresh()), writer).serve(prompts(5))
     with HistoryWriter(tmp_path) as writer:
-        core = brain(fresh())
+        core = a_core(fresh())
         assert rebuild(core, tmp_path, 0) == 0
         CompletedRequest(core, writer).serve(prompts(3, seed=3), first=5)
     assert [answer.answer for answer in learning_history(tmp_path, 100)] == list(range(8))

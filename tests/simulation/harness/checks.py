@@ -111,10 +111,14 @@ def check_loop(controller: ControllerProcess) -> None:
     settings, stats = controller.settings, controller.writer.stats
     demand(stats.queued <= settings.queue_limit, f"{stats.queued} entries are queued, {settings.queue_limit} may be")
     demand(stats.refused == 0, f"{stats.refused} facts were refused: nothing is acknowledged any more")
-    demand(len(controller.core._journal._entries) <= len(controller.core.sessions), "entries are left in the journal")
+    demand(
+        len(controller.core._state.journal._entries) <= len(controller.core.sessions), "entries are left in the journal"
+    )
     demand(not controller.core.unhandled, "facts are left unhandled between two turns")
     for session in controller.core.sessions:
-        demand(len(session.requests) <= controller.core._config.max_unfinished, "too many requests are remembered")
+        demand(
+            len(session.requests) <= controller.core._state.config.max_unfinished, "too many requests are remembered"
+        )
 
 
 def acknowledged_batch(frame: bytes) -> int | None:

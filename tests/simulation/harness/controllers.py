@@ -1,4 +1,4 @@
-"""A simulated controller as a process: the loop, the brain and the writer of the product, turned by simulated time."""
+"""A simulated controller as a process: the loop, the core and the writer of the product, turned by simulated time."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ControllerSettings:
     unwritten_entries: int
     backlog: int
     hurry_s: float
-    """Below 0: every turn is hurried."""
+    """Below 0: every turn is overloaded."""
 
 
 class Hub(FrameHub):
@@ -145,7 +145,7 @@ class ControllerProcess:
             open_live=self._disk.open,
         )
         self.writer.open()
-        self.core = self._brain()
+        self.core = self._new_core()
         self.hub = Hub(self._network.listen())
         assert self._network.controller is not None
         self._network.controller.sent = self._sent
@@ -171,7 +171,7 @@ class ControllerProcess:
         )
         self.loop.startup()
 
-    def _brain(self) -> Core:
+    def _new_core(self) -> Core:
         learner = learner_of(self.settings.learner, self._faults)
         core = Core(
             learner=learner,

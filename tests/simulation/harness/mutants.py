@@ -49,19 +49,19 @@ def _no_second_try(patch: pytest.MonkeyPatch) -> None:
 
 
 def _knows_no_duplicates(patch: pytest.MonkeyPatch) -> None:
-    note = Core._note_facts
+    record = Core._record_facts
 
     def twice(core: Core, session: Any, facts: Facts) -> None:
         session.received_batch = min(session.received_batch, facts.batch - 1)
-        note(core, session, facts)
+        record(core, session, facts)
 
-    patch.setattr(Core, "_note_facts", twice)
+    patch.setattr(Core, "_record_facts", twice)
     patch.setattr(HistoryWriter, "_why_not", lambda writer, entry, *, room: None)  # noqa: ARG005 - as the original
 
 
 def _takes_batches_in_any_order(patch: pytest.MonkeyPatch) -> None:
-    note = Core._note_facts
-    patch.setattr(Core, "_note_facts", lambda core, session, facts: note(core, session, _missing_nothing(facts)))
+    record = Core._record_facts
+    patch.setattr(Core, "_record_facts", lambda core, session, facts: record(core, session, _missing_nothing(facts)))
 
 
 def _missing_nothing(facts: Facts) -> Facts:
@@ -123,9 +123,9 @@ def _gate_admits_nobody(patch: pytest.MonkeyPatch) -> None:
 def _drops_the_rest_of_a_failed_batch(patch: pytest.MonkeyPatch) -> None:
     proceed = Core.proceed
 
-    def drop(core: Core, now_s: float) -> Any:
+    def drop(core: Core, now_s: float) -> None:
         try:
-            return proceed(core, now_s)
+            proceed(core, now_s)
         except Exception:
             core._unhandled.clear()
             raise
@@ -193,7 +193,7 @@ MUTANTS = {
     "a failing fact takes others with it": _mutant(
         _drops_the_rest_of_a_failed_batch, "learner raises in predict", "connection cut", "controller hung"
     ),
-    "the brain never comes back": _mutant(_never_comes_back, "learner raises in predict"),
+    "the core never comes back": _mutant(_never_comes_back, "learner raises in predict"),
     "intervals go by the wall clock": _mutant(_goes_by_the_wall_clock, "clock backwards"),
     "answers are numbered anew after a start": _mutant(
         _numbers_answers_anew, "controller killed", "learner raises in predict"

@@ -330,7 +330,7 @@ class World:
         return None if self.controller.loop._trouble.until_s is None else "the controller has not come back to itself"
 
     def _wanted_mode(self, process: EngineProcess) -> str:
-        return self.controller.core._modes.of_model(process.profile.name).mode
+        return self.controller.core._state.modes.of_model(process.profile.name).mode
 
     def _check_end(self) -> None:
         controller = self.controller
@@ -341,7 +341,7 @@ class World:
                     not session.requests,
                     f"{session.hello.session_id}: {list(session.requests)} are remembered for ever",
                 )
-        demand(not controller.core.backlog, f"{controller.core.core.backlog} pieces of work are never done")
+        demand(not controller.core.backlog, f"{controller.core.backlog} pieces of work are never done")
         controller.finish()
         history = self.disk.history()
         for name, rows in history.items():

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from controller.benchmark.in_process import RememberedFeatures
+from controller.benchmark.warm_up import RememberedFeatures
 from online_learning.length_learner import Features, Prompt
 from online_learning.mixture.mixture import MixtureLearner
 
