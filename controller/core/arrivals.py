@@ -33,7 +33,7 @@ class Arrivals:
         elif len(session.requests) + state.deferred.arrivals >= state.config.max_unfinished:
             state.counts.not_tracked += 1
         elif self.overloaded and state.deferred.capacity:
-            state.counts.put_off += 1
+            state.counts.deferred += 1
             state.deferred.defer(DeferredArrival(session.hello.session_id, arrived))
         else:
             state.deferred.withdraw(session.hello.session_id, arrived.request_id)

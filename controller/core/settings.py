@@ -57,7 +57,7 @@ class Counts:
     """Answers that the learner was not taught, because too much work was deferred."""
     not_renewed: int = 0
     """Requests that were not predicted again, for the same reason."""
-    put_off: int = 0
+    deferred: int = 0
     """Arrivals that were deferred because too many came at once; nothing is learned from their answers."""
     not_predicted: int = 0
     """Deferred arrivals that ended, or lost their engine, before they were predicted."""

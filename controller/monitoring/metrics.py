@@ -50,12 +50,12 @@ BRAIN_COUNTERS = {
     "duplicate_batches": "Batches of facts received more than once.",
     "early_batches": "Batches of facts left for later because one before them was missing.",
     "unrecorded_batches": "Batches handled while the disk was far behind; engines keep them and tell them again.",
-    "unknown_connections": "Messages over connections that had not said hello, or of one engine too many.",
+    "unknown_connections": "Messages over connections without an accepted hello.",
     "not_tracked": "Arrivals beyond the bound on unfinished requests; they keep the prior's index.",
     "not_learnt": "Answers that were not learnt from, because the controller was behind with its work.",
     "not_renewed": "Beliefs that were not formed anew, because the controller was behind with its work.",
-    "put_off": "Arrivals that went by the model's prior at first, because too many came at once; not learnt from.",
-    "not_predicted": "Arrivals put off that ended before there was time to predict them.",
+    "deferred": "Arrivals deferred because too many came at once; they use the prior until they are predicted.",
+    "not_predicted": "Deferred arrivals that ended before they were predicted.",
 }
 
 CALIBRATION_GAUGES = (

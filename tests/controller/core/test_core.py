@@ -275,7 +275,7 @@ def test_a_switch_of_mode_reaches_every_engine_and_the_history() -> None:
 
 
 def test_an_engine_that_goes_is_recorded_and_forgotten() -> None:
-    """A lost connection is noted once; after a while the session is gone and strangers are counted."""
+    """A lost connection is recorded once; after a while the session is removed and its messages count as of an unknown connection."""
     core = a_core()
     ask(core, b"x", HELLO, 0.0)
     core.drain_entries()
@@ -315,7 +315,7 @@ def test_an_overloaded_core_defers_arrivals_and_predicts_them_in_their_order() -
     core.arrivals.overloaded = True
     tables = ask(core, b"x", Facts(batch=2, facts=tuple(map(arrived, ("known", "a", "b", "c"))), oldest=2), 0.2)
     assert [table.request_id for _, table in tables if isinstance(table, IndexTable)] == ["known"]
-    assert (core.backlog, core.counts.put_off, core.counts.predictions) == (3, 3, 1)
+    assert (core.backlog, core.counts.deferred, core.counts.predictions) == (3, 3, 1)
     ask(core, b"x", Facts(batch=3, facts=(finished("b"),), oldest=3), 0.3)
     core.work(0.4)
     core.work(0.4)

@@ -151,5 +151,5 @@ def test_an_overloaded_loop_defers_arrivals_and_predicts_them_when_there_is_time
     assert rows == {f"r{number}" for number in range(6)}
     assert engine.engine.agent.mode(engine.engine.now_s) == "on"
     metrics = running.client.get("/metrics").text
-    assert "sagesched_put_off_total 6.0" in metrics
+    assert "sagesched_deferred_total 6.0" in metrics
     assert "sagesched_not_predicted_total 0.0" in metrics
