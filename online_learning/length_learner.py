@@ -91,7 +91,7 @@ class HasClusters(Protocol):
     """A learner whose prompt clusters come and go."""
 
     on_cluster_changed: Callable[[ClusterChange], None]
-    """Told of each that does, in the course of learning."""
+    """Called with each change, in the course of learning."""
 
 
 class LengthLearner(Protocol):

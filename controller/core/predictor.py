@@ -193,7 +193,7 @@ class Predictor:
         self._present[model] -= 1
         if self._unfinished is not None:
             if finished.output_tokens > 0 and not request.predicted_late:
-                self._unfinished.learnt(model, request.forecast.cluster)
+                self._unfinished.record_answer(model, request.forecast.cluster)
             self._unfinished.withdraw(request.standing)
 
     def abandon(self, session: Session) -> None:
@@ -261,7 +261,7 @@ class Predictor:
         drifts = self._learner.learn_one(features, model, observation)
         if self._unfinished is not None:
             for drift in drifts:
-                self._unfinished.forgot(drift.model, drift.cluster)
+                self._unfinished.record_drift(drift.model, drift.cluster)
         return drifts
 
     @property
@@ -285,7 +285,7 @@ class Predictor:
         if at_risk is None:
             return forecast, prior, trusted
         self._unfinished = self._unfinished or RunningAnswers(forecast.distribution.lengths)
-        self._unfinished.notice(model, at_risk.learnt)
+        self._unfinished.observe_evidence(model, at_risk.learnt)
         self._at_risk[model] = replace(at_risk, cluster=None)
         corrected = self._corrected(forecast.distribution, model, forecast.cluster, at_risk)
         prior = self._corrected(prior, model, None, self._at_risk[model])

@@ -36,9 +36,9 @@ class ClusterSettings:
     text_dimensions: int = TEXT_DIMENSIONS
     """Of these the first, which are one direction; each one after them counts by itself, in standard deviations."""
     seed_prompts: int = 500
-    """Prompts from which the clusters are formed for good."""
+    """Number of prompts at which the clusters are formed for the last time."""
     early_seed_prompts: tuple[int, ...] = (60, 200)
-    """Numbers of prompts at which clusters are formed for the time being, from all prompts so far."""
+    """Numbers of prompts at which clusters are formed provisionally, from all prompts so far."""
     fewest_prompts: int = 6
     """Prompts per cluster when they are formed: few prompts make few clusters."""
     nearest: int = 4

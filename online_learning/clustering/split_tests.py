@@ -153,7 +153,7 @@ def _direction_of_scatter(points: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _border(along: FloatArray, values: FloatArray, fewest: int) -> float:
-    """Where along a direction values fall into two groups with the least scatter within them, none smaller than told.
+    """Where along a direction values fall into two groups with the least scatter within them, none smaller than ``fewest``.
 
     >>> _border(np.array([3.0, 1.0, 2.0, 4.0]), np.array([9.0, 1.0, 1.0, 9.0]), 1)
     2.5

@@ -1,4 +1,4 @@
-"""What each expert and each feature is worth: the mixture without one of them at a time."""
+"""What each expert and each feature contributes: the mixture without one of them at a time."""
 
 from __future__ import annotations
 

@@ -103,11 +103,11 @@ def evaluate(
         learners: by name; each starts as it is given.
         warmup: requests at the start that are learnt from but neither scored nor timed.
         clock: seconds, to time the learners with.
-        progress: told the number of requests done, after each.
+        progress: called after each request with the number done.
         requests_per_token: requests that arrive while an answer grows by a token, after all of which it is learnt, the
             short ones before the long ones, as it is live. 0 teaches each answer at once; 3 requests a second and
             30 ms per token make 0.09.
-        watch: told of every scored prediction.
+        watch: called with every scored prediction.
     """
     records = {name: _Record() for name in learners}
     uniforms = np.random.default_rng(_PIT_SEED)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from river import base
@@ -16,6 +15,7 @@ from river import base
 from online_learning.clustering.clusters import ClusterSettings, Neighbourhood, PromptClusters
 from online_learning.clustering.split_tests import Members, SplitSettings, nats_for_two, two_halves
 from online_learning.distribution import FloatArray, IntArray, LengthDistribution, log_grid
+from online_learning.experts.cluster_predictions import ClusterPredictions
 from online_learning.experts.expert import (
     ExpertPrediction,
     LearningResult,
@@ -28,11 +28,10 @@ from online_learning.experts.expert import (
 )
 from online_learning.features.feature_slots import FeatureSlots
 from online_learning.length_learner import ClusterChange, Drift, Observation
-from online_learning.survival.hazard import mass_from_survival, posterior_hazard, survival_from_hazard
-from online_learning.survival.length_sketch import LengthSketch, SketchSettings
-from online_learning.survival.model_prior import ModelPrior, ModelPriorSettings, Prior
+from online_learning.survival.hazard import mass_from_survival
+from online_learning.survival.length_sketch import SketchSettings
+from online_learning.survival.model_prior import ModelPrior, ModelPriorSettings
 from online_learning.survival.per_model import ModelTable
-from online_learning.survival.shrinkage import Shrinkage
 
 CLUSTER_SKETCH = SketchSettings(memory_answers=1_000.0, recent_answers=128)
 """How a cluster's distribution forgets, where nothing else is said."""
@@ -43,61 +42,8 @@ _NAMED_FEATURES = ClusterSettings(dimensions=64, text_dimensions=0)
 _ONE_MODEL = ""
 """The model that answers where features have names."""
 
-_INHERITED_ANSWERS = 10.0
-"""Weight of what a split cluster knew from before its recent answers, in each half."""
-
 _PAIRS_TRIED = 8
 """Pairs of near clusters that are compared, at most, to make room for one."""
-
-
-class _Pooled(msgspec.Struct, frozen=True, eq=False):
-    """Counts of a neighbourhood, weighted by nearness."""
-
-    events: FloatArray
-    exposure: FloatArray
-    evidence: float
-
-
-class _ClusterPredictions:
-    """One model's sketches, one for each slot, with their counts, and how far they are shrunk."""
-
-    def __init__(self, lengths: IntArray, slots: int, settings: SketchSettings) -> None:
-        self.counts: FloatArray = np.zeros((slots, 2, lengths.size))
-        """Events and exposure by slot, shape (slots, 2, bins); the sketches count in it."""
-        self.shrinkage = Shrinkage()
-        self.prior: Prior | None = None
-        """The model's distribution when it last taught."""
-        self._lengths = lengths
-        self._settings = settings
-        self.sketches = [LengthSketch(lengths, settings, rows) for rows in self.counts]
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Let the sketches of a copy count in the copy's array."""
-        self.__dict__.update(state)
-        for sketch, rows in zip(self.sketches, self.counts, strict=True):
-            sketch.events, sketch.exposure = rows
-
-    def clear(self, slot: int) -> LengthSketch:
-        """Start a slot with an empty sketch, which is returned."""
-        self.counts[slot] = 0.0
-        self.sketches[slot] = LengthSketch(self._lengths, self._settings, self.counts[slot])
-        return self.sketches[slot]
-
-    def pool(self, near: Neighbourhood) -> _Pooled:
-        """The counts of a neighbourhood."""
-        _, kinds, bins = self.counts.shape
-        events, exposure = (near.weights @ self.counts[near.slots].reshape(-1, kinds * bins)).reshape(kinds, bins)
-        evidences = [self.sketches[slot].evidence for slot in near.slots]
-        return _Pooled(events, exposure, float(near.weights @ np.array(evidences)))
-
-    def divide(self, slot: int, new: int, halves: list[list[Observation]]) -> None:
-        """Give each half of a cluster its recent answers, and a little of what the whole knew from before."""
-        whole = self.counts[slot].copy()
-        evidence = self.sketches[slot].evidence
-        for half, answers in zip((slot, new), halves, strict=True):
-            sketch = self.clear(half)
-            sketch.inherit(whole, evidence, min(_INHERITED_ANSWERS, evidence))
-            sketch.recall(answers)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -218,7 +164,7 @@ class ClusterLengthRegressor(base.Regressor):
             return ExpertPrediction(query.prior.mass, 0.0, 0.0, near.cluster)
         pooled = known.pool(near)
         return ExpertPrediction(
-            mass=mass_from_survival(known.shrinkage.mix(_candidates(pooled, query, known.shrinkage))),
+            mass=mass_from_survival(known.shrinkage.mix(known.candidates(pooled, query.prior))),
             evidence=pooled.evidence,
             trust=known.shrinkage.trust(pooled.evidence),
             cluster=near.cluster,
@@ -272,10 +218,10 @@ class ClusterLengthRegressor(base.Regressor):
         return LearningResult(scored, drifts, cluster, changes)
 
     def _score(
-        self, model: _ClusterPredictions, near: Neighbourhood, query: Query, observation: Observation
+        self, model: ClusterPredictions, near: Neighbourhood, query: Query, observation: Observation
     ) -> ScoredPrediction:
         """Score the prediction, and the strengths of shrinkage by it."""
-        candidates = _candidates(model.pool(near), query, model.shrinkage)
+        candidates = model.candidates(model.pool(near), query.prior)
         position = bin_of(self._lengths, observation)
         mass = mass_from_survival(model.shrinkage.mix(candidates))
         model.shrinkage.learn(chances(candidates, position, censored=observation.censored))
@@ -387,8 +333,8 @@ class ClusterLengthRegressor(base.Regressor):
     def _no_answers(self) -> list[deque[_Answer]]:
         return [deque(maxlen=self._settings.recent_prompts) for _ in range(self._settings.clusters)]
 
-    def _new_models(self) -> ModelTable[_ClusterPredictions]:
-        create = partial(_ClusterPredictions, self._lengths, self._settings.clusters, self.sketch or CLUSTER_SKETCH)
+    def _new_models(self) -> ModelTable[ClusterPredictions]:
+        create = partial(ClusterPredictions, self._lengths, self._settings.clusters, self.sketch or CLUSTER_SKETCH)
         return ModelTable(create, bound=self.max_models)
 
 
@@ -398,9 +344,3 @@ def _pair(counts: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 def _of(model: str, answers: list[_Answer]) -> list[Observation]:
     return [answer.observation for answer in answers if answer.model == model]
-
-
-def _candidates(pooled: _Pooled, query: Query, shrinkage: Shrinkage) -> FloatArray:
-    """Survival under each strength of shrinkage, one row each."""
-    strength = shrinkage.strengths[:, None] * query.prior.survival
-    return survival_from_hazard(posterior_hazard(pooled.events, pooled.exposure, query.prior.hazard, strength))

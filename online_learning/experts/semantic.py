@@ -153,9 +153,9 @@ class SemanticLearner:
         return self._inner.on_cluster_changed if isinstance(self._inner, HasClusters) else lambda _change: None
 
     @on_cluster_changed.setter
-    def on_cluster_changed(self, told: Callable[[ClusterChange], None]) -> None:
+    def on_cluster_changed(self, handle: Callable[[ClusterChange], None]) -> None:
         if isinstance(self._inner, HasClusters):
-            self._inner.on_cluster_changed = told
+            self._inner.on_cluster_changed = handle
 
     def features(self, prompt: Prompt) -> Features:
         """The other learner's, without an embedding: that comes later."""

@@ -11,7 +11,7 @@ from online_learning.length_learner import Features
 
 
 class FeatureSlots:
-    """Gives each feature name a slot of a vector, for good, and fills the slots of missing features with their means.
+    """Gives each feature name a permanent slot of a vector, and fills the slots of missing features with their means.
 
     Names get slots in the order in which they are learnt; those of one sample are sorted first, so that the order of
     a dictionary changes nothing. Fails where there are more names than slots: the names that come later are ignored.

@@ -69,7 +69,7 @@ def posterior_hazard(
 def vague_hazard(lengths: IntArray) -> FloatArray:
     """The hazard before any answer was seen: log-logistic with median 200 tokens and shape 1.5.
 
-    Broad and heavy-tailed: a young system must not think that it knows.
+    Broad and heavy-tailed: a young system must not be sure.
     """
     edges = np.concatenate(([0.0], lengths.astype(np.float64)))
     survival = 1.0 / (1.0 + (edges / 200.0) ** 1.5)

@@ -97,7 +97,7 @@ class LengthSketch:
         self.evidence += answers
 
     def absorb(self, other: LengthSketch) -> None:
-        """Take over all that another sketch knew, as if its answers had come before; what tells drifts is kept."""
+        """Take over all that another sketch knew, as if its answers had come before; the drift test goes on as it was."""
         self.events += other.events
         self.exposure += other.exposure
         self.evidence += other.evidence

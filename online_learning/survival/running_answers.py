@@ -1,6 +1,6 @@
-"""Answers that still run, as evidence: each has outlived what it has reached, and says so until it ends.
+"""Answers that still run, as evidence: each has outlived the length that it has reached.
 
-A learner that hears of answers only when they end hears of the short ones first, and predicts all answers short until
+A learner that is taught answers only when they end is taught the short ones first, and predicts all answers short until
 the long ones are through. What the running ones have outlived makes up for that. It is never taught: it stands beside
 what was learnt, follows the answers as they grow, and is withdrawn when they end, so that nothing counts twice.
 """
@@ -149,8 +149,8 @@ class RunningAnswers:
             if scope is not None:
                 scope.now[: standing.bins] = np.maximum(scope.now[: standing.bins] - 1.0, 0.0)
 
-    def learnt(self, model: str, cluster: int | None) -> None:
-        """Average what runs over the answers learnt; to be told of each, before the answer itself is withdrawn."""
+    def record_answer(self, model: str, cluster: int | None) -> None:
+        """Average what runs over the answers learnt; to be called for each, before the answer itself is withdrawn."""
         settings = self._settings
         memories = (settings.model_memory_answers, settings.cluster_memory_answers)
         for name, memory in zip(self._names(Standing(model, cluster, 0)), memories, strict=True):
@@ -158,7 +158,7 @@ class RunningAnswers:
             if scope is not None:
                 scope.before += (scope.now - scope.before) / memory
 
-    def notice(self, model: str, learnt: float) -> None:
+    def observe_evidence(self, model: str, learnt: float) -> None:
         """Look whether the learner forgot a part of what it knew of a model: then what was learnt begins now."""
         scope = self._scopes.get(_everything(model))
         if scope is not None:
@@ -166,7 +166,7 @@ class RunningAnswers:
                 scope.before = scope.now.copy()
             scope.learnt = learnt
 
-    def forgot(self, model: str, cluster: int) -> None:
+    def record_drift(self, model: str, cluster: int) -> None:
         """The learner forgot a part of what it knew of a cluster: what it learnt begins now."""
         scope = self._scopes.get(_name(model, self.cluster_of(cluster)))
         if scope is not None:

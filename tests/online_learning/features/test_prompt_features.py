@@ -54,7 +54,7 @@ def test_features_are_normalised_whatever_the_prompt(tokens: list[int], max_toke
     assert float(np.abs(vector[TEXT_DIMENSIONS:DIMENSIONS]).max()) < 4.0
 
 
-def test_prompts_that_share_words_are_nearer_than_strangers() -> None:
+def test_prompts_that_share_words_are_nearer_than_unrelated_ones() -> None:
     """Two thirds of the words shared: cosine well above that of unrelated prompts."""
     generator = np.random.default_rng(0)
     words = generator.integers(0, 100_000, size=(200, 60))

@@ -46,7 +46,7 @@ class Stream:
         self.told[number] = bins
 
     def _end(self, number: int, length: int, cluster: int) -> None:
-        self.unfinished.learnt("m", cluster)
+        self.unfinished.record_answer("m", cluster)
         self.unfinished.withdraw(self.standing.pop(number, None))
         self.events, self.exposure, self.as_it_came = (
             counts * self.keep for counts in (self.events, self.exposure, self.as_it_came)

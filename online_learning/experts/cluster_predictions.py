@@ -1,0 +1,80 @@
+"""One model's length distributions, a sketch for each cluster, and how far they are shrunk to the model's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from online_learning.clustering.clusters import Neighbourhood
+from online_learning.distribution import FloatArray, IntArray
+from online_learning.length_learner import Observation
+from online_learning.survival.hazard import posterior_hazard, survival_from_hazard
+from online_learning.survival.length_sketch import LengthSketch, SketchSettings
+from online_learning.survival.model_prior import Prior
+from online_learning.survival.shrinkage import Shrinkage
+
+_INHERITED_ANSWERS = 10.0
+"""Weight of what a split cluster knew from before its recent answers, in each half."""
+
+
+class PooledCounts(msgspec.Struct, frozen=True, eq=False):
+    """Counts of a neighbourhood, weighted by nearness."""
+
+    events: FloatArray
+    exposure: FloatArray
+    evidence: float
+
+
+class ClusterPredictions:
+    """One model's sketches, one for each slot, with their counts, and how far they are shrunk.
+
+    Args:
+        lengths: right edges of the bins in tokens, shape (bins,).
+        slots: number of clusters that there may be at a time.
+        settings: of each sketch.
+    """
+
+    def __init__(self, lengths: IntArray, slots: int, settings: SketchSettings) -> None:
+        self.counts: FloatArray = np.zeros((slots, 2, lengths.size))
+        """Events and exposure by slot, shape (slots, 2, bins); the sketches count in it."""
+        self.shrinkage = Shrinkage()
+        self.prior: Prior | None = None
+        """The model's distribution when it last taught."""
+        self._lengths = lengths
+        self._settings = settings
+        self.sketches = [LengthSketch(lengths, settings, rows) for rows in self.counts]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Let the sketches of a copy count in the copy's array."""
+        self.__dict__.update(state)
+        for sketch, rows in zip(self.sketches, self.counts, strict=True):
+            sketch.events, sketch.exposure = rows
+
+    def clear(self, slot: int) -> LengthSketch:
+        """Start a slot with an empty sketch, which is returned."""
+        self.counts[slot] = 0.0
+        self.sketches[slot] = LengthSketch(self._lengths, self._settings, self.counts[slot])
+        return self.sketches[slot]
+
+    def pool(self, near: Neighbourhood) -> PooledCounts:
+        """The counts of a neighbourhood."""
+        _, kinds, bins = self.counts.shape
+        events, exposure = (near.weights @ self.counts[near.slots].reshape(-1, kinds * bins)).reshape(kinds, bins)
+        evidences = [self.sketches[slot].evidence for slot in near.slots]
+        return PooledCounts(events, exposure, float(near.weights @ np.array(evidences)))
+
+    def divide(self, slot: int, new: int, halves: list[list[Observation]]) -> None:
+        """Give each half of a cluster its recent answers, and a little of what the whole knew from before."""
+        whole = self.counts[slot].copy()
+        evidence = self.sketches[slot].evidence
+        for half, answers in zip((slot, new), halves, strict=True):
+            sketch = self.clear(half)
+            sketch.inherit(whole, evidence, min(_INHERITED_ANSWERS, evidence))
+            sketch.recall(answers)
+
+    def candidates(self, pooled: PooledCounts, prior: Prior) -> FloatArray:
+        """Survival under each strength of shrinkage, one row each, shape (strengths, bins)."""
+        strength = self.shrinkage.strengths[:, None] * prior.survival
+        return survival_from_hazard(posterior_hazard(pooled.events, pooled.exposure, prior.hazard, strength))
