@@ -163,7 +163,7 @@ class Plugin:
         self._now_s = now_s
         self._groups = max(1, len(scheduler.kv_cache_config.kv_cache_groups))
         self.agent = Agent(hello=self._hello(engine_id), link=link, make_ordering=make_ordering)
-        self._lives = RequestTracker(self.agent)
+        self._tracker = RequestTracker(self.agent)
         self._control = SchedulerControl(scheduler)
         self._plan: Plan[Request] | None = None
         self._hook_s = 0.0
@@ -188,7 +188,7 @@ class Plugin:
     def after_add(self, request: Request) -> None:
         """The engine has queued a request."""
         if request.request_id in self._scheduler.requests:
-            self._lives.begin(request)
+            self._tracker.begin(request)
 
     @_border
     def before_schedule(self) -> None:
@@ -197,7 +197,7 @@ class Plugin:
         self.agent.poll(now_s)
         self._log_mode(now_s)
         self._plan = self._control.steer(
-            self.agent, self._lives.request_ids, now_s=now_s, free_blocks=self._admissible_blocks()
+            self.agent, self._tracker.request_ids, now_s=now_s, free_blocks=self._admissible_blocks()
         )
 
     @_border
@@ -205,13 +205,13 @@ class Plugin:
         """The engine has scheduled a step."""
         now_s = self._now_s()
         self._scheduled.append((output, now_s))
-        self._lives.schedule(output, now_s)
+        self._tracker.schedule(output, now_s)
         self._report(now_s)
 
     @_border
     def after_update(self, output: SchedulerOutput, outputs: dict[int, EngineCoreOutputs], now_s: float) -> None:
         """The engine has taken over the tokens of a step that ended at ``now_s``."""
-        self._lives.emit(chain.from_iterable(client.outputs for client in outputs.values()), now_s)
+        self._tracker.emit(chain.from_iterable(client.outputs for client in outputs.values()), now_s)
         self._count_step(output, now_s)
         self._tell_if_idle(now_s)
 
@@ -220,14 +220,14 @@ class Plugin:
         """The engine has ended requests on a word from outside."""
         now_s = self._now_s()
         for request in requests:
-            self._lives.end(request, now_s)
+            self._tracker.end(request, now_s)
         self._tell_if_idle(now_s)
 
     @_border
     def after_preemption(self, request: Request, lost_tokens: int) -> None:
         """The engine has taken a running request's blocks, with so many computed tokens in them."""
         cause: PreemptionCause = "policy" if self._control.pushing_out else "memory"
-        self._lives.preempt(request, lost_tokens, cause, self._now_s())
+        self._tracker.preempt(request, lost_tokens, cause, self._now_s())
 
     @_border
     def close(self) -> None:
@@ -263,7 +263,7 @@ class Plugin:
             self._plan = None
             self._control.give_back()
             self.agent.failed(now_s, error)
-            self._lives.end_finished(now_s)
+            self._tracker.end_finished(now_s)
         except Exception:
             self.alive = False
             log.exception("SageSched failed beyond repair: vLLM serves in its own order and nothing is reported")

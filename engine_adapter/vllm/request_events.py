@@ -1,4 +1,4 @@
-"""From vLLM's requests and step outputs to the facts of their lives.
+"""From vLLM's requests and step outputs to facts for the controller.
 
 Nothing here changes the engine; `SageScheduler` calls it when something has happened.
 A request's secret of the virtual GPU, its true length, passes by in ``extra_args`` and is never read.
@@ -49,54 +49,54 @@ class _TrackedRequest:
 
 
 class RequestTracker:
-    """Follows every generating request from its arrival to its end and tells the agent.
+    """Follows every generating request from its arrival to its end and reports it to the agent.
 
     Pooling requests generate nothing and are not followed.
-    A streaming-input session is one life, from its first chunk of input to its end.
+    A streaming-input session is one request, from its first chunk of input to its end.
     """
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
-        self._lives: dict[str, _TrackedRequest] = {}
+        self._tracked: dict[str, _TrackedRequest] = {}
         self._preempted: set[str] = set()
 
     @property
     def request_ids(self) -> AbstractSet[str]:
-        """Those whose life is under way."""
-        return self._lives.keys()
+        """Requests that are followed and have not ended."""
+        return self._tracked.keys()
 
     def begin(self, request: Request) -> None:
         """A request was added to the engine; a further chunk of a known session changes nothing."""
-        if request.sampling_params is None or request.request_id in self._lives:
+        if request.sampling_params is None or request.request_id in self._tracked:
             return
         self._agent.arrived(arrived(request))
-        self._lives[request.request_id] = _TrackedRequest(request)
+        self._tracked[request.request_id] = _TrackedRequest(request)
 
     def schedule(self, output: SchedulerOutput, now_s: float) -> None:
         """A step was scheduled: ``output`` is vLLM's ``SchedulerOutput``."""
         for new in output.scheduled_new_reqs:
-            life = self._lives.get(new.req_id)
-            if life is not None and life.scheduled_s is None:
-                life.scheduled_s = now_s
-                life.cached_prompt_tokens = new.num_computed_tokens
+            tracked = self._tracked.get(new.req_id)
+            if tracked is not None and tracked.scheduled_s is None:
+                tracked.scheduled_s = now_s
+                tracked.cached_prompt_tokens = new.num_computed_tokens
         if self._preempted:
             self._resume(output.num_scheduled_tokens)
 
     def preempt(self, request: Request, lost_tokens: int, cause: PreemptionCause, now_s: float) -> None:
-        """A running request lost its blocks, with so many computed tokens in them."""
-        life = self._lives.get(request.request_id)
-        if life is None:
+        """A running request lost its blocks, which held ``lost_tokens`` computed tokens."""
+        tracked = self._tracked.get(request.request_id)
+        if tracked is None:
             return
-        life.preemptions += 1
-        life.recomputed_tokens += lost_tokens
-        life.lost_tokens = lost_tokens
+        tracked.preemptions += 1
+        tracked.recomputed_tokens += lost_tokens
+        tracked.lost_tokens = lost_tokens
         self._preempted.add(request.request_id)
         self._agent.preempted(
             Preempted(
                 request_id=request.request_id,
                 time_s=now_s,
                 lost_tokens=lost_tokens,
-                attained_tokens=life.output_tokens,
+                attained_tokens=tracked.output_tokens,
                 cause=cause,
             )
         )
@@ -104,23 +104,23 @@ class RequestTracker:
     def emit(self, outputs: Iterable[EngineCoreOutput], now_s: float) -> None:
         """A step's output: ``outputs`` are vLLM's ``EngineCoreOutput`` of those requests that emitted something."""
         agent = self._agent
-        lives = self._lives
+        tracked_requests = self._tracked
         for output in outputs:
-            life = lives.get(output.request_id)
-            if life is None:
+            tracked = tracked_requests.get(output.request_id)
+            if tracked is None:
                 continue
             if output.new_token_ids:
-                life.output_tokens += len(output.new_token_ids)
-                agent.attained(output.request_id, life.output_tokens)
-                if life.first_token_s is None:
-                    self._first_token(life, now_s)
-            if output.finish_reason is not None and life.request.is_finished():
-                self.end(life.request, now_s)
+                tracked.output_tokens += len(output.new_token_ids)
+                agent.attained(output.request_id, tracked.output_tokens)
+                if tracked.first_token_s is None:
+                    self._first_token(tracked, now_s)
+            if output.finish_reason is not None and tracked.request.is_finished():
+                self.end(tracked.request, now_s)
 
     def end(self, request: Request, now_s: float) -> None:
         """A request has finished, with its final status set."""
-        life = self._lives.pop(request.request_id, None)
-        if life is None:
+        tracked = self._tracked.pop(request.request_id, None)
+        if tracked is None:
             return
         self._preempted.discard(request.request_id)
         self._agent.finished(
@@ -130,29 +130,29 @@ class RequestTracker:
                 reason=_reason(request),
                 arrival_s=request.arrival_time,
                 prompt_tokens=request.num_prompt_tokens,
-                output_tokens=max(life.output_tokens, request.num_output_tokens),
+                output_tokens=max(tracked.output_tokens, request.num_output_tokens),
                 max_tokens=request.max_tokens,
-                cached_prompt_tokens=life.cached_prompt_tokens,
-                preemptions=life.preemptions,
-                recomputed_tokens=life.recomputed_tokens,
-                scheduled_s=life.scheduled_s,
-                first_token_s=life.first_token_s,
+                cached_prompt_tokens=tracked.cached_prompt_tokens,
+                preemptions=tracked.preemptions,
+                recomputed_tokens=tracked.recomputed_tokens,
+                scheduled_s=tracked.scheduled_s,
+                first_token_s=tracked.first_token_s,
             )
         )
 
     def end_finished(self, now_s: float) -> None:
         """End what has finished without our noticing, as after an error."""
-        for life in [life for life in self._lives.values() if life.request.is_finished()]:
-            self.end(life.request, now_s)
+        for tracked in [tracked for tracked in self._tracked.values() if tracked.request.is_finished()]:
+            self.end(tracked.request, now_s)
 
-    def _first_token(self, life: _TrackedRequest, now_s: float) -> None:
-        life.first_token_s = now_s
+    def _first_token(self, tracked: _TrackedRequest, now_s: float) -> None:
+        tracked.first_token_s = now_s
         self._agent.first_token(
             FirstToken(
-                request_id=life.request.request_id,
+                request_id=tracked.request.request_id,
                 time_s=now_s,
-                scheduled_s=now_s if life.scheduled_s is None else life.scheduled_s,
-                cached_prompt_tokens=life.cached_prompt_tokens,
+                scheduled_s=now_s if tracked.scheduled_s is None else tracked.scheduled_s,
+                cached_prompt_tokens=tracked.cached_prompt_tokens,
             )
         )
 
@@ -160,11 +160,11 @@ class RequestTracker:
         """Take off what a preempted request, back in a step, found again in the prefix cache."""
         for request_id in [request_id for request_id in self._preempted if request_id in scheduled_tokens]:
             self._preempted.discard(request_id)
-            life = self._lives[request_id]
-            found_tokens = life.request.num_computed_tokens - scheduled_tokens[request_id]
-            spared_tokens = min(found_tokens, life.lost_tokens)
-            life.recomputed_tokens -= spared_tokens
-            self._agent.resumed(life.lost_tokens - spared_tokens)
+            tracked = self._tracked[request_id]
+            found_tokens = tracked.request.num_computed_tokens - scheduled_tokens[request_id]
+            spared_tokens = min(found_tokens, tracked.lost_tokens)
+            tracked.recomputed_tokens -= spared_tokens
+            self._agent.resumed(tracked.lost_tokens - spared_tokens)
 
 
 def arrived(request: Request) -> Arrived:

@@ -7,15 +7,15 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from controller.api.client import ApiClient
+from controller.benchmark.system.controller_process import start_controller
 from controller.policy.policies import Objective
-from engine_adapter.serving.processes import Child, Children, free_port
+from engine_adapter.serving.processes import Child, Children
 from engine_adapter.serving.vllm_bench_client import trace_lines, write_trace
 from engine_adapter.serving.vllm_server import MODEL_NAME, VllmServer
 from engine_adapter.virtual_time.engine import TraceRequest
@@ -23,7 +23,6 @@ from engine_adapter.virtual_time.profiles import Profile
 from engine_adapter.workloads.token_ids import VOCABULARY_SIZE
 from store.errors import EngineError
 
-READY_S = 60.0
 POLL_S = 0.5
 TABLES_SHARE = 0.8
 """Requests of which the engine must have used a table, for the run to count as ours."""
@@ -109,26 +108,21 @@ def serve_live(serving: LiveServing, stage: Stage, *, with_us: bool, progress: C
         log_path=stage.folder / f"vllm-{name}.log",
     )
     with Children(stage.folder) as children:
-        api = _start_controller(serving, stage, children, endpoint) if with_us else None
+        api = None
+        if with_us:
+            _, api = start_controller(
+                children,
+                store=stage.store,
+                endpoint=endpoint,
+                clock=stage.clock,
+                pause=stage.pause,
+                flags=("--objective", serving.objective),
+            )
         with server:
             result = _send_load(serving, stage, children, server, name, progress)
             tables_applied = _tables_applied(api, len(serving.requests)) if api else 0
         device = json.loads(report.read_text(encoding="utf-8"))
     return _run(serving, result, device, tables_applied)
-
-
-def _start_controller(serving: LiveServing, stage: Stage, children: Children, endpoint: str) -> ApiClient:
-    port = free_port(0)
-    command = [
-        *(sys.executable, "-m", "controller", "serve", "--mode", "on", "--objective", serving.objective),
-        *("--store", str(stage.store), "--endpoint", endpoint, "--port", str(port)),
-    ]
-    controller = children.start("controller", command, environment={"OMP_NUM_THREADS": "1"})
-    api = ApiClient(f"http://127.0.0.1:{port}")
-    children.await_ready(
-        controller, partial(api.answers, "/api/state"), timeout_s=READY_S, clock=stage.clock, pause=stage.pause
-    )
-    return api
 
 
 def _send_load(  # noqa: PLR0917 - what is sent, whence, whither, and who looks on

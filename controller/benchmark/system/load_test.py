@@ -13,21 +13,20 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from controller.api.client import ApiClient
+from controller.benchmark.system.controller_process import start_controller
 from controller.benchmark.system.process_samples import Sample, Watcher, sample_process
 from engine_adapter.serving.latency_histogram import Latencies
-from engine_adapter.serving.processes import Child, Children, free_port
+from engine_adapter.serving.processes import Child, Children
 from store.errors import ConfigError, EngineError
 
 Clock: TypeAlias = Callable[[], float]
 Pause: TypeAlias = Callable[[float], object]
 Progress: TypeAlias = Callable[[int], None]
 
-READY_S = 60.0
 CONNECT_S = 4.0
 """Between the start of the fleets and the first request: Python takes its time to start."""
 
@@ -168,7 +167,14 @@ def run_load_test(spec: LoadSpec, *, folder: Path, clock: Clock, pause: Pause, p
     ``progress`` receives how many of ``spec.windows`` are over.
     """
     with Children(folder) as children:
-        controller, api = _start_controller(spec, folder, children, clock=clock, pause=pause)
+        controller, api = start_controller(
+            children,
+            store=folder / "history",
+            endpoint=_endpoint(folder),
+            clock=clock,
+            pause=pause,
+            environment={"SAGESCHED_STORE__RETENTION_GB": str(spec.retention_gb)},
+        )
         start_s = clock() + CONNECT_S
         fleets = [_start_fleet(spec, number, folder, children, start_s) for number in range(spec.fleets)]
         with _watcher(spec, api) as watcher:
@@ -180,21 +186,6 @@ def run_load_test(spec: LoadSpec, *, folder: Path, clock: Clock, pause: Pause, p
 
 
 # --- the processes --------------------------------------------------------------------------------
-
-
-def _start_controller(
-    spec: LoadSpec, folder: Path, children: Children, *, clock: Clock, pause: Pause
-) -> tuple[Child, ApiClient]:
-    port = free_port(0)
-    command = [
-        *(sys.executable, "-m", "controller", "serve", "--mode", "on", "--store", str(folder / "history")),
-        *("--endpoint", _endpoint(folder), "--port", str(port)),
-    ]
-    environment = {"OMP_NUM_THREADS": "1", "SAGESCHED_STORE__RETENTION_GB": str(spec.retention_gb)}
-    child = children.start("controller", command, environment=environment)
-    api = ApiClient(f"http://127.0.0.1:{port}")
-    children.await_ready(child, partial(api.answers, "/healthz"), timeout_s=READY_S, clock=clock, pause=pause)
-    return child, api
 
 
 def _start_fleet(spec: LoadSpec, number: int, folder: Path, children: Children, start_s: float) -> Child | None:

@@ -1,0 +1,38 @@
+"""A controller of its own for a measurement: a child process and a client of its API."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+from controller.api.client import ApiClient
+from engine_adapter.serving.processes import Child, Children, free_port
+
+READY_S = 60.0
+
+
+def start_controller(
+    children: Children,
+    *,
+    store: Path,
+    endpoint: str,
+    clock: Callable[[], float],
+    pause: Callable[[float], object],
+    flags: tuple[str, ...] = (),
+    environment: Mapping[str, str] | None = None,
+) -> tuple[Child, ApiClient]:
+    """Start a controller in mode on and wait until its API answers; raises `EngineError` when it does not.
+
+    ``flags`` and ``environment`` are added to those of ``serve``.
+    """
+    port = free_port(0)
+    command = [
+        *(sys.executable, "-m", "controller", "serve", "--mode", "on", *flags),
+        *("--store", str(store), "--endpoint", endpoint, "--port", str(port)),
+    ]
+    controller = children.start("controller", command, environment={"OMP_NUM_THREADS": "1", **(environment or {})})
+    api = ApiClient(f"http://127.0.0.1:{port}")
+    children.await_ready(controller, partial(api.answers, "/api/state"), timeout_s=READY_S, clock=clock, pause=pause)
+    return controller, api
