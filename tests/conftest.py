@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import hypothesis
@@ -13,7 +14,6 @@ import pytest
 
 from controller.core.in_process import IN_PROCESS, InProcessController
 from controller.explain.lookup import recorded_timeline
-from controller.monitoring.live_state import Live
 from controller.policy.policies import policy_named
 from engine_adapter.agent.agent import AgentLimits
 from engine_adapter.virtual_time.engine import CompletedRequest, Step, TraceRequest, serve
@@ -22,7 +22,7 @@ from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
 from online_learning.evaluation.global_learner import GlobalLearner
 from store.entries import Entry
 from store.history.writer import HistoryWriter
-from store.reading.request_timeline import RequestTimeline
+from store.http_api import RequestTimeline
 from store.records import Arrived, Mode, Snapshot
 
 # How long an example takes is the machine's affair: a test fails for what it finds.
@@ -55,20 +55,22 @@ REQUESTS = 150
 
 @dataclass(frozen=True)
 class SmallRun:
-    """A run, by what the engine knows, what the history has and what the controller remembers."""
+    """A run, by what the engine knows and by what the history has."""
 
     lives: dict[str, CompletedRequest]
     store: Path
-    live: Live
-    end_s: float
+    entries: list[Entry]
+    """All that the controller had to record."""
 
     def recorded(self, request_id: str) -> RequestTimeline:
-        return recorded_timeline(self.store, request_id)
+        return _recorded(self.store, request_id)
 
-    def remembered(self, request_id: str) -> RequestTimeline:
-        life = self.live.lives.timeline(request_id, self.live.snapshots(0.0), self.end_s)
-        assert life is not None
-        return life
+    @property
+    def snapshots(self) -> list[Snapshot]:
+        return [entry.record for entry in self.entries if isinstance(entry.record, Snapshot)]
+
+
+_recorded = cache(recorded_timeline)
 
 
 def _requests(start_s: float, seed: int) -> list[TraceRequest]:
@@ -130,7 +132,6 @@ def _serve_small(
         now_s=start_s,
         on_entries=entries.extend,
     )
-    live = Live()
 
     def switch_mode(_step: Step) -> None:
         if switch is not None and engine.now_s >= start_s + switch[0]:
@@ -143,13 +144,9 @@ def _serve_small(
     engine.host_s = host_s
     totals = serve(engine, _requests(start_s, seed), on_step=switch_mode)
     assert totals.preemptions > 0, "the run must have something to tell"
-    for entry in entries:
-        live.lives.take(entry)
-        if isinstance(entry.record, Snapshot):
-            live.take_snapshot(entry.engine_id, entry.record)
     with HistoryWriter(path) as writer:
         writer.append([entry for entry in entries if _told_s(entry) <= known_until_s])
-    return SmallRun({life.request_id: life for life in totals.lives}, path, live, engine.now_s)
+    return SmallRun({life.request_id: life for life in totals.lives}, path, entries)
 
 
 @pytest.fixture(scope="session")

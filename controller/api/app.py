@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-import msgspec
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
@@ -25,8 +24,9 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from controller.api.answers import StructApi
 from controller.api.commands import Commands, SetMode
 from controller.api.docs import add_docs
-from controller.api.json_views import engine_view, finished_row, learner_view, snapshot_row
+from controller.api.json_views import engine_view, learner_view
 from controller.api.limits import BoundedRequests, Bounds
+from controller.api.recent import add_recent, reading_history
 from controller.api.route import add_route
 from controller.config import is_loopback
 from controller.explain.explanation import explain
@@ -35,18 +35,20 @@ from controller.monitoring.health import Health
 from controller.monitoring.live_state import Live, LiveSnapshot, queue_rows
 from controller.monitoring.metrics import Metrics
 from controller.replay.gain_watcher import GainWatch
+from store.history.recent_rows import RecentRows
 from store.http_api import (
     ControllerView,
     DoctorView,
+    ExplainView,
     GainView,
     HealthView,
     LivenessView,
     ModeView,
     QueueView,
     ReadinessView,
+    RequestTimeline,
     StateView,
 )
-from store.reading.request_timeline import RequestTimeline
 
 ANSWER_S = 3.0
 """How long a caller waits for the control loop to carry out a command."""
@@ -63,6 +65,8 @@ class ApiSources:
     commands: Commands
     gain: GainWatch
     explainer: Explainer
+    rows: RecentRows
+    """The history with what its writer has not sealed yet."""
     health: Health
     clock: Callable[[], float]
     controller_id: str
@@ -123,6 +127,7 @@ def build_api(sources: ApiSources) -> FastAPI:
     _add_metrics(api, sources, guard)
     _add_live(api, sources, guard)
     _add_requests(api, sources, guard)
+    add_recent(api, sources.rows, sources.clock, guard)
     _add_health(api, sources, guard)
     _add_mode(api, sources, guard)
     add_route(api, sources.live, sources.commands, sources.clock, guard)
@@ -205,15 +210,6 @@ def _add_live(api: FastAPI, sources: ApiSources, guard: Any) -> None:
         live_snapshot = _live_snapshot(sources)
         return QueueView(time_s=live_snapshot.time_s, rows=queue_rows(live_snapshot, engine_id=engine_id, limit=limit))
 
-    @api.get("/api/recent", tags=["live"], dependencies=[guard])
-    def recent(seconds: Annotated[float, Query(gt=0, le=86_400)] = 600.0) -> dict[str, Any]:
-        """Snapshots and finished requests of the last seconds, oldest first."""
-        since_s = sources.clock() - seconds
-        return {
-            "snapshots": [snapshot_row(*entry) for entry in sources.live.snapshots(since_s)],
-            "finished": [finished_row(view) for view in sources.live.finished(since_s)],
-        }
-
     @api.get("/api/gain", tags=["live"], dependencies=[guard])
     def gain() -> GainView:
         """What the last requests took, and what they would have taken first come, first served."""
@@ -234,27 +230,24 @@ def _add_health(api: FastAPI, sources: ApiSources, guard: Any) -> None:
 
 def _add_requests(api: FastAPI, sources: ApiSources, guard: Any) -> None:
     @api.get("/api/requests/{request_id:path}", tags=["requests"], dependencies=[guard])
-    def facts(request_id: str) -> Response:
-        """All recorded facts of one request's life, from the last minutes and from history."""
-        return _json(_life(sources, request_id))
+    def facts(request_id: str) -> RequestTimeline:
+        """All recorded facts of one request."""
+        return _timeline(sources, request_id)
 
     @api.get("/api/explain/{request_id:path}", tags=["requests"], dependencies=[guard])
-    def explanation(request_id: str) -> Response:
+    def explanation(request_id: str) -> ExplainView:
         """Why a request ran when it did, in sentences, with the facts that they are made of."""
-        life = _life(sources, request_id)
-        return _json({"explanation": explain(life), "facts": life})
+        timeline = _timeline(sources, request_id)
+        return ExplainView(timeline, explain(timeline))
 
 
-def _life(sources: ApiSources, request_id: str) -> RequestTimeline:
-    life = sources.explainer.timeline(request_id)
-    if life is None:
-        error, remedy = unknown(request_id, "the last minutes and the history")
+def _timeline(sources: ApiSources, request_id: str) -> RequestTimeline:
+    with reading_history():
+        timeline = sources.explainer.timeline(request_id)
+    if timeline is None:
+        error, remedy = unknown(request_id, "the history")
         raise HTTPException(status_code=404, detail={"error": error, "remedy": remedy})
-    return life
-
-
-def _json(answer: object) -> Response:
-    return Response(msgspec.json.encode(answer), media_type="application/json")
+    return timeline
 
 
 def _add_mode(api: FastAPI, sources: ApiSources, guard: Any) -> None:

@@ -3,33 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
 
 from msgspec import structs
 
-from controller.monitoring.live_state import EngineView, FinishedView, LiveSnapshot
+from controller.monitoring.live_state import EngineView, LiveSnapshot
 from online_learning.calibration.calibration import Measurement
 from store import http_api
-from store.records import Snapshot
-
-SNAPSHOT_COLUMNS = (
-    "time_s",
-    "waiting",
-    "running",
-    "kv_blocks_used",
-    "kv_blocks",
-    "reserved_blocks",
-    "admission_limit",
-    "mode",
-    "fallback",
-    "prefill_tokens",
-    "decode_tokens",
-    "step_s",
-    "steps",
-    "preemptions",
-    "recomputed_tokens",
-    "overdue",
-)
 
 
 def learner_view(live_snapshot: LiveSnapshot) -> http_api.LearnerView:
@@ -83,32 +62,3 @@ def engine_view(engine: EngineView) -> http_api.EngineView:
         tables_sent=engine.tables_sent,
         snapshot=structs.replace(snapshot, running_requests=(), queue=()) if snapshot else None,
     )
-
-
-def snapshot_row(engine_id: str, snapshot: Snapshot) -> dict[str, Any]:
-    """One row of the engine's recent past."""
-    return {"engine_id": engine_id} | {column: getattr(snapshot, column) for column in SNAPSHOT_COLUMNS}
-
-
-def finished_row(view: FinishedView) -> dict[str, Any]:
-    """One finished request with what had been predicted of it."""
-    fact = view.finished
-    return {
-        "request_id": fact.request_id,
-        "engine_id": view.engine_id,
-        "time_s": fact.time_s,
-        "ttft_s": None if fact.first_token_s is None else fact.first_token_s - fact.arrival_s,
-        "ttlt_s": fact.time_s - fact.arrival_s,
-        "output_tokens": fact.output_tokens,
-        "reason": fact.reason,
-        "prompt_tokens": fact.prompt_tokens,
-        "max_tokens": fact.max_tokens,
-        "queue_s": None if fact.scheduled_s is None else fact.scheduled_s - fact.arrival_s,
-        "priority": view.priority,
-        "tenant": view.tenant,
-        "cluster": view.cluster,
-        "p10_tokens": view.quantile_tokens(0.1),
-        "p50_tokens": view.quantile_tokens(0.5),
-        "p90_tokens": view.quantile_tokens(0.9),
-        "pit": view.pit,
-    }

@@ -10,17 +10,10 @@ import msgspec
 
 from controller.api.client import ApiClient
 from controller.config import Config
-from controller.explain.explanation import Explanation, explain
+from controller.explain.explanation import explain
 from controller.explain.lookup import recorded_timeline
 from store.errors import SageError
-from store.reading.request_timeline import RequestTimeline
-
-
-class Answer(msgspec.Struct, frozen=True):
-    """What ``/api/explain`` says; written the same way by ``--json``."""
-
-    explanation: Explanation
-    facts: RequestTimeline
+from store.http_api import ExplainView
 
 
 def run_explain(request_id: str, config: Config, *, api: str | None, store: Path | None, as_json: bool) -> None:
@@ -32,11 +25,12 @@ def run_explain(request_id: str, config: Config, *, api: str | None, store: Path
     if as_json:
         sys.stdout.write(msgspec.json.encode(answer).decode() + "\n")
         return
-    sys.stdout.write(f"Request {answer.explanation.request_id} ({answer.explanation.state})\n")
-    sys.stdout.writelines(f"- {sentence.text}\n" for sentence in answer.explanation.sentences)
+    explanation = answer.explanation or explain(answer.facts)
+    sys.stdout.write(f"Request {explanation.request_id} ({explanation.state})\n")
+    sys.stdout.writelines(f"- {sentence.text}\n" for sentence in explanation.sentences)
 
 
-def _answer(request_id: str, config: Config, api: str | None, store: Path | None) -> Answer:
+def _answer(request_id: str, config: Config, api: str | None, store: Path | None) -> ExplainView:
     if store is not None and api is None:
         return _from_history(request_id, store)
     try:
@@ -47,17 +41,17 @@ def _answer(request_id: str, config: Config, api: str | None, store: Path | None
     return _from_history(request_id, config.store.path)
 
 
-def _from_controller(request_id: str, config: Config, api: str | None) -> Answer:
+def _from_controller(request_id: str, config: Config, api: str | None) -> ExplainView:
     token = config.http.token.get_secret_value() if config.http.token else None
     client = ApiClient(api or f"http://127.0.0.1:{config.http.port}", token=token)
     try:
-        return msgspec.convert(client.get(f"/api/explain/{quote(request_id, safe='')}"), Answer)
+        return msgspec.convert(client.get(f"/api/explain/{quote(request_id, safe='')}"), ExplainView)
     except msgspec.ValidationError as error:
         raise SageError(f"{client.base_url} answers in another way ({error}): run the same release as it") from None
     finally:
         client.close()
 
 
-def _from_history(request_id: str, store: Path) -> Answer:
+def _from_history(request_id: str, store: Path) -> ExplainView:
     timeline = recorded_timeline(store, request_id)
-    return Answer(explain(timeline), timeline)
+    return ExplainView(timeline, explain(timeline))

@@ -6,42 +6,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, TypeAlias
-
-import msgspec
 
 from controller.explain import queue_sentences
 from controller.explain.formatting import clock, count, listed
-from controller.explain.wait_causes import Overtaker, Wait, first_wait_s, overtakers, waits
+from controller.explain.wait_causes import first_wait_s, overtakers, waits
 from store.formatting import percent, span
-from store.reading.request_timeline import Predicted, RequestTimeline, State
-
-Topic: TypeAlias = Literal["arrival", "prediction", "index", "queue", "wait", "preemptions", "mode", "end", "outcome"]
+from store.http_api import Explanation, Predicted, RequestTimeline, Sentence, Topic
 
 WEIGHTS_NAMED = 4
 """Experts that are named with their weights."""
-
-
-class Sentence(msgspec.Struct, frozen=True, kw_only=True):
-    """One statement, and what it is about."""
-
-    about: Topic
-    text: str
-
-
-class Explanation(msgspec.Struct, frozen=True, kw_only=True):
-    """A request explained."""
-
-    request_id: str
-    engine_id: str
-    session_id: str
-    state: State
-    known_until_s: float
-    sentences: tuple[Sentence, ...]
-    overtakers: tuple[Overtaker, ...]
-    """Requests that arrived later and were served first."""
-    waits: tuple[Wait, ...]
-    """The wait for the first place, by causes."""
 
 
 def explain(timeline: RequestTimeline) -> Explanation:

@@ -1,41 +1,47 @@
-"""Where the facts about a request come from: the last minutes in memory and the history, joined.
-
-Reading the history takes a core for a moment, so one reader at a time is let in, with one thread and little memory.
-"""
+"""Where the facts about a request come from: the history, with what its writer has not sealed yet where this runs beside it."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import duckdb
 
-from controller.monitoring.live_state import Live
 from store.errors import BadInputError, StoreError
 from store.history.reader import open_history
-from store.reading.request_timeline import RequestTimeline, joined, read_timeline
+from store.history.recent_rows import RecentRows
+from store.http_api import RequestTimeline
+from store.reading.request_timeline import TABLES, read_timeline
 
-READER_MEMORY = "512MB"
+RECENT_S = 3600.0
+"""Where a request is looked for first: reading the whole of a long history takes a core for seconds."""
 
 
 class Explainer:
-    """Finds the facts of a request's timeline for the API."""
+    """Finds the facts of a request for the API.
 
-    def __init__(self, live: Live, store: Path, clock: Callable[[], float]) -> None:
-        self._live = live
-        self._store = store
+    Args:
+        rows: reads what the history's writer has committed.
+        clock: Unix seconds.
+    """
+
+    def __init__(self, rows: RecentRows, clock: Callable[[], float]) -> None:
+        self._rows = rows
         self._clock = clock
-        self._reading = threading.Lock()
 
     def timeline(self, request_id: str) -> RequestTimeline | None:
-        """All that is known of the request; None when it is known neither to the last minutes nor to the history."""
-        snapshots = self._live.snapshots(0.0)
-        recent = self._live.lives.timeline(request_id, snapshots, self._clock())
-        if recent is not None and snapshots and self._live.lives.is_whole(recent, snapshots[0][1].time_s):
-            return recent
-        with self._reading:
-            return joined(_recorded(self._store, request_id), recent)
+        """All that is recorded of the request; None when no session of an engine had one of this name.
+
+        Raises:
+            StoreError: the history cannot be written or read at this moment.
+        """
+        since_s = self._clock() - RECENT_S
+        found = self._read(request_id, since_s)
+        return found if found is not None and found.arrival_s >= since_s else self._read(request_id, None)
+
+    def _read(self, request_id: str, since_s: float | None) -> RequestTimeline | None:
+        with self._rows.open(TABLES, since_s) as connection:
+            return read_timeline(connection, request_id)
 
 
 def recorded_timeline(store: Path, request_id: str) -> RequestTimeline:
@@ -56,14 +62,3 @@ def unknown(request_id: str, where: str) -> tuple[str, str]:
     """What to say of a request that nobody knows, and the remedy."""
     latest = "SELECT request_id FROM requests ORDER BY arrival_s DESC LIMIT 10"
     return f"no request {request_id!r} in {where}", f'`sagesched sql "{latest}"` lists the latest'
-
-
-def _recorded(store: Path, request_id: str) -> RequestTimeline | None:
-    """The history's account; None when it has none or cannot be read at this moment."""
-    try:
-        with open_history(store) as connection:
-            connection.execute("SET threads = 1")
-            connection.execute(f"SET memory_limit = '{READER_MEMORY}'")
-            return read_timeline(connection, request_id)
-    except (StoreError, duckdb.Error):
-        return None

@@ -9,53 +9,13 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Literal, TypeAlias
-
-import msgspec
 
 from engine_adapter.ordering.ordering import boost_s
 from engine_adapter.ordering.running_order import FIRST
-from store.reading.request_timeline import Choice, Moment, Order, RequestTimeline, Rival
-
-Why: TypeAlias = Literal["class", "patience", "index", "prior", "engine", "unexplained"]
-"""``class``: its strict class goes first; ``patience``: it had waited for as long as its patience allows;
-``index``: its index, with the boost in force, gave it the lower order value;
-``prior``: one of the two had no table yet and stood with the prior's index; ``engine``: the engine served its own
-order then; ``unexplained``: none of these is on record.
-"""
-
-Cause: TypeAlias = Literal["slots", "memory", "gate", "step"]
-"""What kept the first of the queue from starting.
-
-``slots``: as many ran as the engine runs at once; ``memory``: its prompt did not fit into the free KV blocks;
-``gate``: it would have fitted, but the gate held room back for the growth of what ran; ``step``: none of these, a place
-was free and it was a matter of the next steps.
-"""
+from store.http_api import Cause, Choice, Moment, Order, Overtaker, RequestTimeline, Rival, Wait, Why
 
 LONGEST_GAP_S = 2.0
 """A snapshot speaks for the time until the next one, but for no more than this."""
-
-
-class Overtaker(msgspec.Struct, frozen=True, kw_only=True):
-    """A request that arrived later and was served first."""
-
-    request_id: str
-    arrival_s: float
-    scheduled_s: float
-    priority: int
-    index_s: float | None
-    own_index_s: float | None
-    """Index of the request that waited, at the same moment."""
-    why: Why
-
-
-class Wait(msgspec.Struct, frozen=True, kw_only=True):
-    """A part of a time without a place."""
-
-    cause: Cause
-    behind: bool
-    """Whether others stood before it in the queue, so that the cause held them first."""
-    span_s: float
 
 
 def overtakers(timeline: RequestTimeline) -> tuple[Overtaker, ...]:

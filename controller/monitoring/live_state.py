@@ -7,7 +7,6 @@ newest one and works out the rest (quantiles, ranks) in its own thread.
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -17,7 +16,6 @@ import msgspec
 
 from controller.core.core import Core
 from controller.core.sessions import ServedRequest, Session
-from controller.monitoring.recent_requests import RecentLives
 from online_learning.calibration.calibration import Judgement, Measurement
 from online_learning.calibration.scoring import Calibration, RollingScores
 from online_learning.distribution import LengthDistribution
@@ -28,12 +26,9 @@ from store.records import Arrived, Finished, Hello, IndexTable, Settings, Snapsh
 
 REQUESTS_SHOWN = 5000
 """Unfinished requests of one engine in a picture."""
-SNAPSHOTS_KEPT = 12_000
-FINISHED_KEPT = 5000
 SCORES_KEPT = 1000
 DRIFTS_KEPT = 50
 CLUSTERS_COUNTED = 100_000
-QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 
 
 class RequestView(msgspec.Struct, frozen=True, eq=False, gc=False):
@@ -68,24 +63,6 @@ class EngineView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FinishedView:
-    """How one request ended."""
-
-    engine_id: str
-    finished: Finished
-    priority: int
-    tenant: str | None
-    cluster: int | None
-    quantiles: tuple[tuple[float, int], ...]
-    """The belief as pairs of probability and tokens; empty when there was none."""
-    pit: float | None
-
-    def quantile_tokens(self, probability: float) -> int | None:
-        """One of the belief's quantiles."""
-        return dict(self.quantiles).get(probability)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class LiveSnapshot:
     """The whole live state at one moment."""
 
@@ -107,14 +84,10 @@ class LiveSnapshot:
 
 
 class Live:
-    """The newest picture and the last minutes; written by the control loop, read by anyone."""
+    """The newest picture; written by the control loop, read by anyone."""
 
     def __init__(self) -> None:
         self.live_snapshot: LiveSnapshot | None = None
-        self.lives = RecentLives()
-        self._lock = threading.Lock()
-        self._snapshots: deque[tuple[str, Snapshot]] = deque(maxlen=SNAPSHOTS_KEPT)
-        self._finished: deque[FinishedView] = deque(maxlen=FINISHED_KEPT)
         self._scores = RollingScores(SCORES_KEPT)
         self._drifts: deque[DriftDetected] = deque(maxlen=DRIFTS_KEPT)
         self._clusters: set[tuple[str, int]] = set()
@@ -123,11 +96,6 @@ class Live:
         """Observe the requests that end in the core and the scores of their predictions."""
         core.completions.on_finished = self._take_finished
         core.completions.on_judged = self._take_judgement
-
-    def take_snapshot(self, engine_id: str, snapshot: Snapshot) -> None:
-        """Remember a snapshot of an engine."""
-        with self._lock:
-            self._snapshots.append((engine_id, snapshot))
 
     def take_drift(self, drift: DriftDetected) -> None:
         """Remember a drift; for the control loop's thread."""
@@ -149,36 +117,14 @@ class Live:
             loop=loop,
         )
 
-    def snapshots(self, since_s: float) -> list[tuple[str, Snapshot]]:
-        """Snapshots since a moment, oldest first."""
-        with self._lock:
-            return [(engine_id, snapshot) for engine_id, snapshot in self._snapshots if snapshot.time_s >= since_s]
-
-    def finished(self, since_s: float) -> list[FinishedView]:
-        """Requests that ended since a moment, oldest first."""
-        with self._lock:
-            return [view for view in self._finished if view.finished.time_s >= since_s]
-
     def _take_judgement(self, judgement: Judgement) -> None:
         self._scores.add(judgement.served)
 
     def _take_finished(
-        self, session: Session, request: ServedRequest | None, finished: Finished, outcome: Outcome | None
+        self, session: Session, request: ServedRequest | None, _finished: Finished, _outcome: Outcome | None
     ) -> None:
-        predicted = request.predicted if request else None
-        view = FinishedView(
-            engine_id=session.hello.engine_id,
-            finished=finished,
-            priority=request.arrived.priority if request else 0,
-            tenant=request.arrived.tenant if request else None,
-            cluster=request.forecast.cluster if request else None,
-            quantiles=tuple(zip(QUANTILES, predicted.quantiles(QUANTILES), strict=True)) if predicted else (),
-            pit=outcome.pit if outcome else None,
-        )
-        if view.cluster is not None and len(self._clusters) < CLUSTERS_COUNTED:
-            self._clusters.add((session.hello.model, view.cluster))
-        with self._lock:
-            self._finished.append(view)
+        if request is not None and request.forecast.cluster is not None and len(self._clusters) < CLUSTERS_COUNTED:
+            self._clusters.add((session.hello.model, request.forecast.cluster))
 
 
 def queue_rows(live_snapshot: LiveSnapshot, *, engine_id: str | None, limit: int) -> tuple[QueueRow, ...]:

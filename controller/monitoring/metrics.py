@@ -13,8 +13,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from controller.monitoring.live_state import EngineView, Live, LiveSnapshot
-from controller.monitoring.recent_requests import RecentLife
 from controller.monitoring.request_metrics import CappedLabel, RequestMetrics
+from controller.monitoring.request_tracker import TrackedRequest
 from controller.monitoring.tracing import Telemetry
 from controller.prompt_encoder import Encoder
 from engine_adapter.transport.zmq_sockets import ZmqHub
@@ -123,12 +123,12 @@ class Metrics:
         self.registry.register(self._transport)
         self.registry.register(LiveCollector(live))
 
-    def count_finished(self, engine: str, fact: Finished, life: RecentLife | None, model: str | None) -> None:
-        """A request ended; ``life`` is what else is remembered of it."""
+    def count_finished(self, engine: str, fact: Finished, request: TrackedRequest | None, model: str | None) -> None:
+        """A request ended; ``request`` is what else was recorded of it."""
         engine_id = self._engine_labels.of(engine)
         self.finished.labels(engine_id, fact.reason).inc()
         self.generated_tokens.labels(engine_id).inc(fact.output_tokens)
-        self.requests.count(engine_id, fact, life, model)
+        self.requests.count(engine_id, fact, request, model)
 
     def count_prediction(self, prediction: Prediction) -> None:
         """A length was predicted."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from controller.monitoring.recent_requests import RecentLife
+from controller.monitoring.request_tracker import TrackedRequest
 from store.records import Finished
 
 LATENCY_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000)
@@ -81,11 +81,11 @@ class RequestMetrics:
         self._children: dict[tuple[Histogram, tuple[str, ...]], Histogram] = {}
         self._classes, self._tenants, self._clusters = CappedLabel(CLASSES), CappedLabel(TENANTS), CappedLabel(CLUSTERS)
 
-    def count(self, engine_id: str, fact: Finished, life: RecentLife | None, model: str | None) -> None:
-        """A request ended; ``life`` is what else is remembered of it."""
+    def count(self, engine_id: str, fact: Finished, request: TrackedRequest | None, model: str | None) -> None:
+        """A request ended; ``request`` is what else was recorded of it."""
         ttlt_s = max(0.0, fact.time_s - fact.arrival_s)
         self._count_by_engine(engine_id, fact, ttlt_s)
-        arrived = life.arrived if life else None
+        arrived = request.arrived if request else None
         priority = self._classes.of(str(arrived.priority)) if arrived else NONE
         self._of(self.class_ttlt_s, priority).observe(ttlt_s)
         if fact.first_token_s is not None:
@@ -93,7 +93,7 @@ class RequestMetrics:
         tenant = self._tenants.of(arrived.tenant) if arrived and arrived.tenant else NONE
         self._of(self.tenant_ttlt_s, tenant).observe(ttlt_s)
         self.tenant_tokens.labels(tenant).inc(fact.output_tokens)
-        self._of(self.cluster_ttlt_s, *self._cluster(life, model)).observe(ttlt_s)
+        self._of(self.cluster_ttlt_s, *self._cluster(request, model)).observe(ttlt_s)
 
     def _count_by_engine(self, engine_id: str, fact: Finished, ttlt_s: float) -> None:
         of = self._of
@@ -119,9 +119,9 @@ class RequestMetrics:
             found = self._children[histogram, labels] = histogram.labels(*labels)
         return found
 
-    def _cluster(self, life: RecentLife | None, model: str | None) -> tuple[str, str]:
+    def _cluster(self, request: TrackedRequest | None, model: str | None) -> tuple[str, str]:
         """Model and cluster, capped together."""
-        cluster = life.prediction.cluster if life and life.prediction else None
+        cluster = request.prediction.cluster if request and request.prediction else None
         if model is None or cluster is None:
             return model or NONE, NONE
         return (model, str(cluster)) if self._clusters.of(f"{model}\n{cluster}") != OTHER else (OTHER, OTHER)

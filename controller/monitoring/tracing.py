@@ -17,7 +17,7 @@ import queue
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from controller.monitoring.recent_requests import RecentLife
+from controller.monitoring.request_tracker import TrackedRequest
 from store.errors import ConfigError
 from store.records import Finished, Hello
 
@@ -41,7 +41,7 @@ class Ended(NamedTuple):
     """A request that ended, with what else is known of it."""
 
     fact: Finished
-    life: RecentLife | None
+    request: TrackedRequest | None
     hello: Hello | None
 
 
@@ -133,10 +133,10 @@ def open_telemetry(endpoint: str, resource: dict[str, str]) -> Telemetry:
 
 def span_attributes(ended: Ended) -> dict[str, Any]:
     """What is known of a request, under the names of the conventions; what is not known is left out."""
-    fact, life, hello = ended
-    arrived = life.arrived if life else None
-    predicted = life.prediction if life else None
-    choice = life.choices[0] if life and life.choices else None
+    fact, request, hello = ended
+    arrived = request.arrived if request else None
+    predicted = request.prediction if request else None
+    choice = request.decision if request else None
     known: dict[str, Any] = {
         "gen_ai.operation.name": OPERATION,
         "gen_ai.provider.name": hello.engine if hello else None,
@@ -151,7 +151,7 @@ def span_attributes(ended: Ended) -> dict[str, Any]:
         "gen_ai.usage.cache_read.input_tokens": fact.cached_prompt_tokens,
         "gen_ai.response.time_to_first_chunk": _since(fact.arrival_s, fact.first_token_s),
         "error.type": fact.reason if fact.reason in {"abort", "error"} else None,
-        "sagesched.engine_id": life.engine_id if life else None,
+        "sagesched.engine_id": request.engine_id if request else None,
         "sagesched.queue_s": _since(fact.arrival_s, fact.scheduled_s),
         "sagesched.priority": arrived.priority if arrived else None,
         "sagesched.tenant": arrived.tenant if arrived else None,
@@ -190,9 +190,9 @@ def _instruments(meter: Any) -> dict[str, Any]:  # noqa: ANN401 - OpenTelemetry'
 
 
 def _events(ended: Ended) -> list[tuple[str, float]]:
-    fact, life, _ = ended
+    fact, request, _ = ended
     found = [("scheduled", fact.scheduled_s), ("first token", fact.first_token_s)]
-    found += [("preempted", loss.time_s) for loss in life.losses] if life else []
+    found += [("preempted", time_s) for time_s in request.preempted_s] if request else []
     return sorted(((name, time_s) for name, time_s in found if time_s is not None), key=lambda event: event[1])
 
 

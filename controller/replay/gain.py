@@ -7,7 +7,7 @@ that was really in force, which says how far replays can be believed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -37,10 +37,9 @@ METHOD = (
 )
 
 
-def estimate_gain(run: RecordedRun, policy: Policy, clusters: Mapping[str, int] | None = None) -> Gain | None:
+def estimate_gain(run: RecordedRun, policy: Policy) -> Gain | None:
     """Replay a run under both orders; takes seconds, so run it in a process of its own.
 
-    ``clusters`` gives the prompt cluster of requests where it is known.
     None when there are too few requests, or none has a recorded prediction to order by.
     """
     past = Replayable.of(run)
@@ -57,7 +56,7 @@ def estimate_gain(run: RecordedRun, policy: Policy, clusters: Mapping[str, int] 
         actual=_latency(actual),
         ratio=ratio_of(_ttlt_s(ours), _ttlt_s(fcfs)),
         reproduction=_reproduction(run.mode, actual, in_force),
-        parts=parts_of(past.counted, clusters or {}, fcfs, ours),
+        parts=parts_of(past.counted, fcfs, ours),
         fcfs_tax=tax_of(fcfs),
         tax=tax_of(ours),
         per_request=per_request_of(fcfs, ours),

@@ -20,7 +20,6 @@ PARTS_SHOWN = 12
 
 def parts_of(
     past: Mapping[str, RecordedRequest],
-    clusters: Mapping[str, int],
     fcfs: Sequence[CompletedRequest],
     ours: Sequence[CompletedRequest],
 ) -> tuple[GainPart, ...]:
@@ -28,7 +27,7 @@ def parts_of(
     keys: dict[PartKind, list[str | None]] = {
         "class": [str(request.priority) for request in past.values()],
         "length": [length_band(request.output_tokens) for request in past.values()],
-        "cluster": [str(clusters[name]) if name in clusters else None for name in past],
+        "cluster": [None if request.cluster is None else str(request.cluster) for request in past.values()],
     }
     ttlt_s = [np.array([life.ttlt_s for life in lives]) for lives in (fcfs, ours)]
     return tuple(part for by, names in keys.items() for part in _by(by, names, ttlt_s[0], ttlt_s[1]))

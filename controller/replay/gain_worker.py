@@ -21,15 +21,13 @@ class GainTask(msgspec.Struct, frozen=True, kw_only=True):
 
     policy: dict[str, Any]
     run: RecordedRun
-    clusters: dict[str, int] = {}
-    """Prompt cluster of the requests where it is known."""
 
 
 def main() -> None:
     """Read a `GainTask`, write the `Gain`, or null where there is too little to compare."""
     os.nice(LOWEST_PRIORITY)
     task = msgspec.json.decode(sys.stdin.buffer.read(), type=GainTask)
-    gain = estimate_gain(task.run, policy_of(PolicySection.model_validate(task.policy)), task.clusters)
+    gain = estimate_gain(task.run, policy_of(PolicySection.model_validate(task.policy)))
     sys.stdout.buffer.write(msgspec.json.encode(gain))
 
 

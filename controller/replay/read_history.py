@@ -66,7 +66,9 @@ def read_runs(connection: duckdb.DuckDBPyConnection, part: Slice) -> list[Record
     _require_known(connection, "model", part.model)
     span = _span(connection, part)
     found = _rows(connection, replay_sql.RUNS, **span)
-    runs = [_run(connection, row, span) for row in found if row["requests"] >= FEWEST_REQUESTS]
+    runs = [
+        _with_told(connection, _run(connection, row, span), row) for row in found if row["requests"] >= FEWEST_REQUESTS
+    ]
     if not runs:
         most = max((row["requests"] for row in found), default=0)
         where = f" with {part.described()}" if part.described() else ""
@@ -75,6 +77,19 @@ def read_runs(connection: duckdb.DuckDBPyConnection, part: Slice) -> list[Record
             "choose a wider slice or let the controller run longer"
         )
     return runs
+
+
+def read_latest_run(connection: duckdb.DuckDBPyConnection, *, last: int, fewest: int) -> RecordedRun | None:
+    """The latest ``last`` requests that ended on the busiest engine, without what it was told.
+
+    None where fewer than ``fewest`` of the latest ended there.
+    """
+    recent = _rows(connection, replay_sql.RUNS, **_span(connection, Slice(last=2 * last)))
+    busiest = max(recent, key=lambda row: row["requests"], default=None)
+    if busiest is None or busiest["requests"] < fewest:
+        return None
+    span = _span(connection, Slice(engine_id=busiest["engine_id"], last=last))
+    return _run(connection, busiest, span)
 
 
 def _require_known(connection: duckdb.DuckDBPyConnection, column: str, value: str | None) -> None:
@@ -111,8 +126,13 @@ def _run(connection: duckdb.DuckDBPyConnection, row: dict[str, Any], span: dict[
         samples=tuple(msgspec.convert(steps, list[StepSample])),
         gap_s=_rows(connection, replay_sql.GAP, **bounds, since_s=first_s)[0]["gap_s"],
         modes={share["mode"]: share["share"] for share in shares},
-        told=tuple(_told(connection, bounds | {"first_s": first_s})),
     )
+
+
+def _with_told(connection: duckdb.DuckDBPyConnection, run: RecordedRun, row: dict[str, Any]) -> RecordedRun:
+    first_s = min(request.arrival_s for request in run.requests)
+    bounds = {"session_id": row["session_id"], "last_s": row["last_s"], "first_s": first_s}
+    return msgspec.structs.replace(run, told=tuple(_told(connection, bounds)))
 
 
 def _request(row: dict[str, Any]) -> RecordedRequest:

@@ -17,7 +17,7 @@ from controller.core.step_time import StepModel, StepSample, fit_step_model
 from engine_adapter.virtual_time.engine import CompletedRequest, TraceRequest
 from engine_adapter.virtual_time.profiles import Profile
 from online_learning.distribution import LengthDistribution, log_grid
-from store.records import IndexTable, Mode, Settings, Snapshot
+from store.records import IndexTable, Mode, Settings
 
 PRIOR_BELIEFS = 200
 """Recorded beliefs that make up the prior of a replay."""
@@ -45,6 +45,8 @@ class RecordedRequest(msgspec.Struct, frozen=True, kw_only=True):
     recomputed_tokens: int = 0
     quantiles: tuple[tuple[float, int], ...] = ()
     """The recorded prediction as pairs of probability and tokens, both rising; empty when there is none."""
+    cluster: int | None = None
+    """Prompt cluster of its prediction."""
     counted: bool = True
     """Whether figures are about it; the others are there because they took room beside those that are."""
 
@@ -207,23 +209,6 @@ def belief_from_quantiles(quantiles: Sequence[tuple[float, int]], max_tokens: in
     below = np.interp(np.log(edges), np.log(tokens), probability)
     mass = np.diff(below, prepend=0.0)
     return LengthDistribution(edges, mass / mass.sum()).cut(max_tokens)
-
-
-def gap_between_steps_s(snapshots: Sequence[Snapshot]) -> float:
-    """Mean time between two steps while a request ran all the while, so that the engine was never idle; 0 if unknown."""
-    between_s = steps = 0.0
-    since_s, ran, steps_since, step_s_since = 0.0, set[str](), 0, 0.0
-    for snapshot in snapshots:
-        steps_since += snapshot.steps
-        step_s_since += snapshot.step_s
-        if not snapshot.detailed:
-            continue
-        runs = {running.request_id for running in snapshot.running_requests}
-        if steps_since and not ran.isdisjoint(runs):
-            between_s += snapshot.time_s - since_s - step_s_since
-            steps += steps_since
-        since_s, ran, steps_since, step_s_since = snapshot.time_s, runs, 0, 0.0
-    return max(0.0, between_s / steps) if steps else 0.0
 
 
 def _profile(sizes: EngineSizes, model: StepModel) -> Profile:

@@ -20,6 +20,7 @@ from controller.api.commands import Commands, SetMode
 from controller.core.core import Core
 from controller.monitoring.live_state import Live
 from controller.monitoring.metrics import Metrics
+from controller.monitoring.request_tracker import RequestTracker
 from controller.monitoring.tracing import Ended, Telemetry
 from controller.prompt_encoder import Encoder
 from engine_adapter.transport.link import ControllerHub
@@ -87,6 +88,7 @@ class ControlLoop:
         self._encoder = encoder
         self._limits = limits or LoopLimits()
         self._telemetry = telemetry
+        self._requests = RequestTracker()
         self._unacknowledged: deque[tuple[int, str, int]] = deque()
         self._position = 0
         self._next_publish_s = 0.0
@@ -239,15 +241,14 @@ class ControlLoop:
 
     def _show(self, entry: Entry) -> None:
         record = entry.record
-        life = self._live.lives.take(entry)
+        request = self._requests.observe(entry)
         if isinstance(record, Snapshot):
-            self._live.take_snapshot(entry.engine_id, record)
             self._metrics.count_snapshot(entry.engine_id, record)
         elif isinstance(record, Finished):
-            hello = self._live.lives.hello(entry.session_id)
-            self._metrics.count_finished(entry.engine_id, record, life, hello.model if hello else None)
+            hello = self._requests.hello(entry.session_id)
+            self._metrics.count_finished(entry.engine_id, record, request, hello.model if hello else None)
             if self._telemetry is not None:
-                self._telemetry.take(Ended(record, life, hello))
+                self._telemetry.take(Ended(record, request, hello))
         elif isinstance(record, Arrived):
             if self._encoder is not None:
                 self._encoder.submit(entry.session_id, record.request_id, record.token_ids)

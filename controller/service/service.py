@@ -110,13 +110,15 @@ def _opened(
             encoder=encoder,
         )
         token = config.http.token
-        gain = GainWatch(live, config.policy, clock)
+        rows = history.reader()
+        gain = GainWatch(rows, config.policy, clock)
         sources = ApiSources(
             live=live,
             metrics=metrics,
             commands=commands,
             gain=gain,
-            explainer=Explainer(live, config.store.path, clock),
+            explainer=Explainer(rows, clock),
+            rows=rows,
             health=Health(config, warnings, clock, encoder),
             clock=clock,
             controller_id=controller_id,

@@ -16,8 +16,8 @@ import pandas as pd  # noqa: F401 - see below
 import plotly.graph_objects as go
 
 from dashboard.charts import palette
-from dashboard.data.series import Moment, Percentiles, foretold, pit_shares
-from store.http_api import FinishedPoint, Gain
+from dashboard.data.series import foretold, pit_shares
+from store.http_api import FinishedPoint, Gain, LoadPoint, Percentiles
 
 # Streamlit imports pandas in the first run that needs it, and Plotly takes whatever `sys.modules` has by that name:
 # half of it, while another run is importing it. An import up here is finished before any chart is drawn.
@@ -36,7 +36,7 @@ def nothing() -> go.Figure:
     return go.Figure(layout={"height": 10, "margin": {"l": 0, "r": 0, "t": 0, "b": 0}})
 
 
-def kv_memory(moments: Sequence[Moment], lead: int | None, zone: tzinfo) -> go.Figure:
+def kv_memory(moments: Sequence[LoadPoint], lead: int | None, zone: tzinfo) -> go.Figure:
     """KV blocks in use and held back for growth, stacked, under the capacity; and what was predicted ``lead`` moments ago."""
     times = _times((moment.time_s for moment in moments), zone)
     figure = _figure("KV blocks", times, zone)
@@ -78,7 +78,7 @@ def kv_memory(moments: Sequence[Moment], lead: int | None, zone: tzinfo) -> go.F
     return or_blank(figure, moments, "No snapshots in this window")
 
 
-def throughput(moments: Sequence[Moment], zone: tzinfo) -> go.Figure:
+def throughput(moments: Sequence[LoadPoint], zone: tzinfo) -> go.Figure:
     """Output and prompt tokens computed per second, and what was computed again."""
     times = _times((moment.time_s for moment in moments), zone)
     figure = _figure("tokens per second", times, zone)
@@ -91,7 +91,7 @@ def throughput(moments: Sequence[Moment], zone: tzinfo) -> go.Figure:
     return or_blank(figure, moments, "No snapshots in this window")
 
 
-def requests(moments: Sequence[Moment], zone: tzinfo) -> go.Figure:
+def requests(moments: Sequence[LoadPoint], zone: tzinfo) -> go.Figure:
     """Requests waiting and running."""
     times = _times((moment.time_s for moment in moments), zone)
     figure = _figure("requests", times, zone)

@@ -11,9 +11,11 @@ import plotly.graph_objects as go
 
 from dashboard.charts import palette
 from dashboard.charts.figures import or_blank, over_time
-from dashboard.data.series import BANDS_PER_DECADE, MAX_BINS, Cell, Phases
+from store.http_api import BANDS_PER_DECADE, Cell, Phases
 
 Unit: TypeAlias = Literal["seconds", "tokens"]
+MAX_BINS = 2000
+"""No chart shows more; a clock that jumped must not make endless empty bins."""
 REASONS = {"stop": palette.BLUE, "length": palette.AMBER, "abort": palette.GREY, "error": palette.RED}
 """How requests end, in the order in which they are stacked."""
 _SHADES = [

@@ -10,8 +10,7 @@ import plotly.graph_objects as go
 
 from dashboard.charts import palette
 from dashboard.charts.figures import base, or_blank
-from dashboard.life_views import WaitView
-from store.reading.request_timeline import Choice, RequestTimeline
+from store.http_api import Choice, RequestTimeline, Wait
 
 CAUSES = {
     "gate": ("the gate held room back for growth", palette.AMBER),
@@ -185,7 +184,7 @@ def queue(timeline: RequestTimeline) -> go.Figure:
     return or_blank(figure, [m for m in seen if m.ahead is not None], "No snapshot shows it in the queue")
 
 
-def waits(parts: Sequence[WaitView]) -> go.Figure:
+def waits(parts: Sequence[Wait]) -> go.Figure:
     """The wait for its first place by what held the queue."""
     figure = base("")
     for cause, (name, colour) in CAUSES.items():

@@ -10,8 +10,19 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
-from dashboard.life_views import ExplainView
-from store.http_api import DoctorView, GainView, HealthView, ModeView, QueueView, RecentView, StateView, View
+from store.http_api import (
+    DoctorView,
+    ExplainView,
+    FinishedView,
+    GainView,
+    HealthView,
+    LatenciesView,
+    LoadView,
+    ModeView,
+    QueueView,
+    StateView,
+    View,
+)
 
 TIMEOUT_S = 2.0
 """A live view that waited longer would be stale anyway."""
@@ -25,9 +36,9 @@ DOCTOR_TIMEOUT_S = 150.0
 class Trouble:
     """Why there is no answer."""
 
-    kind: Literal["down", "slow", "refused", "unknown", "failed", "garbled"]
+    kind: Literal["down", "slow", "refused", "unknown", "unavailable", "failed", "garbled"]
     """``down``: nobody listens; ``slow``: no answer in time; ``refused``: the token is missing or wrong;
-    ``unknown``: the thing that was asked for is not known; ``failed``: another HTTP status than success;
+    ``unknown``: the thing that was asked for is not known; ``unavailable``: it cannot be told now; ``failed``: another HTTP status than success;
     ``garbled``: the answer is not what the API promises."""
     detail: str
     status: int | None = None
@@ -65,9 +76,17 @@ class ControllerClient:
         parameters: Parameters = {"limit": limit} | ({"engine_id": engine_id} if engine_id else {})
         return self._ask("/api/queue", QueueView, parameters=parameters)
 
-    def recent(self, window_s: float) -> RecentView | Trouble:
-        """Ask for the snapshots and finished requests of the last ``window_s`` seconds."""
-        return self._ask("/api/recent", RecentView, parameters={"seconds": window_s})
+    def load(self, window_s: float, bins: int, chosen: Parameters) -> LoadView | Trouble:
+        """Ask for the load of the chosen engines (``engine_id``, ``model``) over the last ``window_s`` seconds."""
+        return self._ask("/api/load", LoadView, parameters={"seconds": window_s, "bins": bins, **chosen})
+
+    def latency(self, window_s: float, bins: int, chosen: Parameters) -> LatenciesView | Trouble:
+        """Ask for latencies over the last ``window_s`` seconds; ``part`` may be chosen too."""
+        return self._ask("/api/latency", LatenciesView, parameters={"seconds": window_s, "bins": bins, **chosen})
+
+    def finished(self, window_s: float, limit: int, chosen: Parameters) -> FinishedView | Trouble:
+        """Ask for the latest requests that ended within the last ``window_s`` seconds."""
+        return self._ask("/api/finished", FinishedView, parameters={"seconds": window_s, "limit": limit, **chosen})
 
     def gain(self) -> GainView | Trouble:
         """Ask for the comparison with first come, first served."""
@@ -115,6 +134,8 @@ class ControllerClient:
 def _understood(response: httpx.Response, address: str, kind: type[Answer]) -> Answer | Trouble:
     if response.status_code in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}:
         return Trouble("refused", f"{address} answered {response.status_code}")
+    if response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+        return Trouble("unavailable", _error_of(response) or f"{address} answered 503", response.status_code)
     if not response.is_success:
         detail = f"{address} answered {response.status_code}: {response.text[:200]}"
         return Trouble("failed", detail, response.status_code)
@@ -122,3 +143,15 @@ def _understood(response: httpx.Response, address: str, kind: type[Answer]) -> A
         return msgspec.json.decode(response.content, type=kind)
     except msgspec.MsgspecError as error:
         return Trouble("garbled", f"{address}: {error}")
+
+
+def _error_of(response: httpx.Response) -> str | None:
+    """What the controller says is wrong."""
+    try:
+        return msgspec.json.decode(response.content, type=_Problem).error
+    except msgspec.MsgspecError:
+        return None
+
+
+class _Problem(View, frozen=True):
+    error: str

@@ -5,18 +5,25 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
 import streamlit as st
 
 from dashboard.data.addresses import Addresses, from_environment
 from dashboard.data.client import ControllerClient, Trouble
-from dashboard.data.recent import RecentPast
-from dashboard.life_views import ExplainView
-from store.http_api import ControllerView, FinishedPoint, GainView, HealthView, QueueView, RecentView, StateView
+from store.http_api import (
+    ExplainView,
+    FinishedView,
+    GainView,
+    HealthView,
+    LatenciesView,
+    LoadView,
+    QueueView,
+    StateView,
+)
 
 REFRESH_S = 1.0
 """How often live parts are drawn again."""
@@ -24,11 +31,17 @@ REFRESH_S = 1.0
 KEPT_S = 0.8
 """Time for which all open browsers share an answer, so that ten of them ask no more than one."""
 
+LOAD_KEPT_S = 2.0
+"""A chart of the load changes once a bin, which is as long as this or longer."""
+
 STEP_S = 5.0
-"""Charts of finished requests move on in steps of this: a browser builds each changed chart anew."""
+"""Charts of finished requests move on in steps of this: a browser rebuilds each changed chart."""
 
 HEALTH_KEPT_S = 4.0
 """Configuration and versions do not change, and warnings may be a few seconds late."""
+
+Chosen: TypeAlias = tuple[tuple[str, str], ...]
+"""Engine, model and part that are asked for, by the API's names."""
 
 
 def addresses() -> Addresses:
@@ -65,9 +78,19 @@ def _queue(api_url: str, token: str | None, engine_id: str | None, limit: int) -
     return _client(api_url, token).queue(engine_id, limit)
 
 
-@st.cache_resource(max_entries=4, show_spinner=False)
-def _recent_past(api_url: str, token: str | None) -> RecentPast:
-    return RecentPast(_client(api_url, token), time.monotonic)
+@st.cache_resource(ttl=LOAD_KEPT_S, max_entries=16, show_spinner=False)
+def _load(api_url: str, token: str | None, window_s: float, bins: int, chosen: Chosen) -> LoadView | Trouble:
+    return _client(api_url, token).load(window_s, bins, dict(chosen))
+
+
+@st.cache_resource(ttl=STEP_S, max_entries=16, show_spinner=False)
+def _latency(api_url: str, token: str | None, window_s: float, bins: int, chosen: Chosen) -> LatenciesView | Trouble:
+    return _client(api_url, token).latency(window_s, bins, dict(chosen))
+
+
+@st.cache_resource(ttl=STEP_S, max_entries=16, show_spinner=False)
+def _finished(api_url: str, token: str | None, window_s: float, limit: int, chosen: Chosen) -> FinishedView | Trouble:
+    return _client(api_url, token).finished(window_s, limit, dict(chosen))
 
 
 @st.cache_resource(ttl=KEPT_S, max_entries=4, show_spinner=False)
@@ -97,16 +120,22 @@ def queue(engine_id: str | None, limit: int) -> QueueView | Trouble:
     return _queue(here.api_url, here.token, engine_id, limit)
 
 
-def recent(controller: ControllerView, window_s: float) -> RecentView | Trouble:
-    """Ask for what happened within ``window_s`` before the controller's present."""
+def load(window_s: float, bins: int, chosen: Mapping[str, str]) -> LoadView | Trouble:
+    """Ask for the load of the last ``window_s`` seconds, or give the answer of a moment ago."""
     here = addresses()
-    return _recent_past(here.api_url, here.token).read(controller.controller_id, controller.now_s, window_s)
+    return _load(here.api_url, here.token, window_s, bins, tuple(sorted(chosen.items())))
 
 
-def settled(points: Sequence[FinishedPoint], now_s: float) -> list[FinishedPoint]:
-    """Leave out what ended since the last full `STEP_S` seconds, so that charts change once in `STEP_S`."""
-    until_s = now_s // STEP_S * STEP_S
-    return [point for point in points if point.time_s < until_s]
+def latency(window_s: float, bins: int, chosen: Mapping[str, str]) -> LatenciesView | Trouble:
+    """Ask for the latencies of the last ``window_s`` seconds, or give the answer of some seconds ago."""
+    here = addresses()
+    return _latency(here.api_url, here.token, window_s, bins, tuple(sorted(chosen.items())))
+
+
+def finished(window_s: float, limit: int, chosen: Mapping[str, str]) -> FinishedView | Trouble:
+    """Ask for the latest requests that ended, or give the answer of some seconds ago."""
+    here = addresses()
+    return _finished(here.api_url, here.token, window_s, limit, tuple(sorted(chosen.items())))
 
 
 def gain() -> GainView | Trouble:

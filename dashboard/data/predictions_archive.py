@@ -8,8 +8,10 @@ from pathlib import Path
 
 import duckdb
 
-from dashboard.data.archive import ArchiveTrouble, Scope, bounds, bucket_s, read
+from dashboard.data.archive import ArchiveTrouble, read
 from store.http_api import FinishedPoint
+from store.reading.latencies import read_finished
+from store.reading.scope import Scope, bounds, bucket_s
 
 WEIGHED = 50_000
 """Experts' weights are averaged over so many predictions at most, spread evenly over the range."""
@@ -56,7 +58,7 @@ class PredictionsPast:
     events: tuple[Event, ...] = ()
     """The newest first."""
     points: tuple[FinishedPoint, ...] = ()
-    """The latest that turned out, oldest first."""
+    """The latest requests that ended, oldest first."""
 
 
 def read_predictions(path: Path, scope: Scope) -> PredictionsPast | ArchiveTrouble:
@@ -79,7 +81,7 @@ def _summed(connection: duckdb.DuckDBPyConnection, *, scope: Scope) -> Predictio
         quality=tuple(Quality(*row) for row in connection.execute(_QUALITY, given | {"width_s": width}).fetchall()),
         weights=tuple(connection.execute(_WEIGHTS, given | thin | {"width_s": width}).fetchall()),
         events=tuple(_events(connection, scope, since_s)),
-        points=tuple(_points(connection, given)),
+        points=read_finished(connection, scope, since_s, POINTS),
     )
 
 
@@ -92,27 +94,6 @@ def _events(connection: duckdb.DuckDBPyConnection, scope: Scope, since_s: float)
     query = f"{_DRIFTS} {_CLUSTERS} {_TRUST} ORDER BY time_s DESC LIMIT $limit"
     rows = connection.execute(query, {"since_s": since_s, "model": scope.model, "limit": EVENTS_SHOWN}).fetchall()
     return [Event(*row) for row in rows]
-
-
-def _points(connection: duckdb.DuckDBPyConnection, given: dict[str, float | bool]) -> list[FinishedPoint]:
-    (ended_s,) = connection.execute(_LATEST, given | {"limit": POINTS}).fetchall()[0]
-    if ended_s is None:
-        return []
-    rows = connection.execute(_POINTS, given | {"since_s": ended_s, "limit": POINTS}).fetchall()
-    return [
-        FinishedPoint(
-            request_id=row[0],
-            time_s=row[1],
-            output_tokens=row[2],
-            reason="length" if row[3] else "stop",
-            cluster=row[4],
-            pit=row[5],
-            p10_tokens=row[6],
-            p50_tokens=row[7],
-            p90_tokens=row[8],
-        )
-        for row in rows
-    ]
 
 
 _PREDICTIONS = (
@@ -157,24 +138,4 @@ _TRUST = """
 UNION ALL
 SELECT time_s, CASE WHEN trusted THEN 'trusted' ELSE 'distrusted' END, model, cluster, reason
 FROM calibration WHERE time_s >= $since_s AND reason <> 'due' AND ($model IS NULL OR model = $model)
-"""
-
-_LATEST = """
-SELECT min(time_s) FROM (
-    SELECT time_s FROM outcomes WHERE time_s >= $since_s AND ($all OR session_id IN (FROM temp.chosen))
-    ORDER BY time_s DESC LIMIT $limit
-)
-"""
-
-_POINTS = """
-WITH lately AS (
-    SELECT * FROM outcomes WHERE time_s >= $since_s AND ($all OR session_id IN (FROM temp.chosen))
-    ORDER BY time_s DESC LIMIT $limit
-),
-believed AS (
-    SELECT session_id, request_id, arg_min({'p10': p10_tokens, 'p50': p50_tokens, 'p90': p90_tokens}, received_s) AS said
-    FROM predictions SEMI JOIN lately USING (session_id, request_id) GROUP BY ALL
-)
-SELECT request_id, time_s, output_tokens, censored, cluster, pit, said.p10, said.p50, said.p90
-FROM lately LEFT JOIN believed USING (session_id, request_id) ORDER BY time_s
 """

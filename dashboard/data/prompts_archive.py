@@ -10,7 +10,8 @@ from typing import Any
 
 import duckdb
 
-from dashboard.data.archive import ArchiveTrouble, Scope, bounds, read, records
+from dashboard.data.archive import ArchiveTrouble, read, records
+from store.reading.scope import Scope, bounds
 
 CLUSTERS_SHOWN = 40
 SAMPLES = 12

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import streamlit as st
 
 from dashboard.data import live
-from dashboard.data.archive import PART_KINDS, Part
 from store.http_api import EngineView, StateView
+from store.reading.scope import PART_KINDS, Part
 
 RANGES: dict[str, float | None] = {
     "2 min": 120.0, "5 min": 300.0, "10 min": 600.0, "1 hour": 3600.0, "6 hours": 21_600.0, "24 hours": 86_400.0,
@@ -58,6 +58,12 @@ class Filters:
             for engine in engines
             if self.engine_id in {None, engine.engine_id} and self.model in {None, engine.model}
         ]
+
+    @property
+    def asked(self) -> dict[str, str]:
+        """Engine and model as the controller's API names them."""
+        chosen = {"engine_id": self.engine_id, "model": self.model}
+        return {name: value for name, value in chosen.items() if value is not None}
 
     def hides(self, engines: Sequence[EngineView], engine_id: str) -> bool:
         """Whether something of this engine is not asked for; an engine that is gone has no known model."""

@@ -9,11 +9,12 @@ import streamlit as st
 
 from dashboard.charts import heatmaps
 from dashboard.data import live
-from dashboard.data.archive import ArchiveTrouble, Part, Scope, Traffic, read_traffic
+from dashboard.data.archive import ArchiveTrouble, Traffic, read_traffic
 from dashboard.screens import components, filters
 from dashboard.screens.filters import Filters
 from dashboard.text import words
 from store import formatting
+from store.reading.scope import Part, Scope
 
 REFRESH_S = 10.0
 """History becomes visible every few seconds only, and reading it costs more than a live answer."""

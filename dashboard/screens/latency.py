@@ -11,13 +11,14 @@ import streamlit as st
 
 from dashboard.charts import figures, heatmaps
 from dashboard.data import live
-from dashboard.data.archive import ArchiveTrouble, Part, Scope
-from dashboard.data.latencies import PARTS_SHOWN, Latencies, PartLatency, of_points
-from dashboard.data.latency_archive import PARTED, read_latencies
+from dashboard.data.archive import ArchiveTrouble, read
 from dashboard.screens import components, filters, history
 from dashboard.screens.filters import Filters
 from dashboard.text import words
 from store import formatting
+from store.http_api import LatenciesView, PartLatency
+from store.reading.latencies import PARTED, PARTS_SHOWN, read_latencies
+from store.reading.scope import Part, Scope
 
 BINS = 30
 _DRAWN = "latency_drawn"
@@ -35,22 +36,16 @@ def page() -> None:
 
 @st.fragment(run_every=live.REFRESH_S)
 def _live(wanted: Filters) -> None:
-    state = components.answered(live.state())
-    if state is None:
-        return
-    recent = components.answered(live.recent(state.controller, wanted.live_s))
-    if recent is None:
-        return
-    points = [point for point in recent.finished if not wanted.hides(state.engines, point.engine_id)]
-    ended = live.settled(points, state.controller.now_s)
     part = filters.part()
-    models = {engine.engine_id: engine.model for engine in state.engines}
-    key = (wanted, part, len(ended), ended[-1].request_id if ended else None, components.zone())
-    # Figures are made anew when there is something new in them only: this runs every second.
+    named = {} if part is None else {"part": f"{part.by}:{part.name}"}
+    found = components.answered(live.latency(wanted.live_s, BINS, wanted.asked | named))
+    if found is None:
+        return
+    key = (wanted, part, found, components.zone())
+    # Figures are rebuilt only when there is something new in them: this runs every second.
     if st.session_state.get(_DRAWN, (None,))[0] != key:
-        found = of_points(ended, wanted.live_s / BINS, part, models.get)
-        st.session_state[_DRAWN] = (key, found, _figures(found))
-    _, found, drawn = st.session_state[_DRAWN]
+        st.session_state[_DRAWN] = (key, _figures(found))
+    _, drawn = st.session_state[_DRAWN]
     st.caption(f"Requests that ended within the last {wanted.range_name}. {_counts(found)}")
     _page(found, drawn)
 
@@ -72,15 +67,15 @@ def _recorded(wanted: Filters) -> None:
 
 
 @st.cache_resource(ttl=history.KEPT_S, max_entries=16, show_spinner="Reading the history …")
-def _read(path: str, wanted: Scope) -> Latencies | ArchiveTrouble:
-    return read_latencies(Path(path), wanted)
+def _read(path: str, wanted: Scope) -> LatenciesView | ArchiveTrouble:
+    return read(Path(path), partial(read_latencies, scope=wanted))
 
 
-def _counts(found: Latencies) -> str:
+def _counts(found: LatenciesView) -> str:
     return f"{formatting.count(found.whole)} ran to their end, {formatting.count(found.cut)} did not."
 
 
-def _figures(found: Latencies) -> list[go.Figure]:
+def _figures(found: LatenciesView) -> list[go.Figure]:
     zone, bin_s = components.zone(), found.bucket_s
     return [
         figures.latency(found.ttft, "TTFT", zone),
@@ -100,7 +95,7 @@ _CHARTS = (
 )
 
 
-def _page(found: Latencies, drawn: Sequence[go.Figure]) -> None:
+def _page(found: LatenciesView, drawn: Sequence[go.Figure]) -> None:
     narrow, _ = st.columns([1, 2])
     with narrow:
         filters.choose_part([Part(part.by, part.name) for part in found.parts])

@@ -9,12 +9,12 @@ import streamlit as st
 
 from dashboard.charts import figures
 from dashboard.data import live
-from dashboard.data.series import Moment, foretelling_error, horizon_s, moments
+from dashboard.data.series import foretelling_error, horizon_s
 from dashboard.screens import components, filters, request
 from dashboard.screens.filters import Filters
 from dashboard.text import notices, words
 from store import formatting
-from store.http_api import EngineView, QueueRow, QueueView, RecentView, SnapshotPoint, StateView
+from store.http_api import EngineView, LoadPoint, LoadView, QueueRow, QueueView, StateView
 
 QUEUE_ROWS = 500
 """So many requests are asked for and shown; the rest is a number."""
@@ -43,15 +43,13 @@ def _live(wanted: Filters) -> None:
         return
     for notice in notices.state_notices(msgspec.structs.replace(state, engines=tuple(engines)), None):
         components.show(notice)
-    bin_s = wanted.live_s / BINS
-    recent = live.recent(state.controller, wanted.live_s + 2 * bin_s)
-    recent_view = recent if isinstance(recent, RecentView) else RecentView()
-    snapshots = [point for point in recent_view.snapshots if not wanted.hides(state.engines, point.engine_id)]
-    bins = moments(snapshots, bin_s)[-BINS:]
+    load = live.load(wanted.live_s, BINS, wanted.asked)
+    load = load if isinstance(load, LoadView) else LoadView()
+    bins, bin_s = load.points[-BINS:], wanted.live_s / BINS
     _figures_of_the_moment(state, engines, bins)
     if not engines:
         return
-    lead_s = _lead_s(state, recent_view.snapshots)
+    lead_s = _lead_s(state, load)
     lead = None if lead_s is None else max(1, round(lead_s / bin_s))
     _in_words(state, engines, bins, lead, bin_s)
     _charts(bins, lead)
@@ -61,7 +59,7 @@ def _live(wanted: Filters) -> None:
         _tables(msgspec.structs.replace(queue, rows=rows), engines)
 
 
-def _figures_of_the_moment(state: StateView, engines: Sequence[EngineView], bins: Sequence[Moment]) -> None:
+def _figures_of_the_moment(state: StateView, engines: Sequence[EngineView], bins: Sequence[LoadPoint]) -> None:
     snapshots = [engine.snapshot for engine in engines if engine.snapshot is not None and engine.connected]
     used = sum(snapshot.kv_blocks_used for snapshot in snapshots)
     blocks = sum(snapshot.kv_blocks for snapshot in snapshots)
@@ -79,14 +77,14 @@ def _figures_of_the_moment(state: StateView, engines: Sequence[EngineView], bins
     columns[5].metric("Output tokens/s", formatting.count(last.decode_tokens_per_s if last and snapshots else None))
 
 
-def _lead_s(state: StateView, snapshots: Sequence[SnapshotPoint]) -> float | None:
+def _lead_s(state: StateView, load: LoadView) -> float | None:
     """How far ahead the gate looks, in seconds; None without a gate or before there was a step."""
     gate = state.controller.settings.rules.gate
-    return None if gate is None else horizon_s(snapshots, gate.horizon_tokens)
+    return None if gate is None else horizon_s(load, gate.horizon_tokens)
 
 
 def _in_words(
-    state: StateView, engines: Sequence[EngineView], bins: Sequence[Moment], lead: int | None, bin_s: float
+    state: StateView, engines: Sequence[EngineView], bins: Sequence[LoadPoint], lead: int | None, bin_s: float
 ) -> None:
     sentences = words.rules(state.controller.settings)
     if lead is not None:
@@ -107,7 +105,7 @@ def _mode_help(state: StateView) -> str:
     return f"Asked for: {words.plain(words.MODES[mode])}. {admission}"
 
 
-def _charts(bins: Sequence[Moment], lead: int | None) -> None:
+def _charts(bins: Sequence[LoadPoint], lead: int | None) -> None:
     zone = components.zone()
     memory, tokens, requests = st.columns(3)
     with memory:

@@ -11,13 +11,17 @@ import streamlit as st
 from dashboard.charts import figures
 from dashboard.charts import predictions as prediction_charts
 from dashboard.data import live
-from dashboard.data.archive import ArchiveTrouble, Scope
+from dashboard.data.archive import ArchiveTrouble
 from dashboard.data.predictions_archive import Event, PredictionsPast, read_predictions
 from dashboard.screens import components, filters, history
 from dashboard.screens.filters import Filters
 from dashboard.text import words
 from store import formatting
 from store.http_api import CalibrationView, FinishedPoint, LearnerView
+from store.reading.scope import Scope
+
+COMPARED = 5_000
+"""Requests that are asked for, the latest of them."""
 
 
 def page() -> None:
@@ -41,11 +45,9 @@ def _live(wanted: Filters) -> None:
         components.show(missing)
     if not wanted.is_live:
         return
-    recent = components.answered(live.recent(state.controller, wanted.live_s))
-    if recent is None:
-        return
-    points = [point for point in recent.finished if not wanted.hides(state.engines, point.engine_id)]
-    _compared(live.settled(points, state.controller.now_s), f"within the last {wanted.range_name}")
+    ended = components.answered(live.finished(wanted.live_s, COMPARED, wanted.asked))
+    if ended is not None:
+        _compared(ended.finished, f"within the last {wanted.range_name}")
 
 
 def _compared(points: Sequence[FinishedPoint], when: str) -> None:

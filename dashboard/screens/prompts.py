@@ -9,12 +9,13 @@ import streamlit as st
 
 from dashboard.charts import prompts as prompt_charts
 from dashboard.data import live, prompts_archive
-from dashboard.data.archive import ArchiveTrouble, Scope
+from dashboard.data.archive import ArchiveTrouble
 from dashboard.data.prompts_archive import Cluster, ClusterDetail, Prompts
 from dashboard.screens import components, filters, history, request
 from dashboard.screens.filters import Filters
 from dashboard.text import words
 from store import formatting
+from store.reading.scope import Scope
 
 REFRESH_S = 15.0
 KEPT_S = 10.0

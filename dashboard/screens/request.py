@@ -17,14 +17,13 @@ from streamlit.navigation.page import StreamlitPage
 from dashboard.charts import request_timeline
 from dashboard.data import live
 from dashboard.data.client import Trouble
-from dashboard.life_views import ExplainView, ExplanationView
 from dashboard.screens import components, filters
 from dashboard.text import words
 from store import formatting
 from store.errors import StoreError
 from store.history.reader import open_history
-from store.http_api import FinishedPoint, QueueView, RecentView, StateView
-from store.reading.request_timeline import RequestTimeline, read_timeline
+from store.http_api import ExplainView, Explanation, FinishedPoint, QueueView, RequestTimeline, StateView
+from store.reading.request_timeline import read_timeline
 
 PARAMETER = "request"
 """Name in the address."""
@@ -56,7 +55,7 @@ def page() -> None:
         return
     found = _found(request_id)
     ended = isinstance(found, ExplainView) and found.facts.finished_s is not None
-    st.fragment(partial(_life, request_id), run_every=None if ended else REFRESH_S)()
+    st.fragment(partial(_timeline, request_id), run_every=None if ended else REFRESH_S)()
 
 
 def link() -> StreamlitPage:
@@ -111,16 +110,16 @@ def _offer() -> None:
     if state is None:
         return
     queue = live.queue(None, LISTED)
-    recent = live.recent(state.controller, 600.0)
     unfinished = [row.request_id for row in queue.rows] if isinstance(queue, QueueView) else []
-    ended = list(recent.finished[-LISTED:][::-1]) if isinstance(recent, RecentView) else []
     left, right = st.columns(2)
     with left:
         st.markdown("##### Not ended yet")
         _names(unfinished, "request_unfinished", "Nothing waits and nothing runs.")
     with right:
         st.markdown("##### Ended last")
-        _ended(ended)
+        ended = components.answered(live.finished(600.0, LISTED, {}))
+        if ended is not None:
+            _ended(ended.finished[::-1])
 
 
 def _names(names: Sequence[str], key: str, nothing: str) -> None:
@@ -167,7 +166,7 @@ def _recorded(request_id: str) -> RequestTimeline | None:
     return None if path is None else _read(str(path), request_id)
 
 
-def _life(request_id: str) -> None:
+def _timeline(request_id: str) -> None:
     found = _found(request_id)
     if found is None:
         components.show(words.unknown_request_notice(request_id))
@@ -217,7 +216,7 @@ def _figures(timeline: RequestTimeline) -> None:
     columns[5].metric("Index on arrival", index_s, help="In engine-seconds; lower runs first")
 
 
-def _sentences(explanation: ExplanationView) -> None:
+def _sentences(explanation: Explanation) -> None:
     st.markdown("##### In words")
     topics = dict.fromkeys(sentence.about for sentence in explanation.sentences)
     lines = [

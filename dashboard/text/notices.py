@@ -32,7 +32,8 @@ def _store_notices(store: WriterStats) -> list[Notice]:
     if store.last_error:
         text = (
             f"{plain(store.last_error)}. Decisions go on, engines keep their facts, and history is written again by itself "
-            "once the disk takes it: make room, or see what is wrong with the disk."
+            "once the disk takes it: make room, or see what is wrong with the disk. Charts and lists of the last minutes are "
+            "empty until then, for they are read from the history."
         )
         notices.append(Notice("error", "History cannot be written", text))
     if store.damaged_segments:

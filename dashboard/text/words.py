@@ -86,6 +86,7 @@ def trouble_notice(trouble: Trouble, api_url: str) -> Notice:
             "The controller does not know what was asked for",
             f"{detail}. It may be of another release: run controller and dashboard from the same one.",
         ),
+        "unavailable": ("The controller cannot say now", f"{detail}. This page keeps asking."),
         "failed": ("The controller reports an error", f"{detail}. Its log says more."),
         "garbled": (
             "The controller's answer is not understood",

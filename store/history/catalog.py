@@ -62,7 +62,7 @@ def _statements(tables: Sequence[Table], active: Sequence[Segment], root: Path) 
     found = [CATALOG_INFO, SESSIONS]
     for table in tables:
         segments = [segment for segment in active if segment.table_name == table.name]
-        found.append(f"CREATE VIEW {table.name} AS {_select(table, segments, root)}")
+        found.append(f"CREATE VIEW {table.name} AS {sealed_rows(table, segments, root)}")
         found.append(f"COMMENT ON VIEW {table.name} IS {quoted(table.comment)}")
         found.extend(
             f"COMMENT ON COLUMN {table.name}.{column.name} IS {quoted(column.comment)}" for column in table.columns
@@ -72,7 +72,7 @@ def _statements(tables: Sequence[Table], active: Sequence[Segment], root: Path) 
     return found
 
 
-def _select(table: Table, segments: Sequence[Segment], root: Path) -> str:
+def sealed_rows(table: Table, segments: Sequence[Segment], root: Path) -> str:
     """A table's sealed rows; segments written before a column existed have NULL in it."""
     names = ", ".join(column.name for column in table.columns)
     empty = ", ".join(f"NULL::{column.type} AS {column.name}" for column in table.columns)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
@@ -17,8 +18,9 @@ from store.atomic_file import sync
 from store.history.catalog import publish_catalog
 from store.history.columns import Row
 from store.history.files import Folder, secure
+from store.history.recent_rows import DurableRows
 from store.history.schema import open_live, sealed_tables
-from store.history.segments import Segments, count_rows
+from store.history.segments import KEPT_TABLES, Segments, count_rows
 from store.history.tables import ROW_COLUMNS, SEALED_TABLES, quoted
 
 log = logging.getLogger(__name__)
@@ -75,13 +77,17 @@ class LiveRows(Protocol):
         """Seal what is due; returns how many rows were sealed."""
         ...
 
+    def durable_rows(self, tables: Sequence[str], since_s: float | None) -> DurableRows:
+        """The committed rows of some tables; for any thread."""
+        ...
+
     def close(self) -> None:
         """Give it back; what is durable stays so."""
         ...
 
 
 class LiveFile:
-    """An open history, for one thread at a time."""
+    """An open history, for one thread at a time; `durable_rows` alone is for any."""
 
     def __init__(self, folder: Folder, writer: str, retention: Retention, now_s: float) -> None:
         """Open, heal and seal what an earlier writer left, so that the catalog then shows all that is durable.
@@ -100,6 +106,8 @@ class LiveFile:
         self._retention = retention
         self._writer = writer
         self._connection = open_live(folder.live, now_s=now_s)
+        self._reading = threading.Lock()
+        self._cursor = self._connection.cursor()
         try:
             self._segments = Segments(self._connection, folder)
             self._segments.heal()
@@ -201,9 +209,33 @@ class LiveFile:
         self.maintain(max((s.last_received_s for s in self._segments.active()), default=0.0))
         return counts
 
+    def durable_rows(self, tables: Sequence[str], since_s: float | None) -> DurableRows:
+        """The committed rows of some tables, each once; for any thread.
+
+        One transaction sees the live tables and the list of segments, so that a row that is being sealed is in one of
+        the two. What is unsealed is copied: that is as much as came since the last sealing.
+        """
+        chosen = [table for table in self._tables if table.name in tables]
+        oldest_s = float("-inf") if since_s is None else since_s
+        with self._reading:
+            self._cursor.begin()
+            try:
+                segments = self._segments.active(self._cursor)
+                unsealed = {
+                    table.name: self._cursor.sql(
+                        f"SELECT * FROM {table.name} WHERE received_s >= $since_s",
+                        params={"since_s": float("-inf") if table.name in KEPT_TABLES else oldest_s},
+                    ).to_arrow_table()
+                    for table in chosen
+                }
+            finally:
+                self._cursor.rollback()
+        recent = [s for s in segments if s.table_name in KEPT_TABLES or s.last_received_s >= oldest_s]
+        return DurableRows(root=self._folder.path, tables=chosen, unsealed=unsealed, segments=recent)
+
     def close(self) -> None:
         """Give the live file back; what is durable stays so."""
-        with contextlib.suppress(duckdb.Error):
+        with self._reading, contextlib.suppress(duckdb.Error):
             self._connection.close()
 
     def _name_log(self) -> None:

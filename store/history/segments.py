@@ -90,9 +90,9 @@ class Segments:
         for path in present - listed:
             (self._folder.path / path).unlink()
 
-    def active(self) -> list[Segment]:
-        """Listed segments that are neither retired nor damaged, oldest first."""
-        return [segment for segment in self._listed() if segment.sequence not in self.damage]
+    def active(self, cursor: duckdb.DuckDBPyConnection | None = None) -> list[Segment]:
+        """Listed segments that are neither retired nor damaged, oldest first; as another cursor sees them, if given."""
+        return [segment for segment in self._listed(cursor) if segment.sequence not in self.damage]
 
     def look(self) -> bool:
         """See which segments are gone or back; whether that changes what is active."""
@@ -103,11 +103,15 @@ class Segments:
         self.damage.doubt(self._listed())
         return self.damage.verify(sys.maxsize)
 
-    def _listed(self) -> list[Segment]:
-        rows = self._connection.execute(
-            "SELECT sequence, table_name, path, level, schema_version, rows, bytes, first_received_s, last_received_s"
-            " FROM segments WHERE retired_s IS NULL ORDER BY first_received_s, sequence"
-        ).fetchall()
+    def _listed(self, cursor: duckdb.DuckDBPyConnection | None = None) -> list[Segment]:
+        rows = (
+            (cursor or self._connection)
+            .execute(
+                "SELECT sequence, table_name, path, level, schema_version, rows, bytes, first_received_s, last_received_s"
+                " FROM segments WHERE retired_s IS NULL ORDER BY first_received_s, sequence"
+            )
+            .fetchall()
+        )
         return [Segment(*row) for row in rows]
 
     def seal(self, now_s: float) -> int:

@@ -20,6 +20,7 @@ from store.errors import StoreError
 from store.history.columns import Row
 from store.history.files import Folder, WriterLock
 from store.history.live_file import Chunk, LiveFile, LiveRows, Retention
+from store.history.recent_rows import DurableRows, RecentRows
 from store.history.rows import DROPPABLE, row_of
 from store.history.tables import TABLE_OF
 from store.history.writer_stats import WriterStats
@@ -183,6 +184,10 @@ class HistoryWriter:
                 durable_position=self._durable if self._hole is None else min(self._durable, self._hole),
             )
 
+    def reader(self) -> RecentRows:
+        """Reads what this writer has made durable, sealed or not, from other threads."""
+        return RecentRows(self._durable_rows)
+
     def flush(self, timeout_s: float) -> bool:
         """Wait until everything appended so far is durable; False when that took too long."""
         with self._condition:
@@ -215,6 +220,16 @@ class HistoryWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _durable_rows(self, tables: Sequence[str], since_s: float | None) -> DurableRows:
+        with self._condition:
+            live, trouble = self._live, self._stats.last_error
+        if live is None or trouble is not None:
+            raise StoreError(
+                f"the recent past is unknown while history {self._folder.path} cannot be written: "
+                f"{trouble or 'it is closed'}: make room, or see what is wrong with the disk"
+            )
+        return live.durable_rows(tables, since_s)
 
     # --- under the condition ----------------------------------------------------------------------
 

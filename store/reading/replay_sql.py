@@ -6,6 +6,9 @@
 
 from __future__ import annotations
 
+RUN_TABLES = ("arrivals", "completions", "engines", "predictions", "snapshots")
+"""Where a run is recorded, apart from what its engine was told."""
+
 SPAN = """
 SELECT arrival_s FROM completions
 WHERE arrival_s >= $since_s AND arrival_s < $until_s AND ($engine_id IS NULL OR engine_id = $engine_id)
@@ -69,11 +72,12 @@ lives AS (
 believed AS (
     SELECT
         request_id,
-        arg_min([p10_tokens, p25_tokens, p50_tokens, p75_tokens, p90_tokens, p95_tokens, p99_tokens], received_s) AS tokens
+        arg_min([p10_tokens, p25_tokens, p50_tokens, p75_tokens, p90_tokens, p95_tokens, p99_tokens], received_s) AS tokens,
+        arg_min(cluster, received_s) AS cluster
     FROM predictions SEMI JOIN lives USING (request_id)
     WHERE session_id = $session_id AND NOT map_contains(experts, 'semantic') GROUP BY request_id
 )
-SELECT lives.* REPLACE (coalesce(priority, 0) AS priority), tokens
+SELECT lives.* REPLACE (coalesce(priority, 0) AS priority), tokens, cluster
 FROM lives LEFT JOIN believed USING (request_id) ORDER BY arrival_s, request_id
 """
 """Requests of the span and those that were in the engine beside them, with the first prediction of each.

@@ -153,27 +153,31 @@ def queue(now_s: float, waiting: int, limit: int) -> Json:
     return {"time_s": now_s, "rows": rows}
 
 
-def recent(now_s: float, seconds: float, waiting: int) -> Json:
+def load(now_s: float, seconds: float, bins: int, waiting: int) -> Json:
+    """The load of one engine up to the last whole bin."""
+    width_s = seconds / bins
+    last = math.floor(now_s / width_s)
+    points = [snapshot((last - back) * width_s, max(0, waiting - back)) for back in reversed(range(bins))]
+    return {
+        "points": [
+            {
+                **{name: point[name] for name in ("time_s", "waiting", "running", "reserved_blocks")},
+                "used_blocks": point["kv_blocks_used"],
+                "peak_blocks": point["kv_blocks_used"] + 10,
+                "total_blocks": point["kv_blocks"],
+                "decode_tokens_per_s": 5.0 * point["decode_tokens"],
+                "prefill_tokens_per_s": 5.0 * point["prefill_tokens"],
+                "recomputed_tokens_per_s": 0.0,
+            }
+            for point in points
+        ],
+        "steps": 4 * bins,
+        "step_s": 0.1 * bins,
+    }
+
+
+def finished(now_s: float, seconds: float) -> list[Json]:
     rng = random.Random(7)
-    keys = (
-        "time_s",
-        "waiting",
-        "running",
-        "kv_blocks_used",
-        "kv_blocks",
-        "reserved_blocks",
-        "admission_limit",
-        "mode",
-        "fallback",
-        "prefill_tokens",
-        "decode_tokens",
-        "step_s",
-        "steps",
-        "preemptions",
-        "recomputed_tokens",
-    )
-    last = int(now_s * 5)
-    points = [snapshot((last - back) / 5, max(0, waiting - back // 40)) for back in range(int(seconds * 5))]
     finished = []
     for number in range(900):
         p50 = math.exp(rng.gauss(5.5, 1.0))
@@ -199,10 +203,43 @@ def recent(now_s: float, seconds: float, waiting: int) -> Json:
                 "pit": rng.random(),
             }
         )
+    return sorted(finished, key=lambda point: point["time_s"])
+
+
+def latency(now_s: float, seconds: float, bins: int, points: list[Json], part: str | None) -> Json:
+    """Latencies of these requests, or of those of one class or tenant among them; percentiles are made up."""
+    by, _, name = (part or "").partition(":")
+    kinds = {"class": "priority", "tenant": "tenant"}
+    whole = [point for point in points if point["reason"] != "abort"]
+    mine = [point for point in whole if part is None or str(point.get(kinds[by])) == name]
+    width_s = seconds / bins
+    starts_s = [(math.floor(now_s / width_s) - back) * width_s for back in reversed(range(bins))] if mine else []
+    percentiles = [{"time_s": at_s, "requests": 3, "p50_s": 1.0, "p90_s": 2.0, "p99_s": 4.0} for at_s in starts_s]
+    heat = [{"time_s": at_s, "band": band, "requests": 1} for at_s in starts_s for band in range(3)]
+    parts = [
+        ("class", "0"),
+        ("class", "1"),
+        ("tenant", "t0"),
+        ("tenant", "t1"),
+        ("model", "qwen3-32b"),
+        ("cluster", "3"),
+    ]
     return {
-        "snapshots": [{"engine_id": "engine-0"} | {key: point[key] for key in keys} for point in reversed(points)],
-        "finished": finished,
-    }
+        "newest_s": now_s,
+        "bucket_s": width_s,
+        **dict.fromkeys(("ttft", "ttlt", "tpot"), percentiles),
+        **{f"{name}_heat": heat for name in ("ttft", "ttlt", "tpot")},
+        "phases": [{"time_s": at_s, "queue_s": 0.5, "prefill_s": 0.1, "decode_s": 3.0} for at_s in starts_s],
+        "parts": [
+            {
+                "by": by, "name": name, "requests": 100, "p50_ttft_s": 1.0, "mean_ttlt_s": 3.0, "p50_ttlt_s": 2.0,
+                "p99_ttlt_s": 9.0, "mean_output_tokens": 200.0,
+            }
+            for by, name in parts
+        ],
+        "whole": len(mine),
+        "cut": len(points) - len(whole),
+    }  # fmt: skip
 
 
 def explained(now_s: float, request_id: str, **facts: object) -> Json:
@@ -373,6 +410,8 @@ class World:
     no_gain: Json | None = None
     """The answer while there is no comparison."""
     empty: bool = False
+    disk_error: str | None = None
+    """Why the history cannot be written."""
     facts: Json = field(default_factory=dict)
     mode: str = "on"
     store_path: Path | None = None
@@ -423,6 +462,29 @@ def add_health(app: FastAPI, world: World) -> None:
         return answer(ModeView, {"settings": SETTINGS | {"mode": world.mode}})
 
 
+def add_recent_past(app: FastAPI, world: World) -> None:
+    """What is read from the history: nothing while it cannot be written."""
+
+    def answer(view: Callable[[], Json]) -> Response:
+        if world.disk_error is not None:
+            problem = {"error": world.disk_error, "remedy": "try again in a few seconds"}
+            return Response(json.dumps(problem), status_code=503)
+        return Response(json.dumps({} if world.empty else view()), media_type="application/json")
+
+    @app.get("/api/load")
+    def get_load(seconds: float, bins: int) -> Response:
+        return answer(lambda: load(time.time(), seconds, bins, world.waiting))
+
+    @app.get("/api/latency")
+    def get_latency(seconds: float, bins: int, part: str | None = None) -> Response:
+        now_s = time.time()
+        return answer(lambda: latency(now_s, seconds, bins, finished(now_s, seconds), part))
+
+    @app.get("/api/finished")
+    def get_finished(seconds: float, limit: int) -> Response:
+        return answer(lambda: {"finished": finished(time.time(), seconds)[-limit:]})
+
+
 def add_strangers(app: FastAPI) -> None:
     """Addresses at which something else than a controller of this release answers."""
 
@@ -465,9 +527,7 @@ def application(world: World) -> FastAPI:
         now_s = time.time()
         return answer(QueueView, {"time_s": now_s, "rows": []} if world.empty else queue(now_s, world.waiting, limit))
 
-    @app.get("/api/recent")
-    def get_recent(seconds: float = 600) -> Json:
-        return {"snapshots": [], "finished": []} if world.empty else recent(time.time(), seconds, world.waiting)
+    add_recent_past(app, world)
 
     @app.get("/api/gain")
     def get_gain() -> Response:

@@ -350,9 +350,13 @@ class Controller:
             self._child.process.wait(60.0)
             self._child = None
 
+    def ask(self, path: str) -> httpx.Response:
+        """Its API's answer, whatever the status."""
+        return httpx.get(f"{self._address}{path}", timeout=10.0)
+
     def get(self, path: str) -> Any:
         """What its API says; raises `httpx.HTTPError` while it does not answer or still starts."""
-        answer = httpx.get(f"{self._address}{path}", timeout=10.0).raise_for_status()
+        answer = self.ask(path).raise_for_status()
         return answer.json() if path.startswith("/api") else answer.text
 
 

@@ -66,6 +66,10 @@ def test_a_disk_that_takes_nothing(
     simulated.await_answers(24)
     simulated.await_mode("on")
     assert controller.get("/api/state")["learner"]["predictions"] > predictions, "decisions go on"
+    for path in ("/api/finished", "/api/latency", "/api/load", "/api/requests/r1"):
+        answer = controller.ask(path)
+        assert answer.status_code == 503, path
+        assert "the recent past is unknown while history" in answer.json()["error"]
     assert "sagesched_store_failing 1.0" in controller.get("/metrics")
     assert store_of(controller)["errors"] > 0
     assert len(recent_warnings(controller, "cannot be written")) == 1
@@ -74,6 +78,7 @@ def test_a_disk_that_takes_nothing(
     wait_until(lambda: simulated.unacknowledged() < 100, "the facts of the meantime to be durable")
     assert "sagesched_store_failing 0.0" in controller.get("/metrics")
     assert len(recent_warnings(controller, "is written again")) == 1
+    assert controller.get("/api/finished")["finished"], "the recent past is known again"
     answers = simulated.answers()
     wait_until(lambda: _completions(controller.history)[0] >= answers, "all answers in the history")
     found, distinct = _completions(controller.history)

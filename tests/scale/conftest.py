@@ -13,6 +13,7 @@ import pytest
 
 from controller.core.core import Core, CoreConfig
 from controller.monitoring.live_state import Live
+from controller.monitoring.request_tracker import RequestTracker
 from controller.policy.policies import policy_named
 from engine_adapter.virtual_time.engine import TraceRequest
 from engine_adapter.virtual_time.request_progress import RequestProgress
@@ -57,6 +58,7 @@ class BusyController:
             timer=lambda: 0.0,
         )
         self.live = Live()
+        self.requests = RequestTracker()
         self.live.watch(self.core)
         self.served = 0
         self._works = request_stream(seed=5, rate_rps=RATE_RPS * self.engines, options=SyntheticOptions(tenants=3))
@@ -132,9 +134,7 @@ class BusyController:
         self.core.drain_messages()
         entries = self.core.drain_entries()
         for entry in entries:
-            self.live.lives.take(entry)
-            if isinstance(entry.record, Snapshot):
-                self.live.take_snapshot(entry.engine_id, entry.record)
+            self.requests.observe(entry)
         self.recorded(entries)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from controller.api.client import ApiClient
 from store.errors import SageError
 
-LIVE_PAGE = ("/api/state", "/api/queue?limit=200", "/api/recent?seconds=3", "/api/gain")
+LIVE_PAGE = ("/api/state", "/api/queue?limit=200", "/api/load", "/api/gain")
 """What the dashboard's page *Now* asks for when it draws itself again."""
 
 REFRESH_S = 1.0

@@ -38,13 +38,20 @@ def test_live_state_follows_an_engine_from_arrival_to_completion(start_controlle
         *("index_s", "expected_remaining_tokens", "p50_tokens", "p90_tokens", "cluster", "patience_left_s"),
     }
     engine.step_until(lambda: len(engine.lives) == 5)
-    engine.step_until(lambda: len(running.client.get("/api/recent").json()["finished"]) == 5)
-    recent = running.client.get("/api/recent").json()
-    assert {row["request_id"]: row["output_tokens"] for row in recent["finished"]} == {
-        f"r{n}": 40 + n for n in range(5)
-    }
-    assert all(row["p10_tokens"] <= row["p50_tokens"] <= row["p90_tokens"] for row in recent["finished"])
-    assert recent["snapshots"][-1]["kv_blocks"] == 1500
+    engine.step_until(lambda: len(running.client.get("/api/finished").json()["finished"]) == 5)
+    finished = running.client.get("/api/finished").json()["finished"]
+    assert {row["request_id"]: row["output_tokens"] for row in finished} == {f"r{n}": 40 + n for n in range(5)}
+    assert all(row["p10_tokens"] <= row["p50_tokens"] <= row["p90_tokens"] for row in finished)
+    latency = running.client.get(
+        "/api/latency", params={"model": running.client.get("/api/state").json()["engines"][0]["model"]}
+    ).json()
+    assert latency["whole"] == 5
+    assert sum(row["requests"] for row in latency["ttlt"]) == 5
+    assert running.client.get("/api/latency", params={"part": "class:7"}).json()["whole"] == 0
+    engine.step_until(lambda: len(running.client.get("/api/load", params={"bins": 600}).json()["points"]) > 0)
+    load = running.client.get("/api/load", params={"bins": 600}).json()
+    assert load["points"][-1]["total_blocks"] == 1500
+    assert load["steps"] > 0
     engine.step_until(lambda: running.client.get("/api/state").json()["engines"][0]["unfinished"] == 0)
     state = running.client.get("/api/state").json()
     assert state["learner"]["completions"] == 5
@@ -127,7 +134,8 @@ def test_a_mode_order_reaches_the_engine_and_the_history(start_controller: Start
         ("POST", "/api/mode", {"json": {"mode": "on", "colour": "red"}}),
         ("POST", "/api/mode", {"content": b"{"}),
         ("GET", "/api/queue", {"params": {"limit": 0}}),
-        ("GET", "/api/recent", {"params": {"seconds": "x"}}),
+        ("GET", "/api/load", {"params": {"seconds": "x"}}),
+        ("GET", "/api/latency", {"params": {"part": "colour:red"}}),
     ],
 )
 def test_bad_input_is_told_as_json_with_a_remedy(

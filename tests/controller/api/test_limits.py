@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.api.limits import BoundedRequests, Bounds, Rate
-from store.records import Finished
 
 Start = Callable[..., Any]
 TOKEN = "zebra-token-0123456789abcdef"
@@ -119,7 +118,7 @@ def test_another_web_page_gets_nothing(start_controller: Start) -> None:
 
 
 def test_the_token_is_in_no_log_line_and_in_no_answer(
-    start_controller: Start, caplog: pytest.LogCaptureFixture
+    start_controller: Start, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever is asked with it, right or wrong, also when our own code fails."""
     caplog.set_level(logging.DEBUG)
@@ -133,14 +132,14 @@ def test_the_token_is_in_no_log_line_and_in_no_answer(
             {"Host": "evil.example", "Authorization": f"Basic {TOKEN}"},
         )
         for method, path in (
-            *(("GET", path) for path in ("/api/state", "/api/health", "/api/recent", "/metrics", "/docs", "/x")),
+            *(("GET", path) for path in ("/api/state", "/api/health", "/api/finished", "/metrics", "/docs", "/x")),
             ("POST", "/api/mode"),
             ("GET", "/api/queue?limit=x"),
         )
     ]
     assert {answer.status_code for answer in answers} >= {200, 401, 404, 422}
-    running.service.loop._live.finished = _fail
-    failed = httpx.get(running.client.base_url.join("/api/recent"), headers=right)
+    monkeypatch.setattr("controller.api.recent.read_finished", _fail)
+    failed = httpx.get(running.client.base_url.join("/api/finished"), headers=right)
     assert failed.status_code == 500
     assert failed.json()["remedy"] == "see the controller's log"
     assert "broken" not in failed.text
@@ -154,5 +153,5 @@ def test_the_token_is_in_no_log_line_and_in_no_answer(
     assert TOKEN not in repr(running.service)
 
 
-def _fail(_since_s: float) -> list[Finished]:
+def _fail(*_arguments: object) -> None:
     raise RuntimeError("broken")

@@ -13,14 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from controller.explain.explanation import Explanation, explain
-from controller.explain.lookup import recorded_timeline
-from controller.explain.wait_causes import Overtaker, order_at, order_value
+from controller.explain.explanation import explain
+from controller.explain.lookup import Explainer, recorded_timeline
+from controller.explain.wait_causes import order_at, order_value
 from engine_adapter.ordering.ordering import Ordering
 from engine_adapter.virtual_time.simulated_scheduler import SimulatedRequest
 from store.errors import BadInputError
 from store.history.reader import open_history
-from store.reading.request_timeline import Choice, Moment, Order, RequestTimeline, Rival, joined, read_timeline
+from store.history.writer import HistoryWriter
+from store.http_api import Choice, Explanation, Moment, Order, Overtaker, RequestTimeline, Rival
+from store.reading.request_timeline import read_timeline
 from store.records import EngineRules, IndexTable, Settings
 
 Start = Callable[..., Any]
@@ -40,8 +42,8 @@ def test_overtakers_are_those_that_the_engine_served_first_though_they_came_late
     """For every request exactly the others that arrived later and had their first place earlier."""
     passed = 0
     with open_history(run.store) as connection:
-        for number, (name, life) in enumerate(run.lives.items()):
-            facts = run.remembered(name) if number % 5 else read_timeline(connection, name)
+        for name, life in run.lives.items():
+            facts = read_timeline(connection, name)
             assert facts is not None
             named = {overtaker.request_id for overtaker in explain(facts).overtakers}
             assert named == {
@@ -57,7 +59,7 @@ def test_a_reason_is_named_only_where_the_record_bears_it(run: Any) -> None:
     """Class where the class is lower, index where the order value under the recorded boost is lower."""
     reasons = set()
     for name in run.lives:
-        facts = run.remembered(name)
+        facts = run.recorded(name)
         priorities = {rival.request_id: rival.priority for rival in facts.rivals}
         for other in explain(facts).overtakers:
             reasons.add(other.why)
@@ -84,25 +86,34 @@ def _own_value(facts: RequestTimeline, other: Overtaker) -> float:
     return order_value(facts.arrival_s, other.own_index_s, order.boost_per_s)
 
 
-def test_the_last_minutes_and_the_history_explain_an_ended_request_alike(run: Any) -> None:
-    """What the controller remembers and what was recorded lead to the same sentences, and so do both together."""
-    for name in list(run.lives)[::7]:
-        recorded, remembered = run.recorded(name), run.remembered(name)
-        assert explain(recorded) == explain(remembered)
-        both = joined(recorded, remembered)
-        assert both is not None
-        assert explain(both) == explain(remembered)
+def test_a_request_is_explained_alike_before_and_after_its_rows_are_sealed(run: Any, tmp_path: Path) -> None:
+    """The writer's own reader finds the same facts while nothing, a part and all of it is sealed."""
+    half = len(run.entries) // 2
+    with HistoryWriter(tmp_path / "h", seal_interval_s=3600.0) as writer:
+        explainer = Explainer(writer.reader(), lambda: 0.0)
+        assert explainer.timeline("r0") is None
+        writer.append(run.entries[:half])
+        assert writer.flush(20.0)
+        assert writer.verify(20.0), "which seals what there is"
+        writer.append(run.entries[half:])
+        assert writer.flush(20.0)
+        assert 0 < writer.stats.sealed_rows < sum(writer.stats.rows.values())
+        partly = {name: explainer.timeline(name) for name in list(run.lives)[::14]}
+        assert writer.verify(20.0)
+        sealed = {name: explainer.timeline(name) for name in partly}
+    for name, timeline in partly.items():
+        assert timeline == sealed[name] == run.recorded(name)
 
 
 def test_waits_add_up_to_the_wait(run: Any) -> None:
     """The causes share the whole time before the first place, but for what no snapshot tells of."""
     for name, life in run.lives.items():
-        explanation = explain(run.remembered(name))
+        explanation = explain(run.recorded(name))
         told_s = sum(part.span_s for part in explanation.waits)
         waited_s = life.scheduled_s - life.arrival_s
         assert told_s <= waited_s + 1e-9
         assert told_s >= waited_s - 0.2
-    causes = {part.cause for name in run.lives for part in explain(run.remembered(name)).waits}
+    causes = {part.cause for name in run.lives for part in explain(run.recorded(name)).waits}
     assert {"gate", "slots"} & causes
 
 
@@ -114,7 +125,7 @@ def test_preemptions_are_told_with_what_they_cost(run: Any) -> None:
         )
     assert lost
     for name, life in run.lives.items():
-        said = text(explain(run.remembered(name)), "preemptions")
+        said = text(explain(run.recorded(name)), "preemptions")
         assert ("never lost its place" in said) == (name not in lost) == (life.preemptions == 0)
         if life.preemptions == 1:
             assert f"{lost[name]:,} computed tokens" in said
@@ -141,7 +152,7 @@ def test_in_shadow_the_engine_is_said_to_have_served_its_own_order(tmp_path: Pat
     """Decisions are recorded then, and do not count as reasons."""
     shadow = serve_small(tmp_path / "shadow", mode="shadow")
     for name in list(shadow.lives)[::10]:
-        explanation = explain(shadow.remembered(name))
+        explanation = explain(shadow.recorded(name))
         assert "it decided nothing" in text(explanation, "mode")
         assert not any(overtaker.why in {"index", "prior"} for overtaker in explanation.overtakers)
 
@@ -331,16 +342,6 @@ def test_nothing_is_made_up_where_nothing_is_recorded() -> None:
     assert "not on record" in text(explanation, "wait")
     assert text(explanation, "mode") == ""
     assert text(explanation, "outcome") == ""
-
-
-def test_memory_of_requests_is_bounded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, serve_small: Serve) -> None:
-    """The latest are kept, the oldest go; what is kept stays whole."""
-    monkeypatch.setattr("controller.monitoring.recent_requests.ENDED_KEPT", 20)
-    few = serve_small(tmp_path / "few")
-    known = [name for name in few.lives if few.live.lives.timeline(name, [], few.end_s) is not None]
-    last = sorted(few.lives.values(), key=lambda life: life.finished_s)[-15:]
-    assert len(known) == 20
-    assert {life.request_id for life in last} <= set(known)
 
 
 def test_facts_survive_json(run: Any) -> None:

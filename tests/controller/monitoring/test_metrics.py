@@ -5,8 +5,8 @@ import pytest
 
 from controller.monitoring.live_state import Live
 from controller.monitoring.metrics import Metrics
-from controller.monitoring.recent_requests import RecentLife
 from controller.monitoring.request_metrics import CLASSES, CLUSTERS, TENANTS
+from controller.monitoring.request_tracker import TrackedRequest
 from store.entries import Prediction
 from store.records import Arrived, Finished
 
@@ -29,7 +29,7 @@ def finished(**changes: Any) -> Finished:
     return Finished(**facts | changes)
 
 
-def life(number: int, **changes: Any) -> RecentLife:
+def tracked(number: int, **changes: Any) -> TrackedRequest:
     arrived = Arrived(
         request_id="r",
         arrival_s=100.0,
@@ -57,7 +57,7 @@ def life(number: int, **changes: Any) -> RecentLife:
         experts={},
         predict_s=0.001,
     )
-    return RecentLife("e", "s", arrived=arrived, prediction=prediction)
+    return TrackedRequest("e", arrived=arrived, prediction=prediction)
 
 
 def values(metrics: Metrics, name: str) -> dict[str, float]:
@@ -70,7 +70,7 @@ def test_labels_that_clients_make_up_are_capped() -> None:
     """However many tenants, clusters, classes and engines come, series are bounded and no request is left out."""
     metrics = Metrics(Live())
     for number in range(400):
-        metrics.count_finished(f"engine-{number}", finished(), life(number), "m")
+        metrics.count_finished(f"engine-{number}", finished(), tracked(number), "m")
     for name, limit in (("tenant", TENANTS), ("cluster", CLUSTERS), ("class", CLASSES)):
         counted = values(metrics, f"sagesched_{name}_ttlt_seconds_count")
         assert len(counted) == limit + 1
@@ -85,7 +85,7 @@ def test_labels_that_clients_make_up_are_capped() -> None:
 def test_the_parts_of_a_latency_are_measured(name: str, seconds: float) -> None:
     """Queue, prompt and answer of one request, in seconds."""
     metrics = Metrics(Live())
-    metrics.count_finished("e", finished(), life(1), "m")
+    metrics.count_finished("e", finished(), tracked(1), "m")
     assert values(metrics, f"sagesched_{name}_seconds_sum") == {'engine_id="e"': seconds}
 
 
@@ -95,7 +95,7 @@ def test_what_never_happened_is_not_measured() -> None:
     metrics.count_finished(
         "e", finished(scheduled_s=None, first_token_s=None, output_tokens=0, reason="abort"), None, None
     )
-    metrics.count_finished("e", finished(output_tokens=1), life(1, tenant=None), "m")
+    metrics.count_finished("e", finished(output_tokens=1), tracked(1, tenant=None), "m")
     assert values(metrics, "sagesched_ttft_seconds_count") == {'engine_id="e"': 1.0}
     assert values(metrics, "sagesched_tpot_seconds_count") == {}
     assert values(metrics, "sagesched_tenant_ttlt_seconds_count") == {'tenant="none"': 2.0}

@@ -11,11 +11,11 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from controller.monitoring.recent_requests import RecentLife
+from controller.monitoring.request_tracker import TrackedRequest
 from controller.monitoring.tracing import QUEUED_REQUESTS, Ended, Telemetry, open_telemetry
 from store.entries import Decision, Prediction
 from store.errors import ConfigError
-from store.records import Arrived, Finished, Hello, Preempted
+from store.records import Arrived, Finished, Hello
 
 HELLO = Hello(
     engine_id="e",
@@ -47,10 +47,9 @@ FINISHED = Finished(
 )
 
 
-def life() -> RecentLife:
-    found = RecentLife(
+def tracked() -> TrackedRequest:
+    found = TrackedRequest(
         "e",
-        "s",
         arrived=Arrived(
             request_id="r",
             arrival_s=100.0,
@@ -79,20 +78,18 @@ def life() -> RecentLife:
             predict_s=0.001,
         ),
     )
-    found.choices.append(
-        Decision(
-            request_id="r",
-            time_s=100.0,
-            policy="sage",
-            reason="arrival",
-            cost_s=0.5,
-            index_s=0.25,
-            attained_tokens=(0,),
-            table_index_s=(0.25,),
-            growth_tokens=(1.0,),
-        )
+    found.decision = Decision(
+        request_id="r",
+        time_s=100.0,
+        policy="sage",
+        reason="arrival",
+        cost_s=0.5,
+        index_s=0.25,
+        attained_tokens=(0,),
+        table_index_s=(0.25,),
+        growth_tokens=(1.0,),
     )
-    found.losses.append(Preempted(request_id="r", time_s=107.0, lost_tokens=5, attained_tokens=4))
+    found.preempted_s.append(107.0)
     return found
 
 
@@ -115,7 +112,7 @@ def telemetry(spans: InMemorySpanExporter, reader: InMemoryMetricReader) -> Iter
 
 def test_an_ended_request_is_a_span_of_recorded_facts(telemetry: Telemetry, spans: InMemorySpanExporter) -> None:
     """Its times, the conventions' attributes and ours; nothing of its prompt."""
-    telemetry.take(Ended(FINISHED, life(), HELLO))
+    telemetry.take(Ended(FINISHED, tracked(), HELLO))
     telemetry.close()
     (span,) = spans.get_finished_spans()
     assert (span.name, span.kind) == ("text_completion qwen", SpanKind.SERVER)
@@ -157,7 +154,7 @@ def test_an_ended_request_is_a_span_of_recorded_facts(telemetry: Telemetry, span
 
 def test_measurements_have_the_conventions_names_and_units(telemetry: Telemetry, reader: InMemoryMetricReader) -> None:
     """Duration, first token, time per token and tokens; a request that failed counts in the duration alone."""
-    telemetry.take(Ended(FINISHED, life(), HELLO))
+    telemetry.take(Ended(FINISHED, tracked(), HELLO))
     telemetry.take(Ended(Finished(**_fields(FINISHED) | {"reason": "error", "request_id": "x"}), None, HELLO))
     telemetry._ended.put(None)
     telemetry._thread.join(10.0)

@@ -19,15 +19,15 @@ def past(number: int, output_tokens: int) -> RecordedRequest:
 
 def test_parts_tell_who_gains_and_who_loses() -> None:
     """Short answers at half the time, long ones at twice; parts that are too small are not shown."""
-    requests = {str(n): past(n, 20 if n < 60 else 2000) for n in range(100)}
+    clusters = dict.fromkeys(range(FEWEST_IN_PART), 7) | {50: 8}
+    requests = {str(n): structs.replace(past(n, 20 if n < 60 else 2000), cluster=clusters.get(n)) for n in range(100)}
     requests["odd"] = past(100, 10)
     fcfs = [structs.replace(request, finished_s=10.0).life() for request in requests.values()]
     ours = [
         structs.replace(request, finished_s=5.0 if request.output_tokens < 100 else 20.0).life()
         for request in requests.values()
     ]
-    clusters = {str(n): 7 for n in range(FEWEST_IN_PART)} | {"50": 8}
-    found = {(part.by, part.name): part for part in parts_of(requests, clusters, fcfs, ours)}
+    found = {(part.by, part.name): part for part in parts_of(requests, fcfs, ours)}
     assert set(found) == {
         ("class", "0"),
         ("class", "1"),

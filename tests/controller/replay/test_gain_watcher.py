@@ -10,13 +10,14 @@ Start = Callable[..., Any]
 
 
 def test_the_comparison_arrives_and_says_what_it_is(start_controller: Start) -> None:
-    """Out of the live state, through a process of its own: three latencies over the same requests, with a method."""
+    """Out of the history, through a process of its own: three latencies over the same requests, with a method."""
     running = start_controller()
     gain = running.service.gain
     gain._limits = GainLimits(interval_s=0.5, first_after_s=0.1, fewest_requests=30, requests=30)
     engine = running.connect()
     for number in range(40):
         engine.submit(f"r{number}", output_tokens=3 + number % 7)
+        engine.step()
     engine.step_until(lambda: running.client.get("/api/gain").json()["status"] == "ready", timeout_s=60.0)
     view = running.client.get("/api/gain").json()
     answer = view["gain"]

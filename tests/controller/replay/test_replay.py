@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -17,8 +17,8 @@ from msgspec.structs import replace
 from controller.cli.main import run as command_line
 from controller.policy.policies import Schedule, policy_named
 from controller.replay.fidelity import fit_of, ratio_of
-from controller.replay.read_history import Slice, read_runs
-from controller.replay.recorded_run import RecordedRun, Replayable, gap_between_steps_s
+from controller.replay.read_history import Slice, read_latest_run, read_runs
+from controller.replay.recorded_run import RecordedRun, Replayable
 from controller.replay.replay import Replay, ReplaySpec, run_replay
 from controller.replay.replay_engine import RecordedPredictions, replay_as_told, replay_under
 from engine_adapter.virtual_time.engine import CompletedRequest
@@ -26,7 +26,7 @@ from online_learning.distribution import LengthDistribution
 from online_learning.length_learner import Prompt
 from store.history.reader import open_history
 from store.history.writer import HistoryWriter
-from store.records import Settings
+from store.records import Settings, Snapshot
 
 Serve = Callable[..., Any]
 START_S = 1.7e9
@@ -97,12 +97,40 @@ def test_replaying_first_come_first_served_reproduces_it_exactly(ran_in_shadow: 
     assert replay.as_told.figures.preemptions == replay.recorded.figures.preemptions > 0
 
 
+def test_the_latest_run_is_the_one_that_is_replayed_without_what_was_told(ran_on: Any) -> None:
+    """What the running controller compares is what the command line would, with each request's prompt cluster."""
+    with open_history(ran_on.store) as connection:
+        latest = read_latest_run(connection, last=2_000, fewest=100)
+        assert read_latest_run(connection, last=2_000, fewest=1_000) is None
+        few = read_latest_run(connection, last=20, fewest=10)
+    assert latest == replace(past(ran_on), told=())
+    assert few is not None
+    assert sum(request.counted for request in few.requests) in {19, 20}, "one client may have left"
+
+
+def gap_between_steps_s(snapshots: Sequence[Snapshot]) -> float:
+    """Mean time between two steps while a request ran all the while, so that the engine was never idle; 0 if unknown."""
+    between_s = steps = 0.0
+    since_s, ran, steps_since, step_s_since = 0.0, set[str](), 0, 0.0
+    for snapshot in snapshots:
+        steps_since += snapshot.steps
+        step_s_since += snapshot.step_s
+        if not snapshot.detailed:
+            continue
+        runs = {running.request_id for running in snapshot.running_requests}
+        if steps_since and not ran.isdisjoint(runs):
+            between_s += snapshot.time_s - since_s - step_s_since
+            steps += steps_since
+        since_s, ran, steps_since, step_s_since = snapshot.time_s, runs, 0, 0.0
+    return max(0.0, between_s / steps) if steps else 0.0
+
+
 def test_what_the_host_takes_between_steps_is_replayed_too(tmp_path: Path, serve_small: Serve) -> None:
     """The device's step times alone would make the replayed engine faster than the recorded one was."""
     late = serve_small(tmp_path / "h", mode="shadow", start_s=START_S, host_s=0.01)
     run = past(late)
     assert run.gap_s == pytest.approx(0.01, rel=0.05)
-    assert run.gap_s == pytest.approx(gap_between_steps_s([snapshot for _, snapshot in late.live.snapshots(0.0)]))
+    assert run.gap_s == pytest.approx(gap_between_steps_s(late.snapshots))
     assert abs(replayed(run).fit.mean_ttlt.error) < MEAN_TOLERANCE
     assert replayed(replace(run, gap_s=0.0)).fit.poor
 

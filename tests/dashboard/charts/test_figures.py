@@ -10,13 +10,24 @@ from hypothesis import strategies as st
 from dashboard.charts import figures, heatmaps, palette
 from dashboard.charts import predictions as prediction_charts
 from dashboard.data.predictions_archive import Event, Quality
-from dashboard.data.series import Cell, Moment, Percentiles, Phases
-from store.http_api import FinishedPoint, Gain, Latency, PerRequest, Ratio, RecomputeTax, Reproduction
+from store.http_api import (
+    Cell,
+    FinishedPoint,
+    Gain,
+    Latency,
+    LoadPoint,
+    Percentiles,
+    PerRequest,
+    Phases,
+    Ratio,
+    RecomputeTax,
+    Reproduction,
+)
 
 odd = st.none() | st.floats(allow_nan=True, allow_infinity=True) | st.integers(0, 10**9)
 moments = st.lists(
     st.builds(
-        Moment,
+        LoadPoint,
         time_s=st.floats(0, 4e9),
         waiting=odd,
         running=odd,
@@ -62,7 +73,7 @@ def assert_sound(figure: Any) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(moments)
-def test_charts_of_the_moment_draw_whatever_comes(rows: list[Moment]) -> None:
+def test_charts_of_the_moment_draw_whatever_comes(rows: list[LoadPoint]) -> None:
     """None, NaN, one point, no point: a figure with titled axes comes out, in words where nothing is to draw."""
     drawn = [figures.kv_memory(rows, lead, UTC) for lead in (None, 1, 3)]
     for figure in (*drawn, figures.throughput(rows, UTC), figures.requests(rows, UTC)):

@@ -1,18 +1,20 @@
+import math
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from dashboard.data import prompts_archive
-from dashboard.data.archive import BUCKETS_SHOWN, ArchiveTrouble, Part, Scope, Traffic, read_settings, read_traffic
-from dashboard.data.latencies import Latencies
-from dashboard.data.latency_archive import read_latencies
+from dashboard.data.archive import ArchiveTrouble, Traffic, read, read_settings, read_traffic
 from dashboard.data.predictions_archive import PredictionsPast, read_predictions
-from dashboard.data.series import band_of
+from store.http_api import BANDS_PER_DECADE, LatenciesView
+from store.reading.latencies import read_latencies
+from store.reading.scope import BUCKETS_SHOWN, Part, Scope
 
 
-def latencies(path: Path, scope: Scope) -> Latencies:
-    found = read_latencies(path, scope)
-    assert isinstance(found, Latencies)
+def latencies(path: Path, scope: Scope) -> LatenciesView:
+    found = read(path, partial(read_latencies, scope=scope))
+    assert isinstance(found, LatenciesView)
     return found
 
 
@@ -38,7 +40,7 @@ def test_the_whole_history_is_summed(recorded: Path) -> None:
     assert whole.newest_s == 1_767_225_600.0
     for cells, tokens in ((whole.prompts, 100), (whole.outputs, 40), (whole.limits, 512)):
         assert sum(cell.requests for cell in cells) == 300
-        assert {cell.band for cell in cells} == {band_of(tokens)}
+        assert {cell.band for cell in cells} == {math.floor(BANDS_PER_DECADE * math.log10(tokens))}
 
 
 def test_latencies_are_summed_in_their_buckets(recorded: Path) -> None:
@@ -95,7 +97,7 @@ def test_an_empty_history_has_tables_and_no_rows(empty_history: Path) -> None:
 
 def test_a_missing_or_broken_history_is_a_value(tmp_path: Path) -> None:
     """The page says what is the matter instead of failing."""
-    absent = read_latencies(tmp_path / "nowhere", Scope())
+    absent = read_traffic(tmp_path / "nowhere", Scope())
     assert isinstance(absent, ArchiveTrouble)
     assert absent.kind == "absent"
     (tmp_path / "catalog.duckdb").write_bytes(b"no database")

@@ -264,6 +264,23 @@ def test_latency_of_one_part_stands_in_the_address(opened: Open) -> None:
     )
 
 
+def test_while_the_disk_is_broken_pages_of_the_last_minutes_say_so(opened: Open, standing: Any) -> None:
+    """Nothing old is shown in their place, and they are back with the disk."""
+    standing.world.disk_error = "the recent past is unknown while history /h cannot be written: No space left"
+    for page in ("latency", "predictions"):
+        test = opened(page)
+        assert "No space left" in boxes(test)
+        assert charts(test) == 0
+    test = opened("now")
+    assert metrics(test)["Waiting"] == "137"
+    assert "No snapshots in this window" in test.get("plotly_chart")[0].proto.spec
+    standing.world.disk_error = None
+    for page, drawn in (("latency", 7), ("predictions", 2)):
+        test = opened(page)
+        assert boxes(test) == ""
+        assert charts(test) == drawn
+
+
 def test_latency_of_a_longer_range_comes_from_the_history(opened: Open, standing: Any, recorded: Path) -> None:
     """Also while the controller is down; with a table by class, tenant, model and cluster."""
     standing.stop()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from streamlit.testing.v1 import AppTest
 
 from dashboard.charts import request_timeline
-from store.reading.request_timeline import Loss, Moment, RequestTimeline
+from store.http_api import Loss, Moment, RequestTimeline
 
 Open = Callable[..., AppTest]
 
@@ -92,6 +92,15 @@ def test_nothing_to_offer_is_said(opened: Open, standing: Any) -> None:
     test = opened(None)
     assert len(test.dataframe) == 0
     assert "Nothing waits and nothing runs." in [caption.value for caption in test.caption]
+
+
+def test_while_the_disk_is_broken_no_ended_request_is_offered(opened: Open, standing: Any) -> None:
+    """What waits or runs is known all the same."""
+    standing.world.disk_error = "the recent past is unknown while history /h cannot be written: No space left"
+    test = opened(None)
+    assert "No space left" in boxes(test)
+    (unfinished,) = (frame.value for frame in test.dataframe)
+    assert len(unfinished) == 15
 
 
 def test_an_unknown_request_is_said(opened: Open, recorded: Path) -> None:

@@ -6,7 +6,7 @@ import errno
 import resource
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -20,6 +20,7 @@ from harness.timeline import Crash
 from store.history.files import Folder
 from store.history.live_file import Chunk, LiveFile, LiveRows, Retention
 from store.history.reader import RecordedAnswer, learning_history, next_answer, open_history
+from store.history.recent_rows import DurableRows
 
 COLUMNS = {
     "arrivals": "request_id arrival_s prompt_tokens token_ids max_tokens temperature priority tenant lora resent "
@@ -135,6 +136,10 @@ class MemoryFile:
     def last_batches(self) -> dict[str, int]:
         """The last durable batch of each session."""
         return dict(self._disk.sessions)
+
+    def durable_rows(self, tables: Sequence[str], since_s: float | None) -> DurableRows:
+        """Nobody reads the recent past in a simulation."""
+        raise NotImplementedError
 
     def segment_count(self) -> int:
         """There are no segments here."""

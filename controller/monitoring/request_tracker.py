@@ -1,0 +1,81 @@
+"""What metrics and spans need of a request when it ends: its arrival, prediction, first decision and preemptions.
+
+Bounded, and used by the control loop's thread alone; everything else about the recent past is read from the history.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import msgspec
+
+from store.entries import Decision, EngineSeen, Entry, Prediction
+from store.records import Arrived, Finished, Hello, Preempted
+
+REQUESTS_KEPT = 10_000
+PREEMPTIONS_KEPT = 50
+SESSIONS_KEPT = 256
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+@dataclass(slots=True, eq=False)
+class TrackedRequest:
+    """What was recorded of one unfinished request; None where it was not."""
+
+    engine_id: str
+    arrived: Arrived | None = None
+    prediction: Prediction | None = None
+    """The first one."""
+    decision: Decision | None = None
+    """The first one."""
+    preempted_s: list[float] = field(default_factory=list)
+
+
+class RequestTracker:
+    """Keeps unfinished requests, and how each session's engine introduced itself."""
+
+    def __init__(self) -> None:
+        self._requests: dict[tuple[str, str], TrackedRequest] = {}
+        self._hellos: dict[str, Hello] = {}
+
+    def observe(self, entry: Entry) -> TrackedRequest | None:
+        """Keep what an entry says of a request, and give that request; it is forgotten with its end."""
+        match entry.record:
+            case Arrived() | Prediction() | Decision() | Preempted() as record:
+                return self._keep(entry, record)
+            case Finished(request_id=request_id):
+                return self._requests.pop((entry.session_id, request_id), None)
+            case EngineSeen(hello=hello):
+                _put(self._hellos, entry.session_id, hello, SESSIONS_KEPT)
+        return None
+
+    def hello(self, session_id: str) -> Hello | None:
+        """How a session of an engine introduced itself."""
+        return self._hellos.get(session_id)
+
+    def _keep(self, entry: Entry, record: Arrived | Prediction | Decision | Preempted) -> TrackedRequest:
+        key = (entry.session_id, record.request_id)
+        request = self._requests.get(key)
+        if request is None:
+            request = TrackedRequest(entry.engine_id)
+            _put(self._requests, key, request, REQUESTS_KEPT)
+        match record:
+            case Arrived():
+                request.arrived = request.arrived or msgspec.structs.replace(record, token_ids=b"")
+            case Prediction():
+                request.prediction = request.prediction or record
+            case Decision():
+                request.decision = request.decision or record
+            case Preempted() if len(request.preempted_s) < PREEMPTIONS_KEPT:
+                request.preempted_s.append(record.time_s)
+        return request
+
+
+def _put(kept: dict[Key, Value], key: Key, value: Value, limit: int) -> None:
+    """Keep a value; the oldest goes when there are more than the limit."""
+    kept[key] = value
+    if len(kept) > limit:
+        del kept[next(iter(kept))]

@@ -1,0 +1,68 @@
+"""What engines held and computed over time, summed from their snapshots in bins."""
+
+from __future__ import annotations
+
+import duckdb
+import msgspec
+
+from store.http_api import LoadPoint, LoadView
+from store.reading.scope import Scope, choose
+
+TABLES = ("engines", "snapshots")
+"""What is read here."""
+MAX_BINS = 2000
+"""No chart shows more; a clock that jumped must not make endless empty bins."""
+CARRIED_S = 3.0
+"""The level of an engine is taken to hold for so long after its last snapshot."""
+
+
+def read_load(connection: duckdb.DuckDBPyConnection, scope: Scope, since_s: float, bin_s: float) -> LoadView:
+    """Sum the snapshots since a moment: levels are the last of each engine, work is a rate.
+
+    The first and the last bin are left out, because they are seen in part only and would show a rate too low.
+    """
+    assert bin_s > 0.0, bin_s
+    choose(connection, scope)
+    given = {"since_s": since_s, "all": not scope.narrows}
+    bins = {"bin_s": bin_s, "carried_s": CARRIED_S, "bins": MAX_BINS}
+    points = connection.sql(_BINS, params=given | bins).to_arrow_table().to_pylist()
+    steps, step_s = connection.execute(_STEPS, given).fetchall()[0]
+    return LoadView(points=tuple(msgspec.convert(points, list[LoadPoint])), steps=steps, step_s=step_s)
+
+
+_BINS = """
+WITH seen AS (
+    SELECT *, floor(time_s / $bin_s)::BIGINT AS bin FROM snapshots
+    WHERE isfinite(time_s) AND time_s >= $since_s AND ($all OR session_id IN (FROM temp.chosen))
+),
+span AS (SELECT min(bin) + 1 AS first, max(bin) - 1 AS last FROM seen HAVING count(DISTINCT bin) > 2),
+bins AS (SELECT unnest(range(greatest(first, last - $bins + 1), last + 1)) AS bin FROM span),
+grid AS (SELECT bin, engine_id, (bin + 1) * $bin_s AS end_s FROM bins CROSS JOIN (SELECT DISTINCT engine_id FROM seen)),
+levels AS (
+    SELECT
+        grid.bin, sum(waiting)::DOUBLE AS waiting, sum(running)::DOUBLE AS running,
+        sum(kv_blocks_used)::DOUBLE AS used_blocks, sum(reserved_blocks)::DOUBLE AS reserved_blocks,
+        sum(kv_blocks)::DOUBLE AS total_blocks
+    FROM grid ASOF JOIN seen ON grid.engine_id = seen.engine_id AND grid.end_s > seen.time_s
+    WHERE seen.time_s >= grid.bin * $bin_s - $carried_s GROUP BY grid.bin
+),
+work AS (
+    SELECT
+        bin, sum(peak_blocks)::DOUBLE AS peak_blocks, sum(decode_tokens) / $bin_s AS decode_tokens_per_s,
+        sum(prefill_tokens) / $bin_s AS prefill_tokens_per_s, sum(recomputed_tokens) / $bin_s AS recomputed_tokens_per_s
+    FROM (
+        SELECT
+            bin, engine_id, max(kv_blocks_used) AS peak_blocks, sum(decode_tokens)::DOUBLE AS decode_tokens,
+            sum(prefill_tokens)::DOUBLE AS prefill_tokens, sum(recomputed_tokens)::DOUBLE AS recomputed_tokens
+        FROM seen GROUP BY ALL
+    )
+    GROUP BY bin
+)
+SELECT (bin + 1) * $bin_s AS time_s, levels.* EXCLUDE (bin), work.* EXCLUDE (bin)
+FROM bins LEFT JOIN levels USING (bin) LEFT JOIN work USING (bin) ORDER BY bin
+"""
+
+_STEPS = """
+SELECT coalesce(sum(steps), 0)::BIGINT, coalesce(sum(step_s), 0.0) FROM snapshots
+WHERE time_s >= $since_s AND ($all OR session_id IN (FROM temp.chosen))
+"""
