@@ -19,7 +19,7 @@ from store.reading.scope import Part, Scope
 LONGEST_REQUEST_S = 3600.0
 """Of requests that took longer, class, tenant and prediction are not looked for."""
 
-Seconds = Annotated[float, Query(gt=0, le=86_400)]
+Seconds = Annotated[float, Query(ge=1, le=86_400)]
 Bins = Annotated[int, Query(ge=1, le=1000)]
 
 
