@@ -1,7 +1,7 @@
 # One command each for the demo, the tests and the checks; every target sets up what it needs by itself.
 #
 #   make demo     a simulated engine under load, the controller and the dashboard, in a small environment of its own
-#   make quick    the tests that need no vLLM, no browser and no patience
+#   make quick    the quick tests of the five packages, without vLLM and a browser
 #   make test     everything that CI runs: formatting, lint, types, imports, all tests
 #
 # torch must be its CPU build. Where pip's default index serves CUDA builds of torch,
@@ -76,7 +76,7 @@ QUICK := -m "not vllm and not browser and not slow and not long" tests/controlle
 	tests/online_learning tests/store controller online_learning store dashboard engine_adapter \
 	--ignore=tests/engine_adapter/vllm --ignore=engine_adapter/vllm --ignore=tests/engine_adapter/virtual_time/test_differential.py
 
-quick: $(READY) ## The tests of the five packages that need no vLLM, no browser and no patience: a minute and a half.
+quick: $(READY) ## The quick tests of the five packages, without vLLM and a browser.
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(QUICK) $(ARGS)
 
 unit: $(READY) browser promtool ## All tests and doctests; ARGS="-k gittins" for some.

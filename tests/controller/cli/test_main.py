@@ -177,6 +177,7 @@ def test_sql_refuses_what_is_no_question(history: Path, query: str, capsys: pyte
     assert capsys.readouterr().err.startswith("sagesched: ")
 
 
+@pytest.mark.slow
 def test_evaluate_and_bench_write_the_documented_objects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The keys of both JSON files are those of the documentation."""
     file = tmp_path / "e.json"
@@ -208,6 +209,7 @@ def test_evaluate_and_bench_write_the_documented_objects(tmp_path: Path, capsys:
     assert (tmp_path / "b.html").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_doctor_prints_the_configuration_and_finds_a_healthy_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

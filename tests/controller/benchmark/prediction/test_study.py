@@ -13,6 +13,8 @@ from controller.benchmark.prediction.study import task_prompts
 from controller.cli.main import run
 from controller.cli.output import print_table
 
+pytestmark = pytest.mark.slow
+
 
 def test_three_families_drift_and_each_has_blocks_from_the_change_on(capsys: pytest.CaptureFixture[str]) -> None:
     """The most frequent becomes longer, the second shorter, the third new; blocks follow on each other."""

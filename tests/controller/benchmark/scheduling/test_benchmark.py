@@ -20,6 +20,8 @@ from controller.reports.latency_summary import figures
 from engine_adapter.virtual_time.engine import CompletedRequest, Totals, capacity_rps
 from store.errors import ConfigError, WorkloadError
 
+pytestmark = pytest.mark.slow
+
 OVERLOAD = BenchSpec(load=1.5, requests=600, warmup=600, seeds=(3,), policies=POLICY_NAMES)
 JSON_KEYS = {
     "workload",

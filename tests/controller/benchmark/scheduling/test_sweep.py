@@ -101,6 +101,8 @@ def test_a_sweep_that_makes_no_sense_is_refused_by_name(
 
 HEARS_CTRL_C = """
 import runpy, signal
+
+pytestmark = pytest.mark.slow
 signal.signal(signal.SIGINT, signal.default_int_handler)
 runpy.run_module("controller", run_name="__main__", alter_sys=True)
 """

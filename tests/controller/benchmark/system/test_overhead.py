@@ -11,6 +11,8 @@ from controller.benchmark.system.overhead import AllocationGrowth, CallCost, Ove
 from controller.benchmark.system.overhead_report import overhead_tables
 from store.errors import ConfigError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.vllm
 def test_both_halves_are_measured_and_memory_does_not_grow_with_history() -> None:
