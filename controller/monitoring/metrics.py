@@ -40,7 +40,7 @@ ENGINE_COUNTERS = (
     ("engine_policy_errors", "Errors of ours caught inside the engine.", "policy_errors"),
     ("engine_overdue_requests", "Requests that went first because their patience was over.", "overdue"),
 )
-BRAIN_COUNTERS = {
+CORE_COUNTERS = {
     "predictions": "Requests whose answer length was predicted.",
     "completions": "Answers learnt from.",
     "censored": "Answers learnt from whose length is only known to be at least so much.",
@@ -248,7 +248,7 @@ class LiveCollector(Collector):
         live_snapshot = self._live.live_snapshot
         if live_snapshot is None:
             return
-        for name, text in BRAIN_COUNTERS.items():
+        for name, text in CORE_COUNTERS.items():
             yield CounterMetricFamily(f"sagesched_{name}", text, value=live_snapshot.counts[name])
         yield from _quality(live_snapshot)
         yield from _calibration(live_snapshot)

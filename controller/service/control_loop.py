@@ -36,7 +36,7 @@ class LoopLimits:
     """Bounds and intervals of the loop."""
 
     wait_s: float = 0.02
-    hurry_s: float = 0.5
+    overload_s: float = 0.5
     """Seconds with the messages of one turn after which arrivals among the rest are deferred and use the prior: an engine
     whose messages wait too long orders nothing at all."""
     catch_up_s: float = 0.1
@@ -123,7 +123,7 @@ class ControlLoop:
         started_s = self._clock()
         self._metrics.messages_received.inc(len(messages))
         for connection, message in messages:
-            self._core.arrivals.overloaded = self._clock() - started_s > self._limits.hurry_s
+            self._core.arrivals.overloaded = self._clock() - started_s > self._limits.overload_s
             self._guarded(partial(self._core.handle, connection, message), started_s)
             while self._core.unhandled:
                 self._guarded(self._core.proceed, started_s)

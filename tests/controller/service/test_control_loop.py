@@ -142,7 +142,7 @@ def test_an_overloaded_loop_defers_arrivals_and_predicts_them_when_there_is_time
     """The engine stays on and serves; every request that is still there has its table in the end."""
     running = start_controller()
     loop = running.service.loop
-    loop._limits = type(loop._limits)(hurry_s=-1.0)
+    loop._limits = type(loop._limits)(overload_s=-1.0)
     engine = running.connect()
     for number in range(6):
         engine.submit(f"r{number}", output_tokens=400)

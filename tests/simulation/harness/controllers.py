@@ -44,7 +44,7 @@ class ControllerSettings:
     queue_limit: int
     unwritten_entries: int
     backlog: int
-    hurry_s: float
+    overload_s: float
     """Below 0: every turn is overloaded."""
 
 
@@ -164,7 +164,7 @@ class ControllerProcess:
                 wait_s=0.0,
                 publish_interval_s=2.0,
                 unwritten_entries=settings.unwritten_entries,
-                hurry_s=settings.hurry_s,
+                overload_s=settings.overload_s,
                 error_pause_s=0.5,
                 error_pause_limit_s=4.0,
             ),

@@ -363,7 +363,7 @@ def _settings(chance: random.Random, *, real_store: bool) -> ControllerSettings:
         queue_limit=2 * unwritten,
         unwritten_entries=unwritten,
         backlog=chance.choice([0, 3, 5_000]),
-        hurry_s=chance.choice([-1.0, 0.1, 0.1]),
+        overload_s=chance.choice([-1.0, 0.1, 0.1]),
     )
 
 

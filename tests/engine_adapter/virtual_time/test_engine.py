@@ -1,0 +1,55 @@
+"""Serving a trace to its end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from engine_adapter.transport.link import NoLink
+from engine_adapter.virtual_time.engine import Step, TraceRequest, serve
+from engine_adapter.virtual_time.profiles import PROFILES
+from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
+
+PROFILE = replace(PROFILES["h800-qwen3-32b-24k"], max_num_seqs=2)
+
+
+def request(
+    name: str, *, arrival_s: float = 0.0, output_tokens: int = 50, leaves_s: float | None = None
+) -> TraceRequest:
+    return TraceRequest(
+        request_id=name,
+        arrival_s=arrival_s,
+        token_ids=tuple(range(20)),
+        max_tokens=1_000,
+        true_output_tokens=output_tokens,
+        leaves_s=leaves_s,
+    )
+
+
+def test_a_client_that_leaves_ends_its_request_and_no_other() -> None:
+    """At its time or at the end of the step that is under way then; a request that has ended before is let be."""
+    trace = [
+        request("leaves", output_tokens=500, leaves_s=1.0),
+        request("waits", output_tokens=500, leaves_s=0.5),
+        request("ends", output_tokens=2, leaves_s=2.0),
+        request("stays"),
+    ]
+    lives = {life.request_id: life for life in serve(SimulatedEngine(PROFILE, link=NoLink()), trace).lives}
+    assert {name: life.reason for name, life in lives.items()} == {
+        "leaves": "abort",
+        "waits": "abort",
+        "ends": "stop",
+        "stays": "stop",
+    }
+    assert 1.0 <= lives["leaves"].finished_s < 1.2
+    assert 0.5 <= lives["waits"].finished_s < 0.7
+
+
+def test_every_step_is_reported_once_and_in_order() -> None:
+    """The totals are those of the reported steps."""
+    steps: list[Step] = []
+    totals = serve(
+        SimulatedEngine(PROFILE, link=NoLink()), [request("a"), request("b", arrival_s=100.0)], on_step=steps.append
+    )
+    assert len(steps) == totals.steps
+    assert [step.start_s for step in steps] == sorted(step.start_s for step in steps)
+    assert [life for step in steps for life in step.finished] == totals.lives
