@@ -1,7 +1,7 @@
-"""The controller's HTTP API: health, metrics, live state, and the switch between modes.
+"""The controller's HTTP API: health, metrics, live state, explanations, and the switch between modes.
 
-Everything is read from the newest picture (`controller.monitoring.live_state`), so no reader can disturb the control loop.
-Callers on this machine need nothing; all others, and callers that name another host, need the bearer token.
+Live state comes from the latest `LiveSnapshot`, so that no reader can disturb the control loop.
+Callers on this machine need no token; all others, and callers that address another host name, need the bearer token.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ from store.http_api import (
 )
 
 ANSWER_S = 3.0
-"""How long a caller waits for the control loop to carry out a command."""
+"""Time within which the control loop must carry out a command."""
 STALE_S = 5.0
-"""A picture older than this means that the control loop is stuck."""
+"""Age of the latest snapshot above which the control loop counts as stuck."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiSources:
-    """Where the API takes what it shows."""
+    """What the API reads from, and its limits."""
 
     live: Live
     metrics: Metrics
@@ -87,7 +87,7 @@ class ModeOrder(BaseModel):
 
 
 class Problem(BaseModel):
-    """Every answer that is no success: what is wrong and what to do."""
+    """Answer to every request that fails: what is wrong and what to do."""
 
     error: str
     remedy: str
@@ -96,11 +96,11 @@ class Problem(BaseModel):
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     400: {"model": Problem, "description": "The body cannot be read"},
     401: {"model": Problem, "description": "The caller is not on this machine and sent no valid token"},
-    403: {"model": Problem, "description": "A web page of another address asks"},
-    404: {"model": Problem, "description": "What was asked for is not known"},
+    403: {"model": Problem, "description": "A web page of another origin sent the request"},
+    404: {"model": Problem, "description": "Not found"},
     413: {"model": Problem, "description": "The body is too large"},
-    422: {"model": Problem, "description": "A parameter or the body makes no sense"},
-    429: {"model": Problem, "description": "The caller asks too often"},
+    422: {"model": Problem, "description": "A parameter or the body is invalid"},
+    429: {"model": Problem, "description": "The caller sends too many requests"},
     500: {"model": Problem, "description": "The controller failed to answer"},
     503: {"model": Problem, "description": "The controller cannot answer now"},
 }
@@ -108,7 +108,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 
 
 def build_api(sources: ApiSources) -> FastAPI:
-    """Put the API together."""
+    """Build the application."""
     api = StructApi(
         title="SageSched controller",
         version=sources.version,
@@ -135,7 +135,7 @@ def build_api(sources: ApiSources) -> FastAPI:
 
 
 class _Guard:
-    """Lets callers in that are on this machine or send the token, which is compared in constant time."""
+    """Admits callers on this machine and callers that send the token, which is compared in constant time."""
 
     def __init__(self, token: str | None) -> None:
         self._token = token
@@ -153,7 +153,7 @@ class _Guard:
 
 
 def _is_local(request: Request) -> bool:
-    """From this machine, and addressed by a name of this machine: a web page that rebinds its name is refused."""
+    """Whether a request comes from this machine and addresses it by a loopback name, which DNS rebinding cannot do."""
     host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
     return request.client is not None and is_loopback(request.client.host) and is_loopback(host)
 
@@ -212,7 +212,7 @@ def _add_live(api: FastAPI, sources: ApiSources, guard: Any) -> None:
 
     @api.get("/api/gain", tags=["live"], dependencies=[guard])
     def gain() -> GainView:
-        """What the last requests took, and what they would have taken first come, first served."""
+        """Latency of the latest requests, and what it would have been first come, first served."""
         return sources.gain.answer
 
 
@@ -295,6 +295,6 @@ async def _explain_invalid(_request: Request, error: Exception) -> JSONResponse:
 
 
 async def _explain_failure(_request: Request, _error: Exception) -> JSONResponse:
-    """An error of ours: what it was stands in the log, and nothing of it in the answer."""
+    """An error of the controller itself: the log has its text, the answer does not."""
     remedy = "see the controller's log"
     return JSONResponse({"error": "the controller failed to answer", "remedy": remedy}, status_code=500)

@@ -12,7 +12,7 @@ from store.records import Arrived, Mode, Settings
 WAITING_COMMANDS = 16
 WAITING_QUESTIONS = 256
 QUESTIONS_PER_TURN = 16
-"""Questions that one turn of the loop answers: engines must not wait for routers."""
+"""Questions answered in one turn of the loop: engines must not wait for routers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class SetMode:
 
 @dataclass(frozen=True, slots=True)
 class PredictOn:
-    """A question of a router: what is to be expected of a request on each engine of a model."""
+    """A router's question: the prediction for a request on each engine of a model."""
 
     model: str
     arrived: Arrived
@@ -34,7 +34,7 @@ class PredictOn:
 
 
 class Commands:
-    """A bounded queue of commands, and one of questions.
+    """Two bounded queues: commands and questions.
 
     >>> commands = Commands()
     >>> commands.offer(SetMode("off", "example"))
@@ -48,7 +48,7 @@ class Commands:
         self._questions: queue.Queue[PredictOn] = queue.Queue(maxsize=WAITING_QUESTIONS)
 
     def offer(self, command: SetMode) -> bool:
-        """Hand a command to the loop; False when too many wait already."""
+        """Queue a command; False when the queue is full."""
         try:
             self._queue.put_nowait(command)
         except queue.Full:
@@ -56,14 +56,14 @@ class Commands:
         return True
 
     def drain(self) -> list[SetMode]:
-        """What waits, oldest first."""
+        """Remove and return the queued commands, oldest first."""
         commands: list[SetMode] = []
         while not self._queue.empty():
             commands.append(self._queue.get_nowait())
         return commands
 
     def ask(self, question: PredictOn) -> bool:
-        """Hand a question to the loop; False when too many wait already."""
+        """Queue a question; False when the queue is full."""
         try:
             self._questions.put_nowait(question)
         except queue.Full:
@@ -71,7 +71,7 @@ class Commands:
         return True
 
     def questions(self) -> list[PredictOn]:
-        """Questions to be answered now, oldest first; those whose caller has given up are left out."""
+        """Remove and return questions to answer now, oldest first, without those whose caller has given up."""
         found: list[PredictOn] = []
         while len(found) < QUESTIONS_PER_TURN and not self._questions.empty():
             question = self._questions.get_nowait()

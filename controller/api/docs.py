@@ -1,4 +1,4 @@
-"""The page that describes the API, without scripts and without anything from other servers."""
+"""A page that describes the API, without scripts and without resources of other servers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def add_docs(api: FastAPI) -> None:
 
 
 def page(openapi: dict[str, Any]) -> str:
-    """An OpenAPI description as HTML; nothing in it is taken for markup.
+    """An OpenAPI description as HTML, with all text escaped.
 
     >>> "&lt;b&gt;" in page({"info": {"title": "<b>", "version": "1"}, "paths": {}})
     True
@@ -40,11 +40,11 @@ def _operations(path: str, methods: dict[str, Any]) -> Iterator[str]:
     for method, operation in methods.items():
         yield f"<h2><code>{html.escape(method.upper())} {html.escape(path)}</code></h2>"
         yield f"<p>{html.escape(operation.get('description', ''))}</p>"
-        wanted = [_parameter(parameter) for parameter in operation.get("parameters", ())]
+        items = [_parameter(parameter) for parameter in operation.get("parameters", ())]
         if "requestBody" in operation:
-            wanted.append("<li>a JSON body: see openapi.json</li>")
-        if wanted:
-            yield f"<ul>{''.join(wanted)}</ul>"
+            items.append("<li>a JSON body: see openapi.json</li>")
+        if items:
+            yield f"<ul>{''.join(items)}</ul>"
 
 
 def _parameter(parameter: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
-"""What the API takes from one caller: how much, how often, and from which web pages.
+"""Limits of the API for one caller: body size, request rate, and origin of web pages.
 
-An ASGI wrapper around the application, so that it holds for every path, also for those that do not exist.
+An ASGI wrapper around the application, so that the limits hold for every path, existing or not.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ SAFE_HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-"""With every answer: nothing of it is kept, framed, or run by a browser."""
+"""Sent with every answer: browsers must not store, frame or execute it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """How much one caller may ask."""
+    """Limits for one caller."""
 
     body_bytes: int = 64 << 10
     requests_per_s: float = 200.0
     burst_requests: int = 1000
     callers: int = 1024
-    """Callers that are told apart; the one that was silent longest is forgotten."""
+    """Callers with a rate of their own; the least recently seen is dropped."""
 
 
 class Rate:
-    """A bucket of requests for each caller, filled again with time.
+    """A token bucket for each caller.
 
     >>> rate = Rate(Bounds(requests_per_s=2.0, burst_requests=1))
     >>> rate.wait_s("10.0.0.1", 0.0), rate.wait_s("10.0.0.1", 0.0), rate.wait_s("10.0.0.1", 0.5)
@@ -50,7 +50,7 @@ class Rate:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def wait_s(self, caller: str, now_s: float) -> float:
-        """0 where a request may come now, which is then counted; otherwise how long to wait."""
+        """Seconds to wait before the next request; 0 admits and counts a request."""
         bounds = self._bounds
         left, seen_s = self._buckets.pop(caller, (float(bounds.burst_requests), now_s))
         left = min(bounds.burst_requests, left + max(0.0, now_s - seen_s) * bounds.requests_per_s)
@@ -62,7 +62,7 @@ class Rate:
 
 
 class BoundedRequests:
-    """Refuses what is too much with 413 and 429, and what another web page sends with 403."""
+    """Refuses large bodies with 413, frequent requests with 429, and web pages of other origins with 403."""
 
     def __init__(self, app: ASGIApp, *, bounds: Bounds, clock: Callable[[], float]) -> None:
         self._app = app
@@ -71,7 +71,7 @@ class BoundedRequests:
         self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand a request on, or refuse it."""
+        """Forward a request, or refuse it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -96,7 +96,7 @@ class BoundedRequests:
         return None
 
     def _counted(self, receive: Receive) -> Receive:
-        """Ends a body that is longer than its length said, or that said none."""
+        """Cut off a body that is longer than the limit, whatever its Content-Length."""
         received_bytes = 0
 
         async def counted() -> Message:
@@ -115,7 +115,7 @@ class BoundedRequests:
 
 
 def caller_of(scope: Scope) -> str:
-    """Who asks: an address, or for IPv6 its /64, of which one machine may have all.
+    """The caller's address; for IPv6 its /64, which one machine may own entirely.
 
     >>> caller_of({"client": ("2001:db8::1:2:3:4", 5)})
     '2001:db8::'
@@ -133,7 +133,7 @@ def caller_of(scope: Scope) -> str:
 
 
 def is_foreign(origin: str | None, host: str) -> bool:
-    """Whether a browser sends this for a page that did not come from here.
+    """Whether a browser sends the request for a page of another origin.
 
     >>> is_foreign("https://evil.example", "127.0.0.1:8700"), is_foreign("http://127.0.0.1:8700", "127.0.0.1:8700")
     (True, False)

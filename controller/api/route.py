@@ -1,6 +1,6 @@
-"""``POST /api/route``: what a request may expect of each engine of its model, for a router in front of them.
+"""``POST /api/route``: forecasts for a request on each engine of its model, for a router in front of them.
 
-The control loop foresees how long its answer will be; how the engines stand is read from the newest picture.
+The control loop predicts the output length; the state of the engines comes from the latest `LiveSnapshot`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from engine_adapter.routing.ranking import RouteForecast
 from store.records import MAX_PROMPT_TOKENS_SENT, Arrived
 
 ANSWER_S = 1.0
-"""How long a router waits for the loop at most; it gives up sooner by itself."""
+"""Longest time that a router waits for the control loop; routers give up sooner by themselves."""
 
 TokenId = Annotated[int, Field(ge=0, lt=1 << 32)]
 
@@ -44,7 +44,7 @@ class Route(BaseModel):
         return self
 
     def arrived(self, now_s: float) -> Arrived:
-        """The request as an engine would tell of it."""
+        """The request as an engine would report its arrival."""
         return Arrived(
             request_id="route",
             arrival_s=now_s,
@@ -57,12 +57,12 @@ class Route(BaseModel):
 
 
 def add_route(api: FastAPI, live: Live, commands: Commands, clock: Callable[[], float], guard: Any) -> None:
-    """Add the address."""
+    """Add the path."""
     outlooks = Outlooks()
 
     @api.post("/api/route", tags=["control"], dependencies=[guard])
     def route(order: Route) -> RouteForecast:
-        """What a request may expect of each connected engine of its model: wait, run, cost, memory; changes nothing."""
+        """Forecast wait, run time, cost and memory of a request on each connected engine of its model; read-only."""
         live_snapshot = live.live_snapshot
         question = PredictOn(order.model, order.arrived(clock()))
         if live_snapshot is None or not commands.ask(question):

@@ -1,4 +1,4 @@
-"""The controller's HTTP API, asked with a time limit; trouble is a value, never an exception."""
+"""A client of the controller's HTTP API with time limits; failures are returned as `Trouble`, never raised."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from store.http_api import (
 )
 
 TIMEOUT_S = 2.0
-"""A live view that waited longer would be stale anyway."""
+"""A live answer that takes longer would be stale."""
 COMMAND_TIMEOUT_S = 6.0
 """A switch of mode waits for the control loop."""
 DOCTOR_TIMEOUT_S = 150.0
-"""Doctor asks vLLM, which takes long to import."""
+"""`doctor` imports vLLM, which takes long."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Trouble:
 
     kind: Literal["down", "slow", "refused", "unknown", "unavailable", "failed", "garbled"]
     """``down``: nobody listens; ``slow``: no answer in time; ``refused``: the token is missing or wrong;
-    ``unknown``: the thing that was asked for is not known; ``unavailable``: it cannot be told now; ``failed``: another HTTP status than success;
-    ``garbled``: the answer is not what the API promises."""
+    ``unknown``: no such request; ``unavailable``: the controller cannot answer now; ``failed``: another HTTP error;
+    ``garbled``: the answer does not decode as the struct of the path; ``detail`` names the field."""
     detail: str
     status: int | None = None
     """The HTTP status, where there was an answer."""
@@ -50,7 +50,7 @@ Parameters: TypeAlias = Mapping[str, str | int | float]
 
 
 class ControllerClient:
-    """Asks one controller; may be shared between threads.
+    """Client of one controller; safe to share between threads.
 
     Args:
         api_url: base address, such as ``http://127.0.0.1:8700``.
