@@ -30,9 +30,10 @@ from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, R
 from ray.util.metrics import Counter
 
 from engine_adapter.routing.client import RouteClient
-from engine_adapter.routing.ranking import EngineForecast, Ledger, RouteForecast, RouteOrder, Sent, Silence, ranked
+from engine_adapter.routing.ranking import Ledger, Sent, Silence, ranked
 from engine_adapter.routing.request_size import described
 from store.errors import ConfigError, EngineError
+from store.http_routing import EngineForecast, RouteForecast, RouteOrder
 
 if TYPE_CHECKING:
     from ray.serve._private.replica_result import ReplicaResult

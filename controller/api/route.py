@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from controller.api.commands import Commands, PredictOn
 from controller.monitoring.live_state import Live
 from controller.monitoring.wait_forecast import Outlooks
-from engine_adapter.routing.ranking import RouteForecast
+from store.http_routing import RouteForecast
 from store.records import MAX_PROMPT_TOKENS_SENT, Arrived
 
 ANSWER_S = 1.0

@@ -17,7 +17,7 @@ from itertools import accumulate
 from controller.core.predictor import EnginePrediction
 from controller.monitoring.live_state import EngineView, LiveSnapshot, RequestView
 from controller.policy.policies import DEFAULT_GATE
-from engine_adapter.routing.ranking import EngineForecast, RouteForecast
+from store.http_routing import EngineForecast, RouteForecast
 
 GROWTH_TOKENS = DEFAULT_GATE.horizon_tokens
 """Growth that admission keeps memory for."""

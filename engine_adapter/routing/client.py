@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from engine_adapter.routing.ranking import RouteForecast, RouteOrder
 from store.errors import ConfigError, EngineError
+from store.http_routing import RouteForecast, RouteOrder
 
 LONGEST_ANSWER_BYTES = 4 << 20
 

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import msgspec
+from store.http_routing import EngineForecast
 
 SETTLING_S = 0.5
 """So long after it was sent a request may be missing from what the controller shows: its picture is up to 0.25 s old,
@@ -29,46 +29,6 @@ other than those that are reported.
 NEAR_S = 0.05
 
 SENT_KEPT = 4_096
-
-
-class RouteOrder(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """What is known of a request before an engine has it."""
-
-    model: str
-    prompt_tokens: int
-    max_tokens: int
-    token_ids: tuple[int, ...] | None = None
-    """The prompt, or its head and tail as in `store.records.Arrived`; None where only its length is known."""
-    temperature: float = 1.0
-    tenant: str | None = None
-
-
-class EngineForecast(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be expected of a request on one engine."""
-
-    engine_id: str
-    wait_s: float
-    """Until there is memory and a place, behind those that go before it."""
-    run_s: float
-    """For its answer once it runs."""
-    cost_s: float
-    """Engine-seconds that it takes from all others."""
-    behind: int
-    """Requests that wait and go after it, each of which it delays."""
-    need_tokens: int
-    """KV memory that it takes at first."""
-    demand_tokens: int
-    """KV memory held and waited for by others."""
-    kv_tokens: int
-    """KV memory that the engine has."""
-
-
-class RouteForecast(msgspec.Struct, frozen=True, kw_only=True):
-    """The controller's answer to a `RouteOrder`."""
-
-    time_s: float
-    """To when it knows the queues, Unix seconds of its clock."""
-    engines: tuple[EngineForecast, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +69,7 @@ def ranked(engines: Sequence[EngineForecast], unseen: Iterable[Sent] = ()) -> li
 
     ``unseen`` are requests that were sent and are not in the forecasts: each delays by its cost and asks for its memory.
 
+    >>> import msgspec
     >>> calm = EngineForecast(
     ...     engine_id="calm", wait_s=0.0, run_s=9.0, cost_s=0.1, behind=0, need_tokens=50, demand_tokens=900, kv_tokens=1000
     ... )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from engine_adapter.routing.ranking import RouteOrder
+from store.http_routing import RouteOrder
 from store.records import head_and_tail
 
 CHARACTERS_PER_TOKEN = 4

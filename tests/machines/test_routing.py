@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from controller.monitoring.wait_forecast import GROWTH_TOKENS, expected_wait_s, outlook
-from engine_adapter.routing.ranking import NEAR, NEAR_S, SETTLING_S, EngineForecast, Ledger, Sent, Silence, ranked
+from engine_adapter.routing.ranking import NEAR, NEAR_S, SETTLING_S, Ledger, Sent, Silence, ranked
 from engine_adapter.routing.request_size import DEFAULT_MAX_TOKENS, described, head_and_tail
+from store.http_routing import EngineForecast
 
 running = st.lists(st.tuples(st.floats(0, 500), st.integers(1, 400)), max_size=8)
 waiting = st.lists(st.tuples(st.floats(0, 5), st.integers(1, 400), st.floats(0, 9)), max_size=8)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from engine_adapter.routing.client import RouteClient
-from engine_adapter.routing.ranking import RouteOrder
 from store.errors import ConfigError, EngineError
+from store.http_routing import RouteOrder
 
 Start = Callable[..., Any]
 Make = Callable[..., RouteClient]
