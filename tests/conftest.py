@@ -22,7 +22,7 @@ from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
 from online_learning.evaluation.global_learner import GlobalLearner
 from store.entries import Entry
 from store.history.writer import HistoryWriter
-from store.http_api import RequestTimeline
+from store.http_requests import RequestTimeline
 from store.records import Arrived, Mode, Snapshot
 
 # How long an example takes is the machine's affair: a test fails for what it finds.

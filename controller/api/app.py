@@ -39,16 +39,15 @@ from store.history.recent_rows import RecentRows
 from store.http_api import (
     ControllerView,
     DoctorView,
-    ExplainView,
     GainView,
     HealthView,
     LivenessView,
     ModeView,
     QueueView,
     ReadinessView,
-    RequestTimeline,
     StateView,
 )
+from store.http_requests import ExplainView, RequestTimeline
 
 ANSWER_S = 3.0
 """Time within which the control loop must carry out a command."""

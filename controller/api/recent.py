@@ -10,7 +10,7 @@ from fastapi import FastAPI, HTTPException, Query
 
 from store.errors import StoreError
 from store.history.recent_rows import RecentRows
-from store.http_api import FinishedView, LatenciesView, LoadView
+from store.http_requests import FinishedView, LatenciesView, LoadView
 from store.reading import latencies, load
 from store.reading.latencies import Window, read_finished, read_latencies
 from store.reading.load import read_load

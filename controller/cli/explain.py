@@ -13,7 +13,7 @@ from controller.config import Config
 from controller.explain.explanation import explain
 from controller.explain.lookup import recorded_timeline
 from store.errors import SageError
-from store.http_api import ExplainView
+from store.http_requests import ExplainView
 
 
 def run_explain(request_id: str, config: Config, *, api: str | None, store: Path | None, as_json: bool) -> None:

@@ -11,7 +11,7 @@ from controller.explain import queue_sentences
 from controller.explain.formatting import clock, count, listed
 from controller.explain.wait_causes import first_wait_s, overtakers, waits
 from store.formatting import percent, span
-from store.http_api import Explanation, Predicted, RequestTimeline, Sentence, Topic
+from store.http_requests import Explanation, Predicted, RequestTimeline, Sentence, Topic
 
 WEIGHTS_NAMED = 4
 """Experts that are named with their weights."""

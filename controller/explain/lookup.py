@@ -10,7 +10,7 @@ import duckdb
 from store.errors import BadInputError, StoreError
 from store.history.reader import open_history
 from store.history.recent_rows import RecentRows
-from store.http_api import RequestTimeline
+from store.http_requests import RequestTimeline
 from store.reading.request_timeline import TABLES, read_timeline
 
 RECENT_S = 3600.0

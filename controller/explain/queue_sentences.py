@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from controller.explain.formatting import count, listed
 from controller.explain.wait_causes import absences_s, fallbacks, first_wait_s, moment_at, order_at, waits
 from store.formatting import percent, span
-from store.http_api import Loss, Overtaker, RequestTimeline, Wait, Why
+from store.http_requests import Loss, Overtaker, RequestTimeline, Wait, Why
 from store.reading.request_timeline import RIVALS_LIMIT
 
 EXAMPLES = 3

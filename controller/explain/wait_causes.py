@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from engine_adapter.ordering.ordering import boost_s
 from engine_adapter.ordering.running_order import FIRST
-from store.http_api import Cause, Choice, Moment, Order, Overtaker, RequestTimeline, Rival, Wait, Why
+from store.http_requests import Cause, Choice, Moment, Order, Overtaker, RequestTimeline, Rival, Wait, Why
 
 LONGEST_GAP_S = 2.0
 """A snapshot speaks for the time until the next one, but for no more than this."""

@@ -17,7 +17,8 @@ import plotly.graph_objects as go
 
 from dashboard.charts import palette
 from dashboard.data.series import foretold, pit_shares
-from store.http_api import FinishedPoint, Gain, LoadPoint, Percentiles
+from store.http_api import Gain
+from store.http_requests import FinishedPoint, LoadPoint, Percentiles
 
 # Streamlit imports pandas in the first run that needs it, and Plotly takes whatever `sys.modules` has by that name:
 # half of it, while another run is importing it. An import up here is finished before any chart is drawn.

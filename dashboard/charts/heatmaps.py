@@ -11,7 +11,8 @@ import plotly.graph_objects as go
 
 from dashboard.charts import palette
 from dashboard.charts.figures import or_blank, over_time
-from store.http_api import BANDS_PER_DECADE, Cell, Phases
+from store.http_api import BANDS_PER_DECADE
+from store.http_requests import Cell, Phases
 
 Unit: TypeAlias = Literal["seconds", "tokens"]
 MAX_BINS = 2000

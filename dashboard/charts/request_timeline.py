@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from dashboard.charts import palette
 from dashboard.charts.figures import base, or_blank
-from store.http_api import Choice, RequestTimeline, Wait
+from store.http_requests import Choice, RequestTimeline, Wait
 
 CAUSES = {
     "gate": ("the gate held room back for growth", palette.AMBER),

@@ -15,7 +15,7 @@ import duckdb
 
 from store.errors import StoreError
 from store.history.reader import open_history
-from store.http_api import Cell
+from store.http_requests import Cell
 from store.reading.scope import BUCKETS_S, Scope, bounds, bucket_s, heat, take_ended
 
 Value = TypeVar("Value")

@@ -10,19 +10,8 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
-from store.http_api import (
-    DoctorView,
-    ExplainView,
-    FinishedView,
-    GainView,
-    HealthView,
-    LatenciesView,
-    LoadView,
-    ModeView,
-    QueueView,
-    StateView,
-    View,
-)
+from store.http_api import DoctorView, GainView, HealthView, ModeView, QueueView, StateView, View
+from store.http_requests import ExplainView, FinishedView, LatenciesView, LoadView
 
 TIMEOUT_S = 2.0
 """A live answer that takes longer would be stale."""

@@ -14,16 +14,8 @@ import streamlit as st
 
 from dashboard.data.addresses import Addresses, from_environment
 from dashboard.data.client import ControllerClient, Trouble
-from store.http_api import (
-    ExplainView,
-    FinishedView,
-    GainView,
-    HealthView,
-    LatenciesView,
-    LoadView,
-    QueueView,
-    StateView,
-)
+from store.http_api import GainView, HealthView, QueueView, StateView
+from store.http_requests import ExplainView, FinishedView, LatenciesView, LoadView
 
 REFRESH_S = 1.0
 """How often live parts are drawn again."""

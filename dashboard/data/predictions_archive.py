@@ -9,7 +9,7 @@ from pathlib import Path
 import duckdb
 
 from dashboard.data.archive import ArchiveTrouble, read
-from store.http_api import FinishedPoint
+from store.http_requests import FinishedPoint
 from store.reading.latencies import read_finished
 from store.reading.scope import Scope, bounds, bucket_s
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from store.http_api import FinishedPoint, LoadPoint, LoadView
+from store.http_requests import FinishedPoint, LoadPoint, LoadView
 
 
 def horizon_s(load: LoadView, horizon_tokens: int) -> float | None:
     """Time in which a running request grows by so many tokens, at the steps' mean duration; None without steps.
 
-    >>> horizon_s(LoadView(steps=10, step_s=0.5), 40)
+    >>> horizon_s(LoadView(points=(), steps=10, step_s=0.5), 40)
     2.0
     """
     return horizon_tokens * load.step_s / load.steps if load.steps else None

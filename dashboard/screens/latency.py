@@ -16,7 +16,7 @@ from dashboard.screens import components, filters, history
 from dashboard.screens.filters import Filters
 from dashboard.text import words
 from store import formatting
-from store.http_api import LatenciesView, PartLatency
+from store.http_requests import LatenciesView, PartLatency
 from store.reading.latencies import PARTED, PARTS_SHOWN, read_latencies
 from store.reading.scope import Part, Scope
 

@@ -14,7 +14,8 @@ from dashboard.screens import components, filters, request
 from dashboard.screens.filters import Filters
 from dashboard.text import notices, words
 from store import formatting
-from store.http_api import EngineView, LoadPoint, LoadView, QueueRow, QueueView, StateView
+from store.http_api import EngineView, QueueRow, QueueView, StateView
+from store.http_requests import LoadPoint, LoadView
 
 QUEUE_ROWS = 500
 """So many requests are asked for and shown; the rest is a number."""
@@ -44,7 +45,7 @@ def _live(wanted: Filters) -> None:
     for notice in notices.state_notices(msgspec.structs.replace(state, engines=tuple(engines)), None):
         components.show(notice)
     load = live.load(wanted.live_s, BINS, wanted.asked)
-    load = load if isinstance(load, LoadView) else LoadView()
+    load = load if isinstance(load, LoadView) else LoadView(points=(), steps=0, step_s=0.0)
     bins, bin_s = load.points[-BINS:], wanted.live_s / BINS
     _figures_of_the_moment(state, engines, bins)
     if not engines:

@@ -17,7 +17,8 @@ from dashboard.screens import components, filters, history
 from dashboard.screens.filters import Filters
 from dashboard.text import words
 from store import formatting
-from store.http_api import CalibrationView, FinishedPoint, LearnerView
+from store.http_api import CalibrationView, LearnerView
+from store.http_requests import FinishedPoint
 from store.reading.scope import Scope
 
 COMPARED = 5_000

@@ -22,7 +22,8 @@ from dashboard.text import words
 from store import formatting
 from store.errors import StoreError
 from store.history.reader import open_history
-from store.http_api import ExplainView, Explanation, FinishedPoint, QueueView, RequestTimeline, StateView
+from store.http_api import QueueView, StateView
+from store.http_requests import ExplainView, Explanation, FinishedPoint, RequestTimeline
 from store.reading.request_timeline import read_timeline
 
 PARAMETER = "request"

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import duckdb
 import msgspec
 
-from store.http_api import FinishedPoint, LatenciesView, PartLatency, Percentiles, Phases
+from store.http_requests import FinishedPoint, LatenciesView, PartLatency, Percentiles, Phases
 from store.reading.scope import Scope, bounds, bucket_s, choose, heat, take_ended
 
 TABLES = ("arrivals", "completions", "engines", "outcomes", "predictions")
@@ -31,7 +31,7 @@ def read_latencies(connection: duckdb.DuckDBPyConnection, scope: Scope, window: 
     if window is None:
         found = bounds(connection, scope)
         if found is None:
-            return LatenciesView()
+            return LatenciesView(newest_s=None, bucket_s=60.0)
         since_s, until_s = found
         window = Window(since_s, until_s, bucket_s(until_s - since_s))
     else:

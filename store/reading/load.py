@@ -5,7 +5,7 @@ from __future__ import annotations
 import duckdb
 import msgspec
 
-from store.http_api import LoadPoint, LoadView
+from store.http_requests import LoadPoint, LoadView
 from store.reading.scope import Scope, choose
 
 TABLES = ("engines", "snapshots")

@@ -7,7 +7,7 @@ from typing import Any
 import duckdb
 import msgspec
 
-from store.http_api import RequestTimeline, Rival
+from store.http_requests import RequestTimeline, Rival
 from store.reading import request_timeline_sql
 
 MOMENTS_LIMIT = 1500

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import duckdb
 
-from store.http_api import BANDS_PER_DECADE, Cell
+from store.http_api import BANDS_PER_DECADE
+from store.http_requests import Cell
 
 BUCKETS_S = (60, 300, 900, 3600, 7200, 21_600, 86_400)
 BUCKETS_SHOWN = 150

@@ -21,7 +21,7 @@ from engine_adapter.virtual_time.simulated_scheduler import SimulatedRequest
 from store.errors import BadInputError
 from store.history.reader import open_history
 from store.history.writer import HistoryWriter
-from store.http_api import Choice, Explanation, Moment, Order, Overtaker, RequestTimeline, Rival
+from store.http_requests import Choice, Explanation, Moment, Order, Overtaker, RequestTimeline, Rival
 from store.reading.request_timeline import read_timeline
 from store.records import EngineRules, IndexTable, Settings
 

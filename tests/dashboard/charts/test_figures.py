@@ -10,19 +10,8 @@ from hypothesis import strategies as st
 from dashboard.charts import figures, heatmaps, palette
 from dashboard.charts import predictions as prediction_charts
 from dashboard.data.predictions_archive import Event, Quality
-from store.http_api import (
-    Cell,
-    FinishedPoint,
-    Gain,
-    Latency,
-    LoadPoint,
-    Percentiles,
-    PerRequest,
-    Phases,
-    Ratio,
-    RecomputeTax,
-    Reproduction,
-)
+from store.http_api import Gain, Latency, PerRequest, Ratio, RecomputeTax, Reproduction
+from store.http_requests import Cell, FinishedPoint, LoadPoint, Percentiles, Phases
 
 odd = st.none() | st.floats(allow_nan=True, allow_infinity=True) | st.integers(0, 10**9)
 moments = st.lists(

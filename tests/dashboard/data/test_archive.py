@@ -7,7 +7,8 @@ import pytest
 from dashboard.data import prompts_archive
 from dashboard.data.archive import ArchiveTrouble, Traffic, read, read_settings, read_traffic
 from dashboard.data.predictions_archive import PredictionsPast, read_predictions
-from store.http_api import BANDS_PER_DECADE, LatenciesView
+from store.http_api import BANDS_PER_DECADE
+from store.http_requests import LatenciesView
 from store.reading.latencies import read_latencies
 from store.reading.scope import BUCKETS_SHOWN, Part, Scope
 

@@ -3,7 +3,8 @@ from typing import Any
 import pytest
 
 from dashboard.data.client import ControllerClient, Trouble
-from store.http_api import FinishedView, GainView, LatenciesView, LoadView, QueueView, StateView
+from store.http_api import GainView, QueueView, StateView
+from store.http_requests import FinishedView, LatenciesView, LoadView
 
 
 def trouble(answer: object) -> Trouble:

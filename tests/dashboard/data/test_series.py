@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dashboard.data.series import foretelling_error, foretold, pit_shares
-from store.http_api import FinishedPoint, LoadPoint
+from store.http_requests import FinishedPoint, LoadPoint
 
 
 @given(st.lists(st.none() | st.floats(0.0, 1.0), max_size=80), st.integers(1, 20))

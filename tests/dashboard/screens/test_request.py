@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from streamlit.testing.v1 import AppTest
 
 from dashboard.charts import request_timeline
-from store.http_api import Loss, Moment, RequestTimeline
+from store.http_requests import Loss, Moment, RequestTimeline
 
 Open = Callable[..., AppTest]
 

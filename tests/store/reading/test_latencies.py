@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from store.http_api import BANDS_PER_DECADE, LatenciesView
+from store.http_api import BANDS_PER_DECADE
+from store.http_requests import LatenciesView
 from store.reading.latencies import Window, read_finished, read_latencies
 from store.reading.scope import Scope
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from store.http_api import LoadView
+from store.http_requests import LoadView
 from store.reading.load import MAX_BINS, read_load
 from store.reading.scope import Scope
 
