@@ -8,11 +8,11 @@
         request_routing_stats_period_s=1.0,
     )
 
-Each replica says which engine it holds: its class has ``record_routing_stats(self)`` give ``{"engine_id": "gpu-1"}``.
-For each request the router asks the controller what to expect on each engine and sends it to the best (`routing.ranked`).
-When the controller gives no answer within ``timeout_s``, or knows none of the replicas' engines, routing is that of Ray's
-default (two replicas by chance, of these the one with the shorter queue), and the controller is asked again after
-``pause_s``; both are counted.
+Each replica names its engine: ``record_routing_stats(self)`` of its class returns ``{"engine_id": "gpu-1"}``.
+For each request the router asks the controller for a forecast on each engine and sends it to the best
+(`routing.ranking.ranked`). When the controller does not answer within ``timeout_s``, or knows none of the replicas'
+engines, the router falls back to Ray's default (the shorter queue of two random replicas) and asks the controller again
+after ``pause_s``; routed and fallen-back requests are counted.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ if TYPE_CHECKING:
 log = logging.getLogger("ray.serve.sagesched")
 
 ASKERS = 4
-"""Requests that are asked for at once; more wait for a moment, within their ``timeout_s``."""
+"""Forecasts that are asked for concurrently; further requests wait for their turn within ``timeout_s``."""
 CHOICES_KEPT = 10_000
 
 Describe: TypeAlias = Callable[[str, tuple[Any, ...], dict[str, Any]], RouteOrder | None]
-"""Model, positional and named arguments of the call; None for what is no request of the engine."""
+"""Returns the order for a model and a call's positional and named arguments; None if it is no request."""
 
 
 class SageRequestRouter(RequestRouter):
-    """Sends each request where the controller expects it to be complete first; falls back to power of two choices.
+    """Sends each request to the engine with the best forecast; falls back to power of two choices.
 
-    It is no `FIFOMixin`: that would give the replica chosen for one request to another.
+    It does not derive from `FIFOMixin`, which would give the replica chosen for one request to another.
     """
 
     def initialize_state(  # type: ignore[override]  # Ray passes the options of its configuration by name.
@@ -64,10 +64,18 @@ class SageRequestRouter(RequestRouter):
         pause_s: float = 2.0,
         describe: str = "engine_adapter.routing.request_size.described",
     ) -> None:
-        """Take the settings of ``request_router_kwargs``.
+        """Configure the router from ``request_router_kwargs``.
 
-        ``describe`` names the function that reads a request's size from the call; it may tokenise the prompt.
-        Raises `ConfigError` for an address that is no URL and a function that is not there.
+        Args:
+            controller: URL of the controller's API.
+            model: Model name under which the engines serve.
+            token: Bearer token of the API, if it needs one.
+            timeout_s: Longest wait for a forecast, in seconds.
+            pause_s: Seconds after a failure before the controller is asked again.
+            describe: Dotted path of the function that reads a request's size from the call; it may tokenise the prompt.
+
+        Raises:
+            ConfigError: ``controller`` is no URL, or ``describe`` cannot be imported.
         """
         self._model = model
         self._timeout_s = timeout_s
@@ -86,10 +94,10 @@ class SageRequestRouter(RequestRouter):
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        """One rank for each replica whose engine the controller knows, the best first; then all others."""
+        """Return one rank for each replica whose engine the controller knows, the best first; then all others."""
         if pending_request is None:
             return [two_of(candidate_replicas)]
-        # Ray goes down the ranks while replicas are full, and begins anew after a pause.
+        # Ray goes down the ranks while replicas are full, and starts again after a pause.
         pending_request.routing_context.should_backoff = True
         replicas = self._by_engine(candidate_replicas)
         forecast = await self._ask(pending_request) if replicas else None
@@ -106,7 +114,7 @@ class SageRequestRouter(RequestRouter):
         return [*ranks, rest] if rest else ranks
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: ReplicaResult) -> None:
-        """Remember what was sent where until the controller knows it by itself."""
+        """Record what was sent to which engine until the controller's forecasts include it."""
         super().on_request_routed(pending_request, replica_id, result)
         forecasts = self._chosen.pop(pending_request.metadata.internal_request_id, None)
         replica = self._replicas.get(replica_id)
@@ -116,14 +124,14 @@ class SageRequestRouter(RequestRouter):
         self.routed += 1
         self._count_routed.inc()
         engine = forecasts[engine_id]
-        self._ledger.note(Sent(time.time(), engine.engine_id, engine.cost_s, engine.need_tokens))
+        self._ledger.record(Sent(time.time(), engine.engine_id, engine.cost_s, engine.need_tokens))
 
     def _by_engine(self, replicas: list[RunningReplica]) -> dict[str, RunningReplica]:
         named = ((engine_of(replica), replica) for replica in replicas)
         return {engine_id: replica for engine_id, replica in named if engine_id is not None}
 
     async def _ask(self, pending_request: PendingRequest | None) -> RouteForecast | None:
-        """The controller's forecast; None, soon and without an error, where there is none to be had."""
+        """Return the controller's forecast; None, within ``timeout_s`` and without raising, if there is none."""
         if pending_request is None or not self._silence.asks(time.monotonic()):
             return None
         try:
@@ -154,12 +162,12 @@ class SageRequestRouter(RequestRouter):
 
 
 def two_of(replicas: list[RunningReplica]) -> list[RunningReplica]:
-    """Two by chance, or all where there are fewer; Ray takes the one with the shorter queue."""
+    """Return two random replicas, or all where there are fewer; Ray takes the one with the shorter queue."""
     return random.sample(replicas, min(2, len(replicas)))
 
 
 def engine_of(replica: RunningReplica) -> str | None:
-    """The engine that a replica says it holds; None until it has said so."""
+    """Return the engine id that a replica reports; None until it has reported one."""
     engine_id = (replica.routing_stats or {}).get("engine_id")
     return engine_id if isinstance(engine_id, str) else None
 
@@ -169,5 +177,5 @@ def _function(path: str) -> Describe:
     try:
         found: Describe = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"describe is {path!r} and cannot be had ({error}): give MODULE.FUNCTION") from None
+        raise ConfigError(f"describe is {path!r} and cannot be imported ({error}): give MODULE.FUNCTION") from None
     return found

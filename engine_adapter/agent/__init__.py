@@ -1,1 +1,1 @@
-"""The engine's half of the conversation with the controller."""
+"""The engine's side of the exchange with the controller."""

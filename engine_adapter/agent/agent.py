@@ -1,11 +1,11 @@
-"""The engine's half of the loop: facts go out, tables and settings come in, and silence means FCFS.
+"""The engine's side of the control loop: sends facts, receives tables and settings, serves FCFS without a controller.
 
-`Agent` knows no engine. The vLLM plugin and the simulated engine call it at the same moments:
-`arrived`, `attained`, `first_token`, `preempted`, `finished` as things happen,
+`Agent` does not depend on an engine. The vLLM plugin and the simulated engine call it at the same moments:
+`arrived`, `attained`, `first_token`, `preempted` and `finished` when the event occurs,
 `poll` before every step, `plan` to order it, `count_step` after it and `report` when a snapshot is due.
 
-Facts are kept until the controller says that they are durable, so that a controller may die at any moment;
-the memory for them is bounded, and what has to be dropped is counted.
+Facts are retained until the controller acknowledges them as durable, so a controller may crash at any moment;
+retention is bounded, and dropped facts are counted.
 """
 
 from __future__ import annotations
@@ -53,21 +53,21 @@ PLACES_LOGGED = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentLimits:
-    """Bounds and intervals of the engine's half."""
+    """Bounds and intervals of an `Agent`."""
 
     snapshot_interval_s: float = 0.1
     details_interval_s: float = 0.3
-    """Snapshots name the requests that run and wait so often."""
+    """Interval between snapshots that name the running and waiting requests."""
     hello_interval_s: float = 1.0
     facts_interval_s: float = 0.1
-    """What nobody waits for is told so often, or with the next arrival: a frame of its own costs both ends."""
+    """Interval at which non-urgent facts are sent, unless an arrival takes them along: each frame costs both ends."""
     facts_per_batch: int = 256
     retained_facts: int = 20_000
     retained_bytes: int = 64 << 20
     queue_in_snapshot: int = 200
     running_in_snapshot: int = 1024
     resend_s: float = 5.0
-    """Facts go out again when nothing was acknowledged for so long, then after twice that, up to the limit."""
+    """Time without an acknowledgement after which facts are resent; doubles each time, up to ``resend_limit_s``."""
     resend_limit_s: float = 60.0
     error_pause_s: float = 1.0
     error_pause_limit_s: float = 60.0
@@ -75,22 +75,22 @@ class AgentLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """What an engine shows of itself in a snapshot."""
+    """The engine's state that a snapshot reports."""
 
     kv_blocks_used: int
     waiting: int
     running: int
     queue: Iterable[str]
-    """Request ids in the order in which they will be tried."""
+    """Request ids in the order in which the engine tries to admit them."""
     running_requests: Iterable[RunningRequest]
-    """Both are gone through only where the snapshot tells them."""
+    """Like ``queue`` iterated only for a detailed snapshot."""
     admission_limit: int | None = None
     reserved_blocks: int = 0
 
 
 @dataclass(slots=True)
 class _Sums:
-    """What is added up between two snapshots."""
+    """Sums over the steps between two snapshots."""
 
     steps: int = 0
     step_s: float = 0.0
@@ -103,9 +103,15 @@ class _Sums:
 
 
 class Agent:
-    """Facts out, decisions in, for one engine; not thread-safe, never blocks, never raises on bad messages.
+    """Exchanges facts and decisions with the controller for one engine.
 
-    ``make_ordering`` exchanges how index tables are applied; a benchmark's baselines have rules of their own.
+    Not thread-safe; never blocks and never raises on bad messages.
+
+    Args:
+        hello: The engine's description, sent until a controller answers.
+        link: The connection to the controller.
+        limits: Bounds and intervals; the defaults of `AgentLimits` when None.
+        make_ordering: Makes the ordering that applies index tables; a benchmark's baselines bring their own.
     """
 
     def __init__(
@@ -123,9 +129,9 @@ class Agent:
         self._settings: Settings | None = None
         self._welcomed = False
         self._controller_id: str | None = None
-        self._begins_anew = False
-        """Whether our order was given up, so that the controller must be asked for all its decisions."""
-        self._heard_s = -math.inf
+        self._restarting = False
+        """Whether the tables were discarded after an error, so that the controller must send its decisions again."""
+        self._received_s = -math.inf
         self._lag = ControllerLag()
         self._next_hello_s = -math.inf
         self._next_snapshot_s = -math.inf
@@ -133,7 +139,7 @@ class Agent:
         self._unfinished: dict[str, Arrived] = {}
         self._outbox = Outbox(
             facts_per_batch=self._limits.facts_per_batch,
-            patience_s=self._limits.facts_interval_s,
+            interval_s=self._limits.facts_interval_s,
             retained_facts=self._limits.retained_facts,
             retained_bytes=self._limits.retained_bytes,
             resend_s=self._limits.resend_s,
@@ -151,37 +157,37 @@ class Agent:
     # --- facts ------------------------------------------------------------------------------------
 
     def arrived(self, arrived: Arrived) -> None:
-        """A request entered the engine's queue."""
+        """Record that a request entered the engine's queue."""
         self._unfinished[arrived.request_id] = arrived
         self._ordering.track(arrived.request_id, priority=arrived.priority, arrival_s=arrived.arrival_s)
         self._outbox.add(arrived)
 
     def attained(self, request_id: str, attained_tokens: int) -> None:
-        """A request has generated so many output tokens."""
+        """Record the output tokens that a request has generated in total."""
         self._ordering.attain(request_id, attained_tokens)
 
     def first_token(self, fact: FirstToken) -> None:
-        """A request's first output token was generated."""
+        """Record a request's first output token."""
         self._outbox.add(fact)
 
     def preempted(self, fact: Preempted) -> None:
-        """A running request lost its place."""
+        """Record that a running request was preempted."""
         self._outbox.add(fact)
         self._sums.preemptions += 1
 
     def resumed(self, recomputed_tokens: int) -> None:
-        """A request that had lost its place has one again, and computes so many tokens for the second time."""
+        """Record that a preempted request runs again and recomputes ``recomputed_tokens`` tokens."""
         self._sums.recomputed_tokens += recomputed_tokens
 
     def finished(self, fact: Finished) -> None:
-        """A request ended, for whatever reason."""
+        """Record that a request ended, for whatever reason."""
         self._unfinished.pop(fact.request_id, None)
         self._ordering.forget(fact.request_id)
         self._outbox.add(fact)
 
     @property
     def unacknowledged(self) -> int:
-        """Facts that the controller has not yet called durable."""
+        """Number of facts that the controller has not yet acknowledged as durable."""
         return len(self._outbox)
 
     def knows(self, request_id: str) -> bool:
@@ -191,9 +197,9 @@ class Agent:
     # --- every step -------------------------------------------------------------------------------
 
     def poll(self, now_s: float) -> None:
-        """Exchange messages with the controller: greet it if need be, take its decisions, send the facts."""
+        """Exchange messages with the controller: greet it if needed, apply its decisions, send the facts."""
         for message in self._link.receive():
-            if not self._hear(message, now_s):
+            if not self._receive(message, now_s):
                 break
         if not self._connected(now_s):
             self._welcomed = False
@@ -203,14 +209,14 @@ class Agent:
         if self._unfinished:
             self._outbox.gather_due(now_s)
         else:
-            # An engine that falls idle may not come by again before the next request.
+            # An idle engine may not call again before the next request.
             self._outbox.gather()
         if self._welcomed:
             self._outbox.send(self._link, now_s)
         self._outbox.bound()
 
     def plan(self, now_s: float, *, waiting: Collection[R], running: Collection[R], free_blocks: int) -> Plan[R] | None:
-        """The order and the admission limit for the next step; None to serve as the engine would by itself."""
+        """Return the order and the admission limit for the next step; None to keep the engine's own order."""
         if self.mode(now_s) != "on":
             return None
         return self._ordering.plan(now_s, waiting=waiting, running=running, free_blocks=free_blocks)
@@ -218,7 +224,7 @@ class Agent:
     def count_step(
         self, *, step_s: float, prefill_tokens: int, decode_tokens: int, kv_tokens_read: int, hook_s: float
     ) -> None:
-        """A step is over."""
+        """Add a completed step to the sums of the next snapshot."""
         sums = self._sums
         sums.steps += 1
         sums.step_s += step_s
@@ -228,11 +234,11 @@ class Agent:
         sums.hook_s += hook_s
 
     def snapshot_due(self, now_s: float) -> bool:
-        """Whether it is time to `report`."""
+        """Whether `report` is due."""
         return now_s >= self._next_snapshot_s
 
     def report(self, now_s: float, view: View) -> None:
-        """Send a snapshot of the engine; dropped and counted when the controller cannot take it."""
+        """Send a snapshot of the engine; when the link is full, drop and count it."""
         self._next_snapshot_s = now_s + self._limits.snapshot_interval_s
         if not self._welcomed:
             return
@@ -270,18 +276,18 @@ class Agent:
         if not self._link.send(snapshot):
             self._messages_dropped += 1
             return
-        self._lag.tell(now_s)
+        self._lag.sent(now_s)
 
     # --- state ------------------------------------------------------------------------------------
 
     def mode(self, now_s: float) -> Mode:
-        """The mode in force: what the controller asked for, or ``off`` during a fallback."""
+        """Return the mode in force: the controller's, or ``off`` during a fallback."""
         if self._settings is None or self.fallback(now_s) is not None:
             return "off"
         return self._settings.mode
 
     def fallback(self, now_s: float) -> str | None:
-        """Why the engine serves first come, first served although told otherwise; None when it does not."""
+        """Return why the engine serves FCFS against the controller's mode; None without a fallback."""
         if self._settings is None or self._settings.mode == "off":
             return None
         if now_s < self._error_until_s:
@@ -295,11 +301,11 @@ class Agent:
         return None
 
     def failed(self, now_s: float, error: Exception) -> None:
-        """Something of ours raised: serve first come, first served for a while, then start afresh.
+        """Handle an error of the scheduling code: serve first come, first served for a pause, then start again.
 
-        The pause doubles when the next error comes after it, up to its limit, and is short again when it has been well
-        for so long; an error within it only begins it anew.
-        The controller is asked at once for everything that it has decided, and goes on hearing snapshots.
+        An error after the pause doubles the next one, up to ``error_pause_limit_s``; after that time without an error
+        the pause is short again. An error within a pause restarts it.
+        The controller is asked at once for all its decisions and still receives snapshots.
         """
         self._policy_errors += 1
         if now_s - self._error_until_s > self._limits.error_pause_limit_s:
@@ -309,45 +315,45 @@ class Agent:
         pause_s = self._limits.error_pause_s * 2.0 ** min(self._errors_in_a_row - 1, 32)
         self._error_until_s = now_s + min(pause_s, self._limits.error_pause_limit_s)
         self._ordering.forget_tables()
-        self._begins_anew = True
+        self._restarting = True
         place = _place(error)
         if place not in self._logged and len(self._logged) < PLACES_LOGGED:
             self._logged.add(place)
             log.error("scheduling policy failed, serving first come, first served", exc_info=error)
 
     def close(self, now_s: float) -> None:
-        """Send what is left and say goodbye."""
+        """Send the remaining facts and a `Goodbye`, then close the link."""
         self._outbox.gather()
         if self._welcomed:
             self._outbox.send(self._link, now_s)
         self._link.send(Goodbye(time_s=now_s))
         self._link.close()
 
-    # --- inside -----------------------------------------------------------------------------------
+    # --- messages ---------------------------------------------------------------------------------
 
     def _connected(self, now_s: float) -> bool:
-        """A controller has been heard within its lease; before its settings, within a hello's interval."""
+        """Whether a message came within the lease; before the first settings, within the hello interval."""
         lease_s = self._settings.lease_s if self._settings else self._limits.hello_interval_s
-        return now_s - self._heard_s <= lease_s
+        return now_s - self._received_s <= lease_s
 
     def _informed(self) -> bool:
-        """Whether the controller has said all that is needed to do as it says; it is greeted again until it has."""
-        if self._begins_anew or not self._welcomed or self._settings is None:
+        """Whether the controller has sent all that its mode needs; until then it is greeted again."""
+        if self._restarting or not self._welcomed or self._settings is None:
             return False
         return self._settings.mode == "off" or self._ordering.has_prior
 
-    def _hear(self, message: ControllerMessage, now_s: float) -> bool:
-        """Take a message over; one that makes no sense is an error of ours, and what came behind it is not trusted."""
+    def _receive(self, message: ControllerMessage, now_s: float) -> bool:
+        """Check and apply a message; False for an invalid one, after which the batch's other messages are discarded."""
         try:
             check_message(message)
         except ProtocolError as error:
             self.failed(now_s, error)
             return False
-        self._heard_s = now_s
-        self._take(message)
+        self._received_s = now_s
+        self._handle(message)
         return True
 
-    def _take(self, message: ControllerMessage) -> None:
+    def _handle(self, message: ControllerMessage) -> None:
         match message:
             case IndexTable():
                 applied = self._ordering.put(message)
@@ -357,7 +363,7 @@ class Agent:
             case Acknowledged():
                 self._outbox.release(message.batch)
             case Welcome():
-                self._meet(message)
+                self._welcome(message)
             case Heartbeat():
                 if message.read_s is not None:
                     self._lag.confirm(message.read_s)
@@ -367,28 +373,28 @@ class Agent:
         self._settings = settings
         self._ordering.configure(settings)
 
-    def _meet(self, welcome: Welcome) -> None:
-        """Tell a controller what it does not know; one that stood still answers several hellos, and knows by the first."""
-        if self._welcomed and not self._begins_anew and welcome.controller_id == self._controller_id:
+    def _welcome(self, welcome: Welcome) -> None:
+        """Send a controller what it lacks; only once when a stalled controller answers several hellos."""
+        if self._welcomed and not self._restarting and welcome.controller_id == self._controller_id:
             self._outbox.release(welcome.durable_batch)
             return
         self._welcomed = True
-        self._begins_anew = False
+        self._restarting = False
         self._controller_id = welcome.controller_id
-        self._lag.meet()
+        self._lag.reset()
         self._resynchronise(welcome)
 
     def _resynchronise(self, welcome: Welcome) -> None:
-        """Forget what is durable, then send the rest and every unfinished request once more."""
+        """Release the durable facts, then send the rest and every unfinished request again."""
         self._outbox.restart(welcome.durable_batch)
-        told = self._outbox.arrivals()
+        retained = self._outbox.arrivals()
         for request_id, arrived in self._unfinished.items():
-            if request_id not in told:
-                self._outbox.add(_again(arrived, self._ordering.attained_tokens(request_id)))
+            if request_id not in retained:
+                self._outbox.add(_resent(arrived, self._ordering.attained_tokens(request_id)))
 
 
 def _place(error: Exception) -> str:
-    """What kind of error it is and which line raised it, whatever values it names."""
+    """Return the error's type and the line that raised it, without its message."""
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next
@@ -396,5 +402,5 @@ def _place(error: Exception) -> str:
     return f"{type(error).__name__}{where}"
 
 
-def _again(arrived: Arrived, attained_tokens: int) -> Arrived:
+def _resent(arrived: Arrived, attained_tokens: int) -> Arrived:
     return structs.replace(arrived, resent=True, attained_tokens=attained_tokens)

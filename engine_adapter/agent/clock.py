@@ -1,4 +1,4 @@
-"""The clock that engines and controllers go by: Unix seconds that never jump, whatever is done to the system's meanwhile."""
+"""The clock of engines and controllers: Unix seconds that never jump, even when the system clock is set."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Callable
 def steady_clock(
     wall: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic
 ) -> Callable[[], float]:
-    """A clock that is set by ``wall`` once, now, and goes by ``monotonic`` from then on.
+    """Return a clock that reads ``wall`` once, now, and advances with ``monotonic``.
 
-    Heartbeats, leases and pauses are measured on it, so that an hour that the system's clock is put back is no hour of
-    silence. After a correction of the system's clock recorded times differ from it until the next start.
+    Heartbeats, leases and pauses are measured on it, so setting the system clock back by an hour does not appear as an
+    hour of silence. After such a correction recorded times differ from the system clock until the next start.
 
     >>> times = iter([1000.0, 1.0])
     >>> clock = steady_clock(lambda: 5000.0, lambda: next(times))

@@ -1,7 +1,7 @@
-"""Whether a controller that speaks also listens: how old the oldest thing is that it was told and has not read.
+"""Age of the oldest snapshot that the controller was sent and has not read.
 
-A controller that is overwhelmed keeps its heart beating and decides about a past that is gone.
-Its heartbeats say which snapshot it has read last, by the engine's own clock, so that no clocks are compared.
+An overloaded controller still sends heartbeats, but decides on outdated state.
+Its heartbeats name the last snapshot that it has read by the engine's own clock, so no clocks are compared.
 """
 
 from __future__ import annotations
@@ -10,37 +10,37 @@ import math
 
 
 class ControllerLag:
-    """Follows what a controller was told and what it says that it has read."""
+    """Compares the snapshots sent to a controller with those that it confirms as read."""
 
     def __init__(self) -> None:
-        self._told_s = -math.inf
+        self._sent_s = -math.inf
         self._unread_s: float | None = None
-        """A moment before which everything told was read; None when everything was."""
+        """Lower bound on the time of the oldest unread snapshot; None when all were read."""
         self._confirms = False
 
-    def meet(self) -> None:
-        """A controller begins anew; one that never says what it has read is never late."""
+    def reset(self) -> None:
+        """Start over with a new controller; one that never confirms a snapshot is never late."""
         self._unread_s, self._confirms = None, False
 
-    def tell(self, now_s: float) -> None:
-        """A snapshot was sent."""
-        self._told_s = now_s
+    def sent(self, now_s: float) -> None:
+        """Record that a snapshot was sent."""
+        self._sent_s = now_s
         if self._unread_s is None:
             self._unread_s = now_s
 
     def confirm(self, read_s: float) -> None:
-        """The controller has read everything up to the snapshot of this moment."""
+        """Record that the controller has read everything up to the snapshot of ``read_s``."""
         self._confirms = True
-        if read_s >= self._told_s:
+        if read_s >= self._sent_s:
             self._unread_s = None
         elif self._unread_s is not None:
             self._unread_s = max(self._unread_s, read_s)
 
     def late_s(self, now_s: float) -> float:
-        """For how long something is unread.
+        """Return the age of the oldest unread snapshot in seconds; 0 when all were read.
 
         >>> lag = ControllerLag()
-        >>> lag.tell(1.0), lag.confirm(1.0), lag.tell(2.0), lag.tell(3.0)
+        >>> lag.sent(1.0), lag.confirm(1.0), lag.sent(2.0), lag.sent(3.0)
         (None, None, None, None)
         >>> lag.late_s(5.0)
         3.0

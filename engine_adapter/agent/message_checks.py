@@ -1,7 +1,6 @@
-"""What a controller may ask of an engine: numbers that order, and steps that can be looked up.
+"""Checks a controller's messages before an engine applies them: finite numbers, and tables that can be looked up.
 
-A message that decodes may still be nonsense, from a controller with a defect or from whoever else found the socket.
-It is told here, before anything rests on it.
+A message that decodes may still be invalid, from a defective controller or from anyone else who reaches the socket.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from store.records import ControllerMessage, Gate, Heartbeat, IndexTable, Preemp
 
 
 def check_message(message: ControllerMessage) -> None:
-    """Raise `ProtocolError` for a message that makes no sense, naming what is wrong with it.
+    """Raise `ProtocolError` for an invalid message, naming what is wrong with it.
 
     >>> check_message(IndexTable(request_id="r", attained_tokens=(0,), index_s=(math.nan,), growth_tokens=(0.0,)))
     Traceback (most recent call last):

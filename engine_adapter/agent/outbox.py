@@ -1,8 +1,8 @@
-"""Facts on their way to the controller: numbered in batches, kept until they are durable, sent again when nobody says so.
+"""Facts on their way to the controller: numbered in batches and retained until they are acknowledged as durable.
 
-A link may lose what it was given (a connection that breaks does), and a controller what it had not written.
-So a batch goes out again until it is acknowledged, and says which batches were before it, so that a controller that
-misses one of those waits for it.
+A link loses messages when its connection breaks, and a controller loses what it had not yet written.
+A batch is therefore resent until it is acknowledged. It names the oldest retained batch, so a controller that lacks an
+earlier one waits for it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,17 @@ from store.records import Arrived, Fact, Facts
 
 
 class Outbox:
-    """The facts of one engine that no controller has called durable yet; bounded, the oldest give way.
+    """The facts of one engine that no controller has acknowledged as durable; bounded, the oldest are dropped first.
 
-    An arrival goes out at once, with all that was told before it; what nobody waits for goes with the next arrival, or
-    after ``patience_s``. ``resend_s`` is the time without any acknowledgement after which what is kept goes out once more; it doubles up
-    to ``resend_limit_s`` while none comes.
+    An arrival is sent at once, with all pending facts; other facts wait for the next arrival or for ``interval_s``.
+
+    Args:
+        facts_per_batch: Largest number of facts in a batch.
+        retained_facts: Largest number of facts retained.
+        retained_bytes: Largest size of the facts retained, in bytes.
+        interval_s: Interval in seconds at which pending facts are batched when no request arrives.
+        resend_s: Seconds without an acknowledgement after which the retained batches are resent; doubles each time.
+        resend_limit_s: Upper bound of the doubled ``resend_s``.
     """
 
     def __init__(
@@ -30,17 +36,17 @@ class Outbox:
         facts_per_batch: int,
         retained_facts: int,
         retained_bytes: int,
-        patience_s: float,
+        interval_s: float,
         resend_s: float,
         resend_limit_s: float,
     ) -> None:
         self._facts_per_batch = facts_per_batch
         self._most_facts = retained_facts
         self._most_bytes = retained_bytes
-        self._patience_s = patience_s
+        self._interval_s = interval_s
         self._gather_due_s = -math.inf
-        self._awaited = False
-        """Whether an arrival is pending, whose table is waited for."""
+        self._urgent = False
+        """Whether an arrival is pending: its request waits for a table."""
         self._resend_s = resend_s
         self._resend_limit_s = resend_limit_s
         self._pause_s = resend_s
@@ -53,41 +59,41 @@ class Outbox:
         self.batch = 0
         """Number of the last batch."""
         self.dropped = 0
-        """Facts that were let go before they were ever sent."""
+        """Number of facts dropped before they were ever sent."""
 
     def __len__(self) -> int:
-        """Facts that are not known to be durable."""
+        """Number of facts that are not known to be durable."""
         return self._retained_facts + len(self._pending)
 
     def add(self, fact: Fact) -> None:
-        """Something happened."""
+        """Append a fact to those pending."""
         self._pending.append(fact)
-        self._awaited = self._awaited or isinstance(fact, Arrived)
+        self._urgent = self._urgent or isinstance(fact, Arrived)
 
     def gather_due(self, now_s: float) -> None:
-        """Number what is pending, if an arrival is among it or it has waited for long enough."""
-        if self._awaited or now_s >= self._gather_due_s:
-            self._gather_due_s = now_s + self._patience_s
+        """Batch the pending facts if an arrival is among them or the interval has passed."""
+        if self._urgent or now_s >= self._gather_due_s:
+            self._gather_due_s = now_s + self._interval_s
             self.gather()
 
     def arrivals(self) -> set[str]:
-        """Requests whose arrival is on its way."""
+        """Return the ids of the requests whose arrival is in a retained batch."""
         return {fact.request_id for facts in self._retained for fact in facts.facts if isinstance(fact, Arrived)}
 
     def restart(self, durable_batch: int) -> None:
-        """A controller begins, which has all batches up to this one: send it the rest."""
+        """Resend all batches after ``durable_batch`` to a new controller."""
         self.gather()
         self.release(durable_batch)
         self._send_again()
 
     def gather(self) -> None:
-        """Number all that is pending."""
-        self._awaited = False
+        """Batch all pending facts."""
+        self._urgent = False
         size = self._facts_per_batch
         for start in range(0, len(self._pending), size):
             self.batch += 1
-            told = tuple(self._pending[start : start + size])
-            facts = Facts(batch=self.batch, facts=told, oldest=self.batch)  # What is oldest is told when it is sent.
+            batched = tuple(self._pending[start : start + size])
+            facts = Facts(batch=self.batch, facts=batched, oldest=self.batch)  # `send` sets ``oldest``.
             self._retained.append(facts)
             self._unsent.append(facts)
             self._retained_facts += len(facts.facts)
@@ -95,23 +101,23 @@ class Outbox:
         self._pending.clear()
 
     def bound(self) -> None:
-        """Let go of the oldest beyond the bounds; those that were never sent count as dropped."""
+        """Drop the oldest batches beyond the bounds; facts that were never sent count as dropped."""
         while self._retained_facts > self._most_facts or self._retained_bytes > self._most_bytes:
             oldest = self._retained[0]
             if self._unsent and self._unsent[0] is oldest:
                 self.dropped += len(oldest.facts)
-            self._let_go()
+            self._drop_oldest()
 
     def release(self, batch: int) -> None:
-        """All batches up to this one are durable."""
+        """Drop all batches up to ``batch``, which are durable."""
         kept = len(self._retained)
         while self._retained and self._retained[0].batch <= batch:
-            self._let_go()
+            self._drop_oldest()
         if len(self._retained) < kept:
             self._pause_s, self._resend_due_s = self._resend_s, math.inf
 
     def send(self, link: EngineLink, now_s: float) -> None:
-        """Send what the link takes; after too long without an acknowledgement, from the oldest on."""
+        """Send what the link accepts; once a resend is due, from the oldest batch on."""
         if now_s >= self._resend_due_s:
             self._pause_s = min(2.0 * self._pause_s, self._resend_limit_s)
             self._send_again()
@@ -124,7 +130,7 @@ class Outbox:
         self._unsent = deque(self._retained)
         self._resend_due_s = math.inf
 
-    def _let_go(self) -> None:
+    def _drop_oldest(self) -> None:
         facts = self._retained.popleft()
         self._retained_facts -= len(facts.facts)
         self._retained_bytes -= _bytes(facts)

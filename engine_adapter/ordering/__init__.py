@@ -1,1 +1,1 @@
-"""Order, admission and victims inside the engine; look-ups only."""
+"""Order, admission and preemption inside the engine, by table look-ups only."""

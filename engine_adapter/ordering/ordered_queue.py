@@ -1,8 +1,8 @@
-"""A queue that stays in order from step to step at the price of what has changed.
+"""A queue kept in order from step to step, at a cost proportional to what has changed.
 
-An engine takes requests from its head, adds some at either end and removes others; meanwhile a few keys change.
-Sorting a thousand requests in every step means to touch each of them; here only those are touched
-that came or moved, and the few that a binary search meets.
+An engine takes requests from the head, adds some at either end and removes others; meanwhile a few keys change.
+Sorting a thousand requests in every step would touch each of them; this queue touches only those that were added or
+whose key changed, and the few that a binary search compares.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, TypeVar
 
 Key = tuple[int, float, float, int]
-"""Strict class, ordering value, arrival, serial number; the lowest key is served first and no two are equal."""
+"""Strict class, ordering value, arrival time, serial number; the lowest is served first, and all are distinct."""
 
 
 class Identified(Protocol):
-    """A request, of which the queue reads the name alone."""
+    """A request; the queue reads its id only."""
 
     request_id: str
 
@@ -25,14 +25,13 @@ class Identified(Protocol):
 R = TypeVar("R", bound=Identified)
 
 SORT_SHARE = 8
-"""When more than one in this number has come or moved, sorting all is cheaper than moving each."""
+"""When more than one request in ``SORT_SHARE`` is new or moved, sorting all is cheaper than moving each."""
 
 
 class OrderedQueue(deque[R]):
-    """A deque whose middle is in order, with what was added at its ends since it was last settled.
+    """A deque whose middle is in order and whose ends hold the requests added since the last `settle`.
 
-    Every change that an engine makes keeps account of the ends by itself.
-
+    Every mutating method updates the number of new requests at either end.
     >>> from types import SimpleNamespace as Request
     >>> queue = OrderedQueue([Request(request_id="b", key=2), Request(request_id="d", key=4)])
     >>> queue.append(Request(request_id="c", key=3))
@@ -46,12 +45,14 @@ class OrderedQueue(deque[R]):
         self._new_left = 0
         self._new_right = len(self)
         self._keys: list[Key] = []
-        """Of those between the new ones, in their order."""
+        """Keys of the requests in the ordered middle, ascending."""
 
     def settle(self, key: Callable[[R], Key], stood: Mapping[str, Key]) -> None:
-        """Put everything where its key says; ``stood`` has the former keys of those whose key has changed since.
+        """Put the whole queue in order; when ``key`` raises, the queue is unchanged.
 
-        When ``key`` raises, the queue is as it was.
+        Args:
+            key: Returns a request's current key.
+            stood: By request id, the key at the last `settle` of each request whose key has changed since.
         """
         changed = self._new_left + self._new_right + len(stood)
         if changed * SORT_SHARE > len(self):
@@ -67,7 +68,7 @@ class OrderedQueue(deque[R]):
         super().extend(requests)
 
     def _move(self, key: Callable[[R], Key], stood: Mapping[str, Key]) -> None:
-        """Take out what came or moved, and put each into its place."""
+        """Take out the new and the moved requests, and insert each at its place."""
         left, right = self._new_left, self._new_right
         moved = self._moved_places(stood)
         new = [*range(left), *range(len(self) - right, len(self))]
@@ -84,7 +85,7 @@ class OrderedQueue(deque[R]):
             self.insert(place, request)
 
     def _moved_places(self, stood: Mapping[str, Key]) -> list[int]:
-        """Where those with a new key stand in the middle, the last first; some may not be in this queue."""
+        """Return the places in the middle of requests with a new key, descending; some may not be in this queue."""
         keys = self._keys
         places = []
         for former in stood.values():
@@ -94,32 +95,32 @@ class OrderedQueue(deque[R]):
         places.sort(reverse=True)
         return places
 
-    # --- what an engine does ------------------------------------------------------------------------
+    # --- the deque's methods that an engine calls ---------------------------------------------------
 
     def append(self, request: R) -> None:
-        """A request comes to the end."""
+        """Add a request at the end."""
         super().append(request)
         self._new_right += 1
 
     def appendleft(self, request: R) -> None:
-        """A request comes to the head."""
+        """Add a request at the head."""
         super().appendleft(request)
         self._new_left += 1
 
     def extend(self, requests: Iterable[R]) -> None:
-        """Requests come to the end."""
+        """Add requests at the end."""
         before = len(self)
         super().extend(requests)
         self._new_right += len(self) - before
 
     def extendleft(self, requests: Iterable[R]) -> None:
-        """Requests come to the head, one after another."""
+        """Add requests at the head, one after another."""
         before = len(self)
         super().extendleft(requests)
         self._new_left += len(self) - before
 
     def popleft(self) -> R:
-        """The head leaves."""
+        """Remove and return the head."""
         request = super().popleft()
         if self._new_left:
             self._new_left -= 1
@@ -130,7 +131,7 @@ class OrderedQueue(deque[R]):
         return request
 
     def pop(self) -> R:  # type: ignore[override]  # a deque takes no index
-        """The last leaves."""
+        """Remove and return the last request."""
         request = super().pop()
         if self._new_right:
             self._new_right -= 1
@@ -141,12 +142,12 @@ class OrderedQueue(deque[R]):
         return request
 
     def remove(self, request: Any) -> None:  # noqa: ANN401 - as the base class has it
-        """A request leaves from wherever it stands; who stands next to it may be new, so that all counts as new."""
+        """Remove a request from any place; its neighbours may be new, so all requests count as new afterwards."""
         super().remove(request)
         self._forget_order()
 
     def clear(self) -> None:
-        """All leave."""
+        """Remove all requests."""
         super().clear()
         self._forget_order()
 

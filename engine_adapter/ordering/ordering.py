@@ -1,10 +1,10 @@
-"""Who is next, who gives way and how many may start: the one pure code path that every engine applies.
+"""Order, preemption and admission limit of an engine: the one code path that every engine applies, without effects.
 
 The controller publishes an index table for each request (`store.records.IndexTable`).
 `Ordering` holds the tables of the unfinished requests, follows their attained tokens,
-and turns both into a total order and an admission limit.
-A step costs look-ups for what runs, and moves in the queue for what has changed;
-a formula is evaluated when a request's entry in its table, the table or the settings change.
+and derives a total order and an admission limit from both.
+A step costs look-ups for the running requests and moves in the queue for those whose key changed;
+a formula is evaluated only when a request's entry in its table, the table or the settings change.
 """
 
 from __future__ import annotations
@@ -22,43 +22,43 @@ from store.records import EngineRules, IndexTable, Settings
 
 
 class Schedulable(Protocol):
-    """What ordering and gate read of an engine's request; vLLM's ``Request`` has these names."""
+    """The attributes of an engine's request that ordering and gate read; vLLM's ``Request`` has them."""
 
     request_id: str
     num_computed_tokens: int
 
     @property
     def num_tokens(self) -> int:
-        """Prompt tokens and output tokens so far: what must be computed before the next token."""
+        """Prompt tokens plus output tokens generated: what must be computed before the next token."""
         ...
 
 
 R = TypeVar("R", bound=Schedulable)
 
 SPARE_DEADLINES = 64
-"""Deadlines that may be kept in vain, beside one more for each request."""
+"""Obsolete deadlines kept before a clean-up, beside one for each request."""
 
 _growth = attrgetter("growth_tokens")
 
 
 @dataclass(frozen=True, slots=True)
 class Plan(Generic[R]):
-    """What the engine does before its next step."""
+    """The order, admission limit and preemptions of the engine's next step."""
 
     waiting: Sequence[R]
-    """The queue, first to be admitted first; the engine's own, put in order, where that is an `OrderedQueue`."""
+    """The queue in order of admission; the engine's own queue, put in order, where that is an `OrderedQueue`."""
     running: list[R]
-    """The running requests, first to give way last."""
+    """The running requests; the last is preempted first."""
     admission_limit: int | None
     """Requests that may be active in the next step; None without a gate."""
     reserved_blocks: int
-    """KV blocks held back for the growth of what is running."""
+    """KV blocks reserved for the growth of the running requests."""
     pushed_out: list[R] = field(default_factory=list)
-    """Running requests that give their place to waiting ones; they are in ``waiting`` already."""
+    """Running requests to preempt for waiting ones; ``waiting`` contains them already."""
 
 
 def boost_s(index_s: float, boost_per_s: float) -> float:
-    """Time by which a request of this index may overtake an older one: b(s) = -(1/γ)·ln(1 - e^(-γ·s)).
+    """Return the time by which a request of this index may overtake an older one: b(s) = -(1/γ)·ln(1 - e^(-γ·s)).
 
     Source: Yu and Scully, "Strongly Tail-Optimal Scheduling in the Light-Tailed M/G/1" (2024), γ-Boost.
 
@@ -74,7 +74,9 @@ def boost_s(index_s: float, boost_per_s: float) -> float:
 class Ordering:
     """Order, gate and preemption over the unfinished requests of one engine.
 
-    An engine runs ``max_num_seqs`` requests at most, whatever memory is free.
+    Args:
+        block_size_tokens: Tokens in a KV block.
+        max_num_seqs: Upper bound of running requests, whatever memory is free.
     """
 
     def __init__(self, block_size_tokens: int, max_num_seqs: int) -> None:
@@ -85,17 +87,17 @@ class Ordering:
         self._rules = EngineRules()
         self._serial = 0
         self._rest_steps = 0
-        """Steps for which nobody is to be pushed out."""
+        """Number of steps during which no running request may be pushed out."""
         self._deadlines: list[tuple[float, str]] = []
         self._stood: dict[str, Key] = {}
         self._order = RunningOrder(self._tracked.__getitem__)
         self._tables_held = 0
         self.overdue = 0
-        """Requests whose patience was over before they ended, since the start."""
+        """Number of requests that reached their bound on waiting before they ended, since the start."""
 
     @property
     def has_prior(self) -> bool:
-        """Whether every request has an index, if only that of the prior."""
+        """Whether every request has an index, at least that of the prior."""
         return self._prior is not None
 
     @property
@@ -105,17 +107,17 @@ class Ordering:
 
     @property
     def tables_held(self) -> int:
-        """Unfinished requests that have a table of their own."""
+        """Number of unfinished requests that have a table of their own."""
         return self._tables_held
 
     def configure(self, settings: Settings) -> None:
-        """Apply these settings' rules from now on."""
+        """Apply the rules of these settings from now on."""
         former, self._rules = self._rules, settings.rules
         if settings.rules.boost_per_s != former.boost_per_s:
             self._place_all()
 
     def put(self, table: IndexTable) -> bool:
-        """Take over an index table; False when it is about a request that is not here (any more)."""
+        """Store an index table, or the prior when it names no request; False for an unknown or finished request."""
         if table.request_id is None:
             self._prior = table
             self._place_all()
@@ -127,11 +129,11 @@ class Ordering:
         self._tables_held += tracked.table is None
         tracked.table = table
         self._place(tracked)
-        self._expect(tracked)
+        self._schedule_deadline(tracked)
         return True
 
     def forget_tables(self) -> None:
-        """Forget every table and the prior, as after an error in one of them."""
+        """Discard every table and the prior, for example after an error in one of them."""
         self._prior = None
         self._tables_held = 0
         for tracked in self._tracked.values():
@@ -139,39 +141,46 @@ class Ordering:
         self._place_all()
 
     def track(self, request_id: str, *, priority: int, arrival_s: float) -> None:
-        """A request entered the engine."""
+        """Start to track a request that entered the engine."""
         self._serial += 1
         tracked = Tracked(request_id, priority, arrival_s, self._serial, attained_tokens=0, table=None)
         self._tracked[request_id] = tracked
         self._place(tracked)
-        self._expect(tracked)
+        self._schedule_deadline(tracked)
         self._stood.pop(request_id, None)
 
     def attain(self, request_id: str, attained_tokens: int) -> None:
-        """A request has generated ``attained_tokens`` output tokens in all."""
+        """Record that a request has generated ``attained_tokens`` output tokens in total."""
         tracked = self._tracked[request_id]
         tracked.attained_tokens = attained_tokens
         if attained_tokens >= tracked.next_change_tokens:
             self._look_up(tracked)
 
     def attained_tokens(self, request_id: str) -> int:
-        """Output tokens that a tracked request has generated."""
+        """Return the output tokens that a tracked request has generated."""
         return self._tracked[request_id].attained_tokens
 
     def forget(self, request_id: str) -> None:
-        """A request left the engine."""
+        """Stop tracking a request that left the engine."""
         tracked = self._tracked.pop(request_id, None)
         self._tables_held -= tracked is not None and tracked.table is not None
         self._stood.pop(request_id, None)
         self._bound_deadlines()
 
     def key(self, request_id: str) -> Key:
-        """Where a tracked request stands; lower is served first."""
+        """Return the key of a tracked request; the lowest is served first."""
         return self._tracked[request_id].key
 
     def plan(self, now_s: float, *, waiting: Collection[R], running: Collection[R], free_blocks: int) -> Plan[R]:
-        """Order both sets, and say who gives way and how many requests may be active in the next step."""
-        self._lose_patience(now_s)
+        """Order both sets, and decide preemptions and how many requests may be active in the next step.
+
+        Args:
+            now_s: The engine's clock, in seconds.
+            waiting: The queue; sorted in place if it is an `OrderedQueue`.
+            running: The running requests.
+            free_blocks: Free KV blocks.
+        """
+        self._mark_overdue(now_s)
         queue, active = waiting if isinstance(waiting, OrderedQueue) else list(waiting), list(running)
         rules = self._rules
         active = self._order.settle(active, rules.victims)
@@ -193,15 +202,15 @@ class Ordering:
         return self._tracked[request.request_id].key
 
     def _sort_queue(self, queue: list[R] | OrderedQueue[R]) -> None:
-        """Put the queue in order; one that has kept its order since the last plan at the price of what has changed."""
+        """Put the queue in order; in an `OrderedQueue` only what has changed since the last plan is moved."""
         if isinstance(queue, OrderedQueue):
             queue.settle(self._key, self._stood)
         else:
             queue.sort(key=self._key)
         self._stood.clear()
 
-    def _lose_patience(self, now_s: float) -> None:
-        """Put first whoever has waited for as long as its table says; the place is kept until the end."""
+    def _mark_overdue(self, now_s: float) -> None:
+        """Put first in their class, until they end, the requests that have reached their bound on waiting."""
         while self._deadlines and self._deadlines[0][0] <= now_s:
             _, request_id = heappop(self._deadlines)
             tracked = self._tracked.get(request_id)
@@ -211,19 +220,19 @@ class Ordering:
                 self._look_up(tracked)
 
     def _deadline_s(self, tracked: Tracked) -> float:
-        """When its patience is over, by its own table or the prior's."""
+        """Return when a request reaches its bound on waiting, by its own table or the prior."""
         table = tracked.table or self._prior
         return math.inf if table is None or table.patience_s is None else tracked.arrival_s + table.patience_s
 
-    def _expect(self, tracked: Tracked) -> None:
-        """Look again at a request when its patience is over."""
+    def _schedule_deadline(self, tracked: Tracked) -> None:
+        """Schedule the check of a request at its bound on waiting."""
         deadline_s = self._deadline_s(tracked)
         if deadline_s < math.inf and not tracked.overdue:
             heappush(self._deadlines, (deadline_s, tracked.request_id))
             self._bound_deadlines()
 
     def _bound_deadlines(self) -> None:
-        """Forget those of requests that have gone and of former tables, before they outnumber the others."""
+        """Discard the deadlines of finished requests and of former tables before they outnumber the others."""
         if len(self._deadlines) > 2 * len(self._tracked) + SPARE_DEADLINES:
             self._set_deadlines()
 
@@ -233,7 +242,7 @@ class Ordering:
         heapify(self._deadlines)
 
     def _reserve_blocks(self) -> float:
-        """KV blocks that what is running will likely take, as `_claim_blocks` says of each."""
+        """Return the sum of `_claim_blocks` over the running requests."""
         lacking_tokens: int = sum(
             entry.running.num_tokens - entry.running.num_computed_tokens for entry in self._order.filling
         )
@@ -243,12 +252,12 @@ class Ordering:
         return (lacking_tokens + growth_tokens) / self._block_size_tokens
 
     def _need_blocks(self, request: R) -> float:
-        """KV blocks that a waiting request takes with its expected growth."""
+        """Return the KV blocks that a waiting request needs with its expected growth."""
         blocks: float = math.ceil(request.num_tokens / self._block_size_tokens)
         return blocks + self._growth_tokens(request) / self._block_size_tokens
 
     def _claim_blocks(self, running: R) -> float:
-        """KV blocks that a running request will likely take beyond those that it holds."""
+        """Return the KV blocks that a running request is expected to take beyond those that it holds."""
         lacking_tokens = running.num_tokens - running.num_computed_tokens
         unfilled_tokens = lacking_tokens if lacking_tokens > 1 else 0
         return (unfilled_tokens + self._growth_tokens(running)) / self._block_size_tokens
@@ -258,9 +267,9 @@ class Ordering:
         return 0.0 if gate is None else gate.margin * self._tracked[request.request_id].growth_tokens
 
     def _admit(self, queue: Sequence[R], active: list[R], room_blocks: float) -> tuple[int, list[R]]:
-        """How many from the head of the queue fit, and who of the running is pushed out for them, the last first.
+        """Return how many requests from the head of the queue fit, and the running ones to push out, the last first.
 
-        Nobody overtakes a head that does not fit, and an idle engine starts one whatever its size.
+        No request overtakes a head that does not fit, and an idle engine admits one whatever its size.
         """
         admitted = 0
         pushed_out: list[R] = []
@@ -280,9 +289,9 @@ class Ordering:
         return admitted, pushed_out
 
     def _victims(self, request: R, active: list[R], lacking_blocks: float, slots: int) -> tuple[list[R], float]:
-        """Who of the running, the last first, would make room for a waiting request, and how many blocks that frees.
+        """Return the running requests to push out for a waiting one, the last first, and the blocks that they free.
 
-        Nobody when the room cannot be made of requests that may be pushed out.
+        Returns none when those that may be pushed out do not free enough.
         """
         victims: list[R] = []
         freed_blocks = 0.0
@@ -296,7 +305,7 @@ class Ordering:
         return [], 0.0
 
     def _yields(self, victim: R, request: R) -> bool:
-        """Whether a running request is to give way to a waiting one: by its class, or by its index at the price."""
+        """Whether a running request yields to a waiting one: by strict class, or by index after the recomputation cost."""
         preemption = self._rules.preemption
         if preemption is None or self._rest_steps > 0:
             return False
@@ -313,7 +322,7 @@ class Ordering:
             self._place(tracked)
 
     def _place(self, tracked: Tracked) -> None:
-        """Give a request its place after its table, the prior or the boost has changed."""
+        """Update a request's key after its table, the prior or the boost has changed."""
         if tracked.table or self._prior:
             self._look_up(tracked)
             return
@@ -335,14 +344,14 @@ class Ordering:
         )
 
     def _value(self, tracked: Tracked) -> float:
-        """The index, or the arrival moved ahead by the boost that the index gives."""
+        """Return the ordering value: the index, or the arrival time minus the index's boost."""
         if tracked.overdue:
             return FIRST
         boost_per_s = self._rules.boost_per_s
         return tracked.index_s if boost_per_s is None else tracked.arrival_s - boost_s(tracked.index_s, boost_per_s)
 
     def _move(self, tracked: Tracked, value: float) -> None:
-        """Give a request its key, and remember under which it stood in the last plan."""
+        """Set a request's key, and remember its key in the last plan."""
         key = (tracked.priority, value, tracked.arrival_s, tracked.serial)
         if tracked.running is None:
             self._stood.setdefault(tracked.request_id, tracked.key)
@@ -352,4 +361,4 @@ class Ordering:
 
 
 OrderingFactory: TypeAlias = Callable[[int, int], Ordering]
-"""Makes the ordering of an engine of ``block_size_tokens`` and ``max_num_seqs``."""
+"""Makes the ordering of an engine from its ``block_size_tokens`` and ``max_num_seqs``."""

@@ -1,6 +1,6 @@
-"""The running requests in the order in which they are served and give way, kept from step to step.
+"""The order in which running requests are served and preempted, kept from step to step.
 
-Between two steps few requests start or end and few keys change; most often nothing does, and then nothing is touched.
+Between two steps few requests start or end and few keys change; when nothing changes, the order is returned as it is.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from engine_adapter.ordering.ordered_queue import Key
 from store.records import IndexTable, Victims
 
 FIRST = -math.inf
-"""Ordering value of a request that nobody of its class may pass."""
+"""Ordering value of a request that no other of its class may overtake."""
 
 R = TypeVar("R")
 
 
 @dataclass(slots=True, eq=False)
 class Tracked:
-    """One unfinished request."""
+    """The state that is kept of an unfinished request."""
 
     request_id: str
     priority: int
@@ -36,59 +36,59 @@ class Tracked:
     index_s: float = 0.0
     growth_tokens: float = 0.0
     overdue: bool = False
-    """Its patience is over: nobody of its class passes it any more."""
+    """It has reached its bound on waiting: no other of its class may overtake it."""
     running: Any = None
-    """The engine's own request while it is among the running of the last plan."""
+    """The engine's request object while it is among the running ones of the last plan."""
     filling: bool = False
-    """Whether it runs and its prompt, or what it had lost, is not yet computed."""
+    """Whether it runs and its prompt, or what a preemption discarded, is not yet computed."""
 
 
 class RunningOrder:
-    """Who runs, in order, and what is known of each.
+    """The running requests in order, with their `Tracked` states.
 
-    Under the rule ``last`` the order is that of the keys; under ``cheapest`` who has most to compute again stands first.
-    Whose tokens are still being computed stands behind those of its class that decode: a long prompt takes
-    what they leave of the step's token budget, and has least to lose.
+    Under the rule ``last`` the order is that of the keys; under ``cheapest`` the request with the most tokens to
+    recompute comes first. A request in prefill comes after those of its class that decode: a long prompt uses what they
+    leave of the step's token budget, and its preemption costs least.
     """
 
     def __init__(self, find: Callable[[str], Tracked]) -> None:
         self.entries: list[Tracked] = []
-        """What is known of the running, in their order."""
+        """States of the running requests, in order."""
         self.filling: list[Tracked] = []
-        """Those of them whose prompts, or what they had lost, are not yet computed."""
+        """Those of ``entries`` that are in prefill."""
         self._find = find
         self._active: list[Any] = []
         self._rule: Victims = "last"
         self._settled = True
 
     def rekeyed(self, former: Key, key: Key) -> None:
-        """Somebody who runs has another key; under ``cheapest`` it matters only whether it may be passed."""
+        """Record a running request's new key; under ``cheapest`` only its class and whether it is first matter."""
         if self._rule == "last" or former[0] != key[0] or (former[1] == FIRST) != (key[1] == FIRST):
             self._settled = False
 
     def settle(self, active: list[R], rule: Victims) -> list[R]:
         """Put the engine's running requests in order.
 
-        Those that decode are taken to gain tokens alike, so that under ``cheapest`` too their order stays.
+        Decoding requests are assumed to gain tokens at the same rate, so their order is kept under ``cheapest`` too.
         """
-        anew = not self._settled or rule != self._rule
-        if not anew and not self.filling and active == self._active:
+        unsorted = not self._settled or rule != self._rule
+        if not unsorted and not self.filling and active == self._active:
             return self._active.copy()
         self._follow(active)
         self._rule, self._settled = rule, True
-        self.entries = self._in_order(_key if rule == "last" else _dearest_first, anew=anew)
+        self.entries = self._in_order(_key if rule == "last" else _dearest_first, unsorted=unsorted)
         self._active = [entry.running for entry in self.entries]
         return self._active.copy()
 
     def keep(self, count: int) -> None:
-        """Only the first ``count`` go on running."""
+        """Keep only the first ``count`` requests."""
         for entry in self.entries[count:]:
             entry.running = None
         del self.entries[count:]
         self._active = self._active[:count]
 
     def _follow(self, active: list[R]) -> None:
-        """Find what is known of the running; looked up by their names are only those who were not there before."""
+        """Update ``entries`` to the running requests; only those that were not running before are looked up by id."""
         entries: list[Tracked] = []
         before = iter(self.entries)
         for request in active:
@@ -110,15 +110,15 @@ class RunningOrder:
             entry.filling = True
             self.filling.append(entry)
 
-    def _in_order(self, place: Callable[[Tracked], Any], *, anew: bool) -> list[Tracked]:
-        """All in order; unless ``anew``, those that decode were in order before."""
+    def _in_order(self, place: Callable[[Tracked], Any], *, unsorted: bool) -> list[Tracked]:
+        """Return all entries in order; unless ``unsorted``, the decoding ones are in order already."""
         decoding = [entry for entry in self.entries if not entry.filling]
         for entry in self._filled():
-            if anew:
+            if unsorted:
                 decoding.append(entry)
             else:
                 insort(decoding, entry, key=place)
-        if anew:
+        if unsorted:
             decoding.sort(key=place)
         self.filling.sort(key=place)
         entries = decoding + self.filling
@@ -127,7 +127,7 @@ class RunningOrder:
         return entries
 
     def _filled(self) -> list[Tracked]:
-        """Take out who decodes from now on, and who has gone."""
+        """Remove from ``filling`` the requests that have gone or now decode; return the latter."""
         filled = []
         for entry in self.filling:
             entry.filling = _lacks_tokens(entry)
@@ -142,7 +142,7 @@ _priority = attrgetter("priority")
 
 
 def _dearest_first(entry: Tracked) -> tuple[int, bool, int, int]:
-    """By class, then who must not give way, then by what would have to be computed again."""
+    """Sort by class, then requests that must not be preempted first, then by tokens to recompute, descending."""
     return entry.priority, entry.key[1] != FIRST, -entry.running.num_computed_tokens, entry.serial
 
 

@@ -1,1 +1,1 @@
-"""Which engine gets a request, for routers in front of several."""
+"""Choice of the engine for a request, for routers in front of several engines."""

@@ -1,4 +1,4 @@
-"""Asks the controller over HTTP what to expect of a request on each engine; for threads of a router."""
+"""HTTP client of a router: asks the controller for a request's forecast on each engine."""
 
 from __future__ import annotations
 
@@ -15,9 +15,16 @@ LONGEST_ANSWER_BYTES = 4 << 20
 
 
 class RouteClient:
-    """Keeps a few connections open; any thread may ask.
+    """Asks for forecasts over a few open connections; thread-safe.
 
-    Raises `ConfigError` for an address that is no http URL.
+    Args:
+        controller: URL of the controller's API.
+        token: Bearer token of the API, if it needs one.
+        timeout_s: Timeout of the connection, in seconds.
+        connections: Largest number of idle connections that are kept open.
+
+    Raises:
+        ConfigError: ``controller`` is no http URL.
     """
 
     def __init__(self, controller: str, *, token: str | None, timeout_s: float, connections: int) -> None:
@@ -32,7 +39,7 @@ class RouteClient:
         self._idle: queue.LifoQueue[http.client.HTTPConnection] = queue.LifoQueue(maxsize=connections)
 
     def ask(self, order: RouteOrder) -> RouteForecast:
-        """The forecast; raises `EngineError` when there is none within the time."""
+        """Return the forecast; raise `EngineError` when none comes within the timeout."""
         body = msgspec.json.encode(order)
         try:
             status, answer = self._exchange(body)
@@ -43,15 +50,15 @@ class RouteClient:
         try:
             return msgspec.json.decode(answer, type=RouteForecast)
         except msgspec.DecodeError as error:
-            raise EngineError(f"{self._address.geturl()} answers what is no forecast: {error}") from None
+            raise EngineError(f"{self._address.geturl()} answers with an invalid forecast: {error}") from None
 
     def close(self) -> None:
-        """Close the connections that are open."""
+        """Close the idle connections."""
         while not self._idle.empty():
             self._idle.get_nowait().close()
 
     def _exchange(self, body: bytes) -> tuple[int, bytes]:
-        """Ask over an open connection, and over a new one where the controller had closed that meanwhile."""
+        """Ask over an open connection, or over a new one if the controller has closed it."""
         try:
             open_already = self._idle.get_nowait()
         except queue.Empty:

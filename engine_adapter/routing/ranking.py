@@ -1,11 +1,11 @@
-"""Which of several engines of one model gets a request: the decision, without any effect.
+"""Ranks the engines of a model for a request; pure functions.
 
-The controller says of each engine what is to be expected there (`EngineForecast`): how long the request would wait for
-KV memory and a place behind those that go before it, how long its own answer takes, and how full the memory will be.
-From that comes an expected delay, its own and that of those whom it makes wait.
-Engines where it is many times the least are left out; of the others the one with the least of its memory asked for is
-taken. Seconds are a coarse estimate of what comes next, and following them closely fills a quick engine with long
-answers; memory that is asked for tells best where a queue will build.
+The controller forecasts for each engine (`EngineForecast`) how long the request would wait for KV memory and a place
+behind those that precede it, how long its answer takes, and how full the memory will be.
+The expected delay is the request's own plus the delay that it causes to others.
+Engines whose expected delay is many times the smallest rank last; the others rank by the share of KV memory in demand.
+The delay in seconds is a coarse estimate, and following it closely fills a fast engine with long answers; memory demand
+predicts best where a queue will build up.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from store.http_routing import EngineForecast
 
 SETTLING_S = 0.5
-"""So long after it was sent a request may be missing from what the controller shows: its picture is up to 0.25 s old,
-and engines report ten times a second."""
+"""Time after sending during which a forecast may lack a request: the controller's snapshot is up to 0.25 s old, and
+engines report ten times a second."""
 
 NEAR = 5.0
-"""Engines whose expected delay is larger than the least by no more than this share are all good enough.
+"""Engines whose expected delay exceeds the smallest by at most this share rank by memory demand.
 
-Of 0.25, 1 and 5 it had the least mean TTLT over two equal engines and over one twice as quick as the other, on seeds
-other than those that are reported.
+Of 0.25, 1 and 5 it had the lowest mean TTLT over two equal engines and over two of which one is twice as fast, on seeds
+other than the reported ones.
 """
 NEAR_S = 0.05
 
@@ -33,7 +33,7 @@ SENT_KEPT = 4_096
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A request that was sent to an engine lately."""
+    """A request that was recently sent to an engine."""
 
     time_s: float
     engine_id: str
@@ -42,10 +42,10 @@ class Sent:
 
 
 class Ledger:
-    """What one router has sent lately and the controller may not know of yet; bounded.
+    """Requests that a router has recently sent and forecasts may not include yet; bounded.
 
     >>> ledger = Ledger()
-    >>> ledger.note(Sent(1.0, "a", 0.5, 100))
+    >>> ledger.record(Sent(1.0, "a", 0.5, 100))
     >>> [len(ledger.unseen(time_s)) for time_s in (1.2, 1.6)]
     [1, 0]
     """
@@ -53,21 +53,23 @@ class Ledger:
     def __init__(self) -> None:
         self._sent: deque[Sent] = deque(maxlen=SENT_KEPT)
 
-    def note(self, sent: Sent) -> None:
-        """Remember a request that was sent."""
+    def record(self, sent: Sent) -> None:
+        """Record a request that was sent."""
         self._sent.append(sent)
 
     def unseen(self, known_until_s: float) -> list[Sent]:
-        """What a forecast of that time may lack; what is older is forgotten."""
+        """Return the requests that a forecast of that time may lack; forget older ones."""
         while self._sent and self._sent[0].time_s < known_until_s - SETTLING_S:
             self._sent.popleft()
         return list(self._sent)
 
 
 def ranked(engines: Sequence[EngineForecast], unseen: Iterable[Sent] = ()) -> list[EngineForecast]:
-    """The engines, best first.
+    """Return the engines, best first.
 
-    ``unseen`` are requests that were sent and are not in the forecasts: each delays by its cost and asks for its memory.
+    Args:
+        engines: Forecasts for the request, one for each engine.
+        unseen: Requests sent that the forecasts lack; each adds its cost to the delay and its need to the memory demand.
 
     >>> import msgspec
     >>> calm = EngineForecast(
@@ -95,7 +97,7 @@ def ranked(engines: Sequence[EngineForecast], unseen: Iterable[Sent] = ()) -> li
 
 
 def _expected(engine: EngineForecast, burden_s: float, burden_tokens: int) -> tuple[float, float]:
-    """Seconds to its completion and of delay for others, and the share of the memory that is asked for then."""
+    """Return the expected delay of the request and of others in seconds, and the share of KV memory in demand."""
     tokens = engine.demand_tokens + engine.need_tokens + burden_tokens
     delay_s = engine.wait_s + engine.run_s + burden_s + engine.cost_s * engine.behind
     return delay_s, tokens / engine.kv_tokens
@@ -103,7 +105,7 @@ def _expected(engine: EngineForecast, burden_s: float, burden_tokens: int) -> tu
 
 @dataclass(slots=True)
 class Silence:
-    """When to ask the controller again after it gave no answer: not with every request, each of which would wait for it.
+    """Decides when to ask the controller again after a failure, so that not every request waits for the timeout.
 
     >>> silence = Silence(pause_s=1.0)
     >>> silence.failed(10.0)
@@ -115,9 +117,9 @@ class Silence:
     until_s: float = float("-inf")
 
     def asks(self, now_s: float) -> bool:
-        """Whether it is to be asked now."""
+        """Whether the controller may be asked now."""
         return now_s >= self.until_s
 
     def failed(self, now_s: float) -> None:
-        """It gave no answer."""
+        """Record that the controller did not answer."""
         self.until_s = now_s + self.pause_s

@@ -1,4 +1,4 @@
-"""What a call of an OpenAI-like deployment says of the request's size, for a router that has it before any engine."""
+"""Reads a request's size from a call of an OpenAI-like deployment, for a router."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from store.http_routing import RouteOrder
 from store.records import head_and_tail
 
 CHARACTERS_PER_TOKEN = 4
-"""Of English text; where a prompt is text its length in tokens is a guess."""
+"""Average over English text, by which the token count of a text prompt is estimated."""
 DEFAULT_MAX_TOKENS = 8192
 _LIMITS = ("max_tokens", "max_completion_tokens", "max_new_tokens")
 
 
 def described(model: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> RouteOrder | None:
-    """The first argument that looks like a completion or chat request; None where none does.
+    """Describe the first argument that looks like a completion or chat request; None if there is none.
 
-    Token ids (``prompt_token_ids``, or a ``prompt`` of ids) let the controller foresee the answer from the prompt;
-    of text only the length is used, and the answer foreseen is the model's average.
+    From token ids (``prompt_token_ids``, or a ``prompt`` of ids) the controller predicts the answer's length;
+    of text only the length is used, and the prediction is the model's average.
 
     >>> described("m", ({"prompt": "Why is the sky blue?", "max_tokens": 100},), {})
     RouteOrder(model='m', prompt_tokens=5, max_tokens=100, token_ids=None, temperature=1.0, tenant=None)
@@ -46,7 +46,7 @@ def described(model: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Rout
 
 
 def _fields(candidate: object) -> Mapping[str, Any] | None:
-    """A mapping, or the fields of a model such as vLLM's request classes."""
+    """Return a mapping, or the attributes of an object such as vLLM's request classes."""
     if isinstance(candidate, Mapping):
         return candidate
     if isinstance(candidate, (str, bytes, int, float, list, tuple)) or candidate is None:

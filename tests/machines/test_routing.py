@@ -104,7 +104,7 @@ def test_what_was_sent_is_forgotten_when_the_controller_has_seen_it() -> None:
     """A forecast of half a second later has it, and the ledger keeps a bounded number."""
     ledger = Ledger()
     for number in range(10_000):
-        ledger.note(Sent(float(number), "a", 1.0, 1))
+        ledger.record(Sent(float(number), "a", 1.0, 1))
     assert len(ledger.unseen(0.0)) == 4_096
     assert [one.time_s for one in ledger.unseen(9_999.0 + SETTLING_S)] == [9_999.0]
     assert ledger.unseen(9_999.1 + SETTLING_S) == []

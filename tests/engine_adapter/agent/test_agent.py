@@ -39,7 +39,7 @@ VIEW = View(kv_blocks_used=0, waiting=0, running=0, queue=(), running_requests=(
 
 
 class ScriptedLink:
-    """The far end of the border, played by a test: keeps what is sent, hands out what it is given."""
+    """The controller's end, played by a test: keeps what is sent, hands out what it is given."""
 
     bad_frames = 0
 
@@ -95,7 +95,7 @@ def connected(limits: AgentLimits | None = None) -> tuple[Agent, ScriptedLink]:
 
 
 def test_it_says_hello_until_it_is_welcomed() -> None:
-    """Hello goes out at once and then once in its interval; nothing else does."""
+    """Hello is sent at once and then once per interval; nothing else is sent."""
     link = ScriptedLink()
     agent = Agent(hello=HELLO, link=link)
     agent.arrived(arrived("a"))
@@ -107,7 +107,7 @@ def test_it_says_hello_until_it_is_welcomed() -> None:
 
 
 def test_facts_are_kept_until_they_are_durable() -> None:
-    """A batch that is not acknowledged goes out again to the next controller, in order and with its number."""
+    """A batch without an acknowledgement is resent to the next controller, in order and with its number."""
     agent, link = connected()
     for name in ("a", "b", "c"):
         agent.arrived(arrived(name))
@@ -123,10 +123,10 @@ def test_facts_are_kept_until_they_are_durable() -> None:
     assert [fact.request_id for facts in again for fact in facts.facts] == ["b", "c", "a"]
     resent = again[-1].facts[0]
     assert isinstance(resent, Arrived)
-    assert resent.resent, "what was durable and is unfinished is told again"
+    assert resent.resent, "an unfinished request whose arrival was durable is sent again"
 
 
-def test_facts_gathered_while_nobody_listens_are_sent_after_the_welcome() -> None:
+def test_facts_recorded_without_a_controller_are_sent_after_the_welcome() -> None:
     """A controller's outage loses no fact."""
     agent, link = connected()
     agent.arrived(arrived("a"))
@@ -158,7 +158,7 @@ def test_a_full_link_delays_facts_and_drops_snapshots() -> None:
 
 
 def test_memory_for_facts_is_bounded_and_drops_are_counted() -> None:
-    """Beyond the bound the oldest facts go; those that nobody has ever been sent count as dropped."""
+    """Beyond the bound the oldest facts are discarded; those that were never sent count as dropped."""
     agent, link = connected(AgentLimits(retained_facts=10, facts_per_batch=2))
     link.up = False
     for number in range(24):
@@ -187,8 +187,8 @@ def test_an_arrival_goes_out_at_once_and_takes_along_what_waits() -> None:
     assert link.facts() == [1]
     agent.arrived(arrived("d"))
     agent.poll(0.26)
-    told = [message for message in link.sent if isinstance(message, Facts)]
-    assert [(type(fact), fact.request_id) for fact in told[-1].facts] == [(Finished, "a"), (Arrived, "d")]
+    batches = [message for message in link.sent if isinstance(message, Facts)]
+    assert [(type(fact), fact.request_id) for fact in batches[-1].facts] == [(Finished, "a"), (Arrived, "d")]
     agent.finished(finished("b"))
     agent.poll(0.30)
     assert link.facts() == [1, 2]
@@ -201,7 +201,7 @@ def test_an_arrival_goes_out_at_once_and_takes_along_what_waits() -> None:
 
 
 def test_every_third_snapshot_names_the_requests() -> None:
-    """The others have the numbers alone, and do not even look at the lists."""
+    """The others hold only the numbers, and never iterate the lists."""
     agent, link = connected()
     looked = []
 
@@ -218,8 +218,8 @@ def test_every_third_snapshot_names_the_requests() -> None:
     assert len(looked) == 3
 
 
-def test_silence_beyond_the_lease_is_first_come_first_served_until_it_is_heard_again() -> None:
-    """The fallback comes by itself, names its reason and goes by itself."""
+def test_silence_beyond_the_lease_means_first_come_first_served_until_a_message_comes() -> None:
+    """The fallback starts and ends by itself and names its reason."""
     agent, link = connected()
     agent.poll(2.0)
     assert agent.mode(2.0) == "on"
@@ -231,8 +231,8 @@ def test_silence_beyond_the_lease_is_first_come_first_served_until_it_is_heard_a
     assert agent.mode(2.3) == "on"
 
 
-def test_an_error_of_ours_pauses_the_policy_and_heals() -> None:
-    """After an error the tables are forgotten, and a new welcome brings order back when the pause is over."""
+def test_a_policy_error_pauses_the_policy_which_then_recovers() -> None:
+    """An error discards the tables; after a new welcome the order is back when the pause ends."""
     agent, link = connected()
     agent.failed(1.0, ValueError("index is nan"))
     assert agent.fallback(1.0) == "ValueError: index is nan"
@@ -244,7 +244,7 @@ def test_an_error_of_ours_pauses_the_policy_and_heals() -> None:
     assert agent.mode(2.1) == "on"
 
 
-def test_errors_that_come_back_pause_for_longer() -> None:
+def test_repeated_errors_pause_for_longer() -> None:
     """The pause doubles with each error after it, not with those within it, and is short again after a minute without."""
     agent, _ = connected()
     pauses, now_s = [], 0.0
@@ -284,7 +284,7 @@ def test_closing_sends_what_is_left() -> None:
 
 
 def test_facts_that_nobody_acknowledges_are_sent_again() -> None:
-    """A frame may be lost without anybody noticing: what is kept goes out again, less and less often."""
+    """A frame may be lost unnoticed: retained batches are resent, at growing intervals."""
     agent, link = connected(AgentLimits(resend_s=5.0, resend_limit_s=10.0))
     agent.arrived(arrived("a"))
     sent_s = []
@@ -303,8 +303,8 @@ def test_facts_that_nobody_acknowledges_are_sent_again() -> None:
     assert link.facts()[-1] == 2
 
 
-def test_a_batch_says_which_was_kept_before_it() -> None:
-    """A controller can tell a batch that it misses and will get again from one that was given up."""
+def test_a_batch_names_the_oldest_retained_one() -> None:
+    """A controller can distinguish a missing batch that will be resent from one that was dropped."""
     agent, link = connected(AgentLimits(retained_facts=2, facts_per_batch=1))
     for name in ("a", "b", "c"):
         agent.arrived(arrived(name))
@@ -318,7 +318,7 @@ def test_a_batch_says_which_was_kept_before_it() -> None:
 
 
 def test_it_says_hello_until_it_knows_settings_and_prior() -> None:
-    """A welcome alone is not enough: what was lost behind it is asked for again."""
+    """A welcome alone is not enough: messages lost after it are requested again."""
     link = ScriptedLink()
     agent = Agent(hello=HELLO, link=link)
     agent.poll(0.0)

@@ -1,4 +1,4 @@
-"""The queue that keeps its order at the price of what has changed, against sorting everything anew."""
+"""The incrementally ordered queue against a full sort."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Request:
 
 @dataclass
 class Model:
-    """Requests with keys that may change, and what the queue is told of those that did."""
+    """Requests with keys that may change, and the former keys that the queue receives."""
 
     keys: dict[str, Key]
     stood: dict[str, Key]
@@ -67,7 +67,7 @@ def change(queue: OrderedQueue[Request], model: Model, kind: str, value: float) 
 def test_whatever_an_engine_does_the_queue_settles_into_its_order(
     values: list[float], rounds: list[list[tuple[str, float]]]
 ) -> None:
-    """After any changes, by any number of rounds, the queue is what sorting it would give; nobody is lost."""
+    """After any changes in any number of rounds the queue equals a full sort; no request is lost."""
     model = Model({}, {})
     queue = OrderedQueue(sorted([model.new(value) for value in values], key=model.key))
     for changes in rounds:
@@ -79,8 +79,8 @@ def test_whatever_an_engine_does_the_queue_settles_into_its_order(
         assert list(queue) == expected
 
 
-def test_a_key_that_cannot_be_had_leaves_the_queue_as_it_was() -> None:
-    """An error of ours must not lose a request of the engine."""
+def test_a_key_function_that_raises_leaves_the_queue_unchanged() -> None:
+    """A policy error must not lose a request of the engine."""
     model = Model({}, {})
     queue = OrderedQueue(model.new(float(number)) for number in range(40))
     queue.append(Request("stranger"))
@@ -97,7 +97,7 @@ def test_a_key_that_cannot_be_had_leaves_the_queue_as_it_was() -> None:
 def test_a_kept_queue_gives_the_plans_of_a_fresh_one(
     requests: list[tuple[float, float]], events: list[tuple[int, str]]
 ) -> None:
-    """One ordering with a queue that keeps its order and one that sorts all in every step plan the same throughout."""
+    """An ordering with an incremental queue and one that sorts in every step make the same plans."""
     kept, fresh = _ordering(), _ordering()
     everybody = [Request(str(number)) for number in range(len(requests))]
     for ordering in (kept, fresh):

@@ -71,7 +71,7 @@ def test_classes_are_strict() -> None:
 
 
 def test_until_its_table_comes_a_request_has_the_index_of_the_prior() -> None:
-    """The prior holds for all without a table, and a table for an unknown request is refused."""
+    """The prior applies to all requests without a table, and a table for an unknown request is refused."""
     ordering = Ordering(BLOCK, 1000)
     ordering.track("known", priority=0, arrival_s=0.0)
     ordering.track("new", priority=0, arrival_s=1.0)
@@ -96,13 +96,13 @@ def test_a_large_boost_rate_is_first_come_first_served(requests: list[tuple[floa
 
 @given(st.floats(1e-6, 1e4), st.floats(1e-6, 1e4), st.floats(1e-4, 10.0))
 def test_the_boost_falls_with_the_index(one_s: float, other_s: float, rate: float) -> None:
-    """A smaller request may overtake by more, and nobody by less than nothing."""
+    """A smaller request may overtake by more; the boost is never negative."""
     small, large = sorted((one_s, other_s))
     assert boost_s(small, rate) >= boost_s(large, rate) >= 0.0
 
 
 def test_the_gate_admits_while_prompt_and_growth_fit() -> None:
-    """Growth of what runs and of what starts is kept free; nobody overtakes a head that does not fit."""
+    """Room for the growth of running and admitted requests stays free; no request overtakes a head that does not fit."""
     ordering = Ordering(BLOCK, 1000)
     ordering.configure(settings(gate=Gate(horizon_tokens=32)))
     for name, growth in (("runs", 32.0), ("fits", 32.0), ("large", 32.0), ("small", 1.0)):
@@ -135,7 +135,7 @@ def test_an_idle_engine_always_starts_its_head() -> None:
 def test_the_gate_keeps_what_it_promises(
     running: list[tuple[int, float]], waiting: list[tuple[int, float]], free_blocks: int
 ) -> None:
-    """What is admitted fits with all growth, one more would not; brute force over every number of admissions."""
+    """The admitted requests fit with all growth, one more would not; brute force over every number of admissions."""
     ordering = Ordering(BLOCK, 1000)
     ordering.configure(settings(gate=Gate(horizon_tokens=64, margin=1.0)))
     active, queue = [], []
@@ -170,7 +170,7 @@ def two_running(preemption: Preemption | None, *, slots: int = 1000) -> tuple[Or
 
 
 def test_a_better_request_pushes_out_the_worst_that_make_room() -> None:
-    """What does not fit takes the blocks of the last of the running, and of no more of them than it needs."""
+    """A request that does not fit takes the blocks of the last running requests, and of no more than it needs."""
     ordering, running = two_running(Preemption(token_s=0.0))
     ordering.track("good", priority=0, arrival_s=1.0)
     ordering.put(table("good", (0, 1.0, 0.0)))
@@ -183,7 +183,7 @@ def test_a_better_request_pushes_out_the_worst_that_make_room() -> None:
 
 
 def test_nobody_is_pushed_out_in_vain() -> None:
-    """No victim where there is room, where there are too few victims, and where the engine alone preempts."""
+    """No victim when there is room, when the victims would not suffice, or when only the engine preempts."""
     ordering, running = two_running(Preemption(token_s=0.0))
     ordering.track("good", priority=0, arrival_s=1.0)
     ordering.put(table("good", (0, 70.0, 0.0)))
@@ -194,7 +194,7 @@ def test_nobody_is_pushed_out_in_vain() -> None:
 
 
 def test_a_full_engine_gives_a_slot_to_a_better_request() -> None:
-    """With every slot taken and memory free, the worst of the running gives its slot."""
+    """With every slot taken and memory free, the worst running request yields its slot."""
     ordering, running = two_running(Preemption(token_s=0.0), slots=2)
     ordering.track("good", priority=0, arrival_s=1.0)
     ordering.put(table("good", (0, 1.0, 0.0)))
@@ -204,7 +204,7 @@ def test_a_full_engine_gives_a_slot_to_a_better_request() -> None:
 
 @given(token_s=st.floats(0, 2), hysteresis=st.floats(0, 0.9), index_s=st.floats(0.1, 120))
 def test_preemption_is_worth_its_price(token_s: float, hysteresis: float, index_s: float) -> None:
-    """A victim is pushed out just when the other's index and the tokens to compute again cost less than its own."""
+    """A victim is pushed out exactly when the other's index plus the recomputation cost is below its own index."""
     ordering, running = two_running(Preemption(token_s=token_s, hysteresis=hysteresis))
     ordering.track("good", priority=0, arrival_s=1.0)
     ordering.put(table("good", (0, index_s, 0.0)))
@@ -221,8 +221,8 @@ def test_a_higher_class_pushes_out_a_lower_one_whatever_the_price() -> None:
     assert ordering.plan(0.0, waiting=[Request("urgent", 64)], running=running, free_blocks=0).pushed_out
 
 
-def test_the_prior_s_patience_holds_for_whoever_has_no_table() -> None:
-    """A request whose own table never comes goes first when the prior's patience is over, wherever its index stands."""
+def test_the_bound_on_waiting_of_the_prior_holds_without_a_table() -> None:
+    """A request whose table never comes goes first at the prior's bound on waiting, whatever its index."""
     ordering = Ordering(BLOCK, 1000)
     ordering.track("old", priority=0, arrival_s=0.0)
     ordering.put(structs.replace(table(None, (0, 9.0, 0.0)), patience_s=5.0))
@@ -241,7 +241,7 @@ def test_the_prior_s_patience_holds_for_whoever_has_no_table() -> None:
 
 
 def test_deadlines_are_bounded_by_the_unfinished_requests() -> None:
-    """Tables that are renewed and requests that end leave no deadlines behind that would pile up."""
+    """Renewed tables and ended requests leave no obsolete deadlines that would accumulate."""
     ordering = Ordering(BLOCK, 1000)
     for name in range(200):
         ordering.track(str(name), priority=0, arrival_s=0.0)
@@ -255,8 +255,8 @@ def test_deadlines_are_bounded_by_the_unfinished_requests() -> None:
     assert ordering.overdue == 1
 
 
-def test_whose_patience_is_over_goes_first_and_is_counted_once() -> None:
-    """From its deadline on a request stands before all of its class, behind those whose patience ended earlier."""
+def test_a_request_at_its_bound_on_waiting_goes_first_and_is_counted_once() -> None:
+    """From its deadline on a request precedes all of its class except those with an earlier arrival that are overdue."""
     ordering = Ordering(BLOCK, 1000)
     for name, arrival_s, index, patience_s in (
         ("old", 0.0, 9.0, 10.0),
@@ -285,7 +285,7 @@ def running_order(ordering: Ordering, *running: Request) -> list[str]:
 
 
 def test_a_long_prompt_takes_what_decoding_requests_leave() -> None:
-    """Who is still being prefilled stands behind those that decode, in its class, whatever its index; then no longer."""
+    """A request in prefill comes after the decoding ones of its class, whatever its index, until its prefill ends."""
     ordering = Ordering(BLOCK, 1000)
     for name, priority, index in (("prefills", 0, 1.0), ("decodes", 0, 9.0), ("lower", 1, 0.5)):
         ordering.track(name, priority=priority, arrival_s=0.0)
@@ -296,8 +296,8 @@ def test_a_long_prompt_takes_what_decoding_requests_leave() -> None:
     assert running_order(ordering, prefills, decodes, lower) == ["prefills", "decodes", "lower"]
 
 
-def test_the_cheapest_victim_has_least_to_compute_again() -> None:
-    """Under that rule classes and patience come first, then what is computed; indices count for nothing."""
+def test_the_cheapest_victim_has_the_fewest_tokens_to_recompute() -> None:
+    """Under this rule class and overdue requests come first, then computed tokens; the index has no effect."""
     ordering = Ordering(BLOCK, 1000)
     ordering.configure(settings(victims="cheapest"))
     for name, priority, patience_s in (("old", 0, None), ("new", 0, None), ("overdue", 0, 1.0), ("lower", 1, None)):
@@ -318,7 +318,7 @@ def test_the_cheapest_victim_has_least_to_compute_again() -> None:
 
 
 def test_between_two_pushes_the_engine_rests() -> None:
-    """However good the next one is, nobody is pushed out for so many steps."""
+    """For ``rest_steps`` steps no request is pushed out, however low the next index is."""
     ordering, running = two_running(Preemption(token_s=0.0, rest_steps=3))
     for number in range(9):
         ordering.track(f"good{number}", priority=0, arrival_s=1.0)

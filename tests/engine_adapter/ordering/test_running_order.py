@@ -1,4 +1,4 @@
-"""The kept order of the running is that of a fresh one, whatever happens between two steps."""
+"""The incremental order of running requests equals a fresh one, whatever happens between two steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from store.records import Victims
 
 @dataclass(eq=False)
 class Request:
-    """A running request as far as the order reads it."""
+    """The attributes of a running request that the order reads."""
 
     request_id: str
     num_tokens: int
@@ -21,7 +21,7 @@ class Request:
 
 
 class Engine:
-    """Requests that run in the order in which they were put, and what is known of them."""
+    """Running requests in their order, with their `Tracked` states."""
 
     def __init__(self) -> None:
         self.known: dict[str, Tracked] = {}
@@ -62,7 +62,7 @@ EVENTS = st.lists(
 
 
 @given(events=EVENTS, rule=st.sampled_from(["last", "cheapest"]))
-def test_the_kept_order_is_that_of_sorting_anew(events: list[tuple[str, int]], rule: Victims) -> None:
+def test_the_incremental_order_equals_a_full_sort(events: list[tuple[str, int]], rule: Victims) -> None:
     """Starts, ends, changed keys and steps in any order; after every plan the engine runs in the order that it gave."""
     engine = Engine()
     for event, value in [*events, ("plan", 0)]:

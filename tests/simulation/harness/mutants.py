@@ -85,7 +85,7 @@ def _forgets_the_chunk_of_a_failed_commit(patch: pytest.MonkeyPatch) -> None:
 
 
 def _trusts_a_silent_controller(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Agent, "_connected", lambda agent, _now_s: agent._heard_s > -math.inf)
+    patch.setattr(Agent, "_connected", lambda agent, _now_s: agent._received_s > -math.inf)
 
 
 def _greets_once_only(patch: pytest.MonkeyPatch) -> None:
@@ -93,7 +93,7 @@ def _greets_once_only(patch: pytest.MonkeyPatch) -> None:
 
 
 def _has_no_patience(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Ordering, "_lose_patience", lambda _ordering, _now_s: None)
+    patch.setattr(Ordering, "_mark_overdue", lambda _ordering, _now_s: None)
 
 
 def _forgets_no_request(patch: pytest.MonkeyPatch) -> None:
@@ -179,7 +179,7 @@ def _mutant(spoil: Spoil, *focus: str) -> Mutant:
 
 MUTANTS = {
     "acknowledges before the disk has it": _mutant(_acknowledges_before_durable, "controller killed"),
-    "a new controller is told nothing again": _mutant(_never_sends_again, "controller killed"),
+    "facts are never sent again": _mutant(_never_sends_again, "controller killed"),
     "what a link lost is never sent again": _mutant(_no_second_try, "frame dropped"),
     "duplicates are taken for new": _mutant(_knows_no_duplicates, "frame duplicated"),
     "batches are taken in any order": _mutant(_takes_batches_in_any_order, "frame reordered"),
