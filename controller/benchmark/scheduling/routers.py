@@ -207,7 +207,7 @@ class _Predicted:
         predicted_on = cluster.core.predict_on(cluster.model, _arrived(request))
         forecast = self._outlooks.forecast(live_snapshot, predicted_on, len(request.token_ids))
         best = ranked(forecast.engines, self._ledger.unseen(forecast.time_s))[0]
-        self._ledger.note(Sent(now_s, best.engine_id, best.cost_s, best.need_tokens))
+        self._ledger.record(Sent(now_s, best.engine_id, best.cost_s, best.need_tokens))
         return int(best.engine_id.removeprefix("engine-"))
 
 
