@@ -13,6 +13,8 @@ import pytest
 
 from controller.cli.main import run
 
+pytestmark = pytest.mark.slow
+
 IMPORTED_AFTER_CPU_S = 4.0
 """A worker that has used so much is past its imports, and serves."""
 
@@ -101,8 +103,6 @@ def test_a_sweep_that_makes_no_sense_is_refused_by_name(
 
 HEARS_CTRL_C = """
 import runpy, signal
-
-pytestmark = pytest.mark.slow
 signal.signal(signal.SIGINT, signal.default_int_handler)
 runpy.run_module("controller", run_name="__main__", alter_sys=True)
 """
