@@ -146,7 +146,7 @@ def _serve_small(
     assert totals.preemptions > 0, "the run must have something to tell"
     with HistoryWriter(path) as writer:
         writer.append([entry for entry in entries if _told_s(entry) <= known_until_s])
-    return SmallRun({life.request_id: life for life in totals.lives}, path, entries)
+    return SmallRun({life.request_id: life for life in totals.completed}, path, entries)
 
 
 @pytest.fixture(scope="session")

@@ -105,7 +105,7 @@ def totals_of(lives: Sequence[CompletedRequest]) -> Totals:
         computed_tokens=sum(life.prompt_tokens + life.output_tokens for life in lives) + recomputed,
         recomputed_tokens=recomputed,
         preemptions=sum(life.preemptions for life in lives),
-        lives=list(lives),
+        completed=list(lives),
     )
 
 

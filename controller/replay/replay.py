@@ -162,7 +162,7 @@ def run_replay(spec: ReplaySpec, runs: Sequence[RecordedRun], progress: Callable
 
 def counted_lives(past: Replayable, totals: Totals) -> list[CompletedRequest]:
     """The lives that figures are about, in the order of the recorded requests."""
-    lives: Mapping[str, CompletedRequest] = {life.request_id: life for life in totals.lives}
+    lives: Mapping[str, CompletedRequest] = {life.request_id: life for life in totals.completed}
     return [lives[request_id] for request_id in past.counted]
 
 

@@ -37,7 +37,7 @@ class PolicyFigures:
 
 def figures(totals: Totals, *, watermark: float = 0.0, wall_s: float = 0.0) -> PolicyFigures:
     """Sum a run up."""
-    lives = totals.lives
+    lives = totals.completed
     assert lives, "a run serves at least one request"
     ttlt_s = np.array([life.ttlt_s for life in lives])
     ttft_s = np.array([life.ttft_s for life in lives])

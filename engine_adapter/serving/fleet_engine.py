@@ -88,7 +88,7 @@ class TimedLink:
 
 @dataclass(slots=True, eq=False)
 class _Running:
-    account: RequestProgress
+    progress: RequestProgress
     since_s: float
     tokens: int
 
@@ -169,27 +169,27 @@ class FleetEngine:
         self.late.add(now_s - self.next_arrival_s())
         self._following = next(self._requests)
         self.submitted += 1
-        account = RequestProgress(request)
+        progress = RequestProgress(request)
         self._link.awaited_s[request.request_id] = now_s
-        self._agent.arrived(account.arrived())
+        self._agent.arrived(progress.arrived())
         self._agent.poll(now_s)
-        self._waiting.append(account)
+        self._waiting.append(progress)
         return self._start_next(now_s)
 
     def first_token(self, request_id: str, now_s: float) -> None:
         """A running request's first token is there."""
         running = self._running.get(request_id)
         if running is not None:
-            running.account.generate(now_s)
-            self._agent.first_token(running.account.first_token())
+            running.progress.generate(now_s)
+            self._agent.first_token(running.progress.first_token())
 
     def end(self, request_id: str, now_s: float) -> Due | None:
         """A request is done; gives when the one that takes its slot is to end."""
         running = self._running.pop(request_id)
-        account = running.account
-        account.output_tokens = running.tokens
-        reason: FinishReason = "stop" if running.tokens < account.work.max_tokens else "length"
-        self._agent.finished(account.finished(now_s, reason))
+        progress = running.progress
+        progress.output_tokens = running.tokens
+        reason: FinishReason = "stop" if running.tokens < progress.request.max_tokens else "length"
+        self._agent.finished(progress.finished(now_s, reason))
         self._link.awaited_s.pop(request_id, None)
         self.finished += 1
         return self._start_next(now_s)
@@ -199,7 +199,7 @@ class FleetEngine:
         self._agent.poll(now_s)
         token_s = self._device.token_s
         shown = [
-            (request_id, running.attained(now_s, token_s), len(running.account.work.token_ids))
+            (request_id, running.attained(now_s, token_s), len(running.progress.request.token_ids))
             for request_id, running in self._running.items()
         ]
         requests = [
@@ -210,7 +210,7 @@ class FleetEngine:
             kv_blocks_used=min(self._device.kv_blocks, sum(request.kv_blocks for request in requests)),
             waiting=len(self._waiting),
             running=len(requests),
-            queue=(account.work.request_id for account in self._waiting),
+            queue=(progress.request.request_id for progress in self._waiting),
             running_requests=requests,
         )
         self._agent.report(now_s, view)
@@ -234,11 +234,11 @@ class FleetEngine:
     def _start_next(self, now_s: float) -> Due | None:
         if not self._waiting or len(self._running) >= self._device.max_running:
             return None
-        account = self._waiting.popleft()
-        request = account.work
+        progress = self._waiting.popleft()
+        request = progress.request
         tokens = min(request.true_output_tokens, request.max_tokens)
-        account.start(now_s)
-        self._running[request.request_id] = _Running(account, now_s, tokens)
+        progress.start(now_s)
+        self._running[request.request_id] = _Running(progress, now_s, tokens)
         token_s = self._device.token_s
         return Due(request.request_id, now_s + PREFILL_STEPS * token_s, now_s + (PREFILL_STEPS + tokens) * token_s)
 

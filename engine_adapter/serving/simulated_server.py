@@ -97,13 +97,13 @@ class Tally:
     steps: int = 0
     preemptions: int = 0
     unacknowledged: int = 0
-    lives: list[CompletedRequest] = field(default_factory=list)
+    completed: list[CompletedRequest] = field(default_factory=list)
 
     def count(self, step: Step) -> None:
         """Add a step."""
         self.steps += bool(step.scheduled_tokens)
         self.preemptions += len(step.preempted)
-        self.lives.extend(step.finished)
+        self.completed.extend(step.finished)
 
     def summary(self, spec: ServerSpec) -> dict[str, object]:
         """The JSON object of the last line; seconds are real ones."""
@@ -113,9 +113,9 @@ class Tally:
             "speed": spec.speed,
             "rate_rps": spec.rate_rps,
             "requests_submitted": self.submitted,
-            "requests_finished": len(self.lives),
-            "mean_ttlt_s": _mean([life.ttlt_s for life in self.lives]),
-            "mean_ttft_s": _mean([life.ttft_s for life in self.lives]),
+            "requests_finished": len(self.completed),
+            "mean_ttlt_s": _mean([request.ttlt_s for request in self.completed]),
+            "mean_ttft_s": _mean([request.ttft_s for request in self.completed]),
             "steps": self.steps,
             "preemptions": self.preemptions,
             "facts_unacknowledged": self.unacknowledged,
@@ -175,7 +175,7 @@ def synthetic_capacity_rps(profile: Profile, *, seed: int) -> float:
         replace(request, arrival_s=0.0)
         for request in islice(request_stream(seed=seed, rate_rps=1.0, options=OPTIONS), CAPACITY_REQUESTS)
     ]
-    return capacity_rps(serve(SimulatedEngine(profile, link=NoLink()), requests).lives)
+    return capacity_rps(serve(SimulatedEngine(profile, link=NoLink()), requests).completed)
 
 
 def _traffic(spec: ServerSpec) -> Iterator[TraceRequest]:

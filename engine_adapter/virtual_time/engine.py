@@ -88,7 +88,7 @@ class Totals:
     computed_tokens: int = 0
     recomputed_tokens: int = 0
     preemptions: int = 0
-    lives: list[CompletedRequest] = field(default_factory=list)
+    completed: list[CompletedRequest] = field(default_factory=list)
 
 
 class VirtualEngine(Protocol):
@@ -104,7 +104,7 @@ class VirtualEngine(Protocol):
         """Requests submitted and not yet finished."""
         ...
 
-    def submit(self, work: TraceRequest) -> None:
+    def submit(self, request: TraceRequest) -> None:
         """Let a request arrive now."""
         ...
 
@@ -146,9 +146,9 @@ def serve(
         totals.steps += 1
         totals.computed_tokens += sum(step.scheduled_tokens.values())
         totals.preemptions += len(step.preempted)
-        totals.lives.extend(step.finished)
+        totals.completed.extend(step.finished)
         on_step(step)
-    totals.recomputed_tokens = sum(life.recomputed_tokens for life in totals.lives)
+    totals.recomputed_tokens = sum(request.recomputed_tokens for request in totals.completed)
     return totals
 
 
@@ -175,7 +175,7 @@ class _ImpatientClients:
                 yield request_id
 
 
-def capacity_rps(lives: Sequence[CompletedRequest]) -> float:
+def capacity_rps(completed: Sequence[CompletedRequest]) -> float:
     """What an engine serves while its queue never empties.
 
     Completions between the 20th and the 80th percent over the time they took, of requests that all came at once,
@@ -185,7 +185,7 @@ def capacity_rps(lives: Sequence[CompletedRequest]) -> float:
     >>> capacity_rps([SimpleNamespace(finished_s=0.5 * n) for n in range(11)])
     2.0
     """
-    finished_s = sorted(life.finished_s for life in lives)
+    finished_s = sorted(request.finished_s for request in completed)
     first, last = round(0.2 * (len(finished_s) - 1)), round(0.8 * (len(finished_s) - 1))
     span_s = finished_s[last] - finished_s[first]
     return (last - first) / span_s if span_s > 0.0 else len(finished_s) / max(finished_s[-1], 1e-9)

@@ -21,31 +21,31 @@ def check_profile(profile: Profile) -> None:
         )
 
 
-def check_work(work: TraceRequest, profile: Profile) -> None:
+def check_request(request: TraceRequest, profile: Profile) -> None:
     """Refuse a request that vLLM's front end would refuse; raises `WorkloadError`."""
-    prompt_tokens = len(work.token_ids)
+    prompt_tokens = len(request.token_ids)
     if not 0 < prompt_tokens < profile.max_model_len_tokens:
         raise WorkloadError(
-            f"request {work.request_id!r} has a prompt of {prompt_tokens} tokens: profile {profile.name!r} "
+            f"request {request.request_id!r} has a prompt of {prompt_tokens} tokens: profile {profile.name!r} "
             f"takes 1 to {profile.max_model_len_tokens - 1}"
         )
-    if work.max_tokens < 1 or work.true_output_tokens < 1:
+    if request.max_tokens < 1 or request.true_output_tokens < 1:
         raise WorkloadError(
-            f"request {work.request_id!r} has max_tokens={work.max_tokens} and "
-            f"true_output_tokens={work.true_output_tokens}: both must be at least 1"
+            f"request {request.request_id!r} has max_tokens={request.max_tokens} and "
+            f"true_output_tokens={request.true_output_tokens}: both must be at least 1"
         )
 
 
-def ending(work: TraceRequest, output_tokens: int, profile: Profile) -> FinishReason | None:
+def ending(request: TraceRequest, output_tokens: int, profile: Profile) -> FinishReason | None:
     """Why the request ends with so many output tokens; None when it goes on.
 
     The end-of-sequence token comes before the cut, and an answer that is complete cannot be aborted any more.
     """
-    if output_tokens >= work.true_output_tokens:
+    if output_tokens >= request.true_output_tokens:
         return "stop"
-    if output_tokens >= work.max_tokens or len(work.token_ids) + output_tokens >= profile.max_model_len_tokens:
+    if output_tokens >= request.max_tokens or len(request.token_ids) + output_tokens >= profile.max_model_len_tokens:
         return "length"
-    if work.abort_after_tokens is not None and output_tokens >= work.abort_after_tokens:
+    if request.abort_after_tokens is not None and output_tokens >= request.abort_after_tokens:
         return "abort"
     return None
 
@@ -99,7 +99,7 @@ def load_of(scheduled: Iterable[tuple[Computed, int]]) -> Load:
 class RequestProgress:
     """How one unfinished request has been served so far."""
 
-    work: TraceRequest
+    request: TraceRequest
     scheduled_s: float | None = None
     first_token_s: float | None = None
     output_tokens: int = 0
@@ -111,16 +111,16 @@ class RequestProgress:
 
     def arrived(self) -> Arrived:
         """The fact of its arrival."""
-        work = self.work
+        request = self.request
         return Arrived(
-            request_id=work.request_id,
-            arrival_s=work.arrival_s,
-            prompt_tokens=len(work.token_ids),
-            token_ids=packed_tokens(work.token_ids),
-            max_tokens=work.max_tokens,
-            temperature=work.temperature,
-            priority=work.priority,
-            tenant=work.tenant,
+            request_id=request.request_id,
+            arrival_s=request.arrival_s,
+            prompt_tokens=len(request.token_ids),
+            token_ids=packed_tokens(request.token_ids),
+            max_tokens=request.max_tokens,
+            temperature=request.temperature,
+            priority=request.priority,
+            tenant=request.tenant,
         )
 
     def start(self, now_s: float, *, cached_tokens: int = 0) -> None:
@@ -148,7 +148,7 @@ class RequestProgress:
         assert self.first_token_s is not None
         assert self.scheduled_s is not None
         return FirstToken(
-            request_id=self.work.request_id,
+            request_id=self.request.request_id,
             time_s=self.first_token_s,
             scheduled_s=self.scheduled_s,
             cached_prompt_tokens=self.cached_prompt_tokens,
@@ -157,13 +157,13 @@ class RequestProgress:
     def finished(self, now_s: float, reason: FinishReason) -> Finished:
         """The fact of its end."""
         return Finished(
-            request_id=self.work.request_id,
+            request_id=self.request.request_id,
             time_s=now_s,
             reason=reason,
-            arrival_s=self.work.arrival_s,
-            prompt_tokens=len(self.work.token_ids),
+            arrival_s=self.request.arrival_s,
+            prompt_tokens=len(self.request.token_ids),
             output_tokens=self.output_tokens,
-            max_tokens=self.work.max_tokens,
+            max_tokens=self.request.max_tokens,
             cached_prompt_tokens=self.cached_prompt_tokens,
             preemptions=self.preemptions,
             recomputed_tokens=self.recomputed_tokens,
@@ -171,15 +171,15 @@ class RequestProgress:
             first_token_s=self.first_token_s,
         )
 
-    def life(self, now_s: float, reason: FinishReason) -> CompletedRequest:
+    def completed(self, now_s: float, reason: FinishReason) -> CompletedRequest:
         """Its whole life; what never came before an abort counts as of its end."""
         return CompletedRequest(
-            request_id=self.work.request_id,
-            arrival_s=self.work.arrival_s,
+            request_id=self.request.request_id,
+            arrival_s=self.request.arrival_s,
             scheduled_s=now_s if self.scheduled_s is None else self.scheduled_s,
             first_token_s=now_s if self.first_token_s is None else self.first_token_s,
             finished_s=now_s,
-            prompt_tokens=len(self.work.token_ids),
+            prompt_tokens=len(self.request.token_ids),
             output_tokens=self.output_tokens,
             reason=reason,
             preemptions=self.preemptions,

@@ -20,7 +20,7 @@ from engine_adapter.virtual_time.request_progress import (
     Load,
     RequestProgress,
     check_profile,
-    check_work,
+    check_request,
     ending,
     load_of,
 )
@@ -84,7 +84,7 @@ class SimulatedEngine:
         )
         hello = _hello(profile, engine_id, session_id, start_s)
         self.agent = Agent(hello=hello, link=link, limits=limits, make_ordering=make_ordering)
-        self._accounts: dict[str, RequestProgress] = {}
+        self._progress: dict[str, RequestProgress] = {}
         self._requests: dict[str, SimulatedRequest] = {}
         self._ended: list[CompletedRequest] = []
         self._plan: Plan[SimulatedRequest] | None = None
@@ -98,20 +98,23 @@ class SimulatedEngine:
     @property
     def unfinished(self) -> int:
         """Requests whose life no step has handed out yet."""
-        return len(self._accounts) + len(self._ended)
+        return len(self._progress) + len(self._ended)
 
-    def submit(self, work: TraceRequest) -> None:
+    def submit(self, request: TraceRequest) -> None:
         """Let a request arrive now; raises `WorkloadError` for one that the engine cannot serve."""
-        assert work.request_id not in self._accounts, f"request {work.request_id!r} is here already"
-        check_work(work, self._profile)
-        account = RequestProgress(work)
-        self._accounts[work.request_id] = account
-        request = SimulatedRequest(
-            work.request_id, work.arrival_s, num_prompt_tokens=len(work.token_ids), priority=work.priority
+        assert request.request_id not in self._progress, f"request {request.request_id!r} is here already"
+        check_request(request, self._profile)
+        progress = RequestProgress(request)
+        self._progress[request.request_id] = progress
+        simulated = SimulatedRequest(
+            request.request_id,
+            request.arrival_s,
+            num_prompt_tokens=len(request.token_ids),
+            priority=request.priority,
         )
-        self._requests[work.request_id] = request
-        self._scheduler.add(request)
-        self._guard(self.agent.arrived, account.arrived())
+        self._requests[request.request_id] = simulated
+        self._scheduler.add(simulated)
+        self._guard(self.agent.arrived, progress.arrived())
 
     def abort(self, request_id: str) -> None:
         """The client of an unfinished request went away; its life comes out with the next step."""
@@ -140,10 +143,10 @@ class SimulatedEngine:
         for preemption in schedule.preemptions:
             self._preempt(preemption)
         for request in schedule.admitted:
-            account = self._accounts[request.request_id]
-            if account.lost_tokens:
-                self._guard(self.agent.resumed, account.lost_tokens)
-            account.start(self._now_s)
+            progress = self._progress[request.request_id]
+            if progress.lost_tokens:
+                self._guard(self.agent.resumed, progress.lost_tokens)
+            progress.start(self._now_s)
         if self.agent.snapshot_due(self._now_s):
             self._guard(self.agent.report, self._now_s, self._view())
         return self._now_s + duration_s
@@ -158,7 +161,7 @@ class SimulatedEngine:
                 self._generate(request)
         if done.schedule.tokens:
             self._count(done)
-            if not self._accounts:
+            if not self._progress:
                 self._tell_idle()
         finished, self._ended = tuple(self._ended), []
         return Step(
@@ -207,36 +210,36 @@ class SimulatedEngine:
             self.agent.failed(self._now_s, error)
             return None
 
-    # --- lives --------------------------------------------------------------------------------------
+    # --- events of requests -------------------------------------------------------------------------
 
     def _preempt(self, preemption: Preemption) -> None:
-        account = self._accounts[preemption.request.request_id]
-        account.preempt(preemption.lost_tokens)
+        progress = self._progress[preemption.request.request_id]
+        progress.preempt(preemption.lost_tokens)
         fact = Preempted(
             request_id=preemption.request.request_id,
             time_s=self._now_s,
             lost_tokens=preemption.lost_tokens,
-            attained_tokens=account.output_tokens,
+            attained_tokens=progress.output_tokens,
             cause=preemption.cause,
         )
         self._guard(self.agent.preempted, fact)
 
     def _generate(self, request: SimulatedRequest) -> None:
-        account = self._accounts[request.request_id]
-        account.generate(self._now_s)
+        progress = self._progress[request.request_id]
+        progress.generate(self._now_s)
         request.num_output_tokens += 1
-        if account.output_tokens == 1:
-            self._guard(self.agent.first_token, account.first_token())
-        self._guard(self.agent.attained, request.request_id, account.output_tokens)
-        reason = ending(account.work, account.output_tokens, self._profile)
+        if progress.output_tokens == 1:
+            self._guard(self.agent.first_token, progress.first_token())
+        self._guard(self.agent.attained, request.request_id, progress.output_tokens)
+        reason = ending(progress.request, progress.output_tokens, self._profile)
         if reason is not None:
             self._end(request.request_id, reason)
 
     def _end(self, request_id: str, reason: FinishReason) -> None:
-        account = self._accounts.pop(request_id)
+        progress = self._progress.pop(request_id)
         self._scheduler.remove(self._requests.pop(request_id))
-        self._ended.append(account.life(self._now_s, reason))
-        self._guard(self.agent.finished, account.finished(self._now_s, reason))
+        self._ended.append(progress.completed(self._now_s, reason))
+        self._guard(self.agent.finished, progress.finished(self._now_s, reason))
 
     # --- what the controller sees -------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ from engine_adapter.transport.keys import EngineKey
 from engine_adapter.transport.link import EngineLink
 from engine_adapter.virtual_time.engine import CompletedRequest, Step, TraceRequest
 from engine_adapter.virtual_time.profiles import Profile
-from engine_adapter.virtual_time.request_progress import RequestProgress, check_profile, check_work, ending, load_of
+from engine_adapter.virtual_time.request_progress import RequestProgress, check_profile, check_request, ending, load_of
 from engine_adapter.virtual_time.simulated_scheduler import Scheduling
 from store.records import FinishReason
 
@@ -64,7 +64,7 @@ class VllmVirtualTimeEngine:
         check_profile(profile)
         self._profile = profile
         self._now_s = 0.0
-        self._accounts: dict[str, RequestProgress] = {}
+        self._progress: dict[str, RequestProgress] = {}
         self._ended: list[CompletedRequest] = []
         self._preempted: list[tuple[str, int]] = []
         config = _vllm_config(
@@ -89,7 +89,7 @@ class VllmVirtualTimeEngine:
             now_s=lambda: self._now_s,
             link=link,
             make_ordering=make_ordering,
-            preempted=self._note_preemption,
+            preempted=self._record_preemption,
         )
         self.scheduler = harnessed(
             vllm_config=config,
@@ -110,30 +110,31 @@ class VllmVirtualTimeEngine:
     @property
     def unfinished(self) -> int:
         """Requests whose life no step has handed out yet."""
-        return len(self._accounts) + len(self._ended)
+        return len(self._progress) + len(self._ended)
 
-    def submit(self, work: TraceRequest) -> None:
+    def submit(self, request: TraceRequest) -> None:
         """Let a request arrive now; raises `WorkloadError` for one that the engine cannot serve."""
-        assert work.request_id not in self._accounts, f"request {work.request_id!r} is here already"
-        check_work(work, self._profile)
-        self._accounts[work.request_id] = RequestProgress(work)
-        extra = None if work.tenant is None else {"tenant": work.tenant}
-        sampling = SamplingParams(max_tokens=work.max_tokens, temperature=work.temperature, extra_args=extra)
+        assert request.request_id not in self._progress, f"request {request.request_id!r} is here already"
+        check_request(request, self._profile)
+        self._progress[request.request_id] = RequestProgress(request)
+        extra = None if request.tenant is None else {"tenant": request.tenant}
+        sampling = SamplingParams(max_tokens=request.max_tokens, temperature=request.temperature, extra_args=extra)
         sampling.update_from_generation_config({}, END_OF_SEQUENCE_ID)
-        request = Request(
-            request_id=work.request_id,
-            prompt_token_ids=list(work.token_ids),
-            sampling_params=sampling,
-            pooling_params=None,
-            arrival_time=work.arrival_s,
-            priority=work.priority,
-            block_hasher=self._block_hasher,
+        self.scheduler.add_request(
+            Request(
+                request_id=request.request_id,
+                prompt_token_ids=list(request.token_ids),
+                sampling_params=sampling,
+                pooling_params=None,
+                arrival_time=request.arrival_s,
+                priority=request.priority,
+                block_hasher=self._block_hasher,
+            )
         )
-        self.scheduler.add_request(request)
 
     def abort(self, request_id: str) -> None:
         """The client of an unfinished request went away; its life comes out with the next step."""
-        assert request_id in self._accounts
+        assert request_id in self._progress
         self.scheduler.finish_requests(request_id, RequestStatus.FINISHED_ABORTED)
         self._end(request_id, "abort")
 
@@ -145,7 +146,7 @@ class VllmVirtualTimeEngine:
         blocks = self.scheduler.kv_cache_manager.block_pool
         blocks_used = blocks.num_gpu_blocks - 1 - blocks.get_num_free_blocks()
         tokens: dict[str, int] = dict(output.num_scheduled_tokens)
-        self._account_for(output)
+        self._record_places(output)
         requests = self.scheduler.requests
         load = load_of((requests[request_id], count) for request_id, count in tokens.items())
         duration_s = load.duration_s(self._profile) if tokens else 0.0
@@ -172,19 +173,19 @@ class VllmVirtualTimeEngine:
         """Shut the scheduler down, which says goodbye to the controller."""
         self.scheduler.shutdown()
 
-    def _note_preemption(self, request_id: str, lost_tokens: int) -> None:
+    def _record_preemption(self, request_id: str, lost_tokens: int) -> None:
         self._preempted.append((request_id, lost_tokens))
 
-    def _account_for(self, output: SchedulerOutput) -> None:
+    def _record_places(self, output: SchedulerOutput) -> None:
         """Enter into the accounts who lost and who got a place."""
         for request_id, lost_tokens in self._preempted:
-            self._accounts[request_id].preempt(lost_tokens)
+            self._progress[request_id].preempt(lost_tokens)
         started = [new.req_id for new in output.scheduled_new_reqs]
         started += output.scheduled_cached_reqs.resumed_req_ids
         for request_id in started:
             scheduled = output.num_scheduled_tokens[request_id]
             cached_tokens = self.scheduler.requests[request_id].num_computed_tokens - scheduled
-            self._accounts[request_id].start(self._now_s, cached_tokens=cached_tokens)
+            self._progress[request_id].start(self._now_s, cached_tokens=cached_tokens)
 
     def _carry_out(self, output: SchedulerOutput) -> None:
         """Give vLLM the tokens of the step and enter them into the accounts."""
@@ -207,16 +208,16 @@ class VllmVirtualTimeEngine:
         """The token that the device gives: none before all are computed, at the true length the last one."""
         if request.num_computed_tokens < request.num_tokens:
             return []
-        account = self._accounts[request.request_id]
-        output_tokens = account.output_tokens + 1
-        if output_tokens >= account.work.true_output_tokens:
+        progress = self._progress[request.request_id]
+        output_tokens = progress.output_tokens + 1
+        if output_tokens >= progress.request.true_output_tokens:
             return [END_OF_SEQUENCE_ID]
         return [END_OF_SEQUENCE_ID + 1 + crc32(f"{request.request_id}/{output_tokens}".encode())]
 
     def _generated(self, request_id: str) -> None:
-        account = self._accounts[request_id]
-        account.generate(self._now_s)
-        reason = ending(account.work, account.output_tokens, self._profile)
+        progress = self._progress[request_id]
+        progress.generate(self._now_s)
+        reason = ending(progress.request, progress.output_tokens, self._profile)
         if reason == "abort":
             self.abort(request_id)
             return
@@ -225,7 +226,7 @@ class VllmVirtualTimeEngine:
             self._end(request_id, reason)
 
     def _end(self, request_id: str, reason: FinishReason) -> None:
-        self._ended.append(self._accounts.pop(request_id).life(self._now_s, reason))
+        self._ended.append(self._progress.pop(request_id).completed(self._now_s, reason))
 
 
 def _harnessed(

@@ -82,9 +82,9 @@ class BusyController:
         """One arrival, the end of the oldest request of its engine, now and then a snapshot, and a tick."""
         number, work = self.served % self.engines, self._drawn.popleft() if self._drawn else next(self._works)
         self.now_s = self._start_s + work.arrival_s
-        account = RequestProgress(replace(work, request_id=f"r{self.served}", arrival_s=self.now_s))
-        self._open[number].append(account)
-        self._tell(number, account.arrived())
+        progress = RequestProgress(replace(work, request_id=f"r{self.served}", arrival_s=self.now_s))
+        self._open[number].append(progress)
+        self._tell(number, progress.arrived())
         if len(self._open[number]) > self.unfinished:
             self.end_oldest(number)
         if (self.served // self.engines) % SNAPSHOT_EVERY == 0:
@@ -96,7 +96,7 @@ class BusyController:
     def report(self, number: int) -> None:
         """A snapshot of an engine."""
         running = tuple(
-            RunningRequest(account.work.request_id, place, 10) for place, account in enumerate(self._open[number])
+            RunningRequest(progress.request.request_id, place, 10) for place, progress in enumerate(self._open[number])
         )
         snapshot = Snapshot(
             time_s=self.now_s,
@@ -118,12 +118,12 @@ class BusyController:
 
     def end_oldest(self, number: int) -> None:
         """The request of an engine that has been unfinished for longest ends."""
-        account = self._open[number].popleft()
-        account.start(self.now_s - SERVICE_S)
-        account.generate(self.now_s - SERVICE_S + 0.1)
-        account.output_tokens = min(account.work.true_output_tokens, account.work.max_tokens)
-        stopped = account.output_tokens < account.work.max_tokens
-        self._tell(number, account.first_token(), account.finished(self.now_s, "stop" if stopped else "length"))
+        progress = self._open[number].popleft()
+        progress.start(self.now_s - SERVICE_S)
+        progress.generate(self.now_s - SERVICE_S + 0.1)
+        progress.output_tokens = min(progress.request.true_output_tokens, progress.request.max_tokens)
+        stopped = progress.output_tokens < progress.request.max_tokens
+        self._tell(number, progress.first_token(), progress.finished(self.now_s, "stop" if stopped else "length"))
 
     def _tell(self, number: int, *facts: Fact) -> None:
         self._batches[number] += 1

@@ -94,7 +94,7 @@ def run_routers(spec: RouterSpec, *, progress: Callable[[int], None] = lambda _s
 def _timed(trace: BenchTrace, spec: RouterSpec, profile: Profile, seed: int) -> list[TraceRequest]:
     """The measured requests at the load's rate."""
     sample = with_arrivals(trace.measured[: spec.requests], all_at_zero(spec.requests))
-    alone_rps = capacity_rps(serve(SimulatedEngine(profile, link=NoLink()), sample).lives)
+    alone_rps = capacity_rps(serve(SimulatedEngine(profile, link=NoLink()), sample).completed)
     rate_rps = spec.load * alone_rps * sum(spec.speeds)
     plan = arrival_plan(spec.arrivals)
     return with_arrivals(trace.measured, planned_arrivals(trace.measured, plan, rate_rps=rate_rps, seed=seed))
@@ -118,7 +118,7 @@ def _run(  # noqa: PLR0917 - one run's parts
         counts[chosen] += 1
         cluster.engines[chosen].submit(request)
     progress(_add(totals, cluster.drain()))
-    totals.recomputed_tokens = sum(life.recomputed_tokens for life in totals.lives)
+    totals.recomputed_tokens = sum(life.recomputed_tokens for life in totals.completed)
     return RouterRun(name, seed, figures(totals), tuple(count / len(requests) for count in counts))
 
 
@@ -221,13 +221,13 @@ def _router(name: str, cluster: Cluster, seed: int) -> Router:
 
 def _add(totals: Totals, steps: Iterator[Step]) -> int:
     """Add steps to the totals; returns the number of requests that ended in them."""
-    before = len(totals.lives)
+    before = len(totals.completed)
     for step in steps:
         totals.steps += 1
         totals.computed_tokens += sum(step.scheduled_tokens.values())
         totals.preemptions += len(step.preempted)
-        totals.lives.extend(step.finished)
-    return len(totals.lives) - before
+        totals.completed.extend(step.finished)
+    return len(totals.completed) - before
 
 
 def _arrived(request: TraceRequest) -> Arrived:

@@ -96,7 +96,7 @@ def run_policy(spec: RunSpec, timer: Callable[[], float], progress: Progress | N
     return PolicyRun(
         name=spec.policy,
         figures=figures(totals, watermark=spec.watermark, wall_s=timer() - started_s),
-        lives=tuple(totals.lives),
+        lives=tuple(totals.completed),
         timeline=tuple(timeline.moments),
         left_out_share=trace.left_out_share,
     )

@@ -216,7 +216,7 @@ def ended(policy: Policy, lengths: dict[str, tuple[float, int]]) -> list[Complet
         for name, (arrival_s, tokens) in lengths.items()
     ]
     engine = SimulatedEngine(ONE_SLOT, link=DirectLink(answer), make_ordering=ordering_of(policy))
-    return serve(engine, works).lives
+    return serve(engine, works).completed
 
 
 LATE_SHORT = {"long": (0.0, 500), "short": (1.0, 50)}

@@ -240,7 +240,7 @@ def test_clients_who_went_away_go_when_they_did(ran_in_shadow: Any) -> None:
     replayable = Replayable.of(changed)
     longest_step_s = 0.3
     for totals in (replay_as_told(replayable), replay_under(replayable, policy_named("sage"))):
-        lives = {life.request_id: life for life in totals.lives}
+        lives = {life.request_id: life for life in totals.completed}
         assert set(lives) == {request.request_id for request in run.requests}
         gone = [lives[request_id] for request_id in leaving if lives[request_id].reason == "abort"]
         assert len(gone) > 3

@@ -33,7 +33,7 @@ def test_a_client_that_leaves_ends_its_request_and_no_other() -> None:
         request("ends", output_tokens=2, leaves_s=2.0),
         request("stays"),
     ]
-    lives = {life.request_id: life for life in serve(SimulatedEngine(PROFILE, link=NoLink()), trace).lives}
+    lives = {life.request_id: life for life in serve(SimulatedEngine(PROFILE, link=NoLink()), trace).completed}
     assert {name: life.reason for name, life in lives.items()} == {
         "leaves": "abort",
         "waits": "abort",
@@ -52,4 +52,4 @@ def test_every_step_is_reported_once_and_in_order() -> None:
     )
     assert len(steps) == totals.steps
     assert [step.start_s for step in steps] == sorted(step.start_s for step in steps)
-    assert [life for step in steps for life in step.finished] == totals.lives
+    assert [life for step in steps for life in step.finished] == totals.completed

@@ -112,7 +112,7 @@ def test_every_request_is_told_and_served_once_and_to_its_end(works: list[TraceR
     """Each life ends once, with the right length and reason, and the facts that the controller hears say the same."""
     listener = Listener()
     engine = SimulatedEngine(PROFILE, link=DirectLink(listener.answer))
-    lives = {life.request_id: life for life in serve(engine, works).lives}
+    lives = {life.request_id: life for life in serve(engine, works).completed}
     assert len(lives) == len(works)
     engine.step()
     assert engine.agent.unacknowledged == 0
@@ -177,7 +177,7 @@ def test_tables_order_the_queue() -> None:
         }
     )
     engine = SimulatedEngine(replace(PROFILE, max_num_seqs=1), link=DirectLink(listener.answer))
-    lives = serve(engine, [work("first"), *(work(name, 0.02) for name in order)]).lives
+    lives = serve(engine, [work("first"), *(work(name, 0.02) for name in order)]).completed
     assert [life.request_id for life in lives] == ["first", "quick", "middle", "slow"]
 
 
@@ -186,7 +186,7 @@ def test_an_error_in_the_policy_costs_no_request() -> None:
     broken = IndexTable(request_id="r1", attained_tokens=(0, 2), index_s=(1.0,), growth_tokens=(0.0,))
     listener = Listener(tables={"r1": broken})
     engine = SimulatedEngine(replace(PROFILE, max_num_seqs=1), link=DirectLink(listener.answer))
-    lives = serve(engine, [work(f"r{number}", number / 100) for number in range(5)]).lives
+    lives = serve(engine, [work(f"r{number}", number / 100) for number in range(5)]).completed
     assert [life.request_id for life in lives] == ["r0", "r1", "r2", "r3", "r4"]
     assert listener.snapshots[-1].policy_errors == 1
     assert "index table of 'r1' has columns of different lengths" in (listener.snapshots[-1].fallback or "")
@@ -229,8 +229,8 @@ def test_a_saturated_profile_preempts_and_still_serves_everybody() -> None:
     profile = PROFILES["h800-qwen3-32b-24k"]
     burst = [work(f"r{number}", prompt=200, output=900, max_tokens=2000) for number in range(120)]
     totals = serve(SimulatedEngine(profile, link=NoLink()), burst)
-    assert len(totals.lives) == 120
+    assert len(totals.completed) == 120
     assert totals.preemptions > 0
-    assert totals.recomputed_tokens == sum(life.recomputed_tokens for life in totals.lives) > 0
-    fresh = sum(life.prompt_tokens + life.output_tokens - 1 for life in totals.lives)
+    assert totals.recomputed_tokens == sum(life.recomputed_tokens for life in totals.completed) > 0
+    fresh = sum(life.prompt_tokens + life.output_tokens - 1 for life in totals.completed)
     assert totals.computed_tokens == fresh + totals.recomputed_tokens

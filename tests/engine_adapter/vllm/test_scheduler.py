@@ -83,12 +83,12 @@ def connect(served: VllmVirtualTimeEngine) -> None:
 
 def starts(totals: Totals) -> list[str]:
     """Request ids in the order in which they got their first place."""
-    return [life.request_id for life in sorted(totals.lives, key=lambda life: life.scheduled_s)]
+    return [life.request_id for life in sorted(totals.completed, key=lambda life: life.scheduled_s)]
 
 
 def lives(totals: Totals) -> dict[str, CompletedRequest]:
     """Lives by request id."""
-    return {life.request_id: life for life in totals.lives}
+    return {life.request_id: life for life in totals.completed}
 
 
 @pytest.mark.parametrize("mode", ["off", "shadow", "on"])
@@ -264,7 +264,7 @@ def test_requests_that_the_agent_does_not_know_are_served_first(scripted: Script
             assert [request.request_id for request in scheduler.waiting] == ["a"]
             AsyncScheduler.finish_requests(scheduler, "stranger", RequestStatus.FINISHED_ABORTED)
             output.num_scheduled_tokens.pop("stranger")
-        served._account_for(_without(output, "stranger"))
+        served._record_places(_without(output, "stranger"))
         served._now_s += 1.0
         served._carry_out(output)
         served._ended.clear()

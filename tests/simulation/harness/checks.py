@@ -101,7 +101,7 @@ class StepChecks:
         demand(box._retained_bytes <= limits.retained_bytes, "an engine keeps more bytes than it may")
         demand(box._retained_facts == sum(len(facts.facts) for facts in box._retained), "facts are miscounted")
         demand(len(box._unsent) <= len(box._retained), "more is unsent than is kept")
-        here = len(self.process.engine._accounts)
+        here = len(self.process.engine._progress)
         demand(len(agent._ordering._tracked) == here, "the order knows other requests than the engine has")
         demand(len(agent._ordering._deadlines) <= 2 * here + SPARE_DEADLINES, "deadlines pile up")
 

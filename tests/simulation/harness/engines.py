@@ -121,7 +121,7 @@ class EngineProcess:
         engine = self.engine
         engine.advance_to(self.now_s)
         for request_id in sorted(self.left):
-            if request_id not in self.lives and request_id in engine._accounts:
+            if request_id not in self.lives and request_id in engine._progress:
                 engine.abort(request_id)
         if not engine.unfinished and self.idles_silently:
             self.timeline.after(IDLE_POLL_S, self._begin)

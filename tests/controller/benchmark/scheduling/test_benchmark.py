@@ -242,7 +242,7 @@ def test_the_figures_are_those_of_the_lives(spans: list[tuple[float, float, floa
         life(number, arrival, arrival + wait, arrival + wait + decode)
         for number, (arrival, wait, decode) in enumerate(spans)
     ]
-    totals = Totals(steps=1, computed_tokens=100, recomputed_tokens=25, preemptions=7, lives=lives)
+    totals = Totals(steps=1, computed_tokens=100, recomputed_tokens=25, preemptions=7, completed=lives)
     found = figures(totals)
     ttlt_s = [wait + decode for _, wait, decode in spans]
     assert found.mean_ttlt_s == pytest.approx(np.mean(ttlt_s), abs=1e-9)

@@ -72,22 +72,27 @@ def test_token_ids_cross_the_border_as_little_endian_words(some: list[int], long
 
 def test_what_the_prefix_cache_finds_again_was_not_computed_again() -> None:
     """Recomputed tokens are those lost less those found; only the first start says what of the prompt was cached."""
-    account = RequestProgress(WORK)
-    account.start(2.0, cached_tokens=16)
-    account.preempt(120)
-    account.start(3.0, cached_tokens=96)
-    account.preempt(130)
-    account.start(4.0)
-    assert account.cached_prompt_tokens == 16
-    assert account.recomputed_tokens == (120 - 96) + 130
-    assert account.scheduled_s == 2.0
+    progress = RequestProgress(WORK)
+    progress.start(2.0, cached_tokens=16)
+    progress.preempt(120)
+    progress.start(3.0, cached_tokens=96)
+    progress.preempt(130)
+    progress.start(4.0)
+    assert progress.cached_prompt_tokens == 16
+    assert progress.recomputed_tokens == (120 - 96) + 130
+    assert progress.scheduled_s == 2.0
 
 
 def test_a_life_that_never_began_ends_where_it_was_aborted() -> None:
     """Scheduled and first token count as of the end; the fact says that they never were."""
-    account = RequestProgress(WORK)
-    life = account.life(9.0, "abort")
-    assert (life.scheduled_s, life.first_token_s, life.finished_s, life.output_tokens) == (9.0, 9.0, 9.0, 0)
-    fact = account.finished(9.0, "abort")
+    progress = RequestProgress(WORK)
+    completed = progress.completed(9.0, "abort")
+    assert (completed.scheduled_s, completed.first_token_s, completed.finished_s, completed.output_tokens) == (
+        9.0,
+        9.0,
+        9.0,
+        0,
+    )
+    fact = progress.finished(9.0, "abort")
     assert fact.scheduled_s is None
     assert fact.first_token_s is None
