@@ -1,1 +1,1 @@
-"""From beliefs to decisions: cost, index, index tables, and the loop that owns state and effects."""
+"""From predicted distributions to decisions: cost, index, index tables, and the loop that owns state and effects."""

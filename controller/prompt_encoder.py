@@ -48,7 +48,7 @@ class Encoder:
     """Embeds prompts in batches on its own thread; what finds no room in its queues is dropped and counted.
 
     ``load`` is called on the thread, because a model takes seconds to load. A failure of it or of the model is
-    counted and logged once by kind; prompts then keep the belief that they have.
+    counted and logged once by kind; prompts then keep the prediction that they have.
     """
 
     def __init__(self, load: Callable[[], Embed], *, max_waiting: int = 1_024, batch_prompts: int = 16) -> None:
@@ -122,7 +122,7 @@ class Encoder:
         try:
             embeddings = embed([waiting.token_ids for waiting in batch])
         except Exception as error:  # noqa: BLE001 - as above
-            self._note("the encoder failed, prompts keep the belief that they have", error)
+            self._note("the encoder failed, prompts keep the prediction that they have", error)
             return
         for waiting, embedding in zip(batch, embeddings, strict=True):
             try:

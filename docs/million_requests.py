@@ -5,7 +5,7 @@ loaded simulated engine on it, serves the dashboard, and opens each page in Chro
 time with all caches of the dashboard empty, then twice more.
 A page is painted when the last of its charts, tables and figures is there and nothing is still being read.
 Then it switches the mode to and fro, and says how long it took from the order until the open page showed the engine in
-it: through the controller, the engine's next snapshot, the controller's picture and the browser.
+it: through the controller, the engine's next snapshot, the controller's live snapshot and the browser.
 """
 
 from __future__ import annotations

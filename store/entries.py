@@ -64,8 +64,8 @@ class Decision(Record, frozen=True, kw_only=True):
     """When it was decided."""
     policy: str
     """Policy that decided."""
-    reason: Literal["arrival", "resent", "belief"]
-    """arrival, resent or belief."""
+    reason: Literal["arrival", "resent", "prediction"]
+    """arrival, resent, or prediction where the length was predicted again."""
     cost_s: float
     """Expected cost of the whole request in engine-seconds."""
     index_s: float

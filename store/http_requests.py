@@ -145,7 +145,7 @@ RequestState: TypeAlias = Literal["waiting", "running", "ended", "unknown"]
 
 
 class Predicted(View, frozen=True, kw_only=True):
-    """What was believed of the output length at the arrival."""
+    """What was predicted of the output length at the arrival."""
 
     time_s: float
     cluster: int | None

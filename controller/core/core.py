@@ -237,7 +237,7 @@ class Core:
             if request is not None:
                 prediction = self._state.predictor.refine(session, request, embedding, now_s)
                 self._state.journal.record(session, prediction)
-                self._publisher.publish(session, request, "belief", now_s)
+                self._publisher.publish(session, request, "prediction", now_s)
                 return
 
     def teach(

@@ -10,7 +10,7 @@ from online_learning.length_learner import ClusterChange, Drift
 from store.entries import ClusterChanged, Decision, DriftDetected, Entry, StoreRecord
 from store.records import Fact
 
-DecisionReason: TypeAlias = Literal["arrival", "resent", "belief"]
+DecisionReason: TypeAlias = Literal["arrival", "resent", "prediction"]
 
 
 class Journal:

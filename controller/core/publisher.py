@@ -76,4 +76,4 @@ class Publisher:
 
     def _predict_again(self, session: Session, request: ServedRequest, now_s: float) -> None:
         self._state.predictor.renew(session, request)
-        self.publish(session, request, "belief", now_s)
+        self.publish(session, request, "prediction", now_s)

@@ -109,7 +109,7 @@ def _index(timeline: RequestTimeline) -> Iterator[str]:
             f"With growing output the index was to lie between {lowest[0]:.3g} s (from {count(lowest[1])} tokens on) "
             f"and {highest[0]:.3g} s (from {count(highest[1])} tokens on)."
         )
-    renewed = [choice for choice in timeline.choices[1:] if choice.reason == "belief"]
+    renewed = [choice for choice in timeline.choices[1:] if choice.reason == "prediction"]
     if renewed:
         yield (
             f"Its length was predicted again {_times(len(renewed))} while it was unfinished; "

@@ -1,4 +1,4 @@
-"""What the controller shows of itself while it runs: immutable pictures for readers in other threads.
+"""What the controller shows of itself while it runs: immutable snapshots for readers in other threads.
 
 The control loop owns the core and alone may touch it.
 Every so often it publishes a `LiveSnapshot`, which holds nothing that changes afterwards; whoever serves HTTP reads the
@@ -25,14 +25,14 @@ from store.http_api import QueueRow, QueueState
 from store.records import Arrived, Finished, Hello, IndexTable, Settings, Snapshot
 
 REQUESTS_SHOWN = 5000
-"""Unfinished requests of one engine in a picture."""
+"""Unfinished requests of one engine in a snapshot."""
 SCORES_KEPT = 1000
 DRIFTS_KEPT = 50
 CLUSTERS_COUNTED = 100_000
 
 
 class RequestView(msgspec.Struct, frozen=True, eq=False, gc=False):
-    """One unfinished request at the moment of the picture; belief and table never change."""
+    """One unfinished request at the moment of the snapshot; predicted distribution and table never change."""
 
     arrived: Arrived
     predicted: LengthDistribution
@@ -49,7 +49,7 @@ class RequestView(msgspec.Struct, frozen=True, eq=False, gc=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineView:
-    """One engine at the moment of the picture."""
+    """One engine at the moment of the snapshot."""
 
     hello: Hello
     connected: bool
@@ -84,7 +84,7 @@ class LiveSnapshot:
 
 
 class Live:
-    """The newest picture; written by the control loop, read by anyone."""
+    """The newest snapshot; written by the control loop, read by anyone."""
 
     def __init__(self) -> None:
         self.live_snapshot: LiveSnapshot | None = None

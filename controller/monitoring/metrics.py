@@ -1,4 +1,4 @@
-"""Prometheus metrics: counted in the loop where they must be, read from the newest picture where they can be.
+"""Prometheus metrics: counted in the loop where they must be, read from the newest live snapshot where they can be.
 
 Names begin with ``sagesched_``, units are base units, counters end in ``_total``.
 The registry is the controller's own, so that a process may hold several controllers.
@@ -38,12 +38,12 @@ ENGINE_COUNTERS = (
     ("engine_tables_applied", "Index tables that reached an unfinished request.", "tables_applied"),
     ("engine_messages_dropped", "Messages dropped at the engine's side of the border.", "messages_dropped"),
     ("engine_policy_errors", "Errors of ours caught inside the engine.", "policy_errors"),
-    ("engine_overdue_requests", "Requests that went first because their patience was over.", "overdue"),
+    ("engine_overdue_requests", "Requests that went first because their patience had ended.", "overdue"),
 )
 CORE_COUNTERS = {
     "predictions": "Requests whose answer length was predicted.",
     "completions": "Answers learnt from.",
-    "censored": "Answers learnt from whose length is only known to be at least so much.",
+    "censored": "Answers learnt from of whose length only a lower bound is known.",
     "tables_sent": "Index tables sent to engines.",
     "drift_events": "Times that a length distribution moved and part of its past was forgotten.",
     "distrusts": "Times that the predictions for a model or a cluster lost the guard's trust.",
@@ -53,7 +53,7 @@ CORE_COUNTERS = {
     "unknown_connections": "Messages over connections without an accepted hello.",
     "not_tracked": "Arrivals beyond the bound on unfinished requests; they keep the prior's index.",
     "not_learnt": "Answers that were not learnt from, because the controller was behind with its work.",
-    "not_renewed": "Beliefs that were not formed anew, because the controller was behind with its work.",
+    "not_renewed": "Requests that were not predicted again, because the controller was behind with its work.",
     "deferred": "Arrivals deferred because too many came at once; they use the prior until they are predicted.",
     "not_predicted": "Deferred arrivals that ended before they were predicted.",
 }
@@ -234,17 +234,17 @@ class TransportCollector(Collector):
 
 
 class LiveCollector(Collector):
-    """Metrics that are read from the newest picture when somebody asks."""
+    """Metrics that are read from the newest live snapshot when somebody asks."""
 
     def __init__(self, live: Live) -> None:
         self._live = live
 
     def describe(self) -> Iterator[Metric]:
-        """Nothing is promised before the first picture."""
+        """Nothing is promised before the first live snapshot."""
         yield from ()
 
     def collect(self) -> Iterator[Metric]:
-        """Turn the newest picture into metrics."""
+        """Turn the newest live snapshot into metrics."""
         live_snapshot = self._live.live_snapshot
         if live_snapshot is None:
             return
@@ -379,7 +379,7 @@ def _loop(live_snapshot: LiveSnapshot) -> Iterator[Metric]:
     )
     yield GaugeMetricFamily(
         "sagesched_backlog",
-        "Answers to be learnt from and beliefs to be formed anew that wait.",
+        "Pending work: arrivals to predict, answers to learn from and requests to predict again.",
         value=live_snapshot.loop.get("backlog", 0.0),
     )
 

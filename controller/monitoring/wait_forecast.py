@@ -1,4 +1,4 @@
-"""What a request may expect of each engine: the wait for memory and a place, from what is believed of those before it.
+"""What a request may expect of each engine: the wait for memory and a place, from what is predicted of those before it.
 
 A request starts when the KV memory that it and those before it in the order ask for is free, and a place.
 Running requests give their memory back when they end, the one with the least expected remainder first.
@@ -113,7 +113,7 @@ def engine_forecast(
 
 
 class Outlooks:
-    """The outlooks of one picture after the other, each worked out once and only when it is asked for."""
+    """The outlooks of one live snapshot after the other, each computed once and only when it is asked for."""
 
     def __init__(self) -> None:
         self._of: tuple[LiveSnapshot, dict[str, Outlook]] | None = None
@@ -144,7 +144,7 @@ def kv_tokens_of(view: EngineView) -> int:
 
 
 def outlook_of(view: EngineView) -> Outlook:
-    """How an engine stands in a picture."""
+    """How an engine stands in a live snapshot."""
     running = {request.request_id for request in view.detailed.running_requests} if view.detailed else set()
     runs, waits = [], []
     for request in view.requests:

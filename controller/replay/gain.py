@@ -2,7 +2,7 @@
 
 Both replays run on the simulated engine with this engine's sizes and its measured step times,
 so that they differ in the order alone; the measured figures stand beside them, and beside the replay of the order
-that was really in force, which says how far replays can be believed.
+that was really in force, which says how far replays can be trusted.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def estimate_gain(run: RecordedRun, policy: Policy) -> Gain | None:
     None when there are too few requests, or none has a recorded prediction to order by.
     """
     past = Replayable.of(run)
-    if len(past.counted) < FEWEST_REQUESTS or not past.beliefs:
+    if len(past.counted) < FEWEST_REQUESTS or not past.predictions:
         return None
     actual = [request.life() for request in past.counted.values()]
     fcfs = counted_lives(past, replay_under(past, EngineOrder()))
@@ -81,7 +81,7 @@ def _method(past: Replayable, policy: Policy) -> str:
     model = past.step_model
     return METHOD.format(
         requests=len(past.counted),
-        predicted=sum(request_id in past.beliefs for request_id in past.counted),
+        predicted=sum(request_id in past.predictions for request_id in past.counted),
         beside=len(past.requests) - len(past.counted),
         base_ms=1e3 * model.base_s,
         prefill_us=1e6 * model.prefill_token_s,

@@ -1,6 +1,6 @@
 """What happened to an engine, in the form in which it can be replayed, from the history or from the last minutes alike.
 
-Arrivals, lengths and sizes are recorded facts; beliefs are the recorded quantiles of each prediction;
+Arrivals, lengths and sizes are recorded facts; predicted distributions are made of the recorded quantiles;
 how long steps take is fitted to the snapshots.
 """
 
@@ -19,8 +19,8 @@ from engine_adapter.virtual_time.profiles import Profile
 from online_learning.distribution import LengthDistribution, log_grid
 from store.records import IndexTable, Mode, Settings
 
-PRIOR_BELIEFS = 200
-"""Recorded beliefs that make up the prior of a replay."""
+PRIOR_PREDICTIONS = 200
+"""Recorded predictions that make up the prior of a replay."""
 STEPS_BELOW = 3
 
 
@@ -147,10 +147,10 @@ class Replayable:
         return {request.request_id: request for request in self.requests if request.counted and not request.censored}
 
     @cached_property
-    def beliefs(self) -> dict[str, LengthDistribution]:
+    def predictions(self) -> dict[str, LengthDistribution]:
         """The recorded prediction of each request that has one."""
         return {
-            request.request_id: belief_from_quantiles(request.quantiles, request.max_tokens)
+            request.request_id: distribution_from_quantiles(request.quantiles, request.max_tokens)
             for request in self.requests
             if request.quantiles
         }
@@ -158,8 +158,8 @@ class Replayable:
     @cached_property
     def prior(self) -> LengthDistribution:
         """The prediction of a request without a recorded one: the mean of the others."""
-        beliefs = list(self.beliefs.values())
-        chosen = beliefs[:: max(1, len(beliefs) // PRIOR_BELIEFS)]
+        predictions = list(self.predictions.values())
+        chosen = predictions[:: max(1, len(predictions) // PRIOR_PREDICTIONS)]
         lengths, position = np.unique(np.concatenate([predicted.lengths for predicted in chosen]), return_inverse=True)
         mass = np.bincount(position, weights=np.concatenate([predicted.mass for predicted in chosen]))
         return LengthDistribution(lengths, mass / mass.sum())
@@ -181,21 +181,21 @@ class Replayable:
         """Tokens that its answer has; of one that was not seen to its end those to be expected of it now."""
         if not request.censored:
             return request.output_tokens
-        predicted = self.beliefs.get(request.request_id)
+        predicted = self.predictions.get(request.request_id)
         attained = request.output_tokens
         if predicted is None or predicted.survival(attained) <= 0.0:
             return min(request.max_tokens, 2 * attained + 1)
         return max(attained + 1, round(predicted.given(attained).mean_tokens))
 
 
-def belief_from_quantiles(quantiles: Sequence[tuple[float, int]], max_tokens: int) -> LengthDistribution:
+def distribution_from_quantiles(quantiles: Sequence[tuple[float, int]], max_tokens: int) -> LengthDistribution:
     """A distribution with these quantiles: log-linear between them, the rest spread up to twice the last.
 
     What lies below the first quantile decides the index of a request that has just come.
     It ends where three more steps like that from the second to the first would lead: of what was tried, that gives the
     recorded index tables again most nearly.
 
-    >>> predicted = belief_from_quantiles([(0.1, 10), (0.5, 100), (0.9, 1000)], 4096)
+    >>> predicted = distribution_from_quantiles([(0.1, 10), (0.5, 100), (0.9, 1000)], 4096)
     >>> predicted.quantile(0.45) < 100 <= predicted.quantile(0.5) < 120, predicted.survival(2010)
     (True, 0.0)
     """

@@ -67,7 +67,9 @@ class _ReplayController(InProcessController):
 
     def __init__(self, past: Replayable, policy: Policy) -> None:
         self._numbers = {request.request_id: number for number, request in enumerate(past.requests)}
-        predictions = {number: past.beliefs[name] for name, number in self._numbers.items() if name in past.beliefs}
+        predictions = {
+            number: past.predictions[name] for name, number in self._numbers.items() if name in past.predictions
+        }
         super().__init__(
             RecordedPredictions(past.prior, predictions),
             policy,
@@ -152,7 +154,7 @@ class RecordedMessages:
     def _prior(self) -> Iterator[IndexTable]:
         """The table of requests that have none of their own; it is not recorded."""
         past, profile = self._past, self._past.profile
-        if not past.beliefs:
+        if not past.predictions:
             return
         request = RequestFacts(
             request_id=None, prompt_tokens=PRIOR_PROMPT_TOKENS, max_tokens=profile.max_model_len_tokens

@@ -112,7 +112,7 @@ class ControlLoop:
         self._stopping.set()
 
     def startup(self) -> None:
-        """Record the settings of the start and show a first picture."""
+        """Record the settings of the start and publish a first live snapshot."""
         self._live.watch(self._core)
         self._record()
         self._publish(self._clock())
@@ -226,7 +226,7 @@ class ControlLoop:
                 gone.add(connection)
                 self._core.lost(connection, now_s)
 
-    # --- history and picture ------------------------------------------------------------------------
+    # --- history and snapshot -----------------------------------------------------------------------
 
     def _record(self) -> None:
         """Hand new entries to the writer, and remember which batch is safe once they are on disk."""

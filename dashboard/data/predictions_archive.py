@@ -35,7 +35,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class Event:
-    """Something that changed what is believed."""
+    """Something that changed the predictions."""
 
     time_s: float
     kind: str
@@ -130,7 +130,7 @@ UNION ALL
 SELECT
     time_s, kind, NULL, cluster,
     CASE kind WHEN 'split' THEN 'from cluster ' || other_cluster WHEN 'merged' THEN 'into cluster ' || other_cluster
-        WHEN 'born' THEN 'like prompts far from all others' ELSE 'no prompt for long, or formed anew' END
+        WHEN 'born' THEN 'like prompts far from all others' ELSE 'no prompt for long, or formed again' END
 FROM cluster_changes WHERE time_s >= $since_s
 """
 

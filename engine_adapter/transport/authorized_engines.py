@@ -1,6 +1,6 @@
 """Which engines may connect over TCP: one line for each in ``authorized_engines``, its name and its public key.
 
-The controller reads the file again when it changes, so that an authorisation or a revocation holds at once.
+The controller reads the file again when it changes, so that an authorization or a revocation holds at once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from store.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-AUTHORISED_FILE = "authorized_engines"
+AUTHORIZED_FILE = "authorized_engines"
 _HEAD = "# Engines that may connect, by name and public key; written by 'sagesched keys'.\n"
 
 
@@ -25,7 +25,7 @@ class AuthorizedEngines:
     """The file as it stands; `refresh` follows its changes."""
 
     def __init__(self, folder: Path) -> None:
-        self._file = folder / AUTHORISED_FILE
+        self._file = folder / AUTHORIZED_FILE
         self._seen: tuple[int, ...] | None = None
         self._engines: dict[str, str] = {}
         self._keys: frozenset[str] = frozenset()
@@ -57,11 +57,11 @@ class AuthorizedEngines:
 def read_authorized(folder: Path) -> dict[str, str]:
     """Public keys by engine; a line that makes no sense authorizes nobody and is logged."""
     try:
-        text = (folder / AUTHORISED_FILE).read_text(encoding="ascii", errors="replace")
+        text = (folder / AUTHORIZED_FILE).read_text(encoding="ascii", errors="replace")
     except FileNotFoundError:
         return {}
     except OSError as error:
-        log.error("%s cannot be read (%s): no engine may connect", folder / AUTHORISED_FILE, error.strerror)  # noqa: TRY400 - the cause is in the line
+        log.error("%s cannot be read (%s): no engine may connect", folder / AUTHORIZED_FILE, error.strerror)  # noqa: TRY400 - the cause is in the line
         return {}
     engines: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), start=1):
@@ -71,7 +71,7 @@ def read_authorized(folder: Path) -> dict[str, str]:
             engine_id, public = line.split()
             engines[checked_engine_id(engine_id)] = checked_key(public)
         except (ValueError, ConfigError):
-            log.error("%s: line %d is no engine id and public key: ignored", folder / AUTHORISED_FILE, number)  # noqa: TRY400 - as above
+            log.error("%s: line %d is no engine id and public key: ignored", folder / AUTHORIZED_FILE, number)  # noqa: TRY400 - as above
     return engines
 
 
@@ -109,7 +109,7 @@ def _changing(folder: Path) -> Iterator[dict[str, str]]:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         engines = read_authorized(folder)
         yield engines
-        write_private(folder / AUTHORISED_FILE, _HEAD + _lines(engines))
+        write_private(folder / AUTHORIZED_FILE, _HEAD + _lines(engines))
     finally:
         os.close(descriptor)
 

@@ -34,7 +34,7 @@ class SchedulerControl:
         self._held = False
 
     def steer(self, agent: Agent, known: AbstractSet[str], *, now_s: float, free_blocks: int) -> Plan[Request] | None:
-        """Ask the agent for a plan and put it into force, or give the reins back when it has none.
+        """Ask the agent for a plan and put it into force, or give the order back to vLLM when it has none.
 
         Requests that the agent does not know go first, outside the gate.
         """

@@ -21,7 +21,7 @@ class UsefulQuery(NamedTuple):
 USEFUL_QUERIES = (
     UsefulQuery(
         "Requests",
-        "The ten longest waits of the last hour, and what was believed of them (`sagesched explain ID` says why)",
+        "The ten longest waits of the last hour, and what was predicted of them (`sagesched explain ID` says why)",
         """\
 SELECT request_id, queue_s, ttlt_s, p50_tokens, p90_tokens, output_tokens
 FROM requests

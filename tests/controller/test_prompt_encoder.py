@@ -1,4 +1,4 @@
-"""The semantic encoder: a real model with random weights, built on the spot, and what becomes of beliefs by it."""
+"""The semantic encoder: a real model with random weights, built on the spot, and what it does to predictions."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_a_refined_table_replaces_the_first_one(
         with open_history(running.store) as history:  # type: ignore[attr-defined]
             return history.execute("SELECT reason, count(*) FROM decisions GROUP BY ALL ORDER BY ALL").fetchall()
 
-    _wait(lambda: [reason for reason, _ in decisions()] == ["arrival", "belief"])
+    _wait(lambda: [reason for reason, _ in decisions()] == ["arrival", "prediction"])
     _wait(lambda: len(list(learning_history(running.store, 10))) == 3)  # type: ignore[attr-defined]
     answers = list(learning_history(running.store, 10))  # type: ignore[attr-defined]
     with open_history(running.store) as history:  # type: ignore[attr-defined]
@@ -195,4 +195,4 @@ def test_a_refined_table_replaces_the_first_one(
     assert requests == 3, "a second prediction makes no second request"
     assert sum("semantic" in dict(names) for (names,) in experts) == 3
     assert all(len(answer.features) > 4 * 32 for answer in answers)
-    assert json.dumps(sorted(reason for reason, _ in decisions())) == '["arrival", "belief"]'
+    assert json.dumps(sorted(reason for reason, _ in decisions())) == '["arrival", "prediction"]'

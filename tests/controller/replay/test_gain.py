@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from controller.core.step_time import StepModel, StepSample, fit_step_model
 from controller.policy.policies import policy_named
 from controller.replay.gain import FEWEST_REQUESTS, estimate_gain
-from controller.replay.recorded_run import EngineSizes, RecordedRequest, RecordedRun, belief_from_quantiles
+from controller.replay.recorded_run import EngineSizes, RecordedRequest, RecordedRun, distribution_from_quantiles
 from store.http_api import Gain
 from store.records import Mode
 
@@ -111,11 +111,11 @@ def test_an_idle_engine_s_constant_steps_give_the_base_alone() -> None:
 
 
 @given(st.lists(st.integers(1, 50_000), min_size=7, max_size=7), st.sampled_from([1, 64, 8192]))
-def test_a_belief_from_quantiles_keeps_them(tokens: list[int], max_tokens: int) -> None:
+def test_a_distribution_from_quantiles_keeps_them(tokens: list[int], max_tokens: int) -> None:
     """Each recorded quantile comes back within one bin of the grid, cut at max_tokens."""
     probabilities = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
     quantiles = list(zip(probabilities, sorted(tokens), strict=True))
-    predicted = belief_from_quantiles(quantiles, max_tokens)
+    predicted = distribution_from_quantiles(quantiles, max_tokens)
     for probability, expected in quantiles:
         assert predicted.quantile(probability - 1e-6) <= min(max_tokens, expected * 1.13 + 1)
         assert predicted.quantile(probability + 1e-6) >= min(max_tokens, expected / 1.13 - 1)
