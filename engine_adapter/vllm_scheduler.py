@@ -1,8 +1,7 @@
-"""vLLM's scheduler with an ear and a hand for the controller: ``--scheduler-cls`` of the serving command.
+"""vLLM's scheduler under the controller's direction, for ``vllm serve --scheduler-cls``.
 
-`SageScheduler` never touches the body of vLLM's ``schedule()``: it lets the `Plugin` act before and after.
-It keeps one attribute and three methods of its own beside vLLM's names, so that a release that adds names
-to its scheduler is not disturbed.
+`SageScheduler` leaves the body of vLLM's ``schedule()`` unchanged: the `Plugin` acts before and after it.
+It adds one attribute and three methods to vLLM's names, so conflicts with names of later releases are unlikely.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from engine_adapter.transport.zmq_sockets import ZmqLink
 from engine_adapter.vllm.plugin import Plugin, start_plugin
 
 _now_s = steady_clock()
-"""One clock for the whole life of the engine."""
+"""The one clock of the engine's process."""
 
 
 class SageScheduler(AsyncScheduler):  # type: ignore[misc]
@@ -28,6 +27,11 @@ class SageScheduler(AsyncScheduler):  # type: ignore[misc]
 
     Under ``--scheduling-policy priority`` a request's own priority stays a strict class above the index.
     A harness in virtual time overrides `_now_s`, `_make_link` and `_make_ordering`, which are called during construction.
+
+    Args:
+        args: Passed to vLLM's ``AsyncScheduler``, as are ``kwargs``; ``--additional-config`` among them names the
+            controller and the engine (`engine_adapter.vllm.plugin.plugin_settings`). Invalid settings are logged, and
+            vLLM then serves in its own order.
     """
 
     _sage: Plugin | None = None
@@ -37,15 +41,15 @@ class SageScheduler(AsyncScheduler):  # type: ignore[misc]
         self._sage = start_plugin(self, now_s=self._now_s, make_link=self._make_link, make_ordering=self._make_ordering)
 
     def _now_s(self) -> float:
-        """Unix seconds of a clock that never jumps."""
+        """Return Unix seconds of a clock that never jumps."""
         return _now_s()
 
     def _make_link(self, endpoint: str, key: EngineKey | None) -> EngineLink:
-        """The engine's end of the connection to the controller."""
+        """Make the engine's end of the connection to the controller."""
         return ZmqLink(endpoint, key)
 
     def _make_ordering(self, block_size_tokens: int, max_num_seqs: int) -> Ordering:
-        """How index tables are applied."""
+        """Make the ordering that applies index tables."""
         return Ordering(block_size_tokens, max_num_seqs)
 
     def add_request(self, request: Request, *args: object, **kwargs: object) -> None:
@@ -55,7 +59,7 @@ class SageScheduler(AsyncScheduler):  # type: ignore[misc]
             self._sage.after_add(request)
 
     def schedule(self, *args: object, **kwargs: object) -> SchedulerOutput:
-        """Let vLLM schedule a step in our order."""
+        """Let vLLM schedule a step in the plan's order."""
         if self._sage:
             self._sage.before_schedule()
         output = super().schedule(*args, **kwargs)
@@ -66,7 +70,7 @@ class SageScheduler(AsyncScheduler):  # type: ignore[misc]
     def update_from_output(
         self, scheduler_output: SchedulerOutput, *args: object, **kwargs: object
     ) -> dict[int, EngineCoreOutputs]:
-        """Let vLLM take over a step's tokens and report what it brought."""
+        """Let vLLM update its requests from a step's output, and report the tokens."""
         now_s = self._now_s()
         outputs: dict[int, EngineCoreOutputs] = super().update_from_output(scheduler_output, *args, **kwargs)
         if self._sage:
@@ -74,7 +78,7 @@ class SageScheduler(AsyncScheduler):  # type: ignore[misc]
         return outputs
 
     def finish_requests(self, *args: object, **kwargs: object) -> list[Request]:
-        """Let vLLM end requests from outside, aborted ones above all, and report it."""
+        """Let vLLM end requests from outside, such as aborted ones, and report them."""
         requests: list[Request] = super().finish_requests(*args, **kwargs)
         if self._sage:
             self._sage.after_finish(requests)
@@ -87,7 +91,7 @@ class SageScheduler(AsyncScheduler):  # type: ignore[misc]
             self._sage.after_preemption(request, lost_tokens)
 
     def shutdown(self) -> None:
-        """Send what is left, say goodbye, and let vLLM shut down."""
+        """Send the remaining facts, disconnect, and let vLLM shut down."""
         if self._sage:
             self._sage.close()
         super().shutdown()

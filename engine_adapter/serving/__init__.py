@@ -1,1 +1,1 @@
-"""Processes in real time: simulated and real servers, their clients and children."""
+"""Processes in real time: simulated and real servers, their clients and child processes."""

@@ -1,8 +1,8 @@
-"""Many simulated engines in one process, in real time: what a controller is loaded with to see what it bears.
+"""Many simulated engines in one process, in real time, as a load test of a controller.
 
-``python -m engine_adapter.serving.fleet --engines 32 --rate 8`` connects 32 engines, each over a socket of its own with
-the agent that vLLM's plugin has, and gives each its own synthetic traffic.
-Every window of seconds one JSON line says what came of it, and a last one what came of the whole.
+``python -m engine_adapter.serving.fleet --engines 32 --rate 8`` connects 32 engines, each with its own socket, the same
+agent as vLLM's plugin and its own synthetic traffic.
+It prints one JSON line with the results of each window, and a last one with those of the whole run.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from store.errors import BadInputError, ConfigError, SageError
 
 SNAPSHOT_S = 0.1
 FAREWELL_S = 10.0
-"""How long a fleet that has stopped waits for its facts to be durable."""
+"""Time for which a fleet that has stopped waits for its facts to be durable."""
 
 LISTEN_MS = 50
 
@@ -41,14 +41,14 @@ OPTIONS = SyntheticOptions(model="fleet", tenants=3)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bursts:
-    """Requests in bursts instead of at random: ``requests`` of them at a rate, again every ``every_s`` seconds."""
+    """Arrivals in bursts of ``requests`` requests at ``rate_rps``, one burst every ``every_s`` seconds."""
 
     requests: int
     rate_rps: float
     every_s: float
 
     def arrivals_s(self) -> Iterator[float]:
-        """Times from the start, without end.
+        """Yield the arrival times from the start, without end.
 
         >>> times = Bursts(requests=2, rate_rps=10.0, every_s=1.0).arrivals_s()
         >>> [next(times) for _ in range(4)]
@@ -61,18 +61,18 @@ class Bursts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetSpec:
-    """What a fleet is and how it is loaded; raises `ConfigError` for what makes no sense."""
+    """A fleet's engines and load; raises `ConfigError` for invalid values."""
 
     endpoint: str
     engines: int = 32
     first: int = 0
-    """Number of the first engine, by which those of several processes are told apart."""
+    """Number of the first engine; distinguishes the engines of several processes."""
     rate_rps: float = 8.0
     """Requests per second and engine."""
     bursts: Bursts | None = None
     device: Device = field(default_factory=Device)
     start_s: float | None = None
-    """When requests begin to come, Unix seconds, so that several fleets begin together; None for at once."""
+    """Time of the first request, Unix seconds, so that several fleets start together; None for at once."""
     duration_s: float = 60.0
     window_s: float = 5.0
     seed: int = 0
@@ -91,9 +91,13 @@ class FleetSpec:
 
 
 class Fleet:
-    """All engines of a process and one calendar of what is due.
+    """All engines of a process and one queue of their due events.
 
-    ``clock`` gives Unix seconds that never jump; ``say`` takes one finished JSON object at a time.
+    Args:
+        spec: The engines and their load.
+        clock: Returns Unix seconds that never jump.
+        say: Receives each JSON object of results.
+        stopping: Whether the fleet is asked to stop.
     """
 
     def __init__(
@@ -119,11 +123,11 @@ class Fleet:
             self._add(number)
 
     def run(self) -> None:
-        """Serve until the time is over, then say goodbye once all is durable."""
+        """Serve until the duration is over, then disconnect once all facts are durable."""
         now_s = self._clock()
         start_s = now_s if self._spec.start_s is None else max(now_s, self._spec.start_s)
         for place, engine in enumerate(self._engines):
-            # Engines are not in step with each other, as real ones are not.
+            # The engines' steps are staggered, as those of real ones are.
             offset_s = SNAPSHOT_S * place / len(self._engines)
             engine.begin(start_s + offset_s)
             self._at(now_s + offset_s, self._reporting(engine))
@@ -160,14 +164,14 @@ class Fleet:
                 heapq.heappop(self._due)[2](now_s)
 
     def _await_durable(self) -> None:
-        """Give the controller a moment to take over what it has not yet acknowledged."""
+        """Give the controller time to acknowledge the remaining facts."""
         until_s = self._clock() + FAREWELL_S
         while any(engine.unacknowledged for engine in self._engines) and self._clock() < until_s:
             self._poller.poll(LISTEN_MS)
             for engine in self._engines:
                 engine.listen(self._clock())
 
-    # --- what is due --------------------------------------------------------------------------------
+    # --- due events ---------------------------------------------------------------------------------
 
     def _arriving(self, engine: FleetEngine) -> Callable[[float], None]:
         def arrive(now_s: float) -> None:
@@ -184,26 +188,26 @@ class Fleet:
         return report
 
     def _follow(self, engine: FleetEngine, due: Due | None) -> None:
-        """Plan what a request that has begun to run will bring."""
+        """Schedule the first token and the end of a request that has begun to run."""
         if due is None:
             return
         self._at(due.first_token_s, lambda now_s: engine.first_token(due.request_id, now_s))
         self._at(due.end_s, lambda now_s: self._follow(engine, engine.end(due.request_id, now_s)))
 
     def _report_window(self, now_s: float) -> None:
-        """Report a window, and begin the next."""
+        """Report a window, and start the next."""
         self._say({"time_s": now_s, **_counted(self._latencies), **self._standing()})
         self._total.merge(self._latencies.counts, self._latencies.longest_s)
         self._latencies.clear()
         self._at(now_s + self._spec.window_s, self._report_window)
 
     def _standing(self) -> dict[str, object]:
-        """Sums over all engines."""
+        """Return sums over all engines."""
         names = ("submitted", "finished", "waiting", "running", "without_table", "unacknowledged", "tables", "dropped")
         return {name: sum(getattr(engine, name) for engine in self._engines) for name in names}
 
     def _summary(self) -> dict[str, object]:
-        """The last line: what came of the whole."""
+        """Return the last line: the results of the whole run."""
         self._total.merge(self._latencies.counts, self._latencies.longest_s)
         late = Latencies()
         for engine in self._engines:
@@ -213,7 +217,7 @@ class Fleet:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until the duration is over or a signal comes; 2 for bad usage or input."""
+    """Serve until the duration is over or a signal comes; return 2 for bad usage or input."""
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
@@ -232,7 +236,7 @@ def _counted(latencies: Latencies) -> dict[str, object]:
 
 
 def _traffic(spec: FleetSpec, number: int) -> Iterator[TraceRequest]:
-    """Endless requests of one engine."""
+    """Yield one engine's requests, without end."""
     requests = request_stream(seed=1_000 * spec.seed + number, rate_rps=spec.rate_rps, options=OPTIONS)
     if spec.bursts is None:
         return requests
@@ -257,8 +261,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--burst", metavar="REQUESTS/RATE/SECONDS", help="bursts instead: their requests, rate and spacing")
     add("--token-s", type=float, default=0.03, help="seconds for an output token (default %(default)s)")
     add("--max-running", type=int, default=256, help="slots of an engine (default %(default)s)")
-    add("--start", type=float, help="Unix seconds at which requests begin to come (default: at once)")
-    add("--duration", type=float, default=60.0, help="seconds for which requests come (default %(default)s)")
+    add("--start", type=float, help="Unix seconds of the first request (default: at once)")
+    add("--duration", type=float, default=60.0, help="seconds during which requests arrive (default %(default)s)")
     add("--window", type=float, default=5.0, help="seconds between two lines (default %(default)s)")
     add("--seed", type=int, default=0, help="of the traffic (default %(default)s)")
     return parser
@@ -280,7 +284,7 @@ def _spec(options: argparse.Namespace) -> FleetSpec:
 
 
 def bursts_of(text: str) -> Bursts:
-    """Bursts from ``REQUESTS/RATE/SECONDS``; raises `BadInputError`.
+    """Parse bursts from ``REQUESTS/RATE/SECONDS``; raise `BadInputError` for anything else.
 
     >>> bursts_of("1000/2000/5")
     Bursts(requests=1000, rate_rps=2000.0, every_s=5.0)

@@ -1,7 +1,7 @@
-"""One engine of a fleet: the real agent and its protocol, with a device that only lets time go by.
+"""One engine of a fleet: the real agent and its protocol, with a device that only lets time pass.
 
-No step is scheduled: a request runs as soon as there is a slot and is done when its tokens' time is over, so that one
-process can be dozens of engines to a controller. What engines tell and what they are told is the same as with vLLM.
+No step is scheduled: a request runs as soon as there is a slot and ends after the time of its tokens, so one
+process can act as dozens of engines. The messages exchanged with the controller are the same as with vLLM.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MODEL = "fleet"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """How fast an engine of the fleet is."""
+    """Speed and sizes of an engine of the fleet."""
 
     token_s: float = 0.03
     """Seconds for an output token of a running request."""
@@ -36,7 +36,7 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """When a request that has just begun to run gets its first token and when it ends."""
+    """When a request that has just begun to run gets its first token, and when it ends."""
 
     request_id: str
     first_token_s: float
@@ -44,32 +44,32 @@ class Due:
 
 
 class TimedLink:
-    """A link that times the index tables that requests wait for."""
+    """A link that measures how long requests wait for their index tables."""
 
     def __init__(self, link: EngineLink, clock: Callable[[], float], latencies: Latencies) -> None:
         self._link = link
         self._clock = clock
         self._latencies = latencies
         self.awaited_s: dict[str, float] = {}
-        """When requests arrived that have no table yet."""
+        """Arrival times of the requests without a table."""
         self.tables = 0
         self.dropped = 0
-        """Messages that the engine's side has given up."""
+        """Messages that the engine's side has dropped."""
 
     @property
     def bad_frames(self) -> int:
-        """What came in and could not be understood."""
+        """Frames received that did not decode."""
         return self._link.bad_frames
 
     def send(self, message: EngineMessage) -> bool:
-        """Hand a message over."""
+        """Send a message."""
         sent = self._link.send(message)
         if isinstance(message, Snapshot):
             self.dropped = message.messages_dropped + (not sent)
         return sent
 
     def receive(self) -> list[ControllerMessage]:
-        """What has come in; first tables are timed."""
+        """Return the received messages, and measure the wait for first tables."""
         messages = self._link.receive()
         if messages:
             now_s = self._clock()
@@ -82,7 +82,7 @@ class TimedLink:
         return messages
 
     def close(self) -> None:
-        """Give up the connection."""
+        """Close the connection."""
         self._link.close()
 
 
@@ -93,15 +93,20 @@ class _Running:
     tokens: int
 
     def attained(self, now_s: float, token_s: float) -> int:
-        """Tokens so far; one less than all until it is said to be done."""
+        """Return the tokens generated; one less than all until the request is ended."""
         steps = int((now_s - self.since_s) / token_s) - PREFILL_STEPS + 1
         return min(max(0, steps), self.tokens - 1)
 
 
 class FleetEngine:
-    """An engine with endless traffic; whoever owns it calls `turn` when something is due, and `listen` when told.
+    """An engine with endless traffic; its owner calls `first_token`, `end` and `arrive` when due, and `listen` often.
 
-    ``requests`` come in order of arrival, in seconds from the start.
+    Args:
+        name: The engine's name.
+        session_id: Identifies this start of the engine.
+        link: The connection to the controller.
+        requests: The traffic in order of arrival, in seconds from the start.
+        device: Speed and sizes of the engine.
     """
 
     def __init__(
@@ -119,52 +124,52 @@ class FleetEngine:
         self.submitted = 0
         self.finished = 0
         self.late = Latencies()
-        """How much later than planned requests were submitted: what the fleet itself is behind."""
+        """Delay of submissions against the plan: how far the fleet itself is behind."""
 
     @property
     def waiting(self) -> int:
-        """Requests without a slot."""
+        """Number of requests without a slot."""
         return len(self._waiting)
 
     @property
     def running(self) -> int:
-        """Requests with a slot."""
+        """Number of requests with a slot."""
         return len(self._running)
 
     @property
     def unacknowledged(self) -> int:
-        """Facts that the controller has not yet called durable."""
+        """Number of facts that the controller has not yet acknowledged as durable."""
         return self._agent.unacknowledged
 
     @property
     def without_table(self) -> int:
-        """Requests that still run and for which no table has come."""
+        """Number of unfinished requests that have received no table."""
         return len(self._link.awaited_s)
 
     @property
     def tables(self) -> int:
-        """Index tables that have come for requests."""
+        """Number of index tables received for requests."""
         return self._link.tables
 
     @property
     def dropped(self) -> int:
-        """Messages that had to be given up at this side."""
+        """Number of messages dropped by this side."""
         return self._link.dropped
 
     def begin(self, start_s: float) -> None:
-        """Let arrivals count from this moment."""
+        """Set the time from which arrivals count."""
         self._start_s = start_s
 
     def next_arrival_s(self) -> float:
-        """When the next request is planned."""
+        """Return the planned time of the next request."""
         return self._start_s + self._following.arrival_s
 
     def listen(self, now_s: float) -> None:
-        """Take what the controller sent, and send it what is pending."""
+        """Receive the controller's messages and send pending ones."""
         self._agent.poll(now_s)
 
     def arrive(self, now_s: float) -> Due | None:
-        """Submit the next request; gives when it is to end, if it got a slot at once."""
+        """Submit the next request; return its due times if it got a slot at once."""
         request = replace(self._following, request_id=f"{self._session_id[:8]}-{self.submitted}", arrival_s=now_s)
         self.late.add(now_s - self.next_arrival_s())
         self._following = next(self._requests)
@@ -177,14 +182,14 @@ class FleetEngine:
         return self._start_next(now_s)
 
     def first_token(self, request_id: str, now_s: float) -> None:
-        """A running request's first token is there."""
+        """Report a running request's first token."""
         running = self._running.get(request_id)
         if running is not None:
             running.progress.generate(now_s)
             self._agent.first_token(running.progress.first_token())
 
     def end(self, request_id: str, now_s: float) -> Due | None:
-        """A request is done; gives when the one that takes its slot is to end."""
+        """End a request; return the due times of the one that takes its slot."""
         running = self._running.pop(request_id)
         progress = running.progress
         progress.output_tokens = running.tokens
@@ -195,7 +200,7 @@ class FleetEngine:
         return self._start_next(now_s)
 
     def report(self, now_s: float) -> None:
-        """Exchange messages, and tell the controller where the engine stands."""
+        """Exchange messages and send a snapshot if one is due."""
         self._agent.poll(now_s)
         token_s = self._device.token_s
         shown = [
@@ -216,11 +221,11 @@ class FleetEngine:
         self._agent.report(now_s, view)
 
     def close(self, now_s: float) -> None:
-        """Say goodbye."""
+        """Disconnect from the controller."""
         self._agent.close(now_s)
 
     def _count_steps(self, running: int, kv_tokens: int) -> None:
-        """The steps of a tenth of a second, as one call."""
+        """Count the steps of a tenth of a second."""
         steps = max(1, round(0.1 / self._device.token_s)) if running else 0
         for _ in range(steps):
             self._agent.count_step(

@@ -1,4 +1,4 @@
-"""Counts of latencies by size, which take no more room after a million of them than after ten."""
+"""A latency histogram of bounded size."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 SHORTEST_S = 1e-5
 RATIO = 1.02
-"""Bins grow by this factor: a quantile is right within 2 %."""
+"""Growth factor of the bins: a quantile is accurate within 2 %."""
 
 BINS = 1 + math.ceil(math.log(1e3 / SHORTEST_S) / math.log(RATIO))
-"""The last one takes all beyond a thousand seconds."""
+"""The last bin holds all latencies beyond a thousand seconds."""
 
 
 @dataclass(slots=True)
@@ -29,30 +29,30 @@ class Latencies:
     longest_s: float = 0.0
 
     def add(self, latency_s: float) -> None:
-        """Count one; what the clock says was negative counts as the shortest."""
+        """Count a latency; a negative one counts as the shortest."""
         place = 0 if latency_s <= SHORTEST_S else math.ceil(math.log(latency_s / SHORTEST_S) / math.log(RATIO))
         place = min(place, BINS - 1)
         self.counts[place] = self.counts.get(place, 0) + 1
         self.longest_s = max(self.longest_s, latency_s)
 
     def merge(self, counts: Mapping[int, int], longest_s: float) -> None:
-        """Add what another histogram has counted."""
+        """Add the counts of another histogram."""
         for place, count in counts.items():
             self.counts[place] = self.counts.get(place, 0) + count
         self.longest_s = max(self.longest_s, longest_s)
 
     def clear(self) -> None:
-        """Forget all counts."""
+        """Reset all counts."""
         self.counts.clear()
         self.longest_s = 0.0
 
     @property
     def count(self) -> int:
-        """How many were counted."""
+        """Number of latencies counted."""
         return sum(self.counts.values())
 
     def quantile_s(self, probability: float) -> float | None:
-        """The latency that this share did not exceed; None when nothing was counted."""
+        """Return a quantile; None when nothing was counted."""
         wanted, seen = probability * self.count, 0
         for place in sorted(self.counts):
             seen += self.counts[place]

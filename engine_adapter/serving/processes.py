@@ -1,4 +1,4 @@
-"""Child processes that never outlive their parent, the wait until they are ready, and free ports for them."""
+"""Child processes that never outlive their parent, waiting until they are ready, and free ports for them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Self
 from store.errors import EngineError
 
 STOP_S = 15.0
-"""How long a child may take to shut down before it is killed."""
+"""Time in which a child may shut down before it is killed."""
 POLL_S = 0.2
 _CLAIMS = 20
 _PR_SET_PDEATHSIG = 1
@@ -26,13 +26,13 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(slots=True)
 class Child:
-    """One running child and the file that takes its output."""
+    """A child process and the file of its output."""
 
     name: str
     process: subprocess.Popen[bytes]
     log_path: Path
     ask_group: bool = True
-    """Whether all processes of its group are asked to end, or the child alone, which ends the others by itself."""
+    """Whether all processes of its group are asked to end, or only the child, which ends the others itself."""
 
     @property
     def running(self) -> bool:
@@ -47,7 +47,7 @@ class Child:
             return ""
 
     def end(self, wait_s: float = STOP_S) -> int:
-        """Ask it to end, then kill its whole group; gives its exit code."""
+        """Ask it to end, then kill its whole group; return its exit code."""
         if self.ask_group:
             self._signal_group(signal.SIGTERM)
         else:
@@ -67,7 +67,11 @@ class Child:
 
 @dataclass(slots=True)
 class Children:
-    """A group of children in start order; they stop in the opposite order, all of them, whatever happens."""
+    """Child processes in start order; all are stopped, in reverse order, whatever happens.
+
+    Args:
+        log_folder: Folder of their output files.
+    """
 
     log_folder: Path
     children: list[Child] = field(default_factory=list)
@@ -88,7 +92,7 @@ class Children:
         environment: Mapping[str, str] | None = None,
         ask_group: bool = True,
     ) -> Child:
-        """Start a child in a session of its own; its output goes to ``NAME.log``."""
+        """Start a child in its own session; its output goes to ``NAME.log``."""
         log_path = self.log_folder / f"{name}.log"
         with log_path.open("ab") as log:
             process = subprocess.Popen(
@@ -121,7 +125,7 @@ class Children:
         clock: Callable[[], float],
         pause: Callable[[float], object],
     ) -> None:
-        """Wait until ``ready`` says so; raises `EngineError` when that takes too long or a child ends by itself."""
+        """Wait until ``ready`` is true; raise `EngineError` after ``timeout_s`` or when a child ends by itself."""
         until_s = clock() + timeout_s
         while not ready():
             self.check()
@@ -132,13 +136,13 @@ class Children:
             pause(POLL_S)
 
     def stop(self) -> None:
-        """End all children, the last first."""
+        """Stop all children, the last first."""
         while self.children:
             self.children.pop().end()
 
 
 def free_port(preferred: int, host: str = "127.0.0.1") -> int:
-    """The preferred port if nobody listens there, else any free one."""
+    """Return the preferred port if it is free, else any free one."""
     for port in (preferred, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -152,10 +156,10 @@ def free_port(preferred: int, host: str = "127.0.0.1") -> int:
 
 @contextlib.contextmanager
 def claimed_port(preferred: int, host: str = "127.0.0.1") -> Iterator[int]:
-    """The preferred port for a child that will listen there, else any free one; no other claim gets it meanwhile.
+    """Claim the preferred port for a child that will listen there, else any free one.
 
-    Between the choice and the child's listening somebody else may choose the same. The claim is the UDP port of that
-    number: the system gives it to one process only, and takes it back however that process ends.
+    Between the choice and the child's listening another process may choose the same port. The claim is the UDP port of
+    that number: the system gives it to one process only, and releases it however that process ends.
     """
     for _ in range(_CLAIMS):
         port = free_port(preferred, host)
@@ -171,6 +175,6 @@ def claimed_port(preferred: int, host: str = "127.0.0.1") -> Iterator[int]:
 
 
 def die_with_parent() -> None:
-    """Run in the child before its program: have the kernel end it when the thread that started it is gone."""
+    """Run in the child before its program: let the kernel end it when the thread that started it is gone."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,8 +1,8 @@
-"""The simulated engine as a process of its own, in real time: what a demo serves where there is no GPU and no vLLM.
+"""The simulated engine as a process in real time: the engine of a demo without a GPU and vLLM.
 
-It makes its own traffic from the synthetic workload and talks to the controller over ZeroMQ, as the plugin does.
-At ``--speed 8`` an H800 goes eight times faster than real: steps take an eighth of the profile's time and requests
-come eight times as often. All times that it records are Unix seconds as they were.
+It generates its traffic from the synthetic workload and connects to the controller over ZeroMQ, like the plugin.
+At ``--speed 8`` an H800 runs eight times faster than real time: steps take an eighth of the profile's time and requests
+arrive eight times as often. All recorded times are real Unix seconds.
 The last line of standard output is one JSON object.
 """
 
@@ -35,36 +35,36 @@ from store.errors import BadInputError, ConfigError, SageError
 
 OPTIONS = SyntheticOptions(tenants=3)
 IDLE_PAUSE_S = 0.02
-"""How often an idle engine listens to its controller."""
+"""Interval at which an idle engine polls its controller."""
 
 FAREWELL_S = 5.0
-"""How long a stopping engine waits for its facts to be durable."""
+"""Time for which a stopping engine waits for its facts to be durable."""
 
 CAPACITY_REQUESTS = 2400
-"""Answers are heavy-tailed: fewer requests would make the capacity a matter of luck."""
+"""Answers are heavy-tailed: fewer requests would make the capacity estimate noisy."""
 
 
 @dataclass(frozen=True, slots=True)
 class RealTime:
-    """Time as the server sees it."""
+    """Clock and waiting functions of the server."""
 
     clock: Callable[[], float]
     """Unix seconds that never jump."""
     sleep: Callable[[float], object]
     pause: Callable[[float], object]
-    """Sleeps for this many seconds, or less when the server is asked to stop."""
+    """Sleeps for a number of seconds, or less when the server is asked to stop."""
     stopping: Callable[[], bool]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSpec:
-    """What the server serves and for how long; raises `ConfigError` for settings that make no sense."""
+    """The server's device, traffic and duration; raises `ConfigError` for invalid values."""
 
     profile: Profile
     endpoint: str
     engine_id: str = "simulated"
     key: EngineKey | None = None
-    """Proves over TCP who this engine is."""
+    """Authenticates this engine over TCP."""
     speed: float = 1.0
     rate_rps: float
     """Mean requests per engine second."""
@@ -74,9 +74,9 @@ class ServerSpec:
     """Swing of the rate around its mean, in engine seconds."""
     seed: int = 0
     duration_s: float | None = None
-    """Real seconds for which requests come; None for ever."""
+    """Real seconds during which requests arrive; None for ever."""
     drain: bool = False
-    """Whether what is there when the duration is over gets its answer."""
+    """Whether requests that are unfinished after the duration are still answered."""
 
     def __post_init__(self) -> None:
         for name, value in (
@@ -91,7 +91,7 @@ class ServerSpec:
 
 @dataclass(slots=True)
 class Tally:
-    """What has been served."""
+    """Counts of what has been served."""
 
     submitted: int = 0
     steps: int = 0
@@ -106,7 +106,7 @@ class Tally:
         self.completed.extend(step.finished)
 
     def summary(self, spec: ServerSpec) -> dict[str, object]:
-        """The JSON object of the last line; seconds are real ones."""
+        """Return the JSON object of the last line, in real seconds."""
         return {
             "engine": "simulated",
             "profile": spec.profile.name,
@@ -123,7 +123,7 @@ class Tally:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until the duration is over or a signal comes; 2 for bad usage or input."""
+    """Serve until the duration is over or a signal comes; return 2 for bad usage or input."""
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
@@ -139,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_server(spec: ServerSpec, real_time: RealTime, *, session_id: str) -> Tally:
-    """Serve, say goodbye in order, and give what was served."""
+    """Serve, disconnect in order, and return what was served."""
     engine = SimulatedEngine(
         faster(spec.profile, spec.speed),
         link=ZmqLink(spec.endpoint, spec.key),
@@ -159,7 +159,7 @@ def run_server(spec: ServerSpec, real_time: RealTime, *, session_id: str) -> Tal
 
 
 def faster(profile: Profile, speed: float) -> Profile:
-    """The same device with every step's time divided by ``speed``."""
+    """Return the profile with every step's time divided by ``speed``."""
     return replace(
         profile,
         base_s=profile.base_s / speed,
@@ -170,7 +170,7 @@ def faster(profile: Profile, speed: float) -> Profile:
 
 
 def synthetic_capacity_rps(profile: Profile, *, seed: int) -> float:
-    """Requests per engine second that first come, first served gives while its queue never empties."""
+    """Return the requests per engine second that FCFS completes while its queue is never empty."""
     requests = [
         replace(request, arrival_s=0.0)
         for request in islice(request_stream(seed=seed, rate_rps=1.0, options=OPTIONS), CAPACITY_REQUESTS)
@@ -183,7 +183,7 @@ def _traffic(spec: ServerSpec) -> Iterator[TraceRequest]:
 
 
 def _serve(spec: ServerSpec, engine: SimulatedEngine, tally: Tally, real_time: RealTime) -> None:
-    """Steps in real time: each is decided when it begins and carried out when the device would be done."""
+    """Run steps in real time: each is scheduled when it begins and carried out when the device would end it."""
     start_s = engine.now_s
     until_s = math.inf if spec.duration_s is None else start_s + spec.duration_s
     traffic = _traffic(spec)
@@ -203,7 +203,7 @@ def _serve(spec: ServerSpec, engine: SimulatedEngine, tally: Tally, real_time: R
 
 
 def _await_durable(engine: SimulatedEngine, real_time: RealTime) -> None:
-    """Give the controller a moment to take over what it has not yet acknowledged."""
+    """Give the controller time to acknowledge the remaining facts."""
     until_s = real_time.clock() + FAREWELL_S
     engine.agent.poll(real_time.clock())
     while engine.agent.unacknowledged and real_time.clock() < until_s:
@@ -230,8 +230,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--cv", type=float, default=1.0, help="burstiness: variation of the gaps between arrivals (default Poisson, 1)")
     add("--wave-depth", type=float, default=0.0, help="swing of the rate, as a share of it (default none)")
     add("--wave-period", type=float, default=120.0, help="seconds from crest to crest (default %(default)s)")
-    add("--duration", type=float, help="seconds for which requests come (default: until told to stop)")
-    add("--drain", action="store_true", help="answer what is there when the duration is over")
+    add("--duration", type=float, help="seconds during which requests arrive (default: until stopped)")
+    add("--drain", action="store_true", help="answer the unfinished requests when the duration is over")
     add("--seed", type=int, default=0, help="of the traffic (default %(default)s)")
     add("--engine-id", help="name of this engine (default: the one of its key, or simulated)")
     add("--key-file", type=Path, help="this engine's key, needed for a tcp:// endpoint")

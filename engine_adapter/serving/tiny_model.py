@@ -1,6 +1,6 @@
-"""A folder with a tiny random Llama and a small tokenizer, made on the spot and offline.
+"""Creates a folder with a tiny random Llama and a small tokenizer, offline.
 
-vLLM serves it on a CPU with ``--load-format dummy``: real everything, only the words make no sense.
+vLLM serves it on a CPU with ``--load-format dummy``: all parts are real, only the generated text is meaningless.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _CORPUS = (
 def make_tiny_model(
     folder: Path, *, max_model_len_tokens: int = 2048, vocabulary_tokens: int = VOCABULARY_TOKENS
 ) -> Path:
-    """Write configuration and tokenizer of a two-layer Llama with random weights; returns the folder.
+    """Write configuration and tokenizer of a two-layer Llama with random weights; return the folder.
 
-    A larger vocabulary than the tokenizer learns is filled up with words of its own, so that any id below it is text.
-    Needs ``tokenizers``, which vLLM brings.
+    A vocabulary larger than the tokenizer learns is filled with generated words, so any id below it decodes to text.
+    Needs ``tokenizers``, which vLLM installs.
     """
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary_tokens = _train_tokenizer(folder / "tokenizer.json", vocabulary_tokens)
@@ -44,7 +44,7 @@ def make_tiny_model(
 
 
 def _train_tokenizer(path: Path, vocabulary_tokens: int) -> int:
-    """Train byte-level pairs on a few lines; the vocabulary then holds every byte, so any text can be encoded."""
+    """Train byte-level pairs on a few lines; the vocabulary holds every byte, so any text can be encoded."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())

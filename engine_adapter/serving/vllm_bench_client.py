@@ -1,8 +1,8 @@
-"""VLLM's own benchmark client, given our trace: ``vllm bench serve`` with a dataset of our own.
+"""VLLM's own benchmark client, ``vllm bench serve``, on a trace of this project.
 
-Its command line has no dataset whose requests bring token ids, arrival times and fields of their own together;
-its Python function takes exactly that, so that this hands the trace to the function behind ``vllm bench serve``.
-It needs no GPU, speaks HTTP and measures by itself; nothing here touches its figures.
+Its command line has no dataset whose requests have token ids, arrival times and extra fields; the Python function
+behind it accepts them, so this module passes the trace to that function.
+The client needs no GPU, sends over HTTP and measures by itself; nothing here changes its figures.
 
 Run it as ``python -m engine_adapter.serving.vllm_bench_client --base-url URL --model NAME --trace FILE --speed X --result FILE``.
 The trace has one JSON line for each request, as `TraceLine`; the result is the client's own JSON object, with the
@@ -36,14 +36,14 @@ class TraceLine(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int
     temperature: float
     true_output_tokens: int
-    """For the virtual GPU alone, which ends the answer there."""
+    """For the virtual GPU only, which ends the answer there."""
     tenant: str | None = None
 
 
 def trace_lines(requests: Iterable[TraceRequest], profile: Profile) -> list[TraceLine]:
-    """Requests in order of arrival as a trace, in which time begins with the first of them.
+    """Convert requests in order of arrival to a trace whose time begins with the first of them.
 
-    Limits are lowered to what the profile's context has room for, as vLLM demands.
+    Limits are lowered to the room in the profile's context, as vLLM requires.
     """
     ordered = list(requests)
     return [_traced(request, ordered[0].arrival_s, profile) for request in ordered]
@@ -55,7 +55,7 @@ def write_trace(trace: Iterable[TraceLine], path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Send the trace and write the result; 1 when any request failed."""
+    """Send the trace and write the result; return 1 when any request failed."""
     options = _parser().parse_args(arguments)
     lines = options.trace.read_bytes().splitlines()
     trace = [msgspec.json.decode(line, type=TraceLine) for line in lines]
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def load_client() -> None:
-    """Import the client ahead of `send_trace`, which takes seconds."""
+    """Import the client before `send_trace`: the import takes seconds."""
     import_module("vllm.benchmarks.datasets")
     import_module("vllm.benchmarks.serve")
 
@@ -80,8 +80,8 @@ async def send_trace(
 ) -> dict[str, Any]:
     """Send every request at its arrival, ``speed`` engine seconds per second, and wait for all answers.
 
-    Gives the client's own result, where ``completed`` counts the answers and ``errors`` has a text for each request.
-    A request that fails stops nothing.
+    Returns the client's own result, where ``completed`` counts the answers and ``errors`` has a text for each request.
+    A failing request does not stop the others.
     """
     from vllm.benchmarks.datasets import SampleRequest
     from vllm.benchmarks.serve import TaskType, benchmark

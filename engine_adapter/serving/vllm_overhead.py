@@ -1,7 +1,7 @@
-"""What deciding costs vLLM: its scheduler with and without the plugin, kept at one occupancy and timed call by call.
+"""Overhead of the plugin: vLLM's scheduler with and without it, at constant occupancy, timed call by call.
 
-Both schedulers live in one process and take turns, step by step, so that whatever else the machine does hits both.
-Timed are vLLM's own entry points: ``schedule()``, with everything that the plugin does before and after it, and
+Both schedulers run in one process and take turns, step by step, so that other load on the machine affects both.
+The timed calls are vLLM's own entry points: ``schedule()``, with all hooks of the plugin, and
 ``update_from_output()``.
 """
 
@@ -29,10 +29,10 @@ from engine_adapter.vllm.virtual_time import VllmVirtualTimeEngine
 from engine_adapter.vllm_scheduler import SageScheduler
 
 ARRIVALS_AT_ONCE = 200
-"""While an engine is filled, so that the answers fit into the sockets' buffers."""
+"""Arrivals at a time while an engine is filled, so that the answers fit into the sockets' buffers."""
 
 FILLING_STEPS = 2000
-"""Bound on the steps until an engine has filled all its places."""
+"""Bound on the steps until an engine has filled all its slots."""
 
 Exchange = Callable[[float], None]
 """Lets the controller receive from and answer the engine, at the engine's time."""
@@ -40,14 +40,14 @@ Exchange = Callable[[float], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Occupancy:
-    """Requests in the engine while it is timed."""
+    """Numbers of requests in the engine while it is timed."""
 
     running: int
     waiting: int
 
     @property
     def requests(self) -> int:
-        """All of them."""
+        """Number of running and waiting requests."""
         return self.running + self.waiting
 
 
@@ -59,13 +59,13 @@ class CallTimes:
     update_s: list[float] = field(default_factory=list)
 
     def clear(self) -> None:
-        """Forget what was before."""
+        """Discard the times recorded before."""
         self.schedule_s.clear()
         self.update_s.clear()
 
 
 class Occupied:
-    """A vLLM scheduler in virtual time that always has the same number of requests: one comes for each that ends."""
+    """A vLLM scheduler in virtual time with a constant number of requests: one arrives for each that ends."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class Occupied:
         )
 
     def fill(self) -> None:
-        """Let requests come until all places are taken and the rest waits."""
+        """Submit requests until all slots are taken and the rest waits."""
         for _ in range(FILLING_STEPS):
             self.top_up()
             if self.step() >= self._occupancy.running and self.engine.unfinished >= self._occupancy.requests:
@@ -98,21 +98,21 @@ class Occupied:
         raise AssertionError(f"the engine does not fill up to {self._occupancy}")
 
     def top_up(self) -> None:
-        """Let the controller receive and answer, and a request come for each that has ended."""
+        """Exchange messages with the controller, and submit a request for each that has ended."""
         self._exchange(self.engine.now_s)
         missing = min(self._occupancy.requests - self.engine.unfinished, ARRIVALS_AT_ONCE)
         for request in islice(self._requests, missing):
             self.engine.submit(replace(request, arrival_s=self.engine.now_s))
 
     def step(self) -> int:
-        """Carry out one step; gives how many requests run."""
+        """Carry out one step; return the number of running requests."""
         step = self.engine.step()
         self.finished += len(step.finished)
         return step.running
 
 
 def stock(occupancy: Occupancy, requests: Iterator[TraceRequest], *, timer: Callable[[], float]) -> Occupied:
-    """VLLM's own class."""
+    """Make an engine with vLLM's own class."""
     return Occupied(
         occupancy, requests, scheduler_class=AsyncScheduler, link=NoLink(), timer=timer, exchange=lambda _now_s: None
     )
@@ -126,15 +126,15 @@ def ours(
     timer: Callable[[], float],
     exchange: Exchange,
 ) -> Occupied:
-    """`SageScheduler`, on a link to a controller that answers whenever ``exchange`` is called."""
+    """Make an engine with `SageScheduler`, linked to a controller that answers whenever ``exchange`` is called."""
     return Occupied(occupancy, requests, scheduler_class=SageScheduler, link=link, timer=timer, exchange=exchange)
 
 
 def take_turns(one: Occupied, other: Occupied, *, steps: int, progress: Callable[[int], None]) -> None:
-    """Time both for ``steps`` steps, in turns; who goes first alternates.
+    """Time both for ``steps`` steps, in turns, with alternating order.
 
-    What is not timed, the controller's work above all, happens before both: it leaves the processor's caches cold,
-    which whoever goes first pays for. The heap is frozen meanwhile, as vLLM's engine core does with its own.
+    All that is not timed, above all the controller's work, runs before both: it leaves the processor's caches cold,
+    at the expense of the first. The heap is frozen meanwhile, as vLLM's engine core does with its own.
     """
     one.times.clear()
     other.times.clear()
@@ -148,7 +148,7 @@ def take_turns(one: Occupied, other: Occupied, *, steps: int, progress: Callable
 
 
 def plugin_bytes() -> int:
-    """Bytes that code of ours in the engine's process has allocated and not freed, under ``tracemalloc``."""
+    """Return the bytes that this project's code in the engine's process holds allocated, under ``tracemalloc``."""
     gc.collect()
     folders = [str(Path(path, "*")) for package in (engine_adapter, store) for path in package.__path__]
     ours_alone = [tracemalloc.Filter(inclusive=True, filename_pattern=folder) for folder in folders]
@@ -170,7 +170,7 @@ def _frozen_heap() -> Iterator[None]:
 
 
 def _profile(occupancy: Occupancy) -> Profile:
-    """An H800's step times with as many places as shall run, and KV memory that never ends: places bound, not memory."""
+    """Return an H800's step times with one slot per running request and ample KV memory: slots bound, not memory."""
     return Profile(
         name="overhead",
         base_s=0.033,
@@ -185,7 +185,7 @@ def _profile(occupancy: Occupancy) -> Profile:
 
 
 def _timed(base: type[AsyncScheduler], timer: Callable[[], float], times: CallTimes) -> type[AsyncScheduler]:
-    """The class with a clock around its two calls; the clock's own time is the same for both."""
+    """Derive the class with a timer around its two calls; the timer's own cost is the same for both."""
 
     class Timed(base):  # type: ignore[misc]  # mypy does not follow vLLM
         def schedule(self, *args: object, **kwargs: object) -> SchedulerOutput:

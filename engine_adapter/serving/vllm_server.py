@@ -1,6 +1,6 @@
-"""Starts vLLM's own API server as a child process, with our plugin in it, and stops it again.
+"""Runs vLLM's own API server, with the plugin in it, as a child process.
 
-Without a GPU: a tiny random model on the CPU, or the virtual GPU at a profile's pace.
+No GPU is needed: it serves a tiny random model on the CPU, or runs on the virtual GPU with a profile's step times.
 """
 
 from __future__ import annotations
@@ -25,18 +25,27 @@ MODEL_NAME = "tiny"
 
 _TINY_MODEL_LEN_TOKENS = 16_384
 _DRAIN_S = 2
-"""Without it vLLM kills its engine core before that can say goodbye."""
+"""Without it vLLM kills its engine core before the plugin can disconnect."""
 
 
 class VllmServer:
     """A running vLLM API server on a free local port; a context manager.
 
-    With a ``profile`` the device is the virtual GPU, ``speed`` times as fast as real; without, the tiny model is
-    really computed on the CPU. Without the ``plugin`` it is stock vLLM, which knows no controller.
-    ``prefix_caching`` and ``device_report`` concern the virtual GPU. ``arguments`` are added to vLLM's command line.
-    The log is kept in ``log_path``, by default in the server's own temporary folder.
+    Args:
+        endpoint: The controller's endpoint.
+        engine_id: The engine's name.
+        profile: Profile of the virtual GPU; None computes the tiny model on the CPU.
+        speed: Speed of the virtual GPU relative to real time.
+        plugin: False for stock vLLM, without a controller.
+        prefix_caching: Whether vLLM caches prompt prefixes, on the virtual GPU.
+        vocabulary_tokens: Size of the tiny model's vocabulary.
+        device_report: File of the virtual GPU's report.
+        arguments: Further arguments of vLLM's command line.
+        log_path: File of the log; None for one in the server's temporary folder.
+        ready_s: Seconds within which the server must be ready.
 
-    Raises `EngineError` with the log's last lines when the server does not get ready within ``ready_s``.
+    Raises:
+        EngineError: The server is not ready within ``ready_s``; the message has the log's last lines.
     """
 
     def __init__(
@@ -72,7 +81,7 @@ class VllmServer:
 
     @property
     def base_url(self) -> str:
-        """Where the OpenAI API is, without ``/v1``."""
+        """URL of the OpenAI API, without ``/v1``."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
@@ -99,9 +108,9 @@ class VllmServer:
             raise
 
     def stop(self) -> None:
-        """Stop the server with all its processes; the log stays only where the caller asked for one.
+        """Stop the server with all its processes; keep the log only if ``log_path`` was given.
 
-        The server stops its engine core by itself: a signal of ours would kill that in the middle of its goodbye.
+        The server stops its engine core itself: another signal would kill that while it disconnects.
         """
         self._children.stop()
         self._folder.cleanup()
@@ -158,7 +167,7 @@ class VllmServer:
 
 
 def server_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a server on a small machine: offline, silent to the outside, few threads, little memory."""
+    """Return the environment of a server on a small machine: offline, without telemetry, few threads, little memory."""
     ours = {
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",

@@ -1,1 +1,1 @@
-"""Frames, sockets, keys and who may connect."""
+"""Frames, sockets, keys and authorization."""

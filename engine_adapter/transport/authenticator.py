@@ -1,9 +1,9 @@
-"""Who may connect to the controller over TCP: CURVE keys, checked in the handshake and again with every message.
+"""Authentication of engines over TCP: CURVE keys, checked in the handshake and again with every message.
 
-The handshake asks here whether the engine's key is authorized (ZAP, https://rfc.zeromq.org/spec/27/), in the thread
-of whoever receives.
-What a connection sends is labelled by ZeroMQ with the key that proved itself; only the key's own engine may be spoken
-for, and a key that was revoked meanwhile is heard no more.
+The handshake asks this module whether the engine's key is authorized (ZAP, https://rfc.zeromq.org/spec/27/), in the
+receiving thread.
+ZeroMQ labels each message with the authenticated key of its connection. A key may send for its own engine only, and
+messages of a revoked key are refused.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from store.records import EngineMessage, Hello
 log = logging.getLogger(__name__)
 
 Refusal: TypeAlias = Literal["handshake", "key", "engine_id"]
-"""``handshake``: no CURVE, or for another controller; ``key``: not authorized, or no more; ``engine_id``: not its own."""
+"""``handshake``: no CURVE, or another controller's key; ``key``: not authorized, or revoked; ``engine_id``: another
+engine's."""
 
 HANDSHAKE_MS = 3000
-"""An engine whose key is not authorized tries again after so long."""
+"""Time after which an engine whose key is not authorized tries again."""
 _ZAP = "inproc://zeromq.zap.01"
 _DOMAIN = b"sagesched"
 _ASKED_PER_ROUND = 64
@@ -36,13 +37,13 @@ _BROKEN = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROT
 
 
 class Authenticator:
-    """A ROUTER socket (`engine_adapter.transport.frames.ControllerSocket`) behind its guard; not thread-safe.
+    """An authenticating ROUTER socket (`engine_adapter.transport.frames.ControllerSocket`); not thread-safe.
 
-    A connection's address begins with its key, so that nobody can take over another's connection.
+    A connection's address begins with its key, so no engine can take over another's connection.
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], socket: zmq.Socket[bytes], folder: Path) -> None:
-        """Guard a socket that is not bound yet; raises `ConfigError` where the controller has no keys."""
+        """Guard a socket that is not bound yet; raise `ConfigError` when the controller has no keys."""
         pair = load_controller_keys(folder)
         self._engines = AuthorizedEngines(folder)
         self._asked = context.socket(zmq.REP)
@@ -50,7 +51,7 @@ class Authenticator:
         socket.setsockopt(zmq.CURVE_SERVER, 1)
         socket.setsockopt(zmq.CURVE_SECRETKEY, pair.secret.encode("ascii"))
         socket.setsockopt(zmq.ZAP_DOMAIN, _DOMAIN)
-        # Without it a socket that finds nobody to ask would let everybody in.
+        # Without it a socket without a ZAP handler would admit every connection.
         socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
         socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         self._socket = socket
@@ -62,7 +63,7 @@ class Authenticator:
         self.refused: dict[Refusal, int] = {"handshake": 0, "key": 0, "engine_id": 0}
 
     def poll(self, timeout_ms: int) -> int:
-        """Wait for messages, and answer handshakes; 0 when there are no messages."""
+        """Wait for messages and answer handshakes; return 0 when there are no messages."""
         ready = dict(self._poller.poll(timeout_ms))
         self._engines.refresh()
         if self._asked in ready:
@@ -72,20 +73,20 @@ class Authenticator:
         return int(self._socket in ready)
 
     def recv_multipart(self, flags: int) -> list[bytes]:
-        """The next frame behind its address; raises `zmq.Again` when there is none."""
+        """Return the next frame after its address; raise `zmq.Again` when there is none."""
         frames = self._socket.recv_multipart(flags, copy=False)
         public = str(frames[-1].get("User-Id")).encode("ascii")
         return [public + frames[0].bytes, *(frame.bytes for frame in frames[1:])]
 
     def send_multipart(self, msg_parts: Sequence[bytes], flags: int) -> object:
-        """As the socket's own; whose key was revoked is gone."""
+        """Send like the socket itself; a connection with a revoked key counts as gone."""
         address, *frames = msg_parts
         if not self._engines.knows(_key_of(address)):
             raise zmq.ZMQError(zmq.EHOSTUNREACH)
         return self._socket.send_multipart([address[KEY_CHARACTERS:], *frames], flags)
 
     def allows(self, connection: bytes, message: EngineMessage) -> bool:
-        """Whether a message may be heard; a refusal is counted, and logged once."""
+        """Whether a message is accepted; a refusal is counted, and logged once."""
         public = _key_of(connection)
         if not self._engines.knows(public):
             self._refuse("key", f"an engine that is connected: its key {public} is not authorized any more", public)
@@ -97,13 +98,13 @@ class Authenticator:
         return True
 
     def close(self) -> None:
-        """Close what was opened beside the guarded socket."""
+        """Close all but the guarded socket."""
         self._socket.disable_monitor()
         self._broken.close(linger=0)
         self._asked.close(linger=0)
 
     def _answer(self) -> None:
-        """Answer handshakes: 200 lets in; 300 closes without a word, after which the engine tries again by itself."""
+        """Answer handshakes: 200 accepts; 300 closes the connection, after which the engine tries again by itself."""
         for _ in range(_ASKED_PER_ROUND):
             try:
                 version, number, _domain, address, _identity, mechanism, *credentials = self._asked.recv_multipart(
@@ -142,7 +143,7 @@ def _key_of(connection: bytes) -> str:
 
 
 def watch(context: zmq.Context[zmq.Socket[bytes]], socket: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
-    """A socket's handshakes that broke off; unbounded, because ZeroMQ's own thread would wait at a bound."""
+    """Monitor a socket's failed handshakes; unbounded, because ZeroMQ's own thread would block at a bound."""
     address = f"inproc://sagesched.monitor.{id(socket)}"
     socket.monitor(address, _BROKEN)
     watching = context.socket(zmq.PAIR)

@@ -1,6 +1,6 @@
-"""Which engines may connect over TCP: one line for each in ``authorized_engines``, its name and its public key.
+"""Engines that may connect over TCP: one line each in ``authorized_engines``, with name and public key.
 
-The controller reads the file again when it changes, so that an authorization or a revocation holds at once.
+The controller reads the file again when it changes, so an authorization or a revocation applies at once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _HEAD = "# Engines that may connect, by name and public key; written by 'sagesch
 
 
 class AuthorizedEngines:
-    """The file as it stands; `refresh` follows its changes."""
+    """The contents of the file; `refresh` applies its changes."""
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / AUTHORIZED_FILE
@@ -32,7 +32,7 @@ class AuthorizedEngines:
         self.refresh()
 
     def refresh(self) -> None:
-        """Read the file again if it is another than before; nobody is authorized while it is missing."""
+        """Read the file again if it has changed; no engine is authorized while it is missing."""
         seen = _signature(self._file)
         if seen != self._seen:
             self._seen = seen
@@ -40,13 +40,13 @@ class AuthorizedEngines:
             self._keys = frozenset(self._engines.values())
 
     def knows(self, public: str) -> bool:
-        """Whether somebody with this key may connect."""
+        """Whether an engine with this key may connect."""
         return public in self._keys
 
     def speaks_for(self, public: str, engine_id: str) -> bool:
-        """Whether the key's owner may call itself so: by its own name, or as a data-parallel rank of it (``NAME-dp3``).
+        """Whether a key may use an engine id: its own, or that of a data-parallel rank of it (``NAME-dp3``).
 
-        A name that has a key of its own belongs to that key alone.
+        An id that has its own key belongs to that key only.
         """
         if engine_id in self._engines:
             return self._engines[engine_id] == public
@@ -55,7 +55,7 @@ class AuthorizedEngines:
 
 
 def read_authorized(folder: Path) -> dict[str, str]:
-    """Public keys by engine; a line that makes no sense authorizes nobody and is logged."""
+    """Return public keys by engine; an invalid line authorizes no engine and is logged."""
     try:
         text = (folder / AUTHORIZED_FILE).read_text(encoding="ascii", errors="replace")
     except FileNotFoundError:
@@ -76,9 +76,9 @@ def read_authorized(folder: Path) -> dict[str, str]:
 
 
 def authorize(folder: Path, engine_id: str, public: str, *, replace: bool = False) -> None:
-    """Let an engine connect; raises `ConfigError` where the name or the key is taken.
+    """Authorize an engine; raise `ConfigError` when the name or the key is taken.
 
-    With ``replace`` the engine's old key is revoked in the same moment.
+    ``replace`` revokes the engine's old key at the same time.
     """
     checked_engine_id(engine_id)
     checked_key(public)
@@ -92,7 +92,7 @@ def authorize(folder: Path, engine_id: str, public: str, *, replace: bool = Fals
 
 
 def revoke(folder: Path, engine_id: str) -> None:
-    """Let an engine connect no more; raises `ConfigError` where it may not anyway."""
+    """Revoke an engine's authorization; raise `ConfigError` when it has none."""
     with _changing(folder) as engines:
         if engine_id not in engines:
             known = ", ".join(sorted(engines)) or "none"
@@ -102,7 +102,7 @@ def revoke(folder: Path, engine_id: str) -> None:
 
 @contextmanager
 def _changing(folder: Path) -> Iterator[dict[str, str]]:
-    """The engines, to be changed by one command at a time; written only when nothing was raised."""
+    """Yield the engines to be changed, by one command at a time; write them unless an exception was raised."""
     make_private_folder(folder)
     descriptor = os.open(folder, os.O_RDONLY)
     try:

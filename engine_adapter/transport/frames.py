@@ -1,6 +1,6 @@
-"""Both ends of the border over a socket that is handed in: frames that never block, and never fail on a bad one.
+"""Both ends of the engine border over a given socket: sending never blocks, and invalid frames never raise.
 
-`engine_adapter.transport.zmq_sockets` opens ZeroMQ sockets for them; a simulation hands in sockets of its own.
+`engine_adapter.transport.zmq_sockets` opens ZeroMQ sockets for them; a simulation passes its own sockets.
 """
 
 from __future__ import annotations
@@ -26,42 +26,42 @@ log = logging.getLogger(__name__)
 MESSAGES_PER_RECEIVE = 2000
 
 MESSAGES_PER_STEP = 500
-"""What an engine takes in between two steps: a flood is to cost a step a few milliseconds, and no request its life."""
+"""Messages that an engine receives between two steps: a flood costs a step a few milliseconds at most."""
 
 KINDS_LOGGED = 10
-"""Complaints about frames that are logged, each once."""
+"""Number of different warnings about frames that are logged, each once."""
 
 
 class EngineSocket(Protocol):
-    """What the engine's end needs of a ZeroMQ DEALER."""
+    """The methods of a ZeroMQ DEALER that the engine's end uses."""
 
     def send(self, data: bytes, flags: int) -> object:
-        """Hand a frame over; raises `zmq.Again` instead of blocking."""
+        """Send a frame; raise `zmq.Again` instead of blocking."""
         ...
 
     def recv(self, flags: int) -> bytes:
-        """The next frame; raises `zmq.Again` when there is none."""
+        """Return the next frame; raise `zmq.Again` when there is none."""
         ...
 
 
 class ControllerSocket(Protocol):
-    """What the controller's end needs of a ZeroMQ ROUTER."""
+    """The methods of a ZeroMQ ROUTER that the controller's end uses."""
 
     def poll(self, timeout_ms: int) -> int:
-        """Wait for a first frame; 0 when none came."""
+        """Wait for a first frame; return 0 when none came."""
         ...
 
     def send_multipart(self, msg_parts: Sequence[bytes], flags: int) -> object:
-        """Hand an address and a frame over; raises `zmq.Again`, or `zmq.ZMQError` for an address that is gone."""
+        """Send a frame to an address; raise `zmq.Again`, or `zmq.ZMQError` for an address that is gone."""
         ...
 
     def recv_multipart(self, flags: int) -> list[bytes]:
-        """The next frame behind its address; raises `zmq.Again` when there is none."""
+        """Return the next frame after its address; raise `zmq.Again` when there is none."""
         ...
 
 
 class FrameLink:
-    """The engine's end (`engine_adapter.transport.link.EngineLink`), but for closing the socket."""
+    """The engine's end (`engine_adapter.transport.link.EngineLink`), except for closing the socket."""
 
     def __init__(self, socket: EngineSocket) -> None:
         self._frames = socket
@@ -69,7 +69,7 @@ class FrameLink:
         self._recent_warnings = _RecentWarnings()
 
     def send(self, message: EngineMessage) -> bool:
-        """Hand a message to the socket; False when nobody is connected or its buffer is full."""
+        """Send a message; return False when no controller is connected or the buffer is full."""
         try:
             self._frames.send(encode(message), zmq.NOBLOCK)
         except zmq.Again:
@@ -77,7 +77,7 @@ class FrameLink:
         return True
 
     def receive(self) -> list[ControllerMessage]:
-        """What has come in, at most `MESSAGES_PER_STEP`; frames that do not decode are counted and skipped."""
+        """Return received messages, at most `MESSAGES_PER_STEP`; frames that do not decode are counted and skipped."""
         messages: list[ControllerMessage] = []
         for _ in range(MESSAGES_PER_STEP):
             try:
@@ -93,7 +93,7 @@ class FrameLink:
 
 
 class FrameHub:
-    """The controller's end (`engine_adapter.transport.link.ControllerHub`), but for closing the socket."""
+    """The controller's end (`engine_adapter.transport.link.ControllerHub`), except for closing the socket."""
 
     def __init__(self, socket: ControllerSocket) -> None:
         self._frames = socket
@@ -101,7 +101,7 @@ class FrameHub:
         self._recent_warnings = _RecentWarnings()
 
     def receive(self, timeout_s: float) -> list[tuple[bytes, EngineMessage]]:
-        """Messages with their connection; frames that do not decode are counted in ``bad_frames``."""
+        """Return messages with their connection; frames that do not decode are counted in ``bad_frames``."""
         if not self._frames.poll(int(timeout_s * 1000)):
             return []
         messages: list[tuple[bytes, EngineMessage]] = []
@@ -122,7 +122,7 @@ class FrameHub:
         return messages
 
     def send(self, connection: bytes, message: ControllerMessage) -> Delivery:
-        """``full``: the engine does not keep up and the message is lost; ``gone``: it has disconnected."""
+        """Send a message; ``full``: the engine does not keep up and it is lost; ``gone``: it has disconnected."""
         try:
             self._frames.send_multipart([connection, encode(message)], zmq.NOBLOCK)
         except zmq.Again:
@@ -134,18 +134,18 @@ class FrameHub:
         return "sent"
 
     def _allows(self, connection: bytes, message: EngineMessage) -> bool:
-        """Whether a connection may say this."""
+        """Whether a connection may send this message."""
         return True
 
 
 class _RecentWarnings:
-    """Logs each complaint once, and no more than a few of them."""
+    """Logs each warning once, and at most `KINDS_LOGGED` of them."""
 
     def __init__(self) -> None:
         self._logged: set[str] = set()
 
     def log(self, text: str, error: Exception) -> None:
-        """Log what is wrong with a frame."""
+        """Log the error of a frame."""
         if str(error) not in self._logged and len(self._logged) < KINDS_LOGGED:
             self._logged.add(str(error))
             log.warning(text, error)

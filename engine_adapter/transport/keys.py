@@ -1,8 +1,8 @@
-"""CURVE key pairs of the controller and of engines, as files that only their owner can read.
+"""CURVE key pairs of the controller and of engines, in files that only their owner can read.
 
-A public key may be shown to anybody; a secret key is never printed, logged or put into an exception.
+A public key may be shown to anyone; a secret key is never printed, logged or put into an exception.
 The controller's folder holds ``controller.key`` and ``authorized_engines`` (`engine_adapter.transport.authorized_engines`); an engine has
-one file with its name, its pair and the controller's public key, by which it knows that it talks to the right one.
+one file with its name, its pair and the controller's public key, by which it authenticates the controller.
 
 Source: https://rfc.zeromq.org/spec/25/ (CurveZMQ), https://rfc.zeromq.org/spec/32/ (Z85, the keys' text form).
 """
@@ -30,7 +30,7 @@ _KEY = re.compile(rf"[0-9A-Za-z.\-:+=^!/*?&<>()\[\]{{}}@%$#]{{{KEY_CHARACTERS}}}
 
 @dataclass(frozen=True, slots=True)
 class KeyPair:
-    """A public key and its secret one, in Z85."""
+    """A public and a secret key, in Z85."""
 
     public: str
     secret: str = field(repr=False)
@@ -38,7 +38,7 @@ class KeyPair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineKey:
-    """What an engine needs to connect: who it is, its pair, and which controller it trusts."""
+    """The credentials of an engine: its name, its key pair, and the controller that it trusts."""
 
     engine_id: str
     pair: KeyPair
@@ -47,13 +47,13 @@ class EngineKey:
 
 
 def default_keys_path() -> Path:
-    """The controller's folder of keys when nobody says otherwise: in the user's configuration directory."""
+    """Return the controller's default folder of keys, in the user's configuration directory."""
     base = os.environ.get("XDG_CONFIG_HOME")
     return (Path(base) if base else Path.home() / ".config") / "sagesched" / "keys"
 
 
 def create_controller_keys(folder: Path, *, replace: bool = False) -> KeyPair:
-    """Make the controller's pair; raises `ConfigError` where there is one already, unless it is to be replaced."""
+    """Create the controller's pair; raise `ConfigError` when one exists, unless ``replace``."""
     file = folder / CONTROLLER_FILE
     if file.exists() and not replace:
         raise ConfigError(
@@ -68,7 +68,7 @@ def create_controller_keys(folder: Path, *, replace: bool = False) -> KeyPair:
 
 
 def load_controller_keys(folder: Path) -> KeyPair:
-    """The controller's pair; raises `ConfigError` where there is none or others can read it."""
+    """Return the controller's pair; raise `ConfigError` when there is none or others can read it."""
     file = folder / CONTROLLER_FILE
     if not file.exists():
         raise ConfigError(
@@ -79,12 +79,12 @@ def load_controller_keys(folder: Path) -> KeyPair:
 
 
 def create_engine_key(engine_id: str, controller: str) -> EngineKey:
-    """A new pair for an engine of a controller; raises `ConfigError` for a bad name or key."""
+    """Create a pair for an engine of a controller; raise `ConfigError` for an invalid name or key."""
     return EngineKey(engine_id=checked_engine_id(engine_id), pair=_new_pair(), controller=checked_key(controller))
 
 
 def save_engine_key(file: Path, key: EngineKey, *, replace: bool = False) -> None:
-    """Write an engine's file; raises `ConfigError` where there is one already, unless it is to be replaced."""
+    """Write an engine's file; raise `ConfigError` when it exists, unless ``replace``."""
     if file.exists() and not replace:
         raise ConfigError(f"engine key {str(file)!r} exists: give --replace to make a new one, or another --output")
     if not file.parent.exists():
@@ -97,7 +97,7 @@ def save_engine_key(file: Path, key: EngineKey, *, replace: bool = False) -> Non
 
 
 def load_engine_key(file: Path) -> EngineKey:
-    """An engine's file; raises `ConfigError` where it is missing, wrong or readable for others."""
+    """Read an engine's file; raise `ConfigError` when it is missing, invalid or readable for others."""
     if not file.exists():
         raise ConfigError(f"engine key {str(file)!r} is missing: make one with 'sagesched keys engine ENGINE_ID'")
     values = _read_private(file, {"engine", "public", "secret", "controller"})
@@ -109,7 +109,7 @@ def load_engine_key(file: Path) -> EngineKey:
 
 
 def checked_engine_id(engine_id: str) -> str:
-    """The name itself; raises `ConfigError` for one that cannot stand in a file name and on one line.
+    """Return the name; raise `ConfigError` for one that is not valid in a file name and on one line.
 
     >>> checked_engine_id("gpu-1")
     'gpu-1'
@@ -123,14 +123,14 @@ def checked_engine_id(engine_id: str) -> str:
 
 
 def checked_key(public: str) -> str:
-    """The public key itself; raises `ConfigError` for what is none."""
+    """Return the public key; raise `ConfigError` for an invalid one."""
     if not _KEY.fullmatch(public):
         raise ConfigError(f"public key {public!r:.60} is none: give the {KEY_CHARACTERS} characters in single quotes")
     return public
 
 
 def make_private_folder(folder: Path) -> None:
-    """Make a folder for the owner alone; raises `ConfigError` where it cannot be or others may look into it."""
+    """Create a folder for the owner only; raise `ConfigError` when that fails or others can read it."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=OWNER_ONLY_FOLDER)
         mode = stat.S_IMODE(folder.stat().st_mode)
@@ -141,7 +141,7 @@ def make_private_folder(folder: Path) -> None:
 
 
 def write_private(file: Path, text: str) -> None:
-    """Put a file in place, whole and durable or not at all, that its owner alone can read."""
+    """Write a file, atomically and durably, that only its owner can read."""
     try:
         replace_file(file, text.encode("ascii"), mode=OWNER_ONLY)
     except OSError as error:
@@ -149,7 +149,7 @@ def write_private(file: Path, text: str) -> None:
 
 
 def _new_pair() -> KeyPair:
-    """A pair whose public key no command line takes for a flag."""
+    """Create a pair whose public key cannot be mistaken for a command-line flag."""
     public = b"-"
     while public.startswith(b"-"):
         public, secret = zmq.curve_keypair()
@@ -161,7 +161,7 @@ def _toml(values: dict[str, str]) -> str:
 
 
 def _read_private(file: Path, names: set[str]) -> dict[str, str]:
-    """A file of keys; what is in it appears in no message."""
+    """Read a file of keys; no error message contains its contents."""
     try:
         mode = stat.S_IMODE(file.stat().st_mode)
         if mode & 0o077:

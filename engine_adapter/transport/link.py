@@ -1,4 +1,4 @@
-"""The two ends of the border between engine and controller, as protocols, and the in-process pair.
+"""The two ends of the border between engine and controller as protocols, and an in-process pair.
 
 `ZmqLink` and `ZmqHub` in `engine_adapter.transport.zmq_sockets` carry frames between processes.
 `DirectLink` joins an engine in virtual time to a controller in the same process.
@@ -16,23 +16,23 @@ Delivery: TypeAlias = Literal["sent", "full", "gone"]
 
 
 class EngineLink(Protocol):
-    """The engine's end."""
+    """The engine's end of the connection."""
 
     @property
     def bad_frames(self) -> int:
-        """What came in since the start and could not be understood."""
+        """Frames received since the start that did not decode."""
         ...
 
     def send(self, message: EngineMessage) -> bool:
-        """Hand a message over without ever blocking; False when it had to be dropped."""
+        """Send a message without blocking; return False when it was dropped."""
         ...
 
     def receive(self) -> list[ControllerMessage]:
-        """Everything that has come in since the last call, at most a bounded number; never blocks."""
+        """Return the messages received since the last call, at most a bounded number; never blocks."""
         ...
 
     def close(self) -> None:
-        """Give up the connection; nothing may be sent afterwards."""
+        """Close the connection; nothing may be sent afterwards."""
         ...
 
 
@@ -41,15 +41,15 @@ class ControllerHub(Protocol):
 
     @property
     def bad_frames(self) -> int:
-        """What came in since the start and could not be understood."""
+        """Frames received since the start that did not decode."""
         ...
 
     def receive(self, timeout_s: float) -> list[tuple[bytes, EngineMessage]]:
-        """Wait up to ``timeout_s`` for a first message, then take what is there, at most a bounded number."""
+        """Wait up to ``timeout_s`` for a first message; return all received ones, at most a bounded number."""
         ...
 
     def send(self, connection: bytes, message: ControllerMessage) -> Delivery:
-        """Hand a message over without ever blocking."""
+        """Send a message without blocking."""
         ...
 
     def close(self) -> None:
@@ -58,10 +58,12 @@ class ControllerHub(Protocol):
 
 
 class DirectLink:
-    """Joins an engine to a controller in the same process, at once and without loss.
+    """Connects an engine to a controller in the same process, without delay or loss.
 
-    ``answer`` is the controller: it maps an engine's message to the messages that go back; `deliver` adds others.
-    The engine receives them at its next poll, as over a real link.
+    The engine receives messages at its next poll, as over a real link.
+
+    Args:
+        answer: The controller: maps an engine's message to the messages sent back; `deliver` adds others.
     """
 
     bad_frames = 0
@@ -71,12 +73,12 @@ class DirectLink:
         self._inbox: list[ControllerMessage] = []
 
     def send(self, message: EngineMessage) -> bool:
-        """Let the controller answer at once; always True."""
+        """Let the controller answer at once; return True."""
         self._inbox.extend(self._answer(message))
         return True
 
     def deliver(self, message: ControllerMessage) -> None:
-        """Add a message for the engine."""
+        """Queue a message for the engine."""
         self._inbox.append(message)
 
     def receive(self) -> list[ControllerMessage]:
@@ -85,22 +87,22 @@ class DirectLink:
         return inbox
 
     def close(self) -> None:
-        """Forget what was not received."""
+        """Discard the messages not received."""
         self._inbox.clear()
 
 
 class NoLink:
-    """The end of an engine that has no controller: the benchmark's plain first come, first served."""
+    """The end of an engine without a controller, as for the benchmark's FCFS baseline."""
 
     bad_frames = 0
 
     def send(self, message: EngineMessage) -> bool:
-        """Swallow the message; True, because nobody misses it."""
+        """Discard the message; return True."""
         return True
 
     def receive(self) -> list[ControllerMessage]:
-        """Nothing ever comes."""
+        """Return no messages."""
         return []
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing."""

@@ -1,7 +1,7 @@
-"""The border between processes: ZeroMQ frames that never block and never queue without bound.
+"""The border between processes: ZeroMQ sockets that never block and never queue without bound.
 
 The engine's end is a DEALER socket, the controller's a ROUTER, over ``ipc://`` in a private directory, or over ``tcp://``
-with CURVE keys: encrypted, and each end knows by its key whom it talks to (`engine_adapter.transport.keys`).
+with CURVE keys: encrypted and mutually authenticated (`engine_adapter.transport.keys`).
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ MAX_FRAME_BYTES = 64 << 20
 HIGH_WATER_MARK = 2000
 
 HEARTBEAT_MS = 2000
-"""How often the ends of a TCP connection ask for each other; three silences end it."""
+"""Interval of ZeroMQ heartbeats over TCP; three missing ones end the connection."""
 _TCP = re.compile(r"tcp://(\[[0-9A-Fa-f:.%]+\]|[^:/\s]+):\d{1,5}")
 
 
 def default_endpoint() -> str:
-    """The endpoint that both sides use when none is configured: a socket in the user's runtime directory."""
+    """Return the endpoint that both sides use by default: a socket in the user's runtime directory."""
     base = os.environ.get("XDG_RUNTIME_DIR") or Path(tempfile.gettempdir(), f"sagesched-{os.getuid()}")
     return f"ipc://{base}/sagesched/engine.sock"
 
 
 def checked_endpoint(endpoint: str) -> str:
-    """The endpoint itself; raises `ConfigError` for what is neither ``ipc:///PATH`` nor ``tcp://HOST:PORT``.
+    """Return the endpoint; raise `ConfigError` if it is neither ``ipc:///PATH`` nor ``tcp://HOST:PORT``.
 
     >>> checked_endpoint("tcp://10.0.0.5:8701")
     'tcp://10.0.0.5:8701'
@@ -49,14 +49,14 @@ def checked_endpoint(endpoint: str) -> str:
 
 
 def is_tcp(endpoint: str) -> bool:
-    """Whether other machines may reach an endpoint, so that it needs keys."""
+    """Whether other machines can reach an endpoint, so that it needs keys."""
     return endpoint.startswith("tcp://")
 
 
 def prepare_endpoint(endpoint: str, keys: Path | None = None) -> None:
-    """Make the private directory of an ``ipc://`` endpoint; see that there are keys for ``tcp://``.
+    """Create the private directory of an ``ipc://`` endpoint; check that there are keys for ``tcp://``.
 
-    Raises `ConfigError` for other transports, for a directory that somebody else could change, and for missing keys.
+    Raises `ConfigError` for other transports, for a directory that other users can change, and for missing keys.
     """
     if is_tcp(checked_endpoint(endpoint)):
         if keys is None:
@@ -85,10 +85,10 @@ def _make_private(directory: Path) -> None:
 
 
 def _check_parent(parent: Path, endpoint: str) -> None:
-    """Whoever may rename a folder on the way could put another socket there."""
+    """Check the folders above the socket: a user who can rename one could put another socket there."""
     status = parent.stat()
     others_write = status.st_mode & 0o002 and not status.st_mode & stat.S_ISVTX
-    # In a user namespace the system's folders belong to whoever owns the root folder, not to 0.
+    # In a user namespace the system's folders belong to the owner of the root folder, not to 0.
     if status.st_uid not in (0, os.getuid(), Path("/").stat().st_uid) or others_write:
         raise ConfigError(
             f"directory {parent} above endpoint {endpoint!r} belongs to others or can be written by them: "
@@ -97,10 +97,18 @@ def _check_parent(parent: Path, endpoint: str) -> None:
 
 
 class ZmqLink(FrameLink):
-    """The engine's end (`engine_adapter.transport.link.EngineLink`); connects by itself whenever the controller is there."""
+    """The engine's end (`engine_adapter.transport.link.EngineLink`); reconnects by itself.
+
+    Args:
+        endpoint: The controller's endpoint.
+        key: The engine's credentials, for ``tcp://``.
+
+    Raises:
+        ConfigError: The endpoint is invalid, or is ``tcp://`` and there is no key.
+    """
 
     def __init__(self, endpoint: str, key: EngineKey | None = None) -> None:
-        """Start connecting; raises `ConfigError` for a wrong endpoint, and for ``tcp://`` without a key."""
+        """Start connecting."""
         if is_tcp(checked_endpoint(endpoint)) and key is None:
             raise ConfigError(f"endpoint {endpoint!r} is open to the network: name this engine's key file (key_file)")
         self._endpoint = endpoint
@@ -121,18 +129,18 @@ class ZmqLink(FrameLink):
 
     @property
     def socket(self) -> zmq.Socket[bytes]:
-        """To be polled for what has come in, beside other sockets; for nothing else."""
+        """The socket, to be polled for received messages beside other sockets; for nothing else."""
         return self._socket
 
     def send(self, message: EngineMessage) -> bool:
-        """Hand a message to the socket; False when nobody is connected or its buffer is full."""
+        """Send a message; return False when no controller is connected or the buffer is full."""
         sent = super().send(message)
         if not sent:
-            self._tell_broken()
+            self._report_broken()
         return sent
 
     def close(self) -> None:
-        """Close the socket; what is buffered gets half a second to leave."""
+        """Close the socket; buffered messages have half a second to be sent."""
         if self._broken is not None:
             self._socket.disable_monitor()
             self._broken.close(linger=0)
@@ -140,7 +148,7 @@ class ZmqLink(FrameLink):
         self._context.term()
 
     def _prove(self, key: EngineKey) -> None:
-        """Encrypt, prove who this engine is, and accept no other controller than the key's."""
+        """Encrypt, authenticate this engine, and accept only the key's controller."""
         _set_for_tcp(self._socket, self._endpoint)
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
         self._socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
@@ -149,8 +157,8 @@ class ZmqLink(FrameLink):
         self._socket.setsockopt(zmq.CURVE_SECRETKEY, key.pair.secret.encode("ascii"))
         self._broken = watch(self._context, self._socket)
 
-    def _tell_broken(self) -> None:
-        """Say once why nothing can be sent, if it is because the controller does not let this engine in."""
+    def _report_broken(self) -> None:
+        """Log once that nothing can be sent because the controller refuses this engine."""
         if self._broken is None or self._told_broken or not self._broken.poll(0):
             return
         self._told_broken = True
@@ -162,10 +170,18 @@ class ZmqLink(FrameLink):
 
 
 class ZmqHub(FrameHub):
-    """The controller's end (`engine_adapter.transport.link.ControllerHub`)."""
+    """The controller's end (`engine_adapter.transport.link.ControllerHub`).
+
+    Args:
+        endpoint: The endpoint to listen on.
+        keys: Folder of the controller's keys, for ``tcp://``.
+
+    Raises:
+        ConfigError: The endpoint cannot be listened on, or is ``tcp://`` and there are no keys.
+    """
 
     def __init__(self, endpoint: str, keys: Path | None = None) -> None:
-        """Listen; raises `ConfigError` where that cannot be, and for ``tcp://`` without a folder of keys."""
+        """Start listening."""
         prepare_endpoint(endpoint, keys)
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
@@ -183,11 +199,11 @@ class ZmqHub(FrameHub):
 
     @property
     def refused(self) -> dict[Refusal, int]:
-        """How many handshakes and messages were refused, by reason; nothing over ``ipc://``, which has no keys."""
+        """Numbers of refused handshakes and messages by reason; empty over ``ipc://``, which has no keys."""
         return dict(self._gate.refused) if self._gate else {}
 
     def close(self) -> None:
-        """Close the socket and remove nothing: the next controller binds the same address."""
+        """Close the socket without removing its file: the next controller binds the same address."""
         if self._gate is not None:
             self._gate.close()
         self._socket.close()
@@ -197,7 +213,7 @@ class ZmqHub(FrameHub):
         return self._gate is None or self._gate.allows(connection, message)
 
     def _bind(self, endpoint: str) -> str:
-        """Listen for nobody but the owner; gives the address, with the port that was taken where 0 asked for any."""
+        """Listen with access for the owner only; return the address, with the actual port for port 0."""
         try:
             self._socket.bind(endpoint)
         except zmq.ZMQError as error:
@@ -211,7 +227,7 @@ class ZmqHub(FrameHub):
 
 
 def _set_for_tcp(socket: zmq.Socket[bytes], endpoint: str) -> None:
-    """Notice within seconds when the other machine has gone without a word."""
+    """Detect within seconds that the other machine is gone."""
     socket.setsockopt(zmq.IPV6, int("[" in endpoint))
     socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)

@@ -1,1 +1,1 @@
-"""Engines in virtual time, their profiles, and the simulated one."""
+"""Engines in virtual time, their profiles, and the simulated engine."""

@@ -15,7 +15,7 @@ from store.records import FinishReason
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceRequest:
-    """One request of a workload, with the answer length that only the engine's device may know."""
+    """One request of a workload, with the answer length that only the engine's device may read."""
 
     request_id: str
     arrival_s: float
@@ -23,19 +23,19 @@ class TraceRequest:
     """The whole prompt; its length is the prompt's length in tokens."""
     max_tokens: int
     true_output_tokens: int
-    """Tokens until the end-of-sequence token, which counts; the answer is cut at ``max_tokens``."""
+    """Tokens up to and including the end-of-sequence token; the answer is cut at ``max_tokens``."""
     temperature: float = 1.0
     priority: int = 0
     tenant: str | None = None
     abort_after_tokens: int | None = None
-    """Number of received tokens after which the client goes away."""
+    """Number of output tokens after which the client disconnects."""
     leaves_s: float | None = None
-    """Time at which the client goes away if the answer has not ended; `serve` aborts the request then."""
+    """Time at which the client disconnects if the answer has not ended; `serve` aborts the request then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletedRequest:
-    """How a request was served, in virtual seconds."""
+    """How a request was served; times are virtual seconds."""
 
     request_id: str
     arrival_s: float
@@ -66,7 +66,7 @@ class CompletedRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One engine step as the scheduler decided it."""
+    """One engine step, as scheduled and carried out."""
 
     start_s: float
     duration_s: float
@@ -77,7 +77,7 @@ class Step:
     waiting: int = 0
     running: int = 0
     kv_blocks_used: int = 0
-    """KV blocks in use after the step's allocation, before answers that end in it are freed."""
+    """KV blocks in use after the step's allocation, before those of answers that end in it are freed."""
 
 
 @dataclass(slots=True)
@@ -92,11 +92,11 @@ class Totals:
 
 
 class VirtualEngine(Protocol):
-    """An engine that computes nothing and whose clock advances by the profile's step times."""
+    """An engine that computes nothing; its clock advances by the step times of a profile."""
 
     @property
     def now_s(self) -> float:
-        """The engine's clock."""
+        """The engine's clock, in seconds."""
         ...
 
     @property
@@ -105,11 +105,11 @@ class VirtualEngine(Protocol):
         ...
 
     def submit(self, request: TraceRequest) -> None:
-        """Let a request arrive now."""
+        """Add a request that arrives now; raise `WorkloadError` for one that the engine cannot serve."""
         ...
 
     def abort(self, request_id: str) -> None:
-        """The client of an unfinished request went away."""
+        """Abort an unfinished request, as when its client disconnects."""
         ...
 
     def step(self) -> Step:
@@ -117,16 +117,19 @@ class VirtualEngine(Protocol):
         ...
 
     def advance_to(self, time_s: float) -> None:
-        """Let an idle engine's clock jump to a later moment."""
+        """Advance the clock of an idle engine to a later time."""
         ...
 
 
 def serve(
     engine: VirtualEngine, requests: Iterable[TraceRequest], *, on_step: Callable[[Step], None] = lambda _step: None
 ) -> Totals:
-    """Serve a trace to its end; requests arrive, and clients leave, at their time or at the end of a step under way.
+    """Serve a trace to its end; requests arrive, and clients disconnect, at their time or at the end of that step.
 
-    ``on_step`` is called after each step.
+    Args:
+        engine: The engine to serve on.
+        requests: The trace, in order of arrival.
+        on_step: Called after each step.
     """
     totals = Totals()
     pending = sorted(requests, key=lambda request: request.arrival_s)[::-1]
@@ -153,7 +156,7 @@ def serve(
 
 
 class _ImpatientClients:
-    """Clients that leave at a given time, in the order of these times, and then of the requests' names."""
+    """Clients that disconnect at a given time, in the order of these times, then of the request ids."""
 
     def __init__(self) -> None:
         self._queue: list[tuple[float, str]] = []
@@ -168,7 +171,7 @@ class _ImpatientClients:
         self._waiting.difference_update(request.request_id for request in completed)
 
     def leaving(self, now_s: float) -> Iterator[str]:
-        """Remove the clients that leave until now; yields the requests that have not ended."""
+        """Remove the clients that disconnect until now; yield their requests that have not ended."""
         while self._queue and self._queue[0][0] <= now_s:
             _, request_id = heappop(self._queue)
             if request_id in self._waiting:
@@ -176,10 +179,10 @@ class _ImpatientClients:
 
 
 def capacity_rps(completed: Sequence[CompletedRequest]) -> float:
-    """What an engine serves while its queue never empties.
+    """Return the requests per second that an engine completes while its queue is never empty.
 
-    Completions between the 20th and the 80th percent over the time they took, of requests that all came at once,
-    so that neither the start nor the last long answers count.
+    The rate is measured between the 20th and the 80th percentile of the completions of requests that all arrived at
+    once, which excludes the start and the last long answers.
 
     >>> from types import SimpleNamespace
     >>> capacity_rps([SimpleNamespace(finished_s=0.5 * n) for n in range(11)])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 
 class KvCache:
-    """Blocks of a fixed size that requests hold; counts only, because without prefix caching all blocks are alike.
+    """Number of KV blocks that each request holds; without prefix caching blocks are interchangeable.
 
-    ``blocks`` are those that requests can use. vLLM's pool has one more, the null block, which nobody ever holds;
-    its watermark is a share of the pool with that block.
+    Args:
+        blocks: Blocks that requests can use. vLLM's pool has one more, the null block, which no request ever holds.
+        block_size_tokens: Tokens in a block.
+        watermark: Share of the pool, null block included, that `watermark_blocks` keeps free.
 
     >>> cache = KvCache(blocks=4, block_size_tokens=16, watermark=0.2)
     >>> cache.allocate("a", tokens=33), cache.free_blocks
@@ -38,16 +40,16 @@ class KvCache:
         return self._held.get(request_id, 0)
 
     def blocks_for(self, tokens: int) -> int:
-        """Blocks that so many tokens fill, the last one perhaps in part."""
+        """Return the number of blocks that ``tokens`` occupy, the last one perhaps in part."""
         return -(-tokens // self.block_size_tokens)
 
     def can_allocate(self, request_id: str, *, tokens: int, keep_free_blocks: int = 0) -> bool:
-        """Whether a request could hold ``tokens`` in all and leave so many blocks free."""
+        """Whether a request could hold ``tokens`` in total and leave ``keep_free_blocks`` blocks free."""
         wanted = max(0, self.blocks_for(tokens) - self.held_blocks(request_id))
         return wanted + keep_free_blocks <= self.free_blocks
 
     def allocate(self, request_id: str, *, tokens: int, keep_free_blocks: int = 0) -> bool:
-        """Let a request hold ``tokens`` in all; False, and nothing changes, when the blocks are not there."""
+        """Let a request hold ``tokens`` in total; False, without any change, when too few blocks are free."""
         held = self._held.get(request_id, 0)
         wanted = -(-tokens // self.block_size_tokens) - held
         if wanted <= 0 and not keep_free_blocks:
@@ -59,7 +61,7 @@ class KvCache:
         return True
 
     def release(self, request_id: str) -> int:
-        """Take all blocks from a request; the number of them."""
+        """Free all blocks of a request; return their number."""
         blocks = self._held.pop(request_id, 0)
         self.free_blocks += blocks
         assert self.free_blocks <= self.blocks

@@ -1,6 +1,6 @@
-"""Profiles: how long a step takes on a model and GPU, as a roofline, and how much KV cache there is.
+"""Profiles: roofline step times and KV cache size of a model on a GPU.
 
-A step reads all weights once, computes its prefill tokens, and reads the KV of what it attends to, so
+A step reads all weights once, computes its prefill tokens, and reads the KV of all tokens that it attends to, so
 
     step seconds = base + prefill tokens·p + decoding sequences·d + KV tokens read·k
 
@@ -11,7 +11,7 @@ A step reads all weights once, computes its prefill tokens, and reads the KV of 
 
 where KV bytes of a token = 2 · layers · KV heads · head size · 2 bytes, 0.9 is vLLM's ``--gpu-memory-utilization``,
 and ``d`` is a small cost of sampling and bookkeeping, which no data sheet gives.
-`roofline` makes a profile by this arithmetic from the published figures in `MODELS` and `GPUS`.
+`roofline` computes a profile in this way from the published figures in `MODELS` and `GPUS`.
 
 ==================  =======================================  ===========================================
 profile             reached share of bandwidth and of FLOP/s  KV tokens
@@ -103,7 +103,7 @@ class Profile:
         return self.kv_tokens // self.block_size_tokens
 
     def step_s(self, *, prefill_tokens: int, decode_seqs: int, kv_tokens: int) -> float:
-        """Seconds that a step takes; ``kv_tokens`` are those whose KV the step's attention reads."""
+        """Return a step's duration in seconds; ``kv_tokens`` are the tokens whose KV its attention reads."""
         return (
             self.base_s
             + prefill_tokens * self.prefill_token_s
@@ -123,9 +123,9 @@ def roofline(
     activation_bytes: float,
     kv_tokens: int | None = None,
 ) -> Profile:
-    """The profile that published figures give, as in this module's docstring; ``kv_tokens`` takes less than there is.
+    """Compute a profile from published figures, as in this module's docstring; ``kv_tokens`` overrides the cache size.
 
-    Rounded to two digits: the assumed shares are no more exact.
+    Step times are rounded to two digits: the assumed shares are no more exact.
     """
     bandwidth = gpu.bandwidth_bytes_per_s * bandwidth_share
     room_bytes = 0.9 * gpu.memory_bytes - model.weight_bytes - activation_bytes
@@ -179,7 +179,7 @@ PROFILES: dict[str, Profile] = {
 
 
 def profile_named(name: str) -> Profile:
-    """Look a profile up; raises `ConfigError` that lists the known ones.
+    """Return the profile of this name; raise `ConfigError`, which lists the known ones, if there is none.
 
     >>> profile_named("h100")
     Traceback (most recent call last):

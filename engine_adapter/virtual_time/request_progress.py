@@ -1,4 +1,4 @@
-"""What engines in virtual time share: how an answer ends, what a step costs, and the account of each life."""
+"""Shared parts of the engines in virtual time: end of an answer, load of a step, progress of each request."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from store.records import Arrived, Finished, FinishReason, FirstToken, packed_to
 
 
 def check_profile(profile: Profile) -> None:
-    """Refuse an engine on which one request of full length could never end, as vLLM does; raises `ConfigError`."""
+    """Raise `ConfigError` for a profile whose KV cache cannot hold one request of full length, as vLLM does."""
     if profile.kv_tokens < profile.max_model_len_tokens:
         raise ConfigError(
             f"profile {profile.name!r}: {profile.kv_tokens} KV tokens cannot hold one request of "
@@ -22,7 +22,7 @@ def check_profile(profile: Profile) -> None:
 
 
 def check_request(request: TraceRequest, profile: Profile) -> None:
-    """Refuse a request that vLLM's front end would refuse; raises `WorkloadError`."""
+    """Raise `WorkloadError` for a request that vLLM's front end would refuse."""
     prompt_tokens = len(request.token_ids)
     if not 0 < prompt_tokens < profile.max_model_len_tokens:
         raise WorkloadError(
@@ -37,9 +37,9 @@ def check_request(request: TraceRequest, profile: Profile) -> None:
 
 
 def ending(request: TraceRequest, output_tokens: int, profile: Profile) -> FinishReason | None:
-    """Why the request ends with so many output tokens; None when it goes on.
+    """Return why the request ends after ``output_tokens`` tokens; None when it continues.
 
-    The end-of-sequence token comes before the cut, and an answer that is complete cannot be aborted any more.
+    The end-of-sequence token takes precedence over the cut, and both over the client's disconnecting.
     """
     if output_tokens >= request.true_output_tokens:
         return "stop"
@@ -51,37 +51,37 @@ def ending(request: TraceRequest, output_tokens: int, profile: Profile) -> Finis
 
 
 class Computed(Protocol):
-    """A request after its tokens of a step were counted as computed and before it got a new one."""
+    """A request after a step's tokens are counted as computed and before its new token is added."""
 
     num_computed_tokens: int
     num_prompt_tokens: int
 
     @property
     def num_tokens(self) -> int:
-        """Prompt tokens and output tokens so far."""
+        """Prompt tokens plus output tokens generated."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a step asks of the device."""
+    """Tokens and sequences that a step computes."""
 
     prefill_tokens: int
     decode_seqs: int
     kv_tokens: int
 
     def duration_s(self, profile: Profile) -> float:
-        """Seconds that the step takes."""
+        """Return the step's duration in seconds."""
         return profile.step_s(
             prefill_tokens=self.prefill_tokens, decode_seqs=self.decode_seqs, kv_tokens=self.kv_tokens
         )
 
 
 def load_of(scheduled: Iterable[tuple[Computed, int]]) -> Load:
-    """Add up a step.
+    """Sum the load of a step.
 
-    A sequence decodes when its one token is its newest output token; all other tokens are prefill,
-    those that are computed again after a preemption included.
+    A sequence decodes when its one token is its newest output token; all other tokens are prefill, including
+    those recomputed after a preemption.
     Attention reads the KV of all tokens that a scheduled request has computed, those of this step included.
     """
     prefill_tokens = decode_seqs = kv_tokens = 0
@@ -97,7 +97,7 @@ def load_of(scheduled: Iterable[tuple[Computed, int]]) -> Load:
 
 @dataclass(slots=True)
 class RequestProgress:
-    """How one unfinished request has been served so far."""
+    """Progress of an unfinished request."""
 
     request: TraceRequest
     scheduled_s: float | None = None
@@ -107,10 +107,10 @@ class RequestProgress:
     recomputed_tokens: int = 0
     cached_prompt_tokens: int = 0
     lost_tokens: int = 0
-    """Computed tokens lost since it was last given a place."""
+    """Computed tokens lost since it was last scheduled."""
 
     def arrived(self) -> Arrived:
-        """The fact of its arrival."""
+        """Return the fact of its arrival."""
         request = self.request
         return Arrived(
             request_id=request.request_id,
@@ -124,7 +124,7 @@ class RequestProgress:
         )
 
     def start(self, now_s: float, *, cached_tokens: int = 0) -> None:
-        """It got a place, for the first time or again, and found so many of its tokens in the prefix cache."""
+        """Record that it is scheduled, first or again, with ``cached_tokens`` found in the prefix cache."""
         if self.scheduled_s is None:
             self.scheduled_s = now_s
             self.cached_prompt_tokens = cached_tokens
@@ -132,19 +132,19 @@ class RequestProgress:
         self.lost_tokens = 0
 
     def preempt(self, lost_tokens: int) -> None:
-        """It lost its place and so many computed tokens."""
+        """Record a preemption that discards ``lost_tokens`` computed tokens."""
         self.preemptions += 1
         self.recomputed_tokens += lost_tokens
         self.lost_tokens = lost_tokens
 
     def generate(self, now_s: float) -> None:
-        """It got an output token."""
+        """Record an output token."""
         self.output_tokens += 1
         if self.first_token_s is None:
             self.first_token_s = now_s
 
     def first_token(self) -> FirstToken:
-        """The fact of its first token."""
+        """Return the fact of its first token."""
         assert self.first_token_s is not None
         assert self.scheduled_s is not None
         return FirstToken(
@@ -155,7 +155,7 @@ class RequestProgress:
         )
 
     def finished(self, now_s: float, reason: FinishReason) -> Finished:
-        """The fact of its end."""
+        """Return the fact of its end."""
         return Finished(
             request_id=self.request.request_id,
             time_s=now_s,
@@ -172,7 +172,7 @@ class RequestProgress:
         )
 
     def completed(self, now_s: float, reason: FinishReason) -> CompletedRequest:
-        """Its whole life; what never came before an abort counts as of its end."""
+        """Return the completed request; times that an abort prevented equal its end."""
         return CompletedRequest(
             request_id=self.request.request_id,
             arrival_s=self.request.arrival_s,

@@ -1,7 +1,7 @@
-"""The simulated engine: a discrete model of vLLM with our policy in it, in virtual time.
+"""The simulated engine: a discrete model of vLLM with the scheduling policy, in virtual time.
 
-It stands behind the same protocol as vLLM's own scheduler (`engine_adapter.virtual_time.engine.VirtualEngine`)
-and drives the same `Agent` at the same moments as the vLLM plugin does.
+It implements the same protocol as vLLM's own scheduler (`engine_adapter.virtual_time.engine.VirtualEngine`)
+and calls the same `Agent` at the same moments as the vLLM plugin.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class _UnderWay:
-    """A step that has begun and not yet ended."""
+    """A step that has begun and not ended."""
 
     schedule: Schedule
     load: Load
@@ -50,9 +50,23 @@ class _UnderWay:
 
 
 class SimulatedEngine:
-    """An engine of the given profile whose clock starts at ``start_s`` and moves by the profile's step times.
+    """A `VirtualEngine` over a discrete model of vLLM's scheduler.
 
-    Raises `ConfigError` for a profile that cannot hold one full request and for prefix caching, which is not modelled.
+    Args:
+        profile: Step times and sizes of the device.
+        link: The connection to the controller.
+        engine_id: The engine's name.
+        session_id: Identifies this start of the engine.
+        watermark: Share of the KV blocks that admission keeps free.
+        scheduling: The engine's own order, used without a plan.
+        reserve_full_prompt: Whether admission requires room for the whole prompt.
+        prefix_caching: Must be False: not modelled.
+        limits: Bounds and intervals of the agent.
+        start_s: The clock's start, in seconds.
+        make_ordering: Makes the ordering that applies index tables.
+
+    Raises:
+        ConfigError: ``profile`` cannot hold one full request, or ``prefix_caching`` is True.
     """
 
     def __init__(
@@ -92,16 +106,16 @@ class SimulatedEngine:
 
     @property
     def now_s(self) -> float:
-        """The engine's clock."""
+        """The engine's clock, in seconds."""
         return self._now_s
 
     @property
     def unfinished(self) -> int:
-        """Requests whose life no step has handed out yet."""
+        """Requests that no step has returned as finished."""
         return len(self._progress) + len(self._ended)
 
     def submit(self, request: TraceRequest) -> None:
-        """Let a request arrive now; raises `WorkloadError` for one that the engine cannot serve."""
+        """Add a request that arrives now; raise `WorkloadError` for one that the engine cannot serve."""
         assert request.request_id not in self._progress, f"request {request.request_id!r} is here already"
         check_request(request, self._profile)
         progress = RequestProgress(request)
@@ -117,7 +131,7 @@ class SimulatedEngine:
         self._guard(self.agent.arrived, progress.arrived())
 
     def abort(self, request_id: str) -> None:
-        """The client of an unfinished request went away; its life comes out with the next step."""
+        """Abort an unfinished request; the next step returns it as finished."""
         assert self._under_way is None, "a step is under way"
         self._end(request_id, "abort")
 
@@ -127,11 +141,11 @@ class SimulatedEngine:
         return self.end_step()
 
     def advance_to(self, time_s: float) -> None:
-        """Let the clock jump to a later moment, as while the engine is idle or its host is late."""
+        """Advance the clock to a later time, as while the engine is idle or its host is late."""
         self._now_s = max(self._now_s, time_s)
 
     def begin_step(self) -> float:
-        """Decide the next step; the time at which it will be over."""
+        """Schedule the next step; return the time at which it ends."""
         assert self._under_way is None, "a step is under way"
         if not self._guard(self._apply_policy):
             self._plan = None
@@ -152,7 +166,7 @@ class SimulatedEngine:
         return self._now_s + duration_s
 
     def end_step(self) -> Step:
-        """Carry out the step that was begun: the clock moves, tokens come out, answers end."""
+        """Carry out the step under way: advance the clock, generate tokens, end answers."""
         assert self._under_way is not None, "no step is under way"
         done, self._under_way = self._under_way, None
         self._now_s = max(self._now_s, done.start_s + done.duration_s)
@@ -162,7 +176,7 @@ class SimulatedEngine:
         if done.schedule.tokens:
             self._count(done)
             if not self._progress:
-                self._tell_idle()
+                self._report_idle()
         finished, self._ended = tuple(self._ended), []
         return Step(
             start_s=done.start_s,
@@ -176,13 +190,13 @@ class SimulatedEngine:
         )
 
     def close(self) -> None:
-        """Say goodbye to the controller."""
+        """Disconnect from the controller."""
         self.agent.close(self._now_s)
 
     # --- the policy hook ----------------------------------------------------------------------------
 
     def _apply_policy(self) -> bool:
-        """Exchange messages, then serve in the plan's order; False for the engine's own order."""
+        """Exchange messages, then impose the plan's order; False for the engine's own order."""
         self.agent.poll(self._now_s)
         scheduler = self._scheduler
         plan = self.agent.plan(
@@ -203,10 +217,10 @@ class SimulatedEngine:
         return True
 
     def _guard(self, hook: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
-        """Let nothing of ours that fails reach the engine."""
+        """Call a hook; an exception becomes a fallback and never reaches the engine."""
         try:
             return hook(*args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - the one border at which a policy's error becomes FCFS
+        except Exception as error:  # noqa: BLE001 - the one place where a policy's error becomes FCFS
             self.agent.failed(self._now_s, error)
             return None
 
@@ -241,7 +255,7 @@ class SimulatedEngine:
         self._ended.append(progress.completed(self._now_s, reason))
         self._guard(self.agent.finished, progress.finished(self._now_s, reason))
 
-    # --- what the controller sees -------------------------------------------------------------------
+    # --- reports to the controller ------------------------------------------------------------------
 
     def _count(self, done: _UnderWay) -> None:
         self._guard(
@@ -253,8 +267,8 @@ class SimulatedEngine:
             hook_s=0.0,
         )
 
-    def _tell_idle(self) -> None:
-        """Send the last facts and an extra snapshot: nothing will be polled until the next request."""
+    def _report_idle(self) -> None:
+        """Send the last facts and an extra snapshot: the agent is not polled again before the next request."""
         self._guard(self.agent.poll, self._now_s)
         self._guard(self.agent.report, self._now_s, self._view())
 

@@ -1,10 +1,10 @@
-"""A discrete model of vLLM's scheduler: what it decides in each step, and nothing of how it computes.
+"""A discrete model of the decisions of vLLM's scheduler in each step.
 
-Modelled is vLLM 0.32's ``Scheduler.schedule`` for text models with full attention, without prefix caching,
-speculation, LoRA and connectors: running requests first, in their order, each with what it lacks of the token budget;
-when KV blocks run out, a victim gives way and is computed again later; waiting requests are admitted from the head
-of the queue only in a step without a victim, while the token budget, the admission limit and the KV cache allow.
-A test holds it to vLLM's own scheduler, step by step.
+It models vLLM 0.32's ``Scheduler.schedule`` for text models with full attention, without prefix caching,
+speculation, LoRA and connectors. Running requests come first, in their order, each with the tokens that it lacks,
+within the token budget. When KV blocks run out, a victim is preempted and recomputed later. Waiting requests are
+admitted from the head of the queue only in a step without a victim, while the token budget, the admission limit and the
+KV cache allow it. A test compares it with vLLM's own scheduler, step by step.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Scheduling: TypeAlias = Literal["fcfs", "priority"]
 
 @dataclass(slots=True, eq=False)
 class SimulatedRequest:
-    """An unfinished request as the scheduler sees it; names as in vLLM's ``Request``."""
+    """An unfinished request in the scheduler; names as in vLLM's ``Request``."""
 
     request_id: str
     arrival_s: float
@@ -35,18 +35,18 @@ class SimulatedRequest:
 
     @property
     def num_tokens(self) -> int:
-        """Prompt tokens and output tokens so far."""
+        """Prompt tokens plus output tokens generated."""
         return self.num_prompt_tokens + self.num_output_tokens
 
     @property
     def generates(self) -> bool:
-        """Whether all its tokens are computed, so that the step which computed the last gives a new one."""
+        """Whether all its tokens are computed, so that the step generates a new one."""
         return self.num_computed_tokens == self.num_prompt_tokens + self.num_output_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Preemption:
-    """A request that gave way, and the computed tokens that it lost."""
+    """A preempted request, and the computed tokens that it lost."""
 
     request: SimulatedRequest
     lost_tokens: int
@@ -67,7 +67,14 @@ class Schedule:
 class SimulatedScheduler:
     """Queue, running requests and KV cache of one engine.
 
-    ``waiting`` and ``running`` are read by everybody and ordered by `impose` and `restore` alone.
+    ``waiting`` and ``running`` may be read by any caller; only `impose` and `restore` reorder them.
+
+    Args:
+        cache: The engine's KV cache.
+        token_budget: Largest number of tokens in a step.
+        max_num_seqs: Largest number of running requests.
+        scheduling: The engine's own order, without an imposed one.
+        reserve_full_prompt: Whether admission requires room for the whole prompt.
     """
 
     def __init__(
@@ -98,14 +105,14 @@ class SimulatedScheduler:
         return len(self.waiting) + len(self.running)
 
     def add(self, request: SimulatedRequest) -> None:
-        """A request joins the queue."""
+        """Add a request to the queue."""
         if self._scheduling == "priority":
             insort(self.waiting, request, key=_rank)
         else:
             self.waiting.append(request)
 
     def remove(self, request: SimulatedRequest) -> None:
-        """A request ended or was aborted."""
+        """Remove a request that ended or was aborted."""
         if request in self.running:
             self.running.remove(request)
         else:
@@ -120,9 +127,13 @@ class SimulatedScheduler:
         admission_limit: int | None,
         pushed_out: Iterable[SimulatedRequest] = (),
     ) -> None:
-        """Serve in this order until further notice; the last of the running gives way first.
+        """Serve in this order until the next call; the last running request is preempted first.
 
-        What is ``pushed_out`` ran until now, stands in ``waiting``, and loses its blocks.
+        Args:
+            waiting: The queue in order, with those of ``pushed_out`` in it.
+            running: The running requests that keep their place, in order.
+            admission_limit: Number of running requests at which admission stops; None for no limit.
+            pushed_out: Requests that ran until now and lose their blocks.
         """
         self._imposed = True
         for request in pushed_out:
@@ -134,7 +145,7 @@ class SimulatedScheduler:
         self._admission_limit = self._max_num_seqs if admission_limit is None else admission_limit
 
     def restore(self) -> None:
-        """Go back to the engine's own order, as if nothing had ever been imposed on the queue."""
+        """Return to the engine's own order, as if no order had ever been imposed."""
         if not self._imposed:
             return
         self._imposed = False
@@ -143,7 +154,7 @@ class SimulatedScheduler:
         self.running.sort(key=_arrival)
 
     def schedule(self) -> Schedule:
-        """Decide a step and count its tokens as computed."""
+        """Schedule a step and count its tokens as computed."""
         schedule = Schedule()
         budget = self._schedule_running(schedule)
         if not schedule.preemptions:
@@ -155,7 +166,7 @@ class SimulatedScheduler:
         return schedule
 
     def _schedule_running(self, schedule: Schedule) -> int:
-        """Give running requests what they lack; the token budget that is left."""
+        """Schedule the tokens that running requests lack; return the remaining token budget."""
         budget = self._token_budget
         place = 0
         while place < len(self.running) and budget > 0:
@@ -176,13 +187,13 @@ class SimulatedScheduler:
         return budget
 
     def _victim_place(self) -> int:
-        """The last of the running; under vLLM's own priority order, the first of the lowest rank."""
+        """Return the place of the last running request; under vLLM's priority order, of the lowest rank's first."""
         if self._imposed or self._scheduling == "fcfs":
             return len(self.running) - 1
         return max(range(len(self.running)), key=lambda place: _rank(self.running[place])[:2])
 
     def _put_back(self, victim: SimulatedRequest) -> None:
-        """A victim goes to the head of the queue, or to where its priority belongs."""
+        """Put a victim at the head of the queue, or at its place by priority."""
         self.cache.release(victim.request_id)
         victim.num_computed_tokens = 0
         if self._scheduling == "priority":
@@ -191,7 +202,7 @@ class SimulatedScheduler:
             self.waiting.appendleft(victim)
 
     def _admit(self, schedule: Schedule, budget: int) -> None:
-        """Start waiting requests from the head; one that does not fit blocks those behind it."""
+        """Admit waiting requests from the head; one that does not fit blocks those behind it."""
         limit = min(self._admission_limit, self._max_num_seqs)
         while self.waiting and budget > 0 and len(self.running) < limit:
             request = self.waiting[0]
@@ -208,7 +219,7 @@ class SimulatedScheduler:
 
 
 def _rank(request: SimulatedRequest) -> tuple[int, float, str]:
-    """Priority order as vLLM has it."""
+    """Sort key of vLLM's priority order."""
     return request.priority, request.arrival_s, request.request_id
 
 

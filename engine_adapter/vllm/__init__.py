@@ -1,1 +1,1 @@
-"""Every place that knows vLLM: plugin, scheduler control, request events, contract, virtual GPU."""
+"""All code that depends on vLLM: plugin, scheduler control, request events, contract, virtual GPU."""

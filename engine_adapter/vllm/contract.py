@@ -1,20 +1,20 @@
-"""Every name and behaviour of vLLM that the plugin leans on, in one list, and which releases it was tested with.
+"""Every name and behaviour of vLLM that the plugin relies on, and the releases that it was tested with.
 
-vLLM's scheduler is no public interface and moves with every release. ``python -m engine_adapter.vllm.contract``
-checks the names in the installed vLLM; the behaviours are held by ``tests/engine_adapter/vllm/test_contract.py``.
+vLLM's scheduler is no public interface and changes with every release. ``python -m engine_adapter.vllm.contract``
+checks the names in the installed vLLM; ``tests/engine_adapter/vllm/test_contract.py`` tests the behaviours.
 
 Behaviours:
 
-1. ``waiting`` under policy FCFS is a deque that is served from its head in the order in which it stands.
+1. ``waiting`` under policy FCFS is a deque that is served from its head, in its order.
 2. Under policy FCFS the victim of a failed allocation is the last of ``running``.
 3. A preempted request goes to the head of ``waiting`` with no computed tokens left.
 4. No request is admitted while ``running`` has ``max_num_active_reqs`` requests; the limit is read in every step.
 5. ``policy``, ``waiting`` and ``max_num_active_reqs`` may change between steps, with steps in flight.
-6. ``schedule()`` reads ``waiting`` and ``running`` anew in every call, so that both may be reordered before it.
+6. ``schedule()`` reads ``waiting`` and ``running`` afresh in every call, so both may be reordered before it.
 7. ``finish_requests`` returns the requests that it ended; those that an output ends are finished when it returns.
 8. ``num_computed_tokens`` of a cached request in a ``SchedulerOutput`` is the count before the step.
-9. ``get_num_free_blocks()`` counts what can be allocated; one block of the pool, the null block, is never free.
-10. ``_preempt_request`` may be called between steps, also with steps in flight, for a request taken off ``running``.
+9. ``get_num_free_blocks()`` counts the blocks that can be allocated; the pool's null block is never free.
+10. ``_preempt_request`` may be called between steps, even with steps in flight, for a request removed from ``running``.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "vllm.v1.request": ("Request.is_finished", "Request.get_finished_reason", "RequestStatus"),
     "vllm.v1.core.block_pool": ("BlockPool.get_num_free_blocks",),
 }
-"""What must exist in which module."""
+"""Names that must exist, by module."""
 
 PARAMETERS: dict[tuple[str, str], tuple[str, ...]] = {
     (_ASYNC_SCHEDULER, "AsyncScheduler.add_request"): ("self", "request"),
@@ -60,7 +60,7 @@ PARAMETERS: dict[tuple[str, str], tuple[str, ...]] = {
     (_ASYNC_SCHEDULER, "AsyncScheduler.shutdown"): ("self",),
     (_QUEUES, "create_request_queue"): ("policy",),
 }
-"""First parameters of what we override or call."""
+"""First parameters of the methods that the plugin overrides or calls."""
 
 ATTRIBUTES: dict[tuple[str, str], tuple[str, ...]] = {
     (_SCHEDULER, "Scheduler"): (
@@ -129,12 +129,12 @@ def known_version(version: str) -> bool:
 
 
 def check() -> list[str]:
-    """Violations of the contract in the installed vLLM, each a line; empty when all names are there."""
+    """Return the violations of the contract in the installed vLLM, one line each; empty when all names exist."""
     return [*_check_names(), *_check_parameters(), *_check_attributes(), *_check_ours()]
 
 
 def main() -> int:
-    """Print the violations; exit code 0 without any."""
+    """Print the violations; return exit code 0 without any."""
     violations = check()
     version = str(_find("vllm", "__version__"))
     known = "known" if known_version(version) else "unknown to the plugin"
@@ -177,7 +177,7 @@ def _check_ours() -> Iterator[str]:
 
 
 def _find(module: str, name: str) -> object | None:
-    """A dotted name in a module; None where any part is missing."""
+    """Return the object of a dotted name in a module; None if any part is missing."""
     try:
         found: object | None = importlib.import_module(module)
     except ImportError:
@@ -188,7 +188,7 @@ def _find(module: str, name: str) -> object | None:
 
 
 def _has(owner: type) -> set[str]:
-    """Names on a class, its annotated fields, and what its ``__init__`` sets, of its bases too."""
+    """Return the names on a class, its annotated fields and the attributes set in ``__init__``, bases included."""
     names = set(dir(owner))
     for base in owner.__mro__:
         names |= set(vars(base).get("__annotations__", {}))

@@ -1,7 +1,7 @@
-"""What `SageScheduler` does around vLLM's calls, and the one border that none of our errors crosses.
+"""The hooks that `SageScheduler` runs around vLLM's calls; no error of the plugin reaches the engine.
 
-Whatever of ours fails is caught here, logged and counted, and the engine goes on in vLLM's own order.
-vLLM's own calls stay outside: their errors are vLLM's and reach it untouched.
+An error in a hook is caught here, logged and counted, and the engine continues in vLLM's own order.
+vLLM's own calls are outside the hooks: their errors reach vLLM unchanged.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ from store.errors import ConfigError
 from store.records import Hello, Mode, PreemptionCause, RunningRequest
 
 log = logging.getLogger("vllm.sagesched")
-"""A child of vLLM's own logger, so that its level and format hold."""
+"""A child of vLLM's logger, whose level and format apply."""
 
 STEPS_IN_FLIGHT = 64
-"""Bound on steps scheduled and not yet updated; vLLM keeps two, or one for each pipeline stage."""
+"""Bound on the steps scheduled and not yet updated; vLLM keeps two, or one per pipeline stage."""
 
 GREETING_POLLS = 3
 GREETING_PAUSE_S = 0.05
-"""Long enough to connect a local socket and to hear the answer; short beside the engine's start."""
+"""Long enough to connect a local socket and receive the answer; short compared with the engine's start."""
 
 Hook = TypeVar("Hook", bound=Callable[..., None])
 
 
 @dataclass(frozen=True, slots=True)
 class PluginSettings:
-    """Where the controller is, what this engine is called, and the key that proves it over TCP."""
+    """The controller's endpoint, this engine's name, and the key that authenticates it over TCP."""
 
     endpoint: str
     engine_id: str
@@ -62,8 +62,10 @@ class PluginSettings:
 def plugin_settings(vllm_config: VllmConfig) -> PluginSettings:
     """Read ``--additional-config '{"sagesched": {...}}'``, then the environment, then the defaults.
 
-    An engine with a key file has the name that its key was made for, and no other.
-    Raises `ConfigError` for unknown keys and wrong types, and for a key file that cannot be used.
+    An engine with a key file always has the name in that file.
+
+    Raises:
+        ConfigError: A key of the configuration is unknown or has a wrong type, or the key file cannot be used.
     """
     additional = vllm_config.additional_config
     given = additional.get("sagesched", {}) if isinstance(additional, dict) else {}
@@ -86,17 +88,17 @@ def plugin_settings(vllm_config: VllmConfig) -> PluginSettings:
 
 
 def _own_endpoint() -> str:
-    """The default, whose directory is made here if need be, so that no other user makes it and listens there."""
+    """Return the default endpoint; create its directory, so that no other user can create it and listen there."""
     endpoint = default_endpoint()
     prepare_endpoint(endpoint)
     return endpoint
 
 
 def ranked_name(name: str, parallel: ParallelConfig) -> str:
-    """The name of one data-parallel rank: each has an engine core and a scheduler of its own.
+    """Return the name of one data-parallel rank: each rank has its own engine core and scheduler.
 
-    vLLM tells the ranks of a dense model that they are alone, size 1 and rank 0, and leaves them their index only:
-    the first of them has the plain name.
+    vLLM configures each rank of a dense model as alone, with size 1 and rank 0, and passes only its index:
+    the first rank has the plain name.
     """
     index = parallel.data_parallel_index
     return f"{name}-dp{index}" if index > 0 or parallel.data_parallel_size > 1 else name
@@ -109,7 +111,7 @@ def start_plugin(
     make_link: Callable[[str, EngineKey | None], EngineLink],
     make_ordering: OrderingFactory,
 ) -> Plugin | None:
-    """Make the plugin of a scheduler; None, with the reason in the log, where it cannot or must not work."""
+    """Make the plugin of a scheduler; None, with the reason in the log, when it cannot or must not run."""
     if not known_version(vllm.__version__):
         log.error(
             "SageSched does not know vLLM %s (it knows %s): vLLM serves in its own order and nothing is reported",
@@ -131,7 +133,7 @@ def start_plugin(
 
 
 def _border(hook: Hook) -> Hook:
-    """Guard a hook: no exception of ours reaches the engine, and the hook's time is counted."""
+    """Guard a hook: no exception reaches the engine, and the hook's time is counted."""
 
     @functools.wraps(hook)
     def guarded(self: Plugin, *args: object) -> None:
@@ -140,7 +142,7 @@ def _border(hook: Hook) -> Hook:
         started_s = time.perf_counter()
         try:
             hook(self, *args)
-        except Exception as error:  # noqa: BLE001 - the border: nothing of ours may reach the engine
+        except Exception as error:  # noqa: BLE001 - no error of the plugin may reach the engine
             self._give_up(error)
         self._hook_s += time.perf_counter() - started_s
 
@@ -148,7 +150,7 @@ def _border(hook: Hook) -> Hook:
 
 
 class Plugin:
-    """Hears what happens in a vLLM scheduler, tells the agent, and steers the scheduler by the agent's plans."""
+    """Reports the events of a vLLM scheduler to the agent, and steers the scheduler by the agent's plans."""
 
     def __init__(
         self,
@@ -176,9 +178,9 @@ class Plugin:
 
     @_border
     def greet(self) -> None:
-        """Meet the controller while the engine starts: its first request may be over before a welcome comes back.
+        """Connect to the controller while the engine starts: its first request may end before a welcome arrives.
 
-        An idle vLLM does not call its scheduler, so what is not sent by then waits for the next request.
+        An idle vLLM does not call its scheduler, so facts not sent by then would wait for the next request.
         """
         for _ in range(GREETING_POLLS):
             time.sleep(GREETING_PAUSE_S)
@@ -186,13 +188,13 @@ class Plugin:
 
     @_border
     def after_add(self, request: Request) -> None:
-        """The engine has queued a request."""
+        """Report a request that the engine has queued."""
         if request.request_id in self._scheduler.requests:
             self._tracker.begin(request)
 
     @_border
     def before_schedule(self) -> None:
-        """The engine is about to schedule a step."""
+        """Steer the step that the engine is about to schedule."""
         now_s = self._now_s()
         self.agent.poll(now_s)
         self._log_mode(now_s)
@@ -202,7 +204,7 @@ class Plugin:
 
     @_border
     def after_schedule(self, output: SchedulerOutput) -> None:
-        """The engine has scheduled a step."""
+        """Record a step that the engine has scheduled."""
         now_s = self._now_s()
         self._scheduled.append((output, now_s))
         self._tracker.schedule(output, now_s)
@@ -210,32 +212,32 @@ class Plugin:
 
     @_border
     def after_update(self, output: SchedulerOutput, outputs: dict[int, EngineCoreOutputs], now_s: float) -> None:
-        """The engine has taken over the tokens of a step that ended at ``now_s``."""
+        """Report the tokens of a step that ended at ``now_s``."""
         self._tracker.emit(chain.from_iterable(client.outputs for client in outputs.values()), now_s)
         self._count_step(output, now_s)
-        self._tell_if_idle(now_s)
+        self._report_if_idle(now_s)
 
     @_border
     def after_finish(self, requests: list[Request]) -> None:
-        """The engine has ended requests on a word from outside."""
+        """Report requests that were ended from outside, such as aborted ones."""
         now_s = self._now_s()
         for request in requests:
             self._tracker.end(request, now_s)
-        self._tell_if_idle(now_s)
+        self._report_if_idle(now_s)
 
     @_border
     def after_preemption(self, request: Request, lost_tokens: int) -> None:
-        """The engine has taken a running request's blocks, with so many computed tokens in them."""
+        """Report a running request that lost its blocks with ``lost_tokens`` computed tokens."""
         cause: PreemptionCause = "policy" if self._control.pushing_out else "memory"
         self._tracker.preempt(request, lost_tokens, cause, self._now_s())
 
     @_border
     def close(self) -> None:
-        """The engine shuts down: send what is left and say goodbye."""
+        """Send the remaining facts and a `Goodbye` when the engine shuts down."""
         self.alive = False
         self.agent.close(self._now_s())
 
-    # --- inside -----------------------------------------------------------------------------------
+    # --- internals --------------------------------------------------------------------------------
 
     def _hello(self, engine_id: str) -> Hello:
         scheduler: Any = self._scheduler
@@ -257,7 +259,7 @@ class Plugin:
         )
 
     def _give_up(self, error: Exception) -> None:
-        """After an error of ours: back to vLLM's own order until the agent's pause is over."""
+        """Return to vLLM's own order until the agent's pause after an error is over."""
         try:
             now_s = self._now_s()
             self._plan = None
@@ -269,9 +271,9 @@ class Plugin:
             log.exception("SageSched failed beyond repair: vLLM serves in its own order and nothing is reported")
 
     def _count_step(self, output: SchedulerOutput, now_s: float) -> None:
-        """Count a step: it took from when it was scheduled, or the step before it ended, until now.
+        """Count a step, whose duration runs from its scheduling, or from the end of the step before it, until now.
 
-        Steps queue behind one another on the device, so that this is the device's time under async scheduling too.
+        Steps queue on the device, so this is the device's time under async scheduling too.
         A request with one token in the step counts as decoding, and so does one with speculative tokens.
         """
         began_s = self._take_scheduled_s(output)
@@ -300,7 +302,7 @@ class Plugin:
         return None
 
     def _log_mode(self, now_s: float) -> None:
-        """Put a change of the mode in force, or of its reason, into vLLM's log: without a controller nothing else shows it."""
+        """Log a change of the mode in force or of its reason: without a controller nothing else shows it."""
         mode, fallback = self.agent.mode(now_s), self.agent.fallback(now_s)
         if (mode, fallback) == self._logged_mode:
             return
@@ -310,14 +312,14 @@ class Plugin:
         else:
             log.warning("SageSched mode %s: %s", mode, fallback)
 
-    def _tell_if_idle(self, now_s: float) -> None:
-        """Send all that there is to tell when the last request has gone: vLLM then stops calling."""
+    def _report_if_idle(self, now_s: float) -> None:
+        """Send all pending facts when the last request has ended: vLLM then stops calling."""
         if not self._scheduler.requests:
             self.agent.poll(now_s)
             self._report(now_s)
 
     def _report(self, now_s: float) -> None:
-        """Send a snapshot when one is due, and one more when the engine falls idle: vLLM then stops calling."""
+        """Send a snapshot when one is due, and one more when the engine becomes idle: vLLM then stops calling."""
         scheduler = self._scheduler
         idle = not scheduler.requests
         falls_idle = idle and not self._told_idle
@@ -338,18 +340,18 @@ class Plugin:
         )
 
     def _running_requests(self) -> Iterator[RunningRequest]:
-        """What runs, with the blocks that its computed tokens fill; a shared block counts for each."""
+        """Yield the running requests with the blocks of their computed tokens; a shared block counts for each."""
         block_size = self._scheduler.block_size
         for request in self._scheduler.running:
             blocks = -(-request.num_computed_tokens // block_size)
             yield RunningRequest(request.request_id, request.num_output_tokens, blocks)
 
     def _all_blocks(self) -> int:
-        """Usable blocks; a model with several KV groups takes a block of each for the same tokens."""
+        """Return the usable blocks; a model with several KV groups uses a block of each for the same tokens."""
         return int(self._scheduler.kv_cache_manager.block_pool.num_gpu_blocks - 1) // self._groups
 
     def _admissible_blocks(self) -> int:
-        """Free blocks that a waiting request may take: vLLM keeps its watermark while anything runs."""
+        """Return the free blocks that a waiting request may take: vLLM keeps its watermark while any request runs."""
         kept = int(self._scheduler.kv_cache_manager.watermark_blocks) if self._scheduler.running else 0
         return self._free_blocks() - kept // self._groups
 
@@ -358,7 +360,7 @@ class Plugin:
 
 
 def _model_name(model_config: ModelConfig) -> str:
-    """The first name that the model is served under."""
+    """Return the first name under which the model is served."""
     served = model_config.served_model_name
     if isinstance(served, (list, tuple)):
         served = served[0] if served else None

@@ -1,7 +1,7 @@
-"""From vLLM's requests and step outputs to facts for the controller.
+"""Converts vLLM's requests and step outputs to facts for the controller.
 
-Nothing here changes the engine; `SageScheduler` calls it when something has happened.
-A request's secret of the virtual GPU, its true length, passes by in ``extra_args`` and is never read.
+Nothing here changes the engine; the plugin calls it after each event.
+The true length of a request, which is for the virtual GPU only, is in ``extra_args`` and is never read here.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _REASONS: dict[str, FinishReason] = {
 
 @dataclass(slots=True)
 class _TrackedRequest:
-    """What is known of an unfinished request beyond what vLLM keeps itself."""
+    """The state of an unfinished request that vLLM does not keep itself."""
 
     request: Request
     output_tokens: int = 0
@@ -45,13 +45,13 @@ class _TrackedRequest:
     preemptions: int = 0
     recomputed_tokens: int = 0
     lost_tokens: int = 0
-    """Computed tokens lost in a preemption from which the request has not come back yet."""
+    """Computed tokens lost in a preemption after which the request has not been scheduled again."""
 
 
 class RequestTracker:
-    """Follows every generating request from its arrival to its end and reports it to the agent.
+    """Tracks every generating request from its arrival to its end and reports it to the agent.
 
-    Pooling requests generate nothing and are not followed.
+    Pooling requests generate nothing and are not tracked.
     A streaming-input session is one request, from its first chunk of input to its end.
     """
 
@@ -62,18 +62,18 @@ class RequestTracker:
 
     @property
     def request_ids(self) -> AbstractSet[str]:
-        """Requests that are followed and have not ended."""
+        """Ids of the tracked requests that have not ended."""
         return self._tracked.keys()
 
     def begin(self, request: Request) -> None:
-        """A request was added to the engine; a further chunk of a known session changes nothing."""
+        """Track a request that was added to the engine; a further chunk of a known session changes nothing."""
         if request.sampling_params is None or request.request_id in self._tracked:
             return
         self._agent.arrived(arrived(request))
         self._tracked[request.request_id] = _TrackedRequest(request)
 
     def schedule(self, output: SchedulerOutput, now_s: float) -> None:
-        """A step was scheduled: ``output`` is vLLM's ``SchedulerOutput``."""
+        """Record a scheduled step from vLLM's ``SchedulerOutput``."""
         for new in output.scheduled_new_reqs:
             tracked = self._tracked.get(new.req_id)
             if tracked is not None and tracked.scheduled_s is None:
@@ -83,7 +83,7 @@ class RequestTracker:
             self._resume(output.num_scheduled_tokens)
 
     def preempt(self, request: Request, lost_tokens: int, cause: PreemptionCause, now_s: float) -> None:
-        """A running request lost its blocks, which held ``lost_tokens`` computed tokens."""
+        """Report a running request that lost its blocks with ``lost_tokens`` computed tokens."""
         tracked = self._tracked.get(request.request_id)
         if tracked is None:
             return
@@ -102,7 +102,7 @@ class RequestTracker:
         )
 
     def emit(self, outputs: Iterable[EngineCoreOutput], now_s: float) -> None:
-        """A step's output: ``outputs`` are vLLM's ``EngineCoreOutput`` of those requests that emitted something."""
+        """Report the tokens of a step from vLLM's ``EngineCoreOutput`` of each request that emitted any."""
         agent = self._agent
         tracked_requests = self._tracked
         for output in outputs:
@@ -118,7 +118,7 @@ class RequestTracker:
                 self.end(tracked.request, now_s)
 
     def end(self, request: Request, now_s: float) -> None:
-        """A request has finished, with its final status set."""
+        """Report a finished request, whose final status is set."""
         tracked = self._tracked.pop(request.request_id, None)
         if tracked is None:
             return
@@ -141,7 +141,7 @@ class RequestTracker:
         )
 
     def end_finished(self, now_s: float) -> None:
-        """End what has finished without our noticing, as after an error."""
+        """Report the requests whose end was missed, as after an error."""
         for tracked in [tracked for tracked in self._tracked.values() if tracked.request.is_finished()]:
             self.end(tracked.request, now_s)
 
@@ -157,7 +157,7 @@ class RequestTracker:
         )
 
     def _resume(self, scheduled_tokens: Mapping[str, int]) -> None:
-        """Take off what a preempted request, back in a step, found again in the prefix cache."""
+        """Subtract the tokens that a resumed request found in the prefix cache from those to recompute."""
         for request_id in [request_id for request_id in self._preempted if request_id in scheduled_tokens]:
             self._preempted.discard(request_id)
             tracked = self._tracked[request_id]
@@ -168,7 +168,7 @@ class RequestTracker:
 
 
 def arrived(request: Request) -> Arrived:
-    """What the controller learns of a vLLM request when it arrives."""
+    """Return the fact of a vLLM request's arrival."""
     sampling = request.sampling_params
     tenant = (sampling.extra_args or {}).get("tenant")
     return Arrived(
@@ -185,7 +185,7 @@ def arrived(request: Request) -> Arrived:
 
 
 def token_bytes(token_ids: Iterable[int]) -> bytes:
-    """Token ids as little-endian uint32, of a long prompt its head and tail; empty if they are no plain ids.
+    """Pack token ids as little-endian uint32, of a long prompt its head and tail; empty if they are no plain ids.
 
     >>> token_bytes([1, 256]).hex()
     '0100000000010000'

@@ -1,4 +1,4 @@
-"""Takes vLLM's order, victim and admission limit over, and gives them back as they were."""
+"""Controls vLLM's order, victim and admission limit, and restores them."""
 
 from __future__ import annotations
 
@@ -19,27 +19,30 @@ from engine_adapter.ordering.ordering import Plan
 class SchedulerControl:
     """Steers a vLLM scheduler from outside, before each of its steps.
 
-    While held, vLLM runs under its ``FCFS`` policy, whatever it was started with:
-    its queue is then a deque that is served in the order in which it stands, and its victim the last of ``running``.
-    A request's own priority is not lost: it comes first in the plan's order.
-    Requests that wait with KV blocks in hand (``kv_holding_waiting``) are vLLM's own affair and go first.
+    While steered, vLLM runs under its ``FCFS`` policy, whatever it was started with:
+    its queue is then a deque that is served in its order, and its victim is the last of ``running``.
+    A request's own priority still counts: it comes first in the plan's order.
+    Waiting requests that hold KV blocks (``kv_holding_waiting``) are left to vLLM and go first.
+
+    Args:
+        scheduler: The scheduler to steer.
     """
 
     def __init__(self, scheduler: AsyncScheduler) -> None:
         self._scheduler = scheduler
         self.pushing_out = False
-        """Whether a preemption that happens now is ours and not the engine's."""
+        """Whether the plan, not the engine, causes a preemption that happens now."""
         self._stock_policy: SchedulingPolicy = scheduler.policy
         self._stock_limit: int = scheduler.max_num_active_reqs
         self._held = False
 
     def steer(self, agent: Agent, known: AbstractSet[str], *, now_s: float, free_blocks: int) -> Plan[Request] | None:
-        """Ask the agent for a plan and put it into force, or give the order back to vLLM when it has none.
+        """Apply the agent's plan, or restore vLLM's own order when it has none; return the plan.
 
         Requests that the agent does not know go first, outside the gate.
         """
         if agent.mode(now_s) != "on":
-            # Looking through vLLM's heap costs a sort: not for nothing in every step.
+            # Iterating over vLLM's heap costs a sort, which is avoided unless needed.
             self.give_back()
             return None
         scheduler = self._scheduler
@@ -47,7 +50,7 @@ class SchedulerControl:
         strange_waiting: list[Request] = []
         strange_running: list[Request] = []
         if len(scheduler.requests) != len(known):
-            # Hardly ever; to look for them means to touch every request.
+            # Rare, and finding them touches every request.
             waiting, strange_waiting = _split(waiting, known)
             running, strange_running = _split(running, known)
         plan = agent.plan(now_s, waiting=waiting, running=running, free_blocks=free_blocks)
@@ -58,7 +61,7 @@ class SchedulerControl:
         return plan
 
     def give_back(self) -> None:
-        """Restore vLLM's own policy and limit, and the order that it would have kept itself."""
+        """Restore vLLM's own policy, limit and order."""
         if not self._held:
             return
         scheduler = self._scheduler
@@ -72,7 +75,7 @@ class SchedulerControl:
         self._held = False
 
     def _apply(self, plan: Plan[Request], strange_waiting: list[Request], strange_running: list[Request]) -> None:
-        """Check the plan whole, then change everything at once: an error leaves vLLM as it was."""
+        """Check the whole plan, then apply it at once: an error leaves vLLM unchanged."""
         scheduler = self._scheduler
         waiting = scheduler.waiting
         if strange_waiting:
@@ -95,7 +98,7 @@ class SchedulerControl:
         scheduler.max_num_active_reqs = limit
 
     def _push_out(self, victims: list[Request]) -> None:
-        """Take the blocks of running requests by vLLM's own hand, which knows of steps in flight."""
+        """Preempt running requests through vLLM's own method, which handles steps in flight."""
         self.pushing_out = True
         try:
             for victim in victims:
@@ -105,11 +108,11 @@ class SchedulerControl:
 
 
 class OrderedRequestQueue(OrderedQueue[Request], FCFSRequestQueue):  # type: ignore[misc]  # mypy does not follow vLLM
-    """VLLM's deque, which keeps our order; all that vLLM does to it goes through the deque's own methods."""
+    """VLLM's deque in the plan's order; vLLM changes it through the deque's methods only."""
 
 
 def _split(requests: Collection[Request], known: AbstractSet[str]) -> tuple[list[Request], list[Request]]:
-    """The known ones and the others, each in its order; hardly ever are there others."""
+    """Split requests into the known ones and the others, each in order; others are rare."""
     known_requests = [request for request in requests if request.request_id in known]
     if len(known_requests) == len(requests):
         return known_requests, []

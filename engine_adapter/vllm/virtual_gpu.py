@@ -1,12 +1,12 @@
-"""A GPU that only keeps time: vLLM's whole API server, engine core, scheduler and KV manager at a chosen pace.
+"""A GPU that only keeps time, under vLLM's whole API server, engine core, scheduler and KV manager.
 
-``--distributed-executor-backend engine_adapter.vllm.virtual_gpu.VirtualGpu`` puts it under vLLM.
-A step takes what the profile says, divided by the speed; steps queue behind one another, as on a device.
-Each answer ends with the end-of-sequence token at the request's true length, which travels to the device alone:
-``"vllm_xargs": {"true_len": "315"}``. A request without one goes on to its max_tokens.
-With ``"report": PATH`` in its settings the device writes there, as one JSON object, how long it computed and how long
-it had to wait for a host that was late (`DeviceTime`); without, nothing.
-Guided decoding, log probabilities and LoRA weights are not kept: there is no model.
+``--distributed-executor-backend engine_adapter.vllm.virtual_gpu.VirtualGpu`` selects it in vLLM.
+A step takes the profile's time divided by the speed; steps queue, as on a device.
+Each answer ends with the end-of-sequence token at the request's true length, which only the device reads:
+``"vllm_xargs": {"true_len": "315"}``. A request without one runs to its max_tokens.
+With ``"report": PATH`` in its settings the device writes to that file, as one JSON object, how long it computed and how
+long it waited for a late host (`DeviceTime`).
+Guided decoding, log probabilities and LoRA weights are not supported: there is no model.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from store.errors import ConfigError
 log = logging.getLogger("vllm.sagesched.virtual_gpu")
 
 REPORT_INTERVAL_S = 0.5
-"""Between two reports while it computes; vLLM may kill its engine core without a word."""
+"""Interval between reports while it computes; vLLM may kill its engine core without warning."""
 
 FIRST_PLAIN_TOKEN_ID = 16
-"""Lower ids are left to a tokenizer's special tokens."""
+"""Lower ids are reserved for a tokenizer's special tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class VirtualGpuSettings:
-    """Which device, how many times faster than real it goes, and where it reports."""
+    """The device's profile, its speed relative to real time, and the path of its report."""
 
     profile: Profile
     speed: float
@@ -84,13 +84,13 @@ def _positive(speed: object) -> float:
 
 @dataclass(slots=True)
 class DeviceTime:
-    """How a device spent its time, in seconds of the device, of which ``speed`` pass in a real one."""
+    """How a device spent its time, in device seconds, of which ``speed`` pass in a real second."""
 
     steps: int = 0
     busy_s: float = 0.0
-    """Computing, as the profile says: what was intended."""
+    """Time of computation by the profile, as intended."""
     starved_s: float = 0.0
-    """Idle although requests were under way, because the host was late with the next step."""
+    """Idle time with unfinished requests, because the host was late with the next step."""
 
 
 @dataclass(slots=True)
@@ -104,7 +104,7 @@ class _Sequence:
 
 @dataclass(frozen=True, slots=True)
 class DeviceStep:
-    """One step's work and what comes out of it."""
+    """The load of one step and the tokens that it generates."""
 
     prefill_tokens: int
     decode_seqs: int
@@ -114,7 +114,7 @@ class DeviceStep:
 
 
 class Device:
-    """What a device holds of each request: enough to know a step's load and its tokens; no clock."""
+    """A device's state of each request, from which a step's load and tokens follow; without a clock."""
 
     def __init__(self, vocabulary_tokens: int) -> None:
         self._plain_tokens = max(1, vocabulary_tokens - FIRST_PLAIN_TOKEN_ID)
@@ -156,7 +156,7 @@ class Device:
 
 
 class VirtualGpu(Executor):  # type: ignore[misc]
-    """vLLM's executor over a `Device` whose steps take a profile's time."""
+    """vLLM's executor over a `Device` whose steps take the profile's time."""
 
     def _init_executor(self) -> None:
         config: VllmConfig = self.vllm_config
@@ -184,14 +184,14 @@ class VirtualGpu(Executor):  # type: ignore[misc]
         kwargs: dict[str, object] | None = None,
         non_block: bool = False,
     ) -> Any:
-        """Answer for the one worker that there is not."""
+        """Answer in place of the one worker, which does not exist."""
         answers = self._answer(method)
         if not non_block:
             return answers
         return _done(answers)
 
     def execute_model(self, scheduler_output: SchedulerOutput, non_block: bool = False) -> Any:
-        """Queue a step behind those that the device has; `sample_tokens` gives its tokens."""
+        """Queue a step on the device; `sample_tokens` returns its tokens."""
         step = self._device.step(scheduler_output)
         if not step.token_ids:
             return _done(EMPTY_MODEL_RUNNER_OUTPUT) if non_block else EMPTY_MODEL_RUNNER_OUTPUT
@@ -209,7 +209,7 @@ class VirtualGpu(Executor):  # type: ignore[misc]
         return _done(None) if non_block else None
 
     def sample_tokens(self, grammar_output: object, non_block: bool = False) -> Any:
-        """The tokens of the oldest step that has not been asked for, when the device is done with it."""
+        """Return the tokens of the oldest unsampled step, once the device has finished it."""
         future = self._unsampled.popleft()
         return future if non_block else future.result()
 
@@ -217,7 +217,7 @@ class VirtualGpu(Executor):  # type: ignore[misc]
         """Always healthy."""
 
     def shutdown(self) -> None:
-        """Let the steps under way end."""
+        """Wait for the steps under way."""
         self._clock.shutdown(wait=True)
         self._write_report()
 
@@ -235,7 +235,7 @@ class VirtualGpu(Executor):  # type: ignore[misc]
             case "get_kv_cache_spec":
                 return [{"layer": self._kv_cache_spec()}]
             case "determine_available_memory":
-                # One block more than requests can use, because vLLM keeps the null block.
+                # One more block than requests can use, because vLLM reserves the null block.
                 return [self._kv_cache_spec().page_size_bytes * (self._kv_blocks() + 1)]
             case "get_supported_kv_cache_layouts":
                 return [["LBHNC"]]
@@ -264,7 +264,7 @@ def _sequence(new: NewRequestData) -> _Sequence:
 
 
 def _whole(true_len: object, request_id: str) -> int | None:
-    """A client's nonsense must not stop the device: it counts as no length at all."""
+    """Parse a true length; an invalid one counts as none, because a client's error must not stop the device."""
     try:
         return None if true_len is None else max(1, int(str(true_len)))
     except ValueError:

@@ -1,9 +1,9 @@
 """vLLM's own scheduler and KV manager in virtual time: no model, no workers, no waiting.
 
-This is how vLLM's scheduler tests work: requests are added, ``schedule()`` decides a step, the clock moves by
-the profile's step time, and ``update_from_output()`` takes the tokens that a device would have given.
-Steps do not overlap here: each is over before the next is decided.
-It is the yardstick for policies and for the simulated engine, with the stock class or with our plugin.
+As in vLLM's own scheduler tests, requests are added, ``schedule()`` decides a step, the clock advances by
+the profile's step time, and ``update_from_output()`` receives the tokens that a device would have generated.
+Steps do not overlap: each ends before the next is scheduled.
+It is the reference for policies and for the simulated engine, with the stock class or with the plugin.
 """
 
 from __future__ import annotations
@@ -40,11 +40,22 @@ END_OF_SEQUENCE_ID = 2
 
 
 class VllmVirtualTimeEngine:
-    """vLLM's scheduler of the given class, an engine whose clock starts at 0 and moves by the profile's step times.
+    """A `VirtualEngine` over vLLM's own scheduler; its clock starts at 0.
 
-    ``scheduler_class`` is vLLM's ``AsyncScheduler`` or `engine_adapter.vllm_scheduler.SageScheduler`;
-    only the latter listens to ``link``. ``data_parallel_rank`` is what vLLM leaves a rank of a dense model to know of
-    the others. Raises `ConfigError` for a profile that cannot hold one full request.
+    Args:
+        profile: Step times and sizes of the device.
+        link: The connection to the controller, used by `SageScheduler` only.
+        scheduler_class: ``AsyncScheduler`` or `engine_adapter.vllm_scheduler.SageScheduler`.
+        engine_id: The engine's name.
+        watermark: vLLM's KV cache watermark.
+        scheduling: vLLM's ``--scheduling-policy``.
+        reserve_full_prompt: Whether admission requires room for the whole prompt.
+        prefix_caching: Whether vLLM caches prompt prefixes.
+        data_parallel_rank: The rank's index, all that vLLM passes to a rank of a dense model.
+        make_ordering: Makes the ordering that applies index tables.
+
+    Raises:
+        ConfigError: ``profile`` cannot hold one full request.
     """
 
     def __init__(
@@ -104,16 +115,16 @@ class VllmVirtualTimeEngine:
 
     @property
     def now_s(self) -> float:
-        """The engine's clock."""
+        """The engine's clock, in seconds."""
         return self._now_s
 
     @property
     def unfinished(self) -> int:
-        """Requests whose life no step has handed out yet."""
+        """Requests that no step has returned as finished."""
         return len(self._progress) + len(self._ended)
 
     def submit(self, request: TraceRequest) -> None:
-        """Let a request arrive now; raises `WorkloadError` for one that the engine cannot serve."""
+        """Add a request that arrives now; raise `WorkloadError` for one that the engine cannot serve."""
         assert request.request_id not in self._progress, f"request {request.request_id!r} is here already"
         check_request(request, self._profile)
         self._progress[request.request_id] = RequestProgress(request)
@@ -133,7 +144,7 @@ class VllmVirtualTimeEngine:
         )
 
     def abort(self, request_id: str) -> None:
-        """The client of an unfinished request went away; its life comes out with the next step."""
+        """Abort an unfinished request; the next step returns it as finished."""
         assert request_id in self._progress
         self.scheduler.finish_requests(request_id, RequestStatus.FINISHED_ABORTED)
         self._end(request_id, "abort")
@@ -166,18 +177,18 @@ class VllmVirtualTimeEngine:
         )
 
     def advance_to(self, time_s: float) -> None:
-        """Let the clock jump to a later moment."""
+        """Advance the clock to a later time."""
         self._now_s = max(self._now_s, time_s)
 
     def close(self) -> None:
-        """Shut the scheduler down, which says goodbye to the controller."""
+        """Shut the scheduler down, which disconnects it from the controller."""
         self.scheduler.shutdown()
 
     def _record_preemption(self, request_id: str, lost_tokens: int) -> None:
         self._preempted.append((request_id, lost_tokens))
 
     def _record_places(self, output: SchedulerOutput) -> None:
-        """Enter into the accounts who lost and who got a place."""
+        """Record which requests were preempted and which were scheduled."""
         for request_id, lost_tokens in self._preempted:
             self._progress[request_id].preempt(lost_tokens)
         started = [new.req_id for new in output.scheduled_new_reqs]
@@ -188,7 +199,7 @@ class VllmVirtualTimeEngine:
             self._progress[request_id].start(self._now_s, cached_tokens=cached_tokens)
 
     def _carry_out(self, output: SchedulerOutput) -> None:
-        """Give vLLM the tokens of the step and enter them into the accounts."""
+        """Give vLLM the tokens of the step and record them."""
         request_ids = list(output.num_scheduled_tokens)
         requests = [self.scheduler.requests[request_id] for request_id in request_ids]
         sampled = [self._sample(request) for request in requests]
@@ -205,7 +216,7 @@ class VllmVirtualTimeEngine:
                 self._generated(request_id)
 
     def _sample(self, request: Request) -> list[int]:
-        """The token that the device gives: none before all are computed, at the true length the last one."""
+        """Return the device's token: none before all are computed, end-of-sequence at the true length."""
         if request.num_computed_tokens < request.num_tokens:
             return []
         progress = self._progress[request.request_id]
@@ -237,7 +248,7 @@ def _harnessed(
     make_ordering: OrderingFactory,
     preempted: Callable[[str, int], None],
 ) -> type[AsyncScheduler]:
-    """The scheduler class under virtual time; the plugin asks for clock, link and ordering while it is constructed."""
+    """Derive a scheduler class in virtual time; the plugin asks for clock, link and ordering during construction."""
 
     class Harnessed(base):  # type: ignore[misc]  # mypy does not follow vLLM
         def _now_s(self) -> float:
@@ -270,7 +281,7 @@ def _vllm_config(profile: Profile, *, scheduler: SchedulerConfig, prefix_caching
 
 
 def _kv_cache_config(profile: Profile) -> KVCacheConfig:
-    """One layer of full attention; one block more than requests can use, because vLLM keeps the null block."""
+    """One layer of full attention; one more block than requests can use, because vLLM reserves the null block."""
     layer = FullAttentionSpec(block_size=profile.block_size_tokens, num_kv_heads=1, head_size=16, dtype=torch.float32)
     return KVCacheConfig(
         num_blocks=profile.kv_blocks + 1,
@@ -281,7 +292,7 @@ def _kv_cache_config(profile: Profile) -> KVCacheConfig:
 
 @lru_cache(maxsize=16)
 def _model_config(name: str, max_model_len_tokens: int) -> ModelConfig:
-    """A Llama that is never loaded, served under the profile's name; vLLM reads its shape from a folder."""
+    """A Llama that is never loaded, under the profile's name; vLLM reads its shape from a folder."""
     shape = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
