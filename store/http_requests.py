@@ -54,7 +54,7 @@ class LoadPoint(View, frozen=True):
     recomputed_tokens_per_s: float | None = None
 
     @property
-    def foretold_blocks(self) -> float | None:
+    def predicted_peak_blocks(self) -> float | None:
         """The peak of KV memory that is expected within the gate's horizon: what is used, and the growth reserve."""
         if self.used_blocks is None or self.reserved_blocks is None:
             return None

@@ -16,7 +16,7 @@ import pandas as pd  # noqa: F401 - see below
 import plotly.graph_objects as go
 
 from dashboard.charts import palette
-from dashboard.data.series import foretold, pit_shares
+from dashboard.data.series import pit_shares, predicted_peaks
 from store.http_api import Gain
 from store.http_requests import FinishedPoint, LoadPoint, Percentiles
 
@@ -60,7 +60,7 @@ def kv_memory(moments: Sequence[LoadPoint], lead: int | None, zone: tzinfo) -> g
     if lead is not None:
         figure.add_scatter(
             x=times,
-            y=foretold(moments, lead),
+            y=predicted_peaks(moments, lead),
             name="predicted",
             mode="lines",
             hovertemplate="%{y:,.0f} blocks",

@@ -16,20 +16,20 @@ def horizon_s(load: LoadView, horizon_tokens: int) -> float | None:
     return horizon_tokens * load.step_s / load.steps if load.steps else None
 
 
-def foretold(moments: Sequence[LoadPoint], lead: int) -> list[float | None]:
-    """For each moment the peak of KV memory that was foretold ``lead`` moments before; None where nothing was."""
+def predicted_peaks(moments: Sequence[LoadPoint], lead: int) -> list[float | None]:
+    """For each moment the peak of KV memory that was predicted ``lead`` moments before; None where nothing was."""
     assert lead >= 1, lead
-    said = [moment.foretold_blocks for moment in moments]
+    said = [moment.predicted_peak_blocks for moment in moments]
     return [None if place < lead else said[place - lead] for place in range(len(moments))]
 
 
-def foretelling_error(moments: Sequence[LoadPoint], lead: int) -> float | None:
-    """How much higher the foretold peaks were than what came within ``lead`` moments, as a share; None if unknown."""
+def peak_error(moments: Sequence[LoadPoint], lead: int) -> float | None:
+    """How much higher the predicted peaks were than what came within ``lead`` moments, as a share; None if unknown."""
     pairs = []
     for place, moment in enumerate(moments[: len(moments) - lead]):
         came = [later.peak_blocks for later in moments[place + 1 : place + 1 + lead] if later.peak_blocks is not None]
-        if moment.foretold_blocks is not None and came:
-            pairs.append((moment.foretold_blocks, max(came)))
+        if moment.predicted_peak_blocks is not None and came:
+            pairs.append((moment.predicted_peak_blocks, max(came)))
     total = sum(came for _, came in pairs)
     return sum(said for said, _ in pairs) / total - 1.0 if total else None
 

@@ -9,7 +9,7 @@ import streamlit as st
 
 from dashboard.charts import figures
 from dashboard.data import live
-from dashboard.data.series import foretelling_error, horizon_s
+from dashboard.data.series import horizon_s, peak_error
 from dashboard.screens import components, filters, request
 from dashboard.screens.filters import Filters
 from dashboard.text import notices, words
@@ -89,8 +89,8 @@ def _in_words(
 ) -> None:
     sentences = words.rules(state.controller.settings)
     if lead is not None:
-        error = foretelling_error(bins, lead)
-        sentences.append(words.foretelling(lead * bin_s, error))
+        error = peak_error(bins, lead)
+        sentences.append(words.peak_error_sentence(lead * bin_s, error))
     snapshots = [engine.snapshot for engine in engines if engine.snapshot is not None]
     sentences.append(words.exceptions(sum(snapshot.overdue for snapshot in snapshots)))
     st.caption(" ".join(sentence for sentence in sentences if sentence))

@@ -133,10 +133,10 @@ def rules(settings: Settings) -> list[str]:
     return [admitted, victims[settings.rules.victims]]
 
 
-def foretelling(ahead_s: float, error: float | None) -> str:
+def peak_error_sentence(ahead_s: float, error: float | None) -> str:
     """Say how the predicted peak of KV memory compares with what came.
 
-    >>> foretelling(30.0, 0.041)
+    >>> peak_error_sentence(30.0, 0.041)
     'The peak of KV memory predicted 30 s ahead was on average 4 % above the one that came.'
     """
     if error is None:

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dashboard.data.series import foretelling_error, foretold, pit_shares
+from dashboard.data.series import peak_error, pit_shares, predicted_peaks
 from store.http_requests import FinishedPoint, LoadPoint
 
 
@@ -14,14 +14,14 @@ def test_pit_shares_sum_to_one(values: list[float | None], bins: int) -> None:
     assert sum(shares) == pytest.approx(1.0 if outcomes else 0.0)
 
 
-def test_a_peak_is_held_against_what_was_foretold_for_it() -> None:
+def test_a_peak_is_held_against_its_prediction() -> None:
     """What is used and reserved now is compared with the highest use within the horizon; never above the capacity."""
     rows = [
         LoadPoint(second + 1.0, used_blocks=10 * second, peak_blocks=10 * second, reserved_blocks=20, total_blocks=1000)
         for second in range(1, 11)
     ]
-    assert foretold(rows, 2)[:4] == [None, None, 30.0, 40.0]
+    assert predicted_peaks(rows, 2)[:4] == [None, None, 30.0, 40.0]
     assert [point.peak_blocks for point in rows[2:4]] == [30.0, 40.0]
-    assert foretelling_error(rows, 2) == pytest.approx(0.0)
-    assert foretelling_error(rows[:1], 2) is None
-    assert LoadPoint(1.0, used_blocks=90, reserved_blocks=50, total_blocks=100).foretold_blocks == 100
+    assert peak_error(rows, 2) == pytest.approx(0.0)
+    assert peak_error(rows[:1], 2) is None
+    assert LoadPoint(1.0, used_blocks=90, reserved_blocks=50, total_blocks=100).predicted_peak_blocks == 100
