@@ -1,1 +1,1 @@
-"""From predicted distributions to decisions: cost, index, index tables, and the loop that owns state and effects."""
+"""The controller: predicts, orders and records the requests of its engines."""

@@ -2,7 +2,7 @@
 
 Flags win over ``SAGESCHED_*`` (nested with two underscores: ``SAGESCHED_STORE__PATH``), those over the file, the file
 over the defaults.
-The tree is checked whole at start; a key that nobody knows is an error, because it is most likely a typing mistake.
+The whole tree is checked at start; an unknown key is an error, because it is most likely a typing mistake.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from store.errors import ConfigError
 from store.records import Mode
 
 PREFIX = "SAGESCHED_"
-"""Beginning of every environment variable that sets something here."""
+"""Prefix of the environment variables of these settings."""
 OTHERS = ("SAGESCHED_DASHBOARD_", "SAGESCHED_ENGINE_ID", "SAGESCHED_KEY_FILE")
-"""Beginnings of the variables that are the dashboard's and the plugin's own."""
+"""Prefixes of the environment variables of the dashboard and the plugin."""
 _SECRET = re.compile(r"pass|secret|cred|^http\.(?!host$|port$)|(^|\.)tok\w{0,3}$", re.IGNORECASE)
-"""What may be a secret, also with a typing mistake in its name, is shown in no message."""
+"""Values of keys like these may be secrets, even with a typing mistake in the key, and are shown in no message."""
 SHARED = {"SAGESCHED_ENDPOINT": "SAGESCHED_ENGINE__ENDPOINT"}
 """Variables that plugin and controller both read."""
 
 
 TOKEN_CHARACTERS = 16
-"""Fewer could be guessed where the API can be reached from other machines."""
+"""Minimum length of the token if the API can be reached from other machines; shorter ones could be guessed."""
 
 
 def default_store_path() -> Path:
-    """Where history is kept when nobody says otherwise: the user's data directory."""
+    """Default folder of the history, in the user's data directory."""
     base = os.environ.get("XDG_DATA_HOME")
     return Path(base) / "sagesched" if base else Path.home() / ".local" / "share" / "sagesched"
 
@@ -55,7 +55,7 @@ class Section(BaseModel):
 
 
 class EngineSection(Section):
-    """How engines reach the controller."""
+    """How engines connect to the controller."""
 
     endpoint: str = Field(
         default_factory=default_endpoint, description="ipc:// or tcp:// address that engines connect to; tcp needs keys"
@@ -73,7 +73,7 @@ class EngineSection(Section):
 
 
 class LearningSection(Section):
-    """How output lengths are learnt."""
+    """How output lengths are learned."""
 
     clusters: int = Field(default=64, ge=1, le=4096, description="prompt clusters per model")
     encoder: Path | None = Field(
@@ -84,9 +84,11 @@ class LearningSection(Section):
         default=None,
         description="folder of the served model, whose tokenizer turns token ids into text for the encoder",
     )
-    history_answers: int = Field(default=20_000, ge=0, le=1_000_000, description="past answers learnt again at start")
+    history_answers: int = Field(
+        default=20_000, ge=0, le=1_000_000, description="past answers that are learned again at start"
+    )
     guard: bool = Field(
-        default=True, description="serve the prior, or FCFS, while predictions turn out wrong; false trusts them always"
+        default=True, description="use the prior, or FCFS, while predictions are wrong; false always trusts them"
     )
 
 
@@ -98,35 +100,37 @@ class PolicySection(Section):
     index: IndexRule = Field(
         default="mean", description="order by the mean of the remaining cost, or by its gittins index"
     )
-    boost_per_s: float | None = Field(default=None, ge=0.0, description="γ of the boost instead of the objective's own")
-    gate: bool = Field(default=True, description="admit by expected growth; false admits as the engine would")
+    boost_per_s: float | None = Field(
+        default=None, ge=0.0, description="γ of the boost in place of the objective's own"
+    )
+    gate: bool = Field(default=True, description="admit by expected growth; false leaves admission to the engine")
     gate_horizon_tokens: int | None = Field(
-        default=None, ge=1, le=4096, description="growth horizon instead of the policy's"
+        default=None, ge=1, le=4096, description="growth horizon in place of the policy's"
     )
     gate_margin: float | None = Field(
-        default=None, gt=0.0, le=4.0, description="fixed factor on growth; without it it is tuned to each engine"
+        default=None, gt=0.0, le=4.0, description="fixed factor on growth; by default it is tuned to each engine"
     )
     preemption: bool = Field(
-        default=False, description="let waiting requests push out running ones at a price; off because it did not pay"
+        default=False, description="let waiting requests preempt running ones at a price; off because it did not pay"
     )
     preemption_hysteresis: float = Field(
         default=0.9,
         ge=0.0,
         lt=1.0,
-        description="share by which the other's index must be lower to be pushed out for it",
+        description="share by which a waiting request's index must be lower than that of the request that it preempts",
     )
     preemption_rest_steps: int = Field(
-        default=20, ge=0, le=100_000, description="engine steps after a push in which nobody else is pushed out"
+        default=20, ge=0, le=100_000, description="engine steps after such a preemption in which there is no other"
     )
     patience: float | None = Field(
         default=None,
         ge=0.0,
-        description="bound on waiting in times of an answer's mean and own time, instead of the policy's; 0 for none",
+        description="bound on waiting, in place of the policy's, as a multiple of an answer's mean and own time; 0 for none",
     )
     deadline: float | None = Field(
         default=None,
         ge=0.0,
-        description="end expected by so many times the latest P99, instead of the objective's; 0 for none",
+        description="deadline, in place of the objective's, as a multiple of the latest P99; 0 for none",
     )
 
 
@@ -137,13 +141,13 @@ class StoreSection(Section):
     seal_interval_s: float = Field(
         default=5.0, gt=0.0, le=3600.0, description="how often history becomes visible to SQL"
     )
-    prompts: bool = Field(default=False, description="keep prompt token ids; off because a prompt is somebody's secret")
+    prompts: bool = Field(default=False, description="keep prompt token ids; off because prompts may be confidential")
     retention_days: float = Field(default=30.0, gt=0.0, description="history older than this is removed")
     retention_gb: float = Field(default=20.0, gt=0.0, description="the oldest history beyond this size is removed")
 
 
 class HttpSection(Section):
-    """Where the API is served."""
+    """Where the API is served, and its token."""
 
     host: str = Field(default="127.0.0.1", description="address to listen on; any other than loopback needs a token")
     port: int = Field(default=8700, ge=0, le=65_535, description="port to listen on; 0 takes a free one")
@@ -231,7 +235,7 @@ def is_loopback(host: str) -> bool:
 
 
 def printed(config: Config) -> list[tuple[str, str]]:
-    """Every setting as (key, value), secrets hidden, for a human.
+    """Every setting as (key, value), with secrets masked.
 
     >>> printed(load_config(environment={}))[0]
     ('mode', 'on')
@@ -272,7 +276,7 @@ def _from_file(file: Path) -> dict[str, Any]:
 
 
 def _pruned(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree without what was not given."""
+    """The tree without values that were not given."""
     pruned = {key: _pruned(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
     return {key: value for key, value in pruned.items() if value is not None and value != {}}
 
@@ -286,7 +290,7 @@ def _merge(into: dict[str, Any], tree: Mapping[str, Any]) -> None:
 
 
 def _explain(problem: ErrorDetails, layers: Mapping[str, Mapping[str, Any]]) -> str:
-    """One problem that pydantic found, as key, value, origin and remedy."""
+    """A problem that pydantic found as one line: key, value, origin and remedy."""
     path = [str(part) for part in problem["loc"]]
     key = ".".join(path)
     origin = next((name for name, tree in layers.items() if _holds(tree, path)), "default")

@@ -1,4 +1,4 @@
-"""The optional semantic encoder: prompts in, embeddings out, on a thread of its own, never in anybody's way."""
+"""The optional semantic encoder: computes embeddings of prompts on a separate thread, which delays no request."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ log = logging.getLogger(__name__)
 
 HEAD_TOKENS = 64
 TAIL_TOKENS = 192
-"""Of a longer prompt the first and the last tokens are read: small encoders take 256, and the question stands last."""
+"""Of a longer prompt the first and the last tokens are read: small encoders take 256, and questions often come last."""
 
 _EMPTY = "."
-"""Read in place of a prompt without words, which some models fail on."""
+"""Replaces a prompt without words, on which some models fail."""
 
 Embed: TypeAlias = Callable[[Sequence[bytes]], Sequence[Embedding]]
-"""From token ids, little-endian uint32, to one vector for each prompt."""
+"""Maps prompts, as token ids in little-endian uint32, to one vector each."""
 
 
 class Encoded(NamedTuple):
@@ -45,10 +45,10 @@ class _Waiting(NamedTuple):
 
 
 class Encoder:
-    """Embeds prompts in batches on its own thread; what finds no room in its queues is dropped and counted.
+    """Embeds prompts in batches on its own thread; prompts beyond its bounded queues are dropped and counted.
 
-    ``load`` is called on the thread, because a model takes seconds to load. A failure of it or of the model is
-    counted and logged once by kind; prompts then keep the prediction that they have.
+    ``load`` is called on the thread, because a model takes seconds to load. Its failures and those of the model are
+    counted, and logged once for each kind; requests then keep the predictions that they have.
     """
 
     def __init__(self, load: Callable[[], Embed], *, max_waiting: int = 1_024, batch_prompts: int = 16) -> None:
@@ -64,30 +64,30 @@ class Encoder:
         self.errors = 0
 
     def start(self) -> None:
-        """Load the model and begin, without waiting for either."""
+        """Start the thread, which loads the model and begins; returns at once."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End with the current batch."""
+        """Stop after the current batch."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(5.0)
 
     def submit(self, session_id: str, request_id: str, token_ids: bytes) -> None:
-        """Ask for a prompt's embedding; returns at once."""
+        """Queue a prompt for embedding; returns at once."""
         try:
             self._waiting.put_nowait(_Waiting(session_id, request_id, _bounded(token_ids)))
         except queue.Full:
             self.dropped += 1
 
     def counts(self) -> EncoderCounts:
-        """What became of the prompts so far; for any thread."""
+        """Counts of the prompts so far; safe to call from any thread."""
         return EncoderCounts(
             encoded=self.encoded, dropped=self.dropped, errors=self.errors, waiting=self._waiting.qsize()
         )
 
     def drain(self, most: int = 64) -> list[Encoded]:
-        """Embeddings that became ready, at most so many; returns at once."""
+        """Return at most ``most`` finished embeddings, without waiting."""
         found: list[Encoded] = []
         while len(found) < most:
             try:
@@ -100,7 +100,7 @@ class Encoder:
         try:
             embed = self._load()
         except Exception as error:  # noqa: BLE001 - a model may fail in any way, and must not touch the controller
-            self._note("the encoder cannot be loaded, lengths are predicted without it", error)
+            self._record_error("the encoder cannot be loaded, lengths are predicted without it", error)
             return
         while not self._stopping.is_set():
             batch = self._next_batch()
@@ -122,7 +122,7 @@ class Encoder:
         try:
             embeddings = embed([waiting.token_ids for waiting in batch])
         except Exception as error:  # noqa: BLE001 - as above
-            self._note("the encoder failed, prompts keep the prediction that they have", error)
+            self._record_error("the encoder failed, requests keep the predictions that they have", error)
             return
         for waiting, embedding in zip(batch, embeddings, strict=True):
             try:
@@ -131,7 +131,7 @@ class Encoder:
             except queue.Full:
                 self.dropped += 1
 
-    def _note(self, text: str, error: Exception) -> None:
+    def _record_error(self, text: str, error: Exception) -> None:
         self.errors += 1
         kind = f"{type(error).__name__}: {error}"[:200]
         if kind not in self._failures and len(self._failures) < 20:
@@ -140,7 +140,7 @@ class Encoder:
 
 
 def check_encoder(encoder: Path, tokenizer: Path | None) -> None:
-    """Raise `ConfigError` where an encoder cannot work for a reason that is plain to see."""
+    """Raise `ConfigError` if a missing package, setting or folder keeps the encoder from working."""
     if importlib.util.find_spec("sentence_transformers") is None:
         raise ConfigError(
             f"setting learning.encoder = {str(encoder)!r}: sentence-transformers is not installed: "
@@ -159,7 +159,7 @@ def check_encoder(encoder: Path, tokenizer: Path | None) -> None:
 
 
 def load_encoder(encoder: Path, tokenizer: Path) -> Embed:
-    """A sentence-transformers model and the served model's tokenizer, both from disk; slow, and alone on one thread."""
+    """Load a sentence-transformers model and the served model's tokenizer from disk, which takes seconds."""
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     import torch
     from sentence_transformers import SentenceTransformer

@@ -201,7 +201,7 @@ class Loss(View, frozen=True, kw_only=True):
     cause: PreemptionCause
 
 
-class Verdict(View, frozen=True, kw_only=True):
+class ScoredPrediction(View, frozen=True, kw_only=True):
     """How the prediction turned out."""
 
     pit: float
@@ -231,7 +231,7 @@ class Moment(View, frozen=True, kw_only=True):
     """Output tokens so far; None when it is not running."""
 
 
-class Rival(View, frozen=True, kw_only=True):
+class CompetingRequest(View, frozen=True, kw_only=True):
     """A request that was given its first place while this one waited."""
 
     request_id: str
@@ -289,11 +289,11 @@ class RequestTimeline(View, frozen=True, kw_only=True):
     cached_prompt_tokens: int | None = None
     recomputed_tokens: int | None = None
     predicted: Predicted | None = None
-    verdict: Verdict | None = None
+    scored: ScoredPrediction | None = None
     choices: tuple[Choice, ...] = ()
     losses: tuple[Loss, ...] = ()
     moments: tuple[Moment, ...] = ()
-    rivals: tuple[Rival, ...] = ()
+    competing: tuple[CompetingRequest, ...] = ()
     orders: tuple[Order, ...] = ()
     """The settings in force at the arrival, then every change."""
     shifts: tuple[Shift, ...] = ()

@@ -15,7 +15,7 @@ _SCHEMAS = "#/components/schemas/{name}"
 
 
 class StructRoute(APIRoute):
-    """A path whose endpoint may be annotated as returning a struct, which pydantic does not know."""
+    """A route whose endpoint may return a msgspec struct, which pydantic does not know."""
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         answer = inspect.signature(endpoint, eval_str=True).return_annotation

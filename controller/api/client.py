@@ -12,7 +12,7 @@ TIMEOUT_S = 5.0
 
 
 class ApiClient:
-    """Asks one controller; every failure is one line that says what to do."""
+    """A client of one controller; every error is one line with a remedy."""
 
     def __init__(self, base_url: str, *, token: str | None = None) -> None:
         self.base_url = base_url.rstrip("/")
@@ -29,7 +29,7 @@ class ApiClient:
         return self._ask("GET", path, params=parameters)
 
     def answers(self, path: str) -> bool:
-        """Whether there is an answer."""
+        """Whether the controller answers this path."""
         try:
             self.get(path)
         except SageError:
@@ -37,14 +37,14 @@ class ApiClient:
         return True
 
     def text(self, path: str) -> str:
-        """Fetch a page as it is."""
+        """Fetch a page as text."""
         try:
             return self._client.get(path).text
         except httpx.HTTPError as error:
             raise SageError(f"no answer from {self.base_url}{path} ({error})") from None
 
     def set_mode(self, mode: str, reason: str) -> dict[str, Any]:
-        """Switch the mode; gives the settings then in force."""
+        """Switch the mode; returns the settings then in force."""
         settings: dict[str, Any] = self._ask("POST", "/api/mode", json={"mode": mode, "reason": reason})["settings"]
         return settings
 
@@ -64,7 +64,7 @@ class ApiClient:
         try:
             body: dict[str, Any] = answer.json()
         except ValueError:
-            raise SageError(f"{self.base_url}{path} did not answer as a controller does: check --api") from None
+            raise SageError(f"{self.base_url}{path} is not the answer of a controller: check --api") from None
         if answer.is_error:
             kind = BadInputError if answer.status_code == httpx.codes.NOT_FOUND else SageError
             raise kind(f"{self.base_url}{path}: {body.get('error', answer.status_code)}: {body.get('remedy', '')}")

@@ -12,7 +12,7 @@ from store.records import Arrived, Mode, Settings
 WAITING_COMMANDS = 16
 WAITING_QUESTIONS = 256
 QUESTIONS_PER_TURN = 16
-"""Questions answered in one turn of the loop: engines must not wait for routers."""
+"""Largest number of questions answered in one turn of the loop, because engines must not wait for routers."""
 
 
 @dataclass(frozen=True, slots=True)

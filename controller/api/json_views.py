@@ -1,4 +1,4 @@
-"""The answers of the API, made of records and of the state that the control loop publishes."""
+"""Builds answers of the API from records and from the state that the control loop publishes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from store import http_api
 
 
 def learner_view(live_snapshot: LiveSnapshot) -> http_api.LearnerView:
-    """What the learner has seen, and how well it is calibrated."""
+    """The counts of the learner, and its calibration."""
     counts, quality, calibration = live_snapshot.counts, live_snapshot.quality, live_snapshot.calibration
     return http_api.LearnerView(
         predictions=counts["predictions"],
@@ -45,7 +45,7 @@ def _calibration_view(measured: Measurement) -> http_api.CalibrationView:
 
 
 def engine_view(engine: EngineView) -> http_api.EngineView:
-    """An engine and its last snapshot, without the lists of requests: the queue has an address of its own."""
+    """An engine and its last snapshot, without the lists of requests, which have a path of their own."""
     hello, snapshot = engine.hello, engine.snapshot
     return http_api.EngineView(
         engine_id=hello.engine_id,

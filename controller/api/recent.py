@@ -1,4 +1,4 @@
-"""The addresses of the recent past: load, latencies and finished requests of the last minutes, read from the history."""
+"""Paths of the recent past: load, latencies and finished requests of the last minutes, read from the history."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from store.reading.load import read_load
 from store.reading.scope import Part, Scope
 
 LONGEST_REQUEST_S = 3600.0
-"""Of requests that took longer, class, tenant and prediction are not looked for."""
+"""Class, tenant and prediction are looked up only for requests that took at most these seconds."""
 
 Seconds = Annotated[float, Query(ge=1, le=86_400)]
 Bins = Annotated[int, Query(ge=1, le=1000)]
@@ -25,7 +25,7 @@ Bins = Annotated[int, Query(ge=1, le=1000)]
 
 @contextmanager
 def reading_history() -> Iterator[None]:
-    """Answer 503 where the history cannot be written or read at this moment."""
+    """Answer 503 if the history cannot be written or read at this moment."""
     try:
         yield
     except StoreError as error:
@@ -35,7 +35,7 @@ def reading_history() -> Iterator[None]:
 
 
 def add_recent(api: FastAPI, rows: RecentRows, clock: Callable[[], float], guard: Any) -> None:
-    """Add the addresses; all answer 503 while the history cannot be written, because nothing recent is known then."""
+    """Add the paths; all answer 503 while the history cannot be written, because recent facts are missing then."""
 
     @api.get("/api/load", tags=["recent"], dependencies=[guard])
     def engines_load(
@@ -70,7 +70,7 @@ def add_recent(api: FastAPI, rows: RecentRows, clock: Callable[[], float], guard
         engine_id: str | None = None,
         model: str | None = None,
     ) -> FinishedView:
-        """The latest requests that ended within the last seconds, with what was predicted of them, oldest first."""
+        """The latest requests that ended within the last seconds, with their predictions, oldest first."""
         since_s = clock() - seconds
         scope = Scope(engine_id=engine_id, model=model)
         with reading_history(), rows.open(latencies.TABLES, since_s - LONGEST_REQUEST_S) as connection:

@@ -20,7 +20,7 @@ from store.http_routing import RouteForecast
 from store.records import MAX_PROMPT_TOKENS_SENT, Arrived
 
 ANSWER_S = 1.0
-"""Longest time that a router waits for the control loop; routers give up sooner by themselves."""
+"""Timeout in seconds of the control loop's answer; routers have shorter timeouts of their own."""
 
 TokenId = Annotated[int, Field(ge=0, lt=1 << 32)]
 

@@ -17,11 +17,11 @@ CONNECTIONS = 256
 HEADER_BYTES = 16 << 10
 """Longest request line and headers; more get 400."""
 BACKLOG = 128
-"""Connections that wait until the server starts: from the first moment nobody else can take the port."""
+"""Connections that may wait until the server starts, because the port is bound before."""
 
 
 class WebServer:
-    """Serves one application; ``port`` is known at once, also when 0 asked for any free one."""
+    """Serves one application; ``port`` is the actual port at once, also if 0 was given."""
 
     def __init__(self, host: str, port: int) -> None:
         self._socket = _bind(host, port)

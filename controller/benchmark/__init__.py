@@ -1,1 +1,1 @@
-"""Measurements of our own: schedules, predictions, and the system's price."""
+"""Benchmarks of scheduling, of predictions, and of the system's overhead."""

@@ -1,4 +1,4 @@
-"""A synthetic history: answers that ended before a controller is asked to predict, reported as by an engine."""
+"""Synthetic histories: completed requests that a simulated engine reports to a controller."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from store.records import Arrived, Facts, Finished, FirstToken, Goodbye, Hello
 SESSION_ID = "synthetic"
 _CONNECTION = b"synthetic"
 TOKEN_S = 0.05
-"""A plausible time per output token for readers of the history; the learner uses no times."""
+"""Plausible seconds per output token in the history; the learner uses no times."""
 
 
 def report_history(
     controller: InProcessController, requests: Sequence[TraceRequest], *, profile: Profile, model: str, now_s: float
 ) -> None:
-    """Have an engine that serves this model report each request from arrival to end, in order, and leave.
+    """Report each request from arrival to end to a controller, in order, as an engine that then disconnects.
 
     Arrival times are shifted, so that the last answer ends at ``now_s``.
     """

@@ -1,4 +1,4 @@
-"""What a benchmark's learner knows before the first measured request arrives."""
+"""Warm-up of a benchmark's learner before the first measured request arrives."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def warm_up(core: Core, learner: LengthLearner, requests: Iterable[TraceRequest]
 
 _REMEMBERED_PROMPTS = 50_000
 _remembered: dict[tuple[object, ...], Features] = {}
-"""Features of prompts by everything that they may depend on: the same under every policy."""
+"""Cached features of prompts by everything that they may depend on; they are the same under every policy."""
 
 
 class RememberedFeatures:

@@ -1,1 +1,1 @@
-"""The command line: one file for each group of commands; reads flags, prints, writes files."""
+"""The command line, with one file for each group of commands: reads flags, prints results, writes files."""

@@ -1,4 +1,4 @@
-"""The commands that measure scheduling instead of serving: `bench` and `sweep`."""
+"""The commands that measure scheduling in virtual time: `bench` and `sweep`."""
 
 from __future__ import annotations
 
@@ -23,22 +23,24 @@ DEFAULT_PROFILE = "h800-qwen3-32b-24k"
 DEFAULT_LOADS = "0.5,0.8,0.9,1,1.1,1.2"
 WorkloadFlag = Annotated[str, typer.Option("--workload", metavar="FILE", help="a workload file, or `synthetic`")]
 SeedFlag = Annotated[int, typer.Option("--seed", help="of sample and arrivals")]
-SeedsFlag = Annotated[str, typer.Option(metavar="1,2,3", help="several seeds, instead of --seed")]
+SeedsFlag = Annotated[str, typer.Option(metavar="1,2,3", help="several seeds, in place of --seed")]
 RequestsFlag = Annotated[int, typer.Option(help="measured requests of each run")]
-WarmupFlag = Annotated[int, typer.Option(help="requests that are learnt from before")]
+WarmupFlag = Annotated[int, typer.Option(help="requests that are learned from before")]
 PoliciesFlag = Annotated[str, typer.Option(metavar="A,B,C")]
 EngineFlag = Annotated[Literal["simulated", "vllm"], typer.Option(help="whose scheduler serves")]
 ObjectiveFlag = Annotated[Literal["mean", "balanced", "tail"], typer.Option(help="what sage favours")]
 TunedFlag = Annotated[
-    bool, typer.Option("--tuned", help="every baseline at its best static watermark; load of tuned FCFS")
+    bool, typer.Option("--tuned", help="run every baseline at its best static watermark; load relative to tuned FCFS")
 ]
 ArrivalsFlag = Annotated[str, typer.Option(metavar="HOW", help="own, poisson, trace or gamma:CV")]
 PrefixFlag = Annotated[
     bool | None,
     typer.Option("--prefix-caching/--no-prefix-caching", help="default: on with --engine vllm, off with simulated"),
 ]
-AgainstFlag = Annotated[str, typer.Option(metavar="POLICY", help="the table has ratios to this one, if it runs")]
-ProcessesFlag = Annotated[int, typer.Option(min=0, max=64, help="runs that go on at once; 0: one for each core")]
+AgainstFlag = Annotated[
+    str, typer.Option(metavar="POLICY", help="policy that ratios in the table are relative to, if it runs")
+]
+ProcessesFlag = Annotated[int, typer.Option(min=0, max=64, help="runs at the same time; 0: one for each core")]
 JsonFlag = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="write the figures there")]
 HtmlFlag = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="write a report with plots there")]
 QuietFlag = Annotated[bool, typer.Option("--quiet", help="no progress bar")]
@@ -59,7 +61,7 @@ def bench(
     *,
     workload: WorkloadFlag = "synthetic",
     profile: Annotated[str, typer.Option(metavar="NAME", help="model and GPU")] = DEFAULT_PROFILE,
-    load: Annotated[float, typer.Option(help="arrivals relative to what FCFS serves at full backlog")] = 1.05,
+    load: Annotated[float, typer.Option(help="arrival rate relative to the capacity of FCFS at full backlog")] = 1.05,
     requests: RequestsFlag = 600,
     warmup: WarmupFlag = 1000,
     seed: SeedFlag = 1,
@@ -76,7 +78,7 @@ def bench(
     html: HtmlFlag = None,
     quiet: QuietFlag = False,
 ) -> None:
-    """Policies side by side on one workload, in virtual time."""
+    """Compare policies on one workload, in virtual time."""
     from controller.benchmark.scheduling.spec import BenchSpec
 
     require_writable(json_file, html)
@@ -102,7 +104,9 @@ def sweep(
     *,
     workload: WorkloadFlag = "synthetic",
     profiles: Annotated[str, typer.Option(metavar="A,B,C", help="models and GPUs")] = DEFAULT_PROFILE,
-    loads: Annotated[str, typer.Option(metavar="X,Y,Z", help="arrivals relative to what FCFS serves")] = DEFAULT_LOADS,
+    loads: Annotated[
+        str, typer.Option(metavar="X,Y,Z", help="arrival rate relative to the capacity of FCFS")
+    ] = DEFAULT_LOADS,
     requests: RequestsFlag = 600,
     warmup: WarmupFlag = 1000,
     seeds: SeedsFlag = "1",
@@ -119,13 +123,13 @@ def sweep(
     svg: Annotated[Path | None, typer.Option(metavar="FILE", help="draw gain against load there")] = None,
     quiet: QuietFlag = False,
 ) -> None:
-    """The benchmark over loads and profiles: the gain against the load."""
+    """Run the benchmark over loads and profiles: the gain against the load."""
     from controller.benchmark.scheduling.spec import BenchSpec
 
     require_writable(json_file, html, svg)
     names = _words(policies)
     if against not in names:
-        raise BadInputError(f"--against is {against!r} and does not run: choose of {', '.join(names)}")
+        raise BadInputError(f"--against is {against!r} and does not run: choose one of {', '.join(names)}")
     base = BenchSpec(
         workload=workload,
         requests=requests,

@@ -26,11 +26,11 @@ def evaluate(
         str, typer.Option("--workload", metavar="FILE", help="a workload file, or `synthetic`")
     ] = "synthetic",
     requests: Annotated[int, typer.Option(min=1, help="requests in all")] = 3000,
-    warmup: Annotated[int, typer.Option(min=0, help="of these, learnt from without being scored")] = 500,
+    warmup: Annotated[int, typer.Option(min=0, help="of these, learned from without being scored")] = 500,
     seed: Annotated[int, typer.Option("--seed", help="of sample and arrivals")] = 1,
     requests_per_token: Annotated[
         float,
-        typer.Option(min=0.0, help="requests by which an answer is taught later, for each of its tokens; 0: at once"),
+        typer.Option(min=0.0, help="delay of teaching an answer, in requests for each of its tokens; 0: at once"),
     ] = 0.0,
     ablation: Annotated[
         bool,
@@ -51,7 +51,7 @@ def evaluate(
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="write a report with plots there")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress bar")] = False,
 ) -> None:
-    """Prequential quality and speed of the length prediction: first predict, then learn."""
+    """Measure the prequential quality and the speed of length prediction: first predict, then learn."""
     if ablation + drift + upkeep > 1:
         raise BadInputError("--ablation, --drift and --upkeep are measured one at a time: give one of them")
     if html is not None and (drift or upkeep):

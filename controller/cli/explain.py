@@ -17,9 +17,9 @@ from store.http_requests import ExplainView
 
 
 def run_explain(request_id: str, config: Config, *, api: str | None, store: Path | None, as_json: bool) -> None:
-    """Write the explanation; raises `BadInputError` when nobody knows the request.
+    """Write the explanation; raises `BadInputError` for an unknown request.
 
-    A named ``api`` or ``store`` is asked alone; otherwise the controller of the configuration, then its history.
+    A given ``api`` or ``store`` is the only source; otherwise the configured controller is asked, then its history read.
     """
     answer = _answer(request_id, config, api, store)
     if as_json:
@@ -47,7 +47,7 @@ def _from_controller(request_id: str, config: Config, api: str | None) -> Explai
     try:
         return msgspec.convert(client.get(f"/api/explain/{quote(request_id, safe='')}"), ExplainView)
     except msgspec.ValidationError as error:
-        raise SageError(f"{client.base_url} answers in another way ({error}): run the same release as it") from None
+        raise SageError(f"{client.base_url} gives an answer of another form ({error}): run the same release") from None
     finally:
         client.close()
 

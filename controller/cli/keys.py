@@ -1,4 +1,4 @@
-"""`keys`: the CURVE keys with which engines on other machines and the controller know each other."""
+"""`keys`: the CURVE keys by which the controller and engines on other machines authenticate each other."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from engine_adapter.transport.keys import (
 
 KeysFlag = Annotated[Path | None, typer.Option("--keys", metavar="DIR", help="folder of keys, instead of engine.keys")]
 ConfigFlag = Annotated[Path | None, typer.Option("--config", metavar="FILE.toml", help="configuration file")]
-ReplaceFlag = Annotated[bool, typer.Option("--replace", help="put the new key in the place of an old one")]
+ReplaceFlag = Annotated[bool, typer.Option("--replace", help="replace an old key")]
 EngineArgument = Annotated[str, typer.Argument(metavar="ENGINE_ID", help="the engine's name, its engine_id")]
 
 keys = typer.Typer(
@@ -41,7 +41,7 @@ def add_keys(app: typer.Typer) -> None:
 
 @keys.command(epilog="Example: sagesched keys controller --keys /etc/sagesched/keys")
 def controller(*, replace: ReplaceFlag = False, folder: KeysFlag = None, config: ConfigFlag = None) -> None:
-    """Make the controller's key pair, once; prints the public key, by which engines know the controller."""
+    """Make the controller's key pair, once, and print the public key, which engines need."""
     path = _folder(folder, config)
     pair = create_controller_keys(path, replace=replace)
     _say(f"made the controller's key pair in {path}")
@@ -52,12 +52,12 @@ def controller(*, replace: ReplaceFlag = False, folder: KeysFlag = None, config:
 def engine(
     engine_id: EngineArgument,
     *,
-    output: Annotated[Path | None, typer.Option(metavar="FILE", help="where to (engines/ENGINE_ID.key)")] = None,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="file to write (engines/ENGINE_ID.key)")] = None,
     replace: ReplaceFlag = False,
     folder: KeysFlag = None,
     config: ConfigFlag = None,
 ) -> None:
-    """Make an engine's key file and let the engine in; the file goes to the engine's machine and nowhere else.
+    """Make an engine's key file and admit the engine; copy the file to the engine's machine only.
 
     To make the secret key on the engine's own machine instead: python -m engine_adapter.engine_key there,
     and `keys authorize` here.
@@ -82,14 +82,14 @@ def authorize(
     folder: KeysFlag = None,
     config: ConfigFlag = None,
 ) -> None:
-    """Let an engine in whose key pair was made on its own machine; holds at once, also for a running controller."""
+    """Admit an engine whose key pair was made on its own machine; takes effect at once, also in a running controller."""
     let_in(_folder(folder, config), engine_id, public_key, replace=replace)
     _say(f"engine {engine_id!r} may connect")
 
 
 @keys.command(epilog="Example: sagesched keys revoke gpu-1")
 def revoke(engine_id: EngineArgument, *, folder: KeysFlag = None, config: ConfigFlag = None) -> None:
-    """Shut an engine out, at once and for good: it serves first come, first served from then on."""
+    """Revoke an engine's key at once and for good; the engine serves first come, first served from then on."""
     path = _folder(folder, config)
     shut_out(path, engine_id)
     _engine_file(path, checked_engine_id(engine_id)).unlink(missing_ok=True)
@@ -98,7 +98,7 @@ def revoke(engine_id: EngineArgument, *, folder: KeysFlag = None, config: Config
 
 @keys.command("list", epilog="Example: sagesched keys list --config sagesched.toml")
 def list_keys(*, folder: KeysFlag = None, config: ConfigFlag = None) -> None:
-    """The controller's public key and the engines that may connect, with theirs."""
+    """List the public keys of the controller and of the engines that may connect."""
     path = _folder(folder, config)
     _say(f"controller {load_controller_keys(path).public}")
     for engine_id, public in sorted(read_authorized(path).items()):

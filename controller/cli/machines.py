@@ -37,7 +37,7 @@ def merge(
     *,
     into: Annotated[Path, typer.Option("--into", metavar="DIR", help="a new folder for the merged history")],
 ) -> None:
-    """The histories of several controllers as one, for sql, replay, the dashboard or a controller of all."""
+    """Merge the histories of several controllers for sql, replay, the dashboard or a controller of all engines."""
     from store.history.merge import merge_histories
 
     merged = merge_histories(stores, into, now_s=time.time())
@@ -54,11 +54,11 @@ def routers(
     workload: Annotated[str, typer.Option(metavar="FILE", help="a workload file, or `synthetic`")] = "synthetic",
     profile: Annotated[str, typer.Option(metavar="NAME", help="model and GPU")] = "h800-qwen3-32b-24k",
     speeds: Annotated[
-        str, typer.Option(metavar="A,B,...", help="an engine each: its speed over that of the profile")
+        str, typer.Option(metavar="A,B,...", help="speed of each engine relative to the profile")
     ] = "1,1",
-    load: Annotated[float, typer.Option(help="arrivals relative to what all engines serve under FCFS")] = 1.05,
+    load: Annotated[float, typer.Option(help="arrival rate relative to the capacity of all engines under FCFS")] = 1.05,
     requests: Annotated[int, typer.Option(help="measured requests for each engine")] = 600,
-    warmup: Annotated[int, typer.Option(help="requests that are learnt from before")] = 1000,
+    warmup: Annotated[int, typer.Option(help="requests that are learned from before")] = 1000,
     arrivals: Annotated[str, typer.Option(metavar="HOW", help="own, poisson, trace or gamma:CV")] = "own",
     seeds: Annotated[str, typer.Option(metavar="1,2,3", help="of sample and arrivals")] = "1,2,3",
     names: Annotated[
@@ -67,7 +67,7 @@ def routers(
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="write the figures there")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress bar")] = False,
 ) -> None:
-    """Routers in front of several engines side by side, in virtual time."""
+    """Compare routers in front of several engines, in virtual time."""
     from controller.benchmark.scheduling.routers import RouterSpec, run_routers
 
     require_writable(json_file)

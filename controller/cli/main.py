@@ -1,7 +1,6 @@
 """The command line: ``python -m controller ...``, also installed as ``sagesched``.
 
-This is where the real clock is read and handed down, and the only place that brings an engine and the controller
-together.
+Only this package reads the real clock, which it passes on, and combines an engine with the controller.
 Exit codes: 0 done, 1 something went wrong on the way, 2 bad usage or input, 130 interrupted.
 """
 
@@ -59,7 +58,7 @@ ObjectiveFlag = Annotated[
 ]
 ApiFlag = Annotated[str | None, typer.Option("--api", metavar="URL", help="the controller (http://127.0.0.1:8700)")]
 LogFlag = Annotated[
-    Literal["debug", "info", "warning", "error"], typer.Option("--log-level", help="least severity that is logged")
+    Literal["debug", "info", "warning", "error"], typer.Option("--log-level", help="lowest severity that is logged")
 ]
 
 
@@ -76,7 +75,7 @@ def main() -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Carry out a command line; gives the exit code."""
+    """Run a command line; returns the exit code."""
     try:
         command = typer.main.get_command(app)
         _refuse_non_finite(command)
@@ -97,7 +96,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _refuse_non_finite(command: Any) -> None:  # noqa: ANN401 - Typer does not export its own class
-    """Have every number of a command and its subcommands be one: no bound holds back what is not a number."""
+    """Reject NaN and infinity for every number of a command and its subcommands, because bounds do not reject NaN."""
     for parameter in command.params:
         parameter.callback = _finite
     for subcommand in getattr(command, "commands", {}).values():
@@ -106,7 +105,7 @@ def _refuse_non_finite(command: Any) -> None:  # noqa: ANN401 - Typer does not e
 
 def _finite(_context: object, _parameter: object, value: object) -> object:
     if isinstance(value, float) and not math.isfinite(value):
-        raise typer.BadParameter(f"{value} is no number that can be used: give a finite one")
+        raise typer.BadParameter(f"{value} is not a finite number: give a finite one")
     return value
 
 
@@ -133,7 +132,7 @@ def serve(
     ] = None,
     log_level: LogFlag = "info",
 ) -> int:
-    """The controller beside serving: binds the engines' endpoint and HTTP, learns, decides, records."""
+    """Run the controller: it binds the engines' endpoint and HTTP, learns, decides and records."""
     flags = {
         "mode": mode,
         "store": {"path": store, "seal_interval_s": seal_interval},
@@ -155,10 +154,12 @@ def demo(
     as_json: Annotated[bool, typer.Option("--json", help="print one summary object as the last line")] = False,
     store: StoreFlag = None,
     speed: Annotated[float, typer.Option(min=0.1, max=100.0, help="engine seconds per second")] = 6.0,
-    load: Annotated[float, typer.Option(min=0.05, max=5.0, help="mean arrivals relative to what FCFS serves")] = 0.9,
+    load: Annotated[
+        float, typer.Option(min=0.05, max=5.0, help="mean arrival rate relative to the capacity of FCFS")
+    ] = 0.9,
     seed: Annotated[int, typer.Option(help="of the workload")] = 1,
 ) -> None:
-    """Everything on this machine, without a GPU: an engine under load, the controller, the dashboard."""
+    """Run everything on this machine without a GPU: an engine under load, the controller, the dashboard."""
     from controller.demo.demo import DemoSpec, run_demo
 
     spec = DemoSpec(
@@ -182,7 +183,7 @@ def sql(
     store: StoreFlag = None,
     config: ConfigFlag = None,
 ) -> None:
-    """A query over the history, while the controller runs or not."""
+    """Query the history with SQL, whether the controller runs or not."""
     from controller.cli.sql import run_query
 
     tree = load_config({"store": {"path": store}}, file=config)
@@ -198,7 +199,7 @@ def explain(
     store: StoreFlag = None,
     config: ConfigFlag = None,
 ) -> None:
-    """Why a request ran when it did: in plain sentences, from recorded facts.
+    """Explain in sentences, from recorded facts, why a request ran when it did.
 
     Asks the running controller, which also knows the last seconds; without one, or with --store, reads the history.
     """
@@ -220,7 +221,7 @@ def forget(
     from store.history.forget import Whose, forget_prompts
 
     if sum((request is not None, tenant is not None, everything)) != 1:
-        raise BadInputError("whose prompts are to be deleted is not clear: give one of --request, --tenant, --all")
+        raise BadInputError("none or several of --request, --tenant and --all are given: give one of them")
     path = load_config({"store": {"path": store}}, file=config).store.path
     arrivals = forget_prompts(path, Whose(request_id=request, tenant=tenant), now_s=time.time())
     _say(f"deleted the prompts of {arrivals} arrivals from {path}")
@@ -228,7 +229,7 @@ def forget(
 
 @app.command(epilog="Example: sagesched doctor --config sagesched.toml")
 def doctor(*, config: ConfigFlag = None, store: StoreFlag = None, port: PortFlag = None) -> int:
-    """Check the installation and the configuration, and say what to do."""
+    """Check the installation and the configuration, with a remedy for each problem."""
     from controller.config import printed
     from controller.monitoring.doctor import examine
 
@@ -241,7 +242,7 @@ def doctor(*, config: ConfigFlag = None, store: StoreFlag = None, port: PortFlag
         if finding.remedy:
             _say(f"        -> {finding.remedy}")
         wrong += finding.state == "wrong"
-    _say(f"{wrong} thing(s) to put right" if wrong else "all is well")
+    _say(f"{wrong} problem(s) found" if wrong else "all is well")
     return 1 if wrong else 0
 
 
@@ -290,7 +291,7 @@ def mode(
 
 
 def _serve(config: Config) -> int:
-    """Run the controller until it is told to stop; 130 when it was Ctrl-C."""
+    """Run the controller until SIGTERM or Ctrl-C; returns 130 after Ctrl-C."""
     from controller.service.service import service
 
     log = logging.getLogger("controller")
@@ -315,11 +316,11 @@ def _serve(config: Config) -> int:
 
 
 def _favour_the_loop() -> None:
-    """Set the interpreter so that neither its garbage collector nor another thread keeps an arrival waiting for long.
+    """Tune the interpreter so that neither the garbage collector nor another thread delays an arrival for long.
 
-    What was made so far stays for good and need not be looked at again. Records are not looked at at all, so that few
-    of what is made later can be garbage in a cycle: looking often would cost pauses and find nothing.
-    A thread that wants the interpreter gets it after half a millisecond instead of five.
+    Objects made so far stay for good and are frozen. Records are not tracked, so few later objects can be garbage in
+    a cycle: frequent collections would cost pauses and find nothing.
+    A thread gets the interpreter after half a millisecond in place of five.
     """
     gc.collect()
     gc.freeze()
@@ -328,7 +329,7 @@ def _favour_the_loop() -> None:
 
 
 def _stop_on_sigterm() -> None:
-    """Have SIGTERM end a command as Ctrl-C does, so that everything it started is stopped."""
+    """Let SIGTERM end a command as Ctrl-C does, so that all its child processes are stopped."""
 
     def interrupt(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""What commands that measure have in common: progress, tables, and files for their figures."""
+"""Progress, tables and result files of the commands that measure."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def progress_bar(*, quiet: bool) -> Iterator[Progress]:
 
 
 def print_table(table: object) -> None:
-    """Print a Rich table, as wide as it needs to be where no terminal bounds it."""
+    """Print a Rich table, at its full width if no terminal bounds it."""
     from rich.console import Console
 
     console = Console()
@@ -36,14 +36,14 @@ def print_table(table: object) -> None:
 
 
 def require_writable(*files: Path | None) -> None:
-    """Find out before minutes of work that the result could not be kept; raises `BadInputError`."""
+    """Raise `BadInputError` if a result file cannot be written, before minutes of work."""
     for file in files:
         if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
             raise BadInputError(f"cannot write {str(file)!r}: give a file in a folder that exists")
 
 
 def fresh_folder(wanted: Path | None) -> Path:
-    """The empty folder that was asked for, made if need be, or a new temporary one; raises `BadInputError`."""
+    """The given empty folder, made if needed, or a new temporary one; raises `BadInputError`."""
     if wanted is None:
         return Path(tempfile.mkdtemp(prefix="sagesched-live-"))
     try:
@@ -57,7 +57,7 @@ def fresh_folder(wanted: Path | None) -> Path:
 
 
 def write_figures(file: Path | None, text: str) -> None:
-    """Write figures to the file that was asked for, if any; raises `BadInputError` after printing them instead."""
+    """Write figures to the given file, if any. If that fails, print them and raise `BadInputError`."""
     if file is None:
         return
     try:

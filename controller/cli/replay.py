@@ -1,4 +1,4 @@
-"""The command that asks of recorded history what else would have been: `replay`."""
+"""The command that replays recorded history under other policies: `replay`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def replay(
         typer.Option(metavar="TIME", help="arrived from then on: 2026-01-31T09:00 (UTC), Unix seconds, or 2h"),
     ] = None,
     until: Annotated[str | None, typer.Option(metavar="TIME", help="arrived before then, in the same forms")] = None,
-    last: Annotated[int, typer.Option(min=1, max=1_000_000, help="how many of the latest requests at most")] = 2000,
+    last: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="largest number of requests; the latest are replayed")
+    ] = 2000,
     engine: Annotated[str | None, typer.Option(metavar="ID", help="of this engine alone")] = None,
     model: Annotated[str | None, typer.Option(metavar="NAME", help="of this model alone")] = None,
     objective: Annotated[Literal["mean", "balanced", "tail"] | None, typer.Option(help="what sage favours")] = None,
@@ -53,9 +55,9 @@ def replay(
     store: Annotated[Path | None, typer.Option("--store", metavar="DIR", help="folder of the history")] = None,
     config: Annotated[Path | None, typer.Option("--config", metavar="FILE.toml", help="configuration file")] = None,
 ) -> None:
-    """Recorded history again under other policies or settings, on an engine as fast as the recorded one.
+    """Replay recorded history under other policies or settings, on an engine as fast as the recorded one.
 
-    Says first how well the replay reproduces what really happened.
+    Reports first how well the replay reproduces the recorded run.
     """
     from controller.config import load_config
     from controller.policy.from_config import schedule_of

@@ -1,4 +1,4 @@
-"""`sql`: the answer to one statement, for people and for programs."""
+"""`sql`: prints or writes the answer to one SQL statement."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Output: TypeAlias = Literal["table", "csv", "json", "parquet"]
 def run_query(store: Path, statement: str, *, output: Output, file: Path | None, row_limit: int) -> None:
     """Run a statement and write the answer; raises `BadInputError`."""
     if output == "parquet" and file is None:
-        raise BadInputError("format 'parquet' is no text: name a file with --output")
+        raise BadInputError("format 'parquet' is binary: name a file with --output")
     try:
         require_catalog(store)
     except StoreError as error:

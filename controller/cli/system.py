@@ -1,4 +1,4 @@
-"""The commands that measure the system itself: what deciding costs, and whether the live server does as the benchmark."""
+"""The commands that measure the system itself: its overhead, its load limit, and the live server against the benchmark."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def overhead(
     ] = "16/100,256/1000,256/10000",
     steps: Annotated[int, typer.Option(help="steps of each scheduler at each occupancy")] = 300,
     unfinished: Annotated[
-        str, typer.Option(metavar="N,...", help="requests that the controller knows when another arrives")
+        str, typer.Option(metavar="N,...", help="unfinished requests in the controller when another arrives")
     ] = "16,256,1256",
     arrivals: Annotated[int, typer.Option(help="arrivals timed at each number of unfinished requests")] = 200,
     json_file: JsonFlag = None,
     quiet: QuietFlag = False,
 ) -> None:
-    """What deciding costs: time added to vLLM's schedule(), allocations, and arrival to table in the controller."""
+    """Measure the overhead: time added to vLLM's schedule(), allocations, and arrival to table in the controller."""
     from controller.benchmark.system.overhead import OverheadSpec, run_overhead
     from controller.benchmark.system.overhead_report import overhead_tables
 
@@ -76,11 +76,11 @@ def live_comparison(
     *,
     workload: Annotated[str, typer.Option(metavar="FILE", help="a workload file, or `synthetic`")] = "synthetic",
     profile: Annotated[str, typer.Option(metavar="NAME", help="model and GPU")] = "h800-qwen3-32b-24k",
-    load: Annotated[float, typer.Option(help="arrivals relative to what stock FCFS serves")] = 1.05,
+    load: Annotated[float, typer.Option(help="arrival rate relative to the capacity of stock FCFS")] = 1.05,
     requests: Annotated[int, typer.Option(help="measured requests")] = 400,
-    warmup: Annotated[int, typer.Option(help="requests that are learnt from before")] = 1000,
+    warmup: Annotated[int, typer.Option(help="requests that are learned from before")] = 1000,
     seed: Annotated[int, typer.Option(help="of sample and arrivals")] = 1,
-    speed: Annotated[float, typer.Option(help="device seconds per second; what the host must keep up with")] = 2.0,
+    speed: Annotated[float, typer.Option(help="device seconds per second, which the host must keep up with")] = 2.0,
     objective: Annotated[Literal["mean", "balanced", "tail"], typer.Option(help="what sage favours")] = "balanced",
     prefix_caching: Annotated[bool, typer.Option(help="as vLLM has it by default")] = True,
     folder: Annotated[
@@ -89,7 +89,7 @@ def live_comparison(
     json_file: JsonFlag = None,
     quiet: QuietFlag = False,
 ) -> None:
-    """One trace in virtual time and on vLLM's live server over a virtual GPU, stock and with us, by vLLM's client."""
+    """Serve one trace in virtual time and on vLLM's live server with a virtual GPU, stock and with the plugin."""
     from controller.benchmark.system.live_comparison import LiveSpec, run_live_comparison
     from controller.benchmark.system.live_report import live_tables
 
@@ -128,22 +128,24 @@ def load_test(
     rate: Annotated[float, typer.Option(help="requests per second and engine")] = 8.0,
     burst: Annotated[
         str | None,
-        typer.Option(metavar="REQUESTS/RATE/SECONDS", help="bursts instead: their requests, rate and spacing"),
+        typer.Option(
+            metavar="REQUESTS/RATE/SECONDS", help="bursts in place of a rate: their requests, rate and spacing"
+        ),
     ] = None,
     seconds: Annotated[float, typer.Option(help="measured time")] = 60.0,
-    warmup: Annotated[float, typer.Option(metavar="SECONDS", help="time before, which does not count")] = 30.0,
+    warmup: Annotated[float, typer.Option(metavar="SECONDS", help="seconds of warm-up, which are not measured")] = 30.0,
     window: Annotated[float, typer.Option(metavar="SECONDS", help="between two looks")] = 5.0,
-    token_s: Annotated[float, typer.Option(help="seconds for an output token of an engine")] = 0.03,
+    token_s: Annotated[float, typer.Option(help="seconds of an engine for an output token")] = 0.03,
     max_running: Annotated[int, typer.Option(help="requests that an engine runs at once")] = 256,
     retention_gb: Annotated[float, typer.Option(help="the history's bound")] = 20.0,
-    watch: Annotated[bool, typer.Option(help="ask what a dashboard asks in every other window")] = False,
+    watch: Annotated[bool, typer.Option(help="send a dashboard's requests in every other window")] = False,
     folder: Annotated[
         Path | None, typer.Option(metavar="DIR", help="keeps history and logs; default: a fresh one")
     ] = None,
     json_file: JsonFlag = None,
     quiet: QuietFlag = False,
 ) -> None:
-    """What a controller bears: dozens of simulated engines against one of its own; latency, drops, CPU, memory, disk."""
+    """Load a controller with dozens of simulated engines; measures latency, drops, CPU, memory and disk."""
     from controller.benchmark.system.load_report import load_tables
     from controller.benchmark.system.load_test import LoadSpec, run_load_test
 

@@ -195,17 +195,17 @@ class Core:
 
     @property
     def unhandled(self) -> int:
-        """Number of facts that are recorded and not handled yet, because one before them raised."""
+        """Number of recorded facts that are not handled yet, because an earlier one raised."""
         return len(self._unhandled)
 
     def proceed(self, now_s: float) -> None:
-        """Handle the facts that were received, in order; after one that raised, call it again for those behind it."""
+        """Handle the received facts in order. If one raises, call it again for the facts after it."""
         while self._unhandled:
             session, fact = self._unhandled.popleft()
             self._handle_fact(session, fact, now_s)
 
     def acknowledge(self, session_id: str, batch: int) -> None:
-        """Tell an engine that its facts up to this batch are durable."""
+        """Acknowledge an engine's facts up to this batch, which are durable."""
         self._durable_batches[session_id] = max(batch, self._durable_batches.get(session_id, 0))
         for session in self._state.sessions.named(session_id):
             session.durable_batch = max(session.durable_batch, batch)
@@ -247,11 +247,11 @@ class Core:
         return self._state.predictor.teach(features, model, observation, answer)
 
     def number_answers_from(self, answer: int) -> None:
-        """Continue the numbers of the answers in the history."""
+        """Number the next answer after those in the history."""
         self._state.predictor.number_answers_from(answer)
 
     def rehearse(self, features: Features, model: str, observation: Observation) -> None:
-        """Score how an answer from the history would be predicted, before it is taught, so that the guard knows it."""
+        """Score the prediction of an answer from the history before it is taught, so that the guard counts it."""
         changes = self._state.predictor.rehearse(features, model, observation)
         for trusted in (change.trusted for change in changes if change.scope.kind == "model"):
             self._state.modes.follow(model, trusted=trusted)
@@ -361,7 +361,7 @@ class Core:
         self.completions.handle(EndedRequest(session, request, finished), now_s)
 
     def _due_s(self) -> Iterator[float]:
-        """Times at which something is due by the clock, as far as is known now."""
+        """Times at which something is due by the clock."""
         yield self._next_calibration_s
         for session in self._state.sessions:
             if session.connected:

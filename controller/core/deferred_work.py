@@ -55,7 +55,7 @@ class DeferredWork:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        """0 if all work is done where it comes up."""
+        """0 if no work is deferred."""
         self._items: deque[EndedRequest | StalePrediction] = deque()
         self._arrivals: dict[tuple[str, str], DeferredArrival] = {}
 
@@ -86,7 +86,7 @@ class DeferredWork:
         self._arrivals[arrival.session_id, arrival.arrived.request_id] = arrival
 
     def withdraw(self, session_id: str, request_id: str) -> bool:
-        """Remove an arrival, because its request has ended or is predicted now; whether it was there."""
+        """Remove an arrival, because its request has ended or is predicted now; returns whether it was there."""
         return self._arrivals.pop((session_id, request_id), None) is not None
 
     def withdraw_all(self, session_id: str | None = None) -> int:

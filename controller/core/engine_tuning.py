@@ -1,7 +1,7 @@
-"""What is adapted to each engine while it serves: the gate's reserve, the boost's time scale, and the prices of steps.
+"""Settings that are adapted to each engine while it serves: the gate's reserve, the boost, and the prices of steps.
 
-`EngineTuning` watches an engine's snapshots and ends of answers and, on a slow tick, says what should change and why.
-It never changes the order by surprise: both numbers move in small steps, between bounds, and only on evidence.
+`EngineTuning` observes an engine's snapshots and completed requests and, on a slow tick, returns what changed and why.
+Reserve and boost move in small steps, between bounds, and only on evidence.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from store.records import Finished, Gate, Preempted, Settings, Snapshot
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuningLimits:
-    """How fast and how far settings may move; measured on seeds other than those that are reported."""
+    """How fast and how far settings may move; measured on seeds other than the reported ones."""
 
     interval_s: float = 10.0
     window_s: float = 300.0
-    """Time after which a snapshot counts 1/e."""
+    """Seconds after which the weight of a snapshot is 1/e."""
     steps: int = 1500
-    """Steps with a queue below which nothing is said of the gate."""
+    """Smallest number of steps with a queue for which the margin moves."""
     tolerance: float = 3.0
-    """Factor by which tax and idle share may differ from their exchange: in between, moving costs more than it brings."""
+    """Factor by which the ratio of tax to idle share may differ from ``exchange`` before the margin moves."""
     doubt: float = 2.0
-    """Standard errors of the number of preemptions by which the evidence must go beyond that."""
+    """Standard errors of the number of preemptions by which the ratio must exceed that factor."""
     gain: float = 0.25
     largest_step: float = 1.15
     lowest_margin: float = 0.25
     highest_margin: float = 2.0
     time_scale_answers: float = 200.0
-    """Number of answers after which an answer counts 1/e in the time scale."""
+    """Number of answers after which the weight of an answer in the time scale is 1/e."""
     fewest_answers: int = 100
     time_scale_change: float = 1.25
-    """The boost follows when the time scale has moved by this factor."""
+    """Factor by which the time scale must move before the boost follows."""
     tail_answers: int = 1000
-    """Latest answers of which the slowest hundredth is looked for, once there are a fifth as many."""
+    """Latest answers of which the 99th percentile is computed, from a fifth of this number on."""
 
 
 @dataclass(slots=True)
 class _GateEvidence:
-    """Sums over the steps with a queue, which fade: what too small a reserve costs, and what too large a one."""
+    """Fading sums over the steps with a queue: the costs of too small and of too large a reserve."""
 
     steps: float = 0.0
     idle_steps: float = 0.0
@@ -70,16 +70,16 @@ class _GateEvidence:
 
     @property
     def idle_share(self) -> float:
-        """KV memory that lay idle while requests waited."""
+        """Share of KV memory that was idle while requests waited."""
         return self.idle_steps / max(1.0, self.steps)
 
 
 class GateTuner:
-    """Weighs the recompute tax against idle KV memory and moves the reserve until one costs what the other saves.
+    """Weighs the recompute tax against idle KV memory and moves the reserve until they are balanced.
 
     The reserve for a running request is the gate's ``horizon_tokens`` times its ``margin``; the margin is what moves.
     At the best reserve the tax is about ``exchange`` times the idle share, and around it little changes. Preemptions
-    come in bursts, so that nothing moves until the two differ by more than `TuningLimits` tolerates and doubts.
+    come in bursts, so that the margin moves only if the two differ by more than `TuningLimits` allows.
 
     >>> tuner = GateTuner(exchange=1.0)
     >>> tuner.margin
@@ -94,7 +94,7 @@ class GateTuner:
         self._seen_s: float | None = None
 
     def observe(self, snapshot: Snapshot) -> None:
-        """Take a snapshot into account; only steps with a queue tell what the gate is worth."""
+        """Add a snapshot to the evidence, if requests waited."""
         before_s, self._seen_s = self._seen_s, snapshot.time_s
         if before_s is None or not snapshot.waiting or not snapshot.steps:
             return
@@ -102,7 +102,7 @@ class GateTuner:
         self._evidence.add(snapshot, math.exp(-elapsed_s / self._limits.window_s))
 
     def move(self) -> str | None:
-        """Move the margin if the evidence is strong enough; returns why."""
+        """Move the margin if the evidence is strong enough; returns the reason."""
         limits, evidence = self._limits, self._evidence
         if evidence.steps < limits.steps:
             return None
@@ -123,13 +123,13 @@ class GateTuner:
 
 
 _LEAST = 0.002
-"""Taxes and idle shares below this are as good as none."""
+"""Smallest tax and idle share that count as more than none."""
 
 
 class BoostTuner:
     """Makes γ follow the time scale of the traffic: the boost's ``scale`` over the mean time that an answer runs.
 
-    γ has the unit 1/s: an engine twice as fast, or answers half as long, want twice the γ for the same trade.
+    γ has the unit 1/s: an engine twice as fast, or answers half as long, need twice the γ for the same trade-off.
     """
 
     def __init__(self, *, scale: float, boost_per_s: float, limits: TuningLimits | None = None) -> None:
@@ -145,7 +145,7 @@ class BoostTuner:
         return self._mean_s if self._answers >= self._limits.fewest_answers else None
 
     def record(self, finished: Finished) -> None:
-        """Take the end of an answer into account."""
+        """Record a completed request."""
         if finished.scheduled_s is None or finished.output_tokens == 0:
             return
         self._answers += 1
@@ -153,7 +153,7 @@ class BoostTuner:
         self._mean_s += weight * (max(0.0, finished.time_s - finished.scheduled_s) - self._mean_s)
 
     def move(self) -> str | None:
-        """Let γ follow the time scale if that has moved enough; returns why."""
+        """Let γ follow the time scale if that has moved enough; returns the reason."""
         service_s = self.service_s
         if not service_s:
             return None
@@ -166,9 +166,9 @@ class BoostTuner:
 
 
 class TailWatch:
-    """How long the slowest hundredth of the latest answers took from arrival to end.
+    """The 99th percentile of the latest answers' times from arrival to end.
 
-    Looked up on the slow tick, because it takes a look at every answer.
+    Computed on the slow tick, because it reads the times of all these answers.
     """
 
     def __init__(self, limits: TuningLimits | None = None) -> None:
@@ -179,7 +179,7 @@ class TailWatch:
         self._fewest = answers // 5
 
     def record(self, finished: Finished) -> None:
-        """Take the end of an answer into account, unless it was aborted or failed."""
+        """Record a completed request, unless it was aborted or failed."""
         if finished.reason in {"stop", "length"}:
             self._latest_s.append(max(0.0, finished.time_s - finished.arrival_s))
 
@@ -190,7 +190,7 @@ class TailWatch:
 
 
 class RecomputePrice:
-    """What a computed token that is lost will cost: the time of prefilling it, unless the prefix cache still has it.
+    """Expected cost of a lost computed token: the time of prefilling it, unless the prefix cache still has it.
 
     >>> price = RecomputePrice()
     >>> price.move(1e-4), price.token_s
@@ -204,16 +204,16 @@ class RecomputePrice:
         self._recomputed_tokens = 0.0
 
     def record(self, preempted: Preempted) -> None:
-        """Take the tokens into account that a preempted request lost."""
+        """Record the tokens that a preempted request lost."""
         self._lost_tokens = _REMEMBERED * self._lost_tokens + preempted.lost_tokens
         self._recomputed_tokens *= _REMEMBERED
 
     def observe(self, snapshot: Snapshot) -> None:
-        """Take the tokens into account that were computed again."""
+        """Record the tokens that were computed again."""
         self._recomputed_tokens += snapshot.recomputed_tokens
 
     def move(self, prefill_token_s: float) -> str | None:
-        """Follow the step model and the prefix cache, if they have moved enough; returns why."""
+        """Follow the step model and the prefix cache, if they have moved enough; returns the reason."""
         again = min(1.0, self._recomputed_tokens / self._lost_tokens) if self._lost_tokens else 1.0
         wanted_s = again * prefill_token_s
         if self.token_s is not None and abs(wanted_s - self.token_s) <= 0.25 * self.token_s:
@@ -223,7 +223,7 @@ class RecomputePrice:
 
 
 _REMEMBERED = 0.99
-"""Weight of what was lost and computed again before, for each further preemption."""
+"""Factor by which each further preemption fades the tokens lost and computed again before."""
 
 
 @dataclass(slots=True)
@@ -249,19 +249,19 @@ class EngineTuning:
             self._gate = GateTuner(exchange=tuning.gate_exchange, limits=self.limits)
 
     def observe(self, snapshot: Snapshot) -> None:
-        """Take a snapshot into account."""
+        """Observe a snapshot."""
         self.prices.observe(snapshot)
         self.recompute.observe(snapshot)
         if self._gate is not None and snapshot.mode == "on":
             self._gate.observe(snapshot)
 
     def record(self, finished: Finished) -> None:
-        """Take the end of an answer into account."""
+        """Record a completed request."""
         self.service.record(finished)
         self.tail.record(finished)
 
     def due(self, now_s: float) -> list[str]:
-        """On the slow tick: move what the evidence asks to move; the reasons, none when nothing moved."""
+        """On the slow tick, move the settings that the evidence supports; returns the reasons, none if nothing moved."""
         if now_s < self._next_s:
             return []
         self._next_s = now_s + self.limits.interval_s

@@ -21,19 +21,15 @@ LEASE_S = 1e9
 IN_PROCESS = CoreConfig(
     controller_id="in-process", mode="on", hash_key=b"in-process", lease_s=LEASE_S, acknowledge_at_once=True
 )
-"""Nothing is lost between a controller and engines in one process, and no history has to be waited for."""
+"""Nothing is lost between a controller and engines in one process, and facts need not wait for a history."""
 
 
 class InProcessController:
     """A core whose engines are called directly: messages arrive at once, in order and without loss.
 
-    Parameters
-    ----------
-    learner, policy, config, now_s, durable_batches
-        As of `Core`.
-    on_entries
-        Gets the entries for the history after each message; by default they are dropped.
-
+    Args:
+        learner, policy, config, now_s, durable_batches: as of `Core`.
+        on_entries: receives the entries for the history after each message; by default they are dropped.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The settings in force: the operator's for all engines, and first come, first served for models not to be trusted."""
+"""The settings in force: the operator's, or first come, first served for models whose predictions are not trusted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from store.records import Mode, Settings
 
 
 class Modes:
-    """Which settings each model's engines are to have; every change has a revision of its own."""
+    """The settings of each model's engines; every change has a revision of its own."""
 
     def __init__(self, policy: Policy, mode: Mode, lease_s: float) -> None:
         self._orders = policy.orders
@@ -21,31 +21,31 @@ class Modes:
             lease_s=lease_s,
             rules=policy.rules,
         )
-        """What the operator asked for."""
+        """The operator's settings."""
         self._revision = 1
 
     def of_model(self, model: str) -> Settings:
-        """What the engines of a model are to have."""
+        """The settings of a model's engines."""
         return self._fallbacks.get(model, self.settings)
 
     def of_engine(self, session: Session) -> Settings:
-        """What one engine is to have: its model's settings, with what was adapted to itself."""
+        """The settings of one engine: its model's, with the parts that are adapted to the engine."""
         return session.tuning.applied(self.of_model(session.hello.model))
 
     def switch(self, mode: Mode) -> None:
-        """Carry out the operator's order; models that are not trusted stay first come, first served."""
+        """Switch to the operator's mode; models that are not trusted stay first come, first served."""
         self.settings = self._revised(self._possible(mode))
         self._fallbacks = {model: self._fallback() for model in self._fallbacks}
 
     def follow(self, model: str, *, trusted: bool) -> None:
-        """Have a model's engines serve first come, first served while its predictions are not trusted."""
+        """Switch a model's engines to first come, first served while its predictions are not trusted."""
         if not trusted:
             self._fallbacks[model] = self._fallback()
         elif self._fallbacks.pop(model, None) is not None:
             self.settings = self._revised(self.settings.mode)
 
     def renumber(self) -> None:
-        """Give the operator's settings a revision of their own again: an engine's own part of them changed."""
+        """Give the operator's settings a new revision, because the part adapted to an engine changed."""
         self.settings = self._revised(self.settings.mode)
 
     def _fallback(self) -> Settings:

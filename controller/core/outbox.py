@@ -13,7 +13,7 @@ Outgoing: TypeAlias = tuple[bytes, ControllerMessage]
 class Outbox:
     """A queue of messages to all engines.
 
-    What was sent before an exception stays in it, so that a failure loses no earlier message.
+    It keeps messages that were sent before an exception, so that a failure loses no earlier message.
     """
 
     def __init__(self) -> None:

@@ -58,7 +58,7 @@ class EnginePrediction:
     cost_s: float
     mean_tokens: float
     step_s: float
-    """Mean seconds of the engine's steps lately."""
+    """Running mean of the seconds of the engine's steps."""
 
 
 class Predictor:

@@ -1,4 +1,4 @@
-"""What the controller remembers of each engine and of each unfinished request, and the engines that it knows."""
+"""The state of each engine and of each unfinished request, and the sessions of all known engines."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ServedRequest:
     """Whether its arrival was deferred. Nothing is learned from such answers: the short ones among the deferred ended
     without a prediction, so that the rest are biased towards long answers."""
     counted_until: int = -1
-    """Attained tokens up to which its standing stays as it is."""
+    """Attained tokens up to which its place in the order does not change."""
 
     @property
     def index_s(self) -> float:

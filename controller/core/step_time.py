@@ -1,4 +1,4 @@
-"""What the steps of one engine cost, and which of its resources is scarce: learned online from its snapshots."""
+"""The step times of one engine and the scarcity of its resources, learned online from its snapshots."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from store.records import Snapshot
 STEP_MEMORY = 0.02
 """Weight of the newest snapshot in the running mean of the step time."""
 SAMPLES = 600
-"""Snapshots of the last minute, at ten a second, that the step model is fitted to."""
+"""Snapshots that the step model is fitted to: one minute at ten a second."""
 USE_WINDOW_S = 60.0
 _LEAST_USE = 1e-6
 SHARPNESS = 2.0
-"""Power of the relative use of a resource that is its price: what is half as full as the other costs a quarter."""
+"""Exponent from the relative use of a resource to its price: half as full as the other costs a quarter."""
 FEWEST_SAMPLES = 20
-"""Below this a fit would be noise, and every step takes the mean."""
+"""Smallest number of snapshots for a fit; with fewer, every step is assumed to take the mean time."""
 SHORTEST_STEP_S = 1e-5
 
 
 class StepPrices:
-    """Mean step time, the step model fitted to snapshots, and how much of memory and slots is in use under a queue.
+    """Mean step time, the fitted step model, and the use of memory and slots while requests wait.
 
     >>> StepPrices().weights(max_num_seqs=256)
     (1.0, 1.0)
@@ -35,16 +35,16 @@ class StepPrices:
 
     def __init__(self) -> None:
         self.step_s: float | None = None
-        """Mean seconds of a step lately; None before any."""
+        """Running mean of the seconds of a step; None before any."""
         self.model: StepModel | None = None
-        """Fitted on the slow tick; None while there is too little to fit."""
+        """Fitted on the slow tick; None before the first fit."""
         self._samples: deque[StepSample] = deque(maxlen=SAMPLES)
         self._kv_use: float | None = None
         self._running = 0.0
         self._seen_s = -math.inf
 
     def observe(self, snapshot: Snapshot) -> None:
-        """Take a snapshot into account."""
+        """Update the means with a snapshot."""
         if not snapshot.steps:
             return
         step_s = snapshot.step_s / snapshot.steps
@@ -72,9 +72,9 @@ class StepPrices:
         return DEFAULT_PREFILL_TOKEN_S if self.model is None else self.model.prefill_token_s
 
     def weights(self, max_num_seqs: int) -> tuple[float, float]:
-        """Prices of KV memory and of slots, the scarcer one 1.
+        """Prices of KV memory and of slots; that of the scarcer one is 1.
 
-        Scarce is what is full while requests wait; without a queue nothing is known to be, and both cost the same.
+        The resource that is fuller while requests wait is the scarcer one. Before any queue both prices are 1.
         """
         if self._kv_use is None:
             return 1.0, 1.0

@@ -1,4 +1,4 @@
-"""`demo`: engine, load, controller and dashboard on one machine, each in its own process, none outliving the demo."""
+"""`demo`: runs engine, load, controller and dashboard on one machine, each in a child process."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ class DemoSpec:
 
     engine: Literal["simulated", "vllm"] = "simulated"
     duration_s: float | None = None
-    """None: until interrupted."""
+    """Seconds; None runs until interrupted."""
     dashboard: bool = True
     store: Path | None = None
-    """None: a fresh folder, which is kept."""
+    """Folder of the history; None makes a fresh one, which is kept."""
     speed: float = 6.0
     load: float = 0.9
-    """Mean of the arrivals over what first come, first served can do; they come in waves, the first at once."""
+    """Mean arrival rate over the capacity of first come, first served; arrivals come in waves, the first at once."""
     seed: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoEnvironment:
-    """Where everything is while the demo runs."""
+    """Folders, addresses and environment of a running demo."""
 
     logs: Path
     store: Path
@@ -66,9 +66,9 @@ Pause = Callable[[float], None]
 
 
 def run_demo(spec: DemoSpec, *, clock: Clock, pause: Pause, say: Say) -> dict[str, Any]:
-    """Run until the time is over or somebody interrupts; gives the summary.
+    """Run until the duration is over or Ctrl-C; returns the summary.
 
-    Raises `EngineError` when a part does not come up or ends by itself.
+    Raises `EngineError` if a process does not start or ends by itself.
     """
     _require_parts(spec)
     with _environment(spec) as here:
@@ -163,7 +163,7 @@ def _engine_command(spec: DemoSpec, here: DemoEnvironment) -> list[str]:
 
 
 def _ready(here: DemoEnvironment) -> bool:
-    """Our own controller answers, and not another one that took the port meanwhile."""
+    """Whether the demo's own controller answers, and not another one on its port."""
     state = _ask(here, "/api/state")
     return state is not None and state["controller"]["store_path"] == str(here.store)
 
@@ -191,7 +191,7 @@ def _ask(here: DemoEnvironment, path: str) -> dict[str, Any] | None:
 
 
 def _watch(spec: DemoSpec, client: ApiClient, children: Children, *, clock: Clock, pause: Pause) -> dict[str, Any]:
-    """Look on until the time is over; gives the last state of the controller."""
+    """Check the processes until the duration is over; returns the last state of the controller."""
     until_s = None if spec.duration_s is None else clock() + spec.duration_s
     state: dict[str, Any] = client.get("/api/state")
     while until_s is None or clock() < until_s:
@@ -202,7 +202,7 @@ def _watch(spec: DemoSpec, client: ApiClient, children: Children, *, clock: Cloc
 
 
 def _summary(spec: DemoSpec, store: Path, state: dict[str, Any]) -> dict[str, Any]:
-    """What this run did, from the history that the controller left and from its last state."""
+    """Figures of this run, from the controller's history and its last state."""
     engines = state["engines"]
     sessions = [engine["session_id"] for engine in engines]
     snapshots = [engine["snapshot"] for engine in engines if engine["snapshot"]]

@@ -1,4 +1,4 @@
-"""The demo's real engine: vLLM's own server over a virtual GPU, kept busy over HTTP by vLLM's own benchmark client."""
+"""The demo's real engine: vLLM's server on a virtual GPU, loaded over HTTP by vLLM's benchmark client."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from engine_adapter.workloads.requests import request_stream
 from store.errors import EngineError
 
 REQUESTS_PER_TRACE = 5000
-"""The client sends a trace of a known length; the next one follows when all answers have ended."""
+"""Requests of one trace that the client sends; the next trace follows when all its answers have ended."""
 POLL_S = 0.5
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until told to stop."""
+    """Serve until interrupted."""
     options = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -54,14 +54,14 @@ def _serve(options: argparse.Namespace, profile: Profile) -> None:
 
 
 def _prepared_traces(options: argparse.Namespace, profile: Profile) -> Iterator[list[TraceLine]]:
-    """What takes seconds before the first request can be sent: done while the server starts."""
+    """Prepare the traces while the server starts, because it takes seconds."""
     load_client()
     traces = _traces(options, profile)
     return chain([next(traces)], traces)
 
 
 async def _keep_busy(server: VllmServer, traces: Iterator[list[TraceLine]], *, speed: float) -> None:
-    """Send one trace after the other; raises `EngineError` when the server ends or answers nothing."""
+    """Send one trace after the other; raises `EngineError` if the server ends or answers no request."""
     load = asyncio.create_task(_send_all(server, traces, speed=speed))
     while not load.done():
         await asyncio.wait([load], timeout=POLL_S)

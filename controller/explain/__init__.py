@@ -1,1 +1,1 @@
-"""One request in sentences: why it ran when it did."""
+"""Explains one request in sentences: why it ran when it did."""

@@ -1,6 +1,6 @@
-"""One request explained in plain sentences: what was expected of it, why it ran when it did, and how it ended.
+"""Explains one request in plain sentences: what was expected of it, why it ran when it did, and how it ended.
 
-`explain` is pure: recorded facts go in, sentences come out, and a fact that is not on record is not made up.
+`explain` is pure: it turns recorded facts into sentences and invents none that is not on record.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ WEIGHTS_NAMED = 4
 
 
 def explain(timeline: RequestTimeline) -> Explanation:
-    """Say in sentences what the facts of a timeline say."""
+    """Explain the facts of a timeline in sentences."""
     passed, waited = overtakers(timeline), waits(timeline, *first_wait_s(timeline))
     parts: tuple[tuple[Topic, Iterator[str]], ...] = (
         ("arrival", _arrival(timeline)),
@@ -50,7 +50,7 @@ def _arrival(timeline: RequestTimeline) -> Iterator[str]:
         f"{count(timeline.prompt_tokens)} tokens and leave to generate {count(timeline.max_tokens)}."
     )
     if timeline.priority is None:
-        yield "The message of its arrival was lost; what is said here comes from its end."
+        yield "The message of its arrival was lost; these facts come from its end."
     about = [f"class {timeline.priority}"] if timeline.priority else []
     about += [f"tenant {timeline.tenant}"] if timeline.tenant else []
     about += [f"LoRA adapter {timeline.lora}"] if timeline.lora else []
@@ -153,17 +153,17 @@ def _so_far(timeline: RequestTimeline) -> str:
 
 
 def _outcome(timeline: RequestTimeline) -> Iterator[str]:
-    predicted, verdict = timeline.predicted, timeline.verdict
+    predicted, scored = timeline.predicted, timeline.scored
     if predicted is None or timeline.output_tokens is None or timeline.finished_s is None:
         return
     yield _place(predicted, timeline.output_tokens, cut=timeline.reason != "stop")
-    if verdict is not None:
-        fifty = "inside" if verdict.within_50 else "outside"
-        ninety = "inside" if verdict.within_90 else "outside"
+    if scored is not None:
+        fifty = "inside" if scored.within_50 else "outside"
+        ninety = "inside" if scored.within_90 else "outside"
         latest = "the last prediction" if len(timeline.choices) > 1 else "that prediction"
         yield (
-            f"Judged by {latest} it came at {percent(verdict.pit)} of the distribution, {fifty} the middle half and "
-            f"{ninety} the middle nine tenths; the CRPS is {count(verdict.crps_tokens)} tokens."
+            f"Judged by {latest} it came at {percent(scored.pit)} of the distribution, {fifty} the middle half and "
+            f"{ninety} the middle nine tenths; the CRPS is {count(scored.crps_tokens)} tokens."
         )
 
 

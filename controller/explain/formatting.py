@@ -1,4 +1,4 @@
-"""Numbers, moments and lists as words of a sentence."""
+"""Formats numbers, moments and lists for sentences."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import partial
 from store import formatting
 
 count = partial(formatting.count, unknown="an unknown number of")
-"""A whole number with its thousands apart, which stands before what is counted."""
+"""A whole number with thousands separators."""
 
 
 def clock(time_s: float) -> str:
@@ -22,7 +22,7 @@ def clock(time_s: float) -> str:
 
 
 def listed(parts: Sequence[str]) -> str:
-    """Parts of a sentence, the last after "and".
+    """Parts of a sentence joined by commas and, before the last, "and".
 
     >>> listed(["a"]), listed(["a", "b", "c"])
     ('a', 'a, b and c')

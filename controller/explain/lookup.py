@@ -1,4 +1,4 @@
-"""Where the facts about a request come from: the history, with what its writer has not sealed yet where this runs beside it."""
+"""Looks up the facts about a request in the history, in the controller's process also those not sealed yet."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from store.http_requests import RequestTimeline
 from store.reading.request_timeline import TABLES, read_timeline
 
 RECENT_S = 3600.0
-"""Where a request is looked for first: reading the whole of a long history takes a core for seconds."""
+"""Seconds of the history that are searched first: reading all of a long history takes seconds of CPU time."""
 
 
 class Explainer:
@@ -30,7 +30,7 @@ class Explainer:
         self._clock = clock
 
     def timeline(self, request_id: str) -> RequestTimeline | None:
-        """All that is recorded of the request; None when no session of an engine had one of this name.
+        """Everything that is recorded about a request; None if no session of an engine had one of this name.
 
         Raises:
             StoreError: the history cannot be written or read at this moment.
@@ -59,6 +59,6 @@ def recorded_timeline(store: Path, request_id: str) -> RequestTimeline:
 
 
 def unknown(request_id: str, where: str) -> tuple[str, str]:
-    """What to say of a request that nobody knows, and the remedy."""
+    """The error for an unknown request, with the remedy."""
     latest = "SELECT request_id FROM requests ORDER BY arrival_s DESC LIMIT 10"
     return f"no request {request_id!r} in {where}", f'`sagesched sql "{latest}"` lists the latest'

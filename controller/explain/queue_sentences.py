@@ -9,23 +9,23 @@ from controller.explain.formatting import count, listed
 from controller.explain.wait_causes import absences_s, fallbacks, first_wait_s, moment_at, order_at, waits
 from store.formatting import percent, span
 from store.http_requests import Loss, Overtaker, RequestTimeline, Wait, Why
-from store.reading.request_timeline import RIVALS_LIMIT
+from store.reading.request_timeline import COMPETING_LIMIT
 
 EXAMPLES = 3
-"""Requests that passed it which are named."""
+"""Largest number of overtaking requests that are named."""
 CHANGES_TOLD = 5
-"""Changes of the settings, fallbacks and preemptions that are told one by one."""
+"""Largest number of changes of the settings, of fallbacks and of preemptions that have a sentence each."""
 
 AT_ONCE_S = 0.1
-"""Snapshots come ten times a second: what held a shorter wait is not looked for."""
+"""Snapshots come ten times a second: the causes of a shorter wait are not reported."""
 
 _WHYS: dict[Why, str] = {
     "class": "by their strict class",
-    "patience": "because their patience was over, after which nobody of their class passes them",
+    "patience": "because they had reached their bound on waiting, after which nobody of their class passes them",
     "index": "because their index put them first",
     "prior": "while one of the two had no table of its own yet and stood with the prior's index",
     "engine": "while the engine served its own order",
-    "unexplained": "for a reason that is not on record (their class, index and patience do not put them first)",
+    "unexplained": "for a reason that is not on record (their class, index and bound on waiting do not put them first)",
 }
 
 _CAUSES = {
@@ -37,7 +37,7 @@ _CAUSES = {
 
 
 def queue(timeline: RequestTimeline, passed: Sequence[Overtaker]) -> Iterator[str]:
-    """Who was there when it came, and who was served before it."""
+    """The queue at its arrival, and the requests that were served before it."""
     moment = moment_at(timeline, timeline.arrival_s)
     if moment is not None:
         yield f"When it came, {_requests(moment.waiting)} waited and {count(moment.running)} ran."
@@ -46,8 +46,8 @@ def queue(timeline: RequestTimeline, passed: Sequence[Overtaker]) -> Iterator[st
     furthest = max(before, default=0)
     if furthest:
         yield f"In the queue, up to {count(furthest)} stood before it."
-    at_least = "at least " if len(timeline.rivals) >= RIVALS_LIMIT else ""
-    earlier = len(timeline.rivals) - len(passed)
+    at_least = "at least " if len(timeline.competing) >= COMPETING_LIMIT else ""
+    earlier = len(timeline.competing) - len(passed)
     if earlier:
         yield f"While it waited, {at_least}{_requests(earlier)} that had come earlier got a place."
     if not passed:
@@ -68,18 +68,18 @@ def _examples(timeline: RequestTimeline, passed: Sequence[Overtaker], why: Why) 
         return ""
     order = order_at(timeline, timeline.arrival_s)
     shown = [overtaker for overtaker in passed if overtaker.why == why][:EXAMPLES]
-    told = [
+    examples = [
         f"{other.request_id} came {span(other.arrival_s - timeline.arrival_s)} later with an index of "
         f"{other.index_s:.3g} s against {other.own_index_s:.3g} s"
         for other in shown
     ]
     boost = order.boost_per_s if order else None
     rule = "" if boost is None else f" with the boost of {boost:g} per second, which weighs index against age,"
-    return f",{rule} such as {listed(told)}" if rule else f", such as {listed(told)}"
+    return f",{rule} such as {listed(examples)}" if rule else f", such as {listed(examples)}"
 
 
 def wait(timeline: RequestTimeline, waited: Sequence[Wait]) -> Iterator[str]:
-    """What it waited for before its first place."""
+    """The causes of its wait for the first place."""
     since_s, until_s = first_wait_s(timeline)
     whole_s = until_s - since_s
     if timeline.started_s is not None:
@@ -91,12 +91,12 @@ def wait(timeline: RequestTimeline, waited: Sequence[Wait]) -> Iterator[str]:
     if whole_s < AT_ONCE_S:
         return
     if not waited:
-        yield "No snapshot of the engine tells of that time, so what held it is not on record."
+        yield "The engine reported no snapshot of that time, so the cause is not on record."
         return
     yield f"Of this time, {_by_cause(waited)}{_coverage(waited, whole_s)}."
     behind_s = sum(part.span_s for part in waited if part.behind)
     if behind_s > 0.0:
-        yield f"For {span(behind_s)} of it others stood before it, so that this held them first."
+        yield f"For {span(behind_s)} of it others stood before it, so that this held those first."
 
 
 def _by_cause(waited: Sequence[Wait]) -> str:
@@ -108,11 +108,11 @@ def _by_cause(waited: Sequence[Wait]) -> str:
 
 def _coverage(waited: Sequence[Wait], whole_s: float) -> str:
     known_s = sum(part.span_s for part in waited)
-    return "" if known_s > 0.9 * whole_s else f" (snapshots tell of {percent(known_s / whole_s)} of it)"
+    return "" if known_s > 0.9 * whole_s else f" (snapshots cover {percent(known_s / whole_s)} of it)"
 
 
 def preemptions(timeline: RequestTimeline) -> Iterator[str]:
-    """When it lost its place, and what that cost."""
+    """Its preemptions and their costs."""
     if not timeline.losses:
         if timeline.started_s is not None:
             yield "It never lost its place."

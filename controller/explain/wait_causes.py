@@ -1,6 +1,6 @@
-"""Why a request waited, from recorded facts alone: who was served before it and why, and what held the queue.
+"""The causes of a request's wait, from recorded facts: who was served before it and why, and what held the queue.
 
-Nothing is guessed: where the record does not explain what happened, the answer says so.
+Nothing is guessed: where the record does not explain an overtaking, its reason is ``unexplained``.
 """
 
 from __future__ import annotations
@@ -12,28 +12,29 @@ from itertools import pairwise
 
 from engine_adapter.ordering.ordering import boost_s
 from engine_adapter.ordering.running_order import FIRST
-from store.http_requests import Cause, Choice, Moment, Order, Overtaker, RequestTimeline, Rival, Wait, Why
+from store.http_requests import Cause, Choice, CompetingRequest, Moment, Order, Overtaker, RequestTimeline, Wait, Why
 
 LONGEST_GAP_S = 2.0
-"""A snapshot speaks for the time until the next one, but for no more than this."""
+"""Longest time for which a snapshot stands if the next one is later."""
 
 
 def overtakers(timeline: RequestTimeline) -> tuple[Overtaker, ...]:
-    """Requests that arrived later and were given their first place earlier, in the order in which they were."""
+    """Requests that arrived later and got their first place earlier, in the order of these places."""
     later = sorted(
-        (rival for rival in timeline.rivals if rival.arrival_s > timeline.arrival_s), key=lambda r: r.scheduled_s
+        (other for other in timeline.competing if other.arrival_s > timeline.arrival_s),
+        key=lambda request: request.scheduled_s,
     )
     return tuple(
         Overtaker(
-            request_id=rival.request_id,
-            arrival_s=rival.arrival_s,
-            scheduled_s=rival.scheduled_s,
-            priority=rival.priority,
-            index_s=rival.index_s,
-            own_index_s=index_while_waiting(timeline, rival.scheduled_s),
-            why=_why(timeline, rival),
+            request_id=other.request_id,
+            arrival_s=other.arrival_s,
+            scheduled_s=other.scheduled_s,
+            priority=other.priority,
+            index_s=other.index_s,
+            own_index_s=index_while_waiting(timeline, other.scheduled_s),
+            why=_why(timeline, other),
         )
-        for rival in later
+        for other in later
     )
 
 
@@ -43,13 +44,13 @@ def first_wait_s(timeline: RequestTimeline) -> tuple[float, float]:
 
 
 def absences_s(timeline: RequestTimeline) -> list[tuple[float, float | None]]:
-    """When it lost its place and when it was seen running again; None if it was not."""
+    """Times at which it lost its place, each with the time at which it was seen running again, or None."""
     back = [moment.time_s for moment in timeline.moments if moment.attained_tokens is not None]
     return [(loss.time_s, next((time_s for time_s in back if time_s > loss.time_s), None)) for loss in timeline.losses]
 
 
 def waits(timeline: RequestTimeline, since_s: float, until_s: float) -> tuple[Wait, ...]:
-    """A time without a place by its causes, as snapshots tell, the longest first."""
+    """The causes of a wait from the snapshots of that time, the longest first."""
     spans: dict[tuple[Cause, bool], float] = defaultdict(float)
     for moment, span_s in _moments_within(timeline, since_s, until_s):
         behind = moment.ahead is None or moment.ahead > 0
@@ -59,13 +60,13 @@ def waits(timeline: RequestTimeline, since_s: float, until_s: float) -> tuple[Wa
 
 
 def index_while_waiting(timeline: RequestTimeline, time_s: float) -> float | None:
-    """The index with which a request without output tokens stood in the queue at a moment; None without a table."""
+    """The index at a moment of a request without output tokens; None without a table."""
     choice = _choice_at(timeline, time_s)
     return choice.table_index_s[0] if choice else None
 
 
 def order_value(arrival_s: float, index_s: float, boost_per_s: float | None, *, overdue: bool = False) -> float:
-    """What the engine sorts by within a class; lower is served first, and of equals who came first.
+    """The value that the engine sorts by within a class: the lowest is served first, equals by arrival.
 
     >>> order_value(10.0, 2.0, None), order_value(10.0, 2.0, None, overdue=True)
     (2.0, -inf)
@@ -78,7 +79,7 @@ def order_value(arrival_s: float, index_s: float, boost_per_s: float | None, *, 
 
 
 def order_at(timeline: RequestTimeline, time_s: float) -> Order | None:
-    """The settings that had last been sent at a moment."""
+    """The last settings that were sent up to a moment."""
     sent = [order for order in timeline.orders if order.time_s <= time_s]
     return sent[-1] if sent else None
 
@@ -89,39 +90,39 @@ def moment_at(timeline: RequestTimeline, time_s: float) -> Moment | None:
     return seen[-1] if seen else None
 
 
-def _why(timeline: RequestTimeline, rival: Rival) -> Why:
+def _why(timeline: RequestTimeline, other: CompetingRequest) -> Why:
     own_class = timeline.priority or 0
-    if rival.priority != own_class:
-        return "class" if rival.priority < own_class else "unexplained"
-    moment = moment_at(timeline, rival.scheduled_s)
-    order = order_at(timeline, rival.scheduled_s)
+    if other.priority != own_class:
+        return "class" if other.priority < own_class else "unexplained"
+    moment = moment_at(timeline, other.scheduled_s)
+    order = order_at(timeline, other.scheduled_s)
     if (moment.mode if moment else order.mode if order else "on") != "on":
         return "engine"
-    choice = _choice_at(timeline, rival.scheduled_s)
-    overdue = _overdue(timeline.arrival_s, choice.patience_s if choice else None, rival.scheduled_s)
-    if _overdue(rival.arrival_s, rival.patience_s, rival.scheduled_s):
+    choice = _choice_at(timeline, other.scheduled_s)
+    overdue = _overdue(timeline.arrival_s, choice.patience_s if choice else None, other.scheduled_s)
+    if _overdue(other.arrival_s, other.patience_s, other.scheduled_s):
         return "unexplained" if overdue else "patience"
-    if choice is None or rival.index_s is None:
+    if choice is None or other.index_s is None:
         return "prior"
     boost_per_s = order.boost_per_s if order else None
     own = order_value(timeline.arrival_s, choice.table_index_s[0], boost_per_s, overdue=overdue)
-    other = order_value(rival.arrival_s, rival.index_s, boost_per_s)
-    return "index" if other < own else "unexplained"
+    theirs = order_value(other.arrival_s, other.index_s, boost_per_s)
+    return "index" if theirs < own else "unexplained"
 
 
 def _choice_at(timeline: RequestTimeline, time_s: float) -> Choice | None:
-    """The table that had last been published for it at a moment."""
+    """The last table that was published for it up to a moment."""
     decided = [choice for choice in timeline.choices if choice.time_s <= time_s]
     return decided[-1] if decided else None
 
 
 def _overdue(arrival_s: float, patience_s: float | None, time_s: float) -> bool:
-    """Whether a request goes before all others of its class because it has waited for too long."""
+    """Whether a request goes before all others of its class because it has reached its bound on waiting."""
     return patience_s is not None and arrival_s + patience_s <= time_s
 
 
 def _moments_within(timeline: RequestTimeline, since_s: float, until_s: float) -> Iterator[tuple[Moment, float]]:
-    """Snapshots that speak for a part of a span, each with the seconds that it speaks for."""
+    """Snapshots that stand for a part of a span, each with the seconds of that part."""
     for moment, following in pairwise((*timeline.moments, None)):
         assert moment is not None, "only the last has no follower"
         next_s = following.time_s if following else math.inf
@@ -147,7 +148,7 @@ def _cause(timeline: RequestTimeline, moment: Moment) -> Cause:
 
 
 def fallbacks(timeline: RequestTimeline) -> list[tuple[float, float, str]]:
-    """Spans of its timeline in which the engine had fallen back to its own order: start, end, why."""
+    """Spans of its timeline in which the engine had fallen back to its own order: start, end, reason."""
     found: list[tuple[float, float, str]] = []
     for moment, following in pairwise((*timeline.moments, None)):
         assert moment is not None, "only the last has no follower"

@@ -1,1 +1,1 @@
-"""Live state for readers, metrics, tracing, health."""
+"""Live state, metrics, tracing and health of the controller."""

@@ -1,4 +1,4 @@
-"""`doctor`: is everything here that the controller needs, and if not, what to do."""
+"""`doctor`: checks that everything is there that the controller needs, with a remedy for each failure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from store.http_api import Finding
 
 ENOUGH_DISK_BYTES = 1 << 30
 CHECK_S = 120.0
-"""How long the check of vLLM, which takes long to import, may take."""
+"""Timeout in seconds of the check of vLLM, which takes long to import."""
 EARLIEST_S = 1_735_689_600.0
 """The first of January 2025: a clock before that is not set."""
 
@@ -154,7 +154,7 @@ def _encoder(encoder: Path, tokenizer: Path | None) -> Finding:
 
 
 def _vllm() -> Finding:
-    """Ask vLLM in a process of its own: the controller itself must not import it."""
+    """Check vLLM in a separate process, because the controller must not import it."""
     if importlib.util.find_spec("vllm") is None:
         return Finding(
             name="vLLM",

@@ -19,7 +19,7 @@ PACKAGES = ("sagesched-controller", "duckdb", "pyarrow", "numpy", "pyzmq", "fast
 """Packages whose versions are reported."""
 WARNINGS_KEPT = 100
 FINDINGS_KEPT_S = 30.0
-"""Time for which the findings of `doctor` are reused: the checks take seconds."""
+"""Seconds for which the findings of `doctor` are reused, because the checks take seconds."""
 
 
 class RecentWarnings(logging.Handler):

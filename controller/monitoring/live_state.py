@@ -1,8 +1,7 @@
-"""What the controller shows of itself while it runs: immutable snapshots for readers in other threads.
+"""The live state of the controller: immutable snapshots for readers in other threads.
 
-The control loop owns the core and alone may touch it.
-Every so often it publishes a `LiveSnapshot`, which holds nothing that changes afterwards; whoever serves HTTP reads the
-newest one and works out the rest (quantiles, ranks) in its own thread.
+The control loop owns the core, and no other thread may access it. It periodically publishes a `LiveSnapshot`, which
+never changes; readers compute derived values (quantiles, ranks) from the latest one in their own threads.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ from store.http_api import QueueRow, QueueState
 from store.records import Arrived, Finished, Hello, IndexTable, Settings, Snapshot
 
 REQUESTS_SHOWN = 5000
-"""Unfinished requests of one engine in a snapshot."""
+"""Largest number of unfinished requests of one engine in a live snapshot."""
 SCORES_KEPT = 1000
 DRIFTS_KEPT = 50
 CLUSTERS_COUNTED = 100_000
 
 
 class RequestView(msgspec.Struct, frozen=True, eq=False, gc=False):
-    """One unfinished request at the moment of the snapshot; predicted distribution and table never change."""
+    """One unfinished request at the time of a live snapshot; prediction and table never change."""
 
     arrived: Arrived
     predicted: LengthDistribution
@@ -49,7 +48,7 @@ class RequestView(msgspec.Struct, frozen=True, eq=False, gc=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineView:
-    """One engine at the moment of the snapshot."""
+    """One engine at the time of a live snapshot."""
 
     hello: Hello
     connected: bool
@@ -58,24 +57,24 @@ class EngineView:
     tables_sent: int
     snapshot: Snapshot | None
     detailed: Snapshot | None
-    """The last one that named the requests."""
+    """The last snapshot that named the requests."""
     requests: tuple[RequestView, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveSnapshot:
-    """The whole live state at one moment."""
+    """The live state of the controller at one time."""
 
     time_s: float
     settings: Settings
     policy: str
     counts: Mapping[str, int]
     quality: Calibration | None
-    """How good predictions were lately; None before the first answer."""
+    """Scores of recent predictions; None before the first answer."""
     clusters: int
-    """Prompt clusters that answers have come from, over all models."""
+    """Number of prompt clusters with answers, over all models."""
     calibration: tuple[Measurement, ...]
-    """What was last measured of each model and of each cluster that is not trusted."""
+    """The last measurement of each model and of each cluster that is not trusted."""
     drifts: tuple[DriftDetected, ...]
     """The latest drifts, oldest first."""
     engines: tuple[EngineView, ...]
@@ -84,7 +83,7 @@ class LiveSnapshot:
 
 
 class Live:
-    """The newest snapshot; written by the control loop, read by anyone."""
+    """The latest live snapshot; the control loop writes it, any thread may read it."""
 
     def __init__(self) -> None:
         self.live_snapshot: LiveSnapshot | None = None
@@ -94,11 +93,11 @@ class Live:
 
     def watch(self, core: Core) -> None:
         """Observe the requests that end in the core and the scores of their predictions."""
-        core.completions.on_finished = self._take_finished
-        core.completions.on_judged = self._take_judgement
+        core.completions.on_finished = self._record_finished
+        core.completions.on_judged = self._record_judgement
 
-    def take_drift(self, drift: DriftDetected) -> None:
-        """Remember a drift; for the control loop's thread."""
+    def record_drift(self, drift: DriftDetected) -> None:
+        """Add a drift; for the control loop's thread."""
         self._drifts.append(drift)
 
     def publish(self, core: Core, *, store: WriterStats, loop: Mapping[str, float], now_s: float) -> None:
@@ -117,10 +116,10 @@ class Live:
             loop=loop,
         )
 
-    def _take_judgement(self, judgement: Judgement) -> None:
+    def _record_judgement(self, judgement: Judgement) -> None:
         self._scores.add(judgement.served)
 
-    def _take_finished(
+    def _record_finished(
         self, session: Session, request: ServedRequest | None, _finished: Finished, _outcome: Outcome | None
     ) -> None:
         if request is not None and request.forecast.cluster is not None and len(self._clusters) < CLUSTERS_COUNTED:
@@ -128,10 +127,10 @@ class Live:
 
 
 def queue_rows(live_snapshot: LiveSnapshot, *, engine_id: str | None, limit: int) -> tuple[QueueRow, ...]:
-    """Unfinished requests: the waiting in the order in which they will be tried, then the running.
+    """Unfinished requests: the waiting ones in the order in which they will be tried, then the running ones.
 
-    An engine reports the head of its queue only; behind it requests follow by class, index and arrival.
-    Where the limit cuts, every engine has its share of it, and the running ones half of that.
+    An engine reports only the head of its queue; the requests after it follow by class, index and arrival.
+    Under the limit every engine has an equal share, of which running requests have half.
     """
     rows: list[QueueRow] = []
     engines = [engine for engine in live_snapshot.engines if engine_id in {None, engine.hello.engine_id}]
@@ -183,7 +182,7 @@ def _row(position: int, state: QueueState, view: RequestView, engine_id: str, no
 
 
 def _patience_left_s(view: RequestView, now_s: float) -> float | None:
-    """Until nobody of its class passes it any more; below zero when that is so already, None when it never is."""
+    """Seconds until its bound on waiting, negative once it is past; None without a bound."""
     patience_s = view.table.patience_s
     return None if patience_s is None else view.arrived.arrival_s + patience_s - now_s
 

@@ -1,4 +1,4 @@
-"""Prometheus metrics: counted in the loop where they must be, read from the newest live snapshot where they can be.
+"""Prometheus metrics: events are counted in the control loop, the rest is read from the latest live snapshot.
 
 Names begin with ``sagesched_``, units are base units, counters end in ``_total``.
 The registry is the controller's own, so that a process may hold several controllers.
@@ -24,7 +24,7 @@ from store.records import Finished, Snapshot
 
 TICK_BUCKETS_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1)
 ENGINE_LABELS = 256
-"""Engines that have metrics of their own."""
+"""Largest number of engines with metrics of their own."""
 
 ENGINE_GAUGES = (
     ("engine_waiting_requests", "Requests in the engine's waiting queue.", "waiting"),
@@ -36,24 +36,24 @@ ENGINE_GAUGES = (
 )
 ENGINE_COUNTERS = (
     ("engine_tables_applied", "Index tables that reached an unfinished request.", "tables_applied"),
-    ("engine_messages_dropped", "Messages dropped at the engine's side of the border.", "messages_dropped"),
-    ("engine_policy_errors", "Errors of ours caught inside the engine.", "policy_errors"),
-    ("engine_overdue_requests", "Requests that went first because their patience had ended.", "overdue"),
+    ("engine_messages_dropped", "Messages that the engine's side dropped.", "messages_dropped"),
+    ("engine_policy_errors", "Errors of the plugin that were caught inside the engine.", "policy_errors"),
+    ("engine_overdue_requests", "Requests that went first because they had reached their bound on waiting.", "overdue"),
 )
 CORE_COUNTERS = {
     "predictions": "Requests whose answer length was predicted.",
     "completions": "Answers learnt from.",
-    "censored": "Answers learnt from of whose length only a lower bound is known.",
+    "censored": "Answers learned from of which only a lower bound of the length is known.",
     "tables_sent": "Index tables sent to engines.",
-    "drift_events": "Times that a length distribution moved and part of its past was forgotten.",
+    "drift_events": "Times that a length distribution drifted and part of its past was forgotten.",
     "distrusts": "Times that the predictions for a model or a cluster lost the guard's trust.",
     "duplicate_batches": "Batches of facts received more than once.",
     "early_batches": "Batches of facts left for later because one before them was missing.",
-    "unrecorded_batches": "Batches handled while the disk was far behind; engines keep them and tell them again.",
+    "unrecorded_batches": "Batches handled while the disk was far behind; engines keep them and send them again.",
     "unknown_connections": "Messages over connections without an accepted hello.",
     "not_tracked": "Arrivals beyond the bound on unfinished requests; they keep the prior's index.",
-    "not_learnt": "Answers that were not learnt from, because the controller was behind with its work.",
-    "not_renewed": "Requests that were not predicted again, because the controller was behind with its work.",
+    "not_learnt": "Answers that were not learned from, because the controller was behind with its work.",
+    "not_renewed": "Predictions that were not renewed, because the controller was behind with its work.",
     "deferred": "Arrivals deferred because too many came at once; they use the prior until they are predicted.",
     "not_predicted": "Deferred arrivals that ended before they were predicted.",
 }
@@ -67,7 +67,7 @@ CALIBRATION_GAUGES = (
     ("prior_log_score", "Mean log score of the model's prior on the same answers, nats."),
     ("pinball_tokens", "Mean quantile loss of recent predictions."),
     ("kendall_tau", "Rank correlation of recent predicted medians and lengths."),
-    ("trusted", "1 while the model's predictions are acted upon."),
+    ("trusted", "1 while the model's predictions are trusted."),
 )
 """By model; the controller watches a bounded number of models."""
 
@@ -75,10 +75,10 @@ STORE_COUNTERS = {
     "commits": "Transactions written.",
     "seals": "Times that history was sealed.",
     "sealed_rows": "Rows sealed.",
-    "dropped": "Snapshots, predictions and decisions given up because the writer's queue was full.",
-    "refused": "Facts that the full queue could not take; nothing is acknowledged from then on.",
-    "rejected": "Rows that no column could hold.",
-    "duplicates": "Facts that the history held already.",
+    "dropped": "Snapshots, predictions and decisions that were dropped because the writer's queue was full.",
+    "refused": "Facts that were dropped because the writer's queue was full; nothing is acknowledged from then on.",
+    "rejected": "Rows that were dropped because a value does not fit its column.",
+    "duplicates": "Facts that the history already had.",
     "errors": "Failed attempts to write.",
 }
 
@@ -99,7 +99,9 @@ class Metrics:
         self.tick_errors = self._counter("tick_errors", "Turns of the control loop that failed; FCFS follows.")
         self.messages_received = self._counter("messages_received", "Messages received from engines.")
         self.messages_sent = self._counter("messages_sent", "Messages sent to engines.")
-        self.messages_lost = self._counter("messages_lost", "Messages to engines that did not keep up or were gone.")
+        self.messages_lost = self._counter(
+            "messages_lost", "Messages to engines that were dropped, because the engine did not keep up or was gone."
+        )
         self.generated_tokens = self._counter("generated_tokens", "Output tokens of finished requests.", "engine_id")
         self.finished = self._counter("finished_requests", "Requests that ended.", "engine_id", "reason")
         self.preemptions = self._counter("preemptions", "Requests that lost their KV blocks.", "engine_id")
@@ -107,12 +109,14 @@ class Metrics:
         self.computed_tokens = self._counter("computed_tokens", "Tokens computed, of prompts and answers.", "engine_id")
         self.steps = self._counter("engine_steps", "Steps of engines.", "engine_id")
         self.step_s = self._counter("engine_step_seconds", "Time that engines spent in steps.", "engine_id")
-        self.hook_s = self._counter("engine_hook_seconds", "Of that, time that our code took in engines.", "engine_id")
-        self.last_prediction_s = self._moment("last_prediction", "When a prediction was last made.")
-        self.last_outcome_s = self._moment("last_outcome", "When an answer was last learnt from.")
+        self.hook_s = self._counter(
+            "engine_hook_seconds", "Part of the engines' step time that the plugin took.", "engine_id"
+        )
+        self.last_prediction_s = self._moment("last_prediction", "Time of the last prediction.")
+        self.last_outcome_s = self._moment("last_outcome", "Time at which an answer was last learned from.")
         self.telemetry_dropped = Gauge(
             "sagesched_telemetry_dropped",
-            "Requests that OpenTelemetry's exporter left out since the start, because it did not keep up.",
+            "Requests that OpenTelemetry's exporter dropped since the start, because it did not keep up.",
             registry=self.registry,
         )
         self._engine_labels = CappedLabel(ENGINE_LABELS)
@@ -124,23 +128,23 @@ class Metrics:
         self.registry.register(LiveCollector(live))
 
     def count_finished(self, engine: str, fact: Finished, request: TrackedRequest | None, model: str | None) -> None:
-        """A request ended; ``request`` is what else was recorded of it."""
+        """Count a completed request; ``request`` holds what else was recorded about it."""
         engine_id = self._engine_labels.of(engine)
         self.finished.labels(engine_id, fact.reason).inc()
         self.generated_tokens.labels(engine_id).inc(fact.output_tokens)
         self.requests.count(engine_id, fact, request, model)
 
     def count_prediction(self, prediction: Prediction) -> None:
-        """A length was predicted."""
+        """Count a prediction."""
         self.requests.predict_s.observe(prediction.predict_s)
         self.last_prediction_s.set(prediction.time_s)
 
     def count_outcome(self, outcome: Outcome) -> None:
-        """An answer was learnt from."""
+        """Count an answer that was learned from."""
         self.last_outcome_s.set(outcome.time_s)
 
     def count_snapshot(self, engine: str, snapshot: Snapshot) -> None:
-        """An engine reported what it did since its last snapshot."""
+        """Add the counts of an engine since its last snapshot."""
         engine_id = self._engine_labels.of(engine)
         counters = self._of_snapshots.get(engine_id)
         if counters is None:
@@ -158,7 +162,7 @@ class Metrics:
                 counter.inc(amount)
 
     def _snapshot_counters(self, engine_id: str) -> tuple[Counter, ...]:
-        """An engine's own, looked up once: they are counted ten times a second."""
+        """The counters of an engine, looked up once because they are updated ten times a second."""
         named = (
             *(self.preemptions, self.recomputed_tokens, self.computed_tokens),
             *(self.steps, self.step_s, self.hook_s),
@@ -166,15 +170,15 @@ class Metrics:
         return tuple(counter.labels(engine_id) for counter in named)
 
     def watch_telemetry(self, telemetry: Telemetry | None) -> None:
-        """Show how many requests the exporter had to leave out."""
+        """Export the number of requests that the exporter dropped."""
         self.telemetry_dropped.set_function(lambda: float(telemetry.dropped) if telemetry else 0.0)
 
     def watch_encoder(self, encoder: Encoder | None) -> None:
-        """Show what became of the prompts that the semantic encoder was given; zeros without one."""
+        """Export the counts of the semantic encoder; zeros without one."""
         self._encoder.encoder = encoder
 
     def watch_hub(self, hub: ZmqHub) -> None:
-        """Show who was refused, and what could not be read."""
+        """Export the counts of refused connections and unreadable frames."""
         self._transport.hub = hub
 
     def page(self) -> bytes:
@@ -189,13 +193,13 @@ class Metrics:
 
 
 class EncoderCollector(Collector):
-    """What the semantic encoder did, read when somebody asks."""
+    """The counts of the semantic encoder, read at each scrape."""
 
     def __init__(self) -> None:
         self.encoder: Encoder | None = None
 
     def describe(self) -> Iterator[Metric]:
-        """Nothing is promised."""
+        """Describe no metrics in advance."""
         yield from ()
 
     def collect(self) -> Iterator[Metric]:
@@ -203,21 +207,21 @@ class EncoderCollector(Collector):
         counts = EncoderCounts() if self.encoder is None else self.encoder.counts()
         for name, text, value in (
             ("encoder_encoded", "Prompts that the semantic encoder has read.", counts.encoded),
-            ("encoder_dropped", "Prompts that it left out, because it did not keep up.", counts.dropped),
-            ("encoder_errors", "Failures to load it, or of a batch of prompts.", counts.errors),
+            ("encoder_dropped", "Prompts that it dropped, because it did not keep up.", counts.dropped),
+            ("encoder_errors", "Failures to load it or to encode a batch of prompts.", counts.errors),
         ):
             yield CounterMetricFamily(f"sagesched_{name}", text, value=value)
         yield GaugeMetricFamily("sagesched_encoder_waiting_prompts", "Prompts that wait for it.", value=counts.waiting)
 
 
 class TransportCollector(Collector):
-    """Whom the endpoint refused and what it could not read, looked up when somebody asks."""
+    """The endpoint's counts of refused connections and unreadable frames, read at each scrape."""
 
     def __init__(self) -> None:
         self.hub: ZmqHub | None = None
 
     def describe(self) -> Iterator[Metric]:
-        """Nothing is promised."""
+        """Describe no metrics in advance."""
         yield from ()
 
     def collect(self) -> Iterator[Metric]:
@@ -234,17 +238,17 @@ class TransportCollector(Collector):
 
 
 class LiveCollector(Collector):
-    """Metrics that are read from the newest live snapshot when somebody asks."""
+    """Metrics that each scrape reads from the latest live snapshot."""
 
     def __init__(self, live: Live) -> None:
         self._live = live
 
     def describe(self) -> Iterator[Metric]:
-        """Nothing is promised before the first live snapshot."""
+        """Describe no metrics before the first live snapshot."""
         yield from ()
 
     def collect(self) -> Iterator[Metric]:
-        """Turn the newest live snapshot into metrics."""
+        """Compute metrics from the latest live snapshot."""
         live_snapshot = self._live.live_snapshot
         if live_snapshot is None:
             return
@@ -306,14 +310,14 @@ def _store(live_snapshot: LiveSnapshot) -> Iterator[Metric]:
         ("segments", "Sealed files that the catalog lists.", live_snapshot.store.segments),
         (
             "damaged_segments",
-            "Sealed files that are missing or damaged and left out.",
+            "Sealed files that are missing or damaged and are not read.",
             live_snapshot.store.damaged_segments,
         ),
         ("failing", "1 while history cannot be written.", float(live_snapshot.store.last_error is not None)),
-        ("commit_seconds", "How long the last commit took.", live_snapshot.store.commit_s),
-        ("seal_seconds", "How long the last sealing took.", live_snapshot.store.seal_s),
-        ("last_commit_timestamp_seconds", "When the last commit was done.", live_snapshot.store.last_commit_s),
-        ("last_seal_timestamp_seconds", "When history was last sealed.", live_snapshot.store.last_seal_s),
+        ("commit_seconds", "Duration of the last commit.", live_snapshot.store.commit_s),
+        ("seal_seconds", "Duration of the last sealing.", live_snapshot.store.seal_s),
+        ("last_commit_timestamp_seconds", "Time of the last commit.", live_snapshot.store.last_commit_s),
+        ("last_seal_timestamp_seconds", "Time of the last sealing.", live_snapshot.store.last_seal_s),
     ):
         if value is not None:
             yield GaugeMetricFamily(f"sagesched_store_{name}", text, value=value)
@@ -327,7 +331,7 @@ def _engines(engines: tuple[EngineView, ...]) -> Iterator[Metric]:
     labels = ["engine_id"]
     connected = GaugeMetricFamily("sagesched_engine_connected", "1 while the engine is connected.", labels=labels)
     fallback = GaugeMetricFamily(
-        "sagesched_engine_fallback", "1 while the engine serves FCFS on its own.", labels=labels
+        "sagesched_engine_fallback", "1 while the engine has fallen back to FCFS.", labels=labels
     )
     for engine in engines:
         connected.add_metric([engine.hello.engine_id], float(engine.connected))
@@ -346,30 +350,30 @@ def _engines(engines: tuple[EngineView, ...]) -> Iterator[Metric]:
 
 
 def _engine_signs(engines: tuple[EngineView, ...]) -> Iterator[Metric]:
-    """When each engine was last heard, and what it still owes."""
-    heard = GaugeMetricFamily(
-        "sagesched_engine_last_message_timestamp_seconds", "When the engine was last heard.", labels=["engine_id"]
+    """Last message, last snapshot and unfinished requests of each engine."""
+    last_message = GaugeMetricFamily(
+        "sagesched_engine_last_message_timestamp_seconds", "Time of the engine's last message.", labels=["engine_id"]
     )
     shown = GaugeMetricFamily(
         "sagesched_engine_last_snapshot_timestamp_seconds",
-        "Moment of the engine's last snapshot, by its own clock.",
+        "Time of the engine's last snapshot, by the engine's clock.",
         labels=["engine_id"],
     )
     unfinished = GaugeMetricFamily(
         "sagesched_engine_unfinished_requests", "Requests that the controller follows.", labels=["engine_id"]
     )
     for engine in engines:
-        heard.add_metric([engine.hello.engine_id], engine.last_seen_s)
+        last_message.add_metric([engine.hello.engine_id], engine.last_seen_s)
         unfinished.add_metric([engine.hello.engine_id], engine.unfinished)
         if engine.snapshot is not None:
             shown.add_metric([engine.hello.engine_id], engine.snapshot.time_s)
-    yield from (heard, shown, unfinished)
+    yield from (last_message, shown, unfinished)
 
 
 def _loop(live_snapshot: LiveSnapshot) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         "sagesched_loop_last_turn_timestamp_seconds",
-        "When the control loop last published.",
+        "Time at which the control loop last published its live state.",
         value=live_snapshot.time_s,
     )
     yield GaugeMetricFamily(
@@ -379,13 +383,15 @@ def _loop(live_snapshot: LiveSnapshot) -> Iterator[Metric]:
     )
     yield GaugeMetricFamily(
         "sagesched_backlog",
-        "Pending work: arrivals to predict, answers to learn from and requests to predict again.",
+        "Deferred work: arrivals to predict, answers to learn from and predictions to renew.",
         value=live_snapshot.loop.get("backlog", 0.0),
     )
 
 
 def _mode(live_snapshot: LiveSnapshot) -> Metric:
-    metric = GaugeMetricFamily("sagesched_mode", "1 for the mode that the controller asks for.", labels=["mode"])
+    metric = GaugeMetricFamily(
+        "sagesched_mode", "1 for the mode of the operator's settings, 0 for the others.", labels=["mode"]
+    )
     for mode in ("off", "shadow", "on"):
         metric.add_metric([mode], float(live_snapshot.settings.mode == mode))
     return metric

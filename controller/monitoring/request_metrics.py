@@ -1,6 +1,6 @@
 """Metrics of single requests: latencies and lengths by engine, strict class, tenant and prompt cluster.
 
-Labels that clients can make up are capped: the first so many values have series of their own, the rest are ``other``.
+Labels that clients can choose freely are capped: the first values have series of their own, the rest are ``other``.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ TENANTS = 32
 CLUSTERS = 64
 OTHER = "other"
 NONE = "none"
-"""Label of requests that came without a tenant, or of no cluster."""
+"""Label of requests without a tenant or cluster."""
 
 
 class CappedLabel:
-    """Gives the first so many values their own label and all others one together.
+    """Gives the first ``limit`` values their own labels and all later ones the label ``other``.
 
     >>> label = CappedLabel(2)
     >>> [label.of(value) for value in ("a", "b", "c", "a")]
@@ -82,7 +82,7 @@ class RequestMetrics:
         self._classes, self._tenants, self._clusters = CappedLabel(CLASSES), CappedLabel(TENANTS), CappedLabel(CLUSTERS)
 
     def count(self, engine_id: str, fact: Finished, request: TrackedRequest | None, model: str | None) -> None:
-        """A request ended; ``request`` is what else was recorded of it."""
+        """Count a completed request; ``request`` holds what else was recorded about it."""
         ttlt_s = max(0.0, fact.time_s - fact.arrival_s)
         self._count_by_engine(engine_id, fact, ttlt_s)
         arrived = request.arrived if request else None
@@ -113,7 +113,7 @@ class RequestMetrics:
             of(self.tpot_s, engine_id).observe(decode_s / (fact.output_tokens - 1))
 
     def _of(self, histogram: Histogram, *labels: str) -> Histogram:
-        """The one of these labels, looked up in the library once: there are a dozen for every request."""
+        """The histogram with these labels, looked up once because each request updates a dozen."""
         found = self._children.get((histogram, labels))
         if found is None:
             found = self._children[histogram, labels] = histogram.labels(*labels)

@@ -1,6 +1,6 @@
-"""What metrics and spans need of a request when it ends: its arrival, prediction, first decision and preemptions.
+"""Keeps what metrics and spans need of a completed request: its arrival, prediction, first decision and preemptions.
 
-Bounded, and used by the control loop's thread alone; everything else about the recent past is read from the history.
+It is bounded, and only the control loop's thread uses it; everything else about the recent past is in the history.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Value = TypeVar("Value")
 
 @dataclass(slots=True, eq=False)
 class TrackedRequest:
-    """What was recorded of one unfinished request; None where it was not."""
+    """What was recorded about one unfinished request; None for what was not."""
 
     engine_id: str
     arrived: Arrived | None = None
@@ -35,14 +35,14 @@ class TrackedRequest:
 
 
 class RequestTracker:
-    """Keeps unfinished requests, and how each session's engine introduced itself."""
+    """Keeps unfinished requests, and the hello of each session."""
 
     def __init__(self) -> None:
         self._requests: dict[tuple[str, str], TrackedRequest] = {}
         self._hellos: dict[str, Hello] = {}
 
     def observe(self, entry: Entry) -> TrackedRequest | None:
-        """Keep what an entry says of a request, and give that request; it is forgotten with its end."""
+        """Update a request from an entry, and return the request; a completed one is forgotten."""
         match entry.record:
             case Arrived() | Prediction() | Decision() | Preempted() as record:
                 return self._keep(entry, record)
@@ -53,7 +53,7 @@ class RequestTracker:
         return None
 
     def hello(self, session_id: str) -> Hello | None:
-        """How a session of an engine introduced itself."""
+        """The hello of a session."""
         return self._hellos.get(session_id)
 
     def _keep(self, entry: Entry, record: Arrived | Prediction | Decision | Preempted) -> TrackedRequest:
@@ -75,7 +75,7 @@ class RequestTracker:
 
 
 def _put(kept: dict[Key, Value], key: Key, value: Value, limit: int) -> None:
-    """Keep a value; the oldest goes when there are more than the limit."""
+    """Keep a value, and drop the oldest one beyond the limit."""
     kept[key] = value
     if len(kept) > limit:
         del kept[next(iter(kept))]

@@ -1,13 +1,13 @@
-"""OpenTelemetry: a span and a few measurements of every request that ended, by the GenAI conventions.
+"""OpenTelemetry: a span and a few measurements of every completed request, after the GenAI conventions.
 
-Everything is made of recorded facts.
-The control loop only hands a request over and never waits: spans are made and exported by threads of their own, and
-when these do not keep up, requests are left out and counted.
-The engine does not tell which trace a client's call belongs to, so each span is a trace of its own; it carries the
-request's name, as vLLM's own spans do.
+All values are recorded facts.
+The control loop only queues completed requests and never waits: separate threads make and export the spans, and if
+they do not keep up, requests are dropped and counted.
+The engine does not report which trace a client's call belongs to, so each span is the root of its own trace; it has
+the request's name, as vLLM's own spans do.
 
 Names are those of the semantic conventions for generative AI (opentelemetry.io/docs/specs/semconv/gen-ai), whose status
-is development; what they have no name for begins with ``sagesched.``.
+is development; other names begin with ``sagesched.``.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 QUEUED_REQUESTS = 10_000
 CLOSING_S = 5.0
 OPERATION = "text_completion"
-"""The engine sees tokens and does not know whether a chat was asked for."""
+"""The engine receives tokens and cannot distinguish chats from other completions."""
 
 DURATION_BUCKETS_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 FIRST_TOKEN_BUCKETS_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 TOKEN_BUCKETS_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
 USAGE_BUCKETS_TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16_384, 65_536, 262_144, 1_048_576)
-"""Boundaries that the conventions ask for."""
+"""Bucket boundaries of the conventions."""
 
 
 class Ended(NamedTuple):
-    """A request that ended, with what else is known of it."""
+    """A completed request, with what else is known about it."""
 
     fact: Finished
     request: TrackedRequest | None
@@ -46,7 +46,7 @@ class Ended(NamedTuple):
 
 
 class Telemetry:
-    """Makes spans and measurements of ended requests; `take` is for the control loop."""
+    """Makes spans and measurements of completed requests; the control loop calls `record`."""
 
     def __init__(self, span_exporter: SpanExporter, metric_reader: MetricReader, resource: dict[str, str]) -> None:
         from opentelemetry.sdk.metrics import MeterProvider
@@ -63,18 +63,18 @@ class Telemetry:
         self._ended: queue.Queue[Ended | None] = queue.Queue(maxsize=QUEUED_REQUESTS)
         self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
         self.dropped = 0
-        """Requests left out because exporting did not keep up."""
+        """Number of requests dropped because the export did not keep up."""
         self._thread.start()
 
-    def take(self, ended: Ended) -> None:
-        """Hand a request over; never waits."""
+    def record(self, ended: Ended) -> None:
+        """Queue a completed request for export, or drop it if the queue is full; never waits."""
         try:
             self._ended.put_nowait(ended)
         except queue.Full:
             self.dropped += 1
 
     def close(self) -> None:
-        """Export what was handed over, and stop."""
+        """Export the queued requests, and stop."""
         with contextlib.suppress(queue.Full):
             self._ended.put(None, timeout=CLOSING_S)
         self._thread.join(timeout=CLOSING_S)
@@ -132,7 +132,7 @@ def open_telemetry(endpoint: str, resource: dict[str, str]) -> Telemetry:
 
 
 def span_attributes(ended: Ended) -> dict[str, Any]:
-    """What is known of a request, under the names of the conventions; what is not known is left out."""
+    """The known attributes of a request, under the names of the conventions."""
     fact, request, hello = ended
     arrived = request.arrived if request else None
     predicted = request.prediction if request else None

@@ -1,10 +1,10 @@
-"""What a request may expect of each engine: the wait for memory and a place, from what is predicted of those before it.
+"""Forecasts for a request on each engine: its wait for memory and a slot, from the predictions of the requests before it.
 
-A request starts when the KV memory that it and those before it in the order ask for is free, and a place.
-Running requests give their memory back when they end, the one with the least expected remainder first.
-So the wait is the time until enough of them have ended, each at its expected remainder; requests that do not run yet
-and go before take their costs once all that runs has ended.
-It is an estimate: it leaves out who will come later, and that answers end sooner or later than expected.
+A request starts when a slot is free and KV memory for it and for those before it in the order.
+Running requests free their memory when they end, the one with the shortest expected remainder first.
+The wait is the time until enough of them have ended, each at its expected remainder; waiting requests that go before
+it add their costs once all running requests have ended.
+The estimate ignores later arrivals and answers that end sooner or later than expected.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from controller.policy.policies import DEFAULT_GATE
 from store.http_routing import EngineForecast, RouteForecast
 
 GROWTH_TOKENS = DEFAULT_GATE.horizon_tokens
-"""Growth that admission keeps memory for."""
+"""Horizon of the growth that admission reserves memory for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """How an engine stands."""
+    """The state of an engine from which waits are forecast."""
 
     free_tokens: int
-    """KV memory that nobody holds, less the growth that is kept free for those who run."""
+    """KV memory in tokens that no request holds, less the reserve for the growth of running requests."""
     free_places: int
     demand_tokens: int
-    """KV memory held and waited for."""
+    """KV memory in tokens that running requests hold and waiting requests need."""
     waiting_index_s: tuple[float, ...]
-    """Indices of those that wait, lowest first."""
+    """Indices of the waiting requests, lowest first."""
     waiting_need_tokens: tuple[int, ...]
-    """KV memory that the first so many of them ask for, from none of them to all."""
+    """Cumulative KV memory in tokens that the first 0, 1, 2, ... of them need."""
     waiting_cost_s: tuple[float, ...]
-    """Likewise the engine-seconds that they take."""
+    """Cumulative costs of the first 0, 1, 2, ... of them in engine-seconds."""
     ending_tokens: tuple[float, ...]
-    """Expected remainders of those that run, the least first, in tokens."""
+    """Expected remainders of the running requests in tokens, the shortest first."""
     freed_tokens: tuple[int, ...]
-    """KV memory that is free again when the first so many of them have ended."""
+    """Cumulative KV memory in tokens that is free once the first 0, 1, 2, ... of them have ended."""
 
 
 def outlook(
@@ -51,10 +51,13 @@ def outlook(
     running: Iterable[tuple[float, int]],
     waiting: Iterable[tuple[float, int, float]],
 ) -> Outlook:
-    """Put together how an engine stands.
+    """Build the outlook of an engine.
 
-    ``running`` are pairs of expected remaining tokens and KV tokens held;
-    ``waiting`` are triples of index, KV tokens asked for at first, and cost in engine-seconds.
+    Args:
+        kv_tokens: KV memory of the engine in tokens.
+        places: number of requests that it runs at once.
+        running: pairs of expected remaining tokens and KV tokens held.
+        waiting: triples of index, KV tokens needed at first, and cost in engine-seconds.
     """
     runs = sorted(running)
     waits = sorted(waiting)
@@ -75,7 +78,7 @@ def outlook(
 
 
 def expected_wait_s(engine: Outlook, *, index_s: float, need_tokens: int, step_s: float) -> float:
-    """Seconds until a request of this index gets its memory and a place.
+    """Seconds until a request with this index gets its memory and a slot.
 
     >>> full = outlook(kv_tokens=1000, places=8, running=[(100.0, 400), (50.0, 500)], waiting=[(1.0, 300, 2.0)])
     >>> [expected_wait_s(full, index_s=index_s, need_tokens=100, step_s=0.1) for index_s in (0.5, 1.5)]
@@ -98,7 +101,7 @@ def expected_wait_s(engine: Outlook, *, index_s: float, need_tokens: int, step_s
 def engine_forecast(
     engine_id: str, engine: Outlook, kv_tokens: int, request: EnginePrediction, prompt: int
 ) -> EngineForecast:
-    """What a request of so many prompt tokens may expect of an engine."""
+    """Forecast for a request with a prompt of ``prompt_tokens`` on an engine."""
     need = prompt + min(GROWTH_TOKENS, round(request.mean_tokens))
     return EngineForecast(
         engine_id=engine_id,
@@ -113,7 +116,7 @@ def engine_forecast(
 
 
 class Outlooks:
-    """The outlooks of one live snapshot after the other, each computed once and only when it is asked for."""
+    """The outlooks of the latest live snapshot, each computed once and only on demand."""
 
     def __init__(self) -> None:
         self._of: tuple[LiveSnapshot, dict[str, Outlook]] | None = None
@@ -121,7 +124,7 @@ class Outlooks:
     def forecast(
         self, live_snapshot: LiveSnapshot, predicted_on: Mapping[str, EnginePrediction], prompt_tokens: int
     ) -> RouteForecast:
-        """What a request may expect of each connected engine of which something is foreseen, by engine id."""
+        """Forecasts for a request on each connected engine with a prediction, by engine id."""
         if self._of is None or self._of[0] is not live_snapshot:
             self._of = (live_snapshot, {})
         known = self._of[1]
@@ -144,7 +147,7 @@ def kv_tokens_of(view: EngineView) -> int:
 
 
 def outlook_of(view: EngineView) -> Outlook:
-    """How an engine stands in a live snapshot."""
+    """The outlook of an engine in a live snapshot."""
     running = {request.request_id for request in view.detailed.running_requests} if view.detailed else set()
     runs, waits = [], []
     for request in view.requests:

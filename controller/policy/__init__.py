@@ -1,1 +1,1 @@
-"""Pure: a request and its predicted distribution in, an index table out; ours and the baselines."""
+"""Scheduling policies, ours and the baselines: pure functions from a request and its predicted distribution to a table."""

@@ -1,4 +1,4 @@
-"""Our policy with one of its parts taken out or exchanged, to see what the part is worth."""
+"""Our policy with one of its parts removed or exchanged, to measure the part's contribution."""
 
 from __future__ import annotations
 
@@ -20,11 +20,18 @@ ABLATION_NAMES = (*(f"{PREFIX}{part}" for part in PARTS), WITH_GITTINS)
 
 
 def without(policy: Policy, name: str) -> Policy:
-    """The policy without the part that the name tells; a part that it does not have cannot be taken out.
+    """The policy without the part that is named.
 
-    ``cost``: the paper's memory cost instead of ours. ``index``: the order of arrival. ``gate``, ``boost``,
-    ``deadline``, ``preemption``: none. ``predictor``: the same policy, to which `bench` gives the model's global distribution as the
-    prediction for every prompt. `sage-with-gittins` has the Gittins index for the mean of the remaining cost.
+    ``cost`` uses the paper's memory cost in place of ours, ``index`` the order of arrival; ``gate``, ``boost``,
+    ``deadline`` and ``preemption`` turn the part off. ``predictor`` is the same policy, for which `bench` predicts the
+    model's global distribution for every prompt. `sage-with-gittins` uses the Gittins index in place of the mean.
+
+    Args:
+        policy: the complete policy.
+        name: one of `ABLATION_NAMES`.
+
+    Raises:
+        ConfigError: the policy does not have the part.
     """
     assert isinstance(policy, IndexPolicy), "ours has an index"
     if name == WITH_GITTINS:
@@ -40,7 +47,7 @@ def without(policy: Policy, name: str) -> Policy:
 
 
 def _less(policy: IndexPolicy, part: str, name: str) -> IndexPolicy:
-    """The policy without a part that is a setting; raises `ConfigError` where it is not there."""
+    """The policy without a part that is a setting; raises `ConfigError` if it does not have the part."""
     rules, tuning = policy.rules, policy.tuning
     if part == "gate" and rules.gate is not None:
         untuned = replace(tuning, gate_exchange=None) if tuning else None
@@ -52,15 +59,15 @@ def _less(policy: IndexPolicy, part: str, name: str) -> IndexPolicy:
         return replace(policy, deadline=None)
     if part == "preemption" and rules.preemption is not None:
         return replace(policy, rules=structs.replace(rules, preemption=None))
-    raise ConfigError(f"policy {name!r} takes out what sage does not have now: leave it out, or turn that part on")
+    raise ConfigError(f"policy {name!r} removes a part that is turned off in sage: leave it out, or turn that part on")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ByArrival(IndexPolicy):
-    """The same index for all, so that arrival decides; in all else the policy that it is made from."""
+    """Orders by arrival, with the gate and the other rules of the policy that it is made from."""
 
     def assess(self, request: RequestFacts, predicted: LengthDistribution, engine: EngineFacts) -> Assessment:
-        """The same table without an index."""
+        """The policy's table with a constant index."""
         assessment = IndexPolicy.assess(self, request, predicted, engine)
         table = structs.replace(assessment.table, index_s=(1.0,) * len(assessment.table.index_s))
         return replace(assessment, table=table)

@@ -1,6 +1,6 @@
-"""How the baselines' engines apply an order: preemption at no price, and promotion of who starves.
+"""Orderings of the baselines: preemption at no price, and promotion of starving requests.
 
-No live engine has these rules: the benchmark and replays in virtual time hand them to their engines.
+No live engine has these rules; benchmarks and replays pass them to engines in virtual time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from engine_adapter.ordering.running_order import FIRST, Tracked
 
 
 class PreemptiveOrdering(Ordering):
-    """In every step a waiting request pushes out running ones that stand behind it, whatever they lose."""
+    """Lets waiting requests preempt running ones behind them in the order at every step, whatever these lose."""
 
     preempts = True
 
@@ -21,15 +21,15 @@ class PreemptiveOrdering(Ordering):
 
 
 class PromotingOrdering(PreemptiveOrdering):
-    """Preemptive, and a request that starves goes first until it has run for a number of steps.
+    """Preempts likewise, and lets a starving request go first until it has run for ``promoted_steps``.
 
     Source: Fu et al., "Efficient LLM Scheduling by Learning to Rank" (NeurIPS 2024, arXiv 2408.15792), algorithm 1.
 
     Args:
         block_size_tokens: tokens in a KV block.
         max_num_seqs: requests that the engine runs at once at most.
-        idle_steps: steps in which a request does not run after which it is promoted.
-        promoted_steps: steps that it runs before the promotion ends.
+        idle_steps: number of steps without running after which a request is promoted.
+        promoted_steps: number of steps that it runs before the promotion ends.
     """
 
     def __init__(self, block_size_tokens: int, max_num_seqs: int, *, idle_steps: int, promoted_steps: int) -> None:
@@ -38,12 +38,12 @@ class PromotingOrdering(PreemptiveOrdering):
         self.promoted_steps = promoted_steps
         self._step = 0
         self._ran_in_step: dict[str, int] = {}
-        """Step in which each request ran last, or was first seen waiting."""
+        """Step in which each request last ran, or was first seen waiting."""
         self._promoted: dict[str, int] = {}
-        """Steps that each promoted request has yet to run."""
+        """Remaining steps of each promoted request."""
 
     def plan(self, now_s: float, *, waiting: Collection[R], running: Collection[R], free_blocks: int) -> Plan[R]:
-        """Promote before ordering."""
+        """Promote starving requests, then order."""
         self._step += 1
         for request in running:
             self._count_run(request.request_id)
@@ -52,7 +52,7 @@ class PromotingOrdering(PreemptiveOrdering):
         return super().plan(now_s, waiting=waiting, running=running, free_blocks=free_blocks)
 
     def forget(self, request_id: str) -> None:
-        """A request left the engine."""
+        """Forget a request that left the engine."""
         super().forget(request_id)
         self._ran_in_step.pop(request_id, None)
         self._promoted.pop(request_id, None)

@@ -1,9 +1,9 @@
-"""The baselines' schedules, each as its source has it, and ours in the forms that a benchmark compares.
+"""The baselines' schedules, each as its source describes it, and the variants of ours that a benchmark compares.
 
-Each order is a pure function from a request and its predicted distribution to an index table, as ours is; lower runs first.
-What a baseline does beyond ordering (preemption at every step, promotion of starving requests) is an `Ordering` of its own.
-None of them has an admission of its own: they admit as vLLM does, in a tuned benchmark at their best static watermark.
-Baselines that need a prediction get our mixture's, so that schedules are compared; the paper has its own predictor.
+Each order is a pure function from a request and its predicted distribution to an index table; the lowest index runs first.
+Rules beyond ordering (preemption at every step, promotion of starving requests) are separate `Ordering` classes.
+The baselines have no admission of their own: they admit as vLLM does, in a tuned benchmark at their best static watermark.
+Baselines that need a prediction use our mixture's, so that only schedules differ; the paper's policies use its predictor.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ PAPER = "sagesched-paper"
 PAPER_VARIANTS = tuple(
     f"{PAPER}/{buckets}{preemptive}" for preemptive in ("", "/preemptive") for buckets in ("200-tokens", "10-buckets")
 )
-"""The paper refreshes the index in buckets of 200 tokens in one place and in 10 buckets in another,
-and says preemptive without saying at what price; all four are run, and the best by mean TTLT is reported."""
+"""The paper names two refreshes of the index, in buckets of 200 tokens and in 10 buckets, and is preemptive without
+naming a price. All four variants run, and the best by mean TTLT is reported."""
 
 OBJECTIVES: dict[str, Objective] = {"sage-mean": "mean", "sage-balanced": "balanced", "sage-tail": "tail"}
-"""Names under which all of ours stand in one table; `sage` has the objective that is asked for."""
+"""Names of `sage` with each objective, for one table; `sage` itself has the configured objective."""
 
 PREEMPTIVE = "sage-with-preemption"
-"""Ours with waiting requests that push out running ones whose index is twice theirs and pays for what they lose."""
+"""`sage` with waiting requests that preempt running ones of at least twice their index, if that pays for the lost tokens."""
 
 GATED = {"fcfs-gated": "fcfs", "srpt-oracle-gated": "srpt-oracle"}
-"""Our admission with others' orders, so that what admission brings and what ordering brings are told apart."""
+"""Our admission with other orders, which separates the gain of admission from that of ordering."""
 
 BENCH_POLICY_NAMES = tuple(
     dict.fromkeys(("fcfs", "fastserve", "ssjf", "ltr", "trail", *POLICY_NAMES, *OBJECTIVES, PREEMPTIVE, *GATED))
@@ -62,45 +62,55 @@ Order: TypeAlias = Callable[[RequestFacts, LengthDistribution, EngineFacts], Ind
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Baseline:
-    """An order and what goes with it."""
+    """A policy with an order of its own.
+
+    Args:
+        name: name in the benchmark's tables.
+        order: function from a request, its predicted distribution and the engine to an index table.
+        make_ordering: makes the engine's ordering, which applies the tables.
+        rules: by default vLLM's own admission, and vLLM's own victim when memory runs out.
+        tuning: parts that are adapted to each engine; None for none.
+        orders: False for the engine's own order.
+    """
 
     name: str
     order: Order
     make_ordering: OrderingFactory = Ordering
-    """How its engine applies the order."""
     rules: EngineRules = INDEX_ALONE
-    """By default vLLM's own admission, and vLLM's own victim when memory runs out."""
     tuning: Tuning | None = None
     orders: bool = True
 
     def assess(self, request: RequestFacts, predicted: LengthDistribution, engine: EngineFacts) -> Assessment:
-        """The baseline's table; the cost is the paper's and for the record only."""
+        """The baseline's table; the cost is the paper's and is only recorded."""
         cost_s = expected_cost_s(request, predicted, memory_cost(engine))
         return Assessment(table=self.order(request, predicted, engine), cost_s=cost_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchContext:
-    """What a policy may be made from in a benchmark."""
+    """Inputs for policies in a benchmark.
+
+    Args:
+        schedule: settings of `sage`; policies with our gate use its gate.
+        lengths: true output tokens by request id, for oracles.
+    """
 
     schedule: Schedule
-    """The settings of ours, of which those with our gate take the admission."""
     lengths: Mapping[str, int]
-    """Output tokens by request id, for those that know them."""
 
 
 def is_ours(name: str) -> bool:
-    """Whether a policy has our admission; no benchmark ever tunes those."""
+    """Whether a policy has our admission; benchmarks never tune the watermark of such policies."""
     return name in {"sage", PREEMPTIVE} or name in OBJECTIVES or name in GATED or name in ABLATION_NAMES
 
 
 def variants_of(name: str) -> tuple[str, ...]:
-    """The forms in which a policy is tried; the best one stands for it."""
+    """The variants of a policy that are run; the best one represents it."""
     return PAPER_VARIANTS if name == PAPER else (name,)
 
 
 def bench_policy(name: str, context: BenchContext) -> Policy:
-    """The policy, or the variant of one, of this name; raises `ConfigError` for an unknown one."""
+    """The policy or variant of this name; raises `ConfigError` for an unknown one."""
     if name in PAPER_VARIANTS:
         order = paper_200_tokens if "200" in name else paper_10_buckets
         preemptive = name.endswith("/preemptive")
@@ -125,7 +135,7 @@ def bench_policy(name: str, context: BenchContext) -> Policy:
 
 
 def _form(name: str, context: BenchContext) -> Policy:
-    """Ours in one of its forms, or a policy that runs live too."""
+    """A variant of ours, or a policy that also runs live."""
     if name in OBJECTIVES:
         return replace(context.schedule, objective=OBJECTIVES[name]).policy()
     if name == PREEMPTIVE:
@@ -135,7 +145,7 @@ def _form(name: str, context: BenchContext) -> Policy:
 
 
 def ordering_of(policy: Policy) -> OrderingFactory:
-    """How an engine in virtual time applies a policy's tables: ours as live engines do, a baseline's in its own way."""
+    """The ordering with which an engine in virtual time applies a policy's tables; ours is that of live engines."""
     return policy.make_ordering if isinstance(policy, Baseline) else Ordering
 
 
@@ -148,8 +158,8 @@ def skip_join_levels(request: RequestFacts, predicted: LengthDistribution, engin
     Level i may use a quantum of 2^i of the shortest iteration. A request joins the first level whose quantum covers
     its first iteration, which is known from the prompt's length, skips those above, and falls a level
     with every quantum that it uses up; within a level, and when it comes back, first come is first served.
-    Left out: the lift of starving requests, whose limit the source leaves to the operator and which costs mean,
-    and the swapping of KV to the host, which vLLM does not have any more; who is pushed out is computed again.
+    Left out: the promotion of starving requests, whose limit the source leaves to the operator and which increases
+    the mean, and the swapping of KV to the host, which vLLM no longer has; preempted requests are recomputed.
     Source: Wu et al., "Fast Distributed Inference Serving for Large Language Models" (arXiv 2305.05920), section 4.1.
     """
     first_s = engine.base_s + engine.prefill_token_s * request.prompt_tokens
@@ -165,7 +175,7 @@ def skip_join_levels(request: RequestFacts, predicted: LengthDistribution, engin
 
 
 def shortest_mean_first(request: RequestFacts, predicted: LengthDistribution, engine: EngineFacts) -> IndexTable:
-    """SSJF: the waiting by their mean predicted length; what has started keeps its place, in order of arrival.
+    """SSJF: waiting requests by their predicted mean length; started ones keep their place, in order of arrival.
 
     Source: Qiu et al., "Efficient Interactive LLM Serving with Proxy Model-based Sequence Length Prediction"
     (arXiv 2404.08509), speculative shortest job first.
@@ -176,18 +186,18 @@ def shortest_mean_first(request: RequestFacts, predicted: LengthDistribution, en
 def median_rank(request: RequestFacts, predicted: LengthDistribution, engine: EngineFacts) -> IndexTable:
     """LTR: all requests, waiting and running, by the rank of their predicted length, which age does not change.
 
-    The median stands for the learnt rank. With it go preemption at every step, and the promotion of who has been
-    passed over for 200 steps until it has run for 10.
+    The median replaces the learned rank. `PromotingOrdering` adds preemption at every step, and the promotion of
+    requests that did not run for 200 steps until they have run for 10.
     Source: Fu et al., "Efficient LLM Scheduling by Learning to Rank" (NeurIPS 2024, arXiv 2408.15792), algorithm 1.
     """
     return _table(request, [0], [float(predicted.quantile(0.5))])
 
 
 def expected_remaining(request: RequestFacts, predicted: LengthDistribution, engine: EngineFacts) -> IndexTable:
-    """TRAIL: shortest predicted remaining length first, refreshed with age; safe from preemption past 80 %.
+    """TRAIL: shortest predicted remaining length first, refreshed with age; no preemption beyond 80 %.
 
-    The mean of what has outlived an age stands for the refreshed prediction of the source's classifier,
-    which sees the model's inner state; from 0.8 of the first prediction on a request goes before all others.
+    The conditional mean at an age replaces the refreshed prediction of the source's classifier, which reads the
+    model's hidden state. From 0.8 of the first prediction on, a request goes before all others.
     Source: Shahout et al., "Don't Stop Me Now: Embedding Based Scheduling for LLMs" (arXiv 2410.01035),
     SPRPT with limited preemption, C = 0.8.
     """
@@ -232,7 +242,7 @@ def _table(request: RequestFacts, attained: list[int], index: list[float]) -> In
 
 
 def _gated(name: str, context: BenchContext) -> Policy:
-    """Their order with our gate, which relies on our predictions also where the order knows the truth."""
+    """Another order with our gate, which uses our predictions even if the order uses the true lengths."""
     ours = context.schedule.policy()
     gate = ours.rules.gate
     if gate is None:
@@ -247,7 +257,7 @@ def _gated(name: str, context: BenchContext) -> Policy:
 def _with_growth(
     request: RequestFacts, predicted: LengthDistribution, engine: EngineFacts, *, theirs: Policy, horizon_tokens: int
 ) -> IndexTable:
-    """Another's index and our expected growth, in one table."""
+    """Another policy's index and our expected growth, in one table."""
     index = theirs.assess(request, predicted, engine).table
     growth = index_table(request, predicted, memory_cost(engine), horizon_tokens=horizon_tokens)
     attained = sorted({*index.attained_tokens, *growth.attained_tokens})

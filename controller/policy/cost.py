@@ -1,4 +1,4 @@
-"""What a request will take from the engine, in engine-seconds.
+"""The cost of a request in engine-seconds.
 
 An engine-second is the whole engine for a second: all its KV memory, all its slots, all its compute.
 A request that holds a tenth of the KV cache for ten steps of 0.03 s has used 0.03 engine-seconds of memory.
@@ -23,7 +23,7 @@ from online_learning.distribution import FloatArray, IntArray
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CostModel:
-    """Prices of what a request uses; the cost is their sum, so that a resource that never binds can be priced 0.
+    """Prices of the resources that a request uses; its cost is the sum over resources, and a price may be 0.
 
     >>> model = CostModel(kv_token_step_s=0.25, slot_step_s=0.5)
     >>> model.total_s(10, np.array([0, 2, 4])).tolist()
@@ -35,12 +35,19 @@ class CostModel:
     slot_step_s: float = 0.0
     """Engine-seconds for one running sequence during one step."""
     prefill_token_s: float = 0.0
-    """Engine-seconds for computing one prompt token; paid before the first output token."""
+    """Engine-seconds for computing one prompt token, which precedes the first output token."""
 
     def total_s(self, prompt_tokens: int, output_tokens: IntArray | FloatArray) -> FloatArray:
-        """Cost up to each of ``output_tokens``, which increases with them: nothing for none, then prefill and decode.
+        """Cost in engine-seconds of generating each number of output tokens: 0 for none, else prefill and decode.
 
-        Differences are the remaining cost: between a > 0 and the end there is no prefill any more.
+        The difference of two values is the cost between them, so that the cost remaining after a > 0 has no prefill.
+
+        Args:
+            prompt_tokens: length of the prompt.
+            output_tokens: numbers of output tokens, of shape (n,), increasing.
+
+        Returns:
+            Costs of shape (n,), increasing.
         """
         tokens = output_tokens.astype(np.float64)
         held = tokens * (0.5 * tokens + prompt_tokens)
@@ -55,13 +62,12 @@ def memory_cost(engine: EngineFacts) -> CostModel:
 
 
 def hybrid_cost(engine: EngineFacts) -> CostModel:
-    """What a request takes of what is scarce, and what it adds to the time of every step that it is in.
+    """The scarce resources that a request holds, and the time that it adds to each of its steps.
 
-    The share of the KV cache held and the share of the slots held are each priced by how much they bind,
-    which is learned from the engine's snapshots, times the time of a step.
-    Prefill, and what a sequence and its KV tokens add to a step, are the whole engine's time:
-    nobody else decodes the faster for them.
-    With one kind of prices and no additions this is the paper's cost.
+    The shares of the KV cache and of the slots that it holds are weighted by their scarcity, which is learned from
+    the engine's snapshots, and multiplied by the time of a step.
+    Prefill, and the time that a sequence and its KV tokens add to a step, occupy the whole engine.
+    With only the weight of KV memory and no added time this is the paper's cost.
     """
     return CostModel(
         kv_token_step_s=engine.kv_weight * engine.base_s / engine.kv_tokens + engine.kv_token_s,

@@ -1,4 +1,4 @@
-"""From the configuration to a policy."""
+"""Makes the policy from the configuration."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from store.records import Gate, Preemption
 
 
 def policy_of(section: PolicySection) -> Policy:
-    """The policy that the configuration asks for; raises `ConfigError`.
+    """The configured policy; raises `ConfigError` for an unknown name.
 
     >>> policy_of(PolicySection(objective="mean", gate_horizon_tokens=16)).rules.gate
     Gate(horizon_tokens=16, margin=1.0)
@@ -18,7 +18,7 @@ def policy_of(section: PolicySection) -> Policy:
 
 
 def schedule_of(section: PolicySection) -> Schedule:
-    """The settings of `sage` that the configuration asks for.
+    """The configured settings of `sage`.
 
     >>> schedule_of(PolicySection(patience=0.0)).patience is None
     True

@@ -1,13 +1,13 @@
-"""The Gittins index of a discrete remaining cost, and its mean, at every age at once.
+"""The Gittins index and the mean of a discrete remaining cost, for all ages at once.
 
 For a remaining cost X the index is
 
     G = inf over Δ > 0 of E[min(X, Δ)] / P(X ≤ Δ)
 
-the best ratio of time invested to chance of finishing (Gittins 1979; SageSched, arXiv 2603.07917).
-Lowest first is optimal for the mean of a single server that may leave a job for another at any moment,
-when lengths are only known in distribution. A server that finishes what it has started cannot stop investing after Δ:
-Δ is infinite, and the index is the mean E[X].
+the lowest ratio of expected cost invested to probability of finishing (Gittins 1979; SageSched, arXiv 2603.07917).
+Lowest first minimises the mean completion time on a single server that may switch jobs at any moment, if only the
+distributions of lengths are known. A server that finishes each started job cannot stop after Δ: Δ is infinite, and the
+index is the mean E[X].
 """
 
 from __future__ import annotations
@@ -22,15 +22,19 @@ _END: FloatArray = np.zeros(1)
 
 
 def gittins_index(cost: FloatArray, mass: FloatArray) -> FloatArray:
-    """Index of the remaining cost at every age ``cost[i]``, given that the request has outlived it.
-
-    ``cost`` increases strictly and starts with the age 0; ``mass[i]`` is the probability of finishing exactly at
-    ``cost[i]``, with ``mass[0] == 0``. Points without mass may be there, so that ages between can be asked for.
-    The result has the unit of ``cost`` and is infinite where no mass is left beyond the age; it takes O(n).
+    """Index of the remaining cost at every age ``cost[i]``, given that the request has reached it; takes O(n).
 
     With A(c) = E[min(X, c)] and F(c) = P(X ≤ c) the index at age i is the least slope from point i of the curve
     (F, A) to a point j > i: the first edge of the lower convex hull of the points from i on, which grows to the left.
-    Slopes are taken from sums over the far end, so that a thin tail keeps its digits.
+    Slopes are computed from sums over the tail, so that a thin tail keeps its precision.
+
+    Args:
+        cost: ages of shape (n,), strictly increasing from 0.
+        mass: probabilities of shape (n,) of finishing exactly at each age, with ``mass[0] == 0``; other zeros add
+            ages at which the index is wanted.
+
+    Returns:
+        Indices of shape (n,) in the unit of ``cost``; infinite where no mass is left beyond the age.
 
     >>> gittins_index(np.array([0.0, 1.0, 10.0]), np.array([0.0, 0.5, 0.5])).tolist()
     [2.0, 9.0, inf]
@@ -44,7 +48,7 @@ def gittins_index(cost: FloatArray, mass: FloatArray) -> FloatArray:
 
 
 def _first_hull_edges(survival: list[float], to_invest: list[float]) -> list[float]:
-    """Slope of the hull's first edge at each point; both coordinates count from the far end and fall."""
+    """Slope of the hull's first edge at each point; both coordinates are sums over the tail and decrease."""
     index = [math.inf] * len(survival)
     hull: list[tuple[float, float, float]] = []
     for point in range(len(survival) - 1, -1, -1):

@@ -1,7 +1,7 @@
-"""From a predicted distribution and a cost to an index table: the whole decision about a request, published once.
+"""Computes index tables from predicted distributions and costs: a table is the whole decision about a request.
 
-The table is a step function of the attained tokens with the distribution's own grid as breakpoints,
-so that the engine looks up what the controller has computed and the index changes without a message.
+A table is a step function of the attained tokens with the distribution's grid as breakpoints. The engine looks up the
+index in it, so that the index changes without a message.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from online_learning.distribution import FloatArray, IntArray, LengthDistributio
 from store.records import IndexTable
 
 OUTLIVED = 1e-9
-"""Below this probability of going on, a request has outlived its predicted distribution, whatever the digits say."""
+"""Survival probability below which a request counts as having outlived its predicted distribution."""
 
 _AGE_0: IntArray = np.zeros(1, dtype=np.int64)
 _NO_MASS: FloatArray = np.zeros(1)
 
 SAME = 0.01
-"""Two entries whose index and growth differ relatively by less are one."""
+"""Relative difference of index and growth below which two entries are merged."""
 
 
 def index_table(
@@ -37,9 +37,18 @@ def index_table(
 ) -> IndexTable:
     """Index and expected growth of a request by its attained tokens.
 
-    ``horizon_tokens`` bounds the growth that is counted.
-    ``refresh_tokens`` makes the index change only at its multiples, as in the paper; None: at every edge of the distribution.
-    ``patience_s`` goes into the table as it is.
+    Args:
+        request: the request; its id may be None for the prior.
+        predicted: distribution of its output length in tokens, cut at ``request.max_tokens``.
+        cost: prices of the engine.
+        horizon_tokens: bound of the growth that is counted.
+        refresh_tokens: the index changes only at multiples of this number, as in the paper; None lets it change at
+            every length of the distribution.
+        patience_s: bound on waiting in seconds, copied into the table.
+        index: functional of the remaining cost.
+
+    Returns:
+        A table with the index in engine-seconds and the growth in tokens.
     """
     ages, mass = _ages(predicted, request.max_tokens, refresh_tokens)
     price_s = cost.total_s(request.prompt_tokens, ages)
@@ -61,10 +70,9 @@ def expected_cost_s(request: RequestFacts, predicted: LengthDistribution, cost: 
 
 
 def _ages(predicted: LengthDistribution, max_tokens: int, refresh_tokens: int | None) -> tuple[IntArray, FloatArray]:
-    """Ages at which the index is wanted, and the probability of ending at each.
+    """Ages at which the index is computed, and the probability of ending at each.
 
-    They are 0, the distribution's lengths, doublings beyond them as long as max_tokens allows, and the refresh points;
-    an answer of max_tokens has ended, so that no age reaches it.
+    They are 0, the distribution's lengths, doublings beyond them below max_tokens, and the refresh points.
     """
     lengths = predicted.lengths
     extra = [0]
@@ -84,16 +92,17 @@ def _ages(predicted: LengthDistribution, max_tokens: int, refresh_tokens: int | 
 
 
 def _outlived_index_s(request: RequestFacts, cost: CostModel, ages: IntArray, highest_s: float) -> FloatArray:
-    """Index where the predicted distribution has nothing left to say: as long again as it took, and no better than while it did.
+    """Index beyond the predicted distribution: the cost of doubling the age, and at least the highest index before.
 
-    Survival so far is the only evidence, and lengths are heavy-tailed: what has outlived every sample is not nearly done.
+    Survival is the only evidence there, and lengths are heavy-tailed: a request that outlives all samples is not about
+    to end.
     """
     again_s = cost.total_s(request.prompt_tokens, np.minimum(2 * ages, request.max_tokens))
     return np.maximum(again_s - cost.total_s(request.prompt_tokens, ages), highest_s)
 
 
 def _growth_tokens(ages: IntArray, mass: FloatArray, horizon_tokens: int) -> FloatArray:
-    """E[min(length - age, horizon)] of what has outlived each age; 0 where nothing has."""
+    """E[min(length - age, horizon)] given that the answer is longer than each age; 0 where its probability is 0."""
     survival = survival_beyond(mass)
     tokens_beyond = survival_beyond(mass * ages)
     within = ages.searchsorted(ages + horizon_tokens, side="right") - 1
@@ -104,14 +113,14 @@ def _growth_tokens(ages: IntArray, mass: FloatArray, horizon_tokens: int) -> Flo
 
 
 def _compact(request_id: str | None, ages: IntArray, index_s: FloatArray, growth: FloatArray) -> IndexTable:
-    """Publish an entry only where it differs from the one that holds before it."""
+    """Merge entries that hardly differ from the one before."""
     assert np.isfinite(index_s).all(), "an index must be a number"
-    assert index_s.min() >= 0.0, "what is still to come costs something"
+    assert index_s.min() >= 0.0, "the remaining cost must not be negative"
     kept: list[tuple[int, float, float]] = []
     last, last_growth = -1.0, -1.0
     for entry in zip(ages.tolist(), index_s.tolist(), growth.tolist(), strict=True):
         _, index, grows = entry
-        # Written out, because it is done a hundred times for each decision.
+        # Inlined, because it runs a hundred times for each decision.
         if (index - last > SAME * index if index > last else last - index > SAME * last) or (
             grows - last_growth > SAME * grows if grows > last_growth else last_growth - grows > SAME * last_growth
         ):

@@ -20,17 +20,17 @@ PAPER_BUCKET_TOKENS = 200
 """The paper refreshes the index when a request crosses a bucket border; one of its two bucket sizes."""
 
 DEFAULT_GATE = Gate(horizon_tokens=32)
-"""Where admission of `sage` starts; its margin is tuned to each engine (`controller.core.engine_tuning`)."""
+"""Initial gate of `sage`; its margin is tuned to each engine (`controller.core.engine_tuning`)."""
 
 Objective: TypeAlias = Literal["mean", "balanced", "tail"]
 
 DEFAULT_PATIENCE = 10.0
-"""Nobody is passed any more who has waited ten times as long as answers run on average, and its own would."""
+"""Bound on waiting of `sage`, as of `IndexPolicy`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Aim:
-    """What an objective means; every number was measured on seeds other than those that are reported."""
+    """The settings of an objective; all numbers were chosen on seeds other than the reported ones."""
 
     tuning: Tuning
     victims: Victims
@@ -44,8 +44,7 @@ _AIMS: dict[Objective, _Aim] = {
     ),
     "tail": _Aim(tuning=Tuning(gate_exchange=1.0, boost_scale=0.6, boost_per_s=0.03), victims="cheapest", deadline=1.0),
 }
-"""The mean wants the longest to give way, which frees memory for many; the tail wants nobody to lose much.
-"""
+"""For the mean the longest request is preempted, which frees memory for many; for the tail the one that loses least."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,19 +53,19 @@ class Schedule:
 
     objective: Objective = "balanced"
     index: IndexRule = "mean"
-    """The mean is the index of an engine that finishes what it has started, as ours do unless they run out of memory."""
+    """The mean suits engines that finish what they have started, as vLLM does unless it runs out of memory."""
     gate: Gate | None = DEFAULT_GATE
-    """Admission; None admits as the engine does."""
+    """Admission; None leaves it to the engine."""
     tune_gate: bool = True
-    """Whether the gate's margin follows what the engine measures."""
+    """Whether the gate's margin follows the engine's measurements."""
     boost_per_s: float | None = None
-    """A fixed γ, 0 for no boost; None for the objective's own, which follows the time scale of the answers."""
+    """A fixed γ in 1/s, 0 for no boost; None for the objective's own, which follows the time scale of the answers."""
     preemption: Preemption | None = None
-    """None leaves preemption to the engine: pushing out running requests did not pay in any measurement."""
+    """None leaves preemption to the engine: preempting running requests for others did not pay in any measurement."""
     patience: float | None = DEFAULT_PATIENCE
     """Bound on waiting, as of `IndexPolicy`; None for no bound."""
     deadline: float | None = None
-    """When a request is to have ended, as of `IndexPolicy`, 0 for no such time; None for the objective's own."""
+    """Deadline, as of `IndexPolicy`; 0 for none, None for the objective's own."""
 
     def policy(self) -> IndexPolicy:
         """The policy with these settings.
@@ -102,7 +101,7 @@ POLICY_NAMES = ("fcfs", "sagesched-paper", "sage", "srpt-oracle")
 
 
 class Cost(Protocol):
-    """Prices on a given engine."""
+    """Maps an engine to the prices of its resources."""
 
     def __call__(self, engine: EngineFacts, /) -> CostModel:
         """The prices."""
@@ -111,7 +110,22 @@ class Cost(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexPolicy:
-    """An index of the remaining cost, with a gate, a boost, a price of preemption and patience, or without."""
+    """Orders by an index of the remaining cost, lowest first, optionally with a gate, a boost and bounds on waiting.
+
+    Args:
+        name: name in configuration, records and reports.
+        cost: prices of the engine's resources, which make the remaining cost in engine-seconds.
+        index: functional of the remaining cost.
+        rules: gate, boost, preemption and choice of victims that engines apply.
+        tuning: parts that are adapted to each engine; None for none.
+        patience: bound on waiting, as a multiple of the sum of the mean time that answers run and the expected time
+            of this one; None for no bound. Nobody of its class passes a request that has reached the bound.
+        deadline: multiple of the latest 99th percentile of the time from arrival to end. A request goes first when
+            waiting longer would make it end later than that, but not before it has waited for as long as under
+            first come, first served: only the slowest hundredth decides the tail. None for no deadline.
+        refresh_tokens: the index changes only at multiples of this number of attained tokens; None for no restriction.
+        orders: False for the engine's own order.
+    """
 
     name: str
     cost: Cost
@@ -119,13 +133,7 @@ class IndexPolicy:
     rules: EngineRules = INDEX_ALONE
     tuning: Tuning | None = None
     patience: float | None = None
-    """Bound on waiting: a multiple of the mean time that an answer runs and its own expected one; None for no bound."""
     deadline: float | None = None
-    """A request whose expected end comes to this multiple of the latest 99th percentile goes first; None for never.
-
-    The slowest hundredth decides what the tail is: whoever would be slower gains nothing by waiting for others.
-    Nobody goes first before it has waited for as long as in the order of arrival.
-    """
     refresh_tokens: int | None = None
     orders: bool = True
 
@@ -144,7 +152,7 @@ class IndexPolicy:
         return Assessment(table=table, cost_s=expected_cost_s(request, predicted, cost))
 
     def _patience_s(self, predicted: LengthDistribution, engine: EngineFacts) -> float | None:
-        """Time of waiting after which nobody passes the request: the bound, or what leaves it time to end."""
+        """Seconds of waiting after which nobody of its class passes the request, by bound or deadline; None for no limit."""
         own_s = predicted.mean_tokens * engine.base_s
         patience_s = math.inf
         if self.patience is not None:
@@ -156,7 +164,7 @@ class IndexPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOrder:
-    """The engine's own first come, first served: nothing is decided, costs are recorded all the same."""
+    """The engine's own first come, first served: no decisions, but costs are recorded."""
 
     name: str = "fcfs"
     orders: bool = False
@@ -164,27 +172,33 @@ class EngineOrder:
     tuning: Tuning | None = None
 
     def assess(self, request: RequestFacts, predicted: LengthDistribution, engine: EngineFacts) -> Assessment:
-        """A flat table, under which arrival alone decides."""
+        """A table with a constant index, so that requests run in order of arrival."""
         table = IndexTable(request_id=request.request_id, attained_tokens=(0,), index_s=(0.0,), growth_tokens=(0.0,))
         return Assessment(table=table, cost_s=expected_cost_s(request, predicted, hybrid_cost(engine)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OraclePolicy:
-    """Shortest remaining memory cost first, knowing every true length; for comparison only.
+    """Shortest remaining memory cost first with the true lengths; for comparison only.
 
-    A request that it does not know is judged by its prediction, as the prior must be.
+    Requests without a known length, and the prior, use the prediction.
+
+    Args:
+        lengths: true output tokens by request id.
+        name: name in configuration, records and reports.
+        orders: False for the engine's own order.
+        rules: gate, boost, preemption and choice of victims that engines apply.
+        tuning: parts that are adapted to each engine; None for none.
     """
 
     lengths: Mapping[str, int]
-    """Output tokens by request id."""
     name: str = "srpt-oracle"
     orders: bool = True
     rules: EngineRules = INDEX_ALONE
     tuning: Tuning | None = None
 
     def assess(self, request: RequestFacts, predicted: LengthDistribution, engine: EngineFacts) -> Assessment:
-        """The Gittins index of a length that is certain is the remaining cost, here in 64 steps of attained tokens."""
+        """The remaining cost, which is the Gittins index of a known length, in up to 64 steps of attained tokens."""
         length = self.lengths.get(request.request_id) if request.request_id is not None else None
         cost = memory_cost(engine)
         if length is None:
@@ -202,10 +216,17 @@ class OraclePolicy:
 
 
 def policy_named(name: str, *, schedule: Schedule | None = None, lengths: Mapping[str, int] | None = None) -> Policy:
-    """The policy of this name; raises `ConfigError` that lists the known ones.
+    """The policy of this name.
 
-    ``schedule`` concerns `sage` alone, ``lengths`` (output tokens by request id) the oracle.
-    `sagesched-paper` is the paper to the letter: its cost, its index refreshed at bucket borders, nothing else.
+    `sagesched-paper` follows the paper exactly: its cost, its index refreshed at bucket borders, nothing else.
+
+    Args:
+        name: one of `POLICY_NAMES`.
+        schedule: settings of `sage`; other policies ignore them.
+        lengths: true output tokens by request id, for `srpt-oracle`.
+
+    Raises:
+        ConfigError: the name is unknown, or the oracle has no lengths.
 
     >>> policy_named("sage").rules.gate
     Gate(horizon_tokens=32, margin=1.0)

@@ -1,4 +1,4 @@
-"""What a scheduling policy is: a pure function from a request and its predicted distribution to an index table."""
+"""The interface of scheduling policies: pure functions from a request and its predicted distribution to an index table."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from online_learning.distribution import LengthDistribution
 from store.records import EngineRules, IndexTable
 
 IndexRule: TypeAlias = Literal["mean", "gittins"]
-"""What of the remaining cost orders requests: its mean, or its Gittins index."""
+"""The functional of the remaining cost that orders requests: its mean, or its Gittins index."""
 
 INDEX_ALONE = EngineRules()
-"""The index orders, the engine admits and preempts by itself."""
+"""Rules under which the index only orders: the engine admits and preempts as by default."""
 
 DEFAULT_STEP_S = 0.03
 """Assumed seconds of an engine step before any was measured."""
@@ -22,23 +22,26 @@ DEFAULT_PREFILL_TOKEN_S = 1.5e-4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestFacts:
-    """What a policy may know of a request."""
+    """The facts about a request that a policy may use."""
 
     request_id: str | None
-    """None for the prior."""
+    """None for the table of requests without one of their own."""
     prompt_tokens: int
     max_tokens: int
+    """Upper bound of the output length in tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineFacts:
-    """What a policy may know of the engine: sizes, and how long its steps take."""
+    """The facts about an engine that a policy may use: its sizes and step times."""
 
     kv_tokens: int
+    """Capacity of the KV cache."""
     block_size_tokens: int
     max_num_seqs: int
+    """Largest number of requests that the engine runs at once."""
     base_s: float
-    """Mean seconds of a step lately."""
+    """Running mean of the seconds of a step."""
     prefill_token_s: float
     """Seconds that a prompt token adds to a step."""
     decode_seq_s: float = 0.0
@@ -46,41 +49,42 @@ class EngineFacts:
     kv_token_s: float = 0.0
     """Seconds that a KV token, read once, adds to a step."""
     kv_weight: float = 1.0
-    """Price of KV memory, 1 where it is what runs out."""
+    """Price of KV memory from 0 to 1; 1 if it is the scarcer resource."""
     slot_weight: float = 1.0
-    """Price of slots, 1 where they are what runs out."""
+    """Price of slots from 0 to 1; 1 if they are the scarcer resource."""
     service_s: float | None = None
     """Mean seconds that an answer runs; None while too few have ended."""
     tail_s: float | None = None
-    """99th percentile of the time from arrival to end lately; None while too few have ended."""
+    """99th percentile of the seconds from arrival to end of the latest answers; None while too few have ended."""
     queue_s: float = 0.0
-    """Seconds for which first come, first served would keep the next arrival waiting."""
+    """Seconds that the next arrival would wait under first come, first served."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuning:
-    """What of a policy is adapted to each engine while it serves."""
+    """Parts of a policy that are adapted to each engine while it serves (`controller.core.engine_tuning`)."""
 
     gate_exchange: float | None
-    """Recompute tax that a share of idle KV memory is worth; None leaves the gate's reserve as it is."""
+    """Ratio of recompute tax to idle share of KV memory that the gate's reserve aims at; None keeps the reserve."""
     boost_scale: float | None
-    """γ times the mean seconds that an answer runs; None leaves γ as it is."""
+    """γ times the mean seconds that an answer runs, without unit; None keeps γ."""
     boost_per_s: float | None = None
-    """γ until that is known."""
+    """γ in 1/s until that mean is known."""
     preempts: bool = False
     """Whether the price of lost tokens follows the engine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assessment:
-    """A policy's verdict: the table for the engine, and the expected cost for the record."""
+    """The result of a policy: the index table for the engine, and the expected cost for the history."""
 
     table: IndexTable
     cost_s: float
+    """Expected cost of the whole request in engine-seconds."""
 
 
 class Policy(Protocol):
-    """Order and admission; has no state, reads no clock."""
+    """Order and admission: without state, and independent of the clock."""
 
     @property
     def name(self) -> str:
@@ -94,14 +98,23 @@ class Policy(Protocol):
 
     @property
     def rules(self) -> EngineRules:
-        """What its engines apply beside its index tables."""
+        """The rules that its engines apply in addition to its index tables."""
         ...
 
     @property
     def tuning(self) -> Tuning | None:
-        """What is adapted to each engine; None for nothing."""
+        """The parts that are adapted to each engine; None for none."""
         ...
 
     def assess(self, request: RequestFacts, predicted: LengthDistribution, engine: EngineFacts) -> Assessment:
-        """Index and growth of a request by its attained tokens; ``predicted`` is cut at max_tokens already."""
+        """Compute the index table of a request.
+
+        Args:
+            request: the request, or the prior's stand-in for requests without a prediction.
+            predicted: distribution of its output length in tokens, already cut at ``request.max_tokens``.
+            engine: the engine that serves it.
+
+        Returns:
+            A table with index and expected growth by attained tokens, and the expected cost in engine-seconds.
+        """
         ...

@@ -1,1 +1,1 @@
-"""Recorded runs under other policies, and the gain over first come, first served."""
+"""Replays of recorded runs under other policies, and the gain over first come, first served."""

@@ -1,4 +1,4 @@
-"""How well a replay reproduces what really happened, and how sure a comparison of two replays is."""
+"""Errors of a replay against the recorded run, and confidence intervals of comparisons of two replays."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from online_learning.distribution import FloatArray
 from store.http_api import Ratio
 
 MEAN_TOLERANCE = 0.1
-"""A mean TTLT that is off by more makes a reproduction poor; mean TTFT is held to the same share of the mean TTLT."""
+"""Largest relative error of the mean TTLT of a good reproduction; mean TTFT may be off by this share of the mean TTLT."""
 P99_TOLERANCE = 0.2
 RESAMPLES = 400
 BLOCKS = 20
-"""Requests that arrive together wait together, so that they are resampled in so many blocks."""
+"""Number of blocks for resampling: requests that arrive together wait together, so they are not independent."""
 INTERVAL = (5.0, 95.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitFigure:
-    """One figure as it was recorded and as it was replayed, in seconds."""
+    """One figure, recorded and replayed, in seconds."""
 
     name: str
     recorded_s: float
@@ -30,7 +30,7 @@ class FitFigure:
 
     @property
     def error(self) -> float:
-        """Replayed over recorded, less one."""
+        """Relative error: replayed over recorded, minus one."""
         if self.recorded_s == self.replayed_s:
             return 0.0
         return self.replayed_s / self.recorded_s - 1.0 if self.recorded_s else float("inf")
@@ -38,7 +38,7 @@ class FitFigure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """What happened beside its replay, over the same requests."""
+    """Recorded and replayed figures of the same requests."""
 
     mean_ttlt: FitFigure
     p99_ttlt: FitFigure
@@ -49,12 +49,12 @@ class Fit:
 
     @property
     def figures(self) -> tuple[FitFigure, ...]:
-        """All of them, for tables."""
+        """All figures, for tables."""
         return self.mean_ttlt, self.p99_ttlt, self.mean_ttft, self.p99_ttft
 
     @property
     def poor(self) -> tuple[str, ...]:
-        """Why the reproduction is poor; empty when it is good."""
+        """The reasons why the reproduction is poor; empty if it is good."""
         ttft_off_s = abs(self.mean_ttft.replayed_s - self.mean_ttft.recorded_s)
         found = [
             f"{figure.name} is off by {figure.error:+.0%} (tolerated: {tolerance:.0%})"
@@ -71,9 +71,11 @@ class Fit:
 
 def fit_of(recorded: Sequence[CompletedRequest], replayed: Sequence[CompletedRequest]) -> Fit:
     """Compare what was recorded with a replay of the same requests, in the same order."""
-    assert [life.request_id for life in recorded] == [life.request_id for life in replayed], "the same requests"
-    ttlt = [np.array([life.ttlt_s for life in lives]) for lives in (recorded, replayed)]
-    ttft = [np.array([life.ttft_s for life in lives]) for lives in (recorded, replayed)]
+    assert [request.request_id for request in recorded] == [request.request_id for request in replayed], (
+        "the same requests"
+    )
+    ttlt = [np.array([request.ttlt_s for request in requests]) for requests in (recorded, replayed)]
+    ttft = [np.array([request.ttft_s for request in requests]) for requests in (recorded, replayed)]
     return Fit(
         mean_ttlt=_figure("mean TTLT", ttlt, None),
         p99_ttlt=_figure("P99 TTLT", ttlt, 99.0),
@@ -84,7 +86,7 @@ def fit_of(recorded: Sequence[CompletedRequest], replayed: Sequence[CompletedReq
 
 
 def ratio_of(ours_s: FloatArray, theirs_s: FloatArray, seed: int = 0) -> Ratio:
-    """Mean of the one over mean of the other; both are about the same requests, by arrival.
+    """Mean of ours over mean of theirs, with its interval; both are of the same requests, by arrival.
 
     >>> ratio_of(np.full(100, 3.0), np.full(100, 4.0))
     Ratio(mean=0.75, low=0.75, high=0.75)
@@ -98,14 +100,14 @@ def ratio_of(ours_s: FloatArray, theirs_s: FloatArray, seed: int = 0) -> Ratio:
     return Ratio(mean=float(ours_s.sum() / max(float(theirs_s.sum()), 1e-12)), low=low, high=high)
 
 
-def totals_of(lives: Sequence[CompletedRequest]) -> Totals:
-    """Sums over these lives alone."""
-    recomputed = sum(life.recomputed_tokens for life in lives)
+def totals_of(requests: Sequence[CompletedRequest]) -> Totals:
+    """Sums over these requests alone."""
+    recomputed = sum(request.recomputed_tokens for request in requests)
     return Totals(
-        computed_tokens=sum(life.prompt_tokens + life.output_tokens for life in lives) + recomputed,
+        computed_tokens=sum(request.prompt_tokens + request.output_tokens for request in requests) + recomputed,
         recomputed_tokens=recomputed,
-        preemptions=sum(life.preemptions for life in lives),
-        completed=list(lives),
+        preemptions=sum(request.preemptions for request in requests),
+        completed=list(requests),
     )
 
 

@@ -1,8 +1,8 @@
-"""What the order gains: the last finished requests replayed first come, first served, and in our order.
+"""The gain of the order: the latest completed requests replayed first come, first served, and under our policy.
 
-Both replays run on the simulated engine with this engine's sizes and its measured step times,
-so that they differ in the order alone; the measured figures stand beside them, and beside the replay of the order
-that was really in force, which says how far replays can be trusted.
+Both replays run on the simulated engine with this engine's sizes and measured step times, so that they differ only in
+the order. The measured figures are reported too, and compared with the replay of the order that was in force, which
+shows how far replays can be trusted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from controller.policy.policy import Policy
 from controller.replay.fidelity import fit_of, ratio_of
 from controller.replay.gain_parts import parts_of, per_request_of, tax_of
 from controller.replay.recorded_run import RecordedRun, Replayable
-from controller.replay.replay import counted_lives
+from controller.replay.replay import counted_requests
 from controller.replay.replay_engine import replay_under
 from engine_adapter.virtual_time.engine import CompletedRequest
 from online_learning.distribution import FloatArray
@@ -24,7 +24,7 @@ from store.http_api import Gain, Latency, Reproduction
 from store.records import Mode
 
 FEWEST_REQUESTS = 20
-"""Below this a comparison says nothing."""
+"""Smallest number of requests for a comparison."""
 
 METHOD = (
     "Replay, not measurement: {requests} finished requests ({predicted} with the prediction recorded when they arrived) "
@@ -33,21 +33,21 @@ METHOD = (
     "({base_ms:.1f} ms + {prefill_us:.0f} us per prefill token + {decode_us:.0f} us per decoding sequence "
     "+ {kv_ns:.0f} ns per KV token), once first come, first served and once under policy {policy}. "
     "The engine starts empty and finds no cached prefixes in either; "
-    "requests that had not finished run for as long as was to be expected of them, and no figure is about them."
+    "requests that had not finished run for their expected length, and no figure counts them."
 )
 
 
 def estimate_gain(run: RecordedRun, policy: Policy) -> Gain | None:
-    """Replay a run under both orders; takes seconds, so run it in a process of its own.
+    """Replay a run under both orders, which takes seconds of CPU time.
 
-    None when there are too few requests, or none has a recorded prediction to order by.
+    Returns None if there are too few requests, or if none has a recorded prediction.
     """
     past = Replayable.of(run)
     if len(past.counted) < FEWEST_REQUESTS or not past.predictions:
         return None
-    actual = [request.life() for request in past.counted.values()]
-    fcfs = counted_lives(past, replay_under(past, EngineOrder()))
-    ours = counted_lives(past, replay_under(past, policy)) if policy.orders else fcfs
+    actual = [request.completed() for request in past.counted.values()]
+    fcfs = counted_requests(past, replay_under(past, EngineOrder()))
+    ours = counted_requests(past, replay_under(past, policy)) if policy.orders else fcfs
     in_force = ours if run.mode == "on" else fcfs
     return Gain(
         requests=len(actual),
@@ -91,11 +91,11 @@ def _method(past: Replayable, policy: Policy) -> str:
     )
 
 
-def _ttlt_s(lives: Sequence[CompletedRequest]) -> FloatArray:
-    return np.array([life.ttlt_s for life in lives])
+def _ttlt_s(requests: Sequence[CompletedRequest]) -> FloatArray:
+    return np.array([request.ttlt_s for request in requests])
 
 
-def _latency(lives: Sequence[CompletedRequest]) -> Latency:
-    ttlt_s = _ttlt_s(lives)
+def _latency(requests: Sequence[CompletedRequest]) -> Latency:
+    ttlt_s = _ttlt_s(requests)
     p50, p90, p99 = np.percentile(ttlt_s, (50, 90, 99)).tolist()
     return Latency(mean_ttlt_s=float(ttlt_s.mean()), p50_ttlt_s=p50, p90_ttlt_s=p90, p99_ttlt_s=p99)

@@ -1,4 +1,4 @@
-"""Where the order gains and where it loses: the comparison with first come, first served, by parts of the requests."""
+"""The comparison with first come, first served by parts of the requests, which shows where the order gains and loses."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from online_learning.distribution import FloatArray
 from store.http_api import GainPart, PartKind, PerRequest, RecomputeTax
 
 FEWEST_IN_PART = 20
-"""A part of fewer requests says nothing."""
+"""Smallest number of requests in a part."""
 PARTS_SHOWN = 12
-"""Parts of one kind, the largest; there may be many clusters."""
+"""Largest number of parts of one kind; the largest parts are shown."""
 
 
 def parts_of(
@@ -23,27 +23,27 @@ def parts_of(
     fcfs: Sequence[CompletedRequest],
     ours: Sequence[CompletedRequest],
 ) -> tuple[GainPart, ...]:
-    """Compare by strict class, by the length of the answer and by prompt cluster; lives are in the order of ``past``."""
+    """Compare by strict class, by the length of the answer and by prompt cluster; both in the order of ``past``."""
     keys: dict[PartKind, list[str | None]] = {
         "class": [str(request.priority) for request in past.values()],
         "length": [length_band(request.output_tokens) for request in past.values()],
         "cluster": [None if request.cluster is None else str(request.cluster) for request in past.values()],
     }
-    ttlt_s = [np.array([life.ttlt_s for life in lives]) for lives in (fcfs, ours)]
+    ttlt_s = [np.array([request.ttlt_s for request in requests]) for requests in (fcfs, ours)]
     return tuple(part for by, names in keys.items() for part in _by(by, names, ttlt_s[0], ttlt_s[1]))
 
 
-def tax_of(lives: Sequence[CompletedRequest]) -> RecomputeTax:
-    """Sum what was computed again."""
-    again = sum(life.recomputed_tokens for life in lives)
-    computed = again + sum(life.prompt_tokens + life.output_tokens for life in lives)
-    preemptions = sum(life.preemptions for life in lives)
+def tax_of(requests: Sequence[CompletedRequest]) -> RecomputeTax:
+    """Sum the preemptions and the tokens computed again."""
+    again = sum(request.recomputed_tokens for request in requests)
+    computed = again + sum(request.prompt_tokens + request.output_tokens for request in requests)
+    preemptions = sum(request.preemptions for request in requests)
     return RecomputeTax(preemptions=preemptions, recomputed_tokens=again, share=again / max(1, computed))
 
 
 def per_request_of(fcfs: Sequence[CompletedRequest], ours: Sequence[CompletedRequest]) -> PerRequest:
     """Compare request by request."""
-    before, after = (np.array([life.ttlt_s for life in lives]) for lives in (fcfs, ours))
+    before, after = (np.array([request.ttlt_s for request in requests]) for requests in (fcfs, ours))
     return PerRequest(
         faster=float((after < 0.9 * before).mean()),
         slower=float((after > 1.1 * before).mean()),

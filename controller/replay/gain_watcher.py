@@ -1,7 +1,6 @@
-"""Asks every now and then, in a process of low priority, what the last requests would have taken under FCFS.
+"""Periodically computes, in a process of low priority, how long the latest requests would have taken under FCFS.
 
-The work is that of `controller.replay.gain`; it takes seconds of a core, so it runs neither in the control loop nor in its
-process.
+`controller.replay.gain` takes seconds of CPU time, so it runs neither in the control loop nor in its process.
 """
 
 from __future__ import annotations
@@ -39,11 +38,11 @@ class GainLimits:
     fewest_requests: int = 40
     requests: int = 2500
     window_s: float = 3600.0
-    """What the history received earlier is not read."""
+    """Seconds of the history that are read."""
 
 
 class GainWatch:
-    """Keeps the newest comparison; `answer` may be read from any thread and is replaced, never changed."""
+    """Keeps the latest comparison; any thread may read `answer`, which is replaced and never changed."""
 
     def __init__(
         self, rows: RecentRows, policy: PolicySection, clock: Callable[[], float], limits: GainLimits | None = None
@@ -62,7 +61,7 @@ class GainWatch:
         self._thread.start()
 
     def stop(self) -> None:
-        """End it, and the process that is at it."""
+        """Stop the thread and the process that computes."""
         self._stopping.set()
         if self._worker is not None:
             self._worker.kill()
@@ -81,14 +80,14 @@ class GainWatch:
                 pause_s = self._limits.interval_s
 
     def _task(self) -> GainTask | None:
-        """What the busiest engine did lately; None while it is too little."""
+        """The latest run of the busiest engine; None if it has too few requests."""
         since_s = self._clock() - self._limits.window_s
         with self._rows.open(replay_sql.RUN_TABLES, since_s) as connection:
             run = read_latest_run(connection, last=self._limits.requests, fewest=self._limits.fewest_requests)
         return None if run is None else GainTask(policy=self._policy.model_dump(), run=run)
 
     def _compute(self, task: GainTask) -> GainView:
-        """Have the worker compare; a failure becomes the reason of the answer and is never raised."""
+        """Run the comparison in the worker; a failure becomes the reason of the answer and is not raised."""
         self._worker = subprocess.Popen(
             [sys.executable, "-m", "controller.replay.gain_worker"],
             stdin=subprocess.PIPE,

@@ -17,14 +17,14 @@ LOWEST_PRIORITY = 19
 
 
 class GainTask(msgspec.Struct, frozen=True, kw_only=True):
-    """What is compared: what happened on an engine lately, under the policy of the configuration."""
+    """Input of a comparison: the latest run of an engine, and the policy of the configuration."""
 
     policy: dict[str, Any]
     run: RecordedRun
 
 
 def main() -> None:
-    """Read a `GainTask`, write the `Gain`, or null where there is too little to compare."""
+    """Read a `GainTask`; write the `Gain`, or null if there is too little to compare."""
     os.nice(LOWEST_PRIORITY)
     task = msgspec.json.decode(sys.stdin.buffer.read(), type=GainTask)
     gain = estimate_gain(task.run, policy_of(PolicySection.model_validate(task.policy)))

@@ -1,4 +1,4 @@
-"""Reads what happened out of a history, run by run of each engine, in the form in which it can be replayed."""
+"""Reads the runs of engines from a history in the form in which they can be replayed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import msgspec
 
 from controller.core.predictor import RECORDED_PERCENTILES
 from controller.core.step_time import StepSample
-from controller.replay.recorded_run import EngineSizes, RecordedRequest, RecordedRun, Told
+from controller.replay.recorded_run import EngineSizes, RecordedMessage, RecordedRequest, RecordedRun
 from store.errors import BadInputError
 from store.history.columns import record_of
 from store.reading import replay_sql
@@ -20,24 +20,24 @@ from store.records import EngineRules, IndexTable, Mode, Settings
 
 SAMPLES = 4_000
 FEWEST_REQUESTS = 20
-"""Below this a run says nothing."""
+"""Smallest number of requests of a run."""
 UNBOUNDED_S = 1e12
 LEASE_S = 1e9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slice:
-    """Which part of a history: by arrival, engine and model; None bounds nothing."""
+    """A part of a history by arrival, engine and model; None is no bound."""
 
     since_s: float | None = None
     until_s: float | None = None
     engine_id: str | None = None
     model: str | None = None
     last: int = 2_000
-    """Requests at most, the latest ones."""
+    """Largest number of requests; the latest are kept."""
 
     def described(self) -> str:
-        """In the words of the command line."""
+        """The slice as flags of the command line."""
         flags = {
             "--since": moment(self.since_s),
             "--until": moment(self.until_s),
@@ -48,7 +48,7 @@ class Slice:
 
 
 def moment(time_s: float | None) -> str | None:
-    """A moment for people, UTC.
+    """A moment as text, UTC.
 
     >>> moment(0.0)
     '1970-01-01T00:00:00'
@@ -67,7 +67,9 @@ def read_runs(connection: duckdb.DuckDBPyConnection, part: Slice) -> list[Record
     span = _span(connection, part)
     found = _rows(connection, replay_sql.RUNS, **span)
     runs = [
-        _with_told(connection, _run(connection, row, span), row) for row in found if row["requests"] >= FEWEST_REQUESTS
+        _with_messages(connection, _run(connection, row, span), row)
+        for row in found
+        if row["requests"] >= FEWEST_REQUESTS
     ]
     if not runs:
         most = max((row["requests"] for row in found), default=0)
@@ -80,9 +82,9 @@ def read_runs(connection: duckdb.DuckDBPyConnection, part: Slice) -> list[Record
 
 
 def read_latest_run(connection: duckdb.DuckDBPyConnection, *, last: int, fewest: int) -> RecordedRun | None:
-    """The latest ``last`` requests that ended on the busiest engine, without what it was told.
+    """The latest ``last`` completed requests of the busiest engine, without the messages that it received.
 
-    None where fewer than ``fewest`` of the latest ended there.
+    None if fewer than ``fewest`` of the latest requests ended there.
     """
     recent = _rows(connection, replay_sql.RUNS, **_span(connection, Slice(last=2 * last)))
     busiest = max(recent, key=lambda row: row["requests"], default=None)
@@ -129,10 +131,10 @@ def _run(connection: duckdb.DuckDBPyConnection, row: dict[str, Any], span: dict[
     )
 
 
-def _with_told(connection: duckdb.DuckDBPyConnection, run: RecordedRun, row: dict[str, Any]) -> RecordedRun:
+def _with_messages(connection: duckdb.DuckDBPyConnection, run: RecordedRun, row: dict[str, Any]) -> RecordedRun:
     first_s = min(request.arrival_s for request in run.requests)
     bounds = {"session_id": row["session_id"], "last_s": row["last_s"], "first_s": first_s}
-    return msgspec.structs.replace(run, told=tuple(_told(connection, bounds)))
+    return msgspec.structs.replace(run, messages=tuple(_messages(connection, bounds)))
 
 
 def _request(row: dict[str, Any]) -> RecordedRequest:
@@ -141,17 +143,17 @@ def _request(row: dict[str, Any]) -> RecordedRequest:
     return msgspec.convert(row | {"quantiles": list(zip(percentiles, tokens or (), strict=False))}, RecordedRequest)
 
 
-def _told(connection: duckdb.DuckDBPyConnection, bounds: dict[str, Any]) -> Iterator[Told]:
+def _messages(connection: duckdb.DuckDBPyConnection, bounds: dict[str, Any]) -> Iterator[RecordedMessage]:
     """Settings and tables by time; settings first, as they are in force when a table comes."""
     tables = (
-        Told(time_s=row.pop("time_s"), message=msgspec.convert(row, IndexTable))
+        RecordedMessage(time_s=row.pop("time_s"), message=msgspec.convert(row, IndexTable))
         for row in _rows(connection, replay_sql.TABLES, **bounds)
     )
-    yield from sorted([*_settings(connection, bounds), *tables], key=lambda told: told.time_s)
+    yield from sorted([*_settings(connection, bounds), *tables], key=lambda recorded: recorded.time_s)
 
 
-def _settings(connection: duckdb.DuckDBPyConnection, bounds: dict[str, Any]) -> Iterator[Told]:
-    """What was sent, in the mode that was in force by the engine's own account, fallbacks included."""
+def _settings(connection: duckdb.DuckDBPyConnection, bounds: dict[str, Any]) -> Iterator[RecordedMessage]:
+    """The sent settings, with the mode that the engine reported to be in force, fallbacks included."""
     span = {name: value for name, value in bounds.items() if name != "first_s"}
     orders = [row for row in _rows(connection, replay_sql.ORDERS, **span) if not row["mode_only"]]
     changes: list[tuple[float, Mode | None, dict[str, Any] | None]] = [
@@ -165,7 +167,7 @@ def _settings(connection: duckdb.DuckDBPyConnection, bounds: dict[str, Any]) -> 
         if order is not None:
             rules = record_of(EngineRules, order)
             settings = Settings(revision=revision, mode=mode, lease_s=LEASE_S, rules=rules)
-            yield Told(time_s=time_s, message=settings)
+            yield RecordedMessage(time_s=time_s, message=settings)
 
 
 def _rows(connection: duckdb.DuckDBPyConnection, query: str, **parameters: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - whatever SQL takes

@@ -1,7 +1,7 @@
-"""What happened to an engine, in the form in which it can be replayed, from the history or from the last minutes alike.
+"""A recorded run of an engine in the form in which it can be replayed.
 
-Arrivals, lengths and sizes are recorded facts; predicted distributions are made of the recorded quantiles;
-how long steps take is fitted to the snapshots.
+Arrivals, lengths and sizes are recorded facts; predicted distributions are built from the recorded quantiles of each
+prediction; step times are fitted to the snapshots.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from online_learning.distribution import LengthDistribution, log_grid
 from store.records import IndexTable, Mode, Settings
 
 PRIOR_PREDICTIONS = 200
-"""Recorded predictions that make up the prior of a replay."""
+"""Number of recorded predictions that are averaged into the prior of a replay."""
 STEPS_BELOW = 3
 
 
@@ -31,7 +31,7 @@ class RecordedRequest(msgspec.Struct, frozen=True, kw_only=True):
     arrival_s: float
     prompt_tokens: int
     output_tokens: int
-    """Tokens generated; of an unfinished request those that are known of."""
+    """Generated tokens; those known so far if the request is unfinished."""
     max_tokens: int
     priority: int = 0
     scheduled_s: float | None = None
@@ -39,7 +39,7 @@ class RecordedRequest(msgspec.Struct, frozen=True, kw_only=True):
     finished_s: float | None = None
     """None while it is unfinished: its length is only known to be more than ``output_tokens``."""
     left: bool = False
-    """Its client went away at ``finished_s``, or it failed then: its length is only known to be at least so much."""
+    """Its client went away at ``finished_s``, or it failed then: ``output_tokens`` is a lower bound of its length."""
     cached_prompt_tokens: int = 0
     preemptions: int = 0
     recomputed_tokens: int = 0
@@ -48,16 +48,16 @@ class RecordedRequest(msgspec.Struct, frozen=True, kw_only=True):
     cluster: int | None = None
     """Prompt cluster of its prediction."""
     counted: bool = True
-    """Whether figures are about it; the others are there because they took room beside those that are."""
+    """Whether figures count it; other requests are replayed because they took room beside the counted ones."""
 
     @property
     def censored(self) -> bool:
-        """Whether its length is not known."""
+        """Whether only a lower bound of its length is known."""
         return self.left or self.finished_s is None
 
-    def life(self) -> CompletedRequest:
-        """How it was really served; for a request that ended."""
-        assert self.finished_s is not None, "an unfinished request has no life yet"
+    def completed(self) -> CompletedRequest:
+        """The recorded request as a completed one; it must have ended."""
+        assert self.finished_s is not None, "the request must have ended"
         first_token_s = self.finished_s if self.first_token_s is None else self.first_token_s
         return CompletedRequest(
             request_id=self.request_id,
@@ -74,7 +74,7 @@ class RecordedRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineSizes(msgspec.Struct, frozen=True, kw_only=True):
-    """Sizes of the engine that served them."""
+    """Sizes of the engine that served the run."""
 
     kv_blocks: int
     block_size_tokens: int
@@ -83,8 +83,8 @@ class EngineSizes(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len_tokens: int
 
 
-class Told(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that the controller told the engine."""
+class RecordedMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """A message that the controller sent to the engine."""
 
     time_s: float
     message: IndexTable | Settings
@@ -100,11 +100,11 @@ class RecordedRun(msgspec.Struct, frozen=True, kw_only=True):
     requests: tuple[RecordedRequest, ...]
     samples: tuple[StepSample, ...]
     gap_s: float = 0.0
-    """Mean time that passed between two steps while something ran: what the host takes beside the device."""
+    """Mean seconds between two steps while requests ran: the time of the host beside the device."""
     modes: dict[Mode, float]
-    """Share of the snapshots that each mode was in force in."""
-    told: tuple[Told, ...] = ()
-    """Settings and index tables in the order in which the engine had them; empty where they are not known."""
+    """Share of the snapshots in each mode."""
+    messages: tuple[RecordedMessage, ...] = ()
+    """Settings and index tables in the order in which the engine received them; empty if not known."""
 
     @property
     def mode(self) -> Mode:
@@ -114,28 +114,28 @@ class RecordedRun(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Replayable:
-    """A run with everything that a replay is made from: an engine, its requests, and their predictions."""
+    """A run prepared for replays: an engine, its requests, and their predictions."""
 
     run: RecordedRun
     step_model: StepModel
-    """Seconds of a step, the time until the next one included."""
+    """Seconds of a step, including the time until the next one."""
     profile: Profile
     requests: tuple[RecordedRequest, ...]
-    """Those that the engine can serve, by arrival."""
+    """The requests that the engine can serve, by arrival."""
 
     @classmethod
     def of(cls, run: RecordedRun) -> Replayable:
-        """Fit the step times and leave out what cannot be served.
+        """Fit the step times and drop the requests that cannot be served.
 
-        Of several requests of one name (told unfinished and ended, or taken again by another client) the last stays.
+        Of several requests with one name (reported unfinished and completed, or reused by another client) the last stays.
         """
         model = fit_step_model(run.samples)
         model = replace(model, base_s=model.base_s + run.gap_s)
         profile = _profile(run.sizes, model)
-        told = sorted(run.requests, key=lambda request: (request.finished_s is not None, request.arrival_s))
+        latest_last = sorted(run.requests, key=lambda request: (request.finished_s is not None, request.arrival_s))
         fitting = {
             request.request_id: request
-            for request in told
+            for request in latest_last
             if 0 < request.prompt_tokens < profile.max_model_len_tokens
             and (request.output_tokens > 0 or request.censored)
         }
@@ -143,7 +143,7 @@ class Replayable:
 
     @cached_property
     def counted(self) -> dict[str, RecordedRequest]:
-        """The requests that figures are about, by their names."""
+        """The requests that figures count, by their names."""
         return {request.request_id: request for request in self.requests if request.counted and not request.censored}
 
     @cached_property
@@ -165,7 +165,7 @@ class Replayable:
         return LengthDistribution(lengths, mass / mass.sum())
 
     def trace(self) -> Iterator[TraceRequest]:
-        """The requests at their own times; without prefix caching the token ids do not matter."""
+        """The requests at their recorded arrival times; without prefix caching their token ids do not matter."""
         for request in self.requests:
             yield TraceRequest(
                 request_id=request.request_id,
@@ -178,7 +178,7 @@ class Replayable:
             )
 
     def length_tokens(self, request: RecordedRequest) -> int:
-        """Tokens that its answer has; of one that was not seen to its end those to be expected of it now."""
+        """Length of its answer; the expected length if only a lower bound is recorded."""
         if not request.censored:
             return request.output_tokens
         predicted = self.predictions.get(request.request_id)
@@ -191,9 +191,8 @@ class Replayable:
 def distribution_from_quantiles(quantiles: Sequence[tuple[float, int]], max_tokens: int) -> LengthDistribution:
     """A distribution with these quantiles: log-linear between them, the rest spread up to twice the last.
 
-    What lies below the first quantile decides the index of a request that has just come.
-    It ends where three more steps like that from the second to the first would lead: of what was tried, that gives the
-    recorded index tables again most nearly.
+    The part below the first quantile decides the index of a new request. It reaches three further steps of the size
+    from the second to the first quantile, which reproduced the recorded index tables best.
 
     >>> predicted = distribution_from_quantiles([(0.1, 10), (0.5, 100), (0.9, 1000)], 4096)
     >>> predicted.quantile(0.45) < 100 <= predicted.quantile(0.5) < 120, predicted.survival(2010)

@@ -1,7 +1,7 @@
-"""History again under other policies: first how well a replay reproduces what happened, then what else would have been.
+"""Replays of history: first the error of reproducing the recorded runs, then the figures under other policies.
 
-Every policy serves the same requests, at their own times, on a simulated engine of the recorded sizes and the measured
-step times. A run of an engine begins empty and is replayed by itself; the figures are about all runs together.
+Every policy serves the same requests, at their recorded times, on a simulated engine of the recorded sizes and the
+measured step times. Each run of an engine is replayed separately from an empty engine; the figures cover all runs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from controller.policy.policies import Schedule
 from controller.policy.policy import Policy
 from controller.replay.fidelity import Fit, fit_of, ratio_of, totals_of
 from controller.replay.recorded_run import RecordedRun, Replayable
-from controller.replay.replay_engine import replay_as_told, replay_under
+from controller.replay.replay_engine import replay_as_recorded, replay_under
 from controller.reports.latency_summary import PolicyFigures, figures
 from engine_adapter.virtual_time.engine import CompletedRequest, Totals
 from online_learning.distribution import FloatArray
@@ -33,68 +33,68 @@ FEW_PREDICTED = 0.9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplaySpec:
-    """What is to be replayed."""
+    """What to replay."""
 
     policies: tuple[str, ...]
-    """Beside what happened; none only says how well that is reproduced."""
+    """Policies to replay; without any, only the reproduction is reported."""
     schedule: Schedule
-    """The settings of ours."""
+    """The settings of `sage`."""
 
 
 @dataclass(frozen=True)
 class Served:
-    """The counted requests as they were served, really or in a replay, in one order everywhere."""
+    """The counted requests as they were served, really or in a replay, always in the same order."""
 
-    lives: tuple[CompletedRequest, ...]
+    completed: tuple[CompletedRequest, ...]
 
     @cached_property
     def figures(self) -> PolicyFigures:
-        """What a benchmark says of a policy."""
-        return figures(totals_of(self.lives))
+        """The figures that a benchmark reports of a policy."""
+        return figures(totals_of(self.completed))
 
     @cached_property
     def ttlt_s(self) -> FloatArray:
         """Each request's time to last token."""
-        return np.array([life.ttlt_s for life in self.lives])
+        return np.array([request.ttlt_s for request in self.completed])
 
 
 @dataclass(frozen=True)
 class Replay:
-    """What was found."""
+    """The result of a replay."""
 
     spec: ReplaySpec
     runs: tuple[Replayable, ...]
     recorded: Served
-    as_told: Served
+    reproduced: Served
     policies: dict[str, Served]
 
     @cached_property
     def fit(self) -> Fit:
-        """How well what happened is reproduced."""
-        return fit_of(self.recorded.lives, self.as_told.lives)
+        """The errors of the reproduction."""
+        return fit_of(self.recorded.completed, self.reproduced.completed)
 
     def ratio(self, policy: str) -> Ratio:
-        """Mean TTLT of a policy over that of the replay of what happened: like against like."""
-        return ratio_of(self.policies[policy].ttlt_s, self.as_told.ttlt_s)
+        """Mean TTLT of a policy over that of the reproduction."""
+        return ratio_of(self.policies[policy].ttlt_s, self.reproduced.ttlt_s)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader must know to judge the figures."""
+        """Notes that a reader needs to judge the figures."""
         return tuple(_notes(self.runs))
 
     @property
     def modes(self) -> dict[str, float]:
-        """Share of the requests by the mode that was mostly in force in their run."""
+        """Share of the requests under each mode."""
         shares: dict[str, float] = {}
         for past in self.runs:
             for mode, share in past.run.modes.items():
-                shares[mode] = shares.get(mode, 0.0) + share * len(past.counted) / len(self.recorded.lives)
+                shares[mode] = shares.get(mode, 0.0) + share * len(past.counted) / len(self.recorded.completed)
         return shares
 
     def as_json(self) -> dict[str, Any]:
         """The report as plain values."""
         return {
-            "requests": len(self.recorded.lives),
+            "requests": len(self.recorded.completed),
             "modes": self.modes,
             "runs": [_run_json(past) for past in self.runs],
             "reproduction": {
@@ -110,7 +110,7 @@ class Replay:
                 "poor": list(self.fit.poor),
             },
             "recorded": asdict(self.recorded.figures),
-            "as_it_ran": asdict(self.as_told.figures),
+            "as_it_ran": asdict(self.reproduced.figures),
             "policies": {
                 name: {**asdict(served.figures), "ratio": structs.asdict(self.ratio(name))}
                 for name, served in self.policies.items()
@@ -120,13 +120,13 @@ class Replay:
 
 
 def require_policies(spec: ReplaySpec, runs: Sequence[RecordedRun]) -> None:
-    """Find out before minutes of work that a policy cannot be replayed; raises `BadInputError`."""
+    """Raise `BadInputError` if a policy cannot be replayed, before minutes of work."""
     if len(set(spec.policies)) < len(spec.policies):
         raise BadInputError(f"--policies is {','.join(spec.policies)!r}: name each once, such as fcfs,sage")
     context = BenchContext(schedule=spec.schedule, lengths={})
     for name in spec.policies:
         if name not in BENCH_POLICY_NAMES:
-            raise BadInputError(f"unknown policy {name!r}: choose of {', '.join(BENCH_POLICY_NAMES)}")
+            raise BadInputError(f"unknown policy {name!r}: choose one of {', '.join(BENCH_POLICY_NAMES)}")
         if not bench_policy(name, context).orders:
             continue
         for run in runs:
@@ -138,12 +138,12 @@ def require_policies(spec: ReplaySpec, runs: Sequence[RecordedRun]) -> None:
 
 
 def replay_length(spec: ReplaySpec, runs: Sequence[RecordedRun]) -> int:
-    """Requests that `run_replay` serves in all, at most."""
+    """Upper bound of the number of requests that `run_replay` serves."""
     return sum(len(run.requests) for run in runs) * (1 + len(spec.policies))
 
 
 def run_replay(spec: ReplaySpec, runs: Sequence[RecordedRun], progress: Callable[[], None] | None = None) -> Replay:
-    """Replay what happened, then each policy; ``progress`` is told of each answer that ends."""
+    """Reproduce the recorded runs, then replay each policy; ``progress`` is called for each answer that ends."""
     require_policies(spec, runs)
     pasts = tuple(past for past in map(Replayable.of, runs) if past.counted)
     if not pasts:
@@ -151,8 +151,8 @@ def run_replay(spec: ReplaySpec, runs: Sequence[RecordedRun], progress: Callable
     return Replay(
         spec=spec,
         runs=pasts,
-        recorded=Served(tuple(request.life() for past in pasts for request in past.counted.values())),
-        as_told=_served(pasts, lambda past: replay_as_told(past, progress)),
+        recorded=Served(tuple(request.completed() for past in pasts for request in past.counted.values())),
+        reproduced=_served(pasts, lambda past: replay_as_recorded(past, progress)),
         policies={
             name: _served(pasts, lambda past, name=name: replay_under(past, _policy(name, spec, past), progress))  # type: ignore[misc]
             for name in spec.policies
@@ -160,14 +160,14 @@ def run_replay(spec: ReplaySpec, runs: Sequence[RecordedRun], progress: Callable
     )
 
 
-def counted_lives(past: Replayable, totals: Totals) -> list[CompletedRequest]:
-    """The lives that figures are about, in the order of the recorded requests."""
-    lives: Mapping[str, CompletedRequest] = {life.request_id: life for life in totals.completed}
-    return [lives[request_id] for request_id in past.counted]
+def counted_requests(past: Replayable, totals: Totals) -> list[CompletedRequest]:
+    """The completed requests that figures count, in the order of the recorded requests."""
+    completed: Mapping[str, CompletedRequest] = {request.request_id: request for request in totals.completed}
+    return [completed[request_id] for request_id in past.counted]
 
 
 def _served(pasts: Sequence[Replayable], replay: Callable[[Replayable], Totals]) -> Served:
-    return Served(tuple(life for past in pasts for life in counted_lives(past, replay(past))))
+    return Served(tuple(request for past in pasts for request in counted_requests(past, replay(past))))
 
 
 def _policy(name: str, spec: ReplaySpec, past: Replayable) -> Policy:
@@ -186,7 +186,7 @@ def _notes(runs: Sequence[Replayable]) -> list[str]:
     if beside:
         notes.append(
             f"{beside} more requests took room beside these and are replayed too; {censored} of them had not ended "
-            "or were given up, and run for as long as was to be expected of them, or until their clients left."
+            "or were given up; they run for their expected length, or until their clients left."
         )
     if cached > MUCH_CACHED:
         notes.append(
@@ -196,11 +196,11 @@ def _notes(runs: Sequence[Replayable]) -> list[str]:
     guessed = [past.run.engine_id for past in runs if len(past.run.samples) < FEWEST_SAMPLES]
     if guessed:
         notes.append(
-            f"Fewer than {FEWEST_SAMPLES} snapshots tell how long the steps of {', '.join(dict.fromkeys(guessed))} take: "
+            f"Fewer than {FEWEST_SAMPLES} snapshots measure the steps of {', '.join(dict.fromkeys(guessed))}: "
             "every step takes the same, or a typical, time."
         )
     if predicted < FEW_PREDICTED:
-        notes.append(f"Only {predicted:.0%} of the requests have a recorded prediction; the others go by the prior.")
+        notes.append(f"Only {predicted:.0%} of the requests have a recorded prediction; the others use the prior.")
     return notes
 
 

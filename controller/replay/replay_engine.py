@@ -1,7 +1,6 @@
-"""One replay: a past run through the simulated engine, under another policy or as its controller directed it.
+"""Replays a past run on the simulated engine, under another policy or with the recorded messages of its controller.
 
-Another policy decides in the controller's own core, as it does live, except for the learner: predictions are the
-recorded ones.
+Another policy runs in the controller's core, as it does live, but with the recorded predictions in place of a learner.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from store.records import (
 )
 
 PROMPT_S = 1.0
-"""A table that was published within this time of the arrival is there at once in a replay too."""
+"""A table that was published within this time of the arrival is sent at the arrival in a replay."""
 PRIOR_PROMPT_TOKENS = 256
 
 Progress = Callable[[], None]
@@ -48,18 +47,15 @@ Progress = Callable[[], None]
 
 
 def replay_under(past: Replayable, policy: Policy, progress: Progress | None = None) -> Totals:
-    """Serve a past run again under a policy.
-
-    Raises an assertion if the policy orders and the run has no prediction.
-    """
+    """Serve a past run again under a policy. If the policy orders, the run must have a prediction."""
     connect = _ReplayController(past, policy).link if policy.orders else _no_link
     return _serve(past, connect, progress, ordering_of(policy))
 
 
-def replay_as_told(past: Replayable, progress: Progress | None = None) -> Totals:
-    """Serve a past run again with the settings and tables that its engine had, each at its time."""
+def replay_as_recorded(past: Replayable, progress: Progress | None = None) -> Totals:
+    """Serve a past run again with the settings and tables that its engine received, each at its time."""
     recorded = RecordedMessages(past)
-    return _serve(past, recorded.link if past.run.told else _no_link, progress)
+    return _serve(past, recorded.link if past.run.messages else _no_link, progress)
 
 
 class _ReplayController(InProcessController):
@@ -122,24 +118,24 @@ class RecordedMessages:
         self._at_arrival: dict[str, IndexTable] = {}
         self._later: deque[tuple[float, ControllerMessage]] = deque()
         arrivals_s = {request.request_id: request.arrival_s for request in past.requests}
-        for told in past.run.told:
-            message = told.message
+        for recorded in past.run.messages:
+            message = recorded.message
             name = message.request_id if isinstance(message, IndexTable) else None
             if isinstance(message, IndexTable) and name is not None:
                 arrival_s = arrivals_s.get(name)
                 if arrival_s is None:
                     continue
-                if name not in self._at_arrival and told.time_s <= arrival_s + PROMPT_S:
+                if name not in self._at_arrival and recorded.time_s <= arrival_s + PROMPT_S:
                     self._at_arrival[name] = message
                     continue
-            self._later.append((told.time_s, message))
+            self._later.append((recorded.time_s, message))
 
     def link(self, clock: Callable[[], float]) -> DirectLink:
         """Return a link for the engine; ``clock`` gives its time in seconds."""
         return DirectLink(lambda message: self._answer(message, clock()))
 
     def _answer(self, message: EngineMessage, now_s: float) -> Iterator[ControllerMessage]:
-        """Everything that was recorded up to now and has not been sent again yet."""
+        """The messages recorded up to now that have not been sent again yet."""
         match message:
             case Hello():
                 yield Welcome(controller_id="replay", durable_batch=0)
@@ -152,7 +148,7 @@ class RecordedMessages:
             yield self._later.popleft()[1]
 
     def _prior(self) -> Iterator[IndexTable]:
-        """The table of requests that have none of their own; it is not recorded."""
+        """The table of requests without one of their own, which is not recorded."""
         past, profile = self._past, self._past.profile
         if not past.predictions:
             return

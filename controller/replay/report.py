@@ -1,4 +1,4 @@
-"""A replay's result for people: two tables for the terminal, and a page with plots."""
+"""Report of a replay: two tables for the terminal, and a page with plots."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ _FIT_HEADINGS = ("", "recorded s", "replayed s", "error")
 
 
 def fit_table(replay: Replay) -> Table:
-    """What was recorded beside its replay."""
+    """The recorded figures and their reproduction."""
     return text_table(_FIT_TITLE, _FIT_HEADINGS, _fit_rows(replay), left=1)
 
 
 def policies_table(replay: Replay) -> Table:
-    """One row for what happened, replayed, and one for each policy."""
+    """One row for the reproduction, and one for each policy."""
     title = "What else would have been (all rows are replays of the same requests)"
     return text_table(title, _headings(), _policy_rows(replay), left=1)
 
 
 def describe(replay: Replay) -> str:
-    """One line: which requests of which engines, when, in which mode."""
-    lives = replay.recorded.lives
-    first, last = (moment(edge(life.arrival_s for life in lives)) for edge in (min, max))
+    """One line that names the requests, their time, engines and modes."""
+    completed = replay.recorded.completed
+    first, last = (moment(edge(request.arrival_s for request in completed)) for edge in (min, max))
     engines = ", ".join(dict.fromkeys(f"{past.run.engine_id} ({past.run.model})" for past in replay.runs))
     modes = ", ".join(f"{mode} {share:.0%}" for mode, share in replay.modes.items())
     return (
-        f"{len(lives)} requests that arrived from {first} to {last} UTC, {len(replay.runs)} run(s) of {engines}; "
+        f"{len(completed)} requests that arrived from {first} to {last} UTC, {len(replay.runs)} run(s) of {engines}; "
         f"mode in force: {modes or 'not recorded'}"
     )
 
 
 def verdict(replay: Replay) -> list[str]:
-    """Whether the second table may be believed, and what else bears on it."""
+    """Lines that say whether the second table can be trusted, and what affects it."""
     poor = replay.fit.poor
     typical = f"a single request is off by {replay.fit.request_error_s:.2f} s on average"
     if poor:
@@ -61,7 +61,7 @@ def verdict(replay: Replay) -> list[str]:
 
 
 def write_html(replay: Replay, path: Path) -> None:
-    """Write a page that stands on its own: both tables, and the distributions behind them."""
+    """Write a self-contained page with both tables and the distributions."""
     write_page(
         path,
         title="History under other policies",
@@ -82,7 +82,7 @@ def write_html(replay: Replay, path: Path) -> None:
 def _fit_rows(replay: Replay) -> Iterator[tuple[str, ...]]:
     for figure in replay.fit.figures:
         yield figure.name, f"{figure.recorded_s:.2f}", f"{figure.replayed_s:.2f}", f"{figure.error:+.1%}"
-    recorded, replayed = replay.recorded.figures, replay.as_told.figures
+    recorded, replayed = replay.recorded.figures, replay.reproduced.figures
     yield "preemptions", f"{recorded.preemptions:.0f}", f"{replayed.preemptions:.0f}", ""
 
 
@@ -91,7 +91,7 @@ def _headings() -> list[str]:
 
 
 def _policy_rows(replay: Replay) -> Iterator[tuple[str, ...]]:
-    yield AS_IT_RAN, *_cells(replay.as_told.figures), ""
+    yield AS_IT_RAN, *_cells(replay.reproduced.figures), ""
     for name, served in replay.policies.items():
         yield name, *_cells(served.figures), _ratio(replay.ratio(name))
 
@@ -106,8 +106,8 @@ def _ratio(ratio: Ratio) -> str:
 
 def _reproduction(replay: Replay) -> go.Figure:
     """Each request's replayed TTLT against its recorded one, evenly thinned."""
-    every = max(1, len(replay.recorded.lives) // POINTS)
-    recorded_s, replayed_s = replay.recorded.ttlt_s[::every], replay.as_told.ttlt_s[::every]
+    every = max(1, len(replay.recorded.completed) // POINTS)
+    recorded_s, replayed_s = replay.recorded.ttlt_s[::every], replay.reproduced.ttlt_s[::every]
     figure = plot("Each request as recorded and as replayed", "recorded TTLT, s", "replayed TTLT, s")
     figure.add_scatter(x=recorded_s, y=replayed_s, mode="markers", marker={"size": 4, "color": colour(2)}, name="")
     longest_s = float(max(recorded_s.max(), replayed_s.max()))
@@ -139,6 +139,6 @@ def _mean_against_tail(replay: Replay) -> go.Figure:
 
 
 def _rows(replay: Replay) -> Iterator[tuple[str, Served, str]]:
-    served = {AS_IT_RAN: replay.as_told, **replay.policies}
+    served = {AS_IT_RAN: replay.reproduced, **replay.policies}
     for number, (name, one) in enumerate(served.items()):
         yield name, one, colour(number)

@@ -1,1 +1,1 @@
-"""Figures of a run, and the pages and tables that show them."""
+"""The figures of a run, and the pages and tables that show them."""

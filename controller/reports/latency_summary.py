@@ -1,4 +1,4 @@
-"""What the benchmark says of a policy: figures over the lives of the measured requests."""
+"""The figures of a policy over the completed requests of a run."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ class PolicyFigures:
     makespan_s: float
     """From the first arrival to the last answer's end."""
     preemptions: float
-    """How often a running request lost its place; of several seeds the mean."""
+    """Number of preemptions; with several seeds the mean."""
     recompute_tax: float
     """Tokens computed again after preemption / all tokens computed."""
     watermark: float
     """vLLM's static watermark under which the policy ran."""
     wall_s: float
-    """Real time that the run took."""
+    """Real seconds that the run took."""
 
 
 def figures(totals: Totals, *, watermark: float = 0.0, wall_s: float = 0.0) -> PolicyFigures:
     """Sum a run up."""
-    lives = totals.completed
-    assert lives, "a run serves at least one request"
-    ttlt_s = np.array([life.ttlt_s for life in lives])
-    ttft_s = np.array([life.ttft_s for life in lives])
-    makespan_s = max(life.finished_s for life in lives) - min(life.arrival_s for life in lives)
+    requests = totals.completed
+    assert requests, "a run serves at least one request"
+    ttlt_s = np.array([request.ttlt_s for request in requests])
+    ttft_s = np.array([request.ttft_s for request in requests])
+    makespan_s = max(request.finished_s for request in requests) - min(request.arrival_s for request in requests)
     p50, p90, p99 = (float(value) for value in np.percentile(ttlt_s, (50, 90, 99)))
     return PolicyFigures(
         mean_ttlt_s=float(ttlt_s.mean()),
@@ -51,8 +51,8 @@ def figures(totals: Totals, *, watermark: float = 0.0, wall_s: float = 0.0) -> P
         max_ttlt_s=float(ttlt_s.max()),
         mean_ttft_s=float(ttft_s.mean()),
         p99_ttft_s=float(np.percentile(ttft_s, 99)),
-        mean_tpot_s=float(np.mean([life.tpot_s for life in lives])),
-        throughput_tokens_per_s=sum(life.output_tokens for life in lives) / makespan_s if makespan_s else 0.0,
+        mean_tpot_s=float(np.mean([request.tpot_s for request in requests])),
+        throughput_tokens_per_s=sum(request.output_tokens for request in requests) / makespan_s if makespan_s else 0.0,
         makespan_s=makespan_s,
         preemptions=totals.preemptions,
         recompute_tax=totals.recomputed_tokens / max(1, totals.computed_tokens),

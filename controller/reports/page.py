@@ -1,4 +1,4 @@
-"""The frame of every HTML report, and what its plots have in common."""
+"""The frame of every HTML report, and the common style of its plots."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ th:first-child, td:first-child {{ text-align: left; }}
 
 
 def write_page(path: Path, *, title: str, about: str, parts: Iterable[str | go.Figure]) -> None:
-    """Write a page that needs no other file; ``parts`` are HTML or plots, of which the first brings Plotly along."""
+    """Write a self-contained page; ``parts`` are HTML or plots, the first of which includes Plotly."""
     body, has_library = [], False
     for part in parts:
         if isinstance(part, str):

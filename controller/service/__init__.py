@@ -1,1 +1,1 @@
-"""The process: what is opened and closed, the control loop, the warm start from history."""
+"""The controller's process: its resources, the control loop, and the warm start from history."""

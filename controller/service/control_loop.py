@@ -1,6 +1,6 @@
 """The control loop: the one thread that owns the core and carries out all its effects.
 
-`ControlLoop.run` is `startup`, then `turn` until it is told to stop, then `shutdown`; each can be read alone.
+`ControlLoop.run` calls `startup`, then `turn` until `stop` is called, then `shutdown`.
 Messages of engines go to the core, its messages go to engines and its entries to the history. An engine's facts are
 acknowledged only when the history has them on disk.
 When the core fails, the loop logs and counts the failure and has engines serve first come, first served until no failure
@@ -37,15 +37,15 @@ class LoopLimits:
 
     wait_s: float = 0.02
     overload_s: float = 0.5
-    """Seconds with the messages of one turn after which arrivals among the rest are deferred and use the prior: an engine
-    whose messages wait too long orders nothing at all."""
+    """Seconds in one turn after which further arrivals are deferred and use the prior: an engine whose messages wait too
+    long falls back to its own order."""
     catch_up_s: float = 0.1
     """Seconds that a turn may spend on arrivals that were deferred in earlier turns."""
     publish_interval_s: float = 0.25
     unwritten_entries: int = 100_000
     """Number of entries not yet on disk beyond which facts are not recorded: engines keep them and send them again."""
     overload_warning_s: float = 600.0
-    """Shortest seconds between two warnings that there is no time to learn from every answer."""
+    """Minimum seconds between two warnings that there is no time to learn from every answer."""
     error_pause_s: float = 5.0
     error_pause_limit_s: float = 300.0
     errors_logged: int = 100
@@ -108,17 +108,17 @@ class ControlLoop:
             self.shutdown()
 
     def stop(self) -> None:
-        """Have `run` end with the current turn."""
+        """Let `run` return after the current turn."""
         self._stopping.set()
 
     def startup(self) -> None:
-        """Record the settings of the start and publish a first live snapshot."""
+        """Record the initial settings and publish the first live snapshot."""
         self._live.watch(self._core)
         self._record()
         self._publish(self._clock())
 
     def turn(self) -> None:
-        """Wait shortly for messages, then do all that is due."""
+        """Wait briefly for messages, then do all work that is due."""
         messages = self._receive()
         started_s = self._clock()
         self._metrics.messages_received.inc(len(messages))
@@ -188,7 +188,7 @@ class ControlLoop:
         self._core.tick(now_s)
 
     def _set_mode(self, command: SetMode, now_s: float) -> None:
-        """Carry out an operator's order; it also ends a fallback."""
+        """Carry out an operator's command, which also ends a fallback."""
         self._trouble.until_s = None
         self._core.set_mode(command.mode, command.reason, now_s)
         self._send(now_s)
@@ -226,10 +226,10 @@ class ControlLoop:
                 gone.add(connection)
                 self._core.lost(connection, now_s)
 
-    # --- history and snapshot -----------------------------------------------------------------------
+    # --- history and live snapshot -------------------------------------------------------------------
 
     def _record(self) -> None:
-        """Hand new entries to the writer, and remember which batch is safe once they are on disk."""
+        """Append new entries to the history, and remember which batch is durable once they are on disk."""
         repeated, entries = self._core.drain_repeated(), self._core.drain_entries()
         lines = [*repeated, *entries]
         if lines:
@@ -248,7 +248,7 @@ class ControlLoop:
             hello = self._requests.hello(entry.session_id)
             self._metrics.count_finished(entry.engine_id, record, request, hello.model if hello else None)
             if self._telemetry is not None:
-                self._telemetry.take(Ended(record, request, hello))
+                self._telemetry.record(Ended(record, request, hello))
         elif isinstance(record, Arrived):
             if self._encoder is not None:
                 self._encoder.submit(entry.session_id, record.request_id, record.token_ids)
@@ -257,7 +257,7 @@ class ControlLoop:
         elif isinstance(record, Outcome):
             self._metrics.count_outcome(record)
         elif isinstance(record, DriftDetected):
-            self._live.take_drift(record)
+            self._live.record_drift(record)
 
     def _acknowledge(self, now_s: float) -> None:
         """Acknowledge the batches that are on disk."""
@@ -272,7 +272,7 @@ class ControlLoop:
 
     def _publish(self, now_s: float) -> None:
         self._next_publish_s = now_s + self._limits.publish_interval_s
-        self._tell_of_overload(now_s)
+        self._warn_of_overload(now_s)
         loop = {
             "unacknowledged_batches": float(len(self._unacknowledged)),
             "errors": float(self._trouble.errors),
@@ -280,15 +280,15 @@ class ControlLoop:
         }
         self._live.publish(self._core, store=self._history.stats, loop=loop, now_s=now_s)
 
-    def _tell_of_overload(self, now_s: float) -> None:
-        """Say in the log when answers are not learnt from, which is the first thing to go."""
+    def _warn_of_overload(self, now_s: float) -> None:
+        """Log a warning if answers are not learned from, which is the first work that an overload drops."""
         counts = self._core.counts
         before, self._not_learnt = self._not_learnt, counts.not_learnt
         if counts.not_learnt > before and now_s >= self._next_warning_s:
             self._next_warning_s = now_s + self._limits.overload_warning_s
             log.warning(
-                "requests come faster than this controller learns from them: %d answers were not learnt from, and %d "
-                "requests went by what is known of their model alone; give it a faster core of its own, or spread the "
+                "requests come faster than this controller learns from them: %d answers were not learned from, and %d "
+                "requests used the prior of their model; give it a faster core of its own, or spread the "
                 "engines over two",
                 counts.not_learnt,
                 counts.not_predicted,

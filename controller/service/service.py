@@ -56,7 +56,7 @@ HASH_KEY_BYTES = 32
 
 @dataclass(slots=True)
 class Service:
-    """A controller whose loop is ready to run."""
+    """An opened controller, whose loop is ready to run."""
 
     config: Config
     loop: ControlLoop
@@ -179,7 +179,7 @@ def build_core(
 def _blank_core(
     config: Config, durable_batches: dict[str, int], *, controller_id: str, now_s: float, timer: Callable[[], float]
 ) -> Core:
-    """A core that has been taught nothing."""
+    """A core before any answer is taught."""
     learning = config.learning
     clusters = ClusterSettings(clusters=learning.clusters, seed_prompts=max(500, 4 * learning.clusters))
     mixture = MixtureLearner(MixtureSettings(common=LearnerSettings(clusters=clusters)))

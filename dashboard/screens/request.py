@@ -33,7 +33,7 @@ REFRESH_S = 2.0
 """How often the timeline of an unfinished request is drawn again; it costs the controller more than a glance at the queue."""
 LISTED = 15
 """Requests that are offered where none is chosen."""
-RIVALS_SHOWN = 200
+OVERTAKERS_SHOWN = 200
 _FOLLOWED_S = 5.0
 """The browser is told for so long to go to the chosen request: it can take it a while, and each drawing forgets the last."""
 _CHOSEN = "request_to_open"
@@ -180,7 +180,7 @@ def _timeline(request_id: str) -> None:
     if found.explanation is not None:
         _sentences(found.explanation)
     _charts(found)
-    _rivals(found)
+    _overtakers(found)
 
 
 def _notices(found: ExplainView, request_id: str) -> None:
@@ -248,26 +248,26 @@ def _charts(found: ExplainView) -> None:
             )
 
 
-def _rivals(found: ExplainView) -> None:
+def _overtakers(found: ExplainView) -> None:
     if found.explanation is None:
         return
     st.markdown("##### Came later, served first")
-    rivals = found.explanation.overtakers[:RIVALS_SHOWN]
-    if not rivals:
+    overtakers = found.explanation.overtakers[:OVERTAKERS_SHOWN]
+    if not overtakers:
         st.caption("No request that came later got a place before it.")
         return
-    if len(found.explanation.overtakers) > RIVALS_SHOWN:
-        st.caption(f"The first {RIVALS_SHOWN} of {formatting.count(len(found.explanation.overtakers))} are shown.")
+    if len(found.explanation.overtakers) > OVERTAKERS_SHOWN:
+        st.caption(f"The first {OVERTAKERS_SHOWN} of {formatting.count(len(found.explanation.overtakers))} are shown.")
     data = {
-        "Request": [rival.request_id for rival in rivals],
-        "Why": [_WHYS.get(rival.why, rival.why) for rival in rivals],
-        "Came later by (s)": [_later_s(rival.arrival_s, found.facts.arrival_s) for rival in rivals],
-        "Started at (s)": [_later_s(rival.scheduled_s, found.facts.arrival_s) for rival in rivals],
-        "Class": [rival.priority for rival in rivals],
-        "Index (s)": [_digits(rival.index_s) for rival in rivals],
-        "Its own index (s)": [_digits(rival.own_index_s) for rival in rivals],
+        "Request": [overtaker.request_id for overtaker in overtakers],
+        "Why": [_WHYS.get(overtaker.why, overtaker.why) for overtaker in overtakers],
+        "Came later by (s)": [_later_s(overtaker.arrival_s, found.facts.arrival_s) for overtaker in overtakers],
+        "Started at (s)": [_later_s(overtaker.scheduled_s, found.facts.arrival_s) for overtaker in overtakers],
+        "Class": [overtaker.priority for overtaker in overtakers],
+        "Index (s)": [_digits(overtaker.index_s) for overtaker in overtakers],
+        "Its own index (s)": [_digits(overtaker.own_index_s) for overtaker in overtakers],
     }
-    choosable(data, [rival.request_id for rival in rivals], key="request_rivals")
+    choosable(data, [overtaker.request_id for overtaker in overtakers], key="request_overtakers")
 
 
 def _later_s(time_s: float | None, arrival_s: float) -> float | None:
@@ -280,7 +280,7 @@ def _digits(index_s: float | None) -> float | None:
 
 _WHYS = {
     "class": "its class goes first",
-    "patience": "its patience was over",
+    "patience": "it had reached its bound on waiting",
     "index": "its index put it first",
     "prior": "one had no table yet",
     "engine": "the engine's own order",

@@ -7,12 +7,12 @@ from typing import Any
 import duckdb
 import msgspec
 
-from store.http_requests import RequestTimeline, Rival
+from store.http_requests import CompetingRequest, RequestTimeline
 from store.reading import request_timeline_sql
 
 MOMENTS_LIMIT = 1500
 """Snapshots of a timeline that are looked at; a longer timeline is looked at more coarsely."""
-RIVALS_LIMIT = 2000
+COMPETING_LIMIT = 2000
 CHOICES_LIMIT = 100
 LOSSES_LIMIT = 500
 ORDERS_LIMIT = 200
@@ -52,7 +52,7 @@ def _assembled(connection: duckdb.DuckDBPyConnection, key: dict[str, str], known
     facts = known | {
         "known_until_s": until_s,
         "predicted": predicted | {"experts": dict(predicted["experts"] or ())} if predicted else None,
-        "verdict": _one(connection, request_timeline_sql.VERDICT, **key) or None,
+        "scored": _one(connection, request_timeline_sql.SCORED, **key) or None,
         "choices": _rows(connection, request_timeline_sql.CHOICES, **key, limit=CHOICES_LIMIT),
         "losses": _rows(connection, request_timeline_sql.LOSSES, **key, limit=LOSSES_LIMIT),
         "moments": _rows(connection, request_timeline_sql.MOMENTS, **key, **span, limit=MOMENTS_LIMIT),
@@ -65,8 +65,8 @@ def _assembled(connection: duckdb.DuckDBPyConnection, key: dict[str, str], known
         facts["shifts"] = _rows(connection, request_timeline_sql.DRIFTS, **about, **span, limit=ORDERS_LIMIT)
     timeline = msgspec.convert(facts, RequestTimeline)
     started = {"since_s": since_s, "started_s": timeline.until_s if timeline.started_s is None else timeline.started_s}
-    rivals = _rows(connection, request_timeline_sql.RIVALS, **key, **started, limit=RIVALS_LIMIT)
-    return msgspec.structs.replace(timeline, rivals=tuple(msgspec.convert(rivals, list[Rival])))
+    competing = _rows(connection, request_timeline_sql.COMPETING, **key, **started, limit=COMPETING_LIMIT)
+    return msgspec.structs.replace(timeline, competing=tuple(msgspec.convert(competing, list[CompetingRequest])))
 
 
 def _rows(connection: duckdb.DuckDBPyConnection, query: str, **parameters: float | str) -> list[dict[str, Any]]:

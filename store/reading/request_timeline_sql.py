@@ -63,7 +63,7 @@ FROM preemptions WHERE session_id = $session_id AND request_id = $request_id ORD
 """
 """When it lost its place."""
 
-VERDICT = """
+SCORED = """
 SELECT pit, crps_tokens, within_50, within_90, censored
 FROM outcomes WHERE session_id = $session_id AND request_id = $request_id LIMIT 1
 """
@@ -99,7 +99,7 @@ ORDER BY time_s
 """
 """The engine's snapshots during its life, evenly thinned to the limit, and where it stood in each."""
 
-RIVALS = """
+COMPETING = """
 WITH placed AS (
     SELECT request_id, arrival_s, scheduled_s, prompt_tokens
     FROM completions

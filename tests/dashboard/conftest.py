@@ -262,7 +262,7 @@ def explained(now_s: float, request_id: str, **facts: object) -> Json:
         }
         for step in range(60)
     ]
-    rivals = [
+    competing = [
         {
             "request_id": f"cmpl-r{number}",
             "arrival_s": arrival_s + number,
@@ -285,7 +285,7 @@ def explained(now_s: float, request_id: str, **facts: object) -> Json:
                 {"about": "queue", "text": "Before it, 5 requests that came later got a place."},
                 {"about": "queue", "text": "All of these because their index put them first."},
             ],
-            "overtakers": [rival | {"own_index_s": 0.25, "why": "index"} for rival in rivals],
+            "overtakers": [other | {"own_index_s": 0.25, "why": "index"} for other in competing],
             "waits": [
                 {"cause": "gate", "behind": True, "span_s": 8.5},
                 {"cause": "memory", "behind": False, "span_s": 1.5},
@@ -330,7 +330,7 @@ def explained(now_s: float, request_id: str, **facts: object) -> Json:
             ],
             "losses": [{"time_s": arrival_s + 20.0, "lost_tokens": 230, "attained_tokens": 160, "cause": "memory"}],
             "moments": moments,
-            "rivals": rivals,
+            "competing": competing,
             "orders": [],
             "shifts": [],
         }

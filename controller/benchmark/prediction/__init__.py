@@ -1,1 +1,1 @@
-"""How well, how fast and how steadily lengths are predicted."""
+"""Quality, speed and stability of length predictions."""

@@ -1,6 +1,6 @@
-"""`evaluate --drift`: one family's answers become longer midway, another's shorter, and a third appears.
+"""`evaluate --drift`: midway one family's answers become longer, another's shorter, and a third family appears.
 
-How soon do the intervals hold again what they promise?
+It measures after how many answers the intervals have their nominal coverage again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from online_learning.mixture.mixture import MixtureLearner
 from store.errors import BadInputError
 
 LONGER, SHORTER = 3.0, 0.3
-"""What the lengths of the two families are multiplied with."""
+"""Factors for the lengths of the two families."""
 
 BLOCKS = (0, 100, 200, 400, 800)
 """Completions of a family since the change, at which blocks begin and end."""
@@ -32,7 +32,7 @@ BLOCKS = (0, 100, 200, 400, 800)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DriftBlock:
-    """How a family's answers turned out, between two counts of its completions after the change."""
+    """Scores of a family's answers between two counts of its completions after the change."""
 
     family: str
     change: str
@@ -56,7 +56,7 @@ def drift_study(
     """Blocks of all three families, by family; the change comes when half of the requests have arrived.
 
     The most frequent task's answers become three times as long, the second's 0.3 times as long; the third's requests
-    of the first half are left out. Raises `BadInputError` where the workload has fewer than three tasks.
+    of the first half are left out. Raises `BadInputError` if the workload has fewer than three tasks.
     """
     rows = task_prompts(workload, requests=requests, seed=seed)
     changes = _changes([task for task, _, _ in rows], workload)
@@ -100,7 +100,7 @@ def _changes(tasks: Sequence[str], workload: str) -> dict[str, str]:
 
 
 def _drifted(rows: Sequence[tuple[str, Prompt, int]], changes: dict[str, str]) -> list[tuple[bool, str, Prompt, int]]:
-    """Whether each comes before the change, its task, prompt and length."""
+    """For each request whether it comes before the change, its task, prompt and length."""
     factors = {f"x {factor:g}": factor for factor in (LONGER, SHORTER)}
     served = []
     for number, (task, prompt, tokens) in enumerate(rows):

@@ -1,4 +1,4 @@
-"""The evaluation for people who look at plots: one page that stands on its own."""
+"""The evaluation as a self-contained page of tables and plots."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def write_html(study: Study, path: Path) -> None:
     write_page(
         path,
         title="Length predictions, learner by learner",
-        about=f"{study.workload}: {study.result.requests} requests, each predicted before it was learnt from",
+        about=f"{study.workload}: {study.result.requests} requests, each predicted before it was learned from",
         parts=[_quality_html(study), _tasks_html(qualities), *plots],
     )
 

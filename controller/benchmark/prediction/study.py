@@ -1,4 +1,4 @@
-"""`evaluate`: learners side by side on one workload."""
+"""`evaluate`: compares learners on one workload."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from store.records import head_and_tail
 MAX_TOKENS = 8192
 """Limit of answers whose workload has none."""
 MAIN_LEARNER = "mixture"
-"""The one that runs live."""
+"""Name of the learner that runs live."""
 TASK_REQUESTS = 300
-"""A task with fewer scored requests has no row of its own: its figures would be chance."""
+"""Smallest number of scored requests of a task with a row of its own; figures of fewer would be noise."""
 FIGURES = (
     "pit",
     "crps_tokens",
@@ -57,7 +57,7 @@ COLUMNS = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LearnerRecord:
-    """What one learner said of each scored request and how that turned out, one column for each figure."""
+    """The predictions of one learner for each scored request and their scores, one column for each figure."""
 
     figures: FloatArray
     """Rows are requests; columns are `FIGURES`."""
@@ -69,7 +69,7 @@ class LearnerRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
-    """Learners side by side on one workload, request by request."""
+    """The results of several learners on one workload, request by request."""
 
     workload: str
     result: Evaluation
@@ -89,9 +89,9 @@ def study_workload(
     clock: Callable[[], float],
     progress: Callable[[int], None],
 ) -> Study:
-    """Our learner, each of its experts alone and the published predictor on the same prompts in the same order.
+    """Score our learner, each of its experts alone and the published predictor on the same prompts in the same order.
 
-    With ``ablation`` our learner without each of its experts and blind to each feature, in place of the experts alone.
+    With ``ablation``, score our learner without each expert and without each feature, in place of the experts alone.
     """
     trace = bench_trace(workload, requests=requests, warmup=0, seed=seed, max_tokens=MAX_TOKENS)
     compared: dict[str, LengthLearner] = {
@@ -103,8 +103,8 @@ def study_workload(
 
     def watch(name: str, _number: int, predicted: LengthDistribution, observation: Observation, score: Score) -> None:
         p10, p50, p90 = (predicted.quantile(probability) for probability in (0.1, 0.5, 0.9))
-        verdict = (score.pit, score.crps_tokens, score.log_score, score.within_50, score.within_90)
-        rows[name].append((*verdict, p10, p50, p90, observation.output_tokens, observation.censored))
+        figures = (score.pit, score.crps_tokens, score.log_score, score.within_50, score.within_90)
+        rows[name].append((*figures, p10, p50, p90, observation.output_tokens, observation.censored))
 
     result = evaluate_prompts(
         _prompts(trace),
@@ -136,7 +136,7 @@ def quality_table(result: Evaluation) -> Table:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskQuality:
-    """How well one task's lengths were predicted by our learner, and beside it by the published one."""
+    """Scores of our learner and of the published one on one task."""
 
     task: str
     requests: int

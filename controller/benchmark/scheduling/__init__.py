@@ -1,1 +1,1 @@
-"""Policies and routers side by side in virtual time."""
+"""Comparisons of policies and of routers in virtual time."""

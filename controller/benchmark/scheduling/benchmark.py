@@ -1,10 +1,10 @@
-"""The benchmark: policies side by side on one workload, in virtual time, with prediction as it is live.
+"""The benchmark: compares policies on one workload in virtual time, with online learning as it is live.
 
-Every policy serves the same requests, which arrive at the same moments, on an engine of the same profile.
-The warm-up requests teach the learner and are not served; a measured request teaches when its answer ends.
-Load is relative to what first come, first served does with these very requests at full backlog:
-as vLLM comes or, in a tuned benchmark, at the static watermark with which it does most.
-In a tuned benchmark every baseline has its best static watermark, by mean TTLT, seed by seed; we are never tuned.
+Every policy serves the same requests, which arrive at the same times, on an engine of the same profile.
+The learner is taught the warm-up requests, which are not served, and each measured request when its answer ends.
+Load is relative to the capacity of first come, first served on these requests at full backlog: with vLLM's defaults or,
+in a tuned benchmark, at the static watermark with the highest capacity.
+In a tuned benchmark every baseline has its best static watermark by mean TTLT on each seed; ours are never tuned.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from engine_adapter.virtual_time.engine import capacity_rps
 from engine_adapter.workloads.arrivals import arrival_plan
 
 Progress: TypeAlias = Callable[[int, int], None]
-"""Receives the requests served so far in all runs, and how many there will be."""
+"""Receives the number of requests served so far in all runs, and the total."""
 
 
 def run_bench(
     spec: BenchSpec, *, timer: Callable[[], float], progress: Progress | None = None, processes: int = 1
 ) -> BenchResult:
-    """Measure the capacity, then every policy, on every seed; with more ``processes`` several runs go on at once.
+    """Measure the capacity, then every policy, on every seed; ``processes`` runs go on at once.
 
     ``timer`` gives the seconds for ``wall_s`` (``time.perf_counter``); the rest of the result depends on the spec alone.
     Raises `ConfigError`, `BadInputError` and `WorkloadError` for bad input.
@@ -42,7 +42,7 @@ def run_bench(
 def run_benches(
     specs: Sequence[BenchSpec], *, timer: Callable[[], float], progress: Progress | None = None, processes: int = 1
 ) -> list[BenchResult]:
-    """Several benchmarks as one piece of work, in which what they share is run once."""
+    """Run several benchmarks together; runs that they share are done once."""
     capacity_runs = [list(_capacity_runs(spec, seed)) for spec in specs for seed in spec.seeds]
     unique = len({run for runs in capacity_runs for run in runs})
     trials = [len(_trials(spec)) * len(spec.seeds) * spec.requests for spec in specs]
@@ -80,7 +80,7 @@ class _Cell:
     def __init__(self, spec: BenchSpec, seed: int, capacities: dict[RunSpec, PolicyRun]) -> None:
         self.seed = seed
         self._spec = spec
-        found = {run.watermark: capacity_rps(capacities[run].lives) for run in _capacity_runs(spec, seed)}
+        found = {run.watermark: capacity_rps(capacities[run].completed) for run in _capacity_runs(spec, seed)}
         self._watermark = max(found, key=found.__getitem__)
         self._capacity_rps = found[self._watermark]
         rate_rps = spec.load * self._capacity_rps
@@ -92,7 +92,7 @@ class _Cell:
         }
 
     def result(self, done: dict[RunSpec, PolicyRun]) -> SeedResult:
-        """Each policy at its best."""
+        """The best run of each policy."""
         tried = {
             name: tuple(done[run] for (policy, _, _), run in self.runs.items() if policy == name)
             for name in self._spec.policies
@@ -115,7 +115,7 @@ def _trials(spec: BenchSpec) -> list[_Trial]:
 
 
 def _capacity_runs(spec: BenchSpec, seed: int) -> Iterator[RunSpec]:
-    """All measured requests at once, first come, first served; what the load is relative to."""
+    """Runs that measure the capacity: all measured requests at once, first come, first served."""
     base = replace(_base_run(spec, seed), policy="fcfs", arrivals=arrival_plan("own"))
     for watermark in WATERMARKS if spec.tuned else WATERMARKS[:1]:
         yield replace(base, watermark=watermark)

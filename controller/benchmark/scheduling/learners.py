@@ -1,4 +1,4 @@
-"""Which learner predicts for which policy of a benchmark."""
+"""The learner of each policy in a benchmark."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from online_learning.mixture.mixture import MixtureLearner
 
 
 def bench_learner(name: str) -> LengthLearner:
-    """A fresh learner: the paper's policies predict by similarity, as it says; all others with what runs live."""
+    """A new learner for a policy: the paper's predictor for the paper's policies, else the one that runs live."""
     if name == "sage-without-predictor":
         return GlobalLearner()
     return SimilarityLearner() if name.startswith(PAPER) else MixtureLearner()

@@ -15,7 +15,7 @@ GAINS = (("mean_ttlt_s", "mean TTLT"), ("p99_ttlt_s", "P99 TTLT"))
 
 
 def busiest(results: Sequence[BenchResult]) -> list[BenchResult]:
-    """Of each profile the result at the highest load."""
+    """The result at the highest load of each profile."""
     highest: dict[str, BenchResult] = {}
     for result in sorted(results, key=lambda result: result.spec.load):
         highest[result.spec.profile] = result
@@ -23,7 +23,7 @@ def busiest(results: Sequence[BenchResult]) -> list[BenchResult]:
 
 
 def gain_plots(results: Sequence[BenchResult], against: str) -> list[go.Figure]:
-    """For each profile and figure the ratio to a policy against the load, with its range over the seeds."""
+    """The ratio to a policy against the load for each profile and figure, with its range over the seeds."""
     profiles = list(dict.fromkeys(result.spec.profile for result in results))
     return [
         _gain(
@@ -35,7 +35,7 @@ def gain_plots(results: Sequence[BenchResult], against: str) -> list[go.Figure]:
 
 
 def run_plots(result: BenchResult) -> list[go.Figure]:
-    """What happened at one load: distributions over all seeds, and the first seed over time."""
+    """Plots of one load: distributions over all seeds, and the first seed over time."""
     return [
         _ttlt_distributions(result),
         _mean_against_tail(result),
@@ -46,7 +46,9 @@ def run_plots(result: BenchResult) -> list[go.Figure]:
 
 def _gain(results: list[BenchResult], against: str, name: str, title: str) -> go.Figure:
     load_of = "tuned" if results[0].spec.tuned else "stock"
-    figure = plot(f"{title}, relative to {against}", f"load, of what {load_of} FCFS serves", "ratio, lower is better")
+    figure = plot(
+        f"{title}, relative to {against}", f"load, relative to the capacity of {load_of} FCFS", "ratio, lower is better"
+    )
     ordered = sorted(results, key=lambda result: result.spec.load)
     for number, policy in enumerate(ordered[0].spec.policies):
         ratios = [result.ratio(policy, against, name) for result in ordered]
@@ -70,7 +72,7 @@ def _ttlt_distributions(result: BenchResult) -> go.Figure:
     figure = plot("Requests finished within a time to last token, all seeds", "TTLT, s", "share of requests")
     share = np.linspace(0.0, 1.0, CDF_POINTS)
     for number, policy in enumerate(result.spec.policies):
-        ttlt_s = [life.ttlt_s for seed in result.seeds for life in seed.policies[policy].best.lives]
+        ttlt_s = [request.ttlt_s for seed in result.seeds for request in seed.policies[policy].best.completed]
         figure.add_scatter(x=np.quantile(ttlt_s, share), y=share, name=policy, mode="lines", line=_line(number))
     figure.update_xaxes(type="log")
     return figure

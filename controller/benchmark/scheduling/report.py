@@ -1,4 +1,4 @@
-"""The benchmark's result for people: a table for the terminal and a page with plots."""
+"""Report of a benchmark: a table for the terminal and a page with plots."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from controller.reports.tables import COLUMNS, html_table, text_table
 def bench_table(result: BenchResult, against: str | None = None) -> Table:
     """One row for each policy; lower TTLT is better, and the best of a column is bold.
 
-    Of several seeds the table has means, and the lowest and highest where that matters most;
-    ``against`` adds each policy's ratio to that one, which is taken seed by seed.
+    With several seeds the table has means, for the main figures also the lowest and highest;
+    ``against`` adds each policy's ratio to that one, computed seed by seed.
     """
     table = text_table(describe(result), headings(result, against), left=1)
     best = {name: min(float(getattr(f, name)) for f in result.figures.values()) for name in _LOWER_IS_BETTER}
@@ -52,7 +52,7 @@ def cells_of(result: BenchResult, policy: str, against: str | None) -> list[str]
 
 
 def describe(result: BenchResult) -> str:
-    """One line: what was served, on what, how hard."""
+    """One line that names workload, profile, engine and load."""
     spec = result.spec
     rate = spec.load * result.capacity_rps
     seeds = ",".join(str(seed) for seed in spec.seeds)
@@ -66,9 +66,9 @@ def describe(result: BenchResult) -> str:
 
 
 def write_html(results: Sequence[BenchResult], path: Path, against: str | None = None) -> None:
-    """Write a page that stands on its own: gain against load, and of each profile's highest load all that is known.
+    """Write a self-contained page: gain against load, and details of each profile's highest load.
 
-    That is the table, TTLT distributions, mean against P99, queue and KV over time.
+    The details are the table, TTLT distributions, mean against P99, and queue and KV memory over time.
     """
     parts: list[str | go.Figure] = list(gain_plots(results, against)) if against else []
     shown = busiest(results)

@@ -1,4 +1,4 @@
-"""What a benchmark found: by seed as it ran, and over the seeds as it is reported."""
+"""The result of a benchmark, by seed and over the seeds."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from controller.benchmark.scheduling.spec import BenchSpec
 
 COMPARED = ("mean_ttlt_s", "p99_ttlt_s", "mean_ttft_s", "throughput_tokens_per_s")
-"""Figures of which ratios to another policy are reported."""
+"""Figures with reported ratios to another policy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """A figure over the seeds."""
+    """Mean, lowest and highest of a figure over the seeds."""
 
     mean: float
     lowest: float
@@ -36,14 +36,14 @@ class Trial:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyResult:
-    """A policy on one seed: the run that stands for it, and all that were tried."""
+    """A policy on one seed: its best run, and all its runs."""
 
     best: PolicyRun
     tried: tuple[Trial, ...]
 
     @classmethod
     def of(cls, runs: tuple[PolicyRun, ...]) -> PolicyResult:
-        """Take the run with the lowest mean TTLT; of equal ones the first, so that vLLM's default stays."""
+        """Choose the run with the lowest mean TTLT, of equal ones the first, which has vLLM's default."""
         best = min(runs, key=lambda run: run.figures.mean_ttlt_s)
         return cls(best=best, tried=tuple(Trial(variant=run.name, figures=run.figures) for run in runs))
 
@@ -55,9 +55,9 @@ class SeedResult:
     seed: int
     capacity_rps: float
     capacity_watermark: float
-    """Watermark of the first come, first served whose capacity that is."""
+    """Watermark of first come, first served at this capacity."""
     policies: dict[str, PolicyResult]
-    """In the order asked for."""
+    """In the given order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +103,7 @@ class BenchResult:
         return _spread([float(getattr(figures, figure)) for figures in self.by_seed(policy)])
 
     def ratio(self, policy: str, against: str, figure: str) -> Spread:
-        """A figure of a policy over the same of another, seed by seed; the other's zero counts as equal to a zero."""
+        """Ratio of a policy's figure to another policy's, seed by seed; two zeros have the ratio 1."""
         pairs = zip(self.by_seed(policy), self.by_seed(against), strict=True)
         return _spread([_ratio(getattr(ours, figure), getattr(theirs, figure)) for ours, theirs in pairs])
 

@@ -1,7 +1,7 @@
-"""Routers side by side in virtual time: simulated engines of one model behind one controller, one stream of requests.
+"""Compares routers in virtual time: simulated engines of one model share a controller and one stream of requests.
 
-Every engine serves in our order and learns with the others; the routers differ in who gets which request:
-round robin, the shorter of two random queues, the fewest outstanding requests, or the predicted cost
+Every engine serves in our order, and all share one learner. A router chooses the engine of each request by round robin,
+the shorter of two random queues, the fewest outstanding requests, or the predicted cost
 (`engine_adapter.routing.ranking` on the answer of ``POST /api/route``, from live snapshots as old as real ones).
 """
 
@@ -38,14 +38,14 @@ SNAPSHOT_S = 0.25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouterSpec:
-    """What is compared; raises `ConfigError` for settings that make no sense."""
+    """Settings of a comparison; raises `ConfigError` for invalid ones."""
 
     workload: str = "synthetic"
     profile: str = "h800-qwen3-32b-24k"
     speeds: tuple[float, ...] = (1.0, 1.0)
     """Speed of each engine, relative to the profile."""
     load: float = 1.05
-    """Arrivals relative to what all engines together serve first come, first served."""
+    """Arrival rate relative to the capacity of all engines under first come, first served."""
     requests: int = 600
     """Measured requests for each engine."""
     warmup: int = 1000
@@ -58,7 +58,7 @@ class RouterSpec:
         arrival_plan(self.arrivals)
         for router in self.routers:
             if router not in ROUTERS:
-                raise ConfigError(f"unknown router {router!r}: choose of {', '.join(ROUTERS)}")
+                raise ConfigError(f"unknown router {router!r}: choose one of {', '.join(ROUTERS)}")
         if not 2 <= len(self.speeds) <= 64 or not all(0.01 <= speed <= 100.0 for speed in self.speeds):
             raise ConfigError(f"speeds are {self.speeds}: give 2 to 64 numbers from 0.01 to 100, such as 1,1,0.5")
         if not 0.0 < self.load < 100.0:
@@ -75,11 +75,14 @@ class RouterRun:
     seed: int
     figures: PolicyFigures
     shares: tuple[float, ...]
-    """Share of the requests that each engine got."""
+    """Share of the requests on each engine."""
 
 
 def run_routers(spec: RouterSpec, *, progress: Callable[[int], None] = lambda _served: None) -> list[RouterRun]:
-    """Every router on every seed, on the same requests at the same times; ``progress`` is called with the requests served since its last call."""
+    """Run every router on every seed, with the same requests at the same times.
+
+    ``progress`` is called with the number of requests served since its last call.
+    """
     profile = profile_named(spec.profile)
     room = min(profile.kv_tokens, profile.max_model_len_tokens)
     runs: list[RouterRun] = []
@@ -118,7 +121,7 @@ def _run(  # noqa: PLR0917 - one run's parts
         counts[chosen] += 1
         cluster.engines[chosen].submit(request)
     progress(_add(totals, cluster.drain()))
-    totals.recomputed_tokens = sum(life.recomputed_tokens for life in totals.completed)
+    totals.recomputed_tokens = sum(request.recomputed_tokens for request in totals.completed)
     return RouterRun(name, seed, figures(totals), tuple(count / len(requests) for count in counts))
 
 
@@ -137,7 +140,7 @@ class Cluster:
             engine.step()
 
     def advance(self, time_s: float) -> Iterator[Step]:
-        """Let every engine serve until then; one whose step is under way ends it."""
+        """Let every engine serve until a time, or to the end of the step that is under way then."""
         for engine in self.engines:
             while engine.unfinished and engine.now_s < time_s:
                 yield engine.step()
@@ -161,7 +164,7 @@ class Router(Protocol):
     """Chooses an engine for each request."""
 
     def choose(self, request: TraceRequest) -> int:
-        """The engine's number."""
+        """Return the number of the engine."""
         ...
 
 
@@ -176,7 +179,7 @@ class _RoundRobin:
 
 
 class _Shortest:
-    """The fewest outstanding requests of so many engines by chance, or of all."""
+    """The fewest outstanding requests of ``tried`` random engines, or of all."""
 
     def __init__(self, cluster: Cluster, chance: random.Random, tried: int | None) -> None:
         self._cluster = cluster

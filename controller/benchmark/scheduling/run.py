@@ -33,9 +33,9 @@ TIMELINE_POINTS = 600
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSpec:
-    """One run; small, so that it travels to another process, which makes the workload again from its seed.
+    """Specification of one run, from which another process makes the workload again by its seed.
 
-    Two runs of equal specs give equal results, so that a run which several tables need is done once.
+    Two runs of equal specifications give equal results, so that a run that several tables need is done once.
     """
 
     policy: str
@@ -46,14 +46,14 @@ class RunSpec:
     warmup: int
     seed: int
     rate_rps: float | None
-    """None: everything is there from the start."""
+    """Arrivals per second; None if all requests arrive at the start."""
     arrivals: ArrivalPlan
     engine: BenchEngine
     prefix_caching: bool
     watermark: float
     """vLLM's static watermark, a share of the KV cache."""
     schedule: Schedule
-    """The settings of ours."""
+    """The settings of `sage`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +68,15 @@ class Moment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyRun:
-    """What a policy did, for tables and plots."""
+    """The result of a run, for tables and plots."""
 
     name: str
     """The policy, or the variant of it that ran."""
     figures: PolicyFigures
-    lives: tuple[CompletedRequest, ...]
+    completed: tuple[CompletedRequest, ...]
     timeline: tuple[Moment, ...]
     left_out_share: float
-    """Share of the workload's rows that no engine of this profile could ever serve."""
+    """Share of the workload's rows that are too long for this profile."""
 
 
 def run_policy(spec: RunSpec, timer: Callable[[], float], progress: Progress | None = None) -> PolicyRun:
@@ -96,7 +96,7 @@ def run_policy(spec: RunSpec, timer: Callable[[], float], progress: Progress | N
     return PolicyRun(
         name=spec.policy,
         figures=figures(totals, watermark=spec.watermark, wall_s=timer() - started_s),
-        lives=tuple(totals.completed),
+        completed=tuple(totals.completed),
         timeline=tuple(timeline.moments),
         left_out_share=trace.left_out_share,
     )
@@ -104,7 +104,7 @@ def run_policy(spec: RunSpec, timer: Callable[[], float], progress: Progress | N
 
 @lru_cache(maxsize=2)
 def _prepared(workload: str, requests: int, warmup: int, seed: int, kv_tokens: int) -> BenchTrace:
-    """The requests of a workload at their own times; made once in a process for all policies."""
+    """The requests of a workload at their own times, made once in each process for all policies."""
     return bench_trace(workload, requests=requests, warmup=warmup, seed=seed, kv_tokens=kv_tokens)
 
 
@@ -136,7 +136,7 @@ def _controller(name: str, policy: Policy, warmup: Sequence[TraceRequest], *, mo
 
 
 def _check_served(controller: InProcessController, requests: int) -> None:
-    """Assert that the policy ordered every request, so that the figures under its name are its own."""
+    """Assert that the policy ordered every request, so that the figures are those of the policy."""
     (session,) = controller.core.sessions
     snapshot = session.snapshot
     assert snapshot is not None, "the engine reports"
@@ -166,7 +166,7 @@ def _engine(spec: RunSpec, profile: Profile, policy: Policy, link: EngineLink) -
         from engine_adapter.vllm_scheduler import SageScheduler
     except ImportError as error:
         raise ConfigError(
-            f"engine is 'vllm' and vLLM cannot be imported ({error}): install it or take simulated"
+            f"engine is 'vllm' and vLLM cannot be imported ({error}): install it or use simulated"
         ) from error
     if isinstance(link, NoLink):
         return VllmVirtualTimeEngine(profile, **options)
@@ -174,7 +174,7 @@ def _engine(spec: RunSpec, profile: Profile, policy: Policy, link: EngineLink) -
 
 
 class _Timeline:
-    """The engine's state now and then, at most ``2 * TIMELINE_POINTS`` times, and the progress of the run."""
+    """Samples of the engine's state, at most ``2 * TIMELINE_POINTS``, and the progress of the run."""
 
     def __init__(self, profile: Profile, progress: Progress | None) -> None:
         self._kv_blocks = profile.kv_blocks
@@ -184,7 +184,7 @@ class _Timeline:
         self.moments: list[Moment] = []
 
     def add(self, step: Step) -> None:
-        """Take a step into account."""
+        """Add a step."""
         self._sample(step)
         if step.finished:
             self._served += len(step.finished)
@@ -192,7 +192,7 @@ class _Timeline:
                 self._progress(self._served)
 
     def _sample(self, step: Step) -> None:
-        """Add a moment if the last one is old enough; when there are too many, halve them and double the spacing."""
+        """Add a moment if the last one is old enough; if there are too many, halve them and double the spacing."""
         if self.moments and step.start_s - self.moments[-1].time_s < self._spacing_s:
             return
         share = step.kv_blocks_used / self._kv_blocks

@@ -1,4 +1,4 @@
-"""What a benchmark measures."""
+"""The specification of a benchmark."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DEFAULT_POLICIES = ("fcfs", "sagesched-paper", "sage", "srpt-oracle")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchSpec:
-    """What to measure; checked when it is made, raises `ConfigError` and `BadInputError`."""
+    """Settings of a benchmark; raises `ConfigError` and `BadInputError` for invalid ones."""
 
     workload: Path | str = SYNTHETIC
     """A workload file, or ``synthetic`` for the built-in one."""
@@ -38,15 +38,15 @@ class BenchSpec:
     policies: tuple[str, ...] = DEFAULT_POLICIES
     engine: BenchEngine = "simulated"
     prefix_caching: bool | None = None
-    """None: as the engine has it by default, on in vLLM's; the simulated engine does not have it."""
+    """None for the engine's default, which is on for vLLM and off for the simulated engine, which has no prefix cache."""
     arrivals: str = "own"
-    """As `engine_adapter.workloads.arrivals.arrival_plan` reads it."""
+    """In the format of `engine_adapter.workloads.arrivals.arrival_plan`."""
     tuned: bool = False
     """Whether baselines get their best static watermark."""
     objective: Objective = "balanced"
-    """What `sage` favours."""
+    """The objective of `sage`."""
     schedule: Schedule = field(default_factory=Schedule)
-    """The settings of `sage` but for its objective."""
+    """The settings of `sage` except its objective."""
 
     def __post_init__(self) -> None:
         profile_named(self.profile)
@@ -63,13 +63,13 @@ class BenchSpec:
             raise ConfigError(f"seed is {min(self.seeds)}: give 0 or more")
         for name in self.policies:
             if name not in (known := BENCH_POLICY_NAMES + ABLATION_NAMES):
-                raise ConfigError(f"unknown policy {name!r}: choose of {', '.join(known)}")
+                raise ConfigError(f"unknown policy {name!r}: choose one of {', '.join(known)}")
         if self.prefix_caching and self.engine == "simulated":
-            raise ConfigError("prefix caching is on and the engine simulated: turn it off or take --engine vllm")
+            raise ConfigError("prefix caching is on and the engine simulated: turn it off or use --engine vllm")
 
     @property
     def caches_prefixes(self) -> bool:
-        """Whether the engine reuses the KV of prompts that begin alike."""
+        """Whether the engine reuses the KV cache of common prefixes."""
         return self.engine == "vllm" if self.prefix_caching is None else self.prefix_caching
 
 

@@ -1,4 +1,4 @@
-"""The gain against the load as a picture that stands in a document: SVG, drawn without a browser."""
+"""Draws the gain against the load as SVG for documents, without a browser."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def write_gain_chart(results: Sequence[BenchResult], path: Path, against: str) -
 
 
 def gain_chart(results: Sequence[BenchResult], against: str) -> str:
-    """The picture as SVG text."""
+    """The chart as SVG text."""
     profiles = list(dict.fromkeys(result.spec.profile for result in results))
     policies = [policy for policy in results[0].spec.policies if policy != against]
     panels = [
@@ -50,7 +50,7 @@ def gain_chart(results: Sequence[BenchResult], against: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Scale:
-    """From loads and ratios to places in a panel."""
+    """Maps loads and ratios to positions in a panel."""
 
     left: float
     top: float
@@ -85,7 +85,7 @@ def _panel(
 
 
 _HIGHEST_RATIO = 4.0
-"""What is worse lies on the panel's upper edge."""
+"""Highest ratio in a panel; higher ones are drawn at its upper edge."""
 
 
 def _axes(scale: _Scale, loads: list[float]) -> str:

@@ -1,4 +1,4 @@
-"""Runs of a benchmark done by one process after the other or by several at once, with one view of how far they are."""
+"""Does the runs of a benchmark in one process or in several at once, and reports their common progress."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from controller.benchmark.scheduling.run import PolicyRun, RunSpec, run_policy
 from store.errors import EngineError
 
 Served: TypeAlias = Callable[[int], None]
-"""Told the requests served so far in all runs together."""
+"""Receives the number of requests served so far in all runs together."""
 
 LOOK_EVERY_S = 0.2
 
@@ -26,7 +26,7 @@ LOOK_EVERY_S = 0.2
 class WorkerPool:
     """Does runs; leaving the context by an error or Ctrl-C stops every process that it started.
 
-    ``most_runs`` bounds the runs of its whole life; ``timer`` gives the seconds for ``wall_s``.
+    ``most_runs`` bounds the number of runs of the pool; ``timer`` gives the seconds for ``wall_s``.
     """
 
     def __init__(self, *, processes: int, most_runs: int, timer: Callable[[], float], served: Served) -> None:
@@ -58,7 +58,7 @@ class WorkerPool:
             self._pool.shutdown(cancel_futures=True)
 
     def run(self, specs: Iterable[RunSpec]) -> dict[RunSpec, PolicyRun]:
-        """Do each of these runs once, in about this order; what was done before is not done again."""
+        """Do each of these runs once, in about this order; runs that were done before are not repeated."""
         wanted = list(dict.fromkeys(specs))
         new = [spec for spec in wanted if spec not in self._done]
         if self._pool is None:
@@ -90,7 +90,7 @@ class WorkerPool:
                 self._report()
         except BrokenProcessPool:
             raise EngineError(
-                "a process of the benchmark was killed, most likely for want of memory: lower --processes"
+                "a process of the benchmark was killed, most likely because memory ran out: lower --processes"
             ) from None
 
     def _next_number(self) -> int:
@@ -113,7 +113,7 @@ def _start_worker(board: Any, stop: Any, parent: int) -> None:  # noqa: ANN401 -
 
 
 def _watch(stop: Any, parent: int) -> None:  # noqa: ANN401 - as above
-    """End this process, whatever it is doing, when its result is not wanted or its parent is gone."""
+    """End this process at once if its result is no longer needed or its parent is gone."""
     while not stop.value and os.getppid() == parent:
         time.sleep(LOOK_EVERY_S)
     os._exit(1)

@@ -1,1 +1,1 @@
-"""What the system costs an engine, and what a controller can bear."""
+"""The system's overhead in an engine, and the load that a controller can bear."""

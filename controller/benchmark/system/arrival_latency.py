@@ -1,7 +1,7 @@
-"""The controller's half of the cost of deciding: how long an arrival takes to become a table in the engine's hands.
+"""Measures the controller's half of the overhead: the time from an arrival to the index table at the engine.
 
-A whole controller is opened as `serve` opens it, with history, HTTP and the gain watcher, and its loop turns in this
-thread; an engine's end of a real socket sends it arrivals, one at a time.
+A complete controller is opened as `serve` opens it, with history, HTTP and the gain watcher, and its loop runs in this
+thread. The engine's end of a real socket sends arrivals one at a time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from store.records import Acknowledged, Arrived, ControllerMessage, Fact, Facts,
 PROFILE = PROFILES["h800-qwen3-32b"]
 FACTS_AT_ONCE = 200
 ARRIVALS_AT_ONCE = 20
-"""Number of arrivals that are timed one by one before as many old requests end."""
+"""Number of arrivals that are timed one by one before the same number of old requests end."""
 PATIENCE_S = 10.0
 
 
@@ -114,7 +114,7 @@ class _Engine:
             self._turn(until_s)
 
     def report(self, facts: Iterable[Fact]) -> None:
-        """Send facts, and turn the loop until all of them are durable, so that no work is left."""
+        """Send facts, and run the loop until all of them are durable, so that no work is left."""
         facts = iter(facts)
         for some in iter(lambda: tuple(islice(facts, FACTS_AT_ONCE)), ()):
             batch = self._send(some)

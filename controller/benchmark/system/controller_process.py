@@ -1,4 +1,4 @@
-"""A controller of its own for a measurement: a child process and a client of its API."""
+"""A separate controller for a measurement: a child process and a client of its API."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def start_controller(
     flags: tuple[str, ...] = (),
     environment: Mapping[str, str] | None = None,
 ) -> tuple[Child, ApiClient]:
-    """Start a controller in mode on and wait until its API answers; raises `EngineError` when it does not.
+    """Start a controller in mode on and wait until its API answers; raises `EngineError` if it does not.
 
     ``flags`` and ``environment`` are added to those of ``serve``.
     """

@@ -1,9 +1,9 @@
-"""The benchmark in virtual time against the live server: the same trace, the same device, vLLM's own client.
+"""Compares the benchmark in virtual time with the live server: the same trace, the same device, vLLM's own client.
 
-A trace is served four times: in virtual time by vLLM's scheduler, stock and with us, and then by vLLM's real API server
-on the virtual GPU, stock and with the plugin and a controller process beside it. The load comes from the client of
-``vllm bench serve``. Compared is what we change: the ratio of our TTLT to stock's, live against virtual.
-What the controller has learnt before, it has from its history, which is prepared from the same warm-up requests.
+A trace is served four times: in virtual time by vLLM's scheduler, stock and with the plugin, and by vLLM's real API
+server on the virtual GPU, stock and with the plugin and a controller process. The load comes from the client of
+``vllm bench serve``. The ratio of our TTLT to stock's is compared, live against virtual.
+The controller learns from a history that is prepared from the same warm-up requests.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from engine_adapter.workloads.requests import BenchTrace, bench_trace, planned_a
 from store.errors import ConfigError
 
 TOLERANCE = 0.15
-"""The live ratio may differ from the virtual one by this share of it."""
+"""Largest relative difference between the live ratio and the virtual one."""
 
 COMPARED = ("mean_ttlt_s", "p99_ttlt_s")
 SIDES = ("fcfs", "sage")
 
 Progress: TypeAlias = Callable[[str, int, int], None]
-"""Receives what is under way, how much of it is done, and how much there is."""
+"""Receives the name of the current part, the number of its done requests, and their total."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveSpec:
-    """What to compare; checked when it is made, raises `ConfigError` and `BadInputError`."""
+    """Settings of a comparison; raises `ConfigError` and `BadInputError` for invalid ones."""
 
     workload: str = "synthetic"
     profile: str = "h800-qwen3-32b-24k"
@@ -48,7 +48,7 @@ class LiveSpec:
     warmup: int = 1000
     seed: int = 1
     speed: float = 2.0
-    """Device seconds per real second: the host must keep up, or it and not the device is measured."""
+    """Device seconds per real second; the host must keep up, otherwise it is measured in place of the device."""
     prefix_caching: bool = True
     objective: Objective = "balanced"
 
@@ -58,7 +58,7 @@ class LiveSpec:
             raise ConfigError(f"speed is {self.speed}: give 0.1 to 100 device seconds per second")
 
     def bench(self) -> BenchSpec:
-        """The same in virtual time."""
+        """The benchmark of the same trace in virtual time."""
         return BenchSpec(
             workload=self.workload,
             profile=self.profile,
@@ -84,12 +84,12 @@ class Ratio:
 
     @property
     def deviation(self) -> float:
-        """How far the live ratio is from the virtual one, as a share of it."""
+        """Relative difference between the live ratio and the virtual one."""
         return self.live / self.virtual - 1.0
 
     @property
     def agrees(self) -> bool:
-        """Whether that is within the tolerance."""
+        """Whether the deviation is within the tolerance."""
         return abs(self.deviation) <= TOLERANCE
 
 
@@ -105,7 +105,7 @@ class LiveComparison:
 
     @property
     def ratios(self) -> tuple[Ratio, ...]:
-        """Ours over stock, in both worlds."""
+        """Ratios of ours to stock, live and virtual."""
         return tuple(
             Ratio(
                 figure=figure,
@@ -144,9 +144,9 @@ def run_live_comparison(
     timer: Callable[[], float],
     progress: Progress,
 ) -> LiveComparison:
-    """Serve the trace in virtual time, then live, stock and with us; logs and the history stay in ``folder``.
+    """Serve the trace in virtual time, then live, stock and with the plugin; ``folder`` keeps logs and history.
 
-    Raises `ConfigError` without vLLM and `EngineError` when a server, the controller or the client fails.
+    Raises `ConfigError` without vLLM and `EngineError` if a server, the controller or the client fails.
     """
     bench = run_bench(spec.bench(), timer=timer, progress=lambda done, total: progress("virtual time", done, total))
     (seed,) = bench.seeds
@@ -154,7 +154,7 @@ def run_live_comparison(
     trace = _trace(spec)
     measured = _timed(trace, spec, rate_rps)
     virtual = {side: seed.policies[side].best for side in SIDES}
-    served = {life.request_id: (life.arrival_s, life.output_tokens) for life in virtual["fcfs"].lives}
+    served = {request.request_id: (request.arrival_s, request.output_tokens) for request in virtual["fcfs"].completed}
     assert served.keys() == {request.request_id for request in measured}, "the benchmark serves this very trace"
     assert all(abs(served[request.request_id][0] - request.arrival_s) < 1e-6 for request in measured), (
         "at these very times"

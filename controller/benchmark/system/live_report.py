@@ -1,4 +1,4 @@
-"""The live comparison for people: what each run measured, and how the ratios agree."""
+"""Report of the live comparison: the figures of each run, and the agreement of the ratios."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from controller.benchmark.system.live_comparison import SIDES, TOLERANCE, LiveCo
 from controller.reports.tables import text_table
 
 LATE_HOST = 0.1
-"""Share of device time lost by a late host from which the live figures say more of the host than of the scheduler."""
+"""Share of device time lost by a late host above which live figures measure the host more than the scheduler."""
 
 
 def live_tables(result: LiveComparison) -> list[Table]:
-    """Times and pace of the four runs, and the ratios of ours to stock in both worlds."""
+    """Times and pace of the four runs, and the ratios of ours to stock, live and virtual."""
     return [_runs_table(result), _ratio_table(result)]
 
 

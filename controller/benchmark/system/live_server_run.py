@@ -1,4 +1,4 @@
-"""One side of the live comparison: a real vLLM server on the virtual GPU, its load, and a controller or none."""
+"""One live run: a real vLLM server on the virtual GPU and its load, with or without a controller."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from store.errors import EngineError
 
 POLL_S = 0.5
 TABLES_SHARE = 0.8
-"""Requests of which the engine must have used a table, for the run to count as ours."""
+"""Share of the requests for which the engine must have used a table, in a run with the plugin."""
 STREAM_INTERVAL_TOKENS = 16
-"""Tokens that the server sends at a time after the first; the last come at once. It saves the host's time."""
+"""Tokens that the server sends at a time after the first one, which saves host time; the last are sent at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveServing:
-    """What is served, and on what."""
+    """Requests and profile of a live run."""
 
     requests: tuple[TraceRequest, ...]
     output_tokens: Mapping[str, int]
-    """The length of each answer, by request id: whatever serves them, they end there."""
+    """The length of each answer in tokens, by request id; every server ends it there."""
     profile: Profile
     speed: float
     prefix_caching: bool
@@ -45,7 +45,7 @@ class LiveServing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """Where it happens, and the outside world's time."""
+    """Folder, addresses and clocks of a live run."""
 
     folder: Path
     clock: Callable[[], float]
@@ -59,7 +59,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveRun:
-    """What vLLM's client measured, in engine seconds, and how well host and device kept pace."""
+    """The figures that vLLM's client measured, in engine seconds, and the pace of host and device."""
 
     mean_ttlt_s: float
     p50_ttlt_s: float
@@ -69,21 +69,21 @@ class LiveRun:
     p99_ttft_s: float
     makespan_s: float
     client_mean_e2el_ms: float
-    """As the client itself says it, in real time, from sending instead of from the intended arrival."""
+    """The client's own figure, in real time and from sending in place of the intended arrival."""
     client_p99_e2el_ms: float
     late_s: float
     """Longest time by which the client sent a request after its arrival time."""
     device_steps: int
     device_busy_s: float
-    """Device time as the profile intends it."""
+    """Device time according to the profile."""
     device_starved_s: float
     """Device time lost because the host was late with the next step."""
     tables_applied: int
-    """Index tables that the engine took over; 0 for stock vLLM."""
+    """Index tables that the engine used; 0 for stock vLLM."""
 
     @property
     def distortion(self) -> float:
-        """Device time measured over device time intended, less one."""
+        """Device time measured over device time intended, minus one."""
         return self.device_starved_s / self.device_busy_s
 
     def as_json(self) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class LiveRun:
 
 
 def serve_live(serving: LiveServing, stage: Stage, *, with_us: bool, progress: Callable[[int], None]) -> LiveRun:
-    """Start the server, and the controller beside it, send the load, and take everything down again."""
+    """Start the server and the controller, send the load, and stop all processes."""
     name = "sage" if with_us else "fcfs"
     endpoint = f"ipc://{stage.folder}/run/engine.sock"
     report = stage.folder / f"device-{name}.json"
@@ -154,15 +154,15 @@ def _send_load(  # noqa: PLR0917 - what is sent, whence, whither, and who looks 
 
 
 def _done(client: Child) -> int:
-    """How many requests the client's own progress bar shows as done."""
+    """Number of done requests on the client's progress bar."""
     shown = re.findall(r"(\d+)/\d+ \[", client.log_path.read_text(encoding="utf-8", errors="replace")[-400:])
     return int(shown[-1]) if shown else 0
 
 
 def _tables_applied(api: ApiClient, requests: int) -> int:
-    """How many tables the engine used; raises `EngineError` when it was not we who ordered.
+    """Number of tables that the engine used; raises `EngineError` if too few requests were ordered by the plugin.
 
-    A few answers are so short that they are over before their table comes.
+    A few answers end before their table comes.
     """
     (engine,) = (engine for engine in api.get("/api/state")["engines"] if engine["connected"])
     snapshot = engine["snapshot"]

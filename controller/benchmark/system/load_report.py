@@ -1,4 +1,4 @@
-"""A load test for people: its figures beside what is asked for, and how they went over time."""
+"""Report of a load test: its figures with their requirements, and their course over time."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from controller.benchmark.system.load_test import LoadResult, Window
 from controller.reports.tables import text_table
 
 ROWS = 20
-"""Lines of the course of a run; of a long one evenly spaced windows."""
+"""Largest number of windows in the table of the course; of a long run they are evenly spaced."""
 
 
 def load_tables(result: LoadResult) -> list[Table]:
-    """The figures, and their course."""
+    """Tables of the figures and of their course."""
     return [_figures(result), _course(result)]
 
 

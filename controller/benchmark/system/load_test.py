@@ -1,8 +1,8 @@
-"""What a controller bears: many simulated engines load a real one, from other processes and over real sockets.
+"""Load test of a controller: many simulated engines load it from other processes and over real sockets.
 
-The controller is a `serve` of its own with a history of its own; the engines are fleets
-(`engine_adapter.serving.fleet`). Latency is taken where it matters, in the engine: from the moment that a request arrives there
-until its index table is there. Everything is measured in windows, so that a long run shows what grows.
+The controller is a separate `serve` with its own history; the engines are fleets (`engine_adapter.serving.fleet`).
+Latency is measured in the engine, from the arrival of a request to the arrival of its index table.
+All figures are measured in windows, so that a long run shows what grows.
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ Pause: TypeAlias = Callable[[float], object]
 Progress: TypeAlias = Callable[[int], None]
 
 CONNECT_S = 4.0
-"""Between the start of the fleets and the first request: Python takes its time to start."""
+"""Seconds between the start of the fleets and the first request, in which their interpreters start."""
 
 FAREWELL_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadSpec:
-    """The load; checked when it is made, raises `ConfigError`."""
+    """Settings of a load test; raises `ConfigError` for invalid ones."""
 
     engines: int = 64
     rate_rps: float = 8.0
     """Requests per second and engine."""
     burst: str | None = None
-    """``REQUESTS/RATE/SECONDS`` in place of the rate, as of `engine_adapter.serving.fleet`."""
+    """``REQUESTS/RATE/SECONDS`` in place of the rate, in the format of `engine_adapter.serving.fleet`."""
     seconds: float = 60.0
     """Measured time."""
     warmup_s: float = 30.0
-    """Time before, in which the learner forms its first predictions and requests come to their ends."""
+    """Seconds before the measurement, in which the first requests end and predictions form."""
     window_s: float = 5.0
     fleets: int = 2
-    """Processes that the engines are spread over."""
+    """Number of processes that run the engines."""
     token_s: float = 0.03
     max_running: int = 256
     retention_gb: float = 20.0
     watch: bool = False
-    """Whether a dashboard's questions are asked in every other window."""
+    """Whether a dashboard's requests are sent in every other window."""
     seed: int = 1
 
     def __post_init__(self) -> None:
@@ -70,74 +70,74 @@ class LoadSpec:
 
     @property
     def windows(self) -> int:
-        """How many windows are looked at, those of the warm-up too."""
+        """Number of windows, including those of the warm-up."""
         return round((self.warmup_s + self.seconds) / self.window_s)
 
     @property
     def warmup_windows(self) -> int:
-        """How many of them do not count."""
+        """Number of windows of the warm-up, which figures leave out."""
         return round(self.warmup_s / self.window_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """What was measured in a part of the run."""
+    """The figures of one window."""
 
     time_s: float
-    """Its end, from the first request."""
+    """Seconds from the first request to the end of the window."""
     arrivals: int
     p50_s: float | None
     p99_s: float | None
     longest_s: float
     cpu_share: float
-    """CPU time of the controller's process by time: 1 is a core."""
+    """CPU time of the controller's process per second; 1 is a core."""
     helpers_share: float
-    """The same of the processes that it starts, which run at the lowest priority."""
+    """CPU time per second of its child processes, which run at the lowest priority."""
     host_share: float
-    """CPU time of everything on the machine, by all its cores' time."""
+    """Share of all cores' time that the whole machine used."""
     rss_bytes: int
     store_bytes: int
     dropped: int
-    """Messages that engines have given up since the start."""
+    """Messages that engines have dropped since the start."""
     without_table: int
-    """Unfinished requests that have none yet."""
+    """Unfinished requests without a table."""
     watched: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadResult:
-    """What came of a load."""
+    """The result of a load test."""
 
     spec: LoadSpec
     windows: tuple[Window, ...]
-    """All of them, those of the warm-up first."""
+    """All windows, those of the warm-up first."""
     requests: int
     tables: int
     dropped: int
     unacknowledged: int
-    """Facts that were not durable when all was over."""
+    """Facts that were not durable at the end."""
     p50_s: float | None
     p99_s: float | None
     longest_s: float
     late_p99_s: float
-    """How far the load itself was behind its plan: figures mean nothing where that is much."""
+    """Delay of the load behind its plan; if it is large, the figures mean nothing."""
     predict_s: float
     """Mean time of a prediction, as the controller measured it."""
     turn_s: float
-    """Mean time of a turn of its loop."""
+    """Mean time of a turn of the controller's loop."""
 
     @property
     def measured(self) -> tuple[Window, ...]:
-        """The windows that count."""
+        """The windows after the warm-up."""
         return self.windows[self.spec.warmup_windows :]
 
     def mean(self, name: str, *, watched: bool | None = None) -> float:
-        """Mean of a figure over the windows that count, or over those that a dashboard watched, or did not."""
+        """Mean of a figure over the windows after the warm-up, optionally only those with or without dashboard."""
         taken = [getattr(window, name) for window in self.measured if watched in {None, window.watched}]
         return math.fsum(taken) / len(taken) if taken else math.nan
 
     def slope_per_hour(self, name: str) -> float:
-        """How much a figure grows in an hour: the least-squares line through the windows that count."""
+        """Growth of a figure per hour by a least-squares line through the windows after the warm-up."""
         points = [(window.time_s / 3600.0, getattr(window, name)) for window in self.measured]
         known = [(hours, value) for hours, value in points if value is not None]
         mean_h = math.fsum(hours for hours, _ in known) / max(1, len(known))
@@ -162,9 +162,9 @@ class LoadResult:
 
 
 def run_load_test(spec: LoadSpec, *, folder: Path, clock: Clock, pause: Pause, progress: Progress) -> LoadResult:
-    """Start a controller and its engines, look on, and end them; ``folder`` keeps history and logs.
+    """Start a controller and its engines, sample them, and stop them; ``folder`` keeps history and logs.
 
-    ``progress`` receives how many of ``spec.windows`` are over.
+    ``progress`` receives the number of windows that are over, of ``spec.windows``.
     """
     with Children(folder) as children:
         controller, api = start_controller(
@@ -189,7 +189,7 @@ def run_load_test(spec: LoadSpec, *, folder: Path, clock: Clock, pause: Pause, p
 
 
 def _start_fleet(spec: LoadSpec, number: int, folder: Path, children: Children, start_s: float) -> Child | None:
-    """One process with its share of the engines; None where there are fewer engines than processes."""
+    """Start one process with its share of the engines; None if there are fewer engines than processes."""
     first, last = (spec.engines * place // spec.fleets for place in (number, number + 1))
     if first == last:
         return None
@@ -232,7 +232,7 @@ def _look_on(  # noqa: PLR0917 - what is looked at, and the outside world
     pause: Pause,
     progress: Progress,
 ) -> Iterator[Sample]:
-    """A sample at the start and at the end of every window."""
+    """Sample the controller at the start and at the end of every window."""
     for number in range(spec.windows + 1):
         pause(max(0.0, start_s + number * spec.window_s - clock()))
         if number:
@@ -244,7 +244,7 @@ def _look_on(  # noqa: PLR0917 - what is looked at, and the outside world
 
 
 def _reports(fleet: Child, *, clock: Clock, pause: Pause) -> list[dict[str, Any]]:
-    """The lines of a fleet, once it has ended."""
+    """The report lines of a fleet, once it has ended."""
     until_s = clock() + FAREWELL_S
     while fleet.running and clock() < until_s:
         pause(0.1)
@@ -271,7 +271,7 @@ def _means(api: ApiClient) -> dict[str, float]:
 
 @dataclass(slots=True)
 class _Reported:
-    """What all fleets reported of one window."""
+    """Sums over the reports of all fleets on one window."""
 
     latencies: Latencies = field(default_factory=Latencies)
     dropped: int = 0

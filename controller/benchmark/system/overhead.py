@@ -1,4 +1,4 @@
-"""What deciding costs: in vLLM's process beside its own scheduling, and in the controller from arrival to table.
+"""Measures the overhead: in vLLM's process in addition to its scheduling, and in the controller from arrival to table.
 
 The engine's half is vLLM's scheduler in virtual time, with the plugin on a real socket to a controller in this process,
 against the stock class in the same run (`engine_adapter.serving.vllm_overhead`).
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 Timer: TypeAlias = Callable[[], float]
 Progress: TypeAlias = Callable[[str, int], None]
-"""Told which of `OverheadSpec.parts` is under way, and how much of it is done."""
+"""Receives the name of the current part of `OverheadSpec.parts`, and the number of its done steps or arrivals."""
 
 ALLOCATIONS = "allocations"
 ARRIVALS = "arrivals"
@@ -44,22 +44,22 @@ ALLOCATION_STEPS = 400
 ALLOCATION_LOOK_STEPS = 40
 ALLOCATION_OCCUPANCY = (16, 48)
 ALLOCATION_TOKENS = 24
-"""Longest answer while allocations are watched, so that much history comes about in few steps."""
+"""Longest answer while allocations are measured, so that many requests end in few steps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OverheadSpec:
-    """What to measure; checked when it is made, raises `ConfigError`."""
+    """Settings of a measurement; raises `ConfigError` for invalid ones."""
 
     occupancies: tuple[tuple[int, int], ...] = ((16, 100), (256, 1_000), (256, 10_000))
     """Requests running and waiting in the engine."""
     steps: int = 300
-    """Steps of each of the two schedulers."""
+    """Number of steps of each of the two schedulers."""
     unfinished: tuple[int, ...] = (16, 256, 1_256)
-    """Requests that the controller knows when another one arrives."""
+    """Numbers of unfinished requests in the controller when another one arrives."""
     arrivals: int = 200
     taught: int = 500
-    """Answers that the learner knows before."""
+    """Number of answers that the learner is taught before."""
 
     def __post_init__(self) -> None:
         for running, waiting in self.occupancies:
@@ -74,38 +74,38 @@ class OverheadSpec:
                 raise ConfigError(f"{name} is {value}: give 10 or more, so that figures mean something")
 
     def parts(self) -> dict[str, int]:
-        """What is measured, and how many steps or arrivals that takes."""
+        """The parts of the measurement, each with its number of steps or arrivals."""
         engine = {engine_part(*occupancy): self.steps for occupancy in self.occupancies}
         return {**engine, ALLOCATIONS: ALLOCATION_STEPS, ARRIVALS: self.arrivals * len(self.unfinished)}
 
 
 def engine_part(running: int, waiting: int) -> str:
-    """The name of the part that measures an engine so full."""
+    """The name of the part that measures an engine at this occupancy."""
     return f"schedule() with {running} running, {waiting} waiting"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallCost:
-    """One call of vLLM's scheduler, median of its seconds, with the stock class and with the plugin."""
+    """Median seconds of one call of vLLM's scheduler, with the stock class and with the plugin."""
 
     stock_s: float
     sage_s: float
 
     @property
     def added(self) -> float:
-        """Time added, as a share of the stock class's."""
+        """Added time as a share of the stock class's time."""
         return self.sage_s / self.stock_s - 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineCost:
-    """What the plugin adds to vLLM's scheduler at one occupancy."""
+    """Time that the plugin adds to vLLM's scheduler at one occupancy."""
 
     running: int
     waiting: int
     schedule: CallCost
     update: CallCost
-    """``update_from_output()``, where the plugin hears of tokens and ends."""
+    """``update_from_output()``, in which the plugin observes tokens and completed requests."""
 
     def as_json(self) -> dict[str, Any]:
         """The figures as plain values."""
@@ -123,10 +123,10 @@ class EngineCost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllocationGrowth:
-    """What code of ours in the engine's process holds after more and more history, at one occupancy."""
+    """Memory that the plugin holds in the engine's process as more requests end, at one occupancy."""
 
     finished: tuple[int, ...]
-    """Requests that have ended since the start."""
+    """Numbers of requests that have ended since the start."""
     held_bytes: tuple[int, ...]
 
     @property
@@ -137,7 +137,7 @@ class AllocationGrowth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OverheadResult:
-    """All that was measured."""
+    """The result of the measurement."""
 
     engine: tuple[EngineCost, ...]
     allocations: AllocationGrowth
@@ -162,7 +162,7 @@ def run_overhead(
 
     ``clock`` gives Unix seconds; ``timer`` is ``time.perf_counter`` and times the controller;
     ``cpu_timer`` is ``time.thread_time`` and times vLLM's scheduler, which never waits, so that a busy machine
-    does not count as work of ours. Raises `ConfigError` where vLLM cannot be imported.
+    does not count as overhead. Raises `ConfigError` if vLLM cannot be imported.
     """
     _require_vllm()
     engine = tuple(_engine_cost(running, waiting, spec, cpu_timer, progress) for running, waiting in spec.occupancies)
@@ -184,9 +184,7 @@ def _require_vllm() -> None:
     try:
         import engine_adapter.serving.vllm_overhead  # noqa: F401 - vLLM takes seconds to import
     except ImportError as error:
-        raise ConfigError(
-            f"vLLM cannot be imported ({error}): install it to measure what deciding adds to it"
-        ) from error
+        raise ConfigError(f"vLLM cannot be imported ({error}): install it to measure the overhead in it") from error
 
 
 # --- the engine's half ----------------------------------------------------------------------------
@@ -213,7 +211,7 @@ def _call_cost(stock_s: Sequence[float], sage_s: Sequence[float]) -> CallCost:
 
 
 def _allocation_growth(spec: OverheadSpec, timer: Timer, progress: Progress) -> AllocationGrowth:
-    """Serve on and on at one occupancy, and look again and again at what is held, once all has been replaced."""
+    """Serve at one occupancy, and measure the held memory repeatedly, once all first requests have been replaced."""
     from engine_adapter.serving.vllm_overhead import plugin_bytes
 
     finished, held_bytes = [], []
@@ -237,7 +235,7 @@ def _allocation_growth(spec: OverheadSpec, timer: Timer, progress: Progress) -> 
 def _pair(
     running: int, waiting: int, taught: int, timer: Timer, *, longest_tokens: int = DEFAULT_MAX_TOKENS
 ) -> Iterator[tuple[Occupied, Occupied]]:
-    """The stock scheduler and ours, with the same traffic, neither filled yet."""
+    """The stock scheduler and ours, both empty, with the same traffic."""
     from engine_adapter.serving.vllm_overhead import Occupancy, ours, stock
 
     occupancy = Occupancy(running=running, waiting=waiting)
@@ -266,9 +264,9 @@ class _SocketController:
         self._history = list(islice(request_stream(seed=2, rate_rps=1.0), taught))
         config = replace(
             IN_PROCESS,
-            # A controller that has learned for long hardly ever predicts a request again.
+            # A controller with many learned answers rarely predicts a request again.
             refresh_interval_s=LEASE_S,
-            # Short answers end first, which looks like wrong predictions while a run lasts a few seconds.
+            # In a run of a few seconds mostly short answers end, which would look like wrong predictions.
             calibration=CalibrationSettings(guard=GuardSettings(enabled=False)),
         )
         self._controller = InProcessController(MixtureLearner(), policy_named("sage"), config=config)

@@ -1,4 +1,4 @@
-"""The cost of deciding for people: a table for each of the three things that are measured."""
+"""Report of the overhead: one table for each of its three parts."""
 
 from __future__ import annotations
 

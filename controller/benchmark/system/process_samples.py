@@ -1,4 +1,4 @@
-"""What a load test sees of a controller from outside: its process in ``/proc``, its folder, and its answers."""
+"""Samples of a controller from outside: its process in ``/proc``, its folder, and its API."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from controller.api.client import ApiClient
 from store.errors import SageError
 
 LIVE_PAGE = ("/api/state", "/api/queue?limit=200", "/api/load", "/api/gain")
-"""What the dashboard's page *Now* asks for when it draws itself again."""
+"""Paths that the dashboard's page *Now* requests at each refresh."""
 
 REFRESH_S = 1.0
 """How often it does."""
@@ -19,7 +19,7 @@ REFRESH_S = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One look at a process; CPU times are sums since its start."""
+    """One sample of a process; CPU times are sums since its start."""
 
     time_s: float
     cpu_s: float
@@ -27,13 +27,13 @@ class Sample:
     """CPU time of its children that have ended."""
     host_busy_s: float
     host_s: float
-    """Time of all the machine's cores, busy or not."""
+    """Time of all cores of the machine, busy or idle."""
     rss_bytes: int
     store_bytes: int
 
 
 def sample_process(pid: int, store: Path, now_s: float) -> Sample:
-    """Look at a process and the folder that it writes to; Linux only."""
+    """Sample a process and the folder that it writes to; Linux only."""
     tick_s = 1.0 / os.sysconf("SC_CLK_TCK")
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
     user, system, children_user, children_system = (int(field) * tick_s for field in fields[11:15])
@@ -54,7 +54,7 @@ def sample_process(pid: int, store: Path, now_s: float) -> Sample:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Bytes of all files in a folder; a file that goes meanwhile counts as nothing."""
+    """Bytes of all files in a folder; a file that is removed meanwhile counts as 0."""
     total = 0
     for place, _, names in os.walk(folder):
         for name in names:
@@ -66,7 +66,7 @@ def folder_bytes(folder: Path) -> int:
 
 
 class Watcher:
-    """Asks what an open dashboard asks, as often as it does, while ``asks`` is true; from a thread of its own."""
+    """Sends the requests of an open dashboard at its intervals while ``asks`` is true, from a separate thread."""
 
     def __init__(self, base_url: str) -> None:
         self.asks = False

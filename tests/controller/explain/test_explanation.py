@@ -21,7 +21,7 @@ from engine_adapter.virtual_time.simulated_scheduler import SimulatedRequest
 from store.errors import BadInputError
 from store.history.reader import open_history
 from store.history.writer import HistoryWriter
-from store.http_requests import Choice, Explanation, Moment, Order, Overtaker, RequestTimeline, Rival
+from store.http_requests import Choice, CompetingRequest, Explanation, Moment, Order, Overtaker, RequestTimeline
 from store.reading.request_timeline import read_timeline
 from store.records import EngineRules, IndexTable, Settings
 
@@ -60,7 +60,7 @@ def test_a_reason_is_named_only_where_the_record_bears_it(run: Any) -> None:
     reasons = set()
     for name in run.lives:
         facts = run.recorded(name)
-        priorities = {rival.request_id: rival.priority for rival in facts.rivals}
+        priorities = {other.request_id: other.priority for other in facts.competing}
         for other in explain(facts).overtakers:
             reasons.add(other.why)
             own_class = facts.priority or 0
@@ -225,29 +225,31 @@ def test_what_holds_the_queue_is_told_from_the_snapshots(
     assert "It has waited 10 s and was not given a place yet." in text(explanation, "wait")
 
 
-def _rival(**changes: Any) -> Rival:
-    rival = Rival(request_id="x", arrival_s=103.0, scheduled_s=105.0, prompt_tokens=9, priority=0, index_s=1.0)
-    return replace(rival, **changes)
+def _competing(**changes: Any) -> CompetingRequest:
+    other = CompetingRequest(
+        request_id="x", arrival_s=103.0, scheduled_s=105.0, prompt_tokens=9, priority=0, index_s=1.0
+    )
+    return replace(other, **changes)
 
 
 @pytest.mark.parametrize(
-    ("rival", "own_index_s", "changes", "why"),
+    ("other", "own_index_s", "changes", "why"),
     [
-        (_rival(priority=-1), 0.1, {}, "class"),
-        (_rival(), 2.0, {}, "index"),
-        (_rival(), 0.5, {}, "unexplained"),
-        (_rival(priority=1), 2.0, {}, "unexplained"),
-        (_rival(index_s=None), 2.0, {}, "prior"),
-        (_rival(), None, {}, "prior"),
-        (_rival(patience_s=2.0), 0.5, {}, "patience"),
-        (_rival(patience_s=2.1), 0.5, {}, "unexplained"),
-        (_rival(index_s=0.1, patience_s=2.0), None, {}, "patience"),
-        (_rival(patience_s=2.0), 0.5, {"mode": "shadow"}, "engine"),
-        (_rival(), 2.0, {"mode": "off", "fallback": "the controller was silent"}, "engine"),
+        (_competing(priority=-1), 0.1, {}, "class"),
+        (_competing(), 2.0, {}, "index"),
+        (_competing(), 0.5, {}, "unexplained"),
+        (_competing(priority=1), 2.0, {}, "unexplained"),
+        (_competing(index_s=None), 2.0, {}, "prior"),
+        (_competing(), None, {}, "prior"),
+        (_competing(patience_s=2.0), 0.5, {}, "patience"),
+        (_competing(patience_s=2.1), 0.5, {}, "unexplained"),
+        (_competing(index_s=0.1, patience_s=2.0), None, {}, "patience"),
+        (_competing(patience_s=2.0), 0.5, {"mode": "shadow"}, "engine"),
+        (_competing(), 2.0, {"mode": "off", "fallback": "the controller was silent"}, "engine"),
     ],
 )
 def test_why_a_later_request_went_first(
-    waiting: RequestTimeline, rival: Rival, own_index_s: float | None, changes: dict[str, Any], why: str
+    waiting: RequestTimeline, other: CompetingRequest, own_index_s: float | None, changes: dict[str, Any], why: str
 ) -> None:
     """Each reason from the facts that bear it, and "unexplained" where none does."""
     choice = Choice(
@@ -261,12 +263,12 @@ def test_why_a_later_request_went_first(
     )
     order = Order(time_s=1.0, reason="start", mode="on", boost_per_s=None, gate_horizon_tokens=None)
     choices = () if own_index_s is None else (choice,)
-    life = replace(_with(waiting, **changes), rivals=(rival,), choices=choices, orders=(order,))
+    life = replace(_with(waiting, **changes), competing=(other,), choices=choices, orders=(order,))
     explanation = explain(life)
     assert [overtaker.why for overtaker in explanation.overtakers] == [why]
     assert "Before it, one request that came later got a place. That was" in text(explanation, "queue")
     if why == "patience":
-        assert "because their patience was over" in text(explanation, "queue")
+        assert "because they had reached their bound on waiting" in text(explanation, "queue")
     if "fallback" in changes:
         assert "fallen back to its own order (the controller was silent)" in text(explanation, "mode")
 
@@ -284,8 +286,8 @@ def test_who_has_lost_patience_itself_is_not_passed_for_an_index_or_a_patience(w
         patience_s=5.0,
     )
     order = Order(time_s=1.0, reason="start", mode="on", boost_per_s=None, gate_horizon_tokens=None)
-    for rival in (_rival(), _rival(patience_s=2.0)):
-        life = replace(waiting, rivals=(rival,), choices=(choice,), orders=(order,))
+    for other in (_competing(), _competing(patience_s=2.0)):
+        life = replace(waiting, competing=(other,), choices=(choice,), orders=(order,))
         assert [overtaker.why for overtaker in explain(life).overtakers] == ["unexplained"]
         impatient = replace(life, choices=(replace(choice, patience_s=5.1),))
         assert [overtaker.why for overtaker in explain(impatient).overtakers] != ["unexplained"]

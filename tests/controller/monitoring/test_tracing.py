@@ -112,7 +112,7 @@ def telemetry(spans: InMemorySpanExporter, reader: InMemoryMetricReader) -> Iter
 
 def test_an_ended_request_is_a_span_of_recorded_facts(telemetry: Telemetry, spans: InMemorySpanExporter) -> None:
     """Its times, the conventions' attributes and ours; nothing of its prompt."""
-    telemetry.take(Ended(FINISHED, tracked(), HELLO))
+    telemetry.record(Ended(FINISHED, tracked(), HELLO))
     telemetry.close()
     (span,) = spans.get_finished_spans()
     assert (span.name, span.kind) == ("text_completion qwen", SpanKind.SERVER)
@@ -154,8 +154,8 @@ def test_an_ended_request_is_a_span_of_recorded_facts(telemetry: Telemetry, span
 
 def test_measurements_have_the_conventions_names_and_units(telemetry: Telemetry, reader: InMemoryMetricReader) -> None:
     """Duration, first token, time per token and tokens; a request that failed counts in the duration alone."""
-    telemetry.take(Ended(FINISHED, tracked(), HELLO))
-    telemetry.take(Ended(Finished(**_fields(FINISHED) | {"reason": "error", "request_id": "x"}), None, HELLO))
+    telemetry.record(Ended(FINISHED, tracked(), HELLO))
+    telemetry.record(Ended(Finished(**_fields(FINISHED) | {"reason": "error", "request_id": "x"}), None, HELLO))
     telemetry._ended.put(None)
     telemetry._thread.join(10.0)
     data = reader.get_metrics_data()
@@ -183,7 +183,7 @@ def test_what_is_not_known_is_left_out_and_a_failure_is_an_error(
 ) -> None:
     """A request of which only the end was told."""
     bare = _fields(FINISHED) | {"reason": "error", "first_token_s": None, "scheduled_s": None}
-    telemetry.take(Ended(Finished(**bare), None, None))
+    telemetry.record(Ended(Finished(**bare), None, None))
     telemetry.close()
     (span,) = spans.get_finished_spans()
     assert span.name == "text_completion"
@@ -199,7 +199,7 @@ def test_handing_over_never_waits(telemetry: Telemetry) -> None:
     going = threading.Event()
     telemetry._export = lambda _ended: going.wait(30.0)  # type: ignore[method-assign, assignment, return-value]
     for _ in range(QUEUED_REQUESTS + 50):
-        telemetry.take(Ended(FINISHED, None, None))
+        telemetry.record(Ended(FINISHED, None, None))
     assert 0 < telemetry.dropped <= 50
     going.set()
 

@@ -22,9 +22,9 @@ def test_parts_tell_who_gains_and_who_loses() -> None:
     clusters = dict.fromkeys(range(FEWEST_IN_PART), 7) | {50: 8}
     requests = {str(n): structs.replace(past(n, 20 if n < 60 else 2000), cluster=clusters.get(n)) for n in range(100)}
     requests["odd"] = past(100, 10)
-    fcfs = [structs.replace(request, finished_s=10.0).life() for request in requests.values()]
+    fcfs = [structs.replace(request, finished_s=10.0).completed() for request in requests.values()]
     ours = [
-        structs.replace(request, finished_s=5.0 if request.output_tokens < 100 else 20.0).life()
+        structs.replace(request, finished_s=5.0 if request.output_tokens < 100 else 20.0).completed()
         for request in requests.values()
     ]
     found = {(part.by, part.name): part for part in parts_of(requests, fcfs, ours)}

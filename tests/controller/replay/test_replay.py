@@ -20,7 +20,7 @@ from controller.replay.fidelity import fit_of, ratio_of
 from controller.replay.read_history import Slice, read_latest_run, read_runs
 from controller.replay.recorded_run import RecordedRun, Replayable
 from controller.replay.replay import Replay, ReplaySpec, run_replay
-from controller.replay.replay_engine import RecordedPredictions, replay_as_told, replay_under
+from controller.replay.replay_engine import RecordedPredictions, replay_as_recorded, replay_under
 from engine_adapter.virtual_time.engine import CompletedRequest
 from online_learning.distribution import LengthDistribution
 from online_learning.length_learner import Prompt
@@ -61,13 +61,13 @@ def replayed(run: RecordedRun, *policies: str) -> Replay:
 def test_the_past_is_what_the_engine_did(ran_on: Any) -> None:
     """Each request that ended with an answer is there with its own times, tokens and losses; the aborted one beside."""
     run = past(ran_on)
-    told = {request.request_id: request for request in run.requests}
-    assert set(told) == set(ran_on.lives)
+    recorded = {request.request_id: request for request in run.requests}
+    assert set(recorded) == set(ran_on.lives)
     for request_id, life in ran_on.lives.items():
-        request = told[request_id]
+        request = recorded[request_id]
         assert request.counted == (life.reason != "abort")
-        assert request.life().ttlt_s == pytest.approx(life.ttlt_s, abs=1e-6)
-        assert request.life().ttft_s == pytest.approx(life.ttft_s, abs=1e-6)
+        assert request.completed().ttlt_s == pytest.approx(life.ttlt_s, abs=1e-6)
+        assert request.completed().ttft_s == pytest.approx(life.ttft_s, abs=1e-6)
         assert request.priority == (0 if int(request_id[1:]) % 10 else -1)
         assert (request.output_tokens, request.preemptions) == (life.output_tokens, life.preemptions)
         assert [probability for probability, _ in request.quantiles] == [0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99]
@@ -94,16 +94,16 @@ def test_replaying_first_come_first_served_reproduces_it_exactly(ran_in_shadow: 
     assert replay.fit.request_error_s < 1e-3
     assert replay.policies["fcfs"].ttlt_s == pytest.approx(replay.recorded.ttlt_s, abs=1e-3)
     assert replay.ratio("fcfs").mean == pytest.approx(1.0, abs=1e-6)
-    assert replay.as_told.figures.preemptions == replay.recorded.figures.preemptions > 0
+    assert replay.reproduced.figures.preemptions == replay.recorded.figures.preemptions > 0
 
 
-def test_the_latest_run_is_the_one_that_is_replayed_without_what_was_told(ran_on: Any) -> None:
+def test_the_latest_run_is_the_one_that_is_replayed_without_messages(ran_on: Any) -> None:
     """What the running controller compares is what the command line would, with each request's prompt cluster."""
     with open_history(ran_on.store) as connection:
         latest = read_latest_run(connection, last=2_000, fewest=100)
         assert read_latest_run(connection, last=2_000, fewest=1_000) is None
         few = read_latest_run(connection, last=20, fewest=10)
-    assert latest == replace(past(ran_on), told=())
+    assert latest == replace(past(ran_on), messages=())
     assert few is not None
     assert sum(request.counted for request in few.requests) in {19, 20}, "one client may have left"
 
@@ -150,14 +150,14 @@ def test_a_switch_of_modes_is_replayed_when_it_was_made(tmp_path: Path, serve_sm
     switched = serve_small(tmp_path / "h", mode="shadow", start_s=START_S, switch=(3.0, "on"))
     run = past(switched)
     assert set(run.modes) == {"shadow", "on"}
-    modes = [told.message.mode for told in run.told if isinstance(told.message, Settings)]
+    modes = [recorded.message.mode for recorded in run.messages if isinstance(recorded.message, Settings)]
     assert modes[-1] == "on"
     assert "shadow" in modes
     replay = replayed(run, "fcfs", "sage")
     assert abs(replay.fit.mean_ttlt.error) < 2 * MEAN_TOLERANCE
     recorded_s = replay.recorded.figures.mean_ttlt_s
     for alone in replay.policies.values():
-        assert abs(alone.figures.mean_ttlt_s - recorded_s) > abs(replay.as_told.figures.mean_ttlt_s - recorded_s)
+        assert abs(alone.figures.mean_ttlt_s - recorded_s) > abs(replay.reproduced.figures.mean_ttlt_s - recorded_s)
 
 
 def test_a_slice_counts_its_own_and_replays_who_was_there_beside_them(ran_on: Any) -> None:
@@ -212,15 +212,15 @@ def test_what_runs_when_the_record_ends_is_known_as_far_as_it_has_come(tmp_path:
     known_until_s = START_S + 20.0
     cut = serve_small(tmp_path / "h", start_s=START_S, known_until_s=known_until_s)
     run = past(cut)
-    told = {request.request_id: request for request in run.requests}
+    recorded = {request.request_id: request for request in run.requests}
     came_far = 0
     for request_id, life in cut.lives.items():
         ended = life.finished_s <= known_until_s
-        assert told[request_id].counted == (ended and life.reason != "abort")
+        assert recorded[request_id].counted == (ended and life.reason != "abort")
         if not ended:
-            assert told[request_id].finished_s is None
-            assert told[request_id].output_tokens < life.output_tokens
-            came_far += told[request_id].output_tokens > 10
+            assert recorded[request_id].finished_s is None
+            assert recorded[request_id].output_tokens < life.output_tokens
+            came_far += recorded[request_id].output_tokens > 10
     assert came_far > 3
     replay = replayed(run)
     assert abs(replay.fit.mean_ttlt.error) < 1 / 6
@@ -239,7 +239,7 @@ def test_clients_who_went_away_go_when_they_did(ran_in_shadow: Any) -> None:
     changed = replace(run, requests=tuple(leaving.get(request.request_id, request) for request in run.requests))
     replayable = Replayable.of(changed)
     longest_step_s = 0.3
-    for totals in (replay_as_told(replayable), replay_under(replayable, policy_named("sage"))):
+    for totals in (replay_as_recorded(replayable), replay_under(replayable, policy_named("sage"))):
         lives = {life.request_id: life for life in totals.completed}
         assert set(lives) == {request.request_id for request in run.requests}
         gone = [lives[request_id] for request_id in leaving if lives[request_id].reason == "abort"]
@@ -249,7 +249,7 @@ def test_clients_who_went_away_go_when_they_did(ran_in_shadow: Any) -> None:
             assert left_s is not None
             assert left_s <= life.finished_s <= left_s + longest_step_s
     assert set(replayable.counted).isdisjoint(leaving)
-    assert replayed(changed).as_told.figures.mean_ttlt_s < replayed(run).as_told.figures.mean_ttlt_s
+    assert replayed(changed).reproduced.figures.mean_ttlt_s < replayed(run).reproduced.figures.mean_ttlt_s
 
 
 def test_what_makes_the_figures_doubtful_is_noted(ran_in_shadow: Any) -> None:
@@ -269,7 +269,7 @@ def test_what_makes_the_figures_doubtful_is_noted(ran_in_shadow: Any) -> None:
         ),
     )
     notes = " ".join(replayed(doubtful, "sage").notes)
-    assert "Fewer than 20 snapshots tell how long the steps of simulated take" in notes
+    assert "Fewer than 20 snapshots measure the steps of simulated" in notes
     assert "50% of the prompt tokens came from the prefix cache" in notes
     assert "have a recorded prediction" in notes
 
@@ -277,11 +277,11 @@ def test_what_makes_the_figures_doubtful_is_noted(ran_in_shadow: Any) -> None:
 def test_beliefs_come_back_by_number() -> None:
     """Also for numbers that a 32-bit float cannot hold."""
     numbers = (0, 1, 65_535, 65_536, 2**24 + 1, 2**31)
-    beliefs = {
+    predictions = {
         number: LengthDistribution(np.array([place + 1]), np.array([1.0])) for place, number in enumerate(numbers)
     }
     prior = LengthDistribution(np.array([99]), np.array([1.0]))
-    learner = RecordedPredictions(prior, beliefs)
+    learner = RecordedPredictions(prior, predictions)
 
     def believed(number: int) -> LengthDistribution:
         prompt = Prompt(
@@ -289,7 +289,7 @@ def test_beliefs_come_back_by_number() -> None:
         )
         return learner.predict_one(learner.features(prompt), "m").distribution
 
-    assert [believed(number) for number in numbers] == list(beliefs.values())
+    assert [believed(number) for number in numbers] == list(predictions.values())
     assert believed(7) is prior is learner.prior("m")
 
 

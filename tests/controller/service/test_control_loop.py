@@ -133,7 +133,7 @@ def test_a_loop_that_cannot_learn_from_every_answer_says_so_once(
     metrics = running.client.get("/metrics").text
     assert "sagesched_not_learnt_total 5.0" in metrics
     assert "sagesched_backlog 1.0" in metrics
-    assert sum("5 answers were not learnt from, and 0 requests" in record.message for record in caplog.records) == 1
+    assert sum("5 answers were not learned from, and 0 requests" in record.message for record in caplog.records) == 1
     del core.work
     engine.step_until(lambda: running.client.get("/api/state").json()["learner"]["completions"] == 1)
 

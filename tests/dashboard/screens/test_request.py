@@ -60,7 +60,7 @@ def charts(test: AppTest) -> int:
     return len(test.get("plotly_chart"))
 
 
-def test_a_request_is_shown_in_words_figures_charts_and_rivals(opened: Open) -> None:
+def test_a_request_is_shown_in_words_figures_charts_and_overtakers(opened: Open) -> None:
     """Named by the address: its sentences, five charts, and who was served before it."""
     test = opened("cmpl-7")
     assert boxes(test) == ""
@@ -72,9 +72,9 @@ def test_a_request_is_shown_in_words_figures_charts_and_rivals(opened: Open) -> 
     }
     assert "Before it, 5 requests that came later got a place" in text(test)
     assert charts(test) == 5
-    rivals = test.dataframe[0].value
-    assert list(rivals["Request"]) == [f"cmpl-r{number}" for number in range(1, 6)]
-    assert set(rivals["Why"]) == {"its index put it first"}
+    overtakers = test.dataframe[0].value
+    assert list(overtakers["Request"]) == [f"cmpl-r{number}" for number in range(1, 6)]
+    assert set(overtakers["Why"]) == {"its index put it first"}
 
 
 def test_without_a_choice_the_page_offers_requests(opened: Open) -> None:

@@ -94,7 +94,7 @@ def test_the_report_has_the_keys_that_scripts_rely_on(overloaded: BenchResult) -
 def test_every_policy_serves_every_request_whole(overloaded: BenchResult) -> None:
     """No policy looks good by leaving something out: the same requests, the same answers, no life twice."""
     served = {
-        name: sorted((life.request_id, life.arrival_s, life.output_tokens) for life in run.lives)
+        name: sorted((life.request_id, life.arrival_s, life.output_tokens) for life in run.completed)
         for name, run in overloaded.runs.items()
     }
     assert len({request_id for request_id, _, _ in served["fcfs"]}) == OVERLOAD.requests
@@ -121,7 +121,7 @@ def test_a_seed_decides_everything(overloaded: BenchResult) -> None:
     spec = dataclasses.replace(OVERLOAD, policies=("sage", "fcfs"))
     again = run_bench(spec, timer=time.perf_counter, processes=2)
     for name in spec.policies:
-        assert again.runs[name].lives == overloaded.runs[name].lives
+        assert again.runs[name].completed == overloaded.runs[name].completed
         assert again.runs[name].timeline == overloaded.runs[name].timeline
     assert again.capacity_rps == overloaded.capacity_rps
 
