@@ -1,8 +1,8 @@
 """How well intervals can cover each task of a workload when prompts are all that is known.
 
-A classifier that is told the task of every past prompt, which no learner here is, says how likely each task is for
-the next prompts; the belief is the mixture of the tasks' own length distributions, with the true ones. Whatever
-coverage a task misses under this belief, prompts do not tell. Usage: python docs/length_floor.py WORKLOAD.parquet TASK
+A classifier that knows the task of every past prompt, which no learner here is, says how likely each task is for
+the next prompts; the prediction is the mixture of the tasks' own length distributions, with the true ones. Whatever
+coverage a task misses under this prediction, prompts do not determine. Usage: python docs/length_floor.py WORKLOAD.parquet TASK
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ ENGINE_COUNTERS = (
 )
 CORE_COUNTERS = {
     "predictions": "Requests whose answer length was predicted.",
-    "completions": "Answers learnt from.",
+    "completions": "Answers learned from.",
     "censored": "Answers learned from of which only a lower bound of the length is known.",
     "tables_sent": "Index tables sent to engines.",
     "drift_events": "Times that a length distribution drifted and part of its past was forgotten.",

@@ -46,8 +46,8 @@ class Oracle(GlobalLearner):
 
     def predict_one(self, features: Features, model: str) -> Forecast:
         cluster = int(features[0])
-        believed = TRUTH[(cluster + 2) % FAMILIES] if self.shuffled else TRUTH[cluster]
-        return Forecast(distribution=believed, cluster=cluster, evidence=99.0, experts={"oracle": 1.0})
+        predicted = TRUTH[(cluster + 2) % FAMILIES] if self.shuffled else TRUTH[cluster]
+        return Forecast(distribution=predicted, cluster=cluster, evidence=99.0, experts={"oracle": 1.0})
 
     def learn_one(self, features: Features, model: str, observation: Observation) -> list[Drift]:
         super().learn_one(features, model, observation)
@@ -290,7 +290,7 @@ def test_calibration_is_recorded_as_it_goes() -> None:
 
 
 def test_a_drift_says_what_changed() -> None:
-    """Means before and after, what was forgotten, and how many waiting requests were believed anew."""
+    """Means before and after, what was forgotten, and how many waiting requests were predicted again."""
     world = World()
     world.serve(RIPE)
     waiting = [world.arrive(b"x", 1) for _ in range(3)]

@@ -64,7 +64,7 @@ class System:
         self.controller.handle(b"e", Facts(batch=self.batch, facts=facts, oldest=self.batch), 1.0)
 
     def survival(self, tokens: int, number: int = 10_000) -> float:
-        """Believed chance that the answer to a new prompt is longer."""
+        """Predicted probability that the answer to a new prompt is longer."""
         self.tell(_arrived(number))
         request = self.core.sessions[0].requests[f"r{number}"]
         self.tell(_finished(number, output_tokens=0, reason="abort"))
@@ -154,7 +154,7 @@ def test_long_answers_that_still_run_keep_beliefs_from_being_short(create: Calla
 
 @our_learner
 def test_an_answer_that_has_ended_counts_once(create: Callable[[], LengthLearner]) -> None:
-    """When all have ended beliefs are those of a controller that never looked at what ran."""
+    """When all have ended predictions are those of a controller that never looked at what ran."""
     dropped, counted = System(create(), snapshots=False), System(create())
     dropped.serve(OVER)
     counted.serve(OVER)
@@ -164,7 +164,7 @@ def test_an_answer_that_has_ended_counts_once(create: Callable[[], LengthLearner
 
 @our_learner
 def test_in_a_busy_system_beliefs_stay_right(create: Callable[[], LengthLearner]) -> None:
-    """Where answers of both kinds have long been ending, half are believed long, with 250 long ones running."""
+    """Where answers of both kinds have long been ending, half are predicted long, with 250 long ones running."""
     system = System(create(), requests=900)
     system.serve(2_700)
     assert 0.4 < system.survival(100) < 0.62
@@ -184,7 +184,7 @@ def test_the_prior_of_a_new_engine_knows_what_runs_on_the_others() -> None:
 
 
 def test_after_a_restart_what_still_runs_is_counted_again() -> None:
-    """What ended is taught again, what runs is told again; beliefs are as before, and later those that ended count once."""
+    """What ended is taught again, what runs is reported again; predictions are as before, and later those that ended count once."""
     before = System(GlobalLearner())
     before.serve(YOUNG)
     after = System(GlobalLearner())

@@ -25,7 +25,7 @@ HELLO = Hello(
     prefix_caching=False,
     started_s=0.0,
 )
-BELIEF = LengthDistribution(np.array([10, 100]), np.array([0.5, 0.5]))
+PREDICTED = LengthDistribution(np.array([10, 100]), np.array([0.5, 0.5]))
 
 
 def _view(request_id: str, *, index_s: float = 1.0, priority: int = 0, attained_tokens: int = 0) -> RequestView:
@@ -39,7 +39,7 @@ def _view(request_id: str, *, index_s: float = 1.0, priority: int = 0, attained_
         priority=priority,
     )
     table = IndexTable(request_id=request_id, attained_tokens=(0, 10), index_s=(index_s, 9.0), growth_tokens=(1.0, 1.0))
-    return RequestView(arrived=arrived, predicted=BELIEF, table=table, cluster=3, attained_tokens=attained_tokens)
+    return RequestView(arrived=arrived, predicted=PREDICTED, table=table, cluster=3, attained_tokens=attained_tokens)
 
 
 def _live_snapshot(views: list[RequestView], *, running: list[str], queue: list[str]) -> LiveSnapshot:

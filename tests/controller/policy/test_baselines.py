@@ -60,7 +60,7 @@ def point(tokens: int) -> LengthDistribution:
 
 
 @st.composite
-def beliefs(draw: st.DrawFn) -> LengthDistribution:
+def distributions(draw: st.DrawFn) -> LengthDistribution:
     """Any mass on the grid."""
     grid = log_grid(2000)
     weights = np.array(draw(st.lists(st.floats(0.0, 1.0), min_size=grid.size, max_size=grid.size)))
@@ -75,7 +75,7 @@ def at(table: IndexTable, attained_tokens: int, values: tuple[float, ...] | None
 
 
 @pytest.mark.parametrize("name", [variant for name in BENCH_POLICY_NAMES for variant in variants_of(name)])
-@given(predicted=beliefs())
+@given(predicted=distributions())
 def test_every_policy_of_the_benchmark_gives_a_table(name: str, predicted: LengthDistribution) -> None:
     """Under its own name, for a request and for the prior, starting at 0 and rising, with a number at each step."""
     policy = bench_policy(name, CONTEXT)
@@ -103,7 +103,7 @@ def test_what_goes_with_the_orders_is_as_their_sources_have_it() -> None:
     assert all(policy.rules == EngineRules() for policy in policies.values())
 
 
-@given(predicted=beliefs(), prompt_tokens=st.integers(1, 8000))
+@given(predicted=distributions(), prompt_tokens=st.integers(1, 8000))
 def test_fastserve_joins_by_the_prompt_and_falls_with_doubling_quanta(
     predicted: LengthDistribution, prompt_tokens: int
 ) -> None:
@@ -121,15 +121,15 @@ def test_fastserve_joins_by_the_prompt_and_falls_with_doubling_quanta(
         assert served_s <= quanta_s + 1e-6 < served_s + ENGINE.base_s + 2e-6
 
 
-@given(predicted=beliefs())
+@given(predicted=distributions())
 def test_fastserve_needs_no_prediction(predicted: LengthDistribution) -> None:
-    """Whatever is believed, the table is the same."""
+    """For any predicted distribution, the table is the same."""
     assert baselines.skip_join_levels(REQUEST, predicted, ENGINE) == baselines.skip_join_levels(
         REQUEST, point(5), ENGINE
     )
 
 
-@given(predicted=beliefs())
+@given(predicted=distributions())
 def test_ssjf_and_ltr_rank_by_mean_and_median_whatever_the_age(predicted: LengthDistribution) -> None:
     """Both fix what they believe at arrival; under SSJF nobody passes what has started."""
     mean, median = (
@@ -140,9 +140,9 @@ def test_ssjf_and_ltr_rank_by_mean_and_median_whatever_the_age(predicted: Length
     assert {at(median, age) for age in (0, 1, 1999)} == {float(predicted.quantile(0.5))}
 
 
-@given(predicted=beliefs(), age=st.integers(0, 2000))
+@given(predicted=distributions(), age=st.integers(0, 2000))
 def test_trail_is_the_mean_of_what_is_left_until_four_fifths(predicted: LengthDistribution, age: int) -> None:
-    """Against brute force over the belief; past 0.8 of the first prediction nobody passes it."""
+    """Against brute force over the distribution; past 0.8 of the first prediction nobody passes it."""
     table = baselines.expected_remaining(REQUEST, predicted, ENGINE)
     if age >= 0.8 * predicted.mean_tokens and age > 0:
         assert at(table, age) == 0.0
@@ -157,18 +157,18 @@ def test_trail_is_the_mean_of_what_is_left_until_four_fifths(predicted: LengthDi
     assert at(table, age) == pytest.approx(sum(left) / alive, rel=1e-6, abs=1e-6)
 
 
-@given(predicted=beliefs())
+@given(predicted=distributions())
 def test_the_paper_s_index_moves_at_its_bucket_borders_only(predicted: LengthDistribution) -> None:
-    """At multiples of 200 tokens, or of a tenth of the longest length believed in."""
+    """At multiples of 200 tokens, or of a tenth of the longest predicted length."""
     assert all(step % 200 == 0 for step in baselines.paper_200_tokens(REQUEST, predicted, ENGINE).attained_tokens)
     steps = baselines.paper_10_buckets(REQUEST, predicted, ENGINE).attained_tokens
-    assert all(step % 200 == 0 for step in steps), "the belief reaches to 2000"
+    assert all(step % 200 == 0 for step in steps), "the distribution reaches to 2000"
     tenth = baselines.paper_10_buckets(REQUEST, point(90), ENGINE).attained_tokens
     assert all(step % 9 == 0 for step in tenth)
     assert len(tenth) >= 10
 
 
-@given(predicted=beliefs(), age=st.integers(0, 1999))
+@given(predicted=distributions(), age=st.integers(0, 1999))
 def test_a_gated_order_is_the_other_s_with_our_growth(predicted: LengthDistribution, age: int) -> None:
     """The index is the oracle's at every age, the growth ours, and the gate the one in force."""
     gated = bench_policy("srpt-oracle-gated", CONTEXT)

@@ -27,7 +27,7 @@ def brute_force(cost: np.ndarray, mass: np.ndarray, age: float) -> float:
 
 
 @st.composite
-def beliefs(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+def distributions(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
     """Increasing costs from 0 and a mass on all but the first, some of it zero."""
     steps = draw(st.lists(st.floats(0.01, 100.0), min_size=1, max_size=25))
     weights = draw(
@@ -38,7 +38,7 @@ def beliefs(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([[0.0], np.cumsum(steps)]), mass / mass.sum()
 
 
-@given(beliefs())
+@given(distributions())
 def test_the_index_is_its_definition_at_every_age(predicted: tuple[np.ndarray, np.ndarray]) -> None:
     """Brute force over every Δ at every age gives the same numbers."""
     cost, mass = predicted
@@ -75,14 +75,14 @@ def test_a_decreasing_hazard_gives_a_rising_index(shape: float, scale: float) ->
     assert (np.diff(index[:200]) > 0.0).all()
 
 
-@given(beliefs(), st.floats(1e-6, 1e6))
+@given(distributions(), st.floats(1e-6, 1e6))
 def test_the_index_scales_with_the_cost(predicted: tuple[np.ndarray, np.ndarray], factor: float) -> None:
     """Another unit of cost gives the same order."""
     cost, mass = predicted
     assert gittins_index(cost * factor, mass) == pytest.approx(gittins_index(cost, mass) * factor, rel=1e-6)
 
 
-@given(beliefs(), st.floats(0.0, 2.0))
+@given(distributions(), st.floats(0.0, 2.0))
 def test_a_cost_that_grows_everywhere_never_lowers_the_index(
     predicted: tuple[np.ndarray, np.ndarray], stretch: float
 ) -> None:

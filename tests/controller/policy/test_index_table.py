@@ -19,7 +19,7 @@ def facts(max_tokens: int = 4000, prompt_tokens: int = 200) -> RequestFacts:
 
 
 @st.composite
-def beliefs(draw: st.DrawFn) -> LengthDistribution:
+def distributions(draw: st.DrawFn) -> LengthDistribution:
     """Any mass on the grid, with holes, cut or not at a max_tokens."""
     weights = draw(st.lists(st.sampled_from([0.0, 1e-12, 1e-4, 0.1, 1.0]), min_size=GRID.size, max_size=GRID.size))
     weights[draw(st.integers(0, GRID.size - 1))] = 1.0
@@ -28,11 +28,11 @@ def beliefs(draw: st.DrawFn) -> LengthDistribution:
     return predicted.cut(draw(st.sampled_from([1, 7, 300, 4000])))
 
 
-@given(beliefs(), st.sampled_from([1, 7, 300, 4000, 50_000]), st.sampled_from([None, 200]), st.integers(0, 64))
+@given(distributions(), st.sampled_from([1, 7, 300, 4000, 50_000]), st.sampled_from([None, 200]), st.integers(0, 64))
 def test_a_table_is_always_finite_positive_and_a_step_function(
     predicted: LengthDistribution, max_tokens: int, refresh_tokens: int | None, horizon_tokens: int
 ) -> None:
-    """Whatever is believed, the engine gets numbers that it can sort by and add up."""
+    """For any predicted distribution, the engine gets numbers that it can sort by and add up."""
     cut = predicted.cut(max_tokens)
     table = index_table(facts(max_tokens), cut, COST, horizon_tokens=horizon_tokens, refresh_tokens=refresh_tokens)
     assert table.attained_tokens[0] == 0
@@ -45,7 +45,7 @@ def test_a_table_is_always_finite_positive_and_a_step_function(
         assert all(attained % refresh_tokens == 0 for attained in table.attained_tokens)
 
 
-@given(beliefs())
+@given(distributions())
 def test_at_every_edge_the_table_has_the_index_and_growth_of_the_definition(predicted: LengthDistribution) -> None:
     """Leaving out entries changes neither by more than the stated tolerance; growth is checked by brute force."""
     request = facts(int(predicted.lengths[-1]))
@@ -63,18 +63,18 @@ def test_at_every_edge_the_table_has_the_index_and_growth_of_the_definition(pred
         assert table.growth_tokens[at] == pytest.approx(growth, rel=1.02 * SAME)
 
 
-@given(beliefs(), st.sampled_from([None, 200]))
+@given(distributions(), st.sampled_from([None, 200]))
 def test_what_outlived_its_belief_is_never_favoured(predicted: LengthDistribution, refresh_tokens: int | None) -> None:
-    """Beyond every believed length the index is at least the highest that the request had up to there."""
+    """Beyond every predicted length the index is at least the highest that the request had up to there."""
     table = index_table(facts(50_000), predicted, COST, horizon_tokens=32, refresh_tokens=refresh_tokens)
-    believed = [predicted.survival(attained) > 1e-9 for attained in table.attained_tokens]
-    highest = max(index for index, alive in zip(table.index_s, believed, strict=True) if alive)
-    assert not believed[-1]
-    assert all(index >= highest for index, alive in zip(table.index_s, believed, strict=True) if not alive)
+    possible = [predicted.survival(attained) > 1e-9 for attained in table.attained_tokens]
+    highest = max(index for index, alive in zip(table.index_s, possible, strict=True) if alive)
+    assert not possible[-1]
+    assert all(index >= highest for index, alive in zip(table.index_s, possible, strict=True) if not alive)
 
 
 def test_the_longer_it_outlives_the_worse_its_index() -> None:
-    """Twice as long beyond every sample is believed to go on for twice as long again."""
+    """Twice as long beyond every sample is predicted to last twice as long again."""
     predicted = LengthDistribution(np.array([10, 20]), np.array([0.5, 0.5]))
     table = index_table(facts(10_000), predicted, COST, horizon_tokens=32)
     outlived = [table.index_s[table.entry(attained)] for attained in (20, 40, 80, 160, 320)]

@@ -34,7 +34,7 @@ def samples(count: int, seed: int = 0) -> list[StepSample]:
 
 
 def requests(count: int, rate_rps: float, predicted: Callable[[int], int], seed: int = 1) -> list[RecordedRequest]:
-    """Answers that are short or long, with predictions of which ``belief`` gives the median."""
+    """Answers that are short or long, with predicted medians by ``predicted``."""
     generator = np.random.default_rng(seed)
     arrivals_s = np.cumsum(generator.exponential(1.0 / rate_rps, count))
     made = []

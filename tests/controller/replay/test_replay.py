@@ -274,7 +274,7 @@ def test_what_makes_the_figures_doubtful_is_noted(ran_in_shadow: Any) -> None:
     assert "have a recorded prediction" in notes
 
 
-def test_beliefs_come_back_by_number() -> None:
+def test_predictions_come_back_by_number() -> None:
     """Also for numbers that a 32-bit float cannot hold."""
     numbers = (0, 1, 65_535, 65_536, 2**24 + 1, 2**31)
     predictions = {
@@ -283,14 +283,14 @@ def test_beliefs_come_back_by_number() -> None:
     prior = LengthDistribution(np.array([99]), np.array([1.0]))
     learner = RecordedPredictions(prior, predictions)
 
-    def believed(number: int) -> LengthDistribution:
+    def predicted(number: int) -> LengthDistribution:
         prompt = Prompt(
             token_ids=np.array([number], dtype=np.uint32), prompt_tokens=1, max_tokens=1, temperature=1.0, model="m"
         )
         return learner.predict_one(learner.features(prompt), "m").distribution
 
-    assert [believed(number) for number in numbers] == list(predictions.values())
-    assert believed(7) is prior is learner.prior("m")
+    assert [predicted(number) for number in numbers] == list(predictions.values())
+    assert predicted(7) is prior is learner.prior("m")
 
 
 def _lives(ttlt_s: list[float]) -> list[CompletedRequest]:

@@ -43,7 +43,7 @@ def _record(pit: np.ndarray, **columns: np.ndarray) -> LearnerRecord:
 
 
 def test_a_study_has_every_learner_and_request(study: Study) -> None:
-    """The mixture, its experts, the global belief and the published predictor, on the same scored requests."""
+    """The mixture, its experts, the global distribution and the published predictor, on the same scored requests."""
     assert {MAIN_LEARNER, "global", "sagesched-paper", "cluster", "neighbours"} <= set(study.records)
     assert set(study.records) == set(study.result.learners)
     lengths = [record.of("output_tokens").tolist() for record in study.records.values()]
