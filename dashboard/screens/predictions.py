@@ -107,7 +107,7 @@ def _over_time(wanted: Filters, found: PredictionsPast) -> None:
         components.chart("Coverage", figure, "predictions_coverage", "Dashed: where calibrated predictions would be.")
     figure = prediction_charts.weights(found.weights, found.events, zone)
     components.chart(
-        "Whose word counts", figure, "predictions_weights", "Mean weight of each expert in the predictions."
+        "Weights of the experts", figure, "predictions_weights", "Mean weight of each expert in the predictions."
     )
 
 
@@ -138,7 +138,9 @@ def _totals(learner: LearnerView) -> None:
     columns[0].metric("Predictions", formatting.count(learner.predictions))
     columns[1].metric("Completed", formatting.count(learner.completions))
     columns[2].metric(
-        "Cut short", formatting.count(learner.censored), help="Aborted or at max_tokens: learnt as at least so long"
+        "Cut short",
+        formatting.count(learner.censored),
+        help="Aborted or at max_tokens: learned as a lower bound of the length",
     )
     columns[3].metric(
         "Coverage of 50 %",

@@ -69,7 +69,7 @@ def _overview(found: Prompts) -> None:
     with right:
         note = f"Mean weights in the latest {formatting.count(prompts_archive.LATEST_PREDICTIONS)} predictions."
         components.chart(
-            "Whose word counts", prompt_charts.weights(found.weights, found.clusters), "prompts_weights", note
+            "Weights of the experts", prompt_charts.weights(found.weights, found.clusters), "prompts_weights", note
         )
 
 
@@ -98,7 +98,9 @@ def _table(clusters: tuple[Cluster, ...]) -> None:
                 name: st.column_config.NumberColumn(format="%.0f")
                 for name in ("Mean", "Median", "90 %", "99 %", "CRPS (tokens)")
             },
-            "Cut": st.column_config.NumberColumn(help="Known to be at least so long only: aborted, or at max_tokens"),
+            "Cut": st.column_config.NumberColumn(
+                help="Only a lower bound of the length is known: aborted, or at max_tokens"
+            ),
         },
     )
 
