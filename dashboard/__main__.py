@@ -1,7 +1,7 @@
-"""``python -m dashboard``: Streamlit, with this application and the options that it wants.
+"""``python -m dashboard``: runs Streamlit with this application and its options.
 
-Streamlit takes the place of this process, so that whoever started it stops it by the same process id.
-The token of the controller's API is read from ``SAGESCHED_HTTP__TOKEN`` and is no flag: other users can read those.
+Streamlit replaces this process, so it can be stopped by the same process id.
+The token of the controller's API is read from ``SAGESCHED_HTTP__TOKEN``, not from a flag: other users can read flags.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ ENTRY = Path(__file__).with_name("app.py")
 
 
 def command(arguments: Sequence[str]) -> list[str]:
-    """Streamlit's command line for these arguments of ours.
+    """Return Streamlit's command line for these arguments.
 
-    The theme comes from ``.streamlit/config.toml``, which Streamlit reads because it lies beside the script.
+    The theme comes from ``.streamlit/config.toml``, which Streamlit reads from the script's folder.
     """
     given = _parser().parse_args(arguments)
     options = {
@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Become Streamlit."""
+    """Replace this process with Streamlit."""
     line = command(sys.argv[1:])
     os.execv(line[0], line)  # noqa: S606 - our own command line
 

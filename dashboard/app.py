@@ -15,7 +15,7 @@ _WITHOUT_CHARTS = {"SQL", "Settings and health"}
 
 
 def main() -> None:
-    """Set the page up, draw what all pages share, and run the chosen one."""
+    """Set up the page, draw the parts shared by all pages, and run the chosen one."""
     st.set_page_config(page_title="SageSched", page_icon=":material/stacks:", layout="wide")
     filters.keep()
     pages = {

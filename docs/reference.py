@@ -83,7 +83,7 @@ def renewed(document: str, text: str) -> str:
 
 
 def main() -> None:
-    """Write all documents anew."""
+    """Regenerate all documents."""
     for document in PARTS:
         path = DOCS / document
         path.write_text(renewed(document, path.read_text()))

@@ -1,1 +1,1 @@
-"""The facts: frozen records that cross borders, the schema, one writer, readers and named queries."""
+"""Records exchanged between processes, the history's schema, its one writer, readers and named queries."""

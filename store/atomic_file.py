@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic writing of files."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from store.errors import BadInputError
 
 
 def write_whole(file: Path, content: str | bytes) -> None:
-    """Write a file that a command was asked for; what was there before stays until all of it is on the disk.
+    """Write a file atomically; an earlier file stays until the new one is completely on the disk.
 
-    What is no plain file, such as ``/dev/stdout``, is written to as it is.
-    Raises `BadInputError` where that cannot be.
+    A path that is no plain file, such as ``/dev/stdout``, is written to directly.
+    Raises `BadInputError` when the file cannot be written.
     """
     data = content.encode("utf-8", "replace") if isinstance(content, str) else content
     try:

@@ -1,4 +1,4 @@
-"""What the controller adds for the history: what was predicted, decided, learned and changed, and each record's way into it.
+"""The controller's own records for the history: predictions, decisions, outcomes and changes.
 
 The engine never sees these; units are those of `store.records`.
 """
@@ -57,7 +57,7 @@ class Prediction(Record, frozen=True, kw_only=True):
 
 
 class Decision(Record, frozen=True, kw_only=True):
-    """An index table was published for a request, and why."""
+    """An index table that was published for a request, and why."""
 
     request_id: str
     time_s: float
@@ -77,7 +77,7 @@ class Decision(Record, frozen=True, kw_only=True):
     growth_tokens: tuple[float, ...]
     """Expected further output tokens within the gate's horizon in each step."""
     patience_s: float | None = None
-    """Time of waiting after which nobody passes it any more; None for none."""
+    """Bound on waiting: time since its arrival after which no other of its class may overtake it; None for none."""
 
 
 class Outcome(Record, frozen=True, kw_only=True):
@@ -89,7 +89,7 @@ class Outcome(Record, frozen=True, kw_only=True):
     output_tokens: int
     """Tokens generated."""
     censored: bool
-    """The length is only known to be at least this much."""
+    """Whether only a lower bound of the length is known."""
     cluster: int | None
     """Prompt cluster of the prediction."""
     pit: float
@@ -103,24 +103,24 @@ class Outcome(Record, frozen=True, kw_only=True):
     within_90: bool
     """Inside the central 90 % interval."""
     answer: int
-    """Number of the answer in the order in which the learner was taught, over all engines and starts."""
+    """Number of the answer in the order in which the learner processed them, over all engines and starts."""
 
 
 class CalibrationMeasured(Record, frozen=True, kw_only=True):
-    """How the learner's predictions for a model or a cluster turned out lately, and whether they are trusted."""
+    """Recent calibration of the predictions for a model or a cluster, and whether they are trusted."""
 
     time_s: float
     """When it was measured, Unix seconds of the controller's clock."""
     model: str
     """Model whose answers were predicted."""
     scope: Literal["model", "cluster", "rest"]
-    """model: all its answers; cluster: those of one; rest: those of no cluster that is watched by itself."""
+    """model: all its answers; cluster: those of one; rest: those of the clusters that are not measured by themselves."""
     cluster: int | None
     """Prompt cluster; None unless the scope is one."""
     answers: int
     """Answers in the window."""
     censored: int
-    """Of these, cut: only a lower bound of the length is known."""
+    """Of these, censored: only a lower bound of the length is known."""
     coverage_50: float
     """Share inside the central 50 % interval; 0.5 when calibrated."""
     coverage_90: float
@@ -130,7 +130,7 @@ class CalibrationMeasured(Record, frozen=True, kw_only=True):
     log_score: float
     """Mean log score in nats; higher is better."""
     prior_log_score: float
-    """The same of the model's prior, which knows nothing of the prompt."""
+    """The same of the model's prior, which ignores the prompt."""
     pinball_tokens: float
     """Mean quantile loss over the 10, 25, 50, 75 and 90 % quantiles."""
     kendall_tau: float
@@ -138,16 +138,16 @@ class CalibrationMeasured(Record, frozen=True, kw_only=True):
     pit_histogram: tuple[float, ...]
     """Share of the answers in each tenth of the PIT; a tenth each when calibrated."""
     trusted: bool
-    """Whether the guard lets these predictions be acted upon."""
+    """Whether the guard allows these predictions to be used."""
     reason: str
-    """due, or how trust was lost or came back."""
+    """due, or how trust was lost or regained."""
 
 
 class DriftDetected(Record, frozen=True, kw_only=True):
-    """A length distribution moved and part of its past was forgotten."""
+    """A length distribution changed and part of its past was forgotten."""
 
     time_s: float
-    """When it was noticed."""
+    """When it was detected."""
     model: str
     """Model whose answers changed."""
     cluster: int
@@ -159,18 +159,18 @@ class DriftDetected(Record, frozen=True, kw_only=True):
     forgotten: float
     """Effective number of answers forgotten."""
     renewed_requests: int
-    """Unfinished requests that were predicted again because of it."""
+    """Unfinished requests whose prediction was renewed because of it."""
 
 
 class ClusterChanged(Record, frozen=True, kw_only=True):
-    """A prompt cluster came, was divided or went; all models share them."""
+    """A prompt cluster was created, split, merged or removed; all models share them."""
 
     time_s: float
-    """When the answer that brought it was learnt."""
+    """When the answer that caused it was learnt."""
     kind: Literal["born", "split", "merged", "retired"]
     """born, split, merged or retired."""
     cluster: int
-    """Prompt cluster that came (born, split) or went (merged, retired)."""
+    """Prompt cluster that was created (born, split) or removed (merged, retired)."""
     other_cluster: int | None = None
     """The one that it was split from, or merged into; None for the others."""
 
@@ -203,11 +203,11 @@ StoreRecord: TypeAlias = (
 
 
 class Entry(Record, frozen=True, kw_only=True):
-    """One record on its way into the history, with the engine that it is about."""
+    """One record to be written to the history, with its engine."""
 
     engine_id: str
-    """Empty for what concerns no single engine."""
+    """Empty for records that concern no single engine."""
     session_id: str
     batch: int | None
-    """Number of the batch of facts that brought it; None for what no engine sent in a batch."""
+    """Number of the batch of facts that contained it; None for records that no engine sent in a batch."""
     record: StoreRecord

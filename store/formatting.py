@@ -23,7 +23,7 @@ def count(value: float | None, unknown: str = DASH) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share as a whole percentage, with as many decimals as tell it from 0 and from 100 %.
+    """A share as a whole percentage, with as many decimals as distinguish it from 0 and from 100 %.
 
     >>> percent(0.414), percent(0.9999), percent(0.001), percent(0.0), percent(float("nan"))
     ('41 %', '99.99 %', '0.1 %', '0 %', '–')

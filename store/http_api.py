@@ -77,15 +77,15 @@ class CalibrationView(View, frozen=True, kw_only=True):
 
 
 class LearnerView(View, frozen=True, kw_only=True):
-    """What the learner has seen and how well it is calibrated; figures are None before the first outcome."""
+    """The learner's counts and calibration; figures are None before the first outcome."""
 
     predictions: int
     completions: int
     censored: int
     not_learnt: int
-    """Answers that there was no time to learn from."""
+    """Answers that were skipped for lack of time."""
     not_predicted: int
-    """Requests that ended before there was time to predict them."""
+    """Requests that ended before they could be predicted."""
     backlog: int
     """Arrivals to predict, answers to learn from and predictions to renew that are pending."""
     clusters: int
@@ -97,7 +97,7 @@ class LearnerView(View, frozen=True, kw_only=True):
     pit_histogram: tuple[float, ...] | None
     drift_events: int
     drifts: tuple[DriftDetected, ...]
-    """The latest, oldest first."""
+    """The latest ones, oldest first."""
     models: tuple[CalibrationView, ...]
     distrusted_clusters: tuple[CalibrationView, ...]
 
@@ -131,7 +131,7 @@ class StateView(View, frozen=True, kw_only=True):
 
 
 class QueueRow(View, frozen=True, kw_only=True):
-    """One unfinished request, in the order in which the engine will try the waiting ones."""
+    """One unfinished request; waiting ones are in the order of admission."""
 
     position: int
     request_id: str
@@ -143,7 +143,8 @@ class QueueRow(View, frozen=True, kw_only=True):
     attained_tokens: int
     index_s: float
     patience_left_s: float | None
-    """Until no request of its class may pass it; negative once that is so, None when it never is."""
+    """Time until its bound on waiting, after which no other of its class may overtake it; negative once overdue, None
+    without a bound."""
     expected_remaining_tokens: float
     p50_tokens: int
     p90_tokens: int
@@ -158,7 +159,7 @@ class QueueView(View, frozen=True, kw_only=True):
 
 
 BANDS_PER_DECADE = 8
-"""Bands of a heatmap: each reaches 1.33 times as high as the one below."""
+"""Bands of a heatmap per factor of ten: each reaches 1.33 times as high as the one below."""
 
 
 class SettingView(View, frozen=True, kw_only=True):
@@ -179,7 +180,7 @@ class WarningView(View, frozen=True, kw_only=True):
 
 
 class EncoderCounts(View, frozen=True, kw_only=True):
-    """What the semantic encoder did with the prompts that it was given, since it started."""
+    """Counts of the semantic encoder's prompts since it started."""
 
     encoded: int = 0
     dropped: int = 0
@@ -195,11 +196,11 @@ class HealthView(View, frozen=True, kw_only=True):
     recent_warnings: tuple[WarningView, ...]
     """The latest, newest first."""
     encoder: EncoderCounts | None
-    """None where there is none."""
+    """None without a semantic encoder."""
 
 
 class Finding(View, frozen=True, kw_only=True):
-    """What one check of ``doctor`` found, and what to do if it is wrong."""
+    """Result of one check of ``doctor``, with the remedy if it failed."""
 
     name: str
     state: Literal["ok", "note", "wrong"]
@@ -260,7 +261,7 @@ class RecomputeTax(View, frozen=True, kw_only=True):
 
 
 class PerRequest(View, frozen=True, kw_only=True):
-    """How single requests fare under the policy against first come, first served."""
+    """Single requests under the policy, compared with first come, first served."""
 
     faster: float
     """Share of the requests that end more than a tenth sooner."""
@@ -302,7 +303,7 @@ class Gain(View, frozen=True, kw_only=True):
     tax: RecomputeTax
     per_request: PerRequest
     method: str
-    """How these figures were made, for their readers."""
+    """How these figures were computed, as text for readers."""
 
 
 class GainView(View, frozen=True, kw_only=True):

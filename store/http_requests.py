@@ -38,7 +38,7 @@ class FinishedView(View, frozen=True):
 
 
 class LoadPoint(View, frozen=True):
-    """State and work of the chosen engines in one bin; None where no engine said anything."""
+    """State and throughput of the chosen engines in one bin; None where no engine reported."""
 
     time_s: float
     """End of the bin."""
@@ -46,7 +46,7 @@ class LoadPoint(View, frozen=True):
     running: float | None = None
     used_blocks: float | None = None
     peak_blocks: float | None = None
-    """The most that was used within the bin."""
+    """Largest use within the bin."""
     reserved_blocks: float | None = None
     total_blocks: float | None = None
     decode_tokens_per_s: float | None = None
@@ -55,7 +55,7 @@ class LoadPoint(View, frozen=True):
 
     @property
     def predicted_peak_blocks(self) -> float | None:
-        """The peak of KV memory that is expected within the gate's horizon: what is used, and the growth reserve."""
+        """The peak of KV memory expected within the gate's horizon: blocks in use plus the growth reserve."""
         if self.used_blocks is None or self.reserved_blocks is None:
             return None
         held = self.used_blocks + self.reserved_blocks
@@ -189,7 +189,7 @@ class Choice(View, frozen=True, kw_only=True):
     attained_tokens: tuple[int, ...]
     table_index_s: tuple[float, ...]
     patience_s: float | None = None
-    """Time of waiting after which nobody of its class passes it any more; None for none."""
+    """Bound on waiting: time since its arrival after which no other of its class may overtake it; None for none."""
 
 
 class Loss(View, frozen=True, kw_only=True):
@@ -224,7 +224,7 @@ class Moment(View, frozen=True, kw_only=True):
     mode: Mode
     fallback: str | None
     ahead: int | None
-    """Requests before it in the queue; None when it is not at the head of the queue that snapshots tell of."""
+    """Requests before it in the queue; None when it is not in the head of the queue that snapshots contain."""
     head_prompt_tokens: int | None
     """Prompt of the first in the queue, where known."""
     attained_tokens: int | None
@@ -302,14 +302,14 @@ class RequestTimeline(View, frozen=True, kw_only=True):
 
     @property
     def started_s(self) -> float | None:
-        """When it was first given a place: as told, or else as first seen running."""
+        """When it was first scheduled: as reported, or else as first seen running."""
         if self.scheduled_s is not None:
             return self.scheduled_s
         return next((moment.time_s for moment in self.moments if moment.attained_tokens is not None), None)
 
     @property
     def until_s(self) -> float:
-        """When it ended, or up to when it is known."""
+        """When it ended, or up to when facts are known."""
         return self.known_until_s if self.finished_s is None else self.finished_s
 
     @property

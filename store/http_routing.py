@@ -1,4 +1,4 @@
-"""Question and answer of ``POST /api/route``, between a router and the controller; imported inside Ray, so kept light."""
+"""Request and response of ``POST /api/route``, between a router and the controller; imported in Ray, so kept light."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import msgspec
 
 
 class RouteOrder(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Body of ``POST /api/route``: what is known of a request before an engine has it."""
+    """Body of ``POST /api/route``: a request's description before an engine is chosen."""
 
     model: str
     prompt_tokens: int
@@ -18,21 +18,21 @@ class RouteOrder(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
 
 
 class EngineForecast(msgspec.Struct, frozen=True, kw_only=True):
-    """What to expect of a request on one engine."""
+    """Forecast of a request on one engine."""
 
     engine_id: str
     wait_s: float
-    """Until there is memory and a place, behind those that go before it."""
+    """Wait for KV memory and a slot, behind the requests that precede it."""
     run_s: float
-    """For its answer once it runs."""
+    """Duration of its answer once it runs."""
     cost_s: float
-    """Engine-seconds that it takes from all others."""
+    """Delay that it causes to each request behind it."""
     behind: int
-    """Requests that wait and go after it, each of which it delays."""
+    """Waiting requests that come after it, each of which it delays."""
     need_tokens: int
-    """KV memory that it takes at first."""
+    """KV memory that it needs at first."""
     demand_tokens: int
-    """KV memory held and waited for by others."""
+    """KV memory that others hold or wait for."""
     kv_tokens: int
     """KV memory that the engine has."""
 

@@ -66,21 +66,21 @@ Mode: TypeAlias = Literal["off", "shadow", "on"]
 FinishReason: TypeAlias = Literal["stop", "length", "abort", "error"]
 PreemptionCause: TypeAlias = Literal["memory", "policy"]
 Victims: TypeAlias = Literal["last", "cheapest"]
-"""Who of the running gives way when KV memory runs out: the last in the order, or who has least to compute again."""
+"""Which running request is preempted when KV memory runs out: the last in the order, or the cheapest to recompute."""
 
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 Size: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
 Seconds: TypeAlias = Annotated[float, msgspec.Meta(ge=0.0, le=1e11)]
 TokenIds: TypeAlias = Annotated[bytes, msgspec.Meta(max_length=4 * MAX_PROMPT_TOKENS_SENT)]
-"""What an engine says is checked where its frame is decoded: negative, endless and no numbers end there."""
+"""An engine's values are checked when its frame is decoded: negative, infinite and NaN values are refused."""
 
 
 class Record(msgspec.Struct, frozen=True, tag=True, gc=False):
     """Base of all records; carries no fields of its own.
 
-    Records hold values alone and can form no cycle, so the garbage collector need not look at the hundreds of
-    thousands that a controller keeps: its pauses would grow with them.
+    Records hold values only and cannot form cycles, so the garbage collector skips the hundreds of thousands that a
+    controller keeps: its pauses would grow with them.
     """
 
 
@@ -119,7 +119,7 @@ class Hello(Record, frozen=True, kw_only=True):
 
 
 class Arrived(Record, frozen=True, kw_only=True):
-    """A request entered the engine's queue, or is told again after a `Welcome` (``resent``)."""
+    """A request entered the engine's queue, or is sent again after a `Welcome` (``resent``)."""
 
     request_id: str
     arrival_s: Seconds
@@ -135,11 +135,11 @@ class Arrived(Record, frozen=True, kw_only=True):
     priority: int = 0
     """The request's own strict class; lower is served first."""
     tenant: str | None = None
-    """Who sent it, where the engine knows."""
+    """Sender of the request, if the engine knows it."""
     lora: str | None = None
     """LoRA adapter, if any."""
     resent: bool = False
-    """Told again to a controller that was away."""
+    """Whether the arrival is sent again, to a controller that was away."""
     attained_tokens: Count = 0
     """Output tokens generated when it was sent; not zero only when ``resent``."""
 
@@ -157,25 +157,25 @@ class FirstToken(Record, frozen=True, kw_only=True):
     scheduled_s: Seconds
     """When the request was first given a place in a step."""
     cached_prompt_tokens: Count
-    """Prompt tokens that the prefix cache spared."""
+    """Prompt tokens found in the prefix cache."""
 
 
 class Preempted(Record, frozen=True, kw_only=True):
-    """A running request lost its KV blocks and will be computed again."""
+    """A running request lost its KV blocks and will be recomputed."""
 
     request_id: str
     time_s: Seconds
     """When it was preempted."""
     lost_tokens: Count
-    """Computed tokens (prompt and output) whose KV was given up."""
+    """Computed tokens (prompt and output) whose KV was discarded."""
     attained_tokens: Count
     """Output tokens generated so far."""
     cause: PreemptionCause = "memory"
-    """memory: an allocation failed; policy: a better request took the place."""
+    """memory: an allocation failed; policy: a request with a lower index took the slot."""
 
 
 class Finished(Record, frozen=True, kw_only=True):
-    """The last fact of a request's life; complete in itself, should the earlier ones be lost."""
+    """The last fact of a request; complete in itself in case earlier ones are lost."""
 
     request_id: str
     time_s: Seconds
@@ -191,11 +191,11 @@ class Finished(Record, frozen=True, kw_only=True):
     max_tokens: Count
     """Limit on the output that the request came with."""
     cached_prompt_tokens: Count
-    """Prompt tokens that the prefix cache spared."""
+    """Prompt tokens found in the prefix cache."""
     preemptions: Count
     """How often it was preempted."""
     recomputed_tokens: Count
-    """Tokens computed again because of that."""
+    """Tokens recomputed after preemptions."""
     scheduled_s: Seconds | None = None
     """When it was first given a place in a step; None if never."""
     first_token_s: Seconds | None = None
@@ -212,8 +212,8 @@ class Facts(Record, frozen=True, kw_only=True):
     """Increases by 1 within a session."""
     facts: tuple[Fact, ...]
     oldest: Count
-    """The oldest batch that the engine still has: if one between this and the last received is missing, it will come
-    again, and if it is older, the engine had to drop what it could no longer keep."""
+    """The oldest batch that the engine retains: a missing batch from this one on will be resent, an older one was
+    dropped."""
 
 
 class RunningRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -232,7 +232,7 @@ class Snapshot(Record, frozen=True, kw_only=True):
     waiting: Count
     """Requests in the queue."""
     running: Count
-    """Requests with a place in the batch."""
+    """Requests that run."""
     kv_blocks_used: Count
     """KV blocks in use."""
     kv_blocks: Size
@@ -240,7 +240,7 @@ class Snapshot(Record, frozen=True, kw_only=True):
     mode: Mode
     """off, shadow or on: the mode in force in the engine, which is off during a fallback."""
     fallback: str | None = None
-    """Why the engine serves first come, first served although told otherwise."""
+    """Why the engine serves first come, first served against the controller's mode."""
     steps: Count
     """Engine steps since the last snapshot."""
     step_s: Seconds
@@ -254,33 +254,33 @@ class Snapshot(Record, frozen=True, kw_only=True):
     preemptions: Count
     """Preemptions in them."""
     recomputed_tokens: Count
-    """Tokens computed again in them."""
+    """Tokens recomputed in them."""
     admission_limit: int | None = None
     """Requests that the gate allows to be active at once; None when it does not limit."""
     reserved_blocks: Count = 0
-    """KV blocks held back for the growth of running requests."""
+    """KV blocks reserved for the growth of running requests."""
     detailed: bool = True
-    """Whether the lists are told: they are in about every third snapshot, for they are most of what one costs."""
+    """Whether the snapshot has the lists; about every third has, because they are most of its cost."""
     running_requests: tuple[RunningRequest, ...] = ()
-    """What runs."""
+    """The running requests."""
     queue: tuple[str, ...] = ()
-    """Request ids at the head of the waiting queue, in the order in which they will be tried."""
+    """Request ids at the head of the waiting queue, in the order of admission."""
     tables_held: Count = 0
     """Index tables that the engine holds."""
     tables_applied: Count = 0
     """Index tables received for requests that were unfinished, since the engine started."""
     messages_dropped: Count = 0
-    """Messages dropped at the engine's side of the border, since the engine started."""
+    """Messages dropped on the engine's side, since the engine started."""
     policy_errors: Count = 0
-    """Errors of ours in the engine since it started."""
+    """Errors of the scheduling policy in the engine, since it started."""
     hook_s: Seconds = 0.0
-    """Time that our code took inside the engine's steps, summed like ``step_s``."""
+    """Time that the policy's hooks took inside the engine's steps, summed like ``step_s``."""
     overdue: Count = 0
-    """Requests that went first because their patience had ended, since the engine started."""
+    """Requests that reached their bound on waiting and went first, since the engine started."""
 
 
 class Goodbye(Record, frozen=True, kw_only=True):
-    """The engine shuts down in order."""
+    """The engine shuts down cleanly."""
 
     time_s: Seconds
 
@@ -319,7 +319,7 @@ class IndexTable(Record, frozen=True, kw_only=True):
     growth_tokens: tuple[float, ...]
     """Expected further output tokens within the gate's horizon."""
     patience_s: float | None = None
-    """Time since its arrival after which nobody passes it any more; None for never."""
+    """Bound on waiting: time since its arrival after which no other of its class may overtake it; None for none."""
 
     def entry(self, attained_tokens: int) -> int:
         """Number of the entry that holds at ``attained_tokens``."""
@@ -336,27 +336,27 @@ class Gate(Record, frozen=True, kw_only=True):
 
 
 class Preemption(Record, frozen=True, kw_only=True):
-    """A waiting request may push out running ones, when what it gains by their place is worth what they lose."""
+    """A waiting request may push out running ones when its gain exceeds the cost of recomputing them."""
 
     token_s: float
-    """Price of a computed token that is lost, in the index's engine-seconds."""
+    """Cost of a computed token that is lost, in the index's engine-seconds."""
     hysteresis: float = 0.0
-    """Share of the victim's index by which the other's must be lower, so that two do not change places for ever."""
+    """Share of the victim's index by which the other's must be lower, so that two do not alternate for ever."""
     rest_steps: int = 0
-    """Steps after a push in which nobody else is pushed out."""
+    """Steps after a preemption during which no further request is pushed out."""
 
 
 class EngineRules(Record, frozen=True, kw_only=True):
-    """What an engine applies beside the index tables: by default nothing, so that the index alone orders."""
+    """The rules that an engine applies beside the index tables; by default none, so that the index alone orders."""
 
     gate: Gate | None = None
     """Admission; None admits as the engine does."""
     boost_per_s: float | None = None
     """γ of the boost; None orders by the index alone."""
     preemption: Preemption | None = None
-    """When a waiting request pushes out running ones; None leaves preemption to the engine, when memory runs out."""
+    """When a waiting request pushes out running ones; None leaves preemption to the engine."""
     victims: Victims = "last"
-    """Who gives way when KV memory runs out: last in the order or cheapest to compute again."""
+    """Which running request is preempted when KV memory runs out: last in the order or cheapest to recompute."""
 
 
 class Settings(Record, frozen=True, kw_only=True):
@@ -376,9 +376,9 @@ class Heartbeat(Record, frozen=True, kw_only=True):
 
     time_s: float
     read_s: float | None = None
-    """Moment, by the engine's clock, of the last snapshot that the controller has read; None before the first."""
+    """Time, by the engine's clock, of the last snapshot that the controller has read; None before the first."""
     settings: Settings
-    """The settings in force, once more: a message of them may have been lost."""
+    """The settings in force, repeated because an earlier message may have been lost."""
 
 
 ControllerMessage: TypeAlias = Welcome | Acknowledged | IndexTable | Settings | Heartbeat

@@ -25,20 +25,20 @@ from store.http_requests import FinishedPoint, LoadPoint, Percentiles
 
 HEIGHT = 300
 SCATTER_POINTS = 600
-"""The latest so many outcomes are drawn; more would only cover each other."""
+"""Number of latest outcomes drawn; more would only overlap."""
 PIT_BINS = 10
 
 CONFIG = {"displayModeBar": False, "responsive": True}
-"""How Plotly is to behave in the page."""
+"""Plotly's options in the page."""
 
 
 def nothing() -> go.Figure:
-    """A figure without anything in it."""
+    """An empty figure."""
     return go.Figure(layout={"height": 10, "margin": {"l": 0, "r": 0, "t": 0, "b": 0}})
 
 
 def kv_memory(moments: Sequence[LoadPoint], lead: int | None, zone: tzinfo) -> go.Figure:
-    """KV blocks in use and held back for growth, stacked, under the capacity; and what was predicted ``lead`` moments ago."""
+    """KV blocks in use and reserved, stacked, below the capacity; and the peak predicted ``lead`` moments before."""
     times = _times((moment.time_s for moment in moments), zone)
     figure = _figure("KV blocks", times, zone)
     areas = (
@@ -80,7 +80,7 @@ def kv_memory(moments: Sequence[LoadPoint], lead: int | None, zone: tzinfo) -> g
 
 
 def throughput(moments: Sequence[LoadPoint], zone: tzinfo) -> go.Figure:
-    """Output and prompt tokens computed per second, and what was computed again."""
+    """Output, prompt and recomputed tokens per second."""
     times = _times((moment.time_s for moment in moments), zone)
     figure = _figure("tokens per second", times, zone)
     curves = (
@@ -119,7 +119,7 @@ def latency(rows: Sequence[Percentiles], what: str, zone: tzinfo) -> go.Figure:
 
 
 def predicted_against_actual(points: Iterable[FinishedPoint]) -> go.Figure:
-    """Predicted median against the output tokens that came, on log axes, with the ideal diagonal."""
+    """Predicted median against actual output tokens, on log axes, with the ideal diagonal."""
     usable = [point for point in points if (point.p50_tokens or 0) > 0 and (point.output_tokens or 0) > 0]
     usable = usable[-SCATTER_POINTS:]
     figure = base("output tokens that came")
@@ -129,7 +129,7 @@ def predicted_against_actual(points: Iterable[FinishedPoint]) -> go.Figure:
     outside = [point for point in ended if not _inside(point)]
     _cloud(figure, inside, "inside the predicted 10–90 % range", palette.BLUE, "circle")
     _cloud(figure, outside, "outside it", palette.AMBER, "circle")
-    _cloud(figure, cut, "cut short: at least so many", palette.GREY, "triangle-up-open")
+    _cloud(figure, cut, "cut short: a lower bound", palette.GREY, "triangle-up-open")
     if usable:
         numbers = [value for point in usable for value in (point.p50_tokens, point.output_tokens) if value]
         ends = [min(numbers) / 1.5, max(numbers) * 1.5]
@@ -172,7 +172,7 @@ def _cloud(figure: go.Figure, points: Sequence[FinishedPoint], name: str, colour
 
 
 def pit(points: Iterable[FinishedPoint]) -> go.Figure:
-    """Histogram of the probability integral transform, with where sampling noise alone would keep it."""
+    """Histogram of the probability integral transform, with the band of sampling noise."""
     shares, outcomes = pit_shares(points, PIT_BINS)
     figure = base("share of outcomes")
     centres = [(number + 0.5) / PIT_BINS for number in range(PIT_BINS)]
@@ -237,14 +237,14 @@ def over_time(y_title: str, times_s: Iterable[float], zone: tzinfo) -> tuple[go.
 def _figure(y_title: str, times: Sequence[datetime], zone: tzinfo) -> go.Figure:
     figure = base(y_title)
     span_s = (times[-1] - times[0]).total_seconds() if times else 0.0
-    # Seconds only where they tell ticks apart, the date only where the day may change.
+    # Seconds only where they distinguish ticks, the date only where the day may change.
     form = "%H:%M:%S" if span_s < 300 else "%H:%M" if span_s < 43_200 else "%H:%M<br>%d %b"
     figure.update_xaxes(title=f"time ({_safe(str(zone))})", type="date", tickformat=form, tickangle=0, nticks=4)
     return figure
 
 
 def base(y_title: str) -> go.Figure:
-    """A figure with everything that all charts share and nothing drawn."""
+    """An empty figure with the layout shared by all charts."""
     figure = go.Figure()
     figure.update_layout(
         height=HEIGHT,
@@ -291,7 +291,7 @@ def _lines(
 
 
 def or_blank(figure: go.Figure, data: Sequence[object], words: str) -> go.Figure:
-    """The figure; without data one that says so in words."""
+    """Return the figure; without data, one with a message instead."""
     if not data:
         figure.update_layout(showlegend=False)
         figure.update_xaxes(visible=False)

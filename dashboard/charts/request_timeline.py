@@ -51,7 +51,7 @@ def _absences(timeline: RequestTimeline, end_s: float) -> list[Phase]:
 
 
 def _without(phase: Phase, away: Phase) -> list[Phase]:
-    """A phase less the time of an absence."""
+    """A phase without the time of an absence."""
     before = Phase(phase.name, phase.start_s, min(phase.end_s, away.start_s))
     after = Phase(phase.name, max(phase.start_s, away.end_s), phase.end_s)
     return [part for part in (before, after) if part.end_s > part.start_s]
@@ -111,7 +111,7 @@ def _marks(timeline: RequestTimeline) -> list[tuple[str, list[float], str]]:
 
 
 def distribution(timeline: RequestTimeline) -> go.Figure:
-    """What was predicted of its length, as the share of such answers that are at most so long, and what came."""
+    """Predicted distribution of its length, as a cumulative share, with the actual length."""
     figure = base("share of such answers")
     predicted = timeline.predicted
     if predicted is not None:
@@ -203,7 +203,7 @@ def waits(parts: Sequence[Wait]) -> go.Figure:
             )
     figure.update_layout(barmode="stack", hovermode="closest")
     figure.update_xaxes(title="seconds")
-    return or_blank(figure, parts, "It did not wait, or no snapshot tells of it")
+    return or_blank(figure, parts, "It did not wait, or no snapshot shows it")
 
 
 def attained_tokens(timeline: RequestTimeline) -> int | None:
@@ -215,7 +215,7 @@ def attained_tokens(timeline: RequestTimeline) -> int | None:
 
 
 def index_at(choice: Choice, attained: int) -> float:
-    """What a table says at so many tokens."""
+    """Return a table's index at ``attained`` tokens."""
     return choice.table_index_s[bisect_right(choice.attained_tokens, attained) - 1]
 
 

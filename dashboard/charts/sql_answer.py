@@ -16,12 +16,12 @@ from dashboard.charts.figures import base, or_blank
 Kind: TypeAlias = Literal["lines", "bars", "points"]
 COLOURS = (palette.BLUE, palette.AMBER, palette.GREEN, palette.VIOLET, palette.RED, palette.GREY)
 DRAWN_ROWS = 2000
-"""The first so many rows are drawn; more would only cover each other."""
+"""Number of first rows drawn; more would only overlap."""
 
 
 @dataclass(frozen=True)
 class Axes:
-    """What of an answer is drawn."""
+    """The columns of an answer to draw, and how."""
 
     x: str
     y: tuple[str, ...]
@@ -34,9 +34,9 @@ def numbers(rows: pa.Table) -> list[str]:
 
 
 def suggested(rows: pa.Table) -> Axes | None:
-    """A chart that most likely says something; None where there is nothing to draw.
+    """Suggest a chart; None when there is nothing to draw.
 
-    Time, if there is any, or else the first column runs along the bottom; the first other number gives the heights.
+    The horizontal axis is time, if there is any, or else the first column; the first other number gives the heights.
     """
     if rows.num_rows < 2:
         return None

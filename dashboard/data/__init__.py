@@ -1,1 +1,1 @@
-"""What pages show: the controller's API and the history, behind caches."""
+"""Data of the pages: the controller's API and the history, behind caches."""

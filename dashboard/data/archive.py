@@ -1,4 +1,4 @@
-"""The recorded history, read for the pages; trouble is a value, never an exception.
+"""Reads the recorded history for the pages; failures are returned as values, never raised.
 
 The statements read the catalog's views and nothing else, each on a connection that cannot change anything.
 """

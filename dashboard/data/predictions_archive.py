@@ -1,4 +1,4 @@
-"""Predictions of the recorded history against what came, over time; trouble is a value."""
+"""Predictions of the recorded history against the outcomes, over time; failures are returned as values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from store.reading.latencies import read_finished
 from store.reading.scope import Scope, bounds, bucket_s
 
 WEIGHED = 50_000
-"""Experts' weights are averaged over so many predictions at most, spread evenly over the range."""
+"""Largest number of predictions over which experts' weights are averaged, spread evenly over the range."""
 EVENTS_SHOWN = 200
 POINTS = 5_000
 
@@ -48,7 +48,7 @@ class Event:
 
 @dataclass(frozen=True)
 class PredictionsPast:
-    """How predictions turned out over time, who was listened to, and what changed."""
+    """Calibration and expert weights over time, and the changes that affect them."""
 
     newest_s: float | None
     bucket_s: float = 60.0
@@ -109,11 +109,11 @@ GROUP BY start_s ORDER BY start_s
 """
 
 _WEIGHTS = """
-WITH heard AS (
+WITH weighed AS (
     SELECT $width_s * floor(time_s / $width_s) AS start_s, unnest(map_entries(experts)) AS expert FROM predictions
     WHERE time_s >= $since_s AND ($all OR session_id IN (FROM temp.chosen)) AND hash(request_id) % $every = 0
 ),
-summed AS (SELECT start_s, expert.key AS name, sum(expert.value) AS weight FROM heard GROUP BY ALL)
+summed AS (SELECT start_s, expert.key AS name, sum(expert.value) AS weight FROM weighed GROUP BY ALL)
 SELECT start_s, name, weight / sum(weight) OVER (PARTITION BY start_s) FROM summed ORDER BY ALL
 """
 """Weights of each expert, made to sum to one: a thinned bucket may miss an expert in some predictions."""
@@ -130,7 +130,7 @@ UNION ALL
 SELECT
     time_s, kind, NULL, cluster,
     CASE kind WHEN 'split' THEN 'from cluster ' || other_cluster WHEN 'merged' THEN 'into cluster ' || other_cluster
-        WHEN 'born' THEN 'like prompts far from all others' ELSE 'no prompt for long, or formed again' END
+        WHEN 'born' THEN 'like prompts far from all others' ELSE 'no prompt for long, or clusters rebuilt' END
 FROM cluster_changes WHERE time_s >= $since_s
 """
 

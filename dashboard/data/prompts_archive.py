@@ -1,4 +1,4 @@
-"""Prompt clusters as the history has them: size, length, drift, samples, experts; trouble is a value."""
+"""Prompt clusters of the history: size, length, drift, samples, experts; failures are returned as values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from store.reading.scope import Scope, bounds
 CLUSTERS_SHOWN = 40
 SAMPLES = 12
 LATEST_PREDICTIONS = 3000
-"""Experts' weights are averaged over so many, and features are taken from them."""
+"""Number of latest predictions over which experts' weights are averaged."""
 TOKENS_SHOWN = 24
 POINTS, ANSWERS_PER_POINT = 60, 8
 """Points in time at most, and answers on average behind each at least."""
@@ -24,7 +24,7 @@ POINTS, ANSWERS_PER_POINT = 60, 8
 
 @dataclass(frozen=True)
 class Cluster:
-    """One group of like prompts."""
+    """One group of similar prompts."""
 
     model: str
     cluster: int
@@ -51,7 +51,7 @@ class Prompts:
 
 @dataclass(frozen=True)
 class ClusterDetail:
-    """One cluster near by."""
+    """One cluster in detail."""
 
     lengths: tuple[tuple[float, int], ...]
     """Lower edge of each band of lengths, and answers in it."""
@@ -59,7 +59,7 @@ class ClusterDetail:
     """Time, and 25, 50 and 75 % of the lengths of answers about then."""
     drifts: tuple[float, ...]
     changes: tuple[tuple[float, str], ...]
-    """When the cluster came, was divided or went, and what happened."""
+    """When the cluster was created, split, merged or removed, and what happened."""
     samples: tuple[dict[str, Any], ...]
 
 
@@ -69,7 +69,7 @@ def read_prompts(path: Path, scope: Scope) -> Prompts | ArchiveTrouble:
 
 
 def read_cluster(path: Path, scope: Scope, model: str, cluster: int) -> ClusterDetail | ArchiveTrouble:
-    """One of them."""
+    """One cluster of the scope in detail."""
     return read(path, partial(_detail, scope=scope, model=model, cluster=cluster))
 
 
@@ -179,13 +179,13 @@ asked AS (
     SELECT session_id, request_id, any_value(prompt_tokens) AS prompt_tokens, any_value(token_ids) AS token_ids
     FROM arrivals SEMI JOIN latest USING (session_id, request_id) GROUP BY ALL
 ),
-believed AS (
+predicted AS (
     SELECT session_id, request_id, any_value(p50_tokens) AS p50_tokens, any_value(features) AS features
     FROM predictions SEMI JOIN latest USING (session_id, request_id) GROUP BY ALL
 )
 SELECT
     request_id AS "Request", prompt_tokens AS "Prompt", p50_tokens AS "Predicted", output_tokens AS "Came",
     censored AS "Cut", features, token_ids
-FROM latest LEFT JOIN asked USING (session_id, request_id) LEFT JOIN believed USING (session_id, request_id)
+FROM latest LEFT JOIN asked USING (session_id, request_id) LEFT JOIN predicted USING (session_id, request_id)
 ORDER BY latest.time_s DESC
 """

@@ -1,4 +1,4 @@
-"""From the load of engines and finished requests to what charts draw; all pure."""
+"""Pure functions from the load of engines and finished requests to the series of charts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from store.http_requests import FinishedPoint, LoadPoint, LoadView
 
 
 def horizon_s(load: LoadView, horizon_tokens: int) -> float | None:
-    """Time in which a running request grows by so many tokens, at the steps' mean duration; None without steps.
+    """Time in which a running request generates ``horizon_tokens`` tokens at the mean step time; None without steps.
 
     >>> horizon_s(LoadView(points=(), steps=10, step_s=0.5), 40)
     2.0
@@ -17,14 +17,14 @@ def horizon_s(load: LoadView, horizon_tokens: int) -> float | None:
 
 
 def predicted_peaks(moments: Sequence[LoadPoint], lead: int) -> list[float | None]:
-    """For each moment the peak of KV memory that was predicted ``lead`` moments before; None where nothing was."""
+    """For each moment the peak of KV memory that was predicted ``lead`` moments before; None without a prediction."""
     assert lead >= 1, lead
     said = [moment.predicted_peak_blocks for moment in moments]
     return [None if place < lead else said[place - lead] for place in range(len(moments))]
 
 
 def peak_error(moments: Sequence[LoadPoint], lead: int) -> float | None:
-    """How much higher the predicted peaks were than what came within ``lead`` moments, as a share; None if unknown."""
+    """Relative error of the predicted peaks against the actual ones within ``lead`` moments; None if unknown."""
     pairs = []
     for place, moment in enumerate(moments[: len(moments) - lead]):
         came = [later.peak_blocks for later in moments[place + 1 : place + 1 + lead] if later.peak_blocks is not None]

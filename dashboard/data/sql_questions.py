@@ -1,4 +1,4 @@
-"""Questions in SQL, asked of the history in a sandbox; trouble is a value, never an exception."""
+"""SQL statements over the history, run in a sandbox; failures are returned as values, never raised."""
 
 from __future__ import annotations
 

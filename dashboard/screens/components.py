@@ -1,4 +1,4 @@
-"""What the pages draw alike: an answer or why there is none, notices, moments and charts."""
+"""Shared elements of the pages: answers or the reason of their absence, notices, times and charts."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ RANGES: dict[str, float | None] = {
 }  # fmt: skip
 DEFAULT_RANGE = "10 min"
 LIVE_S = 600.0
-"""The controller remembers so much; what is longer comes from the history."""
+"""Span that the controller's live answers cover; longer ranges come from the history."""
 _KEYS = {"range": "filter_range", "engine": "filter_engine", "model": "filter_model"}
 """Names in the address, and of the choices."""
 _KEPT = "filters"
@@ -28,7 +28,7 @@ _PART = "filter_part"
 
 @dataclass(frozen=True)
 class Filters:
-    """What is to be shown."""
+    """The chosen range, engine and model."""
 
     range_name: str = DEFAULT_RANGE
     engine_id: str | None = None
@@ -38,21 +38,21 @@ class Filters:
 
     @property
     def span_s(self) -> float | None:
-        """How far back; None: all there is."""
+        """Span in seconds; None for the whole history."""
         return RANGES[self.range_name]
 
     @property
     def live_s(self) -> float:
-        """The same for what only the last minutes are known of."""
+        """The span, limited to `LIVE_S`."""
         return min(self.span_s or LIVE_S, LIVE_S)
 
     @property
     def is_live(self) -> bool:
-        """Whether the last minutes are all that is asked for."""
+        """Whether the live answers cover the range."""
         return self.span_s is not None and self.span_s <= LIVE_S
 
     def engines(self, engines: Sequence[EngineView]) -> list[EngineView]:
-        """Those of the engines that are chosen."""
+        """The chosen ones of the engines."""
         return [
             engine
             for engine in engines
@@ -66,7 +66,7 @@ class Filters:
         return {name: value for name, value in chosen.items() if value is not None}
 
     def hides(self, engines: Sequence[EngineView], engine_id: str) -> bool:
-        """Whether something of this engine is not asked for; an engine that is gone has no known model."""
+        """Whether the filters exclude this engine; an engine that is gone has no known model."""
         if self.engine_id is not None:
             return engine_id != self.engine_id
         return self.model is not None and engine_id not in {engine.engine_id for engine in self.engines(engines)}
@@ -83,12 +83,12 @@ def chosen() -> Filters:
 
 
 def keep() -> None:
-    """Take what the address says over into the session; first of all, since a run can end at any call of Streamlit."""
+    """Copy the address's filters into the session; first, because a run can end at any call of Streamlit."""
     st.session_state[_KEPT] = chosen()
 
 
 def in_address() -> dict[str, str]:
-    """Give what an address says of the filters in force, by its names for them."""
+    """Return the filters in force as parameters of an address."""
     return _said(chosen())
 
 

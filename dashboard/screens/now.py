@@ -18,10 +18,10 @@ from store.http_api import EngineView, QueueRow, QueueView, StateView
 from store.http_requests import LoadPoint, LoadView
 
 QUEUE_ROWS = 500
-"""So many requests are asked for and shown; the rest is a number."""
+"""Largest number of requests fetched and shown; the rest is counted."""
 
 BINS = 60
-"""Points in a chart over time. A chart is built anew in the browser when it changes, so it changes once a bin only."""
+"""Points in a chart over time. The browser rebuilds a chart when it changes, so it changes once per bin only."""
 
 
 def page() -> None:
@@ -121,11 +121,13 @@ def _tables(queue: QueueView, engines: Sequence[EngineView]) -> None:
     waiting = [row for row in queue.rows if row.state == "waiting"]
     running = [row for row in queue.rows if row.state == "running"]
     total = sum(engine.snapshot.waiting for engine in engines if engine.connected and engine.snapshot)
-    columns = [name for name in _COLUMNS if name not in _TELLING or len({getattr(row, name) for row in queue.rows}) > 1]
-    st.markdown("##### Waiting, in the order in which they will be tried")
+    columns = [
+        name for name in _COLUMNS if name not in _DISTINGUISHING or len({getattr(row, name) for row in queue.rows}) > 1
+    ]
+    st.markdown("##### Waiting, in order of admission")
     st.caption(_LENGTHS)
     _table(waiting, columns, "now_waiting", "Nothing waits.")
-    # The counts are a moment older than the rows: only a list that was cut tells of more.
+    # The counts are slightly older than the rows: only a truncated list shows that there are more.
     if len(queue.rows) >= QUEUE_ROWS and total > len(waiting):
         st.caption(
             f"The first {formatting.count(len(waiting))} are shown; {formatting.count(total - len(waiting))} more wait."
@@ -153,19 +155,19 @@ def _rounded(name: str, value: object) -> object:
     return round(value) if name.endswith("_tokens") and isinstance(value, float) else value
 
 
-_MEMORY = "Reserve: for what runs to grow. Foretold: the peak expected for now, a horizon ago."
+_MEMORY = "Reserve: for the growth of running requests. Predicted: the peak predicted for now, a horizon ago."
 _TOKENS = "Recompute: again after preemption."
 _REQUESTS = "In the queue, and in the batch."
 _LENGTHS = (
     "Lengths are in tokens. *Remaining* is expected from here on; *median* and *90 %* are of the whole answer, "
     "as predicted on arrival. Select a row to see the whole request."
 )
-_TELLING = {"engine_id", "priority", "patience_left_s"}
-"""Columns that are left out where they say the same of every request."""
+_DISTINGUISHING = {"engine_id", "priority", "patience_left_s"}
+"""Columns that are hidden when all requests have the same value."""
 _WAITING_ONLY = {"position", "patience_left_s"}
 _NUMBER = st.column_config.NumberColumn
 _COLUMNS = {
-    "position": _NUMBER("Order", help="Place in the queue; lower is tried first", width="small"),
+    "position": _NUMBER("Order", help="Place in the queue; lower is admitted first", width="small"),
     "request_id": st.column_config.TextColumn("Request", width="medium"),
     "engine_id": st.column_config.TextColumn("Engine", width="small"),
     "priority": _NUMBER("Class", help="The request's own strict priority; lower is served first", width="small"),
@@ -177,9 +179,9 @@ _COLUMNS = {
         width="small",
     ),
     "patience_left_s": _NUMBER(
-        "Patience",
+        "Wait left",
         format="%.0f s",
-        help="Until nobody of its class passes it any more; it is overdue below zero",
+        help="Until its bound on waiting, after which no other of its class may overtake it; overdue below zero",
         width="small",
     ),
     "prompt_tokens": _NUMBER("Prompt", format="localized", width="small"),
@@ -192,7 +194,7 @@ _COLUMNS = {
     ),
     "p50_tokens": _NUMBER("Median", format="localized", help="Predicted output tokens", width="small"),
     "p90_tokens": _NUMBER(
-        "90 %", format="localized", help="Nine in ten such answers are at most so many tokens long", width="small"
+        "90 %", format="localized", help="90 % quantile of the predicted output tokens", width="small"
     ),
-    "cluster": _NUMBER("Cluster", help="Group of like prompts", width="small"),
+    "cluster": _NUMBER("Cluster", help="Group of similar prompts", width="small"),
 }

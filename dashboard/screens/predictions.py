@@ -1,4 +1,4 @@
-"""The page *Predictions*: how well the predicted lengths match the answers that came, now and over time."""
+"""The page *Predictions*: how well the predicted lengths match the actual answers, now and over time."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from store.http_requests import FinishedPoint
 from store.reading.scope import Scope
 
 COMPARED = 5_000
-"""Requests that are asked for, the latest of them."""
+"""Number of latest requests fetched."""
 
 
 def page() -> None:
     """Draw the page: the live part asks the controller, what is over time comes from the history."""
     st.title("Predictions")
-    st.caption("Output lengths as predicted on arrival, against those that came.")
+    st.caption("Output lengths as predicted on arrival, against the actual ones.")
     wanted = filters.chosen()
     _live(wanted)
     st.fragment(partial(_recorded, wanted), run_every=history.refresh_s(wanted))()
@@ -116,7 +116,7 @@ def _events(events: Sequence[Event]) -> None:
     if not events:
         st.caption("No drift, no change of clusters and no loss of trust in this range.")
         return
-    st.caption("Lengths that drifted, clusters that came or went, and trust that the guard took or gave. Newest first.")
+    st.caption("Drifts of lengths, changes of clusters, and trust lost or regained. Newest first.")
     st.dataframe(
         {
             "When": [components.moment(event.time_s) for event in events],

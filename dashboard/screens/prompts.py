@@ -1,4 +1,4 @@
-"""The page *Prompts*: groups of like prompts, how long their answers are, and what the predictions rest on."""
+"""The page *Prompts*: groups of similar prompts, the lengths of their answers, and the experts' weights."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def _live(wanted: Filters) -> None:
         components.show(words.no_clusters_notice(recorded=found.newest_s is not None))
         return
     st.caption(
-        f"Groups of like prompts that answers came from, in the last {wanted.range_name} of the history."
+        f"Groups of similar prompts with answers, in the last {wanted.range_name} of the history."
         if wanted.span_s
-        else "Groups of like prompts that answers came from, in the whole history."
+        else "Groups of similar prompts with answers, in the whole history."
     )
     _overview(found)
     _table(found.clusters)

@@ -30,12 +30,12 @@ PARAMETER = "request"
 """Name in the address."""
 _PATH = "request"
 REFRESH_S = 2.0
-"""How often the timeline of an unfinished request is drawn again; it costs the controller more than a glance at the queue."""
+"""Interval at which the timeline of an unfinished request is redrawn; it costs the controller more than the queue."""
 LISTED = 15
-"""Requests that are offered where none is chosen."""
+"""Number of requests listed when none is chosen."""
 OVERTAKERS_SHOWN = 200
 _FOLLOWED_S = 5.0
-"""The browser is told for so long to go to the chosen request: it can take it a while, and each drawing forgets the last."""
+"""Time for which the browser is directed to the chosen request: this can take a while, and each redraw starts over."""
 _CHOSEN = "request_to_open"
 """The table, the request chosen in it and until when it is to be followed, in the session."""
 
@@ -233,7 +233,7 @@ def _charts(found: ExplainView) -> None:
     upper, lower = st.columns(2), st.columns(2)
     with upper[0]:
         components.chart(
-            "What was predicted of its length", request_timeline.distribution(timeline), "request_distribution"
+            "Predicted distribution of its length", request_timeline.distribution(timeline), "request_distribution"
         )
     with upper[1]:
         components.chart("Index over age", request_timeline.index(timeline), "request_index", "Lower runs first.")
@@ -251,7 +251,7 @@ def _charts(found: ExplainView) -> None:
 def _overtakers(found: ExplainView) -> None:
     if found.explanation is None:
         return
-    st.markdown("##### Came later, served first")
+    st.markdown("##### Arrived later, served first")
     overtakers = found.explanation.overtakers[:OVERTAKERS_SHOWN]
     if not overtakers:
         st.caption("No request that came later got a place before it.")
@@ -261,7 +261,7 @@ def _overtakers(found: ExplainView) -> None:
     data = {
         "Request": [overtaker.request_id for overtaker in overtakers],
         "Why": [_WHYS.get(overtaker.why, overtaker.why) for overtaker in overtakers],
-        "Came later by (s)": [_later_s(overtaker.arrival_s, found.facts.arrival_s) for overtaker in overtakers],
+        "Arrived later by (s)": [_later_s(overtaker.arrival_s, found.facts.arrival_s) for overtaker in overtakers],
         "Started at (s)": [_later_s(overtaker.scheduled_s, found.facts.arrival_s) for overtaker in overtakers],
         "Class": [overtaker.priority for overtaker in overtakers],
         "Index (s)": [_digits(overtaker.index_s) for overtaker in overtakers],

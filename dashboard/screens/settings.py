@@ -113,7 +113,7 @@ def _engine(engine: EngineView, now_s: float) -> dict[str, Any]:
     return {
         "Engine": engine.engine_id,
         "Connected": "yes" if engine.connected else "no",
-        "Last heard (s ago)": round(now_s - engine.last_seen_s, 1),
+        "Last message (s ago)": round(now_s - engine.last_seen_s, 1),
         "In force": snapshot.fallback or snapshot.mode if snapshot else None,
         "Model": engine.model,
         "Version": f"{engine.engine} {engine.engine_version}",

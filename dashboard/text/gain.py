@@ -43,7 +43,7 @@ def gain_method(gain: Gain) -> str:
     return (
         f"Method: {plain(gain.method.rstrip('. '))}. From {count(gain.requests)} finished requests. "
         "Only *measured* really happened; both replays are modelled, and how far the replay of the policy in use is "
-        "from the measured tells how far to trust the other."
+        "from the measured shows how far to trust the other."
     )
 
 
@@ -85,7 +85,7 @@ def interval(ratio: Ratio) -> str:
 
 
 def part_verdict(ratio: Ratio) -> Literal["gains", "loses", "undecided"]:
-    """Say whether a part gains or loses, as far as its interval tells.
+    """Say whether a part gains or loses, as far as its interval shows.
 
     >>> part_verdict(Ratio(mean=1.2, low=1.1, high=1.3)), part_verdict(Ratio(mean=1.2, low=0.9, high=1.3))
     ('loses', 'undecided')

@@ -1,4 +1,4 @@
-"""What is out of the ordinary with engines, history and learning, as notices: what it is, and what to do."""
+"""Notices of unusual states of engines, history and learning, with remedies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SILENT_S = 3.0
 """An engine sends ten snapshots a second: after this many seconds without any it is called silent."""
 
 BEHIND = 1000
-"""The controller counts as behind when this many pieces of work wait: some seconds of it."""
+"""Number of pending tasks from which the controller counts as behind: some seconds of work."""
 
 
 def state_notices(state: StateView, engine_id: str | None) -> list[Notice]:
@@ -46,7 +46,7 @@ def _overload_notices(learner: LearnerView) -> list[Notice]:
     if learner.backlog < BEHIND:
         return []
     text = (
-        f"Requests come faster than it learns from them: {count(learner.backlog)} pieces of work wait, and "
+        f"Requests come faster than it learns from them: {count(learner.backlog)} tasks are pending, and "
         f"{count(learner.not_learnt)} answers were left out so far. Arrivals go first; {count(learner.not_predicted)} "
         "of them ended before it had time to predict them, and went by what is known of their model. "
         "Give it a faster core of its own, or spread the engines over two controllers."
@@ -75,7 +75,11 @@ def _engine_notices(engine: EngineView, now_s: float) -> list[Notice]:
         notices.append(_fallback(name, snapshot.fallback))
     if silence_s > SILENT_S:
         notices.append(
-            Notice("warning", f"Engine {name} is silent", f"Last heard {span(silence_s)} ago: what is shown is old.")
+            Notice(
+                "warning",
+                f"Engine {name} is silent",
+                f"Its last message came {span(silence_s)} ago: the values shown are old.",
+            )
         )
     if snapshot is not None and snapshot.messages_dropped:
         dropped = f"{count(snapshot.messages_dropped)} messages between engine and controller were dropped since start."
@@ -87,7 +91,7 @@ def _lost(name: str, silence_s: float) -> Notice:
     return Notice(
         "error",
         f"Engine {name} is lost",
-        f"The controller no longer hears it. Last heard {span(silence_s)} ago. If its process runs, it serves first come, first served "
+        f"The controller receives no messages from it; the last came {span(silence_s)} ago. If its process runs, it serves first come, first served "
         "and reconnects by itself; if not, restart it.",
     )
 

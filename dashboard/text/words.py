@@ -118,26 +118,26 @@ def in_force(engines: Sequence[EngineView]) -> str:
 
 
 def rules(settings: Settings) -> list[str]:
-    """Say by which rules requests are admitted and give way."""
+    """Say by which rules requests are admitted and preempted."""
     gate = settings.rules.gate
-    # The margin on it is tuned to each engine; what the controller tells here is where it began.
+    # The margin is tuned for each engine; the controller's settings hold its initial value.
     admitted = (
         f"Admission holds room for each request to grow by its next {count(gate.horizon_tokens)} tokens."
         if gate is not None
         else "Admission is the engine's own."
     )
     victims = {
-        "last": "When KV memory runs out, the last in the order gives way.",
-        "cheapest": "When KV memory runs out, whoever is cheapest to compute again gives way.",
+        "last": "When KV memory runs out, the last request in the order is preempted.",
+        "cheapest": "When KV memory runs out, the request that is cheapest to recompute is preempted.",
     }
     return [admitted, victims[settings.rules.victims]]
 
 
 def peak_error_sentence(ahead_s: float, error: float | None) -> str:
-    """Say how the predicted peak of KV memory compares with what came.
+    """Say how the predicted peak of KV memory compares with the actual one.
 
     >>> peak_error_sentence(30.0, 0.041)
-    'The peak of KV memory predicted 30 s ahead was on average 4 % above the one that came.'
+    'The peak of KV memory predicted 30 s ahead was on average 4 % above the actual one.'
     """
     if error is None:
         return ""
@@ -146,20 +146,19 @@ def peak_error_sentence(ahead_s: float, error: float | None) -> str:
         if abs(error) < 0.005
         else f"{abs(error):.0%} {'above' if error > 0 else 'below'}".replace("%", " %")
     )
-    return f"The peak of KV memory predicted {span(ahead_s)} ahead was on average {above} the one that came."
+    return f"The peak of KV memory predicted {span(ahead_s)} ahead was on average {above} the actual one."
 
 
 def exceptions(overdue: int) -> str:
-    """Say how many went first because they had waited beyond their patience.
+    """Say how many requests went first because they had reached their bound on waiting.
 
     >>> exceptions(1)
-    'Since the engines started, 1 request waited beyond its patience, and no other of its class passed it any more.'
+    'Since the engines started, 1 request reached its bound on waiting and went first in its class.'
     """
     if not overdue:
-        return "Nobody has waited beyond its patience since the engines started."
-    whose = f"{count(overdue)} request" if overdue == 1 else f"{count(overdue)} requests"
-    whom = "its class passed it" if overdue == 1 else "their class passed them"
-    return f"Since the engines started, {whose} waited beyond {'its' if overdue == 1 else 'their'} patience, and no other of {whom} any more."
+        return "No request has reached its bound on waiting since the engines started."
+    requests, its = ("request", "its") if overdue == 1 else ("requests", "their")
+    return f"Since the engines started, {count(overdue)} {requests} reached {its} bound on waiting and went first in {its} class."
 
 
 def no_prediction_notice(learner: LearnerView) -> Notice | None:

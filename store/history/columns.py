@@ -1,4 +1,4 @@
-"""Which columns keep a record: names, DuckDB types and comments, all taken from the record's own declaration.
+"""Columns of a record: names, DuckDB types and comments, all derived from the record's declaration.
 
 A record's field becomes a column of its name and type, with the text under the field as comment.
 The fields of a record within a record become columns of their own; those of an optional one have its name before theirs.

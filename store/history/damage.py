@@ -80,11 +80,11 @@ class Damage:
         return set(self._found) != before
 
     def doubt(self, listed: Iterable[Listed]) -> None:
-        """Have all of them read again."""
+        """Mark all these segments as unverified."""
         self._unverified = deque(listed)
 
     def verify(self, budget_bytes: int) -> bool:
-        """Read the next of the doubted, at first all that there are, up to so many bytes; whether one turned out damaged."""
+        """Read the next unverified segments, at most ``budget_bytes``; return whether one is damaged."""
         before = len(self._found)
         while self._unverified and budget_bytes > 0:
             segment = self._unverified.popleft()

@@ -1,6 +1,6 @@
 """Deleting stored prompts: of one request, of a tenant, or all; what else is known of the requests stays.
 
-The segments that hold such prompts are written anew without them, the old files are removed at once, and the live file
+The segments that hold such prompts are rewritten without them, the old files are removed at once, and the live file
 is copied into a new one, because DuckDB leaves what was deleted in the file until it needs the space.
 """
 

@@ -26,7 +26,7 @@ from store.history.tables import ROW_COLUMNS, SEALED_TABLES, quoted
 log = logging.getLogger(__name__)
 
 VERIFIED_BYTES = 64 << 20
-"""How much of the history is read again at each sealing, once after each start, to find what has rotted."""
+"""Bytes of the history that are verified at each sealing, once after each start, to find damage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Retention:
     days: float
     bytes: int
     grace_s: float
-    """A replaced or outlived segment stays on the disk so long for those who still read it."""
+    """Time for which a replaced or expired segment stays on the disk for its readers."""
 
 
 class LiveRows(Protocol):
@@ -317,7 +317,7 @@ def _fits(name: str, schema: pa.Schema, row: Row) -> bool:
 
 
 def _identity(file: Path) -> tuple[int, ...] | None:
-    """What tells a file from another of the same name; None when it is not there."""
+    """Return what distinguishes a file from another of the same name; None when it does not exist."""
     try:
         status = file.stat()
     except OSError:

@@ -2,9 +2,9 @@
 
 The merged history is a history like any other: it holds copies, so that its sources may go on, move or go away.
 
-What is in more than one source is there once. An engine whose controller died tells what was not acknowledged to the
-next one, which may then have what the first had on its disk already; a batch of facts is known by its session and
-number, the outcome of a request by its name, and any other row by all that it says.
+Rows that several sources hold are merged once. An engine whose controller died resends the unacknowledged facts to the
+next one, which may then hold facts that the first had already written. A batch of facts is identified by its session
+and number, the outcome of a request by its name, and any other row by all its values.
 
 Prompt clusters are numbered by each learner for itself: those of the second source begin at `CLUSTERS_APART`, and so on.
 """
@@ -164,7 +164,7 @@ def _select(table: str, sources: int) -> str:
         return _outcomes(held)
     # Of equal rows one: a source may be a copy of a part of another.
     once = f"SELECT * EXCLUDE (source), min(source) AS source FROM ({held}) GROUP BY ALL"
-    if table in _BELIEFS:
+    if table in _DERIVED:
         return _of_first(once, ("session_id", "request_id"), f"({_held('arrivals', sources)}) WHERE NOT resent")
     if table in _WITHOUT_BATCH:
         return f"SELECT * EXCLUDE (source) FROM ({once})"
@@ -181,8 +181,8 @@ def _of_first(rows: str, key: tuple[str, str], books: str) -> str:
     )
 
 
-_BELIEFS = frozenset({"predictions", "decisions"})
-"""What a controller made of an arrival: of an arrival that two heard, the first one's."""
+_DERIVED = frozenset({"predictions", "decisions"})
+"""Tables that a controller derives from an arrival; of an arrival that two received, those of the first are kept."""
 
 _WITHOUT_BATCH = frozenset(
     {
@@ -200,7 +200,7 @@ _WITHOUT_BATCH = frozenset(
 
 
 def _outcomes(held: str) -> str:
-    """Each request's outcome once, numbered anew in the order in which the controllers recorded them."""
+    """Select each request's outcome once, renumbered in the order in which the controllers recorded them."""
     first = (
         f"SELECT * FROM ({held}) QUALIFY row_number() OVER"
         " (PARTITION BY session_id, request_id ORDER BY source, received_s) = 1"

@@ -22,9 +22,9 @@ class RecordedAnswer(NamedTuple):
     """Prompt features, little-endian float32."""
     output_tokens: int
     censored: bool
-    """The length is only known to be at least this much."""
+    """Whether only a lower bound of the length is known."""
     answer: int
-    """Its number in the order of teaching."""
+    """Its number in the learner's order."""
 
 
 def open_history(path: Path) -> duckdb.DuckDBPyConnection:
@@ -64,9 +64,9 @@ def require_catalog(path: Path) -> Path:
 
 
 def learning_history(path: Path, limit: int) -> Iterator[RecordedAnswer]:
-    """The latest answers with what was known at their arrival, at most ``limit``, in the order of teaching.
+    """Yield the latest answers with the features of their arrival, at most ``limit``, in the learner's order.
 
-    An answer whose prediction was given up under pressure is not among them.
+    An answer whose prediction was dropped under pressure is not among them.
     Raises `StoreError` where a part of the history cannot be read.
     """
     with _reading(path), open_history(path) as connection:

@@ -8,7 +8,7 @@ from store.history.tables import TABLE_OF
 from store.records import Arrived, Snapshot
 
 DROPPABLE = (Snapshot, Prediction, Decision, CalibrationMeasured)
-"""Kinds that the history may lose under pressure: the facts, outcomes and settings tell what happened without them."""
+"""Kinds that may be dropped under pressure: facts, outcomes and settings suffice to reconstruct what happened."""
 
 
 def row_of(entry: Entry, received_s: float, *, store_prompts: bool) -> Row:

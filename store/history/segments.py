@@ -23,7 +23,7 @@ from store.history.schema import schema_version
 from store.history.tables import SEALED_TABLES, quoted
 
 FAN_IN = 16
-"""So many segments of a table, hour and level become one of the next level."""
+"""Number of segments of a table, hour and level that are merged into one of the next level."""
 
 KEPT_TABLES = ("engines", "settings_history")
 """Tables of a few rows, without which the rest is hard to read: no retention takes them."""
@@ -177,7 +177,7 @@ class Segments:
         return replaced
 
     def blank(self, table: str, column: str, condition: str, now_s: float) -> int:
-        """Write a table's segments anew without a column's values in the rows of a condition; returns how many rows.
+        """Rewrite a table's segments without a column's values in the rows of a condition; return how many rows.
 
         Raises `StoreError`, after all others are written, where damaged files may hold such values still.
         """

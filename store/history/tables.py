@@ -24,10 +24,10 @@ from store.history.columns import columns_of
 from store.records import Arrived, Finished, FirstToken, Preempted, Snapshot
 
 _RECORDS: dict[type[StoreRecord], tuple[str, str]] = {
-    Arrived: ("arrivals", "Requests that entered an engine's queue; told again (resent) after a controller came back."),
+    Arrived: ("arrivals", "Requests that entered an engine's queue; sent again (resent) after a controller came back."),
     FirstToken: ("first_tokens", "First output tokens."),
-    Preempted: ("preemptions", "Running requests that lost their KV blocks and are computed again."),
-    Finished: ("completions", "The ends of requests; complete in themselves, should earlier facts be lost."),
+    Preempted: ("preemptions", "Running requests that lost their KV blocks and are recomputed."),
+    Finished: ("completions", "The ends of requests; complete in themselves in case earlier facts are lost."),
     Snapshot: ("snapshots", "State of an engine, about ten times a second, with sums since the last one."),
     EngineSeen: ("engines", "Engines that connected, came back or left."),
     Prediction: ("predictions", "What was predicted of a request's output length."),
@@ -37,8 +37,11 @@ _RECORDS: dict[type[StoreRecord], tuple[str, str]] = {
         "calibration",
         "How predictions turned out lately: rolling windows for each model and each prompt cluster.",
     ),
-    DriftDetected: ("drift_events", "Length distributions that moved, upon which part of their past was forgotten."),
-    ClusterChanged: ("cluster_changes", "Prompt clusters that came, were divided or went; all models share them."),
+    DriftDetected: ("drift_events", "Length distributions that changed, after which part of their past was forgotten."),
+    ClusterChanged: (
+        "cluster_changes",
+        "Prompt clusters that were created, split, merged or removed; all models share them.",
+    ),
     SettingsChanged: ("settings_history", "Settings sent to the engines, and why."),
 }
 """Name and comment of the table of each kind of record."""
@@ -46,9 +49,9 @@ _RECORDS: dict[type[StoreRecord], tuple[str, str]] = {
 TABLE_OF = {kind: name for kind, (name, _) in _RECORDS.items()}
 
 _KEY = """
-    engine_id VARCHAR NOT NULL,  -- Stable name of the engine; empty for what concerns no single engine.
+    engine_id VARCHAR NOT NULL,  -- Stable name of the engine; empty for rows that concern no single engine.
     session_id VARCHAR NOT NULL,  -- Random for each start of the engine; request ids are unique within it.
-    batch BIGINT,  -- Number of the batch of facts that brought the row; NULL for what no engine sent in a batch.
+    batch BIGINT,  -- Number of the batch of facts that contained the row; NULL for rows that no engine sent in a batch.
     received_s DOUBLE NOT NULL,  -- When the controller handed the row to the history, Unix seconds."""
 
 _KEY_NAMES = ("engine_id", "session_id", "batch", "received_s")

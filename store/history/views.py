@@ -11,12 +11,12 @@ import re
 from store.history.tables import quoted
 
 REQUESTS = """
-CREATE VIEW requests AS  -- One row per request: its whole life as far as it is known.
+CREATE VIEW requests AS  -- One row per request, with all that is known of it.
 WITH again AS (
     SELECT * FROM arrivals WHERE resent
     QUALIFY row_number() OVER (PARTITION BY session_id, request_id ORDER BY received_s) = 1
 ),
-first_told AS NOT MATERIALIZED (
+first_reported AS NOT MATERIALIZED (
     SELECT * FROM arrivals WHERE NOT resent
     UNION ALL
     SELECT * FROM again ANTI JOIN (
@@ -35,19 +35,19 @@ preempted AS (
     FROM preemptions GROUP BY ALL
 ),
 served AS (SELECT session_id, any_value(model) AS model FROM engines GROUP BY ALL),
-lives AS (
+served_requests AS (
     SELECT
         c.engine_id, c.session_id, c.request_id, c.received_s, c.arrival_s, c.scheduled_s, c.first_token_s,
         c.time_s AS finished_s, c.reason, c.prompt_tokens, c.output_tokens, c.max_tokens, c.cached_prompt_tokens,
         c.preemptions, c.recomputed_tokens, a.temperature, a.priority, a.tenant, a.lora
     FROM completions AS c
-    LEFT JOIN first_told AS a ON a.session_id = c.session_id AND a.request_id = c.request_id
+    LEFT JOIN first_reported AS a ON a.session_id = c.session_id AND a.request_id = c.request_id
     UNION ALL
     SELECT
         a.engine_id, a.session_id, a.request_id, a.received_s, a.arrival_s, f.scheduled_s, f.time_s,
         NULL, NULL, a.prompt_tokens, NULL, a.max_tokens, f.cached_prompt_tokens,
         coalesce(p.preemptions, 0), p.lost_tokens, a.temperature, a.priority, a.tenant, a.lora
-    FROM first_told AS a
+    FROM first_reported AS a
     ANTI JOIN completions AS c ON c.session_id = a.session_id AND c.request_id = a.request_id
     LEFT JOIN first_tokens AS f ON f.session_id = a.session_id AND f.request_id = a.request_id
     LEFT JOIN preempted AS p ON p.session_id = a.session_id AND p.request_id = a.request_id
@@ -70,12 +70,12 @@ SELECT
     l.prompt_tokens,  -- Length of the prompt.
     l.output_tokens,  -- Tokens generated; NULL while it is unfinished.
     l.max_tokens,  -- Limit on the output that it came with.
-    l.cached_prompt_tokens,  -- Prompt tokens that the prefix cache spared.
+    l.cached_prompt_tokens,  -- Prompt tokens found in the prefix cache.
     l.preemptions,  -- How often it was preempted so far.
-    l.recomputed_tokens,  -- Tokens computed again, or to be computed again, because of that.
+    l.recomputed_tokens,  -- Tokens recomputed, or to be recomputed, because of that.
     l.temperature,  -- Sampling temperature; NULL if its arrival was lost.
     l.priority,  -- Its own strict class; NULL if its arrival was lost.
-    l.tenant,  -- Who sent it, where the engine knows.
+    l.tenant,  -- Sender of the request, if the engine knows it.
     l.lora,  -- LoRA adapter, if any.
     p.cluster,  -- Prompt cluster of its first prediction.
     p.mean_tokens,  -- Expected output length of its first prediction.
@@ -87,7 +87,7 @@ SELECT
     p.p95_tokens,  -- 95 % quantile.
     p.p99_tokens,  -- 99 % quantile.
     p.evidence  -- Effective number of past answers behind that prediction.
-FROM lives AS l
+FROM served_requests AS l
 LEFT JOIN first_predicted AS p ON p.session_id = l.session_id AND p.request_id = l.request_id
 LEFT JOIN served AS s ON s.session_id = l.session_id"""
 

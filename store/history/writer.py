@@ -44,7 +44,7 @@ class HistoryWriter:
 
     Pressure: beyond half of ``queue_limit`` predictions, decisions and snapshots are dropped and counted.
     Beyond all of it facts are refused and counted, and `durable_position` stays where it was: the engine keeps what is
-    not acknowledged. The next start of a writer reads what is durable and takes the engine's second telling.
+    not acknowledged. The next start of a writer reads what is durable and accepts the facts that the engine resends.
 
     Trouble (a full disk, say) is logged once, counted, and tried again and again; nothing becomes durable meanwhile.
 
@@ -156,8 +156,8 @@ class HistoryWriter:
             if not self._is_open or self._closing_until_s is not None:
                 raise StoreError(f"history {self._folder.path} is closed: nothing can be appended")
             idle = self._position == self._durable
-            self._take(entries, rows, received_s)
-            if idle:  # Otherwise it is at work, or gathers: waking it for every message costs more than writing does.
+            self._accept(entries, rows, received_s)
+            if idle:  # Otherwise it writes or gathers: waking it for every message costs more than writing.
                 self._condition.notify_all()
             return self._position
 
@@ -233,7 +233,7 @@ class HistoryWriter:
 
     # --- under the condition ----------------------------------------------------------------------
 
-    def _take(self, entries: Sequence[Entry], rows: Sequence[Row], received_s: float) -> None:
+    def _accept(self, entries: Sequence[Entry], rows: Sequence[Row], received_s: float) -> None:
         facts = sum(entry.batch is not None for entry in entries)
         room = self._queue_limit - self._queued() >= facts
         batches: dict[tuple[str, int], None] = {}

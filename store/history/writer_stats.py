@@ -1,4 +1,4 @@
-"""What the writer of a history tells of its work."""
+"""Counts and timings of a history's writer."""
 
 from __future__ import annotations
 

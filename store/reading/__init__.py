@@ -1,1 +1,1 @@
-"""Questions to the history: a request's life, the sandbox for SQL, example queries."""
+"""Queries of the history: a request's timeline, latencies, load, the sandbox for SQL, example queries."""

@@ -149,7 +149,7 @@ ORDER BY from_pit""",
     ),
     UsefulQuery(
         "Predictions",
-        "The greatest surprises: answers far beyond what was thought possible",
+        "The greatest surprises: answers far longer than predicted",
         """\
 SELECT request_id, cluster, p50_tokens, p99_tokens, output_tokens, output_tokens / p99_tokens AS times_longer
 FROM requests
@@ -170,7 +170,7 @@ ORDER BY mean_weight DESC""",
     ),
     UsefulQuery(
         "Predictions",
-        "What length distributions moved, and how far",
+        "Which length distributions drifted, and how far",
         """\
 SELECT make_timestamp((time_s * 1e6)::BIGINT) AS moment, model, cluster, before_mean_tokens, after_mean_tokens, forgotten, renewed_requests
 FROM drift_events
@@ -178,7 +178,7 @@ ORDER BY time_s DESC""",
     ),
     UsefulQuery(
         "Predictions",
-        "Prompt clusters that came, were divided or went",
+        "Prompt clusters that were created, split, merged or removed",
         """\
 SELECT make_timestamp((time_s * 1e6)::BIGINT) AS moment, kind, cluster, other_cluster
 FROM cluster_changes
@@ -192,7 +192,7 @@ SELECT count(*) AS predictions, avg(predict_s) AS mean_s, quantile_cont(predict_
     ),
     UsefulQuery(
         "Memory, gate and preemption",
-        "What was computed twice, by hour",
+        "Recomputed tokens, by hour",
         """\
 SELECT time_bucket(INTERVAL 1 HOUR, make_timestamp((time_s * 1e6)::BIGINT)) AS hour, sum(lost_tokens) AS tokens, count(*) AS preemptions
 FROM preemptions
@@ -201,7 +201,7 @@ ORDER BY hour""",
     ),
     UsefulQuery(
         "Memory, gate and preemption",
-        "KV memory in use and held back for growth, by minute",
+        "KV memory in use and reserved for growth, by minute",
         """\
 SELECT
     time_bucket(INTERVAL 1 MINUTE, make_timestamp((time_s * 1e6)::BIGINT)) AS minute, engine_id,

@@ -1,4 +1,4 @@
-"""How long requests took, and the finished requests one by one, from whatever connection shows the history's tables."""
+"""Latency statistics and the finished requests one by one, over any connection with the history's tables."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from store.http_requests import FinishedPoint, LatenciesView, PartLatency, Perce
 from store.reading.scope import Scope, bounds, bucket_s, choose, heat, take_ended
 
 TABLES = ("arrivals", "completions", "engines", "outcomes", "predictions")
-"""What is read here."""
+"""Tables that these queries read."""
 PARTED = 50_000
-"""The latest so many requests are told apart by class, tenant, model and cluster; all would take seconds."""
+"""Number of latest requests split by class, tenant, model and cluster; splitting all would take seconds."""
 PARTS_SHOWN = 20
-"""Of each kind the largest."""
+"""Number of largest parts shown of each kind."""
 
 
 class Window(NamedTuple):
@@ -123,7 +123,7 @@ sent AS (
     SELECT session_id, request_id, any_value(priority) AS priority, any_value(tenant) AS tenant
     FROM arrivals SEMI JOIN lately USING (session_id, request_id) WHERE arrival_s >= $arrival_s GROUP BY ALL
 ),
-believed AS (
+clustered AS (
     SELECT session_id, request_id, any_value(cluster) AS cluster
     FROM outcomes SEMI JOIN lately USING (session_id, request_id)
     WHERE time_s >= $since_s AND cluster IS NOT NULL GROUP BY ALL
@@ -132,7 +132,7 @@ served AS (SELECT session_id, any_value(model) AS model FROM engines GROUP BY AL
 named AS (
     SELECT lately.*, priority::VARCHAR AS class, coalesce(tenant, 'none') AS tenant, model, cluster::VARCHAR AS cluster
     FROM lately LEFT JOIN sent USING (session_id, request_id) LEFT JOIN served USING (session_id)
-    LEFT JOIN believed USING (session_id, request_id)
+    LEFT JOIN clustered USING (session_id, request_id)
 ),
 kinds AS (UNPIVOT named ON class, tenant, model, cluster INTO NAME kind VALUE name)
 SELECT

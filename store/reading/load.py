@@ -1,4 +1,4 @@
-"""What engines held and computed over time, summed from their snapshots in bins."""
+"""Load and throughput of engines over time, summed from their snapshots in bins."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from store.http_requests import LoadPoint, LoadView
 from store.reading.scope import Scope, choose
 
 TABLES = ("engines", "snapshots")
-"""What is read here."""
+"""Tables that these queries read."""
 MAX_BINS = 2000
-"""No chart shows more; a clock that jumped must not make endless empty bins."""
+"""Bound on the bins, so that a clock that jumped cannot produce endless empty ones."""
 CARRIED_S = 3.0
-"""The level of an engine is taken to hold for so long after its last snapshot."""
+"""Time after an engine's last snapshot for which its levels are assumed to hold."""
 
 
 def read_load(connection: duckdb.DuckDBPyConnection, scope: Scope, since_s: float, bin_s: float) -> LoadView:
-    """Sum the snapshots since a moment: levels are the last of each engine, work is a rate.
+    """Sum the snapshots since ``since_s``: the last levels of each engine, and rates of computed tokens.
 
-    The first and the last bin are left out, because they are seen in part only and would show a rate too low.
+    The first and the last bin are omitted: they are only partly covered, so their rates would be too low.
     """
     assert bin_s > 0.0, bin_s
     choose(connection, scope)
@@ -46,7 +46,7 @@ levels AS (
     FROM grid ASOF JOIN seen ON grid.engine_id = seen.engine_id AND grid.end_s > seen.time_s
     WHERE seen.time_s >= grid.bin * $bin_s - $carried_s GROUP BY grid.bin
 ),
-work AS (
+rates AS (
     SELECT
         bin, sum(peak_blocks)::DOUBLE AS peak_blocks, sum(decode_tokens) / $bin_s AS decode_tokens_per_s,
         sum(prefill_tokens) / $bin_s AS prefill_tokens_per_s, sum(recomputed_tokens) / $bin_s AS recomputed_tokens_per_s
@@ -58,8 +58,8 @@ work AS (
     )
     GROUP BY bin
 )
-SELECT (bin + 1) * $bin_s AS time_s, levels.* EXCLUDE (bin), work.* EXCLUDE (bin)
-FROM bins LEFT JOIN levels USING (bin) LEFT JOIN work USING (bin) ORDER BY bin
+SELECT (bin + 1) * $bin_s AS time_s, levels.* EXCLUDE (bin), rates.* EXCLUDE (bin)
+FROM bins LEFT JOIN levels USING (bin) LEFT JOIN rates USING (bin) ORDER BY bin
 """
 
 _STEPS = """

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 RUN_TABLES = ("arrivals", "completions", "engines", "predictions", "snapshots")
-"""Where a run is recorded, apart from what its engine was told."""
+"""Tables that record a run, apart from the settings and index tables sent to its engine."""
 
 SPAN = """
 SELECT arrival_s FROM completions
@@ -15,7 +15,7 @@ WHERE arrival_s >= $since_s AND arrival_s < $until_s AND ($engine_id IS NULL OR 
     AND ($model IS NULL OR session_id IN (SELECT session_id FROM engines WHERE model = $model))
 ORDER BY arrival_s DESC LIMIT 1 OFFSET $limit
 """
-"""Arrival of the last request but so many that ended."""
+"""Arrival of the completed request that has ``$limit`` later ones."""
 
 RUNS = """
 WITH served AS (
@@ -37,7 +37,7 @@ ORDER BY engine_id, last_s
 """Runs of engines that requests of the span arrived in, with their sizes and when the last of these ended."""
 
 REQUESTS = """
-WITH told AS (
+WITH reported AS (
     SELECT
         request_id, min(arrival_s) AS arrival_s, any_value(prompt_tokens) AS prompt_tokens,
         any_value(max_tokens) AS max_tokens, any_value(priority) AS priority, max(attained_tokens) AS attained_tokens
@@ -47,7 +47,7 @@ ended AS (
     SELECT * FROM completions WHERE session_id = $session_id AND arrival_s < $last_s AND time_s > $since_s
 ),
 ongoing AS (
-    SELECT * FROM told ANTI JOIN (SELECT request_id FROM completions WHERE session_id = $session_id) USING (request_id)
+    SELECT * FROM reported ANTI JOIN (SELECT request_id FROM completions WHERE session_id = $session_id) USING (request_id)
 ),
 running AS (
     SELECT unnest(running_requests) AS r FROM snapshots
@@ -56,33 +56,33 @@ running AS (
             SELECT max(time_s) FROM snapshots WHERE session_id = $session_id AND running_requests IS NOT NULL
         )
 ),
-lives AS (
+served AS (
     SELECT
         ended.request_id, ended.arrival_s, ended.prompt_tokens, output_tokens, ended.max_tokens, priority, scheduled_s,
         first_token_s, time_s AS finished_s, cached_prompt_tokens, preemptions, recomputed_tokens,
         ended.arrival_s >= $since_s AND ended.arrival_s < $until_s AND reason IN ('stop', 'length') AS counted,
         reason IN ('abort', 'error') AS "left"
-    FROM ended LEFT JOIN told USING (request_id)
+    FROM ended LEFT JOIN reported USING (request_id)
     UNION ALL
     SELECT
         request_id, arrival_s, prompt_tokens, greatest(ongoing.attained_tokens, coalesce(r.attained_tokens, 0)),
         max_tokens, priority, NULL, NULL, NULL, 0, 0, 0, false, false
     FROM ongoing LEFT JOIN running ON r.request_id = ongoing.request_id
 ),
-believed AS (
+predicted AS (
     SELECT
         request_id,
         arg_min([p10_tokens, p25_tokens, p50_tokens, p75_tokens, p90_tokens, p95_tokens, p99_tokens], received_s) AS tokens,
         arg_min(cluster, received_s) AS cluster
-    FROM predictions SEMI JOIN lives USING (request_id)
+    FROM predictions SEMI JOIN served USING (request_id)
     WHERE session_id = $session_id AND NOT map_contains(experts, 'semantic') GROUP BY request_id
 )
-SELECT lives.* REPLACE (coalesce(priority, 0) AS priority), tokens, cluster
-FROM lives LEFT JOIN believed USING (request_id) ORDER BY arrival_s, request_id
+SELECT served.* REPLACE (coalesce(priority, 0) AS priority), tokens, cluster
+FROM served LEFT JOIN predicted USING (request_id) ORDER BY arrival_s, request_id
 """
-"""Requests of the span and those that were in the engine beside them, with the first prediction of each.
+"""Requests of the span and those that were in the engine at the same time, with the first prediction of each.
 
-What is known of an unfinished one is how far it had come in the last snapshot.
+An unfinished request has the output tokens that it had attained in the last snapshot.
 """
 
 STEPS = """
@@ -114,7 +114,7 @@ paired AS (
 SELECT coalesce(greatest(0.0, sum(between_s) / sum(steps)), 0.0) AS gap_s
 FROM paired WHERE steps > 0 AND list_has_any(ran, ran_before)
 """
-"""Mean time between two steps while a request ran all the while, so that the engine was never idle."""
+"""Mean time between two steps while a request ran throughout, so that the engine was never idle."""
 
 MODES = """
 WITH seen AS (

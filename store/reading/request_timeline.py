@@ -1,4 +1,4 @@
-"""The facts of one request, put together from the history; what can be said of it is made of these alone."""
+"""Assembles the timeline of one request from the history; explanations are derived from it alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from store.http_requests import CompetingRequest, RequestTimeline
 from store.reading import request_timeline_sql
 
 MOMENTS_LIMIT = 1500
-"""Snapshots of a timeline that are looked at; a longer timeline is looked at more coarsely."""
+"""Largest number of snapshots in a timeline; a longer timeline is sampled more coarsely."""
 COMPETING_LIMIT = 2000
 CHOICES_LIMIT = 100
 LOSSES_LIMIT = 500
@@ -21,7 +21,7 @@ TABLES = (
     "arrivals", "first_tokens", "completions", "preemptions", "engines", "predictions", "decisions", "outcomes",
     "snapshots", "settings_history", "drift_events",
 )  # fmt: skip
-"""Where they are recorded."""
+"""Tables that record a request."""
 
 
 def read_timeline(

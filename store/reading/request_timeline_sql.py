@@ -22,7 +22,7 @@ SELECT arrival_s, prompt_tokens, max_tokens, temperature, priority, tenant, lora
 FROM arrivals WHERE session_id = $session_id AND request_id = $request_id
 ORDER BY resent, received_s LIMIT 1
 """
-"""Its arrival, as it was told first."""
+"""Its arrival, as first reported."""
 
 FIRST_STEP = """
 SELECT scheduled_s, time_s AS first_token_s, cached_prompt_tokens
@@ -61,7 +61,7 @@ LOSSES = """
 SELECT time_s, lost_tokens, attained_tokens, cause
 FROM preemptions WHERE session_id = $session_id AND request_id = $request_id ORDER BY time_s LIMIT $limit
 """
-"""When it lost its place."""
+"""Its preemptions."""
 
 SCORED = """
 SELECT pit, crps_tokens, within_50, within_90, censored
@@ -97,7 +97,7 @@ FROM numbered LEFT JOIN heads ON heads.request_id = head_id
 WHERE number % greatest(1, ceil(total / $limit)::BIGINT) = 0
 ORDER BY time_s
 """
-"""The engine's snapshots during its life, evenly thinned to the limit, and where it stood in each."""
+"""The engine's snapshots from its arrival to its end, evenly thinned to the limit, and its place in each."""
 
 COMPETING = """
 WITH placed AS (
@@ -113,7 +113,7 @@ WITH placed AS (
     WHERE f.session_id = $session_id AND f.scheduled_s > $since_s AND f.scheduled_s <= $started_s
         AND f.request_id <> $request_id AND a.arrival_s <= $started_s
 ),
-told AS (
+classed AS (
     SELECT request_id, any_value(priority) AS priority
     FROM arrivals SEMI JOIN placed USING (request_id)
     WHERE session_id = $session_id AND arrival_s <= $started_s GROUP BY request_id
@@ -126,7 +126,7 @@ chosen AS (
     WHERE time_s <= $started_s AND time_s <= placed.scheduled_s GROUP BY placed.request_id
 )
 SELECT request_id, arrival_s, scheduled_s, prompt_tokens, coalesce(priority, 0) AS priority, index_s, patience_s
-FROM placed LEFT JOIN told USING (request_id) LEFT JOIN chosen USING (request_id)
+FROM placed LEFT JOIN classed USING (request_id) LEFT JOIN chosen USING (request_id)
 ORDER BY arrival_s <= $since_s, scheduled_s, request_id LIMIT $limit
 """
 """Requests that were given their first place while it waited: those that came later first."""
@@ -140,7 +140,7 @@ WHERE session_id IN ('', $session_id) AND time_s <= $until_s
     )
 ORDER BY time_s LIMIT $limit
 """
-"""The settings in force at its arrival and every change during its time."""
+"""The settings in force at its arrival and every change until its end."""
 
 DRIFTS = """
 SELECT time_s, before_mean_tokens, after_mean_tokens
@@ -148,7 +148,7 @@ FROM drift_events
 WHERE model = $model AND cluster = $cluster AND time_s >= $since_s AND time_s <= $until_s
 ORDER BY time_s LIMIT $limit
 """
-"""When the length distribution of its cluster moved during its time."""
+"""Drifts of its cluster's length distribution until its end."""
 
 LATEST = "SELECT max(time_s) FROM snapshots WHERE session_id = $session_id"
-"""The last sign of the engine."""
+"""Time of the engine's last snapshot."""

@@ -116,7 +116,7 @@ def _refuse(text: str) -> int:
 
 
 def _first_part(text: str) -> str:
-    """DuckDB's message without its picture of the statement, whose line numbers are not the user's."""
+    """DuckDB's message without its quotation of the statement, whose line numbers are not the user's."""
     return " ".join(line.strip() for line in text.split("\nLINE ", maxsplit=1)[0].splitlines() if line.strip())
 
 

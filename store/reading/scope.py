@@ -1,4 +1,4 @@
-"""Which finished requests are read: of some engines, of one part of them, in buckets of time; shared by all who sum them."""
+"""Selection of finished requests by engine, part and bucket of time, shared by all readers that sum them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BUCKETS_SHOWN = 150
 """The finest width is taken that gives no more buckets than this."""
 
 PART_KINDS = ("class", "tenant", "model", "cluster")
-"""What requests are told apart by."""
+"""Properties by which requests are split."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Scope:
-    """What of the history is asked for."""
+    """The selected part of the history."""
 
     span_s: float | None = None
     """Seconds before the newest finished request; None: all."""
@@ -38,7 +38,7 @@ class Scope:
 
     @property
     def narrows(self) -> bool:
-        """Whether some engines are left out."""
+        """Whether some engines are excluded."""
         return self.engine_id is not None or self.model is not None
 
 
@@ -102,7 +102,7 @@ _OF_PART = {
     "model": "session_id IN (SELECT session_id FROM engines WHERE model = $part)",
     "cluster": "(session_id, request_id) IN (SELECT (session_id, request_id) FROM outcomes WHERE cluster::VARCHAR = $part)",
 }
-"""What holds of the requests of a part."""
+"""SQL condition on the requests of a part, by kind."""
 
 _ENDED = """
 CREATE OR REPLACE TEMP TABLE ended AS

@@ -89,7 +89,7 @@ def test_an_answer_that_was_cut_is_told_from_one_that_ended(reason: str) -> None
     )
     filled = {trace.name: len(trace.x) for trace in figures.predicted_against_actual([point]).data}
     assert filled["inside the predicted 10–90 % range"] == (reason == "stop")
-    assert filled["cut short: at least so many"] == (reason == "length")
+    assert filled["cut short: a lower bound"] == (reason == "length")
 
 
 def test_nothing_to_draw_is_said_in_words() -> None:

@@ -82,9 +82,9 @@ def test_now_shows_queue_memory_and_throughput(opened: Open) -> None:
     assert "priority" not in waiting.columns, "all are of one class"
     assert len(running) == 48
     assert "Admission holds room for each request to grow by its next 256 tokens." in captions(test)
-    assert "the last in the order gives way" in captions(test)
+    assert "the last request in the order is preempted" in captions(test)
     assert "The peak of KV memory predicted" in captions(test)
-    assert "3 requests waited beyond their patience" in captions(test)
+    assert "3 requests reached their bound on waiting" in captions(test)
     assert boxes(test) == ""
 
 

@@ -128,7 +128,7 @@ def test_all_is_well_says_nothing() -> None:
     assert words.no_prediction_notice(shown.learner) is None
 
 
-def test_trouble_with_the_history_is_told_before_all_else() -> None:
+def test_trouble_with_the_history_comes_before_all_else() -> None:
     """A disk that takes nothing, and segments that are left out, whether an engine is there or not."""
     store = WriterStats(last_error="No space left on device", damaged_segments=2)
     [failing, damaged, *_] = notices.state_notices(state(store=store), None)
@@ -142,7 +142,7 @@ def test_a_controller_that_is_behind_with_learning_says_so_until_it_is_not() -> 
     behind = learner(backlog=5000, not_learnt=1234, not_predicted=56)
     [*_, notice] = notices.state_notices(state(engine(), learner=behind), None)
     assert (notice.level, notice.title) == ("warning", "The controller is behind with learning")
-    assert "5,000 pieces of work wait, and 1,234 answers were left out" in notice.text
+    assert "5,000 tasks are pending, and 1,234 answers were left out" in notice.text
     assert "56 of them ended before it had time to predict them" in notice.text
     caught_up = learner(backlog=3, not_learnt=1234)
     assert notices.state_notices(state(engine(), learner=caught_up), None) == []
