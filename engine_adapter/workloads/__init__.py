@@ -1,1 +1,1 @@
-"""Requests to serve: formats, synthetic ones, lengths, arrivals."""
+"""Workloads: file formats, synthetic requests, length distributions, arrivals."""

@@ -1,6 +1,6 @@
-"""When requests arrive: seconds since the start, as pure functions of a seeded generator.
+"""Arrival times in seconds since the start, as pure functions of a seeded generator.
 
-All functions return a float array in which times never fall.
+All functions return a float array in which times never decrease.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ Seconds = NDArray[np.float64]
 
 _GREATEST_CV = 100.0
 _BEND_STEPS = 200
-"""Steps along a slope that never overshoots; each takes at least (1 - depth) / (1 + depth) off the error."""
+"""Number of fixed-slope iterations, which never overshoot; each reduces the error by a share of at least (1 - depth) / (1 + depth)."""
 
 
 def gamma_arrivals(generator: np.random.Generator, *, count: int, rate_rps: float, cv: float) -> Seconds:
-    """Arrivals with gamma-distributed gaps of a given coefficient of variation.
+    """Draw arrivals with gamma-distributed gaps of a given coefficient of variation.
 
     ``cv`` 0 (below a millionth) is a metronome, 1 is Poisson, 3 and more is bursty (ServeGen finds such clients in production).
 
@@ -42,9 +42,9 @@ def gamma_arrivals(generator: np.random.Generator, *, count: int, rate_rps: floa
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wave:
-    """A rate that swings around its mean like the hours of a day: a queue forms, and drains again.
+    """A rate that oscillates around its mean, as over a day: a queue builds up, and drains again.
 
-    At time t the rate is 1 + depth·sin(2πt/period) of the mean; over whole periods the mean stays.
+    At time t the rate is the mean times 1 + depth·sin(2πt/period); the mean over whole periods is unchanged.
     """
 
     period_s: float
@@ -56,7 +56,7 @@ class Wave:
             raise BadInputError(f"depth of the wave is {self.depth}: give 0 to below 1")
 
     def bend(self, times_s: Seconds) -> Seconds:
-        """Crowd and thin arrivals of a steady rate.
+        """Transform arrivals of a constant rate to those of the wave.
 
         >>> Wave(period_s=100.0, depth=0.5).bend(np.array([0.0, 25.0, 50.0, 100.0])).round(1).tolist()
         [0.0, 19.7, 36.7, 100.0]
@@ -70,7 +70,7 @@ class Wave:
 
 
 def trace_arrivals(times_s: Sequence[float] | Seconds, *, rate_rps: float | None = None) -> Seconds:
-    """A trace's own arrivals in order, counted from its first; with a rate, stretched so that this is their mean rate.
+    """Return a trace's arrivals in order, counted from the first; with ``rate_rps`` scaled to that mean rate.
 
     >>> trace_arrivals([7.0, 5.0, 9.0], rate_rps=1.0).tolist()
     [0.0, 1.0, 2.0]
@@ -95,15 +95,15 @@ def trace_arrivals(times_s: Sequence[float] | Seconds, *, rate_rps: float | None
 
 @dataclass(frozen=True, slots=True)
 class ArrivalPlan:
-    """How measured requests arrive at a given mean rate; made from words by `arrival_plan`."""
+    """How measured requests arrive at a given mean rate; `arrival_plan` parses it."""
 
     kind: Literal["own", "gamma", "trace"] = "own"
-    """``own``: the workload's own times stretched to the rate where it has any, else as Poisson; ``trace`` insists on them."""
+    """``own``: the workload's own times scaled to the rate, if it has any, else Poisson; ``trace`` requires them."""
     cv: float = 1.0
     """Coefficient of variation of gamma-distributed gaps; 1 is Poisson."""
 
     def times_s(self, own_s: Sequence[float] | Seconds, *, rate_rps: float, generator: np.random.Generator) -> Seconds:
-        """Arrival times of requests that came at ``own_s``, which are all equal where the source has no times."""
+        """Return arrival times of requests that arrived at ``own_s``, all equal when the source has no times."""
         timed = len(own_s) > 0 and max(own_s) > min(own_s)
         if self.kind == "trace" and not timed:
             raise BadInputError(
@@ -115,7 +115,7 @@ class ArrivalPlan:
 
 
 def arrival_plan(text: str) -> ArrivalPlan:
-    """Read ``own``, ``poisson``, ``trace`` or ``gamma:CV``; raises `BadInputError` for anything else.
+    """Parse ``own``, ``poisson``, ``trace`` or ``gamma:CV``; raise `BadInputError` for anything else.
 
     >>> arrival_plan("gamma:3")
     ArrivalPlan(kind='gamma', cv=3.0)
@@ -132,7 +132,7 @@ def arrival_plan(text: str) -> ArrivalPlan:
 
 
 def all_at_zero(count: int) -> Seconds:
-    """Everything is there from the start: for measuring what an engine can serve."""
+    """Return arrivals that are all at the start, to measure an engine's capacity."""
     return np.zeros(count)
 
 

@@ -1,4 +1,4 @@
-"""Single values of a workload file, read with suspicion: each error names file, row, column, value and remedy."""
+"""Validated reading of a workload file's values: each error names file, row, column, value and remedy."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ MAX_TIME_S = 1e11
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where in which file a row stands; rows count from 1."""
+    """File and number of a row; rows count from 1."""
 
     file: Path
     row: int
 
     def error(self, column: str, value: object, remedy: str) -> WorkloadError:
-        """The exception for a value that makes no sense."""
+        """Return the exception for an invalid value."""
         shown = repr(value)
         if len(shown) > 60:
             shown = shown[:57] + "..."
@@ -31,17 +31,17 @@ class Place:
 
 
 def prompt_tokens(place: Place, column: str, value: object) -> int:
-    """Length of a prompt; an empty one counts as 1, for its beginning-of-sequence token."""
+    """Return the length of a prompt; an empty one counts as 1, for its beginning-of-sequence token."""
     return max(1, whole_number(place, column, value))
 
 
 def response_tokens(place: Place, column: str, value: object) -> int:
-    """Length of an answer; an empty one counts as 1, for its end-of-sequence token."""
+    """Return the length of an answer; an empty one counts as 1, for its end-of-sequence token."""
     return max(1, whole_number(place, column, value))
 
 
 def whole_number(place: Place, column: str, value: object) -> int:
-    """A count from 0 up to `MAX_TOKENS_PER_ROW`, from a number or its text."""
+    """Return a count from 0 to `MAX_TOKENS_PER_ROW`, from a number or its text."""
     number = _number(place, column, value)
     if number != math.floor(number) or not 0 <= number <= MAX_TOKENS_PER_ROW:
         raise place.error(column, value, f"give a whole number from 0 to {MAX_TOKENS_PER_ROW}")
@@ -49,7 +49,7 @@ def whole_number(place: Place, column: str, value: object) -> int:
 
 
 def seconds(place: Place, column: str, value: object) -> float:
-    """A moment in seconds, 0 or later."""
+    """Return a time in seconds, 0 or later."""
     number = _number(place, column, value)
     if not 0 <= number <= MAX_TIME_S:
         raise place.error(column, value, f"give seconds from 0 to {MAX_TIME_S:g}")
@@ -57,14 +57,14 @@ def seconds(place: Place, column: str, value: object) -> float:
 
 
 def text(place: Place, column: str, value: object) -> str:
-    """A text that is there."""
+    """Return a text, which must be present."""
     if not isinstance(value, str):
         raise place.error(column, value, "give a text")
     return value
 
 
 def text_or_none(place: Place, column: str, value: object) -> str | None:
-    """A text, or nothing where the source has none."""
+    """Return a text, or None where the source has none."""
     return None if value is None else text(place, column, value)
 
 

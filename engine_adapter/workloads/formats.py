@@ -1,4 +1,4 @@
-"""Workload files in the formats people have: ours in Parquet, ShareGPT, Azure, BurstGPT and Mooncake."""
+"""Readers of workload files: the project's Parquet format, ShareGPT, Azure, BurstGPT and Mooncake."""
 
 from __future__ import annotations
 
@@ -20,16 +20,22 @@ from store.errors import WorkloadError
 _CsvRow: TypeAlias = dict[str, str | None]
 
 _UNKNOWN_MODEL = "served"
-"""Model of traces that name none: one served model."""
+"""Model name of traces that name none."""
 
 
 def load_workload(path: Path | str) -> Workload:
-    """Read a workload, by its suffix and then its content; `WorkloadError` names what makes no sense, and where.
+    """Read a workload; its suffix and then its content select the format.
 
-    ``.parquet`` is the project's own contract; ``.json`` is ShareGPT;
-    ``.jsonl`` is a Mooncake trace, or ShareGPT with one conversation a line;
+    ``.parquet`` is the project's own format; ``.json`` is ShareGPT;
+    ``.jsonl`` is a Mooncake trace, or ShareGPT with one conversation per line;
     ``.csv`` is an Azure LLM inference trace (2023 or 2024) or BurstGPT.
-    Traces without text get no prompts; arrival times count from the trace's first request.
+    Rows of traces without text have no prompts; arrival times count from the trace's first request.
+
+    Args:
+        path: The file.
+
+    Raises:
+        WorkloadError: The file cannot be read or a value is invalid; the message names file, row, column and remedy.
     """
     path = Path(path)
     readers: dict[str, Callable[[Path], Workload]] = {
@@ -80,7 +86,7 @@ def _azure_row(place: fields.Place, values: _CsvRow) -> WorkloadRow:
 
 
 def _moment_s(place: fields.Place, column: str, value: object) -> float:
-    """Unix seconds of a written date and time; UTC where it names no zone."""
+    """Parse a date and time to Unix seconds; UTC if it names no zone."""
     written = fields.text(place, column, value)
     try:
         moment = datetime.fromisoformat(written)
@@ -167,7 +173,7 @@ def _read_sharegpt(path: Path) -> Workload:
 
 
 def _turns(place: fields.Place, conversation: object) -> Iterator[WorkloadRow]:
-    """One row for each answer; its prompt is the whole dialogue before it, as a server gets it."""
+    """Yield one row for each answer; its prompt is the whole preceding dialogue, as a server receives it."""
     turns = conversation.get("conversations") if isinstance(conversation, dict) else None
     if not isinstance(turns, list):
         raise place.error("conversations", turns, "give a list of turns")
@@ -192,7 +198,7 @@ def _said(place: fields.Place, turn: object) -> tuple[str, str]:
 
 
 def _sharegpt_row(prompt: str, answer: str) -> WorkloadRow:
-    """Lengths are `count_tokens`' estimates: the format holds text only."""
+    """Make a row with lengths estimated by `count_tokens`: the format holds text only."""
     return WorkloadRow(
         task="sharegpt",
         model=_UNKNOWN_MODEL,
@@ -213,7 +219,7 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _timed(path: Path, rows: list[WorkloadRow]) -> Workload:
-    """Order a trace by time and let its clock begin with its first request."""
+    """Sort a trace by time, counted from its first request."""
     times_s = [row.arrival_s for row in rows if row.arrival_s is not None]
     assert len(times_s) == len(rows), "every row of a trace has a time"
     start_s = min(times_s, default=0.0)

@@ -1,4 +1,4 @@
-"""Lengths of prompts and answers for synthetic work: distributions that a seeded generator draws from."""
+"""Length distributions of synthetic prompts and answers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Lengths(Protocol):
     """A distribution of token counts, each 1 or more."""
 
     def draw(self, generator: np.random.Generator, count: int) -> Tokens:
-        """So many independent lengths."""
+        """Draw ``count`` independent lengths."""
         ...
 
 
@@ -38,7 +38,7 @@ class LogNormal:
         _require(0 <= self.sigma <= 10, "sigma of a log-normal length", self.sigma, "0 to 10")
 
     def draw(self, generator: np.random.Generator, count: int) -> Tokens:
-        """So many independent lengths."""
+        """Draw ``count`` independent lengths."""
         return _whole(self.median_tokens * np.exp(self.sigma * generator.standard_normal(count)))
 
 
@@ -57,17 +57,17 @@ class Pareto:
         _require(self.alpha > 0, "alpha of a Pareto length", self.alpha, "more than 0")
 
     def draw(self, generator: np.random.Generator, count: int) -> Tokens:
-        """So many independent lengths."""
+        """Draw ``count`` independent lengths."""
         return _whole(self.least_tokens * (1.0 + generator.pareto(self.alpha, count)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mixture:
-    """Lengths from one of several distributions, chosen anew for each: bimodal answers, heavy tails on a light body."""
+    """Mixture of several distributions, for example bimodal answers, or a light body with a heavy tail."""
 
     parts: tuple[Lengths, ...]
     weights: tuple[float, ...]
-    """One for each part, none negative; only their ratios count."""
+    """One nonnegative weight for each part; only their ratios matter."""
 
     def __post_init__(self) -> None:
         _require(
@@ -77,7 +77,7 @@ class Mixture:
         _require(sound, "weights of a length mixture", self.weights, "numbers of 0 or more, not all 0")
 
     def draw(self, generator: np.random.Generator, count: int) -> Tokens:
-        """So many independent lengths."""
+        """Draw ``count`` independent lengths."""
         weights = np.asarray(self.weights, dtype=np.float64)
         chosen = generator.choice(len(self.parts), size=count, p=weights / weights.sum())
         drawn = np.stack([part.draw(generator, count) for part in self.parts])
@@ -85,7 +85,7 @@ class Mixture:
 
 
 def _whole(lengths: NDArray[np.float64]) -> Tokens:
-    """Round to whole tokens, 1 or more, and keep far tails inside the integers."""
+    """Round to whole tokens, 1 or more, and clip far tails to the integer range."""
     return np.rint(np.clip(lengths, 1.0, 1e15)).astype(np.int64)
 
 

@@ -1,4 +1,4 @@
-"""Workloads in Parquet, in the project's own column contract."""
+"""Reader of the project's own workload format in Parquet."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from engine_adapter.workloads.rows import Workload, WorkloadRow
 from store.errors import WorkloadError
 
 COLUMNS = ("task", "model", "prompt", "prompt_len_tokens", "response_len_tokens", "arrival_s", "client")
-"""What a file must have; prompt, arrival_s and client may be null. Further columns are not looked at."""
+"""Required columns; prompt, arrival_s and client may be null. Further columns are ignored."""
 
 
 def read_parquet(path: Path) -> Workload:
-    """Read a workload; `WorkloadError` names the file, the row and the column that make no sense."""
+    """Read a workload; raise `WorkloadError`, which names file, row and column, for an invalid value."""
     columns = _columns(path)
     rows = tuple(
         _row(fields.Place(path, number), values) for number, values in enumerate(zip(*columns, strict=True), 1)

@@ -1,7 +1,7 @@
-"""From a workload to requests for an engine: token ids, limits and arrival times are put to the rows.
+"""Converts workload rows to an engine's requests with token ids, limits and arrival times.
 
-Arrivals are kept apart from the rest, because the same requests are first served all at once, to measure
-what an engine can do, and then at a rate relative to that.
+Arrivals are set separately, because the same requests are first served all at once, to measure
+an engine's capacity, and then at a rate relative to it.
 """
 
 from __future__ import annotations
@@ -40,27 +40,27 @@ __all__ = [
 ]
 
 DEFAULT_MAX_TOKENS = 8192
-"""Limit of a request whose client set none: one constant, so that it says nothing about the true length."""
+"""Limit of a request whose client set none: a constant, so that it reveals nothing about the true length."""
 
 SYNTHETIC = {
     "synthetic": SyntheticOptions(tenants=3),
     "synthetic:drift": SyntheticOptions(tenants=3),
     "synthetic:no-signal": SyntheticOptions(tenants=3, informative=False),
 }
-"""Names of built-in workloads, where a file's path may stand too.
+"""Names of built-in workloads, accepted in place of a file's path.
 
 ``synthetic:drift`` changes its answers' lengths in the middle of the measured requests;
-the prompts of ``synthetic:no-signal`` say nothing about their answers.
+the prompts of ``synthetic:no-signal`` are independent of their answers.
 Any workload, file or built in, may be followed by one of `engine_adapter.workloads.variants.VARIANTS`.
 """
 
 _BLOCK = 256
-"""Arrivals that an endless stream draws at a time."""
+"""Number of arrivals that an endless stream draws at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchTrace:
-    """What a benchmark serves: requests to learn from, all of them over before the first measured one arrives."""
+    """The requests of a benchmark: warm-up requests to learn from, all completed before the measured ones arrive."""
 
     name: str
     warmup: list[TraceRequest]
@@ -70,7 +70,7 @@ class BenchTrace:
     timed: bool
     """Whether the measured requests carry the source's own arrival times."""
     left_out_share: float
-    """Share of the source's rows that would never fit into the cache and had no chance to be drawn."""
+    """Share of the source's rows that were excluded because they never fit into the cache."""
 
 
 def bench_trace(
@@ -82,12 +82,22 @@ def bench_trace(
     max_tokens: int = DEFAULT_MAX_TOKENS,
     kv_tokens: int | None = None,
 ) -> BenchTrace:
-    """Warm-up and measured requests of a workload file, or of a built-in workload by its name in `SYNTHETIC`.
+    """Read or generate the warm-up and measured requests of a workload.
 
-    ``:no-signal``, ``:drift`` or ``:heavy-tail`` behind the name changes the answers' lengths (`varied`).
-    Measured requests have the source's own times, or are all there at time zero.
-    ``kv_tokens`` leaves out requests that would never fit into such a cache.
+    Measured requests have the source's own times, or all arrive at time zero.
     Request ids are unique over both lists; the same arguments give the same requests.
+
+    Args:
+        path_or_name: A file, or a name in `SYNTHETIC`; a suffix ``:no-signal``, ``:drift`` or ``:heavy-tail`` changes
+            the answers' lengths (`varied`).
+        requests: Number of measured requests.
+        warmup: Number of warm-up requests.
+        seed: Seed of all draws.
+        max_tokens: Limit of requests whose client set none.
+        kv_tokens: Size of the KV cache; excludes requests that never fit into it.
+
+    Raises:
+        WorkloadError: The workload is invalid or has too few rows.
     """
     if requests < 1 or warmup < 0:
         raise WorkloadError(f"{requests} requests after {warmup} of warm-up: give at least 1 and 0")
@@ -113,10 +123,13 @@ def to_requests(
     seed: int,
     max_tokens: int = DEFAULT_MAX_TOKENS,
 ) -> list[TraceRequest]:
-    """One request for each row, in order, with ids ``request-0``, ``request-1`` and so on.
+    """Make one request for each row, in order, with ids ``request-0``, ``request-1`` and so on.
 
-    ``max_tokens`` is the limit of rows that bring none of their own; the tenant is the row's client.
-    ``seed`` gives their token ids to rows of which neither text nor block hashes are known.
+    Args:
+        rows: The rows; a row's client becomes the tenant.
+        arrivals_s: Arrival time of each row, in seconds.
+        seed: Seed of the token ids of rows with neither text nor block hashes.
+        max_tokens: Limit of rows that have none of their own.
     """
     assert len(rows) == len(arrivals_s), "every row has one arrival"
     made = _Maker(seed, max_tokens)
@@ -150,7 +163,7 @@ def request_stream(
 
 
 def with_arrivals(requests: Sequence[TraceRequest], arrivals_s: Seconds | Sequence[float]) -> list[TraceRequest]:
-    """The same requests at other times."""
+    """Return the same requests with other arrival times."""
     assert len(requests) == len(arrivals_s), "every request has one arrival"
     return [
         replace(request, arrival_s=float(arrival_s)) for request, arrival_s in zip(requests, arrivals_s, strict=True)
@@ -158,13 +171,13 @@ def with_arrivals(requests: Sequence[TraceRequest], arrivals_s: Seconds | Sequen
 
 
 def planned_arrivals(requests: Sequence[TraceRequest], plan: ArrivalPlan, *, rate_rps: float, seed: int) -> Seconds:
-    """Arrivals for these requests at a mean rate as the plan has them; the same seed draws the same ones."""
+    """Return arrivals for these requests by the plan, at a mean rate; the same seed draws the same ones."""
     generator = np.random.default_rng([seed, 2])
     return plan.times_s([request.arrival_s for request in requests], rate_rps=rate_rps, generator=generator)
 
 
 def _open(path_or_name: str, *, requests: int, warmup: int, seed: int, kv_tokens: int | None) -> _Opened:
-    """Exactly ``warmup + requests`` rows that fit."""
+    """Return exactly ``warmup + requests`` rows that fit."""
     drift_at = warmup + requests // 2
     if path_or_name in SYNTHETIC:
         options = SYNTHETIC[path_or_name]
@@ -193,7 +206,7 @@ class _Opened:
 
 
 def _chosen(path: str, rows: int, seed: int, kv_tokens: int | None) -> _Opened:
-    """So many rows of a file, of those that fit."""
+    """Return ``rows`` rows of a file, of those that fit."""
     whole = load_workload(path)
     kept = whole if kv_tokens is None else fitting(whole, tokens=kv_tokens)
     return _Opened(sample(kept, rows, seed), 1.0 - len(kept) / len(whole))
@@ -218,7 +231,7 @@ def _own_arrivals(workload: Workload) -> Seconds:
 
 @dataclass(frozen=True, slots=True)
 class _Maker:
-    """Turns rows into requests."""
+    """Converts rows to requests."""
 
     seed: int
     max_tokens: int

@@ -1,4 +1,4 @@
-"""A workload as rows: what was asked and how long the answer was, before anybody schedules it."""
+"""A workload as rows of prompts and answer lengths."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class WorkloadRow:
     response_len_tokens: int
     """At least 1: the end-of-sequence token counts."""
     arrival_s: float | None = None
-    """Seconds since the start of the source's record; None where it has no times."""
+    """Seconds since the start of the source's trace; None if it has no times."""
     client: str | None = None
     max_tokens: int | None = None
     """The client's own limit on the answer; None where it set none."""
     priority: int = 0
     """The client's own strict class; lower is served first."""
     block_hashes: tuple[int, ...] = ()
-    """Hashes of the prompt's blocks, from traces that tell which prompts begin alike instead of their text."""
+    """Hashes of the prompt's blocks, from traces with common prefixes instead of text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,9 +53,9 @@ class Workload:
 
 
 def sample(workload: Workload, requests: int, seed: int) -> Workload:
-    """Draw so many rows without replacement, in random order.
+    """Draw ``requests`` rows without replacement, in random order.
 
-    A workload with arrival times keeps its order: a seeded window of consecutive rows is taken, times as they are.
+    From a workload with arrival times a random window of consecutive rows is drawn, with order and times unchanged.
     """
     _require_enough(workload, requests)
     generator = np.random.default_rng([seed, 1])
@@ -68,13 +68,13 @@ def sample(workload: Workload, requests: int, seed: int) -> Workload:
 
 
 def split(workload: Workload, *, warmup: int, measured: int) -> tuple[Sequence[WorkloadRow], Sequence[WorkloadRow]]:
-    """Cut off the first rows, to learn from, and the next ones, to measure; together no more than there are."""
+    """Split off the first rows as warm-up and the next ones as measured; together no more than there are."""
     _require_enough(workload, warmup + measured)
     return workload.rows[:warmup], workload.rows[warmup : warmup + measured]
 
 
 def fitting(workload: Workload, *, tokens: int) -> Workload:
-    """Leave out rows whose prompt and answer together exceed ``tokens``, such as an engine's whole KV cache."""
+    """Exclude rows whose prompt and answer together exceed ``tokens``, such as an engine's whole KV cache."""
     rows = tuple(row for row in workload.rows if row_tokens(row) <= tokens)
     if not rows:
         raise WorkloadError(f"no row of workload {workload.name} fits into {tokens} tokens: use a larger profile")
@@ -82,7 +82,7 @@ def fitting(workload: Workload, *, tokens: int) -> Workload:
 
 
 def row_tokens(row: WorkloadRow) -> int:
-    """Tokens of prompt and answer: what the request holds in the KV cache when it ends."""
+    """Return the tokens of prompt and answer, which the request holds in the KV cache when it ends."""
     return row.prompt_len_tokens + row.response_len_tokens
 
 

@@ -1,7 +1,7 @@
-"""A built-in workload that looks like the traffic of a shared model: a dozen families of prompts with their own lengths.
+"""A built-in workload like the traffic of a shared model: a dozen families of prompts with their own lengths.
 
-For demos and tests, where no file is at hand. The prompts say which family they are of and part of how long
-the answer will be, as real ones do; the rest is chance.
+For demos and tests without a file. A prompt determines its family and part of the answer's length,
+as real ones do; the rest is random.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from engine_adapter.workloads.token_ids import count_tokens
 from store.errors import BadInputError
 
 MAX_RESPONSE_TOKENS = 8000
-"""The longest answers are cut to this, as a model's own context does."""
+"""Longest answer; longer ones are cut, as by a model's context."""
 
 _USUAL_BODY_TOKENS = 250
 _SLOT = re.compile(r"\{(\w+)\}")
@@ -28,17 +28,17 @@ _SLOT = re.compile(r"\{(\w+)\}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyntheticOptions:
-    """What a synthetic workload may have beyond its families."""
+    """Options of a synthetic workload."""
 
     model: str = "synthetic"
     drift_at: int | None = None
-    """From this request on, several families' answers change their length, some to longer and some to shorter."""
+    """Number of the request from which several families' answers become longer or shorter."""
     informative: bool = True
-    """Whether prompts say anything about their answers; if not, each gets another one's answer length."""
+    """Whether prompts are informative about their answers; if not, each has another one's answer length."""
     tenants: int = 0
-    """Clients that share the traffic, the first with most of it; 0 leaves them unnamed."""
+    """Number of clients that share the traffic, the first with the largest share; 0 for none."""
     urgent_share: float = 0.0
-    """Share of requests that their clients put into the class before all others (priority -1)."""
+    """Share of requests in the class before all others (priority -1)."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.urgent_share <= 1.0:
@@ -48,7 +48,7 @@ class SyntheticOptions:
 
 
 def synthetic_stream(seed: int, options: SyntheticOptions | None = None) -> Iterator[WorkloadRow]:
-    """Endless requests; the same seed and options give the same ones."""
+    """Yield rows without end; the same seed and options give the same ones."""
     options = options or SyntheticOptions()
     generator = np.random.default_rng([seed, 3])
     shares = np.array([family.weight for family in FAMILIES])
@@ -91,7 +91,7 @@ def _length(family: Family, factor: float, generator: np.random.Generator, *, dr
 
 
 def _prompt(family: Family, generator: np.random.Generator) -> tuple[str, float]:
-    """A prompt of the family, and the factor on the answer's length that its wording asks for."""
+    """Draw a prompt of the family, and the factor that its wording applies to the answer's length."""
     template = _pick(family.templates, generator)
     phrase, factor = family.sizes[int(generator.integers(len(family.sizes)))]
     if "{size}" not in template:
@@ -105,14 +105,14 @@ def _prompt(family: Family, generator: np.random.Generator) -> tuple[str, float]
 
 
 def _body(family: Family, generator: np.random.Generator) -> str:
-    """Sentences or lines, still with their slots; there are more short texts than long ones."""
+    """Draw sentences or lines with unfilled slots; short texts are more frequent than long ones."""
     least, most = family.body_sentences
     sentences = round(least * math.pow(most / least, float(generator.random())))
     return family.sentence * sentences
 
 
 def _fill(text: str, family: Family, generator: np.random.Generator) -> str:
-    """Put words into the slots, and into those that the words bring with them."""
+    """Fill the slots with words, including the slots in these words."""
     while "{" in text:
         text = _SLOT.sub(
             lambda slot: _pick(family.extra.get(slot[1]) or COMMON[slot[1]], generator),
@@ -126,7 +126,7 @@ def _pick(choices: tuple[str, ...], generator: np.random.Generator) -> str:
 
 
 def _client(tenants: int, generator: np.random.Generator) -> str | None:
-    """Each tenant has half as much traffic as the one before it, the last as much as the one before."""
+    """Draw a tenant; each has half the traffic of the one before it, the last as much as the one before."""
     if not tenants:
         return None
     return f"tenant-{min(int(generator.geometric(0.5)), tenants)}"

@@ -1,7 +1,7 @@
 """The prompt families of the built-in synthetic workload: what people ask, and how long answers to it tend to be.
 
 Invented for this project. The shapes follow what public traces show: answers of one task are roughly log-normal,
-some tasks have two kinds of answers, all have a heavy tail, and the wording tells part of the length.
+some tasks have two kinds of answers, all have a heavy tail, and the wording determines part of the length.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A workload made hard on purpose: what it would be if prompts told nothing, if lengths drifted, if tails were heavy.
+"""Adverse variants of a workload: uninformative prompts, drifting lengths, heavy tails.
 
-For tests of honesty: under each of these a scheduler must not be worse than first come, first served.
-A variant keeps prompts and arrival times and changes the answers' lengths, nothing else.
+Under each of them a scheduler must not be worse than first come, first served.
+A variant changes only the answers' lengths, not prompts and arrival times.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _TAIL_EXPONENT = 1.1
 
 
 def split_variant(name: str) -> tuple[str, Variant | None]:
-    """Cut ``:variant`` off a workload's name; raises `WorkloadError` for a word that is none, unless a path has it.
+    """Split ``:variant`` off a workload's name; raise `WorkloadError` for an unknown one, unless the path exists.
 
     >>> split_variant("mix.parquet:drift"), split_variant("mix.parquet")
     (('mix.parquet', 'drift'), ('mix.parquet', None))
@@ -44,9 +44,9 @@ def split_variant(name: str) -> tuple[str, Variant | None]:
 
 
 def varied(rows: Sequence[WorkloadRow], variant: Variant, *, drift_at: int, seed: int) -> tuple[WorkloadRow, ...]:
-    """The rows with other answer lengths; the same arguments give the same ones.
+    """Return the rows with other answer lengths; the same arguments give the same ones.
 
-    ``no-signal``: the lengths change places at random, so that their distribution stays and prompts tell nothing of it.
+    ``no-signal``: the lengths are permuted at random, so that prompts carry no information about them.
     ``drift``: from the row ``drift_at`` on, answers of every other task are twice as long, and of the others half.
     ``heavy-tail``: one answer in twenty is longer by a Pareto-distributed factor with exponent 1.1, of infinite variance.
     """
@@ -64,7 +64,7 @@ def varied(rows: Sequence[WorkloadRow], variant: Variant, *, drift_at: int, seed
 
 
 def within(rows: Sequence[WorkloadRow], tokens: int) -> tuple[WorkloadRow, ...]:
-    """Cut answers so that each row fits into so many tokens; all prompts are shorter."""
+    """Cut answers so that each row fits into ``tokens``; all prompts are shorter."""
     return tuple(
         replace(row, response_len_tokens=min(row.response_len_tokens, tokens - row.prompt_len_tokens)) for row in rows
     )
