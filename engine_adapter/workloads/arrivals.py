@@ -20,7 +20,7 @@ Seconds = NDArray[np.float64]
 
 _GREATEST_CV = 100.0
 _BEND_STEPS = 200
-"""Number of fixed-slope iterations, which never overshoot; each reduces the error by a share of at least (1 - depth) / (1 + depth)."""
+"""Number of fixed-slope iterations, which never overshoot; each leaves at most 2·depth / (1 + depth) of the error."""
 
 
 def gamma_arrivals(generator: np.random.Generator, *, count: int, rate_rps: float, cv: float) -> Seconds:
