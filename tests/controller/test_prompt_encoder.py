@@ -65,6 +65,7 @@ def _wait(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_a_real_model_reads_token_ids(models: tuple[Path, Path]) -> None:
     """Unit vectors of the model's size, the same for the same prompt, nearer for prompts that share words."""
     embed = load_encoder(*models)
@@ -170,6 +171,7 @@ def test_the_doctor_says_whether_the_encoder_works(models: tuple[Path, Path], tm
     assert said(encoder=tmp_path / "empty", tokenizer=models[1]) == ["wrong"]
 
 
+@pytest.mark.slow
 def test_a_refined_table_replaces_the_first_one(
     models: tuple[Path, Path], start_controller: Callable[..., object]
 ) -> None:

@@ -155,6 +155,7 @@ def made_of(markdown: str) -> set[str]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["now", "latency", "gain", "predictions", "prompts", "history", "sql", "settings"])
 def test_no_element_is_made_of_text_from_outside(evil: None, page: str) -> None:
     """Every page is drawn without an error, and wherever such a text is Markdown it is escaped."""
@@ -175,6 +176,7 @@ def test_no_element_is_made_of_text_from_outside(evil: None, page: str) -> None:
     assert not test.get("iframe")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", EVIL[:8])
 def test_a_request_of_such_a_name_can_be_looked_at(evil: None, text: str) -> None:
     """The page *Request* with the name in its address, as a link from a table has it."""

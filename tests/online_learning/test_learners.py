@@ -111,6 +111,7 @@ def test_a_prediction_is_a_distribution(create: Factory, answers: list[tuple[int
         assert int(predicted.cut(max_tokens).lengths[-1]) <= max_tokens
 
 
+@pytest.mark.slow
 @every_learner
 def test_predicting_changes_nothing_and_replaying_rebuilds_exactly(create: Factory) -> None:
     """A learner that never stopped, and one taught the recorded triples again, predict the same to the last bit."""
@@ -143,6 +144,7 @@ def test_features_do_not_depend_on_what_was_learnt(create: Factory) -> None:
     np.testing.assert_array_equal(before, learner.features(make_prompt(1, 1)))
 
 
+@pytest.mark.slow
 @every_learner
 def test_experts_weights_sum_to_one(create: Factory) -> None:
     """A forecast says how much each expert has in it."""
@@ -179,6 +181,7 @@ def test_a_young_learner_does_not_think_that_it_knows(create: Factory) -> None:
     assert learner.prior("m").survival(300) > 0.02
 
 
+@pytest.mark.slow
 @every_learner
 def test_a_point_mass_is_learnt(create: Factory) -> None:
     """Answers that are always 100 tokens long are soon predicted to be: nine tenths of the mass on their bin."""
@@ -189,6 +192,7 @@ def test_a_point_mass_is_learnt(create: Factory) -> None:
     assert 97 <= predicted.quantile(0.5) <= 108
 
 
+@pytest.mark.slow
 @our_learner
 def test_memory_of_what_changed_fades_fast(create: Factory) -> None:
     """Lengths jump from 50 to 500 tokens after 1,000 answers: a drift is reported, and 100 answers later 500 is predicted."""
@@ -209,6 +213,7 @@ def test_memory_of_what_changed_fades_fast(create: Factory) -> None:
     assert predicted.survival(200) > 0.8
 
 
+@pytest.mark.slow
 @our_learner
 @pytest.mark.parametrize("attained_tokens", [400, 2_000, 20_000])
 def test_an_outlived_request_is_not_nearly_done(create: Factory, attained_tokens: int) -> None:
@@ -246,6 +251,7 @@ def _median_when_long_answers_run(create: Factory, *, keep_censored: bool) -> in
     return learner.predict_one(learner.features(make_prompt(0, 3)), "m").distribution.quantile(0.5)
 
 
+@pytest.mark.slow
 @our_learner
 def test_unfinished_answers_keep_the_prediction_from_being_short(create: Factory) -> None:
     """Dropping answers that still run makes the median ten times too short; counting what they outlived does not."""
@@ -253,6 +259,7 @@ def test_unfinished_answers_keep_the_prediction_from_being_short(create: Factory
     assert 540 <= _median_when_long_answers_run(create, keep_censored=True) <= 680
 
 
+@pytest.mark.slow
 @our_learner
 def test_answers_that_are_all_cut_are_predicted_longer_than_the_cut(create: Factory) -> None:
     """When max_tokens cuts every answer at 128, nearly all are predicted to be longer."""
@@ -262,6 +269,7 @@ def test_answers_that_are_all_cut_are_predicted_longer_than_the_cut(create: Fact
     assert learner.predict_one(learner.features(make_prompt(0, 3)), "m").distribution.survival(121) > 0.9
 
 
+@pytest.mark.slow
 @every_learner
 def test_models_learn_apart_and_a_new_one_starts_from_all(create: Factory) -> None:
     """What one model does is not predicted of another that is known; an unknown one is predicted to be like the known."""
@@ -277,6 +285,7 @@ def test_models_learn_apart_and_a_new_one_starts_from_all(create: Factory) -> No
     assert unknown.quantile(0.75) >= 900
 
 
+@pytest.mark.slow
 @every_learner
 def test_memory_is_bounded(create: Factory) -> None:
     """Once every model, cluster and window is full, more answers of more models take no more memory."""
@@ -312,6 +321,7 @@ def test_prompts_that_tell_lengths_apart_are_used() -> None:
     assert 600 <= medians[2] <= 1_300
 
 
+@pytest.mark.slow
 def test_prompts_that_say_nothing_leave_the_global_distribution() -> None:
     """Where lengths do not depend on prompts, clusters score as well as the global distribution within 1 %."""
     learners = {name: create() for name, create in OURS.items()}

@@ -14,6 +14,7 @@ from store.history.reader import open_history
 Start = Callable[..., Any]
 
 
+@pytest.mark.slow
 def test_an_idle_controller_is_healthy_and_ready(start_controller: Start) -> None:
     """Health, readiness and the OpenAPI page answer before any engine connects."""
     client = start_controller().client
@@ -24,6 +25,7 @@ def test_an_idle_controller_is_healthy_and_ready(start_controller: Start) -> Non
     assert client.get("/api/gain").json()["status"] == "warming up"
 
 
+@pytest.mark.slow
 def test_live_state_follows_an_engine_from_arrival_to_completion(start_controller: Start) -> None:
     """Queue, state and recent past show the requests of a connected engine, and nothing is left when they end."""
     running = start_controller()
@@ -60,6 +62,7 @@ def test_live_state_follows_an_engine_from_arrival_to_completion(start_controlle
     assert state["engines"][0]["snapshot"]["queue"] == state["engines"][0]["snapshot"]["running_requests"] == []
 
 
+@pytest.mark.slow
 def test_metrics_count_what_happened(start_controller: Start) -> None:
     """The Prometheus page has the promised names, and its counters the right values."""
     running = start_controller()
@@ -76,6 +79,7 @@ def test_metrics_count_what_happened(start_controller: Start) -> None:
     assert all(name.startswith("sagesched_") for name in names)
 
 
+@pytest.mark.slow
 def test_calibration_and_drift_are_shown_live(start_controller: Start) -> None:
     """By model in the state and in the metrics, and a drift with what changed, in the history too."""
     running = start_controller()
@@ -114,6 +118,7 @@ def test_calibration_and_drift_are_shown_live(start_controller: Start) -> None:
         assert history.sql("SELECT DISTINCT model FROM calibration WHERE scope = 'model'").fetchall() == [(model,)]
 
 
+@pytest.mark.slow
 def test_a_mode_order_reaches_the_engine_and_the_history(start_controller: Start) -> None:
     """POST /api/mode changes the settings in force at the engine and is recorded with its reason."""
     running = start_controller()

@@ -100,6 +100,7 @@ def send_much(connection: socket.socket) -> None:
         connection.sendall(b"x" * 1024)
 
 
+@pytest.mark.slow
 def test_another_web_page_gets_nothing(start_controller: Start) -> None:
     """A page in the operator's browser may reach 127.0.0.1, but its Origin gives it away; scripts run nowhere."""
     client = start_controller().client
@@ -117,6 +118,7 @@ def test_another_web_page_gets_nothing(start_controller: Start) -> None:
         assert client.get(path).headers["X-Content-Type-Options"] == "nosniff"
 
 
+@pytest.mark.slow
 def test_the_token_is_in_no_log_line_and_in_no_answer(
     start_controller: Start, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

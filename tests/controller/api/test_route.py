@@ -32,6 +32,7 @@ def make_client() -> Iterator[Callable[..., RouteClient]]:
         client.close()
 
 
+@pytest.mark.slow
 def test_a_router_is_told_of_the_connected_engines_of_its_model(start_controller: Start, make_client: Make) -> None:
     """Empty engine: no wait, all memory free. With requests unfinished: what they ask for. Other models: nothing."""
     running = start_controller()

@@ -3,6 +3,8 @@ from __future__ import annotations
 from itertools import islice
 from pathlib import Path
 
+import pytest
+
 from controller.benchmark.synthetic_history import report_history, write_history
 from controller.core.in_process import InProcessController
 from controller.policy.policies import policy_named
@@ -12,6 +14,8 @@ from engine_adapter.workloads.requests import request_stream
 from online_learning.mixture.mixture import MixtureLearner
 from store.history.reader import open_history
 from store.records import Arrived, Facts, Hello, IndexTable
+
+pytestmark = pytest.mark.slow
 
 PROFILE = PROFILES["h800-qwen3-32b-24k"]
 REQUESTS = list(islice(request_stream(seed=3, rate_rps=1.0), 30))

@@ -94,6 +94,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(command in listed for command in COMMANDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -137,6 +138,7 @@ def test_no_controller_is_code_1_with_the_remedy(capsys: pytest.CaptureFixture[s
     assert "no controller answers at http://127.0.0.1:9" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_sql_answers_in_every_format(history: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Table, CSV and JSON on the screen, Parquet in a file: the same answer."""
     query = "SELECT request_id, output_tokens FROM requests"
@@ -151,6 +153,7 @@ def test_sql_answers_in_every_format(history: Path, tmp_path: Path, capsys: pyte
     assert file.read_bytes()[:4] == b"PAR1"
 
 
+@pytest.mark.slow
 def test_explain_tells_of_a_recorded_request_in_sentences_and_as_json(
     history: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -170,6 +173,7 @@ def test_explain_tells_of_a_recorded_request_in_sentences_and_as_json(
     assert len(complaint.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("query", ["DROP TABLE completions", "SELEC 1", "SELECT * FROM nothing", "SELECT 1; SELECT 2"])
 def test_sql_refuses_what_is_no_question(history: Path, query: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Writes, nonsense and several statements end in one line and code 2."""

@@ -173,6 +173,7 @@ def test_nonsense_puts_its_models_engines_back_to_fcfs_and_the_other_model_is_le
     assert revisions == sorted(set(revisions))
 
 
+@pytest.mark.slow
 def test_short_answers_that_end_before_the_long_ones_cost_no_trust() -> None:
     """As when a controller starts under load: what has ended yet says nothing of calibration."""
     world = World()
@@ -188,6 +189,7 @@ def test_short_answers_that_end_before_the_long_ones_cost_no_trust() -> None:
     assert [settings.mode for settings in world.settings[b"x"]] == ["on"]
 
 
+@pytest.mark.slow
 def test_a_distrusted_cluster_is_served_by_the_prior() -> None:
     """New predictions are the prior's and say so, waiting ones get new tables, and trust returns by being right."""
     world = World()
@@ -219,6 +221,7 @@ def test_a_distrusted_cluster_is_served_by_the_prior() -> None:
     assert world.settings[b"x"][-1].mode == "on"
 
 
+@pytest.mark.slow
 def test_served_by_the_prior_a_model_is_ordered_again() -> None:
     """Nonsense that no longer decides anything is no reason to stay with FCFS."""
     world = World()
@@ -255,6 +258,7 @@ def test_in_shadow_nothing_is_switched() -> None:
     assert world.core.counts.distrusts > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_without_reason_or_without_guard_nothing_changes(shuffled: bool) -> None:
     """Right predictions are never doubted; with the guard off, wrong ones are not either."""

@@ -141,6 +141,7 @@ def _snapshot(running: dict[int, int]) -> Snapshot:
     )
 
 
+@pytest.mark.slow
 @our_learner
 def test_long_answers_that_still_run_keep_beliefs_from_being_short(create: Callable[[], LengthLearner]) -> None:
     """Half the answers are long and run; who hears only of those that ended believes nearly all answers short."""
@@ -152,6 +153,7 @@ def test_long_answers_that_still_run_keep_beliefs_from_being_short(create: Calla
     assert 0.3 < counted.survival(600) < 0.6
 
 
+@pytest.mark.slow
 @our_learner
 def test_an_answer_that_has_ended_counts_once(create: Callable[[], LengthLearner]) -> None:
     """When all have ended predictions are those of a controller that never looked at what ran."""
@@ -162,6 +164,7 @@ def test_an_answer_that_has_ended_counts_once(create: Callable[[], LengthLearner
         assert counted.survival(tokens) == pytest.approx(dropped.survival(tokens), abs=0.05)
 
 
+@pytest.mark.slow
 @our_learner
 def test_in_a_busy_system_beliefs_stay_right(create: Callable[[], LengthLearner]) -> None:
     """Where answers of both kinds have long been ending, half are predicted long, with 250 long ones running."""

@@ -1,8 +1,12 @@
 import argparse
 from itertools import islice
 
+import pytest
+
 from controller.demo.vllm_engine import REQUESTS_PER_TRACE, _traces
 from engine_adapter.virtual_time.profiles import profile_named
+
+pytestmark = pytest.mark.slow
 
 
 def test_an_endless_load_comes_in_traces_of_which_each_begins_at_once() -> None:

@@ -38,6 +38,7 @@ def text(explanation: Explanation, about: str) -> str:
     return " ".join(sentence.text for sentence in explanation.sentences if sentence.about == about)
 
 
+@pytest.mark.slow
 def test_overtakers_are_those_that_the_engine_served_first_though_they_came_later(run: Any) -> None:
     """For every request exactly the others that arrived later and had their first place earlier."""
     passed = 0
@@ -55,6 +56,7 @@ def test_overtakers_are_those_that_the_engine_served_first_though_they_came_late
     assert passed > len(run.lives)
 
 
+@pytest.mark.slow
 def test_a_reason_is_named_only_where_the_record_bears_it(run: Any) -> None:
     """Class where the class is lower, index where the order value under the recorded boost is lower."""
     reasons = set()
@@ -86,6 +88,7 @@ def _own_value(facts: RequestTimeline, other: Overtaker) -> float:
     return order_value(facts.arrival_s, other.own_index_s, order.boost_per_s)
 
 
+@pytest.mark.slow
 def test_a_request_is_explained_alike_before_and_after_its_rows_are_sealed(run: Any, tmp_path: Path) -> None:
     """The writer's own reader finds the same facts while nothing, a part and all of it is sealed."""
     half = len(run.entries) // 2
@@ -148,6 +151,7 @@ def test_numbers_in_sentences_are_recorded_ones(run: Any) -> None:
     assert run.lives["r40"].reason == "abort"
 
 
+@pytest.mark.slow
 def test_in_shadow_the_engine_is_said_to_have_served_its_own_order(tmp_path: Path, serve_small: Serve) -> None:
     """Decisions are recorded then, and do not count as reasons."""
     shadow = serve_small(tmp_path / "shadow", mode="shadow")
@@ -354,6 +358,7 @@ def test_facts_survive_json(run: Any) -> None:
     assert msgspec.json.decode(msgspec.json.encode(explanation), type=Explanation) == explanation
 
 
+@pytest.mark.slow
 def test_a_request_is_explained_while_it_waits_runs_and_after(start_controller: Start, tmp_path: Path) -> None:
     """Over HTTP, before the history shows anything of it; an unknown one is a 404 with a remedy."""
     running = start_controller(store={"path": tmp_path / "history", "seal_interval_s": 3600.0})

@@ -66,6 +66,7 @@ def values(metrics: Metrics, name: str) -> dict[str, float]:
     return {labels: float(value) for labels, value in found}
 
 
+@pytest.mark.slow
 def test_labels_that_clients_make_up_are_capped() -> None:
     """However many tenants, clusters, classes and engines come, series are bounded and no request is left out."""
     metrics = Metrics(Live())

@@ -204,6 +204,7 @@ def test_handing_over_never_waits(telemetry: Telemetry) -> None:
     going.set()
 
 
+@pytest.mark.slow
 def test_a_controller_exports_over_otlp_what_its_engine_served(start_controller: Callable[..., Any]) -> None:
     """A real collector's address gets spans and metrics as protobuf; off by default nothing is sent."""
     got: list[tuple[str, bytes]] = []

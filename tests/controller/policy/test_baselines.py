@@ -74,6 +74,7 @@ def at(table: IndexTable, attained_tokens: int, values: tuple[float, ...] | None
     return next(value for since, value in held if since <= attained_tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [variant for name in BENCH_POLICY_NAMES for variant in variants_of(name)])
 @given(predicted=distributions())
 def test_every_policy_of_the_benchmark_gives_a_table(name: str, predicted: LengthDistribution) -> None:

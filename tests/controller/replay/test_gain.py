@@ -121,6 +121,7 @@ def test_a_distribution_from_quantiles_keeps_them(tokens: list[int], max_tokens:
         assert predicted.quantile(probability + 1e-6) >= min(max_tokens, expected / 1.13 - 1)
 
 
+@pytest.mark.slow
 def test_under_overload_good_predictions_show_a_gain() -> None:
     """Replaying short and long answers with true predictions, our order has a lower mean TTLT than FCFS."""
     result = gain(requests(300, rate_rps=12.0, predicted=lambda output_tokens: output_tokens))
@@ -130,6 +131,7 @@ def test_under_overload_good_predictions_show_a_gain() -> None:
     assert result.requests == 300
 
 
+@pytest.mark.slow
 def test_the_gain_is_not_made_by_hindsight() -> None:
     """Predictions that are upside down make our order no better than with true ones, and cost what they should."""
     true = gain(requests(300, rate_rps=12.0, predicted=lambda output_tokens: output_tokens))
@@ -169,6 +171,7 @@ def test_too_little_to_compare_is_no_comparison() -> None:
     assert gain(blind) is None
 
 
+@pytest.mark.slow
 def test_what_took_room_beside_them_is_replayed_and_not_counted() -> None:
     """Unfinished requests keep the others waiting, for as long as was to be expected of them, and have no figure."""
     finished = requests(200, rate_rps=6.0, predicted=lambda output_tokens: output_tokens)
@@ -202,6 +205,7 @@ def test_a_request_that_ended_while_one_looked_is_there_once() -> None:
     assert gain([*finished, *late]) == gain([*late, *finished]) == gain(finished)
 
 
+@pytest.mark.slow
 def test_the_replay_of_the_order_in_force_is_held_against_what_was_measured() -> None:
     """In shadow that is first come, first served; measured figures that it does not give again are called out."""
     finished = requests(200, rate_rps=12.0, predicted=lambda output_tokens: output_tokens)

@@ -4,7 +4,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from controller.replay.gain_watcher import GainLimits
+
+pytestmark = pytest.mark.slow
 
 Start = Callable[..., Any]
 

@@ -58,6 +58,7 @@ def replayed(run: RecordedRun, *policies: str) -> Replay:
     return run_replay(ReplaySpec(policies=policies, schedule=Schedule()), [run])
 
 
+@pytest.mark.slow
 def test_the_past_is_what_the_engine_did(ran_on: Any) -> None:
     """Each request that ended with an answer is there with its own times, tokens and losses; the aborted one beside."""
     run = past(ran_on)
@@ -75,6 +76,7 @@ def test_the_past_is_what_the_engine_did(ran_on: Any) -> None:
     assert sum(run.modes.values()) == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_replaying_the_policy_that_ran_reproduces_it(tmp_path: Path, serve_small: Serve) -> None:
     """With the settings and tables of the record: the P99 within 10 %, the mean within 5 %, and over runs within 2 %."""
     fits = [
@@ -88,6 +90,7 @@ def test_replaying_the_policy_that_ran_reproduces_it(tmp_path: Path, serve_small
     assert abs(fmean(fit.mean_ttft.error for fit in fits)) < MEAN_TOLERANCE
 
 
+@pytest.mark.slow
 def test_replaying_first_come_first_served_reproduces_it_exactly(ran_in_shadow: Any) -> None:
     """In shadow the engine served its own order: both replays of that give every request its recorded times."""
     replay = replayed(past(ran_in_shadow), "fcfs")
@@ -125,6 +128,7 @@ def gap_between_steps_s(snapshots: Sequence[Snapshot]) -> float:
     return max(0.0, between_s / steps) if steps else 0.0
 
 
+@pytest.mark.slow
 def test_what_the_host_takes_between_steps_is_replayed_too(tmp_path: Path, serve_small: Serve) -> None:
     """The device's step times alone would make the replayed engine faster than the recorded one was."""
     late = serve_small(tmp_path / "h", mode="shadow", start_s=START_S, host_s=0.01)
@@ -145,6 +149,7 @@ def test_shadow_foretells_what_on_brings(ran_in_shadow: Any, ran_on: Any) -> Non
     assert replay.policies["srpt-oracle"].figures.mean_ttlt_s < foretold_s < shadow_s
 
 
+@pytest.mark.slow
 def test_a_switch_of_modes_is_replayed_when_it_was_made(tmp_path: Path, serve_small: Serve) -> None:
     """From shadow to on in the middle: reproduced as a whole, and by neither order alone."""
     switched = serve_small(tmp_path / "h", mode="shadow", start_s=START_S, switch=(3.0, "on"))
@@ -204,6 +209,7 @@ def test_an_unfinished_request_takes_room_for_as_long_as_was_to_be_expected(ran_
         assert request.output_tokens < replayable.length_tokens(request) <= 800
 
 
+@pytest.mark.slow
 def test_what_runs_when_the_record_ends_is_known_as_far_as_it_has_come(tmp_path: Path, serve_small: Serve) -> None:
     """Its length is not known, and nobody is counted who has not ended.
 
@@ -364,6 +370,7 @@ def test_the_command_says_how_good_it_is_before_it_says_what_would_have_been(
     assert "plotly" in page
 
 
+@pytest.mark.slow
 def test_a_setting_changes_what_would_have_been(ran_on: Any, tmp_path: Path) -> None:
     """`--set` and `--objective` reach the policy: no gate and much patience give other figures than the default."""
 
@@ -409,6 +416,7 @@ def test_bad_input_is_one_clear_line_and_code_2(
         assert word in complaint
 
 
+@pytest.mark.slow
 def test_a_history_without_what_a_replay_needs_says_so(
     tmp_path: Path, serve_small: Serve, capsys: pytest.CaptureFixture[str]
 ) -> None:

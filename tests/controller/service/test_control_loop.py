@@ -9,6 +9,8 @@ import pytest
 from store.history.reader import open_history
 from store.records import EngineMessage, Snapshot
 
+pytestmark = pytest.mark.slow
+
 Start = Callable[..., Any]
 
 

@@ -23,6 +23,8 @@ from store.history.reader import learning_history, open_history
 from store.history.writer import HistoryWriter
 from store.records import Arrived, Facts, Finished, FinishReason, Hello
 
+pytestmark = pytest.mark.slow
+
 ANSWERS = 1_500
 MODELS = ("m", "n", "o")
 

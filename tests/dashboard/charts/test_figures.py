@@ -60,6 +60,7 @@ def assert_sound(figure: Any) -> None:
     assert all(trace.name for trace in figure.data)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(moments)
 def test_charts_of_the_moment_draw_whatever_comes(rows: list[LoadPoint]) -> None:
@@ -70,6 +71,7 @@ def test_charts_of_the_moment_draw_whatever_comes(rows: list[LoadPoint]) -> None
         assert bool(words(figure)) == (not rows)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(finished)
 def test_charts_of_predictions_draw_whatever_comes(points: list[FinishedPoint]) -> None:
@@ -156,6 +158,7 @@ cells = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(cells, st.sampled_from(["seconds", "tokens"]))
 def test_a_heatmap_shows_every_request_once(rows: list[Cell], unit: heatmaps.Unit) -> None:

@@ -105,6 +105,7 @@ def test_a_missing_or_broken_history_is_a_value(tmp_path: Path) -> None:
     assert isinstance(read_traffic(tmp_path, Scope()), ArchiveTrouble)
 
 
+@pytest.mark.slow
 def test_engine_and_model_narrow_what_is_summed(recorded: Path) -> None:
     """One in ten was served by the second engine, whose model is another."""
     for scope in (Scope(engine_id="engine-1"), Scope(model="small"), Scope(engine_id="engine-1", model="small")):

@@ -16,6 +16,7 @@ def answer(path: Path, statement: str) -> Answer:
     return found
 
 
+@pytest.mark.slow
 def test_an_answer_downloads_as_csv_and_parquet_with_the_same_rows(recorded: Path) -> None:
     """Nested values and bytes become text in CSV and keep their type in Parquet; equal names are told apart."""
     statement = "SELECT request_id, [1, 2] AS pair, map {'a': 0.5} AS weights, 'x'::BLOB AS raw, 1 AS n, 2 AS n FROM completions"
@@ -28,6 +29,7 @@ def test_an_answer_downloads_as_csv_and_parquet_with_the_same_rows(recorded: Pat
     assert not found.truncated
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "statement", ["DELETE FROM completions", "COPY completions TO 'x.csv'", "SELECT 1; SELECT 2", " "]
 )
@@ -54,6 +56,7 @@ def test_the_schema_has_every_view_with_a_meaning_for_every_column(recorded: Pat
     assert all(comment for view in schema for _, _, comment in view.columns)
 
 
+@pytest.mark.slow
 def test_every_saved_query_is_answered_and_shown(recorded: Path) -> None:
     """Whatever types it answers in, the screen and CSV can have it."""
     for query in USEFUL_QUERIES:

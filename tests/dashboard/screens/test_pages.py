@@ -164,6 +164,7 @@ def test_no_engine_is_a_state_with_a_next_step(opened: Open, standing: Any) -> N
     assert charts(test) == 0
 
 
+@pytest.mark.slow
 def test_filters_hold_across_pages_and_stand_in_the_address(opened: Open, standing: Any) -> None:
     """All engines at first; one alone when chosen, from the address too; an unknown one is said."""
     engines = standing.world.engines
@@ -194,6 +195,7 @@ def test_predictions_shows_calibration(opened: Open) -> None:
     assert boxes(test) == ""
 
 
+@pytest.mark.slow
 def test_predictions_over_time_come_from_the_history(opened: Open, standing: Any, recorded: Path) -> None:
     """Score, coverage, experts' weights and what changed; the comparison too where the range is long."""
     test = opened("predictions", recorded, {"range": "all"})
@@ -207,6 +209,7 @@ def test_predictions_over_time_come_from_the_history(opened: Open, standing: Any
     assert "The controller does not answer" in boxes(test)
 
 
+@pytest.mark.slow
 def test_predictions_by_model_say_whom_they_are_trusted_for(opened: Open, standing: Any) -> None:
     """One row for each model that was measured; that there is none breaks nothing."""
     assert not opened("predictions").dataframe
@@ -246,6 +249,7 @@ def test_latency_has_first_last_and_each_token(opened: Open) -> None:
     assert list(rows[rows["By"] == "tenant"]["Is"]) in (["t0", "t1"], ["t1", "t0"])
 
 
+@pytest.mark.slow
 def test_latency_of_one_part_stands_in_the_address(opened: Open) -> None:
     """Chosen from what there is, or given by the address; one that nobody belongs to is shown as empty."""
     test = opened("latency")
@@ -264,6 +268,7 @@ def test_latency_of_one_part_stands_in_the_address(opened: Open) -> None:
     )
 
 
+@pytest.mark.slow
 def test_while_the_disk_is_broken_pages_of_the_last_minutes_say_so(opened: Open, standing: Any) -> None:
     """Nothing old is shown in their place, and they are back with the disk."""
     standing.world.disk_error = "the recent past is unknown while history /h cannot be written: No space left"
@@ -281,6 +286,7 @@ def test_while_the_disk_is_broken_pages_of_the_last_minutes_say_so(opened: Open,
         assert charts(test) == drawn
 
 
+@pytest.mark.slow
 def test_latency_of_a_longer_range_comes_from_the_history(opened: Open, standing: Any, recorded: Path) -> None:
     """Also while the controller is down; with a table by class, tenant, model and cluster."""
     standing.stop()
@@ -343,6 +349,7 @@ def test_a_gain_that_is_not_there_yet_is_said(opened: Open, standing: Any, statu
     assert not metrics(test)
 
 
+@pytest.mark.slow
 def test_settings_show_engines_errors_history_and_configuration(opened: Open, recorded: Path) -> None:
     """Text from the log is shown as it is; the reasons of tuned settings stand beside them."""
     test = opened("settings", recorded)
@@ -386,6 +393,7 @@ def test_a_mode_is_switched_only_with_a_reason_and_a_confirmation(opened: Open, 
     assert standing.world.orders == [{"mode": "shadow", "reason": "incident 42"}]
 
 
+@pytest.mark.slow
 def test_settings_without_a_controller_still_have_the_history(opened: Open, standing: Any, recorded: Path) -> None:
     """The trouble is said once, and the settings history is read from the store."""
     standing.stop()
@@ -394,6 +402,7 @@ def test_settings_without_a_controller_still_have_the_history(opened: Open, stan
     assert len(test.dataframe) == 1
 
 
+@pytest.mark.slow
 def test_prompts_show_clusters_and_one_of_them_near_by(opened: Open, standing: Any, recorded: Path) -> None:
     """Also while the controller is down; what is not stored is said."""
     standing.stop()
@@ -406,6 +415,7 @@ def test_prompts_show_clusters_and_one_of_them_near_by(opened: Open, standing: A
     assert "`store.prompts` is off" in captions(test)
 
 
+@pytest.mark.slow
 def test_prompts_say_when_there_are_none(opened: Open, empty_history: Path, recorded: Path) -> None:
     """No history, an empty one, and one in which the filters leave nothing."""
     assert "No history is known" in boxes(opened("prompts"))
@@ -413,6 +423,7 @@ def test_prompts_say_when_there_are_none(opened: Open, empty_history: Path, reco
     assert "No finished request is recorded yet" in boxes(opened("prompts", recorded, {"engine": "engine-9"}))
 
 
+@pytest.mark.slow
 def test_history_is_shown_while_the_controller_is_down(opened: Open, standing: Any, recorded: Path) -> None:
     """The store is enough."""
     standing.stop()
@@ -423,6 +434,7 @@ def test_history_is_shown_while_the_controller_is_down(opened: Open, standing: A
     assert boxes(test) == ""
 
 
+@pytest.mark.slow
 def test_history_stays_readable_for_who_comes_when_the_controller_is_gone(
     opened: Open, standing: Any, recorded: Path
 ) -> None:
@@ -436,6 +448,7 @@ def test_history_stays_readable_for_who_comes_when_the_controller_is_gone(
     assert boxes(newcomer) == ""
 
 
+@pytest.mark.slow
 def test_history_says_when_it_is_empty_absent_or_unknown(opened: Open, empty_history: Path, tmp_path: Path) -> None:
     """Three states, three texts."""
     assert "No history is known" in boxes(opened("history"))
@@ -445,6 +458,7 @@ def test_history_says_when_it_is_empty_absent_or_unknown(opened: Open, empty_his
     assert metrics(test)["Requests"] == "0"
 
 
+@pytest.mark.slow
 def test_sql_runs_a_saved_query_and_offers_its_answer(opened: Open, recorded: Path) -> None:
     """The statement is in the editor, its answer a table with downloads and a chart; the schema stands beside."""
     test = opened("sql", recorded)
@@ -461,6 +475,7 @@ def test_sql_runs_a_saved_query_and_offers_its_answer(opened: Open, recorded: Pa
     assert "Meaning" in test.dataframe[1].value.columns
 
 
+@pytest.mark.slow
 def test_sql_refuses_a_forbidden_statement_in_clear_words(opened: Open, recorded: Path) -> None:
     """And keeps what was written."""
     test = opened("sql", recorded)
@@ -471,6 +486,7 @@ def test_sql_refuses_a_forbidden_statement_in_clear_words(opened: Open, recorded
     assert test.text_area(key="sql_text").value == "DROP VIEW requests"
 
 
+@pytest.mark.slow
 def test_sql_without_a_history_says_so(opened: Open, tmp_path: Path) -> None:
     """No editor is offered where nothing can be asked."""
     assert "No history is known" in boxes(opened("sql"))

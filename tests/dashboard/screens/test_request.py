@@ -103,12 +103,14 @@ def test_while_the_disk_is_broken_no_ended_request_is_offered(opened: Open, stan
     assert len(unfinished) == 15
 
 
+@pytest.mark.slow
 def test_an_unknown_request_is_said(opened: Open, recorded: Path) -> None:
     """Neither the controller nor the history has it."""
     assert "This request is not known" in boxes(opened("nobody"))
     assert "This request is not known" in boxes(opened("nobody", recorded))
 
 
+@pytest.mark.slow
 def test_without_a_controller_the_facts_come_from_the_history(opened: Open, standing: Any, recorded: Path) -> None:
     """Charts are drawn, and it is said that the words are missing and why; without a history the trouble is said."""
     standing.stop()

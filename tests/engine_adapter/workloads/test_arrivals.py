@@ -28,6 +28,7 @@ def test_poisson_arrivals_in_disjoint_seconds_are_counted_as_poisson() -> None:
     assert abs(np.corrcoef(counts[:-1], counts[1:])[0, 1]) < 0.03
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 2**32), count=st.integers(0, 50), cv=st.floats(0, 100), rate_rps=st.floats(0.01, 1000))
 def test_arrivals_depend_on_the_seed_alone_and_never_fall(seed: int, count: int, cv: float, rate_rps: float) -> None:
     """Two generators of one seed give the same times; times are ordered and as many as asked for."""

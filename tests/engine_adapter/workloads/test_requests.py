@@ -190,6 +190,7 @@ def test_bench_works_refuse_what_cannot_be() -> None:
         bench_trace("synthetic", requests=5, warmup=0, seed=0, kv_tokens=5)
 
 
+@pytest.mark.slow
 def test_an_endless_stream_of_works_keeps_its_rate_and_its_order() -> None:
     """Ids are unique, times never fall, the mean rate is right, the same seed gives the same works."""
     works = list(islice(request_stream(seed=3, rate_rps=8.0), 3000))

@@ -29,6 +29,7 @@ def by_task(rows: tuple[WorkloadRow, ...]) -> dict[str, list[int]]:
     return lengths
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_requests_and_the_stream_goes_on(workload: Workload) -> None:
     """A workload is the beginning of its seed's stream; another seed gives another one."""
     assert tuple(islice(synthetic_stream(11), 300)) == workload.rows[:300]
@@ -81,6 +82,7 @@ def test_the_family_explains_much_of_the_length_and_the_wording_some_of_the_rest
     assert np.median(chapters) > 4 * np.median(poems)
 
 
+@pytest.mark.slow
 def test_an_uninformative_workload_says_nothing_about_lengths_and_has_the_same_ones_over_all() -> None:
     """The family explains nothing any more, while the lengths over all families are as before."""
     blind = synthetic_workload(4000, seed=11, options=SyntheticOptions(informative=False))
@@ -92,6 +94,7 @@ def test_an_uninformative_workload_says_nothing_about_lengths_and_has_the_same_o
     assert whole.mean() == pytest.approx(seen.mean(), abs=0.15)
 
 
+@pytest.mark.slow
 def test_a_drift_changes_the_lengths_from_its_request_on_and_not_before() -> None:
     """Up to the drift nothing differs; after it chat is twice as long, stories are shorter, labels stay."""
     still, drifting = (

@@ -24,6 +24,7 @@ def lengths(rows: tuple[WorkloadRow, ...]) -> list[int]:
     return [row.response_len_tokens for row in rows]
 
 
+@pytest.mark.slow
 @given(variant=st.sampled_from(VARIANTS), seed=st.integers(0, 1000), drift_at=st.integers(0, 700))
 def test_only_the_lengths_change_and_a_seed_decides(variant: Variant, seed: int, drift_at: int) -> None:
     """Prompts, times, classes and limits stay, no answer is empty, and the same arguments give the same rows."""

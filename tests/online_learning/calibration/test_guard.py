@@ -47,6 +47,7 @@ def _trusts_model(book: CalibrationBook) -> bool:
     return next(found.trusted for found in book.latest() if found.scope.kind == "model")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("cut", [False, True])
 def test_a_calibrated_predictor_is_never_distrusted(seed: int, cut: bool) -> None:

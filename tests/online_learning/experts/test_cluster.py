@@ -1,6 +1,7 @@
 """What becomes of clusters, and of what they knew, over the life of the expert."""
 
 import numpy as np
+import pytest
 
 from online_learning.clustering.clusters import ClusterSettings
 from online_learning.distribution import log_grid
@@ -80,6 +81,7 @@ def test_a_cluster_that_becomes_two_is_split_and_each_half_knows_its_own() -> No
     assert world.median(0, -0.35) > 250
 
 
+@pytest.mark.slow
 def test_clusters_that_become_alike_are_merged_and_lose_nothing() -> None:
     """Halves that come to be asked and to answer alike become one again; no prompt is in the one that is gone, and little is forgotten."""
     world = World()

@@ -39,6 +39,7 @@ def make_stream(count: int, seed: int = 0) -> Iterator[Sample]:
         yield x, 1 + int((40, 800)[code] * np.exp(0.3 * generator.normal()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "check"), list(_every_check()))
 def test_river_checks_pass(model: ClusterLengthRegressor, check: Callable[[ClusterLengthRegressor], None]) -> None:
     """Every check that River has for a regressor holds, with default parameters and where clusters come and go."""

@@ -108,6 +108,7 @@ def test_without_an_embedding_nothing_is_touched() -> None:
     assert refined.experts["semantic"] > 0.0
 
 
+@pytest.mark.slow
 def test_embeddings_that_say_nothing_do_no_harm() -> None:
     """Random ones: the log score stays within 0.02 nats of the prediction's without them."""
     learner, generator = SemanticLearner(GlobalLearner()), np.random.default_rng(5)

@@ -38,6 +38,7 @@ def test_the_first_prompts_keep_all_ngrams() -> None:
     np.testing.assert_array_equal(taught(49).of(features_of(7))[0], grams(features_of(7))[0])
 
 
+@pytest.mark.slow
 def test_a_common_beginning_of_long_ago_is_forgotten() -> None:
     """After 10,000 prompts without it, it is informative again."""
     ngrams = taught(3_000)

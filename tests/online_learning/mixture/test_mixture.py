@@ -12,6 +12,8 @@ from online_learning.evaluation.prequential import LearnerQuality, evaluate
 from online_learning.length_learner import LengthLearner, Observation, Prompt
 from online_learning.mixture.mixture import MixtureLearner, solo_learners
 
+pytestmark = pytest.mark.slow
+
 
 def _prompt(family: int, number: int, tenant: str | None = None) -> Prompt:
     words = np.random.default_rng(family).integers(16, 32_000, 60)

@@ -116,6 +116,7 @@ def test_nothing_counts_twice() -> None:
     np.testing.assert_allclose(stream.corrected(), mass_from_hazard(learnt), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_in_balance_running_answers_change_nothing() -> None:
     """Where as many answers run as always did, those that end are a fair sample; counting the others would be a bias."""
     generator = np.random.default_rng(1)

@@ -8,8 +8,12 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from store.history.reader import open_history
 from store.history.writer import HistoryWriter
+
+pytestmark = pytest.mark.slow
 
 TRIALS = int(os.environ.get("SAGESCHED_KILL_TRIALS", "15"))
 FACTS = 3

@@ -15,6 +15,8 @@ from store.history.reader import learning_history, open_history
 from store.history.segments import FAN_IN
 from store.history.writer import HistoryWriter
 
+pytestmark = pytest.mark.slow
+
 NOON_S = 1_772_366_400.0
 
 

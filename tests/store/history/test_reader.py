@@ -27,6 +27,7 @@ print(len(seen), len(set(seen)), seen[-1])
 """
 
 
+@pytest.mark.slow
 def test_plain_duckdb_in_another_process_reads_a_hundred_times_beside_the_writer(tmp_path: Path, make: Any) -> None:
     """From before the first sealing on, without one lock error, and what it sees only grows."""
     with HistoryWriter(tmp_path, seal_interval_s=0.05, commit_interval_s=0.01, grace_s=5.0) as writer:

@@ -22,6 +22,7 @@ def count(reader: RecentRows, table: str, since_s: float | None = None) -> int:
     return int(found)
 
 
+@pytest.mark.slow
 def test_every_committed_row_is_seen_once_while_segments_are_sealed(tmp_path: Path, make: Any) -> None:
     """Under steady writing and sealing no count is below what was durable before, and none beyond what was appended."""
     writer = HistoryWriter(tmp_path, seal_interval_s=0.05, commit_interval_s=0.01).start()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -134,6 +135,7 @@ def test_a_row_that_no_column_can_hold_stops_nothing(tmp_path: Path, make: Any) 
         assert connection.sql("SELECT request_id FROM arrivals").fetchall() == [("a",), ("b",)]
 
 
+@pytest.mark.slow
 def test_prompts_are_kept_only_when_asked_for(tmp_path: Path, make: Any) -> None:
     """Token ids are NULL by default, and what was sent with ``store_prompts``."""
     for store_prompts, kept in ((False, None), (True, b"\x01\x00\x00\x00")):

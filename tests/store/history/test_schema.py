@@ -77,6 +77,7 @@ def test_a_disk_that_is_full_at_the_very_start_spoils_nothing(tmp_path: Path, ro
     assert not list(tmp_path.rglob("*.new*"))
 
 
+@pytest.mark.slow
 def test_a_migration_is_run_once_recorded_and_reads_old_segments(
     hands: Callable[..., Any], make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,6 +35,7 @@ def write_one(history: Any, live: Any, make: Any, name: str, now_s: float) -> No
     live._stale = True
 
 
+@pytest.mark.slow
 def test_small_segments_become_few_and_readers_never_notice(hands: Callable[..., Any], make: Any) -> None:
     """Compaction keeps every row and its order, a reader from before goes on reading, and old files go after the grace."""
     history = hands(grace_s=60.0)
@@ -62,6 +63,7 @@ def test_small_segments_become_few_and_readers_never_notice(hands: Callable[...,
     before.close()
 
 
+@pytest.mark.slow
 def test_hours_and_days_that_are_over_become_one_segment(hands: Callable[..., Any], make: Any) -> None:
     """A history over days has one segment for each of them and few for today."""
     history = hands(grace_s=0.0)
@@ -86,6 +88,7 @@ def test_hours_and_days_that_are_over_become_one_segment(hands: Callable[..., An
     assert live.segment_count() == 2 + 2 + 3
 
 
+@pytest.mark.slow
 def test_old_history_goes_but_engines_stay(hands: Callable[..., Any], make: Any) -> None:
     """After the retention a request is gone from the views and then from the disk; the engine's model is still known."""
     history = hands(days=2.0, grace_s=60.0)
@@ -104,6 +107,7 @@ def test_old_history_goes_but_engines_stay(hands: Callable[..., Any], make: Any)
         assert connection.sql("FROM sessions").fetchall() == []
 
 
+@pytest.mark.slow
 def test_a_history_never_grows_beyond_its_size(hands: Callable[..., Any], make: Any) -> None:
     """The listed segments stay within the limit and the newest survive."""
     history = hands(limit_bytes=12_000, grace_s=0.0)
@@ -118,6 +122,7 @@ def test_a_history_never_grows_beyond_its_size(hands: Callable[..., Any], make: 
     assert len(kept) > 1
 
 
+@pytest.mark.slow
 def test_the_live_file_does_not_grow_with_the_history(hands: Callable[..., Any], make: Any) -> None:
     """Space of rows that were sealed is used again."""
     history = hands()
@@ -148,6 +153,7 @@ def test_remnants_of_an_interrupted_seal_are_removed(hands: Callable[..., Any], 
     assert names(history.folder.path) == ["a", "b"]
 
 
+@pytest.mark.slow
 def test_a_history_without_its_live_file_is_refused_and_left_alone(hands: Callable[..., Any], make: Any) -> None:
     """A lost live file does not make the segments look like rubbish to be removed."""
     history = hands()

@@ -44,6 +44,7 @@ def last_batches(path: Path) -> dict[str, int]:
         return dict(connection.execute("SELECT session_id, batch FROM sessions").fetchall())
 
 
+@pytest.mark.slow
 def test_a_batch_told_twice_is_written_once(tmp_path: Path, make: Any) -> None:
     """Facts of a batch that the session has passed are counted and not written, also after the writer came back."""
     for _ in range(2):
@@ -61,6 +62,7 @@ def test_a_batch_told_twice_is_written_once(tmp_path: Path, make: Any) -> None:
         assert writer.last_batches == {"s1": 2}
 
 
+@pytest.mark.slow
 def test_under_pressure_facts_outlast_the_rest_and_are_never_acknowledged_when_lost(tmp_path: Path, make: Any) -> None:
     """Half a full queue drops snapshots; a full one refuses facts, and then nothing is acknowledged any more.
 
@@ -112,6 +114,7 @@ def test_positions_become_durable_in_order_from_many_threads(tmp_path: Path, mak
         writer.append([])
 
 
+@pytest.mark.slow
 def test_a_second_writer_is_sent_away(tmp_path: Path) -> None:
     """Whether in this process or another; the message names the holder, and the first writer does not notice."""
     with HistoryWriter(tmp_path):
@@ -203,6 +206,7 @@ print("HEALED")
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_waited_out(tmp_path: Path) -> None:
     """Nothing is acknowledged while files cannot grow, it is logged once, and afterwards all is there exactly once."""
     done = subprocess.run(

@@ -51,6 +51,7 @@ def latencies(*rows: tuple[Any, ...], until_s: float = 10.0, width_s: float = 10
         return read_latencies(connection, Scope(), Window(0.0, until_s, width_s))
 
 
+@pytest.mark.slow
 @given(st.lists(st.floats(0.001, 1e4), min_size=1, max_size=50))
 def test_percentiles_of_one_bucket_are_those_of_its_requests(latencies_s: list[float]) -> None:
     """One bucket holds all: its percentiles are the sample's own."""
@@ -76,6 +77,7 @@ def test_where_nothing_ended_there_is_no_bucket() -> None:
     assert (found.ttft, found.ttlt, found.phases, found.parts, found.whole) == ((), (), (), (), 0)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.floats(0.0, 500.0), st.none() | st.floats(-1.0, 0.0) | st.floats(1e-9, 1e4)), max_size=60))
 def test_a_heatmap_counts_every_positive_value_in_its_band(values: list[tuple[float, float | None]]) -> None:
     """A value lies between the edges of its band, a request in the bucket in which it ended."""

@@ -46,6 +46,7 @@ def load(points: Iterable[dict[str, Any]], bin_s: float, scope: Scope | None = N
         return read_load(connection, scope or Scope(), 0.0, bin_s)
 
 
+@pytest.mark.slow
 @given(snapshots, st.sampled_from([1.0, 5.0, 20.0]))
 def test_whole_bins_account_for_every_token(points: list[dict[str, Any]], bin_s: float) -> None:
     """Rate times bin width, over all shown bins, is the work of the snapshots inside them."""
@@ -56,6 +57,7 @@ def test_whole_bins_account_for_every_token(points: list[dict[str, Any]], bin_s:
     assert total == pytest.approx(sum(point["decode_tokens"] for point in inside))
 
 
+@pytest.mark.slow
 @given(snapshots)
 def test_bins_follow_one_another_without_gaps(points: list[dict[str, Any]]) -> None:
     """A time without snapshots is a bin without values, so that a chart shows a gap and no straight line."""

@@ -33,6 +33,7 @@ def contents(path: Path) -> dict[Path, bytes]:
     return {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 
+@pytest.mark.slow
 def test_a_query_is_answered_up_to_the_limit(history: Path) -> None:
     """In its order, with a note whether there was more; comments and semicolons do no harm."""
     table = run_sql(
@@ -55,6 +56,7 @@ def test_where_there_is_no_history_the_message_says_so(tmp_path: Path) -> None:
 WRITE = "COPY (SELECT 1 AS a) TO '{segments}/mine.parquet' (FORMAT parquet)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("statement", "message"),
     [

@@ -42,6 +42,7 @@ def _record(pit: np.ndarray, **columns: np.ndarray) -> LearnerRecord:
     return LearnerRecord(np.stack([np.asarray(named.get(name, empty), dtype=float) for name in FIGURES], axis=1))
 
 
+@pytest.mark.slow
 def test_a_study_has_every_learner_and_request(study: Study) -> None:
     """The mixture, its experts, the global distribution and the published predictor, on the same scored requests."""
     assert {MAIN_LEARNER, "global", "sagesched-paper", "cluster", "neighbours"} <= set(study.records)
