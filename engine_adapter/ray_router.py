@@ -31,7 +31,6 @@ from ray.util.metrics import Counter
 
 from engine_adapter.routing.client import RouteClient
 from engine_adapter.routing.ranking import Ledger, Sent, Silence, ranked
-from engine_adapter.routing.request_size import described
 from store.errors import ConfigError, EngineError
 from store.http_routing import EngineForecast, RouteForecast, RouteOrder
 
@@ -79,7 +78,7 @@ class SageRequestRouter(RequestRouter):
         """
         self._model = model
         self._timeout_s = timeout_s
-        self._describe: Describe = described if describe.endswith("serve_request.described") else _function(describe)
+        self._describe: Describe = _function(describe)
         self._client = RouteClient(controller, token=token, timeout_s=timeout_s, connections=ASKERS)
         self._pool = ThreadPoolExecutor(ASKERS, thread_name_prefix="sagesched-router")
         self._silence = Silence(pause_s)
