@@ -63,7 +63,8 @@ DEMO_READY := $(if $(findstring vllm,$(ARGS))$(wildcard $(READY)),$(READY),$(DEM
 demo: $(DEMO_READY) ## Run everything on this machine without a GPU; ARGS="--engine vllm" for the real vLLM.
 	$(dir $(DEMO_READY))bin/python -m controller demo $(ARGS)
 
-test: check unit ## Everything that CI runs.
+test: $(READY) ## Everything that CI runs: the checks beside the tests, which wait for servers at first.
+	$(MAKE) --no-print-directory --jobs 2 check unit
 
 check: $(READY) ## Formatting, lint, types and import contracts.
 	$(BIN)/ruff format --check .
