@@ -18,7 +18,6 @@ from pathlib import Path
 
 import zmq
 
-from store.atomic_file import replace_file
 from store.errors import ConfigError
 
 CONTROLLER_FILE = "controller.key"
@@ -143,6 +142,8 @@ def make_private_folder(folder: Path) -> None:
 def write_private(file: Path, text: str) -> None:
     """Write a file, atomically and durably, that only its owner can read."""
     try:
+        from store.atomic_file import replace_file  # noqa: PLC0415 - no engine's process writes keys
+
         replace_file(file, text.encode("ascii"), mode=OWNER_ONLY)
     except OSError as error:
         raise ConfigError(f"cannot write {str(file)!r} ({error.strerror}): choose another folder") from None

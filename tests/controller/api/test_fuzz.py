@@ -64,6 +64,7 @@ def test_every_answer_has_a_schema_which_it_satisfies(start_controller: Start) -
     for number in range(3):
         engine.submit(f"r{number}", output_tokens=3 + 400 * (number % 2))
     engine.step_until(lambda: running.client.get("/api/state").json()["learner"]["completions"] == 2)
+    engine.step_until(lambda: running.client.get("/api/requests/r1").is_success)  # Its arrival is durable.
     schema = schemathesis.openapi.from_url(str(running.client.base_url.join("/openapi.json")))
     described = {path: methods for path, methods in schema.raw_schema["paths"].items() if path not in UNTYPED}
     assert len(described) >= 14
