@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def write(store: Path, requests: int, end_s: float) -> None:
-    """Write so many requests that ended over the 30 days before ``end_s``."""
+    """Write requests that ended over the 30 days before ``end_s``; ``requests`` is their number."""
     rng = random.Random(1)
     started_s = time.perf_counter()
     with HistoryWriter(store, seal_interval_s=60.0, retention_days=36_500.0) as writer:

@@ -204,7 +204,7 @@ class _Waiting:
 
 
 def _step_us(size: int) -> float:
-    """An engine's plan with so many waiting, one more in each step, and a change of one table."""
+    """An engine's plan with ``size`` requests waiting, one more in each step, and a change of one table."""
     controller = Controller()
     controller.teach(TAUGHT)
     agent = Agent(hello=_hello(0), link=controller.controller.link(lambda: controller.now_s))
