@@ -23,6 +23,7 @@ from controller.benchmark.synthetic_history import synthetic_facts
 from controller.core.in_process import IN_PROCESS, InProcessController
 from controller.policy.policies import policy_named
 from engine_adapter.agent.agent import Agent
+from engine_adapter.ordering.kv_memory import PlainMemory
 from engine_adapter.ordering.ordered_queue import OrderedQueue
 from engine_adapter.virtual_time.engine import TraceRequest
 from engine_adapter.virtual_time.profiles import PROFILES
@@ -216,7 +217,9 @@ def _step_us(size: int) -> float:
         if place >= size:
             agent.poll(controller.now_s)
             agent.poll(controller.now_s)
-            taken.append(_us(lambda: agent.plan(controller.now_s, waiting=queue, running=[], free_blocks=100)))
+            taken.append(
+                _us(lambda: agent.plan(controller.now_s, waiting=queue, running=[], memory=PlainMemory(100, 16)))
+            )
         elif place % 500 == 0:
             agent.poll(controller.now_s)
     return statistics.median(taken)

@@ -22,6 +22,7 @@ from msgspec import structs
 from engine_adapter.agent.controller_lag import ControllerLag
 from engine_adapter.agent.message_checks import check_message
 from engine_adapter.agent.outbox import Outbox
+from engine_adapter.ordering.kv_memory import KvMemory
 from engine_adapter.ordering.ordering import Ordering, OrderingFactory, Plan, Schedulable
 from engine_adapter.transport.link import EngineLink
 from store.errors import ProtocolError
@@ -215,11 +216,11 @@ class Agent:
             self._outbox.send(self._link, now_s)
         self._outbox.bound()
 
-    def plan(self, now_s: float, *, waiting: Collection[R], running: Collection[R], free_blocks: int) -> Plan[R] | None:
+    def plan(self, now_s: float, *, waiting: Collection[R], running: Collection[R], memory: KvMemory) -> Plan[R] | None:
         """Return the order and the admission limit for the next step; None to keep the engine's own order."""
         if self.mode(now_s) != "on":
             return None
-        return self._ordering.plan(now_s, waiting=waiting, running=running, free_blocks=free_blocks)
+        return self._ordering.plan(now_s, waiting=waiting, running=running, memory=memory)
 
     def count_step(
         self, *, step_s: float, prefill_tokens: int, decode_tokens: int, kv_tokens_read: int, hook_s: float

@@ -16,6 +16,7 @@ from heapq import heapify, heappop, heappush
 from operator import attrgetter
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
+from engine_adapter.ordering.kv_memory import KvMemory
 from engine_adapter.ordering.ordered_queue import Key, OrderedQueue
 from engine_adapter.ordering.running_order import FIRST, RunningOrder, Tracked
 from store.records import EngineRules, IndexTable, Settings
@@ -55,6 +56,10 @@ class Plan(Generic[R]):
     """KV blocks reserved for the growth of the running requests."""
     pushed_out: list[R] = field(default_factory=list)
     """Running requests to preempt for waiting ones; ``waiting`` contains them already."""
+    step_tokens: int | None = None
+    """Largest number of tokens of the next step; None for the engine's own budget, which it never exceeds."""
+    chunk_tokens: int | None = None
+    """Largest number of tokens that the next step computes of one prompt; None for the engine's own limit."""
 
 
 def boost_s(index_s: float, boost_per_s: float) -> float:
@@ -171,14 +176,14 @@ class Ordering:
         """Return the key of a tracked request; the lowest is served first."""
         return self._tracked[request_id].key
 
-    def plan(self, now_s: float, *, waiting: Collection[R], running: Collection[R], free_blocks: int) -> Plan[R]:
+    def plan(self, now_s: float, *, waiting: Collection[R], running: Collection[R], memory: KvMemory) -> Plan[R]:
         """Order both sets, and decide preemptions and how many requests may be active in the next step.
 
         Args:
             now_s: The engine's clock, in seconds.
             waiting: The queue; sorted in place if it is an `OrderedQueue`.
             running: The running requests.
-            free_blocks: Free KV blocks.
+            memory: The engine's KV memory.
         """
         self._mark_overdue(now_s)
         queue, active = waiting if isinstance(waiting, OrderedQueue) else list(waiting), list(running)
@@ -188,7 +193,7 @@ class Ordering:
         if not queue or not (rules.gate or self.preempts):
             return Plan(queue, active, None, 0)
         reserved = self._reserve_blocks()
-        admitted, pushed_out = self._admit(queue, active, free_blocks - reserved)
+        admitted, pushed_out = self._admit(queue, active, memory, memory.free_blocks - reserved)
         self._rest_steps = max(0, self._rest_steps - 1)
         if pushed_out:
             self._rest_steps = rules.preemption.rest_steps if rules.preemption else 0
@@ -251,10 +256,10 @@ class Ordering:
             growth_tokens = self._rules.gate.margin * sum(map(_growth, self._order.entries))
         return (lacking_tokens + growth_tokens) / self._block_size_tokens
 
-    def _need_blocks(self, request: R) -> float:
-        """Return the KV blocks that a waiting request needs with its expected growth."""
-        blocks: float = math.ceil(request.num_tokens / self._block_size_tokens)
-        return blocks + self._growth_tokens(request) / self._block_size_tokens
+    def _need_blocks(self, request: R, memory: KvMemory) -> float:
+        """Return the free KV blocks that a waiting request needs with its expected growth."""
+        own_blocks = max(0.0, math.ceil(memory.blocks(request.num_tokens)) - memory.hit(request).held_blocks)
+        return own_blocks + self._growth_tokens(request) / self._block_size_tokens
 
     def _claim_blocks(self, running: R) -> float:
         """Return the KV blocks that a running request is expected to take beyond those that it holds."""
@@ -266,7 +271,7 @@ class Ordering:
         gate = self._rules.gate
         return 0.0 if gate is None else gate.margin * self._tracked[request.request_id].growth_tokens
 
-    def _admit(self, queue: Sequence[R], active: list[R], room_blocks: float) -> tuple[int, list[R]]:
+    def _admit(self, queue: Sequence[R], active: list[R], memory: KvMemory, room_blocks: float) -> tuple[int, list[R]]:
         """Return how many requests from the head of the queue fit, and the running ones to push out, the last first.
 
         No request overtakes a head that does not fit, and an idle engine admits one whatever its size.
@@ -274,12 +279,12 @@ class Ordering:
         admitted = 0
         pushed_out: list[R] = []
         for request in queue:
-            need = self._need_blocks(request)
+            need = self._need_blocks(request, memory)
             stays = len(active) - len(pushed_out)
             slots = self._max_num_seqs - stays - admitted
             idle = not active and not admitted
             if (need > room_blocks and not idle) or slots <= 0:
-                victims, freed_blocks = self._victims(request, active[:stays], need - room_blocks, slots)
+                victims, freed_blocks = self._victims(request, active[:stays], memory, need - room_blocks, slots)
                 if not victims:
                     break
                 pushed_out.extend(victims)
@@ -288,7 +293,9 @@ class Ordering:
             admitted += 1
         return admitted, pushed_out
 
-    def _victims(self, request: R, active: list[R], lacking_blocks: float, slots: int) -> tuple[list[R], float]:
+    def _victims(
+        self, request: R, active: list[R], memory: KvMemory, lacking_blocks: float, slots: int
+    ) -> tuple[list[R], float]:
         """Return the running requests to push out for a waiting one, the last first, and the blocks that they free.
 
         Returns none when those that may be pushed out do not free enough.
@@ -298,7 +305,7 @@ class Ordering:
         while active and self._yields(active[-1], request):
             victim = active.pop()
             victims.append(victim)
-            freed_blocks += math.ceil(victim.num_computed_tokens / self._block_size_tokens)
+            freed_blocks += memory.freed_blocks(victim)
             freed_blocks += self._claim_blocks(victim)
             if freed_blocks >= lacking_blocks and slots + len(victims) > 0:
                 return victims, freed_blocks

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
 from engine_adapter.agent.agent import Agent, AgentLimits, View
+from engine_adapter.ordering.kv_memory import PlainMemory
 from engine_adapter.ordering.ordering import Ordering, OrderingFactory, Plan
 from engine_adapter.transport.link import EngineLink
 from engine_adapter.virtual_time.engine import CompletedRequest, Step, TraceRequest
@@ -203,7 +204,10 @@ class SimulatedEngine:
             self._now_s,
             waiting=scheduler.waiting,
             running=scheduler.running,
-            free_blocks=scheduler.cache.free_blocks - (scheduler.cache.watermark_blocks if scheduler.running else 0),
+            memory=PlainMemory(
+                scheduler.cache.free_blocks - (scheduler.cache.watermark_blocks if scheduler.running else 0),
+                scheduler.cache.block_size_tokens,
+            ),
         )
         if plan is None:
             return False

@@ -27,6 +27,7 @@ from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.request import Request
 
 from engine_adapter.agent.agent import Agent, View
+from engine_adapter.ordering.kv_memory import PlainMemory
 from engine_adapter.ordering.ordering import OrderingFactory, Plan
 from engine_adapter.transport.keys import EngineKey, load_engine_key
 from engine_adapter.transport.link import EngineLink
@@ -199,7 +200,10 @@ class Plugin:
         self.agent.poll(now_s)
         self._log_mode(now_s)
         self._plan = self._control.steer(
-            self.agent, self._tracker.request_ids, now_s=now_s, free_blocks=self._admissible_blocks()
+            self.agent,
+            self._tracker.request_ids,
+            now_s=now_s,
+            memory=PlainMemory(self._admissible_blocks(), self._scheduler.block_size),
         )
 
     @_border

@@ -12,6 +12,7 @@ from vllm.v1.core.sched.request_queue import FCFSRequestQueue, SchedulingPolicy,
 from vllm.v1.request import Request
 
 from engine_adapter.agent.agent import Agent
+from engine_adapter.ordering.kv_memory import KvMemory
 from engine_adapter.ordering.ordered_queue import OrderedQueue
 from engine_adapter.ordering.ordering import Plan
 
@@ -36,7 +37,7 @@ class SchedulerControl:
         self._stock_limit: int = scheduler.max_num_active_reqs
         self._held = False
 
-    def steer(self, agent: Agent, known: AbstractSet[str], *, now_s: float, free_blocks: int) -> Plan[Request] | None:
+    def steer(self, agent: Agent, known: AbstractSet[str], *, now_s: float, memory: KvMemory) -> Plan[Request] | None:
         """Apply the agent's plan, or restore vLLM's own order when it has none; return the plan.
 
         Requests that the agent does not know go first, outside the gate.
@@ -53,7 +54,7 @@ class SchedulerControl:
             # Rare, and finding them touches every request.
             waiting, strange_waiting = _split(waiting, known)
             running, strange_running = _split(running, known)
-        plan = agent.plan(now_s, waiting=waiting, running=running, free_blocks=free_blocks)
+        plan = agent.plan(now_s, waiting=waiting, running=running, memory=memory)
         if plan is None:
             self.give_back()
         else:

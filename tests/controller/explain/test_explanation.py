@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from controller.explain.explanation import explain
 from controller.explain.lookup import Explainer, recorded_timeline
 from controller.explain.wait_causes import order_at, order_value
+from engine_adapter.ordering.kv_memory import PlainMemory
 from engine_adapter.ordering.ordering import Ordering
 from engine_adapter.virtual_time.simulated_scheduler import SimulatedRequest
 from store.errors import BadInputError
@@ -321,7 +322,7 @@ def test_the_order_value_is_the_one_that_the_engine_sorts_by(
         )
         assert ordering.put(table)
         queue.append(SimulatedRequest(name, arrival_s, num_prompt_tokens=1, priority=0))
-    ordering.plan(now_s, waiting=queue, running=[], free_blocks=100)
+    ordering.plan(now_s, waiting=queue, running=[], memory=PlainMemory(100, 16))
     for name, arrival_s, index_s, bound_s in zip("ab", arrivals_s, indices_s, patience_s, strict=True):
         overdue = bound_s is not None and arrival_s + bound_s <= now_s
         assert ordering.key(name)[1] == order_value(arrival_s, index_s, boost_per_s, overdue=overdue)

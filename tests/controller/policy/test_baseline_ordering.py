@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.policy.baseline_ordering import PreemptiveOrdering, PromotingOrdering
+from engine_adapter.ordering.kv_memory import PlainMemory
 from engine_adapter.ordering.ordering import Ordering, Plan
 from store.records import EngineRules, IndexTable, Preemption, Settings
 
@@ -42,7 +43,7 @@ def test_preemption_at_no_price_is_that_of_a_price_of_zero(
                 put(ordering, f"{kind}{number}", index_s, priority=priority)
         active = [Request(f"r{number}", tokens, tokens) for number, (tokens, _, _) in enumerate(running)]
         queue = [Request(f"w{number}", tokens) for number, (tokens, _, _) in enumerate(waiting)]
-        return ordering.plan(0.0, waiting=queue, running=active, free_blocks=free_blocks)
+        return ordering.plan(0.0, waiting=queue, running=active, memory=PlainMemory(free_blocks, 16))
 
     one, other = plan(priced), plan(free)
     for part in ("waiting", "running", "pushed_out"):
@@ -63,7 +64,7 @@ def test_who_was_passed_over_in_too_many_steps_is_promoted_for_a_while() -> None
 
     def large_stands_first(*, large_runs: bool) -> bool:
         running = [small, large] if large_runs else [small]
-        ordering.plan(0.0, waiting=[] if large_runs else [large], running=running, free_blocks=0)
+        ordering.plan(0.0, waiting=[] if large_runs else [large], running=running, memory=PlainMemory(0, 16))
         return ordering.key("large") < ordering.key("small")
 
     assert [large_stands_first(large_runs=False) for _ in range(5)] == [False, False, False, True, True]
@@ -74,7 +75,7 @@ def test_nothing_is_kept_of_a_request_that_left() -> None:
     """What counts steps forgets a request as the ordering does."""
     ordering, small, large = promoting()
     for _ in range(5):
-        ordering.plan(0.0, waiting=[large], running=[small], free_blocks=0)
+        ordering.plan(0.0, waiting=[large], running=[small], memory=PlainMemory(0, 16))
     for name in ("small", "large"):
         ordering.forget(name)
     assert not ordering._ran_in_step

@@ -2,6 +2,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from engine_adapter.agent.agent import Agent, AgentLimits, View
+from engine_adapter.ordering.kv_memory import PlainMemory
 from store.records import (
     Acknowledged,
     Arrived,
@@ -225,7 +226,7 @@ def test_silence_beyond_the_lease_means_first_come_first_served_until_a_message_
     assert agent.mode(2.0) == "on"
     agent.poll(2.2)
     assert agent.mode(2.2) == "off"
-    assert agent.plan(2.2, waiting=[], running=[], free_blocks=0) is None
+    assert agent.plan(2.2, waiting=[], running=[], memory=PlainMemory(0, 16)) is None
     link.inbox = [Heartbeat(time_s=2.3, settings=SETTINGS)]
     agent.poll(2.3)
     assert agent.mode(2.3) == "on"
@@ -270,7 +271,7 @@ def test_shadow_changes_nothing() -> None:
     link.inbox = [Settings(revision=2, mode="shadow", lease_s=2.0, rules=EngineRules())]
     agent.poll(0.2)
     assert agent.mode(0.2) == "shadow"
-    assert agent.plan(0.2, waiting=[], running=[], free_blocks=0) is None
+    assert agent.plan(0.2, waiting=[], running=[], memory=PlainMemory(0, 16)) is None
 
 
 def test_closing_sends_what_is_left() -> None:

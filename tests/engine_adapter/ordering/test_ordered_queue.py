@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine_adapter.ordering.kv_memory import PlainMemory
 from engine_adapter.ordering.ordered_queue import Key, OrderedQueue
 from engine_adapter.ordering.ordering import Ordering
 from store.records import EngineRules, Gate, IndexTable, Settings
@@ -108,8 +109,8 @@ def test_a_kept_queue_gives_the_plans_of_a_fresh_one(
     queue.extend(everybody)
     for number, (place, event) in enumerate(events):
         _happen(event, place, number, queue, running, (kept, fresh))
-        expected = fresh.plan(0.0, waiting=list(queue), running=list(running), free_blocks=place)
-        plan = kept.plan(0.0, waiting=queue, running=list(running), free_blocks=place)
+        expected = fresh.plan(0.0, waiting=list(queue), running=list(running), memory=PlainMemory(place, 16))
+        plan = kept.plan(0.0, waiting=queue, running=list(running), memory=PlainMemory(place, 16))
         assert list(plan.waiting) == expected.waiting
         assert (plan.running, plan.admission_limit, plan.reserved_blocks) == (
             expected.running,

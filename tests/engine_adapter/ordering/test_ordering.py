@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
+from engine_adapter.ordering.kv_memory import PlainMemory
 from engine_adapter.ordering.ordering import SPARE_DEADLINES, Ordering, boost_s
 from store.records import EngineRules, Gate, IndexTable, Preemption, Settings, Victims
 
@@ -36,7 +37,9 @@ def settings(
 
 def order(ordering: Ordering, *request_ids: str) -> list[str]:
     requests = [Request(request_id, 10) for request_id in request_ids]
-    return [r.request_id for r in ordering.plan(0.0, waiting=requests, running=[], free_blocks=100).waiting]
+    return [
+        r.request_id for r in ordering.plan(0.0, waiting=requests, running=[], memory=PlainMemory(100, BLOCK)).waiting
+    ]
 
 
 def test_the_lowest_index_is_served_first() -> None:
@@ -110,11 +113,11 @@ def test_the_gate_admits_while_prompt_and_growth_fit() -> None:
         ordering.put(table(name, (0, {"runs": 0.0, "fits": 1.0, "large": 2.0, "small": 3.0}[name], growth)))
     running = [Request("runs", 40, 40)]
     waiting = [Request("small", 1), Request("large", 16 * 100), Request("fits", 16)]
-    plan = ordering.plan(0.0, waiting=waiting, running=running, free_blocks=50)
+    plan = ordering.plan(0.0, waiting=waiting, running=running, memory=PlainMemory(50, BLOCK))
     assert [r.request_id for r in plan.waiting] == ["fits", "large", "small"]
     assert plan.admission_limit == 2, "one runs, one fits, the large head stops the rest"
     assert plan.reserved_blocks == 2
-    tight = ordering.plan(0.0, waiting=waiting, running=running, free_blocks=4)
+    tight = ordering.plan(0.0, waiting=waiting, running=running, memory=PlainMemory(4, BLOCK))
     assert tight.admission_limit == 1, "2 reserved for growth, 3 needed by the head"
 
 
@@ -124,7 +127,10 @@ def test_an_idle_engine_always_starts_its_head() -> None:
     ordering.configure(settings(gate=Gate(horizon_tokens=32)))
     ordering.track("huge", priority=0, arrival_s=0.0)
     ordering.put(table("huge", (0, 1.0, 32.0)))
-    assert ordering.plan(0.0, waiting=[Request("huge", 10_000)], running=[], free_blocks=5).admission_limit == 1
+    assert (
+        ordering.plan(0.0, waiting=[Request("huge", 10_000)], running=[], memory=PlainMemory(5, BLOCK)).admission_limit
+        == 1
+    )
 
 
 @given(
@@ -145,7 +151,7 @@ def test_the_gate_keeps_what_it_promises(
             ordering.track(name, priority=0, arrival_s=0.0)
             ordering.put(table(name, (0, float(number), growth)))
             into.append(Request(name, tokens, tokens if kind == "r" else 0))
-    plan = ordering.plan(0.0, waiting=queue, running=active, free_blocks=free_blocks)
+    plan = ordering.plan(0.0, waiting=queue, running=active, memory=PlainMemory(free_blocks, BLOCK))
     assert plan.admission_limit is not None
     promised = sum(growth for _, growth in running) / BLOCK
     fitting = 0
@@ -174,11 +180,11 @@ def test_a_better_request_pushes_out_the_worst_that_make_room() -> None:
     ordering, running = two_running(Preemption(token_s=0.0))
     ordering.track("good", priority=0, arrival_s=1.0)
     ordering.put(table("good", (0, 1.0, 0.0)))
-    small = ordering.plan(0.0, waiting=[Request("good", 64)], running=running, free_blocks=0)
+    small = ordering.plan(0.0, waiting=[Request("good", 64)], running=running, memory=PlainMemory(0, BLOCK))
     assert [r.request_id for r in small.pushed_out] == ["worse"]
     assert [r.request_id for r in small.waiting] == ["good", "worse"]
     assert [r.request_id for r in small.running] == ["bad"]
-    large = ordering.plan(0.0, waiting=[Request("good", 160)], running=running, free_blocks=0)
+    large = ordering.plan(0.0, waiting=[Request("good", 160)], running=running, memory=PlainMemory(0, BLOCK))
     assert [r.request_id for r in large.pushed_out] == ["worse", "bad"]
 
 
@@ -187,10 +193,16 @@ def test_nobody_is_pushed_out_in_vain() -> None:
     ordering, running = two_running(Preemption(token_s=0.0))
     ordering.track("good", priority=0, arrival_s=1.0)
     ordering.put(table("good", (0, 70.0, 0.0)))
-    assert not ordering.plan(0.0, waiting=[Request("good", 64)], running=running, free_blocks=4).pushed_out
-    assert not ordering.plan(0.0, waiting=[Request("good", 96)], running=running, free_blocks=0).pushed_out
+    assert not ordering.plan(
+        0.0, waiting=[Request("good", 64)], running=running, memory=PlainMemory(4, BLOCK)
+    ).pushed_out
+    assert not ordering.plan(
+        0.0, waiting=[Request("good", 96)], running=running, memory=PlainMemory(0, BLOCK)
+    ).pushed_out
     ordering.configure(settings())
-    assert not ordering.plan(0.0, waiting=[Request("good", 64)], running=running, free_blocks=0).pushed_out
+    assert not ordering.plan(
+        0.0, waiting=[Request("good", 64)], running=running, memory=PlainMemory(0, BLOCK)
+    ).pushed_out
 
 
 def test_a_full_engine_gives_a_slot_to_a_better_request() -> None:
@@ -198,7 +210,7 @@ def test_a_full_engine_gives_a_slot_to_a_better_request() -> None:
     ordering, running = two_running(Preemption(token_s=0.0), slots=2)
     ordering.track("good", priority=0, arrival_s=1.0)
     ordering.put(table("good", (0, 1.0, 0.0)))
-    plan = ordering.plan(0.0, waiting=[Request("good", 64)], running=running, free_blocks=100)
+    plan = ordering.plan(0.0, waiting=[Request("good", 64)], running=running, memory=PlainMemory(100, BLOCK))
     assert [r.request_id for r in plan.pushed_out] == ["worse"]
 
 
@@ -208,7 +220,7 @@ def test_preemption_is_worth_its_price(token_s: float, hysteresis: float, index_
     ordering, running = two_running(Preemption(token_s=token_s, hysteresis=hysteresis))
     ordering.track("good", priority=0, arrival_s=1.0)
     ordering.put(table("good", (0, index_s, 0.0)))
-    plan = ordering.plan(0.0, waiting=[Request("good", 64)], running=running, free_blocks=0)
+    plan = ordering.plan(0.0, waiting=[Request("good", 64)], running=running, memory=PlainMemory(0, BLOCK))
     pays = index_s < 100.0 and index_s + 80 * token_s <= (1 - hysteresis) * 100.0
     assert bool(plan.pushed_out) == pays
 
@@ -218,7 +230,7 @@ def test_a_higher_class_pushes_out_a_lower_one_whatever_the_price() -> None:
     ordering, running = two_running(Preemption(token_s=1e9))
     ordering.track("urgent", priority=-1, arrival_s=1.0)
     ordering.put(table("urgent", (0, 1e6, 0.0)))
-    assert ordering.plan(0.0, waiting=[Request("urgent", 64)], running=running, free_blocks=0).pushed_out
+    assert ordering.plan(0.0, waiting=[Request("urgent", 64)], running=running, memory=PlainMemory(0, BLOCK)).pushed_out
 
 
 def test_the_bound_on_waiting_of_the_prior_holds_without_a_table() -> None:
@@ -232,7 +244,10 @@ def test_the_bound_on_waiting_of_the_prior_holds_without_a_table() -> None:
     waiting = [Request(name, 10) for name in ("old", "late", "short")]
 
     def at(now_s: float) -> list[str]:
-        return [r.request_id for r in ordering.plan(now_s, waiting=waiting, running=[], free_blocks=100).waiting]
+        return [
+            r.request_id
+            for r in ordering.plan(now_s, waiting=waiting, running=[], memory=PlainMemory(100, BLOCK)).waiting
+        ]
 
     assert at(4.9) == ["short", "old", "late"]
     assert at(5.5) == ["old", "short", "late"]
@@ -251,7 +266,7 @@ def test_deadlines_are_bounded_by_the_unfinished_requests() -> None:
     for name in range(199):
         ordering.forget(str(name))
     assert len(ordering._deadlines) <= 2 + SPARE_DEADLINES
-    ordering.plan(1000.0, waiting=[Request("199", 10)], running=[], free_blocks=100)
+    ordering.plan(1000.0, waiting=[Request("199", 10)], running=[], memory=PlainMemory(100, BLOCK))
     assert ordering.overdue == 1
 
 
@@ -272,7 +287,9 @@ def test_a_request_at_its_bound_on_waiting_goes_first_and_is_counted_once() -> N
     queue = [Request(name, 10) for name in ("old", "older", "new")]
 
     def served(now_s: float) -> list[str]:
-        return [r.request_id for r in ordering.plan(now_s, waiting=queue, running=[], free_blocks=9).waiting]
+        return [
+            r.request_id for r in ordering.plan(now_s, waiting=queue, running=[], memory=PlainMemory(9, BLOCK)).waiting
+        ]
 
     assert served(4.9) == ["new", "old", "older"]
     assert served(5.0) == ["older", "new", "old"]
@@ -281,7 +298,7 @@ def test_a_request_at_its_bound_on_waiting_goes_first_and_is_counted_once() -> N
 
 
 def running_order(ordering: Ordering, *running: Request) -> list[str]:
-    return [r.request_id for r in ordering.plan(0.0, waiting=[], running=running, free_blocks=0).running]
+    return [r.request_id for r in ordering.plan(0.0, waiting=[], running=running, memory=PlainMemory(0, BLOCK)).running]
 
 
 def test_a_long_prompt_takes_what_decoding_requests_leave() -> None:
@@ -313,7 +330,7 @@ def test_the_cheapest_victim_has_the_fewest_tokens_to_recompute() -> None:
         )
     computed = {"old": 900, "new": 100, "overdue": 50, "lower": 2000}
     running = [Request(name, tokens + 1, tokens) for name, tokens in computed.items()]
-    plan = ordering.plan(2.0, waiting=[], running=running, free_blocks=0)
+    plan = ordering.plan(2.0, waiting=[], running=running, memory=PlainMemory(0, BLOCK))
     assert [r.request_id for r in plan.running] == ["overdue", "old", "new", "lower"]
 
 
@@ -325,6 +342,6 @@ def test_between_two_pushes_the_engine_rests() -> None:
         ordering.put(table(f"good{number}", (0, 1.0 + number, 0.0)))
     pushes = []
     for number in range(9):
-        plan = ordering.plan(0.0, waiting=[Request(f"good{number}", 64)], running=running, free_blocks=0)
+        plan = ordering.plan(0.0, waiting=[Request(f"good{number}", 64)], running=running, memory=PlainMemory(0, BLOCK))
         pushes.append(len(plan.pushed_out))
     assert pushes == [1, 0, 0, 0, 1, 0, 0, 0, 1]
