@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from engine_adapter.ordering.admission import Admission
 from engine_adapter.ordering.kv_memory import KvMemory
 from engine_adapter.ordering.ordering import Ordering, Plan, R
 from engine_adapter.ordering.running_order import FIRST, Tracked
@@ -43,14 +44,22 @@ class PromotingOrdering(PreemptiveOrdering):
         self._promoted: dict[str, int] = {}
         """Remaining steps of each promoted request."""
 
-    def plan(self, now_s: float, *, waiting: Collection[R], running: Collection[R], memory: KvMemory) -> Plan[R]:
+    def plan(
+        self,
+        now_s: float,
+        *,
+        waiting: Collection[R],
+        running: Collection[R],
+        memory: KvMemory,
+        admission: Admission | None = None,
+    ) -> Plan[R]:
         """Promote starving requests, then order."""
         self._step += 1
         for request in running:
             self._count_run(request.request_id)
         for request in waiting:
             self._count_wait(request.request_id)
-        return super().plan(now_s, waiting=waiting, running=running, memory=memory)
+        return super().plan(now_s, waiting=waiting, running=running, memory=memory, admission=admission)
 
     def forget(self, request_id: str) -> None:
         """Forget a request that left the engine."""

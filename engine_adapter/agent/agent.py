@@ -22,6 +22,7 @@ from msgspec import structs
 from engine_adapter.agent.controller_lag import ControllerLag
 from engine_adapter.agent.message_checks import check_message
 from engine_adapter.agent.outbox import Outbox
+from engine_adapter.ordering.admission import Admission
 from engine_adapter.ordering.kv_memory import KvMemory
 from engine_adapter.ordering.ordering import Ordering, OrderingFactory, Plan, Schedulable
 from engine_adapter.transport.link import EngineLink
@@ -186,6 +187,10 @@ class Agent:
         self._ordering.forget(fact.request_id)
         self._outbox.add(fact)
 
+    def impossible(self, request_id: str) -> bool:
+        """Record that the engine can never serve a request; False if that is recorded already."""
+        return self._ordering.put_last(request_id)
+
     @property
     def unacknowledged(self) -> int:
         """Number of facts that the controller has not yet acknowledged as durable."""
@@ -216,11 +221,19 @@ class Agent:
             self._outbox.send(self._link, now_s)
         self._outbox.bound()
 
-    def plan(self, now_s: float, *, waiting: Collection[R], running: Collection[R], memory: KvMemory) -> Plan[R] | None:
+    def plan(
+        self,
+        now_s: float,
+        *,
+        waiting: Collection[R],
+        running: Collection[R],
+        memory: KvMemory,
+        admission: Admission | None = None,
+    ) -> Plan[R] | None:
         """Return the order and the admission limit for the next step; None to keep the engine's own order."""
         if self.mode(now_s) != "on":
             return None
-        return self._ordering.plan(now_s, waiting=waiting, running=running, memory=memory)
+        return self._ordering.plan(now_s, waiting=waiting, running=running, memory=memory, admission=admission)
 
     def count_step(
         self, *, step_s: float, prefill_tokens: int, decode_tokens: int, kv_tokens_read: int, hook_s: float

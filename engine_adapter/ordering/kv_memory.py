@@ -39,8 +39,11 @@ class KvMemory(Protocol):
         """Look a waiting request up in the prefix cache; its price grows with the length of the hit."""
         ...
 
-    def freed_blocks(self, request: Any) -> float:  # noqa: ANN401 - as above
-        """Return the blocks that become free when a running request is preempted: those that no other holds."""
+    def freed_blocks(self, request: Any) -> float | None:  # noqa: ANN401 - as above
+        """Return the blocks that become free when a running request is preempted: those that no other holds.
+
+        None when they cannot be freed now, for example while a step in flight still writes to them.
+        """
         ...
 
     def blocks(self, tokens: float) -> float:

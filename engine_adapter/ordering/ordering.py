@@ -16,6 +16,7 @@ from heapq import heapify, heappop, heappush
 from operator import attrgetter
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
+from engine_adapter.ordering.admission import Admission
 from engine_adapter.ordering.kv_memory import KvMemory
 from engine_adapter.ordering.ordered_queue import Key, OrderedQueue
 from engine_adapter.ordering.running_order import FIRST, RunningOrder, Tracked
@@ -35,6 +36,15 @@ class Schedulable(Protocol):
 
 
 R = TypeVar("R", bound=Schedulable)
+
+LAST_CLASS = 1 << 62
+"""Class of requests that the engine can never serve: they go behind all others, whatever their own class."""
+
+DRAIN_SHARE = 0.5
+"""Share of its bound on waiting after which nobody behind a request that is crowded out is started."""
+
+DRAIN_AFTER_S = 30.0
+"""The same, in seconds, for requests without a bound on waiting or with a longer one."""
 
 SPARE_DEADLINES = 64
 """Obsolete deadlines kept before a clean-up, beside one for each request."""
@@ -60,6 +70,8 @@ class Plan(Generic[R]):
     """Largest number of tokens of the next step; None for the engine's own budget, which it never exceeds."""
     chunk_tokens: int | None = None
     """Largest number of tokens that the next step computes of one prompt; None for the engine's own limit."""
+    skipped: int = 0
+    """Requests among the first of ``waiting`` that the engine would pass by: with the admitted ones they are its head."""
 
 
 def boost_s(index_s: float, boost_per_s: float) -> float:
@@ -97,6 +109,11 @@ class Ordering:
         self._stood: dict[str, Key] = {}
         self._order = RunningOrder(self._tracked.__getitem__)
         self._tables_held = 0
+        self._even_blocks: float | None = None
+        """KV blocks of a token where each takes the same; None before the first plan and where it depends."""
+        self._shape_known = False
+        self.impossible = 0
+        """Number of unfinished requests that the engine can never serve."""
         self.overdue = 0
         """Number of requests that reached their bound on waiting before they ended, since the start."""
 
@@ -165,9 +182,20 @@ class Ordering:
         """Return the output tokens that a tracked request has generated."""
         return self._tracked[request_id].attained_tokens
 
+    def put_last(self, request_id: str) -> bool:
+        """Put a request that the engine can never serve behind all others; False if that is known already."""
+        tracked = self._tracked[request_id]
+        if tracked.impossible:
+            return False
+        tracked.impossible = True
+        self.impossible += 1
+        self._move(tracked, tracked.key[1])
+        return True
+
     def forget(self, request_id: str) -> None:
         """Stop tracking a request that left the engine."""
         tracked = self._tracked.pop(request_id, None)
+        self.impossible -= tracked is not None and tracked.impossible
         self._tables_held -= tracked is not None and tracked.table is not None
         self._stood.pop(request_id, None)
         self._bound_deadlines()
@@ -176,7 +204,15 @@ class Ordering:
         """Return the key of a tracked request; the lowest is served first."""
         return self._tracked[request_id].key
 
-    def plan(self, now_s: float, *, waiting: Collection[R], running: Collection[R], memory: KvMemory) -> Plan[R]:
+    def plan(
+        self,
+        now_s: float,
+        *,
+        waiting: Collection[R],
+        running: Collection[R],
+        memory: KvMemory,
+        admission: Admission | None = None,
+    ) -> Plan[R]:
         """Order both sets, and decide preemptions and how many requests may be active in the next step.
 
         Args:
@@ -184,6 +220,7 @@ class Ordering:
             waiting: The queue; sorted in place if it is an `OrderedQueue`.
             running: The running requests.
             memory: The engine's KV memory.
+            admission: Requests that hold memory without running, and those that the engine would skip; None for none.
         """
         self._mark_overdue(now_s)
         queue, active = waiting if isinstance(waiting, OrderedQueue) else list(waiting), list(running)
@@ -192,16 +229,20 @@ class Ordering:
         self._sort_queue(queue)
         if not queue or not (rules.gate or self.preempts):
             return Plan(queue, active, None, 0)
-        reserved = self._reserve_blocks()
-        admitted, pushed_out = self._admit(queue, active, memory, memory.free_blocks - reserved)
+        self._measure_blocks(memory)
+        held = 0 if admission is None else len(admission.holding)
+        reserved = self._reserve_blocks(memory, admission)
+        admitted, skipped, pushed_out = self._admit(
+            now_s, queue, active, memory=memory, room_blocks=memory.free_blocks - reserved, admission=admission
+        )
         self._rest_steps = max(0, self._rest_steps - 1)
         if pushed_out:
             self._rest_steps = rules.preemption.rest_steps if rules.preemption else 0
             active = active[: len(active) - len(pushed_out)]
             self._order.keep(len(active))
             queue = sorted([*queue, *pushed_out], key=self._key)
-        limit = len(active) + admitted if rules.gate else None
-        return Plan(queue, active, limit, math.ceil(reserved), pushed_out)
+        limit = len(active) + held + admitted if rules.gate else None
+        return Plan(queue, active, limit, math.ceil(reserved), pushed_out, skipped=skipped)
 
     def _key(self, request: R) -> Key:
         return self._tracked[request.request_id].key
@@ -246,43 +287,80 @@ class Ordering:
         self._deadlines = [(time_s, tracked.request_id) for time_s, tracked in waiting if time_s < math.inf]
         heapify(self._deadlines)
 
-    def _reserve_blocks(self) -> float:
-        """Return the sum of `_claim_blocks` over the running requests."""
+    def _measure_blocks(self, memory: KvMemory) -> None:
+        """Find out once whether every token of every request takes the same share of a KV block."""
+        if self._shape_known:
+            return
+        self._shape_known = True
+        first, late = memory.blocks(1.0) - memory.blocks(0.0), memory.blocks(1e9 + 1.0) - memory.blocks(1e9)
+        self._even_blocks = first if math.isclose(first, late, rel_tol=1e-3) else None
+
+    def _grown_blocks(self, tokens: int, more_tokens: float, memory: KvMemory) -> float:
+        """Return the KV blocks that a request of ``tokens`` takes for ``more_tokens`` further ones."""
+        if self._even_blocks is not None:
+            return more_tokens * self._even_blocks
+        return memory.blocks(tokens + more_tokens) - memory.blocks(tokens)
+
+    def _reserve_blocks(self, memory: KvMemory, admission: Admission | None) -> float:
+        """Return the sum of `_claim_blocks` over the running requests and those that hold blocks without running."""
+        holding = () if admission is None else admission.holding
+        reserved = sum(self._claim_blocks(request, memory) for request in holding)
+        if self._even_blocks is None:
+            return reserved + sum(self._claim_blocks(entry.running, memory) for entry in self._order.entries)
         lacking_tokens: int = sum(
             entry.running.num_tokens - entry.running.num_computed_tokens for entry in self._order.filling
         )
         growth_tokens = 0.0
         if self._rules.gate is not None:
             growth_tokens = self._rules.gate.margin * sum(map(_growth, self._order.entries))
-        return (lacking_tokens + growth_tokens) / self._block_size_tokens
+        return reserved + (lacking_tokens + growth_tokens) * self._even_blocks
 
     def _need_blocks(self, request: R, memory: KvMemory) -> float:
         """Return the free KV blocks that a waiting request needs with its expected growth."""
         own_blocks = max(0.0, math.ceil(memory.blocks(request.num_tokens)) - memory.hit(request).held_blocks)
-        return own_blocks + self._growth_tokens(request) / self._block_size_tokens
+        return own_blocks + self._grown_blocks(request.num_tokens, self._growth_tokens(request), memory)
 
-    def _claim_blocks(self, running: R) -> float:
+    def _claim_blocks(self, running: R, memory: KvMemory) -> float:
         """Return the KV blocks that a running request is expected to take beyond those that it holds."""
         lacking_tokens = running.num_tokens - running.num_computed_tokens
         unfilled_tokens = lacking_tokens if lacking_tokens > 1 else 0
-        return (unfilled_tokens + self._growth_tokens(running)) / self._block_size_tokens
+        more_tokens = unfilled_tokens + self._growth_tokens(running)
+        return self._grown_blocks(running.num_computed_tokens, more_tokens, memory)
 
     def _growth_tokens(self, request: R) -> float:
         gate = self._rules.gate
         return 0.0 if gate is None else gate.margin * self._tracked[request.request_id].growth_tokens
 
-    def _admit(self, queue: Sequence[R], active: list[R], memory: KvMemory, room_blocks: float) -> tuple[int, list[R]]:
-        """Return how many requests from the head of the queue fit, and the running ones to push out, the last first.
+    def _admit(
+        self,
+        now_s: float,
+        queue: Sequence[R],
+        active: list[R],
+        *,
+        memory: KvMemory,
+        room_blocks: float,
+        admission: Admission | None,
+    ) -> tuple[int, int, list[R]]:
+        """Return how many requests from the head of the queue fit, how many among them the engine skips, and victims.
 
         No request overtakes a head that does not fit, and an idle engine admits one whatever its size.
+        The victims are the running requests to push out, the last first.
         """
-        admitted = 0
+        admitted = skipped = 0
+        held = 0 if admission is None else len(admission.holding)
         pushed_out: list[R] = []
         for request in queue:
+            if self._tracked[request.request_id].impossible:
+                break
+            if admission is not None and (readiness := admission.readiness(request)) != "ready":
+                if readiness == "crowded_out" and now_s >= self._drain_s(request):
+                    break
+                skipped += 1
+                continue
             need = self._need_blocks(request, memory)
             stays = len(active) - len(pushed_out)
-            slots = self._max_num_seqs - stays - admitted
-            idle = not active and not admitted
+            slots = self._max_num_seqs - stays - held - admitted
+            idle = not (active or held or admitted)
             if (need > room_blocks and not idle) or slots <= 0:
                 victims, freed_blocks = self._victims(request, active[:stays], memory, need - room_blocks, slots)
                 if not victims:
@@ -291,7 +369,14 @@ class Ordering:
                 room_blocks += freed_blocks
             room_blocks -= need
             admitted += 1
-        return admitted, pushed_out
+            if admission is not None:
+                admission.start(request)
+        return admitted, skipped, pushed_out
+
+    def _drain_s(self, request: R) -> float:
+        """Return when those behind a request that is crowded out begin to wait for it."""
+        tracked = self._tracked[request.request_id]
+        return tracked.arrival_s + min(DRAIN_SHARE * (self._deadline_s(tracked) - tracked.arrival_s), DRAIN_AFTER_S)
 
     def _victims(
         self, request: R, active: list[R], memory: KvMemory, lacking_blocks: float, slots: int
@@ -304,9 +389,11 @@ class Ordering:
         freed_blocks = 0.0
         while active and self._yields(active[-1], request):
             victim = active.pop()
+            freed = memory.freed_blocks(victim)
+            if freed is None:
+                break
             victims.append(victim)
-            freed_blocks += memory.freed_blocks(victim)
-            freed_blocks += self._claim_blocks(victim)
+            freed_blocks += freed + self._claim_blocks(victim, memory)
             if freed_blocks >= lacking_blocks and slots + len(victims) > 0:
                 return victims, freed_blocks
         return [], 0.0
@@ -359,7 +446,8 @@ class Ordering:
 
     def _move(self, tracked: Tracked, value: float) -> None:
         """Set a request's key, and remember its key in the last plan."""
-        key = (tracked.priority, value, tracked.arrival_s, tracked.serial)
+        priority = LAST_CLASS if tracked.impossible else tracked.priority
+        key = (priority, value, tracked.arrival_s, tracked.serial)
         if tracked.running is None:
             self._stood.setdefault(tracked.request_id, tracked.key)
         else:

@@ -37,6 +37,8 @@ class Tracked:
     growth_tokens: float = 0.0
     overdue: bool = False
     """It has reached its bound on waiting: no other of its class may overtake it."""
+    impossible: bool = False
+    """The engine can never serve it: every other goes before it."""
     running: Any = None
     """The engine's request object while it is among the running ones of the last plan."""
     filling: bool = False

@@ -1,11 +1,12 @@
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from engine_adapter.ordering.kv_memory import PlainMemory
+from engine_adapter.ordering.admission import Readiness
+from engine_adapter.ordering.kv_memory import NO_HIT, PlainMemory, PrefixHit
 from engine_adapter.ordering.ordering import SPARE_DEADLINES, Ordering, boost_s
 from store.records import EngineRules, Gate, IndexTable, Preemption, Settings, Victims
 
@@ -345,3 +346,99 @@ def test_between_two_pushes_the_engine_rests() -> None:
         plan = ordering.plan(0.0, waiting=[Request(f"good{number}", 64)], running=running, memory=PlainMemory(0, BLOCK))
         pushes.append(len(plan.pushed_out))
     assert pushes == [1, 0, 0, 0, 1, 0, 0, 0, 1]
+
+
+@dataclass
+class HybridMemory:
+    """One group of full attention and five of a sliding window of 64 tokens: whole blocks of each."""
+
+    free_blocks: int
+
+    def hit(self, _request: Request) -> PrefixHit:
+        return NO_HIT
+
+    def freed_blocks(self, request: Request) -> float | None:
+        return self.blocks(request.num_computed_tokens)
+
+    def blocks(self, tokens: float) -> float:
+        return math.ceil(tokens / BLOCK) + 5.0 * min(math.ceil(tokens / BLOCK), 5)
+
+
+@dataclass
+class Waiting:
+    """An engine's waiting requests by name: which hold blocks, which are skipped, which are crowded out."""
+
+    holding: list[Request] = field(default_factory=list)
+    skipped: tuple[str, ...] = ()
+    crowded_out: tuple[str, ...] = ()
+    started: list[str] = field(default_factory=list)
+
+    def readiness(self, request: Request) -> Readiness:
+        if request.request_id in self.skipped:
+            return "skipped"
+        return "crowded_out" if request.request_id in self.crowded_out else "ready"
+
+    def start(self, request: Request) -> None:
+        self.started.append(request.request_id)
+
+
+def gated(*names: str, growth_tokens: float = 32.0, patience_s: float | None = None) -> Ordering:
+    """An ordering with a gate that tracks these requests, in this order."""
+    ordering = Ordering(BLOCK, 8)
+    ordering.configure(settings(gate=Gate(horizon_tokens=32)))
+    for number, name in enumerate(names):
+        ordering.track(name, priority=0, arrival_s=float(number))
+        ordering.put(structs.replace(table(name, (0, float(number), growth_tokens)), patience_s=patience_s))
+    return ordering
+
+
+def test_growth_is_counted_by_what_each_kind_of_layer_keeps() -> None:
+    """Past its window a request grows by the blocks of full attention only; before it by those of all groups."""
+    long, short = Request("long", 320, 320), Request("short", 16, 16)
+    for request, reserved in ((long, 2), (short, 12)):
+        plan = gated(request.request_id, "next").plan(
+            10.0, waiting=[Request("next", 8)], running=[request], memory=HybridMemory(100)
+        )
+        assert plan.reserved_blocks == reserved
+
+
+def test_requests_that_hold_blocks_without_running_take_a_place_and_are_reserved_for() -> None:
+    """Of 10 blocks 2 are reserved for the one that loads: two of three fit beside it, and the limit counts it."""
+    loading = Waiting(holding=[Request("loading", 16, 16)])
+    ordering = gated("loading", "a", "b", "c")
+    queue = [Request(name, 16) for name in "abc"]
+    plan = ordering.plan(10.0, waiting=queue, running=[], memory=PlainMemory(10, BLOCK), admission=loading)
+    assert (plan.reserved_blocks, plan.admission_limit, loading.started) == (2, 3, ["a", "b"])
+
+
+def test_requests_that_the_engine_skips_are_not_counted_and_block_nobody() -> None:
+    """The head waits for its grammar: those behind are started as if it were not there, and the plan names it."""
+    waiting = Waiting(skipped=("a",))
+    queue = [Request(name, 16) for name in "abc"]
+    plan = gated("a", "b", "c").plan(10.0, waiting=queue, running=[], memory=PlainMemory(3, BLOCK), admission=waiting)
+    assert (plan.admission_limit, plan.skipped, waiting.started) == (1, 1, ["b"])
+
+
+def test_a_request_that_is_crowded_out_is_passed_for_half_its_patience_only() -> None:
+    """Then nobody behind it is started, so that what it waits for becomes free."""
+    for now_s, started in ((4.0, ["b"]), (6.0, [])):
+        waiting = Waiting(crowded_out=("a",))
+        ordering = gated("a", "b", patience_s=10.0)
+        queue = [Request(name, 16) for name in "ab"]
+        ordering.plan(now_s, waiting=queue, running=[], memory=PlainMemory(9, BLOCK), admission=waiting)
+        assert waiting.started == started
+
+
+def test_a_request_that_can_never_be_served_stands_behind_all_others() -> None:
+    """It is not started on an idle engine either, is counted until it ends, and is said once."""
+    ordering = gated("giant", "b")
+    assert ordering.put_last("giant")
+    assert not ordering.put_last("giant")
+    memory = PlainMemory(9, BLOCK)
+    plan = ordering.plan(0.0, waiting=[Request("giant", 10_000), Request("b", 16)], running=[], memory=memory)
+    assert [request.request_id for request in plan.waiting] == ["b", "giant"]
+    assert plan.admission_limit == 1
+    assert ordering.plan(0.0, waiting=[Request("giant", 10_000)], running=[], memory=memory).admission_limit == 0
+    assert ordering.impossible == 1
+    ordering.forget("giant")
+    assert ordering.impossible == 0

@@ -114,8 +114,10 @@ def _takes_any_table(patch: pytest.MonkeyPatch) -> None:
 def _gate_admits_nobody(patch: pytest.MonkeyPatch) -> None:
     admit = Ordering._admit
 
-    def idle(ordering: Ordering, queue: Sequence[Any], active: list[Any], room_blocks: float) -> tuple[int, list[Any]]:
-        return admit(ordering, queue, active, room_blocks) if active else (0, [])
+    def idle(
+        ordering: Ordering, now_s: float, queue: Sequence[Any], active: list[Any], **more: Any
+    ) -> tuple[int, int, list[Any]]:
+        return admit(ordering, now_s, queue, active, **more) if active else (0, 0, [])
 
     patch.setattr(Ordering, "_admit", idle)
 

@@ -1,0 +1,34 @@
+"""What an engine says about its waiting requests beside KV memory: which hold blocks already, which it would skip.
+
+Engines without such requests have no `Admission`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, Literal, Protocol, TypeAlias
+
+Readiness: TypeAlias = Literal["ready", "skipped", "crowded_out"]
+"""Whether the engine would start a waiting request now.
+
+``skipped``: it waits for something of its own, such as its grammar, and the engine passes it by.
+``crowded_out``: it waits for something that running requests hold, such as the slot of a LoRA adapter, so that it can
+wait for ever while requests behind it are started.
+"""
+
+
+class Admission(Protocol):
+    """An engine's waiting requests at the start of a step."""
+
+    @property
+    def holding(self) -> Collection[Any]:
+        """Requests outside the queue that hold KV blocks but do not run, for example while their KV is loaded."""
+        ...
+
+    def readiness(self, request: Any) -> Readiness:  # noqa: ANN401 - the engine's own request
+        """Return whether the engine would start a waiting request, after those that `start` has named."""
+        ...
+
+    def start(self, request: Any) -> None:  # noqa: ANN401 - as above
+        """Record that the plan starts a request in this step."""
+        ...
