@@ -9,8 +9,23 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Protocol
+from zlib import crc32
 
 from store.records import FinishReason
+
+END_OF_SEQUENCE_ID = 2
+"""The token that ends an answer of its true length."""
+
+
+def answer_token_ids(request_id: str) -> range:
+    """Return the ids of the tokens that a device generates for a request, end-of-sequence apart; all fit 32 bits.
+
+    Each request has its own, so that no two answers share a prefix, and a later prompt may repeat them.
+
+    >>> answer_token_ids("request-7")[:3] == answer_token_ids("request-7")[:3] != answer_token_ids("request-8")[:3]
+    True
+    """
+    return range(END_OF_SEQUENCE_ID + 1 + crc32(request_id.encode()) // 2, 2**32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +62,8 @@ class CompletedRequest:
     reason: FinishReason
     preemptions: int
     recomputed_tokens: int
+    cached_prompt_tokens: int = 0
+    """Tokens found in the prefix cache when it was first scheduled."""
 
     @property
     def ttft_s(self) -> float:

@@ -184,4 +184,5 @@ class RequestProgress:
             reason=reason,
             preemptions=self.preemptions,
             recomputed_tokens=self.recomputed_tokens,
+            cached_prompt_tokens=self.cached_prompt_tokens,
         )

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
 from engine_adapter.agent.agent import Agent, AgentLimits, View
-from engine_adapter.ordering.kv_memory import PlainMemory
+from engine_adapter.ordering.kv_memory import KvMemory, PlainMemory, PrefixHit
 from engine_adapter.ordering.ordering import Ordering, OrderingFactory, Plan
 from engine_adapter.transport.link import EngineLink
-from engine_adapter.virtual_time.engine import CompletedRequest, Step, TraceRequest
+from engine_adapter.virtual_time.block_hashes import BlockHashes
+from engine_adapter.virtual_time.engine import CompletedRequest, Step, TraceRequest, answer_token_ids
 from engine_adapter.virtual_time.kv_cache import KvCache
+from engine_adapter.virtual_time.prefix_cache import PrefixCache
 from engine_adapter.virtual_time.profiles import Profile
 from engine_adapter.virtual_time.request_progress import (
     Load,
@@ -32,7 +34,6 @@ from engine_adapter.virtual_time.simulated_scheduler import (
     SimulatedRequest,
     SimulatedScheduler,
 )
-from store.errors import ConfigError
 from store.records import FinishReason, Hello, Preempted, RunningRequest
 
 P = ParamSpec("P")
@@ -61,13 +62,14 @@ class SimulatedEngine:
         watermark: Share of the KV blocks that admission keeps free.
         scheduling: The engine's own order, used without a plan.
         reserve_full_prompt: Whether admission requires room for the whole prompt.
-        prefix_caching: Must be False: not modelled.
+        chunk_tokens: Largest number of tokens of one request in a step while it is not the only one; None for no limit.
+        prefix_caching: Whether equal prompt prefixes are computed once.
         limits: Bounds and intervals of the agent.
         start_s: The clock's start, in seconds.
         make_ordering: Makes the ordering that applies index tables.
 
     Raises:
-        ConfigError: ``profile`` cannot hold one full request, or ``prefix_caching`` is True.
+        ConfigError: ``profile`` cannot hold one full request.
     """
 
     def __init__(
@@ -80,24 +82,27 @@ class SimulatedEngine:
         watermark: float = 0.0,
         scheduling: Scheduling = "fcfs",
         reserve_full_prompt: bool = True,
+        chunk_tokens: int | None = None,
         prefix_caching: bool = False,
         limits: AgentLimits | None = None,
         start_s: float = 0.0,
         make_ordering: OrderingFactory = Ordering,
     ) -> None:
         check_profile(profile)
-        if prefix_caching:
-            raise ConfigError("prefix_caching=True is not simulated: set it to False or use the vllm engine")
         self._profile = profile
         self._now_s = start_s
         self._scheduler = SimulatedScheduler(
-            cache=KvCache(blocks=profile.kv_blocks, block_size_tokens=profile.block_size_tokens, watermark=watermark),
+            cache=(PrefixCache if prefix_caching else KvCache)(
+                blocks=profile.kv_blocks, block_size_tokens=profile.block_size_tokens, watermark=watermark
+            ),
             token_budget=profile.token_budget,
             max_num_seqs=profile.max_num_seqs,
             scheduling=scheduling,
             reserve_full_prompt=reserve_full_prompt,
+            chunk_tokens=chunk_tokens,
         )
-        hello = _hello(profile, engine_id, session_id, start_s)
+        self._prefix_caching = prefix_caching
+        hello = _hello(profile, engine_id, session_id, start_s, prefix_caching=prefix_caching)
         self.agent = Agent(hello=hello, link=link, limits=limits, make_ordering=make_ordering)
         self._progress: dict[str, RequestProgress] = {}
         self._requests: dict[str, SimulatedRequest] = {}
@@ -126,10 +131,15 @@ class SimulatedEngine:
             request.arrival_s,
             num_prompt_tokens=len(request.token_ids),
             priority=request.priority,
+            block_hashes=self._block_hashes(request) if self._prefix_caching else None,
         )
         self._requests[request.request_id] = simulated
         self._scheduler.add(simulated)
         self._guard(self.agent.arrived, progress.arrived())
+
+    def _block_hashes(self, request: TraceRequest) -> BlockHashes:
+        answer = answer_token_ids(request.request_id)
+        return BlockHashes(request.token_ids, answer, self._profile.block_size_tokens)
 
     def abort(self, request_id: str) -> None:
         """Abort an unfinished request; the next step returns it as finished."""
@@ -159,9 +169,10 @@ class SimulatedEngine:
             self._preempt(preemption)
         for request in schedule.admitted:
             progress = self._progress[request.request_id]
+            cached_tokens = request.num_computed_tokens - schedule.tokens[request]
             if progress.lost_tokens:
-                self._guard(self.agent.resumed, progress.lost_tokens)
-            progress.start(self._now_s)
+                self._guard(self.agent.resumed, max(0, progress.lost_tokens - cached_tokens))
+            progress.start(self._now_s, cached_tokens=cached_tokens)
         if self.agent.snapshot_due(self._now_s):
             self._guard(self.agent.report, self._now_s, self._view())
         return self._now_s + duration_s
@@ -171,9 +182,9 @@ class SimulatedEngine:
         assert self._under_way is not None, "no step is under way"
         done, self._under_way = self._under_way, None
         self._now_s = max(self._now_s, done.start_s + done.duration_s)
-        for request in done.schedule.tokens:
-            if request.generates:
-                self._generate(request)
+        leaving = [request for request in done.schedule.tokens if request.generates and self._generate(request)]
+        for request in leaving:
+            self._end(request.request_id, "abort")
         if done.schedule.tokens:
             self._count(done)
             if not self._progress:
@@ -204,10 +215,7 @@ class SimulatedEngine:
             self._now_s,
             waiting=scheduler.waiting,
             running=scheduler.running,
-            memory=PlainMemory(
-                scheduler.cache.free_blocks - (scheduler.cache.watermark_blocks if scheduler.running else 0),
-                scheduler.cache.block_size_tokens,
-            ),
+            memory=self._memory(),
         )
         if plan is None:
             return False
@@ -217,8 +225,17 @@ class SimulatedEngine:
             running=plan.running,
             admission_limit=plan.admission_limit,
             pushed_out=plan.pushed_out,
+            step_tokens=plan.step_tokens,
+            chunk_tokens=plan.chunk_tokens,
         )
         return True
+
+    def _memory(self) -> KvMemory:
+        scheduler, cache = self._scheduler, self._scheduler.cache
+        free_blocks = cache.free_blocks - (cache.watermark_blocks if scheduler.running else 0)
+        if self._prefix_caching:
+            return _CachingMemory(free_blocks, cache)
+        return PlainMemory(free_blocks, cache.block_size_tokens)
 
     def _guard(self, hook: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
         """Call a hook; an exception becomes a fallback and never reaches the engine."""
@@ -242,7 +259,8 @@ class SimulatedEngine:
         )
         self._guard(self.agent.preempted, fact)
 
-    def _generate(self, request: SimulatedRequest) -> None:
+    def _generate(self, request: SimulatedRequest) -> bool:
+        """Add a token to an answer and end it if it is complete; whether its client leaves after this step."""
         progress = self._progress[request.request_id]
         progress.generate(self._now_s)
         request.num_output_tokens += 1
@@ -250,8 +268,10 @@ class SimulatedEngine:
             self._guard(self.agent.first_token, progress.first_token())
         self._guard(self.agent.attained, request.request_id, progress.output_tokens)
         reason = ending(progress.request, progress.output_tokens, self._profile)
-        if reason is not None:
-            self._end(request.request_id, reason)
+        if reason is None or reason == "abort":
+            return reason is not None
+        self._end(request.request_id, reason)
+        return False
 
     def _end(self, request_id: str, reason: FinishReason) -> None:
         progress = self._progress.pop(request_id)
@@ -294,7 +314,28 @@ class SimulatedEngine:
             yield RunningRequest(request.request_id, request.num_output_tokens, blocks)
 
 
-def _hello(profile: Profile, engine_id: str, session_id: str, start_s: float) -> Hello:
+@dataclass(frozen=True, slots=True)
+class _CachingMemory:
+    """KV memory with a prefix cache."""
+
+    free_blocks: int
+    cache: KvCache
+
+    def hit(self, request: SimulatedRequest) -> PrefixHit:
+        """Return what a waiting request would find."""
+        prefix = self.cache.find_prefix(request)
+        return PrefixHit(prefix.tokens, len(prefix.blocks) - prefix.idle_blocks)
+
+    def freed_blocks(self, request: SimulatedRequest) -> float:
+        """Return the blocks that no other running request holds."""
+        return self.cache.own_blocks(request.request_id)
+
+    def blocks(self, tokens: float) -> float:
+        """Return the tokens over the tokens of a block."""
+        return tokens / self.cache.block_size_tokens
+
+
+def _hello(profile: Profile, engine_id: str, session_id: str, start_s: float, *, prefix_caching: bool) -> Hello:
     return Hello(
         engine_id=engine_id,
         session_id=session_id,
@@ -306,6 +347,6 @@ def _hello(profile: Profile, engine_id: str, session_id: str, start_s: float) ->
         max_num_seqs=profile.max_num_seqs,
         token_budget=profile.token_budget,
         max_model_len_tokens=profile.max_model_len_tokens,
-        prefix_caching=False,
+        prefix_caching=prefix_caching,
         started_s=start_s,
     )

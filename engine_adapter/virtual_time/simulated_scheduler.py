@@ -1,8 +1,8 @@
 """A discrete model of the decisions of vLLM's scheduler in each step.
 
-It models vLLM 0.32's ``Scheduler.schedule`` for text models with full attention, without prefix caching,
-speculation, LoRA and connectors. Running requests come first, in their order, each with the tokens that it lacks,
-within the token budget. When KV blocks run out, a victim is preempted and recomputed later. Waiting requests are
+It models vLLM 0.32's ``Scheduler.schedule`` for text models with full attention, with and without prefix caching,
+without speculation, LoRA and connectors. Running requests come first, in their order, each with the tokens that it lacks,
+within the token budget and the limit on one prompt's share of it. When KV blocks run out, a victim is preempted and recomputed later. Waiting requests are
 admitted from the head of the queue only in a step without a victim, while the token budget, the admission limit and the
 KV cache allow it. A test compares it with vLLM's own scheduler, step by step.
 """
@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from engine_adapter.virtual_time.block_hashes import BlockHashes
 from engine_adapter.virtual_time.kv_cache import KvCache
 from store.records import PreemptionCause
 
@@ -32,6 +33,8 @@ class SimulatedRequest:
     priority: int = 0
     num_output_tokens: int = 0
     num_computed_tokens: int = 0
+    block_hashes: BlockHashes | None = None
+    """None without prefix caching."""
 
     @property
     def num_tokens(self) -> int:
@@ -71,7 +74,9 @@ class SimulatedScheduler:
 
     Args:
         cache: The engine's KV cache.
-        token_budget: Largest number of tokens in a step.
+        token_budget: Largest number of tokens in a step (vLLM's ``max_num_scheduled_tokens``).
+        chunk_tokens: Largest number of tokens of one request in a step while it is not the only one; None for no limit
+            (vLLM's ``long_prefill_token_threshold``, where 0 is no limit).
         max_num_seqs: Largest number of running requests.
         scheduling: The engine's own order, without an imposed one.
         reserve_full_prompt: Whether admission requires room for the whole prompt.
@@ -85,18 +90,23 @@ class SimulatedScheduler:
         max_num_seqs: int,
         scheduling: Scheduling = "fcfs",
         reserve_full_prompt: bool = True,
+        chunk_tokens: int | None = None,
     ) -> None:
         assert token_budget > 0
+        assert chunk_tokens is None or chunk_tokens > 0
         assert max_num_seqs > 0
         self.cache = cache
         self.waiting: deque[SimulatedRequest] = deque()
         self.running: list[SimulatedRequest] = []
         self._token_budget = token_budget
+        self._chunk_tokens = chunk_tokens
         self._max_num_seqs = max_num_seqs
         self._scheduling = scheduling
         self._reserve_full_prompt = reserve_full_prompt
         self._imposed = False
         self._admission_limit = max_num_seqs
+        self._step_limit = token_budget
+        self._chunk_limit = chunk_tokens or token_budget
         self._pushed_out: list[Preemption] = []
 
     @property
@@ -126,6 +136,8 @@ class SimulatedScheduler:
         running: Iterable[SimulatedRequest],
         admission_limit: int | None,
         pushed_out: Iterable[SimulatedRequest] = (),
+        step_tokens: int | None = None,
+        chunk_tokens: int | None = None,
     ) -> None:
         """Serve in this order until the next call; the last running request is preempted first.
 
@@ -134,6 +146,8 @@ class SimulatedScheduler:
             running: The running requests that keep their place, in order.
             admission_limit: Number of running requests at which admission stops; None for no limit.
             pushed_out: Requests that ran until now and lose their blocks.
+            step_tokens: Largest number of tokens in a step; None for the engine's own, which it never exceeds.
+            chunk_tokens: Largest number of tokens of one request in a step while it is not the only one; the same.
         """
         self._imposed = True
         for request in pushed_out:
@@ -143,6 +157,7 @@ class SimulatedScheduler:
         self.waiting = deque(waiting)
         self.running = list(running)
         self._admission_limit = self._max_num_seqs if admission_limit is None else admission_limit
+        self._limit_tokens(step_tokens, chunk_tokens)
 
     def restore(self) -> None:
         """Return to the engine's own order, as if no order had ever been imposed."""
@@ -150,28 +165,40 @@ class SimulatedScheduler:
             return
         self._imposed = False
         self._admission_limit = self._max_num_seqs
+        self._limit_tokens(None, None)
         self.waiting = deque(sorted(self.waiting, key=_rank if self._scheduling == "priority" else _arrival))
         self.running.sort(key=_arrival)
 
     def schedule(self) -> Schedule:
         """Schedule a step and count its tokens as computed."""
         schedule = Schedule()
-        budget = self._schedule_running(schedule)
+        longest = self._chunk_limit if self.unfinished > 1 else self._step_limit
+        budget = self._schedule_running(schedule, longest)
         if not schedule.preemptions:
-            self._admit(schedule, budget)
+            self._admit(schedule, budget, longest)
         schedule.preemptions[:0] = self._pushed_out
         self._pushed_out.clear()
         for request, tokens in schedule.tokens.items():
             request.num_computed_tokens += tokens
         return schedule
 
-    def _schedule_running(self, schedule: Schedule) -> int:
-        """Schedule the tokens that running requests lack; return the remaining token budget."""
-        budget = self._token_budget
+    def _limit_tokens(self, step_tokens: int | None, chunk_tokens: int | None) -> None:
+        """Limit the tokens of a step and of one request in it; None for the engine's own limit."""
+        assert step_tokens is None or step_tokens > 0
+        assert chunk_tokens is None or chunk_tokens > 0
+        self._step_limit = min(step_tokens or self._token_budget, self._token_budget)
+        own = self._chunk_tokens or self._token_budget
+        self._chunk_limit = min(chunk_tokens or own, own)
+
+    def _schedule_running(self, schedule: Schedule, longest: int) -> int:
+        """Schedule the tokens that running requests lack, each ``longest`` at most; return the remaining token budget."""
+        budget = self._step_limit
         place = 0
         while place < len(self.running) and budget > 0:
             request = self.running[place]
-            tokens = min(request.num_tokens - request.num_computed_tokens, budget)
+            tokens = request.num_tokens - request.num_computed_tokens
+            if tokens > 1:
+                tokens = min(tokens, longest, budget)
             while not self.cache.allocate(request.request_id, tokens=request.num_computed_tokens + tokens):
                 victim_place = self._victim_place()
                 victim = self.running.pop(victim_place)
@@ -201,17 +228,23 @@ class SimulatedScheduler:
         else:
             self.waiting.appendleft(victim)
 
-    def _admit(self, schedule: Schedule, budget: int) -> None:
+    def _admit(self, schedule: Schedule, budget: int, longest: int) -> None:
         """Admit waiting requests from the head; one that does not fit blocks those behind it."""
         limit = min(self._admission_limit, self._max_num_seqs)
         while self.waiting and budget > 0 and len(self.running) < limit:
             request = self.waiting[0]
-            tokens = min(request.num_tokens, budget)
-            keep_free = self.cache.watermark_blocks if self.running else 0
-            must_fit = request.num_tokens if self._reserve_full_prompt else tokens
-            if not self.cache.can_allocate(request.request_id, tokens=must_fit, keep_free_blocks=keep_free):
+            prefix = self.cache.find_prefix(request)
+            tokens = min(request.num_tokens - prefix.tokens, longest, budget)
+            in_total = prefix.tokens + tokens
+            if not self.cache.admit(
+                request,
+                prefix,
+                tokens=in_total,
+                must_fit_tokens=request.num_tokens if self._reserve_full_prompt else in_total,
+                keep_free_blocks=self.cache.watermark_blocks if self.running else 0,
+            ):
                 return
-            self.cache.allocate(request.request_id, tokens=tokens)
+            request.num_computed_tokens = prefix.tokens
             self.running.append(self.waiting.popleft())
             schedule.admitted.append(request)
             schedule.tokens[request] = tokens

@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from zlib import crc32
 
 import torch
 from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig
@@ -30,13 +29,17 @@ from vllm.v1.structured_output import StructuredOutputManager
 from engine_adapter.ordering.ordering import Ordering, OrderingFactory
 from engine_adapter.transport.keys import EngineKey
 from engine_adapter.transport.link import EngineLink
-from engine_adapter.virtual_time.engine import CompletedRequest, Step, TraceRequest
+from engine_adapter.virtual_time.engine import (
+    END_OF_SEQUENCE_ID,
+    CompletedRequest,
+    Step,
+    TraceRequest,
+    answer_token_ids,
+)
 from engine_adapter.virtual_time.profiles import Profile
 from engine_adapter.virtual_time.request_progress import RequestProgress, check_profile, check_request, ending, load_of
 from engine_adapter.virtual_time.simulated_scheduler import Scheduling
 from store.records import FinishReason
-
-END_OF_SEQUENCE_ID = 2
 
 
 class VllmVirtualTimeEngine:
@@ -50,6 +53,7 @@ class VllmVirtualTimeEngine:
         watermark: vLLM's KV cache watermark.
         scheduling: vLLM's ``--scheduling-policy``.
         reserve_full_prompt: Whether admission requires room for the whole prompt.
+        chunk_tokens: vLLM's ``long_prefill_token_threshold``; None for none.
         prefix_caching: Whether vLLM caches prompt prefixes.
         data_parallel_rank: The rank's index, all that vLLM passes to a rank of a dense model.
         make_ordering: Makes the ordering that applies index tables.
@@ -68,6 +72,7 @@ class VllmVirtualTimeEngine:
         watermark: float = 0.0,
         scheduling: Scheduling = "fcfs",
         reserve_full_prompt: bool = True,
+        chunk_tokens: int | None = None,
         prefix_caching: bool = False,
         data_parallel_rank: int = 0,
         make_ordering: OrderingFactory = Ordering,
@@ -88,6 +93,7 @@ class VllmVirtualTimeEngine:
                 policy=scheduling,
                 watermark=watermark,
                 scheduler_reserve_full_isl=reserve_full_prompt,
+                long_prefill_token_threshold=chunk_tokens or 0,
                 enable_chunked_prefill=True,
                 async_scheduling=True,
             ),
@@ -211,9 +217,9 @@ class VllmVirtualTimeEngine:
                 sampled_token_ids=sampled,
             ),
         )
-        for request_id, token_ids in zip(request_ids, sampled, strict=True):
-            if token_ids:
-                self._generated(request_id)
+        generated = [request_id for request_id, token_ids in zip(request_ids, sampled, strict=True) if token_ids]
+        for request_id in [request_id for request_id in generated if self._generated(request_id)]:
+            self.abort(request_id)
 
     def _sample(self, request: Request) -> list[int]:
         """Return the device's token: none before all are computed, end-of-sequence at the true length."""
@@ -223,18 +229,19 @@ class VllmVirtualTimeEngine:
         output_tokens = progress.output_tokens + 1
         if output_tokens >= progress.request.true_output_tokens:
             return [END_OF_SEQUENCE_ID]
-        return [END_OF_SEQUENCE_ID + 1 + crc32(f"{request.request_id}/{output_tokens}".encode())]
+        return [answer_token_ids(request.request_id)[output_tokens - 1]]
 
-    def _generated(self, request_id: str) -> None:
+    def _generated(self, request_id: str) -> bool:
+        """Record a token, and the end of a complete answer; whether the client leaves after this step."""
         progress = self._progress[request_id]
         progress.generate(self._now_s)
         reason = ending(progress.request, progress.output_tokens, self._profile)
         if reason == "abort":
-            self.abort(request_id)
-            return
+            return True
         assert (reason is not None) == (request_id not in self.scheduler.requests), "vLLM ends answers differently"
         if reason is not None:
             self._end(request_id, reason)
+        return False
 
     def _end(self, request_id: str, reason: FinishReason) -> None:
         self._ended.append(self._progress.pop(request_id).completed(self._now_s, reason))

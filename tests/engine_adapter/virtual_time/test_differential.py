@@ -7,19 +7,20 @@ in their order, preemptions in their order, KV blocks in use, queue lengths, and
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import random
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, event, example, given, settings
+from hypothesis import HealthCheck, currently_in_test_context, event, example, given, settings
 from hypothesis import strategies as st
 
 from controller.policy.baseline_ordering import PreemptiveOrdering, PromotingOrdering
 from engine_adapter.ordering.ordering import Ordering, OrderingFactory
 from engine_adapter.transport.link import DirectLink, NoLink
-from engine_adapter.virtual_time.engine import TraceRequest, VirtualEngine
+from engine_adapter.virtual_time.engine import TraceRequest, VirtualEngine, answer_token_ids
 from engine_adapter.virtual_time.profiles import Profile
 from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
 from engine_adapter.virtual_time.simulated_scheduler import Scheduling
@@ -76,6 +77,8 @@ class Case:
     works: tuple[TraceRequest, ...]
     aborts: dict[int, int]
     """Step -> place of a work whose client goes away before that step."""
+    prefix_caching: bool = False
+    chunk_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -143,16 +146,29 @@ def profiles() -> st.SearchStrategy[Profile]:
     )
 
 
+def prompt(tokens: int, prefix: tuple[int, int], place: int) -> tuple[int, ...]:
+    """A prompt with the first tokens of one of a few documents, and a tail of its own.
+
+    Args:
+        tokens: The prompt's length.
+        prefix: The document, and the number of its tokens that come first.
+        place: The request's place, which makes its tail its own.
+    """
+    document, shared = prefix
+    return (*(document,) * min(shared, tokens), *(1000 + place,) * (tokens - shared))
+
+
 @st.composite
-def cases(draw: st.DrawFn, scheduling: Scheduling) -> Case:
-    """An engine and up to fourteen requests."""
+def cases(draw: st.DrawFn, scheduling: Scheduling, *, may_cache: bool = True) -> Case:
+    """An engine and up to fourteen requests, which share prefixes whether the engine caches them or not."""
     profile = draw(profiles())
     lengths = st.integers(1, 30) | st.integers(1, profile.max_model_len_tokens) | st.integers(20, 60)
+    prefixes = st.tuples(st.integers(0, 2), st.sampled_from([96, 96, 48, 20, 0]))
     works = tuple(
         TraceRequest(
             request_id=f"r{place:02d}",
             arrival_s=draw(st.integers(0, 5) | st.integers(0, 60)) * 0.01,
-            token_ids=(7,) * min(draw(lengths), profile.max_model_len_tokens - 1),
+            token_ids=prompt(min(draw(lengths), profile.max_model_len_tokens - 1), draw(prefixes), place),
             max_tokens=draw(lengths),
             true_output_tokens=draw(lengths),
             priority=draw(st.integers(0, 2)),
@@ -167,6 +183,8 @@ def cases(draw: st.DrawFn, scheduling: Scheduling) -> Case:
         reserve_full_prompt=draw(st.sampled_from([True, True, False])),
         works=works,
         aborts=draw(st.dictionaries(st.integers(1, 60), st.integers(0, len(works) - 1), max_size=3)),
+        prefix_caching=may_cache and draw(st.booleans()),
+        chunk_tokens=draw(st.none() | st.none() | st.integers(1, 24)),
     )
 
 
@@ -215,6 +233,8 @@ def simulated(case: Case, script: Script | None = None) -> SimulatedEngine:
         watermark=case.watermark,
         scheduling=case.scheduling,
         reserve_full_prompt=case.reserve_full_prompt,
+        prefix_caching=case.prefix_caching,
+        chunk_tokens=case.chunk_tokens,
     )
 
 
@@ -227,6 +247,8 @@ def real(case: Case, script: Script | None = None, *, plugin: bool) -> VllmVirtu
         watermark=case.watermark,
         scheduling=case.scheduling,
         reserve_full_prompt=case.reserve_full_prompt,
+        prefix_caching=case.prefix_caching,
+        chunk_tokens=case.chunk_tokens,
         **choice,
     )
 
@@ -235,11 +257,18 @@ def _joined(script: Script | None) -> dict[str, Any]:
     return {"link": NoLink()} if script is None else {"link": script.link(), "make_ordering": script.make_ordering}
 
 
-def assert_same_schedule(case: Case, one: VirtualEngine, other: VirtualEngine, *, steps: int = STEP_LIMIT) -> None:
+def assert_same_schedule(
+    case: Case,
+    one: VirtualEngine,
+    other: VirtualEngine,
+    *,
+    steps: int = STEP_LIMIT,
+    before_step: Callable[[], None] | None = None,
+) -> None:
     """Serve a case on both engines at once and compare every step; all must be served by the limit of steps."""
     pending = sorted(case.works, key=lambda work: work.arrival_s)[::-1]
     present: set[str] = set()
-    preemptions = 0
+    preemptions = found = 0
     for number in range(steps):
         if not pending and not one.unfinished:
             break
@@ -255,14 +284,19 @@ def assert_same_schedule(case: Case, one: VirtualEngine, other: VirtualEngine, *
             present.add(work.request_id)
             one.submit(work)
             other.submit(work)
+        if before_step is not None:
+            before_step()
         step = one.step()
         assert step == other.step()
         assert one.unfinished == other.unfinished
         present.difference_update(life.request_id for life in step.finished)
         preemptions += len(step.preempted)
+        found += sum(life.cached_prompt_tokens > 0 for life in step.finished)
     else:
         assert steps < STEP_LIMIT, "not served within the limit"
-    event(f"preemptions: {min(preemptions, 4)}")
+    if currently_in_test_context():
+        event(f"preemptions: {min(preemptions, 4)}")
+        event(f"requests that found a prefix: {min(found, 4)}")
 
 
 def work(request_id: str, arrival_s: float, *, prompt_tokens: int, priority: int) -> TraceRequest:
@@ -319,7 +353,7 @@ def test_priority_order_is_simulated_step_by_step(case: Case) -> None:
 
 
 @HUNDREDS
-@given(data=st.data(), case=cases("fcfs"))
+@given(data=st.data(), case=cases("fcfs", may_cache=False))
 def test_our_policy_is_simulated_step_by_step(data: st.DataObject, case: Case) -> None:
     """Under tables, gate, boost, preemption and changing modes the simulated engine schedules as vLLM with our plugin does."""
     script = data.draw(scripts(case.works))
@@ -327,7 +361,7 @@ def test_our_policy_is_simulated_step_by_step(data: st.DataObject, case: Case) -
 
 
 @HUNDREDS
-@given(data=st.data(), case=cases("priority"))
+@given(data=st.data(), case=cases("priority", may_cache=False))
 def test_our_policy_on_a_priority_engine_is_simulated_step_by_step(data: st.DataObject, case: Case) -> None:
     """The same where the requests' own priorities are strict classes."""
     script = data.draw(scripts(case.works))
@@ -335,7 +369,7 @@ def test_our_policy_on_a_priority_engine_is_simulated_step_by_step(data: st.Data
 
 
 @settings(HUNDREDS, max_examples=40)
-@given(data=st.data(), case=cases("fcfs"))
+@given(data=st.data(), case=cases("fcfs", may_cache=False))
 def test_an_error_of_ours_falls_back_alike(data: st.DataObject, case: Case) -> None:
     """A table that breaks the ordering sends both engines to their own order at once, and back after the pause."""
     script = data.draw(scripts(case.works))
@@ -344,18 +378,104 @@ def test_an_error_of_ours_falls_back_alike(data: st.DataObject, case: Case) -> N
     assert_same_schedule(case, simulated(case, script), real(case, script, plugin=True), steps=script.steps)
 
 
-def test_prefix_caching_is_left_to_vllm() -> None:
-    """A prompt that was computed before costs the second request its last block only; all the blocks come back."""
-    engine = VllmVirtualTimeEngine(PROFILE, link=NoLink(), prefix_caching=True)
-    prompt = replace(work("first", 0.0, prompt_tokens=64, priority=0), true_output_tokens=2)
-    engine.submit(prompt)
+@pytest.mark.parametrize("engine_class", [SimulatedEngine, VllmVirtualTimeEngine])
+def test_a_prompt_that_was_computed_is_found_up_to_its_last_block(
+    engine_class: type[SimulatedEngine | VllmVirtualTimeEngine],
+) -> None:
+    """The second request computes its last block only, says so, and all the blocks come back."""
+    engine = engine_class(PROFILE, link=NoLink(), prefix_caching=True)
+    first = replace(work("first", 0.0, prompt_tokens=64, priority=0), true_output_tokens=2)
+    engine.submit(first)
     while engine.unfinished:
         engine.step()
-    engine.submit(replace(prompt, request_id="second"))
+    engine.submit(replace(first, request_id="second"))
     assert engine.step().scheduled_tokens == {"second": 16}
-    while engine.unfinished:
-        engine.step()
+    (life,) = engine.step().finished
+    assert life.cached_prompt_tokens == 48
     assert engine.step().kv_blocks_used == 0
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_long_runs_with_a_prefix_cache_are_simulated_step_by_step(seed: int) -> None:
+    """Documents, conversations that go on after their answers, victims, aborts, and limits that change on the way."""
+    chance = random.Random(seed)
+    case = conversations(chance)
+    one, other = simulated(case), real(case, plugin=False)
+    limits = limit_steps(one, other, chance) if case.scheduling == "fcfs" else None
+    assert_same_schedule(case, one, other, steps=20 * STEP_LIMIT, before_step=limits)
+    hits = other.scheduler.kv_cache_manager.block_pool.cached_block_hash_to_block
+    assert len(one._scheduler.cache._found_by) == len(hits) > 0  # type: ignore[attr-defined]  # the caches' contents
+
+
+def conversations(chance: random.Random) -> Case:
+    """Requests that begin with one of a few documents or with another request's prompt and answer."""
+    block = chance.choice([1, 4, 16, 16])
+    profile = replace(
+        PROFILE,
+        prefill_token_s=0.0001,
+        block_size_tokens=block,
+        kv_tokens=16 * chance.choice([130, 200, 400]),
+        max_num_seqs=chance.choice([4, 16, 64]),
+        token_budget=chance.choice([64, 128, 512]),
+        max_model_len_tokens=2048,
+    )
+    documents = [tuple(chance.choices(range(5000), k=1200)) for _ in range(3)]
+    rate_rps = chance.choice([3.0, 10.0, 50.0])
+    works: list[TraceRequest] = []
+    for place in range(70):
+        former = chance.choice(works) if works and chance.random() < 0.4 else None
+        if former is None:
+            tokens = chance.randint(1, chance.choice([100, 400, 1200]))
+            head = chance.choice(documents)[: chance.choice([tokens, tokens // 2, 0])]
+        else:
+            answer = answer_token_ids(former.request_id)[: min(former.true_output_tokens, former.max_tokens)]
+            head = (*former.token_ids, *answer[: chance.randint(0, len(answer))])[:1900]
+            tokens = len(head) + chance.randint(1, 60)
+        works.append(
+            TraceRequest(
+                request_id=f"r{place}",
+                arrival_s=(works[-1].arrival_s if works else 0.0) + chance.expovariate(rate_rps),
+                token_ids=head + tuple(chance.choices(range(5000), k=tokens - len(head))),
+                max_tokens=chance.randint(1, 300),
+                true_output_tokens=chance.randint(1, 300),
+                priority=chance.randint(0, 2),
+                abort_after_tokens=chance.choice([None, None, None, chance.randint(1, 100)]),
+            )
+        )
+    return Case(
+        profile=profile,
+        watermark=chance.choice([0.0, 0.0, 0.01, 0.1]),
+        scheduling=chance.choice(["fcfs", "priority"]),
+        reserve_full_prompt=chance.random() < 0.7,
+        works=tuple(works),
+        aborts={chance.randint(1, 1000): place for place in range(0, 70, 7)},
+        prefix_caching=True,
+        chunk_tokens=chance.choice([None, None, 16, 50]),
+    )
+
+
+def limit_steps(simulated: SimulatedEngine, real: VllmVirtualTimeEngine, chance: random.Random) -> Callable[[], None]:
+    """Before some steps, limit tokens of a step and of one request alike, and leave the order as it is."""
+    scheduler, stock = simulated._scheduler, real.scheduler
+    own_step, own_chunk = stock.max_num_scheduled_tokens, stock.scheduler_config.long_prefill_token_threshold
+    scheduler.restore = lambda: None  # type: ignore[method-assign]  # what is imposed here stays imposed
+
+    def limit() -> None:
+        if chance.random() < 0.7:
+            return
+        step, chunk = chance.choice([None, 20, 64, 2000]), chance.choice([None, 8, 30, 2000])
+        scheduler.impose(
+            waiting=scheduler.waiting,
+            running=scheduler.running,
+            admission_limit=None,
+            step_tokens=step,
+            chunk_tokens=chunk,
+        )
+        stock.max_num_scheduled_tokens = min(step or own_step, own_step)
+        limits = [tokens for tokens in (chunk, own_chunk) if tokens]
+        stock.scheduler_config.long_prefill_token_threshold = min(limits, default=0)
+
+    return limit
 
 
 @settings(HUNDREDS, max_examples=50)

@@ -210,9 +210,7 @@ def test_an_abort_from_outside_ends_a_life_with_the_next_step() -> None:
 
 
 def test_what_cannot_be_served_is_refused_by_name() -> None:
-    """Prefix caching, a cache smaller than one request, and prompts that no step could hold."""
-    with pytest.raises(ConfigError, match="prefix_caching=True"):
-        SimulatedEngine(PROFILE, link=NoLink(), prefix_caching=True)
+    """A cache smaller than one request, and prompts that no step could hold."""
     with pytest.raises(ConfigError, match="64 KV tokens cannot hold one request of 96"):
         SimulatedEngine(replace(PROFILE, kv_tokens=64), link=NoLink())
     engine = SimulatedEngine(PROFILE, link=NoLink())

@@ -17,9 +17,9 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from engine_adapter.transport.link import DirectLink
-from engine_adapter.virtual_time.engine import CompletedRequest, Step, TraceRequest
+from engine_adapter.virtual_time.engine import END_OF_SEQUENCE_ID, CompletedRequest, Step, TraceRequest
 from engine_adapter.virtual_time.profiles import Profile
-from engine_adapter.vllm.virtual_time import END_OF_SEQUENCE_ID, VllmVirtualTimeEngine
+from engine_adapter.vllm.virtual_time import VllmVirtualTimeEngine
 from engine_adapter.vllm_scheduler import SageScheduler
 from store.records import Arrived, Finished, FirstToken, Gate, Preempted
 
@@ -153,6 +153,7 @@ def _life(fact: Finished) -> CompletedRequest:
         reason=fact.reason,
         preemptions=fact.preemptions,
         recomputed_tokens=fact.recomputed_tokens,
+        cached_prompt_tokens=fact.cached_prompt_tokens,
     )
 
 

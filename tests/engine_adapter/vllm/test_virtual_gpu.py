@@ -15,10 +15,10 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from engine_adapter.transport.link import NoLink
-from engine_adapter.virtual_time.engine import TraceRequest, serve
+from engine_adapter.virtual_time.engine import END_OF_SEQUENCE_ID, TraceRequest, serve
 from engine_adapter.virtual_time.profiles import PROFILES, Profile
 from engine_adapter.vllm.virtual_gpu import FIRST_PLAIN_TOKEN_ID, Device, VirtualGpu, virtual_gpu_settings
-from engine_adapter.vllm.virtual_time import END_OF_SEQUENCE_ID, VllmVirtualTimeEngine
+from engine_adapter.vllm.virtual_time import VllmVirtualTimeEngine
 from store.errors import ConfigError
 
 pytestmark = pytest.mark.vllm
