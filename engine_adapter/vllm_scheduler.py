@@ -6,6 +6,7 @@ It adds one attribute and three methods to vLLM's names, so conflicts with names
 
 from __future__ import annotations
 
+from vllm.config import VllmConfig
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.engine import EngineCoreOutputs
@@ -16,7 +17,7 @@ from engine_adapter.ordering.ordering import Ordering
 from engine_adapter.transport.keys import EngineKey
 from engine_adapter.transport.link import EngineLink
 from engine_adapter.transport.zmq_sockets import ZmqLink
-from engine_adapter.vllm.plugin import Plugin, start_plugin
+from engine_adapter.vllm.plugin import Plugin, check_model, start_plugin
 
 _now_s = steady_clock()
 """The one clock of the engine's process."""
@@ -29,15 +30,20 @@ class SageScheduler(AsyncScheduler):  # type: ignore[misc]
     A harness in virtual time overrides `_now_s`, `_make_link` and `_make_ordering`, which are called during construction.
 
     Args:
-        args: Passed to vLLM's ``AsyncScheduler``, as are ``kwargs``; ``--additional-config`` among them names the
-            controller and the engine (`engine_adapter.vllm.plugin.plugin_settings`). Invalid settings are logged, and
-            vLLM then serves in its own order.
+        vllm_config: Its ``--additional-config`` names the controller and the engine
+            (`engine_adapter.vllm.plugin.plugin_settings`). Invalid settings are logged, and vLLM then serves in its
+            own order.
+        args: Passed to vLLM's ``AsyncScheduler``, as are ``kwargs``.
+
+    Raises:
+        ConfigError: The model needs another scheduler of vLLM's.
     """
 
     _sage: Plugin | None = None
 
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, vllm_config: VllmConfig, *args: object, **kwargs: object) -> None:
+        check_model(vllm_config)
+        super().__init__(vllm_config, *args, **kwargs)
         self._sage = start_plugin(self, now_s=self._now_s, make_link=self._make_link, make_ordering=self._make_ordering)
 
     def _now_s(self) -> float:

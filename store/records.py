@@ -101,9 +101,10 @@ class Hello(Record, frozen=True, kw_only=True):
     engine_version: str
     """Its version."""
     kv_blocks: Size
-    """KV blocks that it has."""
+    """KV blocks that it has; a token of a model with several groups of layers takes one in each group that keeps it."""
     block_size_tokens: Size
-    """Tokens in a KV block."""
+    """Tokens in a KV block of a request as long as the model's context, so that times ``kv_blocks`` it is the tokens
+    whose KV the engine holds at most."""
     max_num_seqs: Size
     """Requests that it runs at once at most."""
     token_budget: Size
@@ -259,6 +260,12 @@ class Snapshot(Record, frozen=True, kw_only=True):
     """Requests that the gate allows to be active at once; None when it does not limit."""
     reserved_blocks: Count = 0
     """KV blocks reserved for the growth of running requests."""
+    step_tokens: Count | None = None
+    """Tokens of a step at most, below the engine's own budget; None while that is in force."""
+    chunk_tokens: Count | None = None
+    """Tokens of one prompt in a step at most, below the engine's own limit; None while that is in force."""
+    impossible: Count = 0
+    """Unfinished requests that need more KV memory than the engine has; they go behind all others."""
     detailed: bool = True
     """Whether the snapshot has the lists; about every third has, because they are most of its cost."""
     running_requests: tuple[RunningRequest, ...] = ()

@@ -32,6 +32,7 @@ ENGINE_GAUGES = (
     ("engine_kv_blocks_used", "KV blocks in use.", "kv_blocks_used"),
     ("engine_kv_blocks", "KV blocks that requests can use.", "kv_blocks"),
     ("engine_reserved_blocks", "KV blocks held back for the growth of running requests.", "reserved_blocks"),
+    ("engine_impossible_requests", "Unfinished requests that need more KV memory than the engine has.", "impossible"),
     ("engine_tables_held", "Index tables that the engine holds.", "tables_held"),
 )
 ENGINE_COUNTERS = (

@@ -84,6 +84,13 @@ def _engine_notices(engine: EngineView, now_s: float) -> list[Notice]:
     if snapshot is not None and snapshot.messages_dropped:
         dropped = f"{count(snapshot.messages_dropped)} messages between engine and controller were dropped since start."
         notices.append(Notice("warning", f"Engine {name} drops messages", dropped))
+    if snapshot is not None and snapshot.impossible:
+        needs = "1 request needs" if snapshot.impossible == 1 else f"{count(snapshot.impossible)} requests need"
+        text = (
+            f"{needs} more KV memory than it has and can never run; all others go first. Its log names each: abort it, "
+            "lower `--max-model-len`, or give the engine more KV memory."
+        )
+        notices.append(Notice("warning", f"Engine {name} has requests that it can never serve", text))
     return notices
 
 

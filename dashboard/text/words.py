@@ -161,6 +161,29 @@ def exceptions(overdue: int) -> str:
     return f"Since the engines started, {count(overdue)} {requests} reached {its} bound on waiting and went first in {its} class."
 
 
+def step_bounds(step_tokens: Sequence[int], chunk_tokens: Sequence[int]) -> str:
+    """Say how far steps are held below the engines' own bounds; empty where none is.
+
+    Args:
+        step_tokens: The bound on a step of each engine that has one below its own.
+        chunk_tokens: The bound on one prompt's part of a step, likewise.
+
+    >>> step_bounds([2048], [512, 256])
+    'Just now a step computes at most 2,048 tokens, and of one prompt at most 256, so that short prompts get through beside long ones.'
+    >>> step_bounds([], [])
+    ''
+    """
+    bounds = []
+    if step_tokens:
+        bounds.append(f"a step computes at most {count(min(step_tokens))} tokens")
+    if chunk_tokens:
+        bounds.append(f"{'' if bounds else 'a step computes '}of one prompt at most {count(min(chunk_tokens))}")
+    if not bounds:
+        return ""
+    tokens = "" if step_tokens else " tokens"
+    return f"Just now {', and '.join(bounds)}{tokens}, so that short prompts get through beside long ones."
+
+
 def no_prediction_notice(learner: LearnerView) -> Notice | None:
     """Say what is missing before predictions can be compared with outcomes; None when nothing is."""
     if not learner.predictions:

@@ -88,6 +88,8 @@ class View:
     """Like ``queue`` iterated only for a detailed snapshot."""
     admission_limit: int | None = None
     reserved_blocks: int = 0
+    step_tokens: int | None = None
+    chunk_tokens: int | None = None
 
 
 @dataclass(slots=True)
@@ -278,6 +280,9 @@ class Agent:
             hook_s=sums.hook_s,
             admission_limit=view.admission_limit,
             reserved_blocks=view.reserved_blocks,
+            step_tokens=view.step_tokens,
+            chunk_tokens=view.chunk_tokens,
+            impossible=self._ordering.impossible,
             detailed=detailed,
             running_requests=tuple(islice(view.running_requests, self._limits.running_in_snapshot)) if detailed else (),
             queue=tuple(islice(view.queue, self._limits.queue_in_snapshot)) if detailed else (),

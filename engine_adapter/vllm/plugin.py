@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 import socket
 import time
@@ -27,11 +28,11 @@ from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.request import Request
 
 from engine_adapter.agent.agent import Agent, View
-from engine_adapter.ordering.kv_memory import PlainMemory
 from engine_adapter.ordering.ordering import OrderingFactory, Plan
 from engine_adapter.transport.keys import EngineKey, load_engine_key
 from engine_adapter.transport.link import EngineLink
 from engine_adapter.transport.zmq_sockets import ZmqLink, default_endpoint, prepare_endpoint
+from engine_adapter.vllm.block_memory import BlockMemory
 from engine_adapter.vllm.contract import KNOWN_VERSIONS, known_version
 from engine_adapter.vllm.request_events import RequestTracker
 from engine_adapter.vllm.scheduler_control import SchedulerControl
@@ -105,6 +106,19 @@ def ranked_name(name: str, parallel: ParallelConfig) -> str:
     return f"{name}-dp{index}" if index > 0 or parallel.data_parallel_size > 1 else name
 
 
+def check_model(vllm_config: VllmConfig) -> None:
+    """Refuse a model for which vLLM brings a scheduler of its own, which ours would replace.
+
+    Raises:
+        ConfigError: The model generates by diffusion.
+    """
+    if vllm_config.diffusion_config is not None:
+        raise ConfigError(
+            f"{vllm_config.model_config.model} generates by diffusion, which needs vLLM's own diffusion scheduler:"
+            " start vLLM without --scheduler-cls"
+        )
+
+
 def start_plugin(
     scheduler: AsyncScheduler,
     *,
@@ -164,7 +178,7 @@ class Plugin:
         self.alive = True
         self._scheduler = scheduler
         self._now_s = now_s
-        self._groups = max(1, len(scheduler.kv_cache_config.kv_cache_groups))
+        self._memory = BlockMemory(scheduler)
         self.agent = Agent(hello=self._hello(engine_id), link=link, make_ordering=make_ordering)
         self._tracker = RequestTracker(self.agent)
         self._control = SchedulerControl(scheduler)
@@ -192,6 +206,7 @@ class Plugin:
         """Report a request that the engine has queued."""
         if request.request_id in self._scheduler.requests:
             self._tracker.begin(request)
+            self._check_size(request)
 
     @_border
     def before_schedule(self) -> None:
@@ -199,17 +214,13 @@ class Plugin:
         now_s = self._now_s()
         self.agent.poll(now_s)
         self._log_mode(now_s)
-        self._plan = self._control.steer(
-            self.agent,
-            self._tracker.request_ids,
-            now_s=now_s,
-            memory=PlainMemory(self._admissible_blocks(), self._scheduler.block_size),
-        )
+        self._plan = self._control.steer(self.agent, self._tracker.request_ids, now_s=now_s, memory=self._memory)
 
     @_border
     def after_schedule(self, output: SchedulerOutput) -> None:
         """Record a step that the engine has scheduled."""
         now_s = self._now_s()
+        self._control.show_all()
         self._scheduled.append((output, now_s))
         self._tracker.schedule(output, now_s)
         self._report(now_s)
@@ -234,6 +245,7 @@ class Plugin:
         """Report a running request that lost its blocks with ``lost_tokens`` computed tokens."""
         cause: PreemptionCause = "policy" if self._control.pushing_out else "memory"
         self._tracker.preempt(request, lost_tokens, cause, self._now_s())
+        self._check_size(request)
 
     @_border
     def close(self) -> None:
@@ -252,9 +264,9 @@ class Plugin:
             model=_model_name(config.model_config),
             engine="vllm",
             engine_version=vllm.__version__,
-            kv_blocks=self._all_blocks(),
-            block_size_tokens=scheduler.block_size,
-            max_num_seqs=scheduler.max_num_running_reqs,
+            kv_blocks=self._memory.all_blocks,
+            block_size_tokens=self._memory.block_tokens,
+            max_num_seqs=min(scheduler.max_num_running_reqs, scheduler.max_num_active_reqs),
             token_budget=scheduler.max_num_scheduled_tokens,
             max_model_len_tokens=scheduler.max_model_len,
             prefix_caching=bool(scheduler.cache_config.enable_prefix_caching),
@@ -273,6 +285,19 @@ class Plugin:
         except Exception:
             self.alive = False
             log.exception("SageSched failed beyond repair: vLLM serves in its own order and nothing is reported")
+
+    def _check_size(self, request: Request) -> None:
+        """Put a request that needs more KV memory than the engine has behind all others, and say so once."""
+        if self._memory.fits(request.num_tokens) or request.request_id not in self._tracker.request_ids:
+            return
+        if self.agent.impossible(request.request_id):
+            log.warning(
+                "SageSched: request %s has %d tokens, which need more than the %d KV blocks of this engine: it can never"
+                " run, and all others go before it; abort it, lower --max-model-len, or give the engine more KV memory",
+                request.request_id,
+                request.num_tokens,
+                self._memory.all_blocks,
+            )
 
     def _count_step(self, output: SchedulerOutput, now_s: float) -> None:
         """Count a step, whose duration runs from its scheduling, or from the end of the step before it, until now.
@@ -333,34 +358,23 @@ class Plugin:
         self.agent.report(
             now_s,
             View(
-                kv_blocks_used=self._all_blocks() - self._free_blocks(),
+                kv_blocks_used=self._memory.all_blocks - self._memory.unused_blocks,
                 waiting=len(scheduler.waiting) + len(scheduler.kv_holding_waiting),
                 running=len(scheduler.running),
                 queue=(request.request_id for request in scheduler.waiting),
                 running_requests=self._running_requests(),
                 admission_limit=self._plan.admission_limit if self._plan else None,
                 reserved_blocks=self._plan.reserved_blocks if self._plan else 0,
+                step_tokens=self._control.shape.step_tokens,
+                chunk_tokens=self._control.shape.chunk_tokens,
             ),
         )
 
     def _running_requests(self) -> Iterator[RunningRequest]:
         """Yield the running requests with the blocks of their computed tokens; a shared block counts for each."""
-        block_size = self._scheduler.block_size
         for request in self._scheduler.running:
-            blocks = -(-request.num_computed_tokens // block_size)
+            blocks = math.ceil(self._memory.blocks(request.num_computed_tokens))
             yield RunningRequest(request.request_id, request.num_output_tokens, blocks)
-
-    def _all_blocks(self) -> int:
-        """Return the usable blocks; a model with several KV groups uses a block of each for the same tokens."""
-        return int(self._scheduler.kv_cache_manager.block_pool.num_gpu_blocks - 1) // self._groups
-
-    def _admissible_blocks(self) -> int:
-        """Return the free blocks that a waiting request may take: vLLM keeps its watermark while any request runs."""
-        kept = int(self._scheduler.kv_cache_manager.watermark_blocks) if self._scheduler.running else 0
-        return self._free_blocks() - kept // self._groups
-
-    def _free_blocks(self) -> int:
-        return int(self._scheduler.kv_cache_manager.block_pool.get_num_free_blocks()) // self._groups
 
 
 def _model_name(model_config: ModelConfig) -> str:

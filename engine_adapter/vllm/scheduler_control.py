@@ -1,11 +1,11 @@
-"""Controls vLLM's order, victim and admission limit, and restores them."""
+"""Controls vLLM's order, victim, admission limit and step, and restores them."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Collection
 from collections.abc import Set as AbstractSet
-from itertools import chain
+from itertools import chain, islice
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.request_queue import FCFSRequestQueue, SchedulingPolicy, create_request_queue
@@ -15,6 +15,8 @@ from engine_adapter.agent.agent import Agent
 from engine_adapter.ordering.kv_memory import KvMemory
 from engine_adapter.ordering.ordered_queue import OrderedQueue
 from engine_adapter.ordering.ordering import Plan
+from engine_adapter.vllm.step_shape import StepShape
+from engine_adapter.vllm.waiting_requests import WaitingRequests, waiting_requests
 
 
 class SchedulerControl:
@@ -25,6 +27,9 @@ class SchedulerControl:
     A request's own priority still counts: it comes first in the plan's order.
     Waiting requests that hold KV blocks (``kv_holding_waiting``) are left to vLLM and go first.
 
+    vLLM counts neither requests whose KV it loads asynchronously nor those that it passes by against its limit. Where
+    there may be such, it is shown only the head of the queue that the plan admits; `show_all` returns the rest.
+
     Args:
         scheduler: The scheduler to steer.
     """
@@ -33,9 +38,13 @@ class SchedulerControl:
         self._scheduler = scheduler
         self.pushing_out = False
         """Whether the plan, not the engine, causes a preemption that happens now."""
+        self.shape = StepShape(scheduler)
+        """Bounds of the step in force."""
         self._stock_policy: SchedulingPolicy = scheduler.policy
         self._stock_limit: int = scheduler.max_num_active_reqs
         self._held = False
+        self._behind: OrderedRequestQueue | None = None
+        """The queue behind its head, while vLLM is shown the head only."""
 
     def steer(self, agent: Agent, known: AbstractSet[str], *, now_s: float, memory: KvMemory) -> Plan[Request] | None:
         """Apply the agent's plan, or restore vLLM's own order when it has none; return the plan.
@@ -50,19 +59,32 @@ class SchedulerControl:
         waiting, running = scheduler.waiting, scheduler.running
         strange_waiting: list[Request] = []
         strange_running: list[Request] = []
-        if len(scheduler.requests) != len(known):
+        # Finished requests whose blocks are freed later are in none of the three.
+        if len(waiting) + len(running) + len(scheduler.kv_holding_waiting) != len(known):
+            if not known:
+                self.give_back()
+                return None
             # Rare, and finding them touches every request.
             waiting, strange_waiting = _split(waiting, known)
             running, strange_running = _split(running, known)
-        plan = agent.plan(now_s, waiting=waiting, running=running, memory=memory)
+        admission = waiting_requests(scheduler, known)
+        plan = agent.plan(now_s, waiting=waiting, running=running, memory=memory, admission=admission)
         if plan is None:
             self.give_back()
         else:
-            self._apply(plan, strange_waiting, strange_running)
+            self._apply(plan, admission, strange_waiting, strange_running)
         return plan
 
+    def show_all(self) -> None:
+        """Return to vLLM the part of its queue that it was not shown in the step that it has scheduled."""
+        behind, self._behind = self._behind, None
+        if behind is not None:
+            behind.extendleft(reversed(self._scheduler.waiting))
+            self._scheduler.waiting = behind
+
     def give_back(self) -> None:
-        """Restore vLLM's own policy, limit and order."""
+        """Restore vLLM's own policy, limit, order and step."""
+        self.show_all()
         if not self._held:
             return
         scheduler = self._scheduler
@@ -73,37 +95,61 @@ class SchedulerControl:
         scheduler.waiting = waiting
         scheduler.policy = self._stock_policy
         scheduler.max_num_active_reqs = self._stock_limit
+        self.shape.give_back()
         self._held = False
 
-    def _apply(self, plan: Plan[Request], strange_waiting: list[Request], strange_running: list[Request]) -> None:
+    def _apply(
+        self,
+        plan: Plan[Request],
+        admission: WaitingRequests | None,
+        strange_waiting: list[Request],
+        strange_running: list[Request],
+    ) -> None:
         """Check the whole plan, then apply it at once: an error leaves vLLM unchanged."""
         scheduler = self._scheduler
         waiting = scheduler.waiting
         if strange_waiting:
-            waiting = FCFSRequestQueue(chain(strange_waiting, plan.waiting))
+            waiting = OrderedRequestQueue(chain(strange_waiting, plan.waiting))
         elif plan.waiting is not waiting:
             waiting = OrderedRequestQueue(plan.waiting)
         running = strange_running + plan.running
         moved = len(plan.pushed_out)
         assert len(waiting) == len(scheduler.waiting) + moved, "the plan loses or invents waiting requests"
         assert len(running) == len(scheduler.running) - moved, "the plan loses or invents running requests"
-        limit = self._stock_limit
+        limit, head = self._stock_limit, None
         if plan.admission_limit is not None:
-            outside_gate = len(strange_waiting) + len(strange_running) + len(scheduler.kv_holding_waiting)
-            limit = min(limit, plan.admission_limit + outside_gate + scheduler.num_waiting_for_streaming_input)
+            held = 0 if admission is None else len(admission.holding)
+            active = plan.admission_limit + plan.skipped + len(strange_waiting) + len(strange_running)
+            strange_held = len(scheduler.kv_holding_waiting) - held
+            limit = min(limit, active + strange_held)
+            if held or plan.skipped or scheduler.connector is not None:
+                head = active - len(running) - held
         self._held = True
         scheduler.policy = SchedulingPolicy.FCFS
         self._push_out(plan.pushed_out)
         scheduler.waiting = waiting
         scheduler.running[:] = running
         scheduler.max_num_active_reqs = limit
+        self.shape.apply(plan.step_tokens, plan.chunk_tokens)
+        if head is not None and head < len(waiting):
+            self._show(head, waiting)
+
+    def _show(self, count: int, waiting: OrderedRequestQueue) -> None:
+        """Show vLLM only the first ``count`` requests of the queue."""
+        self._scheduler.waiting = FCFSRequestQueue(islice(waiting, count))
+        for _ in range(count):
+            waiting.popleft()
+        self._behind = waiting
 
     def _push_out(self, victims: list[Request]) -> None:
-        """Preempt running requests through vLLM's own method, which handles steps in flight."""
+        """Preempt running requests through vLLM's own method, which handles steps in flight, as vLLM itself does."""
+        scheduler = self._scheduler
         self.pushing_out = True
         try:
             for victim in victims:
-                self._scheduler._preempt_request(victim, time.monotonic())  # noqa: SLF001 - no other way in
+                scheduler._preempt_request(  # noqa: SLF001 - no other way in
+                    victim, time.monotonic(), drop_stale_output=scheduler.requires_kv_delivery
+                )
         finally:
             self.pushing_out = False
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from vllm.utils.hashing import sha256_cbor
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, KVCacheSpec
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
@@ -56,6 +56,8 @@ class VllmVirtualTimeEngine:
         chunk_tokens: vLLM's ``long_prefill_token_threshold``; None for none.
         prefix_caching: Whether vLLM caches prompt prefixes.
         data_parallel_rank: The rank's index, all that vLLM passes to a rank of a dense model.
+        layers: The model's kinds of layers, a KV group of each, which share the profile's blocks; full attention alone
+            when None.
         make_ordering: Makes the ordering that applies index tables.
 
     Raises:
@@ -75,6 +77,7 @@ class VllmVirtualTimeEngine:
         chunk_tokens: int | None = None,
         prefix_caching: bool = False,
         data_parallel_rank: int = 0,
+        layers: Sequence[KVCacheSpec] | None = None,
         make_ordering: OrderingFactory = Ordering,
     ) -> None:
         check_profile(profile)
@@ -110,7 +113,7 @@ class VllmVirtualTimeEngine:
         )
         self.scheduler = harnessed(
             vllm_config=config,
-            kv_cache_config=_kv_cache_config(profile),
+            kv_cache_config=_kv_cache_config(profile, layers),
             structured_output_manager=StructuredOutputManager(config),
             block_size=profile.block_size_tokens,
         )
@@ -287,13 +290,13 @@ def _vllm_config(profile: Profile, *, scheduler: SchedulerConfig, prefix_caching
     return config
 
 
-def _kv_cache_config(profile: Profile) -> KVCacheConfig:
-    """One layer of full attention; one more block than requests can use, because vLLM reserves the null block."""
-    layer = FullAttentionSpec(block_size=profile.block_size_tokens, num_kv_heads=1, head_size=16, dtype=torch.float32)
+def _kv_cache_config(profile: Profile, layers: Sequence[KVCacheSpec] | None) -> KVCacheConfig:
+    """A layer in each group; one more block than requests can use, because vLLM reserves the null block."""
+    full = FullAttentionSpec(block_size=profile.block_size_tokens, num_kv_heads=1, head_size=16, dtype=torch.float32)
     return KVCacheConfig(
         num_blocks=profile.kv_blocks + 1,
         kv_cache_tensors=[],
-        kv_cache_groups=[KVCacheGroupSpec(["layer"], layer)],
+        kv_cache_groups=[KVCacheGroupSpec([f"layer-{number}"], layer) for number, layer in enumerate(layers or [full])],
     )
 
 

@@ -68,6 +68,9 @@ def snapshot(now_s: float, waiting: int, **changes: object) -> Json:
         "queue": [],
         "running_requests": [],
         "overdue": 3,
+        "step_tokens": None,
+        "chunk_tokens": None,
+        "impossible": 0,
     } | changes
 
 

@@ -47,6 +47,7 @@ class ScriptedController:
     mode: Mode = "on"
     gate: Gate | None = None
     growth_tokens: float = 10.0
+    patience_s: float | None = None
     spoil: Callable[[IndexTable], IndexTable] = lambda table: table
     heard: list[EngineMessage] = field(default_factory=list)
     push: list[ControllerMessage] = field(default_factory=list)
@@ -92,7 +93,11 @@ class ScriptedController:
 
     def _table(self, request_id: str | None, index_s: float) -> IndexTable:
         return IndexTable(
-            request_id=request_id, attained_tokens=(0,), index_s=(index_s,), growth_tokens=(self.growth_tokens,)
+            request_id=request_id,
+            attained_tokens=(0,),
+            index_s=(index_s,),
+            growth_tokens=(self.growth_tokens,),
+            patience_s=self.patience_s,
         )
 
 

@@ -143,6 +143,20 @@ def test_a_fallback_is_prominent_and_gives_its_reason(opened: Open, standing: An
     assert "http://evil" not in boxes(test)
 
 
+def test_bounds_of_the_step_and_impossible_requests_are_said_in_plain_words(opened: Open, standing: Any) -> None:
+    """Who wonders why a long prompt is slow, or why a request never starts, finds the reason on the page."""
+    engines = standing.world.engines
+
+    def bounded(now_s: float, waiting: int) -> list[dict[str, Any]]:
+        changes = {"step_tokens": 2048, "chunk_tokens": 512, "impossible": 2}
+        return [engine | {"snapshot": engine["snapshot"] | changes} for engine in engines(now_s, waiting)]
+
+    standing.world.engines = bounded
+    test = opened("now")
+    assert "a step computes at most 2,048 tokens, and of one prompt at most 512" in captions(test)
+    assert "2 requests need more KV memory than it has and can never run" in boxes(test)
+
+
 def test_a_model_that_is_not_trusted_is_said_with_the_reason(opened: Open, standing: Any) -> None:
     """Whoever sees mode off although on was asked for must not have to guess why."""
     measured = standing.world.measured

@@ -1,0 +1,82 @@
+"""What vLLM does with waiting requests beside its queue, as `engine_adapter.ordering.admission.Admission` asks.
+
+vLLM takes a request whose KV is loaded asynchronously out of its queue without counting it against its limit, and
+passes by requests that wait for a grammar, for output in flight, or for the slot of a LoRA adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from collections.abc import Set as AbstractSet
+
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.request import Request, RequestStatus
+
+from engine_adapter.ordering.admission import Readiness
+
+_BLOCKED = frozenset(
+    (
+        RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR,
+        RequestStatus.WAITING_FOR_REMOTE_KVS,
+        RequestStatus.WAITING_FOR_STREAMING_REQ,
+    )
+)
+
+
+class WaitingRequests:
+    """The waiting requests of a vLLM scheduler at the start of a step.
+
+    Args:
+        scheduler: The scheduler.
+        known: Ids of the requests that the plan knows.
+    """
+
+    def __init__(self, scheduler: AsyncScheduler, known: AbstractSet[str]) -> None:
+        self._scheduler = scheduler
+        holding = scheduler.kv_holding_waiting
+        self.holding: Collection[Request] = (
+            [request for request in holding if request.request_id in known] if holding else ()
+        )
+        self._connected = scheduler.connector is not None or scheduler.ec_connector is not None
+        self._max_adapters = scheduler.lora_config.max_loras if scheduler.lora_config else None
+        self._adapters = (
+            {request.lora_request.lora_int_id for request in scheduler.running if request.lora_request}
+            if self._max_adapters is not None
+            else set()
+        )
+
+    def readiness(self, request: Request) -> Readiness:
+        """Return whether vLLM would start a request now.
+
+        A connector that has not answered leaves no trace but that vLLM has passed the request by in its last step.
+        """
+        if request.status in _BLOCKED or (request.num_stale_output_tokens and not request.drop_stale_output):
+            return "skipped"
+        adapter = request.lora_request
+        if (
+            self._max_adapters is not None
+            and adapter is not None
+            and adapter.lora_int_id not in self._adapters
+            and len(self._adapters) >= self._max_adapters
+        ):
+            return "crowded_out"
+        if self._connected and request in self._scheduler.deferred_waiting:
+            return "skipped"
+        return "ready"
+
+    def start(self, request: Request) -> None:
+        """Record that the plan starts a request, whose adapter then takes a slot."""
+        if self._max_adapters is not None and request.lora_request is not None:
+            self._adapters.add(request.lora_request.lora_int_id)
+
+
+def waiting_requests(scheduler: AsyncScheduler, known: AbstractSet[str]) -> WaitingRequests | None:
+    """Return the waiting requests where vLLM treats any of them apart; None, at no price, where it does not."""
+    if (
+        scheduler.kv_holding_waiting
+        or scheduler.deferred_waiting
+        or scheduler.lora_config is not None
+        or scheduler.connector is not None
+    ):
+        return WaitingRequests(scheduler, known)
+    return None
