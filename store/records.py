@@ -353,6 +353,17 @@ class Preemption(Record, frozen=True, kw_only=True):
     """Steps after a preemption during which no further request is pushed out."""
 
 
+class StepCost(Record, frozen=True, kw_only=True):
+    """Times of an engine's steps, which the controller learns from its snapshots."""
+
+    base_s: float
+    """Seconds of a step that computes nothing."""
+    prefill_token_s: float
+    """Seconds that a prompt token adds."""
+    budget_tokens: int
+    """Largest number of tokens that the engine computes in a step."""
+
+
 class EngineRules(Record, frozen=True, kw_only=True):
     """The rules that an engine applies beside the index tables; by default none, so that the index alone orders."""
 
@@ -364,6 +375,8 @@ class EngineRules(Record, frozen=True, kw_only=True):
     """When a waiting request pushes out running ones; None leaves preemption to the engine."""
     victims: Victims = "last"
     """Which running request is preempted when KV memory runs out: last in the order or cheapest to recompute."""
+    step: StepCost | None = None
+    """Times by which a step's prefill is bounded and prefix hits are priced; None until they are learned."""
 
 
 class Settings(Record, frozen=True, kw_only=True):

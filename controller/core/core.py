@@ -278,7 +278,7 @@ class Core:
             durable_batch=durable,
             next_heartbeat_s=now_s,
             next_refresh_s=now_s + state.config.refresh_interval_s,
-            tuning=previous.tuning if previous else EngineTuning(state.policy.tuning),
+            tuning=previous.tuning if previous else EngineTuning(state.policy.tuning, hello.token_budget),
             requests=previous.requests if previous else {},
         )
         state.sessions.enter(session)

@@ -15,7 +15,7 @@ from msgspec import structs
 
 from controller.core.step_time import StepPrices
 from controller.policy.policy import Tuning
-from store.records import Finished, Gate, Preempted, Settings, Snapshot
+from store.records import Finished, Gate, Preempted, Settings, Snapshot, StepCost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,6 +222,40 @@ class RecomputePrice:
         return f"a lost token costs {1000 * wanted_s:.3g} ms"
 
 
+class StepCostWatch:
+    """The step times that engines bound prefill by; they follow the step model when it has moved enough.
+
+    Args:
+        budget_tokens: Largest number of tokens that the engine computes in a step.
+    """
+
+    def __init__(self, budget_tokens: int) -> None:
+        self.cost: StepCost | None = None
+        """None before the first fit."""
+        self._budget_tokens = budget_tokens
+
+    def move(self, prices: StepPrices) -> str | None:
+        """Follow the fitted model; returns the reason of a change."""
+        model = prices.model
+        if model is None or model.prefill_token_s <= 0.0:
+            return None
+        if self.cost is not None and not (
+            _moved(self.cost.base_s, model.base_s) or _moved(self.cost.prefill_token_s, model.prefill_token_s)
+        ):
+            return None
+        self.cost = StepCost(
+            base_s=model.base_s, prefill_token_s=model.prefill_token_s, budget_tokens=self._budget_tokens
+        )
+        return f"a step takes {1000 * model.base_s:.3g} ms and a prompt token {1000 * model.prefill_token_s:.3g} ms"
+
+
+def _moved(former: float, new: float) -> bool:
+    return abs(new - former) > STEP_COST_CHANGE * former
+
+
+STEP_COST_CHANGE = 0.25
+"""Share by which a step time must differ from the one in force before engines are told."""
+
 _REMEMBERED = 0.99
 """Factor by which each further preemption fades the tokens lost and computed again before."""
 
@@ -231,12 +265,15 @@ class EngineTuning:
     """Everything that is adapted to one engine."""
 
     tuning: Tuning | None
+    budget_tokens: int = 0
+    """The engine's largest number of tokens in a step; 0 where steps are not shaped."""
     limits: TuningLimits = field(default_factory=TuningLimits)
     prices: StepPrices = field(default_factory=StepPrices)
     service: BoostTuner = field(init=False)
     tail: TailWatch = field(init=False)
     recompute: RecomputePrice = field(default_factory=RecomputePrice)
     _gate: GateTuner | None = field(init=False, default=None)
+    _step: StepCostWatch | None = field(init=False, default=None)
     _next_s: float = field(init=False, default=-math.inf)
 
     def __post_init__(self) -> None:
@@ -247,6 +284,8 @@ class EngineTuning:
         self.service = BoostTuner(scale=scale, boost_per_s=start_per_s, limits=self.limits)
         if tuning is not None and tuning.gate_exchange is not None:
             self._gate = GateTuner(exchange=tuning.gate_exchange, limits=self.limits)
+        if tuning is not None and tuning.shapes and self.budget_tokens > 0:
+            self._step = StepCostWatch(self.budget_tokens)
 
     def observe(self, snapshot: Snapshot) -> None:
         """Observe a snapshot."""
@@ -272,6 +311,8 @@ class EngineTuning:
             reasons.append(self.service.move())
         if self.tuning is not None and self.tuning.preempts:
             reasons.append(self.recompute.move(self.prices.prefill_token_s))
+        if self._step is not None:
+            reasons.append(self._step.move(self.prices))
         return [reason for reason in reasons if reason is not None]
 
     def applied(self, settings: Settings) -> Settings:
@@ -286,5 +327,6 @@ class EngineTuning:
         preemption = rules.preemption
         if preemption is not None and self.recompute.token_s is not None:
             preemption = structs.replace(preemption, token_s=self.recompute.token_s)
-        tuned = structs.replace(rules, gate=gate, boost_per_s=boost_per_s, preemption=preemption)
+        step = self._step.cost if self._step else rules.step
+        tuned = structs.replace(rules, gate=gate, boost_per_s=boost_per_s, preemption=preemption, step=step)
         return structs.replace(settings, rules=tuned)

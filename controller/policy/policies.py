@@ -79,6 +79,7 @@ class Schedule:
             gate_exchange=aim.tuning.gate_exchange if self.gate and self.tune_gate else None,
             boost_scale=aim.tuning.boost_scale if follows else None,
             boost_per_s=aim.tuning.boost_per_s if follows else None,
+            shapes=True,
             preempts=self.preemption is not None,
         )
         return IndexPolicy(

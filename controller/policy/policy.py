@@ -70,6 +70,8 @@ class Tuning:
     """γ times the mean seconds that an answer runs, without unit; None keeps γ."""
     boost_per_s: float | None = None
     """γ in 1/s until that mean is known."""
+    shapes: bool = False
+    """Whether engines learn their step times, by which they bound the prefill of a step."""
     preempts: bool = False
     """Whether the price of lost tokens follows the engine."""
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any, Protocol, TypeVar
 
 Key = tuple[int, float, float, int]
@@ -60,6 +61,11 @@ class OrderedQueue(deque[R]):
         elif changed:
             self._move(key, stood)
         self._new_left = self._new_right = 0
+
+    def new_requests(self) -> Iterator[R]:
+        """Yield the requests added since the last `settle`."""
+        yield from islice(self, self._new_left)
+        yield from islice(reversed(self), self._new_right)
 
     def _sort(self, key: Callable[[R], Key]) -> None:
         requests = sorted(self, key=key)

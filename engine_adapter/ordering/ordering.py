@@ -13,13 +13,17 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
+from itertools import chain, islice
 from operator import attrgetter
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from engine_adapter.ordering.admission import Admission
 from engine_adapter.ordering.kv_memory import KvMemory
 from engine_adapter.ordering.ordered_queue import Key, OrderedQueue
+from engine_adapter.ordering.prefix_hits import HEAD, PrefixHits
+from engine_adapter.ordering.push_out import DEFAULT_TOKEN_S, PushOutCredit
 from engine_adapter.ordering.running_order import FIRST, RunningOrder, Tracked
+from engine_adapter.ordering.step_shape import OWN_SHAPE, ArrivalRate, StepShape, shape_step
 from store.records import EngineRules, IndexTable, Settings
 
 
@@ -45,6 +49,9 @@ DRAIN_SHARE = 0.5
 
 DRAIN_AFTER_S = 30.0
 """The same, in seconds, for requests without a bound on waiting or with a longer one."""
+
+LEAST_INDEX_SHARE = 0.01
+"""Smallest share of its index that a request keeps when its whole prompt is cached."""
 
 SPARE_DEADLINES = 64
 """Obsolete deadlines kept before a clean-up, beside one for each request."""
@@ -109,6 +116,9 @@ class Ordering:
         self._stood: dict[str, Key] = {}
         self._order = RunningOrder(self._tracked.__getitem__)
         self._tables_held = 0
+        self._arrivals = ArrivalRate()
+        self._hits = PrefixHits(block_size_tokens)
+        self._credit = PushOutCredit()
         self._even_blocks: float | None = None
         """KV blocks of a token where each takes the same; None before the first plan and where it depends."""
         self._shape_known = False
@@ -165,6 +175,7 @@ class Ordering:
     def track(self, request_id: str, *, priority: int, arrival_s: float) -> None:
         """Start to track a request that entered the engine."""
         self._serial += 1
+        self._arrivals.observe(arrival_s)
         tracked = Tracked(request_id, priority, arrival_s, self._serial, attained_tokens=0, table=None)
         self._tracked[request_id] = tracked
         self._place(tracked)
@@ -226,26 +237,68 @@ class Ordering:
         queue, active = waiting if isinstance(waiting, OrderedQueue) else list(waiting), list(running)
         rules = self._rules
         active = self._order.settle(active, rules.victims)
+        self._look_up_hits(queue, memory)
         self._sort_queue(queue)
         if not queue or not (rules.gate or self.preempts):
-            return Plan(queue, active, None, 0)
+            shape = self._shape(now_s, queue, 0, memory)
+            return Plan(queue, active, None, 0, step_tokens=shape.step_tokens, chunk_tokens=shape.chunk_tokens)
         self._measure_blocks(memory)
+        self._credit.earn(now_s)
         held = 0 if admission is None else len(admission.holding)
         reserved = self._reserve_blocks(memory, admission)
         admitted, skipped, pushed_out = self._admit(
             now_s, queue, active, memory=memory, room_blocks=memory.free_blocks - reserved, admission=admission
         )
+        shape = self._shape(now_s, queue, admitted + skipped, memory)
         self._rest_steps = max(0, self._rest_steps - 1)
         if pushed_out:
+            self._pay(pushed_out)
             self._rest_steps = rules.preemption.rest_steps if rules.preemption else 0
             active = active[: len(active) - len(pushed_out)]
             self._order.keep(len(active))
             queue = sorted([*queue, *pushed_out], key=self._key)
         limit = len(active) + held + admitted if rules.gate else None
-        return Plan(queue, active, limit, math.ceil(reserved), pushed_out, skipped=skipped)
+        return Plan(
+            queue,
+            active,
+            limit,
+            math.ceil(reserved),
+            pushed_out,
+            step_tokens=shape.step_tokens,
+            chunk_tokens=shape.chunk_tokens,
+            skipped=skipped,
+        )
+
+    def _shape(self, now_s: float, queue: Sequence[R], placed: int, memory: KvMemory) -> StepShape:
+        """Bound the step's prefill, if its prompts are long enough to delay others; ``placed`` of the queue are in it."""
+        cost, filling = self._rules.step, self._order.filling
+        if cost is None or not (filling or placed):
+            return OWN_SHAPE
+        prompts = [entry.running.num_tokens - entry.running.num_computed_tokens for entry in filling]
+        prompts += [
+            request.num_tokens - self._tracked[request.request_id].hit.tokens for request in islice(queue, placed)
+        ]
+        return shape_step(
+            prompts,
+            unplaced=len(queue) - placed,
+            decode_tokens=len(self._order.entries) - len(filling),
+            cost=cost,
+            arrivals_per_s=self._arrivals.per_s(now_s),
+        )
 
     def _key(self, request: R) -> Key:
         return self._tracked[request.request_id].key
+
+    def _look_up_hits(self, queue: list[R] | OrderedQueue[R], memory: KvMemory) -> None:
+        """Look up new requests and the head of the queue in the prefix cache, and order by what is left to compute."""
+        self._hits.begin_step()
+        new = queue.new_requests() if isinstance(queue, OrderedQueue) else queue
+        for request in chain(islice(queue, HEAD), new):
+            if not self._hits.affordable:
+                return
+            tracked = self._tracked[request.request_id]
+            if self._hits.refresh(tracked, request, memory):
+                self._place(tracked)
 
     def _sort_queue(self, queue: list[R] | OrderedQueue[R]) -> None:
         """Put the queue in order; in an `OrderedQueue` only what has changed since the last plan is moved."""
@@ -317,7 +370,9 @@ class Ordering:
 
     def _need_blocks(self, request: R, memory: KvMemory) -> float:
         """Return the free KV blocks that a waiting request needs with its expected growth."""
-        own_blocks = max(0.0, math.ceil(memory.blocks(request.num_tokens)) - memory.hit(request).held_blocks)
+        own_blocks = max(
+            0.0, math.ceil(memory.blocks(request.num_tokens)) - self._tracked[request.request_id].hit.held_blocks
+        )
         return own_blocks + self._grown_blocks(request.num_tokens, self._growth_tokens(request), memory)
 
     def _claim_blocks(self, running: R, memory: KvMemory) -> float:
@@ -398,16 +453,20 @@ class Ordering:
                 return victims, freed_blocks
         return [], 0.0
 
+    def _pay(self, victims: list[R]) -> None:
+        """Charge what the victims must compute again."""
+        step = self._rules.step
+        token_s = DEFAULT_TOKEN_S if step is None else step.prefill_token_s
+        self._credit.spend(sum(victim.num_computed_tokens for victim in victims), token_s)
+
     def _yields(self, victim: R, request: R) -> bool:
         """Whether a running request yields to a waiting one: by strict class, or by index after the recomputation cost."""
-        preemption = self._rules.preemption
-        if preemption is None or self._rest_steps > 0:
-            return False
         loser, winner = self._tracked[victim.request_id], self._tracked[request.request_id]
-        if winner.key >= loser.key:
+        if winner.key[0] < loser.key[0]:
+            return self._credit.left
+        preemption = self._rules.preemption
+        if preemption is None or self._rest_steps > 0 or winner.key >= loser.key:
             return False
-        if winner.priority < loser.priority:
-            return True
         price_s = preemption.token_s * victim.num_computed_tokens
         return winner.index_s + price_s <= (1.0 - preemption.hysteresis) * loser.index_s
 
@@ -430,6 +489,9 @@ class Ordering:
             return
         entry = table.entry(tracked.attained_tokens)
         tracked.index_s = table.index_s[entry]
+        if tracked.hit.tokens and not tracked.attained_tokens and self._rules.step is not None:
+            saved_s = self._rules.step.prefill_token_s * tracked.hit.tokens
+            tracked.index_s = max(tracked.index_s - saved_s, LEAST_INDEX_SHARE * tracked.index_s)
         tracked.growth_tokens = table.growth_tokens[entry]
         self._move(tracked, self._value(tracked))
         following = entry + 1

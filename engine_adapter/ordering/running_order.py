@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, TypeVar
 
+from engine_adapter.ordering.kv_memory import NO_HIT, PrefixHit
 from engine_adapter.ordering.ordered_queue import Key
 from store.records import IndexTable, Victims
 
@@ -39,6 +40,10 @@ class Tracked:
     """It has reached its bound on waiting: no other of its class may overtake it."""
     impossible: bool = False
     """The engine can never serve it: every other goes before it."""
+    hit: PrefixHit = NO_HIT
+    """What its latest look-up in the prefix cache found while it waited."""
+    hit_due_step: int = 0
+    """Step from which it may be looked up again; 0 before the first look-up."""
     running: Any = None
     """The engine's request object while it is among the running ones of the last plan."""
     filling: bool = False

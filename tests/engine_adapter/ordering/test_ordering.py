@@ -7,8 +7,11 @@ from msgspec import structs
 
 from engine_adapter.ordering.admission import Readiness
 from engine_adapter.ordering.kv_memory import NO_HIT, PlainMemory, PrefixHit
+from engine_adapter.ordering.ordered_queue import OrderedQueue
 from engine_adapter.ordering.ordering import SPARE_DEADLINES, Ordering, boost_s
-from store.records import EngineRules, Gate, IndexTable, Preemption, Settings, Victims
+from engine_adapter.ordering.prefix_hits import HASHES_PER_STEP, SAVED_STEPS
+from engine_adapter.ordering.push_out import DEFAULT_TOKEN_S, PUSH_OUT_SHARE, SAVED_S
+from store.records import EngineRules, Gate, IndexTable, Preemption, Settings, StepCost, Victims
 
 BLOCK = 16
 
@@ -442,3 +445,111 @@ def test_a_request_that_can_never_be_served_stands_behind_all_others() -> None:
     assert ordering.impossible == 1
     ordering.forget("giant")
     assert ordering.impossible == 0
+
+
+def crowded(classes: int) -> tuple[Ordering, list[Request]]:
+    """A full engine of two places whose requests are of class 10, and a waiting one of class 0."""
+    ordering = Ordering(BLOCK, 2)
+    ordering.configure(settings(gate=Gate(horizon_tokens=32)))
+    for name in ("low-1", "low-2"):
+        ordering.track(name, priority=classes, arrival_s=0.0)
+        ordering.put(table(name, (0, 1.0, 0.0)))
+    ordering.track("high", priority=0, arrival_s=5.0)
+    ordering.put(table("high", (0, 1e6, 0.0)))
+    return ordering, [Request("low-1", 4000, 4000), Request("low-2", 4000, 4000)]
+
+
+def test_a_higher_class_gets_a_place_in_a_full_engine_by_default() -> None:
+    """Without any setting of preemption one request of the lower class is pushed out; within a class nobody is."""
+    for low, expected in ((10, 1), (0, 0)):
+        ordering, running = crowded(low)
+        plan = ordering.plan(5.0, waiting=[Request("high", 64)], running=running, memory=PlainMemory(100, BLOCK))
+        assert len(plan.pushed_out) == expected
+        assert plan.admission_limit == 2
+
+
+def test_push_outs_by_class_cost_a_bounded_share_of_the_time() -> None:
+    """With a request of the higher class in every step, what is computed again stays below the share of the time."""
+    ordering, running = crowded(10)
+    lost_s = 0.0
+    for step in range(20_000):
+        now_s = 5.0 + 0.05 * step
+        plan = ordering.plan(now_s, waiting=[Request("high", 64)], running=list(running), memory=PlainMemory(0, BLOCK))
+        lost_s += sum(victim.num_computed_tokens for victim in plan.pushed_out) * DEFAULT_TOKEN_S
+    assert 0.5 * PUSH_OUT_SHARE * 1000.0 < lost_s < PUSH_OUT_SHARE * 1000.0 + SAVED_S + 2.0
+
+
+@dataclass
+class CachedPrompts:
+    """KV memory in which some prompts are cached, and a count of the block hashes compared."""
+
+    free_blocks: int
+    hits: dict[str, PrefixHit]
+    compared: int = 0
+
+    def hit(self, request: Request) -> PrefixHit:
+        found = self.hits.get(request.request_id, NO_HIT)
+        self.compared += 1 + found.tokens // BLOCK
+        return found
+
+    def freed_blocks(self, request: Request) -> float:
+        return math.ceil(request.num_computed_tokens / BLOCK)
+
+    def blocks(self, tokens: float) -> float:
+        return tokens / BLOCK
+
+
+def caching(names: list[str]) -> Ordering:
+    """An ordering that prices prompt tokens at a millisecond; every request has the same index."""
+    ordering = Ordering(BLOCK, 1000)
+    rules = EngineRules(
+        gate=Gate(horizon_tokens=32), step=StepCost(base_s=0.03, prefill_token_s=1e-3, budget_tokens=8192)
+    )
+    ordering.configure(Settings(revision=1, mode="on", lease_s=1.0, rules=rules))
+    for arrival, name in enumerate(names):
+        ordering.track(name, priority=0, arrival_s=float(arrival))
+        ordering.put(table(name, (0, 10.0, 0.0)))
+    return ordering
+
+
+def test_blocks_that_running_requests_hold_are_not_needed_again() -> None:
+    """A prompt of 512 blocks, of which 500 are held by others, needs 12."""
+    for held, expected in ((500.0, 2), (0.0, 1)):
+        ordering = caching(["holder", "follower"])
+        memory = CachedPrompts(20, {"follower": PrefixHit(tokens=8000, held_blocks=held)})
+        running = [Request("holder", 8192, 8192)]
+        plan = ordering.plan(0.0, waiting=[Request("follower", 8192)], running=running, memory=memory)
+        assert plan.admission_limit == expected
+
+
+def test_a_cached_prompt_goes_before_one_that_must_be_computed() -> None:
+    """Of two requests with the same index the one with less to compute runs first, though it came later."""
+    ordering = caching(["cold", "warm"])
+    memory = CachedPrompts(0, {"warm": PrefixHit(tokens=4096)})
+    requests = [Request("cold", 4200), Request("warm", 4200)]
+    plan = ordering.plan(0.0, waiting=requests, running=[Request("cold", 1, 1)], memory=memory)
+    assert [request.request_id for request in plan.waiting] == ["warm", "cold"]
+
+
+def test_look_ups_have_a_bounded_price_per_step() -> None:
+    """A thousand waiting prompts of ten thousand cached blocks cost a bounded number of comparisons in each step."""
+    names = [f"r{number}" for number in range(1000)]
+    ordering = caching(names)
+    memory = CachedPrompts(0, {name: PrefixHit(tokens=160_000) for name in names})
+    queue = OrderedQueue([Request(name, 160_001) for name in names])
+    steps = 500
+    for _ in range(steps):
+        ordering.plan(0.0, waiting=queue, running=[], memory=memory)
+    assert memory.compared <= (steps + SAVED_STEPS) * HASHES_PER_STEP + 10_001
+
+
+def test_a_hit_is_looked_up_again_when_the_request_reaches_the_head() -> None:
+    """What was cached at arrival may be gone: the head's need follows within a few steps."""
+    ordering = caching(["holder", "follower"])
+    memory = CachedPrompts(20, {"follower": PrefixHit(tokens=8000, held_blocks=500.0)})
+    running = [Request("holder", 8192, 8192)]
+    waiting = [Request("follower", 8192)]
+    assert ordering.plan(0.0, waiting=waiting, running=running, memory=memory).admission_limit == 2
+    memory.hits.clear()
+    limits = [ordering.plan(0.0, waiting=waiting, running=running, memory=memory).admission_limit for _ in range(40)]
+    assert limits[-1] == 1
