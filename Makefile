@@ -21,7 +21,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser promtool demo test quick check unit long bench simulate soak ranks crash-test contract-vllm-033 format lock clean
+.PHONY: help setup browser promtool demo test quick check unit long bench suite simulate soak ranks crash-test contract-vllm-033 format lock clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -85,6 +85,9 @@ unit: $(READY) browser promtool ## All tests and doctests; ARGS="-k gittins" for
 
 bench: $(READY) ## The policies side by side on the built-in workload.
 	$(BIN)/python -m controller bench $(ARGS)
+
+suite: $(READY) ## Our schedule against every rival on every kind of traffic (an hour); ARGS=--short for a minute or two.
+	$(BIN)/python -m controller suite $(ARGS)
 
 simulate: $(READY) ## Run the whole loop under injected faults; SEEDS=5000 for so many seeds, SEED=123 for one again.
 	$(BIN)/python tests/simulation/simulate.py $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))

@@ -88,8 +88,8 @@ def bench(
         load=load,
         requests=requests,
         warmup=warmup,
-        seeds=_numbers("--seeds", seeds) if seeds else (seed,),
-        policies=_words(policies),
+        seeds=numbers("--seeds", seeds) if seeds else (seed,),
+        policies=words(policies),
         engine=engine,
         prefix_caching=prefix_caching,
         arrivals=arrivals,
@@ -127,14 +127,14 @@ def sweep(
     from controller.benchmark.scheduling.spec import BenchSpec
 
     require_writable(json_file, html, svg)
-    names = _words(policies)
+    names = words(policies)
     if against not in names:
         raise BadInputError(f"--against is {against!r} and does not run: choose one of {', '.join(names)}")
     base = BenchSpec(
         workload=workload,
         requests=requests,
         warmup=warmup,
-        seeds=_numbers("--seeds", seeds),
+        seeds=numbers("--seeds", seeds),
         policies=names,
         engine=engine,
         prefix_caching=prefix_caching,
@@ -143,7 +143,7 @@ def sweep(
         objective=objective,
     )
     specs = [
-        replace(base, profile=profile, load=load) for profile in _words(profiles) for load in _shares("--loads", loads)
+        replace(base, profile=profile, load=load) for profile in words(profiles) for load in shares("--loads", loads)
     ]
     if not specs:
         raise BadInputError("--profiles or --loads is empty: give at least one of each")
@@ -187,19 +187,22 @@ def _show_sweep(
         write_gain_chart(results, svg, against)
 
 
-def _shares(flag: str, text: str) -> tuple[float, ...]:
+def shares(flag: str, text: str) -> tuple[float, ...]:
+    """Numbers of a flag with commas between; raises `BadInputError`."""
     try:
-        return tuple(float(word) for word in _words(text))
+        return tuple(float(word) for word in words(text))
     except ValueError:
         raise BadInputError(f"{flag} is {text!r}: give numbers with commas between, such as 0.8,1,1.2") from None
 
 
-def _words(text: str) -> tuple[str, ...]:
+def words(text: str) -> tuple[str, ...]:
+    """Words of a flag with commas between."""
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
-def _numbers(flag: str, text: str) -> tuple[int, ...]:
+def numbers(flag: str, text: str) -> tuple[int, ...]:
+    """Whole numbers of a flag with commas between; raises `BadInputError`."""
     try:
-        return tuple(int(word) for word in _words(text))
+        return tuple(int(word) for word in words(text))
     except ValueError:
         raise BadInputError(f"{flag} is {text!r}: give whole numbers with commas between, such as 1,2,3") from None

@@ -24,6 +24,7 @@ from controller.cli.benchmark import add_studies
 from controller.cli.keys import add_keys
 from controller.cli.machines import add_machines
 from controller.cli.replay import add_replay
+from controller.cli.suite import add_suite
 from controller.cli.system import add_proofs
 from controller.config import Config, load_config
 from engine_adapter.agent.clock import steady_clock
@@ -63,6 +64,7 @@ LogFlag = Annotated[
 
 
 add_studies(app)
+add_suite(app)
 add_proofs(app)
 add_replay(app)
 add_machines(app)

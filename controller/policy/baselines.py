@@ -33,6 +33,7 @@ from controller.policy.policy import (
     Tuning,
 )
 from engine_adapter.ordering.ordering import Ordering, OrderingFactory
+from engine_adapter.virtual_time.simulated_scheduler import Scheduling
 from online_learning.distribution import LengthDistribution
 from store.errors import ConfigError
 from store.records import EngineRules, IndexTable, Preemption
@@ -44,6 +45,12 @@ PAPER_VARIANTS = tuple(
 """The paper names two refreshes of the index, in buckets of 200 tokens and in 10 buckets, and is preemptive without
 naming a price. All four variants run, and the best by mean TTLT is reported."""
 
+PRIORITY = "priority"
+"""vLLM's own order by the requests' classes, then by arrival (``--scheduling-policy priority``)."""
+
+ENGINE_ORDERS = ("fcfs", PRIORITY)
+"""Policies that leave the order to the engine."""
+
 OBJECTIVES: dict[str, Objective] = {"sage-mean": "mean", "sage-balanced": "balanced", "sage-tail": "tail"}
 """Names of `sage` with each objective, for one table; `sage` itself has the configured objective."""
 
@@ -54,7 +61,9 @@ GATED = {"fcfs-gated": "fcfs", "srpt-oracle-gated": "srpt-oracle"}
 """Our admission with other orders, which separates the gain of admission from that of ordering."""
 
 BENCH_POLICY_NAMES = tuple(
-    dict.fromkeys(("fcfs", "fastserve", "ssjf", "ltr", "trail", *POLICY_NAMES, *OBJECTIVES, PREEMPTIVE, *GATED))
+    dict.fromkeys(
+        ("fcfs", PRIORITY, "fastserve", "ssjf", "ltr", "trail", *POLICY_NAMES, *OBJECTIVES, PREEMPTIVE, *GATED)
+    )
 )
 
 Order: TypeAlias = Callable[[RequestFacts, LengthDistribution, EngineFacts], IndexTable]
@@ -71,6 +80,7 @@ class Baseline:
         rules: by default vLLM's own admission, and vLLM's own victim when memory runs out.
         tuning: parts that are adapted to each engine; None for none.
         orders: False for the engine's own order.
+        scheduling: the engine's own order.
     """
 
     name: str
@@ -79,6 +89,7 @@ class Baseline:
     rules: EngineRules = INDEX_ALONE
     tuning: Tuning | None = None
     orders: bool = True
+    scheduling: Scheduling = "fcfs"
 
     def assess(self, request: RequestFacts, predicted: LengthDistribution, engine: EngineFacts) -> Assessment:
         """The baseline's table; the cost is the paper's and is only recorded."""
@@ -120,6 +131,7 @@ def bench_policy(name: str, context: BenchContext) -> Policy:
     if name in GATED:
         return _gated(name, context)
     baselines: dict[str, Policy] = {
+        PRIORITY: Baseline(name=PRIORITY, order=by_arrival, orders=False, scheduling="priority"),
         "fastserve": Baseline(name="fastserve", order=skip_join_levels, make_ordering=PreemptiveOrdering),
         "ssjf": Baseline(name="ssjf", order=shortest_mean_first),
         "ltr": Baseline(
@@ -149,7 +161,17 @@ def ordering_of(policy: Policy) -> OrderingFactory:
     return policy.make_ordering if isinstance(policy, Baseline) else Ordering
 
 
+def scheduling_of(policy: Policy) -> Scheduling:
+    """The engine's own order under a policy, which holds where the policy does not order."""
+    return policy.scheduling if isinstance(policy, Baseline) else "fcfs"
+
+
 # --- orders ---------------------------------------------------------------------------------------
+
+
+def by_arrival(request: RequestFacts, predicted: LengthDistribution, engine: EngineFacts) -> IndexTable:
+    """A constant index: the order of arrival."""
+    return _table(request, [0], [0.0])
 
 
 def skip_join_levels(request: RequestFacts, predicted: LengthDistribution, engine: EngineFacts) -> IndexTable:

@@ -14,7 +14,7 @@ from msgspec import structs
 
 from controller.core.in_process import IN_PROCESS, InProcessController
 from controller.core.outbox import Outgoing
-from controller.policy.baselines import ordering_of
+from controller.policy.baselines import ordering_of, scheduling_of
 from controller.policy.policies import policy_named
 from controller.policy.policy import EngineFacts, Policy, RequestFacts
 from controller.replay.recorded_run import Replayable
@@ -22,6 +22,7 @@ from engine_adapter.ordering.ordering import Ordering, OrderingFactory
 from engine_adapter.transport.link import DirectLink, EngineLink, NoLink
 from engine_adapter.virtual_time.engine import Step, Totals, serve
 from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
+from engine_adapter.virtual_time.simulated_scheduler import Scheduling
 from online_learning.calibration.calibration import CalibrationSettings
 from online_learning.calibration.guard import GuardSettings
 from online_learning.distribution import LengthDistribution
@@ -49,7 +50,7 @@ Progress = Callable[[], None]
 def replay_under(past: Replayable, policy: Policy, progress: Progress | None = None) -> Totals:
     """Serve a past run again under a policy. If the policy orders, the run must have a prediction."""
     connect = _ReplayController(past, policy).link if policy.orders else _no_link
-    return _serve(past, connect, progress, ordering_of(policy))
+    return _serve(past, connect, progress, ordering_of(policy), scheduling_of(policy))
 
 
 def replay_as_recorded(past: Replayable, progress: Progress | None = None) -> Totals:
@@ -176,11 +177,14 @@ def _serve(
     connect: Callable[[Callable[[], float]], EngineLink],
     progress: Progress | None,
     make_ordering: OrderingFactory = Ordering,
+    scheduling: Scheduling = "fcfs",
 ) -> Totals:
     """Serve the run to its end, on an engine that is empty when the first request arrives."""
     link = connect(lambda: engine.now_s)
     start_s = past.requests[0].arrival_s
-    engine = SimulatedEngine(past.profile, link=link, start_s=start_s, make_ordering=make_ordering)
+    engine = SimulatedEngine(
+        past.profile, link=link, start_s=start_s, make_ordering=make_ordering, scheduling=scheduling
+    )
 
     on_end = progress or (lambda: None)
 

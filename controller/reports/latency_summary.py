@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from engine_adapter.virtual_time.engine import Totals
+from engine_adapter.virtual_time.engine import CompletedRequest, Totals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,35 @@ class PolicyFigures:
     """vLLM's static watermark under which the policy ran."""
     wall_s: float
     """Real seconds that the run took."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartFigures:
+    """Some of the requests of a run, such as those of one class."""
+
+    requests: int
+    mean_ttlt_s: float
+    p99_ttlt_s: float
+    mean_ttft_s: float
+    p99_ttft_s: float
+    max_ttft_s: float
+    mean_tpot_s: float
+
+
+def part_figures(requests: Sequence[CompletedRequest]) -> PartFigures:
+    """Sum some requests up."""
+    assert requests, "a part has at least one request"
+    ttlt_s = np.array([request.ttlt_s for request in requests])
+    ttft_s = np.array([request.ttft_s for request in requests])
+    return PartFigures(
+        requests=len(requests),
+        mean_ttlt_s=float(ttlt_s.mean()),
+        p99_ttlt_s=float(np.percentile(ttlt_s, 99)),
+        mean_ttft_s=float(ttft_s.mean()),
+        p99_ttft_s=float(np.percentile(ttft_s, 99)),
+        max_ttft_s=float(ttft_s.max()),
+        mean_tpot_s=float(np.mean([request.tpot_s for request in requests])),
+    )
 
 
 def figures(totals: Totals, *, watermark: float = 0.0, wall_s: float = 0.0) -> PolicyFigures:

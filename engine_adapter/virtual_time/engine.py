@@ -161,7 +161,8 @@ def serve(
         for request_id in clients.leaving(engine.now_s):
             engine.abort(request_id)
         step = engine.step()
-        assert step.scheduled_tokens or step.finished or pending, "the engine has requests and computes nothing"
+        did = step.scheduled_tokens or step.preempted or step.finished
+        assert did or pending, "the engine has requests and does nothing"
         clients.remove(step.finished)
         totals.steps += 1
         totals.computed_tokens += sum(step.scheduled_tokens.values())

@@ -97,13 +97,16 @@ def trace_arrivals(times_s: Sequence[float] | Seconds, *, rate_rps: float | None
 class ArrivalPlan:
     """How measured requests arrive at a given mean rate; `arrival_plan` parses it."""
 
-    kind: Literal["own", "gamma", "trace"] = "own"
-    """``own``: the workload's own times scaled to the rate, if it has any, else Poisson; ``trace`` requires them."""
+    kind: Literal["own", "gamma", "trace", "at-once"] = "own"
+    """``own``: the workload's own times scaled to the rate, if it has any, else Poisson; ``trace`` requires them;
+    ``at-once``: all at the start, at any rate."""
     cv: float = 1.0
     """Coefficient of variation of gamma-distributed gaps; 1 is Poisson."""
 
     def times_s(self, own_s: Sequence[float] | Seconds, *, rate_rps: float, generator: np.random.Generator) -> Seconds:
         """Return arrival times of requests that arrived at ``own_s``, all equal when the source has no times."""
+        if self.kind == "at-once":
+            return all_at_zero(len(own_s))
         timed = len(own_s) > 0 and max(own_s) > min(own_s)
         if self.kind == "trace" and not timed:
             raise BadInputError(
@@ -115,20 +118,21 @@ class ArrivalPlan:
 
 
 def arrival_plan(text: str) -> ArrivalPlan:
-    """Parse ``own``, ``poisson``, ``trace`` or ``gamma:CV``; raise `BadInputError` for anything else.
+    """Parse ``own``, ``poisson``, ``trace``, ``at-once`` or ``gamma:CV``; raise `BadInputError` for anything else.
 
     >>> arrival_plan("gamma:3")
     ArrivalPlan(kind='gamma', cv=3.0)
     >>> arrival_plan("weekly")
     Traceback (most recent call last):
-    store.errors.BadInputError: arrivals are 'weekly': give own, poisson, trace or gamma:CV such as gamma:3
+    store.errors.BadInputError: arrivals are 'weekly': give own, poisson, trace, at-once or gamma:CV such as gamma:3
     """
-    if text in ("own", "trace"):
-        return ArrivalPlan("own" if text == "own" else "trace")
+    for fixed in ("own", "trace", "at-once"):
+        if text == fixed:
+            return ArrivalPlan(fixed)
     kind, _, cv = text.partition(":")
     if text == "poisson" or (kind == "gamma" and re.fullmatch(r"\d+(\.\d+)?", cv) and float(cv) <= _GREATEST_CV):
         return ArrivalPlan("gamma", float(cv or 1.0))
-    raise BadInputError(f"arrivals are {text!r}: give own, poisson, trace or gamma:CV such as gamma:3")
+    raise BadInputError(f"arrivals are {text!r}: give own, poisson, trace, at-once or gamma:CV such as gamma:3")
 
 
 def all_at_zero(count: int) -> Seconds:

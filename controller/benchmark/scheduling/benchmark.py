@@ -20,8 +20,8 @@ from controller.benchmark.scheduling.result import BenchResult, PolicyResult, Se
 from controller.benchmark.scheduling.run import BenchEngine, PolicyRun, RunSpec
 from controller.benchmark.scheduling.spec import WATERMARKS, BenchSpec
 from controller.benchmark.scheduling.worker_pool import WorkerPool
-from controller.policy.baselines import is_ours, variants_of
-from engine_adapter.virtual_time.engine import capacity_rps
+from controller.policy.baselines import ENGINE_ORDERS, is_ours, variants_of
+from controller.policy.policies import Schedule
 from engine_adapter.workloads.arrivals import arrival_plan
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -40,23 +40,31 @@ def run_bench(
 
 
 def run_benches(
-    specs: Sequence[BenchSpec], *, timer: Callable[[], float], progress: Progress | None = None, processes: int = 1
+    specs: Sequence[BenchSpec],
+    *,
+    timer: Callable[[], float],
+    progress: Progress | None = None,
+    processes: int = 1,
+    lives: bool = True,
 ) -> list[BenchResult]:
-    """Run several benchmarks together; runs that they share are done once."""
-    capacity_runs = [list(_capacity_runs(spec, seed)) for spec in specs for seed in spec.seeds]
-    unique = len({run for runs in capacity_runs for run in runs})
-    trials = [len(_trials(spec)) * len(spec.seeds) * spec.requests for spec in specs]
-    total = sum(trials) + unique * specs[0].requests
-    most_runs = unique + sum(len(_trials(spec)) * len(spec.seeds) for spec in specs)
+    """Run several benchmarks together; runs that they share are done once.
+
+    Runs of the same requests follow each other, so that each process makes these and their features once.
+    Without ``lives`` the runs keep their figures alone: a thousand runs fit into memory, and plots of one run do not work.
+    """
+    capacity_runs = {run for spec in specs for seed in spec.seeds for run in _capacity_runs(spec, seed, lives=lives)}
+    served = [(len(_trials(spec)) * len(spec.seeds), spec.requests) for spec in specs]
+    total = sum(runs * requests for runs, requests in served) + sum(run.requests for run in capacity_runs)
+    most_runs = len(capacity_runs) + sum(runs for runs, _ in served)
 
     def report(served: int) -> None:
         if progress is not None:
             progress(served, total)
 
     with WorkerPool(processes=processes, most_runs=most_runs, timer=timer, served=report) as pool:
-        capacities = pool.run(run for runs in capacity_runs for run in runs)
-        cells = [_Cell(spec, seed, capacities) for spec in specs for seed in spec.seeds]
-        done = pool.run(run for cell in sorted(cells, key=lambda cell: cell.seed) for run in cell.runs.values())
+        capacities = pool.run(sorted(capacity_runs, key=_requests_of))
+        cells = [_Cell(spec, seed, capacities, lives=lives) for spec in specs for seed in spec.seeds]
+        done = pool.run(sorted((run for cell in cells for run in cell.runs.values()), key=_requests_of))
     report(total)
     by_seed = iter([cell.result(done) for cell in cells])
     return [
@@ -70,31 +78,41 @@ def run_benches(
     ]
 
 
-_Trial: TypeAlias = tuple[str, str, float]
-"""Policy, the variant of it that runs, watermark."""
+def _requests_of(run: RunSpec) -> tuple[object, ...]:
+    """Key of the runs that serve the same requests; the lower seed comes first."""
+    return run.seed, run.workload, run.profile, run.requests, run.warmup
+
+
+_Trial: TypeAlias = tuple[str, str, float, int | None]
+"""Policy, the variant of it that runs, watermark, token budget."""
 
 
 class _Cell:
     """One seed of one benchmark: its capacity, and a run for each policy, variant and watermark."""
 
-    def __init__(self, spec: BenchSpec, seed: int, capacities: dict[RunSpec, PolicyRun]) -> None:
+    def __init__(self, spec: BenchSpec, seed: int, capacities: dict[RunSpec, PolicyRun], *, lives: bool) -> None:
         self.seed = seed
         self._spec = spec
-        found = {run.watermark: capacity_rps(capacities[run].completed) for run in _capacity_runs(spec, seed)}
+        found = {run.watermark: capacities[run].served_rps for run in _capacity_runs(spec, seed, lives=lives)}
         self._watermark = max(found, key=found.__getitem__)
         self._capacity_rps = found[self._watermark]
         rate_rps = spec.load * self._capacity_rps
         self.runs: dict[_Trial, RunSpec] = {
-            (policy, variant, watermark): replace(
-                _base_run(spec, seed), policy=variant, watermark=watermark, rate_rps=rate_rps
+            (policy, variant, watermark, budget): replace(
+                _base_run(spec, seed),
+                policy=variant,
+                watermark=watermark,
+                token_budget=budget,
+                rate_rps=rate_rps,
+                lives=lives,
             )
-            for policy, variant, watermark in _trials(spec)
+            for policy, variant, watermark, budget in _trials(spec)
         }
 
     def result(self, done: dict[RunSpec, PolicyRun]) -> SeedResult:
         """The best run of each policy."""
         tried = {
-            name: tuple(done[run] for (policy, _, _), run in self.runs.items() if policy == name)
+            name: {run: done[run] for (policy, *_), run in self.runs.items() if policy == name}
             for name in self._spec.policies
         }
         return SeedResult(
@@ -107,16 +125,18 @@ class _Cell:
 
 def _trials(spec: BenchSpec) -> list[_Trial]:
     return [
-        (policy, variant, watermark)
+        (policy, variant, watermark, budget)
         for policy in spec.policies
         for variant in variants_of(policy)
         for watermark in (WATERMARKS if spec.tuned and not is_ours(policy) else WATERMARKS[:1])
+        for budget in (None, *(spec.budgets if spec.tuned and policy in ENGINE_ORDERS else ()))
     ]
 
 
-def _capacity_runs(spec: BenchSpec, seed: int) -> Iterator[RunSpec]:
+def _capacity_runs(spec: BenchSpec, seed: int, *, lives: bool) -> Iterator[RunSpec]:
     """Runs that measure the capacity: all measured requests at once, first come, first served."""
-    base = replace(_base_run(spec, seed), policy="fcfs", arrivals=arrival_plan("own"))
+    base = replace(_base_run(spec, seed), policy="fcfs", arrivals=arrival_plan("own"), schedule=Schedule())
+    base = replace(base, scheduling="fcfs", lives=lives)
     for watermark in WATERMARKS if spec.tuned else WATERMARKS[:1]:
         yield replace(base, watermark=watermark)
 
@@ -134,6 +154,7 @@ def _base_run(spec: BenchSpec, seed: int) -> RunSpec:
         engine=spec.engine,
         prefix_caching=spec.caches_prefixes,
         watermark=0.0,
+        scheduling=spec.scheduling,
         schedule=replace(spec.schedule, objective=spec.objective),
     )
 

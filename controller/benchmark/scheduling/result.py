@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, fields
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from controller.benchmark.scheduling.run import PolicyRun
-from controller.reports.latency_summary import PolicyFigures
+from controller.benchmark.scheduling.run import PolicyRun, RunSpec
+from controller.reports.latency_summary import PartFigures, PolicyFigures
 
 if TYPE_CHECKING:
     from controller.benchmark.scheduling.spec import BenchSpec
@@ -28,10 +28,13 @@ class Spread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """One variant of a policy at one watermark."""
+    """One variant of a policy at one watermark and token budget."""
 
     variant: str
+    token_budget: int | None
+    """Tokens in a step; None for the profile's."""
     figures: PolicyFigures
+    parts: dict[str, PartFigures]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,10 +45,14 @@ class PolicyResult:
     tried: tuple[Trial, ...]
 
     @classmethod
-    def of(cls, runs: tuple[PolicyRun, ...]) -> PolicyResult:
+    def of(cls, runs: Mapping[RunSpec, PolicyRun]) -> PolicyResult:
         """Choose the run with the lowest mean TTLT, of equal ones the first, which has vLLM's default."""
-        best = min(runs, key=lambda run: run.figures.mean_ttlt_s)
-        return cls(best=best, tried=tuple(Trial(variant=run.name, figures=run.figures) for run in runs))
+        best = min(runs.values(), key=lambda run: run.figures.mean_ttlt_s)
+        tried = (
+            Trial(variant=run.name, token_budget=spec.token_budget, figures=run.figures, parts=run.parts)
+            for spec, run in runs.items()
+        )
+        return cls(best=best, tried=tuple(tried))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +168,10 @@ def _seed_json(seed: SeedResult) -> dict[str, Any]:
 
 
 def _policy_json(result: PolicyResult) -> dict[str, Any]:
-    tried = [{"variant": trial.variant, **asdict(trial.figures)} for trial in result.tried]
+    tried = [
+        {"variant": trial.variant, "token_budget": trial.token_budget, **asdict(trial.figures)}
+        for trial in result.tried
+    ]
     return {"variant": result.best.name, **asdict(result.best.figures), "tried": tried if len(tried) > 1 else []}
 
 

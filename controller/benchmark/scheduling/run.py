@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -10,14 +11,22 @@ from typing import Any, Literal, TypeAlias
 from controller.benchmark.scheduling.learners import bench_learner
 from controller.benchmark.warm_up import RememberedFeatures, warm_up
 from controller.core.in_process import IN_PROCESS, InProcessController
-from controller.policy.baselines import BenchContext, bench_policy, is_ours, ordering_of
+from controller.policy.baselines import BenchContext, bench_policy, is_ours, ordering_of, scheduling_of
 from controller.policy.policies import Schedule
 from controller.policy.policy import Policy
-from controller.reports.latency_summary import PolicyFigures, figures
+from controller.reports.latency_summary import PartFigures, PolicyFigures, figures, part_figures
 from engine_adapter.transport.link import EngineLink, NoLink
-from engine_adapter.virtual_time.engine import CompletedRequest, Step, TraceRequest, VirtualEngine, serve
+from engine_adapter.virtual_time.engine import (
+    CompletedRequest,
+    Step,
+    TraceRequest,
+    VirtualEngine,
+    capacity_rps,
+    serve,
+)
 from engine_adapter.virtual_time.profiles import Profile, profile_named
 from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
+from engine_adapter.virtual_time.simulated_scheduler import Scheduling
 from engine_adapter.workloads.arrivals import ArrivalPlan, all_at_zero
 from engine_adapter.workloads.requests import BenchTrace, bench_trace, planned_arrivals, with_arrivals
 from online_learning.calibration.calibration import CalibrationSettings
@@ -52,8 +61,14 @@ class RunSpec:
     prefix_caching: bool
     watermark: float
     """vLLM's static watermark, a share of the KV cache."""
+    token_budget: int | None = None
+    """Tokens in a step (vLLM's ``--max-num-batched-tokens``); None for the profile's."""
+    scheduling: Scheduling = "fcfs"
+    """The engine's own order under policies that order; those that do not have their own."""
     schedule: Schedule
     """The settings of `sage`."""
+    lives: bool = True
+    """Whether the result has each request's life and the engine's state over time, or the figures alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +88,10 @@ class PolicyRun:
     name: str
     """The policy, or the variant of it that ran."""
     figures: PolicyFigures
+    parts: dict[str, PartFigures]
+    """Figures of the requests with short and with long prompts, and of each class, where there are several."""
+    served_rps: float
+    """Requests per second between the 20th and the 80th percentile of the completions: with all requests at once the capacity."""
     completed: tuple[CompletedRequest, ...]
     timeline: tuple[Moment, ...]
     left_out_share: float
@@ -96,10 +115,28 @@ def run_policy(spec: RunSpec, timer: Callable[[], float], progress: Progress | N
     return PolicyRun(
         name=spec.policy,
         figures=figures(totals, watermark=spec.watermark, wall_s=timer() - started_s),
-        completed=tuple(totals.completed),
-        timeline=tuple(timeline.moments),
+        parts=_parts(totals.completed, measured),
+        served_rps=capacity_rps(totals.completed),
+        completed=tuple(totals.completed) if spec.lives else (),
+        timeline=tuple(timeline.moments) if spec.lives else (),
         left_out_share=trace.left_out_share,
     )
+
+
+LONG_PROMPT_TOKENS = 2_000
+"""Prompts from this length on are long ones."""
+
+
+def _parts(completed: Sequence[CompletedRequest], measured: Sequence[TraceRequest]) -> dict[str, PartFigures]:
+    """Figures of the short and the long prompts, and of each class; none where there is but one of them."""
+    classes = {request.request_id: request.priority for request in measured}
+    by_length: defaultdict[str, list[CompletedRequest]] = defaultdict(list)
+    by_class: defaultdict[str, list[CompletedRequest]] = defaultdict(list)
+    for request in completed:
+        by_length["long" if request.prompt_tokens >= LONG_PROMPT_TOKENS else "short"].append(request)
+        by_class[f"class {classes[request.request_id]}"].append(request)
+    several = [parts for parts in (by_length, by_class) if len(parts) > 1]
+    return {name: part_figures(requests) for parts in several for name, requests in sorted(parts.items())}
 
 
 @lru_cache(maxsize=2)
@@ -157,7 +194,10 @@ def _engine(spec: RunSpec, profile: Profile, policy: Policy, link: EngineLink) -
         "watermark": spec.watermark,
         "prefix_caching": spec.prefix_caching,
         "make_ordering": ordering_of(policy),
+        "scheduling": spec.scheduling if policy.orders else scheduling_of(policy),
     }
+    if spec.token_budget is not None:
+        profile = replace(profile, token_budget=spec.token_budget)
     if spec.engine == "simulated":
         return SimulatedEngine(profile, **options)
     try:

@@ -11,6 +11,7 @@ from controller.policy.ablations import ABLATION_NAMES
 from controller.policy.baselines import BENCH_POLICY_NAMES
 from controller.policy.policies import Objective, Schedule
 from engine_adapter.virtual_time.profiles import profile_named
+from engine_adapter.virtual_time.simulated_scheduler import Scheduling
 from engine_adapter.workloads.arrivals import arrival_plan
 from store.errors import ConfigError
 
@@ -43,6 +44,10 @@ class BenchSpec:
     """In the format of `engine_adapter.workloads.arrivals.arrival_plan`."""
     tuned: bool = False
     """Whether baselines get their best static watermark."""
+    budgets: tuple[int, ...] = ()
+    """In a tuned benchmark, token budgets tried beside the profile's for policies that leave the order to the engine."""
+    scheduling: Scheduling = "fcfs"
+    """The engine's own order under policies that order, which then know that classes matter to the operator."""
     objective: Objective = "balanced"
     """The objective of `sage`."""
     schedule: Schedule = field(default_factory=Schedule)
@@ -64,6 +69,8 @@ class BenchSpec:
         for name in self.policies:
             if name not in (known := BENCH_POLICY_NAMES + ABLATION_NAMES):
                 raise ConfigError(f"unknown policy {name!r}: choose one of {', '.join(known)}")
+        if self.budgets and min(self.budgets) < 1:
+            raise ConfigError(f"a token budget is {min(self.budgets)}: give 1 or more")
         if self.prefix_caching and self.engine == "simulated":
             raise ConfigError("prefix caching is on and the engine simulated: turn it off or use --engine vllm")
 

@@ -22,6 +22,7 @@ COMMANDS = (
     "demo",
     "bench",
     "sweep",
+    "suite",
     "evaluate",
     "overhead",
     "live-comparison",

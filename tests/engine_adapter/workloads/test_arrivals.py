@@ -121,6 +121,11 @@ def test_a_plan_takes_the_source_s_times_where_it_has_any() -> None:
     assert poisson_s.tolist() != found_s.tolist()
 
 
+def test_at_once_is_at_the_start_at_any_rate() -> None:
+    """A batch, whatever times the workload has of its own."""
+    assert arrival_plan("at-once").times_s([5.0, 9.0], rate_rps=3.0, generator=generator()).tolist() == [0.0, 0.0]
+
+
 def test_a_trace_is_not_made_up() -> None:
     """Who insists on a trace's times is told that there are none."""
     with pytest.raises(BadInputError, match="no times of its own"):
@@ -140,5 +145,5 @@ def test_gamma_arrivals_have_the_variation_that_is_named(cv: float) -> None:
 @pytest.mark.parametrize("text", ["weekly", "gamma", "gamma:", "gamma:-1", "gamma:1e9", "gamma:101", "poisson:2", ""])
 def test_words_that_are_no_plan_are_refused(text: str) -> None:
     """With the choice."""
-    with pytest.raises(BadInputError, match="own, poisson, trace or gamma:CV"):
+    with pytest.raises(BadInputError, match="own, poisson, trace, at-once or gamma:CV"):
         arrival_plan(text)

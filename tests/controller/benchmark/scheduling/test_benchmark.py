@@ -203,6 +203,42 @@ def test_several_seeds_are_reported_as_means_with_what_lies_behind_them(tuned: B
     assert report["ratios"]["fcfs"]["mean_ttlt_s"] == {"mean": 1.0, "lowest": 1.0, "highest": 1.0}
 
 
+def test_where_all_requests_are_of_one_class_priority_is_first_come_first_served() -> None:
+    """The engine's own order by classes, so that it is a rival of its own only where there are several."""
+    result = bench(BenchSpec(load=6.0, requests=300, warmup=0, policies=("fcfs", "priority")))
+    fcfs, priority = (result.seeds[0].policies[name].best for name in ("fcfs", "priority"))
+    assert fcfs.completed == priority.completed
+    assert fcfs.figures.preemptions > 0
+
+
+def test_a_batch_under_priority_is_served_to_its_end() -> None:
+    """Of requests that arrived at one moment the first is the victim, as in vLLM, so that a step may compute nothing."""
+    result = bench(BenchSpec(arrivals="at-once", requests=300, warmup=0, policies=("priority",)))
+    assert len(result.runs["priority"].completed) == 300
+    assert result.runs["priority"].figures.preemptions > 0
+
+
+def test_a_tuned_engine_of_its_own_order_tries_token_budgets_as_well() -> None:
+    """Each with each watermark, and the budget reaches the engine; other baselines keep the profile's."""
+    spec = BenchSpec(load=1.2, requests=60, warmup=0, policies=("fcfs", "ssjf"), tuned=True, budgets=(256,))
+    tried = bench(spec).seeds[0].policies["fcfs"].tried
+    assert [(trial.figures.watermark, trial.token_budget) for trial in tried] == [
+        (watermark, budget) for watermark in WATERMARKS for budget in (None, 256)
+    ]
+    assert tried[0].figures.mean_ttft_s != tried[1].figures.mean_ttft_s
+    assert {trial.token_budget for trial in bench(spec).seeds[0].policies["ssjf"].tried} == {None}
+
+
+def test_without_lives_the_figures_are_the_same() -> None:
+    """A thousand runs fit into memory: what is left out is each request's life and the engine's state over time."""
+    spec = BenchSpec(requests=60, warmup=0, policies=("fcfs",))
+    (whole,), (figures_alone,) = (run_benches([spec], timer=lambda: 0.0, lives=lives) for lives in (True, False))
+    assert whole.figures == figures_alone.figures
+    assert whole.capacity_rps == figures_alone.capacity_rps
+    assert not figures_alone.runs["fcfs"].completed
+    assert whole.runs["fcfs"].parts == figures_alone.runs["fcfs"].parts
+
+
 def test_a_run_that_two_benchmarks_share_is_done_once() -> None:
     """A sweep over loads measures the capacity of a seed once."""
     served: list[tuple[int, int]] = []
@@ -276,6 +312,7 @@ def test_capacity_leaves_out_the_start_and_the_stragglers() -> None:
         ({"seeds": (1, 1)}, "twice"),
         ({"seeds": (-1,)}, "-1"),
         ({"prefix_caching": True}, "prefix caching"),
+        ({"budgets": (0,)}, "token budget"),
     ],
 )
 def test_a_spec_that_makes_no_sense_is_refused_by_name(changes: dict[str, object], named: str) -> None:

@@ -1,0 +1,133 @@
+"""What the suite measured of one case: our objectives and every rival, seed by seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TypeAlias
+
+from controller.benchmark.scheduling.result import BenchResult, Trial
+from controller.benchmark.suite.cases import OURS, STOCK, Case
+from controller.policy.baselines import PAPER
+
+Series: TypeAlias = tuple[Trial, ...]
+"""One contender's runs, seed by seed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """A case's runs.
+
+    Args:
+        case: what was run.
+        engine: whose scheduler served.
+        ours: our runs by objective; ``balanced`` is the default.
+        rivals: runs of each rival, each variant, watermark and token budget of a rival being one of its own.
+        best: on each seed the form of a rival with the lowest mean TTLT, by the rival's name.
+        bench: the benchmark behind them; None where the figures were not measured.
+    """
+
+    case: Case
+    engine: str
+    ours: Mapping[str, Series]
+    rivals: Mapping[str, Series]
+    best: Mapping[str, Series]
+    bench: BenchResult | None = None
+
+    @classmethod
+    def of(cls, case: Case, result: BenchResult) -> Measured:
+        """Sort a benchmark's runs."""
+        rivals: dict[str, Series] = {}
+        best: dict[str, Series] = {}
+        for name in (policy for policy in result.spec.policies if policy not in OURS.values()):
+            tried = [seed.policies[name].tried for seed in result.seeds]
+            forms = list(zip(*tried, strict=True))
+            rivals.update((label(form[0]), form) for form in forms)
+            best[name] = tuple(min(trials, key=_mean_ttlt_s) for trials in tried)
+        return cls(
+            case=case,
+            engine=result.spec.engine,
+            ours={
+                objective: tuple(seed.policies[policy].tried[0] for seed in result.seeds)
+                for objective, policy in OURS.items()
+                if policy in result.spec.policies
+            },
+            rivals=rivals,
+            best=best,
+            bench=result,
+        )
+
+    @property
+    def default(self) -> Series:
+        """Our default."""
+        return self.ours["balanced"]
+
+    @property
+    def stock(self) -> Series:
+        """First come, first served as vLLM has it by default."""
+        return self.rivals[STOCK]
+
+    @property
+    def tuned_fcfs(self) -> Series:
+        """First come, first served at its best of all that was tried."""
+        return self.best[STOCK]
+
+    @property
+    def paper(self) -> Series:
+        """The paper's policy in its best form."""
+        return self.best[PAPER]
+
+
+def label(trial: Trial) -> str:
+    """Name of a form of a rival: its variant, and watermark and token budget where they are not the default's."""
+    watermark = f" watermark {trial.figures.watermark:g}" if trial.figures.watermark else ""
+    budget = f" budget {trial.token_budget}" if trial.token_budget else ""
+    return f"{trial.variant}{watermark}{budget}"
+
+
+def ratio(ours: Series, theirs: Series, figure: str) -> float:
+    """Mean over the seeds of our figure over theirs; 1 where both are 0."""
+    return fmean(ratios(ours, theirs, figure))
+
+
+def ratios(ours: Series, theirs: Series, figure: str) -> list[float]:
+    """The same, seed by seed."""
+    return [
+        _quotient(getattr(our.figures, figure), getattr(their.figures, figure))
+        for our, their in zip(ours, theirs, strict=True)
+    ]
+
+
+def part_ratio(ours: Series, theirs: Series, part: str, figure: str) -> float:
+    """Mean over the seeds of our figure over theirs, of some of the requests."""
+    return fmean(
+        _quotient(getattr(our.parts[part], figure), getattr(their.parts[part], figure))
+        for our, their in zip(ours, theirs, strict=True)
+    )
+
+
+def mean_of(series: Series, figure: str) -> float:
+    """Mean over the seeds."""
+    return fmean(float(getattr(trial.figures, figure)) for trial in series)
+
+
+def part_mean(series: Series, part: str, figure: str) -> float:
+    """Mean over the seeds of a figure of some of the requests."""
+    return fmean(float(getattr(trial.parts[part], figure)) for trial in series)
+
+
+def _mean_ttlt_s(trial: Trial) -> float:
+    return trial.figures.mean_ttlt_s
+
+
+def _quotient(ours: float, theirs: float) -> float:
+    if ours == theirs:
+        return 1.0
+    return ours / theirs if theirs else float("inf")
+
+
+def names_of(measured: Sequence[Measured]) -> list[str]:
+    """Names of the cases; with the engine where several served."""
+    several = len({one.engine for one in measured}) > 1
+    return [f"{one.case.name} ({one.engine})" if several else one.case.name for one in measured]

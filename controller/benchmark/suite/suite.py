@@ -1,0 +1,172 @@
+"""Runs the suite: every case on every seed, with work that several policies and loads share done once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import fmean
+from typing import Any, Literal, TypeAlias
+
+from controller.benchmark.scheduling.benchmark import Progress, run_benches
+from controller.benchmark.scheduling.run import BenchEngine
+from controller.benchmark.suite.cases import OURS, Case
+from controller.benchmark.suite.measured import Measured, mean_of, names_of, ratio
+from controller.benchmark.suite.targets import GATING, Check, checks
+
+Engines: TypeAlias = Literal["simulated", "vllm", "both"]
+
+SHOWN = (
+    ("mean_ttlt_s", "mean"),
+    ("p50_ttlt_s", "P50"),
+    ("p99_ttlt_s", "P99"),
+    ("max_ttlt_s", "longest"),
+    ("mean_ttft_s", "TTFT mean"),
+    ("p99_ttft_s", "TTFT P99"),
+    ("throughput_tokens_per_s", "tokens/s"),
+)
+"""Figures whose ratios to every rival are reported, with their headings."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuiteSpec:
+    """What is run."""
+
+    cases: tuple[Case, ...]
+    seeds: tuple[int, ...] = (1, 2, 3)
+    engine: Engines = "simulated"
+    tuned: bool = False
+    """Whether rivals run at every watermark, and those that leave the order to the engine at every token budget."""
+    short: bool = False
+    """Whether only `GATING` checks decide."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worst:
+    """The worst result of one target over all cases."""
+
+    check: Check
+    case: str
+    failed: int
+    of: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuiteResult:
+    """What was measured, and what was found of each target."""
+
+    spec: SuiteSpec
+    measured: tuple[Measured, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the cases, in order."""
+        return names_of(self.measured)
+
+    @property
+    def checks(self) -> list[tuple[str, Check]]:
+        """Every check with its case's name."""
+        return [(name, check) for name, one in zip(self.names, self.measured, strict=True) for check in checks(one)]
+
+    @property
+    def failed(self) -> list[tuple[str, Check]]:
+        """The checks that fail and decide."""
+        return [(name, check) for name, check in self.checks if not check.passed and self.decides(check)]
+
+    def decides(self, check: Check) -> bool:
+        """Whether the result depends on a check."""
+        return not self.spec.short or check.name in GATING
+
+    @property
+    def worst(self) -> list[Worst]:
+        """For each target its worst case, in the order of the targets."""
+        by_name: dict[str, list[tuple[str, Check]]] = {}
+        for name, check in self.checks:
+            by_name.setdefault(check.name, []).append((name, check))
+        return [_worst(found) for found in by_name.values()]
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as plain values."""
+        return {
+            "seeds": list(self.spec.seeds),
+            "engine": self.spec.engine,
+            "tuned": self.spec.tuned,
+            "short": self.spec.short,
+            "failed": len(self.failed),
+            "worst": [
+                {"case": worst.case, "failed": worst.failed, "of": worst.of, **_check_json(worst.check)}
+                for worst in self.worst
+            ],
+            "cases": [_case_json(name, one) for name, one in zip(self.names, self.measured, strict=True)],
+        }
+
+
+def run_suite(
+    spec: SuiteSpec, *, timer: Callable[[], float], progress: Progress | None = None, processes: int = 1
+) -> SuiteResult:
+    """Run every case; ``timer``, ``progress``, ``processes`` and errors are those of `run_benches`."""
+    wanted = [(case, engine) for engine in _engines(spec.engine) for case in spec.cases]
+    specs = [case.spec(seeds=spec.seeds, engine=engine, tuned=spec.tuned) for case, engine in wanted]
+    results = run_benches(specs, timer=timer, progress=progress, processes=processes, lives=False)
+    return SuiteResult(
+        spec=spec,
+        measured=tuple(Measured.of(case, result) for (case, _), result in zip(wanted, results, strict=True)),
+    )
+
+
+def _engines(engines: Engines) -> tuple[BenchEngine, ...]:
+    return ("simulated", "vllm") if engines == "both" else (engines,)
+
+
+def sized(cases: Sequence[Case], *, requests: int | None, warmup: int | None) -> tuple[Case, ...]:
+    """The cases with other numbers of measured and warm-up requests; None for their own."""
+    return tuple(
+        replace(
+            case,
+            requests=case.requests if requests is None else requests,
+            warmup=case.warmup if warmup is None else warmup,
+        )
+        for case in cases
+    )
+
+
+def _worst(found: list[tuple[str, Check]]) -> Worst:
+    case, check = max(found, key=lambda one: one[1].badness)
+    return Worst(check=check, case=case, failed=sum(not check.passed for _, check in found), of=len(found))
+
+
+def _check_json(check: Check) -> dict[str, Any]:
+    return {**asdict(check), "passed": check.passed}
+
+
+def _case_json(name: str, measured: Measured) -> dict[str, Any]:
+    case = measured.case
+    contenders = {**measured.rivals, **{OURS[objective]: series for objective, series in measured.ours.items()}}
+    return {
+        "case": name,
+        "workload": case.workload,
+        "profile": case.profile,
+        "arrivals": case.arrivals,
+        "load": case.load,
+        "requests": case.requests,
+        "warmup": case.warmup,
+        "engine": measured.engine,
+        "figures": {
+            contender: {figure: mean_of(series, figure) for figure in (*dict(SHOWN), "recompute_tax", "preemptions")}
+            for contender, series in contenders.items()
+        },
+        "by_seed": {
+            contender: [
+                {"figures": asdict(trial.figures), "parts": {part: asdict(of) for part, of in trial.parts.items()}}
+                for trial in series
+            ]
+            for contender, series in contenders.items()
+        },
+        "ratios": {
+            rival: {figure: ratio(measured.default, series, figure) for figure, _ in SHOWN}
+            for rival, series in measured.rivals.items()
+        },
+        "checks": [_check_json(check) for check in checks(measured)],
+        "took_s": fmean(
+            sum(trial.figures.wall_s for trial in seeds) for seeds in zip(*contenders.values(), strict=True)
+        ),
+    }
