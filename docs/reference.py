@@ -165,6 +165,7 @@ _FINISHED = Finished(
     output_tokens=1,
     max_tokens=9,
     cached_prompt_tokens=0,
+    expected_cached_tokens=0,
     preemptions=0,
     recomputed_tokens=0,
 )

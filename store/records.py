@@ -201,6 +201,9 @@ class Finished(Record, frozen=True, kw_only=True):
     """When it was first given a place in a step; None if never."""
     first_token_s: Seconds | None = None
     """When its first output token was generated; None if never."""
+    expected_cached_tokens: Count | None = None
+    """Prompt tokens that the plan expected in the prefix cache when it last looked before ``scheduled_s``; None if it
+    never did."""
 
 
 Fact: TypeAlias = Arrived | FirstToken | Preempted | Finished

@@ -107,6 +107,13 @@ class Metrics:
         self.finished = self._counter("finished_requests", "Requests that ended.", "engine_id", "reason")
         self.preemptions = self._counter("preemptions", "Requests that lost their KV blocks.", "engine_id")
         self.recomputed_tokens = self._counter("recomputed_tokens", "Tokens to be computed again.", "engine_id")
+        self.prefix_hit_tokens = self._counter(
+            "prefix_hit_tokens",
+            "Prompt tokens of finished requests that the plan expected in the prefix cache, and that were found there; of"
+            " requests that it looked up.",
+            "engine_id",
+            "kind",
+        )
         self.computed_tokens = self._counter("computed_tokens", "Tokens computed, of prompts and answers.", "engine_id")
         self.steps = self._counter("engine_steps", "Steps of engines.", "engine_id")
         self.step_s = self._counter("engine_step_seconds", "Time that engines spent in steps.", "engine_id")
@@ -133,6 +140,9 @@ class Metrics:
         engine_id = self._engine_labels.of(engine)
         self.finished.labels(engine_id, fact.reason).inc()
         self.generated_tokens.labels(engine_id).inc(fact.output_tokens)
+        if fact.expected_cached_tokens is not None and fact.scheduled_s is not None:
+            self.prefix_hit_tokens.labels(engine_id, "expected").inc(fact.expected_cached_tokens)
+            self.prefix_hit_tokens.labels(engine_id, "found").inc(fact.cached_prompt_tokens)
         self.requests.count(engine_id, fact, request, model)
 
     def count_prediction(self, prediction: Prediction) -> None:

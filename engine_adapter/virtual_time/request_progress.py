@@ -106,6 +106,7 @@ class RequestProgress:
     preemptions: int = 0
     recomputed_tokens: int = 0
     cached_prompt_tokens: int = 0
+    expected_cached_tokens: int | None = None
     lost_tokens: int = 0
     """Computed tokens lost since it was last scheduled."""
 
@@ -123,11 +124,12 @@ class RequestProgress:
             tenant=request.tenant,
         )
 
-    def start(self, now_s: float, *, cached_tokens: int = 0) -> None:
-        """Record that it is scheduled, first or again, with ``cached_tokens`` found in the prefix cache."""
+    def start(self, now_s: float, *, cached_tokens: int = 0, expected_tokens: int | None = None) -> None:
+        """Record that it is scheduled, first or again, with the tokens found and expected in the prefix cache."""
         if self.scheduled_s is None:
             self.scheduled_s = now_s
             self.cached_prompt_tokens = cached_tokens
+            self.expected_cached_tokens = expected_tokens
         self.recomputed_tokens -= min(cached_tokens, self.lost_tokens)
         self.lost_tokens = 0
 
@@ -169,6 +171,7 @@ class RequestProgress:
             recomputed_tokens=self.recomputed_tokens,
             scheduled_s=self.scheduled_s,
             first_token_s=self.first_token_s,
+            expected_cached_tokens=self.expected_cached_tokens,
         )
 
     def completed(self, now_s: float, reason: FinishReason) -> CompletedRequest:

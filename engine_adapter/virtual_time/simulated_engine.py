@@ -172,7 +172,7 @@ class SimulatedEngine:
             cached_tokens = request.num_computed_tokens - schedule.tokens[request]
             if progress.lost_tokens:
                 self._guard(self.agent.resumed, max(0, progress.lost_tokens - cached_tokens))
-            progress.start(self._now_s, cached_tokens=cached_tokens)
+            progress.start(self._now_s, cached_tokens=cached_tokens, expected_tokens=request.expected_cached_tokens)
         if self.agent.snapshot_due(self._now_s):
             self._guard(self.agent.report, self._now_s, self._view())
         return self._now_s + duration_s
@@ -324,6 +324,7 @@ class _CachingMemory:
     def hit(self, request: SimulatedRequest) -> PrefixHit:
         """Return what a waiting request would find."""
         prefix = self.cache.find_prefix(request)
+        request.expected_cached_tokens = prefix.tokens
         return PrefixHit(prefix.tokens, len(prefix.blocks) - prefix.idle_blocks)
 
     def freed_blocks(self, request: SimulatedRequest) -> float:

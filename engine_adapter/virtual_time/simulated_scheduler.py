@@ -35,6 +35,8 @@ class SimulatedRequest:
     num_computed_tokens: int = 0
     block_hashes: BlockHashes | None = None
     """None without prefix caching."""
+    expected_cached_tokens: int | None = None
+    """Tokens that the plan expected in the prefix cache when it last looked; None if it never did."""
 
     @property
     def num_tokens(self) -> int:

@@ -180,7 +180,7 @@ class Plugin:
         self._now_s = now_s
         self._memory = BlockMemory(scheduler)
         self.agent = Agent(hello=self._hello(engine_id), link=link, make_ordering=make_ordering)
-        self._tracker = RequestTracker(self.agent)
+        self._tracker = RequestTracker(self.agent, self._memory.expected_tokens)
         self._control = SchedulerControl(scheduler)
         self._plan: Plan[Request] | None = None
         self._hook_s = 0.0

@@ -6,7 +6,7 @@ The true length of a request, which is for the virtual GPU only, is in ``extra_a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
@@ -33,6 +33,10 @@ _REASONS: dict[str, FinishReason] = {
 }
 
 
+def _not_expected(_request_id: str) -> None:
+    """Nothing is looked up in the prefix cache."""
+
+
 @dataclass(slots=True)
 class _TrackedRequest:
     """The state of an unfinished request that vLLM does not keep itself."""
@@ -42,6 +46,7 @@ class _TrackedRequest:
     scheduled_s: float | None = None
     first_token_s: float | None = None
     cached_prompt_tokens: int = 0
+    expected_cached_tokens: int | None = None
     preemptions: int = 0
     recomputed_tokens: int = 0
     lost_tokens: int = 0
@@ -53,10 +58,15 @@ class RequestTracker:
 
     Pooling requests generate nothing and are not tracked.
     A streaming-input session is one request, from its first chunk of input to its end.
+
+    Args:
+        agent: Receives the facts.
+        expected_tokens: Returns and forgets the tokens of a request that the plan expected in the prefix cache.
     """
 
-    def __init__(self, agent: Agent) -> None:
+    def __init__(self, agent: Agent, expected_tokens: Callable[[str], int | None] = _not_expected) -> None:
         self._agent = agent
+        self._expected_tokens = expected_tokens
         self._tracked: dict[str, _TrackedRequest] = {}
         self._preempted: set[str] = set()
 
@@ -79,6 +89,7 @@ class RequestTracker:
             if tracked is not None and tracked.scheduled_s is None:
                 tracked.scheduled_s = now_s
                 tracked.cached_prompt_tokens = new.num_computed_tokens
+                tracked.expected_cached_tokens = self._expected_tokens(new.req_id)
         if self._preempted:
             self._resume(output.num_scheduled_tokens)
 
@@ -123,6 +134,7 @@ class RequestTracker:
         if tracked is None:
             return
         self._preempted.discard(request.request_id)
+        self._expected_tokens(request.request_id)
         self._agent.finished(
             Finished(
                 request_id=request.request_id,
@@ -137,6 +149,7 @@ class RequestTracker:
                 recomputed_tokens=tracked.recomputed_tokens,
                 scheduled_s=tracked.scheduled_s,
                 first_token_s=tracked.first_token_s,
+                expected_cached_tokens=tracked.expected_cached_tokens,
             )
         )
 

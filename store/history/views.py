@@ -39,14 +39,14 @@ served_requests AS (
     SELECT
         c.engine_id, c.session_id, c.request_id, c.received_s, c.arrival_s, c.scheduled_s, c.first_token_s,
         c.time_s AS finished_s, c.reason, c.prompt_tokens, c.output_tokens, c.max_tokens, c.cached_prompt_tokens,
-        c.preemptions, c.recomputed_tokens, a.temperature, a.priority, a.tenant, a.lora
+        c.expected_cached_tokens, c.preemptions, c.recomputed_tokens, a.temperature, a.priority, a.tenant, a.lora
     FROM completions AS c
     LEFT JOIN first_reported AS a ON a.session_id = c.session_id AND a.request_id = c.request_id
     UNION ALL
     SELECT
         a.engine_id, a.session_id, a.request_id, a.received_s, a.arrival_s, f.scheduled_s, f.time_s,
         NULL, NULL, a.prompt_tokens, NULL, a.max_tokens, f.cached_prompt_tokens,
-        coalesce(p.preemptions, 0), p.lost_tokens, a.temperature, a.priority, a.tenant, a.lora
+        NULL, coalesce(p.preemptions, 0), p.lost_tokens, a.temperature, a.priority, a.tenant, a.lora
     FROM first_reported AS a
     ANTI JOIN completions AS c ON c.session_id = a.session_id AND c.request_id = a.request_id
     LEFT JOIN first_tokens AS f ON f.session_id = a.session_id AND f.request_id = a.request_id
@@ -71,6 +71,7 @@ SELECT
     l.output_tokens,  -- Tokens generated; NULL while it is unfinished.
     l.max_tokens,  -- Limit on the output that it came with.
     l.cached_prompt_tokens,  -- Prompt tokens found in the prefix cache.
+    l.expected_cached_tokens,  -- Prompt tokens that the plan expected there before its first step; NULL if it did not look, or while it is unfinished.
     l.preemptions,  -- How often it was preempted so far.
     l.recomputed_tokens,  -- Tokens recomputed, or to be recomputed, because of that.
     l.temperature,  -- Sampling temperature; NULL if its arrival was lost.

@@ -128,6 +128,7 @@ FACTS = st.one_of(
         recomputed_tokens=WHOLE,
         scheduled_s=TIMES,
         first_token_s=TIMES,
+        expected_cached_tokens=WHOLE,
     ),
 )
 SNAPSHOTS = st.builds(

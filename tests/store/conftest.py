@@ -51,6 +51,7 @@ def _finished(name: str, arrival_s: float = 100.0, time_s: float = 110.0, output
         recomputed_tokens=9,
         scheduled_s=arrival_s + 0.5,
         first_token_s=arrival_s + 1.0,
+        expected_cached_tokens=3,
     )
 
 

@@ -101,3 +101,13 @@ def test_what_never_happened_is_not_measured() -> None:
     assert values(metrics, "sagesched_tpot_seconds_count") == {}
     assert values(metrics, "sagesched_tenant_ttlt_seconds_count") == {'tenant="none"': 2.0}
     assert values(metrics, "sagesched_class_ttlt_seconds_count") == {'priority="none"': 1.0, 'priority="1"': 1.0}
+
+
+def test_prefix_hits_are_counted_as_expected_and_as_found() -> None:
+    """Of requests that the plan looked up only, so that the two can be compared."""
+    metrics = Metrics(Live())
+    for changes in ({"cached_prompt_tokens": 40, "expected_cached_tokens": 48}, {"cached_prompt_tokens": 16}):
+        metrics.count_finished("e", finished(**changes), None, None)
+    page = metrics.page().decode()
+    assert 'sagesched_prefix_hit_tokens_total{engine_id="e",kind="expected"} 48.0' in page
+    assert 'sagesched_prefix_hit_tokens_total{engine_id="e",kind="found"} 40.0' in page

@@ -15,6 +15,7 @@ from vllm.v1.request import Request
 from engine_adapter.transport.link import DirectLink, NoLink
 from engine_adapter.virtual_time.engine import TraceRequest
 from engine_adapter.virtual_time.profiles import Profile
+from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
 from engine_adapter.vllm.block_memory import BlockMemory
 from engine_adapter.vllm.virtual_time import VllmVirtualTimeEngine
 from engine_adapter.vllm_scheduler import SageScheduler
@@ -109,6 +110,29 @@ def test_hits_are_those_of_vllms_own_look_up(seed: int) -> None:
         assert free == [block.block_id for block in manager.block_pool.free_block_queue.get_all_free_blocks()]
         served.step()
     assert seen == {(False, False), (True, False), (True, True)}
+
+
+@pytest.mark.parametrize("kind", [VllmVirtualTimeEngine, SimulatedEngine])
+def test_both_engines_report_expected_beside_found_tokens(scripted: Script, kind: Any) -> None:
+    """The second of two equal prompts waits for the first: the plan expects what the engine then finds."""
+    script = scripted(gate=Gate(horizon_tokens=32))
+    more = {"scheduler_class": SageScheduler} if kind is VllmVirtualTimeEngine else {}
+    served = kind(PROFILE, link=DirectLink(script), prefix_caching=True, **more)
+    served.step()
+    served.step()
+    for number in range(2):
+        served.submit(work(str(number), tuple(range(100, 180)), output_tokens=4))
+        served.step()
+    while served.unfinished:
+        served.step()
+    facts = script.finished()
+    assert [(fact.expected_cached_tokens, fact.cached_prompt_tokens) for fact in facts.values()] == [(0, 0), (64, 64)]
+    script = scripted(mode="shadow")
+    served = kind(PROFILE, link=DirectLink(script), prefix_caching=True, **more)
+    served.submit(work("a", tuple(range(100, 180)), output_tokens=4))
+    while served.unfinished:
+        served.step()
+    assert script.finished()["a"].expected_cached_tokens is None, "no plan looks it up"
 
 
 def test_without_prefix_caching_or_where_a_request_declines_it_nothing_is_hit() -> None:

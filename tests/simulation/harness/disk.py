@@ -28,7 +28,7 @@ COLUMNS = {
     "first_tokens": "request_id time_s scheduled_s cached_prompt_tokens",
     "preemptions": "request_id time_s lost_tokens attained_tokens cause",
     "completions": "request_id time_s reason arrival_s prompt_tokens output_tokens max_tokens cached_prompt_tokens "
-    "preemptions recomputed_tokens scheduled_s first_token_s",
+    "preemptions recomputed_tokens scheduled_s first_token_s expected_cached_tokens",
     "outcomes": "request_id time_s output_tokens censored cluster pit crps_tokens log_score within_50 within_90 answer",
 }
 """Tables that are checked, with the columns behind their common key."""
