@@ -33,10 +33,7 @@ TunedFlag = Annotated[
     bool, typer.Option("--tuned", help="run every baseline at its best static watermark; load relative to tuned FCFS")
 ]
 ArrivalsFlag = Annotated[str, typer.Option(metavar="HOW", help="own, poisson, trace or gamma:CV")]
-PrefixFlag = Annotated[
-    bool | None,
-    typer.Option("--prefix-caching/--no-prefix-caching", help="default: on with --engine vllm, off with simulated"),
-]
+PrefixFlag = Annotated[bool, typer.Option(help="compute equal prompt prefixes once, as vLLM does by default")]
 AgainstFlag = Annotated[
     str, typer.Option(metavar="POLICY", help="policy that ratios in the table are relative to, if it runs")
 ]
@@ -71,7 +68,7 @@ def bench(
     objective: ObjectiveFlag = "balanced",
     tuned: TunedFlag = False,
     arrivals: ArrivalsFlag = "own",
-    prefix_caching: PrefixFlag = None,
+    prefix_caching: PrefixFlag = True,
     against: AgainstFlag = "fcfs",
     processes: ProcessesFlag = 0,
     json_file: JsonFlag = None,
@@ -115,7 +112,7 @@ def sweep(
     objective: ObjectiveFlag = "balanced",
     tuned: TunedFlag = False,
     arrivals: ArrivalsFlag = "own",
-    prefix_caching: PrefixFlag = None,
+    prefix_caching: PrefixFlag = True,
     against: AgainstFlag = "fcfs",
     processes: ProcessesFlag = 0,
     json_file: JsonFlag = None,

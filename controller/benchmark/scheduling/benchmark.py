@@ -152,7 +152,7 @@ def _base_run(spec: BenchSpec, seed: int) -> RunSpec:
         rate_rps=None,
         arrivals=arrival_plan(spec.arrivals),
         engine=spec.engine,
-        prefix_caching=spec.caches_prefixes,
+        prefix_caching=spec.prefix_caching,
         watermark=0.0,
         scheduling=spec.scheduling,
         schedule=replace(spec.schedule, objective=spec.objective),

@@ -58,7 +58,7 @@ def describe(result: BenchResult) -> str:
     seeds = ",".join(str(seed) for seed in spec.seeds)
     left_out = f", {result.left_out_share:.0%} of the rows too long and left out" if result.left_out_share else ""
     return (
-        f"{result.workload} on {spec.profile} ({spec.engine}, prefix caching {'on' if spec.caches_prefixes else 'off'}): "
+        f"{result.workload} on {spec.profile} ({spec.engine}, prefix caching {'on' if spec.prefix_caching else 'off'}): "
         f"{result.requests} requests{left_out}, arrivals {spec.arrivals}, load {spec.load:g} of {'tuned' if spec.tuned else 'stock'} FCFS = {rate:.2f}/s, "
         f"{'seed' if len(spec.seeds) == 1 else 'seeds'} {seeds}, "
         f"baselines {'at their best static watermark' if spec.tuned else 'on defaults'}"

@@ -150,7 +150,7 @@ class BenchResult:
             "requests": spec.requests,
             "warmup": spec.warmup,
             "engine": spec.engine,
-            "prefix_caching": spec.caches_prefixes,
+            "prefix_caching": spec.prefix_caching,
             "arrivals": spec.arrivals,
             "left_out_share": self.left_out_share,
             "tuned": spec.tuned,

@@ -38,8 +38,8 @@ class BenchSpec:
     seeds: tuple[int, ...] = (1,)
     policies: tuple[str, ...] = DEFAULT_POLICIES
     engine: BenchEngine = "simulated"
-    prefix_caching: bool | None = None
-    """None for the engine's default, which is on for vLLM and off for the simulated engine, which has no prefix cache."""
+    prefix_caching: bool = True
+    """Whether the engine computes equal prompt prefixes once, as vLLM does by default."""
     arrivals: str = "own"
     """In the format of `engine_adapter.workloads.arrivals.arrival_plan`."""
     tuned: bool = False
@@ -71,13 +71,6 @@ class BenchSpec:
                 raise ConfigError(f"unknown policy {name!r}: choose one of {', '.join(known)}")
         if self.budgets and min(self.budgets) < 1:
             raise ConfigError(f"a token budget is {min(self.budgets)}: give 1 or more")
-        if self.prefix_caching and self.engine == "simulated":
-            raise ConfigError("prefix caching is on and the engine simulated: turn it off or use --engine vllm")
-
-    @property
-    def caches_prefixes(self) -> bool:
-        """Whether the engine reuses the KV cache of common prefixes."""
-        return self.engine == "vllm" if self.prefix_caching is None else self.prefix_caching
 
 
 def _require_distinct(name: str, values: Sequence[object]) -> None:

@@ -311,7 +311,6 @@ def test_capacity_leaves_out_the_start_and_the_stragglers() -> None:
         ({"seeds": ()}, "seeds"),
         ({"seeds": (1, 1)}, "twice"),
         ({"seeds": (-1,)}, "-1"),
-        ({"prefix_caching": True}, "prefix caching"),
         ({"budgets": (0,)}, "token budget"),
     ],
 )
