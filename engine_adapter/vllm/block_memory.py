@@ -48,13 +48,8 @@ class BlockMemory:
         alone = managers[0] if len(managers) == 1 else None
         self._keep_all = [_kept_blocks(manager, scheduler) == math.inf for manager in managers]
         self._even_tokens: int | None = alone.block_size if alone is not None and self._keep_all[0] else None
-        self._chained = (
-            alone is not None
-            and type(alone) is FullAttentionManager
-            and not alone.use_eagle
-            and alone.dcp_world_size == 1
-        )
-        """Whether a cached block's predecessors are all cached: vLLM evicts a prefix after what extends it."""
+        self._chained_tokens = self._even_tokens if alone is not None and _is_chained(alone) else None
+        """Tokens of a block where a cached block's predecessors are all cached: vLLM evicts a prefix last."""
         self._expected_tokens: dict[str, int] = {}
 
     @property
@@ -104,7 +99,10 @@ class BlockMemory:
         """
         if request.num_computed_tokens or not self._manager.prefix_cache_lookup_enabled(request):
             return NO_HIT
-        hit = self._chained_hit(request) if self._chained else self._longest_hit(request)
+        if self._chained_tokens is None:
+            hit = self._longest_hit(request)
+        else:
+            hit = self._chained_hit(request, self._chained_tokens)
         self._expected_tokens[request.request_id] = hit.tokens
         return hit
 
@@ -127,14 +125,15 @@ class BlockMemory:
             )
         )
 
-    def _chained_hit(self, request: Request) -> PrefixHit:
+    def _chained_hit(self, request: Request, size_tokens: int) -> PrefixHit:
+        """Search by halves: behind the first block that is not cached, or not held, none is."""
         hashes, cached_block = request.block_hashes, self._pool.get_cached_block
-        longest = min(len(hashes), (request.num_tokens - 1) // self._manager.coordinator.block_size)
+        longest = min(len(hashes), (request.num_tokens - 1) // size_tokens)
         if not longest or cached_block(hashes[0], FULL) is None:
             return NO_HIT
         cached = bisect_left(range(longest), True, key=lambda place: cached_block(hashes[place], FULL) is None)
         held = bisect_left(range(cached), True, key=lambda place: cached_block(hashes[place], FULL)[0].ref_cnt == 0)
-        return PrefixHit(cached * self._manager.coordinator.block_size, float(held))
+        return PrefixHit(cached * size_tokens, float(held))
 
     def _longest_hit(self, request: Request) -> PrefixHit:
         groups, tokens, *_ = self._manager.coordinator.find_longest_cache_hit(
@@ -165,6 +164,11 @@ def _asked_blocks(manager: SingleTypeKVCacheManager, scheduler: AsyncScheduler) 
     """Return the most blocks that vLLM asks for when it admits a request: with those of the steps in flight."""
     most = manager.max_admission_blocks_per_request
     return _kept_blocks(manager, scheduler) if most is None else float(most)
+
+
+def _is_chained(manager: SingleTypeKVCacheManager) -> bool:
+    """Whether a hit is the longest run of cached blocks, nothing less."""
+    return type(manager) is FullAttentionManager and not manager.use_eagle and manager.dcp_world_size == 1
 
 
 def _own_tail(blocks: list[KVCacheBlock]) -> int:

@@ -15,6 +15,15 @@ Behaviours:
 8. ``num_computed_tokens`` of a cached request in a ``SchedulerOutput`` is the count before the step.
 9. ``get_num_free_blocks()`` counts the blocks that can be allocated; the pool's null block is never free.
 10. ``_preempt_request`` may be called between steps, even with steps in flight, for a request removed from ``running``.
+11. ``max_num_scheduled_tokens`` and ``scheduler_config.long_prefill_token_threshold`` are read in every step.
+12. A request whose KV is loaded asynchronously leaves ``waiting`` for ``kv_holding_waiting`` and is not counted against
+    ``max_num_active_reqs``; a request that is passed by goes back to the head of ``waiting``.
+13. Requests passed by, or blocked by their status, are in ``deferred_waiting`` until they start or end.
+14. ``find_longest_cache_hit`` and ``get_cached_block`` change neither the order of eviction nor any statistics, and in a
+    group of full attention a cached block's predecessors are cached too.
+15. The requests in ``waiting``, ``kv_holding_waiting`` and ``running`` are the unfinished ones; ``requests`` also has
+    finished ones whose blocks are freed later.
+16. ``diffusion_config`` is set only for models for which vLLM brings a scheduler of its own.
 """
 
 from __future__ import annotations
@@ -32,6 +41,8 @@ _SCHEDULER = "vllm.v1.core.sched.scheduler"
 _ASYNC_SCHEDULER = "vllm.v1.core.sched.async_scheduler"
 _QUEUES = "vllm.v1.core.sched.request_queue"
 _OUTPUT = "vllm.v1.core.sched.output"
+_MANAGERS = "vllm.v1.core.single_type_kv_cache_manager"
+_SPECS = "vllm.v1.kv_cache_interface"
 
 NAMES: dict[str, tuple[str, ...]] = {
     "vllm": ("__version__",),
@@ -46,8 +57,22 @@ NAMES: dict[str, tuple[str, ...]] = {
     ),
     _OUTPUT: ("SchedulerOutput", "NewRequestData", "CachedRequestData"),
     "vllm.v1.engine": ("EngineCoreOutput", "EngineCoreOutputs", "FinishReason"),
-    "vllm.v1.request": ("Request.is_finished", "Request.get_finished_reason", "RequestStatus"),
-    "vllm.v1.core.block_pool": ("BlockPool.get_num_free_blocks",),
+    "vllm.v1.request": (
+        "Request.get_finished_reason",
+        "Request.is_finished",
+        "RequestStatus.WAITING_FOR_REMOTE_KVS",
+        "RequestStatus.WAITING_FOR_STREAMING_REQ",
+        "RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR",
+    ),
+    "vllm.v1.core.block_pool": ("BlockPool.get_cached_block", "BlockPool.get_num_free_blocks"),
+    _MANAGERS: ("FullAttentionManager", "SingleTypeKVCacheManager"),
+    _SPECS: (
+        "ChunkedLocalAttentionSpec",
+        "CircularBufferSpec.max_memory_usage_bytes",
+        "CrossAttentionSpec.max_memory_usage_bytes",
+        "MambaSpec.max_memory_usage_bytes",
+        "SlidingWindowSpec",
+    ),
 }
 """Names that must exist, by module."""
 
@@ -56,9 +81,18 @@ PARAMETERS: dict[tuple[str, str], tuple[str, ...]] = {
     (_ASYNC_SCHEDULER, "AsyncScheduler.schedule"): ("self",),
     (_ASYNC_SCHEDULER, "AsyncScheduler.update_from_output"): ("self", "scheduler_output", "model_runner_output"),
     (_ASYNC_SCHEDULER, "AsyncScheduler.finish_requests"): ("self", "request_ids", "finished_status"),
-    (_ASYNC_SCHEDULER, "AsyncScheduler._preempt_request"): ("self", "request", "timestamp"),
+    (_ASYNC_SCHEDULER, "AsyncScheduler._preempt_request"): ("self", "request", "timestamp", "drop_stale_output"),
+    (_SCHEDULER, "Scheduler._request_blocks_can_be_freed"): ("self", "request"),
     (_ASYNC_SCHEDULER, "AsyncScheduler.shutdown"): ("self",),
     (_QUEUES, "create_request_queue"): ("policy",),
+    ("vllm.v1.core.kv_cache_manager", "KVCacheManager.prefix_cache_lookup_enabled"): ("self", "request"),
+    ("vllm.v1.core.kv_cache_coordinator", "KVCacheCoordinator.find_longest_cache_hit"): (
+        "self",
+        "block_hashes",
+        "max_cache_hit_length",
+    ),
+    ("vllm.v1.core.kv_cache_coordinator", "KVCacheCoordinator.get_blocks"): ("self", "request_id"),
+    ("vllm.v1.core.block_pool", "BlockPool.get_cached_block"): ("self", "block_hash", "kv_cache_group_ids"),
 }
 """First parameters of the methods that the plugin overrides or calls."""
 
@@ -66,34 +100,59 @@ ATTRIBUTES: dict[tuple[str, str], tuple[str, ...]] = {
     (_SCHEDULER, "Scheduler"): (
         "block_size",
         "cache_config",
-        "kv_cache_config",
+        "connector",
+        "deferred_waiting",
+        "ec_connector",
         "kv_cache_manager",
         "kv_holding_waiting",
+        "lora_config",
+        "mamba_prefill_checkpoint_alignment",
         "max_model_len",
         "max_num_active_reqs",
         "max_num_running_reqs",
         "max_num_scheduled_tokens",
-        "num_waiting_for_streaming_input",
+        "num_lookahead_tokens",
+        "num_prefill_lookahead",
+        "num_spec_tokens",
         "policy",
         "requests",
+        "requires_kv_delivery",
         "running",
+        "scheduler_config",
+        "scheduler_reserve_full_isl",
         "vllm_config",
         "waiting",
     ),
-    ("vllm.v1.core.kv_cache_manager", "KVCacheManager"): ("block_pool", "watermark_blocks"),
+    ("vllm.v1.core.kv_cache_manager", "KVCacheManager"): ("block_pool", "coordinator", "watermark_blocks"),
+    ("vllm.v1.core.kv_cache_coordinator", "KVCacheCoordinator"): ("single_type_managers",),
+    ("vllm.v1.core.kv_cache_utils", "KVCacheBlock"): ("is_null", "ref_cnt"),
     ("vllm.v1.core.block_pool", "BlockPool"): ("num_gpu_blocks",),
+    (_MANAGERS, "SingleTypeKVCacheManager"): (
+        "block_size",
+        "dcp_world_size",
+        "kv_cache_spec",
+        "max_admission_blocks_per_request",
+        "use_eagle",
+    ),
+    (_SPECS, "ChunkedLocalAttentionSpec"): ("attention_chunk_size",),
+    (_SPECS, "MambaSpec"): ("page_size_bytes",),
+    (_SPECS, "SlidingWindowSpec"): ("extra_retained_tokens", "sliding_window"),
     ("vllm.v1.request", "Request"): (
         "arrival_time",
+        "block_hashes",
+        "drop_stale_output",
         "lora_request",
         "max_tokens",
         "num_computed_tokens",
         "num_output_tokens",
         "num_prompt_tokens",
+        "num_stale_output_tokens",
         "num_tokens",
         "priority",
         "prompt_token_ids",
         "request_id",
         "sampling_params",
+        "status",
     ),
     (_OUTPUT, "SchedulerOutput"): (
         "num_scheduled_tokens",
@@ -106,11 +165,17 @@ ATTRIBUTES: dict[tuple[str, str], tuple[str, ...]] = {
     (_OUTPUT, "CachedRequestData"): ("num_computed_tokens",),
     ("vllm.v1.engine", "EngineCoreOutput"): ("finish_reason", "new_token_ids", "request_id"),
     ("vllm.v1.engine", "EngineCoreOutputs"): ("outputs",),
-    ("vllm.v1.kv_cache_interface", "KVCacheConfig"): ("kv_cache_groups",),
-    ("vllm.config", "VllmConfig"): ("additional_config", "model_config", "parallel_config"),
+    ("vllm.config", "VllmConfig"): ("additional_config", "diffusion_config", "model_config", "parallel_config"),
     ("vllm.config", "ModelConfig"): ("model", "served_model_name"),
     ("vllm.config", "ParallelConfig"): ("data_parallel_index", "data_parallel_size"),
-    ("vllm.config", "CacheConfig"): ("enable_prefix_caching",),
+    ("vllm.config", "CacheConfig"): ("block_size", "enable_prefix_caching"),
+    ("vllm.config", "LoRAConfig"): ("max_loras",),
+    ("vllm.lora.request", "LoRARequest"): ("lora_int_id", "lora_name"),
+    ("vllm.config", "SchedulerConfig"): (
+        "disable_chunked_mm_input",
+        "enable_chunked_prefill",
+        "long_prefill_token_threshold",
+    ),
     ("vllm.sampling_params", "SamplingParams"): ("extra_args", "temperature"),
 }
 """Attributes that a class's instances must have: fields, properties, or set in ``__init__``."""

@@ -16,7 +16,10 @@ from pathlib import Path
 VERSION = "0.33.0"
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / ".cache" / f"vllm-{VERSION}"
-TESTS = ("test_vllm_contract.py", "test_vllm_lives.py", "test_vllm_scheduler.py")
+TESTS = tuple(
+    f"tests/engine_adapter/vllm/test_{name}.py"
+    for name in ("contract", "request_events", "scheduler", "block_memory", "step_shape", "waiting_requests")
+)
 
 
 def main() -> int:
@@ -29,8 +32,7 @@ def main() -> int:
         "SAGESCHED_VLLM_EXPECTED": VERSION,
         "OMP_NUM_THREADS": "1",
     }
-    tests = [str(ROOT / "tests" / "engine_adapter" / name) for name in TESTS]
-    command = [sys.executable, "-m", "pytest", "-q", "--show-capture=no", *tests]
+    command = [sys.executable, "-m", "pytest", "-q", "--show-capture=no", *TESTS]
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
 
 

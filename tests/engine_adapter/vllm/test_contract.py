@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import vllm
@@ -194,3 +195,70 @@ def test_the_null_block_is_never_free() -> None:
     submit(engine, "a", prompt_tokens=20)
     engine.step()
     assert pool.get_num_free_blocks() == PROFILE.kv_blocks - 2
+
+
+def test_budget_and_chunk_are_read_in_every_step() -> None:
+    """Behaviour 11: both hold from the next step on, in both directions."""
+    engine = stock()
+    submit(engine, "a", "b", prompt_tokens=40)
+    scheduler = engine.scheduler
+    scheduler.max_num_scheduled_tokens = 24
+    scheduler.scheduler_config.long_prefill_token_threshold = 16
+    assert engine.step().scheduled_tokens == {"a": 16, "b": 8}
+    scheduler.max_num_scheduled_tokens = 64
+    scheduler.scheduler_config.long_prefill_token_threshold = 0
+    assert engine.step().scheduled_tokens == {"a": 24, "b": 32}
+
+
+def test_a_request_that_loads_its_kv_leaves_the_queue_uncounted() -> None:
+    """Behaviours 12 and 13: with a limit of one, two load at once; both stand among the deferred."""
+    engine = stock()
+    submit(engine, "a", "b")
+    scheduler = engine.scheduler
+    scheduler.max_num_active_reqs = 1
+    scheduler.connector = _Loads()
+    engine.step()
+    assert (ids(scheduler.waiting), ids(scheduler.kv_holding_waiting), scheduler.running) == ([], ["a", "b"], [])
+    assert sorted(ids(scheduler.deferred_waiting)) == ["a", "b"]
+    assert {request.status for request in scheduler.kv_holding_waiting} == {RequestStatus.WAITING_FOR_REMOTE_KVS}
+
+
+class _Loads:
+    """A connector that has every prompt but its last token elsewhere, and never ends loading it."""
+
+    def get_num_new_matched_tokens(self, request: Request, computed_tokens: int) -> tuple[int, bool]:
+        return request.num_tokens - 1 - computed_tokens, True
+
+    def get_loaded_kv_cache_group_ids(self, _request: Request) -> tuple[int, ...]:
+        return ()
+
+    def __getattr__(self, _name: str) -> Any:
+        return lambda *_args, **_more: None
+
+
+def test_a_request_that_is_passed_by_returns_to_the_head() -> None:
+    """Behaviours 12 and 13: one that waits for its grammar lets the next start, and stays first."""
+    engine = stock()
+    submit(engine, "a", "b")
+    scheduler = engine.scheduler
+    request = scheduler.requests["a"]
+    request.status = RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
+    engine.step()
+    assert (ids(scheduler.waiting), ids(scheduler.running)) == (["a"], ["b"])
+    assert ids(scheduler.deferred_waiting) == ["a"]
+    request.status = RequestStatus.WAITING
+    engine.step()
+    assert (ids(scheduler.running), ids(scheduler.deferred_waiting)) == (["b", "a"], [])
+
+
+def test_finished_requests_may_stay_among_the_requests() -> None:
+    """Behaviour 15: while their blocks are sent elsewhere; they are in no queue."""
+    engine = stock()
+    submit(engine, "a")
+    engine.step()
+    scheduler = engine.scheduler
+    scheduler._connector_finished = lambda _request: (True, None)
+    scheduler.finish_requests("a", RequestStatus.FINISHED_ABORTED)
+    assert ids(scheduler.requests.values()) == ["a"]
+    assert not scheduler.waiting
+    assert not scheduler.running

@@ -28,7 +28,7 @@ from engine_adapter.virtual_time.profiles import Profile
 from engine_adapter.vllm import plugin, request_events, scheduler_control
 from engine_adapter.vllm.virtual_time import VllmVirtualTimeEngine
 from engine_adapter.vllm_scheduler import SageScheduler
-from store.records import Arrived, ControllerMessage, EngineMessage, Gate, Settings
+from store.records import Arrived, ControllerMessage, EngineMessage, Gate, Preempted, Settings
 
 pytestmark = pytest.mark.vllm
 
@@ -138,6 +138,27 @@ def test_a_requests_priority_is_a_strict_class_above_its_index(scripted: Script)
     served = engine(script, narrow(1), scheduling="priority")
     works = [work("first"), work("low", priority=5), work("high-a", priority=1), work("high-b", priority=1)]
     assert starts(serve(served, works)) == ["first", "high-b", "high-a", "low"]
+
+
+def test_a_higher_class_gets_a_place_in_a_full_engine_within_a_step(scripted: Script) -> None:
+    """Two places are taken by class 10 for 60 steps; class 0 arrives at 5 s and starts at once, whatever its index.
+
+    The one that gave way keeps its place in its class, before another that came later, and loses no token.
+    """
+    script = scripted(gate=Gate(horizon_tokens=32), indexes={"urgent": 9.0, "low-a": 1.0, "low-b": 2.0, "later": 3.0})
+    served = engine(script, narrow(2), scheduling="priority")
+    works = [
+        work("low-a", output_tokens=60, priority=10),
+        work("low-b", output_tokens=60, priority=10),
+        work("later", output_tokens=60, priority=10, arrival_s=3.0),
+        work("urgent", output_tokens=3, priority=0, arrival_s=5.0),
+    ]
+    ended = lives(serve(served, works))
+    assert ended["urgent"].scheduled_s <= 6.0
+    assert [ended[name].preemptions for name in ("urgent", "low-a", "low-b", "later")] == [0, 0, 1, 0]
+    assert ended["low-b"].finished_s < ended["later"].finished_s
+    assert [fact.cause for fact in script.facts(Preempted)] == ["policy"]
+    assert {life.output_tokens for name, life in ended.items() if name != "urgent"} == {60}
 
 
 @pytest.mark.parametrize(("scheduling", "queue"), [("fcfs", FCFSRequestQueue), ("priority", PriorityRequestQueue)])
