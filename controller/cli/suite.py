@@ -17,6 +17,7 @@ from controller.cli.output import print_table, progress_bar, require_writable, w
 from store.errors import BadInputError
 
 if TYPE_CHECKING:
+    from controller.benchmark.suite.measured import Measured
     from controller.benchmark.suite.suite import SuiteResult, SuiteSpec
 
 
@@ -71,24 +72,31 @@ def suite(
 
 
 def _run(spec: SuiteSpec, *, processes: int, quiet: bool) -> SuiteResult:
+    from controller.benchmark.suite.report import case_line, case_table
     from controller.benchmark.suite.suite import run_suite
 
     with progress_bar(quiet=quiet) as bar:
         task = bar.add_task("requests served in all runs", total=None)
+
+        def show(measured: Measured) -> None:
+            bar.stop()
+            print_table(case_table(measured))
+            sys.stdout.write(f"{case_line(measured)}\n\n")
+            sys.stdout.flush()
+            bar.start()
+
         return run_suite(
             spec,
             timer=time.perf_counter,
             progress=lambda served, total: bar.update(task, completed=served, total=total),
             processes=processes or os.cpu_count() or 1,
+            on_case=show,
         )
 
 
 def _show(result: SuiteResult, json_file: Path | None, html: Path | None) -> None:
-    from controller.benchmark.suite.report import case_line, case_table, worst_table, write_html
+    from controller.benchmark.suite.report import worst_table, write_html
 
-    for name, measured in zip(result.names, result.measured, strict=True):
-        print_table(case_table(name, measured))
-        sys.stdout.write(f"{name}: {case_line(measured)}\n\n")
     print_table(worst_table(result))
     checked = sum(result.decides(check) for _, check in result.checks)
     sys.stdout.write(f"{len(result.failed)} of {checked} targets are missed\n")

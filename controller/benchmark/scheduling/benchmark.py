@@ -10,7 +10,7 @@ In a tuned benchmark every baseline has its best static watermark by mean TTLT o
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -46,10 +46,12 @@ def run_benches(
     progress: Progress | None = None,
     processes: int = 1,
     lives: bool = True,
+    on_result: Callable[[int, BenchResult], None] = lambda _number, _result: None,
 ) -> list[BenchResult]:
     """Run several benchmarks together; runs that they share are done once.
 
     Runs of the same requests follow each other, so that each process makes these and their features once.
+    ``on_result`` receives the number of a benchmark in ``specs`` and its result as soon as it is complete.
     Without ``lives`` the runs keep their figures alone: a thousand runs fit into memory, and plots of one run do not work.
     """
     capacity_runs = {run for spec in specs for seed in spec.seeds for run in _capacity_runs(spec, seed, lives=lives)}
@@ -63,24 +65,35 @@ def run_benches(
 
     with WorkerPool(processes=processes, most_runs=most_runs, timer=timer, served=report) as pool:
         capacities = pool.run(sorted(capacity_runs, key=_requests_of))
-        cells = [_Cell(spec, seed, capacities, lives=lives) for spec in specs for seed in spec.seeds]
-        done = pool.run(sorted((run for cell in cells for run in cell.runs.values()), key=_requests_of))
-    report(total)
-    by_seed = iter([cell.result(done) for cell in cells])
-    return [
-        BenchResult(
-            spec=spec,
-            workload=Path(spec.workload).name,
-            versions=_versions(spec.engine),
-            seeds=tuple(next(by_seed) for _ in spec.seeds),
+        cells = [[_Cell(spec, seed, capacities, lives=lives) for seed in spec.seeds] for spec in specs]
+        results: dict[int, BenchResult] = {}
+
+        def collect(done: Mapping[RunSpec, PolicyRun]) -> None:
+            for number, of_spec in enumerate(cells):
+                if number not in results and all(cell.is_done(done) for cell in of_spec):
+                    results[number] = _result(specs[number], of_spec, done)
+                    on_result(number, results[number])
+
+        pool.run(
+            sorted((run for of_spec in cells for cell in of_spec for run in cell.runs.values()), key=_requests_of),
+            collect,
         )
-        for spec in specs
-    ]
+    report(total)
+    return [results[number] for number in range(len(specs))]
+
+
+def _result(spec: BenchSpec, cells: Sequence[_Cell], done: Mapping[RunSpec, PolicyRun]) -> BenchResult:
+    return BenchResult(
+        spec=spec,
+        workload=Path(spec.workload).name,
+        versions=_versions(spec.engine),
+        seeds=tuple(cell.result(done) for cell in cells),
+    )
 
 
 def _requests_of(run: RunSpec) -> tuple[object, ...]:
-    """Key of the runs that serve the same requests; the lower seed comes first."""
-    return run.seed, run.workload, run.profile, run.requests, run.warmup
+    """Key of the runs that serve the same requests; those of a benchmark's other seeds follow."""
+    return run.workload, run.profile, run.requests, run.warmup, run.seed
 
 
 _Trial: TypeAlias = tuple[str, str, float, int | None]
@@ -109,7 +122,11 @@ class _Cell:
             for policy, variant, watermark, budget in _trials(spec)
         }
 
-    def result(self, done: dict[RunSpec, PolicyRun]) -> SeedResult:
+    def is_done(self, done: Mapping[RunSpec, PolicyRun]) -> bool:
+        """Whether all its runs are."""
+        return all(run in done for run in self.runs.values())
+
+    def result(self, done: Mapping[RunSpec, PolicyRun]) -> SeedResult:
         """The best run of each policy."""
         tried = {
             name: {run: done[run] for (policy, *_), run in self.runs.items() if policy == name}

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from ctypes import c_int
@@ -19,6 +19,9 @@ from store.errors import EngineError
 
 Served: TypeAlias = Callable[[int], None]
 """Receives the number of requests served so far in all runs together."""
+
+Done: TypeAlias = Callable[[Mapping[RunSpec, PolicyRun]], None]
+"""Receives all runs done so far, whenever more are."""
 
 LOOK_EVERY_S = 0.2
 
@@ -57,17 +60,17 @@ class WorkerPool:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def run(self, specs: Iterable[RunSpec]) -> dict[RunSpec, PolicyRun]:
+    def run(self, specs: Iterable[RunSpec], on_done: Done = lambda _done: None) -> dict[RunSpec, PolicyRun]:
         """Do each of these runs once, in about this order; runs that were done before are not repeated."""
         wanted = list(dict.fromkeys(specs))
         new = [spec for spec in wanted if spec not in self._done]
         if self._pool is None:
-            self._run_here(new)
+            self._run_here(new, on_done)
         else:
-            self._run_in(self._pool, new)
+            self._run_in(self._pool, new, on_done)
         return {spec: self._done[spec] for spec in wanted}
 
-    def _run_here(self, specs: list[RunSpec]) -> None:
+    def _run_here(self, specs: list[RunSpec], on_done: Done) -> None:
         for spec in specs:
             number = self._next_number()
 
@@ -76,8 +79,9 @@ class WorkerPool:
                 self._report()
 
             self._done[spec] = run_policy(spec, self._timer, report)
+            on_done(self._done)
 
-    def _run_in(self, pool: ProcessPoolExecutor, specs: list[RunSpec]) -> None:
+    def _run_in(self, pool: ProcessPoolExecutor, specs: list[RunSpec], on_done: Done) -> None:
         runs: dict[Future[PolicyRun], RunSpec] = {
             pool.submit(_work, self._next_number(), spec, self._timer): spec for spec in specs
         }
@@ -88,6 +92,8 @@ class WorkerPool:
                 for future in ended:
                     self._done[runs[future]] = future.result()
                 self._report()
+                if ended:
+                    on_done(self._done)
         except BrokenProcessPool:
             raise EngineError(
                 "a process of the benchmark was killed, most likely because memory ran out: lower --processes"

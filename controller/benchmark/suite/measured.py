@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TypeAlias
@@ -57,6 +57,11 @@ class Measured:
             best=best,
             bench=result,
         )
+
+    @property
+    def name(self) -> str:
+        """The case's name, with the engine unless the simulated one served."""
+        return self.case.name if self.engine == "simulated" else f"{self.case.name} ({self.engine})"
 
     @property
     def default(self) -> Series:
@@ -125,9 +130,3 @@ def _quotient(ours: float, theirs: float) -> float:
     if ours == theirs:
         return 1.0
     return ours / theirs if theirs else float("inf")
-
-
-def names_of(measured: Sequence[Measured]) -> list[str]:
-    """Names of the cases; with the engine where several served."""
-    several = len({one.engine for one in measured}) > 1
-    return [f"{one.case.name} ({one.engine})" if several else one.case.name for one in measured]

@@ -20,9 +20,9 @@ ABOUT = (
 )
 
 
-def case_table(name: str, measured: Measured) -> Table:
+def case_table(measured: Measured) -> Table:
     """The ratios of a case, one row for each rival, and the figures of our default in the first row."""
-    table = text_table(describe(name, measured), ["ours over", *_HEADINGS], left=1)
+    table = text_table(describe(measured), ["ours over", *_HEADINGS], left=1)
     for row in _case_rows(measured):
         table.add_row(*row)
     return table
@@ -42,7 +42,7 @@ def case_line(measured: Measured) -> str:
         if verdict.passed
         else f"DOMINATED by {whose} ({closest:.2f})"
     )
-    return f"{who}; " + ("missed: " + ", ".join(missed) if missed else "all targets are met")
+    return f"{measured.name}: {who}; " + ("missed: " + ", ".join(missed) if missed else "all targets are met")
 
 
 def worst_table(result: SuiteResult) -> Table:
@@ -53,11 +53,11 @@ def worst_table(result: SuiteResult) -> Table:
     return table
 
 
-def describe(name: str, measured: Measured) -> str:
+def describe(measured: Measured) -> str:
     """One line that names the case."""
     case = measured.case
     load = "all at once" if case.kind == "batch" else f"arrivals {case.arrivals}, load {case.load:g}"
-    return f"{name}: {case.workload} on {case.profile} ({measured.engine}), {case.requests} requests, {load}"
+    return f"{measured.name}: {case.workload} on {case.profile} ({measured.engine}), {case.requests} requests, {load}"
 
 
 def write_html(result: SuiteResult, path: Path) -> None:
@@ -67,9 +67,9 @@ def write_html(result: SuiteResult, path: Path) -> None:
         html_table(_WORST_HEADINGS, _worst_rows(result)),
         *_plots(result),
     ]
-    for name, measured in zip(result.names, result.measured, strict=True):
+    for measured in result.measured:
         parts += [
-            heading(describe(name, measured)),
+            heading(describe(measured)),
             html_table(["ours over", *_HEADINGS], _case_rows(measured)),
             html_table(_CHECK_HEADINGS, _check_rows(measured)),
         ]

@@ -8,9 +8,10 @@ from statistics import fmean
 from typing import Any, Literal, TypeAlias
 
 from controller.benchmark.scheduling.benchmark import Progress, run_benches
+from controller.benchmark.scheduling.result import BenchResult
 from controller.benchmark.scheduling.run import BenchEngine
 from controller.benchmark.suite.cases import OURS, Case
-from controller.benchmark.suite.measured import Measured, mean_of, names_of, ratio
+from controller.benchmark.suite.measured import Measured, mean_of, ratio
 from controller.benchmark.suite.targets import GATING, Check, checks
 
 Engines: TypeAlias = Literal["simulated", "vllm", "both"]
@@ -58,14 +59,9 @@ class SuiteResult:
     measured: tuple[Measured, ...]
 
     @property
-    def names(self) -> list[str]:
-        """Names of the cases, in order."""
-        return names_of(self.measured)
-
-    @property
     def checks(self) -> list[tuple[str, Check]]:
         """Every check with its case's name."""
-        return [(name, check) for name, one in zip(self.names, self.measured, strict=True) for check in checks(one)]
+        return [(one.name, check) for one in self.measured for check in checks(one)]
 
     @property
     def failed(self) -> list[tuple[str, Check]]:
@@ -96,21 +92,32 @@ class SuiteResult:
                 {"case": worst.case, "failed": worst.failed, "of": worst.of, **_check_json(worst.check)}
                 for worst in self.worst
             ],
-            "cases": [_case_json(name, one) for name, one in zip(self.names, self.measured, strict=True)],
+            "cases": [_case_json(one) for one in self.measured],
         }
 
 
 def run_suite(
-    spec: SuiteSpec, *, timer: Callable[[], float], progress: Progress | None = None, processes: int = 1
+    spec: SuiteSpec,
+    *,
+    timer: Callable[[], float],
+    progress: Progress | None = None,
+    processes: int = 1,
+    on_case: Callable[[Measured], None] = lambda _measured: None,
 ) -> SuiteResult:
-    """Run every case; ``timer``, ``progress``, ``processes`` and errors are those of `run_benches`."""
+    """Run every case; ``on_case`` receives each as soon as it is complete.
+
+    ``timer``, ``progress``, ``processes`` and errors are those of `run_benches`.
+    """
     wanted = [(case, engine) for engine in _engines(spec.engine) for case in spec.cases]
     specs = [case.spec(seeds=spec.seeds, engine=engine, tuned=spec.tuned) for case, engine in wanted]
-    results = run_benches(specs, timer=timer, progress=progress, processes=processes, lives=False)
-    return SuiteResult(
-        spec=spec,
-        measured=tuple(Measured.of(case, result) for (case, _), result in zip(wanted, results, strict=True)),
-    )
+    measured: dict[int, Measured] = {}
+
+    def complete(number: int, result: BenchResult) -> None:
+        measured[number] = Measured.of(wanted[number][0], result)
+        on_case(measured[number])
+
+    run_benches(specs, timer=timer, progress=progress, processes=processes, lives=False, on_result=complete)
+    return SuiteResult(spec=spec, measured=tuple(measured[number] for number in range(len(wanted))))
 
 
 def _engines(engines: Engines) -> tuple[BenchEngine, ...]:
@@ -138,11 +145,11 @@ def _check_json(check: Check) -> dict[str, Any]:
     return {**asdict(check), "passed": check.passed}
 
 
-def _case_json(name: str, measured: Measured) -> dict[str, Any]:
+def _case_json(measured: Measured) -> dict[str, Any]:
     case = measured.case
     contenders = {**measured.rivals, **{OURS[objective]: series for objective, series in measured.ours.items()}}
     return {
-        "case": name,
+        "case": measured.name,
         "workload": case.workload,
         "profile": case.profile,
         "arrivals": case.arrivals,

@@ -243,7 +243,14 @@ def test_a_run_that_two_benchmarks_share_is_done_once() -> None:
     """A sweep over loads measures the capacity of a seed once."""
     served: list[tuple[int, int]] = []
     specs = [BenchSpec(load=load, requests=30, warmup=0, policies=("fcfs",)) for load in (0.5, 1.0)]
-    low, high = run_benches(specs, timer=time.perf_counter, progress=lambda *report: served.append(report))
+    complete: list[int] = []
+    low, high = run_benches(
+        specs,
+        timer=time.perf_counter,
+        progress=lambda *report: served.append(report),
+        on_result=lambda number, _result: complete.append(number),
+    )
+    assert complete == [0, 1], "each is reported when it is complete"
     assert served[-1] == (90, 90), "one capacity and two loads"
     assert low.capacity_rps == high.capacity_rps
     assert low.figures["fcfs"].makespan_s > high.figures["fcfs"].makespan_s
