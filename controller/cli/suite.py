@@ -35,7 +35,10 @@ def suite(
         str, typer.Option("--workload", metavar="FILE", help="a file of your own in place of the built-in cases")
     ] = "",
     seeds: Annotated[str, typer.Option(metavar="1,2,3", help="seeds of each case (1,2,3; short: 1)")] = "",
-    engine: Annotated[Literal["simulated", "vllm", "both"], typer.Option(help="whose scheduler serves")] = "simulated",
+    engine: Annotated[
+        Literal["simulated", "vllm", "both"],
+        typer.Option(help="whose scheduler serves; both: vLLM's one load of each kind, on the first seed"),
+    ] = "simulated",
     tuned: Annotated[
         bool, typer.Option("--tuned", help="rivals also at every watermark, FCFS and priority at every token budget")
     ] = False,

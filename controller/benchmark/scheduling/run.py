@@ -115,7 +115,7 @@ def run_policy(spec: RunSpec, timer: Callable[[], float], progress: Progress | N
     return PolicyRun(
         name=spec.policy,
         figures=figures(totals, watermark=spec.watermark, wall_s=timer() - started_s),
-        parts=_parts(totals.completed, measured),
+        parts=parts_of(totals.completed, measured),
         served_rps=capacity_rps(totals.completed),
         completed=tuple(totals.completed) if spec.lives else (),
         timeline=tuple(timeline.moments) if spec.lives else (),
@@ -127,7 +127,7 @@ LONG_PROMPT_TOKENS = 2_000
 """Prompts from this length on are long ones."""
 
 
-def _parts(completed: Sequence[CompletedRequest], measured: Sequence[TraceRequest]) -> dict[str, PartFigures]:
+def parts_of(completed: Sequence[CompletedRequest], measured: Sequence[TraceRequest]) -> dict[str, PartFigures]:
     """Figures of the short and the long prompts, and of each class; none where there is but one of them."""
     classes = {request.request_id: request.priority for request in measured}
     by_length: defaultdict[str, list[CompletedRequest]] = defaultdict(list)

@@ -28,6 +28,7 @@ PREFIX_LOADS = (0.9, 1.05)
 OVERLOAD = 1.3
 """From this load on a run has `OVERLOAD_REQUESTS`, so that the queue has time to grow deep."""
 REQUESTS, OVERLOAD_REQUESTS, WARMUP = 1_800, 4_000, 1_500
+VLLM_LOAD = 1.15
 TAIL_LOAD = 1.15
 """Up to this load the objective ``tail`` has targets."""
 BUDGETS = (512, 2_048)
@@ -76,6 +77,11 @@ class Case:
     def profile(self) -> str:
         """The profile's name."""
         return PROFILES[self.place]
+
+    @property
+    def on_vllm(self) -> bool:
+        """Whether it runs on vLLM's scheduler too where both engines are asked for: one load stands for the others."""
+        return self.kind != "traffic" or self.load == VLLM_LOAD
 
     @property
     def policies(self) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any, Literal, TypeAlias
@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 from controller.benchmark.scheduling.benchmark import Progress, run_benches
 from controller.benchmark.scheduling.result import BenchResult
 from controller.benchmark.scheduling.run import BenchEngine
+from controller.benchmark.scheduling.spec import BenchSpec
 from controller.benchmark.suite.cases import OURS, Case
 from controller.benchmark.suite.measured import Measured, mean_of, ratio
 from controller.benchmark.suite.targets import GATING, Check, checks
@@ -108,20 +109,32 @@ def run_suite(
 
     ``timer``, ``progress``, ``processes`` and errors are those of `run_benches`.
     """
-    wanted = [(case, engine) for engine in _engines(spec.engine) for case in spec.cases]
-    specs = [case.spec(seeds=spec.seeds, engine=engine, tuned=spec.tuned) for case, engine in wanted]
+    benches = list(wanted(spec))
     measured: dict[int, Measured] = {}
 
     def complete(number: int, result: BenchResult) -> None:
-        measured[number] = Measured.of(wanted[number][0], result)
+        measured[number] = Measured.of(benches[number][0], result)
         on_case(measured[number])
 
-    run_benches(specs, timer=timer, progress=progress, processes=processes, lives=False, on_result=complete)
-    return SuiteResult(spec=spec, measured=tuple(measured[number] for number in range(len(wanted))))
+    run_benches(
+        [bench for _, bench in benches],
+        timer=timer,
+        progress=progress,
+        processes=processes,
+        lives=False,
+        on_result=complete,
+    )
+    return SuiteResult(spec=spec, measured=tuple(measured[number] for number in range(len(benches))))
 
 
-def _engines(engines: Engines) -> tuple[BenchEngine, ...]:
-    return ("simulated", "vllm") if engines == "both" else (engines,)
+def wanted(spec: SuiteSpec) -> Iterator[tuple[Case, BenchSpec]]:
+    """Each case and its benchmark; on both engines, vLLM's has the cases that stand for the others, on the first seed."""
+    first: BenchEngine = "vllm" if spec.engine == "vllm" else "simulated"
+    for case in spec.cases:
+        yield case, case.spec(seeds=spec.seeds, engine=first, tuned=spec.tuned)
+    for case in spec.cases:
+        if spec.engine == "both" and case.on_vllm:
+            yield case, case.spec(seeds=spec.seeds[:1], engine="vllm", tuned=spec.tuned)
 
 
 def sized(cases: Sequence[Case], *, requests: int | None, warmup: int | None) -> tuple[Case, ...]:

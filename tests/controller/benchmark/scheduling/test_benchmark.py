@@ -13,11 +13,11 @@ from rich.console import Console
 from controller.benchmark.scheduling.benchmark import run_bench, run_benches
 from controller.benchmark.scheduling.report import bench_table, write_html
 from controller.benchmark.scheduling.result import BenchResult
-from controller.benchmark.scheduling.run import TIMELINE_POINTS
+from controller.benchmark.scheduling.run import TIMELINE_POINTS, parts_of
 from controller.benchmark.scheduling.spec import WATERMARKS, BenchSpec
 from controller.policy.policies import POLICY_NAMES
 from controller.reports.latency_summary import figures
-from engine_adapter.virtual_time.engine import CompletedRequest, Totals, capacity_rps
+from engine_adapter.virtual_time.engine import CompletedRequest, Totals, TraceRequest, capacity_rps
 from store.errors import ConfigError, WorkloadError
 
 pytestmark = pytest.mark.slow
@@ -294,6 +294,33 @@ def test_the_figures_are_those_of_the_lives(spans: list[tuple[float, float, floa
     assert found.mean_tpot_s == pytest.approx(np.mean([decode / 10 for _, _, decode in spans]), abs=1e-9)
     assert found.p50_ttlt_s <= found.p90_ttlt_s <= found.p99_ttlt_s <= found.max_ttlt_s
     assert (found.preemptions, found.recompute_tax) == (7, 0.25)
+
+
+def test_parts_are_short_and_long_prompts_and_classes_where_there_are_several() -> None:
+    """A class's longest TTFT is its own, and where all are alike there are no parts."""
+    requests = [
+        TraceRequest(
+            request_id=f"r{number}",
+            arrival_s=0.0,
+            token_ids=(1,) * prompt_tokens,
+            max_tokens=20,
+            true_output_tokens=11,
+            priority=priority,
+        )
+        for number, (prompt_tokens, priority) in enumerate([(10, 0), (1_999, 5), (2_000, 5)])
+    ]
+    lives = [
+        dataclasses.replace(
+            life(n, 0.0, 1.0 + n, 10.0), prompt_tokens=len(request.token_ids), request_id=request.request_id
+        )
+        for n, request in enumerate(requests)
+    ]
+    parts = parts_of(lives, requests)
+    assert {name: part.requests for name, part in parts.items()} == {"short": 2, "long": 1, "class 0": 1, "class 5": 2}
+    assert parts["class 5"].max_ttft_s == 3.0
+    assert parts["class 5"].mean_ttft_s == 2.5
+    assert parts["short"].mean_ttlt_s == 10.0
+    assert parts_of(lives[:1], requests) == {}
 
 
 def test_capacity_leaves_out_the_start_and_the_stragglers() -> None:

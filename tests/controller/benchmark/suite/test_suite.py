@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from controller.benchmark.scheduling.spec import WATERMARKS
-from controller.benchmark.suite.cases import BUDGETS, CASES, LOADS, SHORT_CASES, cases_of_file
-from controller.benchmark.suite.suite import SuiteSpec, run_suite
+from controller.benchmark.suite.cases import BUDGETS, CASES, LOADS, SHORT_CASES, cases_of_file, selected
+from controller.benchmark.suite.suite import SuiteSpec, run_suite, wanted
 from controller.cli.main import run
 
 SMALL = ["suite", "--requests", "60", "--warmup", "40", "--quiet", "--processes", "1"]
@@ -97,6 +97,17 @@ def test_a_run_prints_and_writes_every_case_rival_and_target(
     assert page.count("plotly-graph-div") >= 2
     assert page.count("<table>") == 1 + 2 * 3
     assert 'src="https' not in page
+
+
+def test_both_engines_share_the_work() -> None:
+    """VLLM's scheduler serves one load of each kind, on the first seed; the simulated engine serves everything."""
+    spec = SuiteSpec(cases=selected(CASES, ["plain-24k", "batch-24k"]), seeds=(4, 5), engine="both")
+    engines = {
+        engine: [(case.name, bench.seeds) for case, bench in wanted(spec) if bench.engine == engine]
+        for engine in ("simulated", "vllm")
+    }
+    assert engines["simulated"] == [(case.name, (4, 5)) for case in spec.cases]
+    assert engines["vllm"] == [("plain-24k@1.15", (4,)), ("batch-24k", (4,))]
 
 
 @pytest.mark.slow
