@@ -98,8 +98,9 @@ def _run(spec: SuiteSpec, *, processes: int, quiet: bool) -> SuiteResult:
 
 
 def _show(result: SuiteResult, json_file: Path | None, html: Path | None) -> None:
-    from controller.benchmark.suite.report import worst_table, write_html
+    from controller.benchmark.suite.report import summary_table, worst_table, write_html
 
+    print_table(summary_table(result))
     print_table(worst_table(result))
     checked = sum(result.decides(check) for _, check in result.checks)
     sys.stdout.write(f"{len(result.failed)} of {checked} targets are missed\n")

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from controller.benchmark.suite.measured import Measured, mean_of, ratio
 from controller.benchmark.suite.suite import SHOWN, SuiteResult
-from controller.benchmark.suite.targets import Check, checks, domination
+from controller.benchmark.suite.targets import Check, checks, domination, over_best
 from controller.reports.page import colour, heading, plot, write_page
 from controller.reports.tables import html_table, text_table
 
@@ -45,6 +45,14 @@ def case_line(measured: Measured) -> str:
     return f"{measured.name}: {who}; " + ("missed: " + ", ".join(missed) if missed else "all targets are met")
 
 
+def summary_table(result: SuiteResult) -> Table:
+    """One row for each case: the default over stock, the best rival and the paper, and how many targets are missed."""
+    table = text_table("our default, case by case", _SUMMARY_HEADINGS, left=1)
+    for measured in result.measured:
+        table.add_row(*_summary_row(measured))
+    return table
+
+
 def worst_table(result: SuiteResult) -> Table:
     """The worst case of each target."""
     table = text_table("worst of each target", _WORST_HEADINGS, left=1)
@@ -65,6 +73,8 @@ def write_html(result: SuiteResult, path: Path) -> None:
     parts: list[str | go.Figure] = [
         heading("Worst of each target"),
         html_table(_WORST_HEADINGS, _worst_rows(result)),
+        heading("Case by case"),
+        html_table(_SUMMARY_HEADINGS, map(_summary_row, result.measured)),
         *_plots(result),
     ]
     for measured in result.measured:
@@ -79,6 +89,31 @@ def write_html(result: SuiteResult, path: Path) -> None:
 _HEADINGS = [*(title for _, title in SHOWN), "recomputed"]
 _CHECK_HEADINGS = ["target", "found", "limit", "against", ""]
 _WORST_HEADINGS = ["target", "worst", "limit", "case", "against", "missed"]
+
+
+_SUMMARY_HEADINGS = [
+    "case",
+    *("mean / FCFS", "P99 / FCFS", "tokens/s / FCFS"),
+    *("mean / best", "closest rival", "its lower ratio"),
+    *("P50 / paper", "P99 / paper", "longest / paper"),
+    *("recomputed", "missed"),
+]
+
+
+def _summary_row(measured: Measured) -> list[str]:
+    ours, stock, paper = measured.default, measured.stock, measured.paper
+    over_stock = (ratio(ours, stock, figure) for figure in ("mean_ttlt_s", "p99_ttlt_s", "throughput_tokens_per_s"))
+    best, _ = over_best(ours, measured.rivals, "mean_ttlt_s")
+    closest, whose = domination(ours, measured.rivals)
+    over_paper = (ratio(ours, paper, figure) for figure in ("p50_ttlt_s", "p99_ttlt_s", "max_ttlt_s"))
+    missed = sum(not check.passed for check in checks(measured))
+    return [
+        measured.name,
+        *(f"{value:.2f}" for value in over_stock),
+        *(f"{best:.2f}", whose, f"{closest:.2f}"),
+        *(f"{value:.2f}" for value in over_paper),
+        *(f"{mean_of(ours, 'recompute_tax'):.1%}", str(missed)),
+    ]
 
 
 def _case_rows(measured: Measured) -> Iterator[list[str]]:

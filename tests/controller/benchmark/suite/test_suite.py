@@ -91,11 +91,12 @@ def test_a_run_prints_and_writes_every_case_rival_and_target(
     assert {worst["name"] for worst in report["worst"]} == {
         check["name"] for case in report["cases"] for check in case["checks"]
     }
+    assert "our default, case by case" in printed
     assert "worst of each target" in printed
     assert "targets are missed" in printed
     page = (tmp_path / "s.html").read_text(encoding="utf-8")
     assert page.count("plotly-graph-div") >= 2
-    assert page.count("<table>") == 1 + 2 * 3
+    assert page.count("<table>") == 2 + 2 * 3
     assert 'src="https' not in page
 
 
