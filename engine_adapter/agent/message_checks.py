@@ -39,7 +39,7 @@ def _table_fault(table: IndexTable) -> str | None:
         return "does not begin at 0 tokens and rise"
     if not all(map(math.isfinite, table.index_s)):
         return "has an index that is no finite number"
-    if not all(0.0 <= growth < math.inf for growth in table.growth_tokens):
+    if not all(map(math.isfinite, table.growth_tokens)) or min(table.growth_tokens) < 0.0:
         return "has a growth that is no finite number of tokens"
     if table.patience_s is not None and not table.patience_s >= 0.0:
         return f"has a patience of {table.patience_s} s"

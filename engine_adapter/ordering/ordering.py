@@ -14,7 +14,6 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from itertools import chain, islice
-from operator import attrgetter
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from engine_adapter.ordering.admission import Admission
@@ -55,8 +54,6 @@ LEAST_INDEX_SHARE = 0.01
 
 SPARE_DEADLINES = 64
 """Obsolete deadlines kept before a clean-up, beside one for each request."""
-
-_growth = attrgetter("growth_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,7 +362,7 @@ class Ordering:
         )
         growth_tokens = 0.0
         if self._rules.gate is not None:
-            growth_tokens = self._rules.gate.margin * sum(map(_growth, self._order.entries))
+            growth_tokens = self._rules.gate.margin * self._order.growth_tokens
         return reserved + (lacking_tokens + growth_tokens) * self._even_blocks
 
     def _need_blocks(self, request: R, memory: KvMemory) -> float:
@@ -480,7 +477,8 @@ class Ordering:
             self._look_up(tracked)
             return
         tracked.next_change_tokens = math.inf
-        tracked.index_s = tracked.growth_tokens = 0.0
+        tracked.index_s = 0.0
+        self._grow(tracked, 0.0)
         self._move(tracked, tracked.arrival_s)
 
     def _look_up(self, tracked: Tracked) -> None:
@@ -492,12 +490,18 @@ class Ordering:
         if tracked.hit.tokens and not tracked.attained_tokens and self._rules.step is not None:
             saved_s = self._rules.step.prefill_token_s * tracked.hit.tokens
             tracked.index_s = max(tracked.index_s - saved_s, LEAST_INDEX_SHARE * tracked.index_s)
-        tracked.growth_tokens = table.growth_tokens[entry]
+        self._grow(tracked, table.growth_tokens[entry])
         self._move(tracked, self._value(tracked))
         following = entry + 1
         tracked.next_change_tokens = (
             table.attained_tokens[following] if following < len(table.attained_tokens) else math.inf
         )
+
+    def _grow(self, tracked: Tracked, growth_tokens: float) -> None:
+        """Set a request's expected growth."""
+        if tracked.running is not None:
+            self._order.regrown(tracked.growth_tokens, growth_tokens)
+        tracked.growth_tokens = growth_tokens
 
     def _value(self, tracked: Tracked) -> float:
         """Return the ordering value: the index, or the arrival time minus the index's boost."""

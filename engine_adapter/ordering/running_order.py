@@ -6,10 +6,11 @@ Between two steps few requests start or end and few keys change; when nothing ch
 from __future__ import annotations
 
 import math
-from bisect import insort
+from bisect import bisect_right, insort
 from collections.abc import Callable
 from dataclasses import dataclass
-from operator import attrgetter
+from itertools import compress, count, islice
+from operator import attrgetter, is_not
 from typing import Any, TypeVar
 
 from engine_adapter.ordering.kv_memory import NO_HIT, PrefixHit
@@ -18,6 +19,9 @@ from store.records import IndexTable, Victims
 
 FIRST = -math.inf
 """Ordering value of a request that no other of its class may overtake."""
+
+GROWTH_UNITS = 1 << 16
+"""Parts of a token in which growth is summed: whole numbers, whose sum stays exact however often it is updated."""
 
 R = TypeVar("R")
 
@@ -65,8 +69,23 @@ class RunningOrder:
         """Those of ``entries`` that are in prefill."""
         self._find = find
         self._active: list[Any] = []
+        """The engine's requests of ``entries``, in the same order."""
+        self._decoding = 0
+        """Number of ``entries`` that decode; they come first where there is one class only."""
+        self._mixed = False
+        """Whether there is more than one class."""
+        self._growth_units = 0
         self._rule: Victims = "last"
         self._settled = True
+
+    @property
+    def growth_tokens(self) -> float:
+        """Sum of the running requests' expected growth."""
+        return self._growth_units / GROWTH_UNITS
+
+    def regrown(self, former_tokens: float, growth_tokens: float) -> None:
+        """Record that a running request's expected growth has changed."""
+        self._growth_units += _units(growth_tokens) - _units(former_tokens)
 
     def rekeyed(self, former: Key, key: Key) -> None:
         """Record a running request's new key; under ``cheapest`` only its class and whether it is first matter."""
@@ -83,42 +102,51 @@ class RunningOrder:
             return self._active.copy()
         self._follow(active)
         self._rule, self._settled = rule, True
-        self.entries = self._in_order(_key if rule == "last" else _dearest_first, unsorted=unsorted)
-        self._active = [entry.running for entry in self.entries]
+        place = _key if rule == "last" else _dearest_first
+        if unsorted or self._mixed:
+            self._sort(place, unsorted=unsorted)
+        else:
+            self._insert_filled(place)
         return self._active.copy()
 
     def keep(self, count: int) -> None:
         """Keep only the first ``count`` requests."""
         for entry in self.entries[count:]:
-            entry.running = None
-        del self.entries[count:]
-        self._active = self._active[:count]
+            self._leave(entry)
+        del self.entries[count:], self._active[count:]
+        self._decoding = min(self._decoding, count)
 
     def _follow(self, active: list[R]) -> None:
-        """Update ``entries`` to the running requests; only those that were not running before are looked up by id."""
-        entries: list[Tracked] = []
-        before = iter(self.entries)
-        for request in active:
-            for entry in before:
-                if entry.running is request:
-                    break
-                entry.running = None
-            else:
-                entry = self._find(request.request_id)  # type: ignore[attr-defined]
-                entry.running = request
-                self._fill(entry)
-            entries.append(entry)
-        for entry in before:
-            entry.running = None
-        self.entries = entries
+        """Remove the requests that have gone, and append those that are new, which alone are looked up by id.
+
+        The engine keeps the order that it was given. Nothing of ours is touched for a request that stays: at hundreds
+        of requests most of the time of a step would go into fetching them from memory.
+        """
+        before = self._active
+        number = 0
+        while (number := _first_change(before, active, number)) < len(before):
+            del before[number]
+            self._leave(self.entries.pop(number))
+            self._decoding -= number < self._decoding
+        for request in active[number:]:
+            entry = self._find(request.request_id)  # type: ignore[attr-defined]
+            entry.running = request
+            self._growth_units += _units(entry.growth_tokens)
+            self._fill(entry)
+            self.entries.append(entry)
+            before.append(request)
+
+    def _leave(self, entry: Tracked) -> None:
+        entry.running = None
+        self._growth_units -= _units(entry.growth_tokens)
 
     def _fill(self, entry: Tracked) -> None:
         if not entry.filling:
             entry.filling = True
             self.filling.append(entry)
 
-    def _in_order(self, place: Callable[[Tracked], Any], *, unsorted: bool) -> list[Tracked]:
-        """Return all entries in order; unless ``unsorted``, the decoding ones are in order already."""
+    def _sort(self, place: Callable[[Tracked], Any], *, unsorted: bool) -> None:
+        """Put all entries in order; unless ``unsorted``, the decoding ones are in order already."""
         decoding = [entry for entry in self.entries if not entry.filling]
         for entry in self._filled():
             if unsorted:
@@ -128,10 +156,33 @@ class RunningOrder:
         if unsorted:
             decoding.sort(key=place)
         self.filling.sort(key=place)
-        entries = decoding + self.filling
-        if len({entry.priority for entry in (*decoding[:1], *decoding[-1:], *self.filling)}) > 1:
-            entries.sort(key=_priority)
-        return entries
+        self._decoding = len(decoding)
+        self.entries = decoding + self.filling
+        self._separate_classes()
+        self._active = [entry.running for entry in self.entries]
+
+    def _insert_filled(self, place: Callable[[Tracked], Any]) -> None:
+        """Put all entries of one class in order, of which the decoding ones are in order already and come first."""
+        del self.entries[self._decoding :], self._active[self._decoding :]
+        for entry in self._filled():
+            number = bisect_right(self.entries, place(entry), key=place)
+            self.entries.insert(number, entry)
+            self._active.insert(number, entry.running)
+        self._decoding = len(self.entries)
+        self.filling.sort(key=place)
+        self.entries += self.filling
+        self._active += [entry.running for entry in self.filling]
+        if self._separate_classes():
+            self._active = [entry.running for entry in self.entries]
+
+    def _separate_classes(self) -> bool:
+        """Sort by class if there is more than one; return whether there is."""
+        decoding, filling = self._decoding, self.filling
+        ends = (*self.entries[: min(1, decoding)], *self.entries[max(0, decoding - 1) : decoding], *filling)
+        self._mixed = len({entry.priority for entry in ends}) > 1
+        if self._mixed:
+            self.entries.sort(key=_priority)
+        return self._mixed
 
     def _filled(self) -> list[Tracked]:
         """Remove from ``filling`` the requests that have gone or now decode; return the latter."""
@@ -151,6 +202,16 @@ _priority = attrgetter("priority")
 def _dearest_first(entry: Tracked) -> tuple[int, bool, int, int]:
     """Sort by class, then requests that must not be preempted first, then by tokens to recompute, descending."""
     return entry.priority, entry.key[1] != FIRST, -entry.running.num_computed_tokens, entry.serial
+
+
+def _first_change(before: list[Any], now: list[Any], start: int) -> int:
+    """Return the first place from ``start`` on where two lists have different objects; the shorter length without one."""
+    changed = map(is_not, islice(before, start, None), islice(now, start, None))
+    return next(compress(count(start), changed), min(len(before), len(now)))
+
+
+def _units(tokens: float) -> int:
+    return round(tokens * GROWTH_UNITS)
 
 
 def _lacks_tokens(entry: Tracked) -> bool:

@@ -87,6 +87,12 @@ class BlockMemory:
             return tokens / self._even_tokens
         return _blocks(tokens, self._shapes)
 
+    def held_blocks(self, tokens: int) -> int:
+        """Return the whole blocks of a request of this many computed tokens; shared ones count for each."""
+        if self._even_tokens is not None:
+            return -(-tokens // self._even_tokens)
+        return math.ceil(_blocks(tokens, self._shapes))
+
     def fits(self, tokens: int) -> bool:
         """Whether vLLM can ever admit a request of this many tokens, were it the only one."""
         asked = self._admission_shapes if self._scheduler.scheduler_reserve_full_isl else self._shapes
@@ -131,7 +137,9 @@ class BlockMemory:
         longest = min(len(hashes), (request.num_tokens - 1) // size_tokens)
         if not longest or cached_block(hashes[0], FULL) is None:
             return NO_HIT
-        cached = bisect_left(range(longest), True, key=lambda place: cached_block(hashes[place], FULL) is None)
+        cached = bisect_left(range(1, longest), True, key=lambda place: cached_block(hashes[place], FULL) is None) + 1
+        if cached_block(hashes[cached - 1], FULL)[0].ref_cnt:
+            return PrefixHit(cached * size_tokens, float(cached))
         held = bisect_left(range(cached), True, key=lambda place: cached_block(hashes[place], FULL)[0].ref_cnt == 0)
         return PrefixHit(cached * size_tokens, float(held))
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 import os
 import socket
 import time
@@ -373,7 +372,7 @@ class Plugin:
     def _running_requests(self) -> Iterator[RunningRequest]:
         """Yield the running requests with the blocks of their computed tokens; a shared block counts for each."""
         for request in self._scheduler.running:
-            blocks = math.ceil(self._memory.blocks(request.num_computed_tokens))
+            blocks = self._memory.held_blocks(request.num_computed_tokens)
             yield RunningRequest(request.request_id, request.num_output_tokens, blocks)
 
 
