@@ -34,6 +34,10 @@ class Observation:
 
     output_tokens: int
     censored: bool
+    surprises: tuple[float, float] | None = None
+    """By how much the answers of the model, and of the prompt's cluster, have turned out longer than predicted since one of
+    them last ended, those that still run included, as differences of logarithms; None where that is not known. They have
+    mean zero in whatever order answers end, as long as predictions are right, and tell a drift from a change of order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -104,6 +104,11 @@ class Outcome(Record, frozen=True, kw_only=True):
     """Inside the central 90 % interval."""
     answer: int
     """Number of the answer in the order in which the learner processed them, over all engines and starts."""
+    model_surprise: float | None = None
+    """By how much answers of the model were longer than predicted since one last ended, those still running included: a sum of
+    differences of natural logarithms, of mean zero unless lengths drift; None if unknown."""
+    cluster_surprise: float | None = None
+    """The same for the prompt cluster."""
 
 
 class CalibrationMeasured(Record, frozen=True, kw_only=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from controller.core.deferred_work import EndedRequest
 from controller.core.predictor import calibration_record
@@ -29,6 +29,8 @@ class Completions:
     def handle(self, ended: EndedRequest, now_s: float) -> None:
         """Learn from an answer now, or when there is time; not at all if too much work waits."""
         deferred = self._state.deferred
+        if ended.request is not None:
+            self.trust_changed(self._state.predictor.end(ended.session, ended.request, ended.finished), now_s)
         if not deferred.capacity:
             self.learn(ended, now_s)
         elif deferred.has_room:
@@ -49,8 +51,8 @@ class Completions:
 
     def _learn(self, session: Session, request: ServedRequest, finished: Finished, now_s: float) -> Outcome:
         state, model = self._state, session.hello.model
-        observation = Observation(finished.output_tokens, censored=finished.reason != "stop")
-        outcome, judgement, changes = state.predictor.judge(model, request, finished, observation)
+        observation = Observation(finished.output_tokens, finished.reason != "stop", request.surprises)
+        outcome, judgement = state.predictor.judge(model, request, finished, observation)
         state.journal.record(session, outcome)
         self.on_judged(judgement)
         drifts = state.predictor.teach(request.features, model, observation)
@@ -59,14 +61,12 @@ class Completions:
         state.counts.censored += observation.censored
         for drift in drifts:
             self._drifted(session, drift, now_s)
-        for change in changes:
-            self._trust_changed(change, now_s)
         return outcome
 
     def _close(self, ended: EndedRequest) -> None:
         """Close a request without learning from its answer."""
         if ended.request is not None:
-            self._state.predictor.close(ended.session.hello.model, ended.request, ended.finished)
+            self._state.predictor.close(ended.session.hello.model, ended.request, ended.finished, learnt=False)
         self.on_finished(ended.session, ended.request, ended.finished, None)
 
     def _drifted(self, session: Session, drift: Drift, now_s: float) -> None:
@@ -76,8 +76,12 @@ class Completions:
         self._state.journal.drifted(session, drift, sum(len(requests) for _, requests in affected), now_s)
         self._publisher.renew_all(affected, now_s)
 
-    def _trust_changed(self, change: Measurement, now_s: float) -> None:
+    def trust_changed(self, changes: Iterable[Measurement], now_s: float) -> None:
         """Fall back to the prior or to first come, first served if predictions lost trust, and return if they regained it."""
+        for change in changes:
+            self._trust_changed(change, now_s)
+
+    def _trust_changed(self, change: Measurement, now_s: float) -> None:
         self._state.counts.distrusts += not change.trusted
         self._state.journal.record_global(calibration_record(change, now_s))
         if change.scope.kind == "model":

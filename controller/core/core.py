@@ -155,7 +155,7 @@ class Core:
                 self.proceed(now_s)
             case Snapshot():
                 self._state.journal.record(session, message)
-                self._state.predictor.observe(session, message)
+                self.completions.trust_changed(self._state.predictor.observe(session, message), now_s)
                 self._tend(session, now_s)
                 self.proceed(now_s)
             case Goodbye():

@@ -13,6 +13,7 @@ from msgspec import structs
 from controller.core.sessions import ServedRequest, Session
 from controller.policy.policy import Policy, RequestFacts
 from online_learning.calibration.calibration import CalibrationBook, CalibrationSettings, Judgement, Measurement, judge
+from online_learning.calibration.evidence import Course, Watch, bins_outlived, nothing
 from online_learning.distribution import LengthDistribution
 from online_learning.experts.semantic import Embedding, with_embedding
 from online_learning.length_learner import (
@@ -39,8 +40,11 @@ RIPE_ANSWERS = 100
 
 TURNOVERS = 2
 MOST_RIPENING_ANSWERS = 5_000
-"""The guard waits for this multiple of the unfinished requests, at most for this number of answers, because at first only
-the short ones of the predicted answers have ended."""
+"""The guard waits once, when a model is young, for this multiple of the unfinished requests, at most for this number of
+answers: a learner that was taught the short ones of the first requests alone predicts too short."""
+
+MOST_UNREVIEWED = 1_000
+"""Answers of an engine that end before the guard counts them, if the engine does not say meanwhile what runs."""
 
 MERGERS_REMEMBERED = 1_024
 """Number of merged clusters that are still mapped to the cluster that they were merged into."""
@@ -84,6 +88,7 @@ class Predictor:
         self._timer = timer
         self._taught: dict[str, int] = {}
         self._present: Counter[str] = Counter()
+        self._ripe: set[str] = set()
         self._next_answer = 0
         self._random = np.random.default_rng(0)
         self._unfinished: RunningAnswers | None = None
@@ -91,6 +96,7 @@ class Predictor:
         self._survivors: OrderedDict[int, int] = OrderedDict()
         self._changes: list[ClusterChange] = []
         self.calibration = CalibrationBook(calibration)
+        self._worst_nats = (calibration or CalibrationSettings()).guard.worst_nats
         if isinstance(learner, HasClusters):
             learner.on_cluster_changed = self._cluster_changed
 
@@ -115,6 +121,7 @@ class Predictor:
             table=assessment.table,
             cost_s=assessment.cost_s,
             taught=self.taught(model),
+            ripe=self._is_ripe(model),
             attained_tokens=arrived.attained_tokens,
             predicted_late=late,
         )
@@ -148,7 +155,7 @@ class Predictor:
         request.predicted = served.cut(request.arrived.max_tokens)
         assessment = self._policy.assess(_facts(request.arrived), request.predicted, session.engine)
         request.table, request.cost_s = assessment.table, assessment.cost_s
-        request.taught = self.taught(model)
+        request.taught, request.ripe, request.watch = self.taught(model), self._is_ripe(model), None
 
     def refine(self, session: Session, request: ServedRequest, embedding: Embedding, now_s: float) -> Prediction:
         """Predict a request again with the embedding of its prompt; returns the record."""
@@ -167,8 +174,12 @@ class Predictor:
         predicted = self._corrected(self._learner.prior(model), model, None, self._at_risk.get(model)).cut(max_tokens)
         return self._policy.assess(facts, predicted, session.engine).table
 
-    def observe(self, session: Session, snapshot: Snapshot) -> None:
-        """Update an engine from its snapshot, and count the tokens that its running answers have."""
+    def observe(self, session: Session, snapshot: Snapshot) -> list[Measurement]:
+        """Update an engine from its snapshot, and count the tokens that its running answers have.
+
+        Returns whose predictions lost or regained trust: evidence is weighed where ends and what runs are known up to
+        the same moment.
+        """
         session.observe(snapshot)
         for running in snapshot.running_requests:
             request = session.requests.get(running.request_id)
@@ -178,22 +189,52 @@ class Predictor:
                 request.attained_tokens = running.attained_tokens
             else:
                 self.advance(session, request, running.attained_tokens)
+        return self.review(session) if snapshot.detailed else []
 
     def advance(self, session: Session, request: ServedRequest, attained_tokens: int) -> None:
         """Update the attained tokens of a request."""
+        model = session.hello.model
+        watch = self._watch(request)
         request.attained_tokens = attained_tokens
+        reached = watch.reach(attained_tokens) if watch else None
+        if reached is not None:
+            self.calibration.progress(model, self.cluster_of(request), *reached)
         if self._unfinished is not None and not request.predicted_late:
             request.standing = self._unfinished.advance(
-                request.standing, session.hello.model, request.forecast.cluster, attained_tokens
+                request.standing, model, request.forecast.cluster, attained_tokens
             )
             request.counted_until = self._unfinished.counted_until(request.standing)
 
-    def close(self, model: str, request: ServedRequest, finished: Finished) -> None:
-        """Remove a request that has ended from the running ones."""
+    def end(self, session: Session, request: ServedRequest, finished: Finished) -> list[Measurement]:
+        """Count the end of an answer, which may be learnt later; returns whose predictions lost or regained trust."""
+        if request.predicted_late or finished.output_tokens <= 0:
+            return []
+        model, cluster, complete = session.hello.model, self.cluster_of(request), finished.reason == "stop"
+        request.surprises = (0.0, 0.0)
+        self.advance(session, request, finished.output_tokens)
+        if self._unfinished is not None and complete:
+            request.standing = self._unfinished.end(request.standing, model, request.forecast.cluster)
+        if request.watch is None:
+            return []
+        served, own = request.watch.end(finished.output_tokens) if complete else (nothing(), nothing())
+        request.surprises = self.calibration.surprises(model, cluster, own)
+        session.unreviewed.append((cluster, served, own))
+        is_silent = session.detailed is None or len(session.unreviewed) >= MOST_UNREVIEWED
+        return self.review(session) if is_silent else []
+
+    def review(self, session: Session) -> list[Measurement]:
+        """Weigh the answers of an engine that have ended; returns whose predictions lost or regained trust."""
+        for cluster, served, own in session.unreviewed:
+            self.calibration.ended(session.hello.model, cluster, served, own)
+        session.unreviewed.clear()
+        return self.calibration.review(session.hello.model)
+
+    def close(self, model: str, request: ServedRequest, finished: Finished, *, learnt: bool = True) -> None:
+        """Remove a request that has ended from the answers that are not learnt yet."""
         self._present[model] -= 1
         if self._unfinished is not None:
             if finished.output_tokens > 0 and not request.predicted_late:
-                self._unfinished.record_answer(model, request.forecast.cluster)
+                self._unfinished.record_answer(model, request.forecast.cluster, learnt=learnt)
             self._unfinished.withdraw(request.standing)
 
     def abandon(self, session: Session) -> None:
@@ -213,8 +254,8 @@ class Predictor:
 
     def judge(
         self, model: str, request: ServedRequest, finished: Finished, observation: Observation
-    ) -> tuple[Outcome, Judgement, list[Measurement]]:
-        """Score the latest prediction of a request; returns whose predictions lost or regained trust as well."""
+    ) -> tuple[Outcome, Judgement]:
+        """Score the latest prediction of a request."""
         max_tokens, cluster = request.arrived.max_tokens, self.cluster_of(request)
         judgement = judge(
             request.forecast.distribution.cut(max_tokens),
@@ -222,7 +263,6 @@ class Predictor:
             observation,
             trusted=request.trusted,
             uniform=self._random.random(),
-            ripe=request.taught >= RIPE_ANSWERS and self._is_ripe(model),
         )
         served = judgement.served
         outcome = Outcome(
@@ -237,8 +277,11 @@ class Predictor:
             within_50=served.within_50,
             within_90=served.within_90,
             answer=self._next_answer,
+            model_surprise=observation.surprises[0] if observation.surprises else None,
+            cluster_surprise=observation.surprises[1] if observation.surprises else None,
         )
-        return outcome, judgement, self.calibration.record(model, cluster, judgement)
+        self.calibration.add(model, cluster, judgement)
+        return outcome, judgement
 
     def rehearse(self, features: Features, model: str, observation: Observation) -> list[Measurement]:
         """Score an answer from the history as if it had been predicted just before it ended, without learning from it."""
@@ -303,10 +346,23 @@ class Predictor:
         if request.standing is not None and self._unfinished is not None:
             self._unfinished.resume(request.standing, at_risk)
 
+    def _watch(self, request: ServedRequest) -> Watch | None:
+        """What an answer's length says of its prediction, from what it had when it was predicted; None for an early guess."""
+        if request.watch is None and request.ripe and not request.predicted_late:
+            worst = self._worst_nats
+            own = Course(request.forecast.distribution, request.prior, worst_nats=worst)
+            served = own if request.trusted else Course(request.prior, request.prior, worst_nats=worst)
+            request.watch = Watch(served, own, bins_outlived(request.attained_tokens))
+        return request.watch
+
     def _is_ripe(self, model: str) -> bool:
-        """Whether enough answers have ended that long ones are among them."""
-        ripening = min(TURNOVERS * self._present[model], MOST_RIPENING_ANSWERS)
-        return self.taught(model) >= RIPE_ANSWERS + ripening
+        """Whether enough answers have ended, now or before, that long ones are among them."""
+        if model not in self._ripe:
+            ripening = min(TURNOVERS * self._present[model], MOST_RIPENING_ANSWERS)
+            if self.taught(model) < RIPE_ANSWERS + ripening:
+                return False
+            self._ripe.add(model)
+        return True
 
     def _cluster_changed(self, change: ClusterChange) -> None:
         self._changes.append(change)

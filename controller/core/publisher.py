@@ -8,7 +8,11 @@ from controller.core.deferred_work import StalePrediction
 from controller.core.journal import DecisionReason
 from controller.core.sessions import ServedRequest, Session
 from controller.core.state import CoreState
+from online_learning.experts.cluster import CLUSTER_SKETCH
 from store.entries import SettingsChanged
+
+SETTLED_ANSWERS = int(CLUSTER_SKETCH.memory_answers)
+"""Answers of a model after which a prediction is not made again because there are more of them."""
 
 
 class Publisher:
@@ -37,9 +41,17 @@ class Publisher:
         self._state.outbox.send(session.connection, settings)
 
     def refresh(self, session: Session, now_s: float) -> None:
-        """Predict again the requests for which the learner has seen twice as many answers as at their prediction."""
+        """Predict again the requests for which the learner has seen twice as many answers as at their prediction.
+
+        Not those whose prediction rests on as many as a prompt cluster remembers: more answers do not tell more, and of a
+        queue that is served shortest first the latest are short ones.
+        """
         taught = self._state.predictor.taught(session.hello.model)
-        stale = [request for request in session.requests.values() if taught >= 2 * request.taught + 20]
+        stale = [
+            request
+            for request in session.requests.values()
+            if taught >= 2 * request.taught + 20 and request.taught < SETTLED_ANSWERS
+        ]
         self.renew(session, stale[: self._state.config.refresh_requests], now_s)
         if taught >= 1.2 * session.prior_taught + 20:
             self.publish_prior(session)

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 
 from controller.core.engine_tuning import EngineTuning
 from controller.policy.policy import DEFAULT_STEP_S, EngineFacts
+from online_learning.calibration.evidence import Row, Watch
 from online_learning.distribution import LengthDistribution
 from online_learning.length_learner import Features, Forecast
 from online_learning.survival.running_answers import Standing
@@ -38,6 +39,8 @@ class ServedRequest:
     cost_s: float
     taught: int
     """Answers that the learner had seen when the prediction was made."""
+    ripe: bool
+    """Whether it knew enough then for the guard to hold it to the prediction."""
     attained_tokens: int = 0
     first_token_s: float | None = None
     preemptions: int = 0
@@ -48,6 +51,10 @@ class ServedRequest:
     without a prediction, so that the rest are biased towards long answers."""
     counted_until: int = -1
     """Attained tokens up to which its place in the order does not change."""
+    watch: Watch | None = None
+    """What its length so far says of the prediction; None until that is asked for, and where it is not held to it."""
+    surprises: tuple[float, float] | None = None
+    """Once it has ended, what `Observation.surprises` says."""
 
     @property
     def index_s(self) -> float:
@@ -75,6 +82,8 @@ class Session:
     detailed: Snapshot | None = None
     """The last snapshot that named the requests."""
     tables_sent: int = 0
+    unreviewed: list[tuple[int | None, Row, Row]] = field(default_factory=list)
+    """Cluster and evidence of the answers that ended since it was last reported how far the others are."""
     queue_s: float = 0.0
     """Expected cost of what waits and half of what runs: the wait of the next arrival under first come, first served."""
     next_queue_s: float = 0.0

@@ -40,7 +40,7 @@ def learn_again(core: Core, past_answers: Iterable[RecordedAnswer], *, next_answ
     taught = 0
     for answer, is_recent in _in_order(past_answers):
         features = np.frombuffer(answer.features, dtype="<f4")
-        observation = Observation(answer.output_tokens, censored=answer.censored)
+        observation = Observation(answer.output_tokens, answer.censored, answer.surprises)
         try:
             if is_recent:
                 core.rehearse(features, answer.model, observation)

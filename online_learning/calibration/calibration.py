@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
+from online_learning.calibration.evidence import LOG_TOKENS, Row, nothing
 from online_learning.calibration.guard import Guard, GuardSettings
 from online_learning.calibration.scoring import (
     PIT_BINS,
@@ -132,18 +133,62 @@ class CalibrationBook:
         self._settings = settings or CalibrationSettings()
         self._models: OrderedDict[str, _Window] = OrderedDict()
         self._clusters: OrderedDict[Scope, _Window] = OrderedDict()
+        self._unreviewed: dict[Scope, _Window] = {}
         self._answers = 0
 
     def record(self, model: str, cluster: int | None, judgement: Judgement) -> list[Measurement]:
-        """Record how a prediction turned out; returns the measurements of the scopes whose trust it changed."""
-        self._answers += 1
+        """Record how a prediction turned out as a whole; returns the measurements of the scopes whose trust it changed.
+
+        Right where answers end in the order in which they were predicted; `progress` and `ended` are, where they do not.
+        """
         changed = []
+        self.add(model, cluster, judgement)
         for window, scored in (
             (self._of_model(model), judgement.served),
             (self._of_cluster(model, cluster), judgement.score),
         ):
-            window.add(judgement, self._answers)
             if judgement.ripe and window.guard.observe(scored, judgement.prior_log_score):
+                changed.append(window.measure(_news(window.guard)))
+        return changed
+
+    def add(self, model: str, cluster: int | None, judgement: Judgement) -> None:
+        """Record how a prediction turned out, for the measurements alone."""
+        self._answers += 1
+        for window in (self._of_model(model), self._of_cluster(model, cluster)):
+            window.add(judgement, self._answers)
+
+    def progress(self, model: str, cluster: int | None, served: Row, own: Row) -> None:
+        """Count what became known of an answer that still runs, under the served and the learner's own distribution."""
+        of_model, of_cluster = self._of_model(model), self._of_cluster(model, cluster)
+        of_model.pending += served
+        of_cluster.pending += own
+        of_model.surprise += own[LOG_TOKENS]
+        of_cluster.surprise += own[LOG_TOKENS]
+
+    def surprises(self, model: str, cluster: int | None, own: Row) -> tuple[float, float]:
+        """By how much the answers of a model and of a cluster were longer than predicted since one of them last ended.
+
+        As differences of logarithms, with the changes ``own`` of the one that ends now.
+        """
+        windows = (self._of_model(model), self._of_cluster(model, cluster))
+        of_model, of_cluster = (float(window.surprise + own[LOG_TOKENS]) for window in windows)
+        for window in windows:
+            window.surprise = 0.0
+        return of_model, of_cluster
+
+    def ended(self, model: str, cluster: int | None, served: Row, own: Row) -> None:
+        """Count the end of an answer; `review` decides by it, once what still runs is counted up to the same moment."""
+        for window, row in ((self._of_model(model), served), (self._of_cluster(model, cluster), own)):
+            window.guard.count(window.pending + row)
+            window.pending[:] = 0.0
+            self._unreviewed[window.scope] = window
+
+    def review(self, model: str) -> list[Measurement]:
+        """Decide on the trust in a model and its clusters; returns the measurements of the scopes whose trust changed."""
+        changed = []
+        for scope in [s for s, w in self._unreviewed.items() if s.model == model and not w.is_empty]:
+            window = self._unreviewed.pop(scope)
+            if window.guard.review():
                 changed.append(window.measure(_news(window.guard)))
         return changed
 
@@ -200,7 +245,9 @@ class CalibrationBook:
         return True
 
     def _window(self, scope: Scope, answers: int, guard: GuardSettings) -> _Window:
-        return _Window(scope, answers, Guard(guard, needs_coverage=scope.kind == "model"), self._settings)
+        window = _Window(scope, answers, Guard(guard, needs_coverage=scope.kind == "model"), self._settings)
+        window.last_answer = self._answers
+        return window
 
 
 class _Window:
@@ -211,6 +258,10 @@ class _Window:
         self.guard = guard
         self.last: Measurement | None = None
         self.last_answer = 0
+        self.pending: Row = nothing()
+        """What became known of answers that run since one ended."""
+        self.surprise = 0.0
+        """The same, of the logarithm of their length under the learner's own predictions."""
         self.due_s = 0.0
         self._settings = settings
         self._rows: FloatArray = np.empty((answers, 8))
@@ -233,13 +284,18 @@ class _Window:
         self._seen += 1
         self.last_answer = answer
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to be measured yet."""
+        return self._seen == 0
+
     def is_due(self, now_s: float) -> bool:
         """Whether there is enough news."""
         news = self._seen - self._measured
         return news >= self._settings.every_answers or (news > 0 and now_s >= self.due_s)
 
     def measure(self, reason: str) -> Measurement:
-        """Means over the window."""
+        """Means over the window, in which there must be an answer."""
         self._measured = self._seen
         rows = self._in_order()
         transforms, crps, log_scores, prior, pinball, medians, lengths, censored = rows.T

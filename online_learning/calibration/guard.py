@@ -2,6 +2,7 @@
 
 Trust is lost on strong evidence only and comes back on ordinary evidence, gathered afresh: a calibrated learner keeps
 it over any number of answers, and one that went wrong gets it back once it has been right for a while.
+Answers that still run are evidence too, as `online_learning.calibration.evidence` counts it.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from online_learning.calibration.evidence import ADVANTAGE, COVERAGES, NOMINAL, VARIANCE_50, Row, whole
 from online_learning.calibration.scoring import Score
 from online_learning.distribution import FloatArray
 
-_CENTRAL = ((0.5, "50 %"), (0.9, "90 %"))
+_CENTRAL = tuple((coverage, f"{100 * coverage:.0f} %") for coverage in COVERAGES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,18 +58,26 @@ class Guard:
     def __init__(self, settings: GuardSettings, *, needs_coverage: bool) -> None:
         self._settings = settings
         self._needs_coverage = needs_coverage
-        self._rows: FloatArray = np.empty((settings.window_answers, 3))
+        self._rows: FloatArray = np.empty((settings.window_answers, NOMINAL.size))
         self._seen = 0
         self.trusted = True
         self.reason: str | None = None
         """Why there is no trust; None while there is."""
 
     def observe(self, score: Score, prior_log_score: float) -> bool:
-        """Count how a prediction turned out; returns whether trust changed."""
+        """Count an answer that is judged as a whole, and review; returns whether trust changed."""
         limit = self._settings.worst_nats
         advantage = min(limit, max(-limit, score.log_score - prior_log_score))
-        self._rows[self._seen % len(self._rows)] = (score.within_50, score.within_90, advantage)
+        self.count(whole(score, advantage))
+        return self.review()
+
+    def count(self, row: Row) -> None:
+        """Count what came to light with an answer's end, of all answers since the one that ended before it."""
+        self._rows[self._seen % len(self._rows)] = NOMINAL + row
         self._seen += 1
+
+    def review(self) -> bool:
+        """Decide by what was counted; returns whether trust changed."""
         if not self._settings.enabled:
             return False
         return self._maybe_lose() if self.trusted else self._maybe_regain()
@@ -95,27 +105,35 @@ def why_not(window: FloatArray, settings: GuardSettings, *, needs_coverage: bool
     """Why predictions are not to be trusted; None when nothing speaks clearly against them.
 
     Args:
-        window: one row for each answer: inside the 50 % interval, inside the 90 % interval, and by how many nats the
-            log score was above the prior's.
+        window: one row for each answer that ended: inside the 50 % interval, inside the 90 % interval, and by how many
+            nats the log score was above the prior's; then, where answers that still run count too, the columns of
+            `online_learning.calibration.evidence`, which say how large a chance deviation of the first two may be.
         settings: what counts as clear.
         needs_coverage: whether missed coverage counts against predictions that are better than the prior.
     """
     answers = len(window)
-    *coverages, advantage = (float(mean) for mean in window.mean(axis=0))
+    means = window.mean(axis=0)
+    advantage = float(means[ADVANTAGE])
     if -advantage * answers >= max(settings.evidence_nats, settings.worse_nats * answers):
         return f"log score {-advantage:.2f} nats below the prior's over {answers} answers"
     if not needs_coverage and advantage > settings.better_nats:
         return None
-    for (nominal, name), coverage, slack in zip(_CENTRAL, coverages, settings.coverage_slack, strict=True):
-        chance = settings.standard_errors * math.sqrt(nominal * (1.0 - nominal) / answers)
+    nominal_variances = [coverage * (1.0 - coverage) for coverage in COVERAGES]
+    variances = (
+        np.maximum(means[VARIANCE_50:], nominal_variances) if window.shape[1] > VARIANCE_50 else nominal_variances
+    )
+    for (nominal, name), coverage, variance, slack in zip(
+        _CENTRAL, means[: len(COVERAGES)].tolist(), variances, settings.coverage_slack, strict=True
+    ):
+        chance = settings.standard_errors * math.sqrt(variance / answers)
         if coverage < nominal - max(slack, chance):
-            return f"{name} intervals held {100 * coverage:.0f} % of {answers} answers"
+            return f"{name} intervals held {max(0.0, 100 * coverage):.0f} % of {answers} answers"
     return None
 
 
 def is_well(window: FloatArray, settings: GuardSettings) -> bool:
     """Whether coverage misses by less than half of what is tolerated and the log score is not below the prior's."""
-    *coverages, advantage = (float(mean) for mean in window.mean(axis=0))
+    *coverages, advantage = (float(mean) for mean in window.mean(axis=0)[: ADVANTAGE + 1])
     return advantage > -settings.worse_nats / 4 and all(
         coverage >= nominal - slack / 2
         for (nominal, _), coverage, slack in zip(_CENTRAL, coverages, settings.coverage_slack, strict=True)

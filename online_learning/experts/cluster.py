@@ -209,7 +209,8 @@ class ClusterLengthRegressor(base.Regressor):
             if changes:
                 near = self._clusters.neighbourhood(query.features)
         slot = self._clusters.follow(near)
-        forgetting = model.sketches[slot].learn_one(observation)
+        surprise = None if observation.surprises is None else observation.surprises[1]
+        forgetting = model.sketches[slot].learn_one(observation, surprise)
         drifts: list[Drift] = drifts_of(query.model, near.cluster, forgetting)
         position = bin_of(self._lengths, observation)
         self._recent[slot].append(_Answer(near.point, query.model, observation, position))

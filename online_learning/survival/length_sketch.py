@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from river.drift import ADWIN
@@ -17,6 +18,12 @@ from river.drift import ADWIN
 from online_learning.distribution import FloatArray, IntArray
 from online_learning.length_learner import Observation
 from online_learning.survival.hazard import mass_from_hazard, posterior_hazard
+
+_SURE_ERRORS = 4.0
+"""Standard errors by which surprises must have changed for a suspected drift to be one."""
+
+_FEWEST_SURPRISES = 8
+"""Answers on either side of a suspected change whose surprises are compared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,12 +50,23 @@ class Forgetting:
     """Effective number of answers forgotten."""
 
 
+class _Recent(NamedTuple):
+    """One of the answers that are kept one by one."""
+
+    observation: Observation
+    log_tokens: float
+    surprise: float | None = None
+
+
 class LengthSketch:
     """Life-table counts of one stream of answers, exponentially forgetting, cut back by ADWIN at a drift.
 
     Wrong where the stream's lengths depend on something that the stream does not show: it knows no prompts.
     ADWIN (Bifet and Gavaldà 2007, in River) watches the logarithm of the length; an unfinished answer enters it
     with the value that the sketch expects of it, so that many cut answers do not look like short ones.
+    Where it is known by how much answers were longer than predicted, ADWIN only raises a suspicion: lengths in the order
+    in which answers end change with the order too, so that it is a drift once predictions err otherwise since the change
+    than before it, by `_SURE_ERRORS` standard errors.
     At a drift only the answers since the change are kept, among the recent ones that are held one by one.
 
     Args:
@@ -71,21 +89,32 @@ class LengthSketch:
         self._log_lengths = np.log(lengths)
         self._settings = settings
         self._keep = 1.0 - 1.0 / settings.memory_answers
-        self._recent: deque[tuple[Observation, float]] = deque(maxlen=settings.recent_answers)
+        self._recent: deque[_Recent] = deque(maxlen=settings.recent_answers)
         self._adwin = ADWIN(delta=settings.drift_confidence, clock=8)
+        self._suspected = 0
+        """Answers since a suspected change, which is among the recent ones; 0 where there is none."""
 
-    def learn_one(self, observation: Observation) -> Forgetting | None:
-        """Count an answer; returns what was forgotten when it reveals a drift."""
+    def learn_one(self, observation: Observation, surprise: float | None = None) -> Forgetting | None:
+        """Count an answer; returns what was forgotten when it reveals a drift.
+
+        Args:
+            observation: the answer.
+            surprise: by how much answers were longer than predicted, as `Observation.surprises` says it of this stream.
+        """
         log_tokens = self._expected_log_tokens(observation)
         self._count(observation)
-        self._recent.append((observation, log_tokens))
+        self._recent.append(_Recent(observation, log_tokens, surprise))
         self._adwin.update(log_tokens)
-        return self._forget() if self._adwin.drift_detected else None
+        if self._adwin.drift_detected:
+            self._suspected = len(self._recent) - _change_point(self._recent_log_tokens())
+        elif self._suspected:
+            self._suspected = (self._suspected + 1) % len(self._recent)
+        return self._forget() if self._suspected and self._is_drift() else None
 
     def recall(self, observations: list[Observation]) -> None:
         """Count answers of before, the oldest first, without looking for a drift among them."""
         for observation in observations:
-            self._recent.append((observation, self._expected_log_tokens(observation)))
+            self._recent.append(_Recent(observation, self._expected_log_tokens(observation)))
             self._count(observation)
 
     def inherit(self, counts: FloatArray, evidence: float, answers: float) -> None:
@@ -133,24 +162,48 @@ class LengthSketch:
         beyond = mass_from_hazard(hazard[position:])
         return float(beyond @ self._log_lengths[position:])
 
+    def _is_drift(self) -> bool:
+        """Whether predictions err otherwise since the suspected change than before it, as far as that is known."""
+        surprises = [answer.surprise for answer in self._recent]
+        after = [surprise for surprise in surprises[-self._suspected :] if surprise is not None]
+        if len(after) < self._suspected:
+            return True
+        before = [surprise for surprise in surprises[: -self._suspected] if surprise is not None]
+        return _differ(np.array(before), np.array(after))
+
+    def _recent_log_tokens(self) -> FloatArray:
+        return np.array([answer.log_tokens for answer in self._recent])
+
     def _forget(self) -> Forgetting:
         """Start again from the answers since the change; River's ADWIN starts again by itself."""
         evidence = self.evidence
-        log_tokens = np.array([log_tokens for _, log_tokens in self._recent])
-        change = _change_point(log_tokens)
+        log_tokens = self._recent_log_tokens()
+        change = len(self._recent) - self._suspected
         kept = list(self._recent)[change:]
         self.events[:] = 0.0
         self.exposure[:] = 0.0
         self.evidence = 0.0
-        for observation, _ in kept:
-            self._count(observation)
+        for answer in kept:
+            self._count(answer.observation)
         self._recent.clear()
         self._recent.extend(kept)
+        self._suspected = 0
         return Forgetting(
             before_mean_tokens=float(np.exp(log_tokens[:change].mean())),
             after_mean_tokens=float(np.exp(log_tokens[change:].mean())),
             forgotten=max(0.0, evidence - self.evidence),
         )
+
+
+def _differ(before: FloatArray, after: FloatArray) -> bool:
+    """Whether two samples have clearly different means (Welch); with too few before, whether the later's is not zero."""
+    if after.size < _FEWEST_SURPRISES:
+        return False
+    difference, variance = float(after.mean()), float(after.var(ddof=1)) / after.size
+    if before.size >= _FEWEST_SURPRISES:
+        difference -= float(before.mean())
+        variance += float(before.var(ddof=1)) / before.size
+    return abs(difference) > _SURE_ERRORS * math.sqrt(variance)
 
 
 def _change_point(values: FloatArray) -> int:

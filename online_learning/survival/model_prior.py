@@ -126,7 +126,8 @@ class ModelPrior:
 
 def _count(predicted: _ModelHazards, observation: Observation) -> tuple[Forgetting | None, bool]:
     """Teach a sketch; says too whether the prior computed from it is stale."""
-    forgetting = predicted.sketch.learn_one(observation)
+    surprise = None if observation.surprises is None else observation.surprises[0]
+    forgetting = predicted.sketch.learn_one(observation, surprise)
     predicted.answers_since += 1
     stale = forgetting is not None or predicted.answers_since >= _STALE_SHARE * predicted.sketch.evidence
     if stale:

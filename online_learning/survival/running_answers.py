@@ -2,7 +2,8 @@
 
 A learner that is taught answers only when they end is taught the short ones first, and predicts all answers short until
 the long ones are through. What the running ones have outlived makes up for that. It is never taught: it stands beside
-what was learnt, follows the answers as they grow, and is withdrawn when they end, so that nothing counts twice.
+what was learnt, follows the answers as they grow, and is withdrawn when they are learnt, so that nothing counts twice.
+An answer that has ended and waits to be learnt is no survivor: it counts with its end.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import sys
 from bisect import bisect_left
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,6 +26,9 @@ _FORGOT = 0.8
 _LEAST_FACTOR = 0.02
 _MOST_FACTOR = 2.0
 """Bounds of what running answers may do to a hazard."""
+
+_SHARE_MEMORY_ANSWERS = 1_000.0
+"""Ended answers over which the share of them that is learnt is averaged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +49,8 @@ class Standing:
     cluster: int | None
     bins: int
     """Bins that it has outlived."""
+    ended: bool = False
+    """Whether it ended in the next bin."""
 
     def reaching(self, bins: int) -> Standing:
         """The same answer, once it has outlived this number of bins."""
@@ -52,17 +58,50 @@ class Standing:
 
 
 class _Scope:
-    """Running answers that have outlived each bin: now, and as the average over what was learnt."""
+    """Answers not learnt yet that were at risk in each bin, and that ended in it: now, and averaged over what was learnt."""
 
     def __init__(self, bins: int) -> None:
         self.now: FloatArray = np.zeros(bins)
         self.before: FloatArray = np.zeros(bins)
+        self.ended: FloatArray = np.zeros(bins)
+        self.ended_before: FloatArray = np.zeros(bins)
         self.learnt = 0.0
+        self.learnt_share = 1.0
+        """Share of the ended answers that are learnt; the rest are left out for lack of time."""
 
     @property
     def missing(self) -> FloatArray:
-        """What the learner would know more of, had it been taught every token as it came."""
-        return np.asarray(self.now - self.before)
+        """At risk beside what the learner knows, had it been taught every token as it came; shape (bins,).
+
+        As many of those that run as will be learnt, because the others' ends will not be either.
+        """
+        return np.asarray(self.learnt_share * self.now - self.before)
+
+    @property
+    def missing_ends(self) -> FloatArray:
+        """Ends that the learner would know more of; shape (bins,)."""
+        return np.asarray(self.learnt_share * self.ended - self.ended_before)
+
+    def record_answer(self, memory_answers: float, *, learnt: bool) -> None:
+        """Average over the answers learnt."""
+        self.learnt_share += (learnt - self.learnt_share) / _SHARE_MEMORY_ANSWERS
+        if learnt:
+            self.before += self.missing / memory_answers
+            self.ended_before += self.missing_ends / memory_answers
+
+    def begin_again(self) -> None:
+        """What was learnt begins now."""
+        self.before = self.learnt_share * self.now
+        self.ended_before = self.learnt_share * self.ended
+
+    def absorb(self, other: _Scope) -> None:
+        """Take over another's answers."""
+        for own, others in zip(self._counts(), other._counts(), strict=True):
+            np.add(own, others, out=own)
+            others[:] = 0.0
+
+    def _counts(self) -> tuple[FloatArray, ...]:
+        return self.now, self.before, self.ended, self.ended_before
 
 
 class RunningAnswers:
@@ -74,6 +113,8 @@ class RunningAnswers:
     system has Ō near 0 and counts all that runs, which is the estimate of Kaplan and Meier (1958). In an old one in
     balance, Y is nothing, as it should be: then the answers that end are a fair sample. So it is right after a drift
     has made the learner forget, for what it learnt since began with as many running.
+    Answers that have ended and wait to be learnt belong to O, up to their ends, and to the ends D, of which the learner
+    lacks D - D̄ in the same way.
     Wrong by what a model's or cluster's running answers say of others in it that the learner tells apart.
 
     Args:
@@ -99,6 +140,16 @@ class RunningAnswers:
         for name in self._names(moved):
             self._scopes.get_or_create(name).now[before:bins] += 1.0
         return moved
+
+    def end(self, standing: Standing | None, model: str, cluster: int | None) -> Standing:
+        """Count the end of an answer in the bin after those that it has outlived, until it is withdrawn."""
+        bins = 0 if standing is None else standing.bins
+        ended = Standing(model, cluster, bins, True) if standing is None else replace(standing, ended=True)
+        for name in self._names(ended):
+            scope = self._scopes.get_or_create(name)
+            scope.now[bins : bins + 1] += 1.0
+            scope.ended[bins : bins + 1] += 1.0
+        return ended
 
     def counted_until(self, standing: Standing | None) -> int:
         """Attained tokens up to which `advance` has nothing to count.
@@ -126,9 +177,7 @@ class RunningAnswers:
             of_cluster, _, model = name.partition("/")
             if of_cluster == str(cluster):
                 heir = self._scopes.get_or_create(_name(model, self.cluster_of(into)))
-                heir.now += scope.now
-                heir.before += scope.before
-                scope.now[:] = scope.before[:] = 0.0
+                heir.absorb(scope)
 
     def resume(self, standing: Standing, at_risk: AtRisk | None) -> None:
         """Let an answer that ran before this learner began count as before it, as far as others did.
@@ -141,44 +190,53 @@ class RunningAnswers:
             self._scopes.get_or_create(name).before[: standing.bins] += share
 
     def withdraw(self, standing: Standing | None) -> None:
-        """Count an answer no longer, because it ended or its engine is gone."""
+        """Count an answer no longer, because it is learnt, left out, or its engine is gone."""
         if standing is None:
             return
         for name in self._names(standing):
             scope = self._scopes.get(name)
             if scope is not None:
-                scope.now[: standing.bins] = np.maximum(scope.now[: standing.bins] - 1.0, 0.0)
+                until = standing.bins + standing.ended
+                scope.now[:until] = np.maximum(scope.now[:until] - 1.0, 0.0)
+                scope.ended[standing.bins : until] = np.maximum(scope.ended[standing.bins : until] - 1.0, 0.0)
 
-    def record_answer(self, model: str, cluster: int | None) -> None:
-        """Average what runs over the answers learnt; to be called for each, before the answer itself is withdrawn."""
+    def record_answer(self, model: str, cluster: int | None, *, learnt: bool = True) -> None:
+        """Average what runs over the answers learnt; to be called for each that ended, before it is withdrawn.
+
+        Args:
+            model: whose it was.
+            cluster: the prompt cluster in which it was predicted.
+            learnt: False for an answer that is left out for lack of time.
+        """
         settings = self._settings
         memories = (settings.model_memory_answers, settings.cluster_memory_answers)
         for name, memory in zip(self._names(Standing(model, cluster, 0)), memories, strict=True):
             scope = self._scopes.get(name)
             if scope is not None:
-                scope.before += (scope.now - scope.before) / memory
+                scope.record_answer(memory, learnt=learnt)
 
     def observe_evidence(self, model: str, learnt: float) -> None:
         """Look whether the learner forgot a part of what it knew of a model: then what was learnt begins now."""
         scope = self._scopes.get(_everything(model))
         if scope is not None:
             if learnt < _FORGOT * scope.learnt:
-                scope.before = scope.now.copy()
+                scope.begin_again()
             scope.learnt = learnt
 
     def record_drift(self, model: str, cluster: int) -> None:
         """The learner forgot a part of what it knew of a cluster: what it learnt begins now."""
         scope = self._scopes.get(_name(model, self.cluster_of(cluster)))
         if scope is not None:
-            scope.before = scope.now.copy()
+            scope.begin_again()
 
     def correct(
         self, predicted: LengthDistribution, model: str, cluster: int | None, at_risk: AtRisk | None
     ) -> LengthDistribution:
         """A distribution on the learner's grid, corrected by the evidence of what runs; the same one where there is none.
 
-        Hazards are events by answers at risk, so that more at risk lower them: h·X/(X + Y) for the model, and for the
-        cluster, whose hazards are drawn to the model's by a weight q, h·(X + q·r)/(X + q + Y) with the model's r.
+        Hazards are events by answers at risk, so that more at risk lower them, and E more ends raise them:
+        (h·X + E)/(X + Y) = h·r + e for the model, and for the cluster, whose hazards are drawn to the model's by a weight
+        q, (h·(X + q·r) + q·e + E)/(X + q + Y).
         Of the running answers that are in no cluster each has its share by size.
         """
         if at_risk is None or len(self._lengths) != predicted.lengths.size:
@@ -186,16 +244,20 @@ class RunningAnswers:
         of_model = self._scopes.get(_everything(model))
         if of_model is None:
             return predicted
-        factor = _ratio(at_risk.model, at_risk.model, of_model.missing)
+        factor, ends = _ratios(at_risk.model, at_risk.model, of_model.missing, of_model.missing_ends)
         if at_risk.cluster is not None and at_risk.drawn is not None:
             known, drawn = at_risk.cluster, at_risk.drawn
-            missing = self._missing(model, cluster) + self._missing(model, None) * (known[0] / max(at_risk.learnt, 1.0))
-            factor = _ratio(known + drawn * factor, known + drawn, missing)
-        return LengthDistribution(predicted.lengths, _slowed(predicted.mass, factor))
-
-    def _missing(self, model: str, cluster: int | None) -> FloatArray | float:
-        scope = self._scopes.get(_name(model, cluster))
-        return 0.0 if scope is None else scope.missing
+            share = known[0] / max(at_risk.learnt, 1.0)
+            missing, missing_ends = np.zeros_like(known), drawn * ends
+            for scope, weight in (
+                (self._scopes.get(_name(model, cluster)), 1.0),
+                (self._scopes.get(_name(model, None)), share),
+            ):
+                if scope is not None:
+                    missing = missing + weight * scope.missing
+                    missing_ends = missing_ends + weight * scope.missing_ends
+            factor, ends = _ratios(known + drawn * factor, known + drawn, missing, missing_ends)
+        return LengthDistribution(predicted.lengths, _moved(predicted.mass, factor, ends))
 
     def _names(self, standing: Standing) -> tuple[str, str]:
         return _everything(standing.model), _name(standing.model, self.cluster_of(standing.cluster))
@@ -211,17 +273,19 @@ def _filled(answers: float, memory_answers: float) -> float:
     return min(1.0, answers / memory_answers) if answers > 0.0 else 1.0
 
 
-def _ratio(numerator: FloatArray, known: FloatArray, missing: FloatArray | float) -> FloatArray:
-    """Answers at risk before by those with the missing ones; within bounds."""
-    more = np.maximum(known + missing, 0.5 * known)
-    return np.asarray((numerator / np.maximum(more, 1e-12)).clip(_LEAST_FACTOR, _MOST_FACTOR))
+def _ratios(
+    numerator: FloatArray, known: FloatArray, missing: FloatArray, missing_ends: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Answers at risk before, and missing ends, by the answers at risk with the missing ones; the first within bounds."""
+    more = np.maximum(np.maximum(known + missing, 0.5 * known), 1e-12)
+    return np.asarray((numerator / more).clip(_LEAST_FACTOR, _MOST_FACTOR)), np.asarray(missing_ends / more)
 
 
-def _slowed(mass: FloatArray, factor: FloatArray) -> FloatArray:
-    """The mass whose hazards are ``factor`` times those of another."""
+def _moved(mass: FloatArray, factor: FloatArray, ends: FloatArray) -> FloatArray:
+    """The mass whose hazards are ``factor`` times those of another, and ``ends`` more."""
     survival = mass[::-1].cumsum()[::-1]
     hazard = np.divide(mass, survival, out=np.ones_like(mass), where=survival > 0.0)
-    return mass_from_hazard(np.minimum(hazard * factor, 1.0))
+    return mass_from_hazard((hazard * factor + ends).clip(_LEAST_FACTOR * hazard, 1.0))
 
 
 def _everything(model: str) -> str:

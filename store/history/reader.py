@@ -25,6 +25,8 @@ class RecordedAnswer(NamedTuple):
     """Whether only a lower bound of the length is known."""
     answer: int
     """Its number in the learner's order."""
+    surprises: tuple[float, float] | None = None
+    """By how much answers of its model and cluster were longer than predicted, as the learner was told."""
 
 
 def open_history(path: Path) -> duckdb.DuckDBPyConnection:
@@ -72,8 +74,9 @@ def learning_history(path: Path, limit: int) -> Iterator[RecordedAnswer]:
     with _reading(path), open_history(path) as connection:
         connection.execute(_LEARNING_HISTORY, {"limit": limit})
         while rows := connection.fetchmany(1_000):
-            for row in rows:
-                yield RecordedAnswer(*row)
+            for model, features, output_tokens, censored, answer, of_model, of_cluster in rows:
+                surprises = None if of_model is None or of_cluster is None else (of_model, of_cluster)
+                yield RecordedAnswer(model, features, output_tokens, censored, answer, surprises)
 
 
 def next_answer(path: Path) -> int:
@@ -105,7 +108,8 @@ known AS (
     GROUP BY ALL
 ),
 served AS (SELECT session_id, any_value(model) AS model FROM engines GROUP BY ALL)
-SELECT served.model, known.features, latest.output_tokens, latest.censored, latest.answer
+SELECT served.model, known.features, latest.output_tokens, latest.censored, latest.answer,
+    latest.model_surprise, latest.cluster_surprise
 FROM latest
 JOIN known USING (session_id, request_id)
 JOIN served USING (session_id)

@@ -18,7 +18,18 @@ from online_learning.distribution import LengthDistribution, log_grid
 from online_learning.evaluation.global_learner import GlobalLearner
 from online_learning.length_learner import Drift, Features, Forecast, Observation, Prompt
 from store.entries import CalibrationMeasured, DriftDetected, Prediction, SettingsChanged
-from store.records import Arrived, ControllerMessage, EngineMessage, Facts, Finished, Hello, IndexTable, Settings
+from store.records import (
+    Arrived,
+    ControllerMessage,
+    EngineMessage,
+    Facts,
+    Finished,
+    Hello,
+    IndexTable,
+    RunningRequest,
+    Settings,
+    Snapshot,
+)
 
 FAMILIES = 5
 GRID = log_grid()
@@ -140,6 +151,26 @@ class World:
         )
         self.handle(engine, Facts(batch=2 * number, facts=(finished,), oldest=2 * number), 0.2)
 
+    def report(self, engine: bytes, attained: dict[str, int]) -> None:
+        """Let an engine say how many tokens its running answers have."""
+        snapshot = Snapshot(
+            time_s=1.0,
+            waiting=0,
+            running=len(attained),
+            kv_blocks_used=0,
+            kv_blocks=1000,
+            mode="on",
+            steps=1,
+            step_s=0.03,
+            prefill_tokens=0,
+            decode_tokens=0,
+            kv_tokens_read=0,
+            preemptions=0,
+            recomputed_tokens=0,
+            running_requests=tuple(RunningRequest(request_id, tokens, 1) for request_id, tokens in attained.items()),
+        )
+        self.handle(engine, snapshot, 0.2)
+
     def serve(self, answers: int, engine: bytes = b"x") -> None:
         for _ in range(answers):
             cluster = int(self.random.integers(FAMILIES))
@@ -175,10 +206,12 @@ def test_nonsense_puts_its_models_engines_back_to_fcfs_and_the_other_model_is_le
 
 @pytest.mark.slow
 def test_short_answers_that_end_before_the_long_ones_cost_no_trust() -> None:
-    """As when a controller starts under load: what has ended yet says nothing of calibration."""
+    """As when a controller starts under load: what still runs counts for the prediction as much as what has ended."""
     world = World()
     running: list[tuple[int, int, str]] = []
     for moment in range(1_500):
+        if moment % 10 == 0:
+            world.report(b"x", {request_id: moment - (end - tokens) for end, tokens, request_id in running})
         for _ in range(4):
             tokens = int(world.random.choice(GRID, p=TRUTH[2].mass))
             heapq.heappush(running, (moment + tokens, tokens, world.arrive(b"x", 2)))

@@ -13,7 +13,7 @@ from online_learning.clustering.clusters import ClusterSettings
 from online_learning.evaluation.global_learner import GlobalLearner
 from online_learning.evaluation.paper_predictor import SimilarityLearner
 from online_learning.features.prompt_features import DIMENSIONS
-from online_learning.length_learner import LengthLearner, Observation
+from online_learning.length_learner import LengthLearner, Observation, Prompt
 from online_learning.mixture.mixture import MixtureLearner, MixtureSettings, solo_learners
 from online_learning.mixture.settings import LearnerSettings
 from store.records import Arrived, Fact, Facts, Finished, Hello, RunningRequest, Snapshot
@@ -106,6 +106,16 @@ def _arrived(number: int, attained_tokens: int = 0) -> Arrived:
     )
 
 
+def _prompt(arrived: Arrived) -> Prompt:
+    return Prompt(
+        token_ids=np.frombuffer(arrived.token_ids, dtype="<u4"),
+        prompt_tokens=arrived.prompt_tokens,
+        max_tokens=arrived.max_tokens,
+        temperature=arrived.temperature,
+        model="m",
+    )
+
+
 def _finished(number: int, output_tokens: int | None = None, reason: str = "stop") -> Finished:
     tokens = _length(number) if output_tokens is None else output_tokens
     return Finished(
@@ -156,12 +166,26 @@ def test_long_answers_that_still_run_keep_beliefs_from_being_short(create: Calla
 @pytest.mark.slow
 @our_learner
 def test_an_answer_that_has_ended_counts_once(create: Callable[[], LengthLearner]) -> None:
-    """When all have ended predictions are those of a controller that never looked at what ran."""
-    dropped, counted = System(create(), snapshots=False), System(create())
-    dropped.serve(OVER)
+    """When all have ended predictions are those of a controller that was taught the same answers and never saw one run.
+
+    Short answers that are followed by long ones are no drift, for they began together.
+    """
+    taught, counted = System(create()), System(create())
     counted.serve(OVER)
+    assert counted.core.counts.drift_events == 0
+    for number in sorted(range(REQUESTS), key=lambda number: EVERY * number + _length(number)):
+        features = taught.core._state.predictor._learner.features(_prompt(_arrived(number)))
+        taught.core.teach(features, "m", Observation(_length(number), censored=False, surprises=(0.0, 0.0)))
     for tokens in (30, 100, 1_000, 2_000):
-        assert counted.survival(tokens) == pytest.approx(dropped.survival(tokens), abs=0.05)
+        assert counted.survival(tokens) == pytest.approx(taught.survival(tokens), abs=0.05)
+
+
+def test_a_drained_batch_of_both_kinds_leaves_the_shares_of_both() -> None:
+    """Half of the answers are long, although the latest 150 all are."""
+    system = System(GlobalLearner())
+    system.serve(OVER)
+    assert system.survival(100) == pytest.approx(0.5, abs=0.05)
+    assert system.survival(1_000) == pytest.approx(0.5, abs=0.05)
 
 
 @pytest.mark.slow
@@ -197,9 +221,14 @@ def test_after_a_restart_what_still_runs_is_counted_again() -> None:
         after.tell(_arrived(number, attained_tokens=YOUNG - EVERY * number))
     for tokens in (30, 100, 350):
         assert after.survival(tokens) == pytest.approx(before.survival(tokens), abs=0.03)
-    for number in range(1, REQUESTS, 2):
-        before.tell(_finished(number))
-        after.tell(_finished(number))
+    for moment in range(YOUNG, OVER, EVERY):
+        attained = {number: moment - EVERY * number for number in range(1, REQUESTS, 2)}
+        for system in (before, after):
+            for number in [number for number, tokens in attained.items() if tokens == LONG_TOKENS]:
+                system.tell(_finished(number))
+            system.controller.handle(
+                b"e", _snapshot({number: tokens for number, tokens in attained.items() if tokens < LONG_TOKENS}), 1.0
+            )
     for tokens in (30, 100, 1_000, 2_000):
         assert after.survival(tokens) == pytest.approx(before.survival(tokens), abs=0.03)
 
