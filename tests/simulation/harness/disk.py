@@ -29,7 +29,8 @@ COLUMNS = {
     "preemptions": "request_id time_s lost_tokens attained_tokens cause",
     "completions": "request_id time_s reason arrival_s prompt_tokens output_tokens max_tokens cached_prompt_tokens "
     "preemptions recomputed_tokens scheduled_s first_token_s expected_cached_tokens",
-    "outcomes": "request_id time_s output_tokens censored cluster pit crps_tokens log_score within_50 within_90 answer",
+    "outcomes": "request_id time_s output_tokens censored cluster pit crps_tokens log_score within_50 within_90 answer "
+    "model_surprise cluster_surprise",
 }
 """Tables that are checked, with the columns behind their common key."""
 
@@ -104,7 +105,14 @@ class MemoryDisk:
             features[row[1], row[4]] = row[7] if len(row[7]) > len(known) else known
         answers = sorted(self.tables.get("outcomes", []), key=lambda row: (row[14], row[3], row[5], row[4]))
         return [
-            RecordedAnswer(models[row[1]], features[row[1], row[4]], row[6], row[7], row[14])
+            RecordedAnswer(
+                models[row[1]],
+                features[row[1], row[4]],
+                row[6],
+                row[7],
+                row[14],
+                None if row[15] is None else (row[15], row[16]),
+            )
             for row in answers[-REMEMBERED_ANSWERS:]
             if (row[1], row[4]) in features and row[1] in models
         ]
