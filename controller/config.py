@@ -122,15 +122,11 @@ class PolicySection(Section):
     preemption_rest_steps: int = Field(
         default=20, ge=0, le=100_000, description="engine steps after such a preemption in which there is no other"
     )
-    patience: float | None = Field(
+    tail_share: float | None = Field(
         default=None,
         ge=0.0,
-        description="bound on waiting, in place of the policy's, as a multiple of an answer's mean and own time; 0 for none",
-    )
-    deadline: float | None = Field(
-        default=None,
-        ge=0.0,
-        description="deadline, in place of the objective's, as a multiple of the latest P99; 0 for none",
+        le=1.0,
+        description="share of the KV memory that serves whoever has waited longest for its length, in place of the objective's",
     )
 
 

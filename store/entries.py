@@ -76,8 +76,6 @@ class Decision(Record, frozen=True, kw_only=True):
     """Index in each step, engine-seconds; lower runs first."""
     growth_tokens: tuple[float, ...]
     """Expected further output tokens within the gate's horizon in each step."""
-    patience_s: float | None = None
-    """Bound on waiting: time since its arrival after which no other of its class may overtake it; None for none."""
 
 
 class Outcome(Record, frozen=True, kw_only=True):

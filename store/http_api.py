@@ -142,9 +142,6 @@ class QueueRow(View, frozen=True, kw_only=True):
     prompt_tokens: int
     attained_tokens: int
     index_s: float
-    patience_left_s: float | None
-    """Time until its bound on waiting, after which no other of its class may overtake it; negative once overdue, None
-    without a bound."""
     expected_remaining_tokens: float
     p50_tokens: int
     p90_tokens: int

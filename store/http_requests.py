@@ -188,8 +188,6 @@ class Choice(View, frozen=True, kw_only=True):
     """Index at the output tokens attained then."""
     attained_tokens: tuple[int, ...]
     table_index_s: tuple[float, ...]
-    patience_s: float | None = None
-    """Bound on waiting: time since its arrival after which no other of its class may overtake it; None for none."""
 
 
 class Loss(View, frozen=True, kw_only=True):
@@ -241,8 +239,8 @@ class CompetingRequest(View, frozen=True, kw_only=True):
     priority: int
     index_s: float | None
     """Its index at no output tokens when it was started; None when no table had been decided."""
-    patience_s: float | None = None
-    """Bound on its waiting in the same table; None for none."""
+    promoted: bool = False
+    """Whether it was served out of its turn, as the one that had waited longest for its length."""
 
 
 class Order(View, frozen=True, kw_only=True):
@@ -252,6 +250,7 @@ class Order(View, frozen=True, kw_only=True):
     reason: str
     mode: Mode
     boost_per_s: float | None
+    tail_share: float | None
     gate_horizon_tokens: int | None
 
 
@@ -323,9 +322,9 @@ class RequestTimeline(View, frozen=True, kw_only=True):
         return "waiting" if last is not None or self.started_s is None else "unknown"
 
 
-Why: TypeAlias = Literal["class", "patience", "index", "prior", "engine", "unexplained"]
-"""``class``: its strict class goes first; ``patience``: it had waited for as long as its patience allows;
-``index``: its index, with the boost in force, gave it the lower order value;
+Why: TypeAlias = Literal["class", "share", "index", "prior", "engine", "unexplained"]
+"""``class``: its strict class goes first; ``share``: it had waited longest for its length, and the tail's share served it;
+``index``: its index, or its place in the boost order if that has the whole engine, was the lower one;
 ``prior``: one of the two had no table yet and stood with the prior's index; ``engine``: the engine served its own
 order then; ``unexplained``: none of these is on record.
 """

@@ -65,7 +65,7 @@ def packed_tokens(token_ids: Ids) -> bytes:
 Mode: TypeAlias = Literal["off", "shadow", "on"]
 FinishReason: TypeAlias = Literal["stop", "length", "abort", "error"]
 PreemptionCause: TypeAlias = Literal["memory", "policy"]
-Victims: TypeAlias = Literal["last", "cheapest"]
+Victims: TypeAlias = Literal["last", "cheapest", "longest"]
 """Which running request is preempted when KV memory runs out: the last in the order, or the cheapest to recompute."""
 
 
@@ -159,6 +159,8 @@ class FirstToken(Record, frozen=True, kw_only=True):
     """When the request was first given a place in a step."""
     cached_prompt_tokens: Count
     """Prompt tokens found in the prefix cache."""
+    promoted: bool = False
+    """Whether it was served out of its turn, as the one that had waited longest for its length."""
 
 
 class Preempted(Record, frozen=True, kw_only=True):
@@ -204,6 +206,8 @@ class Finished(Record, frozen=True, kw_only=True):
     expected_cached_tokens: Count | None = None
     """Prompt tokens that the plan expected in the prefix cache when it last looked before ``scheduled_s``; None if it
     never did."""
+    promoted: bool = False
+    """Whether it was served out of its turn, as the one that had waited longest for its length."""
 
 
 Fact: TypeAlias = Arrived | FirstToken | Preempted | Finished
@@ -285,8 +289,8 @@ class Snapshot(Record, frozen=True, kw_only=True):
     """Errors of the scheduling policy in the engine, since it started."""
     hook_s: Seconds = 0.0
     """Time that the policy's hooks took inside the engine's steps, summed like ``step_s``."""
-    overdue: Count = 0
-    """Requests that reached their bound on waiting and went first, since the engine started."""
+    promoted: Count = 0
+    """Requests that were served out of their turn because they had waited longest, since the engine started."""
 
 
 class Goodbye(Record, frozen=True, kw_only=True):
@@ -328,8 +332,6 @@ class IndexTable(Record, frozen=True, kw_only=True):
     """Mean of the remaining cost, or its Gittins index, in engine-seconds; lower runs first."""
     growth_tokens: tuple[float, ...]
     """Expected further output tokens within the gate's horizon."""
-    patience_s: float | None = None
-    """Bound on waiting: time since its arrival after which no other of its class may overtake it; None for none."""
 
     def entry(self, attained_tokens: int) -> int:
         """Number of the entry that holds at ``attained_tokens``."""
@@ -373,11 +375,14 @@ class EngineRules(Record, frozen=True, kw_only=True):
     gate: Gate | None = None
     """Admission; None admits as the engine does."""
     boost_per_s: float | None = None
-    """γ of the boost; None orders by the index alone."""
+    """γ of the boost order; None for the order of arrival in its place."""
+    tail_share: float = 0.0
+    """Share of the KV memory for requests that the boost order takes out of their turn by the index, 0 to 1."""
     preemption: Preemption | None = None
     """When a waiting request pushes out running ones; None leaves preemption to the engine."""
     victims: Victims = "last"
-    """Which running request is preempted when KV memory runs out: last in the order or cheapest to recompute."""
+    """Which running request is preempted when KV memory runs out: the last in the order, the cheapest to recompute of
+    all, or the cheapest of those with the highest index."""
     step: StepCost | None = None
     """Times by which a step's prefill is bounded and prefix hits are priced; None until they are learned."""
 

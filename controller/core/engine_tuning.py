@@ -7,10 +7,8 @@ Reserve and boost move in small steps, between bounds, and only on evidence.
 from __future__ import annotations
 
 import math
-from collections import deque
 from dataclasses import dataclass, field
 
-import numpy as np
 from msgspec import structs
 
 from controller.core.step_time import StepPrices
@@ -34,14 +32,12 @@ class TuningLimits:
     gain: float = 0.25
     largest_step: float = 1.15
     lowest_margin: float = 0.25
-    highest_margin: float = 2.0
+    highest_margin: float = 4.0
     time_scale_answers: float = 200.0
     """Number of answers after which the weight of an answer in the time scale is 1/e."""
     fewest_answers: int = 100
     time_scale_change: float = 1.25
     """Factor by which the time scale must move before the boost follows."""
-    tail_answers: int = 1000
-    """Latest answers of which the 99th percentile is computed, from a fifth of this number on."""
 
 
 @dataclass(slots=True)
@@ -165,30 +161,6 @@ class BoostTuner:
         return f"boost {wanted_per_s:.3g}/s: answers run for {service_s:.1f} s"
 
 
-class TailWatch:
-    """The 99th percentile of the latest answers' times from arrival to end.
-
-    Computed on the slow tick, because it reads the times of all these answers.
-    """
-
-    def __init__(self, limits: TuningLimits | None = None) -> None:
-        self.p99_s: float | None = None
-        """Seconds; None while too few answers are known."""
-        answers = (limits or TuningLimits()).tail_answers
-        self._latest_s: deque[float] = deque(maxlen=answers)
-        self._fewest = answers // 5
-
-    def record(self, finished: Finished) -> None:
-        """Record a completed request, unless it was aborted or failed."""
-        if finished.reason in {"stop", "length"}:
-            self._latest_s.append(max(0.0, finished.time_s - finished.arrival_s))
-
-    def look(self) -> None:
-        """Compute the percentile."""
-        if len(self._latest_s) >= self._fewest:
-            self.p99_s = float(np.percentile(self._latest_s, 99))
-
-
 class RecomputePrice:
     """Expected cost of a lost computed token: the time of prefilling it, unless the prefix cache still has it.
 
@@ -270,7 +242,6 @@ class EngineTuning:
     limits: TuningLimits = field(default_factory=TuningLimits)
     prices: StepPrices = field(default_factory=StepPrices)
     service: BoostTuner = field(init=False)
-    tail: TailWatch = field(init=False)
     recompute: RecomputePrice = field(default_factory=RecomputePrice)
     _gate: GateTuner | None = field(init=False, default=None)
     _step: StepCostWatch | None = field(init=False, default=None)
@@ -280,7 +251,6 @@ class EngineTuning:
         tuning = self.tuning
         scale = tuning.boost_scale if tuning and tuning.boost_scale else 1.0
         start_per_s = tuning.boost_per_s if tuning and tuning.boost_per_s else scale
-        self.tail = TailWatch(self.limits)
         self.service = BoostTuner(scale=scale, boost_per_s=start_per_s, limits=self.limits)
         if tuning is not None and tuning.gate_exchange is not None:
             self._gate = GateTuner(exchange=tuning.gate_exchange, limits=self.limits)
@@ -297,7 +267,6 @@ class EngineTuning:
     def record(self, finished: Finished) -> None:
         """Record a completed request."""
         self.service.record(finished)
-        self.tail.record(finished)
 
     def due(self, now_s: float) -> list[str]:
         """On the slow tick, move the settings that the evidence supports; returns the reasons, none if nothing moved."""
@@ -305,7 +274,6 @@ class EngineTuning:
             return []
         self._next_s = now_s + self.limits.interval_s
         self.prices.fit()
-        self.tail.look()
         reasons = [self._gate.move() if self._gate else None]
         if self.tuning is not None and self.tuning.boost_scale is not None:
             reasons.append(self.service.move())

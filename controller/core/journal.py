@@ -67,7 +67,6 @@ class Journal:
             attained_tokens=table.attained_tokens,
             table_index_s=table.index_s,
             growth_tokens=table.growth_tokens,
-            patience_s=table.patience_s,
         )
         self.record(session, decision)
 

@@ -18,9 +18,6 @@ BatchVerdict: TypeAlias = Literal["known", "repeated", "early", "new", "unrecord
 """A batch of facts was handled before; was handled before and is recorded now; comes before one that is missing; is
 new; is new and not recorded."""
 
-QUEUE_INTERVAL_S = 1.0
-"""Seconds between two sums over all requests of an engine."""
-
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class ServedRequest:
@@ -84,9 +81,6 @@ class Session:
     tables_sent: int = 0
     unreviewed: list[tuple[int | None, Row, Row]] = field(default_factory=list)
     """Cluster and evidence of the answers that ended since it was last reported how far the others are."""
-    queue_s: float = 0.0
-    """Expected cost of what waits and half of what runs: the wait of the next arrival under first come, first served."""
-    next_queue_s: float = 0.0
     requests: dict[str, ServedRequest] = field(default_factory=dict)
 
     def judge(self, facts: Facts, *, recording: bool) -> BatchVerdict:
@@ -120,12 +114,6 @@ class Session:
         if snapshot.detailed:
             self.detailed = snapshot
         self.tuning.observe(snapshot)
-        if snapshot.time_s >= self.next_queue_s:
-            self.next_queue_s = snapshot.time_s + QUEUE_INTERVAL_S
-            self.queue_s = sum(
-                request.cost_s if request.first_token_s is None else request.cost_s / 2
-                for request in self.requests.values()
-            )
 
     def record(self, fact: FirstToken | Preempted) -> None:
         """Update a request that got its first token or was preempted."""
@@ -154,9 +142,6 @@ class Session:
             kv_token_s=model.kv_token_s if model else 0.0,
             kv_weight=kv_weight,
             slot_weight=slot_weight,
-            service_s=self.tuning.service.service_s,
-            tail_s=self.tuning.tail.p99_s,
-            queue_s=self.queue_s,
         )
 
 

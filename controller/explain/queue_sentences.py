@@ -21,11 +21,11 @@ AT_ONCE_S = 0.1
 
 _WHYS: dict[Why, str] = {
     "class": "by their strict class",
-    "patience": "because they had reached their bound on waiting, after which nobody of their class passes them",
+    "share": "because they had waited longest for their length, and a share of the engine serves such requests",
     "index": "because their index put them first",
     "prior": "while one of the two had no table of its own yet and stood with the prior's index",
     "engine": "while the engine served its own order",
-    "unexplained": "for a reason that is not on record (their class, index and bound on waiting do not put them first)",
+    "unexplained": "for a reason that is not on record (their class and index do not put them first)",
 }
 
 _CAUSES = {

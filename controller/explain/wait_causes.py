@@ -10,8 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from itertools import pairwise
 
-from engine_adapter.ordering.ordering import boost_s
-from engine_adapter.ordering.running_order import FIRST
+from engine_adapter.ordering.tail_share import boost_s
 from store.http_requests import Cause, Choice, CompetingRequest, Moment, Order, Overtaker, RequestTimeline, Wait, Why
 
 LONGEST_GAP_S = 2.0
@@ -65,17 +64,14 @@ def index_while_waiting(timeline: RequestTimeline, time_s: float) -> float | Non
     return choice.table_index_s[0] if choice else None
 
 
-def order_value(arrival_s: float, index_s: float, boost_per_s: float | None, *, overdue: bool = False) -> float:
+def order_value(arrival_s: float, index_s: float, order: Order | None) -> float:
     """The value that the engine sorts by within a class: the lowest is served first, equals by arrival.
 
-    >>> order_value(10.0, 2.0, None), order_value(10.0, 2.0, None, overdue=True)
-    (2.0, -inf)
-    >>> order_value(10.0, 2.0, 0.01) < order_value(10.0, 3.0, 0.01)
-    True
+    That is the index or, if the boost order has the whole engine, the arrival less the boost if there is one.
     """
-    if overdue:
-        return FIRST
-    return index_s if boost_per_s is None else arrival_s - boost_s(index_s, boost_per_s)
+    if order is None or (order.tail_share or 0.0) < 1.0:
+        return index_s
+    return arrival_s if order.boost_per_s is None else arrival_s - boost_s(index_s, order.boost_per_s)
 
 
 def order_at(timeline: RequestTimeline, time_s: float) -> Order | None:
@@ -98,27 +94,19 @@ def _why(timeline: RequestTimeline, other: CompetingRequest) -> Why:
     order = order_at(timeline, other.scheduled_s)
     if (moment.mode if moment else order.mode if order else "on") != "on":
         return "engine"
+    if other.promoted:
+        return "share"
     choice = _choice_at(timeline, other.scheduled_s)
-    overdue = _overdue(timeline.arrival_s, choice.patience_s if choice else None, other.scheduled_s)
-    if _overdue(other.arrival_s, other.patience_s, other.scheduled_s):
-        return "unexplained" if overdue else "patience"
     if choice is None or other.index_s is None:
         return "prior"
-    boost_per_s = order.boost_per_s if order else None
-    own = order_value(timeline.arrival_s, choice.table_index_s[0], boost_per_s, overdue=overdue)
-    theirs = order_value(other.arrival_s, other.index_s, boost_per_s)
-    return "index" if theirs < own else "unexplained"
+    own = order_value(timeline.arrival_s, choice.table_index_s[0], order)
+    return "index" if order_value(other.arrival_s, other.index_s, order) < own else "unexplained"
 
 
 def _choice_at(timeline: RequestTimeline, time_s: float) -> Choice | None:
     """The last table that was published for it up to a moment."""
     decided = [choice for choice in timeline.choices if choice.time_s <= time_s]
     return decided[-1] if decided else None
-
-
-def _overdue(arrival_s: float, patience_s: float | None, time_s: float) -> bool:
-    """Whether a request goes before all others of its class because it has reached its bound on waiting."""
-    return patience_s is not None and arrival_s + patience_s <= time_s
 
 
 def _moments_within(timeline: RequestTimeline, since_s: float, until_s: float) -> Iterator[tuple[Moment, float]]:

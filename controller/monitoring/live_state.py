@@ -173,18 +173,11 @@ def _row(position: int, state: QueueState, view: RequestView, engine_id: str, no
         prompt_tokens=arrived.prompt_tokens,
         attained_tokens=view.attained_tokens,
         index_s=view.index_s,
-        patience_left_s=_patience_left_s(view, now_s),
         expected_remaining_tokens=max(0.0, remaining.mean_tokens - view.attained_tokens),
         p50_tokens=view.predicted.quantile(0.5),
         p90_tokens=view.predicted.quantile(0.9),
         cluster=view.cluster,
     )
-
-
-def _patience_left_s(view: RequestView, now_s: float) -> float | None:
-    """Seconds until its bound on waiting, negative once it is past; None without a bound."""
-    patience_s = view.table.patience_s
-    return None if patience_s is None else view.arrived.arrival_s + patience_s - now_s
 
 
 def _engine_view(session: Session) -> EngineView:

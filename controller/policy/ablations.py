@@ -14,7 +14,7 @@ from online_learning.distribution import LengthDistribution
 from store.errors import ConfigError
 
 PREFIX = "sage-without-"
-PARTS = ("cost", "index", "gate", "boost", "deadline", "preemption", "predictor")
+PARTS = ("cost", "index", "gate", "share", "boost", "victims", "shape", "preemption", "predictor")
 WITH_GITTINS = "sage-with-gittins"
 ABLATION_NAMES = (*(f"{PREFIX}{part}" for part in PARTS), WITH_GITTINS)
 
@@ -22,8 +22,9 @@ ABLATION_NAMES = (*(f"{PREFIX}{part}" for part in PARTS), WITH_GITTINS)
 def without(policy: Policy, name: str) -> Policy:
     """The policy without the part that is named.
 
-    ``cost`` uses the paper's memory cost in place of ours, ``index`` the order of arrival; ``gate``, ``boost``,
-    ``deadline`` and ``preemption`` turn the part off. ``predictor`` is the same policy, for which `bench` predicts the
+    ``cost`` uses the paper's memory cost in place of ours, ``index`` the order of arrival, ``victims`` the last of the
+    order; without ``boost`` the share serves the oldest; ``gate``, ``share``, ``shape`` and ``preemption`` turn the part
+    off. ``predictor`` is the same policy, for which `bench` predicts the
     model's global distribution for every prompt. `sage-with-gittins` uses the Gittins index in place of the mean.
 
     Args:
@@ -55,8 +56,12 @@ def _less(policy: IndexPolicy, part: str, name: str) -> IndexPolicy:
     if part == "boost" and rules.boost_per_s is not None:
         untuned = replace(tuning, boost_scale=None, boost_per_s=None) if tuning else None
         return replace(policy, rules=structs.replace(rules, boost_per_s=None), tuning=untuned)
-    if part == "deadline" and policy.deadline is not None:
-        return replace(policy, deadline=None)
+    if part == "share" and rules.tail_share > 0.0:
+        return replace(policy, rules=structs.replace(rules, tail_share=0.0))
+    if part == "victims" and rules.victims != "last":
+        return replace(policy, rules=structs.replace(rules, victims="last"))
+    if part == "shape" and tuning is not None and tuning.shapes:
+        return replace(policy, tuning=replace(tuning, shapes=False))
     if part == "preemption" and rules.preemption is not None:
         return replace(policy, rules=structs.replace(rules, preemption=None))
     raise ConfigError(f"policy {name!r} removes a part that is turned off in sage: leave it out, or turn that part on")

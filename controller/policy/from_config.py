@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from controller.config import PolicySection
-from controller.policy.policies import DEFAULT_GATE, DEFAULT_PATIENCE, Schedule, policy_named
+from controller.policy.policies import DEFAULT_GATE, Schedule, policy_named
 from controller.policy.policy import DEFAULT_PREFILL_TOKEN_S, Policy
 from store.records import Gate, Preemption
 
@@ -20,8 +20,8 @@ def policy_of(section: PolicySection) -> Policy:
 def schedule_of(section: PolicySection) -> Schedule:
     """The configured settings of `sage`.
 
-    >>> schedule_of(PolicySection(patience=0.0)).patience is None
-    True
+    >>> schedule_of(PolicySection(tail_share=0.3)).policy().rules.tail_share
+    0.3
     """
     gate = Gate(
         horizon_tokens=section.gate_horizon_tokens or DEFAULT_GATE.horizon_tokens,
@@ -39,6 +39,5 @@ def schedule_of(section: PolicySection) -> Schedule:
         tune_gate=section.gate_margin is None,
         boost_per_s=section.boost_per_s,
         preemption=preemption if section.preemption else None,
-        patience=DEFAULT_PATIENCE if section.patience is None else section.patience or None,
-        deadline=section.deadline,
+        tail_share=section.tail_share,
     )

@@ -7,7 +7,6 @@ index in it, so that the index changes without a message.
 from __future__ import annotations
 
 import numpy as np
-from msgspec import structs
 
 from controller.policy.cost import CostModel
 from controller.policy.gittins import gittins_index, mean_remaining, survival_beyond
@@ -32,7 +31,6 @@ def index_table(
     *,
     horizon_tokens: int,
     refresh_tokens: int | None = None,
-    patience_s: float | None = None,
     index: IndexRule = "gittins",
 ) -> IndexTable:
     """Index and expected growth of a request by its attained tokens.
@@ -44,7 +42,6 @@ def index_table(
         horizon_tokens: bound of the growth that is counted.
         refresh_tokens: the index changes only at multiples of this number, as in the paper; None lets it change at
             every length of the distribution.
-        patience_s: bound on waiting in seconds, copied into the table.
         index: functional of the remaining cost.
 
     Returns:
@@ -60,8 +57,7 @@ def index_table(
     published = ages < request.max_tokens
     if refresh_tokens is not None:
         published &= ages % refresh_tokens == 0
-    table = _compact(request.request_id, ages[published], index_s[published], growth[published])
-    return structs.replace(table, patience_s=patience_s)
+    return _compact(request.request_id, ages[published], index_s[published], growth[published])
 
 
 def expected_cost_s(request: RequestFacts, predicted: LengthDistribution, cost: CostModel) -> float:

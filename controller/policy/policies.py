@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
@@ -24,9 +23,6 @@ DEFAULT_GATE = Gate(horizon_tokens=32)
 
 Objective: TypeAlias = Literal["mean", "balanced", "tail"]
 
-DEFAULT_PATIENCE = 10.0
-"""Bound on waiting of `sage`, as of `IndexPolicy`."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Aim:
@@ -34,17 +30,20 @@ class _Aim:
 
     tuning: Tuning
     victims: Victims
-    deadline: float | None = None
+    tail_share: float
 
 
 _AIMS: dict[Objective, _Aim] = {
-    "mean": _Aim(tuning=Tuning(gate_exchange=1.0, boost_scale=None), victims="last"),
-    "balanced": _Aim(
-        tuning=Tuning(gate_exchange=1.0, boost_scale=0.2, boost_per_s=0.01), victims="cheapest", deadline=1.0
+    "mean": _Aim(
+        tuning=Tuning(gate_exchange=1.0, boost_scale=0.2, boost_per_s=0.01), victims="longest", tail_share=0.05
     ),
-    "tail": _Aim(tuning=Tuning(gate_exchange=1.0, boost_scale=0.6, boost_per_s=0.03), victims="cheapest", deadline=1.0),
+    "balanced": _Aim(
+        tuning=Tuning(gate_exchange=1.0, boost_scale=0.2, boost_per_s=0.01), victims="longest", tail_share=0.2
+    ),
+    "tail": _Aim(
+        tuning=Tuning(gate_exchange=1.0, boost_scale=0.6, boost_per_s=0.03), victims="cheapest", tail_share=0.7
+    ),
 }
-"""For the mean the longest request is preempted, which frees memory for many; for the tail the one that loses least."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,10 +61,8 @@ class Schedule:
     """A fixed γ in 1/s, 0 for no boost; None for the objective's own, which follows the time scale of the answers."""
     preemption: Preemption | None = None
     """None leaves preemption to the engine: preempting running requests for others did not pay in any measurement."""
-    patience: float | None = DEFAULT_PATIENCE
-    """Bound on waiting, as of `IndexPolicy`; None for no bound."""
-    deadline: float | None = None
-    """Deadline, as of `IndexPolicy`; 0 for none, None for the objective's own."""
+    tail_share: float | None = None
+    """Share of the KV memory for whoever has waited longest, 0 to 1; None for the objective's own."""
 
     def policy(self) -> IndexPolicy:
         """The policy with these settings.
@@ -91,10 +88,9 @@ class Schedule:
                 boost_per_s=aim.tuning.boost_per_s if follows else self.boost_per_s or None,
                 preemption=self.preemption,
                 victims=aim.victims,
+                tail_share=aim.tail_share if self.tail_share is None else self.tail_share,
             ),
             tuning=tuning,
-            patience=self.patience,
-            deadline=(aim.deadline if self.deadline is None else self.deadline) or None,
         )
 
 
@@ -111,19 +107,14 @@ class Cost(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexPolicy:
-    """Orders by an index of the remaining cost, lowest first, optionally with a gate, a boost and bounds on waiting.
+    """Orders by an index of the remaining cost, lowest first, optionally with a gate and a tail rule.
 
     Args:
         name: name in configuration, records and reports.
         cost: prices of the engine's resources, which make the remaining cost in engine-seconds.
         index: functional of the remaining cost.
-        rules: gate, boost, preemption and choice of victims that engines apply.
+        rules: gate, tail rule, preemption and choice of victims that engines apply.
         tuning: parts that are adapted to each engine; None for none.
-        patience: bound on waiting, as a multiple of the sum of the mean time that answers run and the expected time
-            of this one; None for no bound. Nobody of its class passes a request that has reached the bound.
-        deadline: multiple of the latest 99th percentile of the time from arrival to end. A request goes first when
-            waiting longer would make it end later than that, but not before it has waited for as long as under
-            first come, first served: only the slowest hundredth decides the tail. None for no deadline.
         refresh_tokens: the index changes only at multiples of this number of attained tokens; None for no restriction.
         orders: False for the engine's own order.
     """
@@ -133,8 +124,6 @@ class IndexPolicy:
     index: IndexRule = "gittins"
     rules: EngineRules = INDEX_ALONE
     tuning: Tuning | None = None
-    patience: float | None = None
-    deadline: float | None = None
     refresh_tokens: int | None = None
     orders: bool = True
 
@@ -147,20 +136,9 @@ class IndexPolicy:
             cost,
             horizon_tokens=self.rules.gate.horizon_tokens if self.rules.gate else 0,
             refresh_tokens=self.refresh_tokens,
-            patience_s=self._patience_s(predicted, engine),
             index=self.index,
         )
         return Assessment(table=table, cost_s=expected_cost_s(request, predicted, cost))
-
-    def _patience_s(self, predicted: LengthDistribution, engine: EngineFacts) -> float | None:
-        """Seconds of waiting after which nobody of its class passes the request, by bound or deadline; None for no limit."""
-        own_s = predicted.mean_tokens * engine.base_s
-        patience_s = math.inf
-        if self.patience is not None:
-            patience_s = self.patience * (own_s + (own_s if engine.service_s is None else engine.service_s))
-        if self.deadline is not None and engine.tail_s is not None:
-            patience_s = min(patience_s, max(engine.queue_s, self.deadline * engine.tail_s - own_s))
-        return patience_s if math.isfinite(patience_s) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -52,12 +52,6 @@ class EngineFacts:
     """Price of KV memory from 0 to 1; 1 if it is the scarcer resource."""
     slot_weight: float = 1.0
     """Price of slots from 0 to 1; 1 if they are the scarcer resource."""
-    service_s: float | None = None
-    """Mean seconds that an answer runs; None while too few have ended."""
-    tail_s: float | None = None
-    """99th percentile of the seconds from arrival to end of the latest answers; None while too few have ended."""
-    queue_s: float = 0.0
-    """Seconds that the next arrival would wait under first come, first served."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -92,7 +92,7 @@ def _in_words(
         error = peak_error(bins, lead)
         sentences.append(words.peak_error_sentence(lead * bin_s, error))
     snapshots = [engine.snapshot for engine in engines if engine.snapshot is not None]
-    sentences.append(words.exceptions(sum(snapshot.overdue for snapshot in snapshots)))
+    sentences.append(words.exceptions(sum(snapshot.promoted for snapshot in snapshots)))
     steps = [snapshot.step_tokens for snapshot in snapshots if snapshot.step_tokens is not None]
     chunks = [snapshot.chunk_tokens for snapshot in snapshots if snapshot.chunk_tokens is not None]
     sentences.append(words.step_bounds(steps, chunks))
@@ -165,9 +165,9 @@ _LENGTHS = (
     "Lengths are in tokens. *Remaining* is expected from here on; *median* and *90 %* are of the whole answer, "
     "as predicted on arrival. Select a row to see the whole request."
 )
-_DISTINGUISHING = {"engine_id", "priority", "patience_left_s"}
+_DISTINGUISHING = {"engine_id", "priority"}
 """Columns that are hidden when all requests have the same value."""
-_WAITING_ONLY = {"position", "patience_left_s"}
+_WAITING_ONLY = {"position"}
 _NUMBER = st.column_config.NumberColumn
 _COLUMNS = {
     "position": _NUMBER("Order", help="Place in the queue; lower is admitted first", width="small"),
@@ -179,12 +179,6 @@ _COLUMNS = {
         "Index (s)",
         format="%.3f",
         help="Mean remaining cost, or its Gittins index, in engine-seconds; lower runs first",
-        width="small",
-    ),
-    "patience_left_s": _NUMBER(
-        "Wait left",
-        format="%.0f s",
-        help="Until its bound on waiting, after which no other of its class may overtake it; overdue below zero",
         width="small",
     ),
     "prompt_tokens": _NUMBER("Prompt", format="localized", width="small"),

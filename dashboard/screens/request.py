@@ -280,7 +280,7 @@ def _digits(index_s: float | None) -> float | None:
 
 _WHYS = {
     "class": "its class goes first",
-    "patience": "it had reached its bound on waiting",
+    "share": "it had waited longest for its length",
     "index": "its index put it first",
     "prior": "one had no table yet",
     "engine": "the engine's own order",

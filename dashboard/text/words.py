@@ -149,16 +149,19 @@ def peak_error_sentence(ahead_s: float, error: float | None) -> str:
     return f"The peak of KV memory predicted {span(ahead_s)} ahead was on average {above} the actual one."
 
 
-def exceptions(overdue: int) -> str:
-    """Say how many requests went first because they had reached their bound on waiting.
+def exceptions(promoted: int) -> str:
+    """Say how many requests were served out of their turn because they had waited longest.
 
     >>> exceptions(1)
-    'Since the engines started, 1 request reached its bound on waiting and went first in its class.'
+    'Since the engines started, 1 request was served out of its turn, having waited longest for its length.'
     """
-    if not overdue:
-        return "No request has reached its bound on waiting since the engines started."
-    requests, its = ("request", "its") if overdue == 1 else ("requests", "their")
-    return f"Since the engines started, {count(overdue)} {requests} reached {its} bound on waiting and went first in {its} class."
+    if not promoted:
+        return "Every request has been served in its turn since the engines started."
+    requests, were, its = ("request", "was", "its") if promoted == 1 else ("requests", "were", "their")
+    return (
+        f"Since the engines started, {count(promoted)} {requests} {were} served out of {its} turn, "
+        f"having waited longest for {its} length."
+    )
 
 
 def step_bounds(step_tokens: Sequence[int], chunk_tokens: Sequence[int]) -> str:

@@ -41,8 +41,6 @@ def _table_fault(table: IndexTable) -> str | None:
         return "has an index that is no finite number"
     if not all(map(math.isfinite, table.growth_tokens)) or min(table.growth_tokens) < 0.0:
         return "has a growth that is no finite number of tokens"
-    if table.patience_s is not None and not table.patience_s >= 0.0:
-        return f"has a patience of {table.patience_s} s"
     return None
 
 
@@ -50,6 +48,8 @@ def _settings_faults(settings: Settings) -> Iterator[str]:
     if not settings.lease_s > 0.0:
         yield f"have a lease of {settings.lease_s} s"
     rules = settings.rules
+    if not 0.0 <= rules.tail_share <= 1.0:
+        yield f"have a tail share of {rules.tail_share}"
     if rules.boost_per_s is not None and not 0.0 < rules.boost_per_s < math.inf:
         yield f"have a boost of {rules.boost_per_s} per second"
     if rules.gate is not None and not _sound_gate(rules.gate):

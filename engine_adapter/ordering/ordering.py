@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from heapq import heapify, heappop, heappush
 from itertools import chain, islice
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
@@ -23,6 +22,7 @@ from engine_adapter.ordering.prefix_hits import HEAD, PrefixHits
 from engine_adapter.ordering.push_out import DEFAULT_TOKEN_S, PushOutCredit
 from engine_adapter.ordering.running_order import FIRST, RunningOrder, Tracked
 from engine_adapter.ordering.step_shape import OWN_SHAPE, ArrivalRate, StepShape, shape_step
+from engine_adapter.ordering.tail_share import TailShare, boost_s
 from store.records import EngineRules, IndexTable, Settings
 
 
@@ -43,17 +43,14 @@ R = TypeVar("R", bound=Schedulable)
 LAST_CLASS = 1 << 62
 """Class of requests that the engine can never serve: they go behind all others, whatever their own class."""
 
-DRAIN_SHARE = 0.5
-"""Share of its bound on waiting after which nobody behind a request that is crowded out is started."""
-
 DRAIN_AFTER_S = 30.0
-"""The same, in seconds, for requests without a bound on waiting or with a longer one."""
+"""Seconds of waiting after which nobody behind a request that is crowded out is started."""
+
+RESUME_SHARE = 0.05
+"""Share of the tokens that a preempted request must compute again, for as many steps its place must last."""
 
 LEAST_INDEX_SHARE = 0.01
 """Smallest share of its index that a request keeps when its whole prompt is cached."""
-
-SPARE_DEADLINES = 64
-"""Obsolete deadlines kept before a clean-up, beside one for each request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,20 +75,6 @@ class Plan(Generic[R]):
     """Requests among the first of ``waiting`` that the engine would pass by: with the admitted ones they are its head."""
 
 
-def boost_s(index_s: float, boost_per_s: float) -> float:
-    """Return the time by which a request of this index may overtake an older one: b(s) = -(1/γ)·ln(1 - e^(-γ·s)).
-
-    Source: Yu and Scully, "Strongly Tail-Optimal Scheduling in the Light-Tailed M/G/1" (2024), γ-Boost.
-
-    >>> boost_s(0.0, 0.01)
-    inf
-    >>> round(boost_s(1.0, 0.01), 1), round(boost_s(1000.0, 0.01), 4)
-    (461.0, 0.0045)
-    """
-    exponent = boost_per_s * index_s
-    return math.inf if exponent <= 0.0 else -math.log(-math.expm1(-exponent)) / boost_per_s
-
-
 class Ordering:
     """Order, gate and preemption over the unfinished requests of one engine.
 
@@ -109,7 +92,7 @@ class Ordering:
         self._serial = 0
         self._rest_steps = 0
         """Number of steps during which no running request may be pushed out."""
-        self._deadlines: list[tuple[float, str]] = []
+        self._tail = TailShare()
         self._stood: dict[str, Key] = {}
         self._order = RunningOrder(self._tracked.__getitem__)
         self._tables_held = 0
@@ -121,8 +104,6 @@ class Ordering:
         self._shape_known = False
         self.impossible = 0
         """Number of unfinished requests that the engine can never serve."""
-        self.overdue = 0
-        """Number of requests that reached their bound on waiting before they ended, since the start."""
 
     @property
     def has_prior(self) -> bool:
@@ -135,6 +116,11 @@ class Ordering:
         return self._rules.preemption is not None
 
     @property
+    def promoted(self) -> int:
+        """Number of requests that were taken out of their turn, since the start."""
+        return self._tail.promoted
+
+    @property
     def tables_held(self) -> int:
         """Number of unfinished requests that have a table of their own."""
         return self._tables_held
@@ -142,7 +128,7 @@ class Ordering:
     def configure(self, settings: Settings) -> None:
         """Apply the rules of these settings from now on."""
         former, self._rules = self._rules, settings.rules
-        if settings.rules.boost_per_s != former.boost_per_s:
+        if (former.boost_per_s, former.tail_share) != (self._rules.boost_per_s, self._rules.tail_share):
             self._place_all()
 
     def put(self, table: IndexTable) -> bool:
@@ -150,7 +136,6 @@ class Ordering:
         if table.request_id is None:
             self._prior = table
             self._place_all()
-            self._set_deadlines()
             return True
         tracked = self._tracked.get(table.request_id)
         if tracked is None:
@@ -158,7 +143,6 @@ class Ordering:
         self._tables_held += tracked.table is None
         tracked.table = table
         self._place(tracked)
-        self._schedule_deadline(tracked)
         return True
 
     def forget_tables(self) -> None:
@@ -176,7 +160,6 @@ class Ordering:
         tracked = Tracked(request_id, priority, arrival_s, self._serial, attained_tokens=0, table=None)
         self._tracked[request_id] = tracked
         self._place(tracked)
-        self._schedule_deadline(tracked)
         self._stood.pop(request_id, None)
 
     def attain(self, request_id: str, attained_tokens: int) -> None:
@@ -200,13 +183,18 @@ class Ordering:
         self._move(tracked, tracked.key[1])
         return True
 
+    def is_promoted(self, request_id: str) -> bool:
+        """Whether a tracked request is served out of its turn."""
+        tracked = self._tracked.get(request_id)
+        return tracked is not None and tracked.promoted
+
     def forget(self, request_id: str) -> None:
         """Stop tracking a request that left the engine."""
         tracked = self._tracked.pop(request_id, None)
+        self._tail.forget(tracked)
         self.impossible -= tracked is not None and tracked.impossible
         self._tables_held -= tracked is not None and tracked.table is not None
         self._stood.pop(request_id, None)
-        self._bound_deadlines()
 
     def key(self, request_id: str) -> Key:
         """Return the key of a tracked request; the lowest is served first."""
@@ -230,12 +218,14 @@ class Ordering:
             memory: The engine's KV memory.
             admission: Requests that hold memory without running, and those that the engine would skip; None for none.
         """
-        self._mark_overdue(now_s)
         queue, active = waiting if isinstance(waiting, OrderedQueue) else list(waiting), list(running)
         rules = self._rules
         active = self._order.settle(active, rules.victims)
+        if rules.victims == "longest" and active and self._is_short(memory):
+            active = self._order.put_longest_last()
         self._look_up_hits(queue, memory)
         self._sort_queue(queue)
+        self._promote(queue)
         if not queue or not (rules.gate or self.preempts):
             shape = self._shape(now_s, queue, 0, memory)
             return Plan(queue, active, None, 0, step_tokens=shape.step_tokens, chunk_tokens=shape.chunk_tokens)
@@ -286,6 +276,25 @@ class Ordering:
     def _key(self, request: R) -> Key:
         return self._tracked[request.request_id].key
 
+    def _is_short(self, memory: KvMemory) -> bool:
+        """Whether the next step may run out of KV memory: a block for each running request, and what prompts lack."""
+        order = self._order
+        lacking_tokens: int = sum(
+            entry.running.num_tokens - entry.running.num_computed_tokens for entry in order.filling
+        )
+        return memory.free_blocks < len(order.entries) + memory.blocks(lacking_tokens)
+
+    def _promote(self, queue: list[R] | OrderedQueue[R]) -> None:
+        """Take a request out of its turn if the tail's share allows it."""
+        share = self._rules.tail_share
+        if not queue or not 0.0 < share < 1.0 or not self._tail.due():
+            return
+        waiting = [self._tracked[request.request_id] for request in queue]
+        chosen = self._tail.choose(share, waiting=waiting, running=self._order.entries)
+        if chosen is not None:
+            self._look_up(chosen)
+            self._sort_queue(queue)
+
     def _look_up_hits(self, queue: list[R] | OrderedQueue[R], memory: KvMemory) -> None:
         """Look up new requests and the head of the queue in the prefix cache, and order by what is left to compute."""
         self._hits.begin_step()
@@ -304,38 +313,6 @@ class Ordering:
         else:
             queue.sort(key=self._key)
         self._stood.clear()
-
-    def _mark_overdue(self, now_s: float) -> None:
-        """Put first in their class, until they end, the requests that have reached their bound on waiting."""
-        while self._deadlines and self._deadlines[0][0] <= now_s:
-            _, request_id = heappop(self._deadlines)
-            tracked = self._tracked.get(request_id)
-            if tracked is not None and not tracked.overdue and self._deadline_s(tracked) <= now_s:
-                tracked.overdue = True
-                self.overdue += 1
-                self._look_up(tracked)
-
-    def _deadline_s(self, tracked: Tracked) -> float:
-        """Return when a request reaches its bound on waiting, by its own table or the prior."""
-        table = tracked.table or self._prior
-        return math.inf if table is None or table.patience_s is None else tracked.arrival_s + table.patience_s
-
-    def _schedule_deadline(self, tracked: Tracked) -> None:
-        """Schedule the check of a request at its bound on waiting."""
-        deadline_s = self._deadline_s(tracked)
-        if deadline_s < math.inf and not tracked.overdue:
-            heappush(self._deadlines, (deadline_s, tracked.request_id))
-            self._bound_deadlines()
-
-    def _bound_deadlines(self) -> None:
-        """Discard the deadlines of finished requests and of former tables before they outnumber the others."""
-        if len(self._deadlines) > 2 * len(self._tracked) + SPARE_DEADLINES:
-            self._set_deadlines()
-
-    def _set_deadlines(self) -> None:
-        waiting = ((self._deadline_s(tracked), tracked) for tracked in self._tracked.values() if not tracked.overdue)
-        self._deadlines = [(time_s, tracked.request_id) for time_s, tracked in waiting if time_s < math.inf]
-        heapify(self._deadlines)
 
     def _measure_blocks(self, memory: KvMemory) -> None:
         """Find out once whether every token of every request takes the same share of a KV block."""
@@ -370,7 +347,20 @@ class Ordering:
         own_blocks = max(
             0.0, math.ceil(memory.blocks(request.num_tokens)) - self._tracked[request.request_id].hit.held_blocks
         )
-        return own_blocks + self._grown_blocks(request.num_tokens, self._growth_tokens(request), memory)
+        grown_blocks = self._grown_blocks(request.num_tokens, self._growth_tokens(request), memory)
+        return own_blocks + grown_blocks + self._resume_blocks(request)
+
+    def _resume_blocks(self, request: R) -> float:
+        """Return the free blocks for which a preempted request waits, so that it does not lose its place at once.
+
+        They last for a share of as many steps as it has tokens to compute again, if every running request grows by a
+        token in each. One that is served out of its turn does not wait for them.
+        """
+        tracked = self._tracked[request.request_id]
+        if not tracked.attained_tokens or tracked.promoted or self._rules.gate is None:
+            return 0.0
+        lost_tokens = max(0, request.num_tokens - tracked.hit.tokens)
+        return RESUME_SHARE * lost_tokens * (len(self._order.entries) + 1) / self._block_size_tokens
 
     def _claim_blocks(self, running: R, memory: KvMemory) -> float:
         """Return the KV blocks that a running request is expected to take beyond those that it holds."""
@@ -427,8 +417,7 @@ class Ordering:
 
     def _drain_s(self, request: R) -> float:
         """Return when those behind a request that is crowded out begin to wait for it."""
-        tracked = self._tracked[request.request_id]
-        return tracked.arrival_s + min(DRAIN_SHARE * (self._deadline_s(tracked) - tracked.arrival_s), DRAIN_AFTER_S)
+        return self._tracked[request.request_id].arrival_s + DRAIN_AFTER_S
 
     def _victims(
         self, request: R, active: list[R], memory: KvMemory, lacking_blocks: float, slots: int
@@ -479,6 +468,7 @@ class Ordering:
         tracked.next_change_tokens = math.inf
         tracked.index_s = 0.0
         self._grow(tracked, 0.0)
+        tracked.boosted_s = tracked.arrival_s
         self._move(tracked, tracked.arrival_s)
 
     def _look_up(self, tracked: Tracked) -> None:
@@ -491,6 +481,7 @@ class Ordering:
             saved_s = self._rules.step.prefill_token_s * tracked.hit.tokens
             tracked.index_s = max(tracked.index_s - saved_s, LEAST_INDEX_SHARE * tracked.index_s)
         self._grow(tracked, table.growth_tokens[entry])
+        tracked.boosted_s = self._boosted_s(tracked)
         self._move(tracked, self._value(tracked))
         following = entry + 1
         tracked.next_change_tokens = (
@@ -503,12 +494,16 @@ class Ordering:
             self._order.regrown(tracked.growth_tokens, growth_tokens)
         tracked.growth_tokens = growth_tokens
 
-    def _value(self, tracked: Tracked) -> float:
-        """Return the ordering value: the index, or the arrival time minus the index's boost."""
-        if tracked.overdue:
-            return FIRST
+    def _boosted_s(self, tracked: Tracked) -> float:
+        """Return the place in the boost order, which is that of arrival without a boost."""
         boost_per_s = self._rules.boost_per_s
-        return tracked.index_s if boost_per_s is None else tracked.arrival_s - boost_s(tracked.index_s, boost_per_s)
+        return tracked.arrival_s - (boost_s(tracked.index_s, boost_per_s) if boost_per_s is not None else 0.0)
+
+    def _value(self, tracked: Tracked) -> float:
+        """Return the ordering value: the index, or the place in the boost order if that has the whole engine."""
+        if tracked.promoted:
+            return FIRST
+        return tracked.boosted_s if self._rules.tail_share >= 1.0 else tracked.index_s
 
     def _move(self, tracked: Tracked, value: float) -> None:
         """Set a request's key, and remember its key in the last plan."""

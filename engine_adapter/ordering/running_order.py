@@ -9,6 +9,7 @@ import math
 from bisect import bisect_right, insort
 from collections.abc import Callable
 from dataclasses import dataclass
+from heapq import nlargest
 from itertools import compress, count, islice
 from operator import attrgetter, is_not
 from typing import Any, TypeVar
@@ -40,8 +41,10 @@ class Tracked:
     key: Key = (0, 0.0, 0.0, 0)
     index_s: float = 0.0
     growth_tokens: float = 0.0
-    overdue: bool = False
-    """It has reached its bound on waiting: no other of its class may overtake it."""
+    boosted_s: float = 0.0
+    """Its arrival less its boost: its place in the boost order, the lowest first."""
+    promoted: bool = False
+    """It is served out of its turn until it ends: no other of its class may overtake it (`TailShare`)."""
     impossible: bool = False
     """The engine can never serve it: every other goes before it."""
     hit: PrefixHit = NO_HIT
@@ -58,8 +61,9 @@ class RunningOrder:
     """The running requests in order, with their `Tracked` states.
 
     Under the rule ``last`` the order is that of the keys; under ``cheapest`` the request with the most tokens to
-    recompute comes first. A request in prefill comes after those of its class that decode: a long prompt uses what they
-    leave of the step's token budget, and its preemption costs least.
+    recompute comes first, and under ``longest`` too, until memory runs short (`put_longest_last`). A request in prefill
+    comes after those of its class that decode: a long prompt uses what they leave of the step's token budget, and its
+    preemption costs least.
     """
 
     def __init__(self, find: Callable[[str], Tracked]) -> None:
@@ -107,6 +111,26 @@ class RunningOrder:
             self._sort(place, unsorted=unsorted)
         else:
             self._insert_filled(place)
+        return self._active.copy()
+
+    def put_longest_last(self) -> list[Any]:
+        """Put the requests of the lowest class with the highest index last, among them those that lose least; return all.
+
+        To preempt a short answer again and again helps nobody, and a long one that has come far loses much: the victim
+        is the cheapest of the longest `LONGEST_SHARE`.
+        """
+        decoding = [entry for entry in self.entries if not entry.filling]
+        lowest = decoding[-1].priority if decoding else 0
+        free = [entry for entry in decoding if entry.priority == lowest and entry.key[1] != FIRST]
+        longest = nlargest(math.ceil(LONGEST_SHARE * len(free)), free, key=_index)
+        longest.sort(key=_dearest_first)
+        chosen = set(map(id, longest))
+        others = [entry for entry in decoding if id(entry) not in chosen]
+        self._decoding = len(decoding)
+        self.entries = [*others, *longest, *self.filling]
+        self._separate_classes()
+        self._active = [entry.running for entry in self.entries]
+        self._settled = False
         return self._active.copy()
 
     def keep(self, count: int) -> None:
@@ -195,7 +219,11 @@ class RunningOrder:
         return filled
 
 
+LONGEST_SHARE = 0.2
+"""Share of the running requests, those with the highest index, among which the rule ``longest`` chooses a victim."""
+
 _key = attrgetter("key")
+_index = attrgetter("index_s")
 _priority = attrgetter("priority")
 
 

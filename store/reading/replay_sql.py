@@ -139,7 +139,7 @@ FROM settings_history WHERE session_id IN ('', $session_id) AND time_s <= $last_
 """Settings in the order in which they were sent; a switch of all engines' mode leaves their own reserve and boost."""
 
 TABLES = """
-SELECT time_s, request_id, attained_tokens, table_index_s AS index_s, growth_tokens, patience_s
+SELECT time_s, request_id, attained_tokens, table_index_s AS index_s, growth_tokens
 FROM decisions WHERE session_id = $session_id AND time_s >= $first_s AND time_s <= $last_s ORDER BY time_s
 """
 """Index tables that were published."""

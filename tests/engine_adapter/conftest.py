@@ -47,7 +47,6 @@ class ScriptedController:
     mode: Mode = "on"
     gate: Gate | None = None
     growth_tokens: float = 10.0
-    patience_s: float | None = None
     spoil: Callable[[IndexTable], IndexTable] = lambda table: table
     heard: list[EngineMessage] = field(default_factory=list)
     push: list[ControllerMessage] = field(default_factory=list)
@@ -97,7 +96,6 @@ class ScriptedController:
             attained_tokens=(0,),
             index_s=(index_s,),
             growth_tokens=(self.growth_tokens,),
-            patience_s=self.patience_s,
         )
 
 

@@ -37,7 +37,7 @@ def test_live_state_follows_an_engine_from_arrival_to_completion(start_controlle
     assert len(rows) == 3
     assert set(rows[0]) == {
         *("position", "request_id", "engine_id", "state", "priority", "age_s", "prompt_tokens", "attained_tokens"),
-        *("index_s", "expected_remaining_tokens", "p50_tokens", "p90_tokens", "cluster", "patience_left_s"),
+        *("index_s", "expected_remaining_tokens", "p50_tokens", "p90_tokens", "cluster"),
     }
     engine.step_until(lambda: len(engine.lives) == 5)
     engine.step_until(lambda: len(running.client.get("/api/finished").json()["finished"]) == 5)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from controller.core.engine_tuning import BoostTuner, EngineTuning, GateTuner, RecomputePrice, TailWatch, TuningLimits
+from controller.core.engine_tuning import BoostTuner, EngineTuning, GateTuner, RecomputePrice, TuningLimits
 from controller.core.step_time import StepPrices
 from controller.policy.policy import DEFAULT_PREFILL_TOKEN_S, Tuning
 from store.records import EngineRules, Finished, Gate, Preempted, Preemption, Settings, Snapshot
@@ -229,20 +229,3 @@ def test_the_price_goes_into_the_settings_of_a_policy_that_preempts() -> None:
     assert "a lost token costs" in reason
     priced = preempts.applied(settings).rules.preemption
     assert priced == Preemption(token_s=DEFAULT_PREFILL_TOKEN_S, hysteresis=0.5)
-
-
-def test_the_tail_is_that_of_the_latest_answers() -> None:
-    """From arrival to end, 5 s of waiting included; old answers and those that somebody cut short do not count."""
-    watch = TailWatch(TuningLimits(tail_answers=100))
-    watch.look()
-    assert watch.p99_s is None
-    for number in range(300):
-        watch.record(finished(number, 90.0 if number < 200 else 10.0))
-        watch.record(structs.replace(finished(number, 500.0), reason="abort"))
-    watch.look()
-    assert watch.p99_s == pytest.approx(15.0)
-    watch.record(finished(300, 40.0))
-    watch.record(finished(301, 40.0))
-    watch.look()
-    assert watch.p99_s is not None
-    assert 15.0 < watch.p99_s <= 45.0

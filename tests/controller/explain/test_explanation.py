@@ -16,9 +16,7 @@ from msgspec.structs import replace
 from controller.explain.explanation import explain
 from controller.explain.lookup import Explainer, recorded_timeline
 from controller.explain.wait_causes import order_at, order_value
-from engine_adapter.ordering.kv_memory import PlainMemory
 from engine_adapter.ordering.ordering import Ordering
-from engine_adapter.virtual_time.simulated_scheduler import SimulatedRequest
 from store.errors import BadInputError
 from store.history.reader import open_history
 from store.history.writer import HistoryWriter
@@ -79,14 +77,14 @@ def _value(facts: RequestTimeline, other: Overtaker) -> float:
     order = order_at(facts, other.scheduled_s)
     assert order is not None
     assert other.index_s is not None
-    return order_value(other.arrival_s, other.index_s, order.boost_per_s)
+    return order_value(other.arrival_s, other.index_s, order)
 
 
 def _own_value(facts: RequestTimeline, other: Overtaker) -> float:
     order = order_at(facts, other.scheduled_s)
     assert order is not None
     assert other.own_index_s is not None
-    return order_value(facts.arrival_s, other.own_index_s, order.boost_per_s)
+    return order_value(facts.arrival_s, other.own_index_s, order)
 
 
 @pytest.mark.slow
@@ -246,10 +244,9 @@ def _competing(**changes: Any) -> CompetingRequest:
         (_competing(priority=1), 2.0, {}, "unexplained"),
         (_competing(index_s=None), 2.0, {}, "prior"),
         (_competing(), None, {}, "prior"),
-        (_competing(patience_s=2.0), 0.5, {}, "patience"),
-        (_competing(patience_s=2.1), 0.5, {}, "unexplained"),
-        (_competing(index_s=0.1, patience_s=2.0), None, {}, "patience"),
-        (_competing(patience_s=2.0), 0.5, {"mode": "shadow"}, "engine"),
+        (_competing(promoted=True), 0.5, {}, "share"),
+        (_competing(index_s=0.1, promoted=True), None, {}, "share"),
+        (_competing(promoted=True), 0.5, {"mode": "shadow"}, "engine"),
         (_competing(), 2.0, {"mode": "off", "fallback": "the controller was silent"}, "engine"),
     ],
 )
@@ -266,66 +263,51 @@ def test_why_a_later_request_went_first(
         attained_tokens=(0,),
         table_index_s=(own_index_s or 0.0,),
     )
-    order = Order(time_s=1.0, reason="start", mode="on", boost_per_s=None, gate_horizon_tokens=None)
+    order = Order(time_s=1.0, reason="start", mode="on", boost_per_s=None, tail_share=0.2, gate_horizon_tokens=None)
     choices = () if own_index_s is None else (choice,)
     life = replace(_with(waiting, **changes), competing=(other,), choices=choices, orders=(order,))
     explanation = explain(life)
     assert [overtaker.why for overtaker in explanation.overtakers] == [why]
     assert "Before it, one request that came later got a place. That was" in text(explanation, "queue")
-    if why == "patience":
-        assert "because they had reached their bound on waiting" in text(explanation, "queue")
+    if why == "share":
+        assert "because they had waited longest for their length" in text(explanation, "queue")
     if "fallback" in changes:
         assert "fallen back to its own order (the controller was silent)" in text(explanation, "mode")
-
-
-def test_who_has_lost_patience_itself_is_not_passed_for_an_index_or_a_patience(waiting: RequestTimeline) -> None:
-    """Overdue itself, it stands first by its earlier arrival, so that neither explains who went before it."""
-    choice = Choice(
-        time_s=100.1,
-        policy="sage",
-        reason="arrival",
-        cost_s=1.0,
-        index_s=2.0,
-        attained_tokens=(0,),
-        table_index_s=(2.0,),
-        patience_s=5.0,
-    )
-    order = Order(time_s=1.0, reason="start", mode="on", boost_per_s=None, gate_horizon_tokens=None)
-    for other in (_competing(), _competing(patience_s=2.0)):
-        life = replace(waiting, competing=(other,), choices=(choice,), orders=(order,))
-        assert [overtaker.why for overtaker in explain(life).overtakers] == ["unexplained"]
-        impatient = replace(life, choices=(replace(choice, patience_s=5.1),))
-        assert [overtaker.why for overtaker in explain(impatient).overtakers] != ["unexplained"]
 
 
 @given(
     arrivals_s=st.tuples(st.floats(0.0, 50.0), st.floats(0.0, 50.0)),
     indices_s=st.tuples(st.floats(0.001, 50.0), st.floats(0.001, 50.0)),
-    patience_s=st.tuples(st.none() | st.floats(0.0, 60.0), st.none() | st.floats(0.0, 60.0)),
     boost_per_s=st.none() | st.floats(0.001, 1.0),
+    tail_share=st.sampled_from([0.0, 0.2, 1.0]),
 )
 def test_the_order_value_is_the_one_that_the_engine_sorts_by(
     arrivals_s: tuple[float, float],
     indices_s: tuple[float, float],
-    patience_s: tuple[float | None, float | None],
     boost_per_s: float | None,
+    tail_share: float,
 ) -> None:
-    """With every index, boost and patience, the explanation's value is the engine's own."""
-    now_s = 60.0
+    """With every index, boost and share, the explanation's value is the engine's own."""
     ordering = Ordering(block_size_tokens=16, max_num_seqs=4)
-    ordering.configure(Settings(revision=1, mode="on", lease_s=1.0, rules=EngineRules(boost_per_s=boost_per_s)))
-    queue = []
-    for name, arrival_s, index_s, bound_s in zip("ab", arrivals_s, indices_s, patience_s, strict=True):
+    rules = EngineRules(boost_per_s=boost_per_s, tail_share=tail_share)
+    ordering.configure(Settings(revision=1, mode="on", lease_s=1.0, rules=rules))
+    order = Order(
+        time_s=1.0,
+        reason="start",
+        mode="on",
+        boost_per_s=boost_per_s,
+        tail_share=tail_share,
+        gate_horizon_tokens=None,
+    )
+    for name, arrival_s, index_s in zip("ab", arrivals_s, indices_s, strict=True):
         ordering.track(name, priority=0, arrival_s=arrival_s)
-        table = IndexTable(
-            request_id=name, attained_tokens=(0,), index_s=(index_s,), growth_tokens=(0.0,), patience_s=bound_s
-        )
+        table = IndexTable(request_id=name, attained_tokens=(0,), index_s=(index_s,), growth_tokens=(0.0,))
         assert ordering.put(table)
-        queue.append(SimulatedRequest(name, arrival_s, num_prompt_tokens=1, priority=0))
-    ordering.plan(now_s, waiting=queue, running=[], memory=PlainMemory(100, 16))
-    for name, arrival_s, index_s, bound_s in zip("ab", arrivals_s, indices_s, patience_s, strict=True):
-        overdue = bound_s is not None and arrival_s + bound_s <= now_s
-        assert ordering.key(name)[1] == order_value(arrival_s, index_s, boost_per_s, overdue=overdue)
+    values = {
+        name: order_value(arrival_s, index_s, order)
+        for name, arrival_s, index_s in zip("ab", arrivals_s, indices_s, strict=True)
+    }
+    assert {name: ordering.key(name)[1] for name in "ab"} == values
 
 
 def test_nothing_is_made_up_where_nothing_is_recorded() -> None:

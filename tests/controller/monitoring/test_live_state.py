@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec import structs
 
 from controller.monitoring.live_state import EngineView, LiveSnapshot, RequestView, queue_rows
 from online_learning.distribution import LengthDistribution
@@ -118,12 +117,3 @@ def test_a_row_follows_the_attained_tokens() -> None:
     assert row.index_s == 9.0
     assert row.expected_remaining_tokens == pytest.approx(80.0)
     assert (row.p50_tokens, row.p90_tokens, row.age_s, row.cluster) == (10, 100, 5.0, 3)
-    assert row.patience_left_s is None
-
-
-def test_a_row_says_how_long_its_patience_lasts() -> None:
-    """Counted from its arrival; below zero once it is over."""
-    view = _view("r")
-    patient = structs.replace(view, table=structs.replace(view.table, patience_s=2.0))
-    row = queue_rows(_live_snapshot([patient], running=[], queue=["r"]), engine_id=None, limit=1)[0]
-    assert row.patience_left_s == pytest.approx(2.0 - 5.0)

@@ -13,7 +13,7 @@ from controller.policy.ablations import ABLATION_NAMES, without
 from controller.policy.baselines import BenchContext, bench_policy, is_ours
 from controller.policy.cost import hybrid_cost
 from controller.policy.policies import IndexPolicy, Schedule
-from controller.policy.policy import EngineFacts, RequestFacts
+from controller.policy.policy import EngineFacts, RequestFacts, Tuning
 from online_learning.distribution import LengthDistribution, log_grid
 from online_learning.evaluation.global_learner import GlobalLearner
 from online_learning.mixture.mixture import MixtureLearner
@@ -22,13 +22,20 @@ from store.records import EngineRules, Gate, Preemption
 
 ENGINE = EngineFacts(kv_tokens=24_000, block_size_tokens=16, max_num_seqs=1024, base_s=0.033, prefill_token_s=1.4e-4)
 REQUEST = RequestFacts(request_id="r", prompt_tokens=300, max_tokens=2000)
-RULES = EngineRules(gate=Gate(horizon_tokens=32), boost_per_s=0.01, preemption=Preemption(token_s=1e-4))
+TUNING = Tuning(gate_exchange=None, boost_scale=None, shapes=True)
+RULES = EngineRules(
+    gate=Gate(horizon_tokens=32),
+    boost_per_s=0.01,
+    preemption=Preemption(token_s=1e-4),
+    tail_share=0.2,
+    victims="longest",
+)
 WHOLE = IndexPolicy(
     name="sage",
     cost=hybrid_cost,
     index="mean",
     rules=RULES,
-    deadline=1.0,
+    tuning=TUNING,
 )
 GRID = log_grid(2000)
 
@@ -69,7 +76,9 @@ def test_each_part_is_taken_out_alone() -> None:
     less = {
         "sage-without-gate": replace(WHOLE, rules=structs.replace(RULES, gate=None)),
         "sage-without-boost": replace(WHOLE, rules=structs.replace(RULES, boost_per_s=None)),
-        "sage-without-deadline": replace(WHOLE, deadline=None),
+        "sage-without-share": replace(WHOLE, rules=structs.replace(RULES, tail_share=0.0)),
+        "sage-without-victims": replace(WHOLE, rules=structs.replace(RULES, victims="last")),
+        "sage-without-shape": replace(WHOLE, tuning=replace(TUNING, shapes=False)),
         "sage-without-preemption": replace(WHOLE, rules=structs.replace(RULES, preemption=None)),
     }
     for name, expected in less.items():

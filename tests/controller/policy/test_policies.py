@@ -1,4 +1,3 @@
-from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -35,7 +34,7 @@ def test_every_policy_assesses_requests_and_the_prior(name: str) -> None:
 
 
 def test_only_sage_has_a_schedule() -> None:
-    """The paper has neither gate, boost nor patience, and what is asked for is what `sage` gets."""
+    """The paper has neither gate, boost nor share, and what is asked for is what `sage` gets."""
     schedule = Schedule(gate=Gate(horizon_tokens=16), boost_per_s=0.07)
     policies = {name: policy_named(name, schedule=schedule, lengths={}) for name in POLICY_NAMES}
     assert {name for name, policy in policies.items() if policy.rules.gate} == {"sage"}
@@ -49,45 +48,20 @@ def test_a_fixed_boost_and_gate_are_left_alone(objective: Objective) -> None:
     """What the operator fixes is not tuned; 0 is no boost; without a word the objective's own follows the traffic."""
     fixed = Schedule(objective=objective, boost_per_s=0.0, tune_gate=False).policy()
     assert fixed.rules.boost_per_s is None
-    assert fixed.tuning == Tuning(gate_exchange=None, boost_scale=None)
+    assert fixed.tuning == Tuning(gate_exchange=None, boost_scale=None, shapes=True)
     free = Schedule(objective=objective).policy()
     assert free.tuning is not None
     assert free.tuning.gate_exchange is not None
-    assert (free.tuning.boost_scale is None) == (free.rules.boost_per_s is None) == (objective == "mean")
+    assert free.tuning.boost_scale is not None
+    assert free.rules.boost_per_s is not None
 
 
-def test_patience_grows_with_the_answer_and_the_traffic() -> None:
-    """The bound is so many times the mean time that answers run and the request's own expected time.
-
-    The prior has one too: a request whose own table is lost must not wait for ever.
-    """
-    policy = Schedule(patience=10.0).policy()
-    own_s = predicted().mean_tokens * ENGINE.base_s
-    alone = policy.assess(REQUEST, predicted(), ENGINE).table.patience_s
-    among = policy.assess(REQUEST, predicted(), replace(ENGINE, service_s=50.0)).table.patience_s
-    assert alone == pytest.approx(10.0 * 2 * own_s)
-    assert among == pytest.approx(10.0 * (50.0 + own_s))
-    assert Schedule(patience=None).policy().assess(REQUEST, predicted(), ENGINE).table.patience_s is None
-    prior = RequestFacts(request_id=None, prompt_tokens=256, max_tokens=8192)
-    assert policy.assess(prior, predicted(), ENGINE).table.patience_s == alone
-
-
-def test_who_may_end_among_the_slowest_is_passed_no_more() -> None:
-    """What is left of the latest 99th percentile after the request's own expected time, where the bound is not nearer."""
-    own_s = predicted().mean_tokens * ENGINE.base_s
-    engine = replace(ENGINE, service_s=20.0, tail_s=own_s + 30.0)
-    policy = Schedule(objective="balanced", patience=10.0).policy()
-    assert policy.deadline == 1.0
-    assert policy.assess(REQUEST, predicted(), engine).table.patience_s == pytest.approx(30.0)
-    late = replace(engine, tail_s=own_s / 2)
-    assert policy.assess(REQUEST, predicted(), late).table.patience_s == 0.0
-    behind_a_queue = policy.assess(REQUEST, predicted(), replace(late, queue_s=12.0)).table.patience_s
-    assert behind_a_queue == 12.0, "the order of arrival would have made it wait for so long too"
-    bound_s = Schedule(patience=0.5).policy().assess(REQUEST, predicted(), engine).table.patience_s
-    assert bound_s == pytest.approx(0.5 * (20.0 + own_s))
-    for never in (Schedule(objective="mean"), Schedule(deadline=0.0)):
-        unhurried = never.policy().assess(REQUEST, predicted(), engine).table.patience_s
-        assert unhurried == pytest.approx(10.0 * (20.0 + own_s))
+def test_the_objectives_differ_in_the_share_for_the_tail() -> None:
+    """More of the engine for whoever has waited longest from mean to tail; what the operator fixes holds for each."""
+    shares = [Schedule(objective=objective).policy().rules.tail_share for objective in ("mean", "balanced", "tail")]
+    assert shares == sorted(shares)
+    assert 0.0 < shares[0] < shares[1] < shares[2] < 1.0
+    assert Schedule(objective="tail", tail_share=0.3).policy().rules.tail_share == 0.3
 
 
 def test_the_paper_s_index_changes_at_bucket_borders_only() -> None:

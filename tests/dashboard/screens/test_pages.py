@@ -78,7 +78,7 @@ def test_now_shows_queue_memory_and_throughput(opened: Open) -> None:
     assert charts(test) == 3
     waiting, running = (frame.value for frame in test.dataframe)
     assert list(waiting["position"]) == list(range(137))
-    assert {"request_id", "index_s", "age_s", "patience_left_s", "expected_remaining_tokens"} <= set(waiting.columns)
+    assert {"request_id", "index_s", "age_s", "expected_remaining_tokens"} <= set(waiting.columns)
     assert "priority" not in waiting.columns, "all are of one class"
     assert len(running) == 48
     assert "Admission holds room for each request to grow by its next 256 tokens." in captions(test)

@@ -3,12 +3,11 @@ from dataclasses import dataclass, field
 
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec import structs
 
 from engine_adapter.ordering.admission import Readiness
 from engine_adapter.ordering.kv_memory import NO_HIT, PlainMemory, PrefixHit
 from engine_adapter.ordering.ordered_queue import OrderedQueue
-from engine_adapter.ordering.ordering import SPARE_DEADLINES, Ordering, boost_s
+from engine_adapter.ordering.ordering import DRAIN_AFTER_S, Ordering
 from engine_adapter.ordering.prefix_hits import HASHES_PER_STEP, SAVED_STEPS
 from engine_adapter.ordering.push_out import DEFAULT_TOKEN_S, PUSH_OUT_SHARE, SAVED_S
 from store.records import EngineRules, Gate, IndexTable, Preemption, Settings, StepCost, Victims
@@ -34,8 +33,11 @@ def settings(
     boost_per_s: float | None = None,
     preemption: Preemption | None = None,
     victims: Victims = "last",
+    tail_share: float = 0.0,
 ) -> Settings:
-    rules = EngineRules(gate=gate, boost_per_s=boost_per_s, preemption=preemption, victims=victims)
+    rules = EngineRules(
+        gate=gate, boost_per_s=boost_per_s, preemption=preemption, victims=victims, tail_share=tail_share
+    )
     return Settings(revision=1, mode="on", lease_s=1.0, rules=rules)
 
 
@@ -93,19 +95,12 @@ def test_until_its_table_comes_a_request_has_the_index_of_the_prior() -> None:
 def test_a_large_boost_rate_is_first_come_first_served(requests: list[tuple[float, float]]) -> None:
     """γ → ∞ orders by arrival, whatever the indices (which must not be zero)."""
     ordering = Ordering(BLOCK, 1000)
-    ordering.configure(settings(boost_per_s=1e6))
+    ordering.configure(settings(boost_per_s=1e6, tail_share=1.0))
     for number, (index, arrival_s) in enumerate(requests):
         ordering.track(str(number), priority=0, arrival_s=arrival_s)
         ordering.put(table(str(number), (0, index, 0.0)))
     names = [str(number) for number in range(len(requests))]
     assert order(ordering, *names) == sorted(names, key=lambda name: (requests[int(name)][1], int(name)))
-
-
-@given(st.floats(1e-6, 1e4), st.floats(1e-6, 1e4), st.floats(1e-4, 10.0))
-def test_the_boost_falls_with_the_index(one_s: float, other_s: float, rate: float) -> None:
-    """A smaller request may overtake by more; the boost is never negative."""
-    small, large = sorted((one_s, other_s))
-    assert boost_s(small, rate) >= boost_s(large, rate) >= 0.0
 
 
 def test_the_gate_admits_while_prompt_and_growth_fit() -> None:
@@ -237,70 +232,6 @@ def test_a_higher_class_pushes_out_a_lower_one_whatever_the_price() -> None:
     assert ordering.plan(0.0, waiting=[Request("urgent", 64)], running=running, memory=PlainMemory(0, BLOCK)).pushed_out
 
 
-def test_the_bound_on_waiting_of_the_prior_holds_without_a_table() -> None:
-    """A request whose table never comes goes first at the prior's bound on waiting, whatever its index."""
-    ordering = Ordering(BLOCK, 1000)
-    ordering.track("old", priority=0, arrival_s=0.0)
-    ordering.put(structs.replace(table(None, (0, 9.0, 0.0)), patience_s=5.0))
-    ordering.track("late", priority=0, arrival_s=1.0)
-    ordering.track("short", priority=0, arrival_s=2.0)
-    ordering.put(table("short", (0, 1.0, 0.0)))
-    waiting = [Request(name, 10) for name in ("old", "late", "short")]
-
-    def at(now_s: float) -> list[str]:
-        return [
-            r.request_id
-            for r in ordering.plan(now_s, waiting=waiting, running=[], memory=PlainMemory(100, BLOCK)).waiting
-        ]
-
-    assert at(4.9) == ["short", "old", "late"]
-    assert at(5.5) == ["old", "short", "late"]
-    assert at(6.0) == ["old", "late", "short"]
-    assert ordering.overdue == 2
-
-
-def test_deadlines_are_bounded_by_the_unfinished_requests() -> None:
-    """Renewed tables and ended requests leave no obsolete deadlines that would accumulate."""
-    ordering = Ordering(BLOCK, 1000)
-    for name in range(200):
-        ordering.track(str(name), priority=0, arrival_s=0.0)
-        for patience_s in range(50):
-            ordering.put(structs.replace(table(str(name), (0, 9.0, 0.0)), patience_s=100.0 + patience_s))
-        assert len(ordering._deadlines) <= 2 * (name + 1) + SPARE_DEADLINES
-    for name in range(199):
-        ordering.forget(str(name))
-    assert len(ordering._deadlines) <= 2 + SPARE_DEADLINES
-    ordering.plan(1000.0, waiting=[Request("199", 10)], running=[], memory=PlainMemory(100, BLOCK))
-    assert ordering.overdue == 1
-
-
-def test_a_request_at_its_bound_on_waiting_goes_first_and_is_counted_once() -> None:
-    """From its deadline on a request precedes all of its class except those with an earlier arrival that are overdue."""
-    ordering = Ordering(BLOCK, 1000)
-    for name, arrival_s, index, patience_s in (
-        ("old", 0.0, 9.0, 10.0),
-        ("older", -5.0, 99.0, 10.0),
-        ("new", 8.0, 1.0, None),
-    ):
-        ordering.track(name, priority=0, arrival_s=arrival_s)
-        ordering.put(
-            IndexTable(
-                request_id=name, attained_tokens=(0,), index_s=(index,), growth_tokens=(0.0,), patience_s=patience_s
-            )
-        )
-    queue = [Request(name, 10) for name in ("old", "older", "new")]
-
-    def served(now_s: float) -> list[str]:
-        return [
-            r.request_id for r in ordering.plan(now_s, waiting=queue, running=[], memory=PlainMemory(9, BLOCK)).waiting
-        ]
-
-    assert served(4.9) == ["new", "old", "older"]
-    assert served(5.0) == ["older", "new", "old"]
-    assert served(10.0) == served(1000.0) == ["older", "old", "new"]
-    assert ordering.overdue == 2
-
-
 def running_order(ordering: Ordering, *running: Request) -> list[str]:
     return [r.request_id for r in ordering.plan(0.0, waiting=[], running=running, memory=PlainMemory(0, BLOCK)).running]
 
@@ -318,24 +249,46 @@ def test_a_long_prompt_takes_what_decoding_requests_leave() -> None:
 
 
 def test_the_cheapest_victim_has_the_fewest_tokens_to_recompute() -> None:
-    """Under this rule class and overdue requests come first, then computed tokens; the index has no effect."""
+    """Under this rule class comes first, then computed tokens; the index has no effect."""
     ordering = Ordering(BLOCK, 1000)
     ordering.configure(settings(victims="cheapest"))
-    for name, priority, patience_s in (("old", 0, None), ("new", 0, None), ("overdue", 0, 1.0), ("lower", 1, None)):
+    for name, priority, index in (("old", 0, 9.0), ("new", 0, 1.0), ("lower", 1, 1.0)):
         ordering.track(name, priority=priority, arrival_s=0.0)
-        ordering.put(
-            IndexTable(
-                request_id=name,
-                attained_tokens=(0,),
-                index_s=(9.0 if name == "old" else 1.0,),
-                growth_tokens=(0.0,),
-                patience_s=patience_s,
-            )
-        )
-    computed = {"old": 900, "new": 100, "overdue": 50, "lower": 2000}
+        ordering.put(table(name, (0, index, 0.0)))
+    computed = {"old": 900, "new": 100, "lower": 2000}
     running = [Request(name, tokens + 1, tokens) for name, tokens in computed.items()]
     plan = ordering.plan(2.0, waiting=[], running=running, memory=PlainMemory(0, BLOCK))
-    assert [r.request_id for r in plan.running] == ["overdue", "old", "new", "lower"]
+    assert [r.request_id for r in plan.running] == ["old", "new", "lower"]
+
+
+def test_when_memory_runs_short_the_cheapest_of_the_longest_is_the_victim() -> None:
+    """Among the fifth with the highest index the one with the fewest computed tokens goes last; before, nobody moves."""
+    ordering = Ordering(BLOCK, 1000)
+    ordering.configure(settings(victims="longest"))
+    running = []
+    for number in range(10):
+        name = f"r{number}"
+        ordering.track(name, priority=0, arrival_s=float(number))
+        ordering.put(table(name, (0, 50.0 - number if number < 2 else float(number), 0.0)))
+        tokens = 1000 if number == 0 else 400 if number == 1 else 10 * number
+        running.append(Request(name, tokens + 1, tokens))
+    roomy = ordering.plan(0.0, waiting=[], running=running, memory=PlainMemory(10, BLOCK))
+    assert [r.request_id for r in roomy.running][-1] == "r2"
+    short = ordering.plan(0.0, waiting=[], running=running, memory=PlainMemory(9, BLOCK))
+    assert [r.request_id for r in short.running][-2:] == ["r0", "r1"]
+    again = ordering.plan(0.0, waiting=[], running=short.running, memory=PlainMemory(10, BLOCK))
+    assert [r.request_id for r in again.running] == [r.request_id for r in roomy.running]
+
+
+def test_a_preempted_request_comes_back_where_its_place_lasts() -> None:
+    """One that must compute 1,600 tokens again waits for free blocks beyond its own; a new one of its size does not."""
+    for attained_tokens, free_blocks, limit in ((0, 103, 2), (400, 103, 1), (400, 113, 2)):
+        ordering = gated("running", "back", growth_tokens=0.0)
+        ordering.attain("back", attained_tokens)
+        memory = PlainMemory(free_blocks, BLOCK)
+        running = [Request("running", 16, 15)]
+        plan = ordering.plan(0.0, waiting=[Request("back", 1600)], running=running, memory=memory)
+        assert plan.admission_limit == limit
 
 
 def test_between_two_pushes_the_engine_rests() -> None:
@@ -385,13 +338,13 @@ class Waiting:
         self.started.append(request.request_id)
 
 
-def gated(*names: str, growth_tokens: float = 32.0, patience_s: float | None = None) -> Ordering:
+def gated(*names: str, growth_tokens: float = 32.0) -> Ordering:
     """An ordering with a gate that tracks these requests, in this order."""
     ordering = Ordering(BLOCK, 8)
     ordering.configure(settings(gate=Gate(horizon_tokens=32)))
     for number, name in enumerate(names):
         ordering.track(name, priority=0, arrival_s=float(number))
-        ordering.put(structs.replace(table(name, (0, float(number), growth_tokens)), patience_s=patience_s))
+        ordering.put(table(name, (0, float(number), growth_tokens)))
     return ordering
 
 
@@ -422,11 +375,11 @@ def test_requests_that_the_engine_skips_are_not_counted_and_block_nobody() -> No
     assert (plan.admission_limit, plan.skipped, waiting.started) == (1, 1, ["b"])
 
 
-def test_a_request_that_is_crowded_out_is_passed_for_half_its_patience_only() -> None:
+def test_a_request_that_is_crowded_out_is_passed_for_a_bounded_time_only() -> None:
     """Then nobody behind it is started, so that what it waits for becomes free."""
-    for now_s, started in ((4.0, ["b"]), (6.0, [])):
+    for now_s, started in ((DRAIN_AFTER_S - 1.0, ["b"]), (DRAIN_AFTER_S + 1.0, [])):
         waiting = Waiting(crowded_out=("a",))
-        ordering = gated("a", "b", patience_s=10.0)
+        ordering = gated("a", "b")
         queue = [Request(name, 16) for name in "ab"]
         ordering.plan(now_s, waiting=queue, running=[], memory=PlainMemory(9, BLOCK), admission=waiting)
         assert waiting.started == started

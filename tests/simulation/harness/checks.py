@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +11,6 @@ from harness.disk import History
 from harness.engines import EngineProcess
 
 from engine_adapter.agent.agent import Agent, AgentLimits
-from engine_adapter.ordering.ordering import SPARE_DEADLINES
 from engine_adapter.virtual_time.engine import Step
 from engine_adapter.virtual_time.request_progress import ending
 from store.records import Acknowledged, Facts, Welcome, decode_controller_message
@@ -41,15 +39,15 @@ class StepChecks:
     limits: AgentLimits
     empty_steps: int = 0
     running_before: frozenset[str] = frozenset()
-    overdue: set[str] = field(default_factory=set)
-    """Requests whose patience was over once; it stays so, whatever table comes after."""
+    promoted: set[str] = field(default_factory=set)
+    """Requests that were promoted once; they stay so, whatever table comes after."""
     modes: Counter[str] = field(default_factory=Counter)
 
     def after(self, step: Step) -> None:
         """Check one step."""
         self._progress(step)
         self._fallback(step.start_s)
-        self._patience(step)
+        self._out_of_turn(step)
         self._bounds(self.process.engine.agent)
 
     def _progress(self, step: Step) -> None:
@@ -69,8 +67,8 @@ class StepChecks:
         if settings is not None and now_s - link.heard_s > settings.lease_s:
             demand(mode == "off", f"mode {mode} after {now_s - link.heard_s:.2f} s of silence")
 
-    def _patience(self, step: Step) -> None:
-        """Nobody of its class is admitted before a request whose patience is over."""
+    def _out_of_turn(self, step: Step) -> None:
+        """Nobody of its class is admitted before a request that is served out of its turn."""
         process = self.process
         scheduler = process.engine._scheduler
         waiting = frozenset(request.request_id for request in scheduler.waiting)
@@ -79,20 +77,14 @@ class StepChecks:
         if process.engine.agent.mode(step.start_s) != "on":
             return
         here = waiting | started | self.running_before
-        self.overdue |= {name for name in here if self._is_overdue(name, step.start_s)}
+        ordering = process.engine.agent._ordering
+        self.promoted |= {name for name in here if ordering.is_promoted(name)}
         if step.preempted:
             return
-        overdue = {name: process.works[name].priority for name in waiting & self.overdue}
-        for name in started - self.overdue - {life.request_id for life in step.finished}:
-            passed = [other for other, priority in overdue.items() if priority <= process.works[name].priority]
-            demand(not passed, f"request {name} was admitted before {passed}, whose patience is over")
-
-    def _is_overdue(self, request_id: str, now_s: float) -> bool:
-        """By the table that the engine holds of it, worked out anew."""
-        ordering = self.process.engine.agent._ordering
-        table = ordering._tracked[request_id].table or ordering._prior if request_id in ordering._tracked else None
-        patience_s = math.inf if table is None or table.patience_s is None else table.patience_s
-        return self.process.works[request_id].arrival_s + patience_s <= now_s
+        promoted = {name: process.works[name].priority for name in waiting & self.promoted}
+        for name in started - self.promoted - {life.request_id for life in step.finished}:
+            passed = [other for other, priority in promoted.items() if priority <= process.works[name].priority]
+            demand(not passed, f"request {name} was admitted before {passed}, who are served out of their turn")
 
     def _bounds(self, agent: Agent) -> None:
         limits = self.limits
@@ -103,7 +95,6 @@ class StepChecks:
         demand(len(box._unsent) <= len(box._retained), "more is unsent than is kept")
         here = len(self.process.engine._progress)
         demand(len(agent._ordering._tracked) == here, "the order knows other requests than the engine has")
-        demand(len(agent._ordering._deadlines) <= 2 * here + SPARE_DEADLINES, "deadlines pile up")
 
 
 def check_loop(controller: ControllerProcess) -> None:

@@ -14,7 +14,7 @@ from engine_adapter.transport.frames import FrameLink
 from engine_adapter.virtual_time.engine import CompletedRequest, Step, TraceRequest
 from engine_adapter.virtual_time.profiles import Profile
 from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
-from store.records import Acknowledged, ControllerMessage, IndexTable, Settings, Welcome
+from store.records import Acknowledged, ControllerMessage, Settings, Welcome
 
 IDLE_POLL_S = 0.1
 
@@ -28,7 +28,6 @@ class HeardLink(FrameLink):
         self._now_s = now_s
         self.heard_s = -math.inf
         self.settings: Settings | None = None
-        self.patience_s: dict[str, float] = {}
         self.released = 0
 
     def receive(self) -> list[ControllerMessage]:
@@ -37,8 +36,6 @@ class HeardLink(FrameLink):
         for message in messages:
             self.heard_s = self._now_s()
             match message:
-                case IndexTable(request_id=str(request_id), patience_s=float(patience_s)):
-                    self.patience_s[request_id] = patience_s
                 case Acknowledged(batch=batch) | Welcome(durable_batch=batch):
                     self.released = max(self.released, batch)
                 case _:

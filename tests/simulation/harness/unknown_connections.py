@@ -44,8 +44,6 @@ def _spoiled(chance: random.Random, request_id: str) -> IndexTable:
             IndexTable(request_id=whom, attained_tokens=(0, 3), index_s=(1.0,), growth_tokens=(0.0,)),
             IndexTable(request_id=whom, attained_tokens=(5,), index_s=(1.0,), growth_tokens=(0.0,)),
             IndexTable(request_id=whom, attained_tokens=(0, 9, 3), index_s=(1.0, 2.0, 3.0), growth_tokens=(0.0,) * 3),
-            IndexTable(
-                request_id=whom, attained_tokens=(0,), index_s=(1.0,), growth_tokens=(0.0,), patience_s=math.nan
-            ),
+            IndexTable(request_id=whom, attained_tokens=(0,), index_s=(1.0,), growth_tokens=(math.nan,)),
         ]
     )

@@ -15,7 +15,7 @@ from store.entries import EngineSeen, Entry, SettingsChanged, StoreRecord
 from store.history.reader import open_history
 from store.history.tables import TABLE_OF
 from store.history.writer import HistoryWriter
-from store.records import EngineRules, Gate, Hello, Preemption, Settings, Snapshot
+from store.records import EngineRules, Gate, Hello, Preemption, Settings, Snapshot, StepCost
 
 LARGEST = 2**63 - 1
 NO_LISTS: dict[str, Any] = {"running_requests": (), "queue": ()}
@@ -92,7 +92,24 @@ def record_from(row: dict[str, Any], kind: type) -> Any:
                 token_s=token_s, hysteresis=row["preemption_hysteresis"], rest_steps=row["preemption_rest_steps"]
             )
         )
-        rules = EngineRules(gate=gate, boost_per_s=row["boost_per_s"], preemption=preemption, victims=row["victims"])
+        base_s = row["step_base_s"]
+        step = (
+            None
+            if base_s is None
+            else StepCost(
+                base_s=base_s,
+                prefill_token_s=row["step_prefill_token_s"],
+                budget_tokens=row["step_budget_tokens"],
+            )
+        )
+        rules = EngineRules(
+            gate=gate,
+            boost_per_s=row["boost_per_s"],
+            tail_share=row["tail_share"],
+            preemption=preemption,
+            victims=row["victims"],
+            step=step,
+        )
         sent = Settings(rules=rules, **{name: row[name] for name in ("revision", "mode", "lease_s")})
         return SettingsChanged(time_s=row["time_s"], settings=sent, reason=row["reason"])
     if kind is Snapshot:
