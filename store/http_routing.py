@@ -30,11 +30,15 @@ class EngineForecast(msgspec.Struct, frozen=True, kw_only=True):
     behind: int
     """Waiting requests that come after it, each of which it delays."""
     need_tokens: int
-    """KV memory that it needs at first."""
+    """KV memory that it needs at first, beside what is expected in the prefix cache."""
     demand_tokens: int
     """KV memory that others hold or wait for."""
     kv_tokens: int
     """KV memory that the engine has."""
+    cached_tokens: int = 0
+    """Prompt tokens that it is expected to find in the engine's prefix cache."""
+    saved_s: float = 0.0
+    """Prefill that they save."""
 
 
 class RouteForecast(msgspec.Struct, frozen=True, kw_only=True):

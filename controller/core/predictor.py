@@ -63,6 +63,10 @@ class EnginePrediction:
     mean_tokens: float
     step_s: float
     """Running mean of the seconds of the engine's steps."""
+    cached_tokens: int = 0
+    """Prompt tokens that are expected in the engine's prefix cache."""
+    saved_s: float = 0.0
+    """Seconds of prefill that they save."""
 
 
 class Predictor:
@@ -110,7 +114,8 @@ class Predictor:
         forecast, prior, trusted = self._forecast(features, model)
         predicted = (forecast.distribution if trusted else prior).cut(arrived.max_tokens)
         predict_s = self._timer() - started
-        assessment = self._policy.assess(_facts(arrived), predicted, session.engine)
+        cached_tokens = session.expected_hit_tokens(arrived)
+        assessment = self._policy.assess(_facts(arrived, cached_tokens), predicted, session.engine)
         request = ServedRequest(
             arrived=arrived,
             features=features,
@@ -122,6 +127,7 @@ class Predictor:
             cost_s=assessment.cost_s,
             taught=self.taught(model),
             ripe=self._is_ripe(model),
+            cached_tokens=cached_tokens,
             attained_tokens=arrived.attained_tokens,
             predicted_late=late,
         )
@@ -139,10 +145,15 @@ class Predictor:
         predicted = (forecast.distribution if trusted else prior).cut(arrived.max_tokens)
         found = {}
         for session in sessions:
-            engine = session.engine
-            assessment = self._policy.assess(_facts(arrived), predicted, engine)
+            engine, cached_tokens = session.engine, session.expected_hit_tokens(arrived)
+            assessment = self._policy.assess(_facts(arrived, cached_tokens), predicted, engine)
             found[session.hello.engine_id] = EnginePrediction(
-                assessment.table.index_s[0], assessment.cost_s, predicted.mean_tokens, engine.base_s
+                index_s=assessment.table.index_s[0],
+                cost_s=assessment.cost_s,
+                mean_tokens=predicted.mean_tokens,
+                step_s=engine.base_s,
+                cached_tokens=cached_tokens,
+                saved_s=engine.prefill_token_s * cached_tokens,
             )
         return found
 
@@ -153,7 +164,10 @@ class Predictor:
         request.forecast = replace(forecast, at_risk=None)
         served = request.forecast.distribution if request.trusted else request.prior
         request.predicted = served.cut(request.arrived.max_tokens)
-        assessment = self._policy.assess(_facts(request.arrived), request.predicted, session.engine)
+        if request.first_token_s is None:
+            request.cached_tokens = session.expected_hit_tokens(request.arrived)
+        facts = _facts(request.arrived, request.cached_tokens)
+        assessment = self._policy.assess(facts, request.predicted, session.engine)
         request.table, request.cost_s = assessment.table, assessment.cost_s
         request.taught, request.ripe, request.watch = self.taught(model), self._is_ripe(model), None
 
@@ -413,9 +427,12 @@ def calibration_record(measurement: Measurement, now_s: float) -> CalibrationMea
     )
 
 
-def _facts(arrived: Arrived) -> RequestFacts:
+def _facts(arrived: Arrived, cached_tokens: int) -> RequestFacts:
     return RequestFacts(
-        request_id=arrived.request_id, prompt_tokens=arrived.prompt_tokens, max_tokens=arrived.max_tokens
+        request_id=arrived.request_id,
+        prompt_tokens=arrived.prompt_tokens,
+        max_tokens=arrived.max_tokens,
+        cached_tokens=cached_tokens,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from controller.core.engine_tuning import EngineTuning
+from controller.core.prefix_hits import PrefixHits
 from controller.policy.policy import DEFAULT_STEP_S, EngineFacts
 from online_learning.calibration.evidence import Row, Watch
 from online_learning.distribution import LengthDistribution
@@ -46,6 +47,8 @@ class ServedRequest:
     predicted_late: bool = False
     """Whether its arrival was deferred. Nothing is learned from such answers: the short ones among the deferred ended
     without a prediction, so that the rest are biased towards long answers."""
+    cached_tokens: int = 0
+    """Prompt tokens in the engine's prefix cache: expected, and from its first token on those that were found."""
     counted_until: int = -1
     """Attained tokens up to which its place in the order does not change."""
     watch: Watch | None = None
@@ -74,6 +77,7 @@ class Session:
     next_heartbeat_s: float
     next_refresh_s: float
     tuning: EngineTuning
+    prefix_hits: PrefixHits = field(default_factory=PrefixHits)
     prior_taught: int = 0
     snapshot: Snapshot | None = None
     detailed: Snapshot | None = None
@@ -124,6 +128,12 @@ class Session:
                 request.preemptions += 1
         elif request is not None:
             request.first_token_s = fact.time_s
+            request.cached_tokens = min(fact.cached_prompt_tokens, request.arrived.prompt_tokens)
+            self.prefix_hits.record(request.arrived.token_ids, request.arrived.prompt_tokens, fact.cached_prompt_tokens)
+
+    def expected_hit_tokens(self, arrived: Arrived) -> int:
+        """Prompt tokens that a request is expected to find in this engine's prefix cache."""
+        return self.prefix_hits.expected_tokens(arrived.token_ids, arrived.prompt_tokens)
 
     @property
     def engine(self) -> EngineFacts:

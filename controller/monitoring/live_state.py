@@ -39,6 +39,8 @@ class RequestView(msgspec.Struct, frozen=True, eq=False, gc=False):
     cluster: int | None
     attained_tokens: int
     cost_s: float = 0.0
+    cached_tokens: int = 0
+    """Prompt tokens in the engine's prefix cache, found or expected."""
 
     @property
     def index_s(self) -> float:
@@ -198,6 +200,7 @@ def _engine_view(session: Session) -> EngineView:
                 request.forecast.cluster,
                 request.attained_tokens,
                 request.cost_s,
+                request.cached_tokens,
             )
             for request in shown
         ),

@@ -4,6 +4,7 @@ A request starts when a slot is free and KV memory for it and for those before i
 Running requests free their memory when they end, the one with the shortest expected remainder first.
 The wait is the time until enough of them have ended, each at its expected remainder; waiting requests that go before
 it add their costs once all running requests have ended.
+Prompt tokens in the prefix cache, found or expected, are neither needed nor freed: others hold them.
 The estimate ignores later arrivals and answers that end sooner or later than expected.
 """
 
@@ -101,8 +102,8 @@ def expected_wait_s(engine: Outlook, *, index_s: float, need_tokens: int, step_s
 def engine_forecast(
     engine_id: str, engine: Outlook, kv_tokens: int, request: EnginePrediction, prompt: int
 ) -> EngineForecast:
-    """Forecast for a request with a prompt of ``prompt_tokens`` on an engine."""
-    need = prompt + min(GROWTH_TOKENS, round(request.mean_tokens))
+    """Forecast for a request with a prompt of ``prompt`` tokens on an engine."""
+    need = prompt - request.cached_tokens + min(GROWTH_TOKENS, round(request.mean_tokens))
     return EngineForecast(
         engine_id=engine_id,
         wait_s=expected_wait_s(engine, index_s=request.index_s, need_tokens=need, step_s=request.step_s),
@@ -112,6 +113,8 @@ def engine_forecast(
         need_tokens=need,
         demand_tokens=engine.demand_tokens,
         kv_tokens=kv_tokens,
+        cached_tokens=request.cached_tokens,
+        saved_s=request.saved_s,
     )
 
 
@@ -151,7 +154,7 @@ def outlook_of(view: EngineView) -> Outlook:
     running = {request.request_id for request in view.detailed.running_requests} if view.detailed else set()
     runs, waits = [], []
     for request in view.requests:
-        held = request.arrived.prompt_tokens + request.attained_tokens
+        held = request.arrived.prompt_tokens - request.cached_tokens + request.attained_tokens
         remaining = _remaining_tokens(request)
         if request.arrived.request_id in running:
             runs.append((remaining, held))

@@ -37,7 +37,9 @@ class CostModel:
     prefill_token_s: float = 0.0
     """Engine-seconds for computing one prompt token, which precedes the first output token."""
 
-    def total_s(self, prompt_tokens: int, output_tokens: IntArray | FloatArray) -> FloatArray:
+    def total_s(
+        self, prompt_tokens: int, output_tokens: IntArray | FloatArray, *, cached_tokens: int = 0
+    ) -> FloatArray:
         """Cost in engine-seconds of generating each number of output tokens: 0 for none, else prefill and decode.
 
         The difference of two values is the cost between them, so that the cost remaining after a > 0 has no prefill.
@@ -45,13 +47,14 @@ class CostModel:
         Args:
             prompt_tokens: length of the prompt.
             output_tokens: numbers of output tokens, of shape (n,), increasing.
+            cached_tokens: prompt tokens in the prefix cache, which are held and not computed.
 
         Returns:
             Costs of shape (n,), increasing.
         """
         tokens = output_tokens.astype(np.float64)
         held = tokens * (0.5 * tokens + prompt_tokens)
-        prefill_s = self.prefill_token_s * prompt_tokens * (tokens > 0)
+        prefill_s = self.prefill_token_s * (prompt_tokens - cached_tokens) * (tokens > 0)
         total_s: FloatArray = self.kv_token_step_s * held + self.slot_step_s * tokens + prefill_s
         return total_s
 

@@ -48,7 +48,7 @@ def index_table(
         A table with the index in engine-seconds and the growth in tokens.
     """
     ages, mass = _ages(predicted, request.max_tokens, refresh_tokens)
-    price_s = cost.total_s(request.prompt_tokens, ages)
+    price_s = cost.total_s(request.prompt_tokens, ages, cached_tokens=request.cached_tokens)
     alive = survival_beyond(mass) > OUTLIVED
     index_s = (gittins_index if index == "gittins" else mean_remaining)(price_s, mass)
     index_s = np.where(alive, index_s, _outlived_index_s(request, cost, ages, index_s[alive].max()))
@@ -62,7 +62,8 @@ def index_table(
 
 def expected_cost_s(request: RequestFacts, predicted: LengthDistribution, cost: CostModel) -> float:
     """Mean cost of the whole request in engine-seconds."""
-    return float(cost.total_s(request.prompt_tokens, predicted.lengths) @ predicted.mass)
+    costs_s = cost.total_s(request.prompt_tokens, predicted.lengths, cached_tokens=request.cached_tokens)
+    return float(costs_s @ predicted.mass)
 
 
 def _ages(predicted: LengthDistribution, max_tokens: int, refresh_tokens: int | None) -> tuple[IntArray, FloatArray]:
@@ -93,8 +94,9 @@ def _outlived_index_s(request: RequestFacts, cost: CostModel, ages: IntArray, hi
     Survival is the only evidence there, and lengths are heavy-tailed: a request that outlives all samples is not about
     to end.
     """
-    again_s = cost.total_s(request.prompt_tokens, np.minimum(2 * ages, request.max_tokens))
-    return np.maximum(again_s - cost.total_s(request.prompt_tokens, ages), highest_s)
+    prompt, cached = request.prompt_tokens, request.cached_tokens
+    again_s = cost.total_s(prompt, np.minimum(2 * ages, request.max_tokens), cached_tokens=cached)
+    return np.maximum(again_s - cost.total_s(prompt, ages, cached_tokens=cached), highest_s)
 
 
 def _growth_tokens(ages: IntArray, mass: FloatArray, horizon_tokens: int) -> FloatArray:

@@ -29,6 +29,8 @@ class RequestFacts:
     prompt_tokens: int
     max_tokens: int
     """Upper bound of the output length in tokens."""
+    cached_tokens: int = 0
+    """Prompt tokens that are expected in the engine's prefix cache, which need not be computed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

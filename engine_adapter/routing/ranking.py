@@ -84,7 +84,11 @@ def ranked(engines: Sequence[EngineForecast], unseen: Iterable[Sent] = ()) -> li
     for sent in unseen:
         cost_s, tokens = burdens.get(sent.engine_id, (0.0, 0))
         burdens[sent.engine_id] = (cost_s + sent.cost_s, tokens + sent.need_tokens)
-    expected = {engine.engine_id: _expected(engine, *burdens.get(engine.engine_id, (0.0, 0))) for engine in engines}
+    most_saved_s = max((engine.saved_s for engine in engines), default=0.0)
+    expected = {
+        engine.engine_id: _expected(engine, most_saved_s, *burdens.get(engine.engine_id, (0.0, 0)))
+        for engine in engines
+    }
     best_s = min((completion_s for completion_s, _ in expected.values()), default=0.0)
     limit_s = best_s * (1.0 + NEAR) + NEAR_S
 
@@ -96,10 +100,14 @@ def ranked(engines: Sequence[EngineForecast], unseen: Iterable[Sent] = ()) -> li
     return sorted(engines, key=rank)
 
 
-def _expected(engine: EngineForecast, burden_s: float, burden_tokens: int) -> tuple[float, float]:
-    """Return the expected delay of the request and of others in seconds, and the share of KV memory in demand."""
+def _expected(engine: EngineForecast, most_saved_s: float, burden_s: float, burden_tokens: int) -> tuple[float, float]:
+    """Return the expected delay of the request and of others in seconds, and the share of KV memory in demand.
+
+    Prefill counts as far as another engine would save it.
+    """
     tokens = engine.demand_tokens + engine.need_tokens + burden_tokens
     delay_s = engine.wait_s + engine.run_s + burden_s + engine.cost_s * engine.behind
+    delay_s += most_saved_s - engine.saved_s
     return delay_s, tokens / engine.kv_tokens
 
 
