@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 DEFAULT_PROFILE = "h800-qwen3-32b-24k"
 DEFAULT_LOADS = "0.5,0.8,0.9,1,1.1,1.2"
-WorkloadFlag = Annotated[str, typer.Option("--workload", metavar="FILE", help="a workload file, or `synthetic`")]
+WorkloadFlag = Annotated[
+    str, typer.Option("--workload", metavar="FILE", help="a workload file, or a built-in one such as `synthetic`")
+]
 SeedFlag = Annotated[int, typer.Option("--seed", help="of sample and arrivals")]
 SeedsFlag = Annotated[str, typer.Option(metavar="1,2,3", help="several seeds, in place of --seed")]
 RequestsFlag = Annotated[int, typer.Option(help="measured requests of each run")]
@@ -32,7 +34,7 @@ ObjectiveFlag = Annotated[Literal["mean", "balanced", "tail"], typer.Option(help
 TunedFlag = Annotated[
     bool, typer.Option("--tuned", help="run every baseline at its best static watermark; load relative to tuned FCFS")
 ]
-ArrivalsFlag = Annotated[str, typer.Option(metavar="HOW", help="own, poisson, trace or gamma:CV")]
+ArrivalsFlag = Annotated[str, typer.Option(metavar="HOW", help="own, poisson, trace, unscaled, at-once or gamma:CV")]
 PrefixFlag = Annotated[bool, typer.Option(help="compute equal prompt prefixes once, as vLLM does by default")]
 AgainstFlag = Annotated[
     str, typer.Option(metavar="POLICY", help="policy that ratios in the table are relative to, if it runs")

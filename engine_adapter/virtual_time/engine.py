@@ -6,8 +6,9 @@ Two engines stand behind `VirtualEngine`: the simulated one and vLLM's own sched
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
+from itertools import count
 from typing import Protocol
 from zlib import crc32
 
@@ -46,6 +47,10 @@ class TraceRequest:
     """Number of output tokens after which the client disconnects."""
     leaves_s: float | None = None
     """Time at which the client disconnects if the answer has not ended; `serve` aborts the request then."""
+    continues: str | None = None
+    """Id of the request whose conversation this one continues: `serve` lets it arrive ``pause_s`` after that one's end,
+    with that one's prompt and answer before its own tokens. A request is continued at most once."""
+    pause_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,19 +148,20 @@ def serve(
 ) -> Totals:
     """Serve a trace to its end; requests arrive, and clients disconnect, at their time or at the end of that step.
 
+    A request that continues another arrives after that one's end, if that one was not aborted.
+
     Args:
         engine: The engine to serve on.
-        requests: The trace, in order of arrival.
+        requests: The trace, in any order; of equal arrivals the first comes first.
         on_step: Called after each step.
     """
     totals = Totals()
-    pending = sorted(requests, key=lambda request: request.arrival_s)[::-1]
+    pending = _Pending(requests)
     clients = _ImpatientClients()
     while pending or engine.unfinished:
-        if not engine.unfinished and pending[-1].arrival_s > engine.now_s:
-            engine.advance_to(pending[-1].arrival_s)
-        while pending and pending[-1].arrival_s <= engine.now_s:
-            request = pending.pop()
+        if not engine.unfinished:
+            engine.advance_to(pending.next_s)
+        for request in pending.arriving(engine.now_s):
             engine.submit(request)
             clients.add(request)
         for request_id in clients.leaving(engine.now_s):
@@ -164,6 +170,7 @@ def serve(
         did = step.scheduled_tokens or step.preempted or step.finished
         assert did or pending, "the engine has requests and does nothing"
         clients.remove(step.finished)
+        pending.end(step.finished)
         totals.steps += 1
         totals.computed_tokens += sum(step.scheduled_tokens.values())
         totals.preemptions += len(step.preempted)
@@ -171,6 +178,57 @@ def serve(
         on_step(step)
     totals.recomputed_tokens = sum(request.recomputed_tokens for request in totals.completed)
     return totals
+
+
+class _Pending:
+    """Requests that have not arrived: those with a time, and those that wait for another's end."""
+
+    def __init__(self, requests: Iterable[TraceRequest]) -> None:
+        self._serial = count()
+        self._timed: list[tuple[float, int, TraceRequest]] = []
+        self._following: dict[str, TraceRequest] = {}
+        self._followed: dict[str, TraceRequest] = {}
+        """Requests that have arrived and that others continue."""
+        for request in requests:
+            if request.continues is None:
+                heappush(self._timed, (request.arrival_s, next(self._serial), request))
+            else:
+                assert request.continues not in self._following, f"{request.continues!r} is continued twice"
+                self._following[request.continues] = request
+
+    def __bool__(self) -> bool:
+        return bool(self._timed)
+
+    @property
+    def next_s(self) -> float:
+        """The time of the next arrival."""
+        return self._timed[0][0]
+
+    def arriving(self, now_s: float) -> Iterator[TraceRequest]:
+        """Remove and yield the requests that arrive until now."""
+        while self._timed and self._timed[0][0] <= now_s:
+            _, _, request = heappop(self._timed)
+            if request.request_id in self._following:
+                self._followed[request.request_id] = request
+            yield request
+
+    def end(self, completed: Iterable[CompletedRequest]) -> None:
+        """Schedule the requests that continue those that have ended."""
+        for life in completed:
+            former = self._followed.pop(life.request_id, None)
+            if former is None or life.reason == "abort":
+                continue
+            request = self._following.pop(life.request_id)
+            arrival_s = life.finished_s + request.pause_s
+            prompt = former.token_ids + _answer(life) + request.token_ids
+            continued = replace(request, arrival_s=arrival_s, token_ids=prompt)
+            heappush(self._timed, (arrival_s, next(self._serial), continued))
+
+
+def _answer(life: CompletedRequest) -> tuple[int, ...]:
+    """Return the ids of an answer's tokens, with end-of-sequence if it was not cut."""
+    generated = tuple(answer_token_ids(life.request_id)[: life.output_tokens])
+    return (*generated[:-1], END_OF_SEQUENCE_ID) if life.reason == "stop" else generated
 
 
 class _ImpatientClients:

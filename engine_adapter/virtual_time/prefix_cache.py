@@ -61,9 +61,21 @@ class PrefixCache(KvCache):
         return 0 if table is None else len(table.blocks)
 
     def own_blocks(self, request_id: str) -> int:
-        """Blocks that no other request holds."""
-        references = self._references
-        return sum(references[block] == 1 for block in self._tables[request_id].blocks)
+        """Blocks at the end of a request that no other holds; as the plugin counts them for vLLM."""
+        blocks, references = self._tables[request_id].blocks, self._references
+        return len(blocks) - bisect_left(blocks, True, key=lambda block: references[block] == 1)
+
+    def expected_hit(self, request: Cacheable) -> tuple[int, int]:
+        """Return the tokens that a waiting request would find, and how many of their blocks requests hold.
+
+        Held ones are taken to come first, as the plugin takes them to for vLLM; where equal prompts were computed at the
+        same time they may be fewer or more. The price grows with the logarithm of the prompt's length.
+        """
+        assert request.block_hashes is not None
+        length = self._prefix_length(request)
+        hashes, found, references = request.block_hashes.first(length), self._found_by, self._references
+        held = bisect_left(range(length), True, key=lambda place: not references[found[hashes[place]]])
+        return length * self.block_size_tokens, held
 
     def find_prefix(self, request: Cacheable) -> CachedPrefix:
         """Find the cached blocks of a waiting request's prefix; computed again only after a change."""
@@ -126,15 +138,21 @@ class PrefixCache(KvCache):
 
     def _look_up(self, request: Cacheable) -> CachedPrefix:
         assert request.block_hashes is not None
-        most = (request.num_tokens - 1) // self.block_size_tokens
-        hashes = request.block_hashes.first(most)
-        found = self._found_by
-        length = bisect_left(range(most), True, key=lambda place: hashes[place] not in found)
+        length = self._prefix_length(request)
         if not length:
             return NOTHING_CACHED
-        blocks = list(map(found.__getitem__, islice(hashes, length)))
+        blocks = list(map(self._found_by.__getitem__, islice(request.block_hashes.first(length), length)))
         idle = list(map(self._references.__getitem__, blocks)).count(0)
         return CachedPrefix(length * self.block_size_tokens, blocks, idle)
+
+    def _prefix_length(self, request: Cacheable) -> int:
+        """Return the number of cached blocks at a request's start."""
+        assert request.block_hashes is not None
+        most = (request.num_tokens - 1) // self.block_size_tokens
+        hashes, found = request.block_hashes.first(most), self._found_by
+        if not most or hashes[0] not in found:
+            return 0
+        return bisect_left(range(most), True, key=lambda place: hashes[place] not in found)
 
     def _new_block(self) -> int:
         """Take a free block for a request, without counting it."""

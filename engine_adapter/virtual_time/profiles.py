@@ -13,22 +13,24 @@ where KV bytes of a token = 2 · layers · KV heads · head size · 2 bytes, 0.9
 and ``d`` is a small cost of sampling and bookkeeping, which no data sheet gives.
 `roofline` computes a profile in this way from the published figures in `MODELS` and `GPUS`.
 
-==================  =======================================  ===========================================
-profile             reached share of bandwidth and of FLOP/s  KV tokens
-==================  =======================================  ===========================================
-h800-qwen3-32b      0.6 and 0.47                             68,000: what 96 GB leave, as in SageSched's set-up
-h800-qwen3-32b-24k  the same                                 24,000: 6.3 GB, as where others share the GPU
-a40-llama3.1-8b     1.0 and 0.6                              190,000: what 48 GB leave
-==================  =======================================  ===========================================
+===================  =======================================  ===========================================
+profile              reached share of bandwidth and of FLOP/s  KV tokens
+===================  =======================================  ===========================================
+h800-qwen3-32b       0.6 and 0.47                             68,000: what 96 GB leave, as in SageSched's set-up
+h800-qwen3-32b-24k   the same                                 24,000: 6.3 GB, as where others share the GPU
+h800-qwen3-32b-480k  the same                                 480,000: 126 GB, as where the weights lie elsewhere
+a40-llama3.1-8b      1.0 and 0.6                              190,000: what 48 GB leave
+===================  =======================================  ===========================================
 
 The shares, and activations of 3 GB on the H800 and 2 GB on the A40, are assumptions in the usual range, not measurements; nothing here was measured on such a GPU.
 Token budget and sequence limit are vLLM 0.32's own defaults for its API server: 8,192 and 1,024 on a GPU of
 70 GiB and more, 2,048 and 256 on a smaller one. The context is limited to 16,384 tokens.
+``h800-qwen3-32b-480k`` is made for long prompts, of a GPU that does not exist: a context of 131,072 tokens, 256 sequences.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from store.errors import ConfigError
 
@@ -174,6 +176,7 @@ PROFILES: dict[str, Profile] = {
         ),
         _h800("h800-qwen3-32b"),
         _h800("h800-qwen3-32b-24k", 24_000),
+        replace(_h800("h800-qwen3-32b-480k", 480_000), max_num_seqs=256, max_model_len_tokens=131_072),
     )
 }
 
@@ -183,7 +186,7 @@ def profile_named(name: str) -> Profile:
 
     >>> profile_named("h100")
     Traceback (most recent call last):
-    store.errors.ConfigError: unknown profile 'h100': choose one of a40-llama3.1-8b, h800-qwen3-32b, h800-qwen3-32b-24k
+    store.errors.ConfigError: unknown profile 'h100': choose one of a40-llama3.1-8b, h800-qwen3-32b, h800-qwen3-32b-24k, h800-qwen3-32b-480k
     """
     try:
         return PROFILES[name]

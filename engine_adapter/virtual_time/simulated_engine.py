@@ -233,7 +233,7 @@ class SimulatedEngine:
     def _memory(self) -> KvMemory:
         scheduler, cache = self._scheduler, self._scheduler.cache
         free_blocks = cache.free_blocks - (cache.watermark_blocks if scheduler.running else 0)
-        if self._prefix_caching:
+        if isinstance(cache, PrefixCache):
             return _CachingMemory(free_blocks, cache)
         return PlainMemory(free_blocks, cache.block_size_tokens)
 
@@ -319,13 +319,13 @@ class _CachingMemory:
     """KV memory with a prefix cache."""
 
     free_blocks: int
-    cache: KvCache
+    cache: PrefixCache
 
     def hit(self, request: SimulatedRequest) -> PrefixHit:
         """Return what a waiting request would find."""
-        prefix = self.cache.find_prefix(request)
-        request.expected_cached_tokens = prefix.tokens
-        return PrefixHit(prefix.tokens, len(prefix.blocks) - prefix.idle_blocks)
+        tokens, held_blocks = self.cache.expected_hit(request)
+        request.expected_cached_tokens = tokens
+        return PrefixHit(tokens, held_blocks)
 
     def freed_blocks(self, request: SimulatedRequest) -> float:
         """Return the blocks that no other running request holds."""

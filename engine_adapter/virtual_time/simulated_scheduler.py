@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from engine_adapter.ordering.ordered_queue import OrderedQueue
 from engine_adapter.virtual_time.block_hashes import BlockHashes
 from engine_adapter.virtual_time.kv_cache import KvCache
 from store.records import PreemptionCause
@@ -118,7 +119,7 @@ class SimulatedScheduler:
 
     def add(self, request: SimulatedRequest) -> None:
         """Add a request to the queue."""
-        if self._scheduling == "priority":
+        if self._scheduling == "priority" and not self._imposed:
             insort(self.waiting, request, key=_rank)
         else:
             self.waiting.append(request)
@@ -144,7 +145,7 @@ class SimulatedScheduler:
         """Serve in this order until the next call; the last running request is preempted first.
 
         Args:
-            waiting: The queue in order, with those of ``pushed_out`` in it.
+            waiting: The queue in order, with those of ``pushed_out`` in it; an `OrderedQueue` is kept as it is.
             running: The running requests that keep their place, in order.
             admission_limit: Number of running requests at which admission stops; None for no limit.
             pushed_out: Requests that ran until now and lose their blocks.
@@ -156,7 +157,7 @@ class SimulatedScheduler:
             self._pushed_out.append(Preemption(request, request.num_computed_tokens, "policy"))
             self.cache.release(request.request_id)
             request.num_computed_tokens = 0
-        self.waiting = deque(waiting)
+        self.waiting = waiting if isinstance(waiting, OrderedQueue) else OrderedQueue(waiting)
         self.running = list(running)
         self._admission_limit = self._max_num_seqs if admission_limit is None else admission_limit
         self._limit_tokens(step_tokens, chunk_tokens)
@@ -225,7 +226,7 @@ class SimulatedScheduler:
         """Put a victim at the head of the queue, or at its place by priority."""
         self.cache.release(victim.request_id)
         victim.num_computed_tokens = 0
-        if self._scheduling == "priority":
+        if self._scheduling == "priority" and not self._imposed:
             insort(self.waiting, victim, key=_rank)
         else:
             self.waiting.appendleft(victim)

@@ -97,9 +97,9 @@ def trace_arrivals(times_s: Sequence[float] | Seconds, *, rate_rps: float | None
 class ArrivalPlan:
     """How measured requests arrive at a given mean rate; `arrival_plan` parses it."""
 
-    kind: Literal["own", "gamma", "trace", "at-once"] = "own"
+    kind: Literal["own", "gamma", "trace", "at-once", "unscaled"] = "own"
     """``own``: the workload's own times scaled to the rate, if it has any, else Poisson; ``trace`` requires them;
-    ``at-once``: all at the start, at any rate."""
+    ``unscaled``: the workload's own times as they are, ``at-once``: all at the start, both at any rate."""
     cv: float = 1.0
     """Coefficient of variation of gamma-distributed gaps; 1 is Poisson."""
 
@@ -108,31 +108,35 @@ class ArrivalPlan:
         if self.kind == "at-once":
             return all_at_zero(len(own_s))
         timed = len(own_s) > 0 and max(own_s) > min(own_s)
-        if self.kind == "trace" and not timed:
+        if self.kind in {"trace", "unscaled"} and not timed:
             raise BadInputError(
-                "arrivals are 'trace' and the workload has no times of its own: give poisson or gamma:CV"
+                f"arrivals are {self.kind!r} and the workload has no times of its own: give poisson or gamma:CV"
             )
+        if self.kind == "unscaled":
+            return trace_arrivals(own_s)
         if self.kind == "trace" or (self.kind == "own" and timed):
             return trace_arrivals(own_s, rate_rps=rate_rps)
         return gamma_arrivals(generator, count=len(own_s), rate_rps=rate_rps, cv=self.cv)
 
 
 def arrival_plan(text: str) -> ArrivalPlan:
-    """Parse ``own``, ``poisson``, ``trace``, ``at-once`` or ``gamma:CV``; raise `BadInputError` for anything else.
+    """Parse ``own``, ``poisson``, ``trace``, ``unscaled``, ``at-once`` or ``gamma:CV``; raise `BadInputError` for anything else.
 
     >>> arrival_plan("gamma:3")
     ArrivalPlan(kind='gamma', cv=3.0)
     >>> arrival_plan("weekly")
     Traceback (most recent call last):
-    store.errors.BadInputError: arrivals are 'weekly': give own, poisson, trace, at-once or gamma:CV such as gamma:3
+    store.errors.BadInputError: arrivals are 'weekly': give own, poisson, trace, unscaled, at-once or gamma:CV such as gamma:3
     """
-    for fixed in ("own", "trace", "at-once"):
+    for fixed in ("own", "trace", "unscaled", "at-once"):
         if text == fixed:
             return ArrivalPlan(fixed)
     kind, _, cv = text.partition(":")
     if text == "poisson" or (kind == "gamma" and re.fullmatch(r"\d+(\.\d+)?", cv) and float(cv) <= _GREATEST_CV):
         return ArrivalPlan("gamma", float(cv or 1.0))
-    raise BadInputError(f"arrivals are {text!r}: give own, poisson, trace, at-once or gamma:CV such as gamma:3")
+    raise BadInputError(
+        f"arrivals are {text!r}: give own, poisson, trace, unscaled, at-once or gamma:CV such as gamma:3"
+    )
 
 
 def all_at_zero(count: int) -> Seconds:

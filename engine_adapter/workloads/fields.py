@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine_adapter.workloads.token_ids import PREFIX_BLOCK_TOKENS
 from store.errors import WorkloadError
 
 MAX_TOKENS_PER_ROW = 10_000_000
@@ -54,6 +55,33 @@ def seconds(place: Place, column: str, value: object) -> float:
     if not 0 <= number <= MAX_TIME_S:
         raise place.error(column, value, f"give seconds from 0 to {MAX_TIME_S:g}")
     return number
+
+
+def milliseconds(place: Place, column: str, value: object) -> float:
+    """Return a time in seconds from a number of milliseconds."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise place.error(column, value, "give milliseconds")
+    return seconds(place, column, value) / 1000.0
+
+
+def block_hashes(place: Place, column: str, value: object) -> tuple[int, ...]:
+    """Return the hashes of a prompt's blocks, each a whole number of 0 or more."""
+    if not isinstance(value, list):
+        raise place.error(column, value, "give a list of block hashes")
+    for block_hash in value:
+        if isinstance(block_hash, bool) or not isinstance(block_hash, int) or block_hash < 0:
+            raise place.error(column, block_hash, "give whole numbers of 0 or more")
+    return tuple(value)
+
+
+def block_size_tokens(place: Place, value: object) -> int:
+    """Return the tokens of a hashed block, `PREFIX_BLOCK_TOKENS` where the source does not say."""
+    if value is None:
+        return PREFIX_BLOCK_TOKENS
+    tokens = whole_number(place, "block_size_tokens", value)
+    if not tokens:
+        raise place.error("block_size_tokens", value, "give 1 or more")
+    return tokens
 
 
 def text(place: Place, column: str, value: object) -> str:

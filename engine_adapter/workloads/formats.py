@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeAlias
@@ -13,7 +12,7 @@ import msgspec
 
 from engine_adapter.workloads import fields
 from engine_adapter.workloads.parquet import read_parquet
-from engine_adapter.workloads.rows import Workload, WorkloadRow
+from engine_adapter.workloads.rows import Workload, WorkloadRow, trace_of
 from engine_adapter.workloads.token_ids import count_tokens
 from store.errors import WorkloadError
 
@@ -26,7 +25,7 @@ _UNKNOWN_MODEL = "served"
 def load_workload(path: Path | str) -> Workload:
     """Read a workload; its suffix and then its content select the format.
 
-    ``.parquet`` is the project's own format; ``.json`` is ShareGPT;
+    ``.parquet`` is the project's own format, or a Mooncake trace; ``.json`` is ShareGPT;
     ``.jsonl`` is a Mooncake trace, or ShareGPT with one conversation per line;
     ``.csv`` is an Azure LLM inference trace (2023 or 2024) or BurstGPT.
     Rows of traces without text have no prompts; arrival times count from the trace's first request.
@@ -60,7 +59,7 @@ def _read_csv(path: Path) -> Workload:
             rows = [row_of(fields.Place(path, number), values) for number, values in enumerate(reader, 1)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise WorkloadError(f"{path} cannot be read as CSV ({error}): give a whole file of UTF-8 text") from error
-    return _timed(path, rows)
+    return trace_of(path.stem, rows)
 
 
 def _csv_row_reader(path: Path, header: list[str]) -> Callable[[fields.Place, _CsvRow], WorkloadRow]:
@@ -116,7 +115,7 @@ def _read_json_lines(path: Path) -> Workload:
     objects = [(fields.Place(path, number), _object(fields.Place(path, number), line)) for number, line in lines]
     if objects and "conversations" in objects[0][1]:
         return Workload(name=path.stem, rows=tuple(row for place, value in objects for row in _turns(place, value)))
-    return _timed(path, [_mooncake_row(place, value) for place, value in objects])
+    return trace_of(path.stem, [_mooncake_row(place, value) for place, value in objects])
 
 
 def _object(place: fields.Place, line: bytes) -> dict[str, object]:
@@ -136,27 +135,16 @@ def _mooncake_row(place: fields.Place, value: dict[str, object]) -> WorkloadRow:
             f"{place.file}, row {place.row}: has no {', '.join(sorted(missing))}: "
             "a Mooncake trace has timestamp, input_length, output_length and hash_ids in every line"
         )
-    milliseconds = value["timestamp"]
-    if isinstance(milliseconds, bool) or not isinstance(milliseconds, int | float):
-        raise place.error("timestamp", milliseconds, "give milliseconds")
     return WorkloadRow(
         task="mooncake",
         model=_UNKNOWN_MODEL,
         prompt=None,
         prompt_len_tokens=fields.prompt_tokens(place, "input_length", value["input_length"]),
         response_len_tokens=fields.response_tokens(place, "output_length", value["output_length"]),
-        arrival_s=fields.seconds(place, "timestamp", milliseconds) / 1000.0,
-        block_hashes=_hashes(place, value["hash_ids"]),
+        arrival_s=fields.milliseconds(place, "timestamp", value["timestamp"]),
+        block_hashes=fields.block_hashes(place, "hash_ids", value["hash_ids"]),
+        block_size_tokens=fields.block_size_tokens(place, value.get("block_size_tokens")),
     )
-
-
-def _hashes(place: fields.Place, value: object) -> tuple[int, ...]:
-    if not isinstance(value, list):
-        raise place.error("hash_ids", value, "give a list of block hashes")
-    for block_hash in value:
-        if isinstance(block_hash, bool) or not isinstance(block_hash, int) or block_hash < 0:
-            raise place.error("hash_ids", block_hash, "give whole numbers of 0 or more")
-    return tuple(value)
 
 
 def _read_sharegpt(path: Path) -> Workload:
@@ -216,15 +204,3 @@ def _read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise WorkloadError(f"{path} cannot be read ({error.strerror}): give a readable file") from error
-
-
-def _timed(path: Path, rows: list[WorkloadRow]) -> Workload:
-    """Sort a trace by time, counted from its first request."""
-    times_s = [row.arrival_s for row in rows if row.arrival_s is not None]
-    assert len(times_s) == len(rows), "every row of a trace has a time"
-    start_s = min(times_s, default=0.0)
-    order = sorted(range(len(rows)), key=times_s.__getitem__)
-    return Workload(
-        name=path.stem,
-        rows=tuple(replace(rows[index], arrival_s=times_s[index] - start_s) for index in order),
-    )

@@ -8,46 +8,77 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine_adapter.workloads import fields
-from engine_adapter.workloads.rows import Workload, WorkloadRow
+from engine_adapter.workloads.rows import Workload, WorkloadRow, trace_of
 from store.errors import WorkloadError
 
 COLUMNS = ("task", "model", "prompt", "prompt_len_tokens", "response_len_tokens", "arrival_s", "client")
-"""Required columns; prompt, arrival_s and client may be null. Further columns are ignored."""
+"""Required columns; prompt, arrival_s and client may be null."""
+
+OPTIONAL_COLUMNS = ("hash_ids", "block_size_tokens")
+"""A list of hashes of the prompt's blocks for prompts without text, and the tokens of a block, 512 without that column;
+both may be null. Further columns are ignored."""
+
+TRACE_COLUMNS = ("timestamp_ms", "prompt_len_tokens", "response_len_tokens", "hash_ids")
+"""Columns of a Mooncake trace in Parquet, all required."""
 
 
 def read_parquet(path: Path) -> Workload:
-    """Read a workload; raise `WorkloadError`, which names file, row and column, for an invalid value."""
+    """Read a workload or a Mooncake trace; raise `WorkloadError`, which names file, row and column, for an invalid value."""
     columns = _columns(path)
-    rows = tuple(
-        _row(fields.Place(path, number), values) for number, values in enumerate(zip(*columns, strict=True), 1)
-    )
-    return Workload(name=path.stem, rows=rows)
+    rows = [
+        (fields.Place(path, number), dict(zip(columns, values, strict=True)))
+        for number, values in enumerate(zip(*columns.values(), strict=True), 1)
+    ]
+    if "task" not in columns:
+        return trace_of(path.stem, [_trace_row(place, values) for place, values in rows])
+    return Workload(name=path.stem, rows=tuple(_row(place, values) for place, values in rows))
 
 
-def _columns(path: Path) -> list[list[object]]:
+def _columns(path: Path) -> dict[str, list[object]]:
     try:
         with pq.ParquetFile(path) as file:
-            missing = [name for name in COLUMNS if name not in file.schema_arrow.names]
-            if missing:
-                raise WorkloadError(
-                    f"{path} has no column {', '.join(missing)}: a workload has the columns {', '.join(COLUMNS)}"
-                )
-            table = file.read(columns=list(COLUMNS))
-            return [table.column(name).to_pylist() for name in COLUMNS]
+            names = file.schema_arrow.names
+            if set(TRACE_COLUMNS) <= set(names) and "task" not in names:
+                wanted = [*TRACE_COLUMNS, *(name for name in ("dataset", "block_size_tokens") if name in names)]
+            else:
+                missing = [name for name in COLUMNS if name not in names]
+                if missing:
+                    raise WorkloadError(
+                        f"{path} has no column {', '.join(missing)}: a workload has the columns {', '.join(COLUMNS)}, "
+                        f"and a trace with block hashes {', '.join(TRACE_COLUMNS)}"
+                    )
+                wanted = [*COLUMNS, *(name for name in OPTIONAL_COLUMNS if name in names)]
+            table = file.read(columns=wanted)
+            return {name: table.column(name).to_pylist() for name in wanted}
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WorkloadError(f"{path} cannot be read as Parquet ({reason}): give a whole Parquet file") from error
 
 
-def _row(place: fields.Place, values: tuple[object, ...]) -> WorkloadRow:
-    """A row of `COLUMNS`, in their order."""
-    task, model, prompt, prompt_len_tokens, response_len_tokens, arrival_s, client = values
+def _row(place: fields.Place, values: dict[str, object]) -> WorkloadRow:
+    arrival_s = values["arrival_s"]
     return WorkloadRow(
-        task=fields.text(place, "task", task),
-        model=fields.text(place, "model", model),
-        prompt=fields.text_or_none(place, "prompt", prompt),
-        prompt_len_tokens=fields.prompt_tokens(place, "prompt_len_tokens", prompt_len_tokens),
-        response_len_tokens=fields.response_tokens(place, "response_len_tokens", response_len_tokens),
+        task=fields.text(place, "task", values["task"]),
+        model=fields.text(place, "model", values["model"]),
+        prompt=fields.text_or_none(place, "prompt", values["prompt"]),
+        prompt_len_tokens=fields.prompt_tokens(place, "prompt_len_tokens", values["prompt_len_tokens"]),
+        response_len_tokens=fields.response_tokens(place, "response_len_tokens", values["response_len_tokens"]),
         arrival_s=None if arrival_s is None else fields.seconds(place, "arrival_s", arrival_s),
-        client=fields.text_or_none(place, "client", client),
+        client=fields.text_or_none(place, "client", values["client"]),
+        block_hashes=fields.block_hashes(place, "hash_ids", values.get("hash_ids") or []),
+        block_size_tokens=fields.block_size_tokens(place, values.get("block_size_tokens")),
+    )
+
+
+def _trace_row(place: fields.Place, values: dict[str, object]) -> WorkloadRow:
+    """A row of `TRACE_COLUMNS`; ``dataset`` names the task."""
+    return WorkloadRow(
+        task=fields.text(place, "dataset", values.get("dataset", "mooncake")),
+        model="served",
+        prompt=None,
+        prompt_len_tokens=fields.prompt_tokens(place, "prompt_len_tokens", values["prompt_len_tokens"]),
+        response_len_tokens=fields.response_tokens(place, "response_len_tokens", values["response_len_tokens"]),
+        arrival_s=fields.milliseconds(place, "timestamp_ms", values["timestamp_ms"]),
+        block_hashes=fields.block_hashes(place, "hash_ids", values["hash_ids"]),
+        block_size_tokens=fields.block_size_tokens(place, values.get("block_size_tokens")),
     )

@@ -16,6 +16,7 @@ import numpy as np
 
 from engine_adapter.virtual_time.engine import TraceRequest
 from engine_adapter.workloads.arrivals import ArrivalPlan, Seconds, Wave, all_at_zero, gamma_arrivals, trace_arrivals
+from engine_adapter.workloads.built_in import BUILT_IN
 from engine_adapter.workloads.formats import load_workload
 from engine_adapter.workloads.rows import Workload, WorkloadRow, fitting, row_tokens, sample, split
 from engine_adapter.workloads.synthetic import SyntheticOptions, synthetic_stream
@@ -46,11 +47,15 @@ SYNTHETIC = {
     "synthetic": SyntheticOptions(tenants=3),
     "synthetic:drift": SyntheticOptions(tenants=3),
     "synthetic:no-signal": SyntheticOptions(tenants=3, informative=False),
+    "synthetic:heavy-tail": SyntheticOptions(tenants=3, length_factor=2.75, client_limits=False),
+    "classes": SyntheticOptions(tenants=3, classes=True),
 }
-"""Names of built-in workloads, accepted in place of a file's path.
+"""Names of built-in workloads with texts, accepted in place of a file's path, as those of `BUILT_IN` are.
 
 ``synthetic:drift`` changes its answers' lengths in the middle of the measured requests;
-the prompts of ``synthetic:no-signal`` are independent of their answers.
+the prompts of ``synthetic:no-signal`` are independent of their answers;
+the answers of ``synthetic:heavy-tail`` are as long as those of reasoning models (240 tokens in the median, 8,000 at P99).
+``classes`` is ``synthetic`` with its long tasks in priority 10, as a batch beside interactive requests of priority 0.
 Any workload, file or built in, may be followed by one of `engine_adapter.workloads.variants.VARIANTS`.
 """
 
@@ -81,6 +86,7 @@ def bench_trace(
     seed: int,
     max_tokens: int = DEFAULT_MAX_TOKENS,
     kv_tokens: int | None = None,
+    closed_loops: bool = False,
 ) -> BenchTrace:
     """Read or generate the warm-up and measured requests of a workload.
 
@@ -88,21 +94,24 @@ def bench_trace(
     Request ids are unique over both lists; the same arguments give the same requests.
 
     Args:
-        path_or_name: A file, or a name in `SYNTHETIC`; a suffix ``:no-signal``, ``:drift`` or ``:heavy-tail`` changes
+        path_or_name: A file, or a name in `SYNTHETIC` or `BUILT_IN`; a suffix ``:no-signal``, ``:drift`` or ``:heavy-tail`` changes
             the answers' lengths (`varied`).
         requests: Number of measured requests.
         warmup: Number of warm-up requests.
         seed: Seed of all draws.
         max_tokens: Limit of requests whose client set none.
         kv_tokens: Size of the KV cache; excludes requests that never fit into it.
+        closed_loops: Whether the caller lets requests arrive after others' end, as `serve` does.
 
     Raises:
-        WorkloadError: The workload is invalid or has too few rows.
+        WorkloadError: The workload is invalid or has too few rows, or is a closed loop and the caller serves none.
     """
     if requests < 1 or warmup < 0:
         raise WorkloadError(f"{requests} requests after {warmup} of warm-up: give at least 1 and 0")
     opened = _open(str(path_or_name), requests=requests, warmup=warmup, seed=seed, kv_tokens=kv_tokens)
     workload = opened.workload
+    if not closed_loops and any(row.continues is not None for row in workload.rows):
+        raise WorkloadError(f"workload {workload.name} is a closed loop, which bench and sweep serve: use another here")
     drawn = to_requests(workload.rows, _own_arrivals(workload), seed=seed, max_tokens=max_tokens)
     measured = drawn[warmup:]
     arrivals_s = trace_arrivals([request.arrival_s for request in measured])
@@ -185,12 +194,16 @@ def _open(path_or_name: str, *, requests: int, warmup: int, seed: int, kv_tokens
             options = replace(options, drift_at=drift_at)
         rows = _synthetic_rows(requests + warmup, seed, options, kv_tokens)
         return _Opened(Workload(name=path_or_name, rows=rows), 0.0)
+    if path_or_name in BUILT_IN:
+        rows = BUILT_IN[path_or_name](warmup, requests, seed)
+        _require_room(path_or_name, rows, kv_tokens)
+        return _Opened(Workload(name=path_or_name, rows=rows), 0.0)
     base, variant = split_variant(path_or_name)
     if variant is None:
         return _chosen(base, requests + warmup, seed, kv_tokens)
     opened = (
         _open(base, requests=requests, warmup=warmup, seed=seed, kv_tokens=kv_tokens)
-        if base in SYNTHETIC
+        if base in SYNTHETIC or base in BUILT_IN
         else _chosen(base, requests + warmup, seed, kv_tokens)
     )
     rows = varied(opened.workload.rows, variant, drift_at=drift_at, seed=seed)
@@ -223,6 +236,15 @@ def _synthetic_rows(
     return rows
 
 
+def _require_room(name: str, rows: Sequence[WorkloadRow], kv_tokens: int | None) -> None:
+    longest = max(map(row_tokens, rows))
+    if kv_tokens is not None and longest > kv_tokens:
+        raise WorkloadError(
+            f"workload {name} has requests of {longest} tokens and the profile has room for {kv_tokens}: use a larger "
+            "one, such as h800-qwen3-32b-480k"
+        )
+
+
 def _own_arrivals(workload: Workload) -> Seconds:
     if not workload.timed:
         return all_at_zero(len(workload))
@@ -246,11 +268,18 @@ class _Maker:
             true_output_tokens=row.response_len_tokens,
             priority=row.priority,
             tenant=row.client,
+            continues=None if row.continues is None else f"request-{row.continues}",
+            pause_s=row.pause_s,
         )
 
     def _token_ids(self, row: WorkloadRow, number: int) -> tuple[int, ...]:
         if row.prompt is not None:
             return token_ids(row.prompt, row.prompt_len_tokens, vocabulary_size=self.vocabulary_size)
         if row.block_hashes:
-            return block_token_ids(row.block_hashes, row.prompt_len_tokens, vocabulary_size=self.vocabulary_size)
+            return block_token_ids(
+                row.block_hashes,
+                row.prompt_len_tokens,
+                block_size_tokens=row.block_size_tokens,
+                vocabulary_size=self.vocabulary_size,
+            )
         return random_token_ids(row.prompt_len_tokens, (self.seed, number), vocabulary_size=self.vocabulary_size)

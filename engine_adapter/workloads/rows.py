@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from engine_adapter.workloads.token_ids import PREFIX_BLOCK_TOKENS
 from store.errors import WorkloadError
 
 
@@ -30,6 +31,12 @@ class WorkloadRow:
     """The client's own strict class; lower is served first."""
     block_hashes: tuple[int, ...] = ()
     """Hashes of the prompt's blocks, from traces with common prefixes instead of text."""
+    block_size_tokens: int = PREFIX_BLOCK_TOKENS
+    """Tokens of each block in ``block_hashes``, the last one perhaps fewer."""
+    continues: int | None = None
+    """Number of the row, from 0, whose prompt and answer come before this one's prompt, and whose end it follows."""
+    pause_s: float = 0.0
+    """Seconds between the end of the request that it continues and its arrival."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +57,18 @@ class Workload:
     def timed(self) -> bool:
         """Whether every row has an arrival time of its own."""
         return all(row.arrival_s is not None for row in self.rows)
+
+
+def trace_of(name: str, rows: Sequence[WorkloadRow]) -> Workload:
+    """Sort the rows of a trace by time, counted from its first request; all have one."""
+    times_s = [row.arrival_s for row in rows if row.arrival_s is not None]
+    assert len(times_s) == len(rows), "every row of a trace has a time"
+    start_s = min(times_s, default=0.0)
+    order = sorted(range(len(rows)), key=times_s.__getitem__)
+    return Workload(
+        name=name,
+        rows=tuple(replace(rows[index], arrival_s=times_s[index] - start_s) for index in order),
+    )
 
 
 def sample(workload: Workload, requests: int, seed: int) -> Workload:

@@ -22,6 +22,9 @@ from store.errors import BadInputError
 MAX_RESPONSE_TOKENS = 8000
 """Longest answer; longer ones are cut, as by a model's context."""
 
+BATCH_FAMILIES = frozenset({"summary", "translation", "code", "story", "reasoning"})
+"""Tasks whose answers nobody waits for, where a workload has classes."""
+
 _USUAL_BODY_TOKENS = 250
 _SLOT = re.compile(r"\{(\w+)\}")
 
@@ -39,6 +42,12 @@ class SyntheticOptions:
     """Number of clients that share the traffic, the first with the largest share; 0 for none."""
     urgent_share: float = 0.0
     """Share of requests in the class before all others (priority -1)."""
+    classes: bool = False
+    """Whether the long tasks are a batch behind all others (priority 10)."""
+    length_factor: float = 1.0
+    """Factor on all answers' lengths, and on the longest one's."""
+    client_limits: bool = True
+    """Whether clients limit their answers."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.urgent_share <= 1.0:
@@ -74,15 +83,19 @@ def _row(
     if not options.informative:
         other = FAMILIES[int(generator.choice(len(FAMILIES), p=shares))]
         length = _length(other, _prompt(other, generator)[1], generator, drifted=drifted)
+    length *= options.length_factor
+    client = _client(options.tenants, generator)
+    limit = family.max_tokens[int(generator.integers(len(family.max_tokens)))]
+    batch = options.classes and family.name in BATCH_FAMILIES
     return WorkloadRow(
         task=family.name,
         model=options.model,
         prompt=prompt,
         prompt_len_tokens=count_tokens(prompt),
-        response_len_tokens=max(1, min(MAX_RESPONSE_TOKENS, round(length))),
-        client=_client(options.tenants, generator),
-        max_tokens=family.max_tokens[int(generator.integers(len(family.max_tokens)))],
-        priority=-1 if generator.random() < options.urgent_share else 0,
+        response_len_tokens=max(1, min(round(MAX_RESPONSE_TOKENS * options.length_factor), round(length))),
+        client=client,
+        max_tokens=limit if options.client_limits else None,
+        priority=-1 if generator.random() < options.urgent_share else 10 if batch else 0,
     )
 
 

@@ -68,9 +68,13 @@ def random_token_ids(
 
 
 def block_token_ids(
-    block_hashes: Iterable[int], prompt_tokens: int, *, vocabulary_size: int = VOCABULARY_SIZE
+    block_hashes: Iterable[int],
+    prompt_tokens: int,
+    *,
+    block_size_tokens: int = PREFIX_BLOCK_TOKENS,
+    vocabulary_size: int = VOCABULARY_SIZE,
 ) -> tuple[int, ...]:
-    """Return the ids of a prompt given by the hashes of its blocks of `PREFIX_BLOCK_TOKENS` tokens.
+    """Return the ids of a prompt given by the hashes of its blocks of ``block_size_tokens`` tokens.
 
     Prompts with the same leading hashes have the same leading ids.
     Tokens beyond the last block hashed continue with that block's successor in kind, so that the length is exact.
@@ -80,7 +84,7 @@ def block_token_ids(
     for block_hash in block_hashes:
         if len(ids) >= prompt_tokens:
             break
-        ids += _block(block_hash, vocabulary_size)
+        ids += _block(block_hash, block_size_tokens, vocabulary_size)
         last = block_hash
     if len(ids) < prompt_tokens:
         ids += random_token_ids(prompt_tokens - len(ids), (last, 1), vocabulary_size=vocabulary_size)
@@ -98,8 +102,8 @@ def _system_prompt(tokens: int, vocabulary_size: int) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=4096)
-def _block(block_hash: int, vocabulary_size: int) -> tuple[int, ...]:
-    return random_token_ids(PREFIX_BLOCK_TOKENS, (block_hash, 0), vocabulary_size=vocabulary_size)
+def _block(block_hash: int, tokens: int, vocabulary_size: int) -> tuple[int, ...]:
+    return random_token_ids(tokens, (block_hash, 0), vocabulary_size=vocabulary_size)
 
 
 @lru_cache(maxsize=4)

@@ -142,7 +142,7 @@ def parts_of(completed: Sequence[CompletedRequest], measured: Sequence[TraceRequ
 @lru_cache(maxsize=2)
 def _prepared(workload: str, requests: int, warmup: int, seed: int, kv_tokens: int) -> BenchTrace:
     """The requests of a workload at their own times, made once in each process for all policies."""
-    return bench_trace(workload, requests=requests, warmup=warmup, seed=seed, kv_tokens=kv_tokens)
+    return bench_trace(workload, requests=requests, warmup=warmup, seed=seed, kv_tokens=kv_tokens, closed_loops=True)
 
 
 def _room_tokens(profile: Profile) -> int:

@@ -29,7 +29,7 @@ class BenchSpec:
     """Settings of a benchmark; raises `ConfigError` and `BadInputError` for invalid ones."""
 
     workload: Path | str = SYNTHETIC
-    """A workload file, or ``synthetic`` for the built-in one."""
+    """A workload file, or the name of a built-in one."""
     profile: str = "h800-qwen3-32b-24k"
     load: float = 1.05
     """Arrival rate over the capacity of first come, first served."""

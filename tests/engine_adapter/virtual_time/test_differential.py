@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 from controller.policy.baseline_ordering import PreemptiveOrdering, PromotingOrdering
 from engine_adapter.ordering.ordering import Ordering, OrderingFactory
 from engine_adapter.transport.link import DirectLink, NoLink
-from engine_adapter.virtual_time.engine import TraceRequest, VirtualEngine, answer_token_ids
-from engine_adapter.virtual_time.profiles import Profile
+from engine_adapter.virtual_time.engine import TraceRequest, VirtualEngine, answer_token_ids, serve
+from engine_adapter.virtual_time.profiles import PROFILES, Profile
 from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
 from engine_adapter.virtual_time.simulated_scheduler import Scheduling
+from engine_adapter.workloads.requests import bench_trace
 from store.records import (
     Arrived,
     ControllerMessage,
@@ -355,7 +356,7 @@ def test_priority_order_is_simulated_step_by_step(case: Case) -> None:
 
 
 @HUNDREDS
-@given(data=st.data(), case=cases("fcfs", may_cache=False))
+@given(data=st.data(), case=cases("fcfs"))
 def test_our_policy_is_simulated_step_by_step(data: st.DataObject, case: Case) -> None:
     """Under tables, gate, boost, preemption and changing modes the simulated engine schedules as vLLM with our plugin does."""
     script = data.draw(scripts(case.works))
@@ -363,7 +364,7 @@ def test_our_policy_is_simulated_step_by_step(data: st.DataObject, case: Case) -
 
 
 @HUNDREDS
-@given(data=st.data(), case=cases("priority", may_cache=False))
+@given(data=st.data(), case=cases("priority"))
 def test_our_policy_on_a_priority_engine_is_simulated_step_by_step(data: st.DataObject, case: Case) -> None:
     """The same where the requests' own priorities are strict classes."""
     script = data.draw(scripts(case.works))
@@ -371,7 +372,7 @@ def test_our_policy_on_a_priority_engine_is_simulated_step_by_step(data: st.Data
 
 
 @settings(HUNDREDS, max_examples=40)
-@given(data=st.data(), case=cases("fcfs", may_cache=False))
+@given(data=st.data(), case=cases("fcfs"))
 def test_an_error_of_ours_falls_back_alike(data: st.DataObject, case: Case) -> None:
     """A table that breaks the ordering sends both engines to their own order at once, and back after the pause."""
     script = data.draw(scripts(case.works))
@@ -407,6 +408,21 @@ def test_long_runs_with_a_prefix_cache_are_simulated_step_by_step(seed: int) -> 
     assert_same_schedule(case, one, other, steps=20 * STEP_LIMIT, before_step=limits)
     hits = other.scheduler.kv_cache_manager.block_pool.cached_block_hash_to_block
     assert len(one._scheduler.cache._found_by) == len(hits) > 0  # type: ignore[attr-defined]  # the caches' contents
+
+
+def test_sessions_are_served_alike() -> None:
+    """A closed loop, whose arrivals depend on the ends before them, with a cache too small for all conversations."""
+    trace = bench_trace("sessions", requests=144, warmup=0, seed=1, closed_loops=True)
+    requests = [replace(request, token_ids=request.token_ids[:1500]) for request in trace.measured]
+    profile = replace(PROFILES["h800-qwen3-32b"], kv_tokens=48_000)
+    one, other = (
+        serve(engine_class(profile, link=NoLink(), prefix_caching=True), requests).completed
+        for engine_class in (SimulatedEngine, VllmVirtualTimeEngine)
+    )
+    assert one == other
+    assert len(one) == 144
+    found = [life.cached_prompt_tokens for life in one if life.prompt_tokens > 1500]
+    assert min(found) < 1500 < max(found), "some conversations are found and some evicted"
 
 
 def conversations(chance: random.Random) -> Case:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from engine_adapter.transport.link import NoLink
-from engine_adapter.virtual_time.engine import Step, TraceRequest, serve
+from engine_adapter.virtual_time.engine import END_OF_SEQUENCE_ID, Step, TraceRequest, answer_token_ids, serve
 from engine_adapter.virtual_time.profiles import PROFILES
 from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
 
@@ -53,3 +53,37 @@ def test_every_step_is_reported_once_and_in_order() -> None:
     assert len(steps) == totals.steps
     assert [step.start_s for step in steps] == sorted(step.start_s for step in steps)
     assert [life for step in steps for life in step.finished] == totals.completed
+
+
+def test_a_request_that_continues_another_arrives_after_its_end_with_the_whole_conversation() -> None:
+    """After its pause, with prompt and answer before its own tokens, of which the prefix cache has all full blocks."""
+    trace = [
+        replace(request("third"), continues="second", pause_s=1.5),
+        replace(request("second"), token_ids=(7, 8, 9), max_tokens=30, continues="first", pause_s=0.5),
+        request("first", output_tokens=40),
+        request("other", output_tokens=100),
+    ]
+    seen: dict[str, TraceRequest] = {}
+
+    class Watched(SimulatedEngine):
+        def submit(self, request: TraceRequest) -> None:
+            seen[request.request_id] = request
+            super().submit(request)
+
+    lives = {
+        life.request_id: life for life in serve(Watched(PROFILE, link=NoLink(), prefix_caching=True), trace).completed
+    }
+    assert lives["second"].arrival_s == lives["first"].finished_s + 0.5
+    assert lives["third"].arrival_s == lives["second"].finished_s + 1.5
+    first_answer = (*answer_token_ids("first")[:39], END_OF_SEQUENCE_ID)
+    assert seen["second"].token_ids == (*range(20), *first_answer, 7, 8, 9)
+    cut_answer = tuple(answer_token_ids("second")[:30])
+    assert seen["third"].token_ids == (*seen["second"].token_ids, *cut_answer, *range(20))
+    assert lives["second"].cached_prompt_tokens == 48
+    assert lives["third"].cached_prompt_tokens == 80
+
+
+def test_nobody_continues_what_was_aborted() -> None:
+    """The session is over, and the run ends."""
+    trace = [request("first", output_tokens=500, leaves_s=0.5), replace(request("second"), continues="first")]
+    assert [life.request_id for life in serve(SimulatedEngine(PROFILE, link=NoLink()), trace).completed] == ["first"]

@@ -7,11 +7,13 @@ from engine_adapter.virtual_time.profiles import MODELS, PROFILES
 STEP_S = {
     "h800-qwen3-32b": (0.033, 1.4e-4, 3e-5, 1.3e-7),
     "h800-qwen3-32b-24k": (0.033, 1.4e-4, 3e-5, 1.3e-7),
+    "h800-qwen3-32b-480k": (0.033, 1.4e-4, 3e-5, 1.3e-7),
     "a40-llama3.1-8b": (0.023, 1.8e-4, 2e-5, 1.9e-7),
 }
 SIZES = {
     "h800-qwen3-32b": (68_000, 1024, 8192),
     "h800-qwen3-32b-24k": (24_000, 1024, 8192),
+    "h800-qwen3-32b-480k": (480_000, 256, 8192),
     "a40-llama3.1-8b": (190_000, 256, 2048),
 }
 

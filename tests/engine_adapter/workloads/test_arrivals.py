@@ -126,10 +126,16 @@ def test_at_once_is_at_the_start_at_any_rate() -> None:
     assert arrival_plan("at-once").times_s([5.0, 9.0], rate_rps=3.0, generator=generator()).tolist() == [0.0, 0.0]
 
 
-def test_a_trace_is_not_made_up() -> None:
+def test_unscaled_times_are_those_of_the_workload_at_any_rate() -> None:
+    """Counted from the first."""
+    assert arrival_plan("unscaled").times_s([5.0, 9.0], rate_rps=3.0, generator=generator()).tolist() == [0.0, 4.0]
+
+
+@pytest.mark.parametrize("plan", ["trace", "unscaled"])
+def test_a_trace_is_not_made_up(plan: str) -> None:
     """Who insists on a trace's times is told that there are none."""
-    with pytest.raises(BadInputError, match="no times of its own"):
-        arrival_plan("trace").times_s([3.0, 3.0], rate_rps=1.0, generator=generator())
+    with pytest.raises(BadInputError, match=f"{plan}' and the workload has no times of its own"):
+        arrival_plan(plan).times_s([3.0, 3.0], rate_rps=1.0, generator=generator())
 
 
 @given(cv=st.floats(0.5, 6.0))
@@ -145,5 +151,5 @@ def test_gamma_arrivals_have_the_variation_that_is_named(cv: float) -> None:
 @pytest.mark.parametrize("text", ["weekly", "gamma", "gamma:", "gamma:-1", "gamma:1e9", "gamma:101", "poisson:2", ""])
 def test_words_that_are_no_plan_are_refused(text: str) -> None:
     """With the choice."""
-    with pytest.raises(BadInputError, match="own, poisson, trace, at-once or gamma:CV"):
+    with pytest.raises(BadInputError, match="own, poisson, trace, unscaled, at-once or gamma:CV"):
         arrival_plan(text)

@@ -112,6 +112,9 @@ def test_an_answer_of_no_token_counts_as_one(tmp_path: Path) -> None:
         ("prompt", [1, 2], "row 1: prompt is 1"),
         ("task", [None, "x"], "row 1: task is None"),
         ("client", [3, 4], "row 1: client is 3"),
+        ("hash_ids", [[1], [-2]], "row 2: hash_ids is -2"),
+        ("hash_ids", [3, 4], "row 1: hash_ids is 3"),
+        ("block_size_tokens", [0, 16], "row 1: block_size_tokens is 0"),
     ],
 )
 def test_a_senseless_value_is_named_with_file_row_column_and_remedy(
@@ -123,6 +126,34 @@ def test_a_senseless_value_is_named_with_file_row_column_and_remedy(
         load_workload(tmp_path / "w.parquet")
     assert f"{tmp_path / 'w.parquet'}, {message}" in str(caught.value)
     assert ": give " in str(caught.value)
+
+
+def test_parquet_carries_block_hashes(tmp_path: Path) -> None:
+    """Of 512 tokens each, as in Mooncake's traces, or of the size that the file says; a row may have none."""
+    pq.write_table(pa.table(table(hash_ids=[[4, 5], None])), tmp_path / "w.parquet")
+    first, second = load_workload(tmp_path / "w.parquet").rows
+    assert (first.block_hashes, first.block_size_tokens, second.block_hashes) == ((4, 5), 512, ())
+    pq.write_table(pa.table(table(hash_ids=[[4, 5], []], block_size_tokens=[16, None])), tmp_path / "w.parquet")
+    first, second = load_workload(tmp_path / "w.parquet").rows
+    assert (first.block_size_tokens, second.block_size_tokens) == (16, 512)
+
+
+def test_a_mooncake_trace_may_be_parquet(tmp_path: Path) -> None:
+    """Its own columns, with lengths named as in our workloads; times are milliseconds."""
+    trace = {
+        "timestamp_ms": [27482, 30535],
+        "prompt_len_tokens": [1955, 1300],
+        "response_len_tokens": [52, 26],
+        "hash_ids": [[46, 47, 48, 49], [46, 47, 11]],
+    }
+    pq.write_table(pa.table(trace), tmp_path / "w.parquet")
+    (tmp_path / "w.jsonl").write_text(MOONCAKE, encoding="utf-8")
+    rows = load_workload(tmp_path / "w.parquet").rows
+    lines = {row.response_len_tokens: row for row in load_workload(tmp_path / "w.jsonl").rows}
+    assert [(row.prompt_len_tokens, row.block_hashes) for row in rows] == [
+        (lines[answer].prompt_len_tokens, lines[answer].block_hashes) for answer in (52, 26)
+    ]
+    assert [row.arrival_s for row in rows] == pytest.approx([0.0, 3.053])
 
 
 @pytest.mark.parametrize("column", COLUMNS)
