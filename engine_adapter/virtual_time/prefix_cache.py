@@ -109,8 +109,7 @@ class PrefixCache(KvCache):
         lacking = max(0, -(-tokens // self.block_size_tokens) - len(table.blocks))
         if lacking + keep_free_blocks > self.free_blocks:
             return False
-        table.blocks += [self._new_block() for _ in range(lacking)]
-        self.free_blocks -= lacking
+        self._take(lacking, table.blocks)
         self._cache_full(table, tokens // self.block_size_tokens)
         self._prefixes.clear()
         return True
@@ -154,15 +153,18 @@ class PrefixCache(KvCache):
             return 0
         return bisect_left(range(most), True, key=lambda place: hashes[place] not in found)
 
-    def _new_block(self) -> int:
-        """Take a free block for a request, without counting it."""
-        if self._blank:
-            block = self._blank.pop()
-        else:
-            block, _ = self._idle.popitem(last=False)
-            self._evict(block)
-        self._references[block] = 1
-        return block
+    def _take(self, count: int, blocks: list[int]) -> None:
+        """Take free blocks for a request and append them to its ``blocks``."""
+        self.free_blocks -= count
+        blank, idle, references = self._blank, self._idle, self._references
+        for _ in range(count):
+            if blank:
+                block = blank.pop()
+            else:
+                block, _ = idle.popitem(last=False)
+                self._evict(block)
+            references[block] = 1
+            blocks.append(block)
 
     def _cache_full(self, table: _BlockTable, full: int) -> None:
         """Make the first ``full`` blocks of a request findable."""
@@ -182,13 +184,13 @@ class PrefixCache(KvCache):
         value = self._hash_of[block]
         assert value is not None
         self._hash_of[block] = None
-        copies = self._copies.get(value)
-        if self._found_by[value] != block:
-            assert copies is not None
-            copies.remove(block)
-        elif copies:
+        copies = self._copies.get(value) if self._copies else None
+        if copies is None:
+            del self._found_by[value]
+            return
+        if self._found_by[value] == block:
             self._found_by[value] = copies.pop(0)
         else:
-            del self._found_by[value]
-        if copies == []:
+            copies.remove(block)
+        if not copies:
             del self._copies[value]

@@ -306,6 +306,8 @@ class SimulatedEngine:
             running_requests=self._running_requests(),
             admission_limit=plan.admission_limit if plan else None,
             reserved_blocks=plan.reserved_blocks if plan else 0,
+            step_tokens=scheduler.step_tokens,
+            chunk_tokens=scheduler.chunk_tokens,
         )
 
     def _running_requests(self) -> Iterator[RunningRequest]:

@@ -117,6 +117,16 @@ class SimulatedScheduler:
         """Requests waiting and running."""
         return len(self.waiting) + len(self.running)
 
+    @property
+    def step_tokens(self) -> int | None:
+        """The imposed bound on a step's tokens; None while it is the engine's own."""
+        return self._step_limit if self._step_limit < self._token_budget else None
+
+    @property
+    def chunk_tokens(self) -> int | None:
+        """The imposed bound on one request's tokens in a step; None while it is the engine's own."""
+        return self._chunk_limit if self._chunk_limit < (self._chunk_tokens or self._token_budget) else None
+
     def add(self, request: SimulatedRequest) -> None:
         """Add a request to the queue."""
         if self._scheduling == "priority" and not self._imposed:
@@ -186,12 +196,16 @@ class SimulatedScheduler:
         return schedule
 
     def _limit_tokens(self, step_tokens: int | None, chunk_tokens: int | None) -> None:
-        """Limit the tokens of a step and of one request in it; None for the engine's own limit."""
+        """Limit the tokens of a step and of one request in it; None for the engine's own limit.
+
+        As in the vLLM plugin a limit leaves room for a KV block, and in a step for a token of each running request too.
+        """
         assert step_tokens is None or step_tokens > 0
         assert chunk_tokens is None or chunk_tokens > 0
-        self._step_limit = min(step_tokens or self._token_budget, self._token_budget)
-        own = self._chunk_tokens or self._token_budget
-        self._chunk_limit = min(chunk_tokens or own, own)
+        own_chunk, block = self._chunk_tokens or self._token_budget, self.cache.block_size_tokens
+        least = block + len(self.running)
+        self._step_limit = min(max(step_tokens or self._token_budget, least), self._token_budget)
+        self._chunk_limit = min(max(chunk_tokens or own_chunk, block), own_chunk)
 
     def _schedule_running(self, schedule: Schedule, longest: int) -> int:
         """Schedule the tokens that running requests lack, each ``longest`` at most; return the remaining token budget."""

