@@ -30,6 +30,8 @@ class PolicyFigures:
     """Number of preemptions; with several seeds the mean."""
     recompute_tax: float
     """Tokens computed again after preemption / all tokens computed."""
+    prefix_hit_share: float
+    """Prompt tokens that were found in the prefix cache when their request first started / all prompt tokens."""
     watermark: float
     """vLLM's static watermark under which the policy ran."""
     wall_s: float
@@ -86,6 +88,8 @@ def figures(totals: Totals, *, watermark: float = 0.0, wall_s: float = 0.0) -> P
         makespan_s=makespan_s,
         preemptions=totals.preemptions,
         recompute_tax=totals.recomputed_tokens / max(1, totals.computed_tokens),
+        prefix_hit_share=sum(request.cached_prompt_tokens for request in requests)
+        / sum(request.prompt_tokens for request in requests),
         watermark=watermark,
         wall_s=wall_s,
     )

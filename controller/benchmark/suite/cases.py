@@ -15,6 +15,7 @@ from controller.benchmark.scheduling.run import BenchEngine
 from controller.benchmark.scheduling.spec import BenchSpec
 from controller.policy.baselines import PAPER, PRIORITY
 from engine_adapter.virtual_time.simulated_scheduler import Scheduling
+from engine_adapter.workloads.built_in import SESSIONS
 from store.errors import BadInputError
 
 OURS = {"balanced": "sage-balanced", "mean": "sage-mean", "tail": "sage-tail"}
@@ -25,17 +26,19 @@ RIVALS = (STOCK, "fcfs-gated", PAPER)
 
 LOADS = (0.5, 0.8, 0.9, 1.0, 1.15, 1.3, 1.5, 2.0)
 PREFIX_LOADS = (0.9, 1.05)
+CLASS_LOADS = (0.9, 1.15)
 OVERLOAD = 1.3
 """From this load on a run has `OVERLOAD_REQUESTS`, so that the queue has time to grow deep."""
-REQUESTS, OVERLOAD_REQUESTS, WARMUP = 1_800, 4_000, 1_500
-VLLM_LOAD = 1.15
+REQUESTS, OVERLOAD_REQUESTS, WARMUP = 1_500, 4_000, 1_500
+SESSION_CALLS = 40 * SESSIONS
+VLLM_LOADS = (1.05, 1.15)
+"""Loads that run on vLLM's scheduler too where both engines are asked for."""
 TAIL_LOAD = 1.15
 """Up to this load the objective ``tail`` has targets."""
 BUDGETS = (512, 2_048)
 """Token budgets that an expert would try beside the profile's."""
 
-SMALL, LARGE = "h800-qwen3-32b-24k", "h800-qwen3-32b"
-PROFILES = {"24k": SMALL, "68k": LARGE}
+PROFILES = {"24k": "h800-qwen3-32b-24k", "68k": "h800-qwen3-32b", "480k": "h800-qwen3-32b-480k"}
 """Profiles by the word that stands in a case's name."""
 
 Kind: TypeAlias = Literal["traffic", "batch", "prefix", "sessions", "long-prompts", "classes"]
@@ -54,7 +57,7 @@ class Case:
     place: str
     """The word for the profile in the name, as in `PROFILES`."""
     load: float
-    """Arrival rate over the capacity of first come, first served; a batch has all at once and no load."""
+    """Arrival rate over the capacity of first come, first served, which counts where requests arrive at a rate (`has_load`)."""
     workload: str = "synthetic"
     arrivals: str = "own"
     kind: Kind = "traffic"
@@ -66,7 +69,12 @@ class Case:
     @property
     def name(self) -> str:
         """Name on the command line and in reports."""
-        return self.group if self.kind == "batch" else f"{self.group}@{self.load:g}"
+        return f"{self.group}@{self.load:g}" if self.has_load else self.group
+
+    @property
+    def has_load(self) -> bool:
+        """Whether requests arrive at a rate relative to the capacity, and neither all at once nor at times of their own."""
+        return self.arrivals not in {"at-once", "unscaled"}
 
     @property
     def group(self) -> str:
@@ -81,13 +89,14 @@ class Case:
     @property
     def on_vllm(self) -> bool:
         """Whether it runs on vLLM's scheduler too where both engines are asked for: one load stands for the others."""
-        return self.kind != "traffic" or self.load == VLLM_LOAD
+        return not self.has_load or self.load in VLLM_LOADS
 
     @property
     def policies(self) -> tuple[str, ...]:
         """All policies that run: rivals, the default, and the other objectives where they have targets."""
         rivals = (*RIVALS, PRIORITY) if self.scheduling == "priority" else RIVALS
-        ours = [name for objective, name in OURS.items() if objective != "tail" or self.load <= TAIL_LOAD]
+        tail = self.has_load and self.load <= TAIL_LOAD
+        ours = [name for objective, name in OURS.items() if objective != "tail" or tail]
         return (*rivals, *ours)
 
     def spec(self, *, seeds: tuple[int, ...], engine: BenchEngine, tuned: bool) -> BenchSpec:
@@ -117,6 +126,10 @@ def _built_in() -> list[Case]:
     plain = Case(family="plain", place="24k", load=1.0)
     heavy = replace(plain, family="heavy-tail", workload="synthetic:heavy-tail")
     batch = replace(plain, family="batch", arrivals="at-once", kind="batch")
+    prefix = replace(plain, family="prefix-8k", workload="prefix-8k", kind="prefix", requests=1_000, warmup=500)
+    two = replace(prefix, family="prefix-4k-two", workload="prefix-4k-two")
+    own = replace(plain, place="480k", arrivals="unscaled")
+    classes = replace(plain, family="classes", workload="classes", kind="classes", scheduling="priority")
     return [
         *_loaded(plain),
         *_loaded(replace(plain, place="68k")),
@@ -127,6 +140,15 @@ def _built_in() -> list[Case]:
         *_loaded(replace(plain, family="bursts", arrivals="gamma:3")),
         batch,
         replace(batch, family="heavy-batch", workload="synthetic:heavy-tail"),
+        *(
+            replace(case, place=place, load=load)
+            for case in (prefix, two)
+            for place in ("24k", "68k")
+            for load in PREFIX_LOADS
+        ),
+        replace(own, family="sessions", workload="sessions", kind="sessions", requests=SESSION_CALLS, warmup=300),
+        replace(own, family="long-prompts", workload="long-prompts", kind="long-prompts", warmup=600),
+        *(replace(classes, load=load) for load in CLASS_LOADS),
     ]
 
 
@@ -147,6 +169,8 @@ SHORT_CASES = tuple(
         "drift-24k@1.15",
         "bursts-24k@0.9",
         "batch-24k",
+        "prefix-8k-24k@0.9",
+        "classes-24k@1.15",
     }
 )
 """The short form: small runs of the kinds of traffic that went wrong at some time."""
@@ -161,7 +185,9 @@ def cases_of_file(workload: str) -> tuple[Case, ...]:
     path, _, variant = workload.partition(":")
     family = f"{Path(path).stem}-{variant}" if variant else Path(path).stem
     return tuple(
-        case for place in PROFILES for case in _loaded(Case(family=family, place=place, load=1.0, workload=workload))
+        case
+        for place in ("24k", "68k")
+        for case in _loaded(Case(family=family, place=place, load=1.0, workload=workload))
     )
 
 

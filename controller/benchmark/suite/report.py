@@ -64,8 +64,8 @@ def worst_table(result: SuiteResult) -> Table:
 def describe(measured: Measured) -> str:
     """One line that names the case."""
     case = measured.case
-    load = "all at once" if case.kind == "batch" else f"arrivals {case.arrivals}, load {case.load:g}"
-    return f"{measured.name}: {case.workload} on {case.profile} ({measured.engine}), {case.requests} requests, {load}"
+    load = f", load {case.load:g}" if case.has_load else ""
+    return f"{measured.name}: {case.workload} on {case.profile} ({measured.engine}), {case.requests} requests, arrivals {case.arrivals}{load}"
 
 
 def write_html(result: SuiteResult, path: Path) -> None:

@@ -105,7 +105,7 @@ def _default(measured: Measured) -> Iterator[Check]:
         against="fcfs",
         sense="at least",
     )
-    if measured.case.kind != "batch" and measured.case.load > 1.0:
+    if measured.case.has_load and measured.case.load > 1.0:
         value = ratio(ours, paper, "max_ttlt_s")
         yield Check(name="longest over paper", value=value, limit=0.8, against=paper[0].variant)
     yield Check(name="P50 over paper", value=ratio(ours, paper, "p50_ttlt_s"), limit=1.3, against=paper[0].variant)
@@ -124,7 +124,7 @@ def _mean_objective(measured: Measured) -> Iterator[Check]:
 
 def _tail_objective(measured: Measured) -> Iterator[Check]:
     ours, tuned = measured.ours.get("tail"), measured.tuned_fcfs
-    if ours is None or measured.case.kind == "batch" or measured.case.load > TAIL_LOAD:
+    if ours is None or not measured.case.has_load or measured.case.load > TAIL_LOAD:
         return
     p99 = ratio(ours, tuned, "p99_ttlt_s")
     yield Check(name="objective tail: P99 over FCFS", value=p99, limit=1.05, against="fcfs")
@@ -146,6 +146,8 @@ def _prefix(measured: Measured) -> Iterator[Check]:
 def _sessions(measured: Measured) -> Iterator[Check]:
     value = ratio(measured.default, measured.stock, "mean_ttft_s")
     yield Check(name="mean TTFT over stock", value=value, limit=0.7, against="fcfs")
+    hits = ratio(measured.default, measured.stock, "prefix_hit_share")
+    yield Check(name="prefix hits over stock", value=hits, limit=1.0, against="fcfs", sense="at least")
 
 
 def _long_prompts(measured: Measured) -> Iterator[Check]:

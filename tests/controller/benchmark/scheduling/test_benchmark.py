@@ -48,6 +48,7 @@ FIGURE_KEYS = {
     "makespan_s",
     "preemptions",
     "recompute_tax",
+    "prefix_hit_share",
     "watermark",
     "wall_s",
 }

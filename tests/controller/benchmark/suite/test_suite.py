@@ -6,11 +6,12 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from controller.benchmark.scheduling.spec import WATERMARKS
-from controller.benchmark.suite.cases import BUDGETS, CASES, LOADS, SHORT_CASES, cases_of_file, selected
+from controller.benchmark.suite.cases import BUDGETS, CASES, LOADS, SHORT_CASES, Kind, cases_of_file, selected
 from controller.benchmark.suite.suite import SuiteSpec, run_suite, wanted
 from controller.cli.main import run
 
@@ -29,6 +30,7 @@ def test_every_case_has_a_name_of_its_own_and_can_be_run() -> None:
 def test_deep_overload_has_thousands_of_requests() -> None:
     """From load 1.3 on; what is short is short."""
     assert all((case.requests == 4_000) == (case.load >= 1.3) for case in CASES)
+    assert {case.kind for case in CASES} == set(get_args(Kind))
     assert all(case.requests <= 1_000 for case in SHORT_CASES)
 
 
@@ -102,13 +104,13 @@ def test_a_run_prints_and_writes_every_case_rival_and_target(
 
 def test_both_engines_share_the_work() -> None:
     """VLLM's scheduler serves one load of each kind, on the first seed; the simulated engine serves everything."""
-    spec = SuiteSpec(cases=selected(CASES, ["plain-24k", "batch-24k"]), seeds=(4, 5), engine="both")
+    spec = SuiteSpec(cases=selected(CASES, ["plain-24k", "batch-24k", "prefix-8k-68k"]), seeds=(4, 5), engine="both")
     engines = {
         engine: [(case.name, bench.seeds) for case, bench in wanted(spec) if bench.engine == engine]
         for engine in ("simulated", "vllm")
     }
     assert engines["simulated"] == [(case.name, (4, 5)) for case in spec.cases]
-    assert engines["vllm"] == [("plain-24k@1.15", (4,)), ("batch-24k", (4,))]
+    assert engines["vllm"] == [("plain-24k@1.15", (4,)), ("batch-24k", (4,)), ("prefix-8k-68k@1.05", (4,))]
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ FIGURES = PolicyFigures(
     makespan_s=100.0,
     preemptions=3.0,
     recompute_tax=0.02,
+    prefix_hit_share=0.5,
     watermark=0.0,
     wall_s=1.0,
 )
@@ -90,7 +91,7 @@ def missed(one: Measured) -> list[str]:
     return [check.name for check in checks(one) if not check.passed]
 
 
-@pytest.mark.parametrize("kind", ["traffic", "batch", "prefix", "long-prompts", "classes"])
+@pytest.mark.parametrize("kind", ["traffic", "batch", "prefix", "sessions", "long-prompts", "classes"])
 def test_a_good_result_passes(kind: str) -> None:
     """Nothing is missed where every figure is within its limit, whatever the traffic is made of."""
     one = measured(replace(CASE, kind=kind))  # type: ignore[arg-type]
@@ -125,6 +126,7 @@ def test_a_result_that_breaks_one_rule_misses_that_one_alone(name: str) -> None:
 OF_KIND = {
     "P99 TTFT over stock": ("prefix", trial("o", p99_ttft_s=24.5)),
     "mean TTFT over stock": ("sessions", trial("o", mean_ttft_s=6.0)),
+    "prefix hits over stock": ("sessions", trial("o", prefix_hit_share=0.49)),
     "mean TTFT of short prompts, s": (
         "long-prompts",
         trial("o", parts={"short": replace(PART, mean_ttft_s=0.7), "long": PART}),
@@ -191,7 +193,7 @@ def test_targets_that_make_no_sense_are_not_asked() -> None:
     assert not [name for name in names[1.3] if name.startswith("objective tail")]
     idle = {"fcfs": trial("fcfs", mean_ttlt_s=14.0, mean_ttft_s=0.1)}
     assert "objective tail: mean over FCFS" not in {check.name for check in checks(measured(rivals=idle))}
-    batch = {check.name for check in checks(measured(replace(CASE, kind="batch")))}
+    batch = {check.name for check in checks(measured(replace(CASE, kind="batch", arrivals="at-once")))}
     assert not batch & {"longest over paper", "objective tail: P99 over FCFS"}
 
 
