@@ -29,7 +29,8 @@ class GuardSettings:
     fewest_answers: int = 40
     """Answers before anything is held against a prediction."""
     coverage_slack: tuple[float, float] = (0.2, 0.12)
-    """Shortfall of the 50 % and of the 90 % interval's coverage that is tolerated at any evidence."""
+    """Shortfall of the 50 % and of the 90 % interval's coverage that is tolerated at any evidence, for as much as whole
+    answers bring."""
     standard_errors: float = 5.5
     """Shortfall that may be chance, in standard errors: about one window in fifty million."""
     worse_nats: float = 0.1
@@ -118,15 +119,16 @@ def why_not(window: FloatArray, settings: GuardSettings, *, needs_coverage: bool
         return f"log score {-advantage:.2f} nats below the prior's over {answers} answers"
     if not needs_coverage and advantage > settings.better_nats:
         return None
-    nominal_variances = [coverage * (1.0 - coverage) for coverage in COVERAGES]
-    variances = (
-        np.maximum(means[VARIANCE_50:], nominal_variances) if window.shape[1] > VARIANCE_50 else nominal_variances
-    )
+    variances = means[VARIANCE_50:] if window.shape[1] > VARIANCE_50 else np.zeros(len(COVERAGES))
     for (nominal, name), coverage, variance, slack in zip(
-        _CENTRAL, means[: len(COVERAGES)].tolist(), variances, settings.coverage_slack, strict=True
+        _CENTRAL, means[: len(COVERAGES)].tolist(), variances.tolist(), settings.coverage_slack, strict=True
     ):
-        chance = settings.standard_errors * math.sqrt(variance / answers)
-        if coverage < nominal - max(slack, chance):
+        # A window of the ends of long answers holds more evidence than as many whole answers, and as much more of the
+        # same fault.
+        whole_variance = nominal * (1.0 - nominal)
+        much = max(1.0, variance / whole_variance)
+        chance = settings.standard_errors * math.sqrt(much * whole_variance / answers)
+        if coverage < nominal - max(slack * much, chance):
             return f"{name} intervals held {max(0.0, 100 * coverage):.0f} % of {answers} answers"
     return None
 
