@@ -221,6 +221,9 @@ class Ordering:
         queue, active = waiting if isinstance(waiting, OrderedQueue) else list(waiting), list(running)
         rules = self._rules
         active = self._order.settle(active, rules.victims)
+        for entry in self._order.take_left():
+            if entry.request_id in self._tracked:
+                self._tail.place(entry)
         if rules.victims == "longest" and active and self._is_short(memory):
             active = self._order.put_longest_last()
         self._look_up_hits(queue, memory)
@@ -289,8 +292,8 @@ class Ordering:
         share = self._rules.tail_share
         if not queue or not 0.0 < share < 1.0 or not self._tail.due():
             return
-        waiting = [self._tracked[request.request_id] for request in queue]
-        chosen = self._tail.choose(share, waiting=waiting, running=self._order.entries)
+        first = self._tracked[queue[0].request_id]
+        chosen = self._tail.choose(share, first=first, running=self._order.requests)
         if chosen is not None:
             self._look_up(chosen)
             self._sort_queue(queue)
@@ -509,11 +512,12 @@ class Ordering:
         """Set a request's key, and remember its key in the last plan."""
         priority = LAST_CLASS if tracked.impossible else tracked.priority
         key = (priority, value, tracked.arrival_s, tracked.serial)
+        former, tracked.key = tracked.key, key
         if tracked.running is None:
-            self._stood.setdefault(tracked.request_id, tracked.key)
+            self._stood.setdefault(tracked.request_id, former)
+            self._tail.place(tracked)
         else:
-            self._order.rekeyed(tracked.key, key)
-        tracked.key = key
+            self._order.rekeyed(former, key)
 
 
 OrderingFactory: TypeAlias = Callable[[int, int], Ordering]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right, insort
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from heapq import nlargest
 from itertools import compress, count, islice
@@ -79,6 +79,7 @@ class RunningOrder:
         self._mixed = False
         """Whether there is more than one class."""
         self._growth_units = 0
+        self._left: list[Tracked] = []
         self._rule: Victims = "last"
         self._settled = True
 
@@ -160,8 +161,19 @@ class RunningOrder:
             self.entries.append(entry)
             before.append(request)
 
+    @property
+    def requests(self) -> Sequence[Any]:
+        """The engine's running requests, in order."""
+        return self._active
+
+    def take_left(self) -> list[Tracked]:
+        """Return the requests that have left since the last call: some have ended, others were preempted."""
+        left, self._left = self._left, []
+        return left
+
     def _leave(self, entry: Tracked) -> None:
         entry.running = None
+        self._left.append(entry)
         self._growth_units -= _units(entry.growth_tokens)
 
     def _fill(self, entry: Tracked) -> None:

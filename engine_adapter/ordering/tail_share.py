@@ -16,18 +16,27 @@ Sums fade, so that a quiet time saves no unbounded share for a later overload.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable
+from heapq import heapify, heappop, heappush
+from operator import attrgetter
+from typing import Any, TypeAlias
 
 from engine_adapter.ordering.running_order import Tracked
 
 INTERVAL_STEPS = 4
-"""Steps between two looks; a look reads every running and every waiting request."""
+"""Steps between two looks; a look reads every running request."""
+
+SPARE_PLACES = 64
+"""Obsolete places kept before a clean-up, beside one for each waiting request."""
 
 FADE_STEPS = 16_384
 """Steps with a queue after which what was held counts 1/e: ten minutes of typical steps."""
 
 _FADE = math.exp(-INTERVAL_STEPS / FADE_STEPS)
+
+
+_Place: TypeAlias = tuple[int, float, int, int, Tracked]
+"""Class, arrival less boost, serial number, number of the place, and the request."""
 
 
 def boost_s(index_s: float, boost_per_s: float) -> float:
@@ -54,6 +63,12 @@ class TailShare:
         self._held_promoted = 0.0
         self._next: Tracked | None = None
         """The promoted request that still waits."""
+        self._chosen: list[Tracked] = []
+        """The unfinished requests that were promoted."""
+        self._order: list[_Place] = []
+        """A heap of the waiting requests in the boost order; places that have changed since are obsolete."""
+        self._places = 0
+        self._most_places = SPARE_PLACES
         self._steps = 0
 
     @property
@@ -66,24 +81,36 @@ class TailShare:
         self._steps += 1
         return self._steps % INTERVAL_STEPS == 0
 
-    def choose(self, share: float, *, waiting: Sequence[Tracked], running: Iterable[Tracked]) -> Tracked | None:
+    def place(self, tracked: Tracked) -> None:
+        """Record the place in the boost order of a request that waits, whenever it begins to wait or its place changes."""
+        self._places += 1
+        heappush(self._order, (tracked.key[0], tracked.boosted_s, tracked.serial, self._places, tracked))
+        if len(self._order) > self._most_places:
+            self._order = list({place[2]: place for place in self._order if _is_valid(place)}.values())
+            heapify(self._order)
+            self._most_places = 2 * len(self._order) + SPARE_PLACES
+
+    def choose(self, share: float, *, first: Tracked, running: Iterable[Any]) -> Tracked | None:
         """Return the request to promote now; None for none.
 
         Args:
             share: α.
-            waiting: The queue in order, not empty.
-            running: The running requests.
+            first: The head of the queue.
+            running: The engine's running requests.
         """
         self._measure(running)
-        if self._next is not None and self._next.running is None:
+        if self._next is not None and self._next.running is None and not self._next.impossible:
             return None
         self._next = None
         if self._held_promoted > share * self._held:
             return None
-        chosen = min(waiting, key=_boost_order)
-        if chosen is waiting[0] or chosen.promoted:
+        while self._order and not _is_valid(self._order[0]):
+            heappop(self._order)
+        chosen = self._order[0][-1] if self._order else first
+        if chosen is first or chosen.promoted or chosen.impossible:
             return None
         chosen.promoted = True
+        self._chosen.append(chosen)
         self._next = chosen
         self.promoted += 1
         return chosen
@@ -92,17 +119,22 @@ class TailShare:
         """Let another request be promoted when the promoted one leaves the engine."""
         if tracked is self._next:
             self._next = None
+        if tracked is not None:
+            tracked.boosted_s = math.nan
+            if tracked.promoted:
+                self._chosen.remove(tracked)
 
-    def _measure(self, running: Iterable[Tracked]) -> None:
-        held = promoted = 0
-        for entry in running:
-            tokens = entry.running.num_computed_tokens
-            held += tokens
-            if entry.promoted:
-                promoted += tokens
+    def _measure(self, running: Iterable[Any]) -> None:
+        held = sum(map(_computed_tokens, running))
+        promoted = sum(_computed_tokens(entry.running) for entry in self._chosen if entry.running is not None)
         self._held = _FADE * self._held + held
         self._held_promoted = _FADE * self._held_promoted + promoted
 
 
-def _boost_order(tracked: Tracked) -> Any:  # noqa: ANN401 - a key for min
-    return tracked.key[0], tracked.boosted_s, tracked.serial
+_computed_tokens = attrgetter("num_computed_tokens")
+
+
+def _is_valid(place: _Place) -> bool:
+    """Whether a request still waits at this place; that of one that has left the engine is NaN."""
+    priority, boosted_s, _, _, tracked = place
+    return tracked.running is None and tracked.boosted_s == boosted_s and tracked.key[0] == priority

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine_adapter.ordering.kv_memory import PlainMemory
-from engine_adapter.ordering.ordering import Ordering
-from engine_adapter.ordering.tail_share import boost_s
+from engine_adapter.ordering.ordering import LAST_CLASS, Ordering
+from engine_adapter.ordering.running_order import Tracked
+from engine_adapter.ordering.tail_share import TailShare, boost_s
 from store.records import EngineRules, Gate, IndexTable, Settings
 
 BLOCK = 16
@@ -145,3 +146,64 @@ def test_nobody_of_a_lower_class_is_served_out_of_turn() -> None:
         plan = ordering.plan(7.0, waiting=queue, running=[], memory=PlainMemory(0, BLOCK))
     assert [request.request_id for request in plan.waiting] == ["high", "short", "low"]
     assert ordering.promoted == 1
+
+
+def entries(*boosted_s: float) -> list[Tracked]:
+    """Waiting requests with these places in the boost order."""
+    tracked = [Tracked(str(number), 0, 0.0, number, 0, None) for number in range(len(boosted_s))]
+    for entry, place_s in zip(tracked, boosted_s, strict=True):
+        entry.boosted_s = place_s
+    return tracked
+
+
+def test_requests_that_can_never_be_served_are_not_promoted_and_bar_nobody() -> None:
+    """One becomes impossible while it is the promoted one that waits; another waits with it: the rule goes on."""
+    tail = TailShare()
+    giant, other, old, young = waiting = entries(0.0, 1.0, 2.0, 9.0)
+    for entry in waiting:
+        tail.place(entry)
+    assert tail.choose(0.5, first=young, running=[]) is giant
+    for entry in (giant, other):
+        entry.impossible = True
+        entry.key = (LAST_CLASS, 0.0, 0.0, entry.serial)
+        tail.place(entry)
+    assert tail.choose(0.5, first=young, running=[]) is old
+    tail.forget(old)
+    tail.forget(young)
+    assert tail.choose(0.5, first=other, running=[]) is None
+    assert tail.promoted == 2
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["place", "start", "wait", "end", "look"]), st.integers(0, 19), st.floats(0, 9)))
+)
+def test_the_first_of_the_boost_order_is_chosen(events: list[tuple[str, int, float]]) -> None:
+    """Brute force over the waiting requests, after any changes; obsolete places stay bounded."""
+    tail = TailShare()
+    tracked = dict(enumerate(entries(*map(float, range(20)))))
+    for entry in tracked.values():
+        tail.place(entry)
+    head = entries(100.0)[0]
+    for event, number, place_s in [*events, ("look", 0, 0.0)]:
+        entry = tracked.get(number)
+        if event == "look":
+            waiting = [entry for entry in tracked.values() if entry.running is None]
+            first = min(waiting, key=lambda entry: (entry.boosted_s, entry.serial), default=None)
+            assert tail.choose(1.0, first=head, running=[]) is first
+            if first is not None:
+                first.promoted = False
+                tail._chosen.remove(first)
+                tail._next = None
+        elif entry is None:
+            continue
+        elif event == "place" and entry.running is None:
+            entry.boosted_s = place_s
+            tail.place(entry)
+        elif event == "start":
+            entry.running = object()
+        elif event == "wait":
+            entry.running = None
+            tail.place(entry)
+        elif event == "end":
+            tail.forget(tracked.pop(number))
+        assert len(tail._order) <= 2 * 20 + 64
