@@ -332,6 +332,8 @@ class IndexTable(Record, frozen=True, kw_only=True):
     """Mean of the remaining cost, or its Gittins index, in engine-seconds; lower runs first."""
     growth_tokens: tuple[float, ...]
     """Expected further output tokens within the gate's horizon."""
+    cached_tokens: Count = 0
+    """Prompt tokens expected in the prefix cache, whose prefill the index at 0 leaves out."""
 
     def entry(self, attained_tokens: int) -> int:
         """Number of the entry that holds at ``attained_tokens``."""

@@ -7,6 +7,7 @@ index in it, so that the index changes without a message.
 from __future__ import annotations
 
 import numpy as np
+from msgspec import structs
 
 from controller.policy.cost import CostModel
 from controller.policy.gittins import gittins_index, mean_remaining, survival_beyond
@@ -57,7 +58,8 @@ def index_table(
     published = ages < request.max_tokens
     if refresh_tokens is not None:
         published &= ages % refresh_tokens == 0
-    return _compact(request.request_id, ages[published], index_s[published], growth[published])
+    table = _compact(request.request_id, ages[published], index_s[published], growth[published])
+    return structs.replace(table, cached_tokens=request.cached_tokens)
 
 
 def expected_cost_s(request: RequestFacts, predicted: LengthDistribution, cost: CostModel) -> float:

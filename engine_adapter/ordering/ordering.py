@@ -480,8 +480,8 @@ class Ordering:
             return
         entry = table.entry(tracked.attained_tokens)
         tracked.index_s = table.index_s[entry]
-        if tracked.hit.tokens and not tracked.attained_tokens and self._rules.step is not None:
-            saved_s = self._rules.step.prefill_token_s * tracked.hit.tokens
+        if tracked.hit_due_step and not tracked.attained_tokens and self._rules.step is not None:
+            saved_s = self._rules.step.prefill_token_s * (tracked.hit.tokens - table.cached_tokens)
             tracked.index_s = max(tracked.index_s - saved_s, LEAST_INDEX_SHARE * tracked.index_s)
         self._grow(tracked, table.growth_tokens[entry])
         tracked.boosted_s = self._boosted_s(tracked)

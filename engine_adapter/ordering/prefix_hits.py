@@ -49,11 +49,12 @@ class PrefixHits:
         return self._credit > 0
 
     def refresh(self, tracked: Tracked, request: Any, memory: KvMemory) -> bool:  # noqa: ANN401 - the engine's request
-        """Look a request up if that is due and affordable; return whether its hit has changed."""
+        """Look a request up if that is due and affordable; return whether its hit is new."""
         if self._step < tracked.hit_due_step or self._credit <= 0:
             return False
-        former, tracked.hit = tracked.hit, memory.hit(request)
+        first, former = not tracked.hit_due_step, tracked.hit
+        tracked.hit = memory.hit(request)
         price = 1 + tracked.hit.tokens // self._block_size_tokens
         self._credit -= price
         tracked.hit_due_step = self._step + REFRESH_STEPS + price // HASHES_PER_STEP
-        return tracked.hit != former
+        return first or tracked.hit != former

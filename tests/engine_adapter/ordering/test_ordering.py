@@ -3,6 +3,7 @@ from dataclasses import dataclass, field
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from engine_adapter.ordering.admission import Readiness
 from engine_adapter.ordering.kv_memory import NO_HIT, PlainMemory, PrefixHit
@@ -482,6 +483,18 @@ def test_a_cached_prompt_goes_before_one_that_must_be_computed() -> None:
     requests = [Request("cold", 4200), Request("warm", 4200)]
     plan = ordering.plan(0.0, waiting=requests, running=[Request("cold", 1, 1)], memory=memory)
     assert [request.request_id for request in plan.waiting] == ["warm", "cold"]
+
+
+def test_an_expected_hit_counts_once() -> None:
+    """An index that leaves out the prefill of 4,096 expected tokens is raised by what was not found of them."""
+    ordering = caching(["as expected", "gone"])
+    for name in ("as expected", "gone"):
+        ordering.put(structs.replace(table(name, (0, 10.0, 0.0)), cached_tokens=4096))
+    memory = CachedPrompts(0, {"as expected": PrefixHit(tokens=4096)})
+    requests = [Request("gone", 4200), Request("as expected", 4200)]
+    ordering.plan(0.0, waiting=requests, running=[], memory=memory)
+    assert ordering.key("as expected")[1] == 10.0
+    assert ordering.key("gone")[1] == 10.0 + 4.096
 
 
 def test_look_ups_have_a_bounded_price_per_step() -> None:
