@@ -7,6 +7,7 @@ prompts are not computed a further ``base`` for every ``c`` tokens, and an arriv
 
     c = sqrt(2 · base · k / λ) / p
 
+but not below the chunk whose fixed time is `LARGEST_OVERHEAD` of its prefill: that bounds what a long prompt itself pays.
 With a deep queue ``k`` is large and ``c`` exceeds the engine's own budget: throughput then comes first and nothing is shaped.
 Short prompts, those that together fill at most half of a step, are computed whole; a long one gets what they leave.
 """
@@ -22,6 +23,9 @@ from store.records import StepCost
 
 LEAST_CHUNK_TOKENS = 512
 """Smallest chunk of a long prompt; it also exceeds the block sizes of all KV layouts, so that a chunk makes progress."""
+
+LARGEST_OVERHEAD = 0.125
+"""Largest ratio of the fixed time of a step to the time of its chunk."""
 
 RATE_ARRIVALS = 64
 """Latest arrivals of which the rate is computed."""
@@ -95,7 +99,8 @@ def shape_step(
     best_tokens = math.inf
     if arrivals_per_s > 0.0:
         best_tokens = math.sqrt(2.0 * cost.base_s * delayed / arrivals_per_s) / cost.prefill_token_s
-    prefill_tokens = int(min(room_tokens, max(best_tokens, LEAST_CHUNK_TOKENS)))
+    least_tokens = max(LEAST_CHUNK_TOKENS, cost.base_s / (LARGEST_OVERHEAD * cost.prefill_token_s))
+    prefill_tokens = int(min(room_tokens, max(best_tokens, least_tokens)))
     if sum(prompts) <= prefill_tokens:
         return OWN_SHAPE
     short_tokens, long_prompts = _split(prompts, prefill_tokens)

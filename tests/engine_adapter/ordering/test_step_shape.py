@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_adapter.ordering.step_shape import LEAST_CHUNK_TOKENS, OWN_SHAPE, ArrivalRate, shape_step
+from engine_adapter.ordering.step_shape import LARGEST_OVERHEAD, LEAST_CHUNK_TOKENS, OWN_SHAPE, ArrivalRate, shape_step
 from store.records import StepCost
 
 COST = StepCost(base_s=0.033, prefill_token_s=1.4e-4, budget_tokens=8192)
@@ -20,7 +20,7 @@ def test_the_chunk_has_the_least_delay_between_the_bounds(delayed: int, arrivals
     chunk = COST.budget_tokens if shape.chunk_tokens is None else shape.chunk_tokens
     here = delay_s(chunk, delayed + 1, arrivals_per_s)
     for other in (LEAST_CHUNK_TOKENS, chunk // 2, 2 * chunk, COST.budget_tokens):
-        if LEAST_CHUNK_TOKENS <= other <= COST.budget_tokens:
+        if COST.base_s / (LARGEST_OVERHEAD * COST.prefill_token_s) <= other <= COST.budget_tokens:
             assert here <= delay_s(other, delayed + 1, arrivals_per_s) * 1.001
 
 
