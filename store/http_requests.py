@@ -239,8 +239,6 @@ class CompetingRequest(View, frozen=True, kw_only=True):
     priority: int
     index_s: float | None
     """Its index at no output tokens when it was started; None when no table had been decided."""
-    promoted: bool = False
-    """Whether it was served out of its turn, as the one that had waited longest for its length."""
 
 
 class Order(View, frozen=True, kw_only=True):
@@ -250,7 +248,6 @@ class Order(View, frozen=True, kw_only=True):
     reason: str
     mode: Mode
     boost_per_s: float | None
-    tail_share: float | None
     gate_horizon_tokens: int | None
 
 
@@ -322,9 +319,9 @@ class RequestTimeline(View, frozen=True, kw_only=True):
         return "waiting" if last is not None or self.started_s is None else "unknown"
 
 
-Why: TypeAlias = Literal["class", "share", "index", "prior", "engine", "unexplained"]
-"""``class``: its strict class goes first; ``share``: it had waited longest for its length, and the tail's share served it;
-``index``: its index, or its place in the boost order if that has the whole engine, was the lower one;
+Why: TypeAlias = Literal["class", "index", "prior", "engine", "unexplained"]
+"""``class``: its strict class goes first; ``index``: its index, with the boost in force, gave it the lower
+order value;
 ``prior``: one of the two had no table yet and stood with the prior's index; ``engine``: the engine served its own
 order then; ``unexplained``: none of these is on record.
 """

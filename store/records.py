@@ -159,8 +159,6 @@ class FirstToken(Record, frozen=True, kw_only=True):
     """When the request was first given a place in a step."""
     cached_prompt_tokens: Count
     """Prompt tokens found in the prefix cache."""
-    promoted: bool = False
-    """Whether it was served out of its turn, as the one that had waited longest for its length."""
 
 
 class Preempted(Record, frozen=True, kw_only=True):
@@ -206,8 +204,6 @@ class Finished(Record, frozen=True, kw_only=True):
     expected_cached_tokens: Count | None = None
     """Prompt tokens that the plan expected in the prefix cache when it last looked before ``scheduled_s``; None if it
     never did."""
-    promoted: bool = False
-    """Whether it was served out of its turn, as the one that had waited longest for its length."""
 
 
 Fact: TypeAlias = Arrived | FirstToken | Preempted | Finished
@@ -289,8 +285,6 @@ class Snapshot(Record, frozen=True, kw_only=True):
     """Errors of the scheduling policy in the engine, since it started."""
     hook_s: Seconds = 0.0
     """Time that the policy's hooks took inside the engine's steps, summed like ``step_s``."""
-    promoted: Count = 0
-    """Requests that were served out of their turn because they had waited longest, since the engine started."""
 
 
 class Goodbye(Record, frozen=True, kw_only=True):
@@ -377,9 +371,7 @@ class EngineRules(Record, frozen=True, kw_only=True):
     gate: Gate | None = None
     """Admission; None admits as the engine does."""
     boost_per_s: float | None = None
-    """γ of the boost order; None for the order of arrival in its place."""
-    tail_share: float = 0.0
-    """Share of the KV memory for requests that the boost order takes out of their turn by the index, 0 to 1."""
+    """γ of the boost; None orders by the index alone."""
     preemption: Preemption | None = None
     """When a waiting request pushes out running ones; None leaves preemption to the engine."""
     victims: Victims = "last"

@@ -27,7 +27,7 @@ def add_replay(app: typer.Typer) -> None:
     """Add the command."""
     app.command(
         epilog="Example: sagesched replay --store /var/lib/sagesched --since 2h --policies fcfs,sage,sage-tail "
-        "--set policy.tail_share=0.1 --html replay.html"
+        "--set policy.overtaking=3 --html replay.html"
     )(replay)
 
 
@@ -129,7 +129,7 @@ def _settings(given: Sequence[str]) -> dict[str, str]:
         section, _, name = key.strip().partition(".")
         if not equals or section != "policy" or not name or name in {"name", "objective"}:
             raise BadInputError(
-                f"--set {text!r} is no setting of the order: give policy.KEY=VALUE, such as policy.tail_share=0.1 "
+                f"--set {text!r} is no setting of the order: give policy.KEY=VALUE, such as policy.overtaking=3 "
                 "(policies and objective have flags of their own; `sagesched doctor` lists the settings)"
             )
         found[name] = value.strip()

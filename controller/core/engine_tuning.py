@@ -123,9 +123,10 @@ _LEAST = 0.002
 
 
 class BoostTuner:
-    """Makes γ follow the time scale of the traffic: the boost's ``scale`` over the mean time that an answer runs.
+    """Makes γ follow the time scale of the traffic: the boost's ``scale`` over the mean time from arrival to end.
 
-    γ has the unit 1/s: an engine twice as fast, or answers half as long, need twice the γ for the same trade-off.
+    γ has the unit 1/s: an engine twice as fast, or a queue half as deep, needs twice the γ for the same order. The time
+    that answers run would not do: in overload waits are many times as long, and the order would become that of arrival.
     """
 
     def __init__(self, *, scale: float, boost_per_s: float, limits: TuningLimits | None = None) -> None:
@@ -136,29 +137,29 @@ class BoostTuner:
         self._mean_s = 0.0
 
     @property
-    def service_s(self) -> float | None:
-        """Mean seconds from an answer's first place in a step to its end; None while too few are known."""
+    def response_s(self) -> float | None:
+        """Mean seconds from arrival to end; None while too few answers are known."""
         return self._mean_s if self._answers >= self._limits.fewest_answers else None
 
     def record(self, finished: Finished) -> None:
         """Record a completed request."""
-        if finished.scheduled_s is None or finished.output_tokens == 0:
+        if finished.reason not in {"stop", "length"}:
             return
         self._answers += 1
         weight = max(1.0 / self._answers, 1.0 / self._limits.time_scale_answers)
-        self._mean_s += weight * (max(0.0, finished.time_s - finished.scheduled_s) - self._mean_s)
+        self._mean_s += weight * (max(0.0, finished.time_s - finished.arrival_s) - self._mean_s)
 
     def move(self) -> str | None:
         """Let γ follow the time scale if that has moved enough; returns the reason."""
-        service_s = self.service_s
-        if not service_s:
+        response_s = self.response_s
+        if not response_s:
             return None
-        wanted_per_s = self._scale / service_s
+        wanted_per_s = self._scale / response_s
         change = max(wanted_per_s / self.boost_per_s, self.boost_per_s / wanted_per_s)
         if change < self._limits.time_scale_change:
             return None
         self.boost_per_s = wanted_per_s
-        return f"boost {wanted_per_s:.3g}/s: answers run for {service_s:.1f} s"
+        return f"boost {wanted_per_s:.3g}/s: answers end {response_s:.1f} s after their arrival"
 
 
 class RecomputePrice:
@@ -241,7 +242,7 @@ class EngineTuning:
     """The engine's largest number of tokens in a step; 0 where steps are not shaped."""
     limits: TuningLimits = field(default_factory=TuningLimits)
     prices: StepPrices = field(default_factory=StepPrices)
-    service: BoostTuner = field(init=False)
+    boost: BoostTuner = field(init=False)
     recompute: RecomputePrice = field(default_factory=RecomputePrice)
     _gate: GateTuner | None = field(init=False, default=None)
     _step: StepCostWatch | None = field(init=False, default=None)
@@ -251,7 +252,7 @@ class EngineTuning:
         tuning = self.tuning
         scale = tuning.boost_scale if tuning and tuning.boost_scale else 1.0
         start_per_s = tuning.boost_per_s if tuning and tuning.boost_per_s else scale
-        self.service = BoostTuner(scale=scale, boost_per_s=start_per_s, limits=self.limits)
+        self.boost = BoostTuner(scale=scale, boost_per_s=start_per_s, limits=self.limits)
         if tuning is not None and tuning.gate_exchange is not None:
             self._gate = GateTuner(exchange=tuning.gate_exchange, limits=self.limits)
         if tuning is not None and tuning.shapes and self.budget_tokens > 0:
@@ -266,7 +267,7 @@ class EngineTuning:
 
     def record(self, finished: Finished) -> None:
         """Record a completed request."""
-        self.service.record(finished)
+        self.boost.record(finished)
 
     def due(self, now_s: float) -> list[str]:
         """On the slow tick, move the settings that the evidence supports; returns the reasons, none if nothing moved."""
@@ -276,7 +277,7 @@ class EngineTuning:
         self.prices.fit()
         reasons = [self._gate.move() if self._gate else None]
         if self.tuning is not None and self.tuning.boost_scale is not None:
-            reasons.append(self.service.move())
+            reasons.append(self.boost.move())
         if self.tuning is not None and self.tuning.preempts:
             reasons.append(self.recompute.move(self.prices.prefill_token_s))
         if self._step is not None:
@@ -291,7 +292,7 @@ class EngineTuning:
             gate = Gate(horizon_tokens=gate.horizon_tokens, margin=gate.margin * self._gate.margin)
         boost_per_s = rules.boost_per_s
         if self.tuning is not None and self.tuning.boost_scale is not None:
-            boost_per_s = self.service.boost_per_s
+            boost_per_s = self.boost.boost_per_s
         preemption = rules.preemption
         if preemption is not None and self.recompute.token_s is not None:
             preemption = structs.replace(preemption, token_s=self.recompute.token_s)

@@ -21,7 +21,6 @@ AT_ONCE_S = 0.1
 
 _WHYS: dict[Why, str] = {
     "class": "by their strict class",
-    "share": "because they had waited longest for their length, and a share of the engine serves such requests",
     "index": "because their index put them first",
     "prior": "while one of the two had no table of its own yet and stood with the prior's index",
     "engine": "while the engine served its own order",

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from itertools import pairwise
 
-from engine_adapter.ordering.tail_share import boost_s
+from engine_adapter.ordering.boost import boost_s
 from store.http_requests import Cause, Choice, CompetingRequest, Moment, Order, Overtaker, RequestTimeline, Wait, Why
 
 LONGEST_GAP_S = 2.0
@@ -64,14 +64,15 @@ def index_while_waiting(timeline: RequestTimeline, time_s: float) -> float | Non
     return choice.table_index_s[0] if choice else None
 
 
-def order_value(arrival_s: float, index_s: float, order: Order | None) -> float:
+def order_value(arrival_s: float, index_s: float, boost_per_s: float | None) -> float:
     """The value that the engine sorts by within a class: the lowest is served first, equals by arrival.
 
-    That is the index or, if the boost order has the whole engine, the arrival less the boost if there is one.
+    >>> order_value(10.0, 2.0, None)
+    2.0
+    >>> order_value(10.0, 2.0, 0.01) < order_value(10.0, 3.0, 0.01)
+    True
     """
-    if order is None or (order.tail_share or 0.0) < 1.0:
-        return index_s
-    return arrival_s if order.boost_per_s is None else arrival_s - boost_s(index_s, order.boost_per_s)
+    return index_s if boost_per_s is None else arrival_s - boost_s(index_s, boost_per_s)
 
 
 def order_at(timeline: RequestTimeline, time_s: float) -> Order | None:
@@ -94,13 +95,12 @@ def _why(timeline: RequestTimeline, other: CompetingRequest) -> Why:
     order = order_at(timeline, other.scheduled_s)
     if (moment.mode if moment else order.mode if order else "on") != "on":
         return "engine"
-    if other.promoted:
-        return "share"
     choice = _choice_at(timeline, other.scheduled_s)
     if choice is None or other.index_s is None:
         return "prior"
-    own = order_value(timeline.arrival_s, choice.table_index_s[0], order)
-    return "index" if order_value(other.arrival_s, other.index_s, order) < own else "unexplained"
+    boost_per_s = order.boost_per_s if order else None
+    own = order_value(timeline.arrival_s, choice.table_index_s[0], boost_per_s)
+    return "index" if order_value(other.arrival_s, other.index_s, boost_per_s) < own else "unexplained"
 
 
 def _choice_at(timeline: RequestTimeline, time_s: float) -> Choice | None:

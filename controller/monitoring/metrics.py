@@ -39,7 +39,6 @@ ENGINE_COUNTERS = (
     ("engine_tables_applied", "Index tables that reached an unfinished request.", "tables_applied"),
     ("engine_messages_dropped", "Messages that the engine's side dropped.", "messages_dropped"),
     ("engine_policy_errors", "Errors of the plugin that were caught inside the engine.", "policy_errors"),
-    ("engine_promoted_requests", "Requests served out of their turn because they had waited longest.", "promoted"),
 )
 CORE_COUNTERS = {
     "predictions": "Requests whose answer length was predicted.",

@@ -14,7 +14,7 @@ from online_learning.distribution import LengthDistribution
 from store.errors import ConfigError
 
 PREFIX = "sage-without-"
-PARTS = ("cost", "index", "gate", "share", "boost", "victims", "shape", "preemption", "predictor")
+PARTS = ("cost", "index", "gate", "boost", "victims", "shape", "preemption", "predictor")
 WITH_GITTINS = "sage-with-gittins"
 ABLATION_NAMES = (*(f"{PREFIX}{part}" for part in PARTS), WITH_GITTINS)
 
@@ -23,8 +23,7 @@ def without(policy: Policy, name: str) -> Policy:
     """The policy without the part that is named.
 
     ``cost`` uses the paper's memory cost in place of ours, ``index`` the order of arrival, ``victims`` the last of the
-    order; without ``boost`` the share serves the oldest; ``gate``, ``share``, ``shape`` and ``preemption`` turn the part
-    off. ``predictor`` is the same policy, for which `bench` predicts the
+    order; ``gate``, ``boost``, ``shape`` and ``preemption`` turn the part off. ``predictor`` is the same policy, for which `bench` predicts the
     model's global distribution for every prompt. `sage-with-gittins` uses the Gittins index in place of the mean.
 
     Args:
@@ -56,8 +55,6 @@ def _less(policy: IndexPolicy, part: str, name: str) -> IndexPolicy:
     if part == "boost" and rules.boost_per_s is not None:
         untuned = replace(tuning, boost_scale=None, boost_per_s=None) if tuning else None
         return replace(policy, rules=structs.replace(rules, boost_per_s=None), tuning=untuned)
-    if part == "share" and rules.tail_share > 0.0:
-        return replace(policy, rules=structs.replace(rules, tail_share=0.0))
     if part == "victims" and rules.victims != "last":
         return replace(policy, rules=structs.replace(rules, victims="last"))
     if part == "shape" and tuning is not None and tuning.shapes:

@@ -5,12 +5,16 @@ No live engine has these rules; benchmarks and replays pass them to engines in v
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 
 from engine_adapter.ordering.admission import Admission
 from engine_adapter.ordering.kv_memory import KvMemory
 from engine_adapter.ordering.ordering import Ordering, Plan, R
-from engine_adapter.ordering.running_order import FIRST, Tracked
+from engine_adapter.ordering.running_order import Tracked
+
+FIRST = -math.inf
+"""Ordering value of a promoted request."""
 
 
 class PreemptiveOrdering(Ordering):

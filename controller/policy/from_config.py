@@ -20,8 +20,8 @@ def policy_of(section: PolicySection) -> Policy:
 def schedule_of(section: PolicySection) -> Schedule:
     """The configured settings of `sage`.
 
-    >>> schedule_of(PolicySection(tail_share=0.3)).policy().rules.tail_share
-    0.3
+    >>> schedule_of(PolicySection(overtaking=3.0)).overtaking
+    3.0
     """
     gate = Gate(
         horizon_tokens=section.gate_horizon_tokens or DEFAULT_GATE.horizon_tokens,
@@ -39,5 +39,5 @@ def schedule_of(section: PolicySection) -> Schedule:
         tune_gate=section.gate_margin is None,
         boost_per_s=section.boost_per_s,
         preemption=preemption if section.preemption else None,
-        tail_share=section.tail_share,
+        overtaking=section.overtaking,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
@@ -24,26 +25,17 @@ DEFAULT_GATE = Gate(horizon_tokens=32)
 Objective: TypeAlias = Literal["mean", "balanced", "tail"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Aim:
-    """The settings of an objective; all numbers were chosen on seeds other than the reported ones."""
+OVERTAKING: dict[Objective, float] = {"mean": 35.0, "balanced": 7.0, "tail": 0.7}
+"""Mean times from arrival to end by which an answer of half the cost may overtake an older one."""
 
-    tuning: Tuning
-    victims: Victims
-    tail_share: float
+_VICTIMS: dict[Objective, Victims] = {"mean": "longest", "balanced": "longest", "tail": "cheapest"}
+"""For the mean a long request gives way, which frees memory for many; for the tail the one that loses least."""
 
+GATE_EXCHANGE = 1.0
+"""Ratio of recompute tax to idle share of KV memory that the gate's reserve aims at."""
 
-_AIMS: dict[Objective, _Aim] = {
-    "mean": _Aim(
-        tuning=Tuning(gate_exchange=1.0, boost_scale=0.2, boost_per_s=0.01), victims="longest", tail_share=0.05
-    ),
-    "balanced": _Aim(
-        tuning=Tuning(gate_exchange=1.0, boost_scale=0.2, boost_per_s=0.01), victims="longest", tail_share=0.2
-    ),
-    "tail": _Aim(
-        tuning=Tuning(gate_exchange=1.0, boost_scale=0.6, boost_per_s=0.03), victims="cheapest", tail_share=0.7
-    ),
-}
+_START_S = 20.0
+"""Assumed mean time from arrival to end before any is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +53,9 @@ class Schedule:
     """A fixed γ in 1/s, 0 for no boost; None for the objective's own, which follows the time scale of the answers."""
     preemption: Preemption | None = None
     """None leaves preemption to the engine: preempting running requests for others did not pay in any measurement."""
-    tail_share: float | None = None
-    """Share of the KV memory for whoever has waited longest, 0 to 1; None for the objective's own."""
+    overtaking: float | None = None
+    """Mean times from arrival to end by which an answer of half the cost may overtake an older one; None for the
+    objective's own."""
 
     def policy(self) -> IndexPolicy:
         """The policy with these settings.
@@ -70,27 +63,26 @@ class Schedule:
         >>> Schedule(objective="tail").policy().rules.victims
         'cheapest'
         """
-        aim = _AIMS[self.objective]
+        scale = math.log(2.0) / (OVERTAKING[self.objective] if self.overtaking is None else self.overtaking)
         follows = self.boost_per_s is None
-        tuning = Tuning(
-            gate_exchange=aim.tuning.gate_exchange if self.gate and self.tune_gate else None,
-            boost_scale=aim.tuning.boost_scale if follows else None,
-            boost_per_s=aim.tuning.boost_per_s if follows else None,
-            shapes=True,
-            preempts=self.preemption is not None,
-        )
+        boost_per_s = scale / _START_S if follows else self.boost_per_s or None
         return IndexPolicy(
             name="sage",
             cost=hybrid_cost,
             index=self.index,
             rules=EngineRules(
                 gate=self.gate,
-                boost_per_s=aim.tuning.boost_per_s if follows else self.boost_per_s or None,
+                boost_per_s=boost_per_s,
                 preemption=self.preemption,
-                victims=aim.victims,
-                tail_share=aim.tail_share if self.tail_share is None else self.tail_share,
+                victims=_VICTIMS[self.objective],
             ),
-            tuning=tuning,
+            tuning=Tuning(
+                gate_exchange=GATE_EXCHANGE if self.gate and self.tune_gate else None,
+                boost_scale=scale if follows else None,
+                boost_per_s=boost_per_s if follows else None,
+                shapes=True,
+                preempts=self.preemption is not None,
+            ),
         )
 
 
@@ -107,13 +99,13 @@ class Cost(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexPolicy:
-    """Orders by an index of the remaining cost, lowest first, optionally with a gate and a tail rule.
+    """Orders by an index of the remaining cost, lowest first, optionally with a gate and a boost.
 
     Args:
         name: name in configuration, records and reports.
         cost: prices of the engine's resources, which make the remaining cost in engine-seconds.
         index: functional of the remaining cost.
-        rules: gate, tail rule, preemption and choice of victims that engines apply.
+        rules: gate, boost, preemption and choice of victims that engines apply.
         tuning: parts that are adapted to each engine; None for none.
         refresh_tokens: the index changes only at multiples of this number of attained tokens; None for no restriction.
         orders: False for the engine's own order.

@@ -63,7 +63,7 @@ class Tuning:
     gate_exchange: float | None
     """Ratio of recompute tax to idle share of KV memory that the gate's reserve aims at; None keeps the reserve."""
     boost_scale: float | None
-    """γ times the mean seconds that an answer runs, without unit; None keeps γ."""
+    """γ times the mean seconds from arrival to end, without unit; None keeps γ."""
     boost_per_s: float | None = None
     """γ in 1/s until that mean is known."""
     shapes: bool = False

@@ -92,7 +92,6 @@ def _in_words(
         error = peak_error(bins, lead)
         sentences.append(words.peak_error_sentence(lead * bin_s, error))
     snapshots = [engine.snapshot for engine in engines if engine.snapshot is not None]
-    sentences.append(words.exceptions(sum(snapshot.promoted for snapshot in snapshots)))
     steps = [snapshot.step_tokens for snapshot in snapshots if snapshot.step_tokens is not None]
     chunks = [snapshot.chunk_tokens for snapshot in snapshots if snapshot.chunk_tokens is not None]
     sentences.append(words.step_bounds(steps, chunks))

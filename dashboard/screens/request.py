@@ -280,7 +280,6 @@ def _digits(index_s: float | None) -> float | None:
 
 _WHYS = {
     "class": "its class goes first",
-    "share": "it had waited longest for its length",
     "index": "its index put it first",
     "prior": "one had no table yet",
     "engine": "the engine's own order",

@@ -149,21 +149,6 @@ def peak_error_sentence(ahead_s: float, error: float | None) -> str:
     return f"The peak of KV memory predicted {span(ahead_s)} ahead was on average {above} the actual one."
 
 
-def exceptions(promoted: int) -> str:
-    """Say how many requests were served out of their turn because they had waited longest.
-
-    >>> exceptions(1)
-    'Since the engines started, 1 request was served out of its turn, having waited longest for its length.'
-    """
-    if not promoted:
-        return "Every request has been served in its turn since the engines started."
-    requests, were, its = ("request", "was", "its") if promoted == 1 else ("requests", "were", "their")
-    return (
-        f"Since the engines started, {count(promoted)} {requests} {were} served out of {its} turn, "
-        f"having waited longest for {its} length."
-    )
-
-
 def step_bounds(step_tokens: Sequence[int], chunk_tokens: Sequence[int]) -> str:
     """Say how far steps are held below the engines' own bounds; empty where none is.
 

@@ -172,7 +172,7 @@ class Agent:
 
     def first_token(self, fact: FirstToken) -> None:
         """Record a request's first output token."""
-        self._outbox.add(structs.replace(fact, promoted=self._ordering.is_promoted(fact.request_id)))
+        self._outbox.add(fact)
 
     def preempted(self, fact: Preempted) -> None:
         """Record that a running request was preempted."""
@@ -186,9 +186,8 @@ class Agent:
     def finished(self, fact: Finished) -> None:
         """Record that a request ended, for whatever reason."""
         self._unfinished.pop(fact.request_id, None)
-        promoted = self._ordering.is_promoted(fact.request_id)
         self._ordering.forget(fact.request_id)
-        self._outbox.add(structs.replace(fact, promoted=promoted))
+        self._outbox.add(fact)
 
     def impossible(self, request_id: str) -> bool:
         """Record that the engine can never serve a request; False if that is recorded already."""
@@ -291,7 +290,6 @@ class Agent:
             tables_applied=self._tables_applied,
             messages_dropped=self._messages_dropped + self._outbox.dropped + self._link.bad_frames,
             policy_errors=self._policy_errors,
-            promoted=self._ordering.promoted,
         )
         if not self._link.send(snapshot):
             self._messages_dropped += 1

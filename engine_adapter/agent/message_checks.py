@@ -48,8 +48,6 @@ def _settings_faults(settings: Settings) -> Iterator[str]:
     if not settings.lease_s > 0.0:
         yield f"have a lease of {settings.lease_s} s"
     rules = settings.rules
-    if not 0.0 <= rules.tail_share <= 1.0:
-        yield f"have a tail share of {rules.tail_share}"
     if rules.boost_per_s is not None and not 0.0 < rules.boost_per_s < math.inf:
         yield f"have a boost of {rules.boost_per_s} per second"
     if rules.gate is not None and not _sound_gate(rules.gate):

@@ -16,13 +16,13 @@ from itertools import chain, islice
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from engine_adapter.ordering.admission import Admission
+from engine_adapter.ordering.boost import boost_s
 from engine_adapter.ordering.kv_memory import KvMemory
 from engine_adapter.ordering.ordered_queue import Key, OrderedQueue
 from engine_adapter.ordering.prefix_hits import HEAD, PrefixHits
 from engine_adapter.ordering.push_out import DEFAULT_TOKEN_S, PushOutCredit
-from engine_adapter.ordering.running_order import FIRST, RunningOrder, Tracked
+from engine_adapter.ordering.running_order import RunningOrder, Tracked
 from engine_adapter.ordering.step_shape import OWN_SHAPE, ArrivalRate, StepShape, shape_step
-from engine_adapter.ordering.tail_share import TailShare, boost_s
 from store.records import EngineRules, IndexTable, Settings
 
 
@@ -92,7 +92,6 @@ class Ordering:
         self._serial = 0
         self._rest_steps = 0
         """Number of steps during which no running request may be pushed out."""
-        self._tail = TailShare()
         self._stood: dict[str, Key] = {}
         self._order = RunningOrder(self._tracked.__getitem__)
         self._tables_held = 0
@@ -116,11 +115,6 @@ class Ordering:
         return self._rules.preemption is not None
 
     @property
-    def promoted(self) -> int:
-        """Number of requests that were taken out of their turn, since the start."""
-        return self._tail.promoted
-
-    @property
     def tables_held(self) -> int:
         """Number of unfinished requests that have a table of their own."""
         return self._tables_held
@@ -128,7 +122,7 @@ class Ordering:
     def configure(self, settings: Settings) -> None:
         """Apply the rules of these settings from now on."""
         former, self._rules = self._rules, settings.rules
-        if (former.boost_per_s, former.tail_share) != (self._rules.boost_per_s, self._rules.tail_share):
+        if settings.rules.boost_per_s != former.boost_per_s:
             self._place_all()
 
     def put(self, table: IndexTable) -> bool:
@@ -183,15 +177,9 @@ class Ordering:
         self._move(tracked, tracked.key[1])
         return True
 
-    def is_promoted(self, request_id: str) -> bool:
-        """Whether a tracked request is served out of its turn."""
-        tracked = self._tracked.get(request_id)
-        return tracked is not None and tracked.promoted
-
     def forget(self, request_id: str) -> None:
         """Stop tracking a request that left the engine."""
         tracked = self._tracked.pop(request_id, None)
-        self._tail.forget(tracked)
         self.impossible -= tracked is not None and tracked.impossible
         self._tables_held -= tracked is not None and tracked.table is not None
         self._stood.pop(request_id, None)
@@ -221,14 +209,10 @@ class Ordering:
         queue, active = waiting if isinstance(waiting, OrderedQueue) else list(waiting), list(running)
         rules = self._rules
         active = self._order.settle(active, rules.victims)
-        for entry in self._order.take_left():
-            if entry.request_id in self._tracked:
-                self._tail.place(entry)
         if rules.victims == "longest" and active and self._is_short(memory):
             active = self._order.put_longest_last()
         self._look_up_hits(queue, memory)
         self._sort_queue(queue)
-        self._promote(queue)
         if not queue or not (rules.gate or self.preempts):
             shape = self._shape(now_s, queue, 0, memory)
             return Plan(queue, active, None, 0, step_tokens=shape.step_tokens, chunk_tokens=shape.chunk_tokens)
@@ -286,17 +270,6 @@ class Ordering:
             entry.running.num_tokens - entry.running.num_computed_tokens for entry in order.filling
         )
         return memory.free_blocks < len(order.entries) + memory.blocks(lacking_tokens)
-
-    def _promote(self, queue: list[R] | OrderedQueue[R]) -> None:
-        """Take a request out of its turn if the tail's share allows it."""
-        share = self._rules.tail_share
-        if not queue or not 0.0 < share < 1.0 or not self._tail.due():
-            return
-        first = self._tracked[queue[0].request_id]
-        chosen = self._tail.choose(share, first=first, running=self._order.requests)
-        if chosen is not None:
-            self._look_up(chosen)
-            self._sort_queue(queue)
 
     def _look_up_hits(self, queue: list[R] | OrderedQueue[R], memory: KvMemory) -> None:
         """Look up new requests and the head of the queue in the prefix cache, and order by what is left to compute."""
@@ -357,10 +330,10 @@ class Ordering:
         """Return the free blocks for which a preempted request waits, so that it does not lose its place at once.
 
         They last for a share of as many steps as it has tokens to compute again, if every running request grows by a
-        token in each. One that is served out of its turn does not wait for them.
+        token in each.
         """
         tracked = self._tracked[request.request_id]
-        if not tracked.attained_tokens or tracked.promoted or self._rules.gate is None:
+        if not tracked.attained_tokens or self._rules.gate is None:
             return 0.0
         lost_tokens = max(0, request.num_tokens - tracked.hit.tokens)
         return RESUME_SHARE * lost_tokens * (len(self._order.entries) + 1) / self._block_size_tokens
@@ -471,7 +444,6 @@ class Ordering:
         tracked.next_change_tokens = math.inf
         tracked.index_s = 0.0
         self._grow(tracked, 0.0)
-        tracked.boosted_s = tracked.arrival_s
         self._move(tracked, tracked.arrival_s)
 
     def _look_up(self, tracked: Tracked) -> None:
@@ -484,7 +456,6 @@ class Ordering:
             saved_s = self._rules.step.prefill_token_s * (tracked.hit.tokens - table.cached_tokens)
             tracked.index_s = max(tracked.index_s - saved_s, LEAST_INDEX_SHARE * tracked.index_s)
         self._grow(tracked, table.growth_tokens[entry])
-        tracked.boosted_s = self._boosted_s(tracked)
         self._move(tracked, self._value(tracked))
         following = entry + 1
         tracked.next_change_tokens = (
@@ -497,27 +468,20 @@ class Ordering:
             self._order.regrown(tracked.growth_tokens, growth_tokens)
         tracked.growth_tokens = growth_tokens
 
-    def _boosted_s(self, tracked: Tracked) -> float:
-        """Return the place in the boost order, which is that of arrival without a boost."""
-        boost_per_s = self._rules.boost_per_s
-        return tracked.arrival_s - (boost_s(tracked.index_s, boost_per_s) if boost_per_s is not None else 0.0)
-
     def _value(self, tracked: Tracked) -> float:
-        """Return the ordering value: the index, or the place in the boost order if that has the whole engine."""
-        if tracked.promoted:
-            return FIRST
-        return tracked.boosted_s if self._rules.tail_share >= 1.0 else tracked.index_s
+        """Return the ordering value: the index, or the arrival time minus the index's boost."""
+        boost_per_s = self._rules.boost_per_s
+        return tracked.index_s if boost_per_s is None else tracked.arrival_s - boost_s(tracked.index_s, boost_per_s)
 
     def _move(self, tracked: Tracked, value: float) -> None:
         """Set a request's key, and remember its key in the last plan."""
         priority = LAST_CLASS if tracked.impossible else tracked.priority
         key = (priority, value, tracked.arrival_s, tracked.serial)
-        former, tracked.key = tracked.key, key
         if tracked.running is None:
-            self._stood.setdefault(tracked.request_id, former)
-            self._tail.place(tracked)
+            self._stood.setdefault(tracked.request_id, tracked.key)
         else:
-            self._order.rekeyed(former, key)
+            self._order.rekeyed(tracked.key, key)
+        tracked.key = key
 
 
 OrderingFactory: TypeAlias = Callable[[int, int], Ordering]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right, insort
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from heapq import nlargest
 from itertools import compress, count, islice
@@ -17,9 +17,6 @@ from typing import Any, TypeVar
 from engine_adapter.ordering.kv_memory import NO_HIT, PrefixHit
 from engine_adapter.ordering.ordered_queue import Key
 from store.records import IndexTable, Victims
-
-FIRST = -math.inf
-"""Ordering value of a request that no other of its class may overtake."""
 
 GROWTH_UNITS = 1 << 16
 """Parts of a token in which growth is summed: whole numbers, whose sum stays exact however often it is updated."""
@@ -41,10 +38,6 @@ class Tracked:
     key: Key = (0, 0.0, 0.0, 0)
     index_s: float = 0.0
     growth_tokens: float = 0.0
-    boosted_s: float = 0.0
-    """Its arrival less its boost: its place in the boost order, the lowest first."""
-    promoted: bool = False
-    """It is served out of its turn until it ends: no other of its class may overtake it (`TailShare`)."""
     impossible: bool = False
     """The engine can never serve it: every other goes before it."""
     hit: PrefixHit = NO_HIT
@@ -79,7 +72,6 @@ class RunningOrder:
         self._mixed = False
         """Whether there is more than one class."""
         self._growth_units = 0
-        self._left: list[Tracked] = []
         self._rule: Victims = "last"
         self._settled = True
 
@@ -93,8 +85,8 @@ class RunningOrder:
         self._growth_units += _units(growth_tokens) - _units(former_tokens)
 
     def rekeyed(self, former: Key, key: Key) -> None:
-        """Record a running request's new key; under ``cheapest`` only its class and whether it is first matter."""
-        if self._rule == "last" or former[0] != key[0] or (former[1] == FIRST) != (key[1] == FIRST):
+        """Record a running request's new key; under rules other than ``last`` only its class matters."""
+        if self._rule == "last" or former[0] != key[0]:
             self._settled = False
 
     def settle(self, active: list[R], rule: Victims) -> list[R]:
@@ -122,7 +114,7 @@ class RunningOrder:
         """
         decoding = [entry for entry in self.entries if not entry.filling]
         lowest = decoding[-1].priority if decoding else 0
-        free = [entry for entry in decoding if entry.priority == lowest and entry.key[1] != FIRST]
+        free = [entry for entry in decoding if entry.priority == lowest]
         longest = nlargest(math.ceil(LONGEST_SHARE * len(free)), free, key=_index)
         longest.sort(key=_dearest_first)
         chosen = set(map(id, longest))
@@ -161,19 +153,8 @@ class RunningOrder:
             self.entries.append(entry)
             before.append(request)
 
-    @property
-    def requests(self) -> Sequence[Any]:
-        """The engine's running requests, in order."""
-        return self._active
-
-    def take_left(self) -> list[Tracked]:
-        """Return the requests that have left since the last call: some have ended, others were preempted."""
-        left, self._left = self._left, []
-        return left
-
     def _leave(self, entry: Tracked) -> None:
         entry.running = None
-        self._left.append(entry)
         self._growth_units -= _units(entry.growth_tokens)
 
     def _fill(self, entry: Tracked) -> None:
@@ -239,9 +220,9 @@ _index = attrgetter("index_s")
 _priority = attrgetter("priority")
 
 
-def _dearest_first(entry: Tracked) -> tuple[int, bool, int, int]:
-    """Sort by class, then requests that must not be preempted first, then by tokens to recompute, descending."""
-    return entry.priority, entry.key[1] != FIRST, -entry.running.num_computed_tokens, entry.serial
+def _dearest_first(entry: Tracked) -> tuple[int, int, int]:
+    """Sort by class, then by tokens to recompute, descending."""
+    return entry.priority, -entry.running.num_computed_tokens, entry.serial
 
 
 def _first_change(before: list[Any], now: list[Any], start: int) -> int:

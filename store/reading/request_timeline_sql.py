@@ -101,12 +101,12 @@ ORDER BY time_s
 
 COMPETING = """
 WITH placed AS (
-    SELECT request_id, arrival_s, scheduled_s, prompt_tokens, promoted
+    SELECT request_id, arrival_s, scheduled_s, prompt_tokens
     FROM completions
     WHERE session_id = $session_id AND scheduled_s > $since_s AND scheduled_s <= $started_s
         AND request_id <> $request_id
     UNION ALL
-    SELECT f.request_id, a.arrival_s, f.scheduled_s, a.prompt_tokens, f.promoted
+    SELECT f.request_id, a.arrival_s, f.scheduled_s, a.prompt_tokens
     FROM first_tokens AS f
     JOIN arrivals AS a ON a.session_id = f.session_id AND a.request_id = f.request_id AND NOT a.resent
     ANTI JOIN completions AS c ON c.session_id = f.session_id AND c.request_id = f.request_id
@@ -123,14 +123,14 @@ chosen AS (
     FROM placed JOIN decisions ON decisions.session_id = $session_id AND decisions.request_id = placed.request_id
     WHERE time_s <= $started_s AND time_s <= placed.scheduled_s GROUP BY placed.request_id
 )
-SELECT request_id, arrival_s, scheduled_s, prompt_tokens, coalesce(priority, 0) AS priority, index_s, coalesce(promoted, false) AS promoted
+SELECT request_id, arrival_s, scheduled_s, prompt_tokens, coalesce(priority, 0) AS priority, index_s
 FROM placed LEFT JOIN classed USING (request_id) LEFT JOIN chosen USING (request_id)
 ORDER BY arrival_s <= $since_s, scheduled_s, request_id LIMIT $limit
 """
 """Requests that were given their first place while it waited: those that came later first."""
 
 ORDERS = """
-SELECT time_s, reason, mode, boost_per_s, tail_share, gate_horizon_tokens
+SELECT time_s, reason, mode, boost_per_s, gate_horizon_tokens
 FROM settings_history
 WHERE session_id IN ('', $session_id) AND time_s <= $until_s
     AND time_s >= coalesce(

@@ -67,7 +67,6 @@ def snapshot(now_s: float, waiting: int, **changes: object) -> Json:
         "hook_s": 0.0001,
         "queue": [],
         "running_requests": [],
-        "promoted": 3,
         "step_tokens": None,
         "chunk_tokens": None,
         "impossible": 0,

@@ -112,7 +112,6 @@ def evil_engines(now_s: float, _waiting: int) -> list[dict[str, Any]]:
         "hook_s": 0.0,
         "queue": [],
         "running_requests": [],
-        "promoted": 0,
     }
     return [
         {

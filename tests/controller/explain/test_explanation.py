@@ -77,14 +77,14 @@ def _value(facts: RequestTimeline, other: Overtaker) -> float:
     order = order_at(facts, other.scheduled_s)
     assert order is not None
     assert other.index_s is not None
-    return order_value(other.arrival_s, other.index_s, order)
+    return order_value(other.arrival_s, other.index_s, order.boost_per_s)
 
 
 def _own_value(facts: RequestTimeline, other: Overtaker) -> float:
     order = order_at(facts, other.scheduled_s)
     assert order is not None
     assert other.own_index_s is not None
-    return order_value(facts.arrival_s, other.own_index_s, order)
+    return order_value(facts.arrival_s, other.own_index_s, order.boost_per_s)
 
 
 @pytest.mark.slow
@@ -244,9 +244,7 @@ def _competing(**changes: Any) -> CompetingRequest:
         (_competing(priority=1), 2.0, {}, "unexplained"),
         (_competing(index_s=None), 2.0, {}, "prior"),
         (_competing(), None, {}, "prior"),
-        (_competing(promoted=True), 0.5, {}, "share"),
-        (_competing(index_s=0.1, promoted=True), None, {}, "share"),
-        (_competing(promoted=True), 0.5, {"mode": "shadow"}, "engine"),
+        (_competing(), 2.0, {"mode": "shadow"}, "engine"),
         (_competing(), 2.0, {"mode": "off", "fallback": "the controller was silent"}, "engine"),
     ],
 )
@@ -263,14 +261,12 @@ def test_why_a_later_request_went_first(
         attained_tokens=(0,),
         table_index_s=(own_index_s or 0.0,),
     )
-    order = Order(time_s=1.0, reason="start", mode="on", boost_per_s=None, tail_share=0.2, gate_horizon_tokens=None)
+    order = Order(time_s=1.0, reason="start", mode="on", boost_per_s=None, gate_horizon_tokens=None)
     choices = () if own_index_s is None else (choice,)
     life = replace(_with(waiting, **changes), competing=(other,), choices=choices, orders=(order,))
     explanation = explain(life)
     assert [overtaker.why for overtaker in explanation.overtakers] == [why]
     assert "Before it, one request that came later got a place. That was" in text(explanation, "queue")
-    if why == "share":
-        assert "because they had waited longest for their length" in text(explanation, "queue")
     if "fallback" in changes:
         assert "fallen back to its own order (the controller was silent)" in text(explanation, "mode")
 
@@ -279,35 +275,18 @@ def test_why_a_later_request_went_first(
     arrivals_s=st.tuples(st.floats(0.0, 50.0), st.floats(0.0, 50.0)),
     indices_s=st.tuples(st.floats(0.001, 50.0), st.floats(0.001, 50.0)),
     boost_per_s=st.none() | st.floats(0.001, 1.0),
-    tail_share=st.sampled_from([0.0, 0.2, 1.0]),
 )
 def test_the_order_value_is_the_one_that_the_engine_sorts_by(
-    arrivals_s: tuple[float, float],
-    indices_s: tuple[float, float],
-    boost_per_s: float | None,
-    tail_share: float,
+    arrivals_s: tuple[float, float], indices_s: tuple[float, float], boost_per_s: float | None
 ) -> None:
-    """With every index, boost and share, the explanation's value is the engine's own."""
+    """With every index and boost, the explanation's value is the engine's own."""
     ordering = Ordering(block_size_tokens=16, max_num_seqs=4)
-    rules = EngineRules(boost_per_s=boost_per_s, tail_share=tail_share)
-    ordering.configure(Settings(revision=1, mode="on", lease_s=1.0, rules=rules))
-    order = Order(
-        time_s=1.0,
-        reason="start",
-        mode="on",
-        boost_per_s=boost_per_s,
-        tail_share=tail_share,
-        gate_horizon_tokens=None,
-    )
+    ordering.configure(Settings(revision=1, mode="on", lease_s=1.0, rules=EngineRules(boost_per_s=boost_per_s)))
     for name, arrival_s, index_s in zip("ab", arrivals_s, indices_s, strict=True):
         ordering.track(name, priority=0, arrival_s=arrival_s)
         table = IndexTable(request_id=name, attained_tokens=(0,), index_s=(index_s,), growth_tokens=(0.0,))
         assert ordering.put(table)
-    values = {
-        name: order_value(arrival_s, index_s, order)
-        for name, arrival_s, index_s in zip("ab", arrivals_s, indices_s, strict=True)
-    }
-    assert {name: ordering.key(name)[1] for name in "ab"} == values
+        assert ordering.key(name)[1] == order_value(arrival_s, index_s, boost_per_s)
 
 
 def test_nothing_is_made_up_where_nothing_is_recorded() -> None:

@@ -27,7 +27,6 @@ RULES = EngineRules(
     gate=Gate(horizon_tokens=32),
     boost_per_s=0.01,
     preemption=Preemption(token_s=1e-4),
-    tail_share=0.2,
     victims="longest",
 )
 WHOLE = IndexPolicy(
@@ -76,7 +75,6 @@ def test_each_part_is_taken_out_alone() -> None:
     less = {
         "sage-without-gate": replace(WHOLE, rules=structs.replace(RULES, gate=None)),
         "sage-without-boost": replace(WHOLE, rules=structs.replace(RULES, boost_per_s=None)),
-        "sage-without-share": replace(WHOLE, rules=structs.replace(RULES, tail_share=0.0)),
         "sage-without-victims": replace(WHOLE, rules=structs.replace(RULES, victims="last")),
         "sage-without-shape": replace(WHOLE, tuning=replace(TUNING, shapes=False)),
         "sage-without-preemption": replace(WHOLE, rules=structs.replace(RULES, preemption=None)),

@@ -1,3 +1,4 @@
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -34,7 +35,7 @@ def test_every_policy_assesses_requests_and_the_prior(name: str) -> None:
 
 
 def test_only_sage_has_a_schedule() -> None:
-    """The paper has neither gate, boost nor share, and what is asked for is what `sage` gets."""
+    """The paper has neither gate nor boost, and what is asked for is what `sage` gets."""
     schedule = Schedule(gate=Gate(horizon_tokens=16), boost_per_s=0.07)
     policies = {name: policy_named(name, schedule=schedule, lengths={}) for name in POLICY_NAMES}
     assert {name for name, policy in policies.items() if policy.rules.gate} == {"sage"}
@@ -56,12 +57,19 @@ def test_a_fixed_boost_and_gate_are_left_alone(objective: Objective) -> None:
     assert free.rules.boost_per_s is not None
 
 
-def test_the_objectives_differ_in_the_share_for_the_tail() -> None:
-    """More of the engine for whoever has waited longest from mean to tail; what the operator fixes holds for each."""
-    shares = [Schedule(objective=objective).policy().rules.tail_share for objective in ("mean", "balanced", "tail")]
-    assert shares == sorted(shares)
-    assert 0.0 < shares[0] < shares[1] < shares[2] < 1.0
-    assert Schedule(objective="tail", tail_share=0.3).policy().rules.tail_share == 0.3
+def test_the_objectives_differ_in_how_far_short_answers_overtake() -> None:
+    """From mean to tail the boost's rate rises; what the operator fixes holds for each objective."""
+    scales = []
+    for objective in ("mean", "balanced", "tail"):
+        tuning = Schedule(objective=objective).policy().tuning
+        assert tuning is not None
+        assert tuning.boost_scale is not None
+        scales.append(tuning.boost_scale)
+        fixed = Schedule(objective=objective, overtaking=3.0).policy().tuning
+        assert fixed is not None
+        assert fixed.boost_scale == pytest.approx(math.log(2.0) / 3.0)
+    assert scales == sorted(scales)
+    assert scales[1] == pytest.approx(math.log(2.0) / 7.0)
 
 
 def test_the_paper_s_index_changes_at_bucket_borders_only() -> None:

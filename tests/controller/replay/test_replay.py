@@ -372,7 +372,7 @@ def test_the_command_says_how_good_it_is_before_it_says_what_would_have_been(
 
 @pytest.mark.slow
 def test_a_setting_changes_what_would_have_been(ran_on: Any, tmp_path: Path) -> None:
-    """`--set` and `--objective` reach the policy: no gate and another share give other figures than the default."""
+    """`--set` and `--objective` reach the policy: no gate and another boost give other figures than the default."""
 
     def mean_s(*flags: str) -> float:
         file = tmp_path / "r.json"
@@ -381,10 +381,10 @@ def test_a_setting_changes_what_would_have_been(ran_on: Any, tmp_path: Path) -> 
         return float(json.loads(file.read_text())["policies"]["sage"]["mean_ttlt_s"])
 
     default_s = mean_s()
-    assert mean_s("--set", "policy.tail_share=0.2") == default_s
+    assert mean_s("--set", "policy.overtaking=7") == default_s
     others = [
         mean_s("--set", "policy.gate=false"),
-        mean_s("--set", "policy.tail_share=0.9"),
+        mean_s("--set", "policy.overtaking=0.5"),
         mean_s("--objective", "tail"),
     ]
     assert default_s not in others

@@ -34,11 +34,8 @@ def settings(
     boost_per_s: float | None = None,
     preemption: Preemption | None = None,
     victims: Victims = "last",
-    tail_share: float = 0.0,
 ) -> Settings:
-    rules = EngineRules(
-        gate=gate, boost_per_s=boost_per_s, preemption=preemption, victims=victims, tail_share=tail_share
-    )
+    rules = EngineRules(gate=gate, boost_per_s=boost_per_s, preemption=preemption, victims=victims)
     return Settings(revision=1, mode="on", lease_s=1.0, rules=rules)
 
 
@@ -96,7 +93,7 @@ def test_until_its_table_comes_a_request_has_the_index_of_the_prior() -> None:
 def test_a_large_boost_rate_is_first_come_first_served(requests: list[tuple[float, float]]) -> None:
     """γ → ∞ orders by arrival, whatever the indices (which must not be zero)."""
     ordering = Ordering(BLOCK, 1000)
-    ordering.configure(settings(boost_per_s=1e6, tail_share=1.0))
+    ordering.configure(settings(boost_per_s=1e6))
     for number, (index, arrival_s) in enumerate(requests):
         ordering.track(str(number), priority=0, arrival_s=arrival_s)
         ordering.put(table(str(number), (0, index, 0.0)))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_adapter.ordering.running_order import FIRST, RunningOrder, Tracked
+from engine_adapter.ordering.running_order import RunningOrder, Tracked
 from store.records import Victims
 
 
@@ -50,7 +50,7 @@ class Engine:
         def place(request: Request) -> tuple[int, bool, object]:
             entry = self.known[request.request_id]
             filling = request.num_tokens - request.num_computed_tokens > 1
-            dearest = (entry.key[1] != FIRST, -request.num_computed_tokens, entry.serial)
+            dearest = (-request.num_computed_tokens, entry.serial)
             return entry.priority, filling, entry.key if rule == "last" else dearest
 
         return sorted(self.running, key=place)
@@ -74,10 +74,7 @@ def test_the_incremental_order_equals_a_full_sort(events: list[tuple[str, int]],
             engine.running.pop(value % len(engine.running))
         elif event == "key" and engine.running:
             entry = engine.known[engine.running[value % len(engine.running)].request_id]
-            former, entry.key = (
-                entry.key,
-                (entry.priority, FIRST if value % 5 == 0 else float(value), 0.0, entry.serial),
-            )
+            former, entry.key = entry.key, (entry.priority, float(value), 0.0, entry.serial)
             engine.order.rekeyed(former, entry.key)
         elif event == "plan":
             engine.running = engine.order.settle(engine.running, rule)

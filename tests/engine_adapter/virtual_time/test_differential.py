@@ -223,7 +223,6 @@ RULES = st.builds(
     preemption=st.none()
     | st.builds(Preemption, token_s=st.sampled_from([0.0, 0.05]), hysteresis=st.sampled_from([0.0, 0.5])),
     victims=st.sampled_from(["last", "cheapest", "longest"]),
-    tail_share=st.sampled_from([0.0, 0.2, 1.0]),
     step=st.none() | st.just(StepCost(base_s=0.03, prefill_token_s=1e-3, budget_tokens=64)),
 )
 

@@ -38,16 +38,12 @@ class StepChecks:
     process: EngineProcess
     limits: AgentLimits
     empty_steps: int = 0
-    running_before: frozenset[str] = frozenset()
-    promoted: set[str] = field(default_factory=set)
-    """Requests that were promoted once; they stay so, whatever table comes after."""
     modes: Counter[str] = field(default_factory=Counter)
 
     def after(self, step: Step) -> None:
         """Check one step."""
         self._progress(step)
         self._fallback(step.start_s)
-        self._out_of_turn(step)
         self._bounds(self.process.engine.agent)
 
     def _progress(self, step: Step) -> None:
@@ -66,25 +62,6 @@ class StepChecks:
         settings = agent._settings
         if settings is not None and now_s - link.heard_s > settings.lease_s:
             demand(mode == "off", f"mode {mode} after {now_s - link.heard_s:.2f} s of silence")
-
-    def _out_of_turn(self, step: Step) -> None:
-        """Nobody of its class is admitted before a request that is served out of its turn."""
-        process = self.process
-        scheduler = process.engine._scheduler
-        waiting = frozenset(request.request_id for request in scheduler.waiting)
-        started = step.scheduled_tokens.keys() - self.running_before
-        self.running_before = frozenset(request.request_id for request in scheduler.running)
-        if process.engine.agent.mode(step.start_s) != "on":
-            return
-        here = waiting | started | self.running_before
-        ordering = process.engine.agent._ordering
-        self.promoted |= {name for name in here if ordering.is_promoted(name)}
-        if step.preempted:
-            return
-        promoted = {name: process.works[name].priority for name in waiting & self.promoted}
-        for name in started - self.promoted - {life.request_id for life in step.finished}:
-            passed = [other for other, priority in promoted.items() if priority <= process.works[name].priority]
-            demand(not passed, f"request {name} was admitted before {passed}, who are served out of their turn")
 
     def _bounds(self, agent: Agent) -> None:
         limits = self.limits

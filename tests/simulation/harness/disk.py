@@ -25,10 +25,10 @@ from store.history.recent_rows import DurableRows
 COLUMNS = {
     "arrivals": "request_id arrival_s prompt_tokens token_ids max_tokens temperature priority tenant lora resent "
     "attained_tokens",
-    "first_tokens": "request_id time_s scheduled_s cached_prompt_tokens promoted",
+    "first_tokens": "request_id time_s scheduled_s cached_prompt_tokens",
     "preemptions": "request_id time_s lost_tokens attained_tokens cause",
     "completions": "request_id time_s reason arrival_s prompt_tokens output_tokens max_tokens cached_prompt_tokens "
-    "preemptions recomputed_tokens scheduled_s first_token_s expected_cached_tokens promoted",
+    "preemptions recomputed_tokens scheduled_s first_token_s expected_cached_tokens",
     "outcomes": "request_id time_s output_tokens censored cluster pit crps_tokens log_score within_50 within_90 answer "
     "model_surprise cluster_surprise",
 }

@@ -92,10 +92,6 @@ def _greets_once_only(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Agent, "_informed", lambda agent: agent._next_hello_s > -math.inf)
 
 
-def _promotes_in_name_only(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Ordering, "_value", lambda _ordering, tracked: tracked.index_s)
-
-
 def _forgets_no_request(patch: pytest.MonkeyPatch) -> None:
     forget = Ordering.forget
 
@@ -189,7 +185,6 @@ MUTANTS = {
     "a chunk is written again after an error": _mutant(_writes_a_chunk_twice, "disk error after the write"),
     "a silent controller is trusted": _mutant(_trusts_a_silent_controller, "controller hung", "controller killed"),
     "the engine greets once only": _mutant(_greets_once_only, "controller killed", "frame dropped"),
-    "who is served out of turn stays behind": _mutant(_promotes_in_name_only, "client gone"),
     "the order forgets not all who ended": _mutant(_forgets_no_request, "client gone"),
     "the gate admits nobody to an idle engine": _mutant(_gate_admits_nobody, "client gone"),
     "a failing fact takes others with it": _mutant(

@@ -372,8 +372,8 @@ def _policy(chance: random.Random) -> Policy:
         return policy_named("sagesched-paper")
     objective: Objective = chance.choice(["mean", "balanced", "tail"])
     preemption = Preemption(token_s=1e-4, hysteresis=0.5, rest_steps=5) if chance.random() < 0.2 else None
-    share = chance.choice([None, 0.3, 0.6])
-    return policy_named("sage", schedule=Schedule(objective=objective, preemption=preemption, tail_share=share))
+    overtaking = chance.choice([None, 0.1, 3.0])
+    return policy_named("sage", schedule=Schedule(objective=objective, preemption=preemption, overtaking=overtaking))
 
 
 def _limits(chance: random.Random) -> AgentLimits:

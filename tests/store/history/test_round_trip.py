@@ -105,7 +105,6 @@ def record_from(row: dict[str, Any], kind: type) -> Any:
         rules = EngineRules(
             gate=gate,
             boost_per_s=row["boost_per_s"],
-            tail_share=row["tail_share"],
             preemption=preemption,
             victims=row["victims"],
             step=step,
