@@ -40,21 +40,21 @@ def snapshot(
     )
 
 
-def finished(number: int, service_s: float) -> Finished:
-    """An answer that ran for so long."""
+def finished(number: int, response_s: float) -> Finished:
+    """An answer that ended this time after its arrival, of which it waited for half."""
     return Finished(
         request_id=f"r{number}",
-        time_s=number + service_s,
+        time_s=number + response_s,
         reason="stop",
-        arrival_s=number - 5.0,
+        arrival_s=float(number),
         prompt_tokens=10,
         output_tokens=100,
         max_tokens=1000,
         cached_prompt_tokens=0,
         preemptions=0,
         recomputed_tokens=0,
-        scheduled_s=float(number),
-        first_token_s=number + 0.1,
+        scheduled_s=number + response_s / 2,
+        first_token_s=number + response_s / 2,
     )
 
 
@@ -118,17 +118,17 @@ def test_the_margin_stays_in_its_bounds_and_moves_in_small_steps(rows: list[tupl
         assert (reason is None) == (tuner.margin == before)
 
 
-def test_the_boost_follows_the_time_that_answers_run() -> None:
-    """γ times the mean service time is the scale, whatever the engine's speed; single answers do not move it."""
-    for service_s in (2.0, 20.0, 200.0):
+def test_the_boost_follows_the_time_from_arrival_to_end() -> None:
+    """γ times the mean time is the scale, whatever the engine's speed and the queue's depth; single answers do not move it."""
+    for response_s in (2.0, 20.0, 200.0):
         tuner = BoostTuner(scale=0.2, boost_per_s=0.01)
         assert tuner.move() is None
         for number in range(400):
-            tuner.record(finished(number, service_s * (0.5 + number % 2)))
+            tuner.record(finished(number, response_s * (0.5 + number % 2)))
         tuner.move()
-        assert tuner.boost_per_s * service_s == pytest.approx(0.2, rel=0.25)
+        assert tuner.boost_per_s * response_s == pytest.approx(0.2, rel=0.25)
         assert tuner.move() is None, "it has moved already"
-        tuner.record(finished(401, 50 * service_s))
+        tuner.record(finished(401, 50 * response_s))
         assert tuner.move() is None, "one answer is no time scale"
 
 
