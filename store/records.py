@@ -66,7 +66,8 @@ Mode: TypeAlias = Literal["off", "shadow", "on"]
 FinishReason: TypeAlias = Literal["stop", "length", "abort", "error"]
 PreemptionCause: TypeAlias = Literal["memory", "policy"]
 Victims: TypeAlias = Literal["last", "cheapest", "longest"]
-"""Which running request is preempted when KV memory runs out: the last in the order, or the cheapest to recompute."""
+"""Which running request is preempted when KV memory runs out: the last in the order, the cheapest to recompute, or
+the cheapest of those with the highest index."""
 
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]

@@ -11,7 +11,7 @@ from dashboard.data.client import Trouble
 from dashboard.data.sql_questions import QuestionTrouble
 from store.formatting import DASH, count, span
 from store.http_api import EngineView, LearnerView
-from store.records import Settings
+from store.records import Settings, Victims
 
 NO_ENGINE = "no engine"
 
@@ -126,9 +126,10 @@ def rules(settings: Settings) -> list[str]:
         if gate is not None
         else "Admission is the engine's own."
     )
-    victims = {
+    victims: dict[Victims, str] = {
         "last": "When KV memory runs out, the last request in the order is preempted.",
         "cheapest": "When KV memory runs out, the request that is cheapest to recompute is preempted.",
+        "longest": "When KV memory runs out, the cheapest to recompute of the requests with the highest index is preempted.",
     }
     return [admitted, victims[settings.rules.victims]]
 

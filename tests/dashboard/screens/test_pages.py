@@ -84,7 +84,6 @@ def test_now_shows_queue_memory_and_throughput(opened: Open) -> None:
     assert "Admission holds room for each request to grow by its next 256 tokens." in captions(test)
     assert "the last request in the order is preempted" in captions(test)
     assert "The peak of KV memory predicted" in captions(test)
-    assert "3 requests reached their bound on waiting" in captions(test)
     assert boxes(test) == ""
 
 
