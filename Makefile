@@ -2,7 +2,7 @@
 #
 #   make demo     a simulated engine under load, the controller and the dashboard, in a small environment of its own
 #   make quick    the quick tests of the five packages, without vLLM and a browser
-#   make test     everything that CI runs: formatting, lint, types, imports, all tests
+#   make test     everything that CI runs: formatting, lint, types, imports, all tests, the short suite
 #
 # torch must be its CPU build. Where pip's default index serves CUDA builds of torch,
 # export PIP_EXTRA_INDEX_URL with the index of PyTorch's CPU wheels before the first run.
@@ -63,8 +63,9 @@ DEMO_READY := $(if $(findstring vllm,$(ARGS))$(wildcard $(READY)),$(READY),$(DEM
 demo: $(DEMO_READY) ## Run everything on this machine without a GPU; ARGS="--engine vllm" for the real vLLM.
 	$(dir $(DEMO_READY))bin/python -m controller demo $(ARGS)
 
-test: $(READY) ## Everything that CI runs: the checks beside the tests, which wait for servers at first.
+test: $(READY) ## Everything that CI runs: the checks beside the tests, which wait for servers at first, then the short suite.
 	$(MAKE) --no-print-directory --jobs 2 check unit
+	$(MAKE) --no-print-directory suite ARGS="--short --quiet"
 
 check: $(READY) ## Formatting, lint, types and import contracts.
 	$(BIN)/ruff format --check .
