@@ -87,7 +87,7 @@ unit: $(READY) browser promtool ## All tests and doctests; ARGS="-k gittins" for
 bench: $(READY) ## The policies side by side on the built-in workload.
 	$(BIN)/python -m controller bench $(ARGS)
 
-suite: $(READY) ## Our schedule against every rival on every kind of traffic (an hour); ARGS=--short for a minute or two.
+suite: $(READY) ## Our schedule against every rival on every kind of traffic (an hour and a half on two cores); ARGS=--short for a minute or two.
 	$(BIN)/python -m controller suite $(ARGS)
 
 simulate: $(READY) ## Run the whole loop under injected faults; SEEDS=5000 for so many seeds, SEED=123 for one again.
