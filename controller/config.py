@@ -127,7 +127,7 @@ class PolicySection(Section):
         gt=0.0,
         le=1e6,
         description="mean times from arrival to end by which an answer of half the cost may overtake an older one, "
-        "in place of the objective's (mean 35, balanced 7, tail 0.7)",
+        "in place of the objective's (mean 140, balanced 30, tail 0.7)",
     )
 
 

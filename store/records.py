@@ -65,9 +65,9 @@ def packed_tokens(token_ids: Ids) -> bytes:
 Mode: TypeAlias = Literal["off", "shadow", "on"]
 FinishReason: TypeAlias = Literal["stop", "length", "abort", "error"]
 PreemptionCause: TypeAlias = Literal["memory", "policy"]
-Victims: TypeAlias = Literal["last", "cheapest", "longest"]
-"""Which running request is preempted when KV memory runs out: the last in the order, the cheapest to recompute, or
-the cheapest of those with the highest index."""
+Victims: TypeAlias = Literal["last", "later", "cheapest"]
+"""Which running request is preempted when KV memory runs out: the last in the order, the last but never the one that
+arrived first, or the cheapest to recompute."""
 
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
@@ -376,8 +376,8 @@ class EngineRules(Record, frozen=True, kw_only=True):
     preemption: Preemption | None = None
     """When a waiting request pushes out running ones; None leaves preemption to the engine."""
     victims: Victims = "last"
-    """Which running request is preempted when KV memory runs out: the last in the order, the cheapest to recompute of
-    all, or the cheapest of those with the highest index."""
+    """Which running request is preempted when KV memory runs out: the last in the order, the last but never the one that
+    arrived first, or the cheapest to recompute."""
     step: StepCost | None = None
     """Times by which a step's prefill is bounded and prefix hits are priced; None until they are learned."""
 

@@ -25,10 +25,10 @@ DEFAULT_GATE = Gate(horizon_tokens=32)
 Objective: TypeAlias = Literal["mean", "balanced", "tail"]
 
 
-OVERTAKING: dict[Objective, float] = {"mean": 35.0, "balanced": 7.0, "tail": 0.7}
+OVERTAKING: dict[Objective, float] = {"mean": 140.0, "balanced": 30.0, "tail": 0.7}
 """Mean times from arrival to end by which an answer of half the cost may overtake an older one."""
 
-_VICTIMS: dict[Objective, Victims] = {"mean": "longest", "balanced": "longest", "tail": "cheapest"}
+_VICTIMS: dict[Objective, Victims] = {"mean": "later", "balanced": "later", "tail": "cheapest"}
 """For the mean a long request gives way, which frees memory for many; for the tail the one that loses least."""
 
 GATE_EXCHANGE = 1.0

@@ -129,7 +129,7 @@ def rules(settings: Settings) -> list[str]:
     victims: dict[Victims, str] = {
         "last": "When KV memory runs out, the last request in the order is preempted.",
         "cheapest": "When KV memory runs out, the request that is cheapest to recompute is preempted.",
-        "longest": "When KV memory runs out, the cheapest to recompute of the requests with the highest index is preempted.",
+        "later": "When KV memory runs out, the last request in the order is preempted, but never the one that arrived first.",
     }
     return [admitted, victims[settings.rules.victims]]
 

@@ -209,8 +209,8 @@ class Ordering:
         queue, active = waiting if isinstance(waiting, OrderedQueue) else list(waiting), list(running)
         rules = self._rules
         active = self._order.settle(active, rules.victims)
-        if rules.victims == "longest" and active and self._is_short(memory):
-            active = self._order.put_longest_last()
+        if rules.victims == "later" and active and self._is_short(memory):
+            active = self._order.spare_oldest()
         self._look_up_hits(queue, memory)
         self._sort_queue(queue)
         if not queue or not (rules.gate or self.preempts):

@@ -9,7 +9,6 @@ import math
 from bisect import bisect_right, insort
 from collections.abc import Callable
 from dataclasses import dataclass
-from heapq import nlargest
 from itertools import compress, count, islice
 from operator import attrgetter, is_not
 from typing import Any, TypeVar
@@ -53,8 +52,8 @@ class Tracked:
 class RunningOrder:
     """The running requests in order, with their `Tracked` states.
 
-    Under the rule ``last`` the order is that of the keys; under ``cheapest`` the request with the most tokens to
-    recompute comes first, and under ``longest`` too, until memory runs short (`put_longest_last`). A request in prefill
+    Under the rule ``last`` the order is that of the keys, and under ``later`` too, until memory runs short
+    (`spare_oldest`); under ``cheapest`` the request with the most tokens to recompute comes first. A request in prefill
     comes after those of its class that decode: a long prompt uses what they leave of the step's token budget, and its
     preemption costs least.
     """
@@ -85,8 +84,8 @@ class RunningOrder:
         self._growth_units += _units(growth_tokens) - _units(former_tokens)
 
     def rekeyed(self, former: Key, key: Key) -> None:
-        """Record a running request's new key; under rules other than ``last`` only its class matters."""
-        if self._rule == "last" or former[0] != key[0]:
+        """Record a running request's new key; under ``cheapest`` only its class matters."""
+        if self._rule != "cheapest" or former[0] != key[0]:
             self._settled = False
 
     def settle(self, active: list[R], rule: Victims) -> list[R]:
@@ -99,31 +98,30 @@ class RunningOrder:
             return self._active.copy()
         self._follow(active)
         self._rule, self._settled = rule, True
-        place = _key if rule == "last" else _dearest_first
+        place = _dearest_first if rule == "cheapest" else _key
         if unsorted or self._mixed:
             self._sort(place, unsorted=unsorted)
         else:
             self._insert_filled(place)
         return self._active.copy()
 
-    def put_longest_last(self) -> list[Any]:
-        """Put the requests of the lowest class with the highest index last, among them those that lose least; return all.
+    def spare_oldest(self) -> list[Any]:
+        """Put the request of the lowest class that arrived first before the others of its class; return all.
 
-        To preempt a short answer again and again helps nobody, and a long one that has come far loses much: the victim
-        is the cheapest of the longest `LONGEST_SHARE`.
+        The last in the order is one that is expected to go on longest, and under its index alone the same request would
+        be preempted each time. Whoever has waited longest therefore keeps its place to the end.
         """
         decoding = [entry for entry in self.entries if not entry.filling]
-        lowest = decoding[-1].priority if decoding else 0
-        free = [entry for entry in decoding if entry.priority == lowest]
-        longest = nlargest(math.ceil(LONGEST_SHARE * len(free)), free, key=_index)
-        longest.sort(key=_dearest_first)
-        chosen = set(map(id, longest))
-        others = [entry for entry in decoding if id(entry) not in chosen]
-        self._decoding = len(decoding)
-        self.entries = [*others, *longest, *self.filling]
-        self._separate_classes()
-        self._active = [entry.running for entry in self.entries]
-        self._settled = False
+        if len(decoding) > 1:
+            lowest = decoding[-1].priority
+            oldest = min((entry for entry in decoding if entry.priority == lowest), key=_arrival)
+            decoding.remove(oldest)
+            decoding.insert(next(place for place, entry in enumerate(decoding) if entry.priority == lowest), oldest)
+            self._decoding = len(decoding)
+            self.entries = [*decoding, *self.filling]
+            self._separate_classes()
+            self._active = [entry.running for entry in self.entries]
+            self._settled = False
         return self._active.copy()
 
     def keep(self, count: int) -> None:
@@ -212,11 +210,8 @@ class RunningOrder:
         return filled
 
 
-LONGEST_SHARE = 0.2
-"""Share of the running requests, those with the highest index, among which the rule ``longest`` chooses a victim."""
-
 _key = attrgetter("key")
-_index = attrgetter("index_s")
+_arrival = attrgetter("arrival_s", "serial")
 _priority = attrgetter("priority")
 
 

@@ -27,7 +27,7 @@ RULES = EngineRules(
     gate=Gate(horizon_tokens=32),
     boost_per_s=0.01,
     preemption=Preemption(token_s=1e-4),
-    victims="longest",
+    victims="later",
 )
 WHOLE = IndexPolicy(
     name="sage",

@@ -69,7 +69,7 @@ def test_the_objectives_differ_in_how_far_short_answers_overtake() -> None:
         assert fixed is not None
         assert fixed.boost_scale == pytest.approx(math.log(2.0) / 3.0)
     assert scales == sorted(scales)
-    assert scales[1] == pytest.approx(math.log(2.0) / 7.0)
+    assert scales[1] == pytest.approx(math.log(2.0) / 30.0)
 
 
 def test_the_paper_s_index_changes_at_bucket_borders_only() -> None:

@@ -381,7 +381,7 @@ def test_a_setting_changes_what_would_have_been(ran_on: Any, tmp_path: Path) -> 
         return float(json.loads(file.read_text())["policies"]["sage"]["mean_ttlt_s"])
 
     default_s = mean_s()
-    assert mean_s("--set", "policy.overtaking=7") == default_s
+    assert mean_s("--set", "policy.overtaking=30") == default_s
     others = [
         mean_s("--set", "policy.gate=false"),
         mean_s("--set", "policy.overtaking=0.5"),

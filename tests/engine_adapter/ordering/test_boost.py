@@ -36,7 +36,7 @@ def first(boost_per_s: float, *, older_s: float, old_index_s: float, new_index_s
     return ordering.plan(older_s, waiting=queue, running=[], memory=PlainMemory(9, 16)).waiting[0].request_id
 
 
-@pytest.mark.parametrize("overtaking", [0.7, 7.0, 35.0])
+@pytest.mark.parametrize("overtaking", [0.7, 30.0, 140.0])
 @pytest.mark.parametrize("response_s", [2.0, 60.0, 900.0])
 def test_an_answer_of_half_the_cost_overtakes_one_that_has_waited_so_many_mean_times(
     overtaking: float, response_s: float

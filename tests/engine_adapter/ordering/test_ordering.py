@@ -259,23 +259,36 @@ def test_the_cheapest_victim_has_the_fewest_tokens_to_recompute() -> None:
     assert [r.request_id for r in plan.running] == ["old", "new", "lower"]
 
 
-def test_when_memory_runs_short_the_cheapest_of_the_longest_is_the_victim() -> None:
-    """Among the fifth with the highest index the one with the fewest computed tokens goes last; before, nobody moves."""
+def test_when_memory_runs_short_the_oldest_keeps_its_place() -> None:
+    """The last by the index is preempted unless it arrived first; while memory is free the order is that of the index."""
     ordering = Ordering(BLOCK, 1000)
-    ordering.configure(settings(victims="longest"))
+    ordering.configure(settings(victims="later"))
     running = []
-    for number in range(10):
-        name = f"r{number}"
-        ordering.track(name, priority=0, arrival_s=float(number))
-        ordering.put(table(name, (0, 50.0 - number if number < 2 else float(number), 0.0)))
-        tokens = 1000 if number == 0 else 400 if number == 1 else 10 * number
-        running.append(Request(name, tokens + 1, tokens))
-    roomy = ordering.plan(0.0, waiting=[], running=running, memory=PlainMemory(10, BLOCK))
-    assert [r.request_id for r in roomy.running][-1] == "r2"
-    short = ordering.plan(0.0, waiting=[], running=running, memory=PlainMemory(9, BLOCK))
-    assert [r.request_id for r in short.running][-2:] == ["r0", "r1"]
-    again = ordering.plan(0.0, waiting=[], running=short.running, memory=PlainMemory(10, BLOCK))
-    assert [r.request_id for r in again.running] == [r.request_id for r in roomy.running]
+    for arrival, (name, index_s) in enumerate([("oldest", 90.0), ("long", 80.0), ("short", 1.0)]):
+        ordering.track(name, priority=0, arrival_s=float(arrival))
+        ordering.put(table(name, (0, index_s, 0.0)))
+        running.append(Request(name, 101, 100))
+    for free_blocks, expected in (
+        (3, ["short", "long", "oldest"]),
+        (2, ["oldest", "short", "long"]),
+        (3, ["short", "long", "oldest"]),
+    ):
+        plan = ordering.plan(0.0, waiting=[], running=running, memory=PlainMemory(free_blocks, BLOCK))
+        assert [r.request_id for r in plan.running] == expected
+        running = plan.running
+
+
+def test_the_oldest_of_the_lowest_class_only_is_spared() -> None:
+    """A higher class stands before it all the same."""
+    ordering = Ordering(BLOCK, 1000)
+    ordering.configure(settings(victims="later"))
+    running = []
+    for name, priority, arrival_s, index_s in (("high", 0, 9.0, 5.0), ("old", 1, 1.0, 9.0), ("new", 1, 2.0, 1.0)):
+        ordering.track(name, priority=priority, arrival_s=arrival_s)
+        ordering.put(table(name, (0, index_s, 0.0)))
+        running.append(Request(name, 101, 100))
+    plan = ordering.plan(0.0, waiting=[], running=running, memory=PlainMemory(0, BLOCK))
+    assert [r.request_id for r in plan.running] == ["high", "old", "new"]
 
 
 def test_a_preempted_request_comes_back_where_its_place_lasts() -> None:

@@ -222,7 +222,7 @@ RULES = st.builds(
     boost_per_s=st.sampled_from([None, 0.02, 2.0]),
     preemption=st.none()
     | st.builds(Preemption, token_s=st.sampled_from([0.0, 0.05]), hysteresis=st.sampled_from([0.0, 0.5])),
-    victims=st.sampled_from(["last", "cheapest", "longest"]),
+    victims=st.sampled_from(["last", "later", "cheapest"]),
     step=st.none() | st.just(StepCost(base_s=0.03, prefill_token_s=1e-3, budget_tokens=64)),
 )
 
