@@ -16,8 +16,9 @@ from pathlib import Path
 VERSION = "0.33.0"
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / ".cache" / f"vllm-{VERSION}"
+FOLDER = "tests/engine_adapter/vllm"
 TESTS = tuple(
-    f"tests/engine_adapter/vllm/test_{name}.py"
+    f"{FOLDER}/test_{name}.py"
     for name in ("contract", "request_events", "scheduler", "block_memory", "step_shape", "waiting_requests")
 )
 
