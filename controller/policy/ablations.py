@@ -23,8 +23,9 @@ def without(policy: Policy, name: str) -> Policy:
     """The policy without the part that is named.
 
     ``cost`` uses the paper's memory cost in place of ours, ``index`` the order of arrival, ``victims`` the last of the
-    order; ``gate``, ``boost``, ``shape`` and ``preemption`` turn the part off. ``predictor`` is the same policy, for which `bench` predicts the
-    model's global distribution for every prompt. `sage-with-gittins` uses the Gittins index in place of the mean.
+    order; ``gate``, ``boost``, ``shape`` and ``preemption`` turn the part off. ``predictor`` is the same policy, for
+    which `bench` predicts the model's global distribution for every prompt. `sage-with-gittins` uses the Gittins index
+    in place of the mean.
 
     Args:
         policy: the complete policy.

@@ -330,13 +330,14 @@ class Ordering:
         """Return the free blocks for which a preempted request waits, so that it does not lose its place at once.
 
         They last for a share of as many steps as it has tokens to compute again, if every running request grows by a
-        token in each.
+        token in each; they are never more than those that it computes again, or a full engine would drain for it.
         """
         tracked = self._tracked[request.request_id]
         if not tracked.attained_tokens or self._rules.gate is None:
             return 0.0
         lost_tokens = max(0, request.num_tokens - tracked.hit.tokens)
-        return RESUME_SHARE * lost_tokens * (len(self._order.entries) + 1) / self._block_size_tokens
+        growing = len(self._order.entries) + 1
+        return lost_tokens * min(RESUME_SHARE * growing, 1.0) / self._block_size_tokens
 
     def _claim_blocks(self, running: R, memory: KvMemory) -> float:
         """Return the KV blocks that a running request is expected to take beyond those that it holds."""

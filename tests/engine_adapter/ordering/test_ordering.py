@@ -259,6 +259,22 @@ def test_the_cheapest_victim_has_the_fewest_tokens_to_recompute() -> None:
     assert [r.request_id for r in plan.running] == ["old", "new", "lower"]
 
 
+def test_a_preempted_request_never_waits_for_more_than_twice_its_own_blocks() -> None:
+    """Beside a hundred running requests it needs its blocks and as many free ones, not those of five engines."""
+    names = [f"r{number}" for number in range(100)]
+    for free_blocks, limit in ((200, 101), (199, 100)):
+        ordering = Ordering(BLOCK, 1000)
+        ordering.configure(settings(gate=Gate(horizon_tokens=32)))
+        for name in (*names, "back"):
+            ordering.track(name, priority=0, arrival_s=0.0)
+            ordering.put(table(name, (0, 1.0, 0.0)))
+        ordering.attain("back", 400)
+        running = [Request(name, 16, 15) for name in names]
+        memory = PlainMemory(free_blocks, BLOCK)
+        plan = ordering.plan(0.0, waiting=[Request("back", 1600)], running=running, memory=memory)
+        assert plan.admission_limit == limit
+
+
 def test_when_memory_runs_short_the_oldest_keeps_its_place() -> None:
     """The last by the index is preempted unless it arrived first; while memory is free the order is that of the index."""
     ordering = Ordering(BLOCK, 1000)
