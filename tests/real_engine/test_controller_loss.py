@@ -28,6 +28,9 @@ CompletedRequest: TypeAlias = dict[str, Any]
 PLACES = 8
 CLIENTS = 24
 
+NEARLY = 0.01
+"""Share by which two indexes differ that are nearly equal: the boost then goes by arrival."""
+
 
 @pytest.fixture(scope="module")
 def lease_s() -> float:
@@ -100,6 +103,7 @@ def test_a_killed_controller_costs_no_request_and_no_fact(
 ) -> None:
     """Killed under load: all are answered, first come, first served meanwhile; then ordered again, each life once."""
     with Load(server, ask) as load:
+        _await_answers(site, load, CLIENTS)
         started_s = time.time()
         _await_answers(site, load, CLIENTS)
         site.kill_controller()
@@ -187,7 +191,7 @@ def test_classes_are_strict_and_the_index_orders_within_them(
         started_s = first["scheduled_s"]
         if first["priority"] == second["priority"] and started_s < second["scheduled_s"]:
             indexes, others = (_indexes(decisions[life["request_id"]], started_s) for life in (first, second))
-            assert min(indexes) <= max(others)
+            assert min(indexes) <= max(others) * (1.0 + NEARLY), "those of nearly equal index go in order of arrival"
     assert len({decisions[life["request_id"]][0][1] for life in lives}) > 6, "indexes differ"
 
 
