@@ -1,11 +1,62 @@
-"""Numbers, shares and spans of time as people read them: rounded alike on every page and in every sentence."""
+"""Numbers, shares, spans of time and text from outside as people read them, alike on every page and in every sentence."""
 
 from __future__ import annotations
 
 import math
+import re
+import unicodedata
 
 DASH = "–"
 """Stands for a number that is not known."""
+
+_JOINERS = "\u200c\u200d"
+"""Invisible, and part of how Persian, Hindi and emoji are written."""
+_NOT_SHOWN = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+"""First characters of a cell that spreadsheets take for a formula."""
+
+
+def printable(text: str, keep: str = "") -> str:
+    r"""Text from outside for a terminal, a log or a file that people read: what is not shown is written as its escape.
+
+    Control characters could drive the terminal or forge lines, and directional marks could reorder what is read.
+
+    Args:
+        text: from anywhere.
+        keep: control characters that stay, such as the line feed where lines are meant.
+
+    >>> printable("a\x1b]0;b\x07\n"), printable("a\n", keep="\n"), printable("\u202egpj.exe"), printable("naïve 名")
+    ('a\\x1b]0;b\\x07\\n', 'a\n', '\\u202egpj.exe', 'naïve 名')
+    """
+    if text.isprintable():
+        return text
+    return "".join(each if _is_shown(each) or each in keep else _escape(each) for each in text)
+
+
+def _is_shown(character: str) -> bool:
+    return character.isprintable() or character in _JOINERS or unicodedata.category(character) == "Zs"
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def printable_json(text: str) -> str:
+    r"""JSON with the control characters that JSON itself allows in strings written as escapes; it decodes to the same.
+
+    >>> printable_json('"\x9b2J\u202e"')
+    '"\\u009b2J\\u202e"'
+    """
+    return _NOT_SHOWN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def spreadsheet_text(text: str) -> str:
+    r"""A text cell that no spreadsheet takes for a formula: one that begins like a formula gets an apostrophe in front.
+
+    >>> spreadsheet_text('=HYPERLINK("http://evil.example")'), spreadsheet_text("-5"), spreadsheet_text("a=b")
+    ('\'=HYPERLINK("http://evil.example")', "'-5", 'a=b')
+    """
+    return printable(f"'{text}" if text.startswith(FORMULA_STARTS) else text, keep="\n\t")
 
 
 def known(value: float | None) -> bool:

@@ -9,10 +9,12 @@ from urllib.parse import quote
 import msgspec
 
 from controller.api.client import ApiClient
+from controller.cli.output import say
 from controller.config import Config
 from controller.explain.explanation import explain
 from controller.explain.lookup import recorded_timeline
 from store.errors import SageError
+from store.formatting import printable_json
 from store.http_requests import ExplainView
 
 
@@ -23,11 +25,12 @@ def run_explain(request_id: str, config: Config, *, api: str | None, store: Path
     """
     answer = _answer(request_id, config, api, store)
     if as_json:
-        sys.stdout.write(msgspec.json.encode(answer).decode() + "\n")
+        sys.stdout.write(printable_json(msgspec.json.encode(answer).decode()) + "\n")
         return
     explanation = answer.explanation or explain(answer.facts)
-    sys.stdout.write(f"Request {explanation.request_id} ({explanation.state})\n")
-    sys.stdout.writelines(f"- {sentence.text}\n" for sentence in explanation.sentences)
+    say(f"Request {explanation.request_id} ({explanation.state})")
+    for sentence in explanation.sentences:
+        say(f"- {sentence.text}")
 
 
 def _answer(request_id: str, config: Config, api: str | None, store: Path | None) -> ExplainView:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from controller.cli.output import say
 from controller.config import load_config
 from engine_adapter.transport.authorized_engines import authorize as let_in
 from engine_adapter.transport.authorized_engines import read_authorized
@@ -44,8 +44,8 @@ def controller(*, replace: ReplaceFlag = False, folder: KeysFlag = None, config:
     """Make the controller's key pair, once, and print the public key, which engines need."""
     path = _folder(folder, config)
     pair = create_controller_keys(path, replace=replace)
-    _say(f"made the controller's key pair in {path}")
-    _say(f"public key: {pair.public}")
+    say(f"made the controller's key pair in {path}")
+    say(f"public key: {pair.public}")
 
 
 @keys.command(epilog="Example: sagesched keys engine gpu-1, then copy gpu-1.key to the engine's machine with scp -p")
@@ -69,8 +69,8 @@ def engine(
     if known is None or replace:
         save_engine_key(file, key, replace=replace)
     let_in(path, engine_id, key.pair.public, replace=replace)
-    _say(f"made {file}; engine {engine_id!r} may connect")
-    _say("copy it to the engine's machine (scp -p), remove it here, and set key_file there")
+    say(f"made {file}; engine {engine_id!r} may connect")
+    say("copy it to the engine's machine (scp -p), remove it here, and set key_file there")
 
 
 @keys.command(epilog="Example: sagesched keys authorize gpu-1 'rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7'")
@@ -84,7 +84,7 @@ def authorize(
 ) -> None:
     """Admit an engine whose key pair was made on its own machine; takes effect at once, also in a running controller."""
     let_in(_folder(folder, config), engine_id, public_key, replace=replace)
-    _say(f"engine {engine_id!r} may connect")
+    say(f"engine {engine_id!r} may connect")
 
 
 @keys.command(epilog="Example: sagesched keys revoke gpu-1")
@@ -93,16 +93,16 @@ def revoke(engine_id: EngineArgument, *, folder: KeysFlag = None, config: Config
     path = _folder(folder, config)
     shut_out(path, engine_id)
     _engine_file(path, checked_engine_id(engine_id)).unlink(missing_ok=True)
-    _say(f"engine {engine_id!r} may not connect any more")
+    say(f"engine {engine_id!r} may not connect any more")
 
 
 @keys.command("list", epilog="Example: sagesched keys list --config sagesched.toml")
 def list_keys(*, folder: KeysFlag = None, config: ConfigFlag = None) -> None:
     """List the public keys of the controller and of the engines that may connect."""
     path = _folder(folder, config)
-    _say(f"controller {load_controller_keys(path).public}")
+    say(f"controller {load_controller_keys(path).public}")
     for engine_id, public in sorted(read_authorized(path).items()):
-        _say(f"engine {engine_id} {public}")
+        say(f"engine {engine_id} {public}")
 
 
 def _folder(folder: Path | None, config: Path | None) -> Path:
@@ -111,7 +111,3 @@ def _folder(folder: Path | None, config: Path | None) -> Path:
 
 def _engine_file(folder: Path, engine_id: str) -> Path:
     return folder / "engines" / f"{engine_id}.key"
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")

@@ -23,12 +23,14 @@ import typer
 from controller.cli.benchmark import add_studies
 from controller.cli.keys import add_keys
 from controller.cli.machines import add_machines
+from controller.cli.output import PrintableFormatter, say
 from controller.cli.replay import add_replay
 from controller.cli.suite import add_suite
 from controller.cli.system import add_proofs
 from controller.config import Config, load_config
 from engine_adapter.agent.clock import steady_clock
 from store.errors import BadInputError, SageError
+from store.formatting import printable
 
 app = typer.Typer(
     name="sagesched",
@@ -168,11 +170,11 @@ def demo(
         engine=engine, duration_s=duration, dashboard=dashboard, store=store, speed=speed, load=load, seed=seed
     )
     _stop_on_sigterm()
-    summary = run_demo(spec, clock=time.time, pause=time.sleep, say=_say)
+    summary = run_demo(spec, clock=time.time, pause=time.sleep, say=say)
     if as_json:
         sys.stdout.write(json.dumps(summary) + "\n")
     else:
-        _say(f"ended      {summary['requests_finished']:,} requests; the history stays in {summary['store']}")
+        say(f"ended      {summary['requests_finished']:,} requests; the history stays in {summary['store']}")
 
 
 @app.command(epilog="""Example: sagesched sql "SELECT * FROM requests ORDER BY ttlt_s DESC LIMIT 5" --format csv""")
@@ -182,6 +184,9 @@ def sql(
     output: Annotated[Literal["table", "csv", "json", "parquet"], typer.Option("--format", "-f")] = "table",
     file: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="instead of the screen")] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000_000, help="rows at most")] = 10_000,
+    raw: Annotated[
+        bool, typer.Option(help="CSV with text as recorded, which terminals and spreadsheets may obey")
+    ] = False,
     store: StoreFlag = None,
     config: ConfigFlag = None,
 ) -> None:
@@ -189,7 +194,7 @@ def sql(
     from controller.cli.sql import run_query
 
     tree = load_config({"store": {"path": store}}, file=config)
-    run_query(tree.store.path, query, output=output, file=file, row_limit=limit)
+    run_query(tree.store.path, query, output=output, file=file, row_limit=limit, raw=raw)
 
 
 @app.command(epilog="Example: sagesched explain cmpl-42 --store /var/lib/sagesched")
@@ -226,7 +231,7 @@ def forget(
         raise BadInputError("none or several of --request, --tenant and --all are given: give one of them")
     path = load_config({"store": {"path": store}}, file=config).store.path
     arrivals = forget_prompts(path, Whose(request_id=request, tenant=tenant), now_s=time.time())
-    _say(f"deleted the prompts of {arrivals} arrivals from {path}")
+    say(f"deleted the prompts of {arrivals} arrivals from {path}")
 
 
 @app.command(epilog="Example: sagesched doctor --config sagesched.toml")
@@ -237,14 +242,14 @@ def doctor(*, config: ConfigFlag = None, store: StoreFlag = None, port: PortFlag
 
     tree = load_config({"store": {"path": store}, "http": {"port": port}}, file=config)
     for key, value in printed(tree):
-        _say(f"  {key} = {value}")
+        say(f"  {key} = {value}")
     wrong = 0
     for finding in examine(tree, now_s=time.time()):
-        _say(f"[{finding.state:>5}] {finding.name}: {finding.text}")
+        say(f"[{finding.state:>5}] {finding.name}: {finding.text}")
         if finding.remedy:
-            _say(f"        -> {finding.remedy}")
+            say(f"        -> {finding.remedy}")
         wrong += finding.state == "wrong"
-    _say(f"{wrong} problem(s) found" if wrong else "all is well")
+    say(f"{wrong} problem(s) found" if wrong else "all is well")
     return 1 if wrong else 0
 
 
@@ -269,7 +274,7 @@ def dashboard(
     environment = {**os.environ, **({"SAGESCHED_HTTP__TOKEN": token} if token else {})}
     _stop_on_sigterm()
     named = tree.store.path if "path" in tree.store.model_fields_set else None
-    _say(f"dashboard: http://{host}:{port} (controller {url}, history {named or 'as the controller names it'})")
+    say(f"dashboard: http://{host}:{port} (controller {url}, history {named or 'as the controller names it'})")
     command = dashboard_command(url, named, port=port, host=host)
     return subprocess.run(command, env=environment, check=False).returncode
 
@@ -289,7 +294,7 @@ def mode(
     token = tree.http.token.get_secret_value() if tree.http.token else None
     client = ApiClient(api or f"http://127.0.0.1:{tree.http.port}", token=token)
     settings = client.set_mode(wanted, reason)
-    _say(f"mode {settings['mode']}, revision {settings['revision']}")
+    say(f"mode {settings['mode']}, revision {settings['revision']}")
 
 
 def _serve(config: Config) -> int:
@@ -340,9 +345,9 @@ def _stop_on_sigterm() -> None:
 
 
 def _log_to_stderr(level: str) -> None:
-    logging.basicConfig(
-        level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PrintableFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
 def _message(error: BaseException) -> str:
@@ -350,12 +355,6 @@ def _message(error: BaseException) -> str:
     return str(describe()) if describe else str(error)
 
 
-def _say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
-
-
 def _fail(line: str, code: int) -> int:
-    shown = line.encode("utf-8", "backslashreplace").decode()
-    sys.stderr.write(f"sagesched: {shown}\n")
+    sys.stderr.write(f"sagesched: {printable(line)}\n")
     return code

@@ -2,18 +2,52 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from store.atomic_file import write_whole
 from store.errors import BadInputError
+from store.formatting import printable
 
 if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
     from rich.progress import Progress
+
+
+def say(line: str) -> None:
+    """Print a line, whatever the text in it came from."""
+    sys.stdout.write(f"{printable(line)}\n")
+    sys.stdout.flush()
+
+
+class PrintableFormatter(logging.Formatter):
+    """Writes a message on one line, so that no client's text can forge a line of the log or drive a terminal."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
+        """The message's line."""
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: ANN401, N802 - logging's own name and type
+        """The traceback's lines; the exception's text is in the last of them."""
+        return printable(super().formatException(ei), keep="\n")
+
+
+class Printable:
+    """A Rich renderable whose text cannot drive the terminal; its own styles stay."""
+
+    def __init__(self, renderable: RenderableType) -> None:
+        self._renderable = renderable
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The same segments, with printable text."""
+        for segment in console.render(self._renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text, keep="\n"))
 
 
 @contextmanager
@@ -27,12 +61,12 @@ def progress_bar(*, quiet: bool) -> Iterator[Progress]:
         yield bar
 
 
-def print_table(table: object) -> None:
+def print_table(table: RenderableType) -> None:
     """Print a Rich table, at its full width if no terminal bounds it."""
     from rich.console import Console
 
     console = Console()
-    Console(width=None if console.is_terminal else 220).print(table)
+    Console(width=None if console.is_terminal else 220).print(Printable(table))
 
 
 def require_writable(*files: Path | None) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from controller.cli.output import print_table, progress_bar, require_writable, write_figures
+from controller.cli.output import print_table, progress_bar, require_writable, say, write_figures
 from store.errors import BadInputError
 
 if TYPE_CHECKING:
@@ -112,9 +111,10 @@ def _show(result: Replay, json_file: Path | None, html: Path | None) -> None:
         write_html,
     )
 
-    sys.stdout.write(f"{describe(result)}\n")
+    say(describe(result))
     print_table(fit_table(result))
-    sys.stdout.write("".join(f"{line}\n" for line in verdict(result)))
+    for line in verdict(result):
+        say(line)
     print_table(policies_table(result))
     write_figures(json_file, json.dumps(result.as_json(), indent=2) + "\n")
     if html is not None:

@@ -11,17 +11,24 @@ import pyarrow as pa
 from pyarrow import csv, parquet
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from store.atomic_file import write_whole
 from store.errors import BadInputError, StoreError
+from store.formatting import printable, printable_json, spreadsheet_text
 from store.history.reader import require_catalog
 from store.reading.sandbox import TRUNCATED, run_sql
 
 Output: TypeAlias = Literal["table", "csv", "json", "parquet"]
 
 
-def run_query(store: Path, statement: str, *, output: Output, file: Path | None, row_limit: int) -> None:
-    """Run a statement and write the answer; raises `BadInputError`."""
+def run_query(
+    store: Path, statement: str, *, output: Output, file: Path | None, row_limit: int, raw: bool = False
+) -> None:
+    """Run a statement and write the answer; raises `BadInputError`.
+
+    With ``raw`` text goes into CSV as it is recorded: for programs, not for terminals and spreadsheets.
+    """
     if output == "parquet" and file is None:
         raise BadInputError("format 'parquet' is binary: name a file with --output")
     try:
@@ -34,26 +41,55 @@ def run_query(store: Path, statement: str, *, output: Output, file: Path | None,
     elif output == "table" and file is None:
         Console().print(_for_people(answer), highlight=False)
     else:
-        _write_text(_TEXT[output](answer), file)
+        _write_text((_raw_csv if raw and output == "csv" else _TEXT[output])(answer), file)
     if (answer.schema.metadata or {}).get(TRUNCATED) == b"true":
         sys.stderr.write(f"sagesched: only the first {row_limit} rows are shown: raise --limit to see more\n")
 
 
 def _for_people(answer: pa.Table) -> Table:
-    table = Table(*answer.column_names)
+    table = Table()
+    for name in answer.column_names:
+        table.add_column(_cell(name))
     for row in answer.to_pylist():
-        table.add_row(*("" if value is None else str(value) for value in row.values()))
+        table.add_row(*("" if value is None else _cell(str(value)) for value in row.values()))
     return table
 
 
+def _cell(text: str) -> Text:
+    """Text as it is: no markup of Rich's, nothing that drives a terminal."""
+    return Text(printable(text, keep="\n"))
+
+
 def _csv(answer: pa.Table) -> str:
+    """The answer for spreadsheets: see `spreadsheet_text`."""
+    return _raw_csv(_for_spreadsheets(answer))
+
+
+def _for_spreadsheets(answer: pa.Table) -> pa.Table:
+    columns = [_defused(column) for column in answer.columns]
+    return pa.Table.from_arrays(columns, names=[spreadsheet_text(name) for name in answer.column_names])
+
+
+def _defused(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column of text or bytes as text that neither a terminal nor a spreadsheet obeys; others as they are."""
+    if not any(isinstance(value, (str, bytes)) for value in column.to_pylist()):
+        return column
+    texts = (
+        value.decode(errors="backslashreplace") if isinstance(value, bytes) else value for value in column.to_pylist()
+    )
+    return pa.chunked_array(
+        [pa.array((None if text is None else spreadsheet_text(text) for text in texts), pa.string())]
+    )
+
+
+def _raw_csv(answer: pa.Table) -> str:
     stream = pa.BufferOutputStream()
     csv.write_csv(answer, stream)
     return str(stream.getvalue().to_pybytes().decode())
 
 
 def _json(answer: pa.Table) -> str:
-    return msgspec.json.format(msgspec.json.encode(answer.to_pylist())).decode() + "\n"
+    return printable_json(msgspec.json.format(msgspec.json.encode(answer.to_pylist())).decode()) + "\n"
 
 
 def _table(answer: pa.Table) -> str:
