@@ -16,6 +16,11 @@ from store.records import Mode, Settings, Snapshot
 
 QueueState: TypeAlias = Literal["waiting", "running"]
 PartKind: TypeAlias = Literal["class", "length", "cluster"]
+DegradedKind: TypeAlias = Literal[
+    "loop_failing",
+    "learner_failing",
+]
+"""Ways in which a controller does less than it should while it runs: also the metric's label."""
 
 
 class View(msgspec.Struct, frozen=True):
@@ -30,12 +35,22 @@ class LivenessView(View, frozen=True, kw_only=True):
     """Time since the control loop last published its state."""
 
 
+class DegradedState(View, frozen=True, kw_only=True):
+    """One way in which the controller does less than it should at present; it ends by itself once its cause is gone."""
+
+    kind: DegradedKind
+    text: str
+    """What is wrong, what happens meanwhile, and what to do."""
+
+
 class ReadinessView(View, frozen=True, kw_only=True):
     """Answer of ``/readyz`` once engines may connect."""
 
     status: Literal["ready"] = "ready"
     engines: int
     """Engines that are connected."""
+    degraded: tuple[DegradedKind, ...] = ()
+    """What is amiss meanwhile; ``/api/state`` says more."""
 
 
 class ControllerView(View, frozen=True, kw_only=True):
@@ -128,6 +143,8 @@ class StateView(View, frozen=True, kw_only=True):
     learner: LearnerView
     store: WriterStats
     engines: tuple[EngineView, ...]
+    degraded: tuple[DegradedState, ...] = ()
+    """What is amiss at present; empty where all is well."""
 
 
 class QueueRow(View, frozen=True, kw_only=True):

@@ -170,8 +170,12 @@ def _add_probes(api: FastAPI, sources: ApiSources) -> None:
 
     @api.get("/readyz", tags=["health"])
     def readyz() -> ReadinessView:
-        """Whether engines may connect, and how many are connected; 503 while the controller starts."""
-        return ReadinessView(engines=sum(engine.connected for engine in _live_snapshot(sources).engines))
+        """Whether engines may connect, how many are connected, and what is amiss; 503 while the controller starts."""
+        live_snapshot = _live_snapshot(sources)
+        return ReadinessView(
+            engines=sum(engine.connected for engine in live_snapshot.engines),
+            degraded=tuple(sorted({state.kind for state in live_snapshot.degraded})),
+        )
 
 
 def _add_metrics(api: FastAPI, sources: ApiSources, guard: Any) -> None:
@@ -201,6 +205,7 @@ def _add_live(api: FastAPI, sources: ApiSources, guard: Any) -> None:
             learner=learner_view(live_snapshot),
             store=live_snapshot.store,
             engines=tuple(engine_view(engine) for engine in live_snapshot.engines),
+            degraded=live_snapshot.degraded,
         )
 
     @api.get("/api/queue", tags=["live"], dependencies=[guard])

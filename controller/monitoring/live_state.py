@@ -7,7 +7,7 @@ never changes; readers compute derived values (quantiles, ranks) from the latest
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 
@@ -20,7 +20,7 @@ from online_learning.calibration.scoring import Calibration, RollingScores
 from online_learning.distribution import LengthDistribution
 from store.entries import DriftDetected, Outcome
 from store.history.writer import WriterStats
-from store.http_api import QueueRow, QueueState
+from store.http_api import DegradedState, QueueRow, QueueState
 from store.records import Arrived, Finished, Hello, IndexTable, Settings, Snapshot
 
 REQUESTS_SHOWN = 5000
@@ -82,6 +82,8 @@ class LiveSnapshot:
     engines: tuple[EngineView, ...]
     store: WriterStats
     loop: Mapping[str, float]
+    degraded: tuple[DegradedState, ...] = ()
+    """What is amiss at present."""
 
 
 class Live:
@@ -102,7 +104,15 @@ class Live:
         """Add a drift; for the control loop's thread."""
         self._drifts.append(drift)
 
-    def publish(self, core: Core, *, store: WriterStats, loop: Mapping[str, float], now_s: float) -> None:
+    def publish(
+        self,
+        core: Core,
+        *,
+        store: WriterStats,
+        loop: Mapping[str, float],
+        now_s: float,
+        degraded: Iterable[DegradedState] = (),
+    ) -> None:
         """Publish a new snapshot of the core."""
         self.live_snapshot = LiveSnapshot(
             time_s=now_s,
@@ -116,6 +126,7 @@ class Live:
             engines=tuple(_engine_view(session) for session in core.sessions),
             store=store,
             loop=loop,
+            degraded=tuple(degraded),
         )
 
     def _record_judgement(self, judgement: Judgement) -> None:

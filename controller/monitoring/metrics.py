@@ -7,6 +7,7 @@ The registry is the controller's own, so that a process may hold several control
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -19,7 +20,7 @@ from controller.monitoring.tracing import Telemetry
 from controller.prompt_encoder import Encoder
 from engine_adapter.transport.zmq_sockets import ZmqHub
 from store.entries import Outcome, Prediction
-from store.http_api import EncoderCounts
+from store.http_api import DegradedKind, EncoderCounts
 from store.records import Finished, Snapshot
 
 TICK_BUCKETS_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1)
@@ -273,6 +274,7 @@ class LiveCollector(Collector):
         yield from _engines(tuple(newest.values()))
         yield from _loop(live_snapshot)
         yield _mode(live_snapshot)
+        yield _degraded(live_snapshot)
 
 
 def _quality(live_snapshot: LiveSnapshot) -> Iterator[Metric]:
@@ -404,4 +406,14 @@ def _mode(live_snapshot: LiveSnapshot) -> Metric:
     )
     for mode in ("off", "shadow", "on"):
         metric.add_metric([mode], float(live_snapshot.settings.mode == mode))
+    return metric
+
+
+def _degraded(live_snapshot: LiveSnapshot) -> Metric:
+    """Count what is amiss by kind; a kind without any is 0."""
+    metric = GaugeMetricFamily(
+        "sagesched_degraded", "States in which the controller does less than it should, by kind.", labels=["state"]
+    )
+    for kind in get_args(DegradedKind):
+        metric.add_metric([kind], float(sum(state.kind == kind for state in live_snapshot.degraded)))
     return metric

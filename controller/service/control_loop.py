@@ -23,10 +23,11 @@ from controller.monitoring.metrics import Metrics
 from controller.monitoring.request_tracker import RequestTracker
 from controller.monitoring.tracing import Ended, Telemetry
 from controller.prompt_encoder import Encoder
+from controller.service.trouble import PauseLimits, Trouble, described
 from engine_adapter.transport.link import ControllerHub
 from store.entries import DriftDetected, Entry, Outcome, Prediction
 from store.history.writer import HistoryWriter
-from store.records import Arrived, EngineMessage, Finished, Mode, Snapshot
+from store.records import Arrived, EngineMessage, Finished, Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -49,16 +50,6 @@ class LoopLimits:
     error_pause_s: float = 5.0
     error_pause_limit_s: float = 300.0
     errors_logged: int = 100
-
-
-@dataclass(slots=True)
-class _Trouble:
-    """Failures of the core, and until when engines serve first come, first served because of them."""
-
-    errors: int = 0
-    fallbacks: int = 0
-    until_s: float | None = None
-    wanted: Mode = "off"
 
 
 class ControlLoop:
@@ -92,7 +83,7 @@ class ControlLoop:
         self._unacknowledged: deque[tuple[int, str, int]] = deque()
         self._position = 0
         self._next_publish_s = 0.0
-        self._trouble = _Trouble()
+        self._trouble = Trouble()
         self._logged: set[str] = set()
         self._not_learnt = 0
         self._next_warning_s = 0.0
@@ -181,15 +172,13 @@ class ControlLoop:
 
     def _on_tick(self, now_s: float) -> None:
         """Do what is due by the clock, and end a fallback."""
-        trouble = self._trouble
-        if trouble.until_s is not None and now_s >= trouble.until_s:
-            trouble.until_s = None
-            self._core.set_mode(trouble.wanted, "no failure for a while", now_s)
+        if self._trouble.is_over(now_s):
+            self._core.set_mode(self._trouble.wanted, "no failure for a while", now_s)
         self._core.tick(now_s)
 
     def _set_mode(self, command: SetMode, now_s: float) -> None:
         """Carry out an operator's command, which also ends a fallback."""
-        self._trouble.until_s = None
+        self._trouble.end(now_s)
         self._core.set_mode(command.mode, command.reason, now_s)
         self._send(now_s)
         command.answer.set_result(self._core.settings)
@@ -197,18 +186,13 @@ class ControlLoop:
     def _fall_back(self, error: Exception, now_s: float) -> None:
         """Count a failure, log its kind once, and switch engines to their own order for a while."""
         self._metrics.tick_errors.inc()
-        kind = f"{type(error).__name__}: {error}"
+        kind = described(error)
         if kind not in self._logged and len(self._logged) < self._limits.errors_logged:
             self._logged.add(kind)
             log.error("control loop failed, engines serve first come, first served", exc_info=error)
-        trouble = self._trouble
-        if trouble.until_s is None:
-            trouble.wanted = self._core.settings.mode
-            trouble.fallbacks += 1
-        trouble.errors += 1
-        pause_s = self._limits.error_pause_s * 2.0 ** min(trouble.fallbacks - 1, 16)
-        trouble.until_s = now_s + min(pause_s, self._limits.error_pause_limit_s)
-        self._core.set_mode("off", f"fallback: {kind}"[:500], now_s)
+        pauses = PauseLimits(first_s=self._limits.error_pause_s, limit_s=self._limits.error_pause_limit_s)
+        self._trouble.fail(error, self._core.settings.mode, pauses, now_s)
+        self._core.set_mode("off", f"fallback: {kind}", now_s)
         self._send(now_s)
 
     def _send(self, now_s: float) -> None:
@@ -278,7 +262,8 @@ class ControlLoop:
             "errors": float(self._trouble.errors),
             "backlog": float(self._core.backlog),
         }
-        self._live.publish(self._core, store=self._history.stats, loop=loop, now_s=now_s)
+        degraded = self._trouble.states(now_s)
+        self._live.publish(self._core, store=self._history.stats, loop=loop, now_s=now_s, degraded=degraded)
 
     def _warn_of_overload(self, now_s: float) -> None:
         """Log a warning if answers are not learned from, which is the first work that an overload drops."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from dashboard.text.words import Notice, plain
 from store.formatting import count, span
 from store.history.writer_stats import WriterStats
-from store.http_api import CalibrationView, EngineView, LearnerView, StateView
+from store.http_api import CalibrationView, DegradedKind, EngineView, LearnerView, StateView
 
 SILENT_S = 3.0
 """An engine sends ten snapshots a second: after this many seconds without any it is called silent."""
@@ -16,7 +18,7 @@ BEHIND = 1000
 
 def state_notices(state: StateView, engine_id: str | None) -> list[Notice]:
     """List what is out of the ordinary with the chosen engine, or with any when none is chosen; worst first."""
-    troubles = [*_store_notices(state.store), *_overload_notices(state.learner)]
+    troubles = [*_degraded_notices(state), *_store_notices(state.store), *_overload_notices(state.learner)]
     if not state.engines:
         return [*troubles, _no_engine_yet()]
     chosen = [engine for engine in state.engines if engine_id in {None, engine.engine_id}]
@@ -25,6 +27,17 @@ def state_notices(state: StateView, engine_id: str | None) -> list[Notice]:
     served = {engine.model for engine in chosen if engine.connected}
     found += [_distrusted(model) for model in state.learner.models if not model.trusted and model.model in served]
     return sorted(found, key=lambda notice: ("error", "warning", "info").index(notice.level))
+
+
+_DEGRADED: dict[DegradedKind, tuple[Literal["error", "warning"], str]] = {
+    "loop_failing": ("error", "The controller fails and its engines serve first come, first served"),
+    "learner_failing": ("error", "The learner fails again and again"),
+}
+"""How grave each state is, and its title."""
+
+
+def _degraded_notices(state: StateView) -> list[Notice]:
+    return [Notice(*_DEGRADED[found.kind], plain(found.text)) for found in state.degraded]
 
 
 def _store_notices(store: WriterStats) -> list[Notice]:
