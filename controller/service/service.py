@@ -183,8 +183,6 @@ def _blank_core(
     learning = config.learning
     clusters = ClusterSettings(clusters=learning.clusters, seed_prompts=max(500, 4 * learning.clusters))
     mixture = MixtureLearner(MixtureSettings(common=LearnerSettings(clusters=clusters)))
-    for reason in mixture.left_out:
-        log.warning("predicting without an expert: %s", reason)
     learner: LengthLearner = mixture if learning.encoder is None else SemanticLearner(mixture)
     return Core(
         learner=learner,

@@ -10,7 +10,7 @@ import numpy as np
 
 
 def held_bytes(root: object) -> int:
-    """Bytes of everything that an object holds: containers, attributes, arrays and tensors, each once.
+    """Bytes of everything that an object holds: containers, attributes and arrays, each once.
 
     Classes, modules and functions do not count.
 
@@ -25,14 +25,9 @@ def held_bytes(root: object) -> int:
         if id(item) in seen or isinstance(item, (type, ModuleType)) or callable(item):
             continue
         seen.add(id(item))
-        total += _own_bytes(item)
+        total += sys.getsizeof(item)
         waiting.extend(_held(item))
     return total
-
-
-def _own_bytes(item: object) -> int:
-    storage = getattr(item, "untyped_storage", None)  # A tensor's memory lies behind it.
-    return sys.getsizeof(item) + (int(storage().nbytes()) if storage is not None else 0)
 
 
 def _held(item: object) -> list[object]:

@@ -21,7 +21,7 @@ from online_learning.experts.expert import (
     scored_prediction,
 )
 from online_learning.experts.neighbours import NeighbourExpert, NeighbourSettings
-from online_learning.experts.network import NetworkExpert, NetworkSettings, torch_is_installed
+from online_learning.experts.network import NetworkExpert, NetworkSettings
 from online_learning.experts.quantile_bands import QuantileBandExpert, QuantileBandSettings
 from online_learning.features.informative_ngrams import InformativeNgrams
 from online_learning.features.prompt_features import prompt_features
@@ -67,17 +67,15 @@ class _PriorExpert:
 
 
 def all_experts(lengths: IntArray, settings: MixtureSettings) -> list[Expert]:
-    """Every expert there is; the network only where torch is installed."""
+    """Every expert there is."""
     common = settings.common
-    experts: list[Expert] = [
+    return [
         _PriorExpert(lengths),
         ClusterLengthRegressor(common.clusters, common.cluster_sketch, common.longest_tokens, common.max_models),
         NeighbourExpert(lengths, settings.neighbours, max_models=common.max_models),
         QuantileBandExpert(lengths, settings.bands),
+        NetworkExpert(lengths, settings.network),
     ]
-    if torch_is_installed():
-        experts.append(NetworkExpert(lengths, settings.network))
-    return experts
 
 
 def solo_learners(settings: MixtureSettings | None = None) -> dict[str, LengthLearner]:
@@ -110,15 +108,6 @@ class MixtureLearner:
         self._pool = Pool(len(self._experts), self._settings.pool)
         self._assigning = next((expert for expert in self._experts if expert.name == ClusterLengthRegressor.name), None)
         """The expert that assigns prompts to clusters, where there is one."""
-
-    @property
-    def left_out(self) -> list[str]:
-        """Why an expert is not here, each in a sentence with its remedy."""
-        if any(expert.name == NetworkExpert.name for expert in self._experts):
-            return []
-        return [
-            "the network needs torch: install sagesched-controller[neural]; lengths are predicted less well without"
-        ]
 
     def features(self, prompt: Prompt) -> Features:
         """The common prompt features."""

@@ -8,8 +8,6 @@ from online_learning.features.prompt_features import prompt_features
 from online_learning.length_learner import Observation, Prompt
 from online_learning.survival.model_prior import ModelPrior, ModelPriorSettings
 
-pytest.importorskip("torch", reason="needs torch: pip install sagesched-controller[neural]")
-
 GRID = log_grid()
 PRIOR = ModelPrior(ModelPriorSettings()).prior("m")
 CUES = {7: 30, 8: 300}

@@ -1,7 +1,5 @@
 """The mixture against its experts; the suite of all learners is in test_learners.py."""
 
-import builtins
-import importlib.util
 from collections.abc import Iterator
 
 import numpy as np
@@ -87,25 +85,3 @@ def test_a_drift_is_told_of_the_prompt_s_cluster_whichever_expert_found_it() -> 
                 found.setdefault(drift.cluster, set()).add(learner.predict_one(features, prompt.model).cluster)
     assert found, "the lengths of both families moved tenfold"
     assert all(cluster in clusters | {0} for cluster, clusters in found.items())
-
-
-def test_without_torch_the_network_is_left_out_and_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other experts predict; the reason names the remedy."""
-    assert MixtureLearner().left_out == []
-    found = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name == "torch" else found(name, *rest)
-    )
-    imported = builtins.__import__
-
-    def no_torch(name: str, *rest: object, **named: object) -> object:
-        if name == "torch":
-            raise ModuleNotFoundError(name)
-        return imported(name, *rest, **named)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(builtins, "__import__", no_torch)
-    learner = MixtureLearner()
-    assert "sagesched-controller[neural]" in learner.left_out[0]
-    forecast = learner.predict_one(learner.features(_prompt(0, 0)), "m")
-    assert "network" not in forecast.experts
-    assert sum(forecast.experts.values()) == pytest.approx(1.0)
