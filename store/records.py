@@ -18,49 +18,16 @@ store.errors.ProtocolError: frame speaks protocol 99, this side speaks 1: run th
 
 from __future__ import annotations
 
-import sys
-from array import array
 from bisect import bisect_right
-from typing import Annotated, Literal, TypeAlias, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 import msgspec
 
+from store.bounds import Class, Count, Name, RequestId, Seconds, Size, Span, Temperature, TokenIds
 from store.errors import ProtocolError
 
 PROTOCOL = 1
 """Version of the border between engine and controller; the first byte of every frame."""
-
-MAX_PROMPT_TOKENS_SENT = 8192
-"""A longer prompt crosses the border as its first and its last half of this number of token ids."""
-
-Ids = TypeVar("Ids", list[int], tuple[int, ...])
-
-
-def head_and_tail(token_ids: Ids) -> Ids:
-    """As much of a prompt as crosses the border.
-
-    >>> len(head_and_tail(list(range(20_000))))
-    8192
-    """
-    if len(token_ids) <= MAX_PROMPT_TOKENS_SENT:
-        return token_ids
-    half = MAX_PROMPT_TOKENS_SENT // 2
-    return token_ids[:half] + token_ids[-half:]
-
-
-def packed_tokens(token_ids: Ids) -> bytes:
-    """Token ids as they cross the border: little-endian uint32, of a long prompt head and tail.
-
-    Raises `OverflowError` or `TypeError` for what is no token id.
-
-    >>> packed_tokens((1, 258)).hex()
-    '0100000002010000'
-    """
-    words = array("I", head_and_tail(token_ids))
-    if sys.byteorder == "big":
-        words.byteswap()
-    return words.tobytes()
-
 
 Mode: TypeAlias = Literal["off", "shadow", "on"]
 FinishReason: TypeAlias = Literal["stop", "length", "abort", "error"]
@@ -68,13 +35,6 @@ PreemptionCause: TypeAlias = Literal["memory", "policy"]
 Victims: TypeAlias = Literal["last", "later", "cheapest"]
 """Which running request is preempted when KV memory runs out: the last in the order, the last but never the one that
 arrived first, or the cheapest to recompute."""
-
-
-Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
-Size: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
-Seconds: TypeAlias = Annotated[float, msgspec.Meta(ge=0.0, le=1e11)]
-TokenIds: TypeAlias = Annotated[bytes, msgspec.Meta(max_length=4 * MAX_PROMPT_TOKENS_SENT)]
-"""An engine's values are checked when its frame is decoded: negative, infinite and NaN values are refused."""
 
 
 class Record(msgspec.Struct, frozen=True, tag=True, gc=False):
@@ -91,11 +51,11 @@ class Record(msgspec.Struct, frozen=True, tag=True, gc=False):
 class Hello(Record, frozen=True, kw_only=True):
     """An engine introduces itself; the first message of every connection."""
 
-    engine_id: str
+    engine_id: Name
     """Stable name of the engine across its restarts."""
-    session_id: str
+    session_id: Name
     """Random for each start of the engine process; request ids are unique within it."""
-    model: str
+    model: Name
     """Model that the engine serves."""
     engine: Literal["vllm", "simulated"]
     """vllm or simulated."""
@@ -123,7 +83,8 @@ class Hello(Record, frozen=True, kw_only=True):
 class Arrived(Record, frozen=True, kw_only=True):
     """A request entered the engine's queue, or is sent again after a `Welcome` (``resent``)."""
 
-    request_id: str
+    request_id: RequestId
+    """Its id in the engine; one whose client's part has more than 256 characters is cut and holds a hash of the whole."""
     arrival_s: Seconds
     """When the request entered the engine."""
     prompt_tokens: Count
@@ -132,13 +93,13 @@ class Arrived(Record, frozen=True, kw_only=True):
     """Prompt token ids, little-endian uint32, at most `MAX_PROMPT_TOKENS_SENT` of them (head and tail)."""
     max_tokens: Size
     """Limit on the output that the request came with."""
-    temperature: float
+    temperature: Temperature
     """Sampling temperature."""
-    priority: int = 0
+    priority: Class = 0
     """The request's own strict class; lower is served first."""
-    tenant: str | None = None
-    """Sender of the request, if the engine knows it."""
-    lora: str | None = None
+    tenant: Name | None = None
+    """Sender of the request, if the engine knows it; cut like a request id."""
+    lora: Name | None = None
     """LoRA adapter, if any."""
     resent: bool = False
     """Whether the arrival is sent again, to a controller that was away."""
@@ -153,7 +114,7 @@ class Arrived(Record, frozen=True, kw_only=True):
 class FirstToken(Record, frozen=True, kw_only=True):
     """The first output token of a request was generated."""
 
-    request_id: str
+    request_id: RequestId
     time_s: Seconds
     """When the first output token was generated."""
     scheduled_s: Seconds
@@ -165,7 +126,7 @@ class FirstToken(Record, frozen=True, kw_only=True):
 class Preempted(Record, frozen=True, kw_only=True):
     """A running request lost its KV blocks and will be recomputed."""
 
-    request_id: str
+    request_id: RequestId
     time_s: Seconds
     """When it was preempted."""
     lost_tokens: Count
@@ -179,7 +140,7 @@ class Preempted(Record, frozen=True, kw_only=True):
 class Finished(Record, frozen=True, kw_only=True):
     """The last fact of a request; complete in itself in case earlier ones are lost."""
 
-    request_id: str
+    request_id: RequestId
     time_s: Seconds
     """When the request ended."""
     reason: FinishReason
@@ -224,7 +185,7 @@ class Facts(Record, frozen=True, kw_only=True):
 class RunningRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One running request in a `Snapshot`."""
 
-    request_id: str
+    request_id: RequestId
     attained_tokens: Count
     kv_blocks: Count
 
@@ -274,7 +235,7 @@ class Snapshot(Record, frozen=True, kw_only=True):
     """Whether the snapshot has the lists; about every third has, because they are most of its cost."""
     running_requests: tuple[RunningRequest, ...] = ()
     """The running requests."""
-    queue: tuple[str, ...] = ()
+    queue: tuple[RequestId, ...] = ()
     """Request ids at the head of the waiting queue, in the order of admission."""
     tables_held: Count = 0
     """Index tables that the engine holds."""
@@ -282,6 +243,10 @@ class Snapshot(Record, frozen=True, kw_only=True):
     """Index tables received for requests that were unfinished, since the engine started."""
     messages_dropped: Count = 0
     """Messages dropped on the engine's side, since the engine started."""
+    names_cut: Count = 0
+    """Request ids, tenants and adapter names that were too long or could not be shown, and were cut, since it started."""
+    clock_off_s: Span = 0.0
+    """System clock minus the engine's own, which never jumps: the steps of the system clock since the engine started."""
     policy_errors: Count = 0
     """Errors of the scheduling policy in the engine, since it started."""
     hook_s: Seconds = 0.0
@@ -416,8 +381,11 @@ _controller_decoder: msgspec.msgpack.Decoder[ControllerMessage] = msgspec.msgpac
 
 
 def encode(message: EngineMessage | ControllerMessage) -> bytes:
-    """Turn a message into a frame: one byte of protocol version, then msgpack."""
-    return bytes((PROTOCOL,)) + _encoder.encode(message)
+    """Turn a message into a frame: one byte of protocol version, then msgpack; raises `ProtocolError`."""
+    try:
+        return bytes((PROTOCOL,)) + _encoder.encode(message)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ProtocolError(f"{type(message).__name__} has no encoding: {error}") from error
 
 
 def decode_engine_message(frame: bytes) -> EngineMessage:

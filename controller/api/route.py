@@ -16,8 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from controller.api.commands import Commands, PredictOn
 from controller.monitoring.live_state import Live
 from controller.monitoring.wait_forecast import Outlooks
+from store.bounds import MAX_PROMPT_TOKENS_SENT
 from store.http_routing import RouteForecast
-from store.records import MAX_PROMPT_TOKENS_SENT, Arrived
+from store.records import Arrived
 
 ANSWER_S = 1.0
 """Timeout in seconds of the control loop's answer; routers have shorter timeouts of their own."""

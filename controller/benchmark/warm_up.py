@@ -10,7 +10,7 @@ from controller.core.core import Core
 from engine_adapter.virtual_time.engine import TraceRequest
 from online_learning.distribution import LengthDistribution
 from online_learning.length_learner import Drift, Features, Forecast, LengthLearner, Observation, Prompt
-from store.records import packed_tokens
+from store.bounds import packed_tokens
 
 
 def warm_up(core: Core, learner: LengthLearner, requests: Iterable[TraceRequest], *, model: str) -> None:

@@ -13,6 +13,7 @@ from controller.cli.output import say
 from controller.config import Config
 from controller.explain.explanation import explain
 from controller.explain.lookup import recorded_timeline
+from store.bounds import bounded_request_id
 from store.errors import SageError
 from store.formatting import printable_json
 from store.http_requests import ExplainView
@@ -48,7 +49,9 @@ def _from_controller(request_id: str, config: Config, api: str | None) -> Explai
     token = config.http.token.get_secret_value() if config.http.token else None
     client = ApiClient(api or f"http://127.0.0.1:{config.http.port}", token=token)
     try:
-        return msgspec.convert(client.get(f"/api/explain/{quote(request_id, safe='')}"), ExplainView)
+        return msgspec.convert(
+            client.get(f"/api/explain/{quote(bounded_request_id(request_id), safe='')}"), ExplainView
+        )
     except msgspec.ValidationError as error:
         raise SageError(f"{client.base_url} gives an answer of another form ({error}): run the same release") from None
     finally:

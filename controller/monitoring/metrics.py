@@ -39,6 +39,7 @@ ENGINE_GAUGES = (
 ENGINE_COUNTERS = (
     ("engine_tables_applied", "Index tables that reached an unfinished request.", "tables_applied"),
     ("engine_messages_dropped", "Messages that the engine's side dropped.", "messages_dropped"),
+    ("engine_names_cut", "Request ids, tenants and adapter names that were cut, or could not be shown.", "names_cut"),
     ("engine_policy_errors", "Errors of the plugin that were caught inside the engine.", "policy_errors"),
 )
 CORE_COUNTERS = {

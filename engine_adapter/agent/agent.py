@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection
 from itertools import islice
 from typing import TypeVar
 
@@ -21,7 +20,9 @@ from msgspec import structs
 
 from engine_adapter.agent.controller_lag import ControllerLag
 from engine_adapter.agent.message_checks import check_message
+from engine_adapter.agent.names import BoundedNames
 from engine_adapter.agent.outbox import Outbox
+from engine_adapter.agent.view import AgentLimits, StepSums, View
 from engine_adapter.ordering.admission import Admission
 from engine_adapter.ordering.kv_memory import KvMemory
 from engine_adapter.ordering.ordering import Ordering, OrderingFactory, Plan, Schedulable
@@ -47,63 +48,12 @@ from store.records import (
 
 log = logging.getLogger(__name__)
 
+__all__ = ["Agent", "AgentLimits", "View"]
+
 R = TypeVar("R", bound=Schedulable)
 
 PLACES_LOGGED = 100
 """Lines whose errors are logged, each once."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AgentLimits:
-    """Bounds and intervals of an `Agent`."""
-
-    snapshot_interval_s: float = 0.1
-    details_interval_s: float = 0.3
-    """Interval between snapshots that name the running and waiting requests."""
-    hello_interval_s: float = 1.0
-    facts_interval_s: float = 0.1
-    """Interval at which non-urgent facts are sent, unless an arrival takes them along: each frame costs both ends."""
-    facts_per_batch: int = 256
-    retained_facts: int = 20_000
-    retained_bytes: int = 64 << 20
-    queue_in_snapshot: int = 200
-    running_in_snapshot: int = 1024
-    resend_s: float = 5.0
-    """Time without an acknowledgement after which facts are resent; doubles each time, up to ``resend_limit_s``."""
-    resend_limit_s: float = 60.0
-    error_pause_s: float = 1.0
-    error_pause_limit_s: float = 60.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class View:
-    """The engine's state that a snapshot reports."""
-
-    kv_blocks_used: int
-    waiting: int
-    running: int
-    queue: Iterable[str]
-    """Request ids in the order in which the engine tries to admit them."""
-    running_requests: Iterable[RunningRequest]
-    """Like ``queue`` iterated only for a detailed snapshot."""
-    admission_limit: int | None = None
-    reserved_blocks: int = 0
-    step_tokens: int | None = None
-    chunk_tokens: int | None = None
-
-
-@dataclass(slots=True)
-class _Sums:
-    """Sums over the steps between two snapshots."""
-
-    steps: int = 0
-    step_s: float = 0.0
-    prefill_tokens: int = 0
-    decode_tokens: int = 0
-    kv_tokens_read: int = 0
-    preemptions: int = 0
-    recomputed_tokens: int = 0
-    hook_s: float = 0.0
 
 
 class Agent:
@@ -141,15 +91,17 @@ class Agent:
         self._next_snapshot_s = -math.inf
         self._next_details_s = -math.inf
         self._unfinished: dict[str, Arrived] = {}
+        self._names = BoundedNames()
         self._outbox = Outbox(
             facts_per_batch=self._limits.facts_per_batch,
+            batch_bytes=self._limits.batch_bytes,
             interval_s=self._limits.facts_interval_s,
             retained_facts=self._limits.retained_facts,
             retained_bytes=self._limits.retained_bytes,
             resend_s=self._limits.resend_s,
             resend_limit_s=self._limits.resend_limit_s,
         )
-        self._sums = _Sums()
+        self._sums = StepSums()
         self._tables_applied = 0
         self._messages_dropped = 0
         self._policy_errors = 0
@@ -162,9 +114,10 @@ class Agent:
 
     def arrived(self, arrived: Arrived) -> None:
         """Record that a request entered the engine's queue."""
-        self._unfinished[arrived.request_id] = arrived
-        self._ordering.track(arrived.request_id, priority=arrived.priority, arrival_s=arrived.arrival_s)
-        self._outbox.add(arrived)
+        request_id, bounded = arrived.request_id, self._names.enter(arrived)
+        self._unfinished[request_id] = bounded
+        self._ordering.track(request_id, priority=arrived.priority, arrival_s=arrived.arrival_s)
+        self._outbox.add(bounded)
 
     def attained(self, request_id: str, attained_tokens: int) -> None:
         """Record the output tokens that a request has generated in total."""
@@ -172,11 +125,11 @@ class Agent:
 
     def first_token(self, fact: FirstToken) -> None:
         """Record a request's first output token."""
-        self._outbox.add(fact)
+        self._outbox.add(self._names.bounded(fact))
 
     def preempted(self, fact: Preempted) -> None:
         """Record that a running request was preempted."""
-        self._outbox.add(fact)
+        self._outbox.add(self._names.bounded(fact))
         self._sums.preemptions += 1
 
     def resumed(self, recomputed_tokens: int) -> None:
@@ -187,7 +140,8 @@ class Agent:
         """Record that a request ended, for whatever reason."""
         self._unfinished.pop(fact.request_id, None)
         self._ordering.forget(fact.request_id)
-        self._outbox.add(fact)
+        self._outbox.add(self._names.bounded(fact))
+        self._names.leave(fact.request_id)
 
     def impossible(self, request_id: str) -> bool:
         """Record that the engine can never serve a request; False if that is recorded already."""
@@ -258,7 +212,7 @@ class Agent:
         self._next_snapshot_s = now_s + self._limits.snapshot_interval_s
         if not self._welcomed:
             return
-        sums, self._sums = self._sums, _Sums()
+        sums, self._sums = self._sums, StepSums()
         detailed = now_s >= self._next_details_s
         if detailed:
             self._next_details_s = now_s + self._limits.details_interval_s
@@ -284,17 +238,25 @@ class Agent:
             chunk_tokens=view.chunk_tokens,
             impossible=self._ordering.impossible,
             detailed=detailed,
-            running_requests=tuple(islice(view.running_requests, self._limits.running_in_snapshot)) if detailed else (),
-            queue=tuple(islice(view.queue, self._limits.queue_in_snapshot)) if detailed else (),
+            running_requests=self._named_running(view) if detailed else (),
+            queue=self._named_queue(view) if detailed else (),
             tables_held=self._ordering.tables_held,
             tables_applied=self._tables_applied,
             messages_dropped=self._messages_dropped + self._outbox.dropped + self._link.bad_frames,
+            names_cut=self._names.cut,
             policy_errors=self._policy_errors,
         )
         if not self._link.send(snapshot):
             self._messages_dropped += 1
             return
         self._lag.sent(now_s)
+
+    def _named_running(self, view: View) -> tuple[RunningRequest, ...]:
+        shown = islice(view.running_requests, self._limits.running_in_snapshot)
+        return tuple(map(self._names.bounded, shown))
+
+    def _named_queue(self, view: View) -> tuple[str, ...]:
+        return tuple(self._names.bounded_ids(islice(view.queue, self._limits.queue_in_snapshot)))
 
     # --- state ------------------------------------------------------------------------------------
 
@@ -374,7 +336,7 @@ class Agent:
     def _handle(self, message: ControllerMessage) -> None:
         match message:
             case IndexTable():
-                applied = self._ordering.put(message)
+                applied = self._ordering.put(self._names.whole(message))
                 self._tables_applied += applied and message.request_id is not None
             case Settings():
                 self._apply(message)
@@ -407,7 +369,7 @@ class Agent:
         self._outbox.restart(welcome.durable_batch)
         retained = self._outbox.arrivals()
         for request_id, arrived in self._unfinished.items():
-            if request_id not in retained:
+            if arrived.request_id not in retained:
                 self._outbox.add(_resent(arrived, self._ordering.attained_tokens(request_id)))
 
 

@@ -3,17 +3,24 @@
 A link loses messages when its connection breaks, and a controller loses what it had not yet written.
 A batch is therefore resent until it is acknowledged. It names the oldest retained batch, so a controller that lacks an
 earlier one waits for it.
+A fact that has no encoding is left out of its batch and counted, so that it holds up no other.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections import deque
+from collections.abc import Iterator
 
 from msgspec import structs
 
 from engine_adapter.transport.link import EngineLink
-from store.records import Arrived, Fact, Facts
+from store.errors import ProtocolError
+from store.records import Arrived, Fact, Facts, encode
+
+FACT_BYTES = 512
+"""Bytes of a fact without its texts and token ids, in memory as well as in a frame, and no less than it takes."""
 
 
 class Outbox:
@@ -23,6 +30,7 @@ class Outbox:
 
     Args:
         facts_per_batch: Largest number of facts in a batch.
+        batch_bytes: Largest size of a batch of several facts, in bytes.
         retained_facts: Largest number of facts retained.
         retained_bytes: Largest size of the facts retained, in bytes.
         interval_s: Interval in seconds at which pending facts are batched when no request arrives.
@@ -34,6 +42,7 @@ class Outbox:
         self,
         *,
         facts_per_batch: int,
+        batch_bytes: int,
         retained_facts: int,
         retained_bytes: int,
         interval_s: float,
@@ -41,6 +50,7 @@ class Outbox:
         resend_limit_s: float,
     ) -> None:
         self._facts_per_batch = facts_per_batch
+        self._batch_bytes = batch_bytes
         self._most_facts = retained_facts
         self._most_bytes = retained_bytes
         self._interval_s = interval_s
@@ -59,7 +69,7 @@ class Outbox:
         self.batch = 0
         """Number of the last batch."""
         self.dropped = 0
-        """Number of facts dropped before they were ever sent."""
+        """Number of facts dropped before they were ever sent, or because they have no encoding."""
 
     def __len__(self) -> int:
         """Number of facts that are not known to be durable."""
@@ -89,16 +99,28 @@ class Outbox:
     def gather(self) -> None:
         """Batch all pending facts."""
         self._urgent = False
-        size = self._facts_per_batch
-        for start in range(0, len(self._pending), size):
+        for batched in self._cut_pending():
             self.batch += 1
-            batched = tuple(self._pending[start : start + size])
             facts = Facts(batch=self.batch, facts=batched, oldest=self.batch)  # `send` sets ``oldest``.
             self._retained.append(facts)
             self._unsent.append(facts)
             self._retained_facts += len(facts.facts)
             self._retained_bytes += _bytes(facts)
         self._pending.clear()
+
+    def _cut_pending(self) -> Iterator[tuple[Fact, ...]]:
+        """Yield the pending facts in batches within the bounds."""
+        batched: list[Fact] = []
+        size = 0
+        for fact in self._pending:
+            fact_size = fact_bytes(fact)
+            if len(batched) >= self._facts_per_batch or (batched and size + fact_size > self._batch_bytes):
+                yield tuple(batched)
+                batched, size = [], 0
+            batched.append(fact)
+            size += fact_size
+        if batched:
+            yield tuple(batched)
 
     def bound(self) -> None:
         """Drop the oldest batches beyond the bounds; facts that were never sent count as dropped."""
@@ -121,10 +143,28 @@ class Outbox:
         if now_s >= self._resend_due_s:
             self._pause_s = min(2.0 * self._pause_s, self._resend_limit_s)
             self._send_again()
-        while self._unsent and link.send(structs.replace(self._unsent[0], oldest=self._retained[0].batch)):
+        while self._unsent and self._send_next(link):
             self._unsent.popleft()
         if self._resend_due_s == math.inf and len(self._unsent) < len(self._retained):
             self._resend_due_s = now_s + self._pause_s
+
+    def _send_next(self, link: EngineLink) -> bool:
+        try:
+            return link.send(structs.replace(self._unsent[0], oldest=self._retained[0].batch))
+        except ProtocolError:
+            self._leave_out(self._unsent[0])
+            return link.send(structs.replace(self._unsent[0], oldest=self._retained[0].batch))
+
+    def _leave_out(self, facts: Facts) -> None:
+        """Replace the oldest unsent batch by its facts that have an encoding."""
+        sound = structs.replace(facts, facts=tuple(filter(_has_encoding, facts.facts)))
+        left_out = len(facts.facts) - len(sound.facts)
+        self.dropped += left_out
+        self._retained_facts -= left_out
+        self._retained_bytes -= _bytes(facts) - _bytes(sound)
+        self._unsent[0] = sound
+        place = next(place for place, retained in enumerate(self._retained) if retained is facts)
+        self._retained[place] = sound
 
     def _send_again(self) -> None:
         self._unsent = deque(self._retained)
@@ -138,5 +178,21 @@ class Outbox:
             self._unsent.popleft()
 
 
+def fact_bytes(fact: Fact) -> int:
+    """Return an upper bound on the bytes of a fact, in memory and in a frame."""
+    size = FACT_BYTES + sys.getsizeof(fact.request_id)
+    if isinstance(fact, Arrived):
+        size += sys.getsizeof(fact.token_ids) + sys.getsizeof(fact.tenant) + sys.getsizeof(fact.lora)
+    return size
+
+
 def _bytes(facts: Facts) -> int:
-    return sum(len(fact.token_ids) if isinstance(fact, Arrived) else 64 for fact in facts.facts)
+    return sum(map(fact_bytes, facts.facts))
+
+
+def _has_encoding(fact: Fact) -> bool:
+    try:
+        encode(Facts(batch=1, facts=(fact,), oldest=1))
+    except ProtocolError:
+        return False
+    return True

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from store.bounds import head_and_tail
 from store.http_routing import RouteOrder
-from store.records import head_and_tail
 
 CHARACTERS_PER_TOKEN = 4
 """Average over English text, by which the token count of a text prompt is estimated."""

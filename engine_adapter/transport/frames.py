@@ -23,6 +23,9 @@ from store.records import (
 
 log = logging.getLogger(__name__)
 
+MAX_FRAME_BYTES = 8 << 20
+"""Largest frame that is read: an engine's batches and snapshots are at most a third as large."""
+
 MESSAGES_PER_RECEIVE = 2000
 
 MESSAGES_PER_STEP = 500
@@ -112,7 +115,7 @@ class FrameHub:
                 break
             try:
                 connection, frame = parts
-                message = decode_engine_message(frame)
+                message = _read(frame)
             except (ProtocolError, ValueError) as error:
                 self.bad_frames += 1
                 self._recent_warnings.log("ignoring a message from an engine: %s", error)
@@ -136,6 +139,12 @@ class FrameHub:
     def _allows(self, connection: bytes, message: EngineMessage) -> bool:
         """Whether a connection may send this message."""
         return True
+
+
+def _read(frame: bytes) -> EngineMessage:
+    if len(frame) > MAX_FRAME_BYTES:
+        raise ProtocolError(f"frame has more than {MAX_FRAME_BYTES} bytes: no engine of this release sends such")
+    return decode_engine_message(frame)
 
 
 class _RecentWarnings:

@@ -16,14 +16,15 @@ from pathlib import Path
 import zmq
 
 from engine_adapter.transport.authenticator import HANDSHAKE_MS, Authenticator, Refusal, watch
-from engine_adapter.transport.frames import FrameHub, FrameLink
+from engine_adapter.transport.frames import MAX_FRAME_BYTES, FrameHub, FrameLink
 from engine_adapter.transport.keys import EngineKey, load_controller_keys
 from store.errors import ConfigError
 from store.records import EngineMessage
 
 log = logging.getLogger(__name__)
 
-MAX_FRAME_BYTES = 64 << 20
+LONGEST_FRAME_BYTES = 2 * MAX_FRAME_BYTES
+"""Beyond it libzmq ends the connection; up to it a frame that is too long is refused and counted."""
 HIGH_WATER_MARK = 2000
 
 HEARTBEAT_MS = 2000
@@ -118,7 +119,7 @@ class ZmqLink(FrameLink):
         self._socket.setsockopt(zmq.RCVHWM, 4 * HIGH_WATER_MARK)
         self._socket.setsockopt(zmq.IMMEDIATE, 1)
         self._socket.setsockopt(zmq.LINGER, 500)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, LONGEST_FRAME_BYTES)
         self._socket.setsockopt(zmq.RECONNECT_IVL, 100)
         self._broken: zmq.Socket[bytes] | None = None
         self._told_broken = False
@@ -189,7 +190,7 @@ class ZmqHub(FrameHub):
         self._socket.setsockopt(zmq.RCVHWM, 4 * HIGH_WATER_MARK)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._socket.setsockopt(zmq.LINGER, 500)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, LONGEST_FRAME_BYTES)
         self._gate: Authenticator | None = None
         if is_tcp(endpoint) and keys is not None:
             _set_for_tcp(self._socket, endpoint)

@@ -8,8 +8,9 @@ from typing import Protocol
 
 from engine_adapter.virtual_time.engine import CompletedRequest, TraceRequest
 from engine_adapter.virtual_time.profiles import Profile
+from store.bounds import packed_tokens
 from store.errors import ConfigError, WorkloadError
-from store.records import Arrived, Finished, FinishReason, FirstToken, packed_tokens
+from store.records import Arrived, Finished, FinishReason, FirstToken
 
 
 def check_profile(profile: Profile) -> None:

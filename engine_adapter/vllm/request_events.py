@@ -15,15 +15,8 @@ from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.request import Request
 
 from engine_adapter.agent.agent import Agent
-from store.records import (
-    Arrived,
-    Finished,
-    FinishReason,
-    FirstToken,
-    Preempted,
-    PreemptionCause,
-    packed_tokens,
-)
+from store.bounds import packed_tokens
+from store.records import Arrived, Finished, FinishReason, FirstToken, Preempted, PreemptionCause
 
 _REASONS: dict[str, FinishReason] = {
     "STOP": "stop",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import duckdb
 import msgspec
 
+from store.bounds import CHOICE, VLLM_END, bounded_name, bounded_request_id
 from store.http_requests import CompetingRequest, RequestTimeline
 from store.reading import request_timeline_sql
 
@@ -29,8 +31,11 @@ def read_timeline(
 ) -> RequestTimeline | None:
     """The timeline of a request from a history that `store.history.reader.open_history` opened; None when none is of that name.
 
+    ``request_id`` is the engine's id of the request, or the id of the answer that its client got: of several choices the
+    latest is taken. Either may be whole or cut as in the history.
     Where several sessions of engines had a request of the name, the latest is taken unless ``session_id`` says which.
     """
+    request_id = _recorded_id(connection, request_id)
     sessions = _rows(connection, request_timeline_sql.SESSIONS, request_id=request_id)
     chosen = [row for row in sessions if session_id in {None, row["session_id"]}]
     if not chosen:
@@ -41,6 +46,16 @@ def read_timeline(
         known |= {name: value for name, value in _one(connection, query, **key).items() if value is not None}
     known |= _one(connection, request_timeline_sql.ENGINE, session_id=key["session_id"])
     return _assembled(connection, key, known)
+
+
+def _recorded_id(connection: duckdb.DuckDBPyConnection, request_id: str) -> str:
+    """The id under which a request is recorded, from its whole id in the engine or from the id that its client knows."""
+    bounded = bounded_request_id(request_id)
+    if _one(connection, request_timeline_sql.IS_RECORDED, request_id=bounded):
+        return bounded
+    of_client = f"{CHOICE}{re.escape(bounded_name(request_id))}{VLLM_END}"
+    found = _one(connection, request_timeline_sql.RECORDED_ID, of_client=of_client)
+    return str(found["request_id"]) if found else bounded
 
 
 def _assembled(connection: duckdb.DuckDBPyConnection, key: dict[str, str], known: dict[str, Any]) -> RequestTimeline:

@@ -6,6 +6,21 @@
 
 from __future__ import annotations
 
+IS_RECORDED = """
+SELECT request_id FROM arrivals WHERE request_id = $request_id
+UNION ALL
+SELECT request_id FROM completions WHERE request_id = $request_id LIMIT 1
+"""
+"""Its id, if a request of this very id is recorded."""
+
+RECORDED_ID = """
+SELECT request_id
+FROM (SELECT request_id, arrival_s FROM arrivals UNION ALL SELECT request_id, arrival_s FROM completions)
+WHERE regexp_full_match(request_id, $of_client)
+ORDER BY arrival_s DESC, request_id LIMIT 1
+"""
+"""The engine's id of the latest request behind the answer whose id the client knows, by a regular expression."""
+
 SESSIONS = """
 SELECT session_id, any_value(engine_id) AS engine_id, min(arrival_s) AS arrival_s
 FROM (

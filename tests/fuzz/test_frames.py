@@ -15,9 +15,9 @@ from controller.policy.policies import policy_named
 from engine_adapter.agent.agent import Agent
 from engine_adapter.transport.link import DirectLink
 from online_learning.evaluation.global_learner import GlobalLearner
+from store.bounds import MAX_PROMPT_TOKENS_SENT
 from store.errors import ProtocolError
 from store.records import (
-    MAX_PROMPT_TOKENS_SENT,
     PROTOCOL,
     Arrived,
     EngineRules,

@@ -21,7 +21,7 @@ from online_learning.evaluation.prequential import Evaluation
 from online_learning.evaluation.prequential import evaluate as evaluate_prompts
 from online_learning.length_learner import LengthLearner, Observation, Prompt
 from online_learning.mixture.mixture import MixtureLearner, solo_learners
-from store.records import head_and_tail
+from store.bounds import head_and_tail
 
 MAX_TOKENS = 8192
 """Limit of answers whose workload has none."""

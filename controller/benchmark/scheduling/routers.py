@@ -27,9 +27,10 @@ from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
 from engine_adapter.workloads.arrivals import all_at_zero, arrival_plan
 from engine_adapter.workloads.requests import BenchTrace, bench_trace, planned_arrivals, with_arrivals
 from online_learning.mixture.mixture import MixtureLearner
+from store.bounds import packed_tokens
 from store.errors import ConfigError
 from store.history.writer import WriterStats
-from store.records import Arrived, packed_tokens
+from store.records import Arrived
 
 ROUTERS = ("round-robin", "two-choices", "least-outstanding", "predicted")
 SNAPSHOT_S = 0.25

@@ -1,8 +1,11 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from msgspec import structs
+
 from engine_adapter.agent.agent import Agent, AgentLimits, View
 from engine_adapter.ordering.kv_memory import PlainMemory
+from store.bounds import bounded_request_id
 from store.records import (
     Acknowledged,
     Arrived,
@@ -11,13 +14,17 @@ from store.records import (
     EngineRules,
     Facts,
     Finished,
+    FirstToken,
     Goodbye,
     Heartbeat,
     Hello,
     IndexTable,
+    Preempted,
+    RunningRequest,
     Settings,
     Snapshot,
     Welcome,
+    encode,
 )
 
 HELLO = Hello(
@@ -341,3 +348,33 @@ def test_a_heartbeat_repeats_the_settings() -> None:
     link.inbox = [Heartbeat(time_s=0.0, settings=shadow)]
     agent.poll(0.2)
     assert agent.mode(0.2) == "shadow"
+
+
+def test_a_long_name_is_cut_for_the_controller_and_whole_in_the_engine() -> None:
+    """In every fact and snapshot it is the same bounded id, and the table that comes back for it finds the request."""
+    agent, link = connected()
+    whole = f"cmpl-{10_000 * 'x'}-0-1a2b3c4d"
+    bounded = bounded_request_id(whole)
+    assert len(bounded) < 300
+    agent.arrived(structs.replace(arrived(whole), tenant=10_000 * "t", lora="l\x1b"))
+    agent.poll(0.2)
+    link.inbox = [IndexTable(request_id=bounded, attained_tokens=(0,), index_s=(7.0,), growth_tokens=(1.0,))]
+    agent.poll(0.3)
+    running = RunningRequest(whole, 3, 1)
+    agent.report(0.3, replace(VIEW, queue=(whole, "other"), running_requests=(running,)))
+    snapshot = next(message for message in link.sent if isinstance(message, Snapshot))
+    assert (snapshot.tables_applied, snapshot.tables_held, snapshot.names_cut) == (1, 1, 3)
+    assert snapshot.queue == (bounded, "other")
+    assert [request.request_id for request in snapshot.running_requests] == [bounded]
+    agent.first_token(FirstToken(request_id=whole, time_s=1.0, scheduled_s=1.0, cached_prompt_tokens=0))
+    agent.preempted(Preempted(request_id=whole, time_s=1.0, lost_tokens=1, attained_tokens=1))
+    link.inbox = [Welcome(controller_id="another", durable_batch=1)]
+    agent.poll(0.4)
+    agent.finished(finished(whole))
+    agent.poll(0.5)
+    facts = [fact for message in link.sent if isinstance(message, Facts) for fact in message.facts]
+    assert {fact.request_id for fact in facts} == {bounded}
+    assert [type(fact) for fact in facts] == [Arrived, FirstToken, Preempted, Arrived, Finished]
+    assert len(encode(Facts(batch=1, facts=tuple(facts), oldest=1))) < 5000
+    assert not agent._names._bounded
+    assert not agent._names._whole

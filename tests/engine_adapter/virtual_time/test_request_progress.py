@@ -11,7 +11,8 @@ from engine_adapter.virtual_time.engine import TraceRequest
 from engine_adapter.virtual_time.profiles import PROFILES
 from engine_adapter.virtual_time.request_progress import Load, RequestProgress, ending, load_of
 from engine_adapter.virtual_time.simulated_scheduler import SimulatedRequest
-from store.records import MAX_PROMPT_TOKENS_SENT, FinishReason, packed_tokens
+from store.bounds import MAX_PROMPT_TOKENS_SENT, packed_tokens
+from store.records import FinishReason
 
 PROFILE = PROFILES["h800-qwen3-32b-24k"]
 WORK = TraceRequest(request_id="r", arrival_s=1.0, token_ids=(5,) * 100, max_tokens=50, true_output_tokens=40)

@@ -21,7 +21,8 @@ from engine_adapter.virtual_time.engine import END_OF_SEQUENCE_ID, CompletedRequ
 from engine_adapter.virtual_time.profiles import Profile
 from engine_adapter.vllm.virtual_time import VllmVirtualTimeEngine
 from engine_adapter.vllm_scheduler import SageScheduler
-from store.records import Arrived, Finished, FirstToken, Gate, Preempted
+from store.bounds import bounded_request_id
+from store.records import Arrived, Finished, FirstToken, Gate, Preempted, encode
 
 pytestmark = pytest.mark.vllm
 
@@ -169,9 +170,9 @@ class Overlap:
         self.schedule()
         self.land()
 
-    def add(self, request_id: str, **more: object) -> Request:
+    def add(self, request_id: str, tenant: str | None = None, **more: object) -> Request:
         """Let a request arrive."""
-        sampling = SamplingParams(max_tokens=50)
+        sampling = SamplingParams(max_tokens=50, extra_args={"tenant": tenant})
         sampling.update_from_generation_config({}, END_OF_SEQUENCE_ID)
         request = Request(request_id, [5] * 20, sampling, None, arrival_time=self.engine.now_s, **more)
         self.scheduler.add_request(request)
@@ -325,3 +326,28 @@ def test_a_pooling_request_passes_unreported(scripted: Script) -> None:
     overlap.drain()
     assert set(script.finished()) == {"a"}
     assert script.snapshots()[-1].policy_errors == 0
+
+
+def test_what_a_client_makes_long_is_short_on_its_way_and_its_table_is_applied(scripted: Script) -> None:
+    """Id and tenant of any length, and with what cannot be encoded: cut for the controller, whole in vLLM."""
+    whole = f"cmpl-{400_000 * 'x'}\ud800-0-1a2b3c4d"
+    bounded = bounded_request_id(whole)
+    script = scripted(indexes={bounded: 5.0, "a": 9.0})
+    overlap = Overlap(script)
+    overlap.add("a")
+    request = overlap.add(whole, tenant=1_000_000 * "t")
+    overlap.schedule()
+    overlap.land()
+    overlap.schedule()
+    agent = overlap.scheduler._sage.agent
+    assert agent._tables_applied == 2
+    assert agent._ordering.tables_held == 2
+    overlap.scheduler.finish_requests(None, RequestStatus.FINISHED_ABORTED)
+    overlap.drain()
+    assert request.request_id == whole
+    assert script.finished().keys() == {"a", bounded}
+    (arrived,) = [fact for fact in script.facts(Arrived) if fact.request_id == bounded]
+    assert len(arrived.tenant) == 256
+    assert max(len(encode(message)) for message in script.heard) < 4000
+    last = script.snapshots()[-1]
+    assert (last.names_cut, last.policy_errors, last.messages_dropped) == (2, 0, 0)
