@@ -35,7 +35,7 @@ SHARED = {"SAGESCHED_ENDPOINT": "SAGESCHED_ENGINE__ENDPOINT"}
 
 
 TOKEN_CHARACTERS = 16
-"""Minimum length of the token if the API can be reached from other machines; shorter ones could be guessed."""
+"""Minimum length of a token; shorter ones could be guessed."""
 
 
 def default_store_path() -> Path:
@@ -148,19 +148,37 @@ class HttpSection(Section):
 
     host: str = Field(default="127.0.0.1", description="address to listen on; any other than loopback needs a token")
     port: int = Field(default=8700, ge=0, le=65_535, description="port to listen on; 0 takes a free one")
-    token: SecretStr | None = Field(default=None, description="bearer token that callers from other machines must send")
+    token: SecretStr | None = Field(
+        default=None, description="bearer token that every caller must send once it is set; may look and switch"
+    )
+    read_token: SecretStr | None = Field(
+        default=None, description="a second bearer token, for whoever may look and not switch the mode"
+    )
+
+    @property
+    def credential(self) -> str | None:
+        """The token that a client of this configuration sends: the one that may most."""
+        return secret(self.token) or secret(self.read_token)
+
+    @field_validator("token", "read_token")
+    @classmethod
+    def _is_token(cls, given: SecretStr | None) -> SecretStr | None:
+        token = secret(given)
+        if token is None:
+            return None
+        if not token.isascii() or not token.isprintable() or " " in token:
+            raise ValueError("a token holds characters that no HTTP header can: use letters and digits")
+        if len(token) < TOKEN_CHARACTERS:
+            raise ValueError(
+                f"a token is shorter than {TOKEN_CHARACTERS} characters: make one with 'openssl rand -hex 32'"
+            )
+        return given
 
     @model_validator(mode="after")
     def _guarded(self) -> HttpSection:
-        token = self.token.get_secret_value() if self.token else ""
-        if not token.isascii() or not token.isprintable():
-            raise ValueError("token holds characters that no HTTP header can: use letters and digits")
-        if not is_loopback(self.host) and 0 < len(token) < TOKEN_CHARACTERS:
-            raise ValueError(
-                f"token is shorter than {TOKEN_CHARACTERS} characters, and address {self.host!r} can be reached from "
-                "other machines: make one with 'openssl rand -hex 32'"
-            )
-        if not is_loopback(self.host) and not token:
+        if self.token is not None and self.token == self.read_token:
+            raise ValueError("token and read_token are the same: whoever may look could switch, make another")
+        if not is_loopback(self.host) and not self.credential:
             raise ValueError(
                 f"address {self.host!r} can be reached from other machines: set http.token "
                 f"({PREFIX}HTTP__TOKEN), or listen on 127.0.0.1"
@@ -229,6 +247,11 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def secret(value: SecretStr | None) -> str | None:
+    """The text of a secret setting; None if it is not set or empty."""
+    return (value.get_secret_value() or None) if value is not None else None
 
 
 def printed(config: Config) -> list[tuple[str, str]]:

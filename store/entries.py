@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-from store.records import Arrived, Finished, FirstToken, Hello, Preempted, Record, Settings, Snapshot
+from store.records import Arrived, Finished, FirstToken, Hello, Mode, Preempted, Record, Settings, Snapshot
 
 
 class EngineSeen(Record, frozen=True, kw_only=True):
@@ -188,6 +188,30 @@ class SettingsChanged(Record, frozen=True, kw_only=True):
     settings: Settings
 
 
+Credential: TypeAlias = Literal["token", "loopback", "read_token"]
+"""How a caller of the API showed that it may ask: the token that may switch, being on this machine while there is no token, or
+the token that may only look."""
+
+
+class ModeSwitched(Record, frozen=True, kw_only=True):
+    """Who switched the mode of all engines over HTTP, whether it changed or not."""
+
+    time_s: float
+    """When it was switched."""
+    before: Mode
+    """The mode that was asked for until then."""
+    mode: Mode
+    """The mode asked for from then on."""
+    reason: str
+    """The reason given."""
+    who: str | None
+    """The name that the caller gave; the dashboard gives that of the person who is logged in. Not proven by itself."""
+    credential: Credential
+    """token, or loopback where the API asks for none."""
+    address: str
+    """The caller's address; as the proxy says, where there is one."""
+
+
 StoreRecord: TypeAlias = (
     Arrived
     | FirstToken
@@ -202,6 +226,7 @@ StoreRecord: TypeAlias = (
     | DriftDetected
     | ClusterChanged
     | SettingsChanged
+    | ModeSwitched
 )
 
 

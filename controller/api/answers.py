@@ -50,9 +50,19 @@ class StructApi(FastAPI):
         return self.openapi_schema
 
 
-def _encoded(endpoint: Callable[..., msgspec.Struct]) -> Callable[..., Response]:
+def _encoded(endpoint: Callable[..., Any]) -> Callable[..., Any]:
+    """The endpoint with its answer encoded; a coroutine stays one, so that it runs outside the pool of threads."""
+
     @wraps(endpoint)
     def answer(*given: Any, **named: Any) -> Response:
-        return Response(msgspec.json.encode(endpoint(*given, **named)), media_type="application/json")
+        return _response(endpoint(*given, **named))
 
-    return answer
+    @wraps(endpoint)
+    async def awaited(*given: Any, **named: Any) -> Response:
+        return _response(await endpoint(*given, **named))
+
+    return awaited if inspect.iscoroutinefunction(endpoint) else answer
+
+
+def _response(struct: msgspec.Struct) -> Response:
+    return Response(msgspec.json.encode(struct), media_type="application/json")

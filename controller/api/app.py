@@ -1,18 +1,17 @@
 """The controller's HTTP API: health, metrics, live state, explanations, and the switch between modes.
 
 Live state comes from the latest `LiveSnapshot`, so that no reader can disturb the control loop.
-Callers on this machine need no token; all others, and callers that address another host name, need the bearer token.
+Who may ask is decided in `controller.api.access`; the probes ``/healthz`` and ``/readyz`` and the description are open to all.
 """
 
 from __future__ import annotations
 
-import hmac
+import asyncio
 import math
 from collections.abc import Callable
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -21,6 +20,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException as AnyHTTPException
 
+from controller.api.access import Access, Caller
 from controller.api.answers import StructApi
 from controller.api.commands import Commands, SetMode
 from controller.api.docs import add_docs
@@ -28,7 +28,6 @@ from controller.api.json_views import engine_view, learner_view
 from controller.api.limits import BoundedRequests, Bounds
 from controller.api.recent import add_recent, reading_history
 from controller.api.route import add_route
-from controller.config import is_loopback
 from controller.explain.explanation import explain
 from controller.explain.lookup import Explainer, unknown
 from controller.monitoring.health import Health
@@ -51,6 +50,8 @@ from store.http_requests import ExplainView, RequestTimeline
 
 ANSWER_S = 3.0
 """Time within which the control loop must carry out a command."""
+DOCTOR_RETRY_S = 5
+"""Seconds after which a caller may ask again while an examination runs."""
 STALE_S = 5.0
 """Age of the latest snapshot above which the control loop counts as stuck."""
 
@@ -72,7 +73,7 @@ class ApiSources:
     version: str
     started_s: float
     store_path: str
-    token: str | None = field(repr=False)
+    access: Access
     bounds: Bounds = field(default_factory=Bounds)
 
 
@@ -83,6 +84,8 @@ class ModeOrder(BaseModel):
 
     mode: Literal["off", "shadow", "on"]
     reason: str = Field(default="asked for over HTTP", min_length=1, max_length=500)
+    who: str | None = Field(default=None, min_length=1, max_length=200)
+    """Who asks, for the record; the token alone decides whether it is done."""
 
 
 class Problem(BaseModel):
@@ -93,13 +96,18 @@ class Problem(BaseModel):
 
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Problem, "description": "The body cannot be read"},
-    401: {"model": Problem, "description": "The caller is not on this machine and sent no valid token"},
-    403: {"model": Problem, "description": "A web page of another origin sent the request"},
+    400: {"model": Problem, "description": "The body or the header Host cannot be read"},
+    401: {
+        "model": Problem,
+        "description": "The caller sent no valid token, or is not on this machine where no token is set",
+    },
+    403: {"model": Problem, "description": "A web page of another origin sent the request, or the token may only look"},
     404: {"model": Problem, "description": "Not found"},
     413: {"model": Problem, "description": "The body is too large"},
+    414: {"model": Problem, "description": "The address is too long"},
     422: {"model": Problem, "description": "A parameter or the body is invalid"},
     429: {"model": Problem, "description": "The caller sends too many requests"},
+    431: {"model": Problem, "description": "The headers are too large"},
     500: {"model": Problem, "description": "The controller failed to answer"},
     503: {"model": Problem, "description": "The controller cannot answer now"},
 }
@@ -121,45 +129,21 @@ def build_api(sources: ApiSources) -> FastAPI:
     api.add_exception_handler(RequestValidationError, _explain_invalid)
     api.add_exception_handler(Exception, _explain_failure)
     add_docs(api)
-    guard = Depends(_Guard(sources.token))
+    guard = Depends(sources.access.look)
     _add_probes(api, sources)
     _add_metrics(api, sources, guard)
     _add_live(api, sources, guard)
     _add_requests(api, sources, guard)
     add_recent(api, sources.rows, sources.clock, guard)
     _add_health(api, sources, guard)
-    _add_mode(api, sources, guard)
+    _add_mode(api, sources)
     add_route(api, sources.live, sources.commands, sources.clock, guard)
     return api
 
 
-class _Guard:
-    """Admits callers on this machine and callers that send the token, which is compared in constant time."""
-
-    def __init__(self, token: str | None) -> None:
-        self._token = token
-
-    def __call__(self, request: Request) -> None:
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if self._token and scheme.lower() == "bearer" and hmac.compare_digest(given.encode(), self._token.encode()):
-            return
-        if _is_local(request):
-            return
-        raise HTTPException(
-            status_code=401,
-            detail={"error": "this caller is not allowed", "remedy": "send 'Authorization: Bearer TOKEN' (http.token)"},
-        )
-
-
-def _is_local(request: Request) -> bool:
-    """Whether a request comes from this machine and addresses it by a loopback name, which DNS rebinding cannot do."""
-    host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
-    return request.client is not None and is_loopback(request.client.host) and is_loopback(host)
-
-
 def _add_probes(api: FastAPI, sources: ApiSources) -> None:
     @api.get("/healthz", tags=["health"])
-    def healthz() -> LivenessView:
+    async def healthz() -> LivenessView:
         """Whether the control loop runs; 503 when it is stuck."""
         live_snapshot = sources.live.live_snapshot
         age_s = sources.clock() - live_snapshot.time_s if live_snapshot else math.inf
@@ -169,7 +153,7 @@ def _add_probes(api: FastAPI, sources: ApiSources) -> None:
         return LivenessView(loop_age_s=age_s)
 
     @api.get("/readyz", tags=["health"])
-    def readyz() -> ReadinessView:
+    async def readyz() -> ReadinessView:
         """Whether engines may connect, how many are connected, and what is amiss; 503 while the controller starts."""
         live_snapshot = _live_snapshot(sources)
         return ReadinessView(
@@ -227,9 +211,12 @@ def _add_health(api: FastAPI, sources: ApiSources, guard: Any) -> None:
         return sources.health.view()
 
     @api.get("/api/doctor", tags=["health"], dependencies=[guard])
-    def doctor() -> DoctorView:
-        """Findings of `doctor` as the controller's own process makes them; takes seconds."""
-        return sources.health.doctor()
+    async def doctor() -> DoctorView:
+        """Findings of `doctor` as the controller's own process makes them; takes seconds, one at a time."""
+        running = sources.health.examined()
+        if running is None:
+            raise _unavailable("an examination runs already", retry_s=DOCTOR_RETRY_S)
+        return await asyncio.wrap_future(running)
 
 
 def _add_requests(api: FastAPI, sources: ApiSources, guard: Any) -> None:
@@ -254,11 +241,15 @@ def _timeline(sources: ApiSources, request_id: str) -> RequestTimeline:
     return timeline
 
 
-def _add_mode(api: FastAPI, sources: ApiSources, guard: Any) -> None:
-    @api.post("/api/mode", tags=["control"], dependencies=[guard])
-    def mode(order: ModeOrder) -> ModeView:
-        """Switch all engines to a mode; recorded with its reason."""
-        command = SetMode(order.mode, order.reason)
+def _add_mode(api: FastAPI, sources: ApiSources) -> None:
+    may_switch = Depends(sources.access.switch)
+
+    @api.post("/api/mode", tags=["control"])
+    def mode(order: ModeOrder, caller: Caller = may_switch) -> ModeView:
+        """Switch all engines to a mode; recorded with who asked and why."""
+        command = SetMode(
+            mode=order.mode, reason=order.reason, who=order.who, credential=caller.credential, address=caller.address
+        )
         if not sources.commands.offer(command):
             raise _unavailable("too many commands wait already")
         try:
@@ -273,14 +264,16 @@ def _live_snapshot(sources: ApiSources) -> LiveSnapshot:
     return sources.live.live_snapshot
 
 
-def _unavailable(error: str, remedy: str = "try again in a few seconds") -> HTTPException:
-    return HTTPException(status_code=503, detail={"error": error, "remedy": remedy})
+def _unavailable(error: str, remedy: str = "try again in a few seconds", retry_s: int | None = None) -> HTTPException:
+    headers = {"Retry-After": str(retry_s)} if retry_s is not None else None
+    return HTTPException(status_code=503, detail={"error": error, "remedy": remedy}, headers=headers)
 
 
 async def _explain(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, AnyHTTPException)
     detail = error.detail if isinstance(error.detail, dict) else {"error": str(error.detail)}
-    return JSONResponse({"remedy": _remedy(error.status_code), **detail}, status_code=error.status_code)
+    content = {"remedy": _remedy(error.status_code), **detail}
+    return JSONResponse(content, status_code=error.status_code, headers=error.headers)
 
 
 def _remedy(status: int) -> str:

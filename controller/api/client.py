@@ -6,9 +6,15 @@ from typing import Any
 
 import httpx
 
+from controller.config import load_config
 from store.errors import BadInputError, SageError
 
 TIMEOUT_S = 5.0
+
+
+def client_of_child(base_url: str) -> ApiClient:
+    """A client of a controller that this process started: it inherits the environment, and with it the token."""
+    return ApiClient(base_url, token=load_config().http.credential)
 
 
 class ApiClient:
@@ -43,9 +49,10 @@ class ApiClient:
         except httpx.HTTPError as error:
             raise SageError(f"no answer from {self.base_url}{path} ({error})") from None
 
-    def set_mode(self, mode: str, reason: str) -> dict[str, Any]:
+    def set_mode(self, mode: str, reason: str, who: str) -> dict[str, Any]:
         """Switch the mode; returns the settings then in force."""
-        settings: dict[str, Any] = self._ask("POST", "/api/mode", json={"mode": mode, "reason": reason})["settings"]
+        order = {"mode": mode, "reason": reason, "who": who}
+        settings: dict[str, Any] = self._ask("POST", "/api/mode", json=order)["settings"]
         return settings
 
     def close(self) -> None:

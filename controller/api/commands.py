@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from controller.core.predictor import EnginePrediction
+from store.entries import Credential, ModeSwitched
 from store.records import Arrived, Mode, Settings
 
 WAITING_COMMANDS = 16
@@ -15,13 +16,28 @@ QUESTIONS_PER_TURN = 16
 """Largest number of questions answered in one turn of the loop, because engines must not wait for routers."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SetMode:
     """Switch all engines to a mode; answered with the settings then in force."""
 
     mode: Mode
     reason: str
+    who: str | None = None
+    credential: Credential
+    address: str
     answer: Future[Settings] = field(default_factory=Future)
+
+    def switched(self, before: Mode, now_s: float) -> ModeSwitched:
+        """The command as the audit trail records it."""
+        return ModeSwitched(
+            time_s=now_s,
+            before=before,
+            mode=self.mode,
+            reason=self.reason,
+            who=self.who,
+            credential=self.credential,
+            address=self.address,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +53,7 @@ class Commands:
     """Two bounded queues: commands and questions.
 
     >>> commands = Commands()
-    >>> commands.offer(SetMode("off", "example"))
+    >>> commands.offer(SetMode(mode="off", reason="example", credential="token", address="127.0.0.1"))
     True
     >>> [command.mode for command in commands.drain()]
     ['off']

@@ -46,8 +46,7 @@ def _answer(request_id: str, config: Config, api: str | None, store: Path | None
 
 
 def _from_controller(request_id: str, config: Config, api: str | None) -> ExplainView:
-    token = config.http.token.get_secret_value() if config.http.token else None
-    client = ApiClient(api or f"http://127.0.0.1:{config.http.port}", token=token)
+    client = ApiClient(api or f"http://127.0.0.1:{config.http.port}", token=config.http.credential)
     try:
         return msgspec.convert(
             client.get(f"/api/explain/{quote(bounded_request_id(request_id), safe='')}"), ExplainView

@@ -7,11 +7,13 @@ Exit codes: 0 done, 1 something went wrong on the way, 2 bad usage or input, 130
 from __future__ import annotations
 
 import gc
+import getpass
 import json
 import logging
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -291,10 +293,21 @@ def mode(
     from controller.api.client import ApiClient
 
     tree = load_config(file=config)
-    token = tree.http.token.get_secret_value() if tree.http.token else None
-    client = ApiClient(api or f"http://127.0.0.1:{tree.http.port}", token=token)
-    settings = client.set_mode(wanted, reason)
+    client = ApiClient(api or f"http://127.0.0.1:{tree.http.port}", token=tree.http.credential)
+    try:
+        settings = client.set_mode(wanted, reason, who=_person())
+    finally:
+        client.close()
     say(f"mode {settings['mode']}, revision {settings['revision']}")
+
+
+def _person() -> str:
+    """Who switches, for the record: the user and the machine."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = f"uid {os.getuid()}"
+    return f"{user}@{socket.gethostname()}"[:200]
 
 
 def _serve(config: Config) -> int:

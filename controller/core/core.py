@@ -26,7 +26,7 @@ from controller.policy.policy import Policy
 from online_learning.calibration.calibration import CalibrationBook
 from online_learning.experts.semantic import Embedding
 from online_learning.length_learner import Drift, Features, LengthLearner, Observation
-from store.entries import EngineSeen, Entry, SettingsChanged
+from store.entries import EngineSeen, Entry, ModeSwitched, SettingsChanged
 from store.records import (
     Acknowledged,
     Arrived,
@@ -216,6 +216,10 @@ class Core:
         session = self._state.sessions.of(connection)
         if session is not None and session.connected:
             self._leave(session, "lost", now_s)
+
+    def record_switch(self, switched: ModeSwitched) -> None:
+        """Record who switched the mode."""
+        self._state.journal.record_global(switched)
 
     def set_mode(self, mode: Mode, reason: str, now_s: float) -> None:
         """Switch all engines to a mode, and record the reason."""

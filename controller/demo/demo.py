@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import httpx
 
-from controller.api.client import ApiClient
+from controller.api.client import ApiClient, client_of_child
 from engine_adapter.serving.processes import Child, Children, claimed_port
 from store.errors import ConfigError, SageError
 from store.history.reader import open_history
@@ -74,7 +74,7 @@ def run_demo(spec: DemoSpec, *, clock: Clock, pause: Pause, say: Say) -> dict[st
     with _environment(spec) as here:
         with Children(here.logs) as children:
             _start_all(spec, here, children, clock=clock, pause=pause, say=say)
-            last = _watch(spec, ApiClient(here.api_url), children, clock=clock, pause=pause)
+            last = _watch(spec, client_of_child(here.api_url), children, clock=clock, pause=pause)
         return _summary(spec, here.store, last)
 
 
@@ -181,7 +181,7 @@ def _engine_connected(here: DemoEnvironment, engine: Child) -> bool:
 
 
 def _ask(here: DemoEnvironment, path: str) -> dict[str, Any] | None:
-    client = ApiClient(here.api_url)
+    client = client_of_child(here.api_url)
     try:
         return client.get(path)
     except SageError:

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from msgspec import structs
+
 from controller.api.commands import Commands, SetMode
 from controller.core.core import Core
 from controller.monitoring.live_state import Live
@@ -177,9 +179,15 @@ class ControlLoop:
         self._core.tick(now_s)
 
     def _set_mode(self, command: SetMode, now_s: float) -> None:
-        """Carry out an operator's command, which also ends a fallback."""
+        """Carry out and record an operator's command, which also ends a fallback."""
+        paused = self._trouble.until_s is not None
+        switched = command.switched(self._trouble.wanted if paused else self._core.settings.mode, now_s)
         self._trouble.end(now_s)
         self._core.set_mode(command.mode, command.reason, now_s)
+        self._core.record_switch(switched)
+        log.info(
+            "mode %(before)s -> %(mode)s by %(who)s (%(credential)s, %(address)s): %(reason)s", structs.asdict(switched)
+        )
         self._send(now_s)
         command.answer.set_result(self._core.settings)
 

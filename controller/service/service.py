@@ -17,10 +17,11 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+from controller.api.access import Access
 from controller.api.app import ApiSources, build_api
 from controller.api.commands import Commands
 from controller.api.server import WebServer
-from controller.config import Config, LearningSection, StoreSection, TelemetrySection
+from controller.config import Config, LearningSection, StoreSection, TelemetrySection, secret
 from controller.core.core import Core, CoreConfig
 from controller.explain.lookup import Explainer
 from controller.monitoring.health import Health, recent_warnings
@@ -109,7 +110,6 @@ def _opened(
             telemetry=telemetry,
             encoder=encoder,
         )
-        token = config.http.token
         rows = history.reader()
         gain = GainWatch(rows, config.policy, clock)
         sources = ApiSources(
@@ -125,7 +125,7 @@ def _opened(
             version=version("sagesched-controller"),
             started_s=clock(),
             store_path=str(config.store.path.absolute()),
-            token=token.get_secret_value() if token else None,
+            access=Access(secret(config.http.token), secret(config.http.read_token)),
         )
         web.start(build_api(sources))
         gain.start()

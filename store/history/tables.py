@@ -15,6 +15,7 @@ from store.entries import (
     Decision,
     DriftDetected,
     EngineSeen,
+    ModeSwitched,
     Outcome,
     Prediction,
     SettingsChanged,
@@ -43,6 +44,7 @@ _RECORDS: dict[type[StoreRecord], tuple[str, str]] = {
         "Prompt clusters that were created, split, merged or removed; all models share them.",
     ),
     SettingsChanged: ("settings_history", "Settings sent to the engines, and why."),
+    ModeSwitched: ("mode_switches", "Who switched the mode of all engines over HTTP, when and why: the audit trail."),
 }
 """Name and comment of the table of each kind of record."""
 

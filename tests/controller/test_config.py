@@ -65,14 +65,14 @@ def test_the_token_is_never_shown() -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "token"), [("10.0.0.1", "q7z"), ("127.0.0.1", "no\nheader"), ("::", "tökentökentökentöken")]
+    ("host", "token"),
+    [("10.0.0.1", "q7z"), ("127.0.0.1", "q7z"), ("127.0.0.1", "no\nheader"), ("::", "tökentökentökentöken")],
 )
 def test_a_token_that_could_be_guessed_or_not_be_sent_is_refused(host: str, token: str) -> None:
-    """Short ones are good for this machine only; the token itself is not repeated."""
+    """On this machine too: a proxy may bring others there; the token itself is not repeated."""
     with pytest.raises(ConfigError, match="token") as caught:
         load_config({"http": {"host": host, "token": token}}, environment={})
     assert token not in str(caught.value)
-    assert load_config({"http": {"token": "short"}}, environment={}).http.token is not None
 
 
 @pytest.mark.parametrize("text", ["mode = ", 'mode = "on"\nmode = "off"', "\x00"])

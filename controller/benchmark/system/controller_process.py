@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from controller.api.client import ApiClient
+from controller.api.client import ApiClient, client_of_child
 from engine_adapter.serving.processes import Child, Children, free_port
 
 READY_S = 60.0
@@ -33,6 +33,6 @@ def start_controller(
         *("--store", str(store), "--endpoint", endpoint, "--port", str(port)),
     ]
     controller = children.start("controller", command, environment={"OMP_NUM_THREADS": "1", **(environment or {})})
-    api = ApiClient(f"http://127.0.0.1:{port}")
+    api = client_of_child(f"http://127.0.0.1:{port}")
     children.await_ready(controller, partial(api.answers, "/api/state"), timeout_s=READY_S, clock=clock, pause=pause)
     return controller, api

@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from controller.api.client import ApiClient
+from controller.api.client import client_of_child
 from store.errors import SageError
 
 LIVE_PAGE = ("/api/state", "/api/queue?limit=200", "/api/load", "/api/gain")
@@ -82,7 +82,7 @@ class Watcher:
         self._thread.join()
 
     def _run(self) -> None:
-        api = ApiClient(self._base_url)
+        api = client_of_child(self._base_url)
         while not self._stopping.wait(REFRESH_S):
             for path in LIVE_PAGE if self.asks else ():
                 try:

@@ -126,6 +126,7 @@ def test_the_token_is_in_no_log_line_and_in_no_answer(
     caplog.set_level(logging.DEBUG)
     running = start_controller(http={"port": 0, "token": TOKEN})
     right = {"Authorization": f"Bearer {TOKEN}"}
+    running.client.headers.update({"Authorization": ""})
     answers = [
         running.client.request(method, path, headers=headers)
         for headers in (

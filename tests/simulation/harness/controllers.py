@@ -129,7 +129,9 @@ class ControllerProcess:
     def command(self, mode: Mode) -> None:
         """The operator switches the mode."""
         if self.up:
-            self.commands.offer(SetMode(mode, "simulated operator"))
+            self.commands.offer(
+                SetMode(mode=mode, reason="simulated operator", credential="token", address="simulated")
+            )
 
     def _open(self) -> None:
         settings = self.settings
