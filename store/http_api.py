@@ -19,6 +19,8 @@ PartKind: TypeAlias = Literal["class", "length", "cluster"]
 DegradedKind: TypeAlias = Literal[
     "loop_failing",
     "learner_failing",
+    "engine_failing",
+    "facts_damaged",
 ]
 """Ways in which a controller does less than it should while it runs: also the metric's label."""
 

@@ -180,6 +180,8 @@ class Facts(Record, frozen=True, kw_only=True):
     oldest: Count
     """The oldest batch that the engine retains: a missing batch from this one on will be resent, an older one was
     dropped."""
+    damaged: Count = 0
+    """Facts of it that the controller could not read, or only after putting a count into its range; set where it is read."""
 
 
 class RunningRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):

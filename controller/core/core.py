@@ -17,6 +17,7 @@ from controller.core.deferred_work import DeferredArrival, DeferredWork, EndedRe
 from controller.core.engine_tuning import EngineTuning
 from controller.core.modes import Modes
 from controller.core.outbox import Outgoing
+from controller.core.pause import Pause, PauseLimits
 from controller.core.predictor import EnginePrediction, Predictor, calibration_record
 from controller.core.publisher import Publisher
 from controller.core.sessions import Session, Sessions
@@ -90,6 +91,8 @@ class Core:
         """False while the history is so far behind that engines keep their facts."""
         self._durable_batches = dict(durable_batches or {})
         self._unhandled: deque[tuple[Session, Fact]] = deque()
+        self._concerned: Session | None = None
+        """The session whose message or work is being done; after an exception, the one that raised it."""
         self._next_tick_s = now_s
         self._next_calibration_s = now_s
         state.journal.record_global(SettingsChanged(time_s=now_s, settings=self.settings, reason="start"))
@@ -144,14 +147,14 @@ class Core:
         if isinstance(message, Hello):
             self._greet(connection, message, now_s)
             return
-        session = self._state.sessions.of(connection)
+        self._concerned = session = self._state.sessions.of(connection)
         if session is None:
             self.counts.unknown_connections += 1
             return
         session.last_seen_s = now_s
         match message:
             case Facts():
-                self._record_facts(session, message)
+                self._record_facts(session, message, now_s)
                 self.proceed(now_s)
             case Snapshot():
                 self._state.journal.record(session, message)
@@ -160,6 +163,7 @@ class Core:
                 self.proceed(now_s)
             case Goodbye():
                 self._leave(session, "left", now_s)
+        self._concerned = None
 
     def tick(self, now_s: float) -> None:
         """Do what is due by the clock: send heartbeats, refresh predictions, forget engines that are gone."""
@@ -172,7 +176,9 @@ class Core:
                 for measurement in self.calibration.due(now_s):
                     self._state.journal.record_global(calibration_record(measurement, now_s))
             for session in self._state.sessions.connected():
+                self._concerned = session
                 self._tend(session, now_s)
+            self._concerned = None
             self._next_tick_s = min(self._due_s())
         self.proceed(now_s)
 
@@ -185,13 +191,18 @@ class Core:
         """Do the oldest item of deferred work, which takes about a millisecond; nothing if there is none."""
         if not self._state.deferred:
             return
+        sessions = self._state.sessions
         match self._state.deferred.next():
             case EndedRequest() as ended:
+                self._concerned = ended.session
                 self.completions.learn(ended, now_s)
             case StalePrediction() as stale:
+                self._concerned = sessions.of(stale.connection)
                 self._publisher.catch_up(stale, now_s)
             case DeferredArrival() as arrival:
+                self._concerned = next(iter(sessions.named(arrival.session_id)), None)
                 self.arrivals.catch_up(arrival, now_s)
+        self._concerned = None
 
     @property
     def unhandled(self) -> int:
@@ -202,7 +213,20 @@ class Core:
         """Handle the received facts in order. If one raises, call it again for the facts after it."""
         while self._unhandled:
             session, fact = self._unhandled.popleft()
+            self._concerned = session
             self._handle_fact(session, fact, now_s)
+        self._concerned = None
+
+    def charge_engine(self, error: Exception, limits: PauseLimits, now_s: float) -> bool:
+        """Let the engine whose message or work raised serve first come, first served for a while; False if it was none's."""
+        session, self._concerned = self._concerned, None
+        if session is None:
+            return False
+        self.counts.engine_errors += 1
+        if session.trouble.extend(error, limits, now_s) and session.connected:
+            self._switch_engine(session, f"failure on its messages: {session.trouble.last}", now_s)
+        self._next_tick_s = now_s
+        return True
 
     def acknowledge(self, session_id: str, batch: int) -> None:
         """Acknowledge an engine's facts up to this batch, which are durable."""
@@ -220,6 +244,11 @@ class Core:
     def record_switch(self, switched: ModeSwitched) -> None:
         """Record who switched the mode."""
         self._state.journal.record_global(switched)
+
+    def end_pauses(self, now_s: float) -> None:
+        """Let engines that are left alone after failures follow the mode again; the next heartbeat tells them."""
+        for session in self._state.sessions:
+            session.trouble.end(now_s)
 
     def set_mode(self, mode: Mode, reason: str, now_s: float) -> None:
         """Switch all engines to a mode, and record the reason."""
@@ -282,6 +311,8 @@ class Core:
             durable_batch=durable,
             next_heartbeat_s=now_s,
             next_refresh_s=now_s + state.config.refresh_interval_s,
+            trouble=previous.trouble if previous else Pause(),
+            damaged_facts=previous.damaged_facts if previous else 0,
             tuning=previous.tuning if previous else EngineTuning(state.policy.tuning, hello.token_budget),
             requests=previous.requests if previous else {},
         )
@@ -302,7 +333,9 @@ class Core:
         self._state.journal.record(session, EngineSeen(time_s=now_s, event=event, hello=session.hello))
 
     def _tend(self, session: Session, now_s: float) -> None:
-        """Send a heartbeat and refresh predictions, each when it is due."""
+        """Send a heartbeat, refresh predictions and end a pause after failures, each when it is due."""
+        if session.trouble.is_over(now_s):
+            self._switch_engine(session, "no failure on its messages for a while", now_s)
         if now_s >= session.next_heartbeat_s:
             session.next_heartbeat_s = now_s + self._state.config.lease_s / 4
             read_s = session.snapshot.time_s if session.snapshot else None
@@ -313,18 +346,25 @@ class Core:
             self._publisher.refresh(session, now_s)
             self._tune(session, now_s)
 
+    def _switch_engine(self, session: Session, reason: str, now_s: float) -> None:
+        self._state.modes.renumber()
+        self._publisher.publish_settings(session, reason, now_s)
+
     def _tune(self, session: Session, now_s: float) -> None:
         """Adapt the engine's own part of the settings if its measurements ask for it."""
         reasons = session.tuning.due(now_s)
         if reasons:
-            self._state.modes.renumber()
-            self._publisher.publish_settings(session, "; ".join(reasons), now_s)
+            self._switch_engine(session, "; ".join(reasons), now_s)
 
     # --- facts --------------------------------------------------------------------------------------
 
-    def _record_facts(self, session: Session, facts: Facts) -> None:
+    def _record_facts(self, session: Session, facts: Facts, now_s: float) -> None:
         """Record each batch once and in order, and queue its facts; a batch that comes too early is sent again."""
         journal = self._state.journal
+        if facts.damaged:
+            session.damaged_facts += facts.damaged
+            session.damaged_s = now_s
+            self.counts.damaged_facts += facts.damaged
         match session.judge(facts, recording=self.recording):
             case "known":
                 self.counts.duplicate_batches += 1
@@ -371,6 +411,7 @@ class Core:
             if session.connected:
                 yield session.next_heartbeat_s
                 yield session.next_refresh_s if self._state.policy.orders else math.inf
+                yield math.inf if session.trouble.until_s is None else session.trouble.until_s
             else:
                 yield session.last_seen_s + self._state.config.forget_lost_s
 

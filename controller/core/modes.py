@@ -29,8 +29,13 @@ class Modes:
         return self._fallbacks.get(model, self.settings)
 
     def of_engine(self, session: Session) -> Settings:
-        """The settings of one engine: its model's, with the parts that are adapted to the engine."""
-        return session.tuning.applied(self.of_model(session.hello.model))
+        """The settings of one engine: its model's, with the parts that are adapted to the engine.
+
+        While the controller fails on its messages it is off, unless it is in shadow.
+        """
+        settings = session.tuning.applied(self.of_model(session.hello.model))
+        paused = session.trouble.until_s is not None and settings.mode == "on"
+        return structs.replace(settings, mode="off") if paused else settings
 
     def switch(self, mode: Mode) -> None:
         """Switch to the operator's mode; models that are not trusted stay first come, first served."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from controller.core.engine_tuning import EngineTuning
+from controller.core.pause import Pause
 from controller.core.prefix_hits import PrefixHits
 from controller.policy.policy import DEFAULT_STEP_S, EngineFacts
 from online_learning.calibration.evidence import Row, Watch
@@ -77,6 +78,11 @@ class Session:
     next_heartbeat_s: float
     next_refresh_s: float
     tuning: EngineTuning
+    trouble: Pause
+    """Failures on messages of this engine; during its pause the engine serves first come, first served."""
+    damaged_facts: int = 0
+    damaged_s: float | None = None
+    """When the last of them came."""
     prefix_hits: PrefixHits = field(default_factory=PrefixHits)
     prior_taught: int = 0
     snapshot: Snapshot | None = None

@@ -47,6 +47,10 @@ class Counts:
     duplicate_batches: int = 0
     unrecorded_batches: int = 0
     """Batches that were handled while the history was too far behind, and are recorded when they are sent again."""
+    damaged_facts: int = 0
+    """Facts that could not be read, or only after putting a count into its range."""
+    engine_errors: int = 0
+    """Failures on messages of one engine, which then serves first come, first served for a while."""
     early_batches: int = 0
     """Batches that were ignored because an earlier one was missing."""
     unknown_connections: int = 0

@@ -50,6 +50,8 @@ CORE_COUNTERS = {
     "drift_events": "Times that a length distribution drifted and part of its past was forgotten.",
     "distrusts": "Times that the predictions for a model or a cluster lost the guard's trust.",
     "duplicate_batches": "Batches of facts received more than once.",
+    "damaged_facts": "Facts of engines that could not be read, or only after putting a count into its range.",
+    "engine_errors": "Failures on messages of one engine, which then serves first come, first served for a while.",
     "early_batches": "Batches of facts left for later because one before them was missing.",
     "unrecorded_batches": "Batches handled while the disk was far behind; engines keep them and send them again.",
     "unknown_connections": "Messages over connections without an accepted hello.",
@@ -98,7 +100,9 @@ class Metrics:
             buckets=TICK_BUCKETS_S,
             registry=self.registry,
         )
-        self.tick_errors = self._counter("tick_errors", "Turns of the control loop that failed; FCFS follows.")
+        self.tick_errors = self._counter(
+            "tick_errors", "Failures in the control loop; FCFS follows, of one engine or of all."
+        )
         self.messages_received = self._counter("messages_received", "Messages received from engines.")
         self.messages_sent = self._counter("messages_sent", "Messages sent to engines.")
         self.messages_lost = self._counter(

@@ -3,8 +3,8 @@
 `ControlLoop.run` calls `startup`, then `turn` until `stop` is called, then `shutdown`.
 Messages of engines go to the core, its messages go to engines and its entries to the history. An engine's facts are
 acknowledged only when the history has them on disk.
-When the core fails, the loop logs and counts the failure and has engines serve first come, first served until no failure
-has occurred for a while.
+When the core fails, the loop logs and counts the failure and has the engine on whose message it failed serve first come,
+first served until no failure has occurred for a while; all engines where it was no engine's message.
 """
 
 from __future__ import annotations
@@ -15,17 +15,20 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 from msgspec import structs
 
 from controller.api.commands import Commands, SetMode
 from controller.core.core import Core
+from controller.core.pause import PauseLimits, described
+from controller.monitoring.engine_states import engine_states
 from controller.monitoring.live_state import Live
 from controller.monitoring.metrics import Metrics
 from controller.monitoring.request_tracker import RequestTracker
 from controller.monitoring.tracing import Ended, Telemetry
 from controller.prompt_encoder import Encoder
-from controller.service.trouble import PauseLimits, Trouble, described
+from controller.service.trouble import Trouble
 from engine_adapter.transport.link import ControllerHub
 from store.entries import DriftDetected, Entry, Outcome, Prediction
 from store.history.writer import HistoryWriter
@@ -152,7 +155,7 @@ class ControlLoop:
             part(now_s)
             self._send(now_s)
         except Exception as error:  # noqa: BLE001 - one of the two broad borders: the control tick
-            self._fall_back(error, now_s)
+            self._failed(error, now_s)
 
     def _on_commands(self, now_s: float) -> None:
         for command in self._commands.drain():
@@ -179,10 +182,11 @@ class ControlLoop:
         self._core.tick(now_s)
 
     def _set_mode(self, command: SetMode, now_s: float) -> None:
-        """Carry out and record an operator's command, which also ends a fallback."""
+        """Carry out and record an operator's command, which also ends every fallback."""
         paused = self._trouble.until_s is not None
         switched = command.switched(self._trouble.wanted if paused else self._core.settings.mode, now_s)
         self._trouble.end(now_s)
+        self._core.end_pauses(now_s)
         self._core.set_mode(command.mode, command.reason, now_s)
         self._core.record_switch(switched)
         log.info(
@@ -191,16 +195,18 @@ class ControlLoop:
         self._send(now_s)
         command.answer.set_result(self._core.settings)
 
-    def _fall_back(self, error: Exception, now_s: float) -> None:
-        """Count a failure, log its kind once, and switch engines to their own order for a while."""
+    def _failed(self, error: Exception, now_s: float) -> None:
+        """Count a failure, log its kind once, and switch the engine that it is about, or all, to their own order."""
         self._metrics.tick_errors.inc()
         kind = described(error)
         if kind not in self._logged and len(self._logged) < self._limits.errors_logged:
             self._logged.add(kind)
-            log.error("control loop failed, engines serve first come, first served", exc_info=error)
+            log.error("control loop failed, first come, first served follows", exc_info=error)
         pauses = PauseLimits(first_s=self._limits.error_pause_s, limit_s=self._limits.error_pause_limit_s)
-        self._trouble.fail(error, self._core.settings.mode, pauses, now_s)
-        self._core.set_mode("off", f"fallback: {kind}", now_s)
+        self._trouble.observe(error, now_s)
+        if not self._core.charge_engine(error, pauses, now_s):
+            self._trouble.fail(error, self._core.settings.mode, pauses, now_s)
+            self._core.set_mode("off", f"fallback: {kind}", now_s)
         self._send(now_s)
 
     def _send(self, now_s: float) -> None:
@@ -270,7 +276,7 @@ class ControlLoop:
             "errors": float(self._trouble.errors),
             "backlog": float(self._core.backlog),
         }
-        degraded = self._trouble.states(now_s)
+        degraded = chain(self._trouble.states(now_s), engine_states(self._core.sessions, now_s))
         self._live.publish(self._core, store=self._history.stats, loop=loop, now_s=now_s, degraded=degraded)
 
     def _warn_of_overload(self, now_s: float) -> None:

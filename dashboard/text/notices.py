@@ -31,6 +31,8 @@ def state_notices(state: StateView, engine_id: str | None) -> list[Notice]:
 
 _DEGRADED: dict[DegradedKind, tuple[Literal["error", "warning"], str]] = {
     "loop_failing": ("error", "The controller fails and its engines serve first come, first served"),
+    "engine_failing": ("error", "The controller fails on the messages of an engine"),
+    "facts_damaged": ("warning", "An engine reports what cannot be"),
     "learner_failing": ("error", "The learner fails again and again"),
 }
 """How grave each state is, and its title."""

@@ -301,6 +301,17 @@ class Agent:
             self._logged.add(place)
             log.error("scheduling policy failed, serving first come, first served", exc_info=error)
 
+    def send_again(self) -> None:
+        """Let the next poll send all facts that are not acknowledged, after a hello if the controller was silent."""
+        self._outbox.restart(0)
+        if not self._welcomed:
+            self._next_hello_s = -math.inf
+
+    def greet_again(self) -> None:
+        """Let the next poll greet the controller as if it had not answered yet."""
+        self._welcomed = False
+        self._next_hello_s = -math.inf
+
     def close(self, now_s: float) -> None:
         """Send the remaining facts and a `Goodbye`, then close the link."""
         self._outbox.gather()

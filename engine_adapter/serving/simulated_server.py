@@ -22,6 +22,7 @@ from itertools import islice
 from pathlib import Path
 
 from engine_adapter.agent.clock import steady_clock
+from engine_adapter.agent.farewell import hand_over
 from engine_adapter.transport.keys import EngineKey, load_engine_key
 from engine_adapter.transport.link import NoLink
 from engine_adapter.transport.zmq_sockets import ZmqLink, default_endpoint
@@ -150,7 +151,7 @@ def run_server(spec: ServerSpec, real_time: RealTime, *, session_id: str) -> Tal
     tally = Tally()
     try:
         _serve(spec, engine, tally, real_time)
-        _await_durable(engine, real_time)
+        hand_over(engine.agent, clock=real_time.clock, sleep=real_time.sleep, wait_s=FAREWELL_S)
     finally:
         tally.unacknowledged = engine.agent.unacknowledged
         engine.advance_to(real_time.clock())
@@ -200,15 +201,6 @@ def _serve(spec: ServerSpec, engine: SimulatedEngine, tally: Tally, real_time: R
         else:
             real_time.pause(min(IDLE_PAUSE_S, max(0.0, arrival_s - real_time.clock())))
         tally.count(engine.end_step())
-
-
-def _await_durable(engine: SimulatedEngine, real_time: RealTime) -> None:
-    """Give the controller time to acknowledge the remaining facts."""
-    until_s = real_time.clock() + FAREWELL_S
-    engine.agent.poll(real_time.clock())
-    while engine.agent.unacknowledged and real_time.clock() < until_s:
-        real_time.sleep(IDLE_PAUSE_S)
-        engine.agent.poll(real_time.clock())
 
 
 def _mean(values: list[float]) -> float | None:

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import zmq
 
+from engine_adapter.transport.damaged_batches import readable_part
 from engine_adapter.transport.link import Delivery
 from store.errors import ProtocolError
 from store.records import (
@@ -115,7 +116,7 @@ class FrameHub:
                 break
             try:
                 connection, frame = parts
-                message = _read(frame)
+                message = self._read(frame)
             except (ProtocolError, ValueError) as error:
                 self.bad_frames += 1
                 self._recent_warnings.log("ignoring a message from an engine: %s", error)
@@ -136,15 +137,22 @@ class FrameHub:
             return "gone"
         return "sent"
 
+    def _read(self, frame: bytes) -> EngineMessage:
+        """Return a message, of a damaged batch as much as can be read; raise `ProtocolError` for any other frame."""
+        if len(frame) > MAX_FRAME_BYTES:
+            raise ProtocolError(f"frame has more than {MAX_FRAME_BYTES} bytes: no engine of this release sends such")
+        try:
+            return decode_engine_message(frame)
+        except ProtocolError as error:
+            part = readable_part(frame)
+            if part is None:
+                raise
+            self._recent_warnings.log("leaving out or mending facts of an engine: %s", error)
+            return part
+
     def _allows(self, connection: bytes, message: EngineMessage) -> bool:
         """Whether a connection may send this message."""
         return True
-
-
-def _read(frame: bytes) -> EngineMessage:
-    if len(frame) > MAX_FRAME_BYTES:
-        raise ProtocolError(f"frame has more than {MAX_FRAME_BYTES} bytes: no engine of this release sends such")
-    return decode_engine_message(frame)
 
 
 class _RecentWarnings:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 import socket
+import threading
 import time
 import uuid
 from collections import deque
@@ -27,12 +29,14 @@ from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.request import Request
 
 from engine_adapter.agent.agent import Agent, View
+from engine_adapter.agent.farewell import FAREWELL_S, hand_over
 from engine_adapter.ordering.ordering import OrderingFactory, Plan
 from engine_adapter.transport.keys import EngineKey, load_engine_key
 from engine_adapter.transport.link import EngineLink
 from engine_adapter.transport.zmq_sockets import ZmqLink, default_endpoint, prepare_endpoint
 from engine_adapter.vllm.block_memory import BlockMemory
 from engine_adapter.vllm.contract import KNOWN_VERSIONS, known_version
+from engine_adapter.vllm.idle_polls import IDLE_POLL_S, IdlePolls
 from engine_adapter.vllm.request_events import RequestTracker
 from engine_adapter.vllm.scheduler_control import SchedulerControl
 from store.errors import ConfigError
@@ -44,9 +48,8 @@ log = logging.getLogger("vllm.sagesched")
 STEPS_IN_FLIGHT = 64
 """Bound on the steps scheduled and not yet updated; vLLM keeps two, or one per pipeline stage."""
 
-GREETING_POLLS = 3
-GREETING_PAUSE_S = 0.05
-"""Long enough to connect a local socket and receive the answer; short compared with the engine's start."""
+IDLE_REPORT_S = 5.0
+"""Interval of an idle engine's snapshots, unless its mode changes."""
 
 Hook = TypeVar("Hook", bound=Callable[..., None])
 
@@ -141,23 +144,23 @@ def start_plugin(
         log.exception("SageSched could not start: vLLM serves in its own order and nothing is reported")
         return None
     log.info("SageSched engine %s reports to %s", settings.engine_id, settings.endpoint)
-    if isinstance(link, ZmqLink):
-        plugin.greet()
+    plugin.start_idle_polls()
     return plugin
 
 
 def _border(hook: Hook) -> Hook:
-    """Guard a hook: no exception reaches the engine, and the hook's time is counted."""
+    """Guard a hook: no exception reaches the engine, no idle poll runs beside it, and its time is counted."""
 
     @functools.wraps(hook)
     def guarded(self: Plugin, *args: object) -> None:
         if not self.alive:
             return
         started_s = time.perf_counter()
-        try:
-            hook(self, *args)
-        except Exception as error:  # noqa: BLE001 - no error of the plugin may reach the engine
-            self._give_up(error)
+        with self._turn:
+            try:
+                hook(self, *args)
+            except Exception as error:  # noqa: BLE001 - no error of the plugin may reach the engine
+                self._give_up(error)
         self._hook_s += time.perf_counter() - started_s
 
     return guarded  # type: ignore[return-value]
@@ -177,6 +180,7 @@ class Plugin:
         self.alive = True
         self._scheduler = scheduler
         self._now_s = now_s
+        self._connects = isinstance(link, ZmqLink)
         self._memory = BlockMemory(scheduler)
         self.agent = Agent(hello=self._hello(engine_id), link=link, make_ordering=make_ordering)
         self._tracker = RequestTracker(self.agent, self._memory.expected_tokens)
@@ -187,18 +191,21 @@ class Plugin:
         self._updated_s = 0.0
         self._told_idle = True
         self._logged_mode: tuple[Mode, str | None] = "off", None
+        self._turn = threading.RLock()
+        """Held by a hook, which may cause another, and by an idle poll."""
+        self._polled_s = -math.inf
+        self._idle_polls = IdlePolls(self._poll_if_idle)
+        self._idle_report_s = -math.inf
+
+    def start_idle_polls(self) -> None:
+        """Connect to the controller while the engine starts, and exchange messages with it whenever no step is made.
+
+        Not in virtual time, where every step is made on call.
+        """
+        if self._connects:
+            self._idle_polls.start()
 
     # --- hooks ------------------------------------------------------------------------------------
-
-    @_border
-    def greet(self) -> None:
-        """Connect to the controller while the engine starts: its first request may end before a welcome arrives.
-
-        An idle vLLM does not call its scheduler, so facts not sent by then would wait for the next request.
-        """
-        for _ in range(GREETING_POLLS):
-            time.sleep(GREETING_PAUSE_S)
-            self.agent.poll(self._now_s())
 
     @_border
     def after_add(self, request: Request) -> None:
@@ -211,8 +218,7 @@ class Plugin:
     def before_schedule(self) -> None:
         """Steer the step that the engine is about to schedule."""
         now_s = self._now_s()
-        self.agent.poll(now_s)
-        self._log_mode(now_s)
+        self._poll(now_s)
         self._plan = self._control.steer(self.agent, self._tracker.request_ids, now_s=now_s, memory=self._memory)
 
     @_border
@@ -248,8 +254,10 @@ class Plugin:
 
     @_border
     def close(self) -> None:
-        """Send the remaining facts and a `Goodbye` when the engine shuts down."""
+        """Hand over the remaining facts and say `Goodbye` when the engine shuts down."""
         self.alive = False
+        self._idle_polls.stop()
+        hand_over(self.agent, clock=self._now_s, sleep=time.sleep, wait_s=FAREWELL_S if self._connects else 0.0)
         self.agent.close(self._now_s())
 
     # --- internals --------------------------------------------------------------------------------
@@ -340,10 +348,37 @@ class Plugin:
         else:
             log.warning("SageSched mode %s: %s", mode, fallback)
 
+    def _poll(self, now_s: float) -> None:
+        self._polled_s = now_s
+        self.agent.poll(now_s)
+        self._log_mode(now_s)
+
+    def _poll_if_idle(self) -> None:
+        """Exchange messages in the timer's thread unless steps are made; touch nothing of the scheduler's but its counts."""
+        now_s = self._now_s()
+        if now_s - self._polled_s < IDLE_POLL_S:
+            return
+        with self._turn:
+            if not self.alive:
+                return
+            try:
+                before = self._logged_mode
+                self._poll(now_s)
+                if not self._scheduler.requests and (before != self._logged_mode or now_s >= self._idle_report_s):
+                    self._idle_report_s = now_s + IDLE_REPORT_S
+                    self._report_idle(now_s)
+            except Exception as error:  # noqa: BLE001 - no error of the plugin may reach the engine
+                self.agent.failed(now_s, error)
+
+    def _report_idle(self, now_s: float) -> None:
+        """Send a snapshot of an engine without requests."""
+        used = self._memory.all_blocks - self._memory.unused_blocks
+        self.agent.report(now_s, View(kv_blocks_used=used, waiting=0, running=0, queue=(), running_requests=()))
+
     def _report_if_idle(self, now_s: float) -> None:
         """Send all pending facts when the last request has ended: vLLM then stops calling."""
         if not self._scheduler.requests:
-            self.agent.poll(now_s)
+            self._poll(now_s)
             self._report(now_s)
 
     def _report(self, now_s: float) -> None:

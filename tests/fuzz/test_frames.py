@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from controller.core.core import Core, CoreConfig
 from controller.policy.policies import policy_named
 from engine_adapter.agent.agent import Agent
+from engine_adapter.transport.damaged_batches import readable_part
 from engine_adapter.transport.link import DirectLink
 from online_learning.evaluation.global_learner import GlobalLearner
 from store.bounds import MAX_PROMPT_TOKENS_SENT
@@ -94,6 +95,78 @@ def test_a_frame_that_breaks_off_or_has_a_wrong_byte() -> None:
     read(bytes((PROTOCOL,)) + b"\x91" * 100_000)
     read(bytes((PROTOCOL,)) + b"\xdd\xff\xff\xff\xff")
     read(bytes((PROTOCOL,)) + b"\xc6\xff\xff\xff\xff" + b"x")
+
+
+def damaged_batch(*facts: Any) -> bytes:
+    """A frame with a batch of these facts and whole ones around them."""
+    around = msgspec.to_builtins(ARRIVED, builtin_types=(bytes,))
+    batch = {"type": "Facts", "batch": 7, "facts": [around, *facts, around], "oldest": 3}
+    return bytes((PROTOCOL,)) + msgspec.msgpack.encode(batch)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(["Arrived", "FirstToken", "Preempted", "Finished", "Nothing"]), VALUES)
+def test_a_batch_costs_no_more_than_the_facts_that_cannot_be_read(kind: str, value: Any) -> None:
+    """Whatever stands in the place of a fact: the batch has its number, and the facts around it."""
+    fields = msgspec.to_builtins(ARRIVED, builtin_types=(bytes,))
+    fields |= value if isinstance(value, dict) else dict.fromkeys(fields, value)
+    for fact in (value, fields | {"type": kind}):
+        frame = damaged_batch(fact)
+        try:
+            decode_engine_message(frame)
+        except ProtocolError:
+            part = readable_part(frame)
+            assert part is not None
+            assert (part.batch, part.oldest, part.damaged) == (7, 3, 1)
+            assert (part.facts[0], part.facts[-1]) == (ARRIVED, ARRIVED)
+            assert len(part.facts) in (2, 3)
+            assert decode_engine_message(encode(part)) == part
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "mended"),
+    [
+        ("cached_prompt_tokens", -1, 0),
+        ("output_tokens", 1 << 60, 1 << 53),
+        ("preemptions", math.nan, 0),
+        ("preemptions", 0.5, None),
+        ("expected_cached_tokens", -7, 0),
+        ("time_s", -1.0, None),
+        ("request_id", 1000 * "x", None),
+        ("reason", "tired", None),
+    ],
+)
+def test_a_count_out_of_its_range_is_put_into_it_and_nothing_else_is_made_up(
+    field: str, value: Any, mended: int | None
+) -> None:
+    """A moment that cannot be orders nothing, and so its fact is left out."""
+    end = msgspec.to_builtins(
+        Finished(
+            request_id="r",
+            time_s=2.0,
+            reason="stop",
+            arrival_s=1.0,
+            prompt_tokens=1,
+            output_tokens=1,
+            max_tokens=1,
+            cached_prompt_tokens=0,
+            preemptions=0,
+            recomputed_tokens=0,
+        )
+    )
+    part = readable_part(damaged_batch(end | {field: value}))
+    assert part is not None
+    found = [getattr(fact, field) for fact in part.facts if isinstance(fact, Finished)]
+    assert found == ([] if mended is None else [mended])
+
+
+def test_a_temperature_that_is_no_number_reaches_no_learner() -> None:
+    """It is put into its range where the frame is read."""
+    part = readable_part(
+        encode(Facts(batch=1, facts=(msgspec.structs.replace(ARRIVED, temperature=math.nan),), oldest=1))
+    )
+    assert part is not None
+    assert (part.damaged, [fact.temperature for fact in part.facts if isinstance(fact, Arrived)]) == (1, [0.0])
 
 
 WHOLE = st.one_of(st.integers(-3, 300), st.sampled_from([2**31, 2**62, -(2**62)]))

@@ -49,6 +49,14 @@ class Site:
         self._controller.process.send_signal(signal.SIGKILL)
         self._controller.process.wait()
 
+    def hang_controller(self) -> None:
+        assert self._controller is not None
+        self._controller.process.send_signal(signal.SIGSTOP)
+
+    def resume_controller(self) -> None:
+        assert self._controller is not None
+        self._controller.process.send_signal(signal.SIGCONT)
+
     def snapshot(self) -> dict[str, Any]:
         """The newest snapshot of the engine that is connected; empty when there is none."""
         state = self._state()

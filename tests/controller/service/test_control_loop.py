@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from store.history.reader import open_history
-from store.records import EngineMessage, Snapshot
+from store.records import EngineMessage, Finished, Snapshot
 
 pytestmark = pytest.mark.slow
 
@@ -83,6 +85,84 @@ def test_a_failing_core_falls_back_and_heals(start_controller: Start, caplog: py
     engine.step_until(lambda: agent.mode(engine.engine.now_s) == "on")
     assert "sagesched_tick_errors_total 2.0" in running.client.get("/metrics").text
     assert sum("control loop failed" in record.message for record in caplog.records) == 1
+
+
+def test_what_fails_on_the_messages_of_one_engine_costs_that_engine_alone(
+    start_controller: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It serves first come, first served, is named, and takes orders again by itself; the other one never stops to."""
+    running = start_controller()
+    loop = running.service.loop
+    loop._limits = type(loop._limits)(error_pause_s=0.5)
+    bad, good = running.connect("bad"), running.connect("good")
+    modes, predict = set(), loop._core._state.predictor.predict
+
+    def both(condition: Callable[[], bool]) -> None:
+        def stepped() -> bool:
+            good.step()
+            modes.add(good.engine.agent.mode(good.engine.now_s))
+            return condition()
+
+        bad.step_until(stepped)
+
+    for engine in (bad, good):
+        engine.submit("long", output_tokens=450)
+    both(lambda: {engine.engine.agent.mode(engine.engine.now_s) for engine in (bad, good)} == {"on"})
+    modes.clear()
+
+    def choke(session: Any, arrived: Any, *args: Any, **more: Any) -> Any:
+        if session.hello.session_id == "bad" and arrived.request_id == "poison":
+            raise ZeroDivisionError("by design")
+        return predict(session, arrived, *args, **more)
+
+    loop._core._state.predictor.predict = choke
+    for name in ("poison", "next"):
+        bad.submit(name, output_tokens=300)
+    both(lambda: bad.engine.agent.mode(bad.engine.now_s) == "off")
+    both(lambda: running.client.get("/readyz").json()["degraded"] == ["engine_failing"])
+    (state,) = running.client.get("/api/state").json()["degraded"]
+    assert "Engine driven serves first come, first served" in state["text"]
+    assert "ZeroDivisionError: by design" in state["text"]
+    assert 'sagesched_degraded{state="engine_failing"} 1.0' in running.client.get("/metrics").text
+    both(lambda: bad.engine.agent.mode(bad.engine.now_s) == "on")
+    both(lambda: running.client.get("/readyz").json()["degraded"] == [])
+    assert modes == {"on"}
+    assert bad.engine.agent._ordering.tables_held == 2, "the facts behind it were handled"
+    assert "sagesched_engine_errors_total 1.0" in running.client.get("/metrics").text
+    assert sum("control loop failed" in record.message for record in caplog.records) == 1
+
+
+def test_a_fact_that_cannot_be_read_costs_itself_and_nothing_else(
+    start_controller: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its batch is acknowledged, all else in it is recorded, a count out of range as the nearest possible; and it is said."""
+    running = start_controller()
+    engine = running.connect()
+    agent = engine.engine.agent
+    engine.step_until(lambda: agent.mode(engine.engine.now_s) == "on")
+    finished = agent.finished
+
+    def spoil(fact: Finished) -> None:
+        spoilt = {"negative": {"cached_prompt_tokens": -3}, "timeless": {"time_s": math.nan}}
+        finished(structs.replace(fact, **spoilt.get(fact.request_id, {})))
+
+    agent.finished = spoil
+    for name in ("before", "negative", "timeless", "after"):
+        engine.submit(name, output_tokens=3)
+    engine.step_until(lambda: len(engine.lives) == 4 and not agent.unacknowledged)
+    engine.step_until(lambda: running.client.get("/readyz").json()["degraded"] == ["facts_damaged"])
+    assert agent.mode(engine.engine.now_s) == "on"
+    (state,) = running.client.get("/api/state").json()["degraded"]
+    assert state["text"].startswith("2 facts of engine driven could not be read")
+    metrics = running.client.get("/metrics").text
+    assert "sagesched_damaged_facts_total 2.0" in metrics
+    assert "sagesched_bad_frames_total 0.0" in metrics
+    assert any("leaving out or mending facts" in record.message for record in caplog.records)
+    running.close()
+    running.service.loop._history.close()
+    with open_history(running.store) as history:
+        rows = history.execute("SELECT request_id, cached_prompt_tokens FROM completions ORDER BY ALL").fetchall()
+    assert rows == [("after", 0), ("before", 0), ("negative", 0)]
 
 
 def test_while_the_disk_is_far_behind_decisions_go_on_and_facts_stay_with_the_engines(start_controller: Start) -> None:

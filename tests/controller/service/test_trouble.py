@@ -4,7 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.service.trouble import LEARNER_FAILURES, LEARNER_WINDOW_S, PauseLimits, Trouble
+from controller.core.pause import PauseLimits
+from controller.service.trouble import LEARNER_FAILURES, LEARNER_WINDOW_S, Trouble
 from online_learning.survival.length_sketch import LengthSketch, SketchSettings
 
 LIMITS = PauseLimits(first_s=5.0, limit_s=300.0)
@@ -12,7 +13,9 @@ LIMITS = PauseLimits(first_s=5.0, limit_s=300.0)
 
 def fail(trouble: Trouble, now_s: float, error: Exception | None = None) -> float:
     """Fail once; how long order is given up from now on."""
-    trouble.fail(error or ZeroDivisionError("by design"), "on", LIMITS, now_s)
+    error = error or ZeroDivisionError("by design")
+    trouble.observe(error, now_s)
+    trouble.fail(error, "on", LIMITS, now_s)
     assert trouble.until_s is not None
     return trouble.until_s - now_s
 

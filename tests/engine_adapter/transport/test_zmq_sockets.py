@@ -8,6 +8,7 @@ import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine_adapter.transport.frames import MAX_FRAME_BYTES
 from engine_adapter.transport.zmq_sockets import HIGH_WATER_MARK, ZmqHub, ZmqLink, prepare_endpoint
 from store.errors import ConfigError, ProtocolError
 from store.records import Acknowledged, Goodbye, decode_controller_message, decode_engine_message, encode
@@ -46,6 +47,19 @@ def test_messages_go_both_ways(endpoint: str, hub: ZmqHub) -> None:
     assert received == [Acknowledged(batch=2)]
     link.close()
     assert eventually(lambda: hub.send(connection, Acknowledged(batch=3)) == "gone")
+
+
+def test_a_frame_that_is_too_long_is_refused_and_counted_and_the_connection_stays(endpoint: str, hub: ZmqHub) -> None:
+    """What comes behind it is read."""
+    link = ZmqLink(endpoint)
+    assert eventually(lambda: link.send(Goodbye(time_s=1.0)))
+    assert link._frames.send(bytes(MAX_FRAME_BYTES + 1), zmq.NOBLOCK) is None
+    assert link.send(Goodbye(time_s=2.0))
+    received: list[object] = []
+    assert eventually(lambda: len(received.extend(hub.receive(0.1)) or received) == 2)
+    assert [message for _, message in received] == [Goodbye(time_s=1.0), Goodbye(time_s=2.0)]
+    assert hub.bad_frames == 1
+    link.close()
 
 
 def test_sending_to_nobody_neither_blocks_nor_queues(endpoint: str) -> None:

@@ -14,7 +14,7 @@ from harness import controllers
 from msgspec import structs
 
 from controller.core.core import Core
-from controller.service.control_loop import ControlLoop
+from controller.core.pause import Pause
 from controller.service.warm_start import learn_again
 from engine_adapter.agent import agent as engine_agent
 from engine_adapter.agent.agent import Agent
@@ -132,14 +132,7 @@ def _drops_the_rest_of_a_failed_batch(patch: pytest.MonkeyPatch) -> None:
 
 
 def _never_comes_back(patch: pytest.MonkeyPatch) -> None:
-    tick = ControlLoop._on_tick
-
-    def stay(loop: ControlLoop, now_s: float) -> None:
-        if loop._trouble.until_s is not None:
-            loop._trouble.until_s = math.inf
-        tick(loop, now_s)
-
-    patch.setattr(ControlLoop, "_on_tick", stay)
+    patch.setattr(Pause, "is_over", lambda _pause, _now_s: False)
 
 
 def _goes_by_the_wall_clock(patch: pytest.MonkeyPatch) -> None:
