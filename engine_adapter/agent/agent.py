@@ -26,6 +26,7 @@ from engine_adapter.agent.view import AgentLimits, StepSums, View
 from engine_adapter.ordering.admission import Admission
 from engine_adapter.ordering.kv_memory import KvMemory
 from engine_adapter.ordering.ordering import Ordering, OrderingFactory, Plan, Schedulable
+from engine_adapter.ordering.running_order import Tracked
 from engine_adapter.transport.link import EngineLink
 from store.errors import ProtocolError
 from store.records import (
@@ -112,12 +113,16 @@ class Agent:
 
     # --- facts ------------------------------------------------------------------------------------
 
-    def arrived(self, arrived: Arrived) -> None:
-        """Record that a request entered the engine's queue."""
+    def arrived(self, arrived: Arrived) -> Tracked:
+        """Record that a request entered the engine's queue; return its state in the order.
+
+        An engine may count the output tokens in that state itself, and call `attained` only when they reach its
+        ``next_change_tokens``.
+        """
         request_id, bounded = arrived.request_id, self._names.enter(arrived)
         self._unfinished[request_id] = bounded
-        self._ordering.track(request_id, priority=arrived.priority, arrival_s=arrived.arrival_s)
         self._outbox.add(bounded)
+        return self._ordering.track(request_id, priority=arrived.priority, arrival_s=arrived.arrival_s)
 
     def attained(self, request_id: str, attained_tokens: int) -> None:
         """Record the output tokens that a request has generated in total."""

@@ -10,6 +10,7 @@ a formula is evaluated only when a request's entry in its table, the table or th
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -48,6 +49,9 @@ DRAIN_AFTER_S = 30.0
 
 RESUME_SHARE = 0.05
 """Share of the tokens that a preempted request must compute again, for as many steps its place must last."""
+
+MOST_STEP_TOKENS = 4
+"""Tokens that a decoding request may have in a step, with those of a speculation, when the budget covers all of them."""
 
 LEAST_INDEX_SHARE = 0.01
 """Smallest share of its index that a request keeps when its whole prompt is cached."""
@@ -147,14 +151,15 @@ class Ordering:
             tracked.table = None
         self._place_all()
 
-    def track(self, request_id: str, *, priority: int, arrival_s: float) -> None:
-        """Start to track a request that entered the engine."""
+    def track(self, request_id: str, *, priority: int, arrival_s: float) -> Tracked:
+        """Start to track a request that entered the engine; return its state."""
         self._serial += 1
         self._arrivals.observe(arrival_s)
         tracked = Tracked(request_id, priority, arrival_s, self._serial, attained_tokens=0, table=None)
         self._tracked[request_id] = tracked
         self._place(tracked)
         self._stood.pop(request_id, None)
+        return tracked
 
     def attain(self, request_id: str, attained_tokens: int) -> None:
         """Record that a request has generated ``attained_tokens`` output tokens in total."""
@@ -208,11 +213,11 @@ class Ordering:
         """
         queue, active = waiting if isinstance(waiting, OrderedQueue) else list(waiting), list(running)
         rules = self._rules
-        active = self._order.settle(active, rules.victims)
-        if rules.victims == "later" and active and self._is_short(memory):
-            active = self._order.spare_oldest()
+        active = self._order.follow(active, rules.victims)
         self._look_up_hits(queue, memory)
         self._sort_queue(queue)
+        if active:
+            active = self._order_running(active, queue, memory)
         if not queue or not (rules.gate or self.preempts):
             shape = self._shape(now_s, queue, 0, memory)
             return Plan(queue, active, None, 0, step_tokens=shape.step_tokens, chunk_tokens=shape.chunk_tokens)
@@ -262,6 +267,19 @@ class Ordering:
 
     def _key(self, request: R) -> Key:
         return self._tracked[request.request_id].key
+
+    def _order_running(self, active: list[R], queue: Sequence[R], memory: KvMemory) -> list[R]:
+        """Put the running requests in order where the step may preempt one of them or leave one out."""
+        if self._is_short(memory):
+            settled = self._order.settle()
+            return self._order.spare_oldest() if self._rules.victims == "later" else settled
+        first_class = self._key(queue[0])[0] if queue else LAST_CLASS
+        classes, cost = self._order.classes, self._rules.step
+        if self.preempts or len(classes) > 1 or first_class < max(classes):
+            return self._order.settle()
+        if cost is not None and MOST_STEP_TOKENS * len(active) > cost.budget_tokens:
+            return self._order.settle()
+        return active
 
     def _is_short(self, memory: KvMemory) -> bool:
         """Whether the next step may run out of KV memory: a block for each running request, and what prompts lack."""
@@ -451,17 +469,15 @@ class Ordering:
         table = tracked.table or self._prior
         if table is None:
             return
-        entry = table.entry(tracked.attained_tokens)
-        tracked.index_s = table.index_s[entry]
+        steps = table.attained_tokens
+        following = bisect_right(steps, tracked.attained_tokens)
+        tracked.next_change_tokens = steps[following] if following < len(steps) else math.inf
+        tracked.index_s = table.index_s[following - 1]
         if tracked.hit_due_step and not tracked.attained_tokens and self._rules.step is not None:
             saved_s = self._rules.step.prefill_token_s * (tracked.hit.tokens - table.cached_tokens)
             tracked.index_s = max(tracked.index_s - saved_s, LEAST_INDEX_SHARE * tracked.index_s)
-        self._grow(tracked, table.growth_tokens[entry])
+        self._grow(tracked, table.growth_tokens[following - 1])
         self._move(tracked, self._value(tracked))
-        following = entry + 1
-        tracked.next_change_tokens = (
-            table.attained_tokens[following] if following < len(table.attained_tokens) else math.inf
-        )
 
     def _grow(self, tracked: Tracked, growth_tokens: float) -> None:
         """Set a request's expected growth."""

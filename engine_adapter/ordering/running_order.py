@@ -6,8 +6,8 @@ Between two steps few requests start or end and few keys change; when nothing ch
 from __future__ import annotations
 
 import math
-from bisect import bisect_right, insort
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from itertools import compress, count, islice
 from operator import attrgetter, is_not
@@ -56,20 +56,25 @@ class RunningOrder:
     (`spare_oldest`); under ``cheapest`` the request with the most tokens to recompute comes first. A request in prefill
     comes after those of its class that decode: a long prompt uses what they leave of the step's token budget, and its
     preemption costs least.
+
+    The order among those that decode matters only where one of them may be preempted or be left out of a step. It is
+    therefore restored when `settle` asks for it, not in every step: that would touch each running request.
     """
 
     def __init__(self, find: Callable[[str], Tracked]) -> None:
         self.entries: list[Tracked] = []
-        """States of the running requests, in order."""
+        """States of the running requests; those that decode first, unless there are several classes."""
         self.filling: list[Tracked] = []
-        """Those of ``entries`` that are in prefill."""
+        """Those of ``entries`` that are in prefill, in order."""
         self._find = find
         self._active: list[Any] = []
         """The engine's requests of ``entries``, in the same order."""
         self._decoding = 0
         """Number of ``entries`` that decode; they come first where there is one class only."""
+        self._classes: Counter[int] = Counter()
+        """Number of ``entries`` of each class."""
         self._mixed = False
-        """Whether there is more than one class."""
+        """Whether there was more than one class at the last step."""
         self._growth_units = 0
         self._rule: Victims = "last"
         self._settled = True
@@ -78,6 +83,11 @@ class RunningOrder:
     def growth_tokens(self) -> float:
         """Sum of the running requests' expected growth."""
         return self._growth_units / GROWTH_UNITS
+
+    @property
+    def classes(self) -> Collection[int]:
+        """The strict classes of the running requests."""
+        return self._classes.keys()
 
     def regrown(self, former_tokens: float, growth_tokens: float) -> None:
         """Record that a running request's expected growth has changed."""
@@ -88,21 +98,28 @@ class RunningOrder:
         if self._rule != "cheapest" or former[0] != key[0]:
             self._settled = False
 
-    def settle(self, active: list[R], rule: Victims) -> list[R]:
-        """Put the engine's running requests in order.
+    def follow(self, active: list[R], rule: Victims) -> list[R]:
+        """Take over who runs now; return them with those that decode before those in prefill, which are in order."""
+        if rule != self._rule:
+            self._rule, self._settled = rule, False
+        if self.filling or active != self._active:
+            self._follow(active)
+            self._place_filling()
+        return self._active.copy()
+
+    def settle(self) -> list[Any]:
+        """Put all in order, and return them.
 
         Decoding requests are assumed to gain tokens at the same rate, so their order is kept under ``cheapest`` too.
         """
-        unsorted = not self._settled or rule != self._rule
-        if not unsorted and not self.filling and active == self._active:
-            return self._active.copy()
-        self._follow(active)
-        self._rule, self._settled = rule, True
-        place = _dearest_first if rule == "cheapest" else _key
-        if unsorted or self._mixed:
-            self._sort(place, unsorted=unsorted)
-        else:
-            self._insert_filled(place)
+        if not self._settled:
+            self._settled = True
+            decoding = [entry for entry in self.entries if not entry.filling]
+            decoding.sort(key=self._place)
+            self.entries = decoding + self.filling
+            if len(self._classes) > 1:
+                self.entries.sort(key=_priority)
+            self._active = [entry.running for entry in self.entries]
         return self._active.copy()
 
     def spare_oldest(self) -> list[Any]:
@@ -117,9 +134,9 @@ class RunningOrder:
             oldest = min((entry for entry in decoding if entry.priority == lowest), key=_arrival)
             decoding.remove(oldest)
             decoding.insert(next(place for place, entry in enumerate(decoding) if entry.priority == lowest), oldest)
-            self._decoding = len(decoding)
-            self.entries = [*decoding, *self.filling]
-            self._separate_classes()
+            self.entries = decoding + self.filling
+            if len(self._classes) > 1:
+                self.entries.sort(key=_priority)
             self._active = [entry.running for entry in self.entries]
             self._settled = False
         return self._active.copy()
@@ -147,6 +164,7 @@ class RunningOrder:
             entry = self._find(request.request_id)  # type: ignore[attr-defined]
             entry.running = request
             self._growth_units += _units(entry.growth_tokens)
+            self._classes[entry.priority] += 1
             self._fill(entry)
             self.entries.append(entry)
             before.append(request)
@@ -154,50 +172,37 @@ class RunningOrder:
     def _leave(self, entry: Tracked) -> None:
         entry.running = None
         self._growth_units -= _units(entry.growth_tokens)
+        self._classes[entry.priority] -= 1
+        if not self._classes[entry.priority]:
+            del self._classes[entry.priority]
 
     def _fill(self, entry: Tracked) -> None:
         if not entry.filling:
             entry.filling = True
             self.filling.append(entry)
 
-    def _sort(self, place: Callable[[Tracked], Any], *, unsorted: bool) -> None:
-        """Put all entries in order; unless ``unsorted``, the decoding ones are in order already."""
-        decoding = [entry for entry in self.entries if not entry.filling]
-        for entry in self._filled():
-            if unsorted:
-                decoding.append(entry)
-            else:
-                insort(decoding, entry, key=place)
-        if unsorted:
-            decoding.sort(key=place)
-        self.filling.sort(key=place)
-        self._decoding = len(decoding)
-        self.entries = decoding + self.filling
-        self._separate_classes()
-        self._active = [entry.running for entry in self.entries]
+    def _place_filling(self) -> None:
+        """Put those that decode since the last step behind the others that do, and those in prefill at the end."""
+        filled = self._filled()
+        self.filling.sort(key=self._place)
+        if self._mixed or len(self._classes) > 1:
+            self._mixed = len(self._classes) > 1
+            placed = [entry for entry in self.entries if not entry.filling]
+            self._decoding, self._settled = len(placed), False
+            self.entries, self._active = placed, [entry.running for entry in placed]
+        else:
+            del self.entries[self._decoding :], self._active[self._decoding :]
+            self._decoding += len(filled)
+            self._settled = self._settled and not filled
+            self._append(filled)
+        self._append(self.filling)
 
-    def _insert_filled(self, place: Callable[[Tracked], Any]) -> None:
-        """Put all entries of one class in order, of which the decoding ones are in order already and come first."""
-        del self.entries[self._decoding :], self._active[self._decoding :]
-        for entry in self._filled():
-            number = bisect_right(self.entries, place(entry), key=place)
-            self.entries.insert(number, entry)
-            self._active.insert(number, entry.running)
-        self._decoding = len(self.entries)
-        self.filling.sort(key=place)
-        self.entries += self.filling
-        self._active += [entry.running for entry in self.filling]
-        if self._separate_classes():
-            self._active = [entry.running for entry in self.entries]
+    def _append(self, entries: list[Tracked]) -> None:
+        self.entries += entries
+        self._active += [entry.running for entry in entries]
 
-    def _separate_classes(self) -> bool:
-        """Sort by class if there is more than one; return whether there is."""
-        decoding, filling = self._decoding, self.filling
-        ends = (*self.entries[: min(1, decoding)], *self.entries[max(0, decoding - 1) : decoding], *filling)
-        self._mixed = len({entry.priority for entry in ends}) > 1
-        if self._mixed:
-            self.entries.sort(key=_priority)
-        return self._mixed
+    def _place(self, entry: Tracked) -> Any:  # noqa: ANN401 - a key to sort by
+        return _dearest_first(entry) if self._rule == "cheapest" else entry.key
 
     def _filled(self) -> list[Tracked]:
         """Remove from ``filling`` the requests that have gone or now decode; return the latter."""
@@ -210,7 +215,6 @@ class RunningOrder:
         return filled
 
 
-_key = attrgetter("key")
 _arrival = attrgetter("arrival_s", "serial")
 _priority = attrgetter("priority")
 

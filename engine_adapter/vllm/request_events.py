@@ -15,6 +15,7 @@ from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.request import Request
 
 from engine_adapter.agent.agent import Agent
+from engine_adapter.ordering.running_order import Tracked
 from store.bounds import packed_tokens
 from store.records import Arrived, Finished, FinishReason, FirstToken, Preempted, PreemptionCause
 
@@ -35,7 +36,8 @@ class _TrackedRequest:
     """The state of an unfinished request that vLLM does not keep itself."""
 
     request: Request
-    output_tokens: int = 0
+    order: Tracked
+    """Its state in the order, which counts its output tokens."""
     scheduled_s: float | None = None
     first_token_s: float | None = None
     cached_prompt_tokens: int = 0
@@ -72,8 +74,7 @@ class RequestTracker:
         """Track a request that was added to the engine; a further chunk of a known session changes nothing."""
         if request.sampling_params is None or request.request_id in self._tracked:
             return
-        self._agent.arrived(arrived(request))
-        self._tracked[request.request_id] = _TrackedRequest(request)
+        self._tracked[request.request_id] = _TrackedRequest(request, self._agent.arrived(arrived(request)))
 
     def schedule(self, output: SchedulerOutput, now_s: float) -> None:
         """Record a scheduled step from vLLM's ``SchedulerOutput``."""
@@ -100,13 +101,16 @@ class RequestTracker:
                 request_id=request.request_id,
                 time_s=now_s,
                 lost_tokens=lost_tokens,
-                attained_tokens=tracked.output_tokens,
+                attained_tokens=tracked.order.attained_tokens,
                 cause=cause,
             )
         )
 
     def emit(self, outputs: Iterable[EngineCoreOutput], now_s: float) -> None:
-        """Report the tokens of a step from vLLM's ``EngineCoreOutput`` of each request that emitted any."""
+        """Report the tokens of a step from vLLM's ``EngineCoreOutput`` of each request that emitted any.
+
+        Of hundreds of running requests few reach the next entry of their tables in a step; only these are looked up.
+        """
         agent = self._agent
         tracked_requests = self._tracked
         for output in outputs:
@@ -114,8 +118,10 @@ class RequestTracker:
             if tracked is None:
                 continue
             if output.new_token_ids:
-                tracked.output_tokens += len(output.new_token_ids)
-                agent.attained(output.request_id, tracked.output_tokens)
+                order = tracked.order
+                order.attained_tokens += len(output.new_token_ids)
+                if order.attained_tokens >= order.next_change_tokens:
+                    agent.attained(output.request_id, order.attained_tokens)
                 if tracked.first_token_s is None:
                     self._first_token(tracked, now_s)
             if output.finish_reason is not None and tracked.request.is_finished():
@@ -135,7 +141,7 @@ class RequestTracker:
                 reason=_reason(request),
                 arrival_s=request.arrival_time,
                 prompt_tokens=request.num_prompt_tokens,
-                output_tokens=max(tracked.output_tokens, request.num_output_tokens),
+                output_tokens=max(tracked.order.attained_tokens, request.num_output_tokens),
                 max_tokens=request.max_tokens,
                 cached_prompt_tokens=tracked.cached_prompt_tokens,
                 preemptions=tracked.preemptions,

@@ -276,7 +276,7 @@ def test_a_preempted_request_never_waits_for_more_than_twice_its_own_blocks() ->
 
 
 def test_when_memory_runs_short_the_oldest_keeps_its_place() -> None:
-    """The last by the index is preempted unless it arrived first; while memory is free the order is that of the index."""
+    """The last by the index is preempted unless it arrived first; while memory is free their order is left alone."""
     ordering = Ordering(BLOCK, 1000)
     ordering.configure(settings(victims="later"))
     running = []
@@ -285,9 +285,9 @@ def test_when_memory_runs_short_the_oldest_keeps_its_place() -> None:
         ordering.put(table(name, (0, index_s, 0.0)))
         running.append(Request(name, 101, 100))
     for free_blocks, expected in (
-        (3, ["short", "long", "oldest"]),
+        (3, ["oldest", "long", "short"]),
         (2, ["oldest", "short", "long"]),
-        (3, ["short", "long", "oldest"]),
+        (3, ["oldest", "short", "long"]),
     ):
         plan = ordering.plan(0.0, waiting=[], running=running, memory=PlainMemory(free_blocks, BLOCK))
         assert [r.request_id for r in plan.running] == expected

@@ -19,6 +19,11 @@ class Request:
     num_tokens: int
     num_computed_tokens: int
 
+    @property
+    def lacks_tokens(self) -> bool:
+        """Whether it is in prefill."""
+        return self.num_tokens - self.num_computed_tokens > 1
+
 
 class Engine:
     """Running requests in their order, with their `Tracked` states."""
@@ -49,9 +54,8 @@ class Engine:
 
         def place(request: Request) -> tuple[int, bool, object]:
             entry = self.known[request.request_id]
-            filling = request.num_tokens - request.num_computed_tokens > 1
             dearest = (-request.num_computed_tokens, entry.serial)
-            return entry.priority, filling, entry.key if rule == "last" else dearest
+            return entry.priority, request.lacks_tokens, entry.key if rule == "last" else dearest
 
         return sorted(self.running, key=place)
 
@@ -77,6 +81,11 @@ def test_the_incremental_order_equals_a_full_sort(events: list[tuple[str, int]],
             former, entry.key = entry.key, (entry.priority, float(value), 0.0, entry.serial)
             engine.order.rekeyed(former, entry.key)
         elif event == "plan":
-            engine.running = engine.order.settle(engine.running, rule)
-            assert engine.running == engine.expected(rule)
+            engine.running = engine.order.follow(engine.running, rule)
+            assert engine.order.filling == [engine.known[r.request_id] for r in engine.expected(rule) if r.lacks_tokens]
+            if value % 2 == 0 or len(engine.order.classes) > 1:
+                engine.running = engine.order.settle()
+                assert engine.running == engine.expected(rule)
+            lacking = [request.lacks_tokens for request in engine.running]
+            assert len(engine.order.classes) > 1 or lacking == sorted(lacking), "those that decode go first"
             assert [entry.running for entry in engine.order.entries] == engine.running
