@@ -1,7 +1,7 @@
 """The engine's side of the control loop: sends facts, receives tables and settings, serves FCFS without a controller.
 
 `Agent` does not depend on an engine. The vLLM plugin and the simulated engine call it at the same moments:
-`arrived`, `attained`, `first_token`, `preempted` and `finished` when the event occurs,
+`arrived`, `generated`, `first_token`, `preempted` and `finished` when the event occurs,
 `poll` before every step, `plan` to order it, `count_step` after it and `report` when a snapshot is due.
 
 Facts are retained until the controller acknowledges them as durable, so a controller may crash at any moment;
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from itertools import islice
 from typing import TypeVar
 
@@ -26,7 +26,6 @@ from engine_adapter.agent.view import AgentLimits, StepSums, View
 from engine_adapter.ordering.admission import Admission
 from engine_adapter.ordering.kv_memory import KvMemory
 from engine_adapter.ordering.ordering import Ordering, OrderingFactory, Plan, Schedulable
-from engine_adapter.ordering.running_order import Tracked
 from engine_adapter.transport.link import EngineLink
 from store.errors import ProtocolError
 from store.records import (
@@ -113,20 +112,16 @@ class Agent:
 
     # --- facts ------------------------------------------------------------------------------------
 
-    def arrived(self, arrived: Arrived) -> Tracked:
-        """Record that a request entered the engine's queue; return its state in the order.
-
-        An engine may count the output tokens in that state itself, and call `attained` only when they reach its
-        ``next_change_tokens``.
-        """
+    def arrived(self, arrived: Arrived, count: Callable[[], int] = int) -> None:
+        """Record that a request entered the engine's queue; ``count`` returns its output tokens at any time."""
         request_id, bounded = arrived.request_id, self._names.enter(arrived)
         self._unfinished[request_id] = bounded
+        self._ordering.track(request_id, priority=arrived.priority, arrival_s=arrived.arrival_s, count=count)
         self._outbox.add(bounded)
-        return self._ordering.track(request_id, priority=arrived.priority, arrival_s=arrived.arrival_s)
 
-    def attained(self, request_id: str, attained_tokens: int) -> None:
-        """Record the output tokens that a request has generated in total."""
-        self._ordering.attain(request_id, attained_tokens)
+    def generated(self, most_tokens: int = 1) -> None:
+        """Follow the running requests after a step in which each has generated at most ``most_tokens``."""
+        self._ordering.advance(most_tokens)
 
     def first_token(self, fact: FirstToken) -> None:
         """Record a request's first output token."""

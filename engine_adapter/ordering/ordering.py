@@ -1,30 +1,26 @@
 """Order, preemption and admission limit of an engine: the one code path that every engine applies, without effects.
 
 The controller publishes an index table for each request (`store.records.IndexTable`).
-`Ordering` holds the tables of the unfinished requests, follows their attained tokens,
-and derives a total order and an admission limit from both.
-A step costs look-ups for the running requests and moves in the queue for those whose key changed;
-a formula is evaluated only when a request's entry in its table, the table or the settings change.
+`engine_adapter.ordering.indexed_requests` holds the tables of the unfinished requests and follows their output tokens;
+`Ordering` derives a total order and an admission limit from both.
+A step costs look-ups for the running requests that reach another entry and moves in the queue for those whose key changed.
 """
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from engine_adapter.ordering.admission import Admission
-from engine_adapter.ordering.boost import boost_s
+from engine_adapter.ordering.indexed_requests import LAST_CLASS, IndexedRequests
 from engine_adapter.ordering.kv_memory import KvMemory
 from engine_adapter.ordering.ordered_queue import Key, OrderedQueue
 from engine_adapter.ordering.prefix_hits import HEAD, PrefixHits
 from engine_adapter.ordering.push_out import DEFAULT_TOKEN_S, PushOutCredit
-from engine_adapter.ordering.running_order import RunningOrder, Tracked
-from engine_adapter.ordering.step_shape import OWN_SHAPE, ArrivalRate, StepShape, shape_step
-from store.records import EngineRules, IndexTable, Settings
+from engine_adapter.ordering.step_shape import OWN_SHAPE, StepShape, shape_step
 
 
 class Schedulable(Protocol):
@@ -41,9 +37,6 @@ class Schedulable(Protocol):
 
 R = TypeVar("R", bound=Schedulable)
 
-LAST_CLASS = 1 << 62
-"""Class of requests that the engine can never serve: they go behind all others, whatever their own class."""
-
 DRAIN_AFTER_S = 30.0
 """Seconds of waiting after which nobody behind a request that is crowded out is started."""
 
@@ -52,9 +45,6 @@ RESUME_SHARE = 0.05
 
 MOST_STEP_TOKENS = 4
 """Tokens that a decoding request may have in a step, with those of a speculation, when the budget covers all of them."""
-
-LEAST_INDEX_SHARE = 0.01
-"""Smallest share of its index that a request keeps when its whole prompt is cached."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +69,7 @@ class Plan(Generic[R]):
     """Requests among the first of ``waiting`` that the engine would pass by: with the admitted ones they are its head."""
 
 
-class Ordering:
+class Ordering(IndexedRequests):
     """Order, gate and preemption over the unfinished requests of one engine.
 
     Args:
@@ -88,110 +78,21 @@ class Ordering:
     """
 
     def __init__(self, block_size_tokens: int, max_num_seqs: int) -> None:
+        super().__init__()
         self._block_size_tokens = block_size_tokens
         self._max_num_seqs = max_num_seqs
-        self._tracked: dict[str, Tracked] = {}
-        self._prior: IndexTable | None = None
-        self._rules = EngineRules()
-        self._serial = 0
         self._rest_steps = 0
         """Number of steps during which no running request may be pushed out."""
-        self._stood: dict[str, Key] = {}
-        self._order = RunningOrder(self._tracked.__getitem__)
-        self._tables_held = 0
-        self._arrivals = ArrivalRate()
         self._hits = PrefixHits(block_size_tokens)
         self._credit = PushOutCredit()
         self._even_blocks: float | None = None
         """KV blocks of a token where each takes the same; None before the first plan and where it depends."""
         self._shape_known = False
-        self.impossible = 0
-        """Number of unfinished requests that the engine can never serve."""
-
-    @property
-    def has_prior(self) -> bool:
-        """Whether every request has an index, at least that of the prior."""
-        return self._prior is not None
 
     @property
     def preempts(self) -> bool:
         """Whether a waiting request may push out running ones."""
         return self._rules.preemption is not None
-
-    @property
-    def tables_held(self) -> int:
-        """Number of unfinished requests that have a table of their own."""
-        return self._tables_held
-
-    def configure(self, settings: Settings) -> None:
-        """Apply the rules of these settings from now on."""
-        former, self._rules = self._rules, settings.rules
-        if settings.rules.boost_per_s != former.boost_per_s:
-            self._place_all()
-
-    def put(self, table: IndexTable) -> bool:
-        """Store an index table, or the prior when it names no request; False for an unknown or finished request."""
-        if table.request_id is None:
-            self._prior = table
-            self._place_all()
-            return True
-        tracked = self._tracked.get(table.request_id)
-        if tracked is None:
-            return False
-        self._tables_held += tracked.table is None
-        tracked.table = table
-        self._place(tracked)
-        return True
-
-    def forget_tables(self) -> None:
-        """Discard every table and the prior, for example after an error in one of them."""
-        self._prior = None
-        self._tables_held = 0
-        for tracked in self._tracked.values():
-            tracked.table = None
-        self._place_all()
-
-    def track(self, request_id: str, *, priority: int, arrival_s: float) -> Tracked:
-        """Start to track a request that entered the engine; return its state."""
-        self._serial += 1
-        self._arrivals.observe(arrival_s)
-        tracked = Tracked(request_id, priority, arrival_s, self._serial, attained_tokens=0, table=None)
-        self._tracked[request_id] = tracked
-        self._place(tracked)
-        self._stood.pop(request_id, None)
-        return tracked
-
-    def attain(self, request_id: str, attained_tokens: int) -> None:
-        """Record that a request has generated ``attained_tokens`` output tokens in total."""
-        tracked = self._tracked[request_id]
-        tracked.attained_tokens = attained_tokens
-        if attained_tokens >= tracked.next_change_tokens:
-            self._look_up(tracked)
-
-    def attained_tokens(self, request_id: str) -> int:
-        """Return the output tokens that a tracked request has generated."""
-        return self._tracked[request_id].attained_tokens
-
-    def put_last(self, request_id: str) -> bool:
-        """Put a request that the engine can never serve behind all others; False if that is known already."""
-        tracked = self._tracked[request_id]
-        if tracked.impossible:
-            return False
-        tracked.impossible = True
-        self.impossible += 1
-        self._move(tracked, tracked.key[1])
-        return True
-
-    def forget(self, request_id: str) -> None:
-        """Stop tracking a request that left the engine."""
-        tracked = self._tracked.pop(request_id, None)
-        self.impossible -= tracked is not None and tracked.impossible
-        self._tables_held -= tracked is not None and tracked.table is not None
-        self._stood.pop(request_id, None)
-
-    def key(self, request_id: str) -> Key:
-        """Return the key of a tracked request; the lowest is served first."""
-        return self._tracked[request_id].key
 
     def plan(
         self,
@@ -450,55 +351,6 @@ class Ordering:
             return False
         price_s = preemption.token_s * victim.num_computed_tokens
         return winner.index_s + price_s <= (1.0 - preemption.hysteresis) * loser.index_s
-
-    def _place_all(self) -> None:
-        for tracked in self._tracked.values():
-            self._place(tracked)
-
-    def _place(self, tracked: Tracked) -> None:
-        """Update a request's key after its table, the prior or the boost has changed."""
-        if tracked.table or self._prior:
-            self._look_up(tracked)
-            return
-        tracked.next_change_tokens = math.inf
-        tracked.index_s = 0.0
-        self._grow(tracked, 0.0)
-        self._move(tracked, tracked.arrival_s)
-
-    def _look_up(self, tracked: Tracked) -> None:
-        table = tracked.table or self._prior
-        if table is None:
-            return
-        steps = table.attained_tokens
-        following = bisect_right(steps, tracked.attained_tokens)
-        tracked.next_change_tokens = steps[following] if following < len(steps) else math.inf
-        tracked.index_s = table.index_s[following - 1]
-        if tracked.hit_due_step and not tracked.attained_tokens and self._rules.step is not None:
-            saved_s = self._rules.step.prefill_token_s * (tracked.hit.tokens - table.cached_tokens)
-            tracked.index_s = max(tracked.index_s - saved_s, LEAST_INDEX_SHARE * tracked.index_s)
-        self._grow(tracked, table.growth_tokens[following - 1])
-        self._move(tracked, self._value(tracked))
-
-    def _grow(self, tracked: Tracked, growth_tokens: float) -> None:
-        """Set a request's expected growth."""
-        if tracked.running is not None:
-            self._order.regrown(tracked.growth_tokens, growth_tokens)
-        tracked.growth_tokens = growth_tokens
-
-    def _value(self, tracked: Tracked) -> float:
-        """Return the ordering value: the index, or the arrival time minus the index's boost."""
-        boost_per_s = self._rules.boost_per_s
-        return tracked.index_s if boost_per_s is None else tracked.arrival_s - boost_s(tracked.index_s, boost_per_s)
-
-    def _move(self, tracked: Tracked, value: float) -> None:
-        """Set a request's key, and remember its key in the last plan."""
-        priority = LAST_CLASS if tracked.impossible else tracked.priority
-        key = (priority, value, tracked.arrival_s, tracked.serial)
-        if tracked.running is None:
-            self._stood.setdefault(tracked.request_id, tracked.key)
-        else:
-            self._order.rekeyed(tracked.key, key)
-        tracked.key = key
 
 
 OrderingFactory: TypeAlias = Callable[[int, int], Ordering]

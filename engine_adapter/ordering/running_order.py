@@ -31,9 +31,14 @@ class Tracked:
     priority: int
     arrival_s: float
     serial: int
-    attained_tokens: int
-    table: IndexTable | None
+    count: Callable[[], int]
+    """Returns the output tokens that it has generated."""
+    attained_tokens: int = 0
+    """Output tokens when it was last looked up."""
+    table: IndexTable | None = None
     next_change_tokens: float = math.inf
+    due: int = 0
+    """Time of `engine_adapter.ordering.token_calendar` at which it is looked at again."""
     key: Key = (0, 0.0, 0.0, 0)
     index_s: float = 0.0
     growth_tokens: float = 0.0
@@ -171,6 +176,7 @@ class RunningOrder:
 
     def _leave(self, entry: Tracked) -> None:
         entry.running = None
+        entry.attained_tokens = entry.count()
         self._growth_units -= _units(entry.growth_tokens)
         self._classes[entry.priority] -= 1
         if not self._classes[entry.priority]:

@@ -176,7 +176,7 @@ class FleetEngine:
         self.submitted += 1
         progress = RequestProgress(request)
         self._link.awaited_s[request.request_id] = now_s
-        self._agent.arrived(progress.arrived())
+        self._agent.arrived(progress.arrived(), progress.count)
         self._agent.poll(now_s)
         self._waiting.append(progress)
         return self._start_next(now_s)

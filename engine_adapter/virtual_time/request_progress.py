@@ -140,6 +140,10 @@ class RequestProgress:
         self.recomputed_tokens += lost_tokens
         self.lost_tokens = lost_tokens
 
+    def count(self) -> int:
+        """Return its output tokens."""
+        return self.output_tokens
+
     def generate(self, now_s: float) -> None:
         """Record an output token."""
         self.output_tokens += 1

@@ -135,7 +135,7 @@ class SimulatedEngine:
         )
         self._requests[request.request_id] = simulated
         self._scheduler.add(simulated)
-        self._guard(self.agent.arrived, progress.arrived())
+        self._guard(self.agent.arrived, progress.arrived(), progress.count)
 
     def _block_hashes(self, request: TraceRequest) -> BlockHashes:
         answer = answer_token_ids(request.request_id)
@@ -186,6 +186,7 @@ class SimulatedEngine:
         for request in leaving:
             self._end(request.request_id, "abort")
         if done.schedule.tokens:
+            self._guard(self.agent.generated)
             self._count(done)
             if not self._progress:
                 self._report_idle()
@@ -266,7 +267,6 @@ class SimulatedEngine:
         request.num_output_tokens += 1
         if progress.output_tokens == 1:
             self._guard(self.agent.first_token, progress.first_token())
-        self._guard(self.agent.attained, request.request_id, progress.output_tokens)
         reason = ending(progress.request, progress.output_tokens, self._profile)
         if reason is None or reason == "abort":
             return reason is not None

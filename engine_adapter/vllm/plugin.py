@@ -185,6 +185,8 @@ class Plugin:
         self.agent = Agent(hello=self._hello(engine_id), link=link, make_ordering=make_ordering)
         self._tracker = RequestTracker(self.agent, self._memory.expected_tokens)
         self._control = SchedulerControl(scheduler)
+        self._step_tokens = 1 + int(scheduler.num_spec_tokens)
+        """Most tokens that a request generates in a step."""
         self._plan: Plan[Request] | None = None
         self._hook_s = 0.0
         self._scheduled: deque[tuple[SchedulerOutput, float]] = deque(maxlen=STEPS_IN_FLIGHT)
@@ -234,6 +236,7 @@ class Plugin:
     def after_update(self, output: SchedulerOutput, outputs: dict[int, EngineCoreOutputs], now_s: float) -> None:
         """Report the tokens of a step that ended at ``now_s``."""
         self._tracker.emit(chain.from_iterable(client.outputs for client in outputs.values()), now_s)
+        self.agent.generated(self._step_tokens)
         self._count_step(output, now_s)
         self._report_if_idle(now_s)
 

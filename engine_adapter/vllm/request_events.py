@@ -15,7 +15,6 @@ from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.request import Request
 
 from engine_adapter.agent.agent import Agent
-from engine_adapter.ordering.running_order import Tracked
 from store.bounds import packed_tokens
 from store.records import Arrived, Finished, FinishReason, FirstToken, Preempted, PreemptionCause
 
@@ -36,8 +35,8 @@ class _TrackedRequest:
     """The state of an unfinished request that vLLM does not keep itself."""
 
     request: Request
-    order: Tracked
-    """Its state in the order, which counts its output tokens."""
+    session_tokens: int | None = None
+    """Output tokens of a streaming-input session, some of which vLLM makes its prompt; None for any other request."""
     scheduled_s: float | None = None
     first_token_s: float | None = None
     cached_prompt_tokens: int = 0
@@ -46,6 +45,10 @@ class _TrackedRequest:
     recomputed_tokens: int = 0
     lost_tokens: int = 0
     """Computed tokens lost in a preemption after which the request has not been scheduled again."""
+
+    def count(self) -> int:
+        """Return its output tokens."""
+        return self.request.num_output_tokens if self.session_tokens is None else self.session_tokens
 
 
 class RequestTracker:
@@ -64,6 +67,8 @@ class RequestTracker:
         self._expected_tokens = expected_tokens
         self._tracked: dict[str, _TrackedRequest] = {}
         self._preempted: set[str] = set()
+        self._watched: set[str] = set()
+        """Requests without a first token, and sessions: the only ones whose tokens are looked at in every step."""
 
     @property
     def request_ids(self) -> AbstractSet[str]:
@@ -74,7 +79,10 @@ class RequestTracker:
         """Track a request that was added to the engine; a further chunk of a known session changes nothing."""
         if request.sampling_params is None or request.request_id in self._tracked:
             return
-        self._tracked[request.request_id] = _TrackedRequest(request, self._agent.arrived(arrived(request)))
+        tracked = _TrackedRequest(request, 0 if request.resumable else None)
+        self._agent.arrived(arrived(request), tracked.count)
+        self._tracked[request.request_id] = tracked
+        self._watched.add(request.request_id)
 
     def schedule(self, output: SchedulerOutput, now_s: float) -> None:
         """Record a scheduled step from vLLM's ``SchedulerOutput``."""
@@ -101,29 +109,22 @@ class RequestTracker:
                 request_id=request.request_id,
                 time_s=now_s,
                 lost_tokens=lost_tokens,
-                attained_tokens=tracked.order.attained_tokens,
+                attained_tokens=tracked.count(),
                 cause=cause,
             )
         )
 
     def emit(self, outputs: Iterable[EngineCoreOutput], now_s: float) -> None:
-        """Report the tokens of a step from vLLM's ``EngineCoreOutput`` of each request that emitted any.
-
-        Of hundreds of running requests few reach the next entry of their tables in a step; only these are looked up.
-        """
-        agent = self._agent
-        tracked_requests = self._tracked
+        """Report what a step brought from vLLM's ``EngineCoreOutput`` of each request that emitted any."""
+        watched = self._watched
         for output in outputs:
-            tracked = tracked_requests.get(output.request_id)
+            if output.finish_reason is None and output.request_id not in watched:
+                continue
+            tracked = self._tracked.get(output.request_id)
             if tracked is None:
                 continue
             if output.new_token_ids:
-                order = tracked.order
-                order.attained_tokens += len(output.new_token_ids)
-                if order.attained_tokens >= order.next_change_tokens:
-                    agent.attained(output.request_id, order.attained_tokens)
-                if tracked.first_token_s is None:
-                    self._first_token(tracked, now_s)
+                self._generate(tracked, len(output.new_token_ids), now_s)
             if output.finish_reason is not None and tracked.request.is_finished():
                 self.end(tracked.request, now_s)
 
@@ -133,6 +134,7 @@ class RequestTracker:
         if tracked is None:
             return
         self._preempted.discard(request.request_id)
+        self._watched.discard(request.request_id)
         self._expected_tokens(request.request_id)
         self._agent.finished(
             Finished(
@@ -141,7 +143,7 @@ class RequestTracker:
                 reason=_reason(request),
                 arrival_s=request.arrival_time,
                 prompt_tokens=request.num_prompt_tokens,
-                output_tokens=max(tracked.order.attained_tokens, request.num_output_tokens),
+                output_tokens=max(tracked.count(), request.num_output_tokens),
                 max_tokens=request.max_tokens,
                 cached_prompt_tokens=tracked.cached_prompt_tokens,
                 preemptions=tracked.preemptions,
@@ -156,6 +158,14 @@ class RequestTracker:
         """Report the requests whose end was missed, as after an error."""
         for tracked in [tracked for tracked in self._tracked.values() if tracked.request.is_finished()]:
             self.end(tracked.request, now_s)
+
+    def _generate(self, tracked: _TrackedRequest, tokens: int, now_s: float) -> None:
+        if tracked.session_tokens is not None:
+            tracked.session_tokens += tokens
+        if tracked.first_token_s is None:
+            self._first_token(tracked, now_s)
+        if tracked.session_tokens is None:
+            self._watched.discard(tracked.request.request_id)
 
     def _first_token(self, tracked: _TrackedRequest, now_s: float) -> None:
         tracked.first_token_s = now_s

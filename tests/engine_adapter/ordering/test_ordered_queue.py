@@ -21,6 +21,10 @@ class Request:
     request_id: str
     num_tokens: int = 10
     num_computed_tokens: int = 0
+    output_tokens: int = 0
+
+    def count(self) -> int:
+        return self.output_tokens
 
 
 @dataclass
@@ -103,7 +107,7 @@ def test_a_kept_queue_gives_the_plans_of_a_fresh_one(
     everybody = [Request(str(number)) for number in range(len(requests))]
     for ordering in (kept, fresh):
         for request, (arrival_s, index_s) in zip(everybody, requests, strict=True):
-            ordering.track(request.request_id, priority=0, arrival_s=arrival_s)
+            ordering.track(request.request_id, priority=0, arrival_s=arrival_s, count=request.count)
             ordering.put(_table(request.request_id, index_s))
     queue, running = OrderedQueue[Request](), []
     queue.extend(everybody)
@@ -153,10 +157,12 @@ def _happen(  # noqa: PLR0917 - an event and everything that it may touch
         running.append(queue.popleft())
     elif event == "finish":
         (running if request in running else queue).remove(request)
+    elif event == "attain" and request in running:
+        request.output_tokens += place
     for ordering in orderings:
         if event == "table":
             ordering.put(_table(request.request_id, float(number)))
         elif event == "attain":
-            ordering.attain(request.request_id, place)
+            ordering.advance(place)
         elif event == "finish":
             ordering.forget(request.request_id)

@@ -1,5 +1,6 @@
 import math
 from dataclasses import dataclass, field
+from functools import partial
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -57,14 +58,32 @@ def test_the_lowest_index_is_served_first() -> None:
 
 def test_the_index_follows_the_attained_tokens_without_a_message() -> None:
     """A request's index is that of the last entry at or below its attained tokens."""
-    ordering = Ordering(BLOCK, 1000)
-    ordering.track("a", priority=0, arrival_s=0.0)
+    ordering, tokens = Ordering(BLOCK, 1000), [1]
+    ordering.track("a", priority=0, arrival_s=0.0, count=lambda: len(tokens))
     ordering.put(table("a", (0, 5.0, 1.0), (10, 2.0, 1.0), (20, 9.0, 1.0)))
-    seen = []
-    for attained in (0, 9, 10, 19, 20, 500):
-        ordering.attain("a", attained)
+    ordering.plan(0.0, waiting=[], running=[Request("a", 10)], memory=PlainMemory(100, BLOCK))
+    seen = [ordering.key("a")[1]]
+    while len(tokens) < 29:
+        tokens.append(1)
+        ordering.advance(1)
         seen.append(ordering.key("a")[1])
-    assert seen == [5.0, 5.0, 2.0, 2.0, 9.0, 9.0]
+    assert seen == 9 * [5.0] + 10 * [2.0] + 10 * [9.0]
+
+
+def test_a_table_that_comes_late_holds_for_the_tokens_that_a_request_has() -> None:
+    """Between two entries nobody asks for its tokens, but a new table, a resent fact and a preemption do."""
+    ordering, tokens = Ordering(BLOCK, 1000), 0
+    ordering.track("a", priority=0, arrival_s=0.0, count=lambda: tokens)
+    ordering.put(table("a", (0, 5.0, 1.0)))
+    running = [Request("a", 10)]
+    ordering.plan(0.0, waiting=[], running=running, memory=PlainMemory(100, BLOCK))
+    tokens = 15
+    ordering.put(table("a", (0, 5.0, 1.0), (10, 2.0, 1.0), (20, 9.0, 1.0)))
+    assert (ordering.key("a")[1], ordering.attained_tokens("a")) == (2.0, 15)
+    ordering.plan(0.0, waiting=running, running=[], memory=PlainMemory(100, BLOCK))
+    tokens = 20
+    ordering.plan(0.0, waiting=[], running=running, memory=PlainMemory(100, BLOCK))
+    assert ordering.key("a")[1] == 9.0, "one that runs again is looked up"
 
 
 def test_classes_are_strict() -> None:
@@ -266,9 +285,8 @@ def test_a_preempted_request_never_waits_for_more_than_twice_its_own_blocks() ->
         ordering = Ordering(BLOCK, 1000)
         ordering.configure(settings(gate=Gate(horizon_tokens=32)))
         for name in (*names, "back"):
-            ordering.track(name, priority=0, arrival_s=0.0)
+            ordering.track(name, priority=0, arrival_s=0.0, count=(lambda: 400) if name == "back" else int)
             ordering.put(table(name, (0, 1.0, 0.0)))
-        ordering.attain("back", 400)
         running = [Request(name, 16, 15) for name in names]
         memory = PlainMemory(free_blocks, BLOCK)
         plan = ordering.plan(0.0, waiting=[Request("back", 1600)], running=running, memory=memory)
@@ -310,8 +328,9 @@ def test_the_oldest_of_the_lowest_class_only_is_spared() -> None:
 def test_a_preempted_request_comes_back_where_its_place_lasts() -> None:
     """One that must compute 1,600 tokens again waits for free blocks beyond its own; a new one of its size does not."""
     for attained_tokens, free_blocks, limit in ((0, 103, 2), (400, 103, 1), (400, 113, 2)):
-        ordering = gated("running", "back", growth_tokens=0.0)
-        ordering.attain("back", attained_tokens)
+        ordering = gated("running", growth_tokens=0.0)
+        ordering.track("back", priority=0, arrival_s=0.0, count=partial(int, attained_tokens))
+        ordering.put(table("back", (0, 1.0, 0.0)))
         memory = PlainMemory(free_blocks, BLOCK)
         running = [Request("running", 16, 15)]
         plan = ordering.plan(0.0, waiting=[Request("back", 1600)], running=running, memory=memory)

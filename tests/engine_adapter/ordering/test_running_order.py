@@ -37,9 +37,7 @@ class Engine:
         """A request starts, of which a chunk of 50 tokens is computed."""
         number = len(self.known)
         name = f"r{number}"
-        self.known[name] = Tracked(
-            name, priority=value % 2, arrival_s=0.0, serial=number, attained_tokens=0, table=None
-        )
+        self.known[name] = Tracked(name, priority=value % 2, arrival_s=0.0, serial=number, count=int)
         self.known[name].key = (value % 2, float(value), 0.0, number)
         self.running.append(Request(name, prompt_tokens, min(prompt_tokens, 50)))
 

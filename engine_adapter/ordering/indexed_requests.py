@@ -1,0 +1,193 @@
+"""The unfinished requests of an engine with their index tables, output tokens and keys.
+
+A formula is evaluated only when a request's entry in its table, the table or the settings change.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable
+
+from engine_adapter.ordering.boost import boost_s
+from engine_adapter.ordering.ordered_queue import Key
+from engine_adapter.ordering.running_order import RunningOrder, Tracked
+from engine_adapter.ordering.step_shape import ArrivalRate
+from engine_adapter.ordering.token_calendar import TokenCalendar
+from store.records import EngineRules, IndexTable, Settings
+
+LAST_CLASS = 1 << 62
+"""Class of requests that the engine can never serve: they go behind all others, whatever their own class."""
+
+LEAST_INDEX_SHARE = 0.01
+"""Smallest share of its index that a request keeps when its whole prompt is cached."""
+
+
+class IndexedRequests:
+    """What is known of each unfinished request, and its key in the order."""
+
+    def __init__(self) -> None:
+        self._tracked: dict[str, Tracked] = {}
+        self._prior: IndexTable | None = None
+        self._rules = EngineRules()
+        self._serial = 0
+        self._stood: dict[str, Key] = {}
+        """Keys at the last plan of the waiting requests whose key has changed since."""
+        self._order = RunningOrder(self._start)
+        self._calendar = TokenCalendar()
+        self._arrivals = ArrivalRate()
+        self._tables_held = 0
+        self.impossible = 0
+        """Number of unfinished requests that the engine can never serve."""
+
+    @property
+    def has_prior(self) -> bool:
+        """Whether every request has an index, at least that of the prior."""
+        return self._prior is not None
+
+    @property
+    def tables_held(self) -> int:
+        """Number of unfinished requests that have a table of their own."""
+        return self._tables_held
+
+    def configure(self, settings: Settings) -> None:
+        """Apply the rules of these settings from now on."""
+        former, self._rules = self._rules, settings.rules
+        if settings.rules.boost_per_s != former.boost_per_s:
+            self._place_all()
+
+    def put(self, table: IndexTable) -> bool:
+        """Store an index table, or the prior when it names no request; False for an unknown or finished request."""
+        if table.request_id is None:
+            self._prior = table
+            self._place_all()
+            return True
+        tracked = self._tracked.get(table.request_id)
+        if tracked is None:
+            return False
+        self._tables_held += tracked.table is None
+        tracked.table = table
+        self._place(tracked)
+        return True
+
+    def forget_tables(self) -> None:
+        """Discard every table and the prior, for example after an error in one of them."""
+        self._prior = None
+        self._tables_held = 0
+        for tracked in self._tracked.values():
+            tracked.table = None
+        self._place_all()
+
+    def track(self, request_id: str, *, priority: int, arrival_s: float, count: Callable[[], int] = int) -> None:
+        """Start to track a request that entered the engine.
+
+        Args:
+            request_id: Its id.
+            priority: Its strict class; the lowest goes first.
+            arrival_s: When it arrived, by the engine's clock.
+            count: Returns the output tokens that it has generated, at any time; by default it never has any.
+        """
+        self._serial += 1
+        self._arrivals.observe(arrival_s)
+        tracked = Tracked(request_id, priority, arrival_s, self._serial, count)
+        self._tracked[request_id] = tracked
+        self._place(tracked)
+        self._stood.pop(request_id, None)
+
+    def advance(self, most_tokens: int) -> None:
+        """Follow the running requests after a step in which each has generated at most ``most_tokens``."""
+        for tracked in self._calendar.advance(most_tokens):
+            if tracked.running is not None:
+                self._attain(tracked)
+
+    def attained_tokens(self, request_id: str) -> int:
+        """Return the output tokens that a tracked request has generated."""
+        return self._tracked[request_id].count()
+
+    def put_last(self, request_id: str) -> bool:
+        """Put a request that the engine can never serve behind all others; False if that is known already."""
+        tracked = self._tracked[request_id]
+        if tracked.impossible:
+            return False
+        tracked.impossible = True
+        self.impossible += 1
+        self._move(tracked, tracked.key[1])
+        return True
+
+    def forget(self, request_id: str) -> None:
+        """Stop tracking a request that left the engine."""
+        tracked = self._tracked.pop(request_id, None)
+        self._stood.pop(request_id, None)
+        if tracked is not None:
+            self.impossible -= tracked.impossible
+            self._tables_held -= tracked.table is not None
+            tracked.due = 0
+
+    def key(self, request_id: str) -> Key:
+        """Return the key of a tracked request; the lowest is served first."""
+        return self._tracked[request_id].key
+
+    def _start(self, request_id: str) -> Tracked:
+        """Follow the output tokens of a request that now runs; return its state."""
+        tracked = self._tracked[request_id]
+        self._attain(tracked)
+        return tracked
+
+    def _attain(self, tracked: Tracked) -> None:
+        """Look a running request up if it has reached the next entry of its table, and note when it may reach one."""
+        tracked.attained_tokens = tracked.count()
+        if tracked.attained_tokens >= tracked.next_change_tokens:
+            self._look_up(tracked)
+        self._calendar.watch(tracked, tracked.next_change_tokens - tracked.attained_tokens)
+
+    def _place_all(self) -> None:
+        for tracked in self._tracked.values():
+            self._place(tracked)
+
+    def _place(self, tracked: Tracked) -> None:
+        """Update a request's key after its table, the prior or the boost has changed."""
+        if tracked.table or self._prior:
+            tracked.attained_tokens = tracked.count()
+            self._look_up(tracked)
+        else:
+            tracked.next_change_tokens = math.inf
+            tracked.index_s = 0.0
+            self._grow(tracked, 0.0)
+            self._move(tracked, tracked.arrival_s)
+        if tracked.running is not None:
+            self._calendar.watch(tracked, tracked.next_change_tokens - tracked.attained_tokens)
+
+    def _look_up(self, tracked: Tracked) -> None:
+        table = tracked.table or self._prior
+        if table is None:
+            return
+        steps = table.attained_tokens
+        following = bisect_right(steps, tracked.attained_tokens)
+        tracked.next_change_tokens = steps[following] if following < len(steps) else math.inf
+        tracked.index_s = table.index_s[following - 1]
+        if tracked.hit_due_step and not tracked.attained_tokens and self._rules.step is not None:
+            saved_s = self._rules.step.prefill_token_s * (tracked.hit.tokens - table.cached_tokens)
+            tracked.index_s = max(tracked.index_s - saved_s, LEAST_INDEX_SHARE * tracked.index_s)
+        self._grow(tracked, table.growth_tokens[following - 1])
+        self._move(tracked, self._value(tracked))
+
+    def _grow(self, tracked: Tracked, growth_tokens: float) -> None:
+        """Set a request's expected growth."""
+        if tracked.running is not None:
+            self._order.regrown(tracked.growth_tokens, growth_tokens)
+        tracked.growth_tokens = growth_tokens
+
+    def _value(self, tracked: Tracked) -> float:
+        """Return the ordering value: the index, or the arrival time minus the index's boost."""
+        boost_per_s = self._rules.boost_per_s
+        return tracked.index_s if boost_per_s is None else tracked.arrival_s - boost_s(tracked.index_s, boost_per_s)
+
+    def _move(self, tracked: Tracked, value: float) -> None:
+        """Set a request's key, and remember its key in the last plan."""
+        priority = LAST_CLASS if tracked.impossible else tracked.priority
+        key = (priority, value, tracked.arrival_s, tracked.serial)
+        if tracked.running is None:
+            self._stood.setdefault(tracked.request_id, tracked.key)
+        else:
+            self._order.rekeyed(tracked.key, key)
+        tracked.key = key

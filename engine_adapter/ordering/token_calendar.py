@@ -1,0 +1,38 @@
+"""Finds the requests that may have reached the next entry of their tables, without a look at the others.
+
+Of hundreds of running requests few reach an entry in a step, and fetching each from memory would cost more than all
+else that is done for it. A request is therefore noted under the first step in which it can have the tokens it lacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from engine_adapter.ordering.running_order import Tracked
+
+LARGEST_GAP_TOKENS = 1 << 20
+"""Tokens after which a request is looked at again at the latest; none generates as many."""
+
+
+class TokenCalendar:
+    """Running requests by the step in which they can reach the next entry of their tables.
+
+    Its time is counted in tokens: in each step it moves by as many as one request may generate.
+    """
+
+    def __init__(self) -> None:
+        self._now = 0
+        self._due: dict[int, list[Tracked]] = {}
+
+    def watch(self, tracked: Tracked, lacking_tokens: float) -> None:
+        """Note a request that has to generate so many tokens first; it is noted under the latest such step only."""
+        tracked.due = due = self._now + int(min(max(1, lacking_tokens), LARGEST_GAP_TOKENS))
+        self._due.setdefault(due, []).append(tracked)
+
+    def advance(self, tokens: int) -> Iterator[Tracked]:
+        """Move by a step in which each request generated at most ``tokens``; yield those that may be due."""
+        for due in range(self._now + 1, self._now + tokens + 1):
+            self._now = due
+            for tracked in self._due.pop(due, ()):
+                if tracked.due == due:
+                    yield tracked
