@@ -8,7 +8,6 @@ The whole tree is checked at start; an unknown key is an error, because it is mo
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import os
 import re
 import tomllib
@@ -22,6 +21,7 @@ from pydantic_core import ErrorDetails
 from engine_adapter.transport.keys import default_keys_path
 from engine_adapter.transport.zmq_sockets import checked_endpoint, default_endpoint
 from store.errors import ConfigError
+from store.http_callers import is_loopback
 from store.records import Mode
 
 PREFIX = "SAGESCHED_"
@@ -235,18 +235,6 @@ def load_config(
         return Config.model_validate(merged)
     except ValidationError as error:
         raise ConfigError("; ".join(_explain(problem, layers) for problem in error.errors())) from None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address can be reached from this machine only.
-
-    >>> is_loopback("localhost"), is_loopback("::1"), is_loopback("0.0.0.0")
-    (True, True, False)
-    """
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def secret(value: SecretStr | None) -> str | None:

@@ -1,7 +1,7 @@
-"""``python -m dashboard``: runs Streamlit with this application and its options.
+"""``python -m dashboard``: runs Streamlit with this application, its options and the gate before it.
 
-Streamlit replaces this process, so it can be stopped by the same process id.
-The token of the controller's API is read from ``SAGESCHED_HTTP__TOKEN``, not from a flag: other users can read flags.
+The tokens of the controller's API are read from ``SAGESCHED_HTTP__TOKEN`` and ``SAGESCHED_HTTP__READ_TOKEN``, not from
+flags: other users can read flags.
 """
 
 from __future__ import annotations
@@ -9,44 +9,73 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
+
+import streamlit as st
+from starlette.middleware import Middleware
+
+from dashboard.access.gate import Gate
+from dashboard.access.sessions import Sessions, install
+from dashboard.access.settings import NAMES, AccessSettings, access_settings
+from store.errors import ConfigError
 
 ENTRY = Path(__file__).with_name("app.py")
 
 
-def command(arguments: Sequence[str]) -> list[str]:
-    """Return Streamlit's command line for these arguments.
+def options(given: argparse.Namespace, settings: AccessSettings) -> dict[str, str | int | bool | list[str]]:
+    """Streamlit's options; the theme comes from ``.streamlit/config.toml``, which it reads from this folder.
 
-    The theme comes from ``.streamlit/config.toml``, which Streamlit reads from the script's folder.
+    With an address of its own to print Streamlit asks no other host for it, and the names that the gate lets in are
+    Streamlit's own too.
     """
-    given = _parser().parse_args(arguments)
-    options = {
-        "server.port": str(given.port),
+    return {
+        "server.port": given.port,
         "server.address": given.host,
-        "server.headless": "true",
+        "server.headless": True,
         "server.fileWatcherType": "none",
-        "browser.gatherUsageStats": "false",
+        "server.allowedHosts": ["localhost", "127.0.0.1", "::1", *sorted(settings.names)],
+        "server.maxUploadSize": 1,
+        "browser.gatherUsageStats": False,
+        "browser.serverAddress": min(settings.names, default="localhost"),
     }
-    flags = [word for name, value in options.items() for word in (f"--{name}", value)]
-    ours = {"--api": given.api, "--store": given.store}
-    script = [word for flag, value in ours.items() if value is not None for word in (flag, value)]
-    return [sys.executable, "-m", "streamlit", "run", str(ENTRY), *flags, "--", *script]
 
 
-def _parser() -> argparse.ArgumentParser:
+def parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line's arguments."""
     parser = argparse.ArgumentParser(prog="python -m dashboard", description="The dashboard of SageSched.")
     parser.add_argument("--api", metavar="URL", help="the controller (http://127.0.0.1:8700)")
     parser.add_argument("--store", metavar="DIR", help="folder of the history (default: as the controller names it)")
     parser.add_argument("--port", type=int, default=8501, help="port of the dashboard (8501)")
-    parser.add_argument("--host", default="127.0.0.1", help="address of the dashboard, which has no login (127.0.0.1)")
-    return parser
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address of the dashboard; not loopback needs a token (127.0.0.1)"
+    )
+    parser.add_argument(
+        "--name",
+        action="append",
+        default=[],
+        help=f"name that browsers open it by, such as a proxy's; repeatable ({NAMES})",
+    )
+    return parser.parse_args(arguments)
 
 
 def main() -> None:
-    """Replace this process with Streamlit."""
-    line = command(sys.argv[1:])
-    os.execv(line[0], line)  # noqa: S606 - our own command line
+    """Serve until stopped; settings that would let anybody in end it with code 2."""
+    given = parsed(sys.argv[1:])
+    try:
+        settings = access_settings(given.host, given.name, os.environ)
+    except ConfigError as error:
+        sys.exit(_fail(error))
+    sessions = Sessions(settings, time.time)
+    install(sessions)
+    gate = Middleware(Gate, settings=settings, sessions=sessions, clock=time.time)
+    st.App(ENTRY, middleware=[gate]).run(config=options(given, settings))
+
+
+def _fail(error: ConfigError) -> int:
+    sys.stderr.write(f"dashboard: {error}\n")
+    return 2
 
 
 if __name__ == "__main__":

@@ -1,13 +1,28 @@
-"""The application that ``python -m dashboard`` starts; also ``streamlit run dashboard/app.py``."""
+"""The application that ``python -m dashboard`` starts, behind `dashboard.access.gate`."""
 
 from __future__ import annotations
 
 import streamlit as st
 
+from dashboard.access import sessions
+from dashboard.access.sessions import Person
+from dashboard.access.settings import TOKEN
 from dashboard.charts import figures
 from dashboard.data import live
 from dashboard.data.client import Trouble
-from dashboard.screens import filters, gain, history, latency, now, predictions, prompts, request, settings, sql
+from dashboard.screens import (
+    components,
+    filters,
+    gain,
+    history,
+    latency,
+    now,
+    predictions,
+    prompts,
+    request,
+    settings,
+    sql,
+)
 from dashboard.text import words
 from store import formatting
 
@@ -17,6 +32,8 @@ _WITHOUT_CHARTS = {"SQL", "Settings and health"}
 def main() -> None:
     """Set up the page, draw the parts shared by all pages, and run the chosen one."""
     st.set_page_config(page_title="SageSched", page_icon=":material/stacks:", layout="wide")
+    person = components.person()
+    _require_login_for_prompts()
     filters.keep()
     pages = {
         "Live": [
@@ -41,7 +58,24 @@ def main() -> None:
     with st.sidebar:
         _health()
         filters.draw()
+        _logged_in(person)
     chosen.run()
+
+
+def _require_login_for_prompts() -> None:
+    """Show nothing without a login where the history holds prompts: anybody on this machine could read them here."""
+    if sessions.has_login() or not live.stores_prompts():
+        return
+    text = f"Prompts are stored, and this dashboard has no login: set `{TOKEN}` for it and for the controller."
+    st.error(text, icon=":material/lock:")
+    st.stop()
+
+
+def _logged_in(person: Person) -> None:
+    if sessions.has_login():
+        role = "may look and switch" if person.role == "switch" else "may look"
+        st.caption(f"Logged in{f' as {words.plain(person.name)}' if person.name else ''}: {role}")
+        st.html('<a href="/logout" target="_self">Log out</a>')
 
 
 def _fetch_charting() -> None:

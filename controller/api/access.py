@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import hmac
-import re
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from fastapi import HTTPException, Request
 
-from controller.config import is_loopback
 from store.entries import Credential
+from store.http_callers import FORWARDED, host_name, is_loopback, is_same
 
 Role: TypeAlias = Literal["look", "switch"]
-FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
-"""Headers of proxies: through one, a caller from anywhere seems to be on this machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +39,7 @@ class Access:
         if self.token is None and self.read_token is None:
             return self._on_this_machine(request, address)
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        may_switch, may_look = (_is_same(given, known) for known in (self.token, self.read_token))
+        may_switch, may_look = (is_same(given, known) for known in (self.token, self.read_token))
         if scheme.lower() != "bearer" or not (may_switch or may_look):
             raise _refused(401, "this caller sent no valid token", _SEND_TOKEN)
         return Caller("switch", "token", address) if may_switch else Caller("look", "read_token", address)
@@ -66,26 +62,6 @@ class Access:
 
 
 _SEND_TOKEN = "send 'Authorization: Bearer TOKEN' (http.token, or http.read_token to look)"  # noqa: S105 - says how
-
-
-_HOST = re.compile(r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[\w.~-]+))(?::\d{1,5})?", re.ASCII)
-
-
-def host_name(host: str) -> str | None:
-    """The name or address in a Host header, without its port; None if it is no host.
-
-    >>> host_name("127.0.0.1:8700"), host_name("[::1]:8700"), host_name("a.example")
-    ('127.0.0.1', '::1', 'a.example')
-    >>> host_name("[::1"), host_name("a:b"), host_name("user@a"), host_name("a/b")
-    (None, None, None, None)
-    """
-    found = _HOST.fullmatch(host)
-    return (found["address"] or found["name"]) if found else None
-
-
-def _is_same(given: str, known: str | None) -> bool:
-    """Compare in constant time."""
-    return known is not None and hmac.compare_digest(given.encode(), known.encode())
 
 
 def _refused(status: int, error: str, remedy: str) -> HTTPException:

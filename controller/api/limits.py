@@ -5,19 +5,16 @@ An ASGI wrapper around the application, so that the limits hold for every path, 
 
 from __future__ import annotations
 
-import ipaddress
 import math
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from fastapi import HTTPException
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from controller.api.access import host_name
+from store.http_callers import Rate, caller_of, host_name, is_foreign
 
 PROBES = {"/healthz", "/readyz"}
 """Paths that tell nothing secret, need no token and wait for nothing."""
@@ -44,37 +41,15 @@ class Bounds:
     """Callers with a rate of their own; the least recently seen is dropped."""
 
 
-class Rate:
-    """A token bucket for each caller.
-
-    >>> rate = Rate(Bounds(requests_per_s=2.0, burst_requests=1))
-    >>> rate.wait_s("10.0.0.1", 0.0), rate.wait_s("10.0.0.1", 0.0), rate.wait_s("10.0.0.1", 0.5)
-    (0.0, 0.5, 0.0)
-    """
-
-    def __init__(self, bounds: Bounds) -> None:
-        self._bounds = bounds
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
-
-    def wait_s(self, caller: str, now_s: float) -> float:
-        """Seconds to wait before the next request; 0 admits and counts a request."""
-        bounds = self._bounds
-        left, seen_s = self._buckets.pop(caller, (float(bounds.burst_requests), now_s))
-        left = min(bounds.burst_requests, left + max(0.0, now_s - seen_s) * bounds.requests_per_s)
-        wait_s = 0.0 if left >= 1.0 else (1.0 - left) / bounds.requests_per_s
-        self._buckets[caller] = (left - (wait_s == 0.0), now_s)
-        if len(self._buckets) > bounds.callers:
-            self._buckets.popitem(last=False)
-        return wait_s
-
-
 class BoundedRequests:
     """Refuses what no well-meaning client sends: 400, 413, 414 and 431, too frequent requests with 429, web pages with 403."""
 
     def __init__(self, app: ASGIApp, *, bounds: Bounds, clock: Callable[[], float]) -> None:
         self._app = app
         self._bounds = bounds
-        self._rate = Rate(bounds)
+        self._rate = Rate(
+            requests_per_s=bounds.requests_per_s, burst_requests=bounds.burst_requests, callers=bounds.callers
+        )
         self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -131,40 +106,6 @@ class BoundedRequests:
 
     def _too_large(self) -> tuple[str, str]:
         return f"the body is larger than {self._bounds.body_bytes >> 10} KiB", "send less, and its Content-Length"
-
-
-def caller_of(scope: Scope) -> str:
-    """The caller's address; for IPv6 its /64, which one machine may own entirely.
-
-    >>> caller_of({"client": ("2001:db8::1:2:3:4", 5)})
-    '2001:db8::'
-    """
-    client = scope.get("client")
-    if not client:
-        return ""
-    try:
-        address = ipaddress.ip_address(client[0])
-    except ValueError:
-        return str(client[0])
-    if address.version == 4:
-        return str(address)
-    return str(ipaddress.ip_network((int(address) >> 64 << 64, 64)).network_address)
-
-
-def is_foreign(origin: str | None, host: str) -> bool:
-    """Whether a browser sends the request for a page of another origin.
-
-    >>> is_foreign("https://evil.example", "127.0.0.1:8700"), is_foreign("http://127.0.0.1:8700", "127.0.0.1:8700")
-    (True, False)
-    >>> is_foreign("null", "127.0.0.1:8700"), is_foreign(None, "127.0.0.1:8700")
-    (True, False)
-    """
-    if origin is None:
-        return False
-    try:
-        return urlsplit(origin).netloc.lower() != host.lower()
-    except ValueError:
-        return True
 
 
 def _from_a_page(headers: Headers) -> JSONResponse | None:

@@ -29,7 +29,7 @@ from controller.cli.output import PrintableFormatter, say
 from controller.cli.replay import add_replay
 from controller.cli.suite import add_suite
 from controller.cli.system import add_proofs
-from controller.config import Config, load_config
+from controller.config import Config, load_config, secret
 from engine_adapter.agent.clock import steady_clock
 from store.errors import BadInputError, SageError
 from store.formatting import printable
@@ -264,21 +264,33 @@ def dashboard(
         typer.Option("--store", metavar="DIR", help="folder of the history (default: as the controller names it)"),
     ] = None,
     port: Annotated[int, typer.Option(help="port of the dashboard")] = 8501,
-    host: Annotated[str, typer.Option(help="address of the dashboard, which has no login")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="address of the dashboard; not loopback needs a token")] = "127.0.0.1",
+    name: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HOST", help="name that browsers open it by, such as a proxy's; repeatable"),
+    ] = None,
     config: ConfigFlag = None,
 ) -> int:
-    """Start the Streamlit dashboard."""
+    """Start the Streamlit dashboard. Once the API has a token, people log in with it."""
     from controller.demo.demo import dashboard_command
 
     tree = load_config({"store": {"path": store}}, file=config)
     url = api or f"http://127.0.0.1:{tree.http.port}"
-    token = tree.http.token.get_secret_value() if tree.http.token else None
-    environment = {**os.environ, **({"SAGESCHED_HTTP__TOKEN": token} if token else {})}
     _stop_on_sigterm()
     named = tree.store.path if "path" in tree.store.model_fields_set else None
     say(f"dashboard: http://{host}:{port} (controller {url}, history {named or 'as the controller names it'})")
-    command = dashboard_command(url, named, port=port, host=host)
-    return subprocess.run(command, env=environment, check=False).returncode
+    command = dashboard_command(url, named, port=port, host=host, names=name or ())
+    return subprocess.run(command, env={**os.environ, **_for_dashboard(tree)}, check=False).returncode
+
+
+def _for_dashboard(config: Config) -> dict[str, str]:
+    """What the dashboard must know of the configuration and other users must not: flags can be read by all."""
+    given = {
+        "SAGESCHED_HTTP__TOKEN": secret(config.http.token),
+        "SAGESCHED_HTTP__READ_TOKEN": secret(config.http.read_token),
+        "SAGESCHED_STORE__PROMPTS": str(config.store.prompts),
+    }
+    return {name: value for name, value in given.items() if value is not None}
 
 
 @app.command(epilog="""Example: sagesched mode off --reason "incident 42" """)

@@ -7,7 +7,7 @@ import importlib.util
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -78,7 +78,9 @@ def run_demo(spec: DemoSpec, *, clock: Clock, pause: Pause, say: Say) -> dict[st
         return _summary(spec, here.store, last)
 
 
-def dashboard_command(api_url: str, store: Path | None, *, port: int, host: str = "127.0.0.1") -> list[str]:
+def dashboard_command(
+    api_url: str, store: Path | None, *, port: int, host: str = "127.0.0.1", names: Sequence[str] = ()
+) -> list[str]:
     """The command line that starts the dashboard, which is not imported here; raises `ConfigError`.
 
     Without a ``store`` the dashboard takes the one that the controller names.
@@ -86,7 +88,8 @@ def dashboard_command(api_url: str, store: Path | None, *, port: int, host: str 
     if importlib.util.find_spec("dashboard") is None or importlib.util.find_spec("streamlit") is None:
         raise ConfigError('the dashboard is not installed: install "sagesched-controller[dashboard]"')
     where = ["--store", str(store)] if store is not None else []
-    return [sys.executable, "-m", "dashboard", "--api", api_url, "--port", str(port), "--host", host, *where]
+    served = [word for name in names for word in ("--name", name)]
+    return [sys.executable, "-m", "dashboard", "--api", api_url, "--port", str(port), "--host", host, *served, *where]
 
 
 def _require_parts(spec: DemoSpec) -> None:

@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dashboard.access.settings import READ_TOKEN, TOKEN
+
 API = "SAGESCHED_DASHBOARD_API"
 STORE = "SAGESCHED_STORE__PATH"
-TOKEN = "SAGESCHED_HTTP__TOKEN"  # noqa: S105 - the variable's name, no secret
 DEFAULT_API = "http://127.0.0.1:8700"
 
 
 @dataclass(frozen=True)
 class Addresses:
-    """Base address of the controller's API, folder of its history, and the token that its API may want."""
+    """Base address of the controller's API, folder of its history, and the token that its API may want: the one that may most."""
 
     api_url: str = DEFAULT_API
     store_path: Path | None = None
@@ -32,5 +33,5 @@ def from_environment(environment: Mapping[str, str]) -> Addresses:
     return Addresses(
         api_url=(environment.get(API) or DEFAULT_API).rstrip("/"),
         store_path=Path(store) if store else None,
-        token=environment.get(TOKEN) or None,
+        token=environment.get(TOKEN) or environment.get(READ_TOKEN) or None,
     )

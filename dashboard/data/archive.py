@@ -75,6 +75,11 @@ def read_settings(
     return read(path, rows)
 
 
+def read_switches(path: Path, limit: int) -> list[dict[str, Any]] | ArchiveTrouble:
+    """Who switched the mode, the latest first, by headings for people."""
+    return read(path, lambda connection: records(connection.execute(SWITCHES, {"limit": limit})))
+
+
 def records(result: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
     """The rows of a result that was just asked for, by the names of its columns."""
     names = [column[0] for column in result.description]
@@ -124,6 +129,13 @@ SELECT count(DISTINCT hash(session_id, request_id)) FROM (
 """Rows of the view, without joining what belongs to each, which takes a second for a million."""
 
 _REASONS = "SELECT bucket, reason, count(*) FROM temp.ended GROUP BY ALL ORDER BY ALL"
+
+SWITCHES = """
+SELECT
+    time_s, before || ' → ' || mode AS "Mode", reason AS "Why", coalesce(who, '') AS "Who, as they say",
+    CASE credential WHEN 'token' THEN 'http.token' ELSE 'none: on this machine' END AS "Credential", address AS "From"
+FROM mode_switches ORDER BY time_s DESC LIMIT $limit
+"""
 
 SETTINGS = """
 SELECT

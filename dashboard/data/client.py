@@ -89,9 +89,10 @@ class ControllerClient:
         """Have the controller examine itself; takes seconds."""
         return self._ask("/api/doctor", DoctorView, timeout_s=DOCTOR_TIMEOUT_S)
 
-    def set_mode(self, mode: str, reason: str) -> ModeView | Trouble:
-        """Switch all engines to a mode; recorded with its reason."""
-        return self._ask("/api/mode", ModeView, order={"mode": mode, "reason": reason}, timeout_s=COMMAND_TIMEOUT_S)
+    def set_mode(self, mode: str, reason: str, who: str | None = None) -> ModeView | Trouble:
+        """Switch all engines to a mode; recorded with its reason and with the name of whoever asks."""
+        order = {"mode": mode, "reason": reason} | ({"who": who} if who else {})
+        return self._ask("/api/mode", ModeView, order=order, timeout_s=COMMAND_TIMEOUT_S)
 
     def explanation(self, request_id: str) -> ExplainView | Trouble:
         """Ask why a request ran when it did."""

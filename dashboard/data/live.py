@@ -142,6 +142,14 @@ def health() -> HealthView | Trouble:
     return _health(here.api_url, here.token)
 
 
+def stores_prompts() -> bool:
+    """Whether the controller says that it stores prompts."""
+    found = health()
+    return not isinstance(found, Trouble) and any(
+        setting.key == "store.prompts" and setting.value == "True" for setting in found.configuration
+    )
+
+
 def forget() -> None:
     """Drop the state that is kept: it was just changed."""
     _state.clear()

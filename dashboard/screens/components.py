@@ -10,6 +10,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import plotly.graph_objects as go
 import streamlit as st
 
+from dashboard.access import sessions
+from dashboard.access.sessions import Person
 from dashboard.charts import figures
 from dashboard.data import live
 from dashboard.data.client import Trouble
@@ -17,6 +19,18 @@ from dashboard.text import words
 from store import formatting
 
 Value = TypeVar("Value")
+
+
+def person() -> Person:
+    """Whoever looks at this page; without a session that still holds the page ends here."""
+    found = sessions.current(st.context.cookies.get(sessions.COOKIE))
+    if found is None:
+        st.warning(
+            "Nobody is logged in here: load this page again. It is served by `sagesched dashboard`.",
+            icon=":material/lock:",
+        )
+        st.stop()
+    return found
 
 
 def answered(answer: Value | Trouble) -> Value | None:

@@ -47,13 +47,17 @@ def _mode() -> None:
 
 def _switch(now: str) -> None:
     """A mode, a reason and a confirmation; only with all three the button is alive."""
+    person = components.person()
+    if person.role != "switch":
+        st.info("You may look and not switch: log in with the token that may, `http.token`.", icon=":material/lock:")
+        return
     st.caption("Takes effect within a second on every engine that is connected, and is recorded with its reason.")
     others = [mode for mode in MODES if mode != now]
     wanted = st.radio("New mode", others, format_func=lambda mode: words.MODES[mode], key=f"settings_wanted_{now}")
     reason = st.text_input("Reason", max_chars=500, key=f"settings_reason_{now}")
     sure = st.checkbox(words.mode_consequence(wanted), key=f"settings_sure_{now}_{wanted}")
     if st.button(f"Switch to {wanted}", type="primary", disabled=not (sure and reason.strip()), key="settings_do"):
-        answer = live.client().set_mode(wanted, reason.strip())
+        answer = live.client().set_mode(wanted, reason.strip(), person.name)
         if isinstance(answer, Trouble):
             components.show(words.trouble_notice(answer, live.addresses().api_url))
             return
@@ -73,6 +77,7 @@ def _live(wanted: Filters) -> None:
     elif state is not None:
         components.answered(health)
     _history(wanted)
+    _switches()
     if isinstance(health, HealthView):
         _configuration(health)
 
@@ -199,6 +204,30 @@ def _history(wanted: Filters) -> None:
 @st.cache_data(ttl=HISTORY_KEPT_S, max_entries=16, show_spinner=False)
 def _settings_rows(path: str, engine_id: str | None, model: str | None) -> list[dict[str, Any]] | ArchiveTrouble:
     return archive.read_settings(Path(path), engine_id, model, SHOWN)
+
+
+def _switches() -> None:
+    path = live.store_path()
+    found = _switch_rows(str(path)) if path is not None else []
+    if isinstance(found, ArchiveTrouble) or not found:
+        return
+    st.markdown("##### Who switched the mode")
+    st.caption("Over HTTP, also from here and from the command line; names are what people gave. Newest first.")
+    st.dataframe(
+        [
+            {"When": components.moment(row["time_s"])} | {name: row[name] for name in row if name != "time_s"}
+            for row in found
+        ],
+        key="settings_switches",
+        hide_index=True,
+        height=min(38 + 35 * len(found), 390),
+        column_config={"Why": st.column_config.TextColumn(width="large")},
+    )
+
+
+@st.cache_data(ttl=HISTORY_KEPT_S, max_entries=4, show_spinner=False)
+def _switch_rows(path: str) -> list[dict[str, Any]] | ArchiveTrouble:
+    return archive.read_switches(Path(path), SHOWN)
 
 
 def _configuration(health: HealthView) -> None:

@@ -80,7 +80,7 @@ def trouble_notice(trouble: Trouble, api_url: str) -> Notice:
         ),
         "refused": (
             "The controller refuses this dashboard",
-            f"{detail}. Set `SAGESCHED_HTTP__TOKEN` for the dashboard to the controller's `http.token`.",
+            f"{detail}. Set `SAGESCHED_HTTP__TOKEN` for the dashboard to the controller's `http.token`, or `SAGESCHED_HTTP__READ_TOKEN` to its `http.read_token`.",
         ),
         "unknown": (
             "The controller does not know what was asked for",

@@ -16,6 +16,8 @@ import pytest
 import uvicorn
 from fastapi import FastAPI, Response
 
+from dashboard.access import sessions
+from dashboard.access.settings import AccessSettings
 from engine_adapter.serving.processes import free_port
 from store.entries import ClusterChanged, DriftDetected, EngineSeen, Entry, Outcome, Prediction, SettingsChanged
 from store.history.writer import HistoryWriter
@@ -31,6 +33,14 @@ def _own_main() -> Iterator[None]:
     main = sys.modules["__main__"]
     yield
     sys.modules["__main__"] = main
+
+
+@pytest.fixture(autouse=True)
+def _open_to_all() -> Iterator[None]:
+    """Pages that a test runs itself stand behind no gate and need no login, unless the test says otherwise."""
+    sessions.install(sessions.Sessions(AccessSettings(), time.time))
+    yield
+    sessions.install(None)
 
 
 SETTINGS: Json = {

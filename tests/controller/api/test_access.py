@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.api.access import host_name
 from controller.cli.main import run
 from controller.config import load_config
 from store.errors import ConfigError
 from store.history.reader import open_history
+from store.http_callers import host_name
 
 Start = Callable[..., Any]
 TOKEN, READ_TOKEN = "zebra-token-0123456789abcdef", "mouse-token-0123456789abcdef"

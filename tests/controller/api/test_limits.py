@@ -14,7 +14,8 @@ from fastapi import FastAPI
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.api.limits import BoundedRequests, Bounds, Rate
+from controller.api.limits import BoundedRequests, Bounds
+from store.http_callers import Rate
 
 Start = Callable[..., Any]
 TOKEN = "zebra-token-0123456789abcdef"
@@ -56,15 +57,14 @@ def test_a_caller_that_asks_too_often_waits() -> None:
 @given(st.lists(st.tuples(st.integers(0, 20), st.floats(-5.0, 5.0)), max_size=200))
 def test_no_caller_gets_more_than_its_rate_and_burst(asked: list[tuple[int, float]]) -> None:
     """Whatever the order and whatever the clock does; the memory for callers is bounded."""
-    bounds = Bounds(requests_per_s=2.0, burst_requests=4, callers=30)
-    rate, now_s, forward_s = Rate(bounds), 0.0, 0.0
+    rate, now_s, forward_s = Rate(requests_per_s=2.0, burst_requests=4, callers=30), 0.0, 0.0
     let_in: dict[int, int] = {}
     for caller, passed_s in asked:
         now_s += passed_s
         forward_s += max(0.0, passed_s)
         let_in[caller] = let_in.get(caller, 0) + (rate.wait_s(str(caller), now_s) == 0.0)
-        assert let_in[caller] <= bounds.burst_requests + bounds.requests_per_s * forward_s + 1e-6
-    few = Rate(Bounds(callers=5))
+        assert let_in[caller] <= 4 + 2.0 * forward_s + 1e-6
+    few = Rate(requests_per_s=2.0, burst_requests=4, callers=5)
     for caller, _ in asked:
         few.wait_s(str(caller), 0.0)
     assert len(few._buckets) <= 5

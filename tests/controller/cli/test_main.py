@@ -12,7 +12,7 @@ from controller.cli.main import app, run
 from controller.config import load_config
 from controller.demo.demo import dashboard_command
 from controller.monitoring.doctor import examine
-from dashboard.__main__ import command as streamlit_command
+from dashboard.__main__ import parsed
 from store.entries import EngineSeen, Entry
 from store.history.writer import HistoryWriter
 from store.records import Finished, Hello
@@ -220,7 +220,7 @@ def test_doctor_prints_the_configuration_and_finds_a_healthy_place(
 ) -> None:
     """Every setting is shown, every check says what it found, and a good place passes."""
     monkeypatch.setenv("SAGESCHED_ENGINE__ENDPOINT", f"ipc://{tmp_path}/run/engine.sock")
-    monkeypatch.setenv("SAGESCHED_HTTP__TOKEN", "s3cret")
+    monkeypatch.setenv("SAGESCHED_HTTP__TOKEN", "s3cret-and-long-enough")
     assert run(["doctor", "--store", str(tmp_path / "h"), "--port", "0"]) == 0
     text = capsys.readouterr().out
     assert f"store.path = {tmp_path / 'h'}" in text
@@ -251,13 +251,13 @@ def test_doctor_finds_what_is_wrong(tmp_path: Path) -> None:
 
 def test_the_dashboard_is_started_as_it_wants_to_be() -> None:
     """The controller, which may not import the dashboard, gives it arguments that it knows."""
-    for store, words in ((Path("/h"), ["--store", "/h"]), (None, [])):
-        python, *module = dashboard_command("http://127.0.0.1:1", store, port=7, host="127.0.0.2")
+    for store in (Path("/h"), None):
+        names = ["dash.example"]
+        python, *module = dashboard_command("http://127.0.0.1:1", store, port=7, host="127.0.0.2", names=names)
         assert (python, module[:2]) == (sys.executable, ["-m", "dashboard"])
-        line = streamlit_command(module[2:])
-        assert line[line.index("--server.port") + 1] == "7"
-        assert line[line.index("--server.address") + 1] == "127.0.0.2"
-        assert line[line.index("--") + 1 :] == ["--api", "http://127.0.0.1:1", *words]
+        given = parsed(module[2:])
+        assert (given.port, given.host, given.name) == (7, "127.0.0.2", ["dash.example"])
+        assert (given.api, given.store) == ("http://127.0.0.1:1", str(store) if store else None)
 
 
 @pytest.mark.parametrize(("words", "named"), [([], False), (["--store", "/h"], True)])

@@ -1,0 +1,1 @@
+"""Who may open the dashboard: names that it is served under, login, roles; between the network and Streamlit."""

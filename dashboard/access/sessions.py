@@ -1,0 +1,93 @@
+"""Who is logged in: sessions in this process's memory, by a random id that a cookie carries."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from dashboard.access.settings import AccessSettings
+from store.http_callers import is_same
+
+Role: TypeAlias = Literal["look", "switch"]
+SESSIONS = 1000
+"""Largest number of sessions; the one that began first ends when there are more."""
+SESSION_S = 12 * 3600.0
+COOKIE = "sagesched_session"
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """Somebody at a browser: what they may, and the name that they gave."""
+
+    role: Role
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Session:
+    person: Person
+    until_s: float
+
+
+class Sessions:
+    """Sessions of the people who logged in; safe to use from any thread."""
+
+    def __init__(self, settings: AccessSettings, clock: Callable[[], float]) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._sessions: OrderedDict[str, _Session] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    def login(self) -> bool:
+        """Whether people must log in."""
+        return self._settings.login
+
+    def begin(self, token: str, name: str | None) -> str | None:
+        """The id of a new session; None if the token is wrong. Both comparisons take place, in constant time."""
+        may_switch, may_look = (is_same(token, known) for known in (self._settings.token, self._settings.read_token))
+        if not (may_switch or may_look):
+            return None
+        identifier = secrets.token_urlsafe(32)
+        with self._lock:
+            person = Person("switch" if may_switch else "look", name)
+            self._sessions[identifier] = _Session(person, self._clock() + SESSION_S)
+            if len(self._sessions) > SESSIONS:
+                self._sessions.popitem(last=False)
+        return identifier
+
+    def person(self, identifier: str | None) -> Person | None:
+        """Who has a session; None if nobody, or not any more. Without a login everybody may do everything."""
+        if not self._settings.login:
+            return Person("switch")
+        with self._lock:
+            session = self._sessions.get(identifier or "")
+        return session.person if session is not None and self._clock() < session.until_s else None
+
+    def end(self, identifier: str | None) -> None:
+        """End a session."""
+        with self._lock:
+            self._sessions.pop(identifier or "", None)
+
+
+_current: Sessions | None = None
+
+
+def install(sessions: Sessions | None) -> None:
+    """Make these the sessions of the dashboard in this process; None where no gate stands before it."""
+    global _current  # noqa: PLW0603 - Streamlit runs the pages as scripts, which can be handed nothing
+    _current = sessions
+
+
+def has_login() -> bool:
+    """Whether people must log in to the dashboard of this process."""
+    return _current is not None and _current.login
+
+
+def current(identifier: str | None) -> Person | None:
+    """Who looks at a page; nobody may where there are no sessions, because no gate stands before it then."""
+    return None if _current is None else _current.person(identifier)
