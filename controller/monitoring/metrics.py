@@ -6,7 +6,7 @@ The registry is the controller's own, so that a process may hold several control
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
@@ -14,7 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from controller.monitoring.live_state import EngineView, Live, LiveSnapshot
-from controller.monitoring.request_metrics import CappedLabel, RequestMetrics
+from controller.monitoring.request_metrics import CappedLabel, RequestMetrics, bounded_label
 from controller.monitoring.request_tracker import TrackedRequest
 from controller.monitoring.tracing import Telemetry
 from controller.prompt_encoder import Encoder
@@ -274,9 +274,10 @@ class LiveCollector(Collector):
         yield from _calibration(live_snapshot)
         yield from _store(live_snapshot)
         newest = {
-            engine.hello.engine_id: engine for engine in sorted(live_snapshot.engines, key=lambda e: e.last_seen_s)
+            bounded_label(engine.hello.engine_id): engine
+            for engine in sorted(live_snapshot.engines, key=lambda engine: engine.last_seen_s)
         }
-        yield from _engines(tuple(newest.values()))
+        yield from _engines(dict(list(newest.items())[-ENGINE_LABELS:]))
         yield from _loop(live_snapshot)
         yield _mode(live_snapshot)
         yield _degraded(live_snapshot)
@@ -299,7 +300,7 @@ def _calibration(live_snapshot: LiveSnapshot) -> Iterator[Metric]:
     for name, text in CALIBRATION_GAUGES:
         gauge = GaugeMetricFamily(f"sagesched_calibration_{name}", text, labels=["model"])
         for measured in models:
-            gauge.add_metric([measured.scope.model], float(getattr(measured, name)))
+            gauge.add_metric([bounded_label(measured.scope.model)], float(getattr(measured, name)))
         yield gauge
     shares = GaugeMetricFamily(
         "sagesched_calibration_pit_share", "Share of recent answers in a tenth of the PIT.", labels=["model", "tenth"]
@@ -308,13 +309,13 @@ def _calibration(live_snapshot: LiveSnapshot) -> Iterator[Metric]:
         "sagesched_calibration_distrusted_clusters", "Prompt clusters served by the model's prior.", labels=["model"]
     )
     for measured in models:
-        model = measured.scope.model
+        model = bounded_label(measured.scope.model)
         for tenth, share in enumerate(measured.pit_histogram):
             shares.add_metric([model, str(tenth)], share)
         scopes = [
             other.scope for other in live_snapshot.calibration if not other.trusted and other.scope.kind != "model"
         ]
-        distrusted.add_metric([model], float(sum(scope.model == model for scope in scopes)))
+        distrusted.add_metric([model], float(sum(scope.model == measured.scope.model for scope in scopes)))
     yield shares
     yield distrusted
 
@@ -344,29 +345,30 @@ def _store(live_snapshot: LiveSnapshot) -> Iterator[Metric]:
     yield rows
 
 
-def _engines(engines: tuple[EngineView, ...]) -> Iterator[Metric]:
+def _engines(engines: Mapping[str, EngineView]) -> Iterator[Metric]:
+    """The gauges and counters of the engines, by their labels."""
     labels = ["engine_id"]
     connected = GaugeMetricFamily("sagesched_engine_connected", "1 while the engine is connected.", labels=labels)
     fallback = GaugeMetricFamily(
         "sagesched_engine_fallback", "1 while the engine has fallen back to FCFS.", labels=labels
     )
-    for engine in engines:
-        connected.add_metric([engine.hello.engine_id], float(engine.connected))
+    for label, engine in engines.items():
+        connected.add_metric([label], float(engine.connected))
         held_back = engine.snapshot is not None and engine.snapshot.fallback is not None
-        fallback.add_metric([engine.hello.engine_id], float(held_back))
+        fallback.add_metric([label], float(held_back))
     yield connected
     yield fallback
     yield from _engine_signs(engines)
     for family, kinds in ((GaugeMetricFamily, ENGINE_GAUGES), (CounterMetricFamily, ENGINE_COUNTERS)):
         for name, text, attribute in kinds:
             metric = family(f"sagesched_{name}", text, labels=labels)
-            for engine in engines:
+            for label, engine in engines.items():
                 if engine.snapshot is not None:
-                    metric.add_metric([engine.hello.engine_id], float(getattr(engine.snapshot, attribute)))
+                    metric.add_metric([label], float(getattr(engine.snapshot, attribute)))
             yield metric
 
 
-def _engine_signs(engines: tuple[EngineView, ...]) -> Iterator[Metric]:
+def _engine_signs(engines: Mapping[str, EngineView]) -> Iterator[Metric]:
     """Last message, last snapshot and unfinished requests of each engine."""
     last_message = GaugeMetricFamily(
         "sagesched_engine_last_message_timestamp_seconds", "Time of the engine's last message.", labels=["engine_id"]
@@ -379,11 +381,11 @@ def _engine_signs(engines: tuple[EngineView, ...]) -> Iterator[Metric]:
     unfinished = GaugeMetricFamily(
         "sagesched_engine_unfinished_requests", "Requests that the controller follows.", labels=["engine_id"]
     )
-    for engine in engines:
-        last_message.add_metric([engine.hello.engine_id], engine.last_seen_s)
-        unfinished.add_metric([engine.hello.engine_id], engine.unfinished)
+    for label, engine in engines.items():
+        last_message.add_metric([label], engine.last_seen_s)
+        unfinished.add_metric([label], engine.unfinished)
         if engine.snapshot is not None:
-            shown.add_metric([engine.hello.engine_id], engine.snapshot.time_s)
+            shown.add_metric([label], engine.snapshot.time_s)
     yield from (last_message, shown, unfinished)
 
 

@@ -5,6 +5,8 @@ Labels that clients can choose freely are capped: the first values have series o
 
 from __future__ import annotations
 
+from hashlib import blake2b
+
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from controller.monitoring.request_tracker import TrackedRequest
@@ -19,6 +21,8 @@ LENGTH_BUCKETS_TOKENS = (16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384, 
 CLASSES = 16
 TENANTS = 32
 CLUSTERS = 64
+LABEL_BYTES = 128
+"""Longest label: with the numbers above and the engines' it bounds the page, whatever arrives."""
 OTHER = "other"
 NONE = "none"
 """Label of requests without a tenant or cluster."""
@@ -38,9 +42,26 @@ class CappedLabel:
 
     def of(self, value: str) -> str:
         """The label of a value."""
+        label = bounded_label(value)
         if len(self._known) < self._limit:
-            self._known.add(value)
-        return value if value in self._known else OTHER
+            self._known.add(label)
+        return label if label in self._known else OTHER
+
+
+def bounded_label(value: str) -> str:
+    """A label of at most `LABEL_BYTES` in UTF-8; a longer one is cut and ends in a hash of the whole.
+
+    >>> bounded_label("tenant"), bounded_label(1_000_000 * "x")[100:]
+    ('tenant', 'xxxxxxxxxxx~a54361f3904a047b')
+    """
+    try:
+        if len(value) <= LABEL_BYTES and len(value.encode()) <= LABEL_BYTES:
+            return value
+    except UnicodeEncodeError:
+        pass  # A lone surrogate has no place on the page.
+    mark = blake2b(value.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    head = value[:LABEL_BYTES].encode("utf-8", "replace")[: LABEL_BYTES - len(mark) - 1]
+    return f"{head.decode('utf-8', 'ignore')}~{mark}"
 
 
 class RequestMetrics:
@@ -123,8 +144,12 @@ class RequestMetrics:
         """Model and cluster, capped together."""
         cluster = request.prediction.cluster if request and request.prediction else None
         if model is None or cluster is None:
-            return model or NONE, NONE
-        return (model, str(cluster)) if self._clusters.of(f"{model}\n{cluster}") != OTHER else (OTHER, OTHER)
+            return bounded_label(model or NONE), NONE
+        return (
+            (bounded_label(model), str(cluster))
+            if self._clusters.of(f"{model}\n{cluster}") != OTHER
+            else (OTHER, OTHER)
+        )
 
     def _histogram(
         self, name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...] = LATENCY_BUCKETS_S

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import duckdb
 import msgspec
 
+from store.bounds import bounded_name
 from store.http_requests import FinishedPoint, LatenciesView, PartLatency, Percentiles, Phases
 from store.reading.scope import Scope, bounds, bucket_s, choose, heat, take_ended
 
@@ -91,7 +92,8 @@ def _parts(connection: duckdb.DuckDBPyConnection, scope: Scope, since_s: float) 
         "limit": PARTED,
         "shown": PARTS_SHOWN,
     }
-    return tuple(PartLatency(*row) for row in connection.execute(_PARTS, since).fetchall())
+    rows = connection.execute(_PARTS, since).fetchall()
+    return tuple(PartLatency(kind, bounded_name(name), *figures) for kind, name, *figures in rows)
 
 
 _BUCKETS = """

@@ -2,10 +2,12 @@ import re
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from controller.monitoring.live_state import Live
 from controller.monitoring.metrics import Metrics
-from controller.monitoring.request_metrics import CLASSES, CLUSTERS, TENANTS
+from controller.monitoring.request_metrics import CLASSES, CLUSTERS, LABEL_BYTES, TENANTS, bounded_label
 from controller.monitoring.request_tracker import TrackedRequest
 from store.entries import Prediction
 from store.records import Arrived, Finished
@@ -111,3 +113,28 @@ def test_prefix_hits_are_counted_as_expected_and_as_found() -> None:
     page = metrics.page().decode()
     assert 'sagesched_prefix_hit_tokens_total{engine_id="e",kind="expected"} 48.0' in page
     assert 'sagesched_prefix_hit_tokens_total{engine_id="e",kind="found"} 40.0' in page
+
+
+@given(st.text(st.characters(codec=None)))
+def test_any_label_is_bounded_and_stays_its_own(name: str) -> None:
+    """In bytes, encodable, the same each time; two long names with one head stay two."""
+    label = bounded_label(name)
+    assert len(label.encode()) <= LABEL_BYTES
+    assert label == bounded_label(name)
+    if name.isascii() and len(name) <= LABEL_BYTES:
+        assert label == name
+    long_name = name + LABEL_BYTES * "x"
+    assert bounded_label(f"{long_name}1") != bounded_label(f"{long_name}2")
+
+
+@pytest.mark.slow
+def test_the_page_is_bounded_by_bytes_whatever_arrives() -> None:
+    """Names of megabytes, of four bytes a character, with quotes and half a character, in every label at its limit."""
+    metrics = Metrics(Live())
+    for number in range(300):
+        name = f"{number}" + ("\U0001f600" if number % 2 else '"\\\n\ud800') * 20_000
+        request = tracked(number, tenant=name)
+        metrics.count_finished(name, finished(), request, name)
+    page = metrics.page()
+    assert max(len(line) for line in page.splitlines()) < 4 * LABEL_BYTES
+    assert len(page) < 16 << 20

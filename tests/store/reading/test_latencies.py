@@ -3,11 +3,13 @@ from __future__ import annotations
 from typing import Any
 
 import duckdb
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from store.bounds import MAX_NAME
 from store.http_api import BANDS_PER_DECADE
 from store.http_requests import LatenciesView
 from store.reading.latencies import Window, read_finished, read_latencies
@@ -69,6 +71,19 @@ def test_aborted_requests_have_no_time_to_last_token_but_one_to_first() -> None:
     assert [(row.requests, row.p50_s) for row in found.ttlt] == [(0, None)]
     assert found.ttft[0].p50_s == 0.5
     assert (found.whole, found.cut) == (0, 1)
+
+
+def test_what_is_sent_of_latencies_is_bounded_whatever_names_are_recorded() -> None:
+    """Twenty parts of a kind, each with a name of bounded length, also where a history holds tenants of a megabyte."""
+    with history(*(ended(9.0, tokens=number) for number in range(60))) as connection:
+        connection.execute(
+            "INSERT INTO arrivals SELECT 's', request_id, arrival_s, 0, request_id || repeat('t', 1000000) FROM completions"
+        )
+        found = read_latencies(connection, Scope(), Window(0.0, 10.0, 10.0))
+    tenants = [part.name for part in found.parts if part.by == "tenant"]
+    assert len(set(tenants)) == 20
+    assert max(len(name) for name in tenants) <= MAX_NAME
+    assert len(msgspec.json.encode(found)) < 64 << 10
 
 
 def test_where_nothing_ended_there_is_no_bucket() -> None:
