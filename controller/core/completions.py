@@ -28,9 +28,14 @@ class Completions:
 
     def handle(self, ended: EndedRequest, now_s: float) -> None:
         """Learn from an answer now, or when there is time; not at all if too much work waits."""
+        try:
+            if ended.request is not None:
+                self.trust_changed(self._state.predictor.end(ended.session, ended.request, ended.finished), now_s)
+        finally:
+            self._learn_or_defer(ended, now_s)
+
+    def _learn_or_defer(self, ended: EndedRequest, now_s: float) -> None:
         deferred = self._state.deferred
-        if ended.request is not None:
-            self.trust_changed(self._state.predictor.end(ended.session, ended.request, ended.finished), now_s)
         if not deferred.capacity:
             self.learn(ended, now_s)
         elif deferred.has_room:
@@ -55,8 +60,10 @@ class Completions:
         outcome, judgement = state.predictor.judge(model, request, finished, observation)
         state.journal.record(session, outcome)
         self.on_judged(judgement)
-        drifts = state.predictor.teach(request.features, model, observation)
-        state.journal.clusters_changed(session, state.predictor.cluster_changes, now_s)
+        try:
+            drifts = state.predictor.teach(request.features, model, observation)
+        finally:
+            state.journal.clusters_changed(session, state.predictor.cluster_changes, now_s)
         state.counts.completions += 1
         state.counts.censored += observation.censored
         for drift in drifts:

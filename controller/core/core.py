@@ -401,8 +401,10 @@ class Core:
     def _finish(self, session: Session, finished: Finished, now_s: float) -> None:
         request = session.requests.pop(finished.request_id, None)
         self.arrivals.withdraw(session, finished.request_id)
-        session.tuning.record(finished)
-        self.completions.handle(EndedRequest(session, request, finished), now_s)
+        try:
+            session.tuning.record(finished)
+        finally:
+            self.completions.handle(EndedRequest(session, request, finished), now_s)
 
     def _due_s(self) -> Iterator[float]:
         """Times at which something is due by the clock."""

@@ -131,10 +131,11 @@ class Predictor:
             attained_tokens=arrived.attained_tokens,
             predicted_late=late,
         )
-        self._present[model] += 1
+        prediction = self._prediction(request, predict_s, now_s)
         if arrived.attained_tokens:
             self._resume(session, request, forecast.at_risk)
-        return request, self._prediction(request, predict_s, now_s)
+        self._present[model] += 1
+        return request, prediction
 
     def predict_on(self, sessions: Sequence[Session], arrived: Arrived) -> dict[str, EnginePrediction]:
         """Predict a request on each of these engines of one model, without a trace in any state."""
@@ -160,14 +161,14 @@ class Predictor:
     def renew(self, session: Session, request: ServedRequest) -> None:
         """Predict an unfinished request again, with what has been learned since."""
         model = session.hello.model
-        forecast, request.prior, request.trusted = self._forecast(request.features, model)
+        forecast, prior, trusted = self._forecast(request.features, model)
+        predicted = (forecast.distribution if trusted else prior).cut(request.arrived.max_tokens)
+        known = request.first_token_s is not None
+        cached_tokens = request.cached_tokens if known else session.expected_hit_tokens(request.arrived)
+        assessment = self._policy.assess(_facts(request.arrived, cached_tokens), predicted, session.engine)
         request.forecast = replace(forecast, at_risk=None)
-        served = request.forecast.distribution if request.trusted else request.prior
-        request.predicted = served.cut(request.arrived.max_tokens)
-        if request.first_token_s is None:
-            request.cached_tokens = session.expected_hit_tokens(request.arrived)
-        facts = _facts(request.arrived, request.cached_tokens)
-        assessment = self._policy.assess(facts, request.predicted, session.engine)
+        request.prior, request.trusted, request.predicted = prior, trusted, predicted
+        request.cached_tokens = cached_tokens
         request.table, request.cost_s = assessment.table, assessment.cost_s
         request.taught, request.ripe, request.watch = self.taught(model), self._is_ripe(model), None
 
@@ -246,9 +247,12 @@ class Predictor:
     def close(self, model: str, request: ServedRequest, finished: Finished, *, learnt: bool = True) -> None:
         """Remove a request that has ended from the answers that are not learnt yet."""
         self._present[model] -= 1
-        if self._unfinished is not None:
+        if self._unfinished is None:
+            return
+        try:
             if finished.output_tokens > 0 and not request.predicted_late:
                 self._unfinished.record_answer(model, request.forecast.cluster, learnt=learnt)
+        finally:
             self._unfinished.withdraw(request.standing)
 
     def abandon(self, session: Session) -> None:

@@ -296,7 +296,6 @@ class _Window:
 
     def measure(self, reason: str) -> Measurement:
         """Means over the window, in which there must be an answer."""
-        self._measured = self._seen
         rows = self._in_order()
         transforms, crps, log_scores, prior, pinball, medians, lengths, censored = rows.T
         pairs = slice(-self._settings.kendall_answers, None)
@@ -316,6 +315,7 @@ class _Window:
             trusted=self.guard.trusted,
             reason=reason,
         )
+        self._measured = self._seen
         return self.last
 
     def _in_order(self) -> FloatArray:

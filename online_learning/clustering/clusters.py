@@ -89,12 +89,14 @@ class Neighbourhood(msgspec.Struct, frozen=True, eq=False):
     """Id of the nearest."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Birth:
-    """A cluster's beginning, and the id of the one that was given up for it, if one was."""
+    """A cluster's beginning, and the id of the one that is given up for it, if one is."""
 
     slot: int
     retired: int | None
+    centroid: NDArray[np.float32]
+    prompts: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,7 +134,7 @@ class PromptClusters:
     """Centroids in feature space; `seed` them, then let them `follow` the prompts.
 
     A cluster has a slot, below ``ClusterSettings.clusters``, where its state is kept, and an id, which no other
-    cluster has before or after it. A family that appears later has a cluster `born` for it, once several of its
+    cluster has before or after it. A family that appears later has a cluster `born <bear>` for it, once several of its
     prompts lie far from all clusters and near each other; a cluster may be `split` or `merged`, which others decide;
     one that was idle for long is `retired`, earlier if a new one needs its slot.
     Fails where one prompt family is spread over feature space: it gets several clusters, each with less evidence.
@@ -183,21 +185,22 @@ class PromptClusters:
     def seed(self, prompts: list[Features]) -> None:
         """Form the clusters from the first prompts, in place of all others.
 
-        The same prompts give the same clusters, under new ids.
+        The same prompts give the same clusters, under new ids. If it raises, the former clusters are untouched.
         """
-        self._space = FeatureSpace.of(
+        space = FeatureSpace.of(
             np.stack([features[: self._settings.dimensions] for features in prompts]), self._settings.text_dimensions
         )
-        points = np.stack([self._space.point(features) for features in prompts])
+        points = np.stack([space.point(features) for features in prompts])
         affordable = max(1, len(prompts) // self._settings.fewest_prompts)
         count = min(self._settings.clusters, affordable, np.unique(points, axis=0).shape[0])
         # One thread: the order of a parallel sum would make a rebuilt learner differ in the last bit.
         with threadpool_limits(limits=1):
             fitted = KMeans(n_clusters=count, n_init=1, random_state=self._settings.seed).fit(points)
+        members: list[float] = np.bincount(fitted.labels_, minlength=count).astype(np.float64).tolist()
+        self._space = space
         self._free[:] = True
-        members = np.bincount(fitted.labels_, minlength=count)
-        for centroid, prompts_of_it in zip(fitted.cluster_centers_, members, strict=True):
-            self._fill_slot(centroid, float(prompts_of_it))
+        for slot, (centroid, prompts_of_it) in enumerate(zip(fitted.cluster_centers_, members, strict=True)):
+            self._fill(slot, centroid, prompts_of_it)
         self._usual = _Usual()
         self._far.clear()
 
@@ -222,8 +225,8 @@ class PromptClusters:
         self._centroids[slot] += (point - self._centroids[slot]) / np.float32(self._prompts[slot])
         return slot
 
-    def born(self, near: Neighbourhood) -> Birth | None:
-        """The cluster that a prompt which was just assigned gives birth to, if it does."""
+    def birth(self, near: Neighbourhood) -> Birth | None:
+        """The cluster that a prompt which was just assigned gives birth to, if it does; `bear` enters it."""
         border = self._usual.border(self._settings.far_deviations)
         self._usual.add(min(near.distance, border))  # Far ones must not make far usual before they have a cluster.
         if near.distance <= border:
@@ -232,18 +235,26 @@ class PromptClusters:
         self._far.append(near.point)
         if len(family) < self._settings.birth_prompts:
             return None
-        retired = self._make_room()
-        if not self._free.any():
+        slot = int(np.argmax(self._free))
+        retired = None if self._free[slot] else self._idle(self._settings.idle_prompts)
+        if retired is None and not self._free[slot]:
             return None
-        self._far.clear()
         gone = None if retired is None else self.id_of(retired)
-        return Birth(self._fill_slot(np.mean(family, axis=0), float(len(family))), gone)
+        return Birth(slot if retired is None else retired, gone, np.mean(family, axis=0), float(len(family)))
+
+    def bear(self, birth: Birth) -> None:
+        """Enter a cluster that `birth` found, in place of the one that is given up for it."""
+        self._far.clear()
+        self._fill(birth.slot, birth.centroid, birth.prompts)
 
     def split(self, slot: int, kept: NDArray[np.float32], gone: NDArray[np.float32]) -> int:
-        """Give some points of a cluster to a new one, for which there must be room; returns its slot."""
-        self._centroids[slot] = kept.mean(axis=0)
+        """Give some points of a cluster to a new one, in `free_slot`, for which there must be room; returns its slot."""
+        centroid, other = kept.mean(axis=0), gone.mean(axis=0)
+        new = self.free_slot
+        self._centroids[slot] = centroid
         self._prompts[slot] = len(kept)
-        return self._fill_slot(gone.mean(axis=0), float(len(gone)))
+        self._fill(new, other, float(len(gone)))
+        return new
 
     def nearest_other(self, slot: int) -> tuple[int, float] | None:
         """The cluster nearest to another, and their squared distance; None when there is but one."""
@@ -276,31 +287,34 @@ class PromptClusters:
         ranked = sorted((one, other), key=lambda slot: (-self._prompts[slot], self._ids[slot]))
         return ranked[0], ranked[1]
 
-    def retire(self) -> int | None:
-        """Give up the cluster that was idle for longest, if that was very long; returns its slot."""
-        return self._retire(self._settings.retire_prompts)
+    @property
+    def retiring(self) -> int | None:
+        """The slot of the cluster that was idle for longest, if that was very long."""
+        return self._idle(self._settings.retire_prompts)
 
-    def _make_room(self) -> int | None:
-        return None if self._free.any() else self._retire(self._settings.idle_prompts)
+    def retire(self, slot: int) -> None:
+        """Give up a cluster."""
+        self._free[slot] = True
 
-    def _retire(self, idle_prompts: int) -> int | None:
-        oldest = int(np.argmin(np.where(self._free, self._followed + 1, self._last)))
-        if self.count < 2 or self._followed - self._last[oldest] < idle_prompts:
-            return None
-        self._free[oldest] = True
-        return oldest
-
-    def _fill_slot(self, centroid: NDArray[np.float32], prompts: float) -> int:
-        """Put a cluster with a new id in the first free slot."""
+    @property
+    def free_slot(self) -> int:
+        """The first free slot; there must be one."""
         slot = int(np.argmax(self._free))
         assert self._free[slot], "there must be room"
+        return slot
+
+    def _idle(self, idle_prompts: int) -> int | None:
+        oldest = int(np.argmin(np.where(self._free, self._followed + 1, self._last)))
+        return None if self.count < 2 or self._followed - self._last[oldest] < idle_prompts else oldest
+
+    def _fill(self, slot: int, centroid: NDArray[np.float32], prompts: float) -> None:
+        """Put a cluster with a new id in a slot."""
         self._free[slot] = False
         self._centroids[slot] = centroid
         self._prompts[slot] = prompts
         self._last[slot] = self._followed
         self._ids[slot] = self._next_id
         self._next_id += 1
-        return slot
 
     def _family(self, point: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """Far prompts near this one: no farther than two prompts of one cluster usually are from each other."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from river import base
 
+from online_learning.attempts import Attempts
 from online_learning.clustering.clusters import ClusterSettings, Neighbourhood, PromptClusters
 from online_learning.clustering.split_tests import Members, SplitSettings, nats_for_two, two_halves
 from online_learning.distribution import FloatArray, IntArray, LengthDistribution, log_grid
@@ -29,7 +31,7 @@ from online_learning.experts.expert import (
 from online_learning.features.feature_slots import FeatureSlots
 from online_learning.length_learner import ClusterChange, Drift, Observation
 from online_learning.survival.hazard import mass_from_survival
-from online_learning.survival.length_sketch import SketchSettings
+from online_learning.survival.length_sketch import LengthSketch, SketchSettings
 from online_learning.survival.model_prior import ModelPrior, ModelPriorSettings
 from online_learning.survival.per_model import ModelTable
 
@@ -115,7 +117,9 @@ class ClusterLengthRegressor(base.Regressor):
         self._recent = self._no_answers()
         self._checked: IntArray = np.zeros(self._settings.clusters, dtype=np.int64)
         self._settled = False
-        self._first: list[tuple[Query, Observation]] = []
+        self._first: deque[tuple[Query, Observation]] = deque(maxlen=self._settings.seed_prompts)
+        self._taught = 0
+        self._forming = Attempts((*self._settings.early_seed_prompts, self._settings.seed_prompts))
         self._named = FeatureSlots(self._settings.dimensions)
         self._prior = ModelPrior(ModelPriorSettings(longest_tokens=longest_tokens, max_models=1))
 
@@ -180,19 +184,24 @@ class ClusterLengthRegressor(base.Regressor):
             result = LearningResult(scored_prediction(query.prior.mass, position, censored=observation.censored))
         if not self._settled:
             self._first.append((query, observation))
-            if len(self._first) in (*self._settings.early_seed_prompts, self._settings.seed_prompts):
-                result.changes.extend(self._seed())
+            self._taught += 1
+            if self._forming.is_due(self._taught):
+                with self._forming.attempt():
+                    result.changes.extend(self._seed())
         return result
 
     def _seed(self) -> list[ClusterChange]:
-        """Form the clusters, in place of the provisional ones."""
+        """Form the clusters, in place of the provisional ones; if it raises, those stay as they are."""
         changes = [ClusterChange("retired", cluster) for cluster in self._clusters.ids]
-        self._clusters.seed([query.features for query, _ in self._first])
-        self._models = self._new_models()
-        self._recent = self._no_answers()
+        formed: ClusterLengthRegressor = copy(self)
+        formed._clusters = deepcopy(self._clusters)
+        formed._clusters.seed([query.features for query, _ in self._first])
+        formed._models = self._new_models()
+        formed._recent = self._no_answers()
         for query, observation in self._first:
-            self._learn_in_cluster(query, observation, judged=True)
-        if len(self._first) >= self._settings.seed_prompts:
+            formed._learn_in_cluster(query, observation, judged=True)
+        self._clusters, self._models, self._recent = formed._clusters, formed._models, formed._recent
+        if self._taught >= self._settings.seed_prompts:
             self._settled = True
             self._first.clear()
         return changes
@@ -232,11 +241,13 @@ class ClusterLengthRegressor(base.Regressor):
 
     def _add_cluster(self, near: Neighbourhood) -> list[ClusterChange]:
         """Let a cluster be born of a prompt that was just assigned, where it is far from all others."""
-        birth = self._clusters.born(near)
+        birth = self._clusters.birth(near)
         if birth is None:
             return []
         gone = [] if birth.retired is None else [ClusterChange("retired", birth.retired)]
-        self._forget(birth.slot)
+        blanks = self._blanks()
+        self._clusters.bear(birth)
+        self._empty(birth.slot, blanks)
         return [*gone, ClusterChange("born", self._clusters.id_of(birth.slot))]
 
     def _split_or_merge(self, slot: int) -> list[ClusterChange]:
@@ -268,11 +279,14 @@ class ClusterLengthRegressor(base.Regressor):
         changes = self._make_room(slot) if self._clusters.full else []
         if self._clusters.full:
             return []
-        new = self._clusters.split(slot, members.points[~leaving], members.points[leaving])
         stayed = [answer for answer, leaves in zip(answers, leaving, strict=True) if not leaves]
         left = [answer for answer, leaves in zip(answers, leaving, strict=True) if leaves]
-        for name, model in self._models.items():
-            model.divide(slot, new, [_of(name, half) for half in (stayed, left)])
+        models = self._models.items()
+        sketches = [[model.half(slot, _of(name, half)) for half in (stayed, left)] for name, model in models]
+        new = self._clusters.split(slot, members.points[~leaving], members.points[leaving])
+        for (_, model), (staying, going) in zip(models, sketches, strict=True):
+            model.put(slot, staying)
+            model.put(new, going)
         for half, answers_of_it in ((slot, stayed), (new, left)):
             self._recent[half] = deque(answers_of_it, self._settings.recent_prompts)
             self._checked[half] = 0
@@ -297,11 +311,12 @@ class ClusterLengthRegressor(base.Regressor):
 
     def _merge_two(self, one: int, other: int) -> ClusterChange:
         survivor, gone = self._clusters.larger(one, other)
+        blanks = self._blanks()
         self._clusters.merge(survivor, gone)
         for model in self._models.states():
             model.sketches[survivor].absorb(model.sketches[gone])
         self._recent[survivor].extendleft(reversed(self._room_for(survivor, gone)))
-        self._forget(gone)
+        self._empty(gone, blanks)
         return ClusterChange("merged", self._clusters.id_of(gone), self._clusters.id_of(survivor))
 
     def _room_for(self, survivor: int, gone: int) -> list[_Answer]:
@@ -310,10 +325,12 @@ class ClusterLengthRegressor(base.Regressor):
         return list(self._recent[gone])[-room:] if room else []
 
     def _retire(self) -> list[ClusterChange]:
-        slot = self._clusters.retire()
+        slot = self._clusters.retiring
         if slot is None:
             return []
-        self._forget(slot)
+        blanks = self._blanks()
+        self._clusters.retire(slot)
+        self._empty(slot, blanks)
         return [ClusterChange("retired", self._clusters.id_of(slot))]
 
     def _nats_for_two(self, one: int, other: int) -> float:
@@ -324,10 +341,13 @@ class ClusterLengthRegressor(base.Regressor):
             if model.prior is not None
         )
 
-    def _forget(self, slot: int) -> None:
-        """Empty a slot."""
-        for model in self._models.states():
-            model.clear(slot)
+    def _blanks(self) -> list[LengthSketch]:
+        """What empties a slot, made before anything is changed: an empty sketch for each model."""
+        return [model.blank() for model in self._models.states()]
+
+    def _empty(self, slot: int, blanks: list[LengthSketch]) -> None:
+        for model, blank in zip(self._models.states(), blanks, strict=True):
+            model.put(slot, blank)
         self._recent[slot].clear()
         self._checked[slot] = 0
 

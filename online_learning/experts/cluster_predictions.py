@@ -52,11 +52,16 @@ class ClusterPredictions:
         for sketch, rows in zip(self.sketches, self.counts, strict=True):
             sketch.events, sketch.exposure = rows
 
-    def clear(self, slot: int) -> LengthSketch:
-        """Start a slot with an empty sketch, which is returned."""
-        self.counts[slot] = 0.0
-        self.sketches[slot] = LengthSketch(self._lengths, self._settings, self.counts[slot])
-        return self.sketches[slot]
+    def blank(self) -> LengthSketch:
+        """An empty sketch, to be `put` in a slot."""
+        return LengthSketch(self._lengths, self._settings)
+
+    def put(self, slot: int, sketch: LengthSketch) -> None:
+        """Let a sketch be a slot's, in place of the one that was there."""
+        rows = self.counts[slot]
+        rows[0], rows[1] = sketch.events, sketch.exposure
+        sketch.events, sketch.exposure = rows
+        self.sketches[slot] = sketch
 
     def pool(self, near: Neighbourhood) -> PooledCounts:
         """The counts of a neighbourhood."""
@@ -65,14 +70,12 @@ class ClusterPredictions:
         evidences = [self.sketches[slot].evidence for slot in near.slots]
         return PooledCounts(events, exposure, float(near.weights @ np.array(evidences)))
 
-    def divide(self, slot: int, new: int, halves: list[list[Observation]]) -> None:
-        """Give each half of a cluster its recent answers, and a little of what the whole knew from before."""
-        whole = self.counts[slot].copy()
-        evidence = self.sketches[slot].evidence
-        for half, answers in zip((slot, new), halves, strict=True):
-            sketch = self.clear(half)
-            sketch.inherit(whole, evidence, min(_INHERITED_ANSWERS, evidence))
-            sketch.recall(answers)
+    def half(self, slot: int, answers: list[Observation]) -> LengthSketch:
+        """The sketch of a half of a cluster: its recent answers, and a little of what the whole knew from before."""
+        evidence, sketch = self.sketches[slot].evidence, self.blank()
+        sketch.inherit(self.counts[slot], evidence, min(_INHERITED_ANSWERS, evidence))
+        sketch.recall(answers)
+        return sketch
 
     def candidates(self, pooled: PooledCounts, prior: Prior) -> FloatArray:
         """Survival under each strength of shrinkage, one row each, shape (strengths, bins)."""

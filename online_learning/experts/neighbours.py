@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from online_learning.attempts import Attempts
 from online_learning.clustering.clusters import FeatureSpace
 from online_learning.distribution import FloatArray, IntArray
 from online_learning.experts.expert import (
@@ -24,6 +25,9 @@ from online_learning.length_learner import Features, Observation
 from online_learning.survival.hazard import mass_from_survival, posterior_hazard, survival_from_hazard
 from online_learning.survival.per_model import ModelTable
 from online_learning.survival.shrinkage import ModelAverage
+
+_SPARE_PROMPTS = 100
+"""Prompts beyond the last fit that there is room for, should that fail and be tried again."""
 
 _REACH = 2.5
 """Neighbours are counted down to a weight of e to the minus this."""
@@ -57,7 +61,9 @@ class _History:
     def __init__(self, settings: NeighbourSettings) -> None:
         size = settings.history_prompts
         self._settings = settings
-        self._raw: NDArray[np.float32] | None = np.zeros((min(size, settings.fit_prompts[-1]), DIMENSIONS), np.float32)
+        kept = min(size, settings.fit_prompts[-1] + _SPARE_PROMPTS)
+        self._raw: NDArray[np.float32] | None = np.zeros((kept, DIMENSIONS), np.float32)
+        self._fits = Attempts(settings.fit_prompts)
         self._points = np.zeros((settings.dimensions + 1, size), dtype=np.float32)
         self._space: FeatureSpace | None = None
         self._directions = np.empty((0, 0), dtype=np.float32)
@@ -76,14 +82,14 @@ class _History:
 
     def add(self, features: Features, code: int, slot: int) -> None:
         row = self.taught % self.codes.size
-        if self._raw is not None:
-            self._raw[self.taught % len(self._raw)] = features[:DIMENSIONS]
         if self._space is not None:
             self._store(row, self._space.point(features) @ self._directions)
+        if self._raw is not None:
+            self._raw[self.taught % len(self._raw)] = features[:DIMENSIONS]
         self.codes[row], self.slots[row], self.serials[row] = code, slot, self.taught
         self.taught += 1
-        if self.taught in self._settings.fit_prompts:
-            self._fit()
+        if self._raw is not None:
+            self._maybe_fit(self._raw[: self.taught])
 
     def nearness(self, features: Features) -> NDArray[np.float32]:
         """Minus half the squared distance to each prompt kept, up to a constant."""
@@ -96,16 +102,25 @@ class _History:
         self._points[: point.size, row] = point
         self._points[-1, row] = np.float32(-0.5) * (point @ point)
 
-    def _fit(self) -> None:
-        assert self._raw is not None, "prompts are kept until the last fit"
-        prompts = self._raw[: self.taught]
-        self._space = FeatureSpace.of(prompts)
-        points = np.stack([self._space.point(features) for features in prompts])
-        self._directions = _principal(points, self._settings.dimensions)
-        for row, point in enumerate(points @ self._directions):
-            self._store(row, point)
-        if self.taught >= len(self._raw):
+    def _maybe_fit(self, prompts: NDArray[np.float32]) -> None:
+        """Fit feature space if it is time; prompts are kept until the last fit, and no longer than there is room."""
+        if self._fits.is_due(self.taught):
+            with self._fits.attempt():
+                self._fit(prompts)
+            if self.taught >= self._settings.fit_prompts[-1]:
+                self._raw = None
+        if self._raw is not None and self.taught >= self._settings.fit_prompts[-1] + _SPARE_PROMPTS:
             self._raw = None
+
+    def _fit(self, prompts: NDArray[np.float32]) -> None:
+        space = FeatureSpace.of(prompts)
+        points = np.stack([space.point(features) for features in prompts])
+        directions = _principal(points, self._settings.dimensions)
+        placed = points @ directions
+        halves = np.float32(-0.5) * np.einsum("ij,ij->i", placed, placed)
+        self._space, self._directions = space, directions
+        self._points[: placed.shape[1], : len(placed)] = placed.T
+        self._points[-1, : len(placed)] = halves
 
 
 def _principal(points: NDArray[np.float32], dimensions: int) -> NDArray[np.float32]:

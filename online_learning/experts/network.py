@@ -114,8 +114,8 @@ class NetworkExpert:
         self._waiting.append(_Example(rows, weights, _scalars(query), slot, log_odds, position, observation.censored))
         self._taught += 1.0
         if len(self._waiting) >= self._settings.batch_answers:
-            self._network.train(self._waiting)
-            self._waiting.clear()
+            batch, self._waiting = self._waiting, []
+            self._network.train(batch)
         return LearningResult(said)
 
     def _mass(self, query: Query, rows: NDArray[np.int64], weights: NDArray[np.float32]) -> FloatArray:
@@ -170,7 +170,7 @@ class _Network:
     def train(self, examples: list[_Example]) -> None:
         """One step of Adagrad down the gradient of the mean negative log-likelihood, in the rows that took part.
 
-        All gradients are formed before the first weight is changed.
+        All steps are computed before the first weight is changed.
         """
         batch = _batch(examples)
         embedded = self._embedding[batch.rows]
@@ -183,11 +183,15 @@ class _Network:
         gradients = (batch.scalars.T @ sent_back, hidden.T @ moved, biases)
         gradient = batch.weights.T @ sent_back
         embedded_squares = self._embedding_squares[batch.rows] + gradient * gradient
-        self._embedding_squares[batch.rows] = embedded_squares
-        self._embedding[batch.rows] = embedded - self._embedding_rate * gradient / (np.sqrt(embedded_squares) + _TINY)
-        for (weights, squares, rate), slope in zip(self._rest, gradients, strict=True):
-            np.add(squares, slope * slope, out=squares)
-            np.subtract(weights, rate * slope / (np.sqrt(squares) + _TINY), out=weights)
+        embedded = embedded - self._embedding_rate * gradient / (np.sqrt(embedded_squares) + _TINY)
+        grown = [squares + slope * slope for (_, squares, _), slope in zip(self._rest, gradients, strict=True)]
+        steps = [
+            rate * slope / (np.sqrt(squares) + _TINY)
+            for (_, _, rate), squares, slope in zip(self._rest, grown, gradients, strict=True)
+        ]
+        self._embedding_squares[batch.rows], self._embedding[batch.rows] = embedded_squares, embedded
+        for (weights, before, _), squares, step in zip(self._rest, grown, steps, strict=True):
+            before[:], weights[:] = squares, weights - step
 
     def _slope(self, batch: _Batch, log_odds: Weights) -> Weights:
         """Of the mean negative log-likelihood by the log-odds.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
@@ -94,8 +95,12 @@ class QuantileBandExpert:
         posterior = step.chances * (likelihood + _LEAST_SHARE)
         direction = (posterior / posterior.sum() - step.chances).astype(np.float32)
         rows, weights = step.ngrams
-        self._weights.climb(rows, weights, direction)
-        self._scalars.climb(slice(None), step.scalars, direction)
+        climbs = (
+            self._weights.climb(rows, weights, direction),
+            self._scalars.climb(slice(None), step.scalars, direction),
+        )
+        for apply in climbs:
+            apply()
         self._taught = min(self._taught + 1.0, _MOST_EVIDENCE)
         return LearningResult(said)
 
@@ -144,9 +149,14 @@ class _Adagrad:
 
     def climb(
         self, rows: NDArray[np.int64] | slice, inputs: NDArray[np.float32], direction: NDArray[np.float32]
-    ) -> None:
-        """Move the rows along input times direction."""
+    ) -> Callable[[], None]:
+        """The move of the rows along input times direction: nothing has moved until it is called."""
         gradient = inputs[:, None] * direction
         squares = self._squares[rows] + gradient**2
-        self._squares[rows] = squares
-        self.values[rows] += self._rate * gradient / np.sqrt(squares)
+        step = self._rate * gradient / np.sqrt(squares)
+
+        def apply() -> None:
+            self._squares[rows] = squares
+            self.values[rows] += step
+
+        return apply

@@ -93,16 +93,19 @@ class SemanticHead:
         slope = self._hazard(mass, inputs)
         slope[position:] = 0.0 if censored else np.append(slope[position] - 1.0, np.zeros(slope.size - position - 1))
         gradient = np.outer(inputs, _hats(slope.size, self._settings.buckets) @ slope)
-        self._squares += gradient**2
-        self._weights -= self._settings.rate * gradient / np.sqrt(self._squares)
+        squares = self._squares + gradient**2
+        self._weights -= self._settings.rate * gradient / np.sqrt(squares)
+        self._squares[:] = squares
         self._prompts += 1
         self._centre += (embedding - self._centre) / min(self._prompts, self._settings.centre_prompts)
 
     def _begin(self, size: int) -> None:
+        centre, weights = np.zeros(size), np.zeros((size + 1, self._settings.buckets))
+        squares = np.full((size + 1, self._settings.buckets), 1e-8)
         self._prompts = 0
-        self._centre: FloatArray = np.zeros(size)
-        self._weights: FloatArray = np.zeros((size + 1, self._settings.buckets))
-        self._squares: FloatArray = np.full((size + 1, self._settings.buckets), 1e-8)
+        self._centre: FloatArray = centre
+        self._weights: FloatArray = weights
+        self._squares: FloatArray = squares
 
     def _input(self, embedding: Embedding) -> FloatArray:
         centred = embedding - self._centre

@@ -54,10 +54,11 @@ class InformativeNgrams:
 
     def learn(self, features: Features) -> None:
         """Count the n-grams of a prompt; those of long ago are forgotten by halves."""
+        rows = self._grams(features)[0]
         if self._prompts >= _MOST_PROMPTS:
             self._counts *= np.float32(0.5)
             self._prompts *= 0.5
-        self._counts[self._grams(features)[0]] += np.float32(1.0)
+        self._counts[rows] += np.float32(1.0)
         self._prompts += 1.0
 
     def _grams(self, features: Features) -> WeightedNgrams:

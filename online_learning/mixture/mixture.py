@@ -152,8 +152,6 @@ class MixtureLearner:
         corrected = credited or self._answers % self._settings.correct_every == 0
         self._answers += 1
         results, weights = self._teach_experts(query, observation, credited=credited, corrected=corrected)
-        for change in (change for result in results for change in result.changes):
-            self.on_cluster_changed(change)
         cluster = next((result.cluster for result in results if result.cluster is not None), None)
         if corrected:
             scored = [result.scored_prediction for result in results]
@@ -173,6 +171,8 @@ class MixtureLearner:
         Returns their results and the weights that they had.
         """
         assigned = None if self._assigning is None else self._assigning.learn(query, observation, judged=credited)
+        for change in [] if assigned is None else assigned.changes:
+            self.on_cluster_changed(change)
         weights = self._pool.weights(query.model, None if assigned is None else assigned.cluster)
         least = 0.0 if credited else self._settings.pool.least_correcting_weight * float(weights.max())
         results = [

@@ -138,14 +138,14 @@ class Pool:
     def _credit(self, weights: FloatArray, given: list[float], model: str, cluster: int | None) -> None:
         chances = np.maximum(given, _LEAST_CHANCE)
         credit = np.minimum(chances / float(weights @ chances), _MOST_CREDIT) - 1.0
-        self._common = self._common * self._keep + self._settings.rate * credit
         scores = self._models.get_or_create(model)
+        of_cluster = None if cluster is None else self._clusters.get_or_create(_name(model, cluster))
+        self._common = self._common * self._keep + self._settings.rate * credit
         scores *= self._keep
         scores += self._settings.rate * credit
-        if cluster is not None:
-            scores = self._clusters.get_or_create(_name(model, cluster))
-            scores *= self._cluster_keep
-            scores += self._settings.cluster_rate * credit
+        if of_cluster is not None:
+            of_cluster *= self._cluster_keep
+            of_cluster += self._settings.cluster_rate * credit
 
     def _no_scores(self) -> FloatArray:
         return np.zeros(self._experts)
@@ -188,9 +188,9 @@ class Correction:
         overlap = np.minimum(high, self._edges[1:]) - np.maximum(low, self._edges[:-1])
         spread = np.maximum(overlap, 1e-12) * self._shares(where)
         spread /= spread.sum()
+        known = self._shapes.setdefault(where, np.zeros(self._settings.bins))
         self._model *= 1.0 - 1.0 / self._settings.memory_answers
         self._model += spread
-        known = self._shapes.setdefault(where, np.zeros(self._settings.bins))
         known *= 1.0 - 1.0 / self._settings.shape_memory_answers
         known += spread
 

@@ -134,15 +134,14 @@ class LengthSketch:
         self._recent.extendleft(reversed(list(other._recent)[-room:] if room else []))
 
     def _count(self, observation: Observation) -> None:
+        position = self._bin(observation.output_tokens)
+        share = self._share_outlived(position, observation.output_tokens) if observation.censored else 1.0
         self.events *= self._keep
         self.exposure *= self._keep
         self.evidence = self.evidence * self._keep + 1.0
-        position = self._bin(observation.output_tokens)
         self.exposure[:position] += 1.0
-        if observation.censored:
-            self.exposure[position] += self._share_outlived(position, observation.output_tokens)
-        else:
-            self.exposure[position] += 1.0
+        self.exposure[position] += share
+        if not observation.censored:
             self.events[position] += 1.0
 
     def _bin(self, tokens: int) -> int:
@@ -176,23 +175,22 @@ class LengthSketch:
 
     def _forget(self) -> Forgetting:
         """Start again from the answers since the change; River's ADWIN starts again by itself."""
-        evidence = self.evidence
         log_tokens = self._recent_log_tokens()
         change = len(self._recent) - self._suspected
         kept = list(self._recent)[change:]
-        self.events[:] = 0.0
-        self.exposure[:] = 0.0
-        self.evidence = 0.0
+        anew = LengthSketch(self._lengths, self._settings)
         for answer in kept:
-            self._count(answer.observation)
+            anew._count(answer.observation)
+        forgetting = Forgetting(
+            before_mean_tokens=float(np.exp(log_tokens[:change].mean())),
+            after_mean_tokens=float(np.exp(log_tokens[change:].mean())),
+            forgotten=max(0.0, self.evidence - anew.evidence),
+        )
+        self.events[:], self.exposure[:], self.evidence = anew.events, anew.exposure, anew.evidence
         self._recent.clear()
         self._recent.extend(kept)
         self._suspected = 0
-        return Forgetting(
-            before_mean_tokens=float(np.exp(log_tokens[:change].mean())),
-            after_mean_tokens=float(np.exp(log_tokens[change:].mean())),
-            forgotten=max(0.0, evidence - self.evidence),
-        )
+        return forgetting
 
 
 def _differ(before: FloatArray, after: FloatArray) -> bool:

@@ -64,7 +64,12 @@ class _ModelHazards:
     def __init__(self, lengths: IntArray, settings: SketchSettings) -> None:
         self.sketch = LengthSketch(lengths, settings)
         self.prior: Prior | None = None
+        """None until it was taught an answer."""
         self.answers_since = 0
+
+    def renew(self, prior: Prior) -> None:
+        """Take over the prior that was just computed."""
+        self.prior, self.answers_since = prior, 0
 
 
 class ModelPrior:
@@ -87,8 +92,9 @@ class ModelPrior:
     def prior(self, model: str) -> Prior:
         """The distribution of all of a model's answers."""
         known = self._models.get(model)
-        prior = self._everything.prior if known is None else known.prior
-        assert prior is not None, "priors are computed when they are taught"
+        prior = None if known is None else known.prior
+        prior = self._everything.prior if prior is None else prior
+        assert prior is not None, "the prior of all models is computed first"
         return prior
 
     def evidence(self, model: str) -> float:
@@ -106,11 +112,11 @@ class ModelPrior:
     def learn(self, model: str, observation: Observation) -> Forgetting | None:
         """Count an answer; returns what the model's sketch forgot when it reveals a drift."""
         if _count(self._everything, observation)[1]:
-            self._everything.prior = self._over_models()
+            self._everything.renew(self._over_models())
         known = self._models.get_or_create(model)
         forgetting, stale = _count(known, observation)
         if stale:
-            known.prior = self._of_model(known.sketch)
+            known.renew(self._of_model(known.sketch))
         return forgetting
 
     def _over_models(self) -> Prior:
@@ -130,6 +136,4 @@ def _count(predicted: _ModelHazards, observation: Observation) -> tuple[Forgetti
     forgetting = predicted.sketch.learn_one(observation, surprise)
     predicted.answers_since += 1
     stale = forgetting is not None or predicted.answers_since >= _STALE_SHARE * predicted.sketch.evidence
-    if stale:
-        predicted.answers_since = 0
-    return forgetting, stale
+    return forgetting, stale or predicted.prior is None

@@ -97,7 +97,7 @@ class _Scope:
     def absorb(self, other: _Scope) -> None:
         """Take over another's answers."""
         for own, others in zip(self._counts(), other._counts(), strict=True):
-            np.add(own, others, out=own)
+            own[:] += others
             others[:] = 0.0
 
     def _counts(self) -> tuple[FloatArray, ...]:
@@ -137,16 +137,15 @@ class RunningAnswers:
         if bins <= before:
             return standing
         moved = Standing(model, cluster, bins) if standing is None else standing.reaching(bins)
-        for name in self._names(moved):
-            self._scopes.get_or_create(name).now[before:bins] += 1.0
+        for scope in self._scopes_of(moved):
+            scope.now[before:bins] += 1.0
         return moved
 
     def end(self, standing: Standing | None, model: str, cluster: int | None) -> Standing:
         """Count the end of an answer in the bin after those that it has outlived, until it is withdrawn."""
         bins = 0 if standing is None else standing.bins
         ended = Standing(model, cluster, bins, True) if standing is None else replace(standing, ended=True)
-        for name in self._names(ended):
-            scope = self._scopes.get_or_create(name)
+        for scope in self._scopes_of(ended):
             scope.now[bins : bins + 1] += 1.0
             scope.ended[bins : bins + 1] += 1.0
         return ended
@@ -186,8 +185,8 @@ class RunningAnswers:
         of it because it is long, and what it outlived before we looked says nothing.
         """
         model, cluster = (1.0, 1.0) if at_risk is None else self._shares(at_risk)
-        for name, share in zip(self._names(standing), (model, cluster), strict=True):
-            self._scopes.get_or_create(name).before[: standing.bins] += share
+        for scope, share in zip(self._scopes_of(standing), (model, cluster), strict=True):
+            scope.before[: standing.bins] += share
 
     def withdraw(self, standing: Standing | None) -> None:
         """Count an answer no longer, because it is learnt, left out, or its engine is gone."""
@@ -261,6 +260,10 @@ class RunningAnswers:
 
     def _names(self, standing: Standing) -> tuple[str, str]:
         return _everything(standing.model), _name(standing.model, self.cluster_of(standing.cluster))
+
+    def _scopes_of(self, standing: Standing) -> tuple[_Scope, ...]:
+        """The scopes that an answer counts in, all of which exist before one of them is changed."""
+        return tuple(self._scopes.get_or_create(name) for name in self._names(standing))
 
     def _shares(self, at_risk: AtRisk) -> tuple[float, float]:
         """How far the learner's memory is filled, of the model and of the cluster; 1 where it is empty."""

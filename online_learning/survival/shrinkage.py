@@ -34,9 +34,10 @@ class ModelAverage:
 
     def learn(self, chances: FloatArray) -> None:
         """Score the candidates by the chance that each gave to what was observed."""
-        self._log_scores = self._log_scores * self._keep + np.log(np.maximum(chances, _LEAST_CHANCE))
-        weights = np.exp(self._log_scores - self._log_scores.max())
-        self._weights = weights / weights.sum()
+        log_scores = self._log_scores * self._keep + np.log(np.maximum(chances, _LEAST_CHANCE))
+        weights = np.exp(log_scores - log_scores.max())
+        weights /= weights.sum()
+        self._log_scores, self._weights = log_scores, weights
 
 
 class Shrinkage(ModelAverage):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from online_learning.clustering.clusters import ClusterSettings, FeatureSpace, PromptClusters
+from online_learning.clustering.clusters import Birth, ClusterSettings, FeatureSpace, Neighbourhood, PromptClusters
 from online_learning.features.prompt_features import DIMENSIONS, TEXT_DIMENSIONS
 from online_learning.length_learner import Features
 
@@ -103,13 +103,13 @@ def test_a_family_that_appears_later_has_a_cluster_born() -> None:
     homes = {}
     for number in range(400):
         near = clusters.neighbourhood(_family_prompt(number % 4, generator))
-        assert clusters.born(near) is None, "nothing new yet"
+        assert _born(clusters, near) is None, "nothing new yet"
         clusters.follow(near)
         homes[number % 4] = near.cluster
     births = []
     for _ in range(30):
         near = clusters.neighbourhood(_family_prompt(9, generator))
-        births.append(clusters.born(near))
+        births.append(_born(clusters, near))
         clusters.follow(clusters.neighbourhood(_family_prompt(9, generator)))
     found = [clusters.id_of(born.slot) for born in births if born is not None]
     assert len(found) == 1
@@ -127,7 +127,7 @@ def test_a_birth_takes_the_room_of_an_idle_cluster_or_none() -> None:
     births = []
     for number in range(500):
         near = clusters.neighbourhood(_family_prompt(9 if number >= 150 and number % 5 == 0 else number % 3, generator))
-        births.append(clusters.born(near))
+        births.append(_born(clusters, near))
         if births[-1] is None and near.distance < 0.5:
             clusters.follow(near)
     found = [(number, born) for number, born in enumerate(births) if born is not None]
@@ -154,9 +154,23 @@ def test_a_slot_is_used_again_and_an_id_never() -> None:
             clusters.merge(*clusters.larger(one, other))
         for _ in range(10):
             clusters.follow(clusters.neighbourhood(_family_prompt(0, generator)))
-        clusters.retire()
+        _retire(clusters)
         assert 1 <= clusters.count <= 6
     assert max(given) > 12
+
+
+def _born(clusters: PromptClusters, near: Neighbourhood) -> Birth | None:
+    birth = clusters.birth(near)
+    if birth is not None:
+        clusters.bear(birth)
+    return birth
+
+
+def _retire(clusters: PromptClusters) -> int | None:
+    slot = clusters.retiring
+    if slot is not None:
+        clusters.retire(slot)
+    return slot
 
 
 def _point(clusters: PromptClusters, family: int, generator: np.random.Generator) -> np.ndarray:
@@ -186,7 +200,7 @@ def test_only_a_cluster_that_was_idle_for_very_long_is_retired() -> None:
     retired = []
     for number in range(400):
         clusters.follow(clusters.neighbourhood(_family_prompt(0, generator)))
-        slot = clusters.retire()
+        slot = _retire(clusters)
         retired += [] if slot is None else [(number, clusters.id_of(slot))]
     homes = {clusters.neighbourhood(_family_prompt(1, generator)).cluster}
     assert idle in [cluster for _, cluster in retired]
