@@ -87,6 +87,8 @@ class ControlLoop:
         self._requests = RequestTracker()
         self._unacknowledged: deque[tuple[int, str, int]] = deque()
         self._position = 0
+        self._lines: list[Entry] = []
+        """Entries that the history has not taken yet: those of a failed attempt come first in the next one."""
         self._next_publish_s = 0.0
         self._trouble = Trouble()
         self._logged: set[str] = set()
@@ -110,7 +112,7 @@ class ControlLoop:
     def startup(self) -> None:
         """Record the initial settings and publish the first live snapshot."""
         self._live.watch(self._core)
-        self._record()
+        self._record(self._clock())
         self._publish(self._clock())
 
     def turn(self) -> None:
@@ -127,10 +129,10 @@ class ControlLoop:
         self._guarded(self._on_tick, started_s)
         self._guarded(self._on_encoded, started_s)
         self._guarded(self._on_backlog, started_s)
-        self._record()
-        self._acknowledge(started_s)
+        self._guarded(self._record, started_s)
+        self._guarded(self._acknowledge, started_s)
         if started_s >= self._next_publish_s:
-            self._publish(started_s)
+            self._guarded(self._publish, started_s)
         self._metrics.tick_s.observe(max(0.0, self._clock() - started_s))
 
     def shutdown(self) -> None:
@@ -138,14 +140,14 @@ class ControlLoop:
         self._core.arrivals.withdraw_all()
         while self._core.backlog:
             self._guarded(self._on_backlog, self._clock())
-        self._record()
-        self._acknowledge(self._clock())
+        self._guarded(self._record, self._clock())
+        self._guarded(self._acknowledge, self._clock())
 
     # --- parts of a turn ----------------------------------------------------------------------------
 
     def _receive(self) -> list[tuple[bytes, EngineMessage]]:
         """Messages of engines; while the disk is far behind, their facts are handled and not recorded."""
-        behind = self._position - self._history.durable_position
+        behind = self._position + len(self._lines) - self._history.durable_position
         self._core.recording = behind <= self._limits.unwritten_entries
         return self._hub.receive(0.0 if self._core.backlog else self._limits.wait_s)
 
@@ -226,12 +228,12 @@ class ControlLoop:
 
     # --- history and live snapshot -------------------------------------------------------------------
 
-    def _record(self) -> None:
+    def _record(self, _now_s: float) -> None:
         """Append new entries to the history, and remember which batch is durable once they are on disk."""
-        repeated, entries = self._core.drain_repeated(), self._core.drain_entries()
-        lines = [*repeated, *entries]
+        entries = self._core.drain_entries()
+        lines = self._lines = [*self._lines, *self._core.drain_repeated(), *entries]
         if lines:
-            self._position = self._history.append(lines)
+            self._position, self._lines = self._history.append(lines), []
             newest = {entry.session_id: entry.batch for entry in lines if entry.batch is not None}
             self._unacknowledged.extend((self._position, session_id, batch) for session_id, batch in newest.items())
         for entry in (*self._core.drain_unrecorded(), *entries):
@@ -266,7 +268,6 @@ class ControlLoop:
             batches[session_id] = batch
         for session_id, batch in batches.items():
             self._core.acknowledge(session_id, batch)
-        self._send(now_s)
 
     def _publish(self, now_s: float) -> None:
         self._next_publish_s = now_s + self._limits.publish_interval_s

@@ -107,8 +107,9 @@ class LiveFile:
         self._writer = writer
         self._connection = open_live(folder.live, now_s=now_s)
         self._reading = threading.Lock()
-        self._cursor = self._connection.cursor()
+        self._cursor: duckdb.DuckDBPyConnection | None = None
         try:
+            self._cursor = self._connection.cursor()
             self._segments = Segments(self._connection, folder)
             self._segments.heal()
             self.position = self._claim()
@@ -119,7 +120,7 @@ class LiveFile:
             self._log: tuple[int, ...] | None = None
             self.maintain(now_s)
         except BaseException:
-            self._connection.close()
+            self.close()
             raise
 
     def last_batches(self) -> dict[str, int]:
@@ -217,26 +218,31 @@ class LiveFile:
         """
         chosen = [table for table in self._tables if table.name in tables]
         oldest_s = float("-inf") if since_s is None else since_s
+        cursor = self._cursor
+        assert cursor is not None, "an open file has one"
         with self._reading:
-            self._cursor.begin()
+            cursor.begin()
             try:
-                segments = self._segments.active(self._cursor)
+                segments = self._segments.active(cursor)
                 unsealed = {
-                    table.name: self._cursor.sql(
+                    table.name: cursor.sql(
                         f"SELECT * FROM {table.name} WHERE received_s >= $since_s",
                         params={"since_s": float("-inf") if table.name in KEPT_TABLES else oldest_s},
                     ).to_arrow_table()
                     for table in chosen
                 }
             finally:
-                self._cursor.rollback()
+                cursor.rollback()
         recent = [s for s in segments if s.table_name in KEPT_TABLES or s.last_received_s >= oldest_s]
         return DurableRows(root=self._folder.path, tables=chosen, unsealed=unsealed, segments=recent)
 
     def close(self) -> None:
-        """Give the live file back; what is durable stays so."""
-        with self._reading, contextlib.suppress(duckdb.Error):
-            self._connection.close()
+        """Give the live file back, the readers' cursor too, which would keep it open; what is durable stays so."""
+        with self._reading:
+            for connection in (self._cursor, self._connection):
+                with contextlib.suppress(Exception):
+                    if connection is not None:
+                        connection.close()
 
     def _name_log(self) -> None:
         """Make the name of DuckDB's log as durable as its contents are, once for each log that it begins."""

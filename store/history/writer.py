@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import threading
@@ -13,7 +14,6 @@ from types import TracebackType
 from typing import Self
 
 import duckdb
-import pyarrow as pa
 
 from store.entries import Entry
 from store.errors import StoreError
@@ -29,7 +29,6 @@ __all__ = ["HistoryWriter", "WriterStats"]
 
 log = logging.getLogger(__name__)
 
-_TROUBLE = (duckdb.Error, OSError, StoreError, pa.ArrowException, MemoryError)
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
 
@@ -284,7 +283,7 @@ class HistoryWriter:
             self._write()
             self._maintain(now=closing)
             self._recovered()
-        except _TROUBLE as error:
+        except Exception as error:  # noqa: BLE001 - nothing may end the one thread that makes facts durable
             self._failed(error)
             return False
         return True
@@ -395,9 +394,10 @@ class HistoryWriter:
 
     def _failed(self, error: BaseException) -> None:
         """An error may have broken the connection: the file is opened again before the next attempt."""
-        if self._live is not None:
-            self._live.close()
-            self._live = None
+        live, self._live = self._live, None
+        with contextlib.suppress(Exception):
+            if live is not None:
+                live.close()
         text = (str(error) or type(error).__name__).splitlines()[0]
         with self._condition:
             if self._stats.last_error is None:

@@ -228,7 +228,8 @@ class RealDisk:
             resource.setrlimit(resource.RLIMIT_FSIZE, (self._chance.choice(FULL_BEYOND_BYTES), limit[1]))
         _at_work.append(self)
         try:
-            yield
+            with self._faults.within("store", "library call raises in store", duckdb.IOException):
+                yield
         finally:
             _at_work.clear()
             resource.setrlimit(resource.RLIMIT_FSIZE, limit)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 import random
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import duckdb
+from harness.library_calls import LibraryCalls
 from harness.timeline import Crash
 
 NETWORK = (
@@ -36,8 +39,9 @@ LEARNER = (
     "learner raises in prior",
     "learner raises in rebuild",
     "encoder raises",
+    "library call raises in learner",
 )
-DISK = ("disk full", "disk error", "disk read-only", "disk error after the write")
+DISK = ("disk full", "disk error", "disk read-only", "disk error after the write", "library call raises in store")
 OPERATOR = ("mode switched", "client gone")
 KINDS = (*NETWORK, *STRANGERS, *PROCESSES, *CLOCK, *LEARNER, *DISK, *OPERATOR)
 
@@ -68,14 +72,19 @@ USUAL_RATES = {
     "learner raises in prior": 0.03,
     "learner raises in rebuild": 0.02,
     "encoder raises": 0.1,
+    "library call raises in learner": 0.05,
     "disk full": 0.05,
     "disk error": 0.05,
     "disk read-only": 0.03,
     "disk error after the write": 0.05,
+    "library call raises in store": 0.2,
     "mode switched": 0.1,
     "client gone": 0.3,
 }
 """Chance for each frame, call or write where the fault can strike; for what strikes by itself, times in a second."""
+
+CALLS = 150
+"""Of so many library calls one fails, if there are as many."""
 
 SPONTANEOUS = (*STRANGERS, *PROCESSES, *CLOCK, *OPERATOR, "connection cut")
 """Faults that strike by themselves."""
@@ -108,6 +117,7 @@ class Faults:
         if self.focus:
             self.rates = {kind: 3.0 * USUAL_RATES[kind] for kind in sorted(self.focus)}
         self._chance = self.stream("faults")
+        self._within = self.stream("library calls")
         self.crash_within: int | None = None
         """Effects of the controller until it dies; None while it is not to."""
 
@@ -152,6 +162,21 @@ class Faults:
         if self.strikes("disk error after the write"):
             raise duckdb.IOException("IO Error: Could not synchronise file: Input/output error")
         self.effect()
+
+    @contextmanager
+    def within(self, room: str, kind: str, error: Callable[[], Exception]) -> Iterator[None]:
+        """Let one of the library calls that a room makes in the context raise, if the fault strikes."""
+        rate = self.rates.get(kind)
+        if rate is None or not self.active or self._within.random() >= rate:
+            yield
+            return
+        calls = LibraryCalls((room,), self._within.randrange(CALLS), error)
+        try:
+            with calls.armed():
+                yield
+        finally:
+            if calls.struck is not None:
+                self.count(kind)
 
     def learner(self, part: str) -> None:
         """The learner is about to be used."""

@@ -42,13 +42,15 @@ class _Raises:
 
     def predict_one(self, features: Features, model: str) -> Forecast:
         self.faults.learner("predict")
-        return super().predict_one(features, model)  # type: ignore[misc,no-any-return]
+        with self.faults.within("online_learning", "library call raises in learner", LearnerError):
+            return super().predict_one(features, model)  # type: ignore[misc,no-any-return]
 
     def learn_one(self, features: Features, model: str, observation: Observation) -> list[Drift]:
         part = "rebuild" if self.rebuilding else "learn"
         if part == "rebuild":
             self.faults.learner(part)
-        drifts = super().learn_one(features, model, observation)  # type: ignore[misc]
+        with self.faults.within("online_learning", "library call raises in learner", LearnerError):
+            drifts = super().learn_one(features, model, observation)  # type: ignore[misc]
         if part == "learn":
             self.faults.learner(part)
         return drifts  # type: ignore[no-any-return]

@@ -1,7 +1,7 @@
 """Exceptions out of library calls, deep inside the product: at any call that a room makes into a library, chosen by number.
 
 A call counts where the source of a room calls something that is neither the room's own, nor a builtin, nor a method of a
-list, a dictionary or a deque: of numpy, sklearn, river, DuckDB, pyarrow, torch, threadpoolctl and the operating system.
+list, a dictionary or a deque: of numpy, sklearn, river, DuckDB, pyarrow, threadpoolctl and the operating system.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import dis
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -22,7 +22,7 @@ _CONTAINERS = frozenset(
     name for kind in (list, dict, set, str, tuple) for name in dir(kind) if not name.startswith("_")
 ) - {"copy", "sort", "update"} | {"appendleft", "popleft", "extendleft", "move_to_end"}
 _LIBRARY_FUNCTIONS = frozenset({"KMeans", "ADWIN", "threadpool_limits", "betaln", "copy", "deepcopy"})
-_LIBRARY_OBJECTS = ("connection", "cursor", "_adwin", "torch", "np", "pa", "duckdb")
+_LIBRARY_OBJECTS = ("connection", "cursor", "_adwin", "np", "pa", "duckdb")
 """Names whose methods are a library's, whatever they are called."""
 
 
@@ -32,16 +32,18 @@ class LibraryCalls:
     Args:
         rooms: folders of the product, as ``online_learning``.
         strike: number of the call that fails, from 0; None to count only.
-        error: what it raises.
+        error: makes what it raises, anew each time: an exception keeps alive whatever the frames held that it passed.
     """
 
-    def __init__(self, rooms: tuple[str, ...], strike: int | None = None, error: Exception | None = None) -> None:
+    def __init__(
+        self, rooms: tuple[str, ...], strike: int | None = None, error: Callable[[], Exception] = MemoryError
+    ) -> None:
         self.calls = 0
         self.struck: str | None = None
         """File and line of the call that failed."""
         self._folders = tuple(f"{ROOT / room}/" for room in rooms)
         self._strike = strike
-        self._error = error or MemoryError("by design")
+        self._error = error
 
     @contextmanager
     def armed(self) -> Iterator[LibraryCalls]:
@@ -64,7 +66,7 @@ class LibraryCalls:
             self.calls += 1
             if self.calls - 1 == self._strike:
                 self.struck = f"{frame.f_code.co_filename.removeprefix(str(ROOT))}:{frame.f_lineno}"
-                raise self._error
+                raise self._error()
         return self._look
 
 
@@ -115,4 +117,3 @@ def _own_functions() -> frozenset[str]:
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.FunctionDef | ast.ClassDef)
     )
-
