@@ -16,13 +16,15 @@ def hand_over(agent: Agent, *, clock: Callable[[], float], sleep: Callable[[floa
     """Exchange messages until all facts are acknowledged as durable, for ``wait_s`` at most; at once if they are.
 
     What was sent and not acknowledged is sent again. A controller that acknowledges nothing in half of the time is greeted
-    again: it may be another one than the engine was welcomed by.
+    again: it may be another one than the engine was welcomed by. The pauses are counted: the engine's clock may stand.
     """
-    began_s = clock()
     agent.send_again()
-    agent.poll(began_s)
-    while agent.unacknowledged and (waited_s := clock() - began_s) < wait_s:
-        if 0.5 * wait_s <= waited_s < 0.5 * wait_s + _PAUSE_S:
+    agent.poll(clock())
+    pauses = round(wait_s / _PAUSE_S)
+    for pause in range(pauses):
+        if not agent.unacknowledged:
+            return
+        if pause == pauses // 2:
             agent.greet_again()
         sleep(_PAUSE_S)
         agent.poll(clock())
