@@ -21,7 +21,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser promtool demo test quick check unit long bench suite simulate soak ranks crash-test contract-vllm-033 format lock clean
+.PHONY: help setup browser promtool proxies demo test quick check unit long bench suite simulate soak ranks crash-test contract-vllm-033 format lock clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -57,6 +57,15 @@ promtool: ## Fetch Debian's promtool, which checks the alert rules, where it is 
 	  dpkg -x prometheus_*.deb . && rm prometheus_*.deb; } || \
 	  { echo "promtool is missing and Debian's package cannot be fetched: install promtool" >&2; exit 1; }
 
+PROXIES := .cache/proxies
+
+proxies: ## Fetch Debian's nginx, Caddy and HAProxy, before which API and dashboard are tested, where they are missing.
+	@test -x $(PROXIES)/usr/sbin/haproxy || { command -v nginx && command -v caddy && command -v haproxy; } >/dev/null || { \
+	  mkdir -p $(PROXIES) && cd $(PROXIES) && for package in nginx caddy haproxy liblua5.3-0 libopentracing-c-wrapper0 libopentracing1; do \
+	    { apt-get download -qq $$package || { apt-get update -qq && apt-get download -qq $$package; }; } && \
+	    dpkg -x $${package}_*.deb . && rm $${package}_*.deb || exit 1; done; } || \
+	  echo "Debian's proxies cannot be fetched: the tests of those that are missing are skipped" >&2
+
 # The demo takes the full environment where vLLM is asked for or the environment is there already.
 DEMO_READY := $(if $(findstring vllm,$(ARGS))$(wildcard $(READY)),$(READY),$(DEMO_VENV)/.ready)
 
@@ -81,7 +90,7 @@ QUICK := -m "not vllm and not browser and not slow and not long" tests/controlle
 quick: $(READY) ## The quick tests of the five packages, without vLLM and a browser.
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(QUICK) $(ARGS)
 
-unit: $(READY) browser promtool ## All tests and doctests; ARGS="-k gittins" for some.
+unit: $(READY) browser promtool proxies ## All tests and doctests; ARGS="-k gittins" for some.
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 bench: $(READY) ## The policies side by side on the built-in workload.
@@ -122,6 +131,12 @@ licences: $(READY) ## Write docs/licences.md from the packages' metadata.
 audit: $(READY) ## Ask the vulnerability database about every locked package; needs the network.
 	grep -v -e '^#' -e '+cpu' constraints.txt > .cache/audited.txt
 	$(BIN)/pip-audit --strict --no-deps --disable-pip -r .cache/audited.txt $(ARGS)
+
+audit-offline: $(READY) ## Check every locked package against the pinned advisories, without a network.
+	$(BIN)/python docs/audit.py
+
+sbom: $(READY) ## Write the release's bill of materials (CycloneDX) into dist/.
+	$(BIN)/python docs/sbom.py $(ARGS)
 
 reference: $(READY) ## Write the documents' generated parts: views, settings, metrics.
 	$(BIN)/python docs/reference.py
