@@ -41,6 +41,7 @@ class VllmServer:
         vocabulary_tokens: Size of the tiny model's vocabulary.
         device_report: File of the virtual GPU's report.
         arguments: Further arguments of vLLM's command line.
+        environment: Further variables of the server's environment.
         log_path: File of the log; None for one in the server's temporary folder.
         ready_s: Seconds within which the server must be ready.
 
@@ -60,6 +61,7 @@ class VllmServer:
         vocabulary_tokens: int = VOCABULARY_TOKENS,
         device_report: Path | None = None,
         arguments: tuple[str, ...] = (),
+        environment: Mapping[str, str] | None = None,
         log_path: Path | None = None,
         ready_s: float = 180.0,
     ) -> None:
@@ -72,6 +74,7 @@ class VllmServer:
         self._vocabulary_tokens = vocabulary_tokens
         self._device_report = device_report
         self._arguments = arguments
+        self._environment = server_environment(environment or {})
         self._ready_s = ready_s
         self._folder = tempfile.TemporaryDirectory(prefix="sagesched-vllm-")
         self.log_path = log_path or Path(self._folder.name, "vllm.log")
@@ -98,7 +101,7 @@ class VllmServer:
         )
         try:
             self._child = self._children.start(
-                self.log_path.stem, self._command(model), environment=server_environment({}), ask_group=False
+                self.log_path.stem, self._command(model), environment=self._environment, ask_group=False
             )
             self._children.await_ready(
                 self._child, self._answers, timeout_s=self._ready_s, clock=time.monotonic, pause=time.sleep

@@ -4,6 +4,7 @@
 A step takes the profile's time divided by the speed; steps queue, as on a device.
 Each answer ends with the end-of-sequence token at the request's true length, which only the device reads:
 ``"vllm_xargs": {"true_len": "315"}``. A request without one runs to its max_tokens.
+Equal prompts get equal tokens, as of a model that does not sample.
 With ``"report": PATH`` in its settings the device writes to that file, as one JSON object, how long it computed and how
 long it waited for a late host (`DeviceTime`).
 Guided decoding, log probabilities and LoRA weights are not supported: there is no model.
@@ -15,6 +16,7 @@ import json
 import logging
 import os
 import time
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -100,6 +102,8 @@ class _Sequence:
     prompt_tokens: int
     true_output_tokens: int | None
     end_token_id: int | None
+    seed: int
+    """What the tokens are made from: a checksum of the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +140,7 @@ class Device:
                 decode_seqs += 1
             else:
                 prefill_tokens += scheduled_tokens
-            token_ids[request_id] = [self._token_id(request_id, sequence, output_tokens + 1)] if complete else []
+            token_ids[request_id] = [self._token_id(sequence, output_tokens + 1)] if complete else []
         return DeviceStep(prefill_tokens, decode_seqs, kv_tokens, token_ids)
 
     def _scheduled(self, output: SchedulerOutput) -> Iterator[tuple[str, int, int]]:
@@ -148,10 +152,10 @@ class Device:
         cached = output.scheduled_cached_reqs
         yield from zip(cached.req_ids, cached.num_computed_tokens, cached.num_output_tokens, strict=True)
 
-    def _token_id(self, request_id: str, sequence: _Sequence, position: int) -> int:
+    def _token_id(self, sequence: _Sequence, position: int) -> int:
         if position == sequence.true_output_tokens and sequence.end_token_id is not None:
             return sequence.end_token_id
-        token_id = FIRST_PLAIN_TOKEN_ID + crc32(f"{request_id}/{position}".encode()) % self._plain_tokens
+        token_id = FIRST_PLAIN_TOKEN_ID + crc32(b"%d/%d" % (sequence.seed, position)) % self._plain_tokens
         return token_id if token_id != sequence.end_token_id else token_id - 1
 
 
@@ -259,8 +263,18 @@ def _sequence(new: NewRequestData) -> _Sequence:
     sampling: SamplingParams | None = new.sampling_params
     extra = (sampling.extra_args if sampling else None) or {}
     return _Sequence(
-        new.prompt_len, _whole(extra.get("true_len"), new.req_id), sampling.eos_token_id if sampling else None
+        new.prompt_len,
+        _whole(extra.get("true_len"), new.req_id),
+        sampling.eos_token_id if sampling else None,
+        _seed(new),
     )
+
+
+def _seed(new: NewRequestData) -> int:
+    """A checksum of the prompt; of the request's id where the prompt is no token ids."""
+    if new.prompt_token_ids is None:
+        return crc32(new.req_id.encode())
+    return crc32(array("q", new.prompt_token_ids))
 
 
 def _whole(true_len: object, request_id: str) -> int | None:

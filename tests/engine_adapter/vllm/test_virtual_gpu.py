@@ -37,10 +37,12 @@ PROFILE = Profile(
 )
 
 
-def _request(request_id: str, *, prompt_tokens: int, true_len: object, max_tokens: int = 90) -> Request:
+def _request(
+    request_id: str, *, prompt_tokens: int, true_len: object, max_tokens: int = 90, token_id: int = 5
+) -> Request:
     sampling = SamplingParams(max_tokens=max_tokens, extra_args={"true_len": true_len} if true_len else None)
     sampling.update_from_generation_config({}, END_OF_SEQUENCE_ID)
-    return Request(request_id, [5] * prompt_tokens, sampling, None)
+    return Request(request_id, [token_id] * prompt_tokens, sampling, None)
 
 
 @pytest.fixture
@@ -86,6 +88,16 @@ def test_answers_end_at_their_true_length_through_chunks_and_preemptions(device:
         assert request.status == RequestStatus.FINISHED_STOPPED
         assert answers[request.request_id].count(END_OF_SEQUENCE_ID) == 1
         assert min(answers[request.request_id][:-1]) >= FIRST_PLAIN_TOKEN_ID
+
+
+def test_equal_prompts_get_equal_answers(device: VirtualGpu) -> None:
+    """Whatever they are called, alone or among others, preempted or not; another prompt gets another answer."""
+    (alone,) = _serve(device, [_request("x", prompt_tokens=35, true_len="50")], steps_ahead=0).values()
+    requests = [_request(str(n), prompt_tokens=35, true_len="50", token_id=5 + n % 2) for n in range(6)]
+    answers = list(_serve(device, requests, steps_ahead=1).values())
+    assert sum(request.num_preemptions for request in requests) > 0
+    assert answers[0::2] == [alone] * 3
+    assert answers[1] == answers[3] == answers[5] != alone
 
 
 @pytest.mark.parametrize("true_len", [None, "many", ""])
