@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import getpass
+import io
 import json
 import logging
 import math
@@ -76,7 +77,13 @@ add_keys(app)
 
 
 def main() -> None:
-    """Run the command line and exit; bad usage and bad input end in one line and code 2."""
+    """Run the command line and exit; bad usage and bad input end in one line and code 2.
+
+    Characters that the output's encoding lacks are shown as escapes: clients choose what some names consist of.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))
 
 

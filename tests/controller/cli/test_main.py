@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from itertools import takewhile
@@ -282,3 +283,17 @@ def test_module_and_script_are_the_same_program() -> None:
     )
     assert done.returncode == 0
     assert "demo" in done.stdout
+
+
+def test_names_that_the_terminal_cannot_show_are_escaped(history: Path) -> None:
+    """A client's emoji on a terminal of another encoding ends no command."""
+    statement = "SELECT 'caf\u00e9 \U0001f9e8' AS tenant"
+    for form in ("table", "csv", "json"):
+        done = subprocess.run(
+            [sys.executable, "-m", "controller", "sql", "--store", str(history), "--format", form, statement],
+            capture_output=True,
+            check=False,
+            env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        )
+        assert done.returncode == 0, done.stderr
+        assert b"caf\\" in done.stdout
