@@ -200,10 +200,19 @@ def arrived(request: Request) -> Arrived:
         token_ids=token_bytes(request.prompt_token_ids or ()),
         max_tokens=request.max_tokens,
         temperature=sampling.temperature,
-        priority=request.priority,
+        priority=bounded_class(request.priority),
         tenant=None if tenant is None else str(tenant),
         lora=request.lora_request.lora_name if request.lora_request else None,
     )
+
+
+def bounded_class(priority: int) -> int:
+    """Return a strict class that fits 64 bits: vLLM takes any number from the header ``X-Vllm-Priority``.
+
+    >>> bounded_class(2**64 - 1) == 2**63 - 1
+    True
+    """
+    return min(max(priority, -(1 << 63)), (1 << 63) - 1)
 
 
 def token_bytes(token_ids: Iterable[int]) -> bytes:

@@ -19,10 +19,11 @@ from vllm.v1.request import Request, RequestStatus
 from engine_adapter.transport.link import DirectLink
 from engine_adapter.virtual_time.engine import END_OF_SEQUENCE_ID, CompletedRequest, Step, TraceRequest
 from engine_adapter.virtual_time.profiles import Profile
+from engine_adapter.vllm.request_events import arrived
 from engine_adapter.vllm.virtual_time import VllmVirtualTimeEngine
 from engine_adapter.vllm_scheduler import SageScheduler
 from store.bounds import bounded_request_id
-from store.records import Arrived, Finished, FirstToken, Gate, Preempted, encode
+from store.records import Arrived, Facts, Finished, FirstToken, Gate, Preempted, decode_engine_message, encode
 
 pytestmark = pytest.mark.vllm
 
@@ -351,3 +352,12 @@ def test_what_a_client_makes_long_is_short_on_its_way_and_its_table_is_applied(s
     assert max(len(encode(message)) for message in script.heard) < 4000
     last = script.snapshots()[-1]
     assert (last.names_cut, last.policy_errors, last.messages_dropped) == (2, 0, 0)
+
+
+@pytest.mark.parametrize("priority", [2**64 - 1, 2**63, 2**63 - 1, -(2**63)])
+def test_a_class_from_a_header_crosses_the_border(priority: int) -> None:
+    """VLLM bounds the body's ``priority``, and takes what fits its own frames from the header."""
+    request = Request("a", [3, 4], SamplingParams(max_tokens=3), None, priority=priority)
+    facts = Facts(batch=1, facts=(arrived(request),), oldest=1)
+    assert decode_engine_message(encode(facts)) == facts
+    assert facts.facts[0].priority == min(priority, 2**63 - 1)
