@@ -101,7 +101,7 @@ class PolicySection(Section):
         default="mean", description="order by the mean of the remaining cost, or by its gittins index"
     )
     boost_per_s: float | None = Field(
-        default=None, ge=0.0, description="γ of the boost in place of the objective's own"
+        default=None, ge=0.0, le=1e6, description="γ of the boost in place of the objective's own"
     )
     gate: bool = Field(default=True, description="admit by expected growth; false leaves admission to the engine")
     gate_horizon_tokens: int | None = Field(

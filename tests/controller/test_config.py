@@ -30,6 +30,7 @@ def test_flags_win_over_environment_over_file_over_defaults(tmp_path: Path) -> N
         ({}, {"SAGESCHED_HTTP__PORT": "many"}, ("http.port", "'many'", "environment", "integer")),
         ({"mode": "fast"}, {}, ("mode", "'fast'", "'off', 'shadow' or 'on'")),
         ({"engine": {"lease_s": 0.0}}, {}, ("engine.lease_s", "0.0", "greater than or equal to 0.2")),
+        ({}, {"SAGESCHED_POLICY__BOOST_PER_S": "inf"}, ("policy.boost_per_s", "'inf'", "less than or equal to")),
         ({"engine": {"endpoint": "udp://0.0.0.0:1"}}, {}, ("engine.endpoint", "ipc:///", "tcp://HOST:PORT")),
         ({}, {"SAGESCHED_STORE": "x", "SAGESCHED_STORE__PATH": "y"}, ("SAGESCHED_STORE__PATH", "unset one")),
     ],
