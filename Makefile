@@ -21,7 +21,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser promtool proxies demo test quick check unit long bench suite simulate soak ranks crash-test contract-vllm-033 format lock clean
+.PHONY: help setup browser promtool proxies demo test quick check unit long bench suite simulate attack soak ranks crash-test contract-vllm-033 format lock clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -108,13 +108,14 @@ long: $(READY) browser ## The tests that take minutes: a Ray cluster, a browser 
 ranks: $(READY) ## Two data-parallel ranks of a real vLLM under one controller (minutes).
 	$(BIN)/python tests/machines/two_ranks.py
 
+attack: $(READY) ## Ten minutes of hostile clients and faults on a real vLLM with everything on; SEED=7 for one again, SECONDS=120 for less.
+	$(BIN)/python tests/attack/attack.py $(if $(SEED),--seed $(SEED)) --seconds $(or $(SECONDS),600) $(ARGS)
+
 crash-test: $(READY) ## kill -9 of the history's writer a hundred times, while it writes, seals and compacts.
 	SAGESCHED_KILL_TRIALS=100 $(BIN)/python -m pytest -q --timeout 3600 tests/store/history/test_crash.py $(ARGS)
 
-SECONDS ?= 3600
-
 soak: $(READY) ## An hour of 16 engines with a small history, figures over time; SECONDS=600 for less.
-	$(BIN)/python -m controller load-test --engines 16 --rate 8 --seconds $(SECONDS) --warmup 120 --window 20 --retention-gb 0.2 $(ARGS)
+	$(BIN)/python -m controller load-test --engines 16 --rate 8 --seconds $(or $(SECONDS),3600) --warmup 120 --window 20 --retention-gb 0.2 $(ARGS)
 
 contract-vllm-033: $(READY) ## The plugin's contract against vLLM 0.33's Python files (downloads 336 MB once).
 	$(BIN)/python tests/real_engine/contract_033.py
