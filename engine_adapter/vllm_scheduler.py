@@ -1,10 +1,12 @@
 """vLLM's scheduler under the controller's direction, for ``vllm serve --scheduler-cls``.
 
 `SageScheduler` leaves the body of vLLM's ``schedule()`` unchanged: the `Plugin` acts before and after it.
-It adds one attribute and three methods to vLLM's names, so conflicts with names of later releases are unlikely.
+It adds one attribute and four methods to vLLM's names, so conflicts with names of later releases are unlikely.
 """
 
 from __future__ import annotations
+
+import time
 
 from vllm.config import VllmConfig
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -27,7 +29,7 @@ class SageScheduler(AsyncScheduler):  # type: ignore[misc]
     """vLLM's asynchronous scheduler, ordered by index tables from the controller.
 
     Under ``--scheduling-policy priority`` a request's own priority stays a strict class above the index.
-    A harness in virtual time overrides `_now_s`, `_make_link` and `_make_ordering`, which are called during construction.
+    A harness in virtual time overrides `_now_s`, `_wall_s`, `_make_link` and `_make_ordering`, which are called during construction.
 
     Args:
         vllm_config: Its ``--additional-config`` names the controller and the engine
@@ -44,11 +46,21 @@ class SageScheduler(AsyncScheduler):  # type: ignore[misc]
     def __init__(self, vllm_config: VllmConfig, *args: object, **kwargs: object) -> None:
         check_model(vllm_config)
         super().__init__(vllm_config, *args, **kwargs)
-        self._sage = start_plugin(self, now_s=self._now_s, make_link=self._make_link, make_ordering=self._make_ordering)
+        self._sage = start_plugin(
+            self,
+            now_s=self._now_s,
+            wall_s=self._wall_s,
+            make_link=self._make_link,
+            make_ordering=self._make_ordering,
+        )
 
     def _now_s(self) -> float:
         """Return Unix seconds of a clock that never jumps."""
         return _now_s()
+
+    def _wall_s(self) -> float:
+        """Return Unix seconds of the system clock, by which vLLM's front end stamps arrivals."""
+        return time.time()
 
     def _make_link(self, endpoint: str, key: EngineKey | None) -> EngineLink:
         """Make the engine's end of the connection to the controller."""
@@ -60,6 +72,8 @@ class SageScheduler(AsyncScheduler):  # type: ignore[misc]
 
     def add_request(self, request: Request, *args: object, **kwargs: object) -> None:
         """Queue a request and report its arrival."""
+        if self._sage:
+            self._sage.before_add(request)
         super().add_request(request, *args, **kwargs)
         if self._sage:
             self._sage.after_add(request)

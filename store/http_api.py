@@ -21,6 +21,7 @@ DegradedKind: TypeAlias = Literal[
     "learner_failing",
     "engine_failing",
     "facts_damaged",
+    "clock_off",
 ]
 """Ways in which a controller does less than it should while it runs: also the metric's label."""
 

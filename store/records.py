@@ -249,6 +249,8 @@ class Snapshot(Record, frozen=True, kw_only=True):
     """Request ids, tenants and adapter names that were too long or could not be shown, and were cut, since it started."""
     clock_off_s: Span = 0.0
     """System clock minus the engine's own, which never jumps: the steps of the system clock since the engine started."""
+    stamps_replaced: Count = 0
+    """Arrivals whose front end's stamp could not be, so that the engine's own time stands for it, since it started."""
     policy_errors: Count = 0
     """Errors of the scheduling policy in the engine, since it started."""
     hook_s: Seconds = 0.0

@@ -336,7 +336,7 @@ def _serve(config: Config) -> int:
     log = logging.getLogger("controller")
     os.umask(0o077)
     interrupted = False
-    with service(config, clock=steady_clock(), timer=time.perf_counter) as running:
+    with service(config, clock=steady_clock(), timer=time.perf_counter, wall=time.time) as running:
 
         def stop(number: int, _frame: object) -> None:
             nonlocal interrupted

@@ -158,6 +158,7 @@ class Core:
                 self.proceed(now_s)
             case Snapshot():
                 self._state.journal.record(session, message)
+                session.clock.observe(message.time_s, now_s)
                 self.completions.trust_changed(self._state.predictor.observe(session, message), now_s)
                 self._tend(session, now_s)
                 self.proceed(now_s)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from controller.core.clock_difference import ClockDifference
 from controller.core.engine_tuning import EngineTuning
 from controller.core.pause import Pause
 from controller.core.prefix_hits import PrefixHits
@@ -80,6 +81,7 @@ class Session:
     tuning: EngineTuning
     trouble: Pause
     """Failures on messages of this engine; during its pause the engine serves first come, first served."""
+    clock: ClockDifference = field(default_factory=ClockDifference)
     damaged_facts: int = 0
     damaged_s: float | None = None
     """When the last of them came."""

@@ -1,4 +1,4 @@
-"""What is amiss with single engines: with what they send, and with their clocks."""
+"""What is amiss with single engines, with what they send, and with clocks."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from store.http_api import DegradedState
 REPORTED_S = 600.0
 """Seconds for which damage that an engine sent is still reported."""
 
+CLOCK_OFF_S = 5.0
+"""Seconds by which a clock may differ from another before it is reported."""
+
 
 def engine_states(sessions: Iterable[Session], now_s: float) -> Iterator[DegradedState]:
     """The states of all connected engines, one for each engine and kind."""
@@ -17,6 +20,7 @@ def engine_states(sessions: Iterable[Session], now_s: float) -> Iterator[Degrade
         if session.connected:
             yield from _failing(session, now_s)
             yield from _damaged(session, now_s)
+            yield from _clock_off(session)
 
 
 def _failing(session: Session, now_s: float) -> Iterator[DegradedState]:
@@ -38,3 +42,30 @@ def _damaged(session: Session, now_s: float) -> Iterator[DegradedState]:
             " facts are recorded."
         )
         yield DegradedState(kind="facts_damaged", text=text)
+
+
+def _clock_off(session: Session) -> Iterator[DegradedState]:
+    name, snapshot = session.hello.engine_id, session.snapshot
+    if snapshot is not None and abs(snapshot.clock_off_s) > CLOCK_OFF_S:
+        text = (
+            f"The system clock of engine {name} was set by {snapshot.clock_off_s:+.0f} s since the engine started. Order, waits and"
+            " durations go by a clock that never jumps; the moments that it records stay those of the old time until the engine"
+            " is restarted."
+        )
+        yield DegradedState(kind="clock_off", text=text)
+    elif abs(session.clock.s) > CLOCK_OFF_S:
+        text = (
+            f"The clock of engine {name} is {-session.clock.s:+.0f} s from the controller's. Order, waits and durations are not"
+            " affected; moments of the two do not compare. Synchronise the clocks, then restart the one that is wrong."
+        )
+        yield DegradedState(kind="clock_off", text=text)
+
+
+def own_clock_off(off_s: float) -> Iterator[DegradedState]:
+    """The state of a controller whose system clock was set by ``off_s`` since it started."""
+    if abs(off_s) > CLOCK_OFF_S:
+        text = (
+            f"The system clock of the controller was set by {off_s:+.0f} s since it started. Leases, waits and durations go by a"
+            " clock that never jumps; the moments that it records stay those of the old time until it is restarted."
+        )
+        yield DegradedState(kind="clock_off", text=text)

@@ -57,6 +57,8 @@ class EngineView:
     last_seen_s: float
     unfinished: int
     tables_sent: int
+    clock_s: float
+    """The engine's time at that of the live snapshot."""
     snapshot: Snapshot | None
     detailed: Snapshot | None
     """The last snapshot that named the requests."""
@@ -123,7 +125,7 @@ class Live:
             clusters=len(self._clusters),
             calibration=core.calibration.latest(),
             drifts=tuple(self._drifts),
-            engines=tuple(_engine_view(session) for session in core.sessions),
+            engines=tuple(_engine_view(session, now_s) for session in core.sessions),
             store=store,
             loop=loop,
             degraded=tuple(degraded),
@@ -148,7 +150,7 @@ def queue_rows(live_snapshot: LiveSnapshot, *, engine_id: str | None, limit: int
     rows: list[QueueRow] = []
     engines = [engine for engine in live_snapshot.engines if engine_id in {None, engine.hello.engine_id}]
     for place, engine in enumerate(engines):
-        rows.extend(_rows_of(engine, live_snapshot.time_s, (limit - len(rows)) // (len(engines) - place)))
+        rows.extend(_rows_of(engine, engine.clock_s, (limit - len(rows)) // (len(engines) - place)))
     return tuple(rows)
 
 
@@ -193,7 +195,7 @@ def _row(position: int, state: QueueState, view: RequestView, engine_id: str, no
     )
 
 
-def _engine_view(session: Session) -> EngineView:
+def _engine_view(session: Session, now_s: float) -> EngineView:
     shown = islice(session.requests.values(), REQUESTS_SHOWN)
     return EngineView(
         hello=session.hello,
@@ -201,6 +203,7 @@ def _engine_view(session: Session) -> EngineView:
         last_seen_s=session.last_seen_s,
         unfinished=len(session.requests),
         tables_sent=session.tables_sent,
+        clock_s=now_s - session.clock.s,
         snapshot=session.snapshot,
         detailed=session.detailed,
         requests=tuple(

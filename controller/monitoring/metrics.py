@@ -34,11 +34,13 @@ ENGINE_GAUGES = (
     ("engine_kv_blocks", "KV blocks that requests can use.", "kv_blocks"),
     ("engine_reserved_blocks", "KV blocks held back for the growth of running requests.", "reserved_blocks"),
     ("engine_impossible_requests", "Unfinished requests that need more KV memory than the engine has.", "impossible"),
+    ("engine_clock_off_seconds", "System clock minus the engine's own: steps since it started.", "clock_off_s"),
     ("engine_tables_held", "Index tables that the engine holds.", "tables_held"),
 )
 ENGINE_COUNTERS = (
     ("engine_tables_applied", "Index tables that reached an unfinished request.", "tables_applied"),
     ("engine_messages_dropped", "Messages that the engine's side dropped.", "messages_dropped"),
+    ("engine_stamps_replaced", "Arrivals whose stamp by the front end's clock could not be.", "stamps_replaced"),
     ("engine_names_cut", "Request ids, tenants and adapter names that were cut, or could not be shown.", "names_cut"),
     ("engine_policy_errors", "Errors of the plugin that were caught inside the engine.", "policy_errors"),
 )
@@ -399,6 +401,11 @@ def _loop(live_snapshot: LiveSnapshot) -> Iterator[Metric]:
         "sagesched_unacknowledged_batches",
         "Batches of facts received that are not on disk yet.",
         value=live_snapshot.loop.get("unacknowledged_batches", 0.0),
+    )
+    yield GaugeMetricFamily(
+        "sagesched_clock_off_seconds",
+        "System clock minus the controller's own: steps since it started.",
+        value=live_snapshot.loop.get("clock_off_s", 0.0),
     )
     yield GaugeMetricFamily(
         "sagesched_backlog",

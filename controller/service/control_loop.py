@@ -22,7 +22,7 @@ from msgspec import structs
 from controller.api.commands import Commands, SetMode
 from controller.core.core import Core
 from controller.core.pause import PauseLimits, described
-from controller.monitoring.engine_states import engine_states
+from controller.monitoring.engine_states import engine_states, own_clock_off
 from controller.monitoring.live_state import Live
 from controller.monitoring.metrics import Metrics
 from controller.monitoring.request_tracker import RequestTracker
@@ -70,6 +70,7 @@ class ControlLoop:
         metrics: Metrics,
         commands: Commands,
         clock: Callable[[], float],
+        wall: Callable[[], float] | None = None,
         encoder: Encoder | None = None,
         limits: LoopLimits | None = None,
         telemetry: Telemetry | None = None,
@@ -81,6 +82,7 @@ class ControlLoop:
         self._metrics = metrics
         self._commands = commands
         self._clock = clock
+        self._wall = wall or clock
         self._encoder = encoder
         self._limits = limits or LoopLimits()
         self._telemetry = telemetry
@@ -276,8 +278,13 @@ class ControlLoop:
             "unacknowledged_batches": float(len(self._unacknowledged)),
             "errors": float(self._trouble.errors),
             "backlog": float(self._core.backlog),
+            "clock_off_s": self._wall() - self._clock(),
         }
-        degraded = chain(self._trouble.states(now_s), engine_states(self._core.sessions, now_s))
+        degraded = chain(
+            self._trouble.states(now_s),
+            own_clock_off(loop["clock_off_s"]),
+            engine_states(self._core.sessions, now_s),
+        )
         self._live.publish(self._core, store=self._history.stats, loop=loop, now_s=now_s, degraded=degraded)
 
     def _warn_of_overload(self, now_s: float) -> None:

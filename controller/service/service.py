@@ -68,8 +68,16 @@ class Service:
 
 
 @contextmanager
-def service(config: Config, *, clock: Callable[[], float], timer: Callable[[], float]) -> Iterator[Service]:
+def service(
+    config: Config,
+    *,
+    clock: Callable[[], float],
+    timer: Callable[[], float],
+    wall: Callable[[], float] | None = None,
+) -> Iterator[Service]:
     """Open everything, and close it in any case; the caller runs the loop in between.
+
+    ``clock`` gives Unix seconds and never jumps, ``wall`` is the system clock, whose steps are reported where it is given.
 
     Raises `ConfigError` before anything is written, and `StoreError` if the history cannot be opened.
     """
@@ -78,7 +86,7 @@ def service(config: Config, *, clock: Callable[[], float], timer: Callable[[], f
         check_encoder(config.learning.encoder, config.learning.tokenizer)
     ports = WebServer(config.http.host, config.http.port)
     try:
-        with _opened(config, ports, clock=clock, timer=timer) as opened:
+        with _opened(config, ports, clock=clock, timer=timer, wall=wall) as opened:
             yield opened
     finally:
         ports.stop()
@@ -86,7 +94,12 @@ def service(config: Config, *, clock: Callable[[], float], timer: Callable[[], f
 
 @contextmanager
 def _opened(
-    config: Config, web: WebServer, *, clock: Callable[[], float], timer: Callable[[], float]
+    config: Config,
+    web: WebServer,
+    *,
+    clock: Callable[[], float],
+    timer: Callable[[], float],
+    wall: Callable[[], float] | None,
 ) -> Iterator[Service]:
     with recent_warnings() as warnings, _history(config.store, clock) as history:
         controller_id = uuid.uuid4().hex
@@ -107,6 +120,7 @@ def _opened(
             metrics=metrics,
             commands=commands,
             clock=clock,
+            wall=wall,
             telemetry=telemetry,
             encoder=encoder,
         )

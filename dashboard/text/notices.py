@@ -29,9 +29,10 @@ def state_notices(state: StateView, engine_id: str | None) -> list[Notice]:
     return sorted(found, key=lambda notice: ("error", "warning", "info").index(notice.level))
 
 
-_DEGRADED: dict[DegradedKind, tuple[Literal["error", "warning"], str]] = {
+DEGRADED: dict[DegradedKind, tuple[Literal["error", "warning"], str]] = {
     "loop_failing": ("error", "The controller fails and its engines serve first come, first served"),
     "engine_failing": ("error", "The controller fails on the messages of an engine"),
+    "clock_off": ("warning", "A system clock was set, or two clocks differ"),
     "facts_damaged": ("warning", "An engine reports what cannot be"),
     "learner_failing": ("error", "The learner fails again and again"),
 }
@@ -39,7 +40,7 @@ _DEGRADED: dict[DegradedKind, tuple[Literal["error", "warning"], str]] = {
 
 
 def _degraded_notices(state: StateView) -> list[Notice]:
-    return [Notice(*_DEGRADED[found.kind], plain(found.text)) for found in state.degraded]
+    return [Notice(*DEGRADED[found.kind], plain(found.text)) for found in state.degraded]
 
 
 def _store_notices(store: WriterStats) -> list[Notice]:

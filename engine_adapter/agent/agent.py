@@ -244,6 +244,8 @@ class Agent:
             tables_applied=self._tables_applied,
             messages_dropped=self._messages_dropped + self._outbox.dropped + self._link.bad_frames,
             names_cut=self._names.cut,
+            clock_off_s=view.clock_off_s,
+            stamps_replaced=view.stamps_replaced,
             policy_errors=self._policy_errors,
         )
         if not self._link.send(snapshot):

@@ -43,6 +43,10 @@ class View:
     """Request ids in the order in which the engine tries to admit them."""
     running_requests: Iterable[RunningRequest]
     """Like ``queue`` iterated only for a detailed snapshot."""
+    clock_off_s: float = 0.0
+    """System clock minus the engine's own."""
+    stamps_replaced: int = 0
+    """Arrivals whose stamp could not be, since the engine started."""
     admission_limit: int | None = None
     reserved_blocks: int = 0
     step_tokens: int | None = None

@@ -105,12 +105,15 @@ class ZmqLink(FrameLink):
         key: The engine's credentials, for ``tcp://``.
 
     Raises:
-        ConfigError: The endpoint is invalid, or is ``tcp://`` and there is no key.
+        ConfigError: The endpoint is invalid, is ``tcp://`` and there is no key, or is a socket in a directory that other
+            users can change, who could listen there in the controller's place.
     """
 
     def __init__(self, endpoint: str, key: EngineKey | None = None) -> None:
-        """Start connecting."""
-        if is_tcp(checked_endpoint(endpoint)) and key is None:
+        """Start connecting; create the directory of an ``ipc://`` endpoint, so that nobody else does."""
+        if not is_tcp(checked_endpoint(endpoint)):
+            prepare_endpoint(endpoint)
+        elif key is None:
             raise ConfigError(f"endpoint {endpoint!r} is open to the network: name this engine's key file (key_file)")
         self._endpoint = endpoint
         self._context = zmq.Context()

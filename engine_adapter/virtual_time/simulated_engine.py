@@ -7,10 +7,11 @@ and calls the same `Agent` at the same moments as the vLLM plugin.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ParamSpec, TypeVar
 
 from engine_adapter.agent.agent import Agent, AgentLimits, View
+from engine_adapter.agent.clock import StampClock
 from engine_adapter.ordering.kv_memory import KvMemory, PlainMemory, PrefixHit
 from engine_adapter.ordering.ordering import Ordering, OrderingFactory, Plan
 from engine_adapter.transport.link import EngineLink
@@ -66,6 +67,7 @@ class SimulatedEngine:
         prefix_caching: Whether equal prompt prefixes are computed once.
         limits: Bounds and intervals of the agent.
         start_s: The clock's start, in seconds.
+        wall_s: The system clock, by which requests are stamped; the engine's own clock when None.
         make_ordering: Makes the ordering that applies index tables.
 
     Raises:
@@ -86,11 +88,13 @@ class SimulatedEngine:
         prefix_caching: bool = False,
         limits: AgentLimits | None = None,
         start_s: float = 0.0,
+        wall_s: Callable[[], float] | None = None,
         make_ordering: OrderingFactory = Ordering,
     ) -> None:
         check_profile(profile)
         self._profile = profile
         self._now_s = start_s
+        self._clock = StampClock(lambda: self._now_s, wall_s or (lambda: self._now_s))
         self._scheduler = SimulatedScheduler(
             cache=(PrefixCache if prefix_caching else KvCache)(
                 blocks=profile.kv_blocks, block_size_tokens=profile.block_size_tokens, watermark=watermark
@@ -124,6 +128,7 @@ class SimulatedEngine:
         """Add a request that arrives now; raise `WorkloadError` for one that the engine cannot serve."""
         assert request.request_id not in self._progress, f"request {request.request_id!r} is here already"
         check_request(request, self._profile)
+        request = replace(request, arrival_s=self._clock.own_s(request.arrival_s))
         progress = RequestProgress(request)
         self._progress[request.request_id] = progress
         simulated = SimulatedRequest(
@@ -308,6 +313,8 @@ class SimulatedEngine:
             reserved_blocks=plan.reserved_blocks if plan else 0,
             step_tokens=scheduler.step_tokens,
             chunk_tokens=scheduler.chunk_tokens,
+            clock_off_s=self._clock.off_s(),
+            stamps_replaced=self._clock.replaced,
         )
 
     def _running_requests(self) -> Iterator[RunningRequest]:

@@ -151,6 +151,7 @@ ATTRIBUTES: dict[tuple[str, str], tuple[str, ...]] = {
         "priority",
         "prompt_token_ids",
         "request_id",
+        "resumable",
         "sampling_params",
         "status",
     ),
@@ -180,7 +181,7 @@ ATTRIBUTES: dict[tuple[str, str], tuple[str, ...]] = {
 }
 """Attributes that a class's instances must have: fields, properties, or set in ``__init__``."""
 
-OURS = ("_sage", "_now_s", "_make_link", "_make_ordering")
+OURS = ("_sage", "_now_s", "_wall_s", "_make_link", "_make_ordering")
 """Names that `SageScheduler` adds; vLLM's scheduler must have none of them."""
 
 

@@ -29,11 +29,12 @@ from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.request import Request
 
 from engine_adapter.agent.agent import Agent, View
+from engine_adapter.agent.clock import StampClock
 from engine_adapter.agent.farewell import FAREWELL_S, hand_over
 from engine_adapter.ordering.ordering import OrderingFactory, Plan
 from engine_adapter.transport.keys import EngineKey, load_engine_key
 from engine_adapter.transport.link import EngineLink
-from engine_adapter.transport.zmq_sockets import ZmqLink, default_endpoint, prepare_endpoint
+from engine_adapter.transport.zmq_sockets import ZmqLink, default_endpoint
 from engine_adapter.vllm.block_memory import BlockMemory
 from engine_adapter.vllm.contract import KNOWN_VERSIONS, known_version
 from engine_adapter.vllm.idle_polls import IDLE_POLL_S, IdlePolls
@@ -85,17 +86,10 @@ def plugin_settings(vllm_config: VllmConfig) -> PluginSettings:
     if key is not None and name != key.engine_id:
         raise ConfigError(f"engine id {name!r} is not the one of its key, {key.engine_id!r}: leave engine_id out")
     return PluginSettings(
-        endpoint=given.get("endpoint") or os.environ.get("SAGESCHED_ENDPOINT") or _own_endpoint(),
+        endpoint=given.get("endpoint") or os.environ.get("SAGESCHED_ENDPOINT") or default_endpoint(),
         engine_id=ranked_name(name or socket.gethostname(), vllm_config.parallel_config),
         key=key,
     )
-
-
-def _own_endpoint() -> str:
-    """Return the default endpoint; create its directory, so that no other user can create it and listen there."""
-    endpoint = default_endpoint()
-    prepare_endpoint(endpoint)
-    return endpoint
 
 
 def ranked_name(name: str, parallel: ParallelConfig) -> str:
@@ -125,6 +119,7 @@ def start_plugin(
     scheduler: AsyncScheduler,
     *,
     now_s: Callable[[], float],
+    wall_s: Callable[[], float],
     make_link: Callable[[str, EngineKey | None], EngineLink],
     make_ordering: OrderingFactory,
 ) -> Plugin | None:
@@ -139,7 +134,13 @@ def start_plugin(
     try:
         settings = plugin_settings(scheduler.vllm_config)
         link = make_link(settings.endpoint, settings.key)
-        plugin = Plugin(scheduler, settings.engine_id, now_s, link, make_ordering)
+        plugin = Plugin(scheduler, settings.engine_id, StampClock(now_s, wall_s), link, make_ordering)
+    except ConfigError as error:
+        # Without a trace: the line says all.
+        log.error(  # noqa: TRY400
+            "SageSched could not start: vLLM serves in its own order and nothing is reported: %s", error
+        )
+        return None
     except Exception:
         log.exception("SageSched could not start: vLLM serves in its own order and nothing is reported")
         return None
@@ -173,18 +174,19 @@ class Plugin:
         self,
         scheduler: AsyncScheduler,
         engine_id: str,
-        now_s: Callable[[], float],
+        clock: StampClock,
         link: EngineLink,
         make_ordering: OrderingFactory,
     ) -> None:
         self.alive = True
         self._scheduler = scheduler
-        self._now_s = now_s
+        self._clock = clock
+        self._now_s = clock.now_s
         self._connects = isinstance(link, ZmqLink)
         self._memory = BlockMemory(scheduler)
         self.agent = Agent(hello=self._hello(engine_id), link=link, make_ordering=make_ordering)
-        self._tracker = RequestTracker(self.agent, self._memory.expected_tokens)
-        self._control = SchedulerControl(scheduler)
+        self._tracker = RequestTracker(self.agent, clock, self._memory.expected_tokens)
+        self._control = SchedulerControl(scheduler, self._tracker.arrival)
         self._step_tokens = 1 + int(scheduler.num_spec_tokens)
         """Most tokens that a request generates in a step."""
         self._plan: Plan[Request] | None = None
@@ -208,6 +210,11 @@ class Plugin:
             self._idle_polls.start()
 
     # --- hooks ------------------------------------------------------------------------------------
+
+    @_border
+    def before_add(self, request: Request) -> None:
+        """Note that a session's input ends: vLLM then may end the session at once."""
+        self._tracker.end_input(request)
 
     @_border
     def after_add(self, request: Request) -> None:
@@ -376,7 +383,16 @@ class Plugin:
     def _report_idle(self, now_s: float) -> None:
         """Send a snapshot of an engine without requests."""
         used = self._memory.all_blocks - self._memory.unused_blocks
-        self.agent.report(now_s, View(kv_blocks_used=used, waiting=0, running=0, queue=(), running_requests=()))
+        view = View(
+            kv_blocks_used=used,
+            waiting=0,
+            running=0,
+            queue=(),
+            running_requests=(),
+            clock_off_s=self._clock.off_s(),
+            stamps_replaced=self._clock.replaced,
+        )
+        self.agent.report(now_s, view)
 
     def _report_if_idle(self, now_s: float) -> None:
         """Send all pending facts when the last request has ended: vLLM then stops calling."""
@@ -404,6 +420,8 @@ class Plugin:
                 reserved_blocks=self._plan.reserved_blocks if self._plan else 0,
                 step_tokens=self._control.shape.step_tokens,
                 chunk_tokens=self._control.shape.chunk_tokens,
+                clock_off_s=self._clock.off_s(),
+                stamps_replaced=self._clock.replaced,
             ),
         )
 

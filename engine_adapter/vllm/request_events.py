@@ -15,6 +15,7 @@ from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.request import Request
 
 from engine_adapter.agent.agent import Agent
+from engine_adapter.agent.clock import StampClock
 from store.bounds import packed_tokens
 from store.records import Arrived, Finished, FinishReason, FirstToken, Preempted, PreemptionCause
 
@@ -35,6 +36,10 @@ class _TrackedRequest:
     """The state of an unfinished request that vLLM does not keep itself."""
 
     request: Request
+    arrival_s: float
+    """By the engine's own clock; vLLM stamps a session anew with each chunk of its input."""
+    serial: int
+    """Its number among all that were tracked."""
     session_tokens: int | None = None
     """Output tokens of a streaming-input session, some of which vLLM makes its prompt; None for any other request."""
     scheduled_s: float | None = None
@@ -45,6 +50,10 @@ class _TrackedRequest:
     recomputed_tokens: int = 0
     lost_tokens: int = 0
     """Computed tokens lost in a preemption after which the request has not been scheduled again."""
+    turn: tuple[FinishReason, int] | None = None
+    """How a session's last turn ended, and after how many output tokens of all its turns."""
+    input_ended: bool = False
+    """Whether a session's input has ended in order."""
 
     def count(self) -> int:
         """Return its output tokens."""
@@ -59,13 +68,18 @@ class RequestTracker:
 
     Args:
         agent: Receives the facts.
+        clock: Turns vLLM's stamps of arrival into the engine's own time.
         expected_tokens: Returns and forgets the tokens of a request that the plan expected in the prefix cache.
     """
 
-    def __init__(self, agent: Agent, expected_tokens: Callable[[str], int | None] = _not_expected) -> None:
+    def __init__(
+        self, agent: Agent, clock: StampClock, expected_tokens: Callable[[str], int | None] = _not_expected
+    ) -> None:
         self._agent = agent
+        self._clock = clock
         self._expected_tokens = expected_tokens
         self._tracked: dict[str, _TrackedRequest] = {}
+        self._serial = 0
         self._preempted: set[str] = set()
         self._watched: set[str] = set()
         """Requests without a first token, and sessions: the only ones whose tokens are looked at in every step."""
@@ -79,10 +93,25 @@ class RequestTracker:
         """Track a request that was added to the engine; a further chunk of a known session changes nothing."""
         if request.sampling_params is None or request.request_id in self._tracked:
             return
-        tracked = _TrackedRequest(request, 0 if request.resumable else None)
-        self._agent.arrived(arrived(request), tracked.count)
+        arrival_s = self._clock.own_s(request.arrival_time)
+        self._serial += 1
+        tracked = _TrackedRequest(request, arrival_s, self._serial, 0 if request.resumable else None)
+        self._agent.arrived(arrived(request, arrival_s), tracked.count)
         self._tracked[request.request_id] = tracked
         self._watched.add(request.request_id)
+
+    def end_input(self, request: Request) -> None:
+        """Remember that a known session's input ends with this request, which is about to be added to the engine."""
+        tracked = self._tracked.get(request.request_id)
+        if tracked is not None and not request.resumable:
+            tracked.input_ended = True
+
+    def arrival(self, request: Request) -> tuple[float, int]:
+        """Return when a request of vLLM's arrived, by the engine's own clock, and its number, which breaks ties."""
+        tracked = self._tracked.get(request.request_id)
+        if tracked is None:
+            return float(request.arrival_time) - self._clock.off_s(), 0
+        return tracked.arrival_s, tracked.serial
 
     def schedule(self, output: SchedulerOutput, now_s: float) -> None:
         """Record a scheduled step from vLLM's ``SchedulerOutput``."""
@@ -90,7 +119,7 @@ class RequestTracker:
             tracked = self._tracked.get(new.req_id)
             if tracked is not None and tracked.scheduled_s is None:
                 tracked.scheduled_s = now_s
-                tracked.cached_prompt_tokens = new.num_computed_tokens
+                tracked.cached_prompt_tokens = max(0, new.num_computed_tokens)  # A KV connector may say less.
                 tracked.expected_cached_tokens = self._expected_tokens(new.req_id)
         if self._preempted:
             self._resume(output.num_scheduled_tokens)
@@ -125,8 +154,12 @@ class RequestTracker:
                 continue
             if output.new_token_ids:
                 self._generate(tracked, len(output.new_token_ids), now_s)
-            if output.finish_reason is not None and tracked.request.is_finished():
+            if output.finish_reason is None:
+                continue
+            if tracked.request.is_finished():
                 self.end(tracked.request, now_s)
+            else:
+                tracked.turn = _REASONS.get(output.finish_reason.name, "error"), tracked.count()
 
     def end(self, request: Request, now_s: float) -> None:
         """Report a finished request, whose final status is set."""
@@ -140,8 +173,8 @@ class RequestTracker:
             Finished(
                 request_id=request.request_id,
                 time_s=now_s,
-                reason=_reason(request),
-                arrival_s=request.arrival_time,
+                reason=_reason(tracked),
+                arrival_s=tracked.arrival_s,
                 prompt_tokens=request.num_prompt_tokens,
                 output_tokens=max(tracked.count(), request.num_output_tokens),
                 max_tokens=request.max_tokens,
@@ -189,13 +222,13 @@ class RequestTracker:
             self._agent.resumed(tracked.lost_tokens - spared_tokens)
 
 
-def arrived(request: Request) -> Arrived:
-    """Return the fact of a vLLM request's arrival."""
+def arrived(request: Request, arrival_s: float) -> Arrived:
+    """Return the fact of a vLLM request's arrival at ``arrival_s`` by the engine's own clock."""
     sampling = request.sampling_params
     tenant = (sampling.extra_args or {}).get("tenant")
     return Arrived(
         request_id=request.request_id,
-        arrival_s=request.arrival_time,
+        arrival_s=arrival_s,
         prompt_tokens=request.num_prompt_tokens,
         token_ids=token_bytes(request.prompt_token_ids or ()),
         max_tokens=request.max_tokens,
@@ -231,6 +264,14 @@ def token_bytes(token_ids: Iterable[int]) -> bytes:
         return b""
 
 
-def _reason(request: Request) -> FinishReason:
-    reason = request.get_finished_reason()
-    return _REASONS.get(reason.name, "error") if reason is not None else "error"
+def _reason(tracked: _TrackedRequest) -> FinishReason:
+    """Return why a request ended.
+
+    VLLM aborts a session whose input ends while it waits for more: that one ended as its last turn did.
+    """
+    reason = tracked.request.get_finished_reason()
+    name: FinishReason = "error" if reason is None else _REASONS.get(reason.name, "error")
+    if name == "abort" and tracked.input_ended and tracked.turn is not None:
+        turn_reason, output_tokens = tracked.turn
+        return turn_reason if output_tokens == tracked.count() else name
+    return name

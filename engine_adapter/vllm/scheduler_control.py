@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from collections.abc import Set as AbstractSet
 from itertools import chain, islice
 
@@ -32,10 +32,12 @@ class SchedulerControl:
 
     Args:
         scheduler: The scheduler to steer.
+        arrival: By what vLLM's own order is restored: when a request arrived, by a clock that never jumps.
     """
 
-    def __init__(self, scheduler: AsyncScheduler) -> None:
+    def __init__(self, scheduler: AsyncScheduler, arrival: Callable[[Request], tuple[float, int]]) -> None:
         self._scheduler = scheduler
+        self._arrival = arrival
         self.pushing_out = False
         """Whether the plan, not the engine, causes a preemption that happens now."""
         self.shape = StepShape(scheduler)
@@ -89,9 +91,9 @@ class SchedulerControl:
             return
         scheduler = self._scheduler
         waiting = create_request_queue(self._stock_policy)
-        for request in sorted(scheduler.waiting, key=_arrival_s):
+        for request in sorted(scheduler.waiting, key=self._arrival):
             waiting.add_request(request)
-        scheduler.running.sort(key=_arrival_s)
+        scheduler.running.sort(key=self._arrival)
         scheduler.waiting = waiting
         scheduler.policy = self._stock_policy
         scheduler.max_num_active_reqs = self._stock_limit
@@ -164,7 +166,3 @@ def _split(requests: Collection[Request], known: AbstractSet[str]) -> tuple[list
     if len(known_requests) == len(requests):
         return known_requests, []
     return known_requests, [request for request in requests if request.request_id not in known]
-
-
-def _arrival_s(request: Request) -> float:
-    return float(request.arrival_time)

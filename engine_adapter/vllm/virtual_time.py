@@ -264,6 +264,9 @@ def _harnessed(
         def _now_s(self) -> float:
             return now_s()
 
+        def _wall_s(self) -> float:
+            return now_s()
+
         def _make_link(self, endpoint: str, key: EngineKey | None) -> EngineLink:
             return link
 

@@ -4,9 +4,12 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+
+from dashboard.text import notices
+from store.http_api import DegradedKind
 
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "docs" / "monitoring"
@@ -124,3 +127,10 @@ def test_promtool_understands_every_query_of_the_dashboard(promtool: str, tmp_pa
         [promtool, "check", "rules", str(file)], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_degraded_state_has_a_title_on_now_and_a_row_in_the_manual() -> None:
+    """Whatever the controller names, an operator finds what it means and what to do."""
+    manual = (ROOT / "docs" / "operating.md").read_text()
+    assert set(get_args(DegradedKind)) == notices.DEGRADED.keys()
+    assert [kind for kind in get_args(DegradedKind) if f"| `{kind}` |" not in manual] == []

@@ -65,6 +65,7 @@ def _live_snapshot(views: list[RequestView], *, running: list[str], queue: list[
         last_seen_s=9.0,
         unfinished=len(views),
         tables_sent=0,
+        clock_s=10.0,
         snapshot=snapshot,
         detailed=snapshot,
         requests=tuple(views),

@@ -171,11 +171,15 @@ class Overlap:
         self.schedule()
         self.land()
 
-    def add(self, request_id: str, tenant: str | None = None, **more: object) -> Request:
-        """Let a request arrive."""
+    def add(
+        self, request_id: str, tenant: str | None = None, *, stamp_s: float | None = None, **more: object
+    ) -> Request:
+        """Let a request arrive, stamped by the front end now unless another time is given."""
         sampling = SamplingParams(max_tokens=50, extra_args={"tenant": tenant})
         sampling.update_from_generation_config({}, END_OF_SEQUENCE_ID)
-        request = Request(request_id, [5] * 20, sampling, None, arrival_time=self.engine.now_s, **more)
+        request = Request(
+            request_id, [5] * 20, sampling, None, arrival_time=self.engine.now_s if stamp_s is None else stamp_s, **more
+        )
         self.scheduler.add_request(request)
         return request
 
@@ -312,8 +316,100 @@ def test_a_session_with_streaming_input_is_one_life(scripted: Script) -> None:
     overlap.add("session", resumable=False)
     overlap.drain()
     assert [fact.request_id for fact in script.facts(Arrived)] == ["session"]
-    assert script.finished()["session"].output_tokens == 3
+    end = script.finished()["session"]
+    assert (end.output_tokens, end.reason) == (3, "stop")
     assert script.snapshots()[-1].policy_errors == 0
+
+
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_a_session_whose_input_ends_while_it_waits_for_more_ended_as_its_last_turn(
+    scripted: Script, chunks: int
+) -> None:
+    """VLLM calls that an abort and stamps the session anew; its arrival stays that of its first chunk."""
+    script = scripted()
+    overlap = Overlap(script)
+    began_s = overlap.engine.now_s
+    for _ in range(chunks):
+        overlap.add("session", resumable=True)
+        overlap.schedule()
+        overlap.land({"session": [END_OF_SEQUENCE_ID]})
+        overlap.engine.advance_to(overlap.engine.now_s + 5.0)
+    overlap.add("session", resumable=False)
+    overlap.drain()
+    end = script.finished()["session"]
+    assert (end.reason, end.arrival_s, end.output_tokens) == ("stop", began_s, chunks)
+    assert end.first_token_s is not None
+    assert end.first_token_s >= began_s
+
+
+def test_a_session_whose_client_goes_away_is_aborted(scripted: Script) -> None:
+    """Between two turns as well as in one."""
+    script = scripted()
+    overlap = Overlap(script)
+    for name in ("between", "within"):
+        overlap.add(name, resumable=True)
+        overlap.schedule()
+        overlap.land({name: [END_OF_SEQUENCE_ID]})
+    overlap.add("within", resumable=True)
+    overlap.schedule()
+    overlap.land()
+    overlap.scheduler.finish_requests(["between", "within"], RequestStatus.FINISHED_ABORTED)
+    overlap.drain()
+    assert {name: end.reason for name, end in script.finished().items()} == {"between": "abort", "within": "abort"}
+
+
+@pytest.mark.parametrize("step_s", [-600.0, 600.0])
+def test_a_step_of_the_system_clock_changes_no_arrival_and_is_told(scripted: Script, step_s: float) -> None:
+    """Before and after it, and of a front end whose stamp is from before it: in order, no time negative or absurd."""
+    script = scripted()
+    overlap = Overlap(script)
+    clock = overlap.scheduler._sage._clock
+    began_s, first = overlap.engine.now_s, overlap.add("before")
+    overlap.schedule()
+    overlap.land()
+    on_its_way_s = overlap.engine.now_s
+    clock._wall_s = lambda: overlap.engine.now_s + step_s
+    overlap.engine.advance_to(overlap.engine.now_s + 3.0)
+    on_its_way = overlap.add("on its way", stamp_s=on_its_way_s)
+    after = overlap.add("after", stamp_s=overlap.engine.now_s + step_s - 0.5)
+    sent_s = {"before": began_s, "on its way": overlap.engine.now_s, "after": overlap.engine.now_s - 0.5}
+    found = [overlap.scheduler._sage._tracker.arrival(request)[0] for request in (first, on_its_way, after)]
+    assert found == pytest.approx([*sent_s.values()])
+    for _ in range(3):
+        overlap.schedule()
+        overlap.land()
+    overlap.scheduler.finish_requests(None, RequestStatus.FINISHED_ABORTED)
+    overlap.drain()
+    for name, end in script.finished().items():
+        assert end.arrival_s == pytest.approx(sent_s[name])
+        assert end.first_token_s is not None
+        assert end.arrival_s <= end.scheduled_s <= end.first_token_s <= end.time_s
+    last = script.snapshots()[-1]
+    assert (last.clock_off_s, last.stamps_replaced, last.policy_errors) == (step_s, 1, 0)
+
+
+def test_vllms_own_order_is_that_of_arrival_whatever_the_system_clock_says(scripted: Script) -> None:
+    """When the plan is given up after the clock was put back, who came later does not go first."""
+    script = scripted(indexes={str(number): float(-number) for number in range(9)})
+    overlap = Overlap(script)
+    for number in range(4):
+        overlap.engine.advance_to(overlap.engine.now_s + 0.001)
+        overlap.add(str(number))
+    overlap.scheduler._sage._clock._wall_s = lambda: overlap.engine.now_s - 600.0
+    for number in range(4, 9):
+        overlap.engine.advance_to(overlap.engine.now_s + 0.001)
+        overlap.add(str(number), stamp_s=overlap.engine.now_s - 600.0)
+    for _ in range(2):
+        overlap.schedule()
+        overlap.land()
+    assert overlap.scheduler._sage._control._held
+    overlap.scheduler._sage._control.give_back()
+    for requests in (overlap.scheduler.running, overlap.scheduler.waiting):
+        names = [request.request_id for request in requests]
+        assert names == sorted(names)
+        assert len(names) > 1
+    overlap.scheduler.finish_requests(None, RequestStatus.FINISHED_ABORTED)
+    overlap.drain()
 
 
 def test_a_pooling_request_passes_unreported(scripted: Script) -> None:

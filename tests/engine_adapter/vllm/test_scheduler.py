@@ -7,10 +7,12 @@ import inspect
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import vllm
+import zmq
 from msgspec import structs
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -240,6 +242,27 @@ def test_an_engine_without_a_working_link_serves_plainly(caplog: pytest.LogCaptu
     assert served.scheduler._sage is None
     assert "could not start" in caplog.text
     assert starts(serve(served, [work("a"), work("b")])) == ["a", "b"]
+
+
+def test_an_endpoint_where_others_may_listen_gets_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever listens in a shared folder would be sent every prompt: one line says so, and vLLM works as ever."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    listener = zmq.Context.instance().socket(zmq.ROUTER)
+    listener.bind(f"ipc://{shared}/engine.sock")
+    monkeypatch.setenv("SAGESCHED_ENDPOINT", f"ipc://{shared}/engine.sock")
+    served = _Bare(SageScheduler)
+    assert served.scheduler._sage is None
+    (line,) = [record for record in caplog.records if "could not start" in record.message]
+    assert f"directory {shared} of endpoint" in line.message
+    assert "can be written by others" in line.message
+    assert line.exc_info is None
+    assert starts(serve(served, [work("a"), work("b")])) == ["a", "b"]
+    assert not listener.poll(300)
+    listener.close(linger=0)
 
 
 class _Bare(VllmVirtualTimeEngine):

@@ -8,9 +8,10 @@ from typing import Any
 
 from harness.controllers import ControllerProcess
 from harness.disk import History
-from harness.engines import EngineProcess
+from harness.engines import EngineProcess, Sent
 
 from engine_adapter.agent.agent import Agent, AgentLimits
+from engine_adapter.agent.clock import OLDEST_STAMP_S
 from engine_adapter.virtual_time.engine import Step
 from engine_adapter.virtual_time.request_progress import ending
 from store.records import Acknowledged, Facts, Welcome, decode_controller_message
@@ -180,8 +181,17 @@ def _check_life(
         demand(reason == life.reason, f"request {name} ended as {life.reason} with {life.output_tokens} tokens")
         demand(ending(work, life.output_tokens - 1, process.profile) is None, f"request {name} got too many tokens")
     times = [end["arrival_s"], end["scheduled_s"], end["first_token_s"], end["time_s"]]
+    _check_arrival(process.sent[name], end["arrival_s"], name)
     known = [time_s for time_s in times if time_s is not None]
     demand(known == sorted(known), f"request {name}: times out of order {times}")
+
+
+def _check_arrival(sent: Sent, arrival_s: float, name: str) -> None:
+    """It is when the client sent it, by the engine's clock; after a jump on its way, at least close to that."""
+    least_s, most_s = (sent.entered_s - OLDEST_STAMP_S, sent.entered_s) if sent.jumped else 2 * (sent.sent_s,)
+    demand(
+        least_s - 1e-3 <= arrival_s <= most_s + 1e-3, f"request {name}: sent at {sent}, recorded arrival {arrival_s}"
+    )
 
 
 def check_answers(history: History) -> None:

@@ -161,6 +161,7 @@ class ControllerProcess:
             metrics=Metrics(live),
             commands=self.commands,
             clock=self.clock,
+            wall=lambda: self.timeline.now_s + self.wall_offset_s,
             encoder=self.encoder,
             limits=LoopLimits(
                 wait_s=0.0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from harness.network import EngineEnd
 from harness.timeline import Timeline
@@ -47,6 +47,16 @@ class HeardLink(FrameLink):
         self._end.close()
 
 
+@dataclass(frozen=True)
+class Sent:
+    """When a request was sent and when it entered the engine, by the engine's clock."""
+
+    sent_s: float
+    entered_s: float
+    jumped: bool
+    """Whether the system clock jumped in between."""
+
+
 @dataclass(eq=False)
 class EngineProcess:
     """One run of one engine, with what its clients know of it."""
@@ -57,8 +67,8 @@ class EngineProcess:
     profile: Profile
     end: EngineEnd
     limits: AgentLimits
-    offset_s: float
-    """Unix time minus simulated time when it was started."""
+    wall_offset_s: Callable[[], float]
+    """Unix time minus simulated time, by the system clock, which jumps."""
     idles_silently: bool
     """An idle vLLM does not call its scheduler, so that nothing is polled."""
     on_step: Callable[[EngineProcess, Step], None]
@@ -71,6 +81,8 @@ class EngineProcess:
     stepping: bool = False
 
     def __post_init__(self) -> None:
+        self.offset_s = self.wall_offset_s()
+        self.sent: dict[str, Sent] = {}
         self.link = HeardLink(self.end, lambda: self.engine.now_s)
         self.engine = SimulatedEngine(
             self.profile,
@@ -79,6 +91,7 @@ class EngineProcess:
             session_id=self.session_id,
             limits=self.limits,
             start_s=self.now_s,
+            wall_s=lambda: self.timeline.now_s + self.wall_offset_s(),
         )
         self.timeline.after(0.0, self._begin)
 
@@ -87,13 +100,20 @@ class EngineProcess:
         """The engine's clock: it never jumps, because it is set once."""
         return self.timeline.now_s + self.offset_s
 
-    def submit(self, work: TraceRequest) -> None:
-        """A client sends a request."""
-        if not self.alive:
-            return
-        self.engine.advance_to(self.now_s)
-        self.works[work.request_id] = work
-        self.engine.submit(work)
+    def submit(self, work: TraceRequest, delay_s: float) -> None:
+        """A client sends a request, which the front end stamps by the system clock; the engine gets it a little later."""
+        sent_s, offset_s = self.now_s, self.wall_offset_s()
+        stamped = replace(work, arrival_s=self.timeline.now_s + offset_s)
+
+        def enter() -> None:
+            if self.alive:
+                self.engine.advance_to(self.now_s)
+                self.works[work.request_id] = stamped
+                jumped = self.wall_offset_s() != offset_s
+                self.sent[work.request_id] = Sent(sent_s, self.engine.now_s, jumped=jumped)
+                self.engine.submit(stamped)
+
+        self.timeline.after(delay_s, enter)
 
     def leave(self, request_id: str) -> None:
         """A client goes away; the engine is told between two steps."""

@@ -18,6 +18,7 @@ from controller.core.pause import Pause
 from controller.service.warm_start import learn_again
 from engine_adapter.agent import agent as engine_agent
 from engine_adapter.agent.agent import Agent
+from engine_adapter.agent.clock import StampClock
 from engine_adapter.agent.outbox import Outbox
 from engine_adapter.ordering.ordering import Ordering
 from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
@@ -156,6 +157,14 @@ def _reports_other_tokens(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Agent, "finished", lie)
 
 
+def _stamps_by_the_wall_clock(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(StampClock, "own_s", lambda _clock, stamp_s: stamp_s)
+
+
+def _is_silent_about_the_clock(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(StampClock, "off_s", lambda _clock: 0.0)
+
+
 @dataclass(frozen=True)
 class Mutant:
     """A defect, and the faults under which it shows soonest."""
@@ -185,6 +194,8 @@ MUTANTS = {
     ),
     "the core never comes back": _mutant(_never_comes_back, "learner raises in predict"),
     "intervals go by the wall clock": _mutant(_goes_by_the_wall_clock, "clock backwards"),
+    "arrivals go by the front end's clock": _mutant(_stamps_by_the_wall_clock, "clock backwards", "clock forwards"),
+    "a step of an engine's clock is not told": _mutant(_is_silent_about_the_clock, "clock forwards"),
     "answers are numbered anew after a start": _mutant(
         _numbers_answers_anew, "controller killed", "learner raises in predict"
     ),

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import random
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from harness.network import LONGEST_DELAY_S, Network
 from harness.timeline import Timeline
 from harness.unknown_connections import throw
 
+from controller.monitoring.engine_states import CLOCK_OFF_S
 from controller.policy.policies import Objective, Schedule, policy_named
 from controller.policy.policy import Policy
 from engine_adapter.agent.agent import AgentLimits
@@ -169,7 +171,7 @@ class World:
             profile=self.profile,
             end=self.network.connect(session_id),
             limits=self.limits,
-            offset_s=self.controller.wall_offset_s,
+            wall_offset_s=lambda: self.controller.wall_offset_s,
             idles_silently=self._chance.random() < 0.3 and self.faults.active,
             on_step=self._stepped,
         )
@@ -195,7 +197,7 @@ class World:
         self._requests += 1
         work = TraceRequest(
             request_id=f"r{self._requests}",
-            arrival_s=max(process.now_s, process.engine.now_s),
+            arrival_s=0.0,
             token_ids=tuple(chance.choices(range(200), k=chance.choice([3, 20, 100]))),
             max_tokens=chance.choice([5, 40, 150]),
             true_output_tokens=1 + min(150, round(chance.lognormvariate(2.5, 1.0))),
@@ -203,7 +205,7 @@ class World:
             tenant=chance.choice([None, "t"]),
             abort_after_tokens=chance.choice([None, None, None, 3]),
         )
-        process.submit(work)
+        process.submit(work, delay_s=chance.choice([0.0, 0.01, 0.2]))
 
     def _strike_later(self, kind: str) -> None:
         rate = self.faults.rates[kind]
@@ -308,6 +310,22 @@ class World:
             for _ in range(6):
                 self.timeline.run(self.timeline.now_s + QUIET_S)
                 demand(self._why_not_well() is None, f"not well after the clock jumped: {self._why_not_well()}")
+            self._check_clock_is_told()
+
+    def _check_clock_is_told(self) -> None:
+        """What is off is said, of the controller and of each engine, and what is not off is not."""
+        live = self.controller.loop._live.live_snapshot
+        told = {state.text.split(" was set")[0] for state in live.degraded if state.kind == "clock_off"}
+        for name, off_s in self._clocks_off():
+            demand((name in told) == (abs(off_s) > CLOCK_OFF_S), f"{name} is off by {off_s} s, told: {told}")
+
+    def _clocks_off(self) -> Iterator[tuple[str, float]]:
+        offset_s = self.controller.wall_offset_s
+        own_s = self.controller.clock() - self.timeline.now_s
+        yield "The system clock of the controller", offset_s - own_s
+        for process in self.processes:
+            if process.alive:
+                yield f"The system clock of engine {process.engine_id}", offset_s - process.offset_s
 
     def _why_not_well(self) -> str | None:
         """What is still amiss; None when requests are served, facts are durable, and engines do as they are told."""
