@@ -10,6 +10,9 @@ from collections.abc import Iterator
 
 from engine_adapter.ordering.running_order import Tracked
 
+LEAST_GAP_TOKENS = 8
+"""Fewest tokens between two looks at a request: entries at the start of a table are closer than what they say differs."""
+
 LARGEST_GAP_TOKENS = 1 << 20
 """Tokens after which a request is looked at again at the latest; none generates as many."""
 
@@ -25,8 +28,8 @@ class TokenCalendar:
         self._due: dict[int, list[Tracked]] = {}
 
     def watch(self, tracked: Tracked, lacking_tokens: float) -> None:
-        """Note a request that has to generate so many tokens first; it is noted under the latest such step only."""
-        tracked.due = due = self._now + int(min(max(1, lacking_tokens), LARGEST_GAP_TOKENS))
+        """Note a request that lacks so many tokens to its next entry; only the latest note of each counts."""
+        tracked.due = due = self._now + int(min(max(LEAST_GAP_TOKENS, lacking_tokens), LARGEST_GAP_TOKENS))
         self._due.setdefault(due, []).append(tracked)
 
     def advance(self, tokens: int) -> Iterator[Tracked]:
