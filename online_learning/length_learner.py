@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
@@ -116,3 +116,19 @@ class LengthLearner(Protocol):
     def prior(self, model: str) -> LengthDistribution:
         """The distribution for a prompt that nothing is known of."""
         ...
+
+
+@runtime_checkable
+class PredictsMany(Protocol):
+    """A learner for which several predictions together cost less than one by one."""
+
+    def predict_many(self, features: Sequence[Features], model: str) -> list[Forecast]:
+        """What `LengthLearner.predict_one` gives for each, to the last digit; changes nothing."""
+        ...
+
+
+def predict_all(learner: LengthLearner, features: Sequence[Features], model: str) -> list[Forecast]:
+    """The predicted distributions of several answers of one model, together where the learner can."""
+    if isinstance(learner, PredictsMany):
+        return learner.predict_many(features, model)
+    return [learner.predict_one(prompt, model) for prompt in features]

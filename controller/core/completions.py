@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from controller.core.deferred_work import EndedRequest
-from controller.core.predictor import calibration_record
+from controller.core.prediction_records import calibration_record
 from controller.core.publisher import Publisher
 from controller.core.sessions import ServedRequest, Session
 from controller.core.state import CoreState

@@ -11,14 +11,15 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Literal
 
-from controller.core.arrivals import Arrivals
+from controller.core.arrivals import MOST_TOGETHER, Arrivals
 from controller.core.completions import Completions
-from controller.core.deferred_work import DeferredArrival, DeferredWork, EndedRequest, StalePrediction
+from controller.core.deferred_work import DeferredWork, EndedRequest
 from controller.core.engine_tuning import EngineTuning
 from controller.core.modes import Modes
 from controller.core.outbox import Outgoing
 from controller.core.pause import Pause, PauseLimits
-from controller.core.predictor import EnginePrediction, Predictor, calibration_record
+from controller.core.prediction_records import calibration_record
+from controller.core.predictor import EnginePrediction, Predictor
 from controller.core.publisher import Publisher
 from controller.core.sessions import Session, Sessions
 from controller.core.settings import CoreConfig, Counts
@@ -142,9 +143,13 @@ class Core:
 
     # --- commands -----------------------------------------------------------------------------------
 
-    def handle(self, connection: bytes, message: EngineMessage, now_s: float) -> None:
-        """Handle one message of an engine."""
+    def handle(self, connection: bytes, message: EngineMessage, now_s: float, *, more: bool = False) -> None:
+        """Handle one message of an engine.
+
+        With ``more`` its arrivals may wait to be predicted together with those of further messages, until `proceed`.
+        """
         if isinstance(message, Hello):
+            self.arrivals.predict_waiting(now_s)
             self._greet(connection, message, now_s)
             return
         self._concerned = session = self._state.sessions.of(connection)
@@ -155,13 +160,13 @@ class Core:
         match message:
             case Facts():
                 self._record_facts(session, message, now_s)
-                self.proceed(now_s)
+                self.proceed(now_s, more=more)
             case Snapshot():
                 self._state.journal.record(session, message)
                 session.clock.observe(message.time_s, now_s)
                 self.completions.trust_changed(self._state.predictor.observe(session, message), now_s)
                 self._tend(session, now_s)
-                self.proceed(now_s)
+                self.proceed(now_s, more=more)
             case Goodbye():
                 self._leave(session, "left", now_s)
         self._concerned = None
@@ -189,38 +194,48 @@ class Core:
         return len(self._state.deferred)
 
     def work(self, now_s: float) -> None:
-        """Do the oldest item of deferred work, which takes about a millisecond; nothing if there is none."""
-        if not self._state.deferred:
-            return
-        sessions = self._state.sessions
-        match self._state.deferred.next():
-            case EndedRequest() as ended:
-                self._concerned = ended.session
-                self.completions.learn(ended, now_s)
-            case StalePrediction() as stale:
-                self._concerned = sessions.of(stale.connection)
-                self._publisher.catch_up(stale, now_s)
-            case DeferredArrival() as arrival:
-                self._concerned = next(iter(sessions.named(arrival.session_id)), None)
-                self.arrivals.catch_up(arrival, now_s)
+        """Do the oldest items of deferred work, which takes a few milliseconds; nothing if there are none."""
+        deferred = self._state.deferred
+        if arrivals := deferred.next_arrivals(MOST_TOGETHER):
+            self.arrivals.catch_up(arrivals, now_s)
+        elif stale := deferred.next_stale(MOST_TOGETHER):
+            self._concerned = self._state.sessions.of(stale[0].connection)
+            self._publisher.catch_up(stale, now_s)
+        elif ended := deferred.next_ended():
+            self._concerned = ended.session
+            self.completions.learn(ended, now_s)
         self._concerned = None
 
     @property
     def unhandled(self) -> int:
-        """Number of recorded facts that are not handled yet, because an earlier one raised."""
-        return len(self._unhandled)
+        """Number of recorded facts that are not handled yet, because one raised."""
+        return len(self._unhandled) + self.arrivals.failed
 
-    def proceed(self, now_s: float) -> None:
-        """Handle the received facts in order. If one raises, call it again for the facts after it."""
+    def proceed(self, now_s: float, *, more: bool = False) -> None:
+        """Handle the received facts in order, and predict the requests that have arrived, unless there is ``more`` to come.
+
+        If one raises, call it again for the others.
+        """
         while self._unhandled:
+            if self.arrivals.must_precede(*self._unhandled[0]):
+                self.arrivals.predict_waiting(now_s)
             session, fact = self._unhandled.popleft()
             self._concerned = session
             self._handle_fact(session, fact, now_s)
         self._concerned = None
+        if not more or self.arrivals.failed:
+            self.arrivals.predict_waiting(now_s)
 
     def charge_engine(self, error: Exception, limits: PauseLimits, now_s: float) -> bool:
-        """Let the engine whose message or work raised serve first come, first served for a while; False if it was none's."""
-        session, self._concerned = self._concerned, None
+        """Let the engine whose message or work raised serve first come, first served for a while; False if it was none's.
+
+        Of requests that failed together nobody's is at fault yet: each is tried alone.
+        """
+        alone, self.arrivals.alone = self.arrivals.alone, None
+        concerned, self._concerned = self._concerned, None
+        if alone is None and self.arrivals.failed:
+            return True
+        session = alone or concerned
         if session is None:
             return False
         self.counts.engine_errors += 1

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import TypeAlias
+from itertools import islice
 
 from controller.core.sessions import ServedRequest, Session
 from store.records import Arrived, Finished
@@ -40,9 +40,6 @@ class DeferredArrival:
 
     session_id: str
     arrived: Arrived
-
-
-WorkItem: TypeAlias = EndedRequest | StalePrediction | DeferredArrival
 
 
 class DeferredWork:
@@ -77,9 +74,26 @@ class DeferredWork:
         assert self.has_room, "deferred work is bounded"
         self._items.append(item)
 
-    def next(self) -> WorkItem:
-        """Remove and return the oldest deferred arrival, or else the oldest item; there must be one."""
-        return self._arrivals.pop(next(iter(self._arrivals))) if self._arrivals else self._items.popleft()
+    def next_arrivals(self, most: int) -> list[DeferredArrival]:
+        """Remove and return the oldest deferred arrivals, at most ``most``."""
+        return [self._arrivals.pop(key) for key in list(islice(self._arrivals, most))]
+
+    def next_stale(self, most: int) -> list[StalePrediction]:
+        """Remove and return the oldest items as long as they are stale predictions of one engine, at most ``most``."""
+        stale: list[StalePrediction] = []
+        while len(stale) < most and self._items and isinstance(item := self._items[0], StalePrediction):
+            if stale and item.connection != stale[0].connection:
+                break
+            self._items.popleft()
+            stale.append(item)
+        return stale
+
+    def next_ended(self) -> EndedRequest | None:
+        """Remove and return the request that has ended, where the oldest item is one."""
+        if not self._items or not isinstance(item := self._items[0], EndedRequest):
+            return None
+        self._items.popleft()
+        return item
 
     def defer(self, arrival: DeferredArrival) -> None:
         """Append an arrival."""

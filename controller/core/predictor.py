@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -10,8 +9,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from msgspec import structs
 
-from controller.core.sessions import ServedRequest, Session
-from controller.policy.policy import Policy, RequestFacts
+from controller.core.prediction_records import NewRequest, outcome_record, prediction_record
+from controller.core.sessions import Arrival, ServedRequest, Session
+from controller.policy.policy import Assessment, Policy, RequestFacts, assess_all
 from online_learning.calibration.calibration import CalibrationBook, CalibrationSettings, Judgement, Measurement, judge
 from online_learning.calibration.evidence import Course, Watch, bins_outlived, nothing
 from online_learning.distribution import LengthDistribution
@@ -26,9 +26,10 @@ from online_learning.length_learner import (
     LengthLearner,
     Observation,
     Prompt,
+    predict_all,
 )
 from online_learning.survival.running_answers import RunningAnswers
-from store.entries import CalibrationMeasured, Outcome, Prediction
+from store.entries import Outcome, Prediction
 from store.records import Arrived, Finished, IndexTable, Snapshot
 
 PRIOR_PROMPT_TOKENS = 256
@@ -48,10 +49,6 @@ MOST_UNREVIEWED = 1_000
 
 MERGERS_REMEMBERED = 1_024
 """Number of merged clusters that are still mapped to the cluster that they were merged into."""
-
-RECORDED_PERCENTILES = (10, 25, 50, 75, 90, 95, 99)
-_RECORDED = tuple(f"p{percent}_tokens" for percent in RECORDED_PERCENTILES)
-_PROBABILITIES = tuple(percent / 100 for percent in RECORDED_PERCENTILES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,45 +101,58 @@ class Predictor:
         if isinstance(learner, HasClusters):
             learner.on_cluster_changed = self._cluster_changed
 
-    def predict(
-        self, session: Session, arrived: Arrived, now_s: float, *, late: bool = False
-    ) -> tuple[ServedRequest, Prediction]:
-        """Predict a request for the first time; ``late`` if its arrival was deferred. Returns the record as well."""
-        model = session.hello.model
+    def predict(self, arrivals: Sequence[Arrival], now_s: float, *, late: bool = False) -> list[NewRequest]:
+        """Predict requests of one model for the first time; ``late`` if their arrival was deferred.
+
+        The tables are those of one request after the other, to the last digit; only an answer that runs already counts
+        after the predictions that are made with it. Nothing is counted before `enter`.
+        """
+        model = arrivals[0][0].hello.model
         started = self._timer()
-        features = self._learner.features(_prompt(arrived, model))
-        forecast, prior, trusted = self._forecast(features, model)
-        predicted = (forecast.distribution if trusted else prior).cut(arrived.max_tokens)
-        predict_s = self._timer() - started
-        cached_tokens = session.expected_hit_tokens(arrived)
-        assessment = self._policy.assess(_facts(arrived, cached_tokens), predicted, session.engine)
-        request = ServedRequest(
-            arrived=arrived,
-            features=features,
-            forecast=replace(forecast, at_risk=None),
-            prior=prior,
-            trusted=trusted,
-            predicted=predicted,
-            table=assessment.table,
-            cost_s=assessment.cost_s,
-            taught=self.taught(model),
-            ripe=self._is_ripe(model),
-            cached_tokens=cached_tokens,
-            attained_tokens=arrived.attained_tokens,
-            predicted_late=late,
-        )
-        prediction = self._prediction(request, predict_s, now_s)
-        if arrived.attained_tokens:
-            self._resume(session, request, forecast.at_risk)
-        self._present[model] += 1
-        return request, prediction
+        features = [self._learner.features(_prompt(arrived, model)) for _, arrived in arrivals]
+        forecasts = self._forecasts(features, model)
+        served = [
+            (forecast.distribution if trusted else prior).cut(arrived.max_tokens)
+            for (_, arrived), (forecast, prior, trusted) in zip(arrivals, forecasts, strict=True)
+        ]
+        predict_s = (self._timer() - started) / len(arrivals)
+        facts = [_facts(arrived, session.expected_hit_tokens(arrived)) for session, arrived in arrivals]
+        assessed = self._assess([session for session, _ in arrivals], facts, served)
+        made: list[NewRequest] = []
+        for (_, arrived), prompt, (forecast, prior, trusted), predicted, fact, assessment in zip(
+            arrivals, features, forecasts, served, facts, assessed, strict=True
+        ):
+            request = ServedRequest(
+                arrived=arrived,
+                features=prompt,
+                forecast=replace(forecast, at_risk=None),
+                prior=prior,
+                trusted=trusted,
+                predicted=predicted,
+                table=assessment.table,
+                cost_s=assessment.cost_s,
+                taught=self.taught(model),
+                ripe=self._is_ripe(model, arriving=len(made)),
+                cached_tokens=fact.cached_tokens,
+                attained_tokens=arrived.attained_tokens,
+                predicted_late=late,
+            )
+            record = prediction_record(request, self._hash_key, predict_s, now_s)
+            made.append(NewRequest(request, record, forecast.at_risk))
+        return made
+
+    def enter(self, session: Session, new: NewRequest) -> None:
+        """Count a request that was predicted among the unfinished ones."""
+        if new.request.attained_tokens:
+            self._resume(session, new.request, new.at_risk)
+        self._present[session.hello.model] += 1
 
     def predict_on(self, sessions: Sequence[Session], arrived: Arrived) -> dict[str, EnginePrediction]:
         """Predict a request on each of these engines of one model, without a trace in any state."""
         if not sessions:
             return {}
         model = sessions[0].hello.model
-        forecast, prior, trusted = self._forecast(self._learner.features(_prompt(arrived, model)), model)
+        ((forecast, prior, trusted),) = self._forecasts([self._learner.features(_prompt(arrived, model))], model)
         predicted = (forecast.distribution if trusted else prior).cut(arrived.max_tokens)
         found = {}
         for session in sessions:
@@ -158,26 +168,38 @@ class Predictor:
             )
         return found
 
-    def renew(self, session: Session, request: ServedRequest) -> None:
-        """Predict an unfinished request again, with what has been learned since."""
-        model = session.hello.model
-        forecast, prior, trusted = self._forecast(request.features, model)
-        predicted = (forecast.distribution if trusted else prior).cut(request.arrived.max_tokens)
-        known = request.first_token_s is not None
-        cached_tokens = request.cached_tokens if known else session.expected_hit_tokens(request.arrived)
-        assessment = self._policy.assess(_facts(request.arrived, cached_tokens), predicted, session.engine)
-        request.forecast = replace(forecast, at_risk=None)
-        request.prior, request.trusted, request.predicted = prior, trusted, predicted
-        request.cached_tokens = cached_tokens
-        request.table, request.cost_s = assessment.table, assessment.cost_s
-        request.taught, request.ripe, request.watch = self.taught(model), self._is_ripe(model), None
+    def renew(self, stale: Sequence[tuple[Session, ServedRequest]]) -> None:
+        """Predict unfinished requests of one model again, with what has been learned since."""
+        model = stale[0][0].hello.model
+        forecasts = self._forecasts([request.features for _, request in stale], model)
+        served = [
+            (forecast.distribution if trusted else prior).cut(request.arrived.max_tokens)
+            for (_, request), (forecast, prior, trusted) in zip(stale, forecasts, strict=True)
+        ]
+        facts = [
+            _facts(
+                request.arrived,
+                session.expected_hit_tokens(request.arrived)
+                if request.first_token_s is None
+                else request.cached_tokens,
+            )
+            for session, request in stale
+        ]
+        assessed = self._assess([session for session, _ in stale], facts, served)
+        for (_, request), (forecast, prior, trusted), predicted, fact, assessment in zip(
+            stale, forecasts, served, facts, assessed, strict=True
+        ):
+            request.forecast, request.prior, request.trusted = replace(forecast, at_risk=None), prior, trusted
+            request.predicted, request.cached_tokens = predicted, fact.cached_tokens
+            request.table, request.cost_s = assessment.table, assessment.cost_s
+            request.taught, request.ripe, request.watch = self.taught(model), self._is_ripe(model), None
 
     def refine(self, session: Session, request: ServedRequest, embedding: Embedding, now_s: float) -> Prediction:
         """Predict a request again with the embedding of its prompt; returns the record."""
         request.features = with_embedding(request.features, embedding)
         started = self._timer()
-        self.renew(session, request)
-        prediction = self._prediction(request, self._timer() - started, now_s)
+        self.renew([(session, request)])
+        prediction = prediction_record(request, self._hash_key, self._timer() - started, now_s)
         # The name distinguishes the second prediction from the first in the history, even if neither was trusted.
         return structs.replace(prediction, experts={"semantic": 0.0, **prediction.experts})
 
@@ -282,28 +304,13 @@ class Predictor:
             trusted=request.trusted,
             uniform=self._random.random(),
         )
-        served = judgement.served
-        outcome = Outcome(
-            request_id=finished.request_id,
-            time_s=finished.time_s,
-            output_tokens=finished.output_tokens,
-            censored=observation.censored,
-            cluster=cluster,
-            pit=served.pit,
-            crps_tokens=served.crps_tokens,
-            log_score=served.log_score,
-            within_50=served.within_50,
-            within_90=served.within_90,
-            answer=self._next_answer,
-            model_surprise=observation.surprises[0] if observation.surprises else None,
-            cluster_surprise=observation.surprises[1] if observation.surprises else None,
-        )
+        outcome = outcome_record(finished, observation, cluster, judgement, self._next_answer)
         self.calibration.add(model, cluster, judgement)
         return outcome, judgement
 
     def rehearse(self, features: Features, model: str, observation: Observation) -> list[Measurement]:
         """Score an answer from the history as if it had been predicted just before it ended, without learning from it."""
-        forecast, prior, trusted = self._forecast(features, model)
+        ((forecast, prior, trusted),) = self._forecasts([features], model)
         judgement = judge(
             forecast.distribution,
             prior,
@@ -338,19 +345,37 @@ class Predictor:
         """Number of answers of a model that the learner was taught."""
         return self._taught.get(model, 0)
 
-    def _forecast(self, features: Features, model: str) -> tuple[Forecast, LengthDistribution, bool]:
-        forecast = self._learner.predict_one(features, model)
-        trusted = self.calibration.trusts_cluster(model, forecast.cluster)
+    def _assess(
+        self, sessions: Sequence[Session], facts: Sequence[RequestFacts], predicted: Sequence[LengthDistribution]
+    ) -> list[Assessment]:
+        engines = {id(session): session.engine for session in sessions}
+        return assess_all(
+            self._policy,
+            [
+                (fact, served, engines[id(session)])
+                for session, fact, served in zip(sessions, facts, predicted, strict=True)
+            ],
+        )
+
+    def _forecasts(self, features: Sequence[Features], model: str) -> list[tuple[Forecast, LengthDistribution, bool]]:
+        """The forecast of each prompt, the prior that would stand in for it, and whether the forecast is trusted."""
+        forecasts = predict_all(self._learner, features, model)
         prior = self._learner.prior(model)
-        at_risk = forecast.at_risk
-        if at_risk is None:
-            return forecast, prior, trusted
-        self._unfinished = self._unfinished or RunningAnswers(forecast.distribution.lengths)
-        self._unfinished.observe_evidence(model, at_risk.learnt)
-        self._at_risk[model] = replace(at_risk, cluster=None)
-        corrected = self._corrected(forecast.distribution, model, forecast.cluster, at_risk)
-        prior = self._corrected(prior, model, None, self._at_risk[model])
-        return replace(forecast, distribution=corrected), prior, trusted
+        at_risk = forecasts[0].at_risk
+        if at_risk is not None:
+            self._unfinished = self._unfinished or RunningAnswers(forecasts[0].distribution.lengths)
+            self._unfinished.observe_evidence(model, at_risk.learnt)
+            self._at_risk[model] = replace(at_risk, cluster=None)
+            corrected = self._unfinished.correct_many(
+                [forecast.distribution for forecast in forecasts],
+                model,
+                [forecast.cluster for forecast in forecasts],
+                [forecast.at_risk for forecast in forecasts],
+            )
+            forecasts = [replace(each, distribution=mass) for each, mass in zip(forecasts, corrected, strict=True)]
+            prior = self._corrected(prior, model, None, self._at_risk[model])
+        trusts = self.calibration.trusts_cluster
+        return [(forecast, prior, trusts(model, forecast.cluster)) for forecast in forecasts]
 
     def _corrected(
         self, predicted: LengthDistribution, model: str, cluster: int | None, at_risk: AtRisk | None
@@ -373,10 +398,13 @@ class Predictor:
             request.watch = Watch(served, own, bins_outlived(request.attained_tokens))
         return request.watch
 
-    def _is_ripe(self, model: str) -> bool:
-        """Whether enough answers have ended, now or before, that long ones are among them."""
+    def _is_ripe(self, model: str, *, arriving: int = 0) -> bool:
+        """Whether enough answers have ended, now or before, that long ones are among them.
+
+        ``arriving`` requests more than those that were entered are unfinished.
+        """
         if model not in self._ripe:
-            ripening = min(TURNOVERS * self._present[model], MOST_RIPENING_ANSWERS)
+            ripening = min(TURNOVERS * (self._present[model] + arriving), MOST_RIPENING_ANSWERS)
             if self.taught(model) < RIPE_ANSWERS + ripening:
                 return False
             self._ripe.add(model)
@@ -390,45 +418,6 @@ class Predictor:
             self._survivors[change.cluster] = change.other
             if len(self._survivors) > MERGERS_REMEMBERED:
                 self._survivors.popitem(last=False)
-
-    def _prediction(self, request: ServedRequest, predict_s: float, now_s: float) -> Prediction:
-        predicted, arrived = request.predicted, request.arrived
-        quantiles = dict(zip(_RECORDED, predicted.quantiles(_PROBABILITIES), strict=True))
-        return Prediction(
-            request_id=arrived.request_id,
-            time_s=now_s,
-            cluster=request.forecast.cluster,
-            features=request.features.tobytes(),
-            prompt_hash=hashlib.blake2b(arrived.token_ids, key=self._hash_key, digest_size=16).hexdigest(),
-            mean_tokens=predicted.mean_tokens,
-            evidence=request.forecast.evidence,
-            experts=request.forecast.experts if request.trusted else {"prior": 1.0},
-            predict_s=predict_s,
-            **quantiles,
-        )
-
-
-def calibration_record(measurement: Measurement, now_s: float) -> CalibrationMeasured:
-    """The record of a measurement."""
-    scope = measurement.scope
-    return CalibrationMeasured(
-        time_s=now_s,
-        model=scope.model,
-        scope=scope.kind,
-        cluster=scope.cluster,
-        answers=measurement.answers,
-        censored=measurement.censored,
-        coverage_50=measurement.coverage_50,
-        coverage_90=measurement.coverage_90,
-        crps_tokens=measurement.crps_tokens,
-        log_score=measurement.log_score,
-        prior_log_score=measurement.prior_log_score,
-        pinball_tokens=measurement.pinball_tokens,
-        kendall_tau=measurement.kendall_tau,
-        pit_histogram=measurement.pit_histogram,
-        trusted=measurement.trusted,
-        reason=measurement.reason,
-    )
 
 
 def _facts(arrived: Arrived, cached_tokens: int) -> RequestFacts:

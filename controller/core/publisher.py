@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from controller.core.deferred_work import StalePrediction
 from controller.core.journal import DecisionReason
-from controller.core.sessions import ServedRequest, Session
+from controller.core.sessions import ServedRequest, Session, by_model
 from controller.core.state import CoreState
 from online_learning.experts.cluster import CLUSTER_SKETCH
 from store.entries import SettingsChanged
@@ -72,20 +72,27 @@ class Publisher:
     def renew(self, session: Session, requests: Iterable[ServedRequest], now_s: float) -> None:
         """Predict requests again, now or when there is time; those beyond the bound keep their predictions."""
         deferred = self._state.deferred
+        if not deferred.capacity:
+            self._predict_again([(session, request) for request in requests], now_s)
+            return
         for request in requests:
-            if not deferred.capacity:
-                self._predict_again(session, request, now_s)
-            elif deferred.has_room:
+            if deferred.has_room:
                 deferred.put(StalePrediction(session.connection, request))
             else:
                 self._state.counts.not_renewed += 1
 
-    def catch_up(self, stale: StalePrediction, now_s: float) -> None:
-        """Predict a request again, if it is still unfinished."""
-        session = self._state.sessions.of(stale.connection)
-        if session is not None and session.requests.get(stale.request.arrived.request_id) is stale.request:
-            self._predict_again(session, stale.request, now_s)
+    def catch_up(self, stale: Sequence[StalePrediction], now_s: float) -> None:
+        """Predict those requests again that are still unfinished."""
+        found = [(self._state.sessions.of(item.connection), item.request) for item in stale]
+        unfinished = [
+            (session, request)
+            for session, request in found
+            if session is not None and session.requests.get(request.arrived.request_id) is request
+        ]
+        self._predict_again(unfinished, now_s)
 
-    def _predict_again(self, session: Session, request: ServedRequest, now_s: float) -> None:
-        self._state.predictor.renew(session, request)
-        self.publish(session, request, "prediction", now_s)
+    def _predict_again(self, stale: Sequence[tuple[Session, ServedRequest]], now_s: float) -> None:
+        for some in by_model(stale):
+            self._state.predictor.renew(some)
+            for session, request in some:
+                self.publish(session, request, "prediction", now_s)

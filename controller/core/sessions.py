@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 from controller.core.clock_difference import ClockDifference
 from controller.core.engine_tuning import EngineTuning
@@ -216,3 +216,17 @@ class Sessions:
         for session in lost:
             del self._sessions[session.connection]
         return lost
+
+
+Arrival: TypeAlias = tuple[Session, Arrived]
+"""A request that arrived, and its engine."""
+
+Item = TypeVar("Item")
+
+
+def by_model(items: Sequence[tuple[Session, Item]]) -> list[list[tuple[Session, Item]]]:
+    """Items of engines, those whose engines serve one model together, each in their order."""
+    models: dict[str, list[tuple[Session, Item]]] = {}
+    for session, item in items:
+        models.setdefault(session.hello.model, []).append((session, item))
+    return list(models.values())

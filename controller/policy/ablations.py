@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -9,8 +10,7 @@ from msgspec import structs
 
 from controller.policy.cost import memory_cost
 from controller.policy.policies import IndexPolicy
-from controller.policy.policy import Assessment, EngineFacts, Policy, RequestFacts
-from online_learning.distribution import LengthDistribution
+from controller.policy.policy import Assessment, Case, Policy
 from store.errors import ConfigError
 
 PREFIX = "sage-without-"
@@ -69,11 +69,12 @@ def _less(policy: IndexPolicy, part: str, name: str) -> IndexPolicy:
 class ByArrival(IndexPolicy):
     """Orders by arrival, with the gate and the other rules of the policy that it is made from."""
 
-    def assess(self, request: RequestFacts, predicted: LengthDistribution, engine: EngineFacts) -> Assessment:
-        """The policy's table with a constant index."""
-        assessment = IndexPolicy.assess(self, request, predicted, engine)
-        table = structs.replace(assessment.table, index_s=(1.0,) * len(assessment.table.index_s))
-        return replace(assessment, table=table)
+    def assess_many(self, cases: Sequence[Case]) -> list[Assessment]:
+        """The policy's tables with a constant index."""
+        return [
+            replace(found, table=structs.replace(found.table, index_s=(1.0,) * len(found.table.index_s)))
+            for found in IndexPolicy.assess_many(self, cases)
+        ]
 
 
 def _fields(policy: IndexPolicy) -> dict[str, Any]:

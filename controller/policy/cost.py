@@ -25,20 +25,26 @@ from online_learning.distribution import FloatArray, IntArray
 class CostModel:
     """Prices of the resources that a request uses; its cost is the sum over resources, and a price may be 0.
 
+    For the requests of several engines prices are columns, of shape (requests, 1), as are the arguments of `total_s`.
+
     >>> model = CostModel(kv_token_step_s=0.25, slot_step_s=0.5)
     >>> model.total_s(10, np.array([0, 2, 4])).tolist()
     [0.0, 6.5, 14.0]
     """
 
-    kv_token_step_s: float
+    kv_token_step_s: float | FloatArray
     """Engine-seconds for one KV token held during one step."""
-    slot_step_s: float = 0.0
+    slot_step_s: float | FloatArray = 0.0
     """Engine-seconds for one running sequence during one step."""
-    prefill_token_s: float = 0.0
+    prefill_token_s: float | FloatArray = 0.0
     """Engine-seconds for computing one prompt token, which precedes the first output token."""
 
     def total_s(
-        self, prompt_tokens: int, output_tokens: IntArray | FloatArray, *, cached_tokens: int = 0
+        self,
+        prompt_tokens: float | FloatArray,
+        output_tokens: IntArray | FloatArray,
+        *,
+        cached_tokens: float | FloatArray = 0,
     ) -> FloatArray:
         """Cost in engine-seconds of generating each number of output tokens: 0 for none, else prefill and decode.
 

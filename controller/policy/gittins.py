@@ -67,18 +67,21 @@ def _first_hull_edges(survival: list[float], to_invest: list[float]) -> list[flo
 
 
 def mean_remaining(cost: FloatArray, mass: FloatArray) -> FloatArray:
-    """Mean of the remaining cost at every age, for points as of `gittins_index`; infinite where no mass is left.
+    """Mean of the remaining cost at every age (last axis), for points as of `gittins_index`; infinite where no mass is left.
 
     >>> mean_remaining(np.array([0.0, 1.0, 10.0]), np.array([0.0, 0.5, 0.5])).tolist()
     [5.5, 9.0, inf]
     """
     survival = survival_beyond(mass)
-    slices = (cost[1:] - cost[:-1]) * survival[:-1]
-    to_invest = np.concatenate((slices[::-1].cumsum()[::-1], _END))
-    mean: FloatArray = np.divide(to_invest, survival, out=np.full(cost.size, math.inf), where=survival > 0.0)
+    slices = (cost[..., 1:] - cost[..., :-1]) * survival[..., :-1]
+    to_invest = np.zeros(cost.shape)
+    to_invest[..., :-1] = slices[..., ::-1].cumsum(axis=-1)[..., ::-1]
+    mean: FloatArray = np.divide(to_invest, survival, out=np.full(cost.shape, math.inf), where=survival > 0.0)
     return mean
 
 
 def survival_beyond(mass: FloatArray) -> FloatArray:
-    """Probability of lying strictly beyond each point, exact to the last digit in the tail."""
-    return np.concatenate((mass[:0:-1].cumsum()[::-1], _END))
+    """Probability of lying strictly beyond each point (last axis), exact to the last digit in the tail."""
+    beyond = np.zeros(mass.shape)
+    beyond[..., :-1] = mass[..., :0:-1].cumsum(axis=-1)[..., ::-1]
+    return beyond

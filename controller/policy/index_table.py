@@ -6,13 +6,17 @@ index in it, so that the index changes without a message.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
-from msgspec import structs
+from numpy.typing import NDArray
 
 from controller.policy.cost import CostModel
 from controller.policy.gittins import gittins_index, mean_remaining, survival_beyond
 from controller.policy.policy import IndexRule, RequestFacts
 from online_learning.distribution import FloatArray, IntArray, LengthDistribution
+from online_learning.rows import Number
 from store.records import IndexTable
 
 OUTLIVED = 1e-9
@@ -23,6 +27,14 @@ _NO_MASS: FloatArray = np.zeros(1)
 
 SAME = 0.01
 """Relative difference of index and growth below which two entries are merged."""
+
+
+class Priced(NamedTuple):
+    """A request, the predicted distribution of its output length, cut at its max_tokens, and the prices of its engine."""
+
+    request: RequestFacts
+    predicted: LengthDistribution
+    cost: CostModel
 
 
 def index_table(
@@ -48,24 +60,74 @@ def index_table(
     Returns:
         A table with the index in engine-seconds and the growth in tokens.
     """
-    ages, mass = _ages(predicted, request.max_tokens, refresh_tokens)
-    price_s = cost.total_s(request.prompt_tokens, ages, cached_tokens=request.cached_tokens)
+    priced = [Priced(request, predicted, cost)]
+    return index_tables(priced, horizon_tokens=horizon_tokens, refresh_tokens=refresh_tokens, index=index)[0]
+
+
+def index_tables(
+    priced: Sequence[Priced], *, horizon_tokens: int, refresh_tokens: int | None = None, index: IndexRule = "gittins"
+) -> list[IndexTable]:
+    """The tables of several requests, each as `index_table` gives it, to the last digit.
+
+    Requests are rows. A row that has fewer ages than the longest is filled with its last age, at which no mass is.
+    """
+    aged = [_ages(each.predicted, each.request.max_tokens, refresh_tokens) for each in priced]
+    ages, mass = _rows([each for each, _ in aged]), _rows([each for _, each in aged], 0.0)
+    max_tokens = np.array([each.request.max_tokens for each in priced])[:, None]
+    price_s = _totals_s(priced, ages)
     alive = survival_beyond(mass) > OUTLIVED
-    index_s = (gittins_index if index == "gittins" else mean_remaining)(price_s, mass)
-    index_s = np.where(alive, index_s, _outlived_index_s(request, cost, ages, index_s[alive].max()))
+    index_s = _gittins_rows(price_s, mass) if index == "gittins" else mean_remaining(price_s, mass)
+    highest_s = np.where(alive, index_s, -np.inf).max(axis=1, keepdims=True)
+    index_s = np.where(alive, index_s, _outlived_index_s(priced, ages, max_tokens, price_s, highest_s))
     growth = np.where(alive, _growth_tokens(ages, mass, horizon_tokens), ages)
-    growth = np.minimum(growth, np.minimum(request.max_tokens - ages, horizon_tokens))
-    published = ages < request.max_tokens
+    growth = np.minimum(growth, np.minimum(max_tokens - ages, horizon_tokens))
+    published = (ages < max_tokens) & (np.arange(ages.shape[1]) < np.array([[each.size] for each, _ in aged]))
     if refresh_tokens is not None:
         published &= ages % refresh_tokens == 0
-    table = _compact(request.request_id, ages[published], index_s[published], growth[published])
-    return structs.replace(table, cached_tokens=request.cached_tokens)
+    return [
+        _compact(each.request, ages[row, kept], index_s[row, kept], growth[row, kept])
+        for row, (each, kept) in enumerate(zip(priced, published, strict=True))
+    ]
 
 
 def expected_cost_s(request: RequestFacts, predicted: LengthDistribution, cost: CostModel) -> float:
     """Mean cost of the whole request in engine-seconds."""
-    costs_s = cost.total_s(request.prompt_tokens, predicted.lengths, cached_tokens=request.cached_tokens)
-    return float(costs_s @ predicted.mass)
+    return expected_costs_s([Priced(request, predicted, cost)])[0]
+
+
+def expected_costs_s(priced: Sequence[Priced]) -> list[float]:
+    """The mean costs of several requests, each as `expected_cost_s` gives it."""
+    costs_s = _totals_s(priced, _rows([each.predicted.lengths for each in priced]))
+    return [
+        float(row[: each.predicted.lengths.size] @ each.predicted.mass)
+        for row, each in zip(costs_s, priced, strict=True)
+    ]
+
+
+def _rows(arrays: Sequence[NDArray[Number]], fill: float | None = None) -> NDArray[Number]:
+    """Arrays of different lengths as rows, filled up with a value, or with the last one of each."""
+    rows = np.empty((len(arrays), max(array.size for array in arrays)), dtype=arrays[0].dtype)
+    for row, array in zip(rows, arrays, strict=True):
+        row[: array.size] = array
+        row[array.size :] = array[-1] if fill is None else fill
+    return rows
+
+
+def _totals_s(priced: Sequence[Priced], output_tokens: IntArray) -> FloatArray:
+    """What it costs to generate each number of output tokens, a row for each request."""
+    columns = np.array(
+        [
+            (cost.kv_token_step_s, cost.slot_step_s, cost.prefill_token_s, request.prompt_tokens, request.cached_tokens)
+            for request, _, cost in priced
+        ]
+    )
+    kv_s, slot_s, prefill_s, prompt, cached = (column[:, None] for column in columns.T)
+    prices = CostModel(kv_token_step_s=kv_s, slot_step_s=slot_s, prefill_token_s=prefill_s)
+    return prices.total_s(prompt, output_tokens, cached_tokens=cached)
+
+
+def _gittins_rows(price_s: FloatArray, mass: FloatArray) -> FloatArray:
+    return np.stack([gittins_index(prices_s, chances) for prices_s, chances in zip(price_s, mass, strict=True)])
 
 
 def _ages(predicted: LengthDistribution, max_tokens: int, refresh_tokens: int | None) -> tuple[IntArray, FloatArray]:
@@ -90,29 +152,32 @@ def _ages(predicted: LengthDistribution, max_tokens: int, refresh_tokens: int | 
     return ages, mass
 
 
-def _outlived_index_s(request: RequestFacts, cost: CostModel, ages: IntArray, highest_s: float) -> FloatArray:
+def _outlived_index_s(
+    priced: Sequence[Priced], ages: IntArray, max_tokens: IntArray, price_s: FloatArray, highest_s: FloatArray
+) -> FloatArray:
     """Index beyond the predicted distribution: the cost of doubling the age, and at least the highest index before.
 
     Survival is the only evidence there, and lengths are heavy-tailed: a request that outlives all samples is not about
     to end.
     """
-    prompt, cached = request.prompt_tokens, request.cached_tokens
-    again_s = cost.total_s(prompt, np.minimum(2 * ages, request.max_tokens), cached_tokens=cached)
-    return np.maximum(again_s - cost.total_s(prompt, ages, cached_tokens=cached), highest_s)
+    again_s = _totals_s(priced, np.minimum(2 * ages, max_tokens))
+    return np.maximum(again_s - price_s, highest_s)
 
 
 def _growth_tokens(ages: IntArray, mass: FloatArray, horizon_tokens: int) -> FloatArray:
     """E[min(length - age, horizon)] given that the answer is longer than each age; 0 where its probability is 0."""
     survival = survival_beyond(mass)
     tokens_beyond = survival_beyond(mass * ages)
-    within = ages.searchsorted(ages + horizon_tokens, side="right") - 1
-    ending = survival - survival[within]
-    expected = tokens_beyond - tokens_beyond[within] - ages * ending + horizon_tokens * survival[within]
-    growth: FloatArray = np.divide(expected, survival, out=np.zeros(ages.size), where=survival > 0.0)
+    within = np.stack([row.searchsorted(row + horizon_tokens, side="right") - 1 for row in ages])
+    survival_within = np.take_along_axis(survival, within, axis=1)
+    ending = survival - survival_within
+    beyond = tokens_beyond - np.take_along_axis(tokens_beyond, within, axis=1)
+    expected = beyond - ages * ending + horizon_tokens * survival_within
+    growth: FloatArray = np.divide(expected, survival, out=np.zeros(ages.shape), where=survival > 0.0)
     return np.maximum(growth, 0.0)
 
 
-def _compact(request_id: str | None, ages: IntArray, index_s: FloatArray, growth: FloatArray) -> IndexTable:
+def _compact(request: RequestFacts, ages: IntArray, index_s: FloatArray, growth: FloatArray) -> IndexTable:
     """Merge entries that hardly differ from the one before."""
     assert np.isfinite(index_s).all(), "an index must be a number"
     assert index_s.min() >= 0.0, "the remaining cost must not be negative"
@@ -127,4 +192,10 @@ def _compact(request_id: str | None, ages: IntArray, index_s: FloatArray, growth
             kept.append(entry)
             last, last_growth = index, grows
     attained, indices, growths = zip(*kept, strict=True)
-    return IndexTable(request_id=request_id, attained_tokens=attained, index_s=indices, growth_tokens=growths)
+    return IndexTable(
+        request_id=request.request_id,
+        attained_tokens=attained,
+        index_s=indices,
+        growth_tokens=growths,
+        cached_tokens=request.cached_tokens,
+    )

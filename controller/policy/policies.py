@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 
 from controller.policy.cost import CostModel, hybrid_cost, memory_cost
-from controller.policy.index_table import expected_cost_s, index_table
-from controller.policy.policy import INDEX_ALONE, Assessment, EngineFacts, IndexRule, Policy, RequestFacts, Tuning
+from controller.policy.index_table import Priced, expected_cost_s, expected_costs_s, index_table, index_tables
+from controller.policy.policy import (
+    INDEX_ALONE,
+    Assessment,
+    Case,
+    EngineFacts,
+    IndexRule,
+    Policy,
+    RequestFacts,
+    Tuning,
+)
 from online_learning.distribution import LengthDistribution
 from store.errors import ConfigError
 from store.records import EngineRules, Gate, IndexTable, Preemption, Victims
@@ -121,16 +130,19 @@ class IndexPolicy:
 
     def assess(self, request: RequestFacts, predicted: LengthDistribution, engine: EngineFacts) -> Assessment:
         """Index and growth by attained tokens, under this policy's cost."""
-        cost = self.cost(engine)
-        table = index_table(
-            request,
-            predicted,
-            cost,
+        return self.assess_many([(request, predicted, engine)])[0]
+
+    def assess_many(self, cases: Sequence[Case]) -> list[Assessment]:
+        """The same for several requests."""
+        priced = [Priced(request, predicted, self.cost(engine)) for request, predicted, engine in cases]
+        tables = index_tables(
+            priced,
             horizon_tokens=self.rules.gate.horizon_tokens if self.rules.gate else 0,
             refresh_tokens=self.refresh_tokens,
             index=self.index,
         )
-        return Assessment(table=table, cost_s=expected_cost_s(request, predicted, cost))
+        costs_s = expected_costs_s(priced)
+        return [Assessment(table=table, cost_s=cost_s) for table, cost_s in zip(tables, costs_s, strict=True)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

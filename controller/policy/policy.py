@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from online_learning.distribution import LengthDistribution
 from store.records import EngineRules, IndexTable
@@ -116,3 +117,23 @@ class Policy(Protocol):
             A table with index and expected growth by attained tokens, and the expected cost in engine-seconds.
         """
         ...
+
+
+Case: TypeAlias = tuple[RequestFacts, LengthDistribution, EngineFacts]
+"""A request, the predicted distribution of its output length, and its engine: the arguments of `Policy.assess`."""
+
+
+@runtime_checkable
+class AssessesMany(Protocol):
+    """A policy for which several requests together cost less than one by one."""
+
+    def assess_many(self, cases: Sequence[Case]) -> list[Assessment]:
+        """What `Policy.assess` gives for each, to the last digit."""
+        ...
+
+
+def assess_all(policy: Policy, cases: Sequence[Case]) -> list[Assessment]:
+    """The index tables of several requests, together where the policy can."""
+    if isinstance(policy, AssessesMany):
+        return policy.assess_many(cases)
+    return [policy.assess(*case) for case in cases]

@@ -10,7 +10,7 @@ from typing import Any
 import duckdb
 import msgspec
 
-from controller.core.predictor import RECORDED_PERCENTILES
+from controller.core.prediction_records import RECORDED_PERCENTILES
 from controller.core.step_time import StepSample
 from controller.replay.recorded_run import EngineSizes, RecordedMessage, RecordedRequest, RecordedRun
 from store.errors import BadInputError

@@ -124,9 +124,12 @@ class ControlLoop:
         self._metrics.messages_received.inc(len(messages))
         for connection, message in messages:
             self._core.arrivals.overloaded = self._clock() - started_s > self._limits.overload_s
-            self._guarded(partial(self._core.handle, connection, message), started_s)
+            self._guarded(partial(self._core.handle, connection, message, more=True), started_s)
             while self._core.unhandled:
-                self._guarded(self._core.proceed, started_s)
+                self._guarded(partial(self._core.proceed, more=True), started_s)
+        self._guarded(self._core.proceed, started_s)
+        while self._core.unhandled:
+            self._guarded(self._core.proceed, started_s)
         self._guarded(self._on_commands, started_s)
         self._guarded(self._on_tick, started_s)
         self._guarded(self._on_encoded, started_s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -14,6 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from online_learning.features.prompt_features import DIMENSIONS, TEXT_DIMENSIONS
 from online_learning.length_learner import Features
+from online_learning.rows import dot
 
 _SCALAR_WEIGHT = 0.7
 """Weight of a scalar against the whole text in the distance; measured: prompt length says about as much as words."""
@@ -89,6 +91,22 @@ class Neighbourhood(msgspec.Struct, frozen=True, eq=False):
     """Id of the nearest."""
 
 
+class Neighbourhoods(msgspec.Struct, frozen=True, eq=False):
+    """The neighbourhoods of several prompts, a row for each."""
+
+    slots: NDArray[np.intp]
+    weights: NDArray[np.float64]
+    points: NDArray[np.float32]
+    distances: NDArray[np.float32]
+    clusters: list[int]
+
+    def of(self, row: int) -> Neighbourhood:
+        """That of one prompt."""
+        return Neighbourhood(
+            self.slots[row], self.weights[row], self.points[row], float(self.distances[row]), self.clusters[row]
+        )
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Birth:
     """A cluster's beginning, and the id of the one that is given up for it, if one is."""
@@ -121,13 +139,14 @@ class FeatureSpace:
         scale = np.where(deviation > _LEAST_DEVIATION, _SCALAR_WEIGHT / np.maximum(deviation, _LEAST_DEVIATION), 0.0)
         return cls(prompts.mean(axis=0), scale.astype(np.float32), text_dimensions)
 
-    def point(self, features: Features) -> NDArray[np.float32]:
-        """Where a prompt lies in the space, shape (dimensions,)."""
-        point = features[: self.centre.size] - self.centre
-        text = point[: self.text_dimensions]
-        text /= max(math.sqrt(float(text @ text)), 1e-6)
-        point[self.text_dimensions :] *= self.scalar_scale
-        return point
+    def points(self, features: Sequence[Features]) -> NDArray[np.float32]:
+        """Where prompts lie in the space, shape (prompts, dimensions)."""
+        points = np.stack([prompt[: self.centre.size] for prompt in features]) - self.centre
+        text = points[:, : self.text_dimensions]
+        norms = np.maximum(np.sqrt(dot(text, text).astype(np.float64)), 1e-6)
+        text /= norms[:, None].astype(np.float32)
+        points[:, self.text_dimensions :] *= self.scalar_scale
+        return points
 
 
 class PromptClusters:
@@ -190,7 +209,7 @@ class PromptClusters:
         space = FeatureSpace.of(
             np.stack([features[: self._settings.dimensions] for features in prompts]), self._settings.text_dimensions
         )
-        points = np.stack([space.point(features) for features in prompts])
+        points = space.points(prompts)
         affordable = max(1, len(prompts) // self._settings.fewest_prompts)
         count = min(self._settings.clusters, affordable, np.unique(points, axis=0).shape[0])
         # One thread: the order of a parallel sum would make a rebuilt learner differ in the last bit.
@@ -204,17 +223,20 @@ class PromptClusters:
         self._usual = _Usual()
         self._far.clear()
 
+    def neighbourhoods(self, features: Sequence[Features]) -> Neighbourhoods:
+        """The clusters that prompts belong to, softly; there must be clusters."""
+        assert self._space is not None, "the clusters must be seeded first"
+        points = self._space.points(features)
+        distances = self._distances(points)
+        slots = distances.argsort(axis=1, kind="stable")[:, : min(self._settings.nearest, self.count)]
+        near = np.take_along_axis(distances, slots, axis=1)
+        weights = np.exp(-(near - near[:, :1]).astype(np.float64) / self._settings.softness)
+        weights /= weights.sum(axis=1, keepdims=True)
+        return Neighbourhoods(slots, weights, points, near[:, 0], self._ids[slots[:, 0]].tolist())
+
     def neighbourhood(self, features: Features) -> Neighbourhood:
-        """The clusters that a prompt belongs to, softly; there must be clusters."""
-        point = self._point(features)
-        distances = self._distances(point)
-        nearest = min(self._settings.nearest, self.count)
-        slots = distances.argsort(kind="stable")[:nearest]
-        beyond = (distances[slots] - distances[slots[0]]).astype(np.float64)
-        weights = np.exp(-beyond / self._settings.softness)
-        return Neighbourhood(
-            slots, weights / weights.sum(), point, float(distances[slots[0]]), int(self._ids[slots[0]])
-        )
+        """The clusters that one prompt belongs to."""
+        return self.neighbourhoods([features]).of(0)
 
     def follow(self, near: Neighbourhood) -> int:
         """Move the nearest centroid towards a prompt that was just assigned to it; returns its slot."""
@@ -258,7 +280,7 @@ class PromptClusters:
 
     def nearest_other(self, slot: int) -> tuple[int, float] | None:
         """The cluster nearest to another, and their squared distance; None when there is but one."""
-        distances = self._distances(self._centroids[slot])
+        (distances,) = self._distances(self._centroids[slot : slot + 1])
         distances[slot] = np.inf
         other = int(np.argmin(distances))
         return None if self._free[other] or other == slot else (other, float(distances[other]))
@@ -321,15 +343,11 @@ class PromptClusters:
         reach = 2.0 * self._usual.mean
         return [other for other in self._far if float(((other - point) ** 2).sum()) < reach]
 
-    def _point(self, features: Features) -> NDArray[np.float32]:
-        assert self._space is not None, "the clusters must be seeded first"
-        return self._space.point(features)
-
-    def _distances(self, point: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Squared distances by slot; a free slot is infinitely far."""
-        difference = self._centroids - point
-        distances = np.asarray(np.einsum("ij,ij->i", difference, difference))
-        distances[self._free] = np.inf
+    def _distances(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Squared distances, a row for each point, by slot; a free slot is infinitely far."""
+        difference = self._centroids - points[:, None, :]
+        distances = np.asarray(np.einsum("pij,pij->pi", difference, difference))
+        distances[:, self._free] = np.inf
         return distances
 
 

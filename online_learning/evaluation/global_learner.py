@@ -43,7 +43,7 @@ class GlobalLearner:
             cluster=None,
             evidence=evidence,
             experts={"global": 1.0},
-            at_risk=at_risk_of(self._predicted, model, None),
+            at_risk=at_risk_of(self._predicted, model, 1, None)[0],
         )
 
     def learn_one(self, features: Features, model: str, observation: Observation) -> list[Drift]:

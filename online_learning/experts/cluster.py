@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from river import base
 
 from online_learning.attempts import Attempts
-from online_learning.clustering.clusters import ClusterSettings, Neighbourhood, PromptClusters
+from online_learning.clustering.clusters import ClusterSettings, Neighbourhood, Neighbourhoods, PromptClusters
 from online_learning.clustering.split_tests import Members, SplitSettings, nats_for_two, two_halves
 from online_learning.distribution import FloatArray, IntArray, LengthDistribution, log_grid
 from online_learning.experts.cluster_predictions import ClusterPredictions
 from online_learning.experts.expert import (
-    ExpertPrediction,
+    ExpertPredictions,
     LearningResult,
     Query,
     ScoredPrediction,
@@ -141,7 +141,7 @@ class ClusterLengthRegressor(base.Regressor):
 
     def predict_distribution_one(self, x: dict[base.typing.FeatureName, Any]) -> LengthDistribution:
         """The predicted distribution of the length, in tokens; features without a slot or a finite value are ignored."""
-        return LengthDistribution(self._lengths, self.predict(self._query(x)).mass)
+        return LengthDistribution(self._lengths, self.predict([self._query(x)]).masses[0])
 
     def learn_one(self, x: dict[base.typing.FeatureName, Any], y: float, *, censored: bool = False) -> None:
         """Learn from an answer of ``y`` tokens, or, where it is ``censored``, of at least ``y``.
@@ -158,20 +158,20 @@ class ClusterLengthRegressor(base.Regressor):
 
     # --- the mixture's interface --------------------------------------------------------------------
 
-    def predict(self, query: Query) -> ExpertPrediction:
-        """The distribution pooled over the nearest clusters; the prior until there are clusters."""
+    def predict(self, queries: Sequence[Query]) -> ExpertPredictions:
+        """The distributions pooled over the nearest clusters; the prior until there are clusters."""
         if not self._clusters.seeded:
-            return ExpertPrediction(query.prior.mass, 0.0, 0.0)
-        near = self._clusters.neighbourhood(query.features)
-        known = self._models.get(query.model)
+            return ExpertPredictions.of_prior(queries)
+        near = self._clusters.neighbourhoods([query.features for query in queries])
+        known = self._models.get(queries[0].model)
         if known is None:
-            return ExpertPrediction(query.prior.mass, 0.0, 0.0, near.cluster)
+            return ExpertPredictions.of_prior(queries, near.clusters)
         pooled = known.pool(near)
-        return ExpertPrediction(
-            mass=mass_from_survival(known.shrinkage.mix(known.candidates(pooled, query.prior))),
+        return ExpertPredictions(
+            masses=mass_from_survival(known.shrinkage.mix(known.candidates(pooled, queries[0].prior))),
             evidence=pooled.evidence,
             trust=known.shrinkage.trust(pooled.evidence),
-            cluster=near.cluster,
+            clusters=near.clusters,
             at_risk=pooled.exposure,
         )
 
@@ -209,9 +209,10 @@ class ClusterLengthRegressor(base.Regressor):
     def _learn_in_cluster(self, query: Query, observation: Observation, *, judged: bool) -> LearningResult:
         model = self._models.get_or_create(query.model)
         model.prior = query.prior
-        near = self._clusters.neighbourhood(query.features)
+        alone = self._clusters.neighbourhoods([query.features])
+        near = alone.of(0)
         cluster = near.cluster
-        scored = self._score(model, near, query, observation) if judged else None
+        scored = self._score(model, alone, query, observation) if judged else None
         changes: list[ClusterChange] = []
         if self._settled:
             changes += self._add_cluster(near)
@@ -228,13 +229,13 @@ class ClusterLengthRegressor(base.Regressor):
         return LearningResult(scored, drifts, cluster, changes)
 
     def _score(
-        self, model: ClusterPredictions, near: Neighbourhood, query: Query, observation: Observation
+        self, model: ClusterPredictions, near: Neighbourhoods, query: Query, observation: Observation
     ) -> ScoredPrediction:
         """Score the prediction, and the strengths of shrinkage by it."""
         candidates = model.candidates(model.pool(near), query.prior)
         position = bin_of(self._lengths, observation)
-        mass = mass_from_survival(model.shrinkage.mix(candidates))
-        model.shrinkage.learn(chances(candidates, position, censored=observation.censored))
+        (mass,) = mass_from_survival(model.shrinkage.mix(candidates))
+        model.shrinkage.learn(chances(candidates[0], position, censored=observation.censored))
         return scored_prediction(mass, position, censored=observation.censored)
 
     # --- birth, split, merger and retirement of clusters --------------------------------------------

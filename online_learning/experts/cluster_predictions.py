@@ -7,9 +7,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from online_learning.clustering.clusters import Neighbourhood
+from online_learning.clustering.clusters import Neighbourhoods
 from online_learning.distribution import FloatArray, IntArray
 from online_learning.length_learner import Observation
+from online_learning.rows import dot, times
 from online_learning.survival.hazard import posterior_hazard, survival_from_hazard
 from online_learning.survival.length_sketch import LengthSketch, SketchSettings
 from online_learning.survival.model_prior import Prior
@@ -20,11 +21,11 @@ _INHERITED_ANSWERS = 10.0
 
 
 class PooledCounts(msgspec.Struct, frozen=True, eq=False):
-    """Counts of a neighbourhood, weighted by nearness."""
+    """Counts of neighbourhoods, weighted by nearness, a row for each prompt."""
 
     events: FloatArray
     exposure: FloatArray
-    evidence: float
+    evidence: FloatArray
 
 
 class ClusterPredictions:
@@ -63,12 +64,13 @@ class ClusterPredictions:
         sketch.events, sketch.exposure = rows
         self.sketches[slot] = sketch
 
-    def pool(self, near: Neighbourhood) -> PooledCounts:
-        """The counts of a neighbourhood."""
+    def pool(self, near: Neighbourhoods) -> PooledCounts:
+        """The counts of neighbourhoods."""
         _, kinds, bins = self.counts.shape
-        events, exposure = (near.weights @ self.counts[near.slots].reshape(-1, kinds * bins)).reshape(kinds, bins)
-        evidences = [self.sketches[slot].evidence for slot in near.slots]
-        return PooledCounts(events, exposure, float(near.weights @ np.array(evidences)))
+        counts = self.counts[near.slots].reshape(*near.slots.shape, kinds * bins)
+        pooled = times(near.weights, counts).reshape(-1, kinds, bins)
+        evidences = np.array([[self.sketches[slot].evidence for slot in slots] for slots in near.slots.tolist()])
+        return PooledCounts(pooled[:, 0], pooled[:, 1], dot(near.weights, evidences))
 
     def half(self, slot: int, answers: list[Observation]) -> LengthSketch:
         """The sketch of a half of a cluster: its recent answers, and a little of what the whole knew from before."""
@@ -78,6 +80,7 @@ class ClusterPredictions:
         return sketch
 
     def candidates(self, pooled: PooledCounts, prior: Prior) -> FloatArray:
-        """Survival under each strength of shrinkage, one row each, shape (strengths, bins)."""
+        """Survival of each prompt under each strength of shrinkage, shape (prompts, strengths, bins)."""
         strength = self.shrinkage.strengths[:, None] * prior.survival
-        return survival_from_hazard(posterior_hazard(pooled.events, pooled.exposure, prior.hazard, strength))
+        events, exposure = pooled.events[:, None, :], pooled.exposure[:, None, :]
+        return survival_from_hazard(posterior_hazard(events, exposure, prior.hazard, strength))

@@ -7,6 +7,7 @@ When the answer is known it scores its prediction, where that is asked for, and 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import msgspec
@@ -38,18 +39,24 @@ class Query(msgspec.Struct, frozen=True, eq=False):
         return grams(self.features) if self.informative is None else self.informative
 
 
-class ExpertPrediction(msgspec.Struct, frozen=True, eq=False):
-    """An expert's predicted distribution: mass on the common grid, and where it comes from."""
+class ExpertPredictions(msgspec.Struct, frozen=True, eq=False):
+    """An expert's predicted distributions, a row for each prompt: mass on the common grid, and where it comes from."""
 
-    mass: FloatArray
-    """Shape (bins,), sums to 1."""
-    evidence: float
-    """Effective number of the expert's own answers behind it; 0 when it has nothing to say beyond the prior."""
-    trust: float
-    """Share of its own evidence in the mass; the rest is the prior."""
-    cluster: int | None = None
+    masses: FloatArray
+    """Shape (prompts, bins); each row sums to 1."""
+    evidence: FloatArray
+    """Effective number of the expert's own answers behind each; 0 when it has nothing to say beyond the prior."""
+    trust: FloatArray
+    """Share of its own evidence in each mass; the rest is the prior."""
+    clusters: list[int] | None = None
     at_risk: FloatArray | None = None
-    """The cluster's answers that reached each bin, shape (bins,), where there is one."""
+    """The cluster's answers that reached each bin, shape (prompts, bins), where there are clusters."""
+
+    @classmethod
+    def of_prior(cls, queries: Sequence[Query], clusters: list[int] | None = None) -> ExpertPredictions:
+        """The predictions of an expert that has nothing to say."""
+        nothing = np.zeros(len(queries))
+        return cls(np.tile(queries[0].prior.mass, (len(queries), 1)), nothing, nothing, clusters)
 
 
 class ScoredPrediction(msgspec.Struct, frozen=True, eq=False):
@@ -80,8 +87,11 @@ class Expert(Protocol):
 
     name: str
 
-    def predict(self, query: Query) -> ExpertPrediction:
-        """The distribution of the answer's length; changes nothing."""
+    def predict(self, queries: Sequence[Query]) -> ExpertPredictions:
+        """The distributions of the answers' lengths; changes nothing.
+
+        ``queries`` are of one model, one or more. What is predicted of one does not depend on the others, to the last digit.
+        """
         ...
 
     def learn(self, query: Query, observation: Observation, *, judged: bool) -> LearningResult:
@@ -122,15 +132,18 @@ def drifts_of(model: str, cluster: int, forgetting: Forgetting | None) -> list[D
     ]
 
 
-def at_risk_of(known: ModelPrior, model: str, in_cluster: ExpertPrediction | None) -> AtRisk:
-    """Learnt answers behind a model's distribution, and behind that of a prompt's cluster, where there is one."""
+def at_risk_of(known: ModelPrior, model: str, prompts: int, in_clusters: ExpertPredictions | None) -> list[AtRisk]:
+    """Learnt answers behind a model's distribution, and behind those of the prompts' clusters, where there are any."""
     of_model = known.at_risk(model)
     evidence = known.evidence(model)
-    if in_cluster is None or in_cluster.at_risk is None:
-        return AtRisk(learnt=evidence, model=of_model)
-    strength = in_cluster.evidence * (1.0 / max(in_cluster.trust, _LEAST_TRUST) - 1.0)
-    drawn = max(strength, _LEAST_STRENGTH) * known.prior(model).survival
-    return AtRisk(learnt=evidence, model=of_model, cluster=in_cluster.at_risk, drawn=drawn)
+    if in_clusters is None or in_clusters.at_risk is None:
+        return [AtRisk(learnt=evidence, model=of_model)] * prompts
+    strength = in_clusters.evidence * (1.0 / np.maximum(in_clusters.trust, _LEAST_TRUST) - 1.0)
+    drawn = np.maximum(strength, _LEAST_STRENGTH)[:, None] * known.prior(model).survival
+    return [
+        AtRisk(learnt=evidence, model=of_model, cluster=at_risk, drawn=weight)
+        for at_risk, weight in zip(in_clusters.at_risk, drawn, strict=True)
+    ]
 
 
 class SoloLearner:
@@ -157,13 +170,14 @@ class SoloLearner:
     def predict_one(self, features: Features, model: str) -> Forecast:
         """The expert's distribution; the share that it does not trust of its own counts as the prior's."""
         prior = self._global.prior(model)
-        predicted = self._expert.predict(Query(features, model, prior, self._ngrams.of(features)))
+        predicted = self._expert.predict([Query(features, model, prior, self._ngrams.of(features))])
+        trust = float(predicted.trust[0])
         return Forecast(
-            distribution=LengthDistribution(self._global.lengths, predicted.mass),
-            cluster=predicted.cluster,
-            evidence=predicted.evidence + (1.0 - predicted.trust) * self._global.evidence(model),
-            experts={self._expert.name: predicted.trust, "global": 1.0 - predicted.trust},
-            at_risk=at_risk_of(self._global, model, predicted),
+            distribution=LengthDistribution(self._global.lengths, predicted.masses[0]),
+            cluster=None if predicted.clusters is None else predicted.clusters[0],
+            evidence=float(predicted.evidence[0]) + (1.0 - trust) * self._global.evidence(model),
+            experts={self._expert.name: trust, "global": 1.0 - trust},
+            at_risk=at_risk_of(self._global, model, 1, predicted)[0],
         )
 
     def learn_one(self, features: Features, model: str, observation: Observation) -> list[Drift]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -12,7 +13,7 @@ from online_learning.attempts import Attempts
 from online_learning.clustering.clusters import FeatureSpace
 from online_learning.distribution import FloatArray, IntArray
 from online_learning.experts.expert import (
-    ExpertPrediction,
+    ExpertPredictions,
     LearningResult,
     Query,
     ScoredPrediction,
@@ -22,7 +23,9 @@ from online_learning.experts.expert import (
 )
 from online_learning.features.prompt_features import DIMENSIONS
 from online_learning.length_learner import Features, Observation
+from online_learning.rows import dot
 from online_learning.survival.hazard import mass_from_survival, posterior_hazard, survival_from_hazard
+from online_learning.survival.model_prior import Prior
 from online_learning.survival.per_model import ModelTable
 from online_learning.survival.shrinkage import ModelAverage
 
@@ -83,7 +86,7 @@ class _History:
     def add(self, features: Features, code: int, slot: int) -> None:
         row = self.taught % self.codes.size
         if self._space is not None:
-            self._store(row, self._space.point(features) @ self._directions)
+            self._store(row, self._space.points([features])[0] @ self._directions)
         if self._raw is not None:
             self._raw[self.taught % len(self._raw)] = features[:DIMENSIONS]
         self.codes[row], self.slots[row], self.serials[row] = code, slot, self.taught
@@ -95,7 +98,7 @@ class _History:
         """Minus half the squared distance to each prompt kept, up to a constant."""
         assert self._space is not None, "the space must be fitted first"
         point = np.ones(self._settings.dimensions + 1, dtype=np.float32)
-        np.matmul(self._space.point(features), self._directions, out=point[: self._directions.shape[1]])
+        np.matmul(self._space.points([features])[0], self._directions, out=point[: self._directions.shape[1]])
         return np.asarray(point @ self._points[:, : self.kept])
 
     def _store(self, row: int, point: NDArray[np.float32]) -> None:
@@ -114,7 +117,7 @@ class _History:
 
     def _fit(self, prompts: NDArray[np.float32]) -> None:
         space = FeatureSpace.of(prompts)
-        points = np.stack([space.point(features) for features in prompts])
+        points = space.points(list(prompts))
         directions = _principal(points, self._settings.dimensions)
         placed = points @ directions
         halves = np.float32(-0.5) * np.einsum("ij,ij->i", placed, placed)
@@ -130,11 +133,12 @@ def _principal(points: NDArray[np.float32], dimensions: int) -> NDArray[np.float
 
 
 class _Counted(msgspec.Struct, frozen=True, eq=False):
-    """Weighted life-table counts, one row for each kernel."""
+    """Weighted life-table counts of each query under each kernel, shape (queries, kernels, bins)."""
 
     events: FloatArray
     exposure: FloatArray
     evidence: FloatArray
+    """Shape (queries, kernels)."""
 
 
 class NeighbourExpert:
@@ -161,19 +165,20 @@ class NeighbourExpert:
         self._models = ModelTable(self._new_model, bound=max_models)
         self._next_slot = 0
 
-    def predict(self, query: Query) -> ExpertPrediction:
-        """The distribution pooled over the neighbours; the prior until feature space is fitted."""
-        known = self._models.get(query.model)
+    def predict(self, queries: Sequence[Query]) -> ExpertPredictions:
+        """The distributions pooled over the neighbours; the prior until feature space is fitted."""
+        known = self._models.get(queries[0].model)
         if not self._history.ready or known is None:
-            return ExpertPrediction(query.prior.mass, 0.0, 0.0)
-        counted = self._count(query, known)
+            return ExpertPredictions.of_prior(queries)
+        counted = self._count(queries, known)
         average = known.average
-        weights = average.weights.reshape(counted.evidence.size, -1)
-        shares = counted.evidence[:, None] / (counted.evidence[:, None] + np.array(self._settings.strengths))
-        return ExpertPrediction(
-            mass=mass_from_survival(average.mix(self._candidates(counted, query))),
-            evidence=float(weights.sum(axis=1) @ counted.evidence),
-            trust=float((weights * shares).sum()),
+        weights = average.weights.reshape(len(self._settings.kernels), -1)
+        evidence = counted.evidence[:, :, None]
+        shares = weights * (evidence / (evidence + np.array(self._settings.strengths)))
+        return ExpertPredictions(
+            masses=mass_from_survival(average.mix(self._candidates(counted, queries[0].prior))),
+            evidence=dot(counted.evidence, weights.sum(axis=1)),
+            trust=shares.reshape(len(queries), -1).sum(axis=1),
         )
 
     def learn(self, query: Query, observation: Observation, *, judged: bool) -> LearningResult:
@@ -188,14 +193,24 @@ class NeighbourExpert:
     def _judge(self, query: Query, model: _Model, position: int, *, censored: bool) -> ScoredPrediction:
         mass = query.prior.mass
         if self._history.ready:
-            candidates = self._candidates(self._count(query, model), query)
-            mass = mass_from_survival(model.average.mix(candidates))
-            model.average.learn(chances(candidates, position, censored=censored))
+            candidates = self._candidates(self._count([query], model), query.prior)
+            (mass,) = mass_from_survival(model.average.mix(candidates))
+            model.average.learn(chances(candidates[0], position, censored=censored))
         return scored_prediction(mass, position, censored=censored)
 
-    def _count(self, query: Query, model: _Model) -> _Counted:
+    def _count(self, queries: Sequence[Query], model: _Model) -> _Counted:
+        """Counts of the answers to near prompts, a row for each query."""
+        kernels = len(self._settings.kernels)
+        counts = np.empty((len(queries), kernels, 2 * self._lengths.size))
+        evidence = np.empty((len(queries), kernels))
+        for row, query in enumerate(queries):
+            self._weigh(query.features, model, counts[row], evidence[row])
+        return _life_table(counts.reshape(len(queries), kernels, -1, 2), evidence)
+
+    def _weigh(self, features: Features, model: _Model, counts: FloatArray, evidence: FloatArray) -> None:
+        """Weigh the answers to near prompts by each kernel: their counts by code, and their effective number."""
         settings, history = self._settings, self._history
-        nearness = history.nearness(query.features)
+        nearness = history.nearness(features)
         several = len(self._models) > 1
         if several:
             nearness -= np.float32(settings.other_model) * (history.slots[: history.kept] != model.slot)
@@ -207,13 +222,10 @@ class NeighbourExpert:
         codes = history.codes[near]
         if several:
             codes = self._shifted(codes, history.slots[near], model)
-        counts = np.empty((len(settings.kernels), 2 * self._lengths.size))
-        evidence = np.empty(len(settings.kernels))
         for row, (bandwidth, memory_answers) in enumerate(settings.kernels):
             weights = np.exp(beyond * np.float32(1.0 / bandwidth) + age * np.float32(1.0 / memory_answers))
             counts[row] = np.bincount(codes, weights=weights, minlength=counts.shape[1])
             evidence[row] = float(weights.sum()) ** 2 / float(weights @ weights)
-        return _life_table(counts.reshape(len(evidence), -1, 2), evidence)
 
     def _shifted(self, codes: IntArray, slots: IntArray, model: _Model) -> IntArray:
         """Codes as if this model had answered: moved by the difference of the models' mean bins."""
@@ -224,11 +236,12 @@ class NeighbourExpert:
         bins = np.clip((codes >> 1) + shift, 0, self._lengths.size - 1)
         return np.asarray(2 * bins + (codes & 1))
 
-    def _candidates(self, counted: _Counted, query: Query) -> FloatArray:
-        """Survival under each kernel and strength, one row each."""
-        strengths = np.array(self._settings.strengths)[None, :, None] * query.prior.survival
-        hazard = posterior_hazard(counted.events[:, None], counted.exposure[:, None], query.prior.hazard, strengths)
-        return survival_from_hazard(hazard).reshape(-1, self._lengths.size)
+    def _candidates(self, counted: _Counted, prior: Prior) -> FloatArray:
+        """Survival under each kernel and strength, shape (queries, kernels x strengths, bins)."""
+        strengths = np.array(self._settings.strengths)[None, :, None] * prior.survival
+        events, exposure = counted.events[:, :, None], counted.exposure[:, :, None]
+        survival = survival_from_hazard(posterior_hazard(events, exposure, prior.hazard, strengths))
+        return survival.reshape(len(survival), -1, self._lengths.size)
 
     def _new_model(self) -> _Model:
         self._next_slot += 1
@@ -266,7 +279,7 @@ def _life_table(counts: FloatArray, evidence: FloatArray) -> _Counted:
 
     Evidence in answers is spread over the weights: they are scaled to sum to it.
     """
-    total = counts.sum(axis=(1, 2))
-    scaled = counts * (evidence / total)[:, None, None]
-    at_risk = scaled.sum(axis=2)[:, ::-1].cumsum(axis=1)[:, ::-1]
-    return _Counted(scaled[:, :, 0], at_risk - scaled[:, :, 1], evidence)
+    total = counts.sum(axis=(2, 3))
+    scaled = counts * (evidence / total)[:, :, None, None]
+    at_risk = scaled.sum(axis=3)[:, :, ::-1].cumsum(axis=2)[:, :, ::-1]
+    return _Counted(scaled[..., 0], at_risk - scaled[..., 1], evidence)

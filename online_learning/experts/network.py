@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,9 +11,10 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from online_learning.distribution import FloatArray, IntArray
-from online_learning.experts.expert import ExpertPrediction, LearningResult, Query, bin_of, scored_prediction
+from online_learning.experts.expert import ExpertPredictions, LearningResult, Query, bin_of, scored_prediction
 from online_learning.features.prompt_features import DIMENSIONS, GRAM_ROWS, TEXT_DIMENSIONS
 from online_learning.length_learner import Observation
+from online_learning.rows import times
 from online_learning.survival.hazard import mass_from_hazard
 
 _TINY = np.float32(1e-10)
@@ -95,18 +97,19 @@ class NetworkExpert:
         self._waiting: list[_Example] = []
         self._taught = 0.0
 
-    def predict(self, query: Query) -> ExpertPrediction:
-        """The prior, moved by what the prompt's n-grams say."""
+    def predict(self, queries: Sequence[Query]) -> ExpertPredictions:
+        """The prior, moved by what the prompts' n-grams say."""
         evidence = min(self._taught, 5_000.0)
         trust = evidence / (evidence + self._settings.evidence_answers)
-        return ExpertPrediction(self._mass(query, *query.ngrams), evidence, trust)
+        return ExpertPredictions(self._masses(queries), np.full(len(queries), evidence), np.full(len(queries), trust))
 
     def learn(self, query: Query, observation: Observation, *, judged: bool) -> LearningResult:
         """Keep the answer for the next batch, and train when the batch is full."""
         position = bin_of(self._lengths, observation)
         rows, weights = query.ngrams
-        mass = self._mass(query, rows, weights) if judged else None
-        said = None if mass is None else scored_prediction(mass, position, censored=observation.censored)
+        said = None
+        if judged:
+            said = scored_prediction(self._masses([query])[0], position, censored=observation.censored)
         slot = (
             self._slots.setdefault(query.model, len(self._slots)) if self._has_room(query.model) else self._shared_slot
         )
@@ -118,9 +121,9 @@ class NetworkExpert:
             self._network.train(batch)
         return LearningResult(said)
 
-    def _mass(self, query: Query, rows: NDArray[np.int64], weights: NDArray[np.float32]) -> FloatArray:
-        moved = self._network.moved(rows, weights, _scalars(query), self._slots.get(query.model, self._shared_slot))
-        odds = query.prior.odds * np.exp(moved)
+    def _masses(self, queries: Sequence[Query]) -> FloatArray:
+        slot = self._slots.get(queries[0].model, self._shared_slot)
+        odds = queries[0].prior.odds * np.exp(self._network.moved(queries, slot))
         return mass_from_hazard(odds / (1.0 + odds))
 
     def _has_room(self, model: str) -> bool:
@@ -162,10 +165,14 @@ class _Network:
         ]
         self._embedding_rate = np.float32(settings.embedding_rate)
 
-    def moved(self, rows: NDArray[np.int64], weights: Weights, scalars: Weights, slot: int) -> Weights:
-        """How far the prior's log-odds move in each bin."""
-        hidden = weights @ self._embedding[rows] + scalars @ self._scalar
-        return np.asarray((hidden @ self._out + self._bias[slot]) @ self._hats)
+    def moved(self, queries: Sequence[Query], slot: int) -> Weights:
+        """How far the prior's log-odds move in each bin, a row for each prompt."""
+        hidden = np.empty((len(queries), self._out.shape[0]), dtype=np.float32)
+        for row, query in zip(hidden, queries, strict=True):
+            rows, weights = query.ngrams
+            np.matmul(weights, self._embedding[rows], out=row)
+        hidden += times(np.stack([_scalars(query) for query in queries]), self._scalar)
+        return times(times(hidden, self._out) + self._bias[slot], self._hats)
 
     def train(self, examples: list[_Example]) -> None:
         """One step of Adagrad down the gradient of the mean negative log-likelihood, in the rows that took part.

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from online_learning.distribution import FloatArray, IntArray
-from online_learning.experts.expert import ExpertPrediction, LearningResult, Query, bin_of, scored_prediction
-from online_learning.features.informative_ngrams import WeightedNgrams
+from online_learning.experts.expert import ExpertPredictions, LearningResult, Query, bin_of, scored_prediction
 from online_learning.features.prompt_features import DIMENSIONS, GRAM_ROWS, TEXT_DIMENSIONS
 from online_learning.length_learner import Observation
+from online_learning.rows import times
 from online_learning.survival.model_prior import Prior
 
 _MOST_EVIDENCE = 5_000.0
 _LEAST_SHARE = 1e-9
-_ONE: NDArray[np.float32] = np.ones(1, dtype=np.float32)
 _MOST_PRIORS = 32
 """Priors whose bands are kept: one for each model, of now."""
 
@@ -43,15 +41,6 @@ class _Bands:
     masses: FloatArray
     """Mass of each band on the grid, one row each, each summing to 1."""
     log_shares: NDArray[np.float32]
-
-
-class _Step(msgspec.Struct, frozen=True, eq=False):
-    """What a prompt's chances were formed from."""
-
-    bands: _Bands
-    ngrams: WeightedNgrams
-    scalars: NDArray[np.float32]
-    chances: FloatArray
 
 
 class QuantileBandExpert:
@@ -79,38 +68,42 @@ class QuantileBandExpert:
         self._cut: dict[Prior, _Bands] = {}
         self._taught = 0.0
 
-    def predict(self, query: Query) -> ExpertPrediction:
-        """The prior, its bands weighed by what the prompt's n-grams say."""
-        step = self._step(query)
+    def predict(self, queries: Sequence[Query]) -> ExpertPredictions:
+        """The prior, its bands weighed by what the prompts' n-grams say."""
+        bands = self._bands(queries[0].prior)
+        masses = times(self._chances(bands, queries), bands.masses)
         trust = self._taught / (self._taught + self._settings.evidence_answers)
-        return ExpertPrediction(step.chances @ step.bands.masses, self._taught, trust)
+        return ExpertPredictions(masses, np.full(len(queries), self._taught), np.full(len(queries), trust))
 
     def learn(self, query: Query, observation: Observation, *, judged: bool) -> LearningResult:
         """One step up the gradient of the answer's log-likelihood."""
-        step = self._step(query)
+        bands = self._bands(query.prior)
+        (chances,) = self._chances(bands, [query])
         position = bin_of(self._lengths, observation)
-        masses = step.bands.masses
-        said = scored_prediction(step.chances @ masses, position, censored=observation.censored) if judged else None
+        masses = bands.masses
+        said = scored_prediction(chances @ masses, position, censored=observation.censored) if judged else None
         likelihood = masses[:, position:].sum(axis=1) if observation.censored else masses[:, position]
-        posterior = step.chances * (likelihood + _LEAST_SHARE)
-        direction = (posterior / posterior.sum() - step.chances).astype(np.float32)
-        rows, weights = step.ngrams
+        posterior = chances * (likelihood + _LEAST_SHARE)
+        direction = (posterior / posterior.sum() - chances).astype(np.float32)
+        rows, weights = query.ngrams
         climbs = (
             self._weights.climb(rows, weights, direction),
-            self._scalars.climb(slice(None), step.scalars, direction),
+            self._scalars.climb(slice(None), _scalars([query])[0], direction),
         )
         for apply in climbs:
             apply()
         self._taught = min(self._taught + 1.0, _MOST_EVIDENCE)
         return LearningResult(said)
 
-    def _step(self, query: Query) -> _Step:
-        bands = self._bands(query.prior)
-        ngrams = rows, weights = query.ngrams
-        scalars = np.concatenate((query.features[TEXT_DIMENSIONS:DIMENSIONS], _ONE))
-        scores = bands.log_shares + weights @ self._weights.values[rows] + scalars @ self._scalars.values
-        chances = np.exp((scores - scores.max()).astype(np.float64))
-        return _Step(bands, ngrams, scalars, chances / chances.sum())
+    def _chances(self, bands: _Bands, queries: Sequence[Query]) -> FloatArray:
+        """Chance of each band, a row for each prompt."""
+        said = np.empty((len(queries), self._settings.bands), dtype=np.float32)
+        for row, query in zip(said, queries, strict=True):
+            rows, weights = query.ngrams
+            np.matmul(weights, self._weights.values[rows], out=row)
+        scores = bands.log_shares + said + times(_scalars(queries), self._scalars.values)
+        chances = np.exp((scores - scores.max(axis=1, keepdims=True)).astype(np.float64))
+        return np.asarray(chances / chances.sum(axis=1, keepdims=True))
 
     def _bands(self, prior: Prior) -> _Bands:
         known = self._cut.get(prior)
@@ -119,6 +112,14 @@ class QuantileBandExpert:
                 self._cut.clear()
             known = self._cut[prior] = _cut(prior.mass, self._settings.bands)
         return known
+
+
+def _scalars(queries: Sequence[Query]) -> NDArray[np.float32]:
+    """What the requests say about themselves, and a constant, a row for each."""
+    scalars: NDArray[np.float32] = np.ones((len(queries), DIMENSIONS - TEXT_DIMENSIONS + 1), dtype=np.float32)
+    for row, query in zip(scalars, queries, strict=True):
+        row[:-1] = query.features[TEXT_DIMENSIONS:DIMENSIONS]
+    return scalars
 
 
 def _cut(mass: FloatArray, bands: int) -> _Bands:

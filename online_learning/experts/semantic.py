@@ -6,7 +6,7 @@ there is one, and leaves it alone where there is none.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,6 +24,7 @@ from online_learning.length_learner import (
     LengthLearner,
     Observation,
     Prompt,
+    predict_all,
 )
 from online_learning.survival.hazard import mass_from_hazard
 
@@ -170,8 +171,15 @@ class SemanticLearner:
 
     def predict_one(self, features: Features, model: str) -> Forecast:
         """The other learner's distribution, corrected; the share of the mass that moved is the encoder's weight."""
-        plain, embedding = apart(features)
-        forecast = self._inner.predict_one(plain, model)
+        return self.predict_many([features], model)[0]
+
+    def predict_many(self, features: Sequence[Features], model: str) -> list[Forecast]:
+        """The other learner's distributions, corrected."""
+        parts = [apart(prompt) for prompt in features]
+        forecasts = predict_all(self._inner, [plain for plain, _ in parts], model)
+        return [self._corrected(forecast, said) for forecast, (_, said) in zip(forecasts, parts, strict=True)]
+
+    def _corrected(self, forecast: Forecast, embedding: Embedding | None) -> Forecast:
         if embedding is None:
             return forecast
         before = forecast.distribution

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -11,7 +11,7 @@ from online_learning.distribution import FloatArray, IntArray, LengthDistributio
 from online_learning.experts.cluster import ClusterLengthRegressor
 from online_learning.experts.expert import (
     Expert,
-    ExpertPrediction,
+    ExpertPredictions,
     LearningResult,
     Query,
     SoloLearner,
@@ -56,8 +56,8 @@ class _PriorExpert:
     def __init__(self, lengths: IntArray) -> None:
         self._lengths = lengths
 
-    def predict(self, query: Query) -> ExpertPrediction:
-        return ExpertPrediction(query.prior.mass, 0.0, 0.0)
+    def predict(self, queries: Sequence[Query]) -> ExpertPredictions:
+        return ExpertPredictions.of_prior(queries)
 
     def learn(self, query: Query, observation: Observation, *, judged: bool) -> LearningResult:
         position = bin_of(self._lengths, observation)
@@ -119,26 +119,55 @@ class MixtureLearner:
 
     def predict_one(self, features: Features, model: str) -> Forecast:
         """The pooled and corrected distribution, with each expert's weight in it."""
-        query = Query(features, model, self._global.prior(model), self._ngrams.of(features))
-        assigned = None if self._assigning is None else self._assigning.predict(query)
-        cluster = None if assigned is None else assigned.cluster
-        weights = self._pool.significant_weights(model, cluster)
-        asked = [
-            (weight, assigned if expert is self._assigning and assigned is not None else expert.predict(query))
-            for weight, expert in zip(weights, self._experts, strict=True)
-            if weight > 0.0
+        return self.predict_many([features], model)[0]
+
+    def predict_many(self, features: Sequence[Features], model: str) -> list[Forecast]:
+        """The pooled and corrected distributions, with each expert's weight in them."""
+        prior, lengths = self._global.prior(model), self._global.lengths
+        queries = [Query(prompt, model, prior, self._ngrams.of(prompt)) for prompt in features]
+        assigned = None if self._assigning is None else self._assigning.predict(queries)
+        clusters: Sequence[int | None] = (assigned.clusters if assigned else None) or [None] * len(queries)
+        weights = self._pool.significant_weights(model, clusters)
+        masses, own, trust = self._ask(queries, weights, assigned)
+        pooled = self._pool.mix(masses, weights, model)
+        evidence = own + (1.0 - trust) * self._global.evidence(model)
+        names = [expert.name for expert in self._experts]
+        at_risk = at_risk_of(self._global, model, len(queries), assigned)
+        return [
+            Forecast(
+                distribution=LengthDistribution(lengths, mass),
+                cluster=cluster,
+                evidence=behind,
+                experts=dict(zip(names, shares, strict=True)),
+                at_risk=reached,
+            )
+            for mass, cluster, behind, shares, reached in zip(
+                pooled, clusters, evidence.tolist(), weights.tolist(), at_risk, strict=True
+            )
         ]
-        shares = weights[weights > 0.0]
-        mass = self._pool.mix(np.stack([predicted.mass for _, predicted in asked]), shares, model)
-        own = sum(weight * predicted.evidence for weight, predicted in asked)
-        trust = sum(weight * predicted.trust for weight, predicted in asked)
-        return Forecast(
-            distribution=LengthDistribution(self._global.lengths, mass),
-            cluster=cluster,
-            evidence=float(own + (1.0 - trust) * self._global.evidence(model)),
-            experts={expert.name: float(weight) for expert, weight in zip(self._experts, weights, strict=True)},
-            at_risk=at_risk_of(self._global, model, assigned),
-        )
+
+    def _ask(
+        self, queries: Sequence[Query], weights: FloatArray, assigned: ExpertPredictions | None
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Ask each expert about the prompts for which it has weight; ``assigned`` is the assigning one's answer to all.
+
+        Returns their masses, shape (prompts, experts, bins), and the weighted sums of their evidence and of their trust.
+        """
+        masses = np.zeros((*weights.shape, self._global.lengths.size))
+        own, trust = np.zeros((2, len(queries)))
+        for number, expert in enumerate(self._experts):
+            shares = weights[:, number]
+            rows = shares.nonzero()[0]
+            if expert is self._assigning and assigned is not None:
+                said, rows = assigned, np.arange(len(queries))
+            elif rows.size:
+                said = expert.predict([queries[row] for row in rows])
+            else:
+                continue
+            masses[rows, number] = said.masses
+            own[rows] += shares[rows] * said.evidence
+            trust[rows] += shares[rows] * said.trust
+        return masses, own, trust
 
     def learn_one(self, features: Features, model: str, observation: Observation) -> list[Drift]:
         """Teach every expert, and credit each by its prediction; returns the drift that an expert found.

@@ -7,6 +7,7 @@ a shape of distributions with few answers is corrected as all shapes are.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from online_learning.distribution import FloatArray
 from online_learning.experts.expert import ScoredPrediction
+from online_learning.rows import dot, times
 from online_learning.survival.per_model import ModelTable
 
 _LEAST_CHANCE = 1e-9
@@ -91,17 +93,37 @@ class Pool:
         weights = np.exp(np.maximum(scores, -_FARTHEST, out=scores), out=scores)
         return np.asarray(weights / weights.sum())
 
-    def significant_weights(self, model: str, cluster: int | None) -> FloatArray:
-        """The weights without the small ones, which are 0: those experts need not be asked."""
-        weights = self.weights(model, cluster)
-        weights[weights < self._settings.least_weight * weights.max()] = 0.0
-        return np.asarray(weights / weights.sum())
+    def significant_weights(self, model: str, clusters: Sequence[int | None]) -> FloatArray:
+        """The weights for each of some prompts, without the small ones, which are 0: those experts need not be asked.
+
+        Shape (prompts, experts).
+        """
+        known: dict[int | None, FloatArray] = {}
+        for cluster in clusters:
+            if cluster not in known:
+                known[cluster] = self._significant(self.weights(model, cluster))
+        return np.stack([known[cluster] for cluster in clusters])
 
     def mix(self, masses: FloatArray, weights: FloatArray, model: str) -> FloatArray:
-        """The pooled and corrected mass of the experts' masses, one in each row."""
-        pooled = weights @ masses
+        """The pooled and corrected masses, a row for each prompt.
+
+        Args:
+            masses: what the experts predict, shape (prompts, experts, bins).
+            weights: shape (prompts, experts); the mass of an expert of weight 0 does not count.
+            model: whose correction is applied.
+        """
+        asked = weights > 0.0
+        pooled = np.empty((len(weights), masses.shape[2]))
+        # Those with the same experts together, so that the sum is over these alone.
+        for experts in {row.tobytes(): row for row in asked}.values():
+            rows = (asked == experts).all(axis=1).nonzero()[0]
+            pooled[rows] = times(weights[np.ix_(rows, experts)], masses[np.ix_(rows, experts)])
         correction = self._corrections.get(model)
         return pooled if correction is None else correction.apply(pooled)
+
+    def _significant(self, weights: FloatArray) -> FloatArray:
+        weights[weights < self._settings.least_weight * weights.max()] = 0.0
+        return np.asarray(weights / weights.sum())
 
     def learn(
         self,
@@ -174,17 +196,19 @@ class Correction:
         self._model: FloatArray = np.zeros(settings.bins)
         self._shapes: dict[Shape, FloatArray] = {}
 
-    def apply(self, mass: FloatArray) -> FloatArray:
-        """The corrected mass."""
-        cumulative = mass.cumsum()
-        knots = np.concatenate(([0.0], self._shares(shape(mass)).cumsum()))
-        corrected = np.interp(cumulative / cumulative[-1], self._edges, knots / knots[-1])
-        corrected[1:] -= corrected[:-1].copy()
+    def apply(self, masses: FloatArray) -> FloatArray:
+        """The corrected masses, a row for each."""
+        cumulative = masses.cumsum(axis=1)
+        cumulative /= cumulative[:, -1:].copy()
+        corrected = np.empty_like(masses)
+        for row, levels, where in zip(corrected, cumulative, shapes(masses), strict=True):
+            row[:] = np.interp(levels, self._edges, self._knots(where))
+        corrected[:, 1:] -= corrected[:, :-1].copy()
         return np.asarray(np.maximum(corrected, 0.0))
 
     def learn(self, mass: FloatArray, low: float, high: float) -> None:
         """Count an answer whose PIT under ``mass`` lies between ``low`` and ``high``, spread by the shares so far."""
-        where = shape(mass)
+        (where,) = shapes(mass[None, :])
         overlap = np.minimum(high, self._edges[1:]) - np.maximum(low, self._edges[:-1])
         spread = np.maximum(overlap, 1e-12) * self._shares(where)
         spread /= spread.sum()
@@ -194,6 +218,11 @@ class Correction:
         known *= 1.0 - 1.0 / self._settings.shape_memory_answers
         known += spread
 
+    def _knots(self, where: Shape) -> FloatArray:
+        """The corrected distribution function at the edges."""
+        knots = np.concatenate(([0.0], self._shares(where).cumsum()))
+        return np.asarray(knots / knots[-1])
+
     def _shares(self, where: Shape) -> FloatArray:
         """Share of the answers in each part of the PIT."""
         shares = _shrunk(self._model, self._even, self._settings.prior_answers)
@@ -201,16 +230,18 @@ class Correction:
         return shares if known is None else _shrunk(known, shares, self._settings.shape_prior_answers)
 
 
-def shape(mass: FloatArray) -> Shape:
-    """Where a distribution lies on the grid and how wide it is, coarsely: its mean and deviation in bins.
+def shapes(masses: FloatArray) -> list[Shape]:
+    """Where distributions lie on the grid and how wide they are, coarsely: their means and deviations in bins.
 
-    >>> shape(np.array([0.0, 0.0, 0.0, 0.0, 1.0])), shape(np.array([0.5, 0.0, 0.0, 0.0, 0.5]))
-    ((1, 0), (0, 1))
+    >>> shapes(np.array([[0.0, 0.0, 0.0, 0.0, 1.0], [0.5, 0.0, 0.0, 0.0, 0.5]]))
+    [(1, 0), (0, 1)]
     """
-    bins = _BINS[: mass.size]
-    mean = float(mass @ bins)
-    variance = max(0.0, float(mass @ (bins * bins)) - mean**2)
-    return int(mean / _MEAN_BINS), int(math.sqrt(variance) / _DEVIATION_BINS)
+    bins = _BINS[: masses.shape[1]]
+    means, squares = dot(masses, bins).tolist(), dot(masses, bins * bins).tolist()
+    return [
+        (int(mean / _MEAN_BINS), int(math.sqrt(max(0.0, square - mean**2)) / _DEVIATION_BINS))
+        for mean, square in zip(means, squares, strict=True)
+    ]
 
 
 def _shrunk(counts: FloatArray, parent: FloatArray, prior: float) -> FloatArray:

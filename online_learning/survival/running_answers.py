@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from bisect import bisect_left
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -231,32 +232,59 @@ class RunningAnswers:
     def correct(
         self, predicted: LengthDistribution, model: str, cluster: int | None, at_risk: AtRisk | None
     ) -> LengthDistribution:
-        """A distribution on the learner's grid, corrected by the evidence of what runs; the same one where there is none.
+        """A distribution on the learner's grid, corrected by the evidence of what runs; the same one where there is none."""
+        return self.correct_many([predicted], model, [cluster], [at_risk])[0]
+
+    def correct_many(
+        self,
+        predicted: Sequence[LengthDistribution],
+        model: str,
+        clusters: Sequence[int | None],
+        at_risk: Sequence[AtRisk | None],
+    ) -> list[LengthDistribution]:
+        """Several distributions of one model, each corrected as it would be alone, to the last digit.
 
         Hazards are events by answers at risk, so that more at risk lower them, and E more ends raise them:
         (h·X + E)/(X + Y) = h·r + e for the model, and for the cluster, whose hazards are drawn to the model's by a weight
         q, (h·(X + q·r) + q·e + E)/(X + q + Y).
         Of the running answers that are in no cluster each has its share by size.
         """
-        if at_risk is None or len(self._lengths) != predicted.lengths.size:
-            return predicted
         of_model = self._scopes.get(_everything(model))
-        if of_model is None:
-            return predicted
-        factor, ends = _ratios(at_risk.model, at_risk.model, of_model.missing, of_model.missing_ends)
-        if at_risk.cluster is not None and at_risk.drawn is not None:
-            known, drawn = at_risk.cluster, at_risk.drawn
-            share = known[0] / max(at_risk.learnt, 1.0)
-            missing, missing_ends = np.zeros_like(known), drawn * ends
-            for scope, weight in (
-                (self._scopes.get(_name(model, cluster)), 1.0),
-                (self._scopes.get(_name(model, None)), share),
-            ):
-                if scope is not None:
-                    missing = missing + weight * scope.missing
-                    missing_ends = missing_ends + weight * scope.missing_ends
-            factor, ends = _ratios(known + drawn * factor, known + drawn, missing, missing_ends)
-        return LengthDistribution(predicted.lengths, _moved(predicted.mass, factor, ends))
+        lengths = predicted[0].lengths
+        if of_model is None or at_risk[0] is None or len(self._lengths) != lengths.size:
+            return list(predicted)
+        known = at_risk[0].model
+        factor, ends = _ratios(known, known, of_model.missing, of_model.missing_ends)
+        reached = [risk for risk in at_risk if risk is not None and risk.cluster is not None]
+        assert len(reached) in {0, len(at_risk)}, "a learner has clusters or not"
+        if reached:
+            factor, ends = self._in_clusters(model, clusters, reached, factor, ends)
+        masses = _moved(np.stack([distribution.mass for distribution in predicted]), factor, ends)
+        return [LengthDistribution(lengths, mass) for mass in masses]
+
+    def _in_clusters(
+        self,
+        model: str,
+        clusters: Sequence[int | None],
+        at_risk: Sequence[AtRisk],
+        factor: FloatArray,
+        ends: FloatArray,
+    ) -> tuple[FloatArray, FloatArray]:
+        """Ratios for the prompts of clusters, a row for each, from those of their model."""
+        known = np.stack([risk.cluster for risk in at_risk if risk.cluster is not None])
+        drawn = np.stack([risk.drawn for risk in at_risk if risk.drawn is not None])
+        missing, missing_ends = np.zeros_like(known), drawn * ends
+        for row, cluster in enumerate(clusters):
+            scope = self._scopes.get(_name(model, cluster))
+            if scope is not None:
+                missing[row] += scope.missing
+                missing_ends[row] += scope.missing_ends
+        scope = self._scopes.get(_name(model, None))
+        if scope is not None:
+            share = (known[:, 0] / max(at_risk[0].learnt, 1.0))[:, None]
+            missing += share * scope.missing
+            missing_ends += share * scope.missing_ends
+        return _ratios(known + drawn * factor, known + drawn, missing, missing_ends)
 
     def _names(self, standing: Standing) -> tuple[str, str]:
         return _everything(standing.model), _name(standing.model, self.cluster_of(standing.cluster))
@@ -285,8 +313,8 @@ def _ratios(
 
 
 def _moved(mass: FloatArray, factor: FloatArray, ends: FloatArray) -> FloatArray:
-    """The mass whose hazards are ``factor`` times those of another, and ``ends`` more."""
-    survival = mass[::-1].cumsum()[::-1]
+    """The masses, a row for each, whose hazards are ``factor`` times those of others, and ``ends`` more."""
+    survival = mass[:, ::-1].cumsum(axis=1)[:, ::-1]
     hazard = np.divide(mass, survival, out=np.ones_like(mass), where=survival > 0.0)
     return mass_from_hazard((hazard * factor + ends).clip(_LEAST_FACTOR * hazard, 1.0))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from online_learning.distribution import FloatArray
+from online_learning.rows import dot
 
 STRENGTHS = (3.0, 20.0, 150.0, 30_000.0)
 """Candidate weights of the common distribution, in answers; the last makes evidence count for nothing."""
@@ -29,8 +30,8 @@ class ModelAverage:
         return self._weights
 
     def mix(self, candidates: FloatArray) -> FloatArray:
-        """The weighted mean of the candidates, one in each row."""
-        return np.asarray(self.weights @ candidates)
+        """The weighted mean of each prompt's candidates, shape (prompts, candidates, bins); a row for each prompt."""
+        return np.asarray(np.matmul(self.weights[None, None, :], candidates)[:, 0])
 
     def learn(self, chances: FloatArray) -> None:
         """Score the candidates by the chance that each gave to what was observed."""
@@ -50,6 +51,6 @@ class Shrinkage(ModelAverage):
         super().__init__(len(STRENGTHS), memory_answers)
         self.strengths: FloatArray = np.asarray(STRENGTHS)
 
-    def trust(self, evidence: float) -> float:
-        """Share of the evidence, rather than of the common distribution, in the mixture."""
-        return float(self.weights @ (evidence / (evidence + self.strengths)))
+    def trust(self, evidence: FloatArray) -> FloatArray:
+        """Share of each prompt's evidence, rather than of the common distribution, in the mixture."""
+        return dot(evidence[:, None] / (evidence[:, None] + self.strengths), self.weights)

@@ -180,7 +180,7 @@ def test_a_failing_learner_loses_no_fact() -> None:
 
 
 class ChokingLearner(GlobalLearner):
-    """Raises on the first prompt only."""
+    """Raises when it is first asked."""
 
     choked = False
 
@@ -192,17 +192,17 @@ class ChokingLearner(GlobalLearner):
 
 
 def test_a_fact_that_fails_costs_the_others_nothing() -> None:
-    """What came behind it in its batch is predicted, learnt and forgotten as ever."""
+    """What came with it and behind it is predicted, learnt and forgotten as ever."""
     core = a_core(learner=ChokingLearner())
     ask(core, b"x", HELLO, 0.0)
     with pytest.raises(ArithmeticError):
         ask(core, b"x", Facts(batch=1, facts=(arrived("a"), arrived("b"), arrived("c"), finished("b")), oldest=1), 0.1)
-    assert core.unhandled == 3
+    assert core.unhandled == 4
     core.proceed(0.1)
     tables = [message for _, message in core.drain_messages() if isinstance(message, IndexTable)]
-    assert [table.request_id for table in tables] == ["b", "c"]
+    assert [table.request_id for table in tables] == ["a", "b", "c"]
     assert core.counts.completions == 1
-    assert list(core.sessions[0].requests) == ["c"]
+    assert list(core.sessions[0].requests) == ["a", "c"]
 
 
 class PriorlessLearner(GlobalLearner):
@@ -342,12 +342,12 @@ def test_a_deferred_arrival_is_predicted_once_and_only_for_a_connected_engine() 
     core.arrivals.overloaded = False
     ask(core, b"y", HELLO, 0.4)
     ask(core, b"y", Facts(batch=2, facts=(arrived("a"), arrived("b")), oldest=2), 0.5)
-    assert (core.backlog, core.counts.predictions, core.counts.not_predicted) == (0, 2, 1)
+    assert (core.backlog, core.counts.predictions, core.counts.not_predicted) == (0, 2, 2)
     core.arrivals.overloaded = True
     ask(core, b"y", Facts(batch=3, facts=(arrived("c"), arrived("d")), oldest=3), 0.6)
     core.lost(b"y", 0.7)
     core.tick(100.0)
-    assert (core.sessions, core.backlog, core.counts.not_predicted) == ([], 0, 3)
+    assert (core.sessions, core.backlog, core.counts.not_predicted) == ([], 0, 4)
 
 
 def test_an_overloaded_core_without_deferred_work_predicts_at_once() -> None:

@@ -66,7 +66,7 @@ class SlowController:
         """Predicted probability that the next answer is a long one."""
         predictor = self.core._state.predictor
         features = np.zeros(512, dtype=np.float32)
-        return predictor._forecast(features, PROFILE.name)[0].distribution.survival(2 * SHORT_TOKENS)
+        return predictor._forecasts([features], PROFILE.name)[0][0].distribution.survival(2 * SHORT_TOKENS)
 
 
 @pytest.mark.parametrize("backlog", [5_000, 20])

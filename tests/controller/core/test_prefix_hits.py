@@ -174,7 +174,7 @@ def test_without_prefix_caching_nothing_is_expected() -> None:
     for engine in fleet.forecast(SHARED).engines:
         session = fleet.controller.session(engine.engine_id)
         facts = RequestFacts(request_id="route", prompt_tokens=len(SHARED), max_tokens=100)
-        predicted = fleet.core._state.predictor._forecast(np.zeros(DIMENSIONS, np.float32), PROFILE.name)[
+        predicted = fleet.core._state.predictor._forecasts([np.zeros(DIMENSIONS, np.float32)], PROFILE.name)[0][
             0
         ].distribution
         assert engine.cost_s == policy_named("sage").assess(facts, predicted.cut(100), session.engine).cost_s

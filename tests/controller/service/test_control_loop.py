@@ -71,7 +71,7 @@ def test_a_failing_core_falls_back_and_heals(start_controller: Start, caplog: py
     engine.step_until(lambda: agent.mode(engine.engine.now_s) == "on")
     handle, failures = loop._core.handle, 2
 
-    def fail_on_snapshots(connection: bytes, message: EngineMessage, now_s: float) -> None:
+    def fail_on_snapshots(connection: bytes, message: EngineMessage, now_s: float, **more: bool) -> None:
         nonlocal failures
         if failures and isinstance(message, Snapshot):
             failures -= 1
@@ -110,10 +110,10 @@ def test_what_fails_on_the_messages_of_one_engine_costs_that_engine_alone(
     both(lambda: {engine.engine.agent.mode(engine.engine.now_s) for engine in (bad, good)} == {"on"})
     modes.clear()
 
-    def choke(session: Any, arrived: Any, *args: Any, **more: Any) -> Any:
-        if session.hello.session_id == "bad" and arrived.request_id == "poison":
+    def choke(arrivals: Any, *args: Any, **more: Any) -> Any:
+        if any(session.hello.session_id == "bad" and arrived.request_id == "poison" for session, arrived in arrivals):
             raise ZeroDivisionError("by design")
-        return predict(session, arrived, *args, **more)
+        return predict(arrivals, *args, **more)
 
     loop._core._state.predictor.predict = choke
     for name in ("poison", "next"):

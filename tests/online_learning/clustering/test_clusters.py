@@ -72,7 +72,7 @@ def test_what_all_prompts_share_does_not_hide_their_differences() -> None:
     spreads = []
     for prompts in (plain, shared):
         space = FeatureSpace.of(prompts)
-        points = np.stack([space.point(prompt) for prompt in prompts])
+        points = space.points(list(prompts))
         spreads.append(float(np.linalg.norm(points[:100, None] - points[None, :100], axis=2).mean()))
     assert spreads[1] == pytest.approx(spreads[0], rel=0.1)
 
@@ -83,7 +83,7 @@ def test_a_scalar_that_never_varies_has_no_weight() -> None:
     space = FeatureSpace.of(np.stack([_family_prompt(0, generator) for _ in range(50)]))
     other = _family_prompt(0, generator)
     other[-2] = 3.0
-    assert space.point(other)[-2] == 0.0
+    assert space.points([other])[0, -2] == 0.0
 
 
 def test_few_prompts_make_few_clusters() -> None:

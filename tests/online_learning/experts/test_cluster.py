@@ -44,11 +44,12 @@ class World:
         self.prior.learn(model, observation)
 
     def median(self, family: int, shift: float = 0.0, model: str = "m") -> int:
-        mass = self.expert.predict(self.query(family, shift, model)).mass
+        mass = self.expert.predict([self.query(family, shift, model)]).masses[0]
         return int(log_grid()[np.searchsorted(np.cumsum(mass), 0.5)])
 
     def cluster(self, family: int, shift: float = 0.0) -> int | None:
-        return self.expert.predict(self.query(family, shift)).cluster
+        clusters = self.expert.predict([self.query(family, shift)]).clusters
+        return None if clusters is None else clusters[0]
 
     def kinds(self) -> list[str]:
         return [change.kind for change in self.changes]
@@ -97,14 +98,14 @@ def test_clusters_that_become_alike_are_merged_and_lose_nothing() -> None:
     assert {change.cluster for change in merged}.isdisjoint(world.cluster(0, shift) for shift in (-0.35, 0.0, 0.35))
     assert all(change.other != change.cluster for change in merged)
     assert 80 < world.median(0) < 125
-    assert world.expert.predict(world.query(0)).evidence > 200
+    assert world.expert.predict([world.query(0)]).evidence[0] > 200
 
 
 def test_what_becomes_of_clusters_follows_from_the_answers_alone() -> None:
     """Two experts that are taught the same answers split, merge and predict the same, to the last bit."""
     one, other = _split_world(), _split_world()
     assert one.changes == other.changes
-    mass = [world.expert.predict(world.query(0)).mass for world in (one, other)]
+    mass = [world.expert.predict([world.query(0)]).masses[0] for world in (one, other)]
     np.testing.assert_array_equal(*mass)
 
 

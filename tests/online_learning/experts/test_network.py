@@ -22,7 +22,7 @@ def query_of(cue: int, number: int, model: str = "m", tenant: str | None = None)
 
 
 def median_tokens(head: NetworkExpert, query: Query) -> int:
-    return int(GRID[np.searchsorted(np.cumsum(head.predict(query).mass), 0.5)])
+    return int(GRID[np.searchsorted(np.cumsum(head.predict([query]).masses[0]), 0.5)])
 
 
 def teach(head: NetworkExpert, count: int, *, tokens: int | None = None, censored: bool = False) -> None:
@@ -38,7 +38,7 @@ def test_a_young_network_is_near_the_prior() -> None:
     head = NetworkExpert(GRID)
     prior_tokens = int(GRID[np.searchsorted(np.cumsum(PRIOR.mass), 0.5)])
     assert prior_tokens / 1.3 < median_tokens(head, query_of(7, 0)) < 1.3 * prior_tokens
-    assert head.predict(query_of(7, 0)).trust == 0.0
+    assert head.predict([query_of(7, 0)]).trust[0] == 0.0
 
 
 def test_one_word_among_thirty_is_found() -> None:
@@ -55,7 +55,7 @@ def test_cut_answers_are_learnt_as_at_least_so_long() -> None:
     """When every answer is cut at 400 tokens, longer ones become likelier than the prior has them."""
     head = NetworkExpert(GRID)
     teach(head, 800, tokens=400, censored=True)
-    assert head.predict(query_of(7, 10_000)).mass[GRID > 400].sum() > PRIOR.mass[GRID > 400].sum() + 0.2
+    assert head.predict([query_of(7, 10_000)]).masses[0][GRID > 400].sum() > PRIOR.mass[GRID > 400].sum() + 0.2
 
 
 def test_the_same_answers_make_the_same_network() -> None:
@@ -63,7 +63,7 @@ def test_the_same_answers_make_the_same_network() -> None:
     one, other = NetworkExpert(GRID), NetworkExpert(GRID)
     for head in (one, other):
         teach(head, 200)
-    np.testing.assert_array_equal(one.predict(query_of(7, 9)).mass, other.predict(query_of(7, 9)).mass)
+    np.testing.assert_array_equal(one.predict([query_of(7, 9)]).masses[0], other.predict([query_of(7, 9)]).masses[0])
 
 
 def test_models_beyond_the_slots_share_one() -> None:
@@ -71,4 +71,4 @@ def test_models_beyond_the_slots_share_one() -> None:
     head = NetworkExpert(GRID, NetworkSettings(model_slots=2))
     for number in range(100):
         head.learn(query_of(7, number, f"model {number % 5}"), Observation(50, censored=False), judged=True)
-    assert head.predict(query_of(7, 1, "model 4")).mass.sum() == pytest.approx(1.0)
+    assert head.predict([query_of(7, 1, "model 4")]).masses[0].sum() == pytest.approx(1.0)

@@ -24,7 +24,7 @@ def query_of(cue: int, number: int, prior: Prior = PRIOR, model: str = "m") -> Q
 
 
 def median_tokens(expert: QuantileBandExpert, query: Query) -> int:
-    return int(GRID[np.searchsorted(np.cumsum(expert.predict(query).mass), 0.5)])
+    return int(GRID[np.searchsorted(np.cumsum(expert.predict([query]).masses[0]), 0.5)])
 
 
 def teach(expert: QuantileBandExpert, count: int) -> None:
@@ -38,8 +38,8 @@ def teach(expert: QuantileBandExpert, count: int) -> None:
 def test_before_any_answer_it_is_the_prior() -> None:
     """To the accuracy of float32."""
     expert = QuantileBandExpert(GRID)
-    np.testing.assert_allclose(expert.predict(query_of(7, 0)).mass, PRIOR.mass, atol=1e-6)
-    assert expert.predict(query_of(7, 0)).trust == 0.0
+    np.testing.assert_allclose(expert.predict([query_of(7, 0)]).masses[0], PRIOR.mass, atol=1e-6)
+    assert expert.predict([query_of(7, 0)]).trust[0] == 0.0
 
 
 def test_one_word_among_thirty_is_found() -> None:
@@ -57,7 +57,7 @@ def test_cut_answers_are_learnt_as_at_least_so_long() -> None:
     expert = QuantileBandExpert(GRID)
     for number in range(500):
         expert.learn(query_of(7, number), Observation(400, censored=True), judged=False)
-    assert expert.predict(query_of(7, 10_000)).mass[GRID > 400].sum() > PRIOR.mass[GRID > 400].sum() + 0.2
+    assert expert.predict([query_of(7, 10_000)]).masses[0][GRID > 400].sum() > PRIOR.mass[GRID > 400].sum() + 0.2
 
 
 def test_what_a_word_says_holds_for_a_model_of_other_lengths() -> None:
@@ -80,6 +80,6 @@ def test_a_prediction_has_mass_wherever_the_prior_has(position: int, *, censored
     for number in range(5):
         query = query_of(7, number, prior)
         expert.learn(query, Observation(int(GRID[position]), censored=censored), judged=True)
-        mass = expert.predict(query).mass
+        mass = expert.predict([query]).masses[0]
         assert mass.sum() == pytest.approx(1.0)
         assert bool((mass[prior.mass > 1e-9] > 0.0).all())

@@ -91,7 +91,7 @@ def test_names_and_vectors_are_one_model() -> None:
         return Query(vector, "m", prior.prior("m"))
 
     for x, y in make_stream(500):
-        np.testing.assert_array_equal(by_name.predict_distribution_one(x).mass, by_vector.predict(query(x)).mass)
+        np.testing.assert_array_equal(by_name.predict_distribution_one(x).mass, by_vector.predict([query(x)]).masses[0])
         by_name.learn_one(x, y)
         observation = Observation(y, censored=False)
         by_vector.learn(query(x), observation, judged=True)

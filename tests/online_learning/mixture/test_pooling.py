@@ -67,7 +67,7 @@ def test_a_pool_that_is_too_wide_is_narrowed() -> None:
     wide /= wide.sum()
     pool = Pool(1, PoolSettings())
     _taught(pool, [wide], RIGHT, 3_000)
-    mixed = pool.mix(wide[None, :], np.ones(1), "m")
+    mixed = pool.mix(wide[None, None, :], np.ones((1, 1)), "m")[0]
     cumulative = np.cumsum(mixed)
     low, high = np.searchsorted(cumulative, (0.25, 0.75))
     held = RIGHT[low : high + 1].sum()
@@ -86,7 +86,9 @@ def test_distributions_of_one_shape_are_corrected_apart() -> None:
         for mass in (narrow, wide):
             low = float(mass[:position].sum())
             correction.learn(mass, low, low + float(mass[position]))
-    deviations = [float(np.sqrt(correction.apply(mass) @ (np.arange(BINS) - 20.0) ** 2)) for mass in (narrow, wide)]
+    deviations = [
+        float(np.sqrt(correction.apply(mass[None, :])[0] @ (np.arange(BINS) - 20.0) ** 2)) for mass in (narrow, wide)
+    ]
     assert deviations[0] == pytest.approx(3.0, rel=0.2)
     assert deviations[1] < 4.5
 
@@ -95,7 +97,7 @@ def test_experts_of_little_weight_need_not_be_asked() -> None:
     """They have no weight in the mixture; the rest sum to 1."""
     pool = Pool(3, PoolSettings())
     _taught(pool, [RIGHT, WRONG, EVEN], RIGHT, 2_000)
-    weights = pool.significant_weights("m", None)
+    weights = pool.significant_weights("m", [None])[0]
     assert weights.tolist() == [1.0, 0.0, 0.0]
 
 
@@ -106,7 +108,7 @@ def test_without_credit_an_answer_corrects_and_leaves_the_weights() -> None:
     for position in range(BINS):
         pool.learn([scored_prediction(RIGHT, position, censored=False), None], weights, "m", 0, credited=False)
     np.testing.assert_array_equal(pool.weights("m", 0), weights)
-    assert not np.allclose(pool.mix(RIGHT[None, :], np.ones(1), "m"), RIGHT, atol=1e-4)
+    assert not np.allclose(pool.mix(RIGHT[None, None, :], np.ones((1, 1)), "m")[0], RIGHT, atol=1e-4)
 
 
 @settings(max_examples=50)
@@ -123,7 +125,7 @@ def test_a_corrected_distribution_is_a_distribution(answers: list[tuple[float, f
     for one, other, shift in answers:
         correction.learn(np.roll(RIGHT, shift), min(one, other), max(one, other))
     mass = np.roll(RIGHT, position)
-    corrected = correction.apply(mass)
+    (corrected,) = correction.apply(mass[None, :])
     assert corrected.sum() == pytest.approx(1.0)
     assert float(corrected.min()) >= 0.0
     assert bool((corrected[mass > 1e-6] > 0.0).all())

@@ -22,8 +22,8 @@ def test_what_predicted_well_has_weight() -> None:
         doubting.learn(_chances(evidence_is_right=False))
     assert trusting.weights[0] > 0.9
     assert doubting.weights[-1] > 0.9
-    assert trusting.trust(100.0) > 0.9
-    assert doubting.trust(100.0) < 0.1
+    assert trusting.trust(np.array([100.0]))[0] > 0.9
+    assert doubting.trust(np.array([100.0]))[0] < 0.1
 
 
 def test_no_strength_is_ever_lost() -> None:
