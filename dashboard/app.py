@@ -26,12 +26,15 @@ from dashboard.screens import (
 from dashboard.text import words
 from store import formatting
 
+_NO_RAW_CSV = "<style>[data-testid=stElementToolbar] button[aria-label='Download as CSV'] { display: none; }</style>"
+"""Streamlit's own export writes what clients chose as it is, formulas too; the page *SQL* has one that does not."""
 _WITHOUT_CHARTS = {"SQL", "Settings and health"}
 
 
 def main() -> None:
     """Set up the page, draw the parts shared by all pages, and run the chosen one."""
     st.set_page_config(page_title="SageSched", page_icon=":material/stacks:", layout="wide")
+    st.html(_NO_RAW_CSV)
     person = components.person()
     _require_login_for_prompts()
     filters.keep()
@@ -75,7 +78,7 @@ def _logged_in(person: Person) -> None:
     if sessions.has_login():
         role = "may look and switch" if person.role == "switch" else "may look"
         st.caption(f"Logged in{f' as {words.plain(person.name)}' if person.name else ''}: {role}")
-        st.html('<a href="/logout" target="_self">Log out</a>')
+        st.html('<a href="/logout" target="_self" style="color: inherit">Log out</a>')
 
 
 def _fetch_charting() -> None:

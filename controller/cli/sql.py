@@ -15,9 +15,10 @@ from rich.text import Text
 
 from store.atomic_file import write_whole
 from store.errors import BadInputError, StoreError
-from store.formatting import printable, printable_json, spreadsheet_text
+from store.formatting import printable, printable_json
 from store.history.reader import require_catalog
 from store.reading.sandbox import TRUNCATED, run_sql
+from store.reading.spreadsheet import for_spreadsheets
 
 Output: TypeAlias = Literal["table", "csv", "json", "parquet"]
 
@@ -61,25 +62,8 @@ def _cell(text: str) -> Text:
 
 
 def _csv(answer: pa.Table) -> str:
-    """The answer for spreadsheets: see `spreadsheet_text`."""
-    return _raw_csv(_for_spreadsheets(answer))
-
-
-def _for_spreadsheets(answer: pa.Table) -> pa.Table:
-    columns = [_defused(column) for column in answer.columns]
-    return pa.Table.from_arrays(columns, names=[spreadsheet_text(name) for name in answer.column_names])
-
-
-def _defused(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A column of text or bytes as text that neither a terminal nor a spreadsheet obeys; others as they are."""
-    if not any(isinstance(value, (str, bytes)) for value in column.to_pylist()):
-        return column
-    texts = (
-        value.decode(errors="backslashreplace") if isinstance(value, bytes) else value for value in column.to_pylist()
-    )
-    return pa.chunked_array(
-        [pa.array((None if text is None else spreadsheet_text(text) for text in texts), pa.string())]
-    )
+    """The answer for spreadsheets and terminals."""
+    return _raw_csv(for_spreadsheets(answer))
 
 
 def _raw_csv(answer: pa.Table) -> str:

@@ -13,6 +13,7 @@ from pyarrow import csv, parquet
 from store.errors import BadInputError, SageError
 from store.history.reader import open_history
 from store.reading.sandbox import TRUNCATED, run_sql
+from store.reading.spreadsheet import for_spreadsheets
 
 ROW_LIMIT = 10_000
 """Rows of an answer that are fetched, shown and downloaded."""
@@ -42,9 +43,9 @@ class Answer:
         return pa.table(columns, names=self.rows.column_names)
 
     def as_csv(self) -> bytes:
-        """The rows as CSV, nested values as text."""
+        """The rows as CSV, nested values as text, with no text that a spreadsheet takes for a formula."""
         sink = pa.BufferOutputStream()
-        csv.write_csv(self.shown(), sink)
+        csv.write_csv(for_spreadsheets(self.shown()), sink)
         return bytes(sink.getvalue().to_pybytes())
 
     def as_parquet(self) -> bytes:

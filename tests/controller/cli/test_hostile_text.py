@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 from rich.console import Console
 from rich.table import Table
 
@@ -23,7 +24,8 @@ from store.records import Arrived, Finished, Hello
 
 TITLE = "\x1b]0;pwned\x07"
 REQUEST = f"r{TITLE}\x9b2J\n- forged\u202e"
-TENANT = f"[red]=cmd|' /C calc'!A0{TITLE}[/"
+TENANT = f"[red]=cmd|' /C calc'!A0{TITLE}[/\n- forged"
+PLAIN = "cmpl-1"
 HARMLESS = "\n\t"
 
 
@@ -44,10 +46,10 @@ def history(tmp_path: Path) -> Path:
         started_s=1.0,
     )
     arrived = Arrived(
-        request_id=REQUEST, arrival_s=1.0, prompt_tokens=5, token_ids=b"", max_tokens=9, temperature=1.0, tenant=TENANT
+        request_id=PLAIN, arrival_s=1.0, prompt_tokens=5, token_ids=b"", max_tokens=9, temperature=1.0, tenant=TENANT
     )
     finished = Finished(
-        request_id=REQUEST,
+        request_id=PLAIN,
         time_s=3.0,
         reason="stop",
         arrival_s=1.0,
@@ -61,7 +63,8 @@ def history(tmp_path: Path) -> Path:
         first_token_s=2.0,
     )
     seen = EngineSeen(time_s=1.0, event="connected", hello=hello)
-    records = [(None, seen), (1, arrived), (2, finished)]
+    hostile = [structs.replace(fact, request_id=REQUEST) for fact in (arrived, finished)]
+    records = [(None, seen), (1, arrived), (2, finished), *zip((3, 4), hostile, strict=True)]
     with HistoryWriter(tmp_path / "h") as writer:
         writer.append([Entry(engine_id="e", session_id="s", batch=batch, record=record) for batch, record in records])
     return tmp_path / "h"
@@ -106,16 +109,18 @@ def test_csv_holds_no_formula_unless_it_is_asked_for_raw(history: Path, capsys: 
 def test_json_is_printable_and_loses_nothing(history: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Escapes of JSON's own in place of control characters: a program reads what was recorded."""
     assert run(["sql", "SELECT request_id, tenant FROM requests", "--store", str(history), "-f", "json"]) == 0
-    assert json.loads(capsys.readouterr().out) == [{"request_id": REQUEST, "tenant": TENANT}]
-    assert run(["explain", REQUEST, "--store", str(history), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert sorted(row["request_id"] for row in found) == sorted((PLAIN, REQUEST))
+    assert {row["tenant"] for row in found} == {TENANT}
+    assert run(["explain", PLAIN, "--store", str(history), "--json"]) == 0
     shown = capsys.readouterr().out
     assert not drives_a_terminal(shown)
-    assert json.loads(shown)["explanation"]["request_id"] == REQUEST
+    assert json.loads(shown)["facts"]["tenant"] == TENANT
 
 
 def test_explain_prints_one_line_for_each_sentence(history: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A line feed in an id makes no sentence, an escape sequence no title."""
-    assert run(["explain", REQUEST, "--store", str(history)]) == 0
+    """A line feed in a tenant's name makes no sentence, an escape sequence no title."""
+    assert run(["explain", PLAIN, "--store", str(history)]) == 0
     shown = capsys.readouterr().out
     assert not drives_a_terminal(shown)
     assert "\n- forged" not in shown

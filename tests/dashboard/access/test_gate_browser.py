@@ -262,3 +262,17 @@ def test_stored_prompts_are_not_shown_without_a_login(
         page.goto(f"{url}/prompts")
         expect(page.get_by_text("Prompts are stored, and this dashboard has no login")).to_be_visible()
         expect(page.get_by_role("heading", name="Prompts", exact=True)).to_have_count(0)
+
+
+def test_tables_offer_no_export_of_text_as_it_is(
+    standing: Any, recorded: Path, chromium: Callable[..., Browser]
+) -> None:
+    """Streamlit's own CSV holds formulas that clients chose; the page SQL has one that does not."""
+    with running_dashboard(standing.url, recorded, {}) as url:
+        page = opened(chromium())
+        page.goto(f"{url}/sql")
+        table = page.get_by_test_id("stDataFrame").first
+        expect(table).to_be_visible()
+        table.hover()
+        expect(page.get_by_label("Search").first).to_be_visible()
+        expect(page.get_by_label("Download as CSV").first).to_be_hidden()

@@ -1,3 +1,4 @@
+import csv
 from pathlib import Path
 
 import pyarrow as pa
@@ -39,6 +40,14 @@ def test_a_forbidden_statement_is_refused_with_its_reason(recorded: Path, statem
     assert isinstance(refused, QuestionTrouble)
     assert refused.kind == "statement"
     assert "query" in refused.detail or "SELECT" in refused.detail
+
+
+def test_no_downloaded_text_is_a_formula(recorded: Path) -> None:
+    """A spreadsheet would run it when the file is opened; numbers stay numbers."""
+    found = answer(recorded, """SELECT '=1+1' AS "@a", ['-2'] AS nested, '+3'::BLOB AS bytes, -4 AS number""")
+    heading, row = csv.reader(found.as_csv().decode().splitlines())
+    assert heading == ["'@a", "nested", "bytes", "number"]
+    assert (row[0], row[1], row[3]) == ("'=1+1", "'-2", "-4")
 
 
 def test_a_missing_history_is_said(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,12 @@ import streamlit
 from streamlit.testing.v1 import AppTest
 
 from dashboard.__main__ import ENTRY
+from dashboard.access import sessions
+from dashboard.access.sessions import Person
+from dashboard.access.settings import AccessSettings
 from dashboard.data import live
+from store.entries import Entry, ModeSwitched
+from store.history.writer import HistoryWriter
 
 Open = Callable[..., AppTest]
 PAGES = ("now", "latency", "gain", "predictions", "prompts", "history", "sql", "settings")
@@ -404,6 +410,37 @@ def test_a_mode_is_switched_only_with_a_reason_and_a_confirmation(opened: Open, 
     assert not test.button(key="settings_do").disabled
     test.button(key="settings_do").click().run()
     assert standing.world.orders == [{"mode": "shadow", "reason": "incident 42"}]
+
+
+def test_whoever_may_only_look_is_told_so_and_has_nothing_to_switch(opened: Open) -> None:
+    """By the session of each page; a page without one shows nothing."""
+    settings = AccessSettings(token="zebra-token-0123456789abcdef", read_token="mouse-token-0123456789abcdef")
+    held = sessions.Sessions(settings, time.time)
+    sessions.install(held)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(held, "person", lambda _session: Person("look"))
+        test = opened("settings")
+        assert "You may look and not switch" in boxes(test)
+        assert not [button for button in test.button if button.key == "settings_do"]
+    test = opened("settings")
+    assert "Nobody is logged in here" in boxes(test)
+    assert not test.radio
+
+
+def test_who_switched_the_mode_is_shown(opened: Open, tmp_path: Path) -> None:
+    """The latest first, with what they said and how they showed that they may."""
+    about = {"reason": "drill", "who": "Ada", "credential": "token", "address": "10.0.0.9"}
+    switches = [
+        ModeSwitched(time_s=1.0, before="on", mode="off", **about),
+        ModeSwitched(time_s=2.0, before="off", mode="on", **about | {"who": None, "credential": "loopback"}),
+    ]
+    with HistoryWriter(tmp_path / "h") as writer:
+        writer.append([Entry(engine_id="", session_id="", batch=None, record=switched) for switched in switches])
+    test = opened("settings", tmp_path / "h")
+    (shown,) = (frame.value for frame in test.dataframe if "Credential" in frame.value.columns)
+    assert shown["Mode"].tolist() == ["off → on", "on → off"]
+    assert shown["Credential"].tolist() == ["none: on this machine", "http.token"]
+    assert shown["Who, as they say"].tolist() == ["", "Ada"]
 
 
 @pytest.mark.slow
