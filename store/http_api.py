@@ -22,6 +22,12 @@ DegradedKind: TypeAlias = Literal[
     "engine_failing",
     "facts_damaged",
     "clock_off",
+    "name_shared",
+    "deaf_endpoint",
+    "connection_flood",
+    "files_near_limit",
+    "history_replaced",
+    "clock_ahead",
 ]
 """Ways in which a controller does less than it should while it runs: also the metric's label."""
 

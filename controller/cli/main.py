@@ -331,10 +331,12 @@ def _person() -> str:
 
 def _serve(config: Config) -> int:
     """Run the controller until SIGTERM or Ctrl-C; returns 130 after Ctrl-C."""
+    from controller.monitoring.surroundings import raise_open_files_limit
     from controller.service.service import service
 
     log = logging.getLogger("controller")
     os.umask(0o077)
+    raise_open_files_limit()
     interrupted = False
     with service(config, clock=steady_clock(), timer=time.perf_counter, wall=time.time) as running:
 

@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 from controller.monitoring.live_state import EngineView, Live, LiveSnapshot
 from controller.monitoring.request_metrics import CappedLabel, RequestMetrics, bounded_label
 from controller.monitoring.request_tracker import TrackedRequest
+from controller.monitoring.surroundings import open_files, open_files_limit
 from controller.monitoring.tracing import Telemetry
 from controller.prompt_encoder import Encoder
 from engine_adapter.transport.zmq_sockets import ZmqHub
@@ -283,6 +284,11 @@ class LiveCollector(Collector):
         yield from _loop(live_snapshot)
         yield _mode(live_snapshot)
         yield _degraded(live_snapshot)
+        for name, text, value in (
+            ("open_files", "Files and sockets that the controller has open.", open_files()),
+            ("open_files_limit", "How many it may have open.", open_files_limit()),
+        ):
+            yield GaugeMetricFamily(f"sagesched_{name}", text, value=value)
 
 
 def _quality(live_snapshot: LiveSnapshot) -> Iterator[Metric]:

@@ -12,10 +12,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 
 from msgspec import structs
 
@@ -26,12 +25,14 @@ from controller.monitoring.engine_states import engine_states, own_clock_off
 from controller.monitoring.live_state import Live
 from controller.monitoring.metrics import Metrics
 from controller.monitoring.request_tracker import RequestTracker
+from controller.monitoring.surroundings import LOGGED_HERE, surrounding_states
 from controller.monitoring.tracing import Ended, Telemetry
 from controller.prompt_encoder import Encoder
 from controller.service.trouble import Trouble
 from engine_adapter.transport.link import ControllerHub
 from store.entries import DriftDetected, Entry, Outcome, Prediction
 from store.history.writer import HistoryWriter
+from store.http_api import DegradedKind, DegradedState
 from store.records import Arrived, EngineMessage, Finished, Snapshot
 
 log = logging.getLogger(__name__)
@@ -96,6 +97,7 @@ class ControlLoop:
         self._logged: set[str] = set()
         self._not_learnt = 0
         self._next_warning_s = 0.0
+        self._next_log_s: dict[DegradedKind, float] = {}
         self._stopping = threading.Event()
 
     def run(self) -> None:
@@ -283,12 +285,22 @@ class ControlLoop:
             "backlog": float(self._core.backlog),
             "clock_off_s": self._wall() - self._clock(),
         }
-        degraded = chain(
-            self._trouble.states(now_s),
-            own_clock_off(loop["clock_off_s"]),
-            engine_states(self._core.sessions, now_s),
+        sessions, stats = self._core.sessions, self._history.stats
+        degraded = (
+            *self._trouble.states(now_s),
+            *own_clock_off(loop["clock_off_s"]),
+            *engine_states(sessions, now_s),
+            *surrounding_states(self._hub.troubles, stats, sessions, now_s),
         )
-        self._live.publish(self._core, store=self._history.stats, loop=loop, now_s=now_s, degraded=degraded)
+        self._log_surroundings(degraded, now_s)
+        self._live.publish(self._core, store=stats, loop=loop, now_s=now_s, degraded=degraded)
+
+    def _log_surroundings(self, degraded: Iterable[DegradedState], now_s: float) -> None:
+        """Log states that nothing else logs, each kind at most every `overload_warning_s`."""
+        for state in degraded:
+            if state.kind in LOGGED_HERE and now_s >= self._next_log_s.get(state.kind, 0.0):
+                self._next_log_s[state.kind] = now_s + self._limits.overload_warning_s
+                log.warning("%s", state.text)
 
     def _warn_of_overload(self, now_s: float) -> None:
         """Log a warning if answers are not learned from, which is the first work that an overload drops."""

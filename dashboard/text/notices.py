@@ -35,6 +35,12 @@ DEGRADED: dict[DegradedKind, tuple[Literal["error", "warning"], str]] = {
     "clock_off": ("warning", "A system clock was set, or two clocks differ"),
     "facts_damaged": ("warning", "An engine reports what cannot be"),
     "learner_failing": ("error", "The learner fails again and again"),
+    "name_shared": ("warning", "Engines share a name"),
+    "deaf_endpoint": ("error", "No engine can connect"),
+    "connection_flood": ("warning", "Strangers connect to the engines' port"),
+    "files_near_limit": ("warning", "Open files are near their limit"),
+    "history_replaced": ("error", "The history's files were removed or replaced"),
+    "clock_ahead": ("warning", "The clock is far beyond the history"),
 }
 """How grave each state is, and its title."""
 

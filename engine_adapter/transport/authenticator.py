@@ -18,6 +18,7 @@ from zmq.utils import z85
 from zmq.utils.monitor import parse_monitor_message
 
 from engine_adapter.transport.authorized_engines import AuthorizedEngines
+from engine_adapter.transport.connection_limit import WATCHED, ConnectionLimit
 from engine_adapter.transport.keys import KEY_CHARACTERS, load_controller_keys
 from store.records import EngineMessage, Hello
 
@@ -32,6 +33,7 @@ HANDSHAKE_MS = 3000
 _ZAP = "inproc://zeromq.zap.01"
 _DOMAIN = b"sagesched"
 _ASKED_PER_ROUND = 64
+_EVENTS_PER_ROUND = 2_000
 _LOGGED = 100
 _BROKEN = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 
@@ -55,7 +57,9 @@ class Authenticator:
         socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
         socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         self._socket = socket
-        self._broken = watch(context, socket)
+        self.limit = ConnectionLimit(HANDSHAKE_MS / 1000)
+        """Of callers that have not proved yet who they are."""
+        self._broken = watch(context, socket, _BROKEN | WATCHED)
         self._poller = zmq.Poller()
         for watched in (socket, self._asked, self._broken):
             self._poller.register(watched, zmq.POLLIN)
@@ -69,7 +73,8 @@ class Authenticator:
         if self._asked in ready:
             self._answer()
         if self._broken in ready:
-            self._count_broken()
+            self._observe()
+        self.limit.enforce()
         return int(self._socket in ready)
 
     def recv_multipart(self, flags: int) -> list[bytes]:
@@ -101,6 +106,7 @@ class Authenticator:
         """Close all but the guarded socket."""
         self._socket.disable_monitor()
         self._broken.close(linger=0)
+        self.limit.close()
         self._asked.close(linger=0)
 
     def _answer(self) -> None:
@@ -121,12 +127,13 @@ class Authenticator:
                 remedy = "sagesched keys authorize ENGINE_ID 'KEY' lets it in"
                 self._refuse("key", f"engine at {where}: its key {public} is not authorized ({remedy})", public)
 
-    def _count_broken(self) -> None:
-        for _ in range(_ASKED_PER_ROUND):
+    def _observe(self) -> None:
+        for _ in range(_EVENTS_PER_ROUND):
             try:
                 event = parse_monitor_message(self._broken.recv_multipart(zmq.NOBLOCK))
             except zmq.Again:
                 return
+            self.limit.observe(event["event"], event["value"])
             if event["event"] in (zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL):
                 what = "a caller without a CURVE key, or with another controller's public key"
                 self._refuse("handshake", what)
@@ -142,10 +149,12 @@ def _key_of(connection: bytes) -> str:
     return connection[:KEY_CHARACTERS].decode("ascii", "replace")
 
 
-def watch(context: zmq.Context[zmq.Socket[bytes]], socket: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
-    """Monitor a socket's failed handshakes; unbounded, because ZeroMQ's own thread would block at a bound."""
+def watch(
+    context: zmq.Context[zmq.Socket[bytes]], socket: zmq.Socket[bytes], events: int = _BROKEN
+) -> zmq.Socket[bytes]:
+    """Monitor a socket's failed handshakes, or other events; unbounded, because ZeroMQ's own thread would block at a bound."""
     address = f"inproc://sagesched.monitor.{id(socket)}"
-    socket.monitor(address, _BROKEN)
+    socket.monitor(address, events)
     watching = context.socket(zmq.PAIR)
     watching.setsockopt(zmq.RCVHWM, 0)
     watching.connect(address)

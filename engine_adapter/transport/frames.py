@@ -12,7 +12,7 @@ from typing import Protocol
 import zmq
 
 from engine_adapter.transport.damaged_batches import readable_part
-from engine_adapter.transport.link import Delivery
+from engine_adapter.transport.link import Delivery, HubTrouble
 from store.errors import ProtocolError
 from store.records import (
     ControllerMessage,
@@ -103,6 +103,11 @@ class FrameHub:
         self._frames = socket
         self.bad_frames = 0
         self._recent_warnings = _RecentWarnings()
+
+    @property
+    def troubles(self) -> dict[HubTrouble, str]:
+        """What keeps engines from connecting at present."""
+        return {}
 
     def receive(self, timeout_s: float) -> list[tuple[bytes, EngineMessage]]:
         """Return messages with their connection; frames that do not decode are counted in ``bad_frames``."""

@@ -15,6 +15,11 @@ Delivery: TypeAlias = Literal["sent", "full", "gone"]
 """``full``: the engine does not keep up and the message is lost; ``gone``: the engine has disconnected."""
 
 
+HubTrouble: TypeAlias = Literal["deaf_endpoint", "connection_flood"]
+"""``deaf_endpoint``: the socket file is not this controller's any more; ``connection_flood``: too many callers who do not
+prove who they are."""
+
+
 class EngineLink(Protocol):
     """The engine's end of the connection."""
 
@@ -38,6 +43,11 @@ class EngineLink(Protocol):
 
 class ControllerHub(Protocol):
     """The controller's end, shared by all engines; a connection is an opaque address."""
+
+    @property
+    def troubles(self) -> dict[HubTrouble, str]:
+        """What keeps engines from connecting at present."""
+        ...
 
     @property
     def bad_frames(self) -> int:

@@ -16,8 +16,10 @@ from pathlib import Path
 import zmq
 
 from engine_adapter.transport.authenticator import HANDSHAKE_MS, Authenticator, Refusal, watch
+from engine_adapter.transport.endpoint_owner import EndpointOwner
 from engine_adapter.transport.frames import MAX_FRAME_BYTES, FrameHub, FrameLink
 from engine_adapter.transport.keys import EngineKey, load_controller_keys
+from engine_adapter.transport.link import HubTrouble
 from store.errors import ConfigError
 from store.records import EngineMessage
 
@@ -198,7 +200,13 @@ class ZmqHub(FrameHub):
         if is_tcp(endpoint) and keys is not None:
             _set_for_tcp(self._socket, endpoint)
             self._gate = Authenticator(self._context, self._socket, keys)
-        self.endpoint = self._bind(endpoint)
+        try:
+            self._owner = self._listen(endpoint, keys)
+        except ConfigError:
+            self._owner = None
+            self.close()
+            raise
+        self.endpoint = bytes(self._socket.getsockopt(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()
         super().__init__(self._gate or self._socket)
 
     @property
@@ -212,22 +220,59 @@ class ZmqHub(FrameHub):
             self._gate.close()
         self._socket.close()
         self._context.term()
+        if self._owner is not None:
+            self._owner.release()
+
+    def receive(self, timeout_s: float) -> list[tuple[bytes, EngineMessage]]:
+        """Return messages with their connection, and see that the endpoint is still this controller's."""
+        if self._owner is not None:
+            self._owner.look()
+        return super().receive(timeout_s)
+
+    @property
+    def troubles(self) -> dict[HubTrouble, str]:
+        """What keeps engines from connecting at present."""
+        found: dict[HubTrouble, str] = {}
+        if self._owner is not None and self._owner.deaf is not None:
+            found["deaf_endpoint"] = self._owner.deaf
+        if self._gate is not None and self._gate.limit.is_flooded:
+            found["connection_flood"] = (
+                f"More than {self._gate.limit.most} callers at a time connected and did not prove who they are. Connected "
+                "engines are served; new ones get in between two waves. Keep strangers from the port by a firewall."
+            )
+        return found
+
+    def _listen(self, endpoint: str, keys: Path | None) -> EndpointOwner | None:
+        """Bind the endpoint; over ``ipc://`` with its lock, which is returned."""
+
+        def bind() -> None:
+            prepare_endpoint(endpoint, keys)
+            self._bind(endpoint)
+
+        if is_tcp(endpoint):
+            self._bind(endpoint)
+            return None
+        owner = EndpointOwner(Path(endpoint.removeprefix("ipc://")), bind)
+        try:
+            owner.bind()
+        except ConfigError:
+            owner.release()
+            raise
+        return owner
 
     def _allows(self, connection: bytes, message: EngineMessage) -> bool:
         return self._gate is None or self._gate.allows(connection, message)
 
-    def _bind(self, endpoint: str) -> str:
-        """Listen with access for the owner only; return the address, with the actual port for port 0."""
+    def _bind(self, endpoint: str) -> None:
+        """Listen, over ``ipc://`` with access for the owner only."""
         try:
             self._socket.bind(endpoint)
         except zmq.ZMQError as error:
-            self.close()
             raise ConfigError(
                 f"endpoint {endpoint!r} cannot be listened on ({error.strerror}): choose another (engine.endpoint)"
             ) from None
         if not is_tcp(endpoint):
             Path(endpoint.removeprefix("ipc://")).chmod(0o600)
-        return bytes(self._socket.getsockopt(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()
 
 
 def _set_for_tcp(socket: zmq.Socket[bytes], endpoint: str) -> None:

@@ -65,6 +65,7 @@ class WriterLock:
     """An exclusive lock on a history, released by the system when its process dies however it dies."""
 
     def __init__(self, folder: Folder) -> None:
+        self._file = folder.lock
         self._descriptor = os.open(folder.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _OWNER_ONLY)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -78,6 +79,14 @@ class WriterLock:
         with contextlib.suppress(OSError):  # A disk without room for the number: the lock holds all the same.
             os.ftruncate(self._descriptor, 0)
             os.write(self._descriptor, f"{os.getpid()}\n".encode())
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the locked file is still the one that others would lock."""
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), self._file.stat())
+        except OSError:
+            return False
 
     def release(self) -> None:
         """Let the next writer in."""

@@ -14,9 +14,9 @@ import duckdb
 
 from store.errors import StoreError
 from store.history.catalog import publish_catalog
-from store.history.files import Folder, WriterLock, publish
+from store.history.files import Folder, WriterLock
 from store.history.reader import require_catalog
-from store.history.schema import open_live, sealed_tables
+from store.history.schema import copy_database, open_live, sealed_tables
 from store.history.segments import Segments
 from store.history.tables import quoted
 
@@ -78,11 +78,6 @@ def _forget(folder: Folder, whose: Whose, now_s: float) -> int:
 
 def _copy_live(folder: Folder) -> None:
     """Put a copy of what the live file holds in its place; what it held before is not copied."""
-    fresh = folder.live.with_name("live.new")
-    fresh.unlink(missing_ok=True)
     with duckdb.connect(":memory:") as connection:
         connection.execute(f"ATTACH {quoted(str(folder.live))} AS old (READ_ONLY)")
-        connection.execute(f"ATTACH {quoted(str(fresh))} AS new")
-        connection.execute("COPY FROM DATABASE old TO new")
-        connection.execute("DETACH new")
-    publish(fresh, folder.live)
+        copy_database(connection, folder.live, "old")

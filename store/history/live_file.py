@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from store.history.catalog import publish_catalog
 from store.history.columns import Row
 from store.history.files import Folder, secure
 from store.history.recent_rows import DurableRows
-from store.history.schema import open_live, sealed_tables
+from store.history.schema import copy_database, open_live, sealed_tables
 from store.history.segments import KEPT_TABLES, Segments, count_rows
 from store.history.tables import ROW_COLUMNS, SEALED_TABLES, quoted
 
@@ -52,6 +53,15 @@ class LiveRows(Protocol):
 
     position: int
     """Up to where this writer's entries were durable when it was opened, or have become so since."""
+
+    @property
+    def in_place(self) -> bool:
+        """Whether what is written is still where it was opened, for the next one to find."""
+        ...
+
+    def let_go(self, *, put_back: bool) -> None:
+        """Leave the place to whatever has it now, or put a copy of this there if nothing has."""
+        ...
 
     def last_batches(self) -> dict[str, int]:
         """The last durable batch of each session."""
@@ -110,6 +120,7 @@ class LiveFile:
         self._cursor: duckdb.DuckDBPyConnection | None = None
         try:
             self._cursor = self._connection.cursor()
+            self._file = folder.live.stat()
             self._segments = Segments(self._connection, folder)
             self._segments.heal()
             self.position = self._claim()
@@ -122,6 +133,23 @@ class LiveFile:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the open file is still the one of its name."""
+        try:
+            return os.path.samestat(self._file, self._folder.live.stat())
+        except OSError:
+            return False
+
+    def let_go(self, *, put_back: bool) -> None:
+        """Leave the place to whatever has it now, or put a copy of the open file there, which has no name any more.
+
+        From here on closing leaves the disk alone: DuckDB would remove the log of whatever has its name now.
+        """
+        if put_back and not self._folder.live.exists():
+            copy_database(self._connection, self._folder.live)
+        self._connection.execute("PRAGMA disable_checkpoint_on_shutdown")
 
     def last_batches(self) -> dict[str, int]:
         """The last durable batch of each session."""

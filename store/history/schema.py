@@ -12,7 +12,7 @@ import duckdb
 
 from store.errors import StoreError, StoreSchemaError
 from store.history.files import publish
-from store.history.tables import SEALED_TABLES, TABLES, statements
+from store.history.tables import SEALED_TABLES, TABLES, quoted, statements
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
@@ -82,6 +82,19 @@ def _create(path: Path, *, now_s: float) -> None:
     with _connect(growing, read_only=False) as connection:
         migrate(connection, now_s=now_s)
         connection.execute("CHECKPOINT")
+    publish(growing, path)
+
+
+def copy_database(connection: duckdb.DuckDBPyConnection, path: Path, source: str | None = None) -> None:
+    """Put a copy of a connection's database, or of another one that it has attached, at a path, whole or not at all."""
+    growing = path.with_name(f"{path.name}.new")
+    for remnant in (growing, growing.with_name(f"{growing.name}.wal")):
+        remnant.unlink(missing_ok=True)
+    if source is None:
+        (source,) = connection.execute("SELECT current_database()").fetchall()[0]
+    connection.execute(f"ATTACH {quoted(str(growing))} AS copied")
+    connection.execute(f'COPY FROM DATABASE "{source}" TO copied')
+    connection.execute("DETACH copied")
     publish(growing, path)
 
 

@@ -16,7 +16,7 @@ from typing import Self
 import duckdb
 
 from store.entries import Entry
-from store.errors import StoreError
+from store.errors import StoreError, StoreLockedError
 from store.history.columns import Row
 from store.history.files import Folder, WriterLock
 from store.history.live_file import Chunk, LiveFile, LiveRows, Retention
@@ -29,6 +29,8 @@ __all__ = ["HistoryWriter", "WriterStats"]
 
 log = logging.getLogger(__name__)
 
+LOOK_S = 2.0
+"""Seconds after which an idle writer sees whether its files are still in their place."""
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
 
@@ -280,6 +282,7 @@ class HistoryWriter:
     def turn(self, *, closing: bool = False) -> bool:
         """Write what is pending and maintain what is due; False after trouble, when it waits for `pause_s` to try again."""
         try:
+            self._keep_in_place()
             self._write()
             self._maintain(now=closing)
             self._recovered()
@@ -307,7 +310,7 @@ class HistoryWriter:
             if self._pause_s > 0.0:
                 self._condition.wait_for(self._closing, self._pause_s)
             else:
-                self._condition.wait_for(self._busy, max(0.0, self._next_seal_s - self._timer()))
+                self._condition.wait_for(self._busy, max(0.0, min(LOOK_S, self._next_seal_s - self._timer())))
                 self._condition.wait_for(self._urgent, self._commit_interval_s)
             self._hurry = False
             return self._closing()
@@ -339,6 +342,7 @@ class HistoryWriter:
                 chunk = self._chunk
             began_s = self._timer()
             written = self._opened().commit(chunk)
+            self._keep_in_place()
             self._committed(chunk, written, self._timer() - began_s)
 
     def _committed(self, chunk: Chunk, written: Mapping[str, int], commit_s: float) -> None:
@@ -383,6 +387,30 @@ class HistoryWriter:
                 segments=segments,
                 damaged_segments=damaged,
             )
+
+    def _keep_in_place(self) -> None:
+        """See that lock and live file are still those of the folder: what is written elsewhere is lost and not durable.
+
+        Raises `StoreLockedError` while another writer has the folder, and `StoreError` once where the live file was removed
+        or replaced; it is opened again then, with what of it could be rescued.
+        """
+        live = self._live
+        if self._lock.in_place and (live is None or live.in_place):
+            return
+        with self._condition:
+            self._stats = replace(self._stats, replaced_s=self._clock())
+        self._folder.create()
+        try:
+            if not self._lock.in_place:
+                former, self._lock = self._lock, WriterLock(self._folder)
+                former.release()
+        except StoreLockedError:
+            if live is not None:
+                live.let_go(put_back=False)
+            raise
+        if live is not None and not live.in_place:
+            live.let_go(put_back=True)
+            raise StoreError("its files were removed or replaced while it was open")
 
     def _open(self) -> LiveRows:
         return self._open_live(self._folder, self._name, self._retention, self._clock())

@@ -41,3 +41,7 @@ class WriterStats:
     errors: int = 0
     last_error: str | None = None
     """Why the last attempt to write failed; None when it did not."""
+    replaced_s: float | None = None
+    """When the history's files were last found removed or replaced while it was open, Unix seconds."""
+    clock_ahead_s: float | None = None
+    """By how much the clock is beyond the newest row, while that is too much for the retention by age to go by it."""

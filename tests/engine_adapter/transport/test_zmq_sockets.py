@@ -1,4 +1,5 @@
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -136,3 +137,55 @@ def test_an_endpoint_that_others_can_write_to_is_refused(tmp_path: Path) -> None
         prepare_endpoint(f"ipc://{shared}/mine/engine.sock")
     prepare_endpoint(f"ipc://{tmp_path}/made/engine.sock")
     assert (tmp_path / "made").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_second_controller_on_the_same_endpoint_is_refused(endpoint: str) -> None:
+    """In one line that names the process; the first goes on, and when it ends the next one may have the endpoint."""
+    hub = ZmqHub(endpoint)
+    with pytest.raises(ConfigError, match=rf"is served by process {os.getpid()}: stop that controller"):
+        ZmqHub(endpoint)
+    link = ZmqLink(endpoint)
+    assert eventually(lambda: link.send(Goodbye(time_s=1.0)) and bool(hub.receive(0.2)))
+    link.close()
+    hub.close()
+    ZmqHub(endpoint).close()
+
+
+@pytest.mark.parametrize("removed", ["socket", "socket replaced", "folder"])
+def test_an_endpoint_that_was_removed_or_replaced_is_bound_anew(
+    endpoint: str, hub: ZmqHub, removed: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Within seconds: an engine that comes afterwards is heard, and one that was connected all along too."""
+    before = ZmqLink(endpoint)
+    assert eventually(lambda: before.send(Goodbye(time_s=1.0)) and bool(hub.receive(0.2)))
+    file = Path(endpoint.removeprefix("ipc://"))
+    if removed == "folder":
+        shutil.rmtree(file.parent)
+    else:
+        file.unlink()
+    if removed == "socket replaced":
+        file.write_text("")
+    assert eventually(lambda: hub.receive(0.1) == [] and "it is bound anew" in caplog.text, 5.0)
+    assert hub.troubles == {}
+    after = ZmqLink(endpoint)
+    assert eventually(lambda: after.send(Goodbye(time_s=2.0)) and bool(hub.receive(0.2)))
+    assert before.send(Goodbye(time_s=3.0))
+    assert eventually(lambda: Goodbye(time_s=3.0) in [message for _, message in hub.receive(0.2)])
+    before.close()
+    after.close()
+    with pytest.raises(ConfigError, match="is served by process"):
+        ZmqHub(endpoint)
+
+
+def test_a_controller_whose_endpoint_another_one_has_says_so_until_that_is_gone(endpoint: str, hub: ZmqHub) -> None:
+    """The folder is removed and somebody else locks the new one: the state is named, and ends by itself."""
+    file = Path(endpoint.removeprefix("ipc://"))
+    shutil.rmtree(file.parent)
+    other = ZmqHub(endpoint)
+    assert eventually(lambda: hub.receive(0.1) == [] and "deaf_endpoint" in hub.troubles, 5.0)
+    assert f"is served by process {os.getpid()}" in hub.troubles["deaf_endpoint"]
+    other.close()
+    assert eventually(lambda: hub.receive(0.1) == [] and hub.troubles == {}, 5.0)
+    link = ZmqLink(endpoint)
+    assert eventually(lambda: link.send(Goodbye(time_s=1.0)) and bool(hub.receive(0.2)))
+    link.close()

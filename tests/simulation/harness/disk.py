@@ -141,6 +141,11 @@ class MemoryFile:
         self.position = disk.progress[1]
         disk.faults.disk_after()
 
+    in_place = True
+
+    def let_go(self, *, put_back: bool) -> None:
+        """Nothing goes away here."""
+
     def last_batches(self) -> dict[str, int]:
         """The last durable batch of each session."""
         return dict(self._disk.sessions)
@@ -319,6 +324,13 @@ class _Watched:
     @property
     def position(self) -> int:
         return self.file.position
+
+    @property
+    def in_place(self) -> bool:
+        return self.file.in_place
+
+    def let_go(self, *, put_back: bool) -> None:
+        self.file.let_go(put_back=put_back)
 
     def last_batches(self) -> dict[str, int]:
         return self.file.last_batches()
