@@ -338,7 +338,9 @@ def _serve(config: Config) -> int:
     os.umask(0o077)
     raise_open_files_limit()
     interrupted = False
-    with service(config, clock=steady_clock(), timer=time.perf_counter, wall=time.time) as running:
+    with service(
+        config, clock=steady_clock(), timer=time.perf_counter, wall=time.time, cpu_timer=time.thread_time
+    ) as running:
 
         def stop(number: int, _frame: object) -> None:
             nonlocal interrupted

@@ -6,7 +6,7 @@ The registry is the controller's own, so that a process may hold several control
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from controller.monitoring.live_state import EngineView, Live, LiveSnapshot
+from controller.monitoring.loop_pauses import LoopPauses
 from controller.monitoring.request_metrics import CappedLabel, RequestMetrics, bounded_label
 from controller.monitoring.request_tracker import TrackedRequest
 from controller.monitoring.surroundings import open_files, open_files_limit
@@ -91,9 +92,14 @@ STORE_COUNTERS = {
 
 
 class Metrics:
-    """All metrics of one controller."""
+    """All metrics of one controller.
 
-    def __init__(self, live: Live) -> None:
+    ``timer`` and ``cpu_timer`` are those of its `LoopPauses`.
+    """
+
+    def __init__(
+        self, live: Live, *, timer: Callable[[], float] = lambda: 0.0, cpu_timer: Callable[[], float] = lambda: 0.0
+    ) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self.requests = RequestMetrics(self.registry)
@@ -103,6 +109,7 @@ class Metrics:
             buckets=TICK_BUCKETS_S,
             registry=self.registry,
         )
+        self.pauses = LoopPauses(self.registry, timer=timer, cpu_timer=cpu_timer)
         self.tick_errors = self._counter(
             "tick_errors", "Failures in the control loop; FCFS follows, of one engine or of all."
         )

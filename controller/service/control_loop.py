@@ -122,7 +122,10 @@ class ControlLoop:
     def turn(self) -> None:
         """Wait briefly for messages, then do all work that is due."""
         messages = self._receive()
-        started_s = self._clock()
+        with self._metrics.pauses.turn():
+            self._work_through(messages, self._clock())
+
+    def _work_through(self, messages: list[tuple[bytes, EngineMessage]], started_s: float) -> None:
         self._metrics.messages_received.inc(len(messages))
         for connection, message in messages:
             self._core.arrivals.overloaded = self._clock() - started_s > self._limits.overload_s
@@ -179,10 +182,15 @@ class ControlLoop:
 
     def _on_backlog(self, now_s: float) -> None:
         """Do one item of deferred work between two looks for messages; more if arrivals are among it."""
-        self._core.work(now_s)
+        self._work(now_s)
         while self._core.arrivals.deferred and self._clock() - now_s < self._limits.catch_up_s:
             self._send(now_s)
-            self._core.work(now_s)
+            self._work(now_s)
+
+    def _work(self, now_s: float) -> None:
+        if self._core.backlog:
+            with self._metrics.pauses.work():
+                self._core.work(now_s)
 
     def _on_tick(self, now_s: float) -> None:
         """Do what is due by the clock, and end a fallback."""

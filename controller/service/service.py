@@ -74,10 +74,12 @@ def service(
     clock: Callable[[], float],
     timer: Callable[[], float],
     wall: Callable[[], float] | None = None,
+    cpu_timer: Callable[[], float] | None = None,
 ) -> Iterator[Service]:
     """Open everything, and close it in any case; the caller runs the loop in between.
 
     ``clock`` gives Unix seconds and never jumps, ``wall`` is the system clock, whose steps are reported where it is given.
+    ``timer`` gives seconds, ``cpu_timer`` CPU seconds of the calling thread; without it waiting of the loop is not measured.
 
     Raises `ConfigError` before anything is written, and `StoreError` if the history cannot be opened.
     """
@@ -86,7 +88,7 @@ def service(
         check_encoder(config.learning.encoder, config.learning.tokenizer)
     ports = WebServer(config.http.host, config.http.port)
     try:
-        with _opened(config, ports, clock=clock, timer=timer, wall=wall) as opened:
+        with _opened(config, ports, clock=clock, timer=timer, wall=wall, cpu_timer=cpu_timer or timer) as opened:
             yield opened
     finally:
         ports.stop()
@@ -100,13 +102,14 @@ def _opened(
     clock: Callable[[], float],
     timer: Callable[[], float],
     wall: Callable[[], float] | None,
+    cpu_timer: Callable[[], float],
 ) -> Iterator[Service]:
     with recent_warnings() as warnings, _history(config.store, clock) as history:
         controller_id = uuid.uuid4().hex
         core = build_core(config, history, controller_id=controller_id, now_s=clock(), timer=timer)
         hub = ZmqHub(config.engine.endpoint, config.engine.keys)
         live, commands = Live(), Commands()
-        metrics = Metrics(live)
+        metrics = Metrics(live, timer=timer, cpu_timer=cpu_timer)
         telemetry = _telemetry(config.telemetry, controller_id)
         metrics.watch_telemetry(telemetry)
         metrics.watch_hub(hub)
@@ -146,7 +149,8 @@ def _opened(
         if encoder is not None:
             encoder.start()
         try:
-            yield Service(config=config, loop=loop, web=web, gain=gain, endpoint=hub.endpoint)
+            with metrics.pauses.collector_watched():
+                yield Service(config=config, loop=loop, web=web, gain=gain, endpoint=hub.endpoint)
         finally:
             gain.stop()
             if encoder is not None:
