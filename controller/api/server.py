@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 import threading
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from store.errors import ConfigError
 
@@ -18,6 +20,67 @@ HEADER_BYTES = 16 << 10
 """Longest request line and headers; more get 400."""
 BACKLOG = 128
 """Connections that may wait until the server starts, because the port is bound before."""
+
+
+REQUEST_S = 10.0
+"""Time within which a request must arrive whole; then the connection is closed, so that silent ones keep nobody out."""
+LINES_A_MINUTE = 10
+"""Lines of the log a minute and kind about connections, which anybody who reaches the port can cause."""
+
+
+class TimedConnection(H11Protocol):
+    """A connection that is closed if its next request takes longer than `REQUEST_S` to arrive; an answer may take longer."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for the first request."""
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        """Take in a part of a request; the time of a request goes from its first byte."""
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop waiting."""
+        self._stop_watch()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        is_whole = self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete
+        if is_whole:
+            self._stop_watch()
+        elif self._deadline is None:
+            self._deadline = self.loop.call_later(REQUEST_S, self.transport.close)
+
+    def _stop_watch(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
+class FewLines(logging.Filter):
+    """Lets through `LINES_A_MINUTE` of each kind of message in a minute.
+
+    >>> few, line = FewLines(), logging.makeLogRecord({"msg": "Invalid request", "levelno": 30, "created": 0.0})
+    >>> sum(few.filter(line) for _ in range(1000))
+    10
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kinds: dict[tuple[str, int], int] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to log this line."""
+        minute = int(record.created // 60)
+        if not any(each == minute for _, each in self._kinds):
+            self._kinds.clear()
+        kind = (str(record.msg)[:100], minute)
+        self._kinds[kind] = self._kinds.get(kind, 0) + 1
+        return self._kinds[kind] <= LINES_A_MINUTE or record.levelno >= logging.ERROR
 
 
 class WebServer:
@@ -42,7 +105,7 @@ class WebServer:
             api,
             log_config=None,
             access_log=False,
-            http="h11",
+            http=TimedConnection,
             h11_max_incomplete_event_size=HEADER_BYTES,
             server_header=False,
             lifespan="off",
@@ -51,7 +114,10 @@ class WebServer:
             timeout_graceful_shutdown=1,
             ws="none",
         )
-        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+        logger = logging.getLogger("uvicorn.error")
+        logger.setLevel(logging.WARNING)
+        if not any(isinstance(found, FewLines) for found in logger.filters):
+            logger.addFilter(FewLines())
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, name="http", daemon=True
