@@ -72,6 +72,11 @@ class ApiClient:
             body: dict[str, Any] = answer.json()
         except ValueError:
             raise SageError(f"{self.base_url}{path} is not the answer of a controller: check --api") from None
+        if answer.status_code == httpx.codes.UNAUTHORIZED:
+            raise SageError(
+                f"{self.base_url}{path}: {body.get('error')}: set SAGESCHED_HTTP__TOKEN to the controller's http.token "
+                "(or SAGESCHED_HTTP__READ_TOKEN, to look), or give its --config"
+            )
         if answer.is_error:
             kind = BadInputError if answer.status_code == httpx.codes.NOT_FOUND else SageError
             raise kind(f"{self.base_url}{path}: {body.get('error', answer.status_code)}: {body.get('remedy', '')}")

@@ -80,6 +80,12 @@ def read_switches(path: Path, limit: int) -> list[dict[str, Any]] | ArchiveTroub
     return read(path, lambda connection: records(connection.execute(SWITCHES, {"limit": limit})))
 
 
+def holds_prompts(path: Path) -> bool:
+    """Whether prompts are stored in the history; False where it cannot be read."""
+    found = read(path, lambda connection: connection.execute(STORED_PROMPT).fetchone())
+    return found is not None and not isinstance(found, ArchiveTrouble)
+
+
 def records(result: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
     """The rows of a result that was just asked for, by the names of its columns."""
     names = [column[0] for column in result.description]
@@ -129,6 +135,8 @@ SELECT count(DISTINCT hash(session_id, request_id)) FROM (
 """Rows of the view, without joining what belongs to each, which takes a second for a million."""
 
 _REASONS = "SELECT bucket, reason, count(*) FROM temp.ended GROUP BY ALL ORDER BY ALL"
+
+STORED_PROMPT = "SELECT 1 FROM arrivals WHERE token_ids IS NOT NULL LIMIT 1"
 
 SWITCHES = """
 SELECT

@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 import streamlit as st
 
+from dashboard.data import archive
 from dashboard.data.addresses import Addresses, from_environment
 from dashboard.data.client import ControllerClient, Trouble
 from store.http_api import GainView, HealthView, QueueView, StateView
@@ -31,6 +32,9 @@ STEP_S = 5.0
 
 HEALTH_KEPT_S = 4.0
 """Configuration and versions do not change, and warnings may be a few seconds late."""
+
+PROMPTS_KEPT_S = 30.0
+"""How long it is taken for granted that a history holds prompts or none."""
 
 Chosen: TypeAlias = tuple[tuple[str, str], ...]
 """Engine, model and part that are asked for, by the API's names."""
@@ -143,11 +147,17 @@ def health() -> HealthView | Trouble:
 
 
 def stores_prompts() -> bool:
-    """Whether the controller says that it stores prompts."""
-    found = health()
-    return not isinstance(found, Trouble) and any(
+    """Whether the controller says that it stores prompts, or the history holds some."""
+    found, path = health(), store_path()
+    said = isinstance(found, HealthView) and any(
         setting.key == "store.prompts" and setting.value == "True" for setting in found.configuration
     )
+    return said or (path is not None and _holds_prompts(str(path)))
+
+
+@st.cache_resource(ttl=PROMPTS_KEPT_S, max_entries=4, show_spinner=False)
+def _holds_prompts(path: str) -> bool:
+    return archive.holds_prompts(Path(path))
 
 
 def forget() -> None:

@@ -150,7 +150,7 @@ def test_the_command_line_says_that_its_token_may_only_look(
     port = start_controller(http=BOTH).client.base_url.port
     api = ["--api", f"http://127.0.0.1:{port}"]
     assert run(["mode", "off", *api]) == 1
-    assert "http.token" in capsys.readouterr().err
+    assert "SAGESCHED_HTTP__TOKEN" in capsys.readouterr().err
     monkeypatch.setenv("SAGESCHED_HTTP__READ_TOKEN", READ_TOKEN)
     assert run(["mode", "off", *api]) == 1
     assert "may look and not switch" in capsys.readouterr().err

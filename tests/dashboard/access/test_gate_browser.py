@@ -23,6 +23,9 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from engine_adapter.serving.processes import free_port
+from store.entries import Entry
+from store.history.writer import HistoryWriter
+from store.records import Arrived
 
 DRAWN_MS = 60_000
 expect.set_options(timeout=DRAWN_MS)
@@ -253,15 +256,23 @@ def test_people_log_in_and_see_what_they_may(standing: Any, recorded: Path, chro
 
 
 def test_stored_prompts_are_not_shown_without_a_login(
-    standing: Any, recorded: Path, chromium: Callable[..., Browser]
+    standing: Any, recorded: Path, chromium: Callable[..., Browser], tmp_path: Path
 ) -> None:
-    """As soon as the controller says that it stores them, whatever the dashboard was started with."""
-    standing.world.health["configuration"] = [{"key": "store.prompts", "value": "True", "meaning": ""}]
-    with running_dashboard(standing.url, recorded, {}) as url:
-        page = opened(chromium())
-        page.goto(f"{url}/prompts")
-        expect(page.get_by_text("Prompts are stored, and this dashboard has no login")).to_be_visible()
-        expect(page.get_by_role("heading", name="Prompts", exact=True)).to_have_count(0)
+    """As soon as the controller says that it stores them or the history holds one, whatever the dashboard was started with."""
+    said = standing.world.health | {"configuration": [{"key": "store.prompts", "value": "True", "meaning": ""}]}
+    kept = tmp_path / "kept"
+    arrived = Arrived(
+        request_id="r", arrival_s=1.0, prompt_tokens=1, token_ids=b"\0\0\0\0", max_tokens=9, temperature=1.0
+    )
+    with HistoryWriter(kept, store_prompts=True) as writer:
+        writer.append([Entry(engine_id="e", session_id="s", batch=1, record=arrived)])
+    for store, health in ((recorded, said), (kept, standing.world.health)):
+        standing.world.health = health
+        with running_dashboard(standing.url, store, {}) as url:
+            page = opened(chromium())
+            page.goto(f"{url}/prompts")
+            expect(page.get_by_text("Prompts are stored, and this dashboard has no login")).to_be_visible()
+            expect(page.get_by_role("heading", name="Prompts", exact=True)).to_have_count(0)
 
 
 def test_tables_offer_no_export_of_text_as_it_is(
