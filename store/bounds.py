@@ -22,6 +22,15 @@ MAX_NAME = 256
 MAX_REQUEST_ID = 288
 """Characters of a request id with what vLLM puts before and behind the client's: a choice's number and a random end."""
 
+MAX_TEXT = 300
+"""Characters of a reason in words, such as of a fallback."""
+
+MAX_BATCH_FACTS = 1024
+"""Facts in a batch that a controller reads; engines send fewer."""
+
+MAX_REQUESTS_NAMED = 1024
+"""Running, and waiting, requests that a snapshot names at most."""
+
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 Size: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
 Class: TypeAlias = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
@@ -30,6 +39,7 @@ Span: TypeAlias = Annotated[float, msgspec.Meta(ge=-1e11, le=1e11)]
 Temperature: TypeAlias = Annotated[float, msgspec.Meta(ge=0.0, le=1e6)]
 TokenIds: TypeAlias = Annotated[bytes, msgspec.Meta(max_length=4 * MAX_PROMPT_TOKENS_SENT)]
 Name: TypeAlias = Annotated[str, msgspec.Meta(max_length=MAX_NAME)]
+Text: TypeAlias = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
 RequestId: TypeAlias = Annotated[str, msgspec.Meta(max_length=MAX_REQUEST_ID)]
 """An engine's values are checked when its frame is decoded: negative, infinite and NaN values are refused."""
 
@@ -89,6 +99,15 @@ def bounded_name(name: str) -> str:
         return name
     mark = blake2b(name.encode("utf-8", "surrogatepass"), digest_size=_HASH_BYTES).hexdigest()
     return f"{_UNSAFE.sub(_SHOWN_INSTEAD, name[: MAX_NAME - len(mark) - 1])}~{mark}"
+
+
+def bounded_text(text: str) -> str:
+    r"""A reason in words, cut to `MAX_TEXT` characters, each of which can be encoded and shown.
+
+    >>> ascii(bounded_text("KeyError: \x1b")), len(bounded_text(1000 * "x"))
+    ("'KeyError: \\ufffd'", 300)
+    """
+    return _UNSAFE.sub(_SHOWN_INSTEAD, text[:MAX_TEXT])
 
 
 def bounded_request_id(request_id: str) -> str:

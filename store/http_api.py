@@ -21,6 +21,7 @@ DegradedKind: TypeAlias = Literal[
     "learner_failing",
     "engine_failing",
     "facts_damaged",
+    "frames_refused",
     "clock_off",
     "name_shared",
     "deaf_endpoint",

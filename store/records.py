@@ -19,11 +19,24 @@ store.errors.ProtocolError: frame speaks protocol 99, this side speaks 1: run th
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import Literal, TypeAlias, TypeVar
+from typing import Annotated, Literal, TypeAlias, TypeVar
 
 import msgspec
 
-from store.bounds import Class, Count, Name, RequestId, Seconds, Size, Span, Temperature, TokenIds
+from store.bounds import (
+    MAX_BATCH_FACTS,
+    MAX_REQUESTS_NAMED,
+    Class,
+    Count,
+    Name,
+    RequestId,
+    Seconds,
+    Size,
+    Span,
+    Temperature,
+    Text,
+    TokenIds,
+)
 from store.errors import ProtocolError
 
 PROTOCOL = 1
@@ -176,7 +189,7 @@ class Facts(Record, frozen=True, kw_only=True):
 
     batch: Count
     """Increases by 1 within a session."""
-    facts: tuple[Fact, ...]
+    facts: Annotated[tuple[Fact, ...], msgspec.Meta(max_length=MAX_BATCH_FACTS)]
     oldest: Count
     """The oldest batch that the engine retains: a missing batch from this one on will be resent, an older one was
     dropped."""
@@ -207,7 +220,7 @@ class Snapshot(Record, frozen=True, kw_only=True):
     """KV blocks that the engine has."""
     mode: Mode
     """off, shadow or on: the mode in force in the engine, which is off during a fallback."""
-    fallback: str | None = None
+    fallback: Text | None = None
     """Why the engine serves first come, first served against the controller's mode."""
     steps: Count
     """Engine steps since the last snapshot."""
@@ -235,9 +248,9 @@ class Snapshot(Record, frozen=True, kw_only=True):
     """Unfinished requests that need more KV memory than the engine has; they go behind all others."""
     detailed: bool = True
     """Whether the snapshot has the lists; about every third has, because they are most of its cost."""
-    running_requests: tuple[RunningRequest, ...] = ()
+    running_requests: Annotated[tuple[RunningRequest, ...], msgspec.Meta(max_length=MAX_REQUESTS_NAMED)] = ()
     """The running requests."""
-    queue: tuple[RequestId, ...] = ()
+    queue: Annotated[tuple[RequestId, ...], msgspec.Meta(max_length=MAX_REQUESTS_NAMED)] = ()
     """Request ids at the head of the waiting queue, in the order of admission."""
     tables_held: Count = 0
     """Index tables that the engine holds."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 
 from controller.core.sessions import Session
@@ -21,6 +22,26 @@ def engine_states(sessions: Iterable[Session], now_s: float) -> Iterator[Degrade
             yield from _failing(session, now_s)
             yield from _damaged(session, now_s)
             yield from _clock_off(session)
+
+
+class RefusedFrames:
+    """Frames that could not be read at all: whose they were is not known."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._last_s = -math.inf
+
+    def states(self, count: int, now_s: float) -> Iterator[DegradedState]:
+        """The state while some were refused lately; ``count`` is their number since the start."""
+        if count > self._count:
+            self._count, self._last_s = count, now_s
+        if now_s - self._last_s < REPORTED_S:
+            text = (
+                f"{count} messages of engines could not be read since the start, the last one within {REPORTED_S / 60:.0f} minutes;"
+                " they were dropped. The log names the first of each kind; an engine of another release must be brought to this"
+                " one."
+            )
+            yield DegradedState(kind="frames_refused", text=text)
 
 
 def _failing(session: Session, now_s: float) -> Iterator[DegradedState]:

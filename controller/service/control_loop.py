@@ -21,7 +21,7 @@ from msgspec import structs
 from controller.api.commands import Commands, SetMode
 from controller.core.core import Core
 from controller.core.pause import PauseLimits, described
-from controller.monitoring.engine_states import engine_states, own_clock_off
+from controller.monitoring.engine_states import RefusedFrames, engine_states, own_clock_off
 from controller.monitoring.live_state import Live
 from controller.monitoring.metrics import Metrics
 from controller.monitoring.request_tracker import RequestTracker
@@ -94,6 +94,7 @@ class ControlLoop:
         """Entries that the history has not taken yet: those of a failed attempt come first in the next one."""
         self._next_publish_s = 0.0
         self._trouble = Trouble()
+        self._refused = RefusedFrames()
         self._logged: set[str] = set()
         self._not_learnt = 0
         self._next_warning_s = 0.0
@@ -299,6 +300,7 @@ class ControlLoop:
             *own_clock_off(loop["clock_off_s"]),
             *engine_states(sessions, now_s),
             *surrounding_states(self._hub.troubles, stats, sessions, now_s),
+            *self._refused.states(self._hub.bad_frames, now_s),
         )
         self._log_surroundings(degraded, now_s)
         self._live.publish(self._core, store=stats, loop=loop, now_s=now_s, degraded=degraded)

@@ -33,6 +33,7 @@ DEGRADED: dict[DegradedKind, tuple[Literal["error", "warning"], str]] = {
     "loop_failing": ("error", "The controller fails and its engines serve first come, first served"),
     "engine_failing": ("error", "The controller fails on the messages of an engine"),
     "clock_off": ("warning", "A system clock was set, or two clocks differ"),
+    "frames_refused": ("warning", "Messages of engines cannot be read"),
     "facts_damaged": ("warning", "An engine reports what cannot be"),
     "learner_failing": ("error", "The learner fails again and again"),
     "name_shared": ("warning", "Engines share a name"),

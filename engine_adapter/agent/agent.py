@@ -27,6 +27,7 @@ from engine_adapter.ordering.admission import Admission
 from engine_adapter.ordering.kv_memory import KvMemory
 from engine_adapter.ordering.ordering import Ordering, OrderingFactory, Plan, Schedulable
 from engine_adapter.transport.link import EngineLink
+from store.bounds import bounded_text
 from store.errors import ProtocolError
 from store.records import (
     Acknowledged,
@@ -293,7 +294,7 @@ class Agent:
         if now_s - self._error_until_s > self._limits.error_pause_limit_s:
             self._errors_in_a_row = 0
         self._errors_in_a_row += now_s >= self._error_until_s
-        self._error = f"{type(error).__name__}: {error}"
+        self._error = bounded_text(f"{type(error).__name__}: {error}")
         pause_s = self._limits.error_pause_s * 2.0 ** min(self._errors_in_a_row - 1, 32)
         self._error_until_s = now_s + min(pause_s, self._limits.error_pause_limit_s)
         self._ordering.forget_tables()

@@ -6,13 +6,13 @@ A batch that were dropped whole would never be acknowledged: its engine would se
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 from msgspec import structs
 from msgspec.inspect import FloatType, IntType, Type, UnionType, type_info
 
-from store.bounds import Count
+from store.bounds import MAX_BATCH_FACTS, Count
 from store.records import PROTOCOL, Arrived, Fact, Facts, Finished, FirstToken, Preempted
 
 Bounds: TypeAlias = tuple[float, float]
@@ -22,7 +22,7 @@ class _Envelope(msgspec.Struct, frozen=True, tag="Facts"):
     """A batch whose facts are not decoded."""
 
     batch: Count
-    facts: tuple[msgspec.Raw, ...]
+    facts: Annotated[tuple[msgspec.Raw, ...], msgspec.Meta(max_length=MAX_BATCH_FACTS)]
     oldest: Count
 
 

@@ -40,6 +40,7 @@ from engine_adapter.vllm.contract import KNOWN_VERSIONS, known_version
 from engine_adapter.vllm.idle_polls import IDLE_POLL_S, IdlePolls
 from engine_adapter.vllm.request_events import RequestTracker
 from engine_adapter.vllm.scheduler_control import SchedulerControl
+from store.bounds import bounded_name, bounded_request_id
 from store.errors import ConfigError
 from store.records import Hello, Mode, PreemptionCause, RunningRequest
 
@@ -276,9 +277,9 @@ class Plugin:
         scheduler: Any = self._scheduler
         config: VllmConfig = scheduler.vllm_config
         return Hello(
-            engine_id=engine_id,
+            engine_id=bounded_name(engine_id),
             session_id=uuid.uuid4().hex,
-            model=_model_name(config.model_config),
+            model=bounded_name(_model_name(config.model_config)),
             engine="vllm",
             engine_version=vllm.__version__,
             kv_blocks=self._memory.all_blocks,
@@ -311,7 +312,7 @@ class Plugin:
             log.warning(
                 "SageSched: request %s has %d tokens, which need more than the %d KV blocks of this engine: it can never"
                 " run, and all others go before it; abort it, lower --max-model-len, or give the engine more KV memory",
-                request.request_id,
+                bounded_request_id(request.request_id),
                 request.num_tokens,
                 self._memory.all_blocks,
             )

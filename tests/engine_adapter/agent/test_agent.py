@@ -25,6 +25,7 @@ from store.records import (
     Settings,
     Snapshot,
     Welcome,
+    decode_engine_message,
     encode,
 )
 
@@ -453,3 +454,15 @@ def test_a_farewell_finds_a_controller_that_is_another_one() -> None:
     hand_over(agent, clock=time.clock, sleep=time.sleep, wait_s=1.5)
     assert agent.unacknowledged == 0
     assert time.now_s < 1.3
+
+
+def test_the_reason_of_a_fallback_is_short_and_can_be_encoded() -> None:
+    """Whatever an exception says: one of a request's id may say all of it."""
+    agent, link = connected()
+    agent.failed(1.0, KeyError(100_000 * "x" + "\ud800"))
+    agent.failed(1.0, KeyError("\x1b\ud800"))
+    agent.report(1.1, VIEW)
+    (snapshot,) = [message for message in link.sent if isinstance(message, Snapshot)]
+    assert snapshot.fallback is not None
+    assert len(snapshot.fallback) <= 300
+    assert decode_engine_message(encode(snapshot)) == snapshot

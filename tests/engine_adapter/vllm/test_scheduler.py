@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -263,6 +264,34 @@ def test_an_endpoint_where_others_may_listen_gets_nothing(
     assert starts(serve(served, [work("a"), work("b")])) == ["a", "b"]
     assert not listener.poll(300)
     listener.close(linger=0)
+
+
+def test_an_error_in_an_idle_poll_costs_a_pause_and_touches_no_queue(
+    scripted: Script, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It comes in another thread than vLLM's, so that the order stays until vLLM's own next step gives it up."""
+    script = scripted(indexes={str(number): 9.0 - number for number in range(4)}, gate=Gate(horizon_tokens=1))
+    served = engine(script, narrow(1))
+    connect(served)
+    for number in range(4):
+        served.submit(work(str(number)))
+    served.step()
+    served.step()
+    plugin, waiting = served.scheduler._sage, served.scheduler.waiting
+    order = list(waiting)
+    with monkeypatch.context() as patch:
+        patch.setattr(plugin.agent, "poll", lambda _now_s: 1 / 0)
+        plugin._polled_s = served.now_s
+        plugin._poll_if_idle()
+        assert plugin.agent.mode(served.now_s) == "on", "a step was made just now"
+        plugin._polled_s = -math.inf
+        plugin._poll_if_idle()
+    assert plugin.agent.fallback(served.now_s) == "ZeroDivisionError: division by zero"
+    assert served.scheduler.waiting is waiting
+    assert list(waiting) == order
+    finished = [life.request_id for _ in range(100) for life in served.step().finished]
+    assert sorted(finished) == ["0", "1", "2", "3"]
+    assert script.snapshots()[-1].policy_errors == 1
 
 
 class _Bare(VllmVirtualTimeEngine):

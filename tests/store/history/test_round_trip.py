@@ -29,8 +29,8 @@ def values(annotation: Any) -> st.SearchStrategy[Any]:  # noqa: PLR0911 - one fo
         kind, bounds = arguments
         if kind is bytes:
             return st.binary(max_size=3).map(lambda words: 4 * words)
-        if kind is str:
-            return values(str)
+        if kind not in {int, float}:
+            return values(kind)
         return st.integers(bounds.ge, bounds.le) if kind is int else st.floats(bounds.ge, bounds.le)
     if origin in (types.UnionType, typing.Union):
         return st.one_of([values(each) for each in arguments])
