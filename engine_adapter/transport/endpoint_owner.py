@@ -17,6 +17,7 @@ from store.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
+_RELEASED = -1
 LOOK_S = 1.0
 """Seconds between two looks at the socket file."""
 
@@ -65,8 +66,10 @@ class EndpointOwner:
             self.deaf = f"Its socket {self._file} was removed or replaced: {error}"
 
     def release(self) -> None:
-        """Let another controller in."""
-        os.close(self._lock)
+        """Let another controller in; once is enough."""
+        lock, self._lock = self._lock, _RELEASED
+        if lock != _RELEASED:
+            os.close(lock)
 
     def _take_back(self) -> None:
         if _identity(self._lock_file) != _status(os.fstat(self._lock)):

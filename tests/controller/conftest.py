@@ -39,8 +39,8 @@ class RunningController:
     def store(self) -> Path:
         return self.service.config.store.path
 
-    def connect(self, session_id: str = "s1") -> DrivenEngine:
-        self.engines.append(DrivenEngine(self.service.config.engine.endpoint, session_id))
+    def connect(self, session_id: str = "s1", engine_id: str = "driven") -> DrivenEngine:
+        self.engines.append(DrivenEngine(self.service.config.engine.endpoint, session_id, engine_id))
         return self.engines[-1]
 
     def close(self) -> None:
@@ -53,12 +53,12 @@ class RunningController:
 class DrivenEngine:
     """A simulated engine that a test steps by hand, over a real socket, on the wall clock."""
 
-    def __init__(self, endpoint: str, session_id: str) -> None:
+    def __init__(self, endpoint: str, session_id: str, engine_id: str) -> None:
         self.link = ZmqLink(endpoint)
         self.engine = SimulatedEngine(
             PROFILES["h800-qwen3-32b-24k"],
             link=self.link,
-            engine_id="driven",
+            engine_id=engine_id,
             session_id=session_id,
             start_s=time.time(),
         )

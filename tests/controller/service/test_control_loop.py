@@ -94,7 +94,7 @@ def test_what_fails_on_the_messages_of_one_engine_costs_that_engine_alone(
     running = start_controller()
     loop = running.service.loop
     loop._limits = type(loop._limits)(error_pause_s=0.5)
-    bad, good = running.connect("bad"), running.connect("good")
+    bad, good = running.connect("bad", "bad"), running.connect("good", "good")
     modes, predict = set(), loop._core._state.predictor.predict
 
     def both(condition: Callable[[], bool]) -> None:
@@ -121,7 +121,7 @@ def test_what_fails_on_the_messages_of_one_engine_costs_that_engine_alone(
     both(lambda: bad.engine.agent.mode(bad.engine.now_s) == "off")
     both(lambda: running.client.get("/readyz").json()["degraded"] == ["engine_failing"])
     (state,) = running.client.get("/api/state").json()["degraded"]
-    assert "Engine driven serves first come, first served" in state["text"]
+    assert "Engine bad serves first come, first served" in state["text"]
     assert "ZeroDivisionError: by design" in state["text"]
     assert 'sagesched_degraded{state="engine_failing"} 1.0' in running.client.get("/metrics").text
     both(lambda: bad.engine.agent.mode(bad.engine.now_s) == "on")
