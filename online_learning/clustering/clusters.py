@@ -23,6 +23,8 @@ _SCALAR_WEIGHT = 0.7
 _LEAST_DEVIATION = 0.05
 """A scalar that varies less than this is magnified no further; one that varies hardly at all is left out."""
 
+_LEAST_NORM = np.float32(1e-6)
+
 _USUAL_PROMPTS = 500.0
 _FEWEST_DISTANCES = 100.0
 
@@ -141,10 +143,11 @@ class FeatureSpace:
 
     def points(self, features: Sequence[Features]) -> NDArray[np.float32]:
         """Where prompts lie in the space, shape (prompts, dimensions)."""
-        points = np.stack([prompt[: self.centre.size] for prompt in features]) - self.centre
+        points = np.empty((len(features), self.centre.size), dtype=np.float32)
+        for row, prompt in zip(points, features, strict=True):
+            np.subtract(prompt[: self.centre.size], self.centre, out=row)
         text = points[:, : self.text_dimensions]
-        norms = np.maximum(np.sqrt(dot(text, text).astype(np.float64)), 1e-6)
-        text /= norms[:, None].astype(np.float32)
+        text /= np.maximum(np.sqrt(dot(text, text)), _LEAST_NORM)[:, None]
         points[:, self.text_dimensions :] *= self.scalar_scale
         return points
 
@@ -229,9 +232,9 @@ class PromptClusters:
         points = self._space.points(features)
         distances = self._distances(points)
         slots = distances.argsort(axis=1, kind="stable")[:, : min(self._settings.nearest, self.count)]
-        near = np.take_along_axis(distances, slots, axis=1)
+        near = distances[np.arange(len(slots))[:, None], slots]
         weights = np.exp(-(near - near[:, :1]).astype(np.float64) / self._settings.softness)
-        weights /= weights.sum(axis=1, keepdims=True)
+        weights /= np.add.reduce(weights, axis=1, keepdims=True)
         return Neighbourhoods(slots, weights, points, near[:, 0], self._ids[slots[:, 0]].tolist())
 
     def neighbourhood(self, features: Features) -> Neighbourhood:

@@ -71,14 +71,15 @@ class QuantileBandExpert:
     def predict(self, queries: Sequence[Query]) -> ExpertPredictions:
         """The prior, its bands weighed by what the prompts' n-grams say."""
         bands = self._bands(queries[0].prior)
-        masses = times(self._chances(bands, queries), bands.masses)
+        masses = times(self._chances(bands, queries, _scalars(queries)), bands.masses)
         trust = self._taught / (self._taught + self._settings.evidence_answers)
         return ExpertPredictions(masses, np.full(len(queries), self._taught), np.full(len(queries), trust))
 
     def learn(self, query: Query, observation: Observation, *, judged: bool) -> LearningResult:
         """One step up the gradient of the answer's log-likelihood."""
         bands = self._bands(query.prior)
-        (chances,) = self._chances(bands, [query])
+        scalars = _scalars([query])
+        (chances,) = self._chances(bands, [query], scalars)
         position = bin_of(self._lengths, observation)
         masses = bands.masses
         said = scored_prediction(chances @ masses, position, censored=observation.censored) if judged else None
@@ -88,22 +89,22 @@ class QuantileBandExpert:
         rows, weights = query.ngrams
         climbs = (
             self._weights.climb(rows, weights, direction),
-            self._scalars.climb(slice(None), _scalars([query])[0], direction),
+            self._scalars.climb(slice(None), scalars[0], direction),
         )
         for apply in climbs:
             apply()
         self._taught = min(self._taught + 1.0, _MOST_EVIDENCE)
         return LearningResult(said)
 
-    def _chances(self, bands: _Bands, queries: Sequence[Query]) -> FloatArray:
+    def _chances(self, bands: _Bands, queries: Sequence[Query], scalars: NDArray[np.float32]) -> FloatArray:
         """Chance of each band, a row for each prompt."""
         said = np.empty((len(queries), self._settings.bands), dtype=np.float32)
         for row, query in zip(said, queries, strict=True):
             rows, weights = query.ngrams
             np.matmul(weights, self._weights.values[rows], out=row)
-        scores = bands.log_shares + said + times(_scalars(queries), self._scalars.values)
-        chances = np.exp((scores - scores.max(axis=1, keepdims=True)).astype(np.float64))
-        return np.asarray(chances / chances.sum(axis=1, keepdims=True))
+        scores = bands.log_shares + said + times(scalars, self._scalars.values)
+        chances = np.exp((scores - np.maximum.reduce(scores, axis=1, keepdims=True)).astype(np.float64))
+        return np.asarray(chances / np.add.reduce(chances, axis=1, keepdims=True))
 
     def _bands(self, prior: Prior) -> _Bands:
         known = self._cut.get(prior)
