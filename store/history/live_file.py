@@ -20,8 +20,9 @@ from store.history.catalog import publish_catalog
 from store.history.columns import Row
 from store.history.files import Folder, secure
 from store.history.recent_rows import DurableRows
+from store.history.retention import KEPT_TABLES, Retention
 from store.history.schema import copy_database, open_live, sealed_tables
-from store.history.segments import KEPT_TABLES, Segments, count_rows
+from store.history.segments import Segments, count_rows
 from store.history.tables import ROW_COLUMNS, SEALED_TABLES, quoted
 
 log = logging.getLogger(__name__)
@@ -38,21 +39,14 @@ class Chunk:
     rows: Mapping[str, Sequence[Row]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Retention:
-    """What the history keeps."""
-
-    days: float
-    bytes: int
-    grace_s: float
-    """Time for which a replaced or expired segment stays on the disk for its readers."""
-
-
 class LiveRows(Protocol):
     """What the writer needs of an open history; `LiveFile` is the one that ships."""
 
     position: int
     """Up to where this writer's entries were durable when it was opened, or have become so since."""
+
+    clock_ahead_s: float | None
+    """By how much the clock is beyond the newest row, while the retention by age does not trust it."""
 
     @property
     def in_place(self) -> bool:
@@ -117,6 +111,7 @@ class LiveFile:
         self._writer = writer
         self._connection = open_live(folder.live, now_s=now_s)
         self._reading = threading.Lock()
+        self.clock_ahead_s: float | None = None
         self._cursor: duckdb.DuckDBPyConnection | None = None
         try:
             self._cursor = self._connection.cursor()
@@ -200,12 +195,11 @@ class LiveFile:
         sealed = self._segments.seal(now_s)
         self._stale |= sealed > 0
         self._stale |= self._segments.compact(now_s) > 0
-        retired = self._segments.retire(
-            now_s, retention_days=self._retention.days, retention_bytes=self._retention.bytes
-        )
-        self._stale |= retired > 0
+        trusted_s = self._segments.trusted_now_s(now_s, self._retention)
+        self.clock_ahead_s = now_s - trusted_s if trusted_s < now_s else None
+        self._stale |= self._segments.retire(now_s, trusted_s, self._retention) > 0
         if self._stale:
-            self._forget_sessions(now_s)
+            self._forget_sessions(trusted_s)
             publish_catalog(self._connection, self._folder, self._tables, self._segments.active(), now_s=now_s)
             self._published = _identity(self._folder.catalog)
             self._stale = False
@@ -304,7 +298,7 @@ class LiveFile:
             )
 
     def _forget_sessions(self, now_s: float) -> None:
-        self._connection.execute("DELETE FROM sessions WHERE received_s < ?", [now_s - self._retention.days * 86_400.0])
+        self._connection.execute("DELETE FROM sessions WHERE received_s < ?", [now_s - self._retention.seconds])
 
     def _roll_back(self) -> None:
         """End a failed transaction; a connection that the failure broke has none to end."""

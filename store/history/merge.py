@@ -21,8 +21,9 @@ import duckdb
 
 from store.errors import BadInputError, StoreError, StoreLockedError, StoreSchemaError
 from store.history.files import Folder, WriterLock
-from store.history.live_file import LiveFile, Retention
+from store.history.live_file import LiveFile
 from store.history.reader import require_catalog
+from store.history.retention import Retention
 from store.history.schema import schema_version
 from store.history.tables import SEALED_TABLES
 

@@ -19,14 +19,12 @@ import duckdb
 from store.errors import StoreError
 from store.history.damage import Damage, checksum
 from store.history.files import Folder, make_folder, publish
+from store.history.retention import KEPT_TABLES, Retention, outlived, trusted_now_s
 from store.history.schema import schema_version
 from store.history.tables import SEALED_TABLES, quoted
 
 FAN_IN = 16
 """Number of segments of a table, hour and level that are merged into one of the next level."""
-
-KEPT_TABLES = ("engines", "settings_history")
-"""Tables of a few rows, without which the rest is hard to read: no retention takes them."""
 
 MERGED_BYTES = 256 << 20
 """No merge makes more than this, and no turn merges more: the writer commits nothing meanwhile."""
@@ -199,9 +197,14 @@ class Segments:
             )
         return blanked
 
-    def retire(self, now_s: float, *, retention_days: float, retention_bytes: int) -> int:
-        """Take out of the history what is too old or, oldest first, too much; returns how many segments."""
-        gone = outlived(self._listed(), now_s, retention_s=retention_days * 86_400.0, retention_bytes=retention_bytes)
+    def trusted_now_s(self, now_s: float, retention: Retention) -> float:
+        """The time that the retention by age counts from."""
+        mortal = (segment for segment in self._listed() if segment.table_name not in KEPT_TABLES)
+        return trusted_now_s(mortal, now_s, retention.seconds)
+
+    def retire(self, now_s: float, trusted_s: float, retention: Retention) -> int:
+        """Take out of the history what is too old at a trusted time or, oldest first, too much; returns how many segments."""
+        gone = outlived(self._listed(), trusted_s, retention)
         if gone:
             self._connection.execute(
                 "UPDATE segments SET retired_s = ? WHERE list_contains(?, sequence)",
@@ -335,18 +338,6 @@ def _target(segment: Segment, hour: str) -> tuple[str, int]:
     if segment.folder < hour:
         return segment.folder, _HOUR_LEVEL
     return segment.folder, segment.level + 1
-
-
-def outlived(active: Sequence[Segment], now_s: float, *, retention_s: float, retention_bytes: int) -> list[Segment]:
-    """The segments to give up: all that are too old, then the oldest while the rest is too much."""
-    kept_bytes = 0
-    gone = []
-    mortal = [segment for segment in active if segment.table_name not in KEPT_TABLES]
-    for segment in sorted(mortal, key=lambda s: s.last_received_s, reverse=True):
-        kept_bytes += segment.bytes
-        if kept_bytes > retention_bytes or segment.last_received_s < now_s - retention_s:
-            gone.append(segment)
-    return gone
 
 
 def count_rows(connection: duckdb.DuckDBPyConnection, query: str) -> int:

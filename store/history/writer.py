@@ -19,8 +19,9 @@ from store.entries import Entry
 from store.errors import StoreError, StoreLockedError
 from store.history.columns import Row
 from store.history.files import Folder, WriterLock
-from store.history.live_file import Chunk, LiveFile, LiveRows, Retention
+from store.history.live_file import Chunk, LiveFile, LiveRows
 from store.history.recent_rows import DurableRows, RecentRows
+from store.history.retention import Retention
 from store.history.rows import DROPPABLE, row_of
 from store.history.tables import TABLE_OF
 from store.history.writer_stats import WriterStats
@@ -144,7 +145,10 @@ class HistoryWriter:
             ) from error
         self._last_batches = self._live.last_batches()
         self._stats = replace(
-            self._stats, segments=self._live.segment_count(), damaged_segments=self._live.damaged_count()
+            self._stats,
+            segments=self._live.segment_count(),
+            damaged_segments=self._live.damaged_count(),
+            clock_ahead_s=self._live.clock_ahead_s,
         )
         self._next_seal_s = self._timer() + self._seal_interval_s
         self._is_open = True
@@ -386,6 +390,7 @@ class HistoryWriter:
                 sealed_rows=self._stats.sealed_rows + sealed,
                 segments=segments,
                 damaged_segments=damaged,
+                clock_ahead_s=live.clock_ahead_s,
             )
 
     def _keep_in_place(self) -> None:

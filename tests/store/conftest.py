@@ -9,7 +9,8 @@ import pytest
 
 from store.entries import CalibrationMeasured, EngineSeen, Entry, Outcome, Prediction, StoreRecord
 from store.history.files import Folder
-from store.history.live_file import Chunk, LiveFile, Retention
+from store.history.live_file import Chunk, LiveFile
+from store.history.retention import Retention
 from store.history.rows import row_of
 from store.history.tables import TABLE_OF
 from store.records import Arrived, Finished, FirstToken, Hello

@@ -18,9 +18,10 @@ from harness.faults import Faults
 from harness.timeline import Crash
 
 from store.history.files import Folder
-from store.history.live_file import Chunk, LiveFile, LiveRows, Retention
+from store.history.live_file import Chunk, LiveFile, LiveRows
 from store.history.reader import RecordedAnswer, learning_history, next_answer, open_history
 from store.history.recent_rows import DurableRows
+from store.history.retention import Retention
 
 COLUMNS = {
     "arrivals": "request_id arrival_s prompt_tokens token_ids max_tokens temperature priority tenant lora resent "
@@ -142,6 +143,7 @@ class MemoryFile:
         disk.faults.disk_after()
 
     in_place = True
+    clock_ahead_s = None
 
     def let_go(self, *, put_back: bool) -> None:
         """Nothing goes away here."""
@@ -328,6 +330,10 @@ class _Watched:
     @property
     def in_place(self) -> bool:
         return self.file.in_place
+
+    @property
+    def clock_ahead_s(self) -> float | None:
+        return self.file.clock_ahead_s
 
     def let_go(self, *, put_back: bool) -> None:
         self.file.let_go(put_back=put_back)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from store.errors import StoreError
 from store.history.reader import open_history
-from store.history.segments import FAN_IN, KEPT_TABLES, Segment, hour_name, merges, outlived
+from store.history.retention import KEPT_TABLES
+from store.history.segments import FAN_IN, Segment, hour_name, merges
 
 HOUR_S = 3600.0
 DAY_S = 24 * HOUR_S
@@ -246,22 +247,3 @@ def test_compaction_comes_to_rest_with_few_segments(active: list[Segment]) -> No
         folders = [segment.folder[:8] for segment in left]
         assert len(folders) == len(set(folders))
         assert table not in KEPT_TABLES or len(folders) <= 1
-
-
-@given(listings(), st.floats(0.0, 50 * DAY_S), st.integers(0, 20_000))
-def test_retention_takes_the_oldest_and_only_what_it_must(
-    active: list[Segment], retention_s: float, retention_bytes: int
-) -> None:
-    """What stays is young and small enough; nothing that goes is newer than what stays, unless nothing had to go."""
-    now_s = NOON_S + 41 * DAY_S
-    gone = outlived(active, now_s, retention_s=retention_s, retention_bytes=retention_bytes)
-    mortal = [segment for segment in active if segment.table_name not in KEPT_TABLES]
-    kept = [segment for segment in mortal if segment not in gone]
-    assert all(segment in mortal for segment in gone)
-    assert sum(segment.bytes for segment in kept) <= retention_bytes
-    assert all(segment.last_received_s >= now_s - retention_s for segment in kept)
-    assert all(old.last_received_s <= new.last_received_s for old in gone for new in kept)
-    if gone:
-        newest = max(gone, key=lambda segment: segment.last_received_s)
-        too_old = newest.last_received_s < now_s - retention_s
-        assert too_old or sum(segment.bytes for segment in kept) + newest.bytes > retention_bytes or len(gone) > 1
