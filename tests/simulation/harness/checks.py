@@ -14,6 +14,7 @@ from engine_adapter.agent.agent import Agent, AgentLimits
 from engine_adapter.agent.clock import OLDEST_STAMP_S
 from engine_adapter.virtual_time.engine import Step
 from engine_adapter.virtual_time.request_progress import ending
+from store.bounds import bounded_request_id
 from store.records import Acknowledged, Facts, Welcome, decode_controller_message
 
 MOST_EMPTY_STEPS = 3
@@ -148,7 +149,11 @@ def _check_batch(session_id: str, facts: Facts, found: list[tuple[str, dict[str,
 
 def check_lives(process: EngineProcess, history: History) -> None:
     """Every request of an engine that lived to the end was served once, as its client saw it, and is recorded so."""
-    rows = {name: [row for row in history[name] if row["session_id"] == process.session_id] for name in history}
+    whole = {bounded_request_id(name): name for name in process.works}
+    rows = {
+        name: [_renamed(row, whole) for row in history[name] if row["session_id"] == process.session_id]
+        for name in history
+    }
     arrivals = Counter(row["request_id"] for row in rows["arrivals"] if not row["resent"])
     demand(
         arrivals == Counter(list(process.works)),
@@ -163,6 +168,12 @@ def check_lives(process: EngineProcess, history: History) -> None:
     first = {row["request_id"]: row["time_s"] for row in rows["first_tokens"]}
     for name, end in ends.items():
         _check_life(process, name, end, preempted[name], first.get(name))
+
+
+def _renamed(row: dict[str, Any], whole: dict[str, str]) -> dict[str, Any]:
+    """A row under the id that the client chose, of which the history may have a bounded form."""
+    request_id = row.get("request_id")
+    return row if request_id is None else row | {"request_id": whole.get(request_id, request_id)}
 
 
 def _check_life(

@@ -42,8 +42,9 @@ LEARNER = (
     "library call raises in learner",
 )
 DISK = ("disk full", "disk error", "disk read-only", "disk error after the write", "library call raises in store")
+DAMAGE = ("fact damaged",)
 OPERATOR = ("mode switched", "client gone")
-KINDS = (*NETWORK, *STRANGERS, *PROCESSES, *CLOCK, *LEARNER, *DISK, *OPERATOR)
+KINDS = (*NETWORK, *STRANGERS, *PROCESSES, *CLOCK, *LEARNER, *DISK, *OPERATOR, *DAMAGE)
 
 USUAL_RATES = {
     "frame delayed": 0.2,
@@ -80,6 +81,7 @@ USUAL_RATES = {
     "library call raises in store": 0.2,
     "mode switched": 0.1,
     "client gone": 0.3,
+    "fact damaged": 0.05,
 }
 """Chance for each frame, call or write where the fault can strike; for what strikes by itself, times in a second."""
 

@@ -19,8 +19,10 @@ from controller.service.warm_start import learn_again
 from engine_adapter.agent import agent as engine_agent
 from engine_adapter.agent.agent import Agent
 from engine_adapter.agent.clock import StampClock
+from engine_adapter.agent.names import BoundedNames
 from engine_adapter.agent.outbox import Outbox
 from engine_adapter.ordering.ordering import Ordering
+from engine_adapter.transport import frames
 from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
 from store.history.writer import HistoryWriter
 from store.records import Facts, Finished
@@ -165,6 +167,14 @@ def _is_silent_about_the_clock(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(StampClock, "off_s", lambda _clock: 0.0)
 
 
+def _drops_a_damaged_batch(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(frames, "readable_part", lambda _frame: None)
+
+
+def _cuts_no_name(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(BoundedNames, "enter", lambda _names, arrived: arrived)
+
+
 @dataclass(frozen=True)
 class Mutant:
     """A defect, and the faults under which it shows soonest."""
@@ -196,6 +206,8 @@ MUTANTS = {
     "intervals go by the wall clock": _mutant(_goes_by_the_wall_clock, "clock backwards"),
     "arrivals go by the front end's clock": _mutant(_stamps_by_the_wall_clock, "clock backwards", "clock forwards"),
     "a step of an engine's clock is not told": _mutant(_is_silent_about_the_clock, "clock forwards"),
+    "a damaged batch is dropped whole": _mutant(_drops_a_damaged_batch, "fact damaged"),
+    "names are sent as clients chose them": _mutant(_cuts_no_name, "client gone"),
     "answers are numbered anew after a start": _mutant(
         _numbers_answers_anew, "controller killed", "learner raises in predict"
     ),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import count
 
+import msgspec
 import zmq
 from harness.faults import Faults
 from harness.timeline import Timeline
@@ -135,6 +137,8 @@ class Network:
         controller, address = self.controller, engine.address
         assert controller is not None, "a connected engine has a controller"
         assert address is not None
+        if self.faults.strikes("fact damaged"):
+            frame = _damaged(frame, self._chance)
 
         def arrive(frame: bytes) -> None:
             if self.controller is controller and engine.address == address:
@@ -203,3 +207,13 @@ class Network:
             self.controller.engines.pop(engine.address, None)
         engine.address = None
         engine.under_way = 0
+
+
+def _damaged(frame: bytes, chance: random.Random) -> bytes:
+    """The frame of an engine that reports a number of tokens below zero, as one with a broken connector may."""
+    message = msgspec.msgpack.decode(frame[1:])
+    spoilt = [fact for fact in message.get("facts", ()) if "cached_prompt_tokens" in fact]
+    if not spoilt:
+        return frame
+    chance.choice(spoilt)["cached_prompt_tokens"] = -7
+    return frame[:1] + msgspec.msgpack.encode(message)

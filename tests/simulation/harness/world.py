@@ -196,16 +196,20 @@ class World:
         chance, process = self._chance, self._chance.choice(alive)
         self._requests += 1
         work = TraceRequest(
-            request_id=f"r{self._requests}",
+            request_id=self._request_id(),
             arrival_s=0.0,
             token_ids=tuple(chance.choices(range(200), k=chance.choice([3, 20, 100]))),
             max_tokens=chance.choice([5, 40, 150]),
             true_output_tokens=1 + min(150, round(chance.lognormvariate(2.5, 1.0))),
             priority=chance.choice([0, 0, 0, 1]),
-            tenant=chance.choice([None, "t"]),
+            tenant=chance.choice([None, "t", 5_000 * "t", "t\x1b\ud800"]),
             abort_after_tokens=chance.choice([None, None, None, 3]),
         )
         process.submit(work, delay_s=chance.choice([0.0, 0.01, 0.2]))
+
+    def _request_id(self) -> str:
+        """As clients choose it: one in ten is far too long."""
+        return f"r{self._requests}" + ("" if self._chance.random() < 0.9 else 5_000 * "-")
 
     def _strike_later(self, kind: str) -> None:
         rate = self.faults.rates[kind]
