@@ -67,7 +67,7 @@ def main() -> None:
 
 def _require_login_for_prompts() -> None:
     """Show nothing without a login where the history holds prompts: anybody on this machine could read them here."""
-    if sessions.has_login() or not live.stores_prompts():
+    if sessions.login() != "none" or not live.stores_prompts():
         return
     text = f"Prompts are stored, and this dashboard has no login: set `{TOKEN}` for it and for the controller."
     st.error(text, icon=":material/lock:")
@@ -75,10 +75,10 @@ def _require_login_for_prompts() -> None:
 
 
 def _logged_in(person: Person) -> None:
-    if sessions.has_login():
+    if sessions.login() != "none":
         role = "may look and switch" if person.role == "switch" else "may look"
         st.caption(f"Logged in{f' as {words.plain(person.name)}' if person.name else ''}: {role}")
-        st.html('<a href="/logout" target="_self" style="color: inherit">Log out</a>')
+        components.log_out()
 
 
 def _fetch_charting() -> None:

@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 PROJECT = "sagesched-controller"
-EXTRAS = ("", "controller", "dashboard")
+EXTRAS = ("", "controller", "dashboard", "oidc")
 ALLOWED = re.compile(
     r"Apache|MIT|BSD|ISC|PSF|Python Software|MPL|Mozilla|Unlicense|HPND|Zlib|0BSD|Historical", re.IGNORECASE
 )
@@ -19,7 +19,7 @@ ALLOWED = re.compile(
 
 
 def needed() -> dict[str, str]:
-    """Every installed package that the base and the two extras need, at any depth, with its licence."""
+    """Every installed package that the base and the extras need, at any depth, with its licence."""
     found: dict[str, str] = {}
     waiting = [(PROJECT, extra) for extra in EXTRAS]
     seen: set[tuple[str, str]] = set()
@@ -57,7 +57,7 @@ def page() -> str:
     """The document."""
     rows = "\n".join(f"| {name} | {text} |" for name, text in needed().items())
     return (
-        "# Licences\n\nWhat the controller and the dashboard need, and under which licence each package stands by its own "
+        "# Licences\n\nWhat the controller and the dashboard need (with the extra `oidc`), and under which licence each package stands by its own "
         f"metadata; `make licences` writes this page.\n\n| package | licence |\n|---|---|\n{rows}\n"
     )
 

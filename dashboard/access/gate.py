@@ -69,14 +69,17 @@ class Gate:
             return _refused("The dashboard is not served under this name: start it with --name, or open it by its own.")
         if is_foreign(headers.get("origin"), hosts[0]) or _is_embedded(scope, headers):
             return _refused("A web page of another address asks.")
-        if not self._settings.login and any(name in headers for name in FORWARDED):
+        if self._settings.login == "none" and any(name in headers for name in FORWARDED):
             return _refused("A proxy stands before a dashboard without a login: set SAGESCHED_HTTP__TOKEN.")
         return None
 
     async def _at_the_door(self, scope: Scope, headers: Headers, receive: Receive) -> Response | None:
-        """Ask whoever is not logged in to do so; None for those who may pass."""
+        """Ask whoever is not logged in to do so; None for those who may pass.
+
+        With OpenID Connect the pages ask: what Streamlit serves beside them is its own program text.
+        """
         path, method, session = scope["path"], scope.get("method"), _session(headers)
-        if not self._settings.login or path == HEALTH:
+        if self._settings.login != "token" or path == HEALTH:
             return None
         if path == LOGIN:
             return await self._log_in(scope, headers, receive) if method == "POST" else HTMLResponse(login_page(""))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -43,8 +43,8 @@ class Sessions:
         self._lock = threading.Lock()
 
     @property
-    def login(self) -> bool:
-        """Whether people must log in."""
+    def login(self) -> Literal["none", "token", "oidc"]:
+        """How people log in."""
         return self._settings.login
 
     def begin(self, token: str, name: str | None) -> str | None:
@@ -62,16 +62,34 @@ class Sessions:
 
     def person(self, identifier: str | None) -> Person | None:
         """Who has a session; None if nobody, or not any more. Without a login everybody may do everything."""
-        if not self._settings.login:
+        if self._settings.login == "none":
             return Person("switch")
         with self._lock:
             session = self._sessions.get(identifier or "")
         return session.person if session is not None and self._clock() < session.until_s else None
 
+    def known(self, claims: Mapping[str, object]) -> Person | None:
+        """Whom an OpenID Connect provider names, by a verified e-mail address; None for whoever may not even look."""
+        email = str(claims.get("email", "")).lower()
+        if not email or claims.get("email_verified") is not True:
+            return None
+        if _is_among(email, self._settings.may_switch):
+            return Person("switch", email)
+        return Person("look", email) if _is_among(email, self._settings.may_look) else None
+
     def end(self, identifier: str | None) -> None:
         """End a session."""
         with self._lock:
             self._sessions.pop(identifier or "", None)
+
+
+def _is_among(email: str, people: Sequence[str]) -> bool:
+    """Whether an address is one of these, or of one of these domains.
+
+    >>> [_is_among(email, ("a@x.example", "*@y.example")) for email in ("a@x.example", "b@y.example", "b@z.y.example")]
+    [True, True, False]
+    """
+    return email in people or f"*@{email.rpartition('@')[2]}" in people
 
 
 _current: Sessions | None = None
@@ -83,11 +101,13 @@ def install(sessions: Sessions | None) -> None:
     _current = sessions
 
 
-def has_login() -> bool:
-    """Whether people must log in to the dashboard of this process."""
-    return _current is not None and _current.login
+def login() -> Literal["none", "token", "oidc"]:
+    """How people log in to the dashboard of this process."""
+    return "none" if _current is None else _current.login
 
 
-def current(identifier: str | None) -> Person | None:
+def current(identifier: str | None, claims: Mapping[str, object]) -> Person | None:
     """Who looks at a page; nobody may where there are no sessions, because no gate stands before it then."""
-    return None if _current is None else _current.person(identifier)
+    if _current is None:
+        return None
+    return _current.known(claims) if _current.login == "oidc" else _current.person(identifier)

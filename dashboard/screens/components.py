@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, tzinfo
 from typing import TypeVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -23,7 +23,11 @@ Value = TypeVar("Value")
 
 def person() -> Person:
     """Whoever looks at this page; without a session that still holds the page ends here."""
-    found = sessions.current(st.context.cookies.get(sessions.COOKIE))
+    claims = st.user.to_dict() if sessions.login() == "oidc" else {}
+    found = sessions.current(st.context.cookies.get(sessions.COOKIE), claims)
+    if found is None and sessions.login() == "oidc":
+        _introduce(claims)
+        st.stop()
     if found is None:
         st.warning(
             "Nobody is logged in here: load this page again. It is served by `sagesched dashboard`.",
@@ -31,6 +35,25 @@ def person() -> Person:
         )
         st.stop()
     return found
+
+
+def _introduce(claims: Mapping[str, object]) -> None:
+    """Offer the provider's login, or say that whoever logged in may not look."""
+    st.title("SageSched")
+    if not claims.get("is_logged_in"):
+        st.button("Log in", type="primary", key="log_in", on_click=st.login)
+        return
+    email = words.plain(str(claims.get("email", "somebody without an address")))
+    st.warning(f"{email} may not look here, or its provider does not say that the address is verified.")
+    log_out()
+
+
+def log_out() -> None:
+    """Offer to end the session."""
+    if sessions.login() == "oidc":
+        st.button("Log out", key="log_out", on_click=st.logout)
+    else:
+        st.html('<a href="/logout" target="_self" style="color: inherit">Log out</a>')
 
 
 def answered(answer: Value | Trouble) -> Value | None:
