@@ -254,6 +254,7 @@ class Predictor:
         if request.watch is None:
             return []
         served, own = request.watch.end(finished.output_tokens) if complete else (nothing(), nothing())
+        request.watch = None  # Half of what a request holds, and thousands may wait to be learnt.
         request.surprises = self.calibration.surprises(model, cluster, own)
         session.unreviewed.append((cluster, served, own))
         is_silent = session.detailed is None or len(session.unreviewed) >= MOST_UNREVIEWED

@@ -135,7 +135,7 @@ class MixtureLearner:
         at_risk = at_risk_of(self._global, model, len(queries), assigned)
         return [
             Forecast(
-                distribution=LengthDistribution(lengths, mass),
+                distribution=LengthDistribution(lengths, mass.copy()),
                 cluster=cluster,
                 evidence=behind,
                 experts=dict(zip(names, shares, strict=True)),

@@ -260,7 +260,8 @@ class RunningAnswers:
         if reached:
             factor, ends = self._in_clusters(model, clusters, reached, factor, ends)
         masses = _moved(np.stack([distribution.mass for distribution in predicted]), factor, ends)
-        return [LengthDistribution(lengths, mass) for mass in masses]
+        # Copies, so that one answer that runs for long does not keep what belongs to the others.
+        return [LengthDistribution(lengths, mass.copy()) for mass in masses]
 
     def _in_clusters(
         self,

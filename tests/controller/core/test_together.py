@@ -142,3 +142,20 @@ def test_one_request_that_cannot_be_predicted_costs_no_other_its_table() -> None
         int(s == 3 % ENGINES) for s in range(ENGINES)
     ]
     assert world.tables.keys() == {request.request_id for request in REQUESTS[:8]} - {REQUESTS[3].request_id}
+
+
+def test_a_request_holds_nothing_of_those_that_it_was_predicted_with() -> None:
+    """One that runs for long keeps its own arrays alone; one that has ended and waits to be learnt, no evidence either."""
+    world = World()
+    for request in REQUESTS[:400]:
+        world.report(0, arrived(request), synthetic_facts(request, PROFILE)[-1])
+        world.settle()
+    world.report(0, *(arrived(request) for request in REQUESTS[400:420]), more=True)
+    world.core.proceed(NOW_S)
+    requests = [world.core.sessions[0].requests[request.request_id] for request in REQUESTS[400:420]]
+    for request in requests:
+        assert request.forecast.distribution.mass.base is None
+        assert request.features.base is None
+    world.report(0, *(synthetic_facts(request, PROFILE)[-1] for request in REQUESTS[400:420]))
+    assert world.core.backlog == 20
+    assert [request.surprises is not None and request.watch is None for request in requests] == [True] * 20
