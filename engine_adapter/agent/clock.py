@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -42,13 +43,15 @@ class StampClock:
     >>> wall = 4600.0
     >>> clock.own_s(4599.5), clock.off_s(), clock.replaced
     (999.5, 3600.0, 0)
-    >>> clock.own_s(999.5), clock.replaced
-    (1000.0, 1)
+    >>> clock.own_s(999.5), clock.own_s(0.5), clock.replaced
+    (999.5, 1000.0, 1)
     """
 
     def __init__(self, now_s: Callable[[], float], wall_s: Callable[[], float]) -> None:
         self.now_s = now_s
         self._wall_s = wall_s
+        self._seen_off_s = self._off_before_s = wall_s() - now_s()
+        self._stepped_s = -math.inf
         self.replaced = 0
         """Number of stamps that could not be: of the future, or older than `OLDEST_STAMP_S`."""
 
@@ -59,15 +62,26 @@ class StampClock:
     def own_s(self, stamp_s: float) -> float:
         """Return a moment that has just been by the engine's clock; now for a stamp that cannot be.
 
-        Both clocks are read now, so a step before the stamp does not matter. After one between the stamp and now, and for
-        a front end whose clock is another, the result is now, or earlier by `OLDEST_STAMP_S` at most.
+        Both clocks are read now, so a step before the stamp does not matter. For a while after one the stamp may be by
+        the system clock of before or of after it: the later moment that is not in the future is meant, which is never
+        before the stamp. For a front end whose clock is another, the result is now, or earlier by `OLDEST_STAMP_S` at
+        most.
         """
         now_s = self.now_s()
-        moment_s = stamp_s - (self._wall_s() - now_s)
-        if now_s - OLDEST_STAMP_S <= moment_s <= now_s:
-            return moment_s
-        self.replaced += abs(moment_s - now_s) > _JITTER_S
+        moments = [stamp_s - off_s for off_s in self._offsets(now_s)]
+        possible = [moment_s for moment_s in moments if -_JITTER_S <= now_s - moment_s <= OLDEST_STAMP_S]
+        if possible:
+            return min(now_s, max(possible))
+        self.replaced += 1
         return now_s
+
+    def _offsets(self, now_s: float) -> tuple[float, ...]:
+        """The system clock's time minus the engine's own, and what it was before a step that was just seen."""
+        off_s = self._wall_s() - now_s
+        if abs(off_s - self._seen_off_s) > _JITTER_S:
+            self._off_before_s, self._stepped_s = self._seen_off_s, now_s
+        self._seen_off_s = off_s
+        return (off_s, self._off_before_s) if now_s - self._stepped_s <= OLDEST_STAMP_S else (off_s,)
 
 
 _JITTER_S = 0.01
