@@ -53,13 +53,16 @@ FAULTS: tuple[type[faults.Fault], ...] = (
     floods.SilentStrangers,
 )
 SHORT: tuple[type[faults.Fault], ...] = (
-    faults.Killed,
+    faults.KilledAndFlooded,
     faults.Hung,
+    faults.EngineHung,
     faults.FullDisk,
-    faults.SecondOnHistory,
+    faults.DeletedHistory,
+    faults.DeletedSocket,
+    faults.SecondController,
+    faults.ClockStep,
     faults.ModeSwitched,
     faults.HugeIds,
-    faults.HugeTenants,
     floods.ApiFlood,
     floods.DashboardFlood,
     floods.EndpointFlood,
@@ -158,6 +161,7 @@ def _attack(site: Site, book: list[Page], chance: random.Random, report: Report,
         findings.check("order in force", wait_for(site.ordered, 60.0) is not None, "never at the start")
         audit.check_doors(site, findings)
         kept_from = _strike_all(site, clients, chance, report)
+        audit.check_pages(site, findings)
         _stop_idle(site, clients, report)
     report.lines = clients.ledger.lines
     kept = report.lines[kept_from:]

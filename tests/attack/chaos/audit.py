@@ -26,6 +26,7 @@ ADDED_BYTES = {"engine": 350_000_000, "controller": 700_000_000}
 """What a process may grow by: an engine keeps 64 MiB of facts, and 20,000 of them at most."""
 SHOWN = 8
 """Violations of one kind that are told in full."""
+PAGE_BYTES = 3_000_000
 COLUMNS = "request_id, priority, reason, output_tokens, arrival_s, scheduled_s, first_token_s, finished_s"
 
 
@@ -151,6 +152,14 @@ def _check_times(line: Line, row: dict[str, Any], began: Clocks, findings: Findi
         "TTFT within the client's", ttft_s <= client_s + SLACK_S, f"{line.tag}: {ttft_s:.3f} s, client {client_s:.3f} s"
     )
     return [client_s - ttft_s]
+
+
+def check_pages(site: Site, findings: Findings) -> None:
+    """What is shown stays small, whatever clients were called."""
+    for path in ("/metrics", "/api/state", "/api/queue", "/api/health"):
+        answer = site.ask(path)
+        size = len(answer.content) if answer is not None and answer.is_success else None
+        findings.check("pages bounded", size is not None and size < PAGE_BYTES, f"{path}: {size} bytes")
 
 
 def check_order(site: Site, findings: Findings) -> None:

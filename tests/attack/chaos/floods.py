@@ -27,6 +27,7 @@ class Flood(Fault):
     callers = CALLERS
 
     def inject(self) -> None:
+        self.degraded: set[str] = set()
         until_s = time.monotonic() + FLOOD_S
         with ThreadPoolExecutor(self.callers) as pool:
             calls = [
@@ -47,11 +48,12 @@ class Flood(Fault):
                 self.call(chance)
 
     def _probe(self, calls: list[Future[None]]) -> bool:
-        """Whether the controller was seen to be alive while the strangers called."""
+        """Whether the controller was seen to be alive while the strangers called; what was amiss is kept."""
         alive = False
         while not all(call.done() for call in calls):
             answer = self.site.ask("/healthz")
             alive = alive or (answer is not None and answer.is_success)
+            self.degraded |= self.site.degraded()
             time.sleep(0.2)
         return alive
 
@@ -92,7 +94,7 @@ class EndpointFlood(Flood):
         return not self.site.tcp
 
     def told(self) -> bool:
-        return self._probed and self.site.metric("sagesched_bad_frames_total") > 0
+        return self._probed and self.site.metric("sagesched_bad_frames_total") > 0 and "name_shared" in self.degraded
 
     def call(self, chance: random.Random) -> None:
         caller = zmq.Context.instance().socket(zmq.DEALER)
@@ -117,6 +119,9 @@ class SilentStrangers(Flood):
     @property
     def possible(self) -> bool:
         return self.site.tcp
+
+    def told(self) -> bool:
+        return self._probed and "connection_flood" in self.degraded
 
     def call(self, chance: random.Random) -> None:
         host, port = self.site.endpoint.removeprefix("tcp://").split(":")

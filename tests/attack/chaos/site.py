@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import shutil
@@ -37,6 +36,8 @@ SPEED = 4.0
 PLACES = 8
 """Sequences that the engine runs at once: fewer than clients, so that there is an order."""
 TOKEN, READ_TOKEN = "a-token-that-may-switch-modes", "a-token-that-may-only-look"
+OPEN_FILES = 1024
+"""What a shell usually allows a process; the controller may raise it."""
 STEPPED_CLOCK = Path(__file__).parents[1] / "stepped_clock"
 
 Clock = str
@@ -96,7 +97,10 @@ class Site:
             "SAGESCHED_TELEMETRY__ENABLED": "true",
             "SAGESCHED_TELEMETRY__ENDPOINT": self.sink.address,
         }
-        return self._children.start(name, command, environment={**environment, **self._clocked("controller")})
+        few_files = ["sh", "-c", f'ulimit -S -n {OPEN_FILES} && exec "$@"', "sh"]
+        return self._children.start(
+            name, [*few_files, *command], environment={**environment, **self._clocked("controller")}
+        )
 
     def await_controller(self) -> None:
         """Wait until it answers; raises `EngineError` with the end of its log where it does not."""
@@ -174,11 +178,10 @@ class Site:
         snapshot = self.snapshot()
         return bool(snapshot) and snapshot["mode"] == "on" and snapshot["fallback"] is None
 
-    def told(self) -> str:
-        """All that readiness, state and metrics say of troubles, as one text."""
-        answers = [self.ask(path) for path in ("/healthz", "/readyz", "/metrics")]
-        words = [answer.text if answer is not None else "no answer" for answer in answers]
-        return "\n".join([*words, json.dumps(self.state())])
+    def degraded(self) -> set[str]:
+        """What ``/readyz`` says is amiss; empty while it does not answer."""
+        answer = self.ask("/readyz")
+        return set(answer.json()["degraded"]) if answer is not None and answer.is_success else set()
 
     def metric(self, name: str) -> float:
         """A metric without labels; 0 where it is not shown."""
