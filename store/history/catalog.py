@@ -32,8 +32,9 @@ def publish_catalog(
     for remnant in (growing, growing.with_name(growing.name + ".wal")):
         remnant.unlink(missing_ok=True)
     with duckdb.connect(growing, config={"threads": "1"}) as connection:
+        connection.execute(search_in([folder.path]))
         connection.begin()
-        for statement in _statements(tables, active, folder.path):
+        for statement in _statements(tables, active, root_of_views(folder.path)):
             connection.execute(statement)
         connection.execute("INSERT INTO catalog_info VALUES (?, ?)", [schema_version(), now_s])
         if sessions := live.execute("SELECT session_id, batch, received_s FROM sessions").fetchall():
@@ -56,6 +57,20 @@ COMMENT ON COLUMN sessions.session_id IS 'Session of the engine.';
 COMMENT ON COLUMN sessions.batch IS 'Highest batch of facts that is sealed.';
 COMMENT ON COLUMN sessions.received_s IS 'When it came, Unix seconds of the controller''s clock.'
 """
+
+
+def root_of_views(folder: Path) -> Path:
+    """What the paths in a catalog begin with: nothing, so that the folder may be copied, moved and read anywhere.
+
+    DuckDB finds them in its working directory and in ``file_search_path``, which cannot name a folder with a comma: there
+    paths are absolute, and a copy is read once a controller has started on it.
+    """
+    return folder if "," in str(folder) else Path()
+
+
+def search_in(folders: Sequence[Path]) -> str:
+    """The statement by which a connection finds the segments of these histories."""
+    return f"SET file_search_path = {quoted(','.join(str(folder) for folder in folders if ',' not in str(folder)))}"
 
 
 def _statements(tables: Sequence[Table], active: Sequence[Segment], root: Path) -> list[str]:

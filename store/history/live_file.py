@@ -16,7 +16,7 @@ import duckdb
 import pyarrow as pa
 
 from store.atomic_file import sync
-from store.history.catalog import publish_catalog
+from store.history.catalog import publish_catalog, search_in
 from store.history.columns import Row
 from store.history.files import Folder, secure
 from store.history.recent_rows import DurableRows
@@ -218,6 +218,7 @@ class LiveFile:
         connection = self._connection
         for name, catalog in catalogs.items():
             connection.execute(f"ATTACH {quoted(str(catalog))} AS {name} (READ_ONLY)")
+        connection.execute(search_in([catalog.parent for catalog in catalogs.values()]))
         counts = {
             table: (self._segments.adopt(table, select), count_rows(connection, held))
             for table, (select, held) in selects.items()
@@ -228,6 +229,7 @@ class LiveFile:
         )
         for name in catalogs:
             connection.execute(f"DETACH {name}")
+        connection.execute("RESET file_search_path")
         self._stale = True
         self.maintain(max((s.last_received_s for s in self._segments.active()), default=0.0))
         return counts

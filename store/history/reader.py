@@ -10,6 +10,7 @@ from typing import NamedTuple
 import duckdb
 
 from store.errors import StoreError
+from store.history.catalog import search_in
 from store.history.files import Folder
 from store.history.tables import quoted
 
@@ -45,6 +46,7 @@ def open_history(path: Path) -> duckdb.DuckDBPyConnection:
     try:
         connection.execute(f"ATTACH {quoted(str(catalog))} AS catalog (READ_ONLY)")
         connection.execute("USE catalog")
+        connection.execute(search_in([catalog.parent]))
         connection.execute("SET python_enable_replacements = false")
     except duckdb.Error as error:
         connection.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
 import sys
@@ -31,6 +32,7 @@ def main() -> int:
     question = msgspec.json.decode(sys.stdin.buffer.read(), type=Question)
     catalog = Folder(Path(question.path)).catalog
     known = catalog.stat().st_ino
+    os.chdir(question.path)  # The catalog's paths are relative, and DuckDB checks them before it searches.
     confine(_readable(Folder(Path(question.path))))
     try:
         _answer(question)

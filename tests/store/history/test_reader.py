@@ -33,7 +33,8 @@ def test_plain_duckdb_in_another_process_reads_a_hundred_times_beside_the_writer
     with HistoryWriter(tmp_path, seal_interval_s=0.05, commit_interval_s=0.01, grace_s=5.0) as writer:
         assert (tmp_path / "catalog.duckdb").exists()
         with subprocess.Popen(
-            [sys.executable, "-c", PLAIN_READER, str(tmp_path / "catalog.duckdb")],
+            [sys.executable, "-c", PLAIN_READER, "catalog.duckdb"],
+            cwd=tmp_path,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
