@@ -23,8 +23,8 @@ MOST_EMPTY_STEPS = 3
 HUB_MESSAGES = 4000
 
 
-class ViolationError(AssertionError):
-    """Something that must always hold did not."""
+class ViolationError(BaseException):
+    """Something that must always hold did not; it is found in the product's own calls, no handler of which may catch it."""
 
 
 def demand(condition: object, text: str) -> None:
