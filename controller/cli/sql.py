@@ -17,6 +17,7 @@ from store.atomic_file import write_whole
 from store.errors import BadInputError, StoreError
 from store.formatting import printable, printable_json
 from store.history.reader import require_catalog
+from store.reading.plain_values import plain, text_of, values_of
 from store.reading.sandbox import TRUNCATED, run_sql
 from store.reading.spreadsheet import for_spreadsheets
 
@@ -51,9 +52,14 @@ def _for_people(answer: pa.Table) -> Table:
     table = Table()
     for name in answer.column_names:
         table.add_column(_cell(name))
-    for row in answer.to_pylist():
-        table.add_row(*("" if value is None else _cell(str(value)) for value in row.values()))
+    columns = [values_of(column) for column in answer.columns]
+    for row in zip(*columns, strict=True):
+        table.add_row(*("" if value is None else _cell(_shown(value)) for value in row))
     return table
+
+
+def _shown(value: object) -> str:
+    return text_of(value) if isinstance(value, dict | list | bytes) else str(value)
 
 
 def _cell(text: str) -> Text:
@@ -63,17 +69,19 @@ def _cell(text: str) -> Text:
 
 def _csv(answer: pa.Table) -> str:
     """The answer for spreadsheets and terminals."""
-    return _raw_csv(for_spreadsheets(answer))
+    return _raw_csv(for_spreadsheets(plain(answer)))
 
 
 def _raw_csv(answer: pa.Table) -> str:
     stream = pa.BufferOutputStream()
-    csv.write_csv(answer, stream)
+    csv.write_csv(plain(answer), stream)
     return str(stream.getvalue().to_pybytes().decode())
 
 
 def _json(answer: pa.Table) -> str:
-    return printable_json(msgspec.json.format(msgspec.json.encode(answer.to_pylist())).decode()) + "\n"
+    columns = [values_of(column) for column in answer.columns]
+    rows = [dict(zip(answer.column_names, row, strict=True)) for row in zip(*columns, strict=True)]
+    return printable_json(msgspec.json.format(msgspec.json.encode(rows)).decode()) + "\n"
 
 
 def _table(answer: pa.Table) -> str:
@@ -94,6 +102,11 @@ def _write_text(text: str, file: Path | None) -> None:
 
 
 def _parquet(answer: pa.Table) -> bytes:
+    """Every value in its own type where Parquet has it."""
     stream = pa.BufferOutputStream()
-    parquet.write_table(answer, stream)
+    try:
+        parquet.write_table(answer, stream)
+    except pa.ArrowException:
+        stream = pa.BufferOutputStream()
+        parquet.write_table(plain(answer), stream)
     return bytes(stream.getvalue().to_pybytes())

@@ -12,6 +12,7 @@ from pyarrow import csv, parquet
 
 from store.errors import BadInputError, SageError
 from store.history.reader import open_history
+from store.reading.plain_values import plain
 from store.reading.sandbox import TRUNCATED, run_sql
 from store.reading.spreadsheet import for_spreadsheets
 
@@ -39,7 +40,7 @@ class Answer:
 
     def shown(self) -> pa.Table:
         """The rows in types that every browser and every spreadsheet knows: nested values and bytes become text."""
-        columns = [_plain(self.rows.column(number)) for number in range(self.rows.num_columns)]
+        columns = [_plain(column) for column in plain(self.rows).columns]
         return pa.table(columns, names=self.rows.column_names)
 
     def as_csv(self) -> bytes:
@@ -96,24 +97,7 @@ def read_schema(path: Path) -> tuple[ViewColumns, ...] | QuestionTrouble:
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    kind = column.type
-    if pa.types.is_decimal(kind):
-        return column.cast(pa.float64(), safe=False)
-    if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_interval(kind) or pa.types.is_duration(kind):
-        return pa.chunked_array(
-            [[None if value is None else _text(value) for value in column.to_pylist()]], pa.string()
-        )
-    return column
-
-
-def _text(value: object) -> str:
-    if isinstance(value, bytes):
-        return value.hex()
-    if isinstance(value, list):
-        pairs = bool(value) and all(isinstance(item, tuple) and len(item) == 2 for item in value)
-        parts = [f"{item[0]}: {_text(item[1])}" for item in value] if pairs else [_text(item) for item in value]
-        return ", ".join(parts)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return column.cast(pa.float64(), safe=False) if pa.types.is_decimal(column.type) else column
 
 
 _VIEWS = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import signal
 import sys
@@ -60,7 +61,25 @@ def _answer(question: Question) -> None:
         _lock(connection, question)
         _limit_process(question.memory_bytes)
         answer = connection.sql(f"SELECT * FROM query({quoted(question.statement)}) LIMIT {question.row_limit + 1}")
-        _send(answer.to_arrow_reader(_BATCH_ROWS), question.result_bytes)
+        _send(_in_arrow(answer).to_arrow_reader(_BATCH_ROWS), question.result_bytes)
+
+
+_AS_TEXT = re.compile(r"\b(BIT|BIGNUM|VARINT|VARIANT|UNION|INTERVAL|UHUGEINT)\b|TIME WITH TIME ZONE|TIMETZ")
+"""Types that Arrow has not, or has with other values."""
+
+
+def _in_arrow(answer: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:
+    """The answer with DuckDB's own text in place of values, and of nested ones, that Arrow cannot carry as they are."""
+    columns = [
+        f"CAST(#{place} AS VARCHAR) AS {_named(name)}" if _AS_TEXT.search(str(kind)) else f"#{place} AS {_named(name)}"
+        for place, (name, kind) in enumerate(zip(answer.columns, answer.types, strict=True), start=1)
+    ]
+    return answer.project(", ".join(columns))
+
+
+def _named(name: str) -> str:
+    escaped = name.replace('"', '""')
+    return f'"{escaped}"'
 
 
 def _check(statement: str) -> None:
