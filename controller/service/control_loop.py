@@ -133,18 +133,23 @@ class ControlLoop:
             self._guarded(partial(self._core.handle, connection, message, more=True), started_s)
             while self._core.unhandled:
                 self._guarded(partial(self._core.proceed, more=True), started_s)
-        self._guarded(self._core.proceed, started_s)
-        while self._core.unhandled:
-            self._guarded(self._core.proceed, started_s)
+        self._finish_facts(started_s)
         self._guarded(self._on_commands, started_s)
         self._guarded(self._on_tick, started_s)
         self._guarded(self._on_encoded, started_s)
         self._guarded(self._on_backlog, started_s)
+        self._finish_facts(started_s)
         self._guarded(self._record, started_s)
         self._guarded(self._acknowledge, started_s)
         if started_s >= self._next_publish_s:
             self._guarded(self._publish, started_s)
         self._metrics.tick_s.observe(max(0.0, self._clock() - started_s))
+
+    def _finish_facts(self, now_s: float) -> None:
+        """Handle what is left of the facts, and predict each request that failed together with others alone."""
+        self._guarded(self._core.proceed, now_s)
+        while self._core.unhandled:
+            self._guarded(self._core.proceed, now_s)
 
     def shutdown(self) -> None:
         """Do the deferred work and hand over the last entries; engines keep the facts that are not durable yet."""

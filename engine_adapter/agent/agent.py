@@ -149,6 +149,11 @@ class Agent:
         return self._ordering.put_last(request_id)
 
     @property
+    def heard_s(self) -> float:
+        """Time of the controller's last message."""
+        return self._received_s
+
+    @property
     def unacknowledged(self) -> int:
         """Number of facts that the controller has not yet acknowledged as durable."""
         return len(self._outbox)

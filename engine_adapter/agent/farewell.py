@@ -15,16 +15,17 @@ _PAUSE_S = 0.02
 def hand_over(agent: Agent, *, clock: Callable[[], float], sleep: Callable[[float], object], wait_s: float) -> None:
     """Exchange messages until all facts are acknowledged as durable, for ``wait_s`` at most; at once if they are.
 
-    What was sent and not acknowledged is sent again. A controller that acknowledges nothing in half of the time is greeted
-    again: it may be another one than the engine was welcomed by. The pauses are counted: the engine's clock may stand.
+    What was sent and not acknowledged is sent again. A controller that says nothing in half of the time is greeted again: it
+    may be another one than the engine was welcomed by. The pauses are counted: the engine's clock may stand.
     """
+    began_s = clock()
     agent.send_again()
-    agent.poll(clock())
+    agent.poll(began_s)
     pauses = round(wait_s / _PAUSE_S)
     for pause in range(pauses):
         if not agent.unacknowledged:
             return
-        if pause == pauses // 2:
+        if pause == pauses // 2 and agent.heard_s < began_s:
             agent.greet_again()
         sleep(_PAUSE_S)
         agent.poll(clock())

@@ -466,3 +466,22 @@ def test_the_reason_of_a_fallback_is_short_and_can_be_encoded() -> None:
     assert snapshot.fallback is not None
     assert len(snapshot.fallback) <= 300
     assert decode_engine_message(encode(snapshot)) == snapshot
+
+
+def test_a_farewell_to_a_busy_controller_is_no_new_greeting() -> None:
+    """It is heard, and acknowledges late: it would take a hello for an engine that had lost its connection."""
+    agent, link = connected()
+    agent.arrived(arrived("a"))
+    agent.poll(0.2)
+    link.sent.clear()
+
+    def answer(now_s: float) -> None:
+        link.inbox = [Heartbeat(time_s=now_s, settings=SETTINGS)]
+        if now_s > 1.6:
+            link.inbox.append(Acknowledged(batch=max(link.facts())))
+
+    time = Time(answer)
+    time.now_s = 0.4
+    hand_over(agent, clock=time.clock, sleep=time.sleep, wait_s=1.5)
+    assert agent.unacknowledged == 0
+    assert HELLO not in link.sent
