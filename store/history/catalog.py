@@ -6,7 +6,8 @@ Whoever opened an earlier catalog keeps it, and the segments that it lists stay 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import duckdb
@@ -25,22 +26,41 @@ def publish_catalog(
     active: Sequence[Segment],
     *,
     now_s: float,
-) -> None:
-    """Build the catalog of what is sealed now and put it in the place of the last one."""
+    known: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """Build the catalog of what is sealed now and put it in the place of the last one.
+
+    Args:
+        live: connection to the live file, of which the sessions are copied.
+        folder: the history's.
+        tables: all that are sealed.
+        active: the segments that the catalog lists.
+        now_s: when it is built, Unix seconds.
+        known: the text of each table's view in the catalog that lies there now; empty or None if that is not known to be
+            whole and of this release. It is copied, and only views that differ are made again: a view and the comments
+            of its columns take a millisecond for each column.
+
+    Returns:
+        The text of each table's view, to be ``known`` the next time.
+    """
     folder.building.mkdir(mode=0o700, exist_ok=True)
     growing = folder.building / folder.catalog.name
     for remnant in (growing, growing.with_name(growing.name + ".wal")):
         remnant.unlink(missing_ok=True)
+    texts = _view_texts(tables, active, root_of_views(folder.path))
+    if known:
+        shutil.copyfile(folder.catalog, growing)
     with duckdb.connect(growing, config={"threads": "1"}) as connection:
         connection.execute(search_in([folder.path]))
         connection.begin()
-        for statement in _statements(tables, active, root_of_views(folder.path)):
+        for statement in _statements(tables, texts, known or {}):
             connection.execute(statement)
         connection.execute("INSERT INTO catalog_info VALUES (?, ?)", [schema_version(), now_s])
         if sessions := live.execute("SELECT session_id, batch, received_s FROM sessions").fetchall():
             connection.executemany("INSERT INTO sessions VALUES (?, ?, ?)", sessions)
         connection.commit()
     publish(growing, folder.catalog)
+    return texts
 
 
 CATALOG_INFO = """
@@ -73,17 +93,27 @@ def search_in(folders: Sequence[Path]) -> str:
     return f"SET file_search_path = {quoted(','.join(str(folder) for folder in folders if ',' not in str(folder)))}"
 
 
-def _statements(tables: Sequence[Table], active: Sequence[Segment], root: Path) -> list[str]:
-    found = [CATALOG_INFO, SESSIONS]
+def _view_texts(tables: Sequence[Table], active: Sequence[Segment], root: Path) -> dict[str, str]:
+    of_table: dict[str, list[Segment]] = {}
+    for segment in active:
+        of_table.setdefault(segment.table_name, []).append(segment)
+    return {table.name: sealed_rows(table, of_table.get(table.name, []), root) for table in tables}
+
+
+def _statements(tables: Sequence[Table], texts: Mapping[str, str], known: Mapping[str, str]) -> list[str]:
+    """What makes a catalog of these views from nothing, or from one whose views are known."""
+    found = ["DELETE FROM catalog_info", "DELETE FROM sessions"] if known else [CATALOG_INFO, SESSIONS]
     for table in tables:
-        segments = [segment for segment in active if segment.table_name == table.name]
-        found.append(f"CREATE VIEW {table.name} AS {sealed_rows(table, segments, root)}")
+        if known.get(table.name) == texts[table.name]:
+            continue
+        found.append(f"CREATE OR REPLACE VIEW {table.name} AS {texts[table.name]}")
         found.append(f"COMMENT ON VIEW {table.name} IS {quoted(table.comment)}")
         found.extend(
             f"COMMENT ON COLUMN {table.name}.{column.name} IS {quoted(column.comment)}" for column in table.columns
         )
-    for view in views.VIEWS:
-        found.extend(views.statements(view))
+    if not known:
+        for view in views.VIEWS:
+            found.extend(views.statements(view))
     return found
 
 

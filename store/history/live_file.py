@@ -123,6 +123,8 @@ class LiveFile:
             self._tables = sealed_tables(self._connection)
             self._stale = True
             self._published: tuple[int, ...] | None = None
+            self._views: dict[str, str] = {}
+            """The text of each table's view in the catalog that this writer published last."""
             self._log: tuple[int, ...] | None = None
             self.maintain(now_s)
         except BaseException:
@@ -191,7 +193,8 @@ class LiveFile:
         """
         self._stale |= self._segments.look()
         self._stale |= self._segments.damage.verify(VERIFIED_BYTES)
-        self._stale |= self._published != _identity(self._folder.catalog)
+        if self._published != _identity(self._folder.catalog):
+            self._stale, self._views = True, {}
         sealed = self._segments.seal(now_s)
         self._stale |= sealed > 0
         self._stale |= self._segments.compact(now_s) > 0
@@ -200,7 +203,10 @@ class LiveFile:
         self._stale |= self._segments.retire(now_s, trusted_s, self._retention) > 0
         if self._stale:
             self._forget_sessions(trusted_s)
-            publish_catalog(self._connection, self._folder, self._tables, self._segments.active(), now_s=now_s)
+            active, known, self._views = self._segments.active(), self._views, {}
+            self._views = publish_catalog(
+                self._connection, self._folder, self._tables, active, now_s=now_s, known=known
+            )
             self._published = _identity(self._folder.catalog)
             self._stale = False
             self._connection.execute("CHECKPOINT")
