@@ -2,23 +2,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from msgspec import structs
+from scripted_link import HELLO, PRIOR, SETTINGS, VIEW, ScriptedLink, arrived, connected, finished
 
-from engine_adapter.agent.agent import Agent, AgentLimits, View
-from engine_adapter.agent.farewell import hand_over
+from engine_adapter.agent.agent import Agent, AgentLimits
 from engine_adapter.ordering.kv_memory import PlainMemory
 from store.bounds import bounded_request_id
 from store.records import (
     Acknowledged,
     Arrived,
-    ControllerMessage,
-    EngineMessage,
     EngineRules,
     Facts,
     Finished,
     FirstToken,
     Goodbye,
     Heartbeat,
-    Hello,
     IndexTable,
     Preempted,
     RunningRequest,
@@ -28,80 +25,6 @@ from store.records import (
     decode_engine_message,
     encode,
 )
-
-HELLO = Hello(
-    engine_id="e",
-    session_id="s",
-    model="m",
-    engine="simulated",
-    engine_version="1",
-    kv_blocks=100,
-    block_size_tokens=16,
-    max_num_seqs=8,
-    token_budget=512,
-    max_model_len_tokens=4096,
-    prefix_caching=False,
-    started_s=0.0,
-)
-SETTINGS = Settings(revision=1, mode="on", lease_s=2.0, rules=EngineRules())
-PRIOR = IndexTable(request_id=None, attained_tokens=(0,), index_s=(1.0,), growth_tokens=(0.0,))
-VIEW = View(kv_blocks_used=0, waiting=0, running=0, queue=(), running_requests=())
-
-
-class ScriptedLink:
-    """The controller's end, played by a test: keeps what is sent, hands out what it is given."""
-
-    bad_frames = 0
-
-    def __init__(self) -> None:
-        self.sent: list[EngineMessage] = []
-        self.inbox: list[ControllerMessage] = []
-        self.up = True
-
-    def send(self, message: EngineMessage) -> bool:
-        if self.up:
-            self.sent.append(message)
-        return self.up
-
-    def receive(self) -> list[ControllerMessage]:
-        inbox, self.inbox = self.inbox, []
-        return inbox
-
-    def close(self) -> None:
-        self.up = False
-
-    def facts(self) -> list[int]:
-        return [message.batch for message in self.sent if isinstance(message, Facts)]
-
-
-def arrived(request_id: str) -> Arrived:
-    return Arrived(
-        request_id=request_id, arrival_s=0.0, prompt_tokens=1, token_ids=bytes(4), max_tokens=9, temperature=1.0
-    )
-
-
-def finished(request_id: str) -> Finished:
-    return Finished(
-        request_id=request_id,
-        time_s=1.0,
-        reason="stop",
-        arrival_s=0.0,
-        prompt_tokens=1,
-        output_tokens=3,
-        max_tokens=9,
-        cached_prompt_tokens=0,
-        preemptions=0,
-        recomputed_tokens=0,
-    )
-
-
-def connected(limits: AgentLimits | None = None) -> tuple[Agent, ScriptedLink]:
-    link = ScriptedLink()
-    agent = Agent(hello=HELLO, link=link, limits=limits)
-    agent.poll(0.0)
-    link.inbox = [Welcome(controller_id="c", durable_batch=0), SETTINGS, PRIOR]
-    agent.poll(0.1)
-    return agent, link
 
 
 def test_it_says_hello_until_it_is_welcomed() -> None:
@@ -382,80 +305,6 @@ def test_a_long_name_is_cut_for_the_controller_and_whole_in_the_engine() -> None
     assert not agent._names._whole
 
 
-class Time:
-    """A clock that goes on only while somebody sleeps, and a controller that answers meanwhile."""
-
-    def __init__(self, answer: Callable[[float], None]) -> None:
-        self.now_s = 100.0
-        self._answer = answer
-
-    def clock(self) -> float:
-        return self.now_s
-
-    def sleep(self, span_s: float) -> None:
-        self.now_s += span_s
-        self._answer(self.now_s)
-
-
-def test_a_farewell_greets_a_controller_that_was_silent_and_waits_until_all_is_durable() -> None:
-    """What was answered during its silence is acknowledged before the engine leaves."""
-    agent, link = connected()
-    agent.arrived(arrived("a"))
-    agent.finished(finished("a"))
-    agent.poll(100.0)
-    link.sent.clear()
-
-    def answer(now_s: float) -> None:
-        if now_s > 100.3 and link.sent == [HELLO]:
-            link.inbox = [Welcome(controller_id="c", durable_batch=0), Heartbeat(time_s=now_s, settings=SETTINGS)]
-        if now_s > 100.6 and link.facts():
-            link.inbox = [Acknowledged(batch=max(link.facts()))]
-
-    time = Time(answer)
-    hand_over(agent, clock=time.clock, sleep=time.sleep, wait_s=1.5)
-    assert link.sent[0] == HELLO
-    assert {type(fact) for message in link.sent if isinstance(message, Facts) for fact in message.facts} == {
-        Arrived,
-        Finished,
-    }
-    assert agent.unacknowledged == 0
-    assert time.now_s < 100.7
-
-
-def test_a_farewell_ends_when_nobody_answers() -> None:
-    """After its time, and at once where there is nothing to hand over."""
-    agent, link = connected()
-    time = Time(lambda _now_s: None)
-    hand_over(agent, clock=time.clock, sleep=time.sleep, wait_s=1.5)
-    assert time.now_s == 100.0
-    agent.arrived(arrived("a"))
-    hand_over(agent, clock=time.clock, sleep=time.sleep, wait_s=1.5)
-    assert 101.4 <= time.now_s < 101.6
-    hand_over(agent, clock=lambda: 200.0, sleep=lambda _s: None, wait_s=1.5)
-    assert agent.unacknowledged == 1, "nor does one whose clock stands wait for ever"
-    assert link.up
-
-
-def test_a_farewell_finds_a_controller_that_is_another_one() -> None:
-    """It came within the lease, so that the engine still counts as welcomed, and acknowledges nothing before a hello."""
-    agent, link = connected()
-    agent.arrived(arrived("a"))
-    agent.finished(finished("a"))
-    agent.poll(0.2)
-
-    def answer(_now_s: float) -> None:
-        if link.sent[-1] == HELLO:
-            link.inbox = [Welcome(controller_id="another", durable_batch=0), SETTINGS, PRIOR]
-        elif HELLO in link.sent[2:] and link.facts():
-            link.inbox = [Acknowledged(batch=max(link.facts()))]
-
-    time = Time(answer)
-    time.now_s = 0.3
-    hand_over(agent, clock=time.clock, sleep=time.sleep, wait_s=1.5)
-    assert agent.unacknowledged == 0
-    assert time.now_s < 1.3
-
-
 def test_the_reason_of_a_fallback_is_short_and_can_be_encoded() -> None:
     """Whatever an exception says: one of a request's id may say all of it."""
     agent, link = connected()
@@ -466,22 +315,3 @@ def test_the_reason_of_a_fallback_is_short_and_can_be_encoded() -> None:
     assert snapshot.fallback is not None
     assert len(snapshot.fallback) <= 300
     assert decode_engine_message(encode(snapshot)) == snapshot
-
-
-def test_a_farewell_to_a_busy_controller_is_no_new_greeting() -> None:
-    """It is heard, and acknowledges late: it would take a hello for an engine that had lost its connection."""
-    agent, link = connected()
-    agent.arrived(arrived("a"))
-    agent.poll(0.2)
-    link.sent.clear()
-
-    def answer(now_s: float) -> None:
-        link.inbox = [Heartbeat(time_s=now_s, settings=SETTINGS)]
-        if now_s > 1.6:
-            link.inbox.append(Acknowledged(batch=max(link.facts())))
-
-    time = Time(answer)
-    time.now_s = 0.4
-    hand_over(agent, clock=time.clock, sleep=time.sleep, wait_s=1.5)
-    assert agent.unacknowledged == 0
-    assert HELLO not in link.sent
