@@ -73,6 +73,7 @@ class Site:
         if not self.catalog.exists():
             return []
         with duckdb.connect(self.catalog, read_only=True) as connection:
+            connection.execute(f"SET file_search_path = '{self.catalog.parent}'")
             found = connection.execute(sql)
             names = [column[0] for column in found.description or ()]
             return [dict(zip(names, row, strict=True)) for row in found.fetchall()]

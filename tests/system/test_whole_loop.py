@@ -18,11 +18,12 @@ Site: TypeAlias = Any
 LOAD = ("--profile", "h800-qwen3-32b-24k", "--speed", "4", "--rate", "6", "--seed", "3")
 
 READER = """
-import sys, time, duckdb
+import os, sys, time, duckdb
 catalog, rounds = sys.argv[1], int(sys.argv[2])
 previous = 0
 for _ in range(rounds):
     with duckdb.connect(catalog, read_only=True) as connection:
+        connection.execute(f"SET file_search_path = '{os.path.dirname(catalog)}'")
         count = connection.execute("SELECT count(*) FROM requests").fetchone()[0]
     assert count >= previous, (count, previous)
     previous = count
