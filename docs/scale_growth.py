@@ -40,6 +40,7 @@ PROFILE = PROFILES["h800-qwen3-32b"]
 HISTORY = (300, 1_000, 3_000, 10_000, 30_000)
 QUEUE = (10, 100, 1_000, 10_000)
 ENGINES = (1, 4, 16, 64, 256)
+TOGETHER = (1, 4, 16, 32)
 TAUGHT = 1_000
 LOOKS = 200
 
@@ -56,6 +57,7 @@ def main() -> None:
         "answers learnt from": by_history(HISTORY[:last]),
         "unfinished requests of an engine": by_queue(QUEUE[:last]),
         "engines": by_engines(ENGINES[:last]),
+        "requests that arrive together": by_requests_together(TOGETHER[:last]),
     }
     for across, series in panels.items():
         _print(across, series)
@@ -91,6 +93,12 @@ class Controller:
         request = replace(next(self.requests), arrival_s=self.now_s)
         self.open.append((number, request))
         return self.report(number, RequestProgress(request).arrived())
+
+    def arrive_together(self, count: int) -> float:
+        """Report arrivals in one message; returns the microseconds of each."""
+        requests = [replace(request, arrival_s=self.now_s) for request in islice(self.requests, count)]
+        self.open.extend((0, request) for request in requests)
+        return self.report(0, *(RequestProgress(request).arrived() for request in requests)) / count
 
     def end(self) -> float:
         """Report the end of the oldest request; returns its microseconds."""
@@ -159,6 +167,18 @@ def by_engines(sizes: Sequence[int]) -> Series:
             controller.arrive(number % size)
         for name, cost_us in controller.look().items():
             series.setdefault(name, []).append((size, cost_us))
+    return series
+
+
+def by_requests_together(sizes: Sequence[int]) -> Series:
+    """Cost of each of several requests that arrive in one message."""
+    controller, series = Controller(), Series()
+    controller.teach(TAUGHT)
+    for size in sizes:
+        taken = [controller.arrive_together(size) for _ in range(LOOKS // size + 5)]
+        while controller.open:
+            controller.end()
+        series.setdefault("predict and decide", []).append((size, statistics.median(taken)))
     return series
 
 

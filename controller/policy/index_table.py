@@ -6,7 +6,7 @@ index in it, so that the index changes without a message.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -74,11 +74,12 @@ def index_tables(
     aged = [_ages(each.predicted, each.request.max_tokens, refresh_tokens) for each in priced]
     ages, mass = _rows([each for each, _ in aged]), _rows([each for _, each in aged], 0.0)
     max_tokens = np.array([each.request.max_tokens for each in priced])[:, None]
-    price_s = _totals_s(priced, ages)
+    total_s = _prices(priced)
+    price_s = total_s(ages)
     alive = survival_beyond(mass) > OUTLIVED
     index_s = _gittins_rows(price_s, mass) if index == "gittins" else mean_remaining(price_s, mass)
     highest_s = np.where(alive, index_s, -np.inf).max(axis=1, keepdims=True)
-    index_s = np.where(alive, index_s, _outlived_index_s(priced, ages, max_tokens, price_s, highest_s))
+    index_s = np.where(alive, index_s, _outlived_index_s(total_s(np.minimum(2 * ages, max_tokens)), price_s, highest_s))
     growth = np.where(alive, _growth_tokens(ages, mass, horizon_tokens), ages)
     growth = np.minimum(growth, np.minimum(max_tokens - ages, horizon_tokens))
     published = (ages < max_tokens) & (np.arange(ages.shape[1]) < np.array([[each.size] for each, _ in aged]))
@@ -97,7 +98,7 @@ def expected_cost_s(request: RequestFacts, predicted: LengthDistribution, cost: 
 
 def expected_costs_s(priced: Sequence[Priced]) -> list[float]:
     """The mean costs of several requests, each as `expected_cost_s` gives it."""
-    costs_s = _totals_s(priced, _rows([each.predicted.lengths for each in priced]))
+    costs_s = _prices(priced)(_rows([each.predicted.lengths for each in priced]))
     return [
         float(row[: each.predicted.lengths.size] @ each.predicted.mass)
         for row, each in zip(costs_s, priced, strict=True)
@@ -113,8 +114,8 @@ def _rows(arrays: Sequence[NDArray[Number]], fill: float | None = None) -> NDArr
     return rows
 
 
-def _totals_s(priced: Sequence[Priced], output_tokens: IntArray) -> FloatArray:
-    """What it costs to generate each number of output tokens, a row for each request."""
+def _prices(priced: Sequence[Priced]) -> Callable[[IntArray], FloatArray]:
+    """What gives the cost of generating numbers of output tokens, a row for each request."""
     columns = np.array(
         [
             (cost.kv_token_step_s, cost.slot_step_s, cost.prefill_token_s, request.prompt_tokens, request.cached_tokens)
@@ -123,7 +124,7 @@ def _totals_s(priced: Sequence[Priced], output_tokens: IntArray) -> FloatArray:
     )
     kv_s, slot_s, prefill_s, prompt, cached = (column[:, None] for column in columns.T)
     prices = CostModel(kv_token_step_s=kv_s, slot_step_s=slot_s, prefill_token_s=prefill_s)
-    return prices.total_s(prompt, output_tokens, cached_tokens=cached)
+    return lambda output_tokens: prices.total_s(prompt, output_tokens, cached_tokens=cached)
 
 
 def _gittins_rows(price_s: FloatArray, mass: FloatArray) -> FloatArray:
@@ -152,16 +153,13 @@ def _ages(predicted: LengthDistribution, max_tokens: int, refresh_tokens: int | 
     return ages, mass
 
 
-def _outlived_index_s(
-    priced: Sequence[Priced], ages: IntArray, max_tokens: IntArray, price_s: FloatArray, highest_s: FloatArray
-) -> FloatArray:
+def _outlived_index_s(doubled_s: FloatArray, price_s: FloatArray, highest_s: FloatArray) -> FloatArray:
     """Index beyond the predicted distribution: the cost of doubling the age, and at least the highest index before.
 
     Survival is the only evidence there, and lengths are heavy-tailed: a request that outlives all samples is not about
     to end.
     """
-    again_s = _totals_s(priced, np.minimum(2 * ages, max_tokens))
-    return np.maximum(again_s - price_s, highest_s)
+    return np.maximum(doubled_s - price_s, highest_s)
 
 
 def _growth_tokens(ages: IntArray, mass: FloatArray, horizon_tokens: int) -> FloatArray:

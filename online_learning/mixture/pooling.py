@@ -113,11 +113,15 @@ class Pool:
             model: whose correction is applied.
         """
         asked = weights > 0.0
-        pooled = np.empty((len(weights), masses.shape[2]))
-        # Those with the same experts together, so that the sum is over these alone.
-        for experts in {row.tobytes(): row for row in asked}.values():
-            rows = (asked == experts).all(axis=1).nonzero()[0]
-            pooled[rows] = times(weights[np.ix_(rows, experts)], masses[np.ix_(rows, experts)])
+        if (asked == asked[0]).all():
+            experts = asked[0].nonzero()[0]
+            pooled = times(weights.take(experts, axis=1), masses.take(experts, axis=1))
+        else:
+            pooled = np.empty((len(weights), masses.shape[2]))
+            # Those with the same experts together, so that the sum is over these alone.
+            for experts in {row.tobytes(): row for row in asked}.values():
+                rows = (asked == experts).all(axis=1).nonzero()[0]
+                pooled[rows] = times(weights[np.ix_(rows, experts)], masses[np.ix_(rows, experts)])
         correction = self._corrections.get(model)
         return pooled if correction is None else correction.apply(pooled)
 
