@@ -88,6 +88,14 @@ class WriterLock:
         except OSError:
             return False
 
+    def renewed(self, folder: Folder) -> WriterLock:
+        """This lock, or that of the folder's present file where it is another; raises `StoreLockedError`."""
+        if self.in_place:
+            return self
+        fresh = WriterLock(folder)
+        self.release()
+        return fresh
+
     def release(self) -> None:
         """Let the next writer in."""
         os.close(self._descriptor)

@@ -16,9 +16,10 @@ import duckdb
 import pyarrow as pa
 
 from store.atomic_file import sync
+from store.errors import StoreLockedError
 from store.history.catalog import publish_catalog, search_in
 from store.history.columns import Row
-from store.history.files import Folder, secure
+from store.history.files import Folder, WriterLock, secure
 from store.history.recent_rows import DurableRows
 from store.history.retention import KEPT_TABLES, Retention
 from store.history.schema import copy_database, open_live, sealed_tables
@@ -312,6 +313,22 @@ class LiveFile:
         """End a failed transaction; a connection that the failure broke has none to end."""
         with contextlib.suppress(duckdb.Error):
             self._connection.rollback()
+
+
+def take_back(folder: Folder, lock: WriterLock, live: LiveRows | None) -> WriterLock:
+    """The lock of a folder whose files were removed or replaced, and the open file's copy in its place, if that is free.
+
+    Raises `StoreLockedError` while another writer has it, whose files are left alone.
+    """
+    try:
+        held = lock.renewed(folder)
+    except StoreLockedError:
+        if live is not None:
+            live.let_go(put_back=False)
+        raise
+    if live is not None and not live.in_place:
+        live.let_go(put_back=True)
+    return held
 
 
 def _arrow(name: str, schema: pa.Schema, rows: Sequence[Row]) -> pa.Table:

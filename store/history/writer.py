@@ -16,10 +16,10 @@ from typing import Self
 import duckdb
 
 from store.entries import Entry
-from store.errors import StoreError, StoreLockedError
+from store.errors import StoreError
 from store.history.columns import Row
 from store.history.files import Folder, WriterLock
-from store.history.live_file import Chunk, LiveFile, LiveRows
+from store.history.live_file import Chunk, LiveFile, LiveRows, take_back
 from store.history.recent_rows import DurableRows, RecentRows
 from store.history.retention import Retention
 from store.history.rows import DROPPABLE, row_of
@@ -394,27 +394,16 @@ class HistoryWriter:
             )
 
     def _keep_in_place(self) -> None:
-        """See that lock and live file are still those of the folder: what is written elsewhere is lost and not durable.
-
-        Raises `StoreLockedError` while another writer has the folder, and `StoreError` once where the live file was removed
-        or replaced; it is opened again then, with what of it could be rescued.
-        """
+        """See that lock and live file are still those of the folder: what is written elsewhere is lost and not durable."""
         live = self._live
         if self._lock.in_place and (live is None or live.in_place):
             return
         with self._condition:
             self._stats = replace(self._stats, replaced_s=self._clock())
         self._folder.create()
-        try:
-            if not self._lock.in_place:
-                former, self._lock = self._lock, WriterLock(self._folder)
-                former.release()
-        except StoreLockedError:
-            if live is not None:
-                live.let_go(put_back=False)
-            raise
-        if live is not None and not live.in_place:
-            live.let_go(put_back=True)
+        moved = live is not None and not live.in_place
+        self._lock = take_back(self._folder, self._lock, live)
+        if moved:  # The present file is opened before the next attempt.
             raise StoreError("its files were removed or replaced while it was open")
 
     def _open(self) -> LiveRows:
