@@ -28,6 +28,7 @@ DegradedKind: TypeAlias = Literal[
     "connection_flood",
     "files_near_limit",
     "history_replaced",
+    "history_behind",
     "clock_ahead",
 ]
 """Ways in which a controller does less than it should while it runs: also the metric's label."""

@@ -19,7 +19,10 @@ NEAR_LIMIT = 0.8
 REPLACED_S = 600.0
 """Time for which it is said that the history's files were removed or replaced, after they are in their place again."""
 
-LOGGED_HERE: frozenset[DegradedKind] = frozenset({"name_shared", "files_near_limit", "clock_ahead"})
+BEHIND_S = 4.0
+"""Time without a commit, while entries wait for one, from which on it is said; there are two a second otherwise."""
+
+LOGGED_HERE: frozenset[DegradedKind] = frozenset({"name_shared", "history_behind", "files_near_limit", "clock_ahead"})
 """States of which nothing but their report tells the log."""
 
 _FILES = Path("/proc/self/fd")
@@ -68,6 +71,13 @@ def _of_store(store: WriterStats, now_s: float) -> Iterator[DegradedState]:
             "were removed are gone: put them back from a copy and their rows are back within seconds."
         )
         yield DegradedState(kind="history_replaced", text=text)
+    if store.last_error is None and store.waiting_since_s is not None and now_s - store.waiting_since_s > BEHIND_S:
+        text = (
+            "The history is written too slowly: nothing has become durable for seconds, and entries wait. Engines keep their "
+            "order and all facts that are not acknowledged; the latest requests are missing from pages and SQL meanwhile. See "
+            "what else uses the disk."
+        )
+        yield DegradedState(kind="history_behind", text=text)
     if store.clock_ahead_s is not None:
         text = (
             f"The clock is {store.clock_ahead_s / 86_400:.0f} days beyond the newest row of the history. Nothing is deleted "

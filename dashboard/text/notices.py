@@ -41,6 +41,7 @@ DEGRADED: dict[DegradedKind, tuple[Literal["error", "warning"], str]] = {
     "connection_flood": ("warning", "Strangers connect to the engines' port"),
     "files_near_limit": ("warning", "Open files are near their limit"),
     "history_replaced": ("error", "The history's files were removed or replaced"),
+    "history_behind": ("warning", "The disk is too slow for the history"),
     "clock_ahead": ("warning", "The clock is far beyond the history"),
 }
 """How grave each state is, and its title."""

@@ -101,6 +101,7 @@ class HistoryWriter:
         self._last_batches: dict[str, int] = {}
         self._position = 0
         self._durable = 0
+        self._waiting_since_s = 0.0
         self._hole: int | None = None
         self._hurry = False
         self._verifying = False
@@ -163,6 +164,7 @@ class HistoryWriter:
             idle = self._position == self._durable
             self._accept(entries, rows, received_s)
             if idle:  # Otherwise it writes or gathers: waking it for every message costs more than writing.
+                self._waiting_since_s = received_s
                 self._condition.notify_all()
             return self._position
 
@@ -185,6 +187,7 @@ class HistoryWriter:
             return replace(
                 self._stats,
                 queued=self._queued(),
+                waiting_since_s=self._waiting_since_s if self._position > self._durable else None,
                 position=self._position,
                 durable_position=self._durable if self._hole is None else min(self._durable, self._hole),
             )
@@ -365,6 +368,7 @@ class HistoryWriter:
                 commit_s=commit_s,
             )
             self._durable = chunk.position
+            self._waiting_since_s = self._clock()
             self._chunk, self._chunk_entries = None, 0
             self._condition.notify_all()
 

@@ -14,6 +14,8 @@ class WriterStats:
     """Rows made durable, by table."""
     queued: int = 0
     """Entries that are not durable yet."""
+    waiting_since_s: float | None = None
+    """Since when they wait without a commit, Unix seconds; None when there are none."""
     position: int = 0
     durable_position: int = 0
     dropped: int = 0

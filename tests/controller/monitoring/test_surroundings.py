@@ -25,6 +25,9 @@ def test_each_trouble_of_the_history_is_a_state() -> None:
     assert kinds(replaced_s=300.0) == []
     assert kinds(replaced_s=300.0, last_error="is being written by process 7") == ["history_replaced"]
     assert kinds(clock_ahead_s=3e6) == ["clock_ahead"]
+    assert kinds(waiting_since_s=995.0) == ["history_behind"]
+    assert kinds(waiting_since_s=997.0) == []
+    assert kinds(waiting_since_s=995.0, last_error="No space left on device") == [], "another state says so"
 
 
 def test_what_keeps_engines_from_connecting_is_a_state() -> None:

@@ -115,6 +115,24 @@ def test_positions_become_durable_in_order_from_many_threads(tmp_path: Path, mak
 
 
 @pytest.mark.slow
+def test_since_when_entries_wait_for_the_disk_is_known(tmp_path: Path, make: Any) -> None:
+    """From the last commit on, or from their arrival where all before them was durable."""
+    now_s = 100.0
+    writer = HistoryWriter(tmp_path / "h", clock=lambda: now_s, timer=lambda: now_s)
+    writer.open()
+    assert writer.stats.waiting_since_s is None
+    writer.append([make.entry(snapshot(1.0))])
+    now_s = 103.0
+    writer.append([make.entry(snapshot(2.0))])
+    assert writer.stats.waiting_since_s == 100.0
+    assert writer.turn()
+    assert writer.stats.waiting_since_s is None
+    now_s = 200.0
+    writer.append([make.entry(snapshot(3.0))])
+    assert writer.stats.waiting_since_s == 200.0
+    writer.close()
+
+
 def test_a_second_writer_is_sent_away(tmp_path: Path) -> None:
     """Whether in this process or another; the message names the holder, and the first writer does not notice."""
     with HistoryWriter(tmp_path):
