@@ -98,12 +98,12 @@ def allowed(name: str) -> bool:
     """Whether a module of ours may be loaded inside vLLM."""
     package, _, rest = name.partition(".")
     if package == "store":
-        return rest in {"records", "errors"}
+        return rest in {"records", "bounds", "errors"}
     return package == "engine_adapter" and rest.split(".")[0] in ROOMS_INSIDE_VLLM
 
 
 def test_the_engine_process_imports_nothing_heavy() -> None:
-    """The agent, the order and the transport load the records and errors: no database, no learner, no numpy."""
+    """The agent, the order and the transport load the records, their bounds and errors: no database, no learner, no numpy."""
     loaded = loaded_by(
         "engine_adapter.agent.agent", "engine_adapter.transport.zmq_sockets", "engine_adapter.ordering.ordering"
     )
@@ -113,7 +113,7 @@ def test_the_engine_process_imports_nothing_heavy() -> None:
 
 @pytest.mark.vllm
 def test_the_plugin_imports_nothing_of_the_controller() -> None:
-    """Inside the vLLM process only the plugin's rooms, the records and the errors are ours."""
+    """Inside the vLLM process only the plugin's rooms, the records, their bounds and the errors are ours."""
     loaded = loaded_by("engine_adapter.vllm_scheduler")
     assert loaded & HEAVY == set()
     assert {name for name in ours(loaded) if not allowed(name)} == set()
