@@ -29,7 +29,7 @@ from store.records import Arrived, Mode, Snapshot
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
-WAITING_FIRST = ("system", "faults", "machines", "real_engine", "simulation")
+WAITING_FIRST = ("attack", "system", "faults", "machines", "real_engine", "simulation")
 """Folders whose tests wait for servers most of their time: begun first, none of them is left over at the end."""
 
 
