@@ -124,11 +124,13 @@ def _gate_admits_nobody(patch: pytest.MonkeyPatch) -> None:
 def _drops_the_rest_of_a_failed_batch(patch: pytest.MonkeyPatch) -> None:
     proceed = Core.proceed
 
-    def drop(core: Core, now_s: float) -> None:
+    def drop(core: Core, now_s: float, *, more: bool = False) -> None:
         try:
-            proceed(core, now_s)
+            proceed(core, now_s, more=more)
         except Exception:
             core._unhandled.clear()
+            core.arrivals._waiting.clear()
+            core.arrivals._failed.clear()
             raise
 
     patch.setattr(Core, "proceed", drop)
