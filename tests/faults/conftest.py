@@ -27,7 +27,7 @@ from controller.service.service import service
 from engine_adapter.serving.processes import Child, Children, free_port
 from engine_adapter.serving.simulated_server import faster
 from engine_adapter.serving.vllm_server import MODEL_NAME, VllmServer
-from engine_adapter.transport.link import Delivery
+from engine_adapter.transport.link import Delivery, HubTrouble
 from engine_adapter.transport.zmq_sockets import ZmqHub, ZmqLink
 from engine_adapter.virtual_time.engine import TraceRequest
 from engine_adapter.virtual_time.profiles import PROFILES
@@ -260,6 +260,10 @@ class FaultyHub:
     @property
     def bad_frames(self) -> int:
         return self._hub.bad_frames
+
+    @property
+    def troubles(self) -> dict[HubTrouble, str]:
+        return self._hub.troubles
 
     def receive(self, timeout_s: float) -> list[tuple[bytes, EngineMessage]]:
         now_s = time.monotonic()
