@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import count
@@ -27,6 +26,8 @@ class EngineEnd:
         self.open = True
         self.inbox: deque[bytes] = deque()
         self.under_way = 0
+        self.damaged: set[int] = set()
+        """Batches in which the engine reports something impossible, however often it sends them."""
 
     def send(self, data: bytes, flags: int) -> None:
         """As of ZeroMQ with ``IMMEDIATE``: only to a controller that is there."""
@@ -138,7 +139,9 @@ class Network:
         assert controller is not None, "a connected engine has a controller"
         assert address is not None
         if self.faults.strikes("fact damaged"):
-            frame = _damaged(frame, self._chance)
+            engine.damaged.update(_batch_of(frame))
+        if engine.damaged.intersection(_batch_of(frame)):
+            frame = _damaged(frame)
 
         def arrive(frame: bytes) -> None:
             if self.controller is controller and engine.address == address:
@@ -209,11 +212,17 @@ class Network:
         engine.under_way = 0
 
 
-def _damaged(frame: bytes, chance: random.Random) -> bytes:
+def _batch_of(frame: bytes) -> tuple[int, ...]:
+    """The number of a batch of facts in a frame; nothing for any other message."""
+    batch = msgspec.msgpack.decode(frame[1:]).get("batch")
+    return () if batch is None else (batch,)
+
+
+def _damaged(frame: bytes) -> bytes:
     """The frame of an engine that reports a number of tokens below zero, as one with a broken connector may."""
     message = msgspec.msgpack.decode(frame[1:])
-    spoilt = [fact for fact in message.get("facts", ()) if "cached_prompt_tokens" in fact]
-    if not spoilt:
-        return frame
-    chance.choice(spoilt)["cached_prompt_tokens"] = -7
+    for fact in message["facts"]:
+        if "cached_prompt_tokens" in fact:
+            fact["cached_prompt_tokens"] = -7
+            break
     return frame[:1] + msgspec.msgpack.encode(message)
