@@ -109,12 +109,9 @@ def _opened(
         core = build_core(config, history, controller_id=controller_id, now_s=clock(), timer=timer)
         hub = ZmqHub(config.engine.endpoint, config.engine.keys)
         live, commands = Live(), Commands()
-        metrics = Metrics(live, timer=timer, cpu_timer=cpu_timer)
         telemetry = _telemetry(config.telemetry, controller_id)
-        metrics.watch_telemetry(telemetry)
-        metrics.watch_hub(hub)
         encoder = _encoder(config.learning)
-        metrics.watch_encoder(encoder)
+        metrics = _watching(Metrics(live, timer=timer, cpu_timer=cpu_timer), telemetry, hub, encoder)
         loop = ControlLoop(
             core=core,
             hub=hub,
@@ -158,6 +155,14 @@ def _opened(
             hub.close()
             if telemetry is not None:
                 telemetry.close()
+
+
+def _watching(metrics: Metrics, telemetry: Telemetry | None, hub: ZmqHub, encoder: Encoder | None) -> Metrics:
+    """Let the metrics show what these count."""
+    metrics.watch_telemetry(telemetry)
+    metrics.watch_hub(hub)
+    metrics.watch_encoder(encoder)
+    return metrics
 
 
 def _telemetry(section: TelemetrySection, controller_id: str) -> Telemetry | None:

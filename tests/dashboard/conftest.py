@@ -1,16 +1,21 @@
 import json
 import math
+import os
 import random
 import struct
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
 import uvicorn
@@ -33,6 +38,47 @@ def _own_main() -> Iterator[None]:
     main = sys.modules["__main__"]
     yield
     sys.modules["__main__"] = main
+
+
+@contextmanager
+def _run_dashboard(
+    api: str,
+    store: Path,
+    *arguments: str,
+    environment: dict[str, str] | None = None,
+    port: int | None = None,
+    log: Path,
+) -> Iterator[str]:
+    port = port or free_port(20_000)
+    command = [sys.executable, "-m", "dashboard", "--api", api, "--store", str(store), "--port", str(port), *arguments]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("SAGESCHED_")}
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, env=clean | (environment or {}), stdout=output, stderr=output)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        _wait_until_served(f"{url}/_stcore/health", process)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(20.0)
+
+
+def _wait_until_served(url: str, process: "subprocess.Popen[bytes]") -> None:
+    until_s = time.monotonic() + 60.0
+    while time.monotonic() < until_s:
+        assert process.poll() is None, "the dashboard ended at once"
+        try:
+            if httpx.get(url, timeout=2.0).is_success:
+                return
+        except httpx.HTTPError:
+            time.sleep(0.2)
+    pytest.fail(f"nothing answers at {url}")
+
+
+@pytest.fixture(scope="session")
+def run_dashboard(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., AbstractContextManager[str]]:
+    """Run a dashboard in a process of its own, over an API and a history; gives its address."""
+    return partial(_run_dashboard, log=tmp_path_factory.mktemp("dashboard") / "log")
 
 
 @pytest.fixture(autouse=True)

@@ -2,15 +2,11 @@
 
 import re
 import shutil
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
@@ -38,6 +34,7 @@ PAGES = {
     "sql": "SQL",
     "settings": "Settings and health",
 }
+Run: TypeAlias = Callable[..., AbstractContextManager[str]]
 DRAWN_MS = 60_000
 LIGHT, DARK = "rgb(255, 255, 255)", "rgb(18, 23, 29)"
 """The grounds of the two schemes, as `dashboard/.streamlit/config.toml` has them."""
@@ -49,29 +46,10 @@ STREAMLITS_OWN = {
 
 
 @pytest.fixture
-def dashboard_url(standing: Any, recorded: Path) -> Iterator[str]:
+def dashboard_url(standing: Any, recorded: Path, run_dashboard: Run) -> Iterator[str]:
     """The dashboard in a process of its own, over a small history and a stand-in for the controller."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "dashboard", "--api", standing.url, "--store", str(recorded), "--port", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        try:
-            _wait_until_served(f"http://127.0.0.1:{port}")
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.terminate()
-
-
-def _wait_until_served(url: str) -> None:
-    until_s = time.monotonic() + 60
-    while time.monotonic() < until_s:
-        try:
-            if httpx.get(f"{url}/_stcore/health", timeout=2.0).is_success:
-                return
-        except httpx.HTTPError:
-            time.sleep(0.2)
-    pytest.fail(f"the dashboard did not answer at {url}")
+    with run_dashboard(standing.url, recorded) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

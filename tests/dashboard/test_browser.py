@@ -1,15 +1,11 @@
 import contextlib
 import re
 import shutil
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-import httpx
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect, sync_playwright
 
@@ -39,6 +35,7 @@ PAGES = {
     "sql": "SQL",
     "settings": "Settings and health",
 }
+Run: TypeAlias = Callable[..., AbstractContextManager[str]]
 DRAWN_MS = 30_000
 LIVE_MS = 15_000
 """Live parts follow within about a second; a busy machine is given more."""
@@ -68,36 +65,15 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def dashboard_url(lasting: Any, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def dashboard_url(
+    lasting: Any, store: Path, run_dashboard: Run, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
     """The dashboard in a process of its own, started by the command that it gives; what fails in it must not hide."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "dashboard", "--api", lasting.url, "--store", str(store), "--port", str(port)]
     log = tmp_path_factory.mktemp("dashboard") / "log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        _wait_until_served(url, process)
+    with run_dashboard(lasting.url, store, log=log) as url:
         yield url
-    finally:
-        process.terminate()
-        process.wait(timeout=15)
     told = log.read_text()
     assert "Traceback" not in told, told
-
-
-def _wait_until_served(url: str, process: subprocess.Popen[bytes]) -> None:
-    deadline_s = time.monotonic() + 60
-    while time.monotonic() < deadline_s:
-        assert process.poll() is None, "the dashboard ended at once"
-        try:
-            if httpx.get(f"{url}/_stcore/health", timeout=2.0).is_success:
-                return
-        except httpx.HTTPError:
-            time.sleep(0.2)
-    pytest.fail(f"the dashboard did not answer at {url}")
 
 
 @pytest.fixture(scope="module")

@@ -6,27 +6,23 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
-import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from engine_adapter.serving.processes import free_port
 from store.entries import Entry
 from store.history.writer import HistoryWriter
 from store.records import Arrived
 
+Run: TypeAlias = Callable[..., AbstractContextManager[str]]
 DRAWN_MS = 60_000
 expect.set_options(timeout=DRAWN_MS)
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
@@ -47,32 +43,6 @@ def note(name, event):
 sys.addaudithook(note)
 """
 """A ``sitecustomize`` that notes every address that the process connects to or looks up."""
-
-
-@contextmanager
-def running_dashboard(api: str, store: Path, environment: dict[str, str], *arguments: str) -> Iterator[str]:
-    port = free_port(20_000)
-    command = [sys.executable, "-m", "dashboard", "--api", api, "--store", str(store), "--port", str(port), *arguments]
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("SAGESCHED_")}
-    process = subprocess.Popen(command, env=clean | environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        wait_until_served(f"{url}/_stcore/health")
-        yield url
-    finally:
-        process.terminate()
-        process.wait(20.0)
-
-
-def wait_until_served(url: str) -> None:
-    until_s = time.monotonic() + 60.0
-    while time.monotonic() < until_s:
-        try:
-            if httpx.get(url, timeout=2.0).is_success:
-                return
-        except httpx.HTTPError:
-            time.sleep(0.2)
-    pytest.fail(f"nothing answers at {url}")
 
 
 @pytest.fixture
@@ -102,10 +72,10 @@ def opened(browser: Browser) -> Page:
 
 
 def test_a_name_that_is_pointed_at_this_machine_drives_nothing(
-    standing: Any, recorded: Path, chromium: Callable[..., Browser]
+    standing: Any, recorded: Path, run_dashboard: Run, chromium: Callable[..., Browser]
 ) -> None:
     """DNS rebinding: the same port under the page's own name gives neither the page nor a websocket."""
-    with running_dashboard(standing.url, recorded, {}) as url:
+    with run_dashboard(standing.url, recorded) as url:
         port = urlsplit(url).port
         page = opened(chromium("MAP evil.example 127.0.0.1"))
         answer = page.goto(f"http://evil.example:{port}/settings")
@@ -153,10 +123,10 @@ def other_server() -> Iterator[str]:
 
 
 def test_a_page_of_another_server_on_this_machine_drives_nothing(
-    standing: Any, recorded: Path, chromium: Callable[..., Browser], other_server: str
+    standing: Any, recorded: Path, run_dashboard: Run, chromium: Callable[..., Browser], other_server: str
 ) -> None:
     """It opens no websocket, frames no page and fetches nothing."""
-    with running_dashboard(standing.url, recorded, {}) as url:
+    with run_dashboard(standing.url, recorded) as url:
         page = opened(chromium())
         page.goto(other_server)
         assert websocket_opens(page, f"{url.replace('http', 'ws')}/_stcore/stream") is False
@@ -177,13 +147,15 @@ def test_a_page_of_another_server_on_this_machine_drives_nothing(
         assert link.status == 200
 
 
-def test_nobody_else_is_called(standing: Any, recorded: Path, chromium: Callable[..., Browser], tmp_path: Path) -> None:
+def test_nobody_else_is_called(
+    standing: Any, recorded: Path, run_dashboard: Run, chromium: Callable[..., Browser], tmp_path: Path
+) -> None:
     """Neither by the process, from its start through every page, nor by the browser; by Chromium's own log of its network."""
     (tmp_path / "sitecustomize.py").write_text(WATCH)
     calls = tmp_path / "calls"
     environment = {"WATCH_CALLS": str(calls), "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
     environment |= {**TOKENS, "SAGESCHED_DASHBOARD_NAMES": "dash.example"}
-    with running_dashboard(standing.url, recorded, environment, "--host", "0.0.0.0") as url:
+    with run_dashboard(standing.url, recorded, "--host", "0.0.0.0", environment=environment) as url:
         browser = chromium()
         page = opened(browser)
         logged_in(page, url, TOKEN)
@@ -224,9 +196,11 @@ def logged_in(page: Page, url: str, token: str, name: str = "") -> None:
     expect(page).to_have_url(re.compile("/settings"))
 
 
-def test_people_log_in_and_see_what_they_may(standing: Any, recorded: Path, chromium: Callable[..., Browser]) -> None:
+def test_people_log_in_and_see_what_they_may(
+    standing: Any, recorded: Path, run_dashboard: Run, chromium: Callable[..., Browser]
+) -> None:
     """A page leads to the login and back; who may look cannot switch, who may switch is named to the controller."""
-    with running_dashboard(standing.url, recorded, TOKENS) as url:
+    with run_dashboard(standing.url, recorded, environment=TOKENS) as url:
         page = opened(chromium())
         page.goto(f"{url}/settings?range=all")
         expect(page).to_have_url(re.compile(r"/login\?next=%2Fsettings"))
@@ -256,7 +230,7 @@ def test_people_log_in_and_see_what_they_may(standing: Any, recorded: Path, chro
 
 
 def test_stored_prompts_are_not_shown_without_a_login(
-    standing: Any, recorded: Path, chromium: Callable[..., Browser], tmp_path: Path
+    standing: Any, recorded: Path, run_dashboard: Run, chromium: Callable[..., Browser], tmp_path: Path
 ) -> None:
     """As soon as the controller says that it stores them or the history holds one, whatever the dashboard was started with."""
     said = standing.world.health | {"configuration": [{"key": "store.prompts", "value": "True", "meaning": ""}]}
@@ -268,7 +242,7 @@ def test_stored_prompts_are_not_shown_without_a_login(
         writer.append([Entry(engine_id="e", session_id="s", batch=1, record=arrived)])
     for store, health in ((recorded, said), (kept, standing.world.health)):
         standing.world.health = health
-        with running_dashboard(standing.url, store, {}) as url:
+        with run_dashboard(standing.url, store) as url:
             page = opened(chromium())
             page.goto(f"{url}/prompts")
             expect(page.get_by_text("Prompts are stored, and this dashboard has no login")).to_be_visible()
@@ -276,10 +250,10 @@ def test_stored_prompts_are_not_shown_without_a_login(
 
 
 def test_tables_offer_no_export_of_text_as_it_is(
-    standing: Any, recorded: Path, chromium: Callable[..., Browser]
+    standing: Any, recorded: Path, run_dashboard: Run, chromium: Callable[..., Browser]
 ) -> None:
     """Streamlit's own CSV holds formulas that clients chose; the page SQL has one that does not."""
-    with running_dashboard(standing.url, recorded, {}) as url:
+    with run_dashboard(standing.url, recorded) as url:
         page = opened(chromium())
         page.goto(f"{url}/sql")
         table = page.get_by_test_id("stDataFrame").first

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import urlencode
 
-import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI, Form
@@ -28,6 +25,7 @@ from dashboard.access.settings import access_settings
 from engine_adapter.serving.processes import free_port
 from store.errors import ConfigError
 
+Run: TypeAlias = Callable[..., AbstractContextManager[str]]
 DRAWN_MS = 60_000
 CLIENT = "sagesched-dashboard"
 PEOPLE = {"SAGESCHED_DASHBOARD_LOOK": "*@x.example", "SAGESCHED_DASHBOARD_SWITCH": "Ada@x.example"}
@@ -93,7 +91,7 @@ def provider() -> Iterator[Provider]:
 
 
 @pytest.fixture
-def url(standing: Any, recorded: Path, provider: Provider, tmp_path: Path) -> Iterator[str]:
+def url(standing: Any, recorded: Path, provider: Provider, run_dashboard: Run, tmp_path: Path) -> Iterator[str]:
     """A dashboard whose people log in there."""
     port = free_port(21_950)
     found = f"http://127.0.0.1:{port}"
@@ -103,27 +101,9 @@ def url(standing: Any, recorded: Path, provider: Provider, tmp_path: Path) -> It
         f'[auth]\nredirect_uri = "{found}/oauth2callback"\ncookie_secret = "{"c" * 40}"\nclient_id = "{CLIENT}"\n'
         f'client_secret = "s"\nserver_metadata_url = "{provider.url}/.well-known/openid-configuration"\n'
     )
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("SAGESCHED_")}
-    command = [sys.executable, "-m", "dashboard", "--api", standing.url, "--store", str(recorded), "--port", str(port)]
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(command, env=clean | PEOPLE | {"HOME": str(tmp_path)}, stdout=log, stderr=log)
-    try:
-        wait_until_served(f"{found}/_stcore/health")
+    environment = PEOPLE | {"HOME": str(tmp_path)}
+    with run_dashboard(standing.url, recorded, environment=environment, port=port) as found:
         yield found
-    finally:
-        process.terminate()
-        process.wait(20.0)
-
-
-def wait_until_served(url: str) -> None:
-    until_s = time.monotonic() + 60.0
-    while time.monotonic() < until_s:
-        try:
-            if httpx.get(url, timeout=2.0).is_success:
-                return
-        except httpx.HTTPError:
-            time.sleep(0.2)
-    pytest.fail(f"nothing answers at {url}")
 
 
 @pytest.fixture
