@@ -2,7 +2,7 @@
 
 ``docs/advisories.json`` holds what the Python Packaging Advisory Database (CC-BY 4.0) said about these packages at the
 commit and date that it names; ``python docs/audit.py --update CLONE`` writes it anew from a clone of that database.
-What became known after that date it cannot know: `make audit` asks the live database.
+It misses what was published after that date; `make audit` asks the live database.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""One controller for each ``ipc://`` endpoint, and a controller that notices when its socket file is not its own any more.
+"""Allows one controller for each ``ipc://`` endpoint, and tells a controller when its socket file has been replaced.
 
-libzmq removes a socket file that is there and binds its own in its place, whoever listens on the former: the file alone
-says nothing of an owner. A lock beside it does.
+libzmq removes an existing socket file and binds its own in its place, even while another process listens on the former.
+The file therefore does not show who owns the endpoint; a lock file beside it does.
 """
 
 from __future__ import annotations
