@@ -38,6 +38,8 @@ class SimulatedRequest:
     """None without prefix caching."""
     expected_cached_tokens: int | None = None
     """Tokens that the plan expected in the prefix cache when it last looked; None if it never did."""
+    serial: int = 0
+    """Its place in the order in which the scheduler received the requests."""
 
     @property
     def num_tokens(self) -> int:
@@ -101,6 +103,7 @@ class SimulatedScheduler:
         self.cache = cache
         self.waiting: deque[SimulatedRequest] = deque()
         self.running: list[SimulatedRequest] = []
+        self._received = 0
         self._token_budget = token_budget
         self._chunk_tokens = chunk_tokens
         self._max_num_seqs = max_num_seqs
@@ -129,6 +132,8 @@ class SimulatedScheduler:
 
     def add(self, request: SimulatedRequest) -> None:
         """Add a request to the queue."""
+        self._received += 1
+        request.serial = self._received
         if self._scheduling == "priority" and not self._imposed:
             insort(self.waiting, request, key=_rank)
         else:
@@ -273,5 +278,6 @@ def _rank(request: SimulatedRequest) -> tuple[int, float, str]:
     return request.priority, request.arrival_s, request.request_id
 
 
-def _arrival(request: SimulatedRequest) -> float:
-    return request.arrival_s
+def _arrival(request: SimulatedRequest) -> tuple[float, int]:
+    """Sort key of the order of arrival."""
+    return request.arrival_s, request.serial

@@ -231,3 +231,16 @@ def test_the_cache_counts_as_if_it_named_every_block(
                 held |= {pool.free.pop() for _ in range(lacking)}
         assert cache.free_blocks == len(pool.free)
         assert cache.held_blocks(name) == len(held)
+
+
+def test_requests_of_one_moment_go_back_in_the_order_in_which_they_came() -> None:
+    """vLLM's own order is given back by arrival, and among equal arrivals by receipt, whatever order was imposed."""
+    cache = KvCache(blocks=10, block_size_tokens=16)
+    scheduler = SimulatedScheduler(cache=cache, token_budget=64, max_num_seqs=2)
+    first, second, third, fourth = (SimulatedRequest(name, 1.0, 8) for name in "dcba")
+    for request in (first, second, third, fourth):
+        scheduler.add(request)
+    scheduler.schedule()
+    scheduler.impose(waiting=[fourth, third], running=[second, first], admission_limit=None)
+    scheduler.restore()
+    assert (list(scheduler.running), list(scheduler.waiting)) == ([first, second], [third, fourth])
