@@ -13,7 +13,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
@@ -131,6 +131,35 @@ class PolicySection(Section):
     )
 
 
+class ServiceClassSection(Section):
+    """One service class: targets, and which requests are in it."""
+
+    ttft_s: float | None = Field(default=None, gt=0.0, le=86_400.0, description="longest time to first token")
+    tpot_s: float | None = Field(
+        default=None, gt=0.0, le=86_400.0, description="longest mean time per output token after the first"
+    )
+    e2e_s: float | None = Field(default=None, gt=0.0, le=86_400.0, description="longest time from arrival to the end")
+    objective: float = Field(
+        default=0.99, gt=0.0, lt=1.0, description="share of the requests that is to meet all targets"
+    )
+    aliases: tuple[str, ...] = Field(default=(), description="other names that requests may give, as a service_tier")
+    tenants: tuple[str, ...] = Field(default=(), description="tenants whose requests are in the class")
+    models: tuple[str, ...] = Field(default=(), description="models or LoRA adapters whose requests are in the class")
+    priorities: tuple[int, ...] = Field(default=(), description="priorities whose requests are in the class")
+
+
+class TenantsSection(Section):
+    """How tenants share an engine."""
+
+    fair: bool = Field(
+        default=False, description="share each engine among tenants by weight; false orders by cost alone"
+    )
+    default_weight: float = Field(default=1.0, gt=0.0, le=1e6, description="weight of tenants that are not listed")
+    weights: dict[str, Annotated[float, Field(gt=0.0, le=1e6)]] = Field(
+        default_factory=dict, description="weights by tenant, as a table [tenants.weights]"
+    )
+
+
 class StoreSection(Section):
     """Where history is kept, and for how long."""
 
@@ -207,6 +236,11 @@ class Config(Section):
     engine: EngineSection = Field(default_factory=EngineSection)
     learning: LearningSection = Field(default_factory=LearningSection)
     policy: PolicySection = Field(default_factory=PolicySection)
+    classes: dict[str, ServiceClassSection] = Field(
+        default_factory=dict,
+        description="service classes, as tables [classes.NAME] of the file, in order of precedence",
+    )
+    tenants: TenantsSection = Field(default_factory=TenantsSection)
     store: StoreSection = Field(default_factory=StoreSection)
     http: HttpSection = Field(default_factory=HttpSection)
     telemetry: TelemetrySection = Field(default_factory=TelemetrySection)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-from store.records import Arrived, Finished, FirstToken, Hello, Mode, Preempted, Record, Settings, Snapshot
+from store.records import Arrived, Finished, FirstToken, Hello, Mode, Preempted, Record, Settings, Snapshot, Targets
 
 
 class EngineSeen(Record, frozen=True, kw_only=True):
@@ -18,6 +18,20 @@ class EngineSeen(Record, frozen=True, kw_only=True):
     event: Literal["connected", "reconnected", "left", "lost"]
     """connected, reconnected, left or lost."""
     hello: Hello
+
+
+class Promised(Record, frozen=True, kw_only=True):
+    """The class and the targets of a request, from what it said and what was configured when it arrived."""
+
+    request_id: str
+    time_s: float
+    """When the request arrived."""
+    service_class: str | None
+    """Its service class; None for a request that brought targets and is in no class."""
+    targets: Targets | None
+    """The targets in force for it."""
+    account: str | None = None
+    """Tenant that its service is charged to; None where no shares are kept."""
 
 
 class Prediction(Record, frozen=True, kw_only=True):
@@ -219,6 +233,7 @@ StoreRecord: TypeAlias = (
     | Finished
     | Snapshot
     | EngineSeen
+    | Promised
     | Prediction
     | Decision
     | Outcome

@@ -33,6 +33,7 @@ from store.bounds import (
     Seconds,
     Size,
     Span,
+    TargetSpan,
     Temperature,
     Text,
     TokenIds,
@@ -56,6 +57,17 @@ class Record(msgspec.Struct, frozen=True, tag=True, gc=False):
     Records hold values only and cannot form cycles, so the garbage collector skips the hundreds of thousands that a
     controller keeps: its pauses would grow with them.
     """
+
+
+class Targets(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What a request, or its service class, asks of the server; each span is in seconds, None where nothing is asked."""
+
+    ttft_s: TargetSpan | None = None
+    """Longest time to first token."""
+    tpot_s: TargetSpan | None = None
+    """Longest mean time per output token after the first."""
+    e2e_s: TargetSpan | None = None
+    """Longest time from arrival to the last token."""
 
 
 # --- engine to controller -------------------------------------------------------------------------
@@ -114,6 +126,16 @@ class Arrived(Record, frozen=True, kw_only=True):
     """Sender of the request, if the engine knows it; cut like a request id."""
     lora: Name | None = None
     """LoRA adapter, if any."""
+    session: Name | None = None
+    """Conversation or agent's program that the request belongs to, if its client says; cut like a request id."""
+    service_class: Name | None = None
+    """Service class that the request names; cut like a request id."""
+    targets: Targets | None = None
+    """Targets that the request brings itself, in place of those of its class."""
+    expected_output_tokens: Size | None = None
+    """Output length that the client expects."""
+    sheds: bool = False
+    """Whether the client prefers an early error to an answer that is certainly late."""
     resent: bool = False
     """Whether the arrival is sent again, to a controller that was away."""
     attained_tokens: Count = 0
@@ -179,6 +201,12 @@ class Finished(Record, frozen=True, kw_only=True):
     expected_cached_tokens: Count | None = None
     """Prompt tokens that the plan expected in the prefix cache when it last looked before ``scheduled_s``; None if it
     never did."""
+    itl_max_s: Seconds | None = None
+    """Longest time between two of its output tokens; None with fewer than two."""
+    itl_p99_s: Seconds | None = None
+    """99 % quantile of the times between its output tokens, to a tenth; None with fewer than two."""
+    shed: Text | None = None
+    """Why the request was ended before it was served, as its client had asked for; None if it was not."""
 
 
 Fact: TypeAlias = Arrived | FirstToken | Preempted | Finished
@@ -311,6 +339,16 @@ class IndexTable(Record, frozen=True, kw_only=True):
     """Expected further output tokens within the gate's horizon."""
     cached_tokens: Count = 0
     """Prompt tokens expected in the prefix cache, whose prefill the index at 0 leaves out."""
+    targets: Targets | None = None
+    """What the engine tries to keep: the request's own targets or those of its class."""
+    early_tokens: tuple[int, ...] = ()
+    """10 % quantile of the output length given that it exceeds each entry's tokens; empty without an end-to-end target."""
+    late_tokens: tuple[int, ...] = ()
+    """90 % quantile of the same."""
+    tenant: str | None = None
+    """Account that the request is charged to; None where no shares are kept."""
+    weight: float = 1.0
+    """Weight of that account."""
 
     def entry(self, attained_tokens: int) -> int:
         """Number of the entry that holds at ``attained_tokens``."""
@@ -346,6 +384,21 @@ class StepCost(Record, frozen=True, kw_only=True):
     """Seconds that a prompt token adds."""
     budget_tokens: int
     """Largest number of tokens that the engine computes in a step."""
+    decode_seq_s: float = 0.0
+    """Seconds that a decoding sequence adds."""
+    kv_token_s: float = 0.0
+    """Seconds that a KV token, read once, adds."""
+
+
+class FairShares(Record, frozen=True, kw_only=True):
+    """Tenants share the engine by weight; what a request has used is priced in engine-seconds."""
+
+    kv_token_step_s: float
+    """Price of a KV token held during one step."""
+    slot_step_s: float
+    """Price of a running sequence during one step."""
+    prefill_token_s: float
+    """Price of computing a prompt token."""
 
 
 class EngineRules(Record, frozen=True, kw_only=True):
@@ -362,6 +415,10 @@ class EngineRules(Record, frozen=True, kw_only=True):
     arrived first, or the cheapest to recompute."""
     step: StepCost | None = None
     """Times by which a step's prefill is bounded and prefix hits are priced; None until they are learned."""
+    shares: FairShares | None = None
+    """Weighted fair shares of the tenants; None keeps none."""
+    sessions: bool = False
+    """Whether a request goes by the arrival of its session's first one while its prefix is cached."""
 
 
 class Settings(Record, frozen=True, kw_only=True):

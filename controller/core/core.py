@@ -25,6 +25,7 @@ from controller.core.sessions import Session, Sessions
 from controller.core.settings import CoreConfig, Counts
 from controller.core.state import CoreState
 from controller.policy.policy import Policy
+from controller.policy.service_levels import NO_PROMISE
 from online_learning.calibration.calibration import CalibrationBook
 from online_learning.experts.semantic import Embedding
 from online_learning.length_learner import Drift, Features, LengthLearner, Observation
@@ -74,13 +75,14 @@ class Core:
             hash_key=config.hash_key,
             timer=timer,
             calibration=config.calibration,
+            levels=config.service,
         )
         self._state = state = CoreState(
             policy=policy,
             config=config,
             predictor=predictor,
             sessions=Sessions(config.max_sessions),
-            modes=Modes(policy, config.mode, config.lease_s),
+            modes=Modes(policy, config.mode, config.lease_s, fair=config.service.tenants.fair),
             deferred=DeferredWork(config.backlog),
         )
         self._publisher = Publisher(state)
@@ -407,12 +409,19 @@ class Core:
     def _handle_fact(self, session: Session, fact: Fact, now_s: float) -> None:
         match fact:
             case Arrived():
+                self._promise(session, fact)
                 if self._state.policy.orders:
                     self.arrivals.handle(session, fact, now_s)
             case Finished():
                 self._finish(session, fact, now_s)
             case FirstToken() | Preempted():
                 session.record(fact)
+
+    def _promise(self, session: Session, arrived: Arrived) -> None:
+        """Record what is promised to a request, if that is anything."""
+        promise = self._state.config.service.promise(arrived, session.hello.model)
+        if promise is not NO_PROMISE:
+            self._state.journal.promised(session, arrived, promise)
 
     def _finish(self, session: Session, finished: Finished, now_s: float) -> None:
         request = session.requests.pop(finished.request_id, None)

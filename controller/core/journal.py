@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from typing import Literal, TypeAlias
 
 from controller.core.sessions import ServedRequest, Session
+from controller.policy.service_levels import Promise
 from online_learning.length_learner import ClusterChange, Drift
-from store.entries import ClusterChanged, Decision, DriftDetected, Entry, StoreRecord
-from store.records import Fact
+from store.entries import ClusterChanged, Decision, DriftDetected, Entry, Promised, StoreRecord
+from store.records import Arrived, Fact
 
 DecisionReason: TypeAlias = Literal["arrival", "resent", "prediction"]
 
@@ -69,6 +70,17 @@ class Journal:
             growth_tokens=table.growth_tokens,
         )
         self.record(session, decision)
+
+    def promised(self, session: Session, arrived: Arrived, promise: Promise) -> None:
+        """Add what is promised to a request."""
+        promised = Promised(
+            request_id=arrived.request_id,
+            time_s=arrived.arrival_s,
+            service_class=promise.service_class,
+            targets=promise.targets,
+            account=promise.account,
+        )
+        self.record(session, promised)
 
     def drifted(self, session: Session, drift: Drift, renewed_requests: int, now_s: float) -> None:
         """Add a drift and the number of unfinished requests that are predicted again because of it."""

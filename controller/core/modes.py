@@ -5,15 +5,17 @@ from __future__ import annotations
 from msgspec import structs
 
 from controller.core.sessions import Session
+from controller.policy.cost import hybrid_cost
 from controller.policy.policy import Policy
-from store.records import Mode, Settings
+from store.records import FairShares, Mode, Settings
 
 
 class Modes:
     """The settings of each model's engines; every change has a revision of its own."""
 
-    def __init__(self, policy: Policy, mode: Mode, lease_s: float) -> None:
+    def __init__(self, policy: Policy, mode: Mode, lease_s: float, *, fair: bool = False) -> None:
         self._orders = policy.orders
+        self._fair = fair
         self._fallbacks: dict[str, Settings] = {}
         self.settings = Settings(
             revision=1,
@@ -34,6 +36,8 @@ class Modes:
         While the controller fails on its messages it is off, unless it is in shadow.
         """
         settings = session.tuning.applied(self.of_model(session.hello.model))
+        if self._fair:
+            settings = structs.replace(settings, rules=structs.replace(settings.rules, shares=_shares(session)))
         paused = session.trouble.until_s is not None and settings.mode == "on"
         return structs.replace(settings, mode="off") if paused else settings
 
@@ -62,3 +66,13 @@ class Modes:
 
     def _possible(self, mode: Mode) -> Mode:
         return mode if self._orders else "off"
+
+
+def _shares(session: Session) -> FairShares:
+    """The prices by which an engine charges its tenants."""
+    cost = hybrid_cost(session.engine)
+    return FairShares(
+        kv_token_step_s=float(cost.kv_token_step_s),
+        slot_step_s=float(cost.slot_step_s),
+        prefill_token_s=float(cost.prefill_token_s),
+    )

@@ -12,6 +12,7 @@ from msgspec import structs
 from controller.core.prediction_records import NewRequest, outcome_record, prediction_record
 from controller.core.sessions import Arrival, ServedRequest, Session
 from controller.policy.policy import Assessment, Policy, RequestFacts, assess_all
+from controller.policy.service_levels import Promise, ServiceLevels
 from online_learning.calibration.calibration import CalibrationBook, CalibrationSettings, Judgement, Measurement, judge
 from online_learning.calibration.evidence import Course, Watch, bins_outlived, nothing
 from online_learning.distribution import LengthDistribution
@@ -82,8 +83,10 @@ class Predictor:
         hash_key: bytes,
         timer: Callable[[], float],
         calibration: CalibrationSettings | None = None,
+        levels: ServiceLevels | None = None,
     ) -> None:
         self._learner = learner
+        self._levels = levels or ServiceLevels()
         self._policy = policy
         self._hash_key = hash_key
         self._timer = timer
@@ -116,14 +119,19 @@ class Predictor:
             for (_, arrived), (forecast, prior, trusted) in zip(arrivals, forecasts, strict=True)
         ]
         predict_s = (self._timer() - started) / len(arrivals)
-        facts = [_facts(arrived, session.expected_hit_tokens(arrived)) for session, arrived in arrivals]
+        promises = [self._levels.promise(arrived, model) for _, arrived in arrivals]
+        facts = [
+            _facts(arrived, session.expected_hit_tokens(arrived), promise)
+            for (session, arrived), promise in zip(arrivals, promises, strict=True)
+        ]
         assessed = self._assess([session for session, _ in arrivals], facts, served)
         made: list[NewRequest] = []
-        for (_, arrived), prompt, (forecast, prior, trusted), predicted, fact, assessment in zip(
-            arrivals, features, forecasts, served, facts, assessed, strict=True
+        for (_, arrived), promise, prompt, (forecast, prior, trusted), predicted, fact, assessment in zip(
+            arrivals, promises, features, forecasts, served, facts, assessed, strict=True
         ):
             request = ServedRequest(
                 arrived=arrived,
+                promise=promise,
                 features=prompt,
                 forecast=replace(forecast, at_risk=None),
                 prior=prior,
@@ -157,7 +165,8 @@ class Predictor:
         found = {}
         for session in sessions:
             engine, cached_tokens = session.engine, session.expected_hit_tokens(arrived)
-            assessment = self._policy.assess(_facts(arrived, cached_tokens), predicted, engine)
+            facts = _facts(arrived, cached_tokens, self._levels.promise(arrived, model))
+            assessment = self._policy.assess(facts, predicted, engine)
             found[session.hello.engine_id] = EnginePrediction(
                 index_s=assessment.table.index_s[0],
                 cost_s=assessment.cost_s,
@@ -182,6 +191,7 @@ class Predictor:
                 session.expected_hit_tokens(request.arrived)
                 if request.first_token_s is None
                 else request.cached_tokens,
+                request.promise,
             )
             for session, request in stale
         ]
@@ -421,12 +431,15 @@ class Predictor:
                 self._survivors.popitem(last=False)
 
 
-def _facts(arrived: Arrived, cached_tokens: int) -> RequestFacts:
+def _facts(arrived: Arrived, cached_tokens: int, promise: Promise) -> RequestFacts:
     return RequestFacts(
         request_id=arrived.request_id,
         prompt_tokens=arrived.prompt_tokens,
         max_tokens=arrived.max_tokens,
         cached_tokens=cached_tokens,
+        targets=promise.targets,
+        account=promise.account,
+        weight=promise.weight,
     )
 
 

@@ -11,6 +11,7 @@ from controller.core.engine_tuning import EngineTuning
 from controller.core.pause import Pause
 from controller.core.prefix_hits import PrefixHits
 from controller.policy.policy import DEFAULT_STEP_S, EngineFacts
+from controller.policy.service_levels import Promise
 from online_learning.calibration.evidence import Row, Watch
 from online_learning.distribution import LengthDistribution
 from online_learning.length_learner import Features, Forecast
@@ -37,6 +38,8 @@ class ServedRequest:
     """The distribution that decisions use: the forecast or the prior, cut at the request's max_tokens."""
     table: IndexTable
     cost_s: float
+    promise: Promise
+    """What is promised to it."""
     taught: int
     """Answers that the learner had seen when the prediction was made."""
     ripe: bool

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from controller.policy.service_levels import ServiceLevels
 from online_learning.calibration.calibration import CalibrationSettings
 from store.records import Mode
 
@@ -29,6 +30,8 @@ class CoreConfig:
     """Seconds between two looks at which calibration windows are due."""
     backlog: int = 0
     """Largest number of answers and stale predictions that wait for `Core.work`; 0 handles each where it comes up."""
+    service: ServiceLevels = field(default_factory=ServiceLevels)
+    """Service classes and tenants."""
     acknowledge_at_once: bool = False
     """True without a store: facts count as durable when they are received."""
 

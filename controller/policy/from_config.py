@@ -1,11 +1,12 @@
-"""Makes the policy from the configuration."""
+"""Makes the policy, and what is promised to requests, from the configuration."""
 
 from __future__ import annotations
 
-from controller.config import PolicySection
+from controller.config import Config, PolicySection, ServiceClassSection
 from controller.policy.policies import DEFAULT_GATE, Schedule, policy_named
 from controller.policy.policy import DEFAULT_PREFILL_TOKEN_S, Policy
-from store.records import Gate, Preemption
+from controller.policy.service_levels import ServiceClass, ServiceLevels, Tenants
+from store.records import Gate, Preemption, Targets
 
 
 def policy_of(section: PolicySection) -> Policy:
@@ -40,4 +41,24 @@ def schedule_of(section: PolicySection) -> Schedule:
         boost_per_s=section.boost_per_s,
         preemption=preemption if section.preemption else None,
         overtaking=section.overtaking,
+    )
+
+
+def service_levels_of(config: Config) -> ServiceLevels:
+    """The configured service classes and tenants."""
+    tenants = config.tenants
+    return ServiceLevels(
+        classes={name: _service_class(section) for name, section in config.classes.items()},
+        tenants=Tenants(fair=tenants.fair, weights=tenants.weights, default_weight=tenants.default_weight),
+    )
+
+
+def _service_class(section: ServiceClassSection) -> ServiceClass:
+    return ServiceClass(
+        targets=Targets(ttft_s=section.ttft_s, tpot_s=section.tpot_s, e2e_s=section.e2e_s),
+        objective=section.objective,
+        aliases=frozenset(section.aliases),
+        tenants=frozenset(section.tenants),
+        models=frozenset(section.models),
+        priorities=frozenset(section.priorities),
     )

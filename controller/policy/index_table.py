@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from controller.policy.cost import CostModel
 from controller.policy.gittins import gittins_index, mean_remaining, survival_beyond
 from controller.policy.policy import IndexRule, RequestFacts
+from controller.policy.promised_lengths import with_promise
 from online_learning.distribution import FloatArray, IntArray, LengthDistribution
 from online_learning.rows import Number
 from store.records import IndexTable
@@ -86,7 +87,9 @@ def index_tables(
     if refresh_tokens is not None:
         published &= ages % refresh_tokens == 0
     return [
-        _compact(each.request, ages[row, kept], index_s[row, kept], growth[row, kept])
+        with_promise(
+            _compact(each.request, ages[row, kept], index_s[row, kept], growth[row, kept]), each.request, each.predicted
+        )
         for row, (each, kept) in enumerate(zip(priced, published, strict=True))
     ]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from online_learning.distribution import LengthDistribution
-from store.records import EngineRules, IndexTable
+from store.records import EngineRules, IndexTable, Targets
 
 IndexRule: TypeAlias = Literal["mean", "gittins"]
 """The functional of the remaining cost that orders requests: its mean, or its Gittins index."""
@@ -32,6 +32,12 @@ class RequestFacts:
     """Upper bound of the output length in tokens."""
     cached_tokens: int = 0
     """Prompt tokens that are expected in the engine's prefix cache, which need not be computed."""
+    targets: Targets | None = None
+    """What the engine is to keep; None for nothing."""
+    account: str | None = None
+    """Tenant whose share it is charged to; None where no shares are kept."""
+    weight: float = 1.0
+    """Weight of that tenant."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

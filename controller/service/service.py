@@ -28,7 +28,7 @@ from controller.monitoring.health import Health, recent_warnings
 from controller.monitoring.live_state import Live
 from controller.monitoring.metrics import Metrics
 from controller.monitoring.tracing import Telemetry, open_telemetry
-from controller.policy.from_config import policy_of
+from controller.policy.from_config import policy_of, service_levels_of
 from controller.prompt_encoder import Encoder, check_encoder, load_encoder
 from controller.replay.gain_watcher import GainWatch
 from controller.service.control_loop import ControlLoop
@@ -216,6 +216,7 @@ def _blank_core(
             backlog=BACKLOG,
             hash_key=_hash_key(config.store.path),
             lease_s=config.engine.lease_s,
+            service=service_levels_of(config),
             calibration=CalibrationSettings(guard=GuardSettings(enabled=learning.guard)),
         ),
         now_s=now_s,

@@ -10,7 +10,16 @@ from collections.abc import Iterator
 from operator import lt
 
 from store.errors import ProtocolError
-from store.records import ControllerMessage, Gate, Heartbeat, IndexTable, Preemption, Settings
+from store.records import (
+    ControllerMessage,
+    FairShares,
+    Gate,
+    Heartbeat,
+    IndexTable,
+    Preemption,
+    Settings,
+    StepCost,
+)
 
 
 def check_message(message: ControllerMessage) -> None:
@@ -21,27 +30,31 @@ def check_message(message: ControllerMessage) -> None:
     store.errors.ProtocolError: index table of 'r' has an index that is no finite number: the controller has a defect
     """
     if isinstance(message, IndexTable):
-        fault, what = _table_fault(message), f"index table of {message.request_id or 'the prior'!r}"
+        faults, what = _table_faults(message), f"index table of {message.request_id or 'the prior'!r}"
     else:
         settings = message.settings if isinstance(message, Heartbeat) else message
         if not isinstance(settings, Settings):
             return
-        fault, what = next(_settings_faults(settings), None), f"settings of revision {settings.revision}"
+        faults, what = _settings_faults(settings), f"settings of revision {settings.revision}"
+    fault = next(faults, None)
     if fault is not None:
         raise ProtocolError(f"{what} {fault}: the controller has a defect")
 
 
-def _table_fault(table: IndexTable) -> str | None:
+def _table_faults(table: IndexTable) -> Iterator[str]:
     attained = table.attained_tokens
     if not len(attained) == len(table.index_s) == len(table.growth_tokens):
-        return "has columns of different lengths"
+        yield "has columns of different lengths"
+    if not {len(table.early_tokens), len(table.late_tokens)} <= {0, len(attained)}:
+        yield "has quantiles for some of its entries only"
     if not attained or attained[0] != 0 or not all(map(lt, attained, attained[1:])):
-        return "does not begin at 0 tokens and rise"
+        yield "does not begin at 0 tokens and rise"
     if not all(map(math.isfinite, table.index_s)):
-        return "has an index that is no finite number"
-    if not all(map(math.isfinite, table.growth_tokens)) or min(table.growth_tokens) < 0.0:
-        return "has a growth that is no finite number of tokens"
-    return None
+        yield "has an index that is no finite number"
+    if not all(map(math.isfinite, table.growth_tokens)) or min(table.growth_tokens, default=0.0) < 0.0:
+        yield "has a growth that is no finite number of tokens"
+    if not 0.0 < table.weight < math.inf:
+        yield "has a weight that is no finite number above 0"
 
 
 def _settings_faults(settings: Settings) -> Iterator[str]:
@@ -54,10 +67,18 @@ def _settings_faults(settings: Settings) -> Iterator[str]:
         yield f"have the gate {rules.gate}"
     if rules.preemption is not None and not _sound_preemption(rules.preemption):
         yield f"have the preemption {rules.preemption}"
+    if rules.step is not None and not _all_sound(rules.step):
+        yield f"have the step times {rules.step}"
+    if rules.shares is not None and not _all_sound(rules.shares):
+        yield f"have the prices {rules.shares}"
 
 
 def _sound_gate(gate: Gate) -> bool:
     return gate.horizon_tokens >= 0 and 0.0 <= gate.margin < math.inf
+
+
+def _all_sound(prices: StepCost | FairShares) -> bool:
+    return all(0.0 <= getattr(prices, name) < math.inf for name in prices.__struct_fields__)
 
 
 def _sound_preemption(preemption: Preemption) -> bool:

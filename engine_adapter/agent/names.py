@@ -13,6 +13,10 @@ from store.records import Arrived, Finished, FirstToken, IndexTable, Preempted, 
 Named = TypeVar("Named", FirstToken, Preempted, Finished, RunningRequest)
 
 
+CHOSEN = ("tenant", "lora", "session", "service_class")
+"""Fields of an arrival, beside its id, that hold a name of a client's choice."""
+
+
 class BoundedNames:
     """Request ids of an engine's unfinished requests: whole in the engine, bounded for the controller.
 
@@ -28,14 +32,14 @@ class BoundedNames:
     def enter(self, arrived: Arrived) -> Arrived:
         """Return an arrival with bounded names, and remember the request's id if it was cut."""
         request_id = bounded_request_id(arrived.request_id)
-        tenant = None if arrived.tenant is None else bounded_name(arrived.tenant)
-        lora = None if arrived.lora is None else bounded_name(arrived.lora)
         if request_id is not arrived.request_id:
             self._bounded[arrived.request_id] = request_id
             self._whole[request_id] = arrived.request_id
-        cut = (request_id is not arrived.request_id) + (tenant is not arrived.tenant) + (lora is not arrived.lora)
-        self.cut += cut
-        return structs.replace(arrived, request_id=request_id, tenant=tenant, lora=lora) if cut else arrived
+        cut = {name: bounded for name in CHOSEN if (bounded := _cut(getattr(arrived, name))) is not None}
+        if request_id is not arrived.request_id:
+            cut["request_id"] = request_id
+        self.cut += len(cut)
+        return structs.replace(arrived, **cut) if cut else arrived
 
     def leave(self, request_id: str) -> None:
         """Forget a request that has ended."""
@@ -56,3 +60,11 @@ class BoundedNames:
         """Return a table with the id that the engine knows."""
         request_id = self._whole.get(table.request_id) if table.request_id is not None else None
         return table if request_id is None else structs.replace(table, request_id=request_id)
+
+
+def _cut(name: str | None) -> str | None:
+    """Return the bounded form of a name that is not bounded; None for any other."""
+    if name is None:
+        return None
+    bounded = bounded_name(name)
+    return None if bounded is name else bounded

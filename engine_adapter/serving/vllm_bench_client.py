@@ -22,8 +22,10 @@ from typing import Any
 
 import msgspec
 
+from engine_adapter.agent.hints import extra_args
 from engine_adapter.virtual_time.engine import TraceRequest
 from engine_adapter.virtual_time.profiles import Profile
+from store.records import Targets
 
 
 class TraceLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,6 +40,10 @@ class TraceLine(msgspec.Struct, frozen=True, kw_only=True):
     true_output_tokens: int
     """For the virtual GPU only, which ends the answer there."""
     tenant: str | None = None
+    session: str | None = None
+    service_class: str | None = None
+    targets: Targets | None = None
+    sheds: bool = False
 
 
 def trace_lines(requests: Iterable[TraceRequest], profile: Profile) -> list[TraceLine]:
@@ -137,9 +143,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _fields(request: TraceLine) -> dict[str, object]:
-    extra = {"true_len": str(request.true_output_tokens)}
-    if request.tenant is not None:
-        extra["tenant"] = request.tenant
+    extra = {"true_len": str(request.true_output_tokens), **extra_args(request)}
     return {"temperature": request.temperature, "vllm_xargs": extra}
 
 
@@ -153,6 +157,10 @@ def _traced(request: TraceRequest, start_s: float, profile: Profile) -> TraceLin
         temperature=request.temperature,
         true_output_tokens=request.true_output_tokens,
         tenant=request.tenant,
+        session=request.session,
+        service_class=request.service_class,
+        targets=request.targets,
+        sheds=request.sheds,
     )
 
 

@@ -12,7 +12,7 @@ from itertools import count
 from typing import Protocol
 from zlib import crc32
 
-from store.records import FinishReason
+from store.records import FinishReason, Targets
 
 END_OF_SEQUENCE_ID = 2
 """The token that ends an answer of its true length."""
@@ -43,6 +43,10 @@ class TraceRequest:
     temperature: float = 1.0
     priority: int = 0
     tenant: str | None = None
+    session: str | None = None
+    service_class: str | None = None
+    targets: Targets | None = None
+    sheds: bool = False
     abort_after_tokens: int | None = None
     """Number of output tokens after which the client disconnects."""
     leaves_s: float | None = None
@@ -69,6 +73,10 @@ class CompletedRequest:
     recomputed_tokens: int
     cached_prompt_tokens: int = 0
     """Tokens found in the prefix cache when it was first scheduled."""
+    itl_max_s: float | None = None
+    """Longest time between two output tokens; None with fewer than two."""
+    itl_p99_s: float | None = None
+    """99 % quantile of these times."""
 
     @property
     def ttft_s(self) -> float:

@@ -123,6 +123,10 @@ class RequestProgress:
             temperature=request.temperature,
             priority=request.priority,
             tenant=request.tenant,
+            session=request.session,
+            service_class=request.service_class,
+            targets=request.targets,
+            sheds=request.sheds,
         )
 
     def start(self, now_s: float, *, cached_tokens: int = 0, expected_tokens: int | None = None) -> None:

@@ -16,6 +16,7 @@ from vllm.v1.request import Request
 
 from engine_adapter.agent.agent import Agent
 from engine_adapter.agent.clock import StampClock
+from engine_adapter.agent.hints import Hints
 from store.bounds import packed_tokens
 from store.records import Arrived, Finished, FinishReason, FirstToken, Preempted, PreemptionCause
 
@@ -225,7 +226,7 @@ class RequestTracker:
 def arrived(request: Request, arrival_s: float) -> Arrived:
     """Return the fact of a vLLM request's arrival at ``arrival_s`` by the engine's own clock."""
     sampling = request.sampling_params
-    tenant = (sampling.extra_args or {}).get("tenant")
+    said = Hints.of(sampling.extra_args, getattr(request, "session_id", None))
     return Arrived(
         request_id=request.request_id,
         arrival_s=arrival_s,
@@ -234,8 +235,13 @@ def arrived(request: Request, arrival_s: float) -> Arrived:
         max_tokens=request.max_tokens,
         temperature=sampling.temperature,
         priority=bounded_class(request.priority),
-        tenant=None if tenant is None else str(tenant),
+        tenant=said.tenant,
         lora=request.lora_request.lora_name if request.lora_request else None,
+        session=said.session,
+        service_class=said.service_class,
+        targets=said.targets,
+        expected_output_tokens=said.expected_output_tokens,
+        sheds=said.sheds,
     )
 
 

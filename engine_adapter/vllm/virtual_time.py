@@ -26,6 +26,7 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
+from engine_adapter.agent.hints import extra_args
 from engine_adapter.ordering.ordering import Ordering, OrderingFactory
 from engine_adapter.transport.keys import EngineKey
 from engine_adapter.transport.link import EngineLink
@@ -137,8 +138,9 @@ class VllmVirtualTimeEngine:
         assert request.request_id not in self._progress, f"request {request.request_id!r} is here already"
         check_request(request, self._profile)
         self._progress[request.request_id] = RequestProgress(request)
-        extra = None if request.tenant is None else {"tenant": request.tenant}
-        sampling = SamplingParams(max_tokens=request.max_tokens, temperature=request.temperature, extra_args=extra)
+        sampling = SamplingParams(
+            max_tokens=request.max_tokens, temperature=request.temperature, extra_args=extra_args(request) or None
+        )
         sampling.update_from_generation_config({}, END_OF_SEQUENCE_ID)
         self.scheduler.add_request(
             Request(

@@ -18,6 +18,7 @@ from store.entries import (
     ModeSwitched,
     Outcome,
     Prediction,
+    Promised,
     SettingsChanged,
     StoreRecord,
 )
@@ -31,6 +32,7 @@ _RECORDS: dict[type[StoreRecord], tuple[str, str]] = {
     Finished: ("completions", "The ends of requests; complete in themselves in case earlier facts are lost."),
     Snapshot: ("snapshots", "State of an engine, about ten times a second, with sums since the last one."),
     EngineSeen: ("engines", "Engines that connected, came back or left."),
+    Promised: ("promises", "The service class and the targets of each request that has any."),
     Prediction: ("predictions", "What was predicted of a request's output length."),
     Decision: ("decisions", "Index tables that were published for requests, and why."),
     Outcome: ("outcomes", "How predictions turned out."),

@@ -234,7 +234,7 @@ def test_the_cache_counts_as_if_it_named_every_block(
 
 
 def test_requests_of_one_moment_go_back_in_the_order_in_which_they_came() -> None:
-    """vLLM's own order is given back by arrival, and among equal arrivals by receipt, whatever order was imposed."""
+    """VLLM's own order is given back by arrival, and among equal arrivals by receipt, whatever order was imposed."""
     cache = KvCache(blocks=10, block_size_tokens=16)
     scheduler = SimulatedScheduler(cache=cache, token_budget=64, max_num_seqs=2)
     first, second, third, fourth = (SimulatedRequest(name, 1.0, 8) for name in "dcba")

@@ -23,6 +23,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from engine_adapter import vllm_scheduler
 from engine_adapter.agent import agent
+from engine_adapter.agent.hints import NAMES
 from engine_adapter.ordering import ordering
 from engine_adapter.transport.keys import EngineKey
 from engine_adapter.transport.link import DirectLink, EngineLink, NoLink
@@ -379,7 +380,7 @@ class _Watched(dict[str, object]):
     items = values = __iter__ = _all  # type: ignore[assignment]
 
 
-def test_of_a_requests_extra_arguments_only_the_tenant_is_read(scripted: Script) -> None:
+def test_of_a_requests_extra_arguments_only_the_known_ones_are_read(scripted: Script) -> None:
     """The true length passes by and is not asked for."""
     script = scripted()
     served = engine(script)
@@ -392,6 +393,6 @@ def test_of_a_requests_extra_arguments_only_the_tenant_is_read(scripted: Script)
     served.scheduler.schedule()
     served.scheduler.finish_requests("a", RequestStatus.FINISHED_ABORTED)
     served.scheduler.schedule()
-    assert extra.asked == {"tenant"}
+    assert extra.asked == set(NAMES)
     assert script.finished()["a"].reason == "abort"
     assert [fact.tenant for fact in script.facts(Arrived)] == ["acme"]

@@ -15,7 +15,7 @@ from store.entries import EngineSeen, Entry, SettingsChanged, StoreRecord
 from store.history.reader import open_history
 from store.history.tables import TABLE_OF
 from store.history.writer import HistoryWriter
-from store.records import EngineRules, Gate, Hello, Preemption, Settings, Snapshot, StepCost
+from store.records import EngineRules, FairShares, Gate, Hello, Preemption, Settings, Snapshot, StepCost, Targets
 
 LARGEST = 2**63 - 1
 NO_LISTS: dict[str, Any] = {"running_requests": (), "queue": ()}
@@ -31,7 +31,10 @@ def values(annotation: Any) -> st.SearchStrategy[Any]:  # noqa: PLR0911 - one fo
             return st.binary(max_size=3).map(lambda words: 4 * words)
         if kind not in {int, float}:
             return values(kind)
-        return st.integers(bounds.ge, bounds.le) if kind is int else st.floats(bounds.ge, bounds.le)
+        if kind is int:
+            return st.integers(bounds.ge, bounds.le)
+        least = bounds.gt if bounds.ge is None else bounds.ge
+        return st.floats(least, bounds.le, exclude_min=bounds.ge is None)
     if origin in (types.UnionType, typing.Union):
         return st.one_of([values(each) for each in arguments])
     if origin is typing.Literal:
@@ -55,9 +58,10 @@ def values(annotation: Any) -> st.SearchStrategy[Any]:  # noqa: PLR0911 - one fo
 def records(kind: type) -> st.SearchStrategy[Any]:
     """Any record of a kind."""
     hints = typing.get_type_hints(kind, include_extras=True)
-    return st.fixed_dictionaries({name: values(hint) for name, hint in hints.items()}).map(
+    made = st.fixed_dictionaries({name: values(hint) for name, hint in hints.items()}).map(
         lambda fields: kind(**(fields | NO_LISTS if fields.get("detailed") is False else fields))
     )
+    return made.filter(lambda record: record != Targets()) if kind is Targets else made
 
 
 KINDS: tuple[type, ...] = tuple(typing.get_args(StoreRecord))
@@ -78,41 +82,27 @@ def histories(draw: st.DrawFn) -> list[Entry]:
     return entries
 
 
+def optional(row: dict[str, Any], name: str, kind: type) -> Any:
+    """The record that a field may hold; None if it has no value in any column."""
+    fields = {field: row[f"{name}_{field}"] for field in kind.__struct_fields__}
+    return None if set(fields.values()) == {None} else kind(**fields)
+
+
 def record_from(row: dict[str, Any], kind: type) -> Any:
     """Undo `store.history.rows.row_of`, written down independently of it."""
     if kind is EngineSeen:
         hello = Hello(**{name: row[name] for name in Hello.__struct_fields__})
         return EngineSeen(time_s=row["time_s"], event=row["event"], hello=hello)
     if kind is SettingsChanged:
-        horizon = row["gate_horizon_tokens"]
-        gate = None if horizon is None else Gate(horizon_tokens=horizon, margin=row["gate_margin"])
-        token_s = row["preemption_token_s"]
-        preemption = (
-            None
-            if token_s is None
-            else Preemption(
-                token_s=token_s, hysteresis=row["preemption_hysteresis"], rest_steps=row["preemption_rest_steps"]
-            )
-        )
-        base_s = row["step_base_s"]
-        step = (
-            None
-            if base_s is None
-            else StepCost(
-                base_s=base_s,
-                prefill_token_s=row["step_prefill_token_s"],
-                budget_tokens=row["step_budget_tokens"],
-            )
-        )
-        rules = EngineRules(
-            gate=gate,
-            boost_per_s=row["boost_per_s"],
-            preemption=preemption,
-            victims=row["victims"],
-            step=step,
-        )
+        parts = {
+            name: optional(row, name, part)
+            for name, part in {"gate": Gate, "preemption": Preemption, "step": StepCost, "shares": FairShares}.items()
+        }
+        rules = EngineRules(**parts, **{name: row[name] for name in ("boost_per_s", "victims", "sessions")})
         sent = Settings(rules=rules, **{name: row[name] for name in ("revision", "mode", "lease_s")})
         return SettingsChanged(time_s=row["time_s"], settings=sent, reason=row["reason"])
+    if "targets" in kind.__struct_fields__:
+        row = row | {"targets": optional(row, "targets", Targets)}
     if kind is Snapshot:
         row = row | {"detailed": row["queue"] is not None, "queue": row["queue"] or []}
         row["running_requests"] = [list(request.values()) for request in row["running_requests"] or []]
