@@ -23,6 +23,10 @@ from engine_adapter.virtual_time.profiles import PROFILES, Profile
 MODEL_NAME = "tiny"
 """The name under which the server serves its model."""
 
+_OURS = (
+    *("--scheduler-cls", "engine_adapter.vllm_scheduler.SageScheduler"),
+    *("--middleware", "engine_adapter.http_hints.HttpHints"),
+)
 _TINY_MODEL_LEN_TOKENS = 16_384
 _DRAIN_S = 2
 """Without it vLLM kills its engine core before the plugin can disconnect."""
@@ -36,7 +40,7 @@ class VllmServer:
         engine_id: The engine's name.
         profile: Profile of the virtual GPU; None computes the tiny model on the CPU.
         speed: Speed of the virtual GPU relative to real time.
-        plugin: False for stock vLLM, without a controller.
+        plugin: False for stock vLLM, without a controller and without what reads hints in requests.
         prefix_caching: Whether vLLM caches prompt prefixes, on the virtual GPU.
         vocabulary_tokens: Size of the tiny model's vocabulary.
         device_report: File of the virtual GPU's report.
@@ -137,7 +141,7 @@ class VllmServer:
             *("--host", "127.0.0.1", "--port", str(self.port)),
             *("--load-format", "dummy", "--dtype", "float32", "--enforce-eager"),
             *("--max-model-len", str(self._model_len_tokens())),
-            *(("--scheduler-cls", "engine_adapter.vllm_scheduler.SageScheduler") if self._plugin else ()),
+            *(_OURS if self._plugin else ()),
             *("--disable-uvicorn-access-log", "--generation-config", "vllm"),
             *("--shutdown-timeout", str(_DRAIN_S)),
             *self._device_arguments(),

@@ -111,6 +111,14 @@ def test_the_engine_process_imports_nothing_heavy() -> None:
     assert {name for name in ours(loaded) if not allowed(name)} == set()
 
 
+def test_the_middleware_imports_nothing_of_the_engine() -> None:
+    """In vLLM's API server of ours are the hints in requests, the bounds and the errors; no socket and no scheduler."""
+    loaded = loaded_by("engine_adapter.http_hints")
+    assert loaded & (HEAVY | {"zmq", "vllm", "prometheus_client"}) == set()
+    rooms = {".".join(name.split(".")[:2]) for name in ours(loaded)}
+    assert rooms == {"engine_adapter.http_hints", "engine_adapter.hints", "store.bounds", "store.errors"}
+
+
 @pytest.mark.vllm
 def test_the_plugin_imports_nothing_of_the_controller() -> None:
     """Inside the vLLM process only the plugin's rooms, the records, their bounds and the errors are ours."""

@@ -20,6 +20,7 @@ DOTTED = re.compile(rf"(?<![\w./:-])(?:{NAMES})(?:\.[A-Za-z_]\w*)+(?![\w(])")
 FILE = re.compile(rf"(?<![\w./-])(?:(?:{NAMES}|tests|docs)/[\w./-]*\w)")
 TEXTS = ("*.md", "*.toml", "*.yml", "*.yaml", "*.service", "*.json", "Makefile", "Containerfile", ".ci/run")
 PUBLIC = (
+    "engine_adapter.http_hints.HttpHints",
     "engine_adapter.vllm_scheduler.SageScheduler",
     "engine_adapter.ray_router.SageRequestRouter",
     "engine_adapter.engine_key",
