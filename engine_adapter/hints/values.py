@@ -42,29 +42,31 @@ class Kind:
     type: Any
     allowed: str
     form: Callable[[Any], Value]
+    strict: bool = False
+    """Whether a number must stand there as one, and not in a string."""
 
     def from_text(self, text: str, source: str) -> Value:
         """Read a header's text; raises `UnusableHintError`."""
         try:
-            return self.form(msgspec.convert(text, self.type, strict=False))
+            return self.form(msgspec.convert(text, self.type, strict=self.strict))
         except msgspec.ValidationError:
             raise UnusableHintError(source, text, self.allowed) from None
 
     def from_json(self, raw: msgspec.Raw, source: str) -> Value:
-        """Read a field's JSON; a number may stand in a string. Raises `UnusableHintError`."""
+        """Read a field's JSON; raises `UnusableHintError`."""
         try:
-            return self.form(msgspec.json.decode(raw, type=self.type, strict=False))
+            return self.form(msgspec.json.decode(raw, type=self.type, strict=self.strict))
         except (msgspec.DecodeError, ValueError, RecursionError):
             shown = bytes(memoryview(raw)[:1024]).decode("utf-8", "replace")
             raise UnusableHintError(source, shown, self.allowed) from None
 
 
-NAME = Kind(Annotated[str, msgspec.Meta(min_length=1)], "a name", bounded_name)
+NAME = Kind(str | int | float, "a name", lambda name: bounded_name(str(name)), strict=True)
 MILLISECONDS = Kind(
     Annotated[float, msgspec.Meta(gt=0.0, le=MAX_MS)], f"milliseconds above 0 and up to a day ({MAX_MS})", float
 )
 TOKENS = Kind(Size, "a whole number of tokens, 1 or more", int)
-YES_OR_NO = Kind(bool, "1 or 0", int)
+YES_OR_NO = Kind(Annotated[int, msgspec.Meta(ge=0, le=1)], "1 or 0", int)
 PRIORITY = Kind(Class, "a whole number", int)
 
 FIELDS: dict[str, Kind] = {

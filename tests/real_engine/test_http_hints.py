@@ -85,15 +85,26 @@ def test_what_a_request_says_arrives_in_the_engine(site: Site, client: httpx.Cli
         "x-sagesched-slo-e2e-ms": "90000",
         "x-claude-code-session-id": "session-1",
         "x-dynamo-request-priority": "7",
+        "x-sagesched-shed": "1",
     }
     nvext = {"agent_hints": {"osl": 128}}
-    body = {"model": MODEL_NAME, **BODIES[path], "service_tier": "auto", "nvext": nvext}
+    body = {"model": MODEL_NAME, **BODIES[path], "service_tier": "flex", "nvext": nvext}
     answer = client.post(path, json=body, headers=headers)
     assert answer.status_code == 200, answer.text
-    assert answer.headers["x-sagesched-service-tier"] == "default"
-    assert answer.json().get("service_tier") == (None if path == "/v1/messages" else "default")
+    assert answer.headers["x-sagesched-service-tier"] == "flex"
+    assert answer.json().get("service_tier") == (None if path == "/v1/messages" else "flex")
     row = arrival(site, tenant)
-    assert row["priority"] == -7
+    said = {
+        "priority": -7,
+        "session": "session-1",
+        "service_class": "flex",
+        "targets_ttft_s": 2.0,
+        "targets_tpot_s": 0.0625,
+        "targets_e2e_s": 90.0,
+        "expected_output_tokens": 128,
+        "sheds": True,
+    }
+    assert {name: row[name] for name in said} == said
 
 
 def test_a_stream_comes_token_by_token(site: Site, client: httpx.Client) -> None:

@@ -16,11 +16,14 @@ from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
 from engine_adapter import http_hints
+from engine_adapter.agent.hints import NAMES, Hints
+from engine_adapter.hints.headers import HEADERS
 from engine_adapter.hints.ignored import IgnoredHints
 from engine_adapter.hints.settings import Settings, Tier
 from engine_adapter.hints.values import FIELDS, UnusableHintError
 from engine_adapter.http_hints import HttpHints
 from store.bounds import MAX_NAME, bounded_name
+from store.records import Targets
 
 CHAT = "/v1/chat/completions"
 IGNORING = Settings(unusable="ignore")
@@ -135,7 +138,6 @@ def run(body: dict[str, Any] | None = None, *headers: tuple[str, str], **options
         ("x-sagesched-slo-e2e-ms", "86400000", "slo_e2e_ms", 86_400_000),
         ("x-sagesched-class", "interactive", "service_class", "interactive"),
         ("x-sagesched-shed", "1", "sheds", 1),
-        ("x-sagesched-shed", "true", "sheds", 1),
         ("X-Session-ID", "s-1", "session_id", "s-1"),
         ("x-dynamo-session-id", "s-1", "session_id", "s-1"),
         ("x-claude-code-session-id", "s-1", "session_id", "s-1"),
@@ -159,6 +161,7 @@ def test_a_header_becomes_a_field_that_the_scheduler_sees(header: str, text: str
     [
         ({"user": "u"}, {"tenant": "u"}),
         ({"safety_identifier": "s"}, {"tenant": "s"}),
+        ({"user": 17}, {"tenant": "17"}),
         ({"user": "u", "safety_identifier": "s"}, {"tenant": "u"}),
         ({"service_tier": "flex"}, {"service_class": "flex"}),
         ({"service_tier": "auto"}, {}),
@@ -246,7 +249,7 @@ WRONG_HEADERS = [
         ("x-llm-d-slo-ttft-ms", text)
         for text in ("soon", "0", "-1", "nan", "inf", "86400001", "1_000", "0x10", "1e999")
     ],
-    ("x-sagesched-shed", "perhaps"),
+    ("x-sagesched-shed", "true"),
     ("x-dynamo-request-priority", "high"),
     ("x-vllm-priority", "1.5"),
 ]
@@ -257,7 +260,8 @@ WRONG_BODIES = [
     ({"nvext": {"agent_hints": {"osl": "many"}}}, "field nvext.agent_hints.osl"),
     ({"nvext": {"agent_hints": {"priority": 0.5}}}, "field nvext.agent_hints.priority"),
     ({"service_tier": "gold"}, "field service_tier"),
-    ({"user": 17}, "field user"),
+    ({"user": [17]}, "field user"),
+    ({"vllm_xargs": {"sheds": True}}, "field vllm_xargs.sheds"),
 ]
 
 
@@ -329,6 +333,15 @@ def test_names_are_bounded_as_the_engine_bounds_them() -> None:
     exchange = run({"user": 10_000 * "u"}, ("thread-id", 300 * "t"))
     assert exchange.xargs == {"tenant": bounded_name(10_000 * "u"), "session_id": bounded_name(300 * "t")}
     assert len(exchange.xargs["tenant"]) == MAX_NAME
+
+
+def test_what_is_written_is_what_the_engine_reads() -> None:
+    """The two halves have their tables of their own, as they run in two processes."""
+    assert set(FIELDS) == set(NAMES)
+    everything = [(header.decode(), "1") for header in HEADERS]
+    said = Hints.of(run({"nvext": {"agent_hints": {"osl": 1}}}, *everything).xargs)
+    targets = Targets(ttft_s=0.001, tpot_s=0.001, e2e_s=0.001)
+    assert said == Hints("1", "1", "1", targets, expected_output_tokens=1, sheds=True)
 
 
 json_values = st.recursive(
