@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 DEFAULT_PROFILE = "h800-qwen3-32b-24k"
 DEFAULT_LOADS = "0.5,0.8,0.9,1,1.1,1.2"
+DEFAULT_POLICIES = "fcfs,sagesched-paper,sage,srpt-oracle"
+SLO_POLICIES = "fcfs,priority,sagesched-paper,sage,sage-without-targets"
 WorkloadFlag = Annotated[
     str, typer.Option("--workload", metavar="FILE", help="a workload file, or a built-in one such as `synthetic`")
 ]
@@ -28,11 +30,19 @@ SeedFlag = Annotated[int, typer.Option("--seed", help="of sample and arrivals")]
 SeedsFlag = Annotated[str, typer.Option(metavar="1,2,3", help="several seeds, in place of --seed")]
 RequestsFlag = Annotated[int, typer.Option(help="measured requests of each run")]
 WarmupFlag = Annotated[int, typer.Option(help="requests that are learned from before")]
-PoliciesFlag = Annotated[str, typer.Option(metavar="A,B,C")]
+PoliciesFlag = Annotated[
+    str, typer.Option(metavar="A,B,C", help=f"{DEFAULT_POLICIES}, with --slo {SLO_POLICIES}, if not given")
+]
 EngineFlag = Annotated[Literal["simulated", "vllm"], typer.Option(help="whose scheduler serves")]
 ObjectiveFlag = Annotated[Literal["mean", "balanced", "tail"], typer.Option(help="what sage favours")]
 TunedFlag = Annotated[
     bool, typer.Option("--tuned", help="run every baseline at its best static watermark; load relative to tuned FCFS")
+]
+SloFlag = Annotated[
+    bool, typer.Option("--slo", help="requests in service classes with targets: goodput, by which baselines are tuned")
+]
+MixFlag = Annotated[
+    str, typer.Option("--mix", metavar="NAME", help="other service classes for --slo, such as chat-batch")
 ]
 ArrivalsFlag = Annotated[str, typer.Option(metavar="HOW", help="own, poisson, trace, unscaled, at-once or gamma:CV")]
 PrefixFlag = Annotated[bool, typer.Option(help="compute equal prompt prefixes once, as vLLM does by default")]
@@ -65,10 +75,12 @@ def bench(
     warmup: WarmupFlag = 1000,
     seed: SeedFlag = 1,
     seeds: SeedsFlag = "",
-    policies: PoliciesFlag = "fcfs,sagesched-paper,sage,srpt-oracle",
+    policies: PoliciesFlag = "",
     engine: EngineFlag = "simulated",
     objective: ObjectiveFlag = "balanced",
     tuned: TunedFlag = False,
+    slo: SloFlag = False,
+    mix: MixFlag = "",
     arrivals: ArrivalsFlag = "own",
     prefix_caching: PrefixFlag = True,
     against: AgainstFlag = "fcfs",
@@ -78,9 +90,10 @@ def bench(
     quiet: QuietFlag = False,
 ) -> None:
     """Compare policies on one workload, in virtual time."""
-    from controller.benchmark.scheduling.spec import BenchSpec
+    from controller.benchmark.scheduling.spec import BUDGETS, BenchSpec
 
     require_writable(json_file, html)
+    chosen_mix = _mix(mix, slo=slo)
     spec = BenchSpec(
         workload=workload,
         profile=profile,
@@ -88,11 +101,13 @@ def bench(
         requests=requests,
         warmup=warmup,
         seeds=numbers("--seeds", seeds) if seeds else (seed,),
-        policies=words(policies),
+        policies=words(policies) or _default_policies(slo=chosen_mix is not None),
         engine=engine,
         prefix_caching=prefix_caching,
         arrivals=arrivals,
         tuned=tuned,
+        mix=chosen_mix,
+        budgets=BUDGETS if chosen_mix else (),
         objective=objective,
     )
     (result,) = _run_benches([spec], processes=processes, quiet=quiet)
@@ -109,10 +124,12 @@ def sweep(
     requests: RequestsFlag = 600,
     warmup: WarmupFlag = 1000,
     seeds: SeedsFlag = "1",
-    policies: PoliciesFlag = "fcfs,sagesched-paper,sage,srpt-oracle",
+    policies: PoliciesFlag = "",
     engine: EngineFlag = "simulated",
     objective: ObjectiveFlag = "balanced",
     tuned: TunedFlag = False,
+    slo: SloFlag = False,
+    mix: MixFlag = "",
     arrivals: ArrivalsFlag = "own",
     prefix_caching: PrefixFlag = True,
     against: AgainstFlag = "fcfs",
@@ -123,10 +140,11 @@ def sweep(
     quiet: QuietFlag = False,
 ) -> None:
     """Run the benchmark over loads and profiles: the gain against the load."""
-    from controller.benchmark.scheduling.spec import BenchSpec
+    from controller.benchmark.scheduling.spec import BUDGETS, BenchSpec
 
     require_writable(json_file, html, svg)
-    names = words(policies)
+    chosen_mix = _mix(mix, slo=slo)
+    names = words(policies) or _default_policies(slo=chosen_mix is not None)
     if against not in names:
         raise BadInputError(f"--against is {against!r} and does not run: choose one of {', '.join(names)}")
     base = BenchSpec(
@@ -139,6 +157,8 @@ def sweep(
         prefix_caching=prefix_caching,
         arrivals=arrivals,
         tuned=tuned,
+        mix=chosen_mix,
+        budgets=BUDGETS if chosen_mix else (),
         objective=objective,
     )
     specs = [
@@ -147,6 +167,17 @@ def sweep(
     if not specs:
         raise BadInputError("--profiles or --loads is empty: give at least one of each")
     _show_sweep(_run_benches(specs, processes=processes, quiet=quiet), json_file, html, svg, against)
+
+
+def _mix(mix: str, *, slo: bool) -> str | None:
+    """Name of the mix of service classes; None for none."""
+    from controller.benchmark.scheduling.service_mix import DEFAULT_MIX
+
+    return mix or (DEFAULT_MIX if slo else None)
+
+
+def _default_policies(*, slo: bool) -> tuple[str, ...]:
+    return words(SLO_POLICIES if slo else DEFAULT_POLICIES)
 
 
 def _run_benches(specs: list[BenchSpec], *, processes: int, quiet: bool) -> list[BenchResult]:
@@ -163,22 +194,31 @@ def _run_benches(specs: list[BenchSpec], *, processes: int, quiet: bool) -> list
 
 
 def _show_bench(result: BenchResult, json_file: Path | None, html: Path | None, against: str | None) -> None:
-    from controller.benchmark.scheduling.report import bench_table, write_html
+    from controller.benchmark.scheduling.report import write_html
 
-    print_table(bench_table(result, against))
+    _print_tables(result, against)
     write_figures(json_file, json.dumps(result.as_json(against), indent=2) + "\n")
     if html is not None:
         write_html([result], html, against)
 
 
+def _print_tables(result: BenchResult, against: str | None) -> None:
+    from controller.benchmark.scheduling.report import bench_table
+    from controller.benchmark.scheduling.service_report import service_table
+
+    print_table(bench_table(result, against))
+    if result.spec.mix is not None:
+        print_table(service_table(result))
+
+
 def _show_sweep(
     results: list[BenchResult], json_file: Path | None, html: Path | None, svg: Path | None, against: str
 ) -> None:
-    from controller.benchmark.scheduling.report import bench_table, write_html
+    from controller.benchmark.scheduling.report import write_html
     from controller.benchmark.scheduling.svg_chart import write_gain_chart
 
     for result in results:
-        print_table(bench_table(result, against))
+        _print_tables(result, against)
     write_figures(json_file, json.dumps({"sweep": [result.as_json(against) for result in results]}, indent=2) + "\n")
     if html is not None:
         write_html(results, html, against)

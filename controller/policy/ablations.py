@@ -14,7 +14,7 @@ from controller.policy.policy import Assessment, Case, Policy
 from store.errors import ConfigError
 
 PREFIX = "sage-without-"
-PARTS = ("cost", "index", "gate", "boost", "victims", "shape", "preemption", "predictor")
+PARTS = ("cost", "index", "gate", "boost", "victims", "shape", "preemption", "predictor", "targets")
 WITH_GITTINS = "sage-with-gittins"
 ABLATION_NAMES = (*(f"{PREFIX}{part}" for part in PARTS), WITH_GITTINS)
 
@@ -24,7 +24,8 @@ def without(policy: Policy, name: str) -> Policy:
 
     ``cost`` uses the paper's memory cost in place of ours, ``index`` the order of arrival, ``victims`` the last of the
     order; ``gate``, ``boost``, ``shape`` and ``preemption`` turn the part off. ``predictor`` is the same policy, for
-    which `bench` predicts the model's global distribution for every prompt. `sage-with-gittins` uses the Gittins index
+    which `bench` predicts the model's global distribution for every prompt; ``targets`` is the same policy, which `bench`
+    does not tell the requests' targets. `sage-with-gittins` uses the Gittins index
     in place of the mean.
 
     Args:
@@ -42,7 +43,7 @@ def without(policy: Policy, name: str) -> Policy:
         return replace(policy, name=name, cost=memory_cost)
     if part == "index":
         return ByArrival(**{**_fields(policy), "name": name})
-    if part == "predictor":
+    if part in {"predictor", "targets"}:
         return replace(policy, name=name)
     return replace(_less(policy, part, name), name=name)
 

@@ -5,6 +5,7 @@ The learner is taught the warm-up requests, which are not served, and each measu
 Load is relative to the capacity of first come, first served on these requests at full backlog: with vLLM's defaults or,
 in a tuned benchmark, at the static watermark with the highest capacity.
 In a tuned benchmark every baseline has its best static watermark by mean TTLT on each seed; ours are never tuned.
+Where requests have service classes the engine's own orders have their best watermark and token budget by goodput.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from controller.benchmark.scheduling.spec import WATERMARKS, BenchSpec
 from controller.benchmark.scheduling.worker_pool import WorkerPool
 from controller.policy.baselines import ENGINE_ORDERS, is_ours, variants_of
 from controller.policy.policies import Schedule
+from engine_adapter.virtual_time.profiles import profile_named
 from engine_adapter.workloads.arrivals import arrival_plan
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -145,15 +147,25 @@ def _trials(spec: BenchSpec) -> list[_Trial]:
         (policy, variant, watermark, budget)
         for policy in spec.policies
         for variant in variants_of(policy)
-        for watermark in (WATERMARKS if spec.tuned and not is_ours(policy) else WATERMARKS[:1])
-        for budget in (None, *(spec.budgets if spec.tuned and policy in ENGINE_ORDERS else ()))
+        for watermark in (WATERMARKS if spec.tuned and _is_tuned(policy, spec) else WATERMARKS[:1])
+        for budget in (None, *(_other_budgets(spec) if spec.tuned and policy in ENGINE_ORDERS else ()))
     ]
+
+
+def _other_budgets(spec: BenchSpec) -> list[int]:
+    own = profile_named(spec.profile).token_budget
+    return [budget for budget in spec.budgets if budget != own]
+
+
+def _is_tuned(policy: str, spec: BenchSpec) -> bool:
+    """Whether a policy gets the best of several settings: by goodput the engine's own orders alone."""
+    return policy in ENGINE_ORDERS if spec.mix is not None else not is_ours(policy)
 
 
 def _capacity_runs(spec: BenchSpec, seed: int, *, lives: bool) -> Iterator[RunSpec]:
     """Runs that measure the capacity: all measured requests at once, first come, first served."""
     base = replace(_base_run(spec, seed), policy="fcfs", arrivals=arrival_plan("own"), schedule=Schedule())
-    base = replace(base, scheduling="fcfs", lives=lives)
+    base = replace(base, scheduling="fcfs", mix=None, lives=lives)
     for watermark in WATERMARKS if spec.tuned else WATERMARKS[:1]:
         yield replace(base, watermark=watermark)
 
@@ -171,6 +183,7 @@ def _base_run(spec: BenchSpec, seed: int) -> RunSpec:
         engine=spec.engine,
         prefix_caching=spec.prefix_caching,
         watermark=0.0,
+        mix=spec.mix,
         scheduling=spec.scheduling,
         schedule=replace(spec.schedule, objective=spec.objective),
     )

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from controller.benchmark.scheduling.plots import busiest, gain_plots, run_plots
 from controller.benchmark.scheduling.result import BenchResult, Spread
+from controller.benchmark.scheduling.service_report import service_headings, service_rows
 from controller.reports.latency_summary import PolicyFigures
 from controller.reports.page import heading, write_page
 from controller.reports.tables import COLUMNS, html_table, text_table
@@ -73,10 +74,10 @@ def write_html(results: Sequence[BenchResult], path: Path, against: str | None =
     parts: list[str | go.Figure] = list(gain_plots(results, against)) if against else []
     shown = busiest(results)
     for result in shown:
-        parts += [heading(describe(result)), _html_table(result, against), *run_plots(result)]
+        parts += [heading(describe(result)), *_html_tables(result, against), *run_plots(result)]
     for result in results:
         if result not in shown:
-            parts += [heading(describe(result)), _html_table(result, against)]
+            parts += [heading(describe(result)), *_html_tables(result, against)]
     about = "Where several seeds ran: the mean, and the lowest and highest; ratios are taken seed by seed."
     write_page(path, title="Scheduling policies side by side", about=about, parts=parts)
 
@@ -99,6 +100,9 @@ def _spread_text(spread: Spread, form: str) -> str:
     return f"{form.format(spread.mean)} ({form.format(spread.lowest)}-{form.format(spread.highest)})"
 
 
-def _html_table(result: BenchResult, against: str | None) -> str:
+def _html_tables(result: BenchResult, against: str | None) -> list[str]:
     rows = ([policy, *cells_of(result, policy, against)] for policy in result.figures)
-    return html_table(headings(result, against), rows)
+    latencies = html_table(headings(result, against), rows)
+    if result.spec.mix is None:
+        return [latencies]
+    return [latencies, html_table(service_headings(result), service_rows(result))]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from controller.benchmark.scheduling.run import PolicyRun, RunSpec
 from controller.reports.latency_summary import PartFigures, PolicyFigures
+from controller.reports.service_figures import ServiceFigures
 
 if TYPE_CHECKING:
     from controller.benchmark.scheduling.spec import BenchSpec
@@ -35,6 +36,7 @@ class Trial:
     """Tokens in a step; None for the profile's."""
     figures: PolicyFigures
     parts: dict[str, PartFigures]
+    service: ServiceFigures | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,17 +44,28 @@ class PolicyResult:
     """A policy on one seed: its best run, and all its runs."""
 
     best: PolicyRun
+    chosen: Trial
+    """The settings and figures of the best run."""
     tried: tuple[Trial, ...]
 
     @classmethod
     def of(cls, runs: Mapping[RunSpec, PolicyRun]) -> PolicyResult:
-        """Choose the run with the lowest mean TTLT, of equal ones the first, which has vLLM's default."""
-        best = min(runs.values(), key=lambda run: run.figures.mean_ttlt_s)
-        tried = (
-            Trial(variant=run.name, token_budget=spec.token_budget, figures=run.figures, parts=run.parts)
+        """Choose the run with the highest goodput where there are targets, then the lowest mean TTLT.
+
+        Of equal ones it is the first, which has vLLM's default.
+        """
+        tried = [
+            Trial(
+                variant=run.name,
+                token_budget=spec.token_budget,
+                figures=run.figures,
+                parts=run.parts,
+                service=run.service,
+            )
             for spec, run in runs.items()
-        )
-        return cls(best=best, tried=tuple(tried))
+        ]
+        best, chosen = min(zip(runs.values(), tried, strict=True), key=lambda pair: _badness(pair[1]))
+        return cls(best=best, chosen=chosen, tried=tuple(tried))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +127,11 @@ class BenchResult:
         pairs = zip(self.by_seed(policy), self.by_seed(against), strict=True)
         return _spread([_ratio(getattr(ours, figure), getattr(theirs, figure)) for ours, theirs in pairs])
 
+    def service_of(self, policy: str) -> list[ServiceFigures]:
+        """How many of a policy's requests met their targets, seed by seed; empty without service classes."""
+        trials = [seed.policies[policy].chosen for seed in self.seeds]
+        return [trial.service for trial in trials if trial.service is not None]
+
     def as_json(self, against: str | None = None) -> dict[str, Any]:
         """The report as plain values, with the keys that docs and scripts rely on.
 
@@ -155,7 +173,12 @@ class BenchResult:
             "left_out_share": self.left_out_share,
             "tuned": spec.tuned,
             "objective": spec.objective,
+            "mix": spec.mix,
         }
+
+
+def _badness(trial: Trial) -> tuple[float, float]:
+    return -trial.service.goodput if trial.service else 0.0, trial.figures.mean_ttlt_s
 
 
 def _seed_json(seed: SeedResult) -> dict[str, Any]:
@@ -168,11 +191,18 @@ def _seed_json(seed: SeedResult) -> dict[str, Any]:
 
 
 def _policy_json(result: PolicyResult) -> dict[str, Any]:
-    tried = [
-        {"variant": trial.variant, "token_budget": trial.token_budget, **asdict(trial.figures)}
-        for trial in result.tried
-    ]
-    return {"variant": result.best.name, **asdict(result.best.figures), "tried": tried if len(tried) > 1 else []}
+    tried = [_trial_json(trial) for trial in result.tried]
+    return {**_trial_json(result.chosen), "tried": tried if len(tried) > 1 else []}
+
+
+def _trial_json(trial: Trial) -> dict[str, Any]:
+    service = {"goodput": trial.service.goodput, **asdict(trial.service)} if trial.service else None
+    return {
+        "variant": trial.variant,
+        "token_budget": trial.token_budget,
+        **asdict(trial.figures),
+        **({"service": service} if service else {}),
+    }
 
 
 def _mean(figures: list[PolicyFigures]) -> PolicyFigures:

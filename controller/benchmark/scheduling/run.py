@@ -8,13 +8,16 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
+from controller.benchmark.scheduling.inter_token_times import InterTokenTimes
 from controller.benchmark.scheduling.learners import bench_learner
+from controller.benchmark.scheduling.service_mix import in_classes, mix_named, told
 from controller.benchmark.warm_up import RememberedFeatures, warm_up
 from controller.core.in_process import IN_PROCESS, InProcessController
 from controller.policy.baselines import BenchContext, bench_policy, is_ours, ordering_of, scheduling_of
 from controller.policy.policies import Schedule
 from controller.policy.policy import Policy
 from controller.reports.latency_summary import PartFigures, PolicyFigures, figures, part_figures
+from controller.reports.service_figures import Asked, ServiceFigures, service_figures
 from engine_adapter.transport.link import EngineLink, NoLink
 from engine_adapter.virtual_time.engine import (
     CompletedRequest,
@@ -65,6 +68,8 @@ class RunSpec:
     """Tokens in a step (vLLM's ``--max-num-batched-tokens``); None for the profile's."""
     scheduling: Scheduling = "fcfs"
     """The engine's own order under policies that order; those that do not have their own."""
+    mix: str | None = None
+    """Service classes that the requests are in; None for none."""
     schedule: Schedule
     """The settings of `sage`."""
     lives: bool = True
@@ -90,6 +95,8 @@ class PolicyRun:
     figures: PolicyFigures
     parts: dict[str, PartFigures]
     """Figures of the requests with short and with long prompts, and of each class, where there are several."""
+    service: ServiceFigures | None
+    """How many met their targets; None for requests in no service classes."""
     served_rps: float
     """Requests per second between the 20th and the 80th percentile of the completions: with all requests at once the capacity."""
     completed: tuple[CompletedRequest, ...]
@@ -109,13 +116,20 @@ def run_policy(spec: RunSpec, timer: Callable[[], float], progress: Progress | N
     link: EngineLink = controller.link(lambda: engine.now_s) if controller else NoLink()
     engine = _engine(spec, profile, policy, link)
     timeline = _Timeline(profile, progress)
-    totals = serve(engine, measured, on_step=timeline.add)
+    levels = _ServiceLevels(measured, spec)
+
+    def on_step(step: Step) -> None:
+        timeline.add(step)
+        levels.add(step)
+
+    totals = serve(engine, levels.told, on_step=on_step)
     if controller is not None:
         _check_served(controller, len(measured))
     return PolicyRun(
         name=spec.policy,
         figures=figures(totals, watermark=spec.watermark, wall_s=timer() - started_s),
         parts=parts_of(totals.completed, measured),
+        service=levels.figures(totals.completed),
         served_rps=capacity_rps(totals.completed),
         completed=tuple(totals.completed) if spec.lives else (),
         timeline=tuple(timeline.moments) if spec.lives else (),
@@ -211,6 +225,30 @@ def _engine(spec: RunSpec, profile: Profile, policy: Policy, link: EngineLink) -
     if isinstance(link, NoLink):
         return VllmVirtualTimeEngine(profile, **options)
     return VllmVirtualTimeEngine(profile, scheduler_class=SageScheduler, **options)
+
+
+class _ServiceLevels:
+    """The service classes of a run's requests, what its policy is told of them, and how many met their targets."""
+
+    def __init__(self, measured: Sequence[TraceRequest], spec: RunSpec) -> None:
+        mix = () if spec.mix is None else mix_named(spec.mix)
+        requests = in_classes(measured, mix, spec.seed) if mix else list(measured)
+        self.told = told(requests, mix, spec.policy) if mix else requests
+        self._asked = {one.request_id: Asked(one.service_class, one.targets) for one in requests} if mix else {}
+        self._times = InterTokenTimes(
+            {name: one.targets.tpot_s for name, one in self._asked.items() if one.targets and one.targets.tpot_s}
+        )
+
+    def add(self, step: Step) -> None:
+        """Add a step."""
+        if self._asked:
+            self._times.add(step)
+
+    def figures(self, completed: Sequence[CompletedRequest]) -> ServiceFigures | None:
+        """The figures; None without service classes."""
+        if not self._asked:
+            return None
+        return service_figures(completed, self._asked, paced_itl_p99=self._times.p99_over_target)
 
 
 class _Timeline:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from controller.benchmark.scheduling.run import BenchEngine
+from controller.benchmark.scheduling.service_mix import mix_named
 from controller.policy.ablations import ABLATION_NAMES
 from controller.policy.baselines import BENCH_POLICY_NAMES
 from controller.policy.policies import Objective, Schedule
@@ -20,6 +21,9 @@ SYNTHETIC = "synthetic"
 
 WATERMARKS = (0.0, 0.01, 0.02, 0.05, 0.1)
 """Static watermarks that an expert would try; vLLM's default comes first."""
+
+BUDGETS = (512, 2_048, 8_192)
+"""Token budgets that an expert would try where requests have targets."""
 
 DEFAULT_POLICIES = ("fcfs", "sagesched-paper", "sage", "srpt-oracle")
 
@@ -46,6 +50,8 @@ class BenchSpec:
     """Whether baselines get their best static watermark."""
     budgets: tuple[int, ...] = ()
     """In a tuned benchmark, token budgets tried beside the profile's for policies that leave the order to the engine."""
+    mix: str | None = None
+    """Service classes that the requests are in, of `MIXES`, by whose goodput the best run is chosen; None for none."""
     scheduling: Scheduling = "fcfs"
     """The engine's own order under policies that order, which then know that classes matter to the operator."""
     objective: Objective = "balanced"
@@ -56,6 +62,8 @@ class BenchSpec:
     def __post_init__(self) -> None:
         profile_named(self.profile)
         arrival_plan(self.arrivals)
+        if self.mix is not None:
+            mix_named(self.mix)
         if not 0.0 < self.load < 100.0:
             raise ConfigError(f"load is {self.load}: give a share of capacity above 0, such as 1.05")
         if self.requests < 10:

@@ -84,6 +84,7 @@ def test_each_part_is_taken_out_alone() -> None:
         with pytest.raises(ConfigError, match=name):
             without(expected, name)
     assert without(WHOLE, "sage-without-cost") != replace(WHOLE, name="sage-without-cost")
+    assert without(WHOLE, "sage-without-targets") == replace(WHOLE, name="sage-without-targets")
 
 
 def test_the_benchmark_knows_them_as_ours_and_takes_the_predictor_out() -> None:
