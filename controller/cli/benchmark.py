@@ -93,7 +93,7 @@ def bench(
     from controller.benchmark.scheduling.spec import BUDGETS, BenchSpec
 
     require_writable(json_file, html)
-    chosen_mix = _mix(mix, slo=slo)
+    chosen_mix = mix_chosen(mix, slo=slo)
     spec = BenchSpec(
         workload=workload,
         profile=profile,
@@ -143,7 +143,7 @@ def sweep(
     from controller.benchmark.scheduling.spec import BUDGETS, BenchSpec
 
     require_writable(json_file, html, svg)
-    chosen_mix = _mix(mix, slo=slo)
+    chosen_mix = mix_chosen(mix, slo=slo)
     names = words(policies) or _default_policies(slo=chosen_mix is not None)
     if against not in names:
         raise BadInputError(f"--against is {against!r} and does not run: choose one of {', '.join(names)}")
@@ -169,7 +169,7 @@ def sweep(
     _show_sweep(_run_benches(specs, processes=processes, quiet=quiet), json_file, html, svg, against)
 
 
-def _mix(mix: str, *, slo: bool) -> str | None:
+def mix_chosen(mix: str, *, slo: bool) -> str | None:
     """Name of the mix of service classes; None for none."""
     from controller.benchmark.scheduling.service_mix import DEFAULT_MIX
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from controller.cli.benchmark import MixFlag, mix_chosen
 from controller.cli.output import fresh_folder, print_table, progress_bar, require_writable, write_figures
 from engine_adapter.agent.clock import steady_clock
 from engine_adapter.serving.fleet import bursts_of
@@ -83,6 +84,10 @@ def live_comparison(
     speed: Annotated[float, typer.Option(help="device seconds per second, which the host must keep up with")] = 2.0,
     objective: Annotated[Literal["mean", "balanced", "tail"], typer.Option(help="what sage favours")] = "balanced",
     prefix_caching: Annotated[bool, typer.Option(help="as vLLM has it by default")] = True,
+    slo: Annotated[
+        bool, typer.Option("--slo", help="requests in service classes with targets: goodput as vLLM's client judges it")
+    ] = False,
+    mix: MixFlag = "",
     folder: Annotated[
         Path | None, typer.Option(metavar="DIR", help="keeps logs, results and history; default: a fresh one")
     ] = None,
@@ -103,6 +108,7 @@ def live_comparison(
         speed=speed,
         prefix_caching=prefix_caching,
         objective=objective,
+        mix=mix_chosen(mix, slo=slo),
     )
     require_writable(json_file)
     place = fresh_folder(folder)

@@ -5,8 +5,8 @@ behind it accepts them, so this module passes the trace to that function.
 The client needs no GPU, sends over HTTP and measures by itself; nothing here changes its figures.
 
 Run it as ``python -m engine_adapter.serving.vllm_bench_client --base-url URL --model NAME --trace FILE --speed X --result FILE``.
-The trace has one JSON line for each request, as `TraceLine`; the result is the client's own JSON object, with the
-start, the time to first token and the latency of each request in the order of the trace.
+The trace has one JSON line for each request, as `TraceLine`; the result is JSON of what the client says: the start, the
+time to first token and the latency of each request in the order of the trace, and how many met their targets.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,11 @@ from engine_adapter.agent.hints import extra_args
 from engine_adapter.virtual_time.engine import TraceRequest
 from engine_adapter.virtual_time.profiles import Profile
 from store.records import Targets
+
+_HEADERS = {"ttft": "x-llm-d-slo-ttft-ms", "tpot": "x-llm-d-slo-tpot-ms", "e2el": "x-sagesched-slo-e2e-ms"}
+"""The headers that tell a server the targets of ``--goodput``."""
+
+_OF_EACH_REQUEST = ("output_lens", "ttfts", "latencies", "start_times", "errors")
 
 
 class TraceLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,9 +93,40 @@ async def send_trace(
 ) -> dict[str, Any]:
     """Send every request at its arrival, ``speed`` engine seconds per second, and wait for all answers.
 
-    Returns the client's own result, where ``completed`` counts the answers and ``errors`` has a text for each request.
-    A failing request does not stop the others.
+    Targets are told in headers, as `engine_adapter.http_hints` reads them, in the server's own time. The client judges
+    all requests of a run by the same targets, so that it runs once for each set of them, at the same time.
+
+    Returns:
+        Of the client's own result what it says of each request, in the order of the trace, where ``errors`` has a text
+        for each; ``completed``, the number of answers; ``asked``, the number of requests with targets, and ``good``, how
+        many of these met them all as the client judges. A failing request does not stop the others.
     """
+    groups: dict[Targets | None, list[int]] = {}
+    for number, line in enumerate(trace):
+        groups.setdefault(line.targets, []).append(number)
+    send = partial(_send, base_url=base_url, model=model, speed=speed, show_progress=show_progress)
+    results = await asyncio.gather(
+        *(send([trace[number] for number in one], targets) for targets, one in groups.items())
+    )
+    asked = sum(len(numbers) for targets, numbers in groups.items() if targets is not None)
+    return {
+        **_in_order(list(groups.values()), results),
+        "completed": sum(result["completed"] for result in results),
+        "asked": asked,
+        "good": sum(round((result["request_goodput"] or 0.0) * result["duration"]) for result in results),
+    }
+
+
+async def _send(
+    trace: Sequence[TraceLine],
+    targets: Targets | None,
+    *,
+    base_url: str,
+    model: str,
+    speed: float,
+    show_progress: bool,
+) -> dict[str, Any]:
+    """Run the client on requests that have the same targets."""
     from vllm.benchmarks.datasets import SampleRequest
     from vllm.benchmarks.serve import TaskType, benchmark
 
@@ -103,6 +141,7 @@ async def send_trace(
         )
         for request in trace
     ]
+    limits_ms = target_limits_ms(targets, speed)
     result: dict[str, Any] = await benchmark(
         task_type=TaskType.GENERATION,
         endpoint_type="openai",
@@ -121,15 +160,36 @@ async def send_trace(
         selected_percentile_metrics=["ttft", "e2el"],
         selected_percentiles=[50.0, 90.0, 99.0],
         ignore_eos=False,
-        goodput_config_dict={},
+        goodput_config_dict=limits_ms,
         max_concurrency=None,
         lora_modules=None,
-        extra_headers=None,
+        extra_headers={_HEADERS[name]: repr(limit_ms) for name, limit_ms in limits_ms.items()},
         extra_body={},
         ready_check_timeout_sec=0,
         self_timed=True,
     )
-    return {name: value for name, value in result.items() if name not in {"generated_texts", "itls"}}
+    return result
+
+
+def target_limits_ms(targets: Targets | None, speed: float) -> dict[str, float]:
+    """Targets in milliseconds of the server's own time, under the names of ``--goodput``.
+
+    >>> target_limits_ms(Targets(ttft_s=2.0, tpot_s=0.08), speed=4.0)
+    {'ttft': 500.0, 'tpot': 20.0}
+    """
+    targets = targets or Targets()
+    limits_s = {"ttft": targets.ttft_s, "tpot": targets.tpot_s, "e2el": targets.e2e_s}
+    return {name: 1000.0 * limit_s / speed for name, limit_s in limits_s.items() if limit_s is not None}
+
+
+def _in_order(groups: Sequence[Sequence[int]], results: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Put what several runs of the client say of each request into the order of the trace."""
+    numbers = list(chain.from_iterable(groups))
+    ordered: dict[str, list[Any]] = {}
+    for name in _OF_EACH_REQUEST:
+        of_number = dict(zip(numbers, chain.from_iterable(result[name] for result in results), strict=True))
+        ordered[name] = [of_number[number] for number in range(len(numbers))]
+    return ordered
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -143,7 +203,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _fields(request: TraceLine) -> dict[str, object]:
-    extra = {"true_len": str(request.true_output_tokens), **extra_args(request)}
+    """Return what a request says in its body: all but its targets."""
+    extra = {"true_len": str(request.true_output_tokens), **extra_args(msgspec.structs.replace(request, targets=None))}
     return {"temperature": request.temperature, "vllm_xargs": extra}
 
 

@@ -4,6 +4,7 @@ A trace is served four times: in virtual time by vLLM's scheduler, stock and wit
 server on the virtual GPU, stock and with the plugin and a controller process. The load comes from the client of
 ``vllm bench serve``. The ratio of our TTLT to stock's is compared, live against virtual.
 The controller learns from a history that is prepared from the same warm-up requests.
+Where requests have service classes their targets reach the live server in headers, and its client judges them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from controller.benchmark.scheduling.benchmark import run_bench
+from controller.benchmark.scheduling.service_mix import in_classes, mix_named
 from controller.benchmark.scheduling.spec import BenchSpec
 from controller.benchmark.synthetic_history import write_history
 from controller.benchmark.system.live_server_run import LiveRun, LiveServing, Stage, serve_live
@@ -31,6 +33,7 @@ TOLERANCE = 0.15
 """Largest relative difference between the live ratio and the virtual one."""
 
 COMPARED = ("mean_ttlt_s", "p99_ttlt_s")
+GOODPUT = "goodput"
 SIDES = ("fcfs", "sage")
 
 Progress: TypeAlias = Callable[[str, int, int], None]
@@ -51,6 +54,8 @@ class LiveSpec:
     """Device seconds per real second; the host must keep up, otherwise it is measured in place of the device."""
     prefix_caching: bool = True
     objective: Objective = "balanced"
+    mix: str | None = None
+    """Service classes that the requests are in; None for none."""
 
     def __post_init__(self) -> None:
         self.bench()
@@ -71,6 +76,7 @@ class LiveSpec:
             prefix_caching=self.prefix_caching,
             arrivals="own",
             objective=self.objective,
+            mix=self.mix,
         )
 
 
@@ -101,19 +107,33 @@ class LiveComparison:
     rate_rps: float
     """Arrivals in engine seconds."""
     virtual: dict[str, PolicyFigures]
+    virtual_goodput: dict[str, float]
+    """Share of the requests with targets that met all of theirs; empty without service classes."""
     live: dict[str, LiveRun]
 
     @property
     def ratios(self) -> tuple[Ratio, ...]:
-        """Ratios of ours to stock, live and virtual."""
+        """Ratios of ours to stock, live and virtual; of goodput where stock has any."""
+        has_goodput = self.virtual_goodput and all(self.goodput(world, "fcfs") > 0.0 for world in ("virtual", "live"))
+        figures = (*COMPARED, GOODPUT) if has_goodput else COMPARED
         return tuple(
             Ratio(
                 figure=figure,
-                virtual=getattr(self.virtual["sage"], figure) / getattr(self.virtual["fcfs"], figure),
-                live=getattr(self.live["sage"], figure) / getattr(self.live["fcfs"], figure),
+                virtual=self._figure("virtual", "sage", figure) / self._figure("virtual", "fcfs", figure),
+                live=self._figure("live", "sage", figure) / self._figure("live", "fcfs", figure),
             )
-            for figure in COMPARED
+            for figure in figures
         )
+
+    def goodput(self, world: str, side: str) -> float:
+        """Share of the requests with targets that met all of theirs; live as vLLM's client judges."""
+        return self.virtual_goodput[side] if world == "virtual" else self.live[side].goodput
+
+    def _figure(self, world: str, side: str, figure: str) -> float:
+        if figure == GOODPUT:
+            return self.goodput(world, side)
+        runs: dict[str, Any] = {"virtual": self.virtual, "live": self.live}
+        return float(getattr(runs[world][side], figure))
 
     def as_json(self) -> dict[str, Any]:
         """The report as plain values."""
@@ -131,6 +151,7 @@ class LiveComparison:
                 for ratio in self.ratios
             },
             "virtual": {side: asdict(figures) for side, figures in self.virtual.items()},
+            "virtual_goodput": self.virtual_goodput,
             "live": {side: run.as_json() for side, run in self.live.items()},
         }
 
@@ -176,7 +197,11 @@ def run_live_comparison(
         for side in SIDES
     }
     return LiveComparison(
-        spec=spec, rate_rps=rate_rps, virtual={side: run.figures for side, run in virtual.items()}, live=live
+        spec=spec,
+        rate_rps=rate_rps,
+        virtual={side: run.figures for side, run in virtual.items()},
+        virtual_goodput={side: run.service.goodput for side, run in virtual.items() if run.service is not None},
+        live=live,
     )
 
 
@@ -199,4 +224,5 @@ def _timed(trace: BenchTrace, spec: LiveSpec, rate_rps: float) -> list[TraceRequ
     arrivals_s = planned_arrivals(
         trace.measured, arrival_plan(spec.bench().arrivals), rate_rps=rate_rps, seed=spec.seed
     )
-    return with_arrivals(trace.measured, arrivals_s)
+    timed = with_arrivals(trace.measured, arrivals_s)
+    return timed if spec.mix is None else in_classes(timed, mix_named(spec.mix), spec.seed)

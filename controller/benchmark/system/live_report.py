@@ -24,12 +24,14 @@ def _runs_table(result: LiveComparison) -> Table:
         f"live at {spec.speed:g} times real time"
     )
     headings = ("run", "TTLT mean s", "P50", "P90", "P99", "TTFT mean s", "makespan s", "device late", "client late s")
-    table = text_table(title, headings, left=1)
+    table = text_table(title, headings if spec.mix is None else (*headings, "goodput"), left=1)
     for world, runs in (("virtual", result.virtual), ("live", result.live)):
         for side in SIDES:
             run = runs[side]
             cells = [run.mean_ttlt_s, run.p50_ttlt_s, run.p90_ttlt_s, run.p99_ttlt_s, run.mean_ttft_s, run.makespan_s]
-            table.add_row(f"{world}, {side}", *(f"{cell:.2f}" for cell in cells), *_pace(result, world, side))
+            goodput = () if spec.mix is None else (f"{result.goodput(world, side):.1%}",)
+            row = (f"{world}, {side}", *(f"{cell:.2f}" for cell in cells), *_pace(result, world, side), *goodput)
+            table.add_row(*row)
     return table
 
 

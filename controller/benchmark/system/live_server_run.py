@@ -69,8 +69,12 @@ class LiveRun:
     p99_ttft_s: float
     makespan_s: float
     client_mean_e2el_ms: float
-    """The client's own figure, in real time and from sending in place of the intended arrival."""
+    """In real time and from sending in place of the intended arrival, as the client counts."""
     client_p99_e2el_ms: float
+    asked: int
+    """Requests that have a target."""
+    good: int
+    """How many of these met all of theirs, as the client judges, from sending."""
     late_s: float
     """Longest time by which the client sent a request after its arrival time."""
     device_steps: int
@@ -86,9 +90,14 @@ class LiveRun:
         """Device time measured over device time intended, minus one."""
         return self.device_starved_s / self.device_busy_s
 
+    @property
+    def goodput(self) -> float:
+        """Share of the requests with targets that met all of theirs; 1 where there is none."""
+        return self.good / self.asked if self.asked else 1.0
+
     def as_json(self) -> dict[str, Any]:
         """The figures as plain values."""
-        return {**asdict(self), "distortion": self.distortion}
+        return {**asdict(self), "distortion": self.distortion, "goodput": self.goodput}
 
 
 def serve_live(serving: LiveServing, stage: Stage, *, with_us: bool, progress: Callable[[int], None]) -> LiveRun:
@@ -154,9 +163,9 @@ def _send_load(  # noqa: PLR0917 - what is sent, whence, whither, and who looks 
 
 
 def _done(client: Child) -> int:
-    """Number of done requests on the client's progress bar."""
-    shown = re.findall(r"(\d+)/\d+ \[", client.log_path.read_text(encoding="utf-8", errors="replace")[-400:])
-    return int(shown[-1]) if shown else 0
+    """Number of done requests on the client's progress bars, which are told apart by their totals."""
+    shown = re.findall(r"(\d+)/(\d+) \[", client.log_path.read_text(encoding="utf-8", errors="replace")[-2000:])
+    return sum({total: int(done) for done, total in shown}.values())
 
 
 def _tables_applied(api: ApiClient, requests: int) -> int:
@@ -184,6 +193,7 @@ def _run(serving: LiveServing, result: dict[str, Any], device: dict[str, Any], t
     ttlt_s = late_s + np.array(result["latencies"]) * speed
     ttft_s = late_s + np.array(result["ttfts"]) * speed
     p50_s, p90_s, p99_s = np.percentile(ttlt_s, (50, 90, 99)).tolist()
+    client_e2el_ms = 1e3 * np.array(result["latencies"])
     return LiveRun(
         mean_ttlt_s=float(ttlt_s.mean()),
         p50_ttlt_s=p50_s,
@@ -192,8 +202,10 @@ def _run(serving: LiveServing, result: dict[str, Any], device: dict[str, Any], t
         mean_ttft_s=float(ttft_s.mean()),
         p99_ttft_s=float(np.percentile(ttft_s, 99)),
         makespan_s=float((arrival_s + ttlt_s).max() - arrival_s.min()),
-        client_mean_e2el_ms=result["mean_e2el_ms"],
-        client_p99_e2el_ms=result["p99_e2el_ms"],
+        client_mean_e2el_ms=float(client_e2el_ms.mean()),
+        client_p99_e2el_ms=float(np.percentile(client_e2el_ms, 99)),
+        asked=result["asked"],
+        good=result["good"],
         late_s=float(late_s.max()),
         device_steps=device["steps"],
         device_busy_s=device["busy_s"],

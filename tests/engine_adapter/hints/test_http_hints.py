@@ -70,12 +70,13 @@ class Exchange:
         *headers: tuple[str, str],
         settings: Settings = Settings(),  # noqa: B008 - frozen
         length: int = 0,
+        raw: Sequence[tuple[bytes, bytes]] = (),
         **scope: object,
     ) -> Exchange:
         """Give the middleware a connection's messages."""
         given = [(name.lower().encode(), value.encode()) for name, value in headers]
         whole = {"type": "http", "method": "POST", "path": CHAT, **scope}
-        whole["headers"] = [*given, (b"content-length", b"%d" % length)]
+        whole["headers"] = [*given, *raw, (b"content-length", b"%d" % length)]
         coming = iter(messages)
 
         async def receive() -> dict[str, Any]:
