@@ -28,9 +28,9 @@ from playwright.sync_api import Page, sync_playwright
 
 from controller.demo.demo import dashboard_command
 from engine_adapter.serving.processes import Children, free_port
-from store.entries import DriftDetected, EngineSeen, Entry, Outcome, Prediction, SettingsChanged, StoreRecord
+from store.entries import DriftDetected, EngineSeen, Entry, Outcome, Prediction, Promised, SettingsChanged, StoreRecord
 from store.history.writer import HistoryWriter
-from store.records import Arrived, EngineRules, Finished, Gate, Hello, Settings
+from store.records import Arrived, EngineRules, Finished, Gate, Hello, Settings, Targets
 
 DAY_S = 86_400.0
 CHUNK = 2000
@@ -44,6 +44,7 @@ FIGURE = "[data-testid=stMetricValue]"
 PAGES = {
     "": ((CHART, 3), (TABLE, 1), (FIGURE, 6)),
     "latency": ((CHART, 7), (TABLE, 1)),
+    "service": ((CHART, 4), (TABLE, 2), (FIGURE, 4)),
     "gain": ((FIGURE + ", [data-testid=stAlert]", 1),),
     "predictions": ((CHART, 5), (FIGURE, 6)),
     "prompts": ((CHART, 4), (TABLE, 2)),
@@ -141,6 +142,16 @@ def _life(number: int, end_s: float, rng: random.Random) -> Iterator[Entry]:
             temperature=1.0,
             priority=number % 3 // 2,
             tenant=f"tenant-{number % TENANTS}",
+            session=f"session-{number // 8}" if number % 2 else None,
+        ),
+        Promised(
+            request_id=name,
+            time_s=arrival_s,
+            service_class=("chat", "batch")[number % 2],
+            targets=(Targets(ttft_s=1.0, tpot_s=0.2), Targets(e2e_s=60.0))[number % 2],
+            account=f"tenant-{number % TENANTS}",
+            weight=1.0 + number % TENANTS % 3,
+            objective=(0.95, 0.9)[number % 2],
         ),
         Finished(
             request_id=name,
@@ -186,10 +197,12 @@ def _life(number: int, end_s: float, rng: random.Random) -> Iterator[Entry]:
             within_50=rng.random() < 0.5,
             within_90=rng.random() < 0.9,
             answer=number,
+            service_s=0.002 * tokens,
         ),
     )
-    for place, record in enumerate(records):
-        yield Entry(engine_id="engine-0", session_id="s", batch=number + 1 if place < 2 else None, record=record)
+    for record in records:
+        batch = number + 1 if isinstance(record, Arrived | Finished) else None
+        yield Entry(engine_id="engine-0", session_id="s", batch=batch, record=record)
 
 
 def measure(store: Path) -> None:

@@ -32,6 +32,10 @@ class Promised(Record, frozen=True, kw_only=True):
     """The targets in force for it."""
     account: str | None = None
     """Tenant that its service is charged to; None where no shares are kept."""
+    weight: float | None = None
+    """Weight of that tenant; None where no shares are kept."""
+    objective: float | None = None
+    """Share of the requests of its class that is to meet all targets; None for a request that is in none."""
 
 
 class Prediction(Record, frozen=True, kw_only=True):
@@ -121,6 +125,8 @@ class Outcome(Record, frozen=True, kw_only=True):
     differences of natural logarithms, of mean zero unless lengths drift; None if unknown."""
     cluster_surprise: float | None = None
     """The same for the prompt cluster."""
+    service_s: float | None = None
+    """What the request used, in engine-seconds at the engine's prices when it ended; ``Decision.cost_s`` expected it."""
 
 
 class CalibrationMeasured(Record, frozen=True, kw_only=True):

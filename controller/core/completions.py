@@ -57,7 +57,7 @@ class Completions:
     def _learn(self, session: Session, request: ServedRequest, finished: Finished, now_s: float) -> Outcome:
         state, model = self._state, session.hello.model
         observation = Observation(finished.output_tokens, finished.reason != "stop", request.surprises)
-        outcome, judgement = state.predictor.judge(model, request, finished, observation)
+        outcome, judgement = state.predictor.judge(session, request, finished, observation)
         state.journal.record(session, outcome)
         self.on_judged(judgement)
         try:

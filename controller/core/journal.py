@@ -79,6 +79,8 @@ class Journal:
             service_class=promise.service_class,
             targets=promise.targets,
             account=promise.account,
+            weight=None if promise.account is None else promise.weight,
+            objective=promise.objective,
         )
         self.record(session, promised)
 

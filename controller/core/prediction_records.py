@@ -43,9 +43,15 @@ def prediction_record(request: ServedRequest, hash_key: bytes, predict_s: float,
 
 
 def outcome_record(
-    finished: Finished, observation: Observation, cluster: int | None, judgement: Judgement, answer: int
+    finished: Finished,
+    observation: Observation,
+    cluster: int | None,
+    judgement: Judgement,
+    *,
+    answer: int,
+    service_s: float,
 ) -> Outcome:
-    """The record of an answer against what was served; ``answer`` is its number."""
+    """The record of an answer against what was served; ``answer`` is its number, ``service_s`` what it used."""
     served, surprises = judgement.served, observation.surprises
     return Outcome(
         request_id=finished.request_id,
@@ -61,6 +67,7 @@ def outcome_record(
         answer=answer,
         model_surprise=surprises[0] if surprises else None,
         cluster_surprise=surprises[1] if surprises else None,
+        service_s=service_s,
     )
 
 

@@ -304,9 +304,10 @@ class Predictor:
         return cluster
 
     def judge(
-        self, model: str, request: ServedRequest, finished: Finished, observation: Observation
+        self, session: Session, request: ServedRequest, finished: Finished, observation: Observation
     ) -> tuple[Outcome, Judgement]:
         """Score the latest prediction of a request."""
+        model = session.hello.model
         max_tokens, cluster = request.arrived.max_tokens, self.cluster_of(request)
         judgement = judge(
             request.forecast.distribution.cut(max_tokens),
@@ -315,7 +316,11 @@ class Predictor:
             trusted=request.trusted,
             uniform=self._random.random(),
         )
-        outcome = outcome_record(finished, observation, cluster, judgement, self._next_answer)
+        outcome = outcome_record(
+            *(finished, observation, cluster, judgement),
+            answer=self._next_answer,
+            service_s=session.service_s(finished),
+        )
         self.calibration.add(model, cluster, judgement)
         return outcome, judgement
 

@@ -6,17 +6,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, TypeVar
 
+import numpy as np
+
 from controller.core.clock_difference import ClockDifference
 from controller.core.engine_tuning import EngineTuning
 from controller.core.pause import Pause
 from controller.core.prefix_hits import PrefixHits
+from controller.policy.cost import hybrid_cost
 from controller.policy.policy import DEFAULT_STEP_S, EngineFacts
 from controller.policy.service_levels import Promise
 from online_learning.calibration.evidence import Row, Watch
 from online_learning.distribution import LengthDistribution
 from online_learning.length_learner import Features, Forecast
 from online_learning.survival.running_answers import Standing
-from store.records import Arrived, Facts, FirstToken, Hello, IndexTable, Preempted, Snapshot
+from store.records import Arrived, Facts, Finished, FirstToken, Hello, IndexTable, Preempted, Snapshot
 
 BatchVerdict: TypeAlias = Literal["known", "repeated", "early", "new", "unrecorded"]
 """A batch of facts was handled before; was handled before and is recorded now; comes before one that is missing; is
@@ -164,6 +167,12 @@ class Session:
             kv_weight=kv_weight,
             slot_weight=slot_weight,
         )
+
+    def service_s(self, finished: Finished) -> float:
+        """What a request used, in engine-seconds at this engine's present prices."""
+        cost = hybrid_cost(self.engine)
+        output = np.array([finished.output_tokens])
+        return float(cost.total_s(finished.prompt_tokens, output, cached_tokens=finished.cached_prompt_tokens)[0])
 
 
 class Sessions:

@@ -71,6 +71,8 @@ class Promise:
     """None for a request that is in no class."""
     targets: Targets | None = None
     """None for a request that has none."""
+    objective: float | None = None
+    """Share of the requests of the class that is to meet its targets; None for a request that is in no class."""
     account: str | None = None
     """None where no shares are kept."""
     weight: float = 1.0
@@ -89,7 +91,7 @@ class ServiceLevels:
     >>> sizes = {"prompt_tokens": 1, "token_ids": b"", "max_tokens": 1, "temperature": 1.0}
     >>> arrived = Arrived(request_id="r", arrival_s=0.0, tenant="shop", targets=Targets(tpot_s=0.1), **sizes)
     >>> levels.promise(arrived, "llama")
-    Promise(service_class='chat', targets=Targets(ttft_s=2.0, tpot_s=0.1, e2e_s=None), account=None, weight=1.0)
+    Promise(service_class='chat', targets=Targets(ttft_s=2.0, tpot_s=0.1, e2e_s=None), objective=0.99, account=None, weight=1.0)
     """
 
     classes: Mapping[str, ServiceClass] = field(default_factory=dict)
@@ -99,10 +101,14 @@ class ServiceLevels:
         """What is promised to a request of a model."""
         name = self.class_of(arrived, model)
         targets = _merged(arrived.targets, self.classes[name].targets if name is not None else None)
+        objective = None if name is None else self.classes[name].objective
         if not self.tenants.fair:
-            return NO_PROMISE if name is None and targets is None else Promise(service_class=name, targets=targets)
+            if name is None and targets is None:
+                return NO_PROMISE
+            return Promise(service_class=name, targets=targets, objective=objective)
         account = DEFAULT_ACCOUNT if arrived.tenant is None else arrived.tenant
-        return Promise(service_class=name, targets=targets, account=account, weight=self.tenants.weight(account))
+        weight = self.tenants.weight(account)
+        return Promise(service_class=name, targets=targets, objective=objective, account=account, weight=weight)
 
     def class_of(self, arrived: Arrived, model: str) -> str | None:
         """The class of a request; one that names an unknown class is treated as if it named none."""

@@ -57,7 +57,7 @@ def publish_catalog(
             connection.execute(statement)
         connection.execute("INSERT INTO catalog_info VALUES (?, ?)", [schema_version(), now_s])
         if sessions := live.execute("SELECT session_id, batch, received_s FROM sessions").fetchall():
-            connection.executemany("INSERT INTO sessions VALUES (?, ?, ?)", sessions)
+            connection.executemany("INSERT INTO sealed_batches VALUES (?, ?, ?)", sessions)
         connection.commit()
     publish(growing, folder.catalog)
     return texts
@@ -70,12 +70,12 @@ COMMENT ON COLUMN catalog_info.schema_version IS 'Version of the schema that the
 COMMENT ON COLUMN catalog_info.built_s IS 'When it was built, Unix seconds; it shows what was sealed by then.'
 """
 
-SESSIONS = """
-CREATE TABLE sessions (session_id VARCHAR NOT NULL, batch BIGINT NOT NULL, received_s DOUBLE NOT NULL);
-COMMENT ON TABLE sessions IS 'The last sealed batch of each session of an engine and when it came.';
-COMMENT ON COLUMN sessions.session_id IS 'Session of the engine.';
-COMMENT ON COLUMN sessions.batch IS 'Highest batch of facts that is sealed.';
-COMMENT ON COLUMN sessions.received_s IS 'When it came, Unix seconds of the controller''s clock.'
+SEALED_BATCHES = """
+CREATE TABLE sealed_batches (session_id VARCHAR NOT NULL, batch BIGINT NOT NULL, received_s DOUBLE NOT NULL);
+COMMENT ON TABLE sealed_batches IS 'The last sealed batch of each session of an engine and when it came.';
+COMMENT ON COLUMN sealed_batches.session_id IS 'Session of the engine.';
+COMMENT ON COLUMN sealed_batches.batch IS 'Highest batch of facts that is sealed.';
+COMMENT ON COLUMN sealed_batches.received_s IS 'When it came, Unix seconds of the controller''s clock.'
 """
 
 
@@ -102,7 +102,7 @@ def _view_texts(tables: Sequence[Table], active: Sequence[Segment], root: Path) 
 
 def _statements(tables: Sequence[Table], texts: Mapping[str, str], known: Mapping[str, str]) -> list[str]:
     """What makes a catalog of these views from nothing, or from one whose views are known."""
-    found = ["DELETE FROM catalog_info", "DELETE FROM sessions"] if known else [CATALOG_INFO, SESSIONS]
+    found = ["DELETE FROM catalog_info", "DELETE FROM sealed_batches"] if known else [CATALOG_INFO, SEALED_BATCHES]
     for table in tables:
         if known.get(table.name) == texts[table.name]:
             continue

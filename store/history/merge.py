@@ -182,7 +182,7 @@ def _of_first(rows: str, key: tuple[str, str], books: str) -> str:
     )
 
 
-_DERIVED = frozenset({"predictions", "decisions"})
+_DERIVED = frozenset({"predictions", "decisions", "promises"})
 """Tables that a controller derives from an arrival; of an arrival that two received, those of the first are kept."""
 
 _WITHOUT_BATCH = frozenset(

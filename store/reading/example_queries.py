@@ -99,18 +99,6 @@ ORDER BY output_share DESC""",
     ),
     UsefulQuery(
         "Latency",
-        "How many kept a promise: first token within 2 s, and no more than 0.1 s for each one after",
-        """\
-SELECT
-    time_bucket(INTERVAL 15 MINUTE, arrival) AS quarter, count(*) AS requests,
-    avg((ttft_s <= 2.0 AND coalesce(tpot_s, 0.0) <= 0.1)::INT) AS kept
-FROM requests
-WHERE reason IN ('stop', 'length')
-GROUP BY quarter
-ORDER BY quarter DESC""",
-    ),
-    UsefulQuery(
-        "Latency",
         "Do short answers gain, and do long ones pay? Time to last token by length",
         """\
 SELECT
@@ -120,6 +108,84 @@ FROM requests
 WHERE reason IN ('stop', 'length')
 GROUP BY tokens_from
 ORDER BY tokens_from""",
+    ),
+    UsefulQuery(
+        "Service levels",
+        "Attainment of each class by day, and what is left of its error budget (1: untouched, below 0: overspent)",
+        """\
+SELECT
+    time_bucket(INTERVAL 1 DAY, finished) AS day, service_class, count(met) AS judged, avg(met::INT) AS attainment,
+    max(objective) AS objective, 1 - avg((NOT met)::INT) / (1 - max(objective)) AS budget_left
+FROM service_levels
+WHERE met IS NOT NULL
+GROUP BY ALL
+ORDER BY day DESC, service_class""",
+    ),
+    UsefulQuery(
+        "Service levels",
+        "Who missed which target in the last day, and why",
+        """\
+SELECT
+    service_class, tenant, missed_because, count(*) AS missed, count(*) FILTER (NOT ttft_met) AS ttft,
+    count(*) FILTER (NOT tpot_met) AS tpot, count(*) FILTER (NOT e2e_met) AS e2e
+FROM service_levels
+WHERE NOT met AND finished_s > epoch(now()) - 86400
+GROUP BY ALL
+ORDER BY missed DESC
+LIMIT 50""",
+    ),
+    UsefulQuery(
+        "Service levels",
+        "How fast each class spends its error budget: 1 spends it exactly in the period of the objective",
+        """\
+SELECT
+    service_class,
+    avg((NOT met)::INT) FILTER (finished_s > epoch(now()) - 300) / (1 - max(objective)) AS burn_rate_5m,
+    avg((NOT met)::INT) / (1 - max(objective)) AS burn_rate_1h
+FROM service_levels
+WHERE met IS NOT NULL AND finished_s > epoch(now()) - 3600
+GROUP BY service_class
+ORDER BY burn_rate_1h DESC""",
+    ),
+    UsefulQuery(
+        "Service levels",
+        "The misses that were closest: requests that would have met their TTFT target half a second sooner",
+        """\
+SELECT request_id, service_class, tenant, ttft_s, ttft_target_s, queue_s, prefill_s, missed_because
+FROM service_levels
+WHERE NOT ttft_met AND ttft_s < ttft_target_s + 0.5
+ORDER BY finished_s DESC
+LIMIT 50""",
+    ),
+    UsefulQuery(
+        "Service levels",
+        "What each tenant used against its weight, by the hour",
+        """\
+SELECT hour, tenant, requests, service_s, share, fair_share, share / fair_share AS of_its_share, mean_queue_s, attainment
+FROM tenants
+ORDER BY hour DESC, share DESC""",
+    ),
+    UsefulQuery(
+        "Service levels",
+        "How evenly engine-seconds were shared by the hour: Jain's index, 1 where each tenant had its weight's part",
+        """\
+SELECT
+    hour, count(*) AS tenants,
+    sum(service_s / coalesce(weight, 1)) ** 2 / (count(*) * sum((service_s / coalesce(weight, 1)) ** 2)) AS jain_index
+FROM tenants
+WHERE service_s > 0
+GROUP BY hour
+ORDER BY hour DESC""",
+    ),
+    UsefulQuery(
+        "Service levels",
+        "The sessions that took longest, and what the prefix cache spared them",
+        """\
+SELECT session, tenant, requests, completion_s, ttlt_s, queue_s, cached_share
+FROM sessions
+WHERE finished = requests
+ORDER BY ttlt_s DESC
+LIMIT 20""",
     ),
     UsefulQuery(
         "Predictions",

@@ -111,7 +111,7 @@ def test_every_batch_and_every_outcome_is_there_once(
             (rows,) = history.execute(f"SELECT count(*) FROM {table}").fetchall()[0]
             assert rows == len(expected), table
         answers = [answer for (answer,) in history.execute("SELECT answer FROM outcomes ORDER BY 1").fetchall()]
-        last = dict(history.execute("SELECT session_id, batch FROM sessions").fetchall())
+        last = dict(history.execute("SELECT session_id, batch FROM sealed_batches").fetchall())
     assert answers == list(range(len(expected)))
     assert last == {session: max(batch for s, batch in expected if s == session) for session, _ in expected}
     assert merged.rows["completions"] == len(expected)

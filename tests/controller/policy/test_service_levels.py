@@ -54,9 +54,8 @@ def test_a_request_brings_its_own_targets_and_its_tenant_its_weight() -> None:
     """What it does not say comes from its class; a tenant that is not listed has the default weight."""
     levels = service_levels_of(load_config(FILE, environment={}))
     promise = levels.promise(arrived(tenant="shop", targets=Targets(ttft_s=0.5)), "llama")
-    assert promise == Promise(
-        service_class="interactive", targets=Targets(ttft_s=0.5, tpot_s=0.08), account="shop", weight=3.0
-    )
+    targets = Targets(ttft_s=0.5, tpot_s=0.08)
+    assert promise == Promise(service_class="interactive", targets=targets, objective=0.99, account="shop", weight=3.0)
     assert levels.promise(arrived(tenant="other"), "llama").weight == 0.5
     assert levels.promise(arrived(), "llama").account == "default"
 

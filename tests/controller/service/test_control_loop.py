@@ -29,7 +29,7 @@ def test_facts_are_acknowledged_once_they_are_on_disk(start_controller: Start) -
     running.service.loop._history.close()
     with open_history(running.store) as history:
         rows = history.execute("SELECT request_id, output_tokens FROM requests ORDER BY ALL").fetchall()
-        batches = history.execute("SELECT session_id, batch FROM sessions").fetchall()
+        batches = history.execute("SELECT session_id, batch FROM sealed_batches").fetchall()
     assert rows == [("r0", 3), ("r1", 3), ("r2", 3)]
     assert batches == [("s1", agent._outbox.batch)]
 

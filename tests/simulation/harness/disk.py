@@ -281,7 +281,7 @@ class RealDisk:
     def last_batches(self) -> dict[str, int]:
         """The last durable batch of each session."""
         with open_history(self._folder) as connection:
-            return dict(connection.execute("SELECT session_id, batch FROM sessions").fetchall())
+            return dict(connection.execute("SELECT session_id, batch FROM sealed_batches").fetchall())
 
     def durable_batch(self, session_id: str) -> int | None:
         """Not to be seen while the writer has it open; `history` is checked instead when it has not."""

@@ -17,7 +17,7 @@ def described(path: Path) -> list[list[Any]]:
     questions = (
         "SELECT view_name, sql, comment FROM duckdb_views() WHERE NOT internal ORDER BY 1",
         "SELECT table_name, column_name, data_type, comment FROM duckdb_columns() WHERE NOT internal ORDER BY 1, column_index",
-        "FROM sessions ORDER BY ALL",
+        "FROM sealed_batches ORDER BY ALL",
         "FROM catalog_info",
         "SELECT * FROM first_tokens ORDER BY ALL",
         "SELECT count(*) FROM requests",

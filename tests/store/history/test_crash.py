@@ -66,7 +66,7 @@ def killed(child: subprocess.Popen[bytes], heard: int) -> int:
 def check_whole(path: Path, acknowledged: int) -> None:
     """Every acknowledged batch is there, whole and once, none in part, and there is no gap before the last."""
     with open_history(path) as connection:
-        (durable,) = connection.sql("SELECT coalesce(max(batch), 0) FROM sessions").fetchall()[0]
+        (durable,) = connection.sql("SELECT coalesce(max(batch), 0) FROM sealed_batches").fetchall()[0]
         assert durable >= acknowledged
         facts = connection.sql(
             "SELECT count(*), count(DISTINCT request_id), count(DISTINCT batch), coalesce(max(batch), 0) FROM first_tokens"
@@ -99,7 +99,7 @@ def test_kill_9_loses_nothing_acknowledged_and_doubles_nothing(tmp_path: Path) -
             acknowledged = killed(child, heard)
     with HistoryWriter(tmp_path):
         with open_history(tmp_path) as connection:
-            ((batch,),) = connection.execute("SELECT batch FROM sessions WHERE session_id = 's'").fetchall()
+            ((batch,),) = connection.execute("SELECT batch FROM sealed_batches WHERE session_id = 's'").fetchall()
         assert batch >= acknowledged >= TRIALS
         check_whole(tmp_path, acknowledged)
     assert not list(tmp_path.rglob("*.tmp"))

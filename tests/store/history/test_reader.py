@@ -68,7 +68,7 @@ def test_a_reader_can_change_nothing(tmp_path: Path, make: Any) -> None:
     with HistoryWriter(tmp_path) as writer:
         writer.append([make.entry(make.finished("a"), 1)])
     with open_history(tmp_path) as connection:
-        for statement in ("DELETE FROM sessions", "DROP VIEW requests", "CREATE TABLE mine (a INTEGER)"):
+        for statement in ("DELETE FROM sealed_batches", "DROP VIEW requests", "CREATE TABLE mine (a INTEGER)"):
             with pytest.raises(duckdb.Error, match="read-only"):
                 connection.execute(statement)
 

@@ -105,7 +105,7 @@ def test_old_history_goes_but_engines_stay(hands: Callable[..., Any], make: Any)
     assert {file.split("/")[1] for file in files(history.folder.path)} == {"engines", "first_tokens"}
     with open_history(history.folder.path) as connection:
         assert connection.sql("SELECT model FROM engines").fetchall() == [("m",)]
-        assert connection.sql("FROM sessions").fetchall() == []
+        assert connection.sql("FROM sealed_batches").fetchall() == []
 
 
 @pytest.mark.slow

@@ -41,7 +41,7 @@ def count(path: Path, table: str) -> int:
 
 def last_batches(path: Path) -> dict[str, int]:
     with open_history(path) as connection:
-        return dict(connection.execute("SELECT session_id, batch FROM sessions").fetchall())
+        return dict(connection.execute("SELECT session_id, batch FROM sealed_batches").fetchall())
 
 
 @pytest.mark.slow

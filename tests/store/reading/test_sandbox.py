@@ -68,7 +68,7 @@ WRITE = "COPY (SELECT 1 AS a) TO '{segments}/mine.parquet' (FORMAT parquet)"
         (WRITE, "COPY statements are not allowed"),
         ("EXPLAIN ANALYZE " + WRITE, "EXPLAIN statements are not allowed"),
         ("WITH d AS (" + WRITE + ") SELECT 1", "must be at the top level"),
-        ("WITH d AS (DELETE FROM sessions RETURNING *) SELECT * FROM d", "must be at the top level"),
+        ("WITH d AS (DELETE FROM sealed_batches RETURNING *) SELECT * FROM d", "must be at the top level"),
         ("FROM query('WITH d AS (" + WRITE.replace("'", "''") + ") SELECT 1')", "must be at the top level"),
         ("ATTACH '/tmp/other.duckdb'", "ATTACH statements are not allowed"),
         ("SET enable_external_access = true", "SET statements are not allowed"),
