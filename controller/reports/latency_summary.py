@@ -49,6 +49,10 @@ class PartFigures:
     p99_ttft_s: float
     max_ttft_s: float
     mean_tpot_s: float
+    makespan_s: float
+    """From the first arrival to the last answer's end."""
+    tokens_per_s: float
+    """Output tokens over that."""
 
 
 def part_figures(requests: Sequence[CompletedRequest]) -> PartFigures:
@@ -56,6 +60,7 @@ def part_figures(requests: Sequence[CompletedRequest]) -> PartFigures:
     assert requests, "a part has at least one request"
     ttlt_s = np.array([request.ttlt_s for request in requests])
     ttft_s = np.array([request.ttft_s for request in requests])
+    makespan_s = max(request.finished_s for request in requests) - min(request.arrival_s for request in requests)
     return PartFigures(
         requests=len(requests),
         mean_ttlt_s=float(ttlt_s.mean()),
@@ -64,6 +69,8 @@ def part_figures(requests: Sequence[CompletedRequest]) -> PartFigures:
         p99_ttft_s=float(np.percentile(ttft_s, 99)),
         max_ttft_s=float(ttft_s.max()),
         mean_tpot_s=float(np.mean([request.tpot_s for request in requests])),
+        makespan_s=makespan_s,
+        tokens_per_s=sum(request.output_tokens for request in requests) / makespan_s if makespan_s else 0.0,
     )
 
 

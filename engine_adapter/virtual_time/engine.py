@@ -55,6 +55,9 @@ class TraceRequest:
     """Id of the request whose conversation this one continues: `serve` lets it arrive ``pause_s`` after that one's end,
     with that one's prompt and answer before its own tokens. A request is continued at most once."""
     pause_s: float = 0.0
+    own_prompt: bool = False
+    """Whether a request that continues another has its own tokens alone as its prompt, as the next job of a client that
+    keeps a number of them in flight."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,8 +231,8 @@ class _Pending:
                 continue
             request = self._following.pop(life.request_id)
             arrival_s = life.finished_s + request.pause_s
-            prompt = former.token_ids + _answer(life) + request.token_ids
-            continued = replace(request, arrival_s=arrival_s, token_ids=prompt)
+            before = () if request.own_prompt else former.token_ids + _answer(life)
+            continued = replace(request, arrival_s=arrival_s, token_ids=before + request.token_ids)
             heappush(self._timed, (arrival_s, next(self._serial), continued))
 
 

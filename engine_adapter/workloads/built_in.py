@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from engine_adapter.workloads.beside_others import batch_interactive, tenants, tenants_backlog
 from engine_adapter.workloads.length_distributions import Lengths, LogNormal
 from engine_adapter.workloads.rows import WorkloadRow
 from engine_adapter.workloads.token_ids import PREFIX_BLOCK_TOKENS
@@ -111,6 +112,7 @@ def _calls(first: int, count: int, generator: np.random.Generator) -> Iterator[W
             response_len_tokens=answers[number],
             arrival_s=starts_s[session] if opens else starts_s[-1],
             client=f"session-{session + 1}",
+            session=f"session-{session + 1}",
             continues=None if opens else first + number - SESSIONS,
             pause_s=0.0 if opens else pauses_s[number],
         )
@@ -132,6 +134,9 @@ BUILT_IN: dict[str, Rows] = {
     "prefix-4k-two": _prefixes(prefixes=2, tokens=4_096),
     "long-prompts": _long_prompts,
     "sessions": _sessions,
+    "tenants": tenants,
+    "tenants-backlog": tenants_backlog,
+    "batch-interactive": batch_interactive,
 }
 """Names of built-in workloads without texts.
 
@@ -139,4 +144,7 @@ BUILT_IN: dict[str, Rows] = {
 ``prefix-4k-two``: the same with one of two prefixes of 4,096 tokens.
 ``long-prompts``: a short request a second and a prompt of 120,000 tokens each minute; needs a context of 131,072 tokens.
 ``sessions``: 48 clients in a closed loop; a call's prompt is the former one, its answer and 300 new tokens.
+``tenants``: a request a second of a small tenant, first alone and then beside a large one with 40 long jobs in flight.
+``tenants-backlog``: two tenants with 40 jobs in flight each, of very different sizes.
+``batch-interactive``: a batch of priority 10 at the start and a request a second of priority 0.
 """

@@ -268,8 +268,10 @@ class _Maker:
             true_output_tokens=row.response_len_tokens,
             priority=row.priority,
             tenant=row.client,
+            session=row.session,
             continues=None if row.continues is None else f"request-{row.continues}",
             pause_s=row.pause_s,
+            own_prompt=row.own_prompt,
         )
 
     def _token_ids(self, row: WorkloadRow, number: int) -> tuple[int, ...]:

@@ -37,6 +37,10 @@ class WorkloadRow:
     """Number of the row, from 0, whose prompt and answer come before this one's prompt, and whose end it follows."""
     pause_s: float = 0.0
     """Seconds between the end of the request that it continues and its arrival."""
+    own_prompt: bool = False
+    """Whether the prompt is its own alone, though it follows another's end."""
+    session: str | None = None
+    """The conversation that it belongs to, as its client names it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -165,7 +165,7 @@ def _is_tuned(policy: str, spec: BenchSpec) -> bool:
 def _capacity_runs(spec: BenchSpec, seed: int, *, lives: bool) -> Iterator[RunSpec]:
     """Runs that measure the capacity: all measured requests at once, first come, first served."""
     base = replace(_base_run(spec, seed), policy="fcfs", arrivals=arrival_plan("own"), schedule=Schedule())
-    base = replace(base, scheduling="fcfs", mix=None, lives=lives)
+    base = replace(base, scheduling="fcfs", mix=None, fair_tenants=False, lives=lives)
     for watermark in WATERMARKS if spec.tuned else WATERMARKS[:1]:
         yield replace(base, watermark=watermark)
 
@@ -184,6 +184,7 @@ def _base_run(spec: BenchSpec, seed: int) -> RunSpec:
         prefix_caching=spec.prefix_caching,
         watermark=0.0,
         mix=spec.mix,
+        fair_tenants=spec.fair_tenants,
         scheduling=spec.scheduling,
         schedule=replace(spec.schedule, objective=spec.objective),
     )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from controller.benchmark.scheduling.group_figures import GroupFigures
 from controller.benchmark.scheduling.run import PolicyRun, RunSpec
 from controller.reports.latency_summary import PartFigures, PolicyFigures
 from controller.reports.service_figures import ServiceFigures
@@ -37,6 +38,7 @@ class Trial:
     figures: PolicyFigures
     parts: dict[str, PartFigures]
     service: ServiceFigures | None = None
+    groups: GroupFigures = field(default_factory=GroupFigures)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +63,7 @@ class PolicyResult:
                 figures=run.figures,
                 parts=run.parts,
                 service=run.service,
+                groups=run.groups,
             )
             for spec, run in runs.items()
         ]
@@ -146,7 +149,7 @@ class BenchResult:
             "versions": self.versions,
             "policies": {name: asdict(figures) for name, figures in self.figures.items()},
             "spread": {
-                name: {field.name: asdict(self.spread(name, field.name)) for field in fields(PolicyFigures)}
+                name: {one.name: asdict(self.spread(name, one.name)) for one in fields(PolicyFigures)}
                 for name in self.spec.policies
             },
             "by_seed": [_seed_json(seed) for seed in self.seeds],
@@ -210,7 +213,7 @@ def _mean(figures: list[PolicyFigures]) -> PolicyFigures:
     if len(figures) == 1:
         return figures[0]
     means: Mapping[str, Any] = {
-        field.name: fmean(getattr(one, field.name) for one in figures) for field in fields(PolicyFigures)
+        one.name: fmean(getattr(of_seed, one.name) for of_seed in figures) for one in fields(PolicyFigures)
     }
     return PolicyFigures(**means)
 

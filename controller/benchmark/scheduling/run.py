@@ -8,14 +8,16 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
+from controller.benchmark.scheduling.group_figures import GroupFigures, TenantService, session_figures
 from controller.benchmark.scheduling.inter_token_times import InterTokenTimes
 from controller.benchmark.scheduling.learners import bench_learner
-from controller.benchmark.scheduling.service_mix import in_classes, mix_named, told
+from controller.benchmark.scheduling.service_mix import in_classes, knows_service, mix_named, told
 from controller.benchmark.warm_up import RememberedFeatures, warm_up
 from controller.core.in_process import IN_PROCESS, InProcessController
 from controller.policy.baselines import BenchContext, bench_policy, is_ours, ordering_of, scheduling_of
 from controller.policy.policies import Schedule
 from controller.policy.policy import Policy
+from controller.policy.service_levels import ServiceLevels, Tenants
 from controller.reports.latency_summary import PartFigures, PolicyFigures, figures, part_figures
 from controller.reports.service_figures import Asked, ServiceFigures, service_figures
 from engine_adapter.transport.link import EngineLink, NoLink
@@ -70,6 +72,8 @@ class RunSpec:
     """The engine's own order under policies that order; those that do not have their own."""
     mix: str | None = None
     """Service classes that the requests are in; None for none."""
+    fair_tenants: bool = False
+    """Whether tenants share the engine by equal weights under `sage`, and how fairly they did is measured."""
     schedule: Schedule
     """The settings of `sage`."""
     lives: bool = True
@@ -97,6 +101,7 @@ class PolicyRun:
     """Figures of the requests with short and with long prompts, and of each class, where there are several."""
     service: ServiceFigures | None
     """How many met their targets; None for requests in no service classes."""
+    groups: GroupFigures
     served_rps: float
     """Requests per second between the 20th and the 80th percentile of the completions: with all requests at once the capacity."""
     completed: tuple[CompletedRequest, ...]
@@ -112,15 +117,17 @@ def run_policy(spec: RunSpec, timer: Callable[[], float], progress: Progress | N
     trace = _prepared(spec.workload, spec.requests, spec.warmup, spec.seed, _room_tokens(profile))
     measured = _timed(trace, spec)
     policy = _policy(spec, profile, measured)
-    controller = _controller(spec.policy, policy, trace.warmup, model=profile.name) if policy.orders else None
+    controller = _controller(spec, policy, trace.warmup, model=profile.name) if policy.orders else None
     link: EngineLink = controller.link(lambda: engine.now_s) if controller else NoLink()
     engine = _engine(spec, profile, policy, link)
     timeline = _Timeline(profile, progress)
     levels = _ServiceLevels(measured, spec)
+    groups = _Groups(measured, spec, profile)
 
     def on_step(step: Step) -> None:
         timeline.add(step)
         levels.add(step)
+        groups.add(step)
 
     totals = serve(engine, levels.told, on_step=on_step)
     if controller is not None:
@@ -130,6 +137,7 @@ def run_policy(spec: RunSpec, timer: Callable[[], float], progress: Progress | N
         figures=figures(totals, watermark=spec.watermark, wall_s=timer() - started_s),
         parts=parts_of(totals.completed, measured),
         service=levels.figures(totals.completed),
+        groups=groups.figures(totals.completed),
         served_rps=capacity_rps(totals.completed),
         completed=tuple(totals.completed) if spec.lives else (),
         timeline=tuple(timeline.moments) if spec.lives else (),
@@ -140,16 +148,23 @@ def run_policy(spec: RunSpec, timer: Callable[[], float], progress: Progress | N
 LONG_PROMPT_TOKENS = 2_000
 """Prompts from this length on are long ones."""
 
+MOST_TENANTS = 8
+"""Figures are reported of each tenant where there are no more than these."""
+
 
 def parts_of(completed: Sequence[CompletedRequest], measured: Sequence[TraceRequest]) -> dict[str, PartFigures]:
-    """Figures of the short and the long prompts, and of each class; none where there is but one of them."""
+    """Figures of the short and the long prompts, of each class and of a few tenants; none where there is but one of them."""
     classes = {request.request_id: request.priority for request in measured}
+    tenants = {request.request_id: request.tenant for request in measured}
     by_length: defaultdict[str, list[CompletedRequest]] = defaultdict(list)
     by_class: defaultdict[str, list[CompletedRequest]] = defaultdict(list)
+    by_tenant: defaultdict[str, list[CompletedRequest]] = defaultdict(list)
     for request in completed:
         by_length["long" if request.prompt_tokens >= LONG_PROMPT_TOKENS else "short"].append(request)
         by_class[f"class {classes[request.request_id]}"].append(request)
-    several = [parts for parts in (by_length, by_class) if len(parts) > 1]
+        by_tenant[f"tenant {tenants[request.request_id]}"].append(request)
+    few = by_tenant if len(by_tenant) <= MOST_TENANTS else {}
+    several = [parts for parts in (by_length, by_class, few) if len(parts) > 1]
     return {name: part_figures(requests) for parts in several for name, requests in sorted(parts.items())}
 
 
@@ -176,11 +191,12 @@ def _policy(spec: RunSpec, profile: Profile, measured: Sequence[TraceRequest]) -
     return bench_policy(spec.policy, BenchContext(schedule=spec.schedule, lengths=lengths))
 
 
-def _controller(name: str, policy: Policy, warmup: Sequence[TraceRequest], *, model: str) -> InProcessController:
+def _controller(spec: RunSpec, policy: Policy, warmup: Sequence[TraceRequest], *, model: str) -> InProcessController:
     """The controller under a policy; a baseline has no guard and uses its own predictions, right or wrong."""
-    learner = RememberedFeatures(bench_learner(name))
-    guard = GuardSettings(enabled=is_ours(name))
-    config = replace(IN_PROCESS, calibration=CalibrationSettings(guard=guard))
+    learner = RememberedFeatures(bench_learner(spec.policy))
+    guard = GuardSettings(enabled=is_ours(spec.policy))
+    service = ServiceLevels(tenants=Tenants(fair=spec.fair_tenants and knows_service(spec.policy)))
+    config = replace(IN_PROCESS, calibration=CalibrationSettings(guard=guard), service=service)
     controller = InProcessController(learner, policy, config=config)
     warm_up(controller.core, learner, warmup, model=model)
     return controller
@@ -249,6 +265,26 @@ class _ServiceLevels:
         if not self._asked:
             return None
         return service_figures(completed, self._asked, paced_itl_p99=self._times.p99_over_target)
+
+
+class _Groups:
+    """Tenants and sessions of a run."""
+
+    def __init__(self, measured: Sequence[TraceRequest], spec: RunSpec, profile: Profile) -> None:
+        tenants = {one.request_id: one.tenant or "" for one in measured}
+        self._sessions = {one.request_id: one.session for one in measured if one.session is not None}
+        self._tenants = TenantService(profile, tenants) if spec.fair_tenants else None
+
+    def add(self, step: Step) -> None:
+        """Add a step."""
+        if self._tenants is not None:
+            self._tenants.add(step)
+
+    def figures(self, completed: Sequence[CompletedRequest]) -> GroupFigures:
+        """The figures."""
+        mean_s, p95_s = session_figures(completed, self._sessions) or (None, None)
+        jain_index = self._tenants.jain_index(completed) if self._tenants else None
+        return GroupFigures(jain_index=jain_index, session_mean_s=mean_s, session_p95_s=p95_s)
 
 
 class _Timeline:

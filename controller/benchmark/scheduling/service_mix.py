@@ -65,9 +65,14 @@ def in_classes(requests: Sequence[TraceRequest], mix: Sequence[MixedClass], seed
     ]
 
 
+def knows_service(policy: str) -> bool:
+    """Whether a policy keeps service levels and shares: ours, and no other's order under our gate."""
+    return is_ours(policy) and policy not in GATED
+
+
 def told(requests: Sequence[TraceRequest], mix: Sequence[MixedClass], policy: str) -> list[TraceRequest]:
     """What a policy is told: ours the targets, vLLM's order by priority each class's priority, all others neither."""
-    if is_ours(policy) and policy not in {WITHOUT_TARGETS, *GATED}:
+    if knows_service(policy) and policy != WITHOUT_TARGETS:
         return list(requests)
     priorities = {one.name: one.priority if policy == PRIORITY else None for one in mix}
     return [

@@ -52,6 +52,8 @@ class BenchSpec:
     """In a tuned benchmark, token budgets tried beside the profile's for policies that leave the order to the engine."""
     mix: str | None = None
     """Service classes that the requests are in, of `MIXES`, by whose goodput the best run is chosen; None for none."""
+    fair_tenants: bool = False
+    """Whether tenants share the engine by equal weights under `sage`, and how fairly they did is measured."""
     scheduling: Scheduling = "fcfs"
     """The engine's own order under policies that order, which then know that classes matter to the operator."""
     objective: Objective = "balanced"

@@ -41,7 +41,9 @@ BUDGETS = (512, 2_048)
 PROFILES = {"24k": "h800-qwen3-32b-24k", "68k": "h800-qwen3-32b", "480k": "h800-qwen3-32b-480k"}
 """Profiles by the word that stands in a case's name."""
 
-Kind: TypeAlias = Literal["traffic", "batch", "prefix", "sessions", "long-prompts", "classes"]
+Kind: TypeAlias = Literal[
+    "traffic", "batch", "prefix", "sessions", "long-prompts", "classes", "tenants", "backlog", "interactive"
+]
 """What the traffic is made of, which decides the targets."""
 
 
@@ -65,6 +67,8 @@ class Case:
     """The engine's own order under our policies."""
     requests: int = REQUESTS
     warmup: int = WARMUP
+    fair_tenants: bool = False
+    """Whether tenants share the engine by equal weights under our policies."""
     objectives: bool = True
     """Whether the other objectives run beside the default."""
 
@@ -114,6 +118,7 @@ class Case:
             engine=engine,
             arrivals=self.arrivals,
             scheduling=self.scheduling,
+            fair_tenants=self.fair_tenants,
             tuned=tuned,
             budgets=BUDGETS,
         )
@@ -132,6 +137,7 @@ def _built_in() -> list[Case]:
     two = replace(prefix, family="prefix-4k-two", workload="prefix-4k-two")
     own = replace(plain, place="480k", arrivals="unscaled")
     classes = replace(plain, family="classes", workload="classes", kind="classes", scheduling="priority")
+    shared = replace(own, place="68k", fair_tenants=True, objectives=False)
     return [
         *_loaded(plain),
         *_loaded(replace(plain, place="68k")),
@@ -151,6 +157,27 @@ def _built_in() -> list[Case]:
         replace(own, family="sessions", workload="sessions", kind="sessions", requests=SESSION_CALLS, warmup=300),
         replace(own, family="long-prompts", workload="long-prompts", kind="long-prompts", warmup=600),
         *(replace(classes, load=load) for load in CLASS_LOADS),
+        replace(shared, family="tenants", workload="tenants", kind="tenants", requests=900, warmup=300),
+        replace(
+            shared,
+            family="tenants-backlog",
+            workload="tenants-backlog",
+            kind="backlog",
+            arrivals="at-once",
+            requests=720,
+            warmup=300,
+        ),
+        replace(
+            own,
+            place="68k",
+            family="batch-interactive",
+            workload="batch-interactive",
+            kind="interactive",
+            scheduling="priority",
+            requests=1_500,
+            warmup=300,
+            objectives=False,
+        ),
     ]
 
 

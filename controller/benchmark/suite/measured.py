@@ -122,6 +122,18 @@ def part_mean(series: Series, part: str, figure: str) -> float:
     return fmean(float(getattr(trial.parts[part], figure)) for trial in series)
 
 
+def jain_index(series: Series) -> float | None:
+    """Mean over the seeds in which all tenants waited at the same time; None if they never did."""
+    found = [trial.groups.jain_index for trial in series if trial.groups.jain_index is not None]
+    return fmean(found) if found else None
+
+
+def session_ratio(ours: Series, theirs: Series) -> float:
+    """Mean over the seeds of our mean time of a session over theirs; both have sessions."""
+    pairs = [(our.groups.session_mean_s, their.groups.session_mean_s) for our, their in zip(ours, theirs, strict=True)]
+    return fmean(our / their for our, their in pairs if our and their)
+
+
 def _mean_ttlt_s(trial: Trial) -> float:
     return trial.figures.mean_ttlt_s
 

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from controller.benchmark.suite.measured import Measured, mean_of, ratio
 from controller.benchmark.suite.suite import SHOWN, SuiteResult
-from controller.benchmark.suite.targets import Check, checks, domination, over_best
+from controller.benchmark.suite.targets import DOMINATED_BELOW, Check, checks, domination, over_best
 from controller.reports.page import colour, heading, plot, write_page
 from controller.reports.tables import html_table, text_table
 
@@ -31,16 +31,16 @@ def case_table(measured: Measured) -> Table:
 def case_line(measured: Measured) -> str:
     """One line that says who comes closest to dominating us, and which targets are missed."""
     closest, whose = domination(measured.default, measured.rivals)
-    verdict = checks(measured)[0]
+    dominated = closest > 1.0 / DOMINATED_BELOW
     missed = [
         f"{check.name} {_value(check)} ({check.sense} {_limit(check)})"
         for check in checks(measured)
         if not check.passed
     ]
     who = (
-        f"not dominated ({whose} comes closest, {closest:.2f})"
-        if verdict.passed
-        else f"DOMINATED by {whose} ({closest:.2f})"
+        f"DOMINATED by {whose} ({closest:.2f})"
+        if dominated
+        else f"not dominated ({whose} comes closest, {closest:.2f})"
     )
     return f"{measured.name}: {who}; " + ("missed: " + ", ".join(missed) if missed else "all targets are met")
 

@@ -14,18 +14,24 @@ from controller.benchmark.suite.cases import TAIL_LOAD, Kind
 from controller.benchmark.suite.measured import (
     Measured,
     Series,
+    jain_index,
     mean_of,
     part_mean,
     part_ratio,
     ratio,
+    session_ratio,
 )
 from controller.policy.baselines import PRIORITY
+from engine_adapter.workloads.beside_others import LARGE, SMALL, SMALL_ALONE
 
 DOMINATED_BELOW = 0.97
 """A rival that has less than this share of our mean and of our 99th percentile dominates us."""
 
 QUEUE_SHARE = 0.1
 """A queue stands where requests of stock first come, first served wait for this share of their time, on average."""
+
+PROMISES: frozenset[Kind] = frozenset({"tenants", "backlog", "interactive"})
+"""Kinds of traffic in which some requests are to go before others at the cost of these: only their own targets count."""
 
 GATING = ("never dominated", "mean over stock")
 """The checks that decide the short form."""
@@ -70,9 +76,10 @@ class Check:
 
 def checks(measured: Measured) -> list[Check]:
     """Every target that a case has."""
-    found = [*_default(measured), *_mean_objective(measured), *_tail_objective(measured)]
-    found.extend(_OF_KIND.get(measured.case.kind, _none)(measured))
-    return found
+    own = _OF_KIND.get(measured.case.kind, _none)(measured)
+    if measured.case.kind in PROMISES:
+        return list(own)
+    return [*_default(measured), *_mean_objective(measured), *_tail_objective(measured), *own]
 
 
 def domination(ours: Series, rivals: Mapping[str, Series]) -> tuple[float, str]:
@@ -148,6 +155,8 @@ def _sessions(measured: Measured) -> Iterator[Check]:
     yield Check(name="mean TTFT over stock", value=value, limit=0.7, against="fcfs")
     hits = ratio(measured.default, measured.stock, "prefix_hit_share")
     yield Check(name="prefix hits over stock", value=hits, limit=1.0, against="fcfs", sense="at least")
+    whole = session_ratio(measured.default, measured.stock)
+    yield Check(name="mean time of a session over stock", value=whole, limit=0.8, against="fcfs")
 
 
 def _long_prompts(measured: Measured) -> Iterator[Check]:
@@ -170,6 +179,31 @@ def _classes(measured: Measured) -> Iterator[Check]:
     )
 
 
+def _tenants(measured: Measured) -> Iterator[Check]:
+    ours = measured.default
+    beside, alone = (part_mean(ours, f"tenant {name}", "mean_ttlt_s") for name in (SMALL, SMALL_ALONE))
+    yield Check(name="TTLT of the small tenant beside the large one over alone", value=beside / alone, limit=2.0)
+    tokens = part_ratio(ours, measured.stock, f"tenant {LARGE}", "tokens_per_s")
+    yield Check(
+        name="tokens/s of the large tenant over stock", value=tokens, limit=0.95, against="fcfs", sense="at least"
+    )
+
+
+def _backlog(measured: Measured) -> Iterator[Check]:
+    found = jain_index(measured.default)
+    yield Check(
+        name="Jain's index while both tenants wait", value=1.0 if found is None else found, limit=0.9, sense="at least"
+    )
+
+
+def _interactive(measured: Measured) -> Iterator[Check]:
+    ours = measured.default
+    first, last = (pick(_classes_of(ours), key=_number) for pick in (min, max))
+    yield Check(name="P99 TTFT of the first class, s", value=part_mean(ours, first, "p99_ttft_s"), limit=1.0)
+    makespan = part_ratio(ours, measured.stock, last, "makespan_s")
+    yield Check(name="makespan of the batch over stock", value=makespan, limit=1.05, against="fcfs")
+
+
 def _classes_of(series: Series) -> Iterable[str]:
     return [part for part in series[0].parts if part.startswith("class ")]
 
@@ -187,4 +221,7 @@ _OF_KIND: dict[Kind, Callable[[Measured], Iterator[Check]]] = {
     "sessions": _sessions,
     "long-prompts": _long_prompts,
     "classes": _classes,
+    "tenants": _tenants,
+    "backlog": _backlog,
+    "interactive": _interactive,
 }

@@ -83,6 +83,21 @@ def test_a_request_that_continues_another_arrives_after_its_end_with_the_whole_c
     assert lives["third"].cached_prompt_tokens == 80
 
 
+def test_the_next_job_of_a_client_has_a_prompt_of_its_own() -> None:
+    """It arrives as the one before it ends."""
+    seen: dict[str, TraceRequest] = {}
+
+    class Watched(SimulatedEngine):
+        def submit(self, request: TraceRequest) -> None:
+            seen[request.request_id] = request
+            super().submit(request)
+
+    trace = [request("first"), replace(request("second"), token_ids=(7, 8), continues="first", own_prompt=True)]
+    totals = serve(Watched(PROFILE, link=NoLink()), trace)
+    assert seen["second"].token_ids == (7, 8)
+    assert seen["second"].arrival_s == totals.completed[0].finished_s
+
+
 def test_nobody_continues_what_was_aborted() -> None:
     """The session is over, and the run ends."""
     trace = [request("first", output_tokens=500, leaves_s=0.5), replace(request("second"), continues="first")]

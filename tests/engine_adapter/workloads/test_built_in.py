@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from engine_adapter.virtual_time.engine import TraceRequest
+from engine_adapter.workloads.beside_others import BATCH_PRIORITY, IN_FLIGHT, LARGE, SMALL, SMALL_ALONE
 from engine_adapter.workloads.built_in import BUILT_IN, LONG_PROMPT_TOKENS, SESSIONS
 from engine_adapter.workloads.requests import BenchTrace, bench_trace
 from store.errors import WorkloadError
@@ -67,6 +68,45 @@ def test_a_session_s_call_continues_the_one_before_it() -> None:
     assert [request.continues for request in calls] == [request.request_id for request in measured[: len(calls)]]
     assert 0.6 < np.median([request.pause_s for request in calls]) < 1.6
     assert all(request.continues is None for request in firsts)
+
+
+def test_the_calls_of_a_session_say_which_it_is() -> None:
+    """Its first one and those that continue it."""
+    measured = trace("sessions", requests=200).measured
+    assert [request.session for request in measured] == [request.tenant for request in measured]
+    assert len({request.session for request in measured}) == SESSIONS
+
+
+def test_a_large_tenant_keeps_jobs_in_flight_after_a_small_one_was_alone() -> None:
+    """A job follows another's end with a prompt of its own; the small tenant asks about once a second throughout."""
+    measured = trace("tenants", requests=900).measured
+    jobs = [request for request in measured if request.tenant == LARGE]
+    alone = [request for request in measured if request.tenant == SMALL_ALONE]
+    beside = [request for request in measured if request.tenant == SMALL]
+    assert (len(jobs), len(alone), len(beside)) == (200, 200, 500)
+    assert len({request.arrival_s for request in jobs[:IN_FLIGHT]}) == 1
+    assert alone[-1].arrival_s < jobs[0].arrival_s == beside[0].arrival_s
+    assert [job.continues for job in jobs[IN_FLIGHT:]] == [job.request_id for job in jobs[:-IN_FLIGHT]]
+    assert all(job.own_prompt and len(job.token_ids) == 8_000 for job in jobs[IN_FLIGHT:])
+    assert beside[-1].arrival_s == pytest.approx(700.0, rel=0.15)
+
+
+def test_two_tenants_with_a_backlog_keep_jobs_in_flight_each_on_its_own() -> None:
+    """Nobody's job waits for another tenant's to end."""
+    measured = trace("tenants-backlog", requests=300).measured
+    by_id = {request.request_id: request for request in measured}
+    follow = [(request, by_id[request.continues]) for request in measured if request.continues]
+    assert len(follow) == 300 - 2 * IN_FLIGHT
+    assert all(request.tenant == before.tenant for request, before in follow)
+
+
+def test_a_batch_stands_beside_interactive_requests() -> None:
+    """All of it at the start, behind them by its priority."""
+    measured = trace("batch-interactive", requests=1_500).measured
+    batch = [request for request in measured if request.priority == BATCH_PRIORITY]
+    assert len(batch) == 500
+    assert {request.arrival_s for request in batch} == {0.0}
+    assert max(request.arrival_s for request in measured) == pytest.approx(1_000.0, rel=0.15)
 
 
 def test_a_closed_loop_is_refused_where_arrivals_do_not_follow_ends() -> None:
