@@ -380,6 +380,15 @@ def test_nothing_else_of_a_body_changes(
 
 
 @given(
+    body=bodies, name=st.sampled_from([*HEADERS, b"x-vllm-priority", b"x-dynamo-request-priority"]), value=st.binary()
+)
+def test_nonsense_is_the_clients_error_and_never_the_servers(body: dict[str, Any], name: bytes, value: bytes) -> None:
+    """Whatever bytes stand in a header or a field: the request is served or refused."""
+    messages = [{"type": "http.request", "body": json.dumps(body).encode()}]
+    assert Exchange().serve(messages, raw=[(name, value)]).status in {200, 400}
+
+
+@given(
     body=bodies.filter(
         lambda body: not body.keys() & {"user", "safety_identifier", "service_tier", "nvext", "vllm_xargs"}
     )
