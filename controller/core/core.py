@@ -122,6 +122,10 @@ class Core:
         """The latest scores of predictions, and which models and clusters are trusted; not to be changed."""
         return self._state.predictor.calibration
 
+    def service_s(self, session_id: str, finished: Finished) -> float | None:
+        """What a finished request used, in engine-seconds at its engine's present prices; None for an unknown engine."""
+        return next((session.service_s(finished) for session in self._state.sessions.named(session_id)), None)
+
     @property
     def policy_name(self) -> str:
         """The name of the policy."""

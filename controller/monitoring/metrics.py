@@ -17,6 +17,7 @@ from controller.monitoring.live_state import EngineView, Live, LiveSnapshot
 from controller.monitoring.loop_pauses import LoopPauses
 from controller.monitoring.request_metrics import CappedLabel, RequestMetrics, bounded_label
 from controller.monitoring.request_tracker import TrackedRequest
+from controller.monitoring.service_metrics import ServiceMetrics
 from controller.monitoring.surroundings import open_files, open_files_limit
 from controller.monitoring.tracing import Telemetry
 from controller.prompt_encoder import Encoder
@@ -103,6 +104,7 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self.requests = RequestMetrics(self.registry)
+        self.service = ServiceMetrics(self.registry)
         self.tick_s = Histogram(
             "sagesched_tick_seconds",
             "Time that one turn of the control loop took, without waiting.",
@@ -150,8 +152,23 @@ class Metrics:
         self.registry.register(self._transport)
         self.registry.register(LiveCollector(live))
 
-    def count_finished(self, engine: str, fact: Finished, request: TrackedRequest | None, model: str | None) -> None:
-        """Count a completed request; ``request`` holds what else was recorded about it."""
+    def count_finished(
+        self,
+        engine: str,
+        fact: Finished,
+        request: TrackedRequest | None,
+        model: str | None,
+        service_s: float | None = None,
+    ) -> None:
+        """Count a completed request.
+
+        Args:
+            engine: its engine.
+            fact: its end.
+            request: what else was recorded about it.
+            model: the model that served it.
+            service_s: engine-seconds that it used; None if not known.
+        """
         engine_id = self._engine_labels.of(engine)
         self.finished.labels(engine_id, fact.reason).inc()
         self.generated_tokens.labels(engine_id).inc(fact.output_tokens)
@@ -159,6 +176,7 @@ class Metrics:
             self.prefix_hit_tokens.labels(engine_id, "expected").inc(fact.expected_cached_tokens)
             self.prefix_hit_tokens.labels(engine_id, "found").inc(fact.cached_prompt_tokens)
         self.requests.count(engine_id, fact, request, model)
+        self.service.count(fact, request, service_s)
 
     def count_prediction(self, prediction: Prediction) -> None:
         """Count a prediction."""

@@ -75,6 +75,12 @@ class RequestMetrics:
         self.tpot_s = self._histogram(
             "tpot_seconds", "Time per output token after the first.", engine, TOKEN_SECONDS_BUCKETS_S
         )
+        self.itl_s = self._histogram(
+            "inter_token_seconds",
+            "Longest and 99 % quantile of the times between two output tokens of each finished request.",
+            ("engine_id", "statistic"),
+            TOKEN_SECONDS_BUCKETS_S,
+        )
         self.queue_s = self._histogram("queue_seconds", "Time in the queue before the first place in a step.", engine)
         self.prompt_s = self._histogram("prefill_seconds", "Time from the first place to the first token.", engine)
         self.decode_s = self._histogram("decode_seconds", "Time from the first to the last token.", engine)
@@ -130,6 +136,9 @@ class RequestMetrics:
         of(self.decode_s, engine_id).observe(decode_s)
         if fact.scheduled_s is not None:
             of(self.prompt_s, engine_id).observe(max(0.0, fact.first_token_s - fact.scheduled_s))
+        for statistic, value_s in (("p99", fact.itl_p99_s), ("max", fact.itl_max_s)):
+            if value_s is not None:
+                of(self.itl_s, engine_id, statistic).observe(value_s)
         if fact.output_tokens > 1:
             of(self.tpot_s, engine_id).observe(decode_s / (fact.output_tokens - 1))
 

@@ -1,4 +1,4 @@
-"""Keeps what metrics and spans need of a completed request: its arrival, prediction, first decision and preemptions.
+"""Keeps what metrics and spans need of a completed request: its arrival, promise, prediction, first decision and preemptions.
 
 It is bounded, and only the control loop's thread uses it; everything else about the recent past is in the history.
 """
@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import msgspec
 
-from store.entries import Decision, EngineSeen, Entry, Prediction
+from store.entries import Decision, EngineSeen, Entry, Prediction, Promised
 from store.records import Arrived, Finished, Hello, Preempted
 
 REQUESTS_KEPT = 10_000
@@ -31,6 +31,8 @@ class TrackedRequest:
     """The first one."""
     decision: Decision | None = None
     """The first one."""
+    promised: Promised | None = None
+    """The last one."""
     preempted_s: list[float] = field(default_factory=list)
 
 
@@ -44,7 +46,7 @@ class RequestTracker:
     def observe(self, entry: Entry) -> TrackedRequest | None:
         """Update a request from an entry, and return the request; a completed one is forgotten."""
         match entry.record:
-            case Arrived() | Prediction() | Decision() | Preempted() as record:
+            case Arrived() | Prediction() | Decision() | Promised() | Preempted() as record:
                 return self._keep(entry, record)
             case Finished(request_id=request_id):
                 return self._requests.pop((entry.session_id, request_id), None)
@@ -56,7 +58,7 @@ class RequestTracker:
         """The hello of a session."""
         return self._hellos.get(session_id)
 
-    def _keep(self, entry: Entry, record: Arrived | Prediction | Decision | Preempted) -> TrackedRequest:
+    def _keep(self, entry: Entry, record: Arrived | Prediction | Decision | Promised | Preempted) -> TrackedRequest:
         key = (entry.session_id, record.request_id)
         request = self._requests.get(key)
         if request is None:
@@ -69,6 +71,8 @@ class RequestTracker:
                 request.prediction = request.prediction or record
             case Decision():
                 request.decision = request.decision or record
+            case Promised():
+                request.promised = record
             case Preempted() if len(request.preempted_s) < PREEMPTIONS_KEPT:
                 request.preempted_s.append(record.time_s)
         return request

@@ -267,7 +267,8 @@ class ControlLoop:
             self._metrics.count_snapshot(entry.engine_id, record)
         elif isinstance(record, Finished):
             hello = self._requests.hello(entry.session_id)
-            self._metrics.count_finished(entry.engine_id, record, request, hello.model if hello else None)
+            used_s = self._core.service_s(entry.session_id, record)
+            self._metrics.count_finished(entry.engine_id, record, request, hello.model if hello else None, used_s)
             if self._telemetry is not None:
                 self._telemetry.record(Ended(record, request, hello))
         elif isinstance(record, Arrived):

@@ -71,7 +71,7 @@ def test_every_alert_says_what_to_do_and_where_it_is_written() -> None:
         for title, body in re.findall(r"^#{2,4} (.+)\n((?:(?!^#{2,4} ).*\n?)*)", document, re.MULTILINE)
     }
     alerts = ALERT.findall((MONITORING / "alerts.yml").read_text())
-    assert len(alerts) == 18
+    assert len(alerts) == 20
     for name, body in alerts:
         assert re.search(r"severity: (info|warning|critical)", body), name
         assert re.search(r'summary: ".+"', body), name

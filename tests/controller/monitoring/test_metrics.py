@@ -9,8 +9,8 @@ from controller.monitoring.live_state import Live
 from controller.monitoring.metrics import Metrics
 from controller.monitoring.request_metrics import CLASSES, CLUSTERS, LABEL_BYTES, TENANTS, bounded_label
 from controller.monitoring.request_tracker import TrackedRequest
-from store.entries import Prediction
-from store.records import Arrived, Finished
+from store.entries import Prediction, Promised
+from store.records import Arrived, Finished, Targets
 
 
 def finished(**changes: Any) -> Finished:
@@ -138,3 +138,54 @@ def test_the_page_is_bounded_by_bytes_whatever_arrives() -> None:
     page = metrics.page()
     assert max(len(line) for line in page.splitlines()) < 4 * LABEL_BYTES
     assert len(page) < 16 << 20
+
+
+def promised(number: int, **changes: Any) -> TrackedRequest:
+    request = tracked(number)
+    chat = {"service_class": "chat", "targets": Targets(ttft_s=5.0, e2e_s=8.0), "objective": 0.9}
+    request.promised = Promised(request_id="r", time_s=100.0, **chat | changes)
+    return request
+
+
+def test_attainment_is_told_by_class_and_target() -> None:
+    """Each target by itself and all together; one that nobody promised anything is held to the assumed targets."""
+    metrics = Metrics(Live())
+    metrics.count_finished("e", finished(), promised(1), "m")
+    metrics.count_finished("e", finished(time_s=107.0), promised(2), "m")
+    metrics.count_finished("e", finished(first_token_s=None, reason="abort"), promised(3), "m")
+    metrics.count_finished("e", finished(first_token_s=101.0, time_s=101.5, scheduled_s=100.5), tracked(4), "m")
+    assumed = 'class="default (not configured)"'
+    assert values(metrics, "sagesched_slo_requests_total") == {
+        'class="chat",met="false"': 1.0, 'class="chat",met="true"': 1.0, f'{assumed},met="true"': 1.0,
+    }  # fmt: skip
+    assert values(metrics, "sagesched_slo_attainment_ratio") == {
+        'class="chat",target="ttft"': 1.0, 'class="chat",target="e2e"': 0.5, 'class="chat",target="all"': 0.5,
+        f'{assumed},target="ttft"': 1.0, f'{assumed},target="tpot"': 1.0, f'{assumed},target="all"': 1.0,
+    }  # fmt: skip
+    assert values(metrics, "sagesched_slo_missed_total") == {'cause="queued",class="chat"': 1.0}
+    assert values(metrics, "sagesched_slo_objective_ratio") == {'class="chat"': 0.9, assumed: 0.95}
+    metrics.count_finished("e", finished(arrival_s=9e3, time_s=9e3 + 9, first_token_s=9e3 + 1), promised(5), "m")
+    assert values(metrics, "sagesched_slo_attainment_ratio")['class="chat",target="all"'] == 0.0, "half an hour later"
+
+
+def test_tenants_are_charged_and_compared_by_weight() -> None:
+    """Engine-seconds by account; twice the weight may use twice as much, and whoever was long idle does not count."""
+    metrics = Metrics(Live())
+    for time_s, account, weight, used_s in ((10.0, "idle", 1.0, 99.0), (900.0, "a", 2.0, 4.0), (905.0, "b", 1.0, 2.0)):
+        request = promised(1, account=account, weight=weight)
+        metrics.count_finished("e", finished(time_s=time_s), request, "m", used_s)
+    metrics.count_finished("e", finished(time_s=911.0), promised(1, account="b", weight=1.0), "m", 0.0)
+    assert values(metrics, "sagesched_tenant_service_seconds_total") == {
+        'tenant="idle"': 99.0, 'tenant="a"': 4.0, 'tenant="b"': 2.0,
+    }  # fmt: skip
+    assert values(metrics, "sagesched_tenant_jain_index") == {"": 1.0}
+
+
+def test_pauses_between_tokens_are_measured() -> None:
+    """The longest of each request and its 99 % quantile, where the engine tells them."""
+    metrics = Metrics(Live())
+    metrics.count_finished("e", finished(itl_max_s=0.9, itl_p99_s=0.2), None, None)
+    metrics.count_finished("e", finished(), None, None)
+    assert values(metrics, "sagesched_inter_token_seconds_sum") == {
+        'engine_id="e",statistic="p99"': 0.2, 'engine_id="e",statistic="max"': 0.9,
+    }  # fmt: skip
