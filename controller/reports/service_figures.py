@@ -1,7 +1,6 @@
-"""How many requests of a run met their targets: goodput, attainment of each target, and what was missed.
+"""How many requests of a run met their targets: goodput, attainment of each target, what was missed and why.
 
-A request meets its targets if its time to first token (TTFT), its mean time per output token after the first (TPOT) and
-its time from arrival to the last token (end to end) are at most those that it has, and its answer came to its end.
+`store.service_levels` judges each request; here one that was aborted, by its client or because it was shed, misses all.
 """
 
 from __future__ import annotations
@@ -10,17 +9,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Literal, TypeAlias
 
 from engine_adapter.virtual_time.engine import CompletedRequest
 from store.records import Targets
-
-Target: TypeAlias = Literal["ttft", "tpot", "e2e"]
-TARGETS: tuple[Target, ...] = ("ttft", "tpot", "e2e")
-ANSWERED = frozenset({"stop", "length"})
-"""Reasons with which an answer came to its end."""
-ABORTED = "no whole answer"
-"""What a request misses that was aborted, shed or failed."""
+from store.service_levels import TARGETS, Course, Judgement, Target, judge
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +28,8 @@ class ClassFigures:
     """Share of the requests with a target that met it, by `TARGETS`; a target that nobody has is left out."""
     missed: dict[str, int]
     """Number of requests by what they missed, such as ``ttft`` or ``ttft+tpot``, the most frequent first."""
+    causes: dict[str, int]
+    """Number of requests by why they missed it, of `store.service_levels.Cause`, the most frequent first."""
     mean_ttlt_s: float
     makespan_s: float
     """From the first arrival to the last answer's end."""
@@ -82,48 +76,51 @@ def service_figures(
     )
 
 
-def missed(request: CompletedRequest, targets: Targets) -> tuple[str, ...]:
-    """The targets that a request missed, in the order of `TARGETS`; `ABORTED` alone for an answer without its end."""
-    if request.reason not in ANSWERED:
-        return (ABORTED,)
-    return tuple(name for name, reached_s, limit_s in _spans(request, targets) if reached_s > limit_s)
+def judgement(request: CompletedRequest, targets: Targets) -> Judgement:
+    """Whether a request met its targets; an aborted one missed them."""
+    course = Course(
+        arrival_s=request.arrival_s,
+        finished_s=request.finished_s,
+        reason=request.reason,
+        output_tokens=request.output_tokens,
+        scheduled_s=request.scheduled_s,
+        first_token_s=request.first_token_s,
+        preemptions=request.preemptions,
+        itl_max_s=request.itl_max_s,
+        shed="aborted" if request.reason == "abort" else None,
+    )
+    return judge(course, targets)
 
 
 def _class_figures(requests: Sequence[CompletedRequest], targets: Mapping[str, Targets | None]) -> ClassFigures:
     assert requests, "a class has at least one request"
-    asking = [(request, own) for request in requests for own in [targets[request.request_id]] if own is not None]
-    misses = [(own, missed(request, own)) for request, own in asking]
+    judged = [judgement(one, own) for one in requests for own in [targets[one.request_id]] if own is not None]
+    asked = [one for one in judged if one.met is not None]
+    attained = {name: _share(_of(one, name) for one in asked) for name in TARGETS}
     return ClassFigures(
         requests=len(requests),
-        asked=len(asking),
-        goodput=_share(not lost for _, lost in misses),
-        attainment={
-            name: share
-            for name in TARGETS
-            if (share := _share(_kept(lost, name) for own, lost in misses if _limit_s(own, name) is not None))
-            is not None
-        },
-        missed=dict(Counter("+".join(lost) for _, lost in misses if lost).most_common()),
+        asked=len(asked),
+        goodput=_share(one.met for one in asked),
+        attainment={name: share for name, share in attained.items() if share is not None},
+        missed=_counted(_missed(one) for one in asked if not one.met),
+        causes=_counted(one.cause for one in asked if one.cause is not None),
         mean_ttlt_s=fmean(request.ttlt_s for request in requests),
         makespan_s=max(request.finished_s for request in requests) - min(request.arrival_s for request in requests),
     )
 
 
-def _kept(lost: tuple[str, ...], name: Target) -> bool:
-    return name not in lost and ABORTED not in lost
+def _of(judged: Judgement, name: Target) -> bool | None:
+    return {"ttft": judged.ttft, "tpot": judged.tpot, "e2e": judged.e2e}[name]
 
 
-def _spans(request: CompletedRequest, targets: Targets) -> Iterable[tuple[Target, float, float]]:
-    reached_s = {"ttft": request.ttft_s, "tpot": request.tpot_s, "e2e": request.ttlt_s}
-    for name in TARGETS:
-        if (limit_s := _limit_s(targets, name)) is not None:
-            yield name, reached_s[name], limit_s
+def _missed(judged: Judgement) -> str:
+    return "+".join(name for name in TARGETS if _of(judged, name) is False)
 
 
-def _limit_s(targets: Targets, name: Target) -> float | None:
-    return {"ttft": targets.ttft_s, "tpot": targets.tpot_s, "e2e": targets.e2e_s}[name]
+def _counted(names: Iterable[str]) -> dict[str, int]:
+    return dict(Counter(names).most_common())
 
 
-def _share(met: Iterable[bool]) -> float | None:
-    values = list(met)
+def _share(met: Iterable[bool | None]) -> float | None:
+    values = [one for one in met if one is not None]
     return fmean(values) if values else None

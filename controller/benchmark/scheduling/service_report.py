@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 
 from rich.table import Table
 
 from controller.benchmark.scheduling.result import BenchResult
 from controller.policy.baselines import ENGINE_ORDERS
-from controller.reports.service_figures import TARGETS, ClassFigures, ServiceFigures
+from controller.reports.service_figures import ClassFigures, ServiceFigures
 from controller.reports.tables import text_table
+from store.service_levels import TARGETS
 
 
 def service_table(result: BenchResult) -> Table:
@@ -32,6 +34,7 @@ def service_headings(result: BenchResult) -> list[str]:
         *(f"{name} makespan s" for name in batch),
         "TTLT mean s",
         "missed most",
+        "why most",
         "watermark, budget",
     ]
 
@@ -65,7 +68,8 @@ def _cells(result: BenchResult, policy: str) -> list[str]:
         _mean(figures, lambda one: one.paced_itl_p99, "{:.2f}"),
         *(_mean_of_class(figures, name, lambda one: one.makespan_s, "{:.0f}") for name in batch),
         _mean(figures, lambda one: one.all.mean_ttlt_s, "{:.1f}"),
-        _most_missed(figures),
+        _most(one.all.missed for one in figures),
+        _most(one.all.causes for one in figures),
         _settings(result, policy),
     ]
 
@@ -96,15 +100,12 @@ def _mean_text(values: Sequence[float | None], form: str) -> str:
     return form.format(fmean(known)) if known else "-"
 
 
-def _most_missed(figures: Sequence[ServiceFigures]) -> str:
-    missed: dict[str, int] = {}
-    for one in figures:
-        for name, count in one.all.missed.items():
-            missed[name] = missed.get(name, 0) + count
-    if not missed:
-        return "-"
-    name = max(missed, key=missed.__getitem__)
-    return f"{name} {missed[name] / sum(missed.values()):.0%}"
+def _most(counted: Iterable[Mapping[str, int]]) -> str:
+    """The most frequent name and its share, summed over the seeds."""
+    total: Counter[str] = Counter()
+    for of_seed in counted:
+        total.update(of_seed)
+    return "".join(f"{name} {count / total.total():.0%}" for name, count in total.most_common(1)) or "-"
 
 
 def _settings(result: BenchResult, policy: str) -> str:

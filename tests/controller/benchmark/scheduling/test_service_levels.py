@@ -12,7 +12,7 @@ from controller.benchmark.scheduling.result import BenchResult
 from controller.benchmark.scheduling.service_mix import MIXES, in_classes, mix_named, told
 from controller.benchmark.scheduling.service_report import over_best_rival, service_table
 from controller.benchmark.scheduling.spec import BenchSpec
-from controller.reports.service_figures import ABORTED, Asked, service_figures
+from controller.reports.service_figures import Asked, service_figures
 from engine_adapter.transport.link import NoLink
 from engine_adapter.virtual_time.engine import CompletedRequest, Step, TraceRequest, serve
 from engine_adapter.virtual_time.profiles import profile_named
@@ -32,7 +32,7 @@ def ended(
     return CompletedRequest(
         request_id=request_id,
         arrival_s=5.0,
-        scheduled_s=5.0,
+        scheduled_s=5.0 + (ttft_s - 0.5 if ttft_s < 2.5 else 0.0),
         first_token_s=5.0 + ttft_s,
         finished_s=5.0 + ttlt_s,
         prompt_tokens=5,
@@ -52,7 +52,7 @@ def test_goodput_is_the_share_of_requests_with_targets_that_met_all_of_theirs() 
             ended("late", ttft_s=2.1, ttlt_s=3.0),
             ended("slow", ttft_s=1.0, ttlt_s=2.1),
             ended("both", ttft_s=3.0, ttlt_s=9.0),
-            ended("gone", ttft_s=0.1, ttlt_s=0.2, reason="abort"),
+            ended("gone", ttft_s=0.6, ttlt_s=0.7, reason="abort"),
             ended("job", ttft_s=29.0, ttlt_s=30.0),
             ended("free", ttft_s=500.0, ttlt_s=600.0),
         ],
@@ -60,7 +60,8 @@ def test_goodput_is_the_share_of_requests_with_targets_that_met_all_of_theirs() 
     )
     assert (figures.all.requests, figures.all.asked, figures.goodput) == (7, 6, 2 / 6)
     assert figures.all.attainment == {"ttft": 2 / 5, "tpot": 2 / 5, "e2e": 1.0}
-    assert figures.all.missed == {"ttft": 1, "tpot": 1, "ttft+tpot": 1, ABORTED: 1}
+    assert figures.all.missed == {"ttft": 1, "tpot": 1, "ttft+tpot": 2}
+    assert figures.all.causes == {"queued": 1, "prefill": 1, "paced": 1, "shed": 1}
     assert figures.classes["chat"].goodput == pytest.approx(1 / 5)
     assert figures.classes["agents"].goodput == pytest.approx(1.0)
     assert figures.classes["batch"].goodput is None
