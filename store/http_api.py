@@ -310,6 +310,32 @@ class Reproduction(View, frozen=True, kw_only=True):
     """Why the reproduction is poor; empty when it is good."""
 
 
+class Attained(View, frozen=True, kw_only=True):
+    """Shares of some requests that met their targets; None where nobody has such a target."""
+
+    goodput: float | None
+    """All targets that a request has."""
+    ttft: float | None
+    tpot: float | None
+    e2e: float | None
+
+
+class GainService(View, frozen=True, kw_only=True):
+    """The targets of the requests of one class, or of all, as measured and under three orders, all replayed."""
+
+    service_class: str | None
+    """None for all requests."""
+    requests: int
+    """Requests that have a target, the default ones where none was promised."""
+    actual: Attained
+    """Measured."""
+    fcfs: Attained
+    priority: Attained
+    """vLLM's own order by priority; first come, first served where all have the same one."""
+    modelled: Attained
+    """Under the policy."""
+
+
 class Gain(View, frozen=True, kw_only=True):
     """A comparison with first come, first served: what was measured, and two replays of the same requests."""
 
@@ -327,6 +353,10 @@ class Gain(View, frozen=True, kw_only=True):
     fcfs_tax: RecomputeTax
     tax: RecomputeTax
     per_request: PerRequest
+    service: tuple[GainService, ...] = ()
+    """All requests first, then each class."""
+    assumed_targets: int = 0
+    """Number of requests without class and targets, for which the default ones are assumed."""
     method: str
     """How these figures were computed, as text for readers."""
 

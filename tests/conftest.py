@@ -15,6 +15,7 @@ import pytest
 from controller.core.in_process import IN_PROCESS, InProcessController
 from controller.explain.lookup import recorded_timeline
 from controller.policy.policies import policy_named
+from controller.policy.service_levels import ServiceLevels
 from engine_adapter.agent.agent import AgentLimits
 from engine_adapter.virtual_time.engine import CompletedRequest, Step, TraceRequest, serve
 from engine_adapter.virtual_time.profiles import Profile
@@ -118,6 +119,7 @@ def _serve_small(
     host_s: float = 0.0,
     known_until_s: float = math.inf,
     seed: int = 4,
+    service: ServiceLevels | None = None,
 ) -> SmallRun:
     """Serve it under a policy in virtual time, and record it all in ``path``.
 
@@ -128,7 +130,7 @@ def _serve_small(
     controller = InProcessController(
         GlobalLearner(),
         policy_named(policy),
-        config=replace(IN_PROCESS, mode=mode),
+        config=replace(IN_PROCESS, mode=mode, service=service or ServiceLevels()),
         now_s=start_s,
         on_entries=entries.extend,
     )

@@ -32,7 +32,13 @@ def add_replay(app: typer.Typer) -> None:
 
 def replay(
     *,
-    policies: Annotated[str, typer.Option(metavar="A,B,C", help="any of `bench`")] = "fcfs,sage",
+    policies: Annotated[
+        str,
+        typer.Option(metavar="A,B,C", help="any of `bench`; fcfs,sage, with --slo fcfs,priority,sage, if not given"),
+    ] = "",
+    slo: Annotated[
+        bool, typer.Option("--slo", help="say which targets would have been met, default ones where none were promised")
+    ] = False,
     since: Annotated[
         str | None,
         typer.Option(metavar="TIME", help="arrived from then on: 2026-01-31T09:00 (UTC), Unix seconds, or 2h"),
@@ -74,8 +80,9 @@ def replay(
         model=model,
         last=last,
     )
-    names = tuple(word.strip() for word in policies.split(",") if word.strip())
-    spec = ReplaySpec(policies=names, schedule=schedule_of(tree.policy))
+    chosen = policies or ("fcfs,priority,sage" if slo else "fcfs,sage")
+    names = tuple(word.strip() for word in chosen.split(",") if word.strip())
+    spec = ReplaySpec(policies=names, schedule=schedule_of(tree.policy), slo=slo)
     runs = _read(tree.store.path, part)
     _show(_run(spec, runs, quiet=quiet), json_file, html)
 
@@ -107,6 +114,7 @@ def _show(result: Replay, json_file: Path | None, html: Path | None) -> None:
         describe,
         fit_table,
         policies_table,
+        service_table,
         verdict,
         write_html,
     )
@@ -116,6 +124,8 @@ def _show(result: Replay, json_file: Path | None, html: Path | None) -> None:
     for line in verdict(result):
         say(line)
     print_table(policies_table(result))
+    if result.spec.slo:
+        print_table(service_table(result))
     write_figures(json_file, json.dumps(result.as_json(), indent=2) + "\n")
     if html is not None:
         write_html(result, html)

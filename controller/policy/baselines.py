@@ -57,6 +57,9 @@ OBJECTIVES: dict[str, Objective] = {"sage-mean": "mean", "sage-balanced": "balan
 PREEMPTIVE = "sage-with-preemption"
 """`sage` with waiting requests that preempt running ones of at least twice their index, if that pays for the lost tokens."""
 
+WITHOUT_TARGETS = "sage-without-targets"
+"""`sage` that is not told targets and shares."""
+
 GATED = {"fcfs-gated": "fcfs", "srpt-oracle-gated": "srpt-oracle"}
 """Our admission with other orders, which separates the gain of admission from that of ordering."""
 
@@ -113,6 +116,11 @@ class BenchContext:
 def is_ours(name: str) -> bool:
     """Whether a policy has our admission; benchmarks never tune the watermark of such policies."""
     return name in {"sage", PREEMPTIVE} or name in OBJECTIVES or name in GATED or name in ABLATION_NAMES
+
+
+def knows_service(name: str) -> bool:
+    """Whether a policy is told targets and tenants' shares and keeps them: ours, and no other's order under our gate."""
+    return is_ours(name) and name not in GATED and name != WITHOUT_TARGETS
 
 
 def variants_of(name: str) -> tuple[str, ...]:

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from controller.policy.policies import EngineOrder
+from controller.policy.baselines import PRIORITY, BenchContext, bench_policy
+from controller.policy.policies import EngineOrder, Schedule
 from controller.policy.policy import Policy
 from controller.replay.fidelity import fit_of, ratio_of
-from controller.replay.gain_parts import parts_of, per_request_of, tax_of
+from controller.replay.gain_parts import attained, parts_of, per_request_of, tax_of
 from controller.replay.recorded_run import RecordedRun, Replayable
 from controller.replay.replay import counted_requests
 from controller.replay.replay_engine import replay_under
@@ -22,6 +23,7 @@ from engine_adapter.virtual_time.engine import CompletedRequest
 from online_learning.distribution import FloatArray
 from store.http_api import Gain, Latency, Reproduction
 from store.records import Mode
+from store.service_levels import NOT_CONFIGURED
 
 FEWEST_REQUESTS = 20
 """Smallest number of requests for a comparison."""
@@ -49,6 +51,8 @@ def estimate_gain(run: RecordedRun, policy: Policy) -> Gain | None:
     fcfs = counted_requests(past, replay_under(past, EngineOrder()))
     ours = counted_requests(past, replay_under(past, policy)) if policy.orders else fcfs
     in_force = ours if run.mode == "on" else fcfs
+    orders = {"actual": actual, "fcfs": fcfs, "priority": _by_priority(past, fcfs), "modelled": ours}
+    levels = [request.level for request in past.counted.values()]
     return Gain(
         requests=len(actual),
         fcfs=_latency(fcfs),
@@ -60,8 +64,18 @@ def estimate_gain(run: RecordedRun, policy: Policy) -> Gain | None:
         fcfs_tax=tax_of(fcfs),
         tax=tax_of(ours),
         per_request=per_request_of(fcfs, ours),
+        service=tuple(attained(levels, orders)),
+        assumed_targets=sum(level.service_class == NOT_CONFIGURED for level in levels),
         method=_method(past, policy),
     )
+
+
+def _by_priority(past: Replayable, fcfs: list[CompletedRequest]) -> list[CompletedRequest]:
+    """The requests in vLLM's own order by priority; the same as without where all have one priority."""
+    if len({request.priority for request in past.requests}) < 2:
+        return fcfs
+    policy = bench_policy(PRIORITY, BenchContext(schedule=Schedule(), lengths={}))
+    return counted_requests(past, replay_under(past, policy))
 
 
 def _reproduction(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from controller.replay.fidelity import ratio_of
 from controller.replay.recorded_run import RecordedRequest
+from controller.reports.service_figures import ClassFigures, ServedRequest, service_figures
 from engine_adapter.virtual_time.engine import CompletedRequest
 from online_learning.distribution import FloatArray
-from store.http_api import GainPart, PartKind, PerRequest, RecomputeTax
+from store.http_api import Attained, GainPart, GainService, PartKind, PerRequest, RecomputeTax
+from store.service_levels import ServiceLevel
 
 FEWEST_IN_PART = 20
 """Smallest number of requests in a part."""
@@ -50,6 +53,36 @@ def per_request_of(fcfs: Sequence[CompletedRequest], ours: Sequence[CompletedReq
         fcfs_max_ttlt_s=float(before.max()),
         max_ttlt_s=float(after.max()),
     )
+
+
+def attained(levels: Sequence[ServiceLevel], orders: Mapping[str, Sequence[CompletedRequest]]) -> Iterator[GainService]:
+    """Which share of all requests, and of each class, met its targets under each order; all in the order of ``levels``."""
+    found = {
+        order: service_figures(
+            [
+                ServedRequest(one, level.service_class, level.targets)
+                for one, level in zip(requests, levels, strict=True)
+            ]
+        )
+        for order, requests in orders.items()
+    }
+    yield _attained(None, {order: one.all for order, one in found.items()})
+    largest = Counter(level.service_class for level in levels).most_common(PARTS_SHOWN)
+    for name, _ in largest:
+        yield _attained(name, {order: one.classes[name] for order, one in found.items()})
+
+
+def _attained(name: str | None, found: Mapping[str, ClassFigures]) -> GainService:
+    shares = {
+        order: Attained(
+            goodput=one.goodput,
+            ttft=one.attainment.get("ttft"),
+            tpot=one.attainment.get("tpot"),
+            e2e=one.attainment.get("e2e"),
+        )
+        for order, one in found.items()
+    }
+    return GainService(service_class=name, requests=found["actual"].asked, **shares)
 
 
 def length_band(tokens: int) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import duckdb
 import msgspec
+from msgspec.structs import replace
 
 from controller.core.prediction_records import RECORDED_PERCENTILES
 from controller.core.step_time import StepSample
@@ -16,7 +17,7 @@ from controller.replay.recorded_run import EngineSizes, RecordedMessage, Recorde
 from store.errors import BadInputError
 from store.history.columns import record_of
 from store.reading import replay_sql
-from store.records import EngineRules, IndexTable, Mode, Settings
+from store.records import EngineRules, IndexTable, Mode, Settings, Targets
 
 SAMPLES = 4_000
 FEWEST_REQUESTS = 20
@@ -134,13 +135,16 @@ def _run(connection: duckdb.DuckDBPyConnection, row: dict[str, Any], span: dict[
 def _with_messages(connection: duckdb.DuckDBPyConnection, run: RecordedRun, row: dict[str, Any]) -> RecordedRun:
     first_s = min(request.arrival_s for request in run.requests)
     bounds = {"session_id": row["session_id"], "last_s": row["last_s"], "first_s": first_s}
-    return msgspec.structs.replace(run, messages=tuple(_messages(connection, bounds)))
+    return replace(run, messages=tuple(_messages(connection, bounds)))
 
 
 def _request(row: dict[str, Any]) -> RecordedRequest:
     tokens = row.pop("tokens")
     percentiles = [percent / 100 for percent in RECORDED_PERCENTILES]
-    return msgspec.convert(row | {"quantiles": list(zip(percentiles, tokens or (), strict=False))}, RecordedRequest)
+    targets = Targets(**{name: row.pop(f"targets_{name}") for name in ("ttft_s", "tpot_s", "e2e_s")})
+    quantiles = tuple(zip(percentiles, tokens or (), strict=False))
+    found = msgspec.convert(row, RecordedRequest)
+    return replace(found, quantiles=quantiles, targets=None if targets == Targets() else targets)
 
 
 def _messages(connection: duckdb.DuckDBPyConnection, bounds: dict[str, Any]) -> Iterator[RecordedMessage]:

@@ -12,12 +12,15 @@ from functools import cached_property, lru_cache
 
 import msgspec
 import numpy as np
+from msgspec import structs
 
 from controller.core.step_time import StepModel, StepSample, fit_step_model
 from engine_adapter.virtual_time.engine import CompletedRequest, TraceRequest
 from engine_adapter.virtual_time.profiles import Profile
 from online_learning.distribution import LengthDistribution, log_grid
-from store.records import IndexTable, Mode, Settings
+from store.entries import Promised
+from store.records import IndexTable, Mode, Settings, Targets
+from store.service_levels import ServiceLevel, level_of
 
 PRIOR_PREDICTIONS = 200
 """Number of recorded predictions that are averaged into the prior of a replay."""
@@ -47,6 +50,10 @@ class RecordedRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The recorded prediction as pairs of probability and tokens, both rising; empty when there is none."""
     cluster: int | None = None
     """Prompt cluster of its prediction."""
+    service_class: str | None = None
+    """The class that it was in."""
+    targets: Targets | None = None
+    """The targets that were in force for it."""
     counted: bool = True
     """Whether figures count it; other requests are replayed because they took room beside the counted ones."""
 
@@ -54,6 +61,17 @@ class RecordedRequest(msgspec.Struct, frozen=True, kw_only=True):
     def censored(self) -> bool:
         """Whether only a lower bound of its length is known."""
         return self.left or self.finished_s is None
+
+    @property
+    def level(self) -> ServiceLevel:
+        """What was promised to it, with defaults where that is nothing."""
+        promised = Promised(
+            request_id=self.request_id,
+            time_s=self.arrival_s,
+            service_class=self.service_class,
+            targets=self.targets,
+        )
+        return level_of(promised)
 
     def completed(self) -> CompletedRequest:
         """The recorded request as a completed one; it must have ended."""
@@ -105,6 +123,15 @@ class RecordedRun(msgspec.Struct, frozen=True, kw_only=True):
     """Share of the snapshots in each mode."""
     messages: tuple[RecordedMessage, ...] = ()
     """Settings and index tables in the order in which the engine received them; empty if not known."""
+
+    def with_default_targets(self) -> RecordedRun:
+        """The run with the default targets for each request that was in no class and had none."""
+        requests = tuple(
+            structs.replace(request, service_class=level.service_class, targets=level.targets)
+            for request in self.requests
+            for level in [request.level]
+        )
+        return structs.replace(self, requests=requests)
 
     @property
     def mode(self) -> Mode:
@@ -164,8 +191,11 @@ class Replayable:
         mass = np.bincount(position, weights=np.concatenate([predicted.mass for predicted in chosen]))
         return LengthDistribution(lengths, mass / mass.sum())
 
-    def trace(self) -> Iterator[TraceRequest]:
-        """The requests at their recorded arrival times; without prefix caching their token ids do not matter."""
+    def trace(self, *, targets: bool) -> Iterator[TraceRequest]:
+        """The requests at their recorded arrival times, with their targets or without.
+
+        Without prefix caching their token ids do not matter.
+        """
         for request in self.requests:
             yield TraceRequest(
                 request_id=request.request_id,
@@ -174,6 +204,7 @@ class Replayable:
                 max_tokens=max(1, min(request.max_tokens, self.profile.max_model_len_tokens)),
                 true_output_tokens=self.length_tokens(request),
                 priority=request.priority,
+                targets=request.targets if targets else None,
                 leaves_s=request.finished_s if request.left else None,
             )
 

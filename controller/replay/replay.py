@@ -8,24 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 from msgspec import structs
 
 from controller.core.step_time import FEWEST_SAMPLES
-from controller.policy.baselines import BENCH_POLICY_NAMES, BenchContext, bench_policy
+from controller.policy.baselines import BENCH_POLICY_NAMES, BenchContext, bench_policy, knows_service
 from controller.policy.policies import Schedule
 from controller.policy.policy import Policy
 from controller.replay.fidelity import Fit, fit_of, ratio_of, totals_of
 from controller.replay.recorded_run import RecordedRun, Replayable
 from controller.replay.replay_engine import replay_as_recorded, replay_under
 from controller.reports.latency_summary import PolicyFigures, figures
+from controller.reports.service_figures import ServedRequest, ServiceFigures, service_figures
 from engine_adapter.virtual_time.engine import CompletedRequest, Totals
 from online_learning.distribution import FloatArray
 from store.errors import BadInputError
 from store.http_api import Ratio
+from store.service_levels import DEFAULT_TARGETS, NOT_CONFIGURED
 
 MUCH_CACHED = 0.05
 FEW_PREDICTED = 0.9
@@ -39,6 +41,8 @@ class ReplaySpec:
     """Policies to replay; without any, only the reproduction is reported."""
     schedule: Schedule
     """The settings of `sage`."""
+    slo: bool = False
+    """Whether service levels are reported, and the default targets are in force for requests without any."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,23 @@ class Replay:
         """The errors of the reproduction."""
         return fit_of(self.recorded.completed, self.reproduced.completed)
 
+    def service(self, served: Served) -> ServiceFigures:
+        """How many of the counted requests met their targets, or the default ones, as they were served."""
+        requests = (request for past in self.runs for request in past.counted.values())
+        return service_figures(
+            [
+                ServedRequest(one, level.service_class, level.targets)
+                for one, request in zip(served.completed, requests, strict=True)
+                for level in [request.level]
+            ]
+        )
+
+    @property
+    def assumed(self) -> int:
+        """Number of counted requests with the default targets."""
+        levels = (request.level for past in self.runs for request in past.counted.values())
+        return sum(level.service_class == NOT_CONFIGURED for level in levels)
+
     def ratio(self, policy: str) -> Ratio:
         """Mean TTLT of a policy over that of the reproduction."""
         return ratio_of(self.policies[policy].ttlt_s, self.reproduced.ttlt_s)
@@ -80,7 +101,7 @@ class Replay:
     @property
     def notes(self) -> tuple[str, ...]:
         """Notes that a reader needs to judge the figures."""
-        return tuple(_notes(self.runs))
+        return (*_notes(self.runs), *(_assumed_notes(self) if self.spec.slo else ()))
 
     @property
     def modes(self) -> dict[str, float]:
@@ -115,7 +136,16 @@ class Replay:
                 name: {**asdict(served.figures), "ratio": structs.asdict(self.ratio(name))}
                 for name, served in self.policies.items()
             },
+            **({"service": self._service_json()} if self.spec.slo else {}),
             "notes": list(self.notes),
+        }
+
+    def _service_json(self) -> dict[str, Any]:
+        return {
+            "assumed": self.assumed,
+            "recorded": asdict(self.service(self.recorded)),
+            "as_it_ran": asdict(self.service(self.reproduced)),
+            "policies": {name: asdict(self.service(served)) for name, served in self.policies.items()},
         }
 
 
@@ -145,7 +175,8 @@ def replay_length(spec: ReplaySpec, runs: Sequence[RecordedRun]) -> int:
 def run_replay(spec: ReplaySpec, runs: Sequence[RecordedRun], progress: Callable[[], None] | None = None) -> Replay:
     """Reproduce the recorded runs, then replay each policy; ``progress`` is called for each answer that ends."""
     require_policies(spec, runs)
-    pasts = tuple(past for past in map(Replayable.of, runs) if past.counted)
+    wanted = (run.with_default_targets() for run in runs) if spec.slo else runs
+    pasts = tuple(past for past in map(Replayable.of, wanted) if past.counted)
     if not pasts:
         raise BadInputError("no request of the slice ended with an answer: choose another slice")
     return Replay(
@@ -153,10 +184,7 @@ def run_replay(spec: ReplaySpec, runs: Sequence[RecordedRun], progress: Callable
         runs=pasts,
         recorded=Served(tuple(request.completed() for past in pasts for request in past.counted.values())),
         reproduced=_served(pasts, lambda past: replay_as_recorded(past, progress)),
-        policies={
-            name: _served(pasts, lambda past, name=name: replay_under(past, _policy(name, spec, past), progress))  # type: ignore[misc]
-            for name in spec.policies
-        },
+        policies={name: _served(pasts, partial(_replay_named, name, spec, progress)) for name in spec.policies},
     )
 
 
@@ -168,6 +196,10 @@ def counted_requests(past: Replayable, totals: Totals) -> list[CompletedRequest]
 
 def _served(pasts: Sequence[Replayable], replay: Callable[[Replayable], Totals]) -> Served:
     return Served(tuple(request for past in pasts for request in counted_requests(past, replay(past))))
+
+
+def _replay_named(name: str, spec: ReplaySpec, progress: Callable[[], None] | None, past: Replayable) -> Totals:
+    return replay_under(past, _policy(name, spec, past), progress, targets=knows_service(name))
 
 
 def _policy(name: str, spec: ReplaySpec, past: Replayable) -> Policy:
@@ -202,6 +234,14 @@ def _notes(runs: Sequence[Replayable]) -> list[str]:
     if predicted < FEW_PREDICTED:
         notes.append(f"Only {predicted:.0%} of the requests have a recorded prediction; the others use the prior.")
     return notes
+
+
+def _assumed_notes(replay: Replay) -> list[str]:
+    if not replay.assumed:
+        return []
+    targets = f"TTFT {DEFAULT_TARGETS.ttft_s:g} s and TPOT {DEFAULT_TARGETS.tpot_s:g} s"
+    had = f"{replay.assumed} of the requests had no class and no targets"
+    return [f"{had}: for them {targets} are assumed, and told to policies that keep targets."]
 
 
 def _run_json(past: Replayable) -> dict[str, Any]:

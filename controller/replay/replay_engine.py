@@ -17,7 +17,8 @@ from controller.core.outbox import Outgoing
 from controller.policy.baselines import ordering_of, scheduling_of
 from controller.policy.policies import policy_named
 from controller.policy.policy import EngineFacts, Policy, RequestFacts
-from controller.replay.recorded_run import Replayable
+from controller.policy.promised_lengths import with_promise
+from controller.replay.recorded_run import RecordedRequest, Replayable
 from engine_adapter.ordering.ordering import Ordering, OrderingFactory
 from engine_adapter.transport.link import DirectLink, EngineLink, NoLink
 from engine_adapter.virtual_time.engine import Step, Totals, serve
@@ -47,10 +48,13 @@ Progress = Callable[[], None]
 """Called for each answer that ends."""
 
 
-def replay_under(past: Replayable, policy: Policy, progress: Progress | None = None) -> Totals:
-    """Serve a past run again under a policy. If the policy orders, the run must have a prediction."""
+def replay_under(past: Replayable, policy: Policy, progress: Progress | None = None, *, targets: bool = True) -> Totals:
+    """Serve a past run again under a policy. If the policy orders, the run must have a prediction.
+
+    Without ``targets`` it is not told what the requests were promised.
+    """
     connect = _ReplayController(past, policy).link if policy.orders else _no_link
-    return _serve(past, connect, progress, ordering_of(policy), scheduling_of(policy))
+    return _serve(past, connect, progress, ordering_of(policy), scheduling_of(policy), targets=targets)
 
 
 def replay_as_recorded(past: Replayable, progress: Progress | None = None) -> Totals:
@@ -118,18 +122,32 @@ class RecordedMessages:
         self._past = past
         self._at_arrival: dict[str, IndexTable] = {}
         self._later: deque[tuple[float, ControllerMessage]] = deque()
-        arrivals_s = {request.request_id: request.arrival_s for request in past.requests}
+        requests = {request.request_id: request for request in past.requests}
         for recorded in past.run.messages:
             message = recorded.message
             name = message.request_id if isinstance(message, IndexTable) else None
             if isinstance(message, IndexTable) and name is not None:
-                arrival_s = arrivals_s.get(name)
-                if arrival_s is None:
+                request = requests.get(name)
+                if request is None:
                     continue
-                if name not in self._at_arrival and recorded.time_s <= arrival_s + PROMPT_S:
+                message = self._with_promise(message, request)
+                if name not in self._at_arrival and recorded.time_s <= request.arrival_s + PROMPT_S:
                     self._at_arrival[name] = message
                     continue
             self._later.append((recorded.time_s, message))
+
+    def _with_promise(self, table: IndexTable, request: RecordedRequest) -> IndexTable:
+        """The table with the request's targets, which are recorded apart from it."""
+        predicted = self._past.predictions.get(request.request_id)
+        if request.targets is None or predicted is None:
+            return table
+        facts = RequestFacts(
+            request_id=request.request_id,
+            prompt_tokens=request.prompt_tokens,
+            max_tokens=request.max_tokens,
+            targets=request.targets,
+        )
+        return with_promise(table, facts, predicted)
 
     def link(self, clock: Callable[[], float]) -> DirectLink:
         """Return a link for the engine; ``clock`` gives its time in seconds."""
@@ -178,6 +196,8 @@ def _serve(
     progress: Progress | None,
     make_ordering: OrderingFactory = Ordering,
     scheduling: Scheduling = "fcfs",
+    *,
+    targets: bool = True,
 ) -> Totals:
     """Serve the run to its end, on an engine that is empty when the first request arrives."""
     link = connect(lambda: engine.now_s)
@@ -192,4 +212,4 @@ def _serve(
         for _ in step.finished:
             on_end()
 
-    return serve(engine, past.trace(), on_step=report)
+    return serve(engine, past.trace(targets=targets), on_step=report)

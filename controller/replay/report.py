@@ -14,8 +14,9 @@ from controller.replay.read_history import moment
 from controller.replay.replay import Replay, Served
 from controller.reports.latency_summary import PolicyFigures
 from controller.reports.page import CDF_POINTS, colour, heading, plot, write_page
-from controller.reports.tables import COLUMNS, html_table, text_table
+from controller.reports.tables import COLUMNS, html_table, share_text, text_table
 from store.http_api import Ratio
+from store.service_levels import TARGETS
 
 _LEFT_OUT = {"throughput_tokens_per_s", "makespan_s", "wall_s"}
 """Recorded arrivals bound these, and no order changes them much."""
@@ -35,6 +36,12 @@ def policies_table(replay: Replay) -> Table:
     """One row for the reproduction, and one for each policy."""
     title = "What else would have been (all rows are replays of the same requests)"
     return text_table(title, _headings(), _policy_rows(replay), left=1)
+
+
+def service_table(replay: Replay) -> Table:
+    """Which share of the requests met its targets: as recorded, in the reproduction, and under each policy."""
+    title = "Targets met: all of a request's, by class, and each target on its own"
+    return text_table(title, _service_headings(replay), _service_rows(replay), left=1)
 
 
 def describe(replay: Replay) -> str:
@@ -73,6 +80,7 @@ def write_html(replay: Replay, path: Path) -> None:
             _reproduction(replay),
             heading("What else would have been"),
             html_table(_headings(), _policy_rows(replay)),
+            *_service_parts(replay),
             _distributions(replay),
             _mean_against_tail(replay),
         ],
@@ -94,6 +102,30 @@ def _policy_rows(replay: Replay) -> Iterator[tuple[str, ...]]:
     yield AS_IT_RAN, *_cells(replay.reproduced.figures), ""
     for name, served in replay.policies.items():
         yield name, *_cells(served.figures), _ratio(replay.ratio(name))
+
+
+def _service_parts(replay: Replay) -> list[str]:
+    if not replay.spec.slo:
+        return []
+    return [heading("Targets met"), html_table(_service_headings(replay), _service_rows(replay))]
+
+
+def _service_headings(replay: Replay) -> list[str]:
+    classes = replay.service(replay.recorded).classes
+    return ["policy", "all targets", *classes, *(target.upper() for target in TARGETS), "missed most, why"]
+
+
+def _service_rows(replay: Replay) -> Iterator[tuple[str, ...]]:
+    served = {"recorded": replay.recorded, AS_IT_RAN: replay.reproduced, **replay.policies}
+    for name, one in served.items():
+        found = replay.service(one)
+        yield (
+            name,
+            share_text(found.all.goodput),
+            *(share_text(of_class.goodput) for of_class in found.classes.values()),
+            *(share_text(found.all.attainment.get(target)) for target in TARGETS),
+            ", ".join((*tuple(found.all.missed)[:1], *tuple(found.all.causes)[:1])),
+        )
 
 
 def _cells(figures: PolicyFigures) -> list[str]:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -52,26 +52,23 @@ class ServiceFigures:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """The service class and targets of a request."""
+class ServedRequest:
+    """A request as it was served, and what it was promised."""
 
+    request: CompletedRequest
     service_class: str | None
     targets: Targets | None
 
 
-def service_figures(
-    completed: Sequence[CompletedRequest], asked: Mapping[str, Asked], *, paced_itl_p99: float | None = None
-) -> ServiceFigures:
-    """Sum a run up; ``asked`` has every request by its id."""
-    by_class: dict[str, list[CompletedRequest]] = {}
-    for request in completed:
-        name = asked[request.request_id].service_class
-        if name is not None:
-            by_class.setdefault(name, []).append(request)
-    targets = {request_id: one.targets for request_id, one in asked.items()}
+def service_figures(served: Sequence[ServedRequest], *, paced_itl_p99: float | None = None) -> ServiceFigures:
+    """Sum a run up."""
+    by_class: dict[str, list[ServedRequest]] = {}
+    for one in served:
+        if one.service_class is not None:
+            by_class.setdefault(one.service_class, []).append(one)
     return ServiceFigures(
-        all=_class_figures(completed, targets),
-        classes={name: _class_figures(requests, targets) for name, requests in sorted(by_class.items())},
+        all=_class_figures(served),
+        classes={name: _class_figures(requests) for name, requests in sorted(by_class.items())},
         paced_itl_p99=paced_itl_p99,
     )
 
@@ -92,9 +89,10 @@ def judgement(request: CompletedRequest, targets: Targets) -> Judgement:
     return judge(course, targets)
 
 
-def _class_figures(requests: Sequence[CompletedRequest], targets: Mapping[str, Targets | None]) -> ClassFigures:
-    assert requests, "a class has at least one request"
-    judged = [judgement(one, own) for one in requests for own in [targets[one.request_id]] if own is not None]
+def _class_figures(served: Sequence[ServedRequest]) -> ClassFigures:
+    assert served, "a class has at least one request"
+    requests = [one.request for one in served]
+    judged = [judgement(one.request, one.targets) for one in served if one.targets is not None]
     asked = [one for one in judged if one.met is not None]
     attained = {name: _share(_of(one, name) for one in asked) for name in TARGETS}
     return ClassFigures(

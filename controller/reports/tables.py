@@ -25,6 +25,15 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
 """Fields of `PolicyFigures` that a table shows: name, heading, format."""
 
 
+def share_text(share: float | None) -> str:
+    """A share as text, a dash for none.
+
+    >>> share_text(0.8762), share_text(None)
+    ('87.6%', '-')
+    """
+    return "-" if share is None else f"{share:.1%}"
+
+
 def html_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table as HTML."""
     head = "".join(f"<th>{escape(text)}</th>" for text in headings)

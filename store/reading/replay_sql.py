@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-RUN_TABLES = ("arrivals", "completions", "engines", "predictions", "snapshots")
+RUN_TABLES = ("arrivals", "completions", "engines", "predictions", "promises", "snapshots")
 """Tables that record a run, apart from the settings and index tables sent to its engine."""
 
 SPAN = """
@@ -76,11 +76,19 @@ predicted AS (
         arg_min(cluster, received_s) AS cluster
     FROM predictions SEMI JOIN served USING (request_id)
     WHERE session_id = $session_id AND NOT map_contains(experts, 'semantic') GROUP BY request_id
+),
+promised AS (
+    SELECT request_id, service_class, targets_ttft_s, targets_tpot_s, targets_e2e_s
+    FROM promises SEMI JOIN served USING (request_id) WHERE session_id = $session_id
+    QUALIFY row_number() OVER (PARTITION BY request_id ORDER BY received_s) = 1
 )
-SELECT served.* REPLACE (coalesce(priority, 0) AS priority), tokens, cluster
-FROM served LEFT JOIN predicted USING (request_id) ORDER BY arrival_s, request_id
+SELECT
+    served.* REPLACE (coalesce(priority, 0) AS priority), tokens, cluster, service_class, targets_ttft_s, targets_tpot_s,
+    targets_e2e_s
+FROM served LEFT JOIN predicted USING (request_id) LEFT JOIN promised USING (request_id)
+ORDER BY arrival_s, request_id
 """
-"""Requests of the span and those that were in the engine at the same time, with the first prediction of each.
+"""Requests of the span and those that were in the engine at the same time, each with its first prediction and promise.
 
 An unfinished request has the output tokens that it had attained in the last snapshot.
 """

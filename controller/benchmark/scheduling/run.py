@@ -11,15 +11,22 @@ from typing import Any, Literal, TypeAlias
 from controller.benchmark.scheduling.group_figures import GroupFigures, TenantService, session_figures
 from controller.benchmark.scheduling.inter_token_times import InterTokenTimes
 from controller.benchmark.scheduling.learners import bench_learner
-from controller.benchmark.scheduling.service_mix import in_classes, knows_service, mix_named, told
+from controller.benchmark.scheduling.service_mix import in_classes, mix_named, told
 from controller.benchmark.warm_up import RememberedFeatures, warm_up
 from controller.core.in_process import IN_PROCESS, InProcessController
-from controller.policy.baselines import BenchContext, bench_policy, is_ours, ordering_of, scheduling_of
+from controller.policy.baselines import (
+    BenchContext,
+    bench_policy,
+    is_ours,
+    knows_service,
+    ordering_of,
+    scheduling_of,
+)
 from controller.policy.policies import Schedule
 from controller.policy.policy import Policy
 from controller.policy.service_levels import ServiceLevels, Tenants
 from controller.reports.latency_summary import PartFigures, PolicyFigures, figures, part_figures
-from controller.reports.service_figures import Asked, ServiceFigures, service_figures
+from controller.reports.service_figures import ServedRequest, ServiceFigures, service_figures
 from engine_adapter.transport.link import EngineLink, NoLink
 from engine_adapter.virtual_time.engine import (
     CompletedRequest,
@@ -250,7 +257,7 @@ class _ServiceLevels:
         mix = () if spec.mix is None else mix_named(spec.mix)
         requests = in_classes(measured, mix, spec.seed) if mix else list(measured)
         self.told = told(requests, mix, spec.policy) if mix else requests
-        self._asked = {one.request_id: Asked(one.service_class, one.targets) for one in requests} if mix else {}
+        self._asked = {one.request_id: one for one in requests} if mix else {}
         self._times = InterTokenTimes(
             {name: one.targets.tpot_s for name, one in self._asked.items() if one.targets and one.targets.tpot_s}
         )
@@ -264,7 +271,12 @@ class _ServiceLevels:
         """The figures; None without service classes."""
         if not self._asked:
             return None
-        return service_figures(completed, self._asked, paced_itl_p99=self._times.p99_over_target)
+        served = [
+            ServedRequest(one, asked.service_class, asked.targets)
+            for one in completed
+            for asked in [self._asked[one.request_id]]
+        ]
+        return service_figures(served, paced_itl_p99=self._times.p99_over_target)
 
 
 class _Groups:

@@ -9,13 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from zlib import crc32
 
-from controller.policy.baselines import GATED, PRIORITY, is_ours
+from controller.policy.baselines import PRIORITY, knows_service
 from engine_adapter.virtual_time.engine import TraceRequest
 from store.errors import ConfigError
 from store.records import Targets
-
-WITHOUT_TARGETS = "sage-without-targets"
-"""`sage` that is not told the targets, which are measured all the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,14 +62,9 @@ def in_classes(requests: Sequence[TraceRequest], mix: Sequence[MixedClass], seed
     ]
 
 
-def knows_service(policy: str) -> bool:
-    """Whether a policy keeps service levels and shares: ours, and no other's order under our gate."""
-    return is_ours(policy) and policy not in GATED
-
-
 def told(requests: Sequence[TraceRequest], mix: Sequence[MixedClass], policy: str) -> list[TraceRequest]:
     """What a policy is told: ours the targets, vLLM's order by priority each class's priority, all others neither."""
-    if knows_service(policy) and policy != WITHOUT_TARGETS:
+    if knows_service(policy):
         return list(requests)
     priorities = {one.name: one.priority if policy == PRIORITY else None for one in mix}
     return [

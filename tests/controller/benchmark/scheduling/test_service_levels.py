@@ -12,7 +12,7 @@ from controller.benchmark.scheduling.result import BenchResult
 from controller.benchmark.scheduling.service_mix import MIXES, in_classes, mix_named, told
 from controller.benchmark.scheduling.service_report import over_best_rival, service_table
 from controller.benchmark.scheduling.spec import BenchSpec
-from controller.reports.service_figures import Asked, service_figures
+from controller.reports.service_figures import ServedRequest, service_figures
 from engine_adapter.transport.link import NoLink
 from engine_adapter.virtual_time.engine import CompletedRequest, Step, TraceRequest, serve
 from engine_adapter.virtual_time.profiles import profile_named
@@ -20,9 +20,9 @@ from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
 from store.errors import ConfigError
 from store.records import FinishReason, Targets
 
-CHAT = Asked("chat", Targets(ttft_s=2.0, tpot_s=0.1))
-AGENT = Asked("agents", Targets(e2e_s=30.0))
-BATCH = Asked("batch", None)
+CHAT = ("chat", Targets(ttft_s=2.0, tpot_s=0.1))
+AGENT = ("agents", Targets(e2e_s=30.0))
+BATCH = ("batch", None)
 
 
 def ended(
@@ -45,18 +45,16 @@ def ended(
 
 def test_goodput_is_the_share_of_requests_with_targets_that_met_all_of_theirs() -> None:
     """Each target has its own attainment, a request without targets is not asked, and one without its end misses."""
-    asked = {"good": CHAT, "late": CHAT, "slow": CHAT, "both": CHAT, "gone": CHAT, "job": AGENT, "free": BATCH}
     figures = service_figures(
         [
-            ended("good", ttft_s=2.0, ttlt_s=3.0),
-            ended("late", ttft_s=2.1, ttlt_s=3.0),
-            ended("slow", ttft_s=1.0, ttlt_s=2.1),
-            ended("both", ttft_s=3.0, ttlt_s=9.0),
-            ended("gone", ttft_s=0.6, ttlt_s=0.7, reason="abort"),
-            ended("job", ttft_s=29.0, ttlt_s=30.0),
-            ended("free", ttft_s=500.0, ttlt_s=600.0),
-        ],
-        asked,
+            ServedRequest(ended("good", ttft_s=2.0, ttlt_s=3.0), *CHAT),
+            ServedRequest(ended("late", ttft_s=2.1, ttlt_s=3.0), *CHAT),
+            ServedRequest(ended("slow", ttft_s=1.0, ttlt_s=2.1), *CHAT),
+            ServedRequest(ended("both", ttft_s=3.0, ttlt_s=9.0), *CHAT),
+            ServedRequest(ended("gone", ttft_s=0.6, ttlt_s=0.7, reason="abort"), *CHAT),
+            ServedRequest(ended("job", ttft_s=29.0, ttlt_s=30.0), *AGENT),
+            ServedRequest(ended("free", ttft_s=500.0, ttlt_s=600.0), *BATCH),
+        ]
     )
     assert (figures.all.requests, figures.all.asked, figures.goodput) == (7, 6, 2 / 6)
     assert figures.all.attainment == {"ttft": 2 / 5, "tpot": 2 / 5, "e2e": 1.0}
