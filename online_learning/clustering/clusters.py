@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
 from online_learning.features.prompt_features import DIMENSIONS, TEXT_DIMENSIONS
@@ -78,6 +77,11 @@ class ClusterSettings:
     """The same where a cluster that is two finds no free slot: then answers need only speak for one."""
     seed: int = 0
     """Of k-means."""
+
+
+def prepare() -> None:
+    """Load what clusters are formed with: it takes a second, which the first formation then need not wait for."""
+    import sklearn.cluster  # noqa: F401
 
 
 class Neighbourhood(msgspec.Struct, frozen=True, eq=False):
@@ -215,6 +219,8 @@ class PromptClusters:
         points = space.points(prompts)
         affordable = max(1, len(prompts) // self._settings.fewest_prompts)
         count = min(self._settings.clusters, affordable, np.unique(points, axis=0).shape[0])
+        from sklearn.cluster import KMeans
+
         # One thread: the order of a parallel sum would make a rebuilt learner differ in the last bit.
         with threadpool_limits(limits=1):
             fitted = KMeans(n_clusters=count, n_init=1, random_state=self._settings.seed).fit(points)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from river.drift import ADWIN
+from river._river_rust.drift import AdaptiveWindowing
 
 from online_learning.distribution import FloatArray, IntArray
 from online_learning.length_learner import Observation
@@ -90,7 +90,7 @@ class LengthSketch:
         self._settings = settings
         self._keep = 1.0 - 1.0 / settings.memory_answers
         self._recent: deque[_Recent] = deque(maxlen=settings.recent_answers)
-        self._adwin = ADWIN(delta=settings.drift_confidence, clock=8)
+        self._adwin = self._new_adwin()
         self._suspected = 0
         """Answers since a suspected change, which is among the recent ones; 0 where there is none."""
 
@@ -104,9 +104,9 @@ class LengthSketch:
         log_tokens = self._expected_log_tokens(observation)
         self._count(observation)
         self._recent.append(_Recent(observation, log_tokens, surprise))
-        self._adwin.update(log_tokens)
-        if self._adwin.drift_detected:
+        if self._adwin.update(log_tokens):
             self._suspected = len(self._recent) - _change_point(self._recent_log_tokens())
+            self._adwin = self._new_adwin()
         elif self._suspected:
             self._suspected = (self._suspected + 1) % len(self._recent)
         return self._forget() if self._suspected and self._is_drift() else None
@@ -132,6 +132,10 @@ class LengthSketch:
         self.evidence += other.evidence
         room = self._settings.recent_answers - len(self._recent)
         self._recent.extendleft(reversed(list(other._recent)[-room:] if room else []))
+
+    def _new_adwin(self) -> AdaptiveWindowing:
+        """River's ADWIN, by itself: the package around it loads SciPy and pandas, a second and 100 MB of every start."""
+        return AdaptiveWindowing(delta=self._settings.drift_confidence, clock=8)
 
     def _count(self, observation: Observation) -> None:
         position = self._bin(observation.output_tokens)
@@ -174,7 +178,7 @@ class LengthSketch:
         return np.array([answer.log_tokens for answer in self._recent])
 
     def _forget(self) -> Forgetting:
-        """Start again from the answers since the change; River's ADWIN starts again by itself."""
+        """Start again from the answers since the change, as the drift test does from the one that it is found with."""
         log_tokens = self._recent_log_tokens()
         change = len(self._recent) - self._suspected
         kept = list(self._recent)[change:]

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[3]
 _CONTAINERS = frozenset(
     name for kind in (list, dict, set, str, tuple) for name in dir(kind) if not name.startswith("_")
 ) - {"copy", "sort", "update"} | {"appendleft", "popleft", "extendleft", "move_to_end"}
-_LIBRARY_FUNCTIONS = frozenset({"KMeans", "ADWIN", "threadpool_limits", "betaln", "copy", "deepcopy"})
+_LIBRARY_FUNCTIONS = frozenset({"KMeans", "AdaptiveWindowing", "threadpool_limits", "betaln", "copy", "deepcopy"})
 _LIBRARY_OBJECTS = ("connection", "cursor", "_adwin", "np", "pa", "duckdb")
 """Names whose methods are a library's, whatever they are called."""
 
