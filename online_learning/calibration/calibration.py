@@ -199,6 +199,11 @@ class CalibrationBook:
             window = self._clusters.get(Scope(model, "rest"))
         return window is None or window.guard.trusted
 
+    @property
+    def doubted_models(self) -> list[str]:
+        """The models whose predictions are not trusted."""
+        return [model for model, window in self._models.items() if not window.guard.trusted]
+
     def due(self, now_s: float) -> list[Measurement]:
         """Measure some of the windows that it is time for."""
         measured: list[Measurement] = []
