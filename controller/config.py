@@ -85,7 +85,10 @@ class LearningSection(Section):
         description="folder of the served model, whose tokenizer turns token ids into text for the encoder",
     )
     history_answers: int = Field(
-        default=20_000, ge=0, le=1_000_000, description="past answers that are learned again at start"
+        default=20_000,
+        ge=0,
+        le=1_000_000,
+        description="past answers that are learned again at start, unless learner.state holds what they taught",
     )
     guard: bool = Field(
         default=True, description="use the prior, or FCFS, while predictions are wrong; false always trusts them"

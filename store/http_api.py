@@ -30,6 +30,7 @@ DegradedKind: TypeAlias = Literal[
     "history_replaced",
     "history_behind",
     "clock_ahead",
+    "learning_past",
 ]
 """Ways in which a controller does less than it should while it runs: also the metric's label."""
 

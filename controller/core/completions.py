@@ -92,11 +92,12 @@ class Completions:
         self._state.counts.distrusts += not change.trusted
         self._state.journal.record_global(calibration_record(change, now_s))
         if change.scope.kind == "model":
-            self._switch_model(change.scope.model, change, now_s)
+            self.switch_model(change.scope.model, change, now_s)
         else:
             self._publisher.renew_all(self._publisher.affected(change.scope.model, change.scope.cluster), now_s)
 
-    def _switch_model(self, model: str, change: Measurement, now_s: float) -> None:
+    def switch_model(self, model: str, change: Measurement, now_s: float) -> None:
+        """Let a model's engines follow the trust in its predictions."""
         modes = self._state.modes
         before = modes.of_model(model).mode
         modes.follow(model, trusted=change.trusted)

@@ -17,6 +17,7 @@ from controller.core.deferred_work import DeferredWork, EndedRequest
 from controller.core.engine_tuning import EngineTuning
 from controller.core.modes import Modes
 from controller.core.outbox import Outgoing
+from controller.core.past import Past
 from controller.core.pause import Pause, PauseLimits
 from controller.core.prediction_records import calibration_record
 from controller.core.predictor import EnginePrediction, Predictor
@@ -90,6 +91,7 @@ class Core:
         """The control loop sets `Arrivals.overloaded` while messages wait for too long."""
         self.completions = Completions(state, self._publisher)
         """Readers of the live state set `Completions.on_judged` and `Completions.on_finished`."""
+        self.past = Past(state)
         self.recording = True
         """False while the history is so far behind that engines keep their facts."""
         self._durable_batches = dict(durable_batches or {})
@@ -301,15 +303,11 @@ class Core:
         """Teach the learner an answer, as in the rebuild from history or a benchmark's warm-up."""
         return self._state.predictor.teach(features, model, observation, answer)
 
-    def number_answers_from(self, answer: int) -> None:
-        """Number the next answer after those in the history."""
-        self._state.predictor.number_answers_from(answer)
-
-    def rehearse(self, features: Features, model: str, observation: Observation) -> None:
+    def rehearse(self, features: Features, model: str, observation: Observation, now_s: float = 0.0) -> None:
         """Score the prediction of an answer from the history before it is taught, so that the guard counts it."""
-        changes = self._state.predictor.rehearse(features, model, observation)
-        for trusted in (change.trusted for change in changes if change.scope.kind == "model"):
-            self._state.modes.follow(model, trusted=trusted)
+        for change in self._state.predictor.rehearse(features, model, observation):
+            if change.scope.kind == "model":
+                self.completions.switch_model(model, change, now_s)
 
     # --- connections --------------------------------------------------------------------------------
 

@@ -54,6 +54,8 @@ class DeferredWork:
         self.capacity = capacity
         """0 if no work is deferred."""
         self._items: deque[EndedRequest | StalePrediction] = deque()
+        self._held: deque[EndedRequest] = deque()
+        self._holding = False
         self._arrivals: dict[tuple[str, str], DeferredArrival] = {}
 
     def __len__(self) -> int:
@@ -67,12 +69,25 @@ class DeferredWork:
     @property
     def has_room(self) -> bool:
         """Whether one more item may wait."""
-        return len(self._items) < self.capacity
+        return len(self._items) + len(self._held) < self.capacity
 
     def put(self, item: EndedRequest | StalePrediction) -> None:
         """Append an item; there must be room."""
         assert self.has_room, "deferred work is bounded"
-        self._items.append(item)
+        if self._holding and isinstance(item, EndedRequest):
+            self._held.append(item)
+        else:
+            self._items.append(item)
+
+    def hold(self) -> None:
+        """Set aside the requests that end from now on: they count as no work until `release`."""
+        self._holding = True
+
+    def release(self) -> None:
+        """Let the requests that were set aside be next, in their order."""
+        self._holding = False
+        self._items.extend(self._held)
+        self._held.clear()
 
     def next_arrivals(self, most: int) -> list[DeferredArrival]:
         """Remove and return the oldest deferred arrivals, at most ``most``."""

@@ -1,15 +1,19 @@
-"""What the history keeps of predictions and of how they turned out."""
+"""A request as policy and learner see it, and what the history keeps of predictions and of how they turned out."""
 
 from __future__ import annotations
 
 import hashlib
 from typing import NamedTuple
 
+import numpy as np
+
 from controller.core.sessions import ServedRequest
+from controller.policy.policy import RequestFacts
+from controller.policy.service_levels import Promise
 from online_learning.calibration.calibration import Judgement, Measurement
-from online_learning.length_learner import AtRisk, Observation
+from online_learning.length_learner import AtRisk, Observation, Prompt
 from store.entries import CalibrationMeasured, Outcome, Prediction
-from store.records import Finished
+from store.records import Arrived, Finished
 
 RECORDED_PERCENTILES = (10, 25, 50, 75, 90, 95, 99)
 _RECORDED = tuple(f"p{percent}_tokens" for percent in RECORDED_PERCENTILES)
@@ -22,6 +26,32 @@ class NewRequest(NamedTuple):
     request: ServedRequest
     record: Prediction
     at_risk: AtRisk | None
+
+
+def facts_of(arrived: Arrived, cached_tokens: int, promise: Promise) -> RequestFacts:
+    """What the policy knows of a request; of its prompt ``cached_tokens`` are expected in the engine's prefix cache."""
+    return RequestFacts(
+        request_id=arrived.request_id,
+        prompt_tokens=arrived.prompt_tokens,
+        max_tokens=arrived.max_tokens,
+        cached_tokens=cached_tokens,
+        targets=promise.targets,
+        account=promise.account,
+        weight=promise.weight,
+    )
+
+
+def prompt_of(arrived: Arrived, model: str) -> Prompt:
+    """What the learner knows of a request."""
+    return Prompt(
+        token_ids=np.frombuffer(arrived.token_ids, dtype="<u4"),
+        prompt_tokens=arrived.prompt_tokens,
+        max_tokens=arrived.max_tokens,
+        temperature=arrived.temperature,
+        model=model,
+        tenant=arrived.tenant,
+        lora=arrived.lora,
+    )
 
 
 def prediction_record(request: ServedRequest, hash_key: bytes, predict_s: float, now_s: float) -> Prediction:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from msgspec import structs
 
-from controller.core.prediction_records import NewRequest, outcome_record, prediction_record
+from controller.core.prediction_records import NewRequest, facts_of, outcome_record, prediction_record, prompt_of
 from controller.core.sessions import Arrival, ServedRequest, Session
 from controller.policy.policy import Assessment, Policy, RequestFacts, assess_all
-from controller.policy.service_levels import Promise, ServiceLevels
+from controller.policy.service_levels import ServiceLevels
 from online_learning.calibration.calibration import CalibrationBook, CalibrationSettings, Judgement, Measurement, judge
 from online_learning.calibration.evidence import Course, Watch, bins_outlived, nothing
 from online_learning.distribution import LengthDistribution
@@ -26,7 +26,6 @@ from online_learning.length_learner import (
     HasClusters,
     LengthLearner,
     Observation,
-    Prompt,
     predict_all,
 )
 from online_learning.survival.running_answers import RunningAnswers
@@ -50,6 +49,8 @@ MOST_UNREVIEWED = 1_000
 
 MERGERS_REMEMBERED = 1_024
 """Number of merged clusters that are still mapped to the cluster that they were merged into."""
+
+_LEARNT = ("_learner", "calibration", "_taught", "_ripe", "_next_answer", "_random", "_survivors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ class Predictor:
         """
         model = arrivals[0][0].hello.model
         started = self._timer()
-        features = [self._learner.features(_prompt(arrived, model)) for _, arrived in arrivals]
+        features = [self._learner.features(prompt_of(arrived, model)) for _, arrived in arrivals]
         forecasts = self._forecasts(features, model)
         served = [
             (forecast.distribution if trusted else prior).cut(arrived.max_tokens)
@@ -121,7 +122,7 @@ class Predictor:
         predict_s = (self._timer() - started) / len(arrivals)
         promises = [self._levels.promise(arrived, model) for _, arrived in arrivals]
         facts = [
-            _facts(arrived, session.expected_hit_tokens(arrived), promise)
+            facts_of(arrived, session.expected_hit_tokens(arrived), promise)
             for (session, arrived), promise in zip(arrivals, promises, strict=True)
         ]
         assessed = self._assess([session for session, _ in arrivals], facts, served)
@@ -160,12 +161,12 @@ class Predictor:
         if not sessions:
             return {}
         model = sessions[0].hello.model
-        ((forecast, prior, trusted),) = self._forecasts([self._learner.features(_prompt(arrived, model))], model)
+        ((forecast, prior, trusted),) = self._forecasts([self._learner.features(prompt_of(arrived, model))], model)
         predicted = (forecast.distribution if trusted else prior).cut(arrived.max_tokens)
         found = {}
         for session in sessions:
             engine, cached_tokens = session.engine, session.expected_hit_tokens(arrived)
-            facts = _facts(arrived, cached_tokens, self._levels.promise(arrived, model))
+            facts = facts_of(arrived, cached_tokens, self._levels.promise(arrived, model))
             assessment = self._policy.assess(facts, predicted, engine)
             found[session.hello.engine_id] = EnginePrediction(
                 index_s=assessment.table.index_s[0],
@@ -186,7 +187,7 @@ class Predictor:
             for (_, request), (forecast, prior, trusted) in zip(stale, forecasts, strict=True)
         ]
         facts = [
-            _facts(
+            facts_of(
                 request.arrived,
                 session.expected_hit_tokens(request.arrived)
                 if request.first_token_s is None
@@ -353,6 +354,21 @@ class Predictor:
         """Changes of prompt clusters by the answer that was taught last."""
         return self._changes
 
+    @property
+    def next_answer(self) -> int:
+        """The number of the next answer."""
+        return self._next_answer
+
+    @property
+    def learnt(self) -> dict[str, object]:
+        """All that answers have taught, by attribute; what runs now is not among it."""
+        return {name: getattr(self, name) for name in _LEARNT}
+
+    def restore(self, learnt: dict[str, object]) -> None:
+        """Take over what was learnt by a predictor of the same settings."""
+        for name in _LEARNT:
+            setattr(self, name, learnt[name])
+
     def number_answers_from(self, answer: int) -> None:
         """Give the next answer at least this number: all lower ones are in the history."""
         self._next_answer = max(self._next_answer, answer)
@@ -434,27 +450,3 @@ class Predictor:
             self._survivors[change.cluster] = change.other
             if len(self._survivors) > MERGERS_REMEMBERED:
                 self._survivors.popitem(last=False)
-
-
-def _facts(arrived: Arrived, cached_tokens: int, promise: Promise) -> RequestFacts:
-    return RequestFacts(
-        request_id=arrived.request_id,
-        prompt_tokens=arrived.prompt_tokens,
-        max_tokens=arrived.max_tokens,
-        cached_tokens=cached_tokens,
-        targets=promise.targets,
-        account=promise.account,
-        weight=promise.weight,
-    )
-
-
-def _prompt(arrived: Arrived, model: str) -> Prompt:
-    return Prompt(
-        token_ids=np.frombuffer(arrived.token_ids, dtype="<u4"),
-        prompt_tokens=arrived.prompt_tokens,
-        max_tokens=arrived.max_tokens,
-        temperature=arrived.temperature,
-        model=model,
-        tenant=arrived.tenant,
-        lora=arrived.lora,
-    )

@@ -28,6 +28,7 @@ from controller.monitoring.request_tracker import RequestTracker
 from controller.monitoring.surroundings import LOGGED_HERE, surrounding_states
 from controller.monitoring.tracing import Ended, Telemetry
 from controller.prompt_encoder import Encoder
+from controller.service.memory import Memory
 from controller.service.trouble import Trouble
 from engine_adapter.transport.link import ControllerHub
 from store.entries import DriftDetected, Entry, Outcome, Prediction
@@ -73,6 +74,7 @@ class ControlLoop:
         clock: Callable[[], float],
         wall: Callable[[], float] | None = None,
         encoder: Encoder | None = None,
+        memory: Memory | None = None,
         limits: LoopLimits | None = None,
         telemetry: Telemetry | None = None,
     ) -> None:
@@ -85,6 +87,7 @@ class ControlLoop:
         self._clock = clock
         self._wall = wall or clock
         self._encoder = encoder
+        self._memory = memory
         self._limits = limits or LoopLimits()
         self._telemetry = telemetry
         self._requests = RequestTracker()
@@ -138,9 +141,11 @@ class ControlLoop:
         self._guarded(self._on_tick, started_s)
         self._guarded(self._on_encoded, started_s)
         self._guarded(self._on_backlog, started_s)
+        self._guarded(self._on_past, started_s)
         self._finish_facts(started_s)
         self._guarded(self._record, started_s)
         self._guarded(self._acknowledge, started_s)
+        self._guarded(self._keep, started_s)
         if started_s >= self._next_publish_s:
             self._guarded(self._publish, started_s)
         self._metrics.tick_s.observe(max(0.0, self._clock() - started_s))
@@ -154,6 +159,8 @@ class ControlLoop:
     def shutdown(self) -> None:
         """Do the deferred work and hand over the last entries; engines keep the facts that are not durable yet."""
         self._core.arrivals.withdraw_all()
+        if self._memory is not None:
+            self._memory.stop()
         while self._core.backlog:
             self._guarded(self._on_backlog, self._clock())
         self._guarded(self._record, self._clock())
@@ -165,7 +172,8 @@ class ControlLoop:
         """Messages of engines; while the disk is far behind, their facts are handled and not recorded."""
         behind = self._position + len(self._lines) - self._history.durable_position
         self._core.recording = behind <= self._limits.unwritten_entries
-        return self._hub.receive(0.0 if self._core.backlog else self._limits.wait_s)
+        has_work = self._core.backlog or (self._memory is not None and self._memory.can_go_on)
+        return self._hub.receive(0.0 if has_work else self._limits.wait_s)
 
     def _guarded(self, part: Callable[[float], None], now_s: float) -> None:
         """Carry out a part of a turn and send its messages; its failure affects neither other parts nor the engines."""
@@ -198,6 +206,17 @@ class ControlLoop:
             with self._metrics.pauses.work():
                 self._core.work(now_s)
 
+    def _on_past(self, now_s: float) -> None:
+        """Learn a slice of what was before this process."""
+        if self._memory is not None and self._memory.can_go_on:
+            with self._metrics.pauses.work():
+                self._memory.learn(now_s)
+
+    def _keep(self, now_s: float) -> None:
+        """Keep what was learned, when it is time."""
+        if self._memory is not None:
+            self._memory.keep(self._position, self._history.durable_position, now_s)
+
     def _on_tick(self, now_s: float) -> None:
         """Do what is due by the clock, and end a fallback."""
         if self._trouble.is_over(now_s):
@@ -226,7 +245,8 @@ class ControlLoop:
             self._logged.add(kind)
             log.error("control loop failed, first come, first served follows", exc_info=error)
         pauses = PauseLimits(first_s=self._limits.error_pause_s, limit_s=self._limits.error_pause_limit_s)
-        self._trouble.observe(error, now_s)
+        if self._trouble.observe(error, now_s) and self._memory is not None:
+            self._memory.distrust()
         if not self._core.charge_engine(error, pauses, now_s):
             self._trouble.fail(error, self._core.settings.mode, pauses, now_s)
             self._core.set_mode("off", f"fallback: {kind}", now_s)
@@ -307,6 +327,7 @@ class ControlLoop:
             *engine_states(sessions, now_s),
             *surrounding_states(self._hub.troubles, stats, sessions, now_s),
             *self._refused.states(self._hub.bad_frames, now_s),
+            *(self._memory.states() if self._memory is not None else ()),
         )
         self._log_surroundings(degraded, now_s)
         self._live.publish(self._core, store=stats, loop=loop, now_s=now_s, degraded=degraded)

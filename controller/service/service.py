@@ -11,7 +11,7 @@ import os
 import secrets
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -32,7 +32,8 @@ from controller.policy.from_config import policy_of, service_levels_of
 from controller.prompt_encoder import Encoder, check_encoder, load_encoder
 from controller.replay.gain_watcher import GainWatch
 from controller.service.control_loop import ControlLoop
-from controller.service.warm_start import rebuild
+from controller.service.learner_file import manifest_of
+from controller.service.memory import Memory, open_memory
 from engine_adapter.transport.zmq_sockets import ZmqHub
 from online_learning.calibration.calibration import CalibrationSettings
 from online_learning.calibration.guard import GuardSettings
@@ -50,7 +51,10 @@ BACKLOG = 5_000
 """Largest number of items of deferred work; each keeps a request in memory, and more are dropped."""
 
 VERIFY_S = 600.0
-"""Seconds that a start waits until a damaged history has been verified."""
+"""Seconds for which learning waits until a damaged history has been verified."""
+
+LEARN_FIRST_S = 0.5
+"""Seconds for which engines wait, so that what the learner's file lacks is learned from the history."""
 HASH_KEY_FILE = "prompt_hash.key"
 HASH_KEY_BYTES = 32
 
@@ -104,9 +108,10 @@ def _opened(
     wall: Callable[[], float] | None,
     cpu_timer: Callable[[], float],
 ) -> Iterator[Service]:
-    with recent_warnings() as warnings, _history(config.store, clock) as history:
+    with recent_warnings() as warnings, ExitStack() as last, _history(config.store, clock) as history:
         controller_id = uuid.uuid4().hex
-        core = build_core(config, history, controller_id=controller_id, now_s=clock(), timer=timer)
+        core, memory = build_core(config, history, controller_id=controller_id, now_s=clock(), timer=timer)
+        last.callback(memory.finish, history)
         hub = ZmqHub(config.engine.endpoint, config.engine.keys)
         live, commands = Live(), Commands()
         telemetry = _telemetry(config.telemetry, controller_id)
@@ -123,6 +128,7 @@ def _opened(
             wall=wall,
             telemetry=telemetry,
             encoder=encoder,
+            memory=memory,
         )
         rows = history.reader()
         gain = GainWatch(rows, config.policy, clock)
@@ -179,24 +185,16 @@ def _telemetry(section: TelemetrySection, controller_id: str) -> Telemetry | Non
 
 def build_core(
     config: Config, history: HistoryWriter, *, controller_id: str, now_s: float, timer: Callable[[], float]
-) -> Core:
-    """The core, taught from the whole history, or from the rest if parts of it are damaged."""
+) -> tuple[Core, Memory]:
+    """The core, with what its file holds; the rest of the history is learned while it serves."""
+    store, learning = config.store.path, config.learning
     blank = partial(_blank_core, config, history.last_batches, controller_id=controller_id, now_s=now_s, timer=timer)
-    started_s = timer()
-    core = blank()
-    for last in (False, True):
-        try:
-            answers = rebuild(core, config.store.path, config.learning.history_answers)
-        except StoreError as error:
-            core = blank()
-            if last:
-                log.error("learning starts from nothing: %s", error)  # noqa: TRY400 - the text says all
-            else:
-                history.verify(VERIFY_S)
-        else:
-            log.info("learned from %d recorded answers in %.1f s", answers, timer() - started_s)
-            break
-    return core
+    manifest = manifest_of(_hash_key(store), repr((_learner_settings(learning), _calibration(learning), learning)))
+    core, memory = open_memory(
+        blank, store, manifest, limit=learning.history_answers, history=history, verify_s=VERIFY_S
+    )
+    memory.learn_for(LEARN_FIRST_S, timer, now_s)
+    return core, memory
 
 
 def _blank_core(
@@ -204,8 +202,7 @@ def _blank_core(
 ) -> Core:
     """A core before any answer is taught."""
     learning = config.learning
-    clusters = ClusterSettings(clusters=learning.clusters, seed_prompts=max(500, 4 * learning.clusters))
-    mixture = MixtureLearner(MixtureSettings(common=LearnerSettings(clusters=clusters)))
+    mixture = MixtureLearner(_learner_settings(learning))
     learner: LengthLearner = mixture if learning.encoder is None else SemanticLearner(mixture)
     return Core(
         learner=learner,
@@ -217,12 +214,21 @@ def _blank_core(
             hash_key=_hash_key(config.store.path),
             lease_s=config.engine.lease_s,
             service=service_levels_of(config),
-            calibration=CalibrationSettings(guard=GuardSettings(enabled=learning.guard)),
+            calibration=_calibration(learning),
         ),
         now_s=now_s,
         timer=timer,
         durable_batches=durable_batches,
     )
+
+
+def _learner_settings(learning: LearningSection) -> MixtureSettings:
+    clusters = ClusterSettings(clusters=learning.clusters, seed_prompts=max(500, 4 * learning.clusters))
+    return MixtureSettings(common=LearnerSettings(clusters=clusters))
+
+
+def _calibration(learning: LearningSection) -> CalibrationSettings:
+    return CalibrationSettings(guard=GuardSettings(enabled=learning.guard))
 
 
 def _encoder(learning: LearningSection) -> Encoder | None:

@@ -30,11 +30,13 @@ class Trouble(Pause):
         if self.extend(error, limits, now_s):
             self.wanted = mode
 
-    def observe(self, error: Exception, now_s: float) -> None:
-        """Remember whether a failure, of one engine or of all, came out of the learner."""
-        if _is_of_learner(error):
+    def observe(self, error: Exception, now_s: float) -> bool:
+        """Remember whether a failure, of one engine or of all, came out of the learner, and return that."""
+        of_learner = _is_of_learner(error)
+        if of_learner:
             self._learner_failures.append(now_s)
             self._last_of_learner = described(error)
+        return of_learner
 
     def states(self, now_s: float) -> Iterator[DegradedState]:
         """What is amiss because of failures."""

@@ -42,6 +42,7 @@ DEGRADED: dict[DegradedKind, tuple[Literal["error", "warning"], str]] = {
     "files_near_limit": ("warning", "Open files are near their limit"),
     "history_replaced": ("error", "The history's files were removed or replaced"),
     "history_behind": ("warning", "The disk is too slow for the history"),
+    "learning_past": ("warning", "The past is still being learned"),
     "clock_ahead": ("warning", "The clock is far beyond the history"),
 }
 """How grave each state is, and its title."""

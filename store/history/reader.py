@@ -67,14 +67,14 @@ def require_catalog(path: Path) -> Path:
     return catalog
 
 
-def learning_history(path: Path, limit: int) -> Iterator[RecordedAnswer]:
+def learning_history(path: Path, limit: int, *, first: int = 0) -> Iterator[RecordedAnswer]:
     """Yield the latest answers with the features of their arrival, at most ``limit``, in the learner's order.
 
-    An answer whose prediction was dropped under pressure is not among them.
+    Those before the answer with the number ``first`` are left out, and those whose prediction was dropped under pressure.
     Raises `StoreError` where a part of the history cannot be read.
     """
     with _reading(path), open_history(path) as connection:
-        connection.execute(_LEARNING_HISTORY, {"limit": limit})
+        connection.execute(_LEARNING_HISTORY, {"limit": limit, "first": first})
         while rows := connection.fetchmany(1_000):
             for model, features, output_tokens, censored, answer, of_model, of_cluster in rows:
                 surprises = None if of_model is None or of_cluster is None else (of_model, of_cluster)
@@ -102,7 +102,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 _LEARNING_HISTORY = """
 WITH latest AS (
-    SELECT * FROM outcomes ORDER BY answer DESC, received_s DESC, time_s DESC, request_id DESC LIMIT $limit
+    SELECT * FROM outcomes WHERE answer >= $first ORDER BY answer DESC, received_s DESC, time_s DESC, request_id DESC LIMIT $limit
 ),
 known AS (
     SELECT session_id, request_id, arg_max(features, octet_length(features)) AS features

@@ -112,7 +112,7 @@ def start_controller(tmp_path: Path) -> Iterator[Callable[..., RunningController
             running = RunningController(opened, tmp_path, thread, client)
             stack.callback(running.close)
             thread.start()
-            wait_until(lambda: client.get("/readyz").status_code == 200)
+            wait_until(lambda: "learning_past" not in client.get("/readyz").json().get("degraded", ["learning_past"]))
             return running
 
         yield start

@@ -1,4 +1,4 @@
-"""`evaluate --upkeep`: time and memory of rebuilding a learner from history, and whether its predictions are the same."""
+"""`evaluate --upkeep`: what a restart costs, from history and from the learner's file, and whether predictions are the same."""
 
 from __future__ import annotations
 
@@ -46,6 +46,11 @@ class Upkeep:
     rebuild_cpu_s: float
     memory_bytes: int
     """Size of the learner after all answers."""
+    state_bytes: int
+    """Of its file."""
+    write_s: float
+    read_s: float
+    """Time to turn what was learnt into the file's content, and that back."""
     largest_difference: float
     """Largest difference of a probability in any compared prediction before and after the restart."""
 
@@ -65,27 +70,49 @@ def measure_upkeep(
     _serve(lived, workload, store, answers=answers, seed=seed, progress=progress)
     again = MixtureLearner()
     started_s, cpu_s = clock(), cpu_clock()
-    taught = rebuild(_controller(again).core, store, answers)
+    core = _controller(again).core
+    taught = rebuild(core, store, answers)
     rebuild_s, rebuild_cpu_s = clock() - started_s, cpu_clock() - cpu_s
+    read, started_s = MixtureLearner(), clock()
+    state = core.past.written()
+    written_s = clock()
+    _controller(read).core.past.restore(state)
+    read_s = clock()
     prompts = [prompt for _, prompt, _ in task_prompts(workload, requests=COMPARED_PROMPTS, seed=seed)]
     return Upkeep(
         answers=taught,
         rebuild_s=rebuild_s,
         rebuild_cpu_s=rebuild_cpu_s,
         memory_bytes=held_bytes(again),
-        largest_difference=_largest_difference(lived, again, prompts),
+        state_bytes=len(state),
+        write_s=written_s - started_s,
+        read_s=read_s - written_s,
+        largest_difference=max(_largest_difference(lived, other, prompts) for other in (again, read)),
     )
 
 
 def upkeep_table(upkeep: Upkeep) -> Table:
     """One row."""
-    headings = ("answers", "rebuilt in s", "CPU s", "µs each", "learner MB", "largest difference")
+    headings = (
+        "answers",
+        "rebuilt in s",
+        "CPU s",
+        "µs each",
+        "learner MB",
+        "state MB",
+        "written in s",
+        "read in s",
+        "largest difference",
+    )
     row = (
         str(upkeep.answers),
         f"{upkeep.rebuild_s:.1f}",
         f"{upkeep.rebuild_cpu_s:.1f}",
         f"{1e6 * upkeep.rebuild_cpu_s / max(1, upkeep.answers):.0f}",
         f"{upkeep.memory_bytes / 1e6:.1f}",
+        f"{upkeep.state_bytes / 1e6:.1f}",
+        f"{upkeep.write_s:.2f}",
+        f"{upkeep.read_s:.2f}",
         f"{upkeep.largest_difference:g}",
     )
     return text_table("A restart", headings, [row])

@@ -10,7 +10,7 @@ from pathlib import Path
 from controller.api.client import ApiClient, client_of_child
 from engine_adapter.serving.processes import Child, Children, free_port
 
-READY_S = 60.0
+READY_S = 120.0
 
 
 def start_controller(
@@ -23,7 +23,7 @@ def start_controller(
     flags: tuple[str, ...] = (),
     environment: Mapping[str, str] | None = None,
 ) -> tuple[Child, ApiClient]:
-    """Start a controller in mode on and wait until its API answers; raises `EngineError` if it does not.
+    """Start a controller in mode on and wait until it has learned what is in its store; raises `EngineError` if it does not.
 
     ``flags`` and ``environment`` are added to those of ``serve``.
     """
@@ -34,5 +34,9 @@ def start_controller(
     ]
     controller = children.start("controller", command, environment={"OMP_NUM_THREADS": "1", **(environment or {})})
     api = client_of_child(f"http://127.0.0.1:{port}")
-    children.await_ready(controller, partial(api.answers, "/api/state"), timeout_s=READY_S, clock=clock, pause=pause)
+    children.await_ready(controller, partial(_has_learned, api), timeout_s=READY_S, clock=clock, pause=pause)
     return controller, api
+
+
+def _has_learned(api: ApiClient) -> bool:
+    return api.answers("/readyz") and "learning_past" not in api.get("/readyz")["degraded"]

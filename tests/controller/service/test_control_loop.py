@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
+from online_learning.survival.length_sketch import LengthSketch
 from store.history.reader import open_history
 from store.records import EngineMessage, Finished, Snapshot
 
@@ -59,6 +60,39 @@ def test_a_restarted_controller_remembers_batches_and_lengths(
     engine.step_until(lambda: engine.engine.agent.mode(engine.engine.now_s) == "on")
     engine.step_until(lambda: [row["request_id"] for row in second.client.get("/api/queue").json()["rows"]] == ["late"])
     assert second.client.get("/api/state").json()["store"]["duplicates"] == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_what_was_learned_is_kept_beside_the_history_until_the_learner_fails(
+    start_controller: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A controller that was killed is followed by one that knows what the file holds; a broken learner writes none."""
+    monkeypatch.setattr("controller.service.memory.KEEP_SOON_S", 0.0)
+    monkeypatch.setattr("controller.service.memory.MANY_ANSWERS", 1)
+    first = start_controller()
+    engine, file = first.connect(), first.store / "learner.state"
+    for number in range(20):
+        engine.submit(f"r{number}", output_tokens=4)
+    engine.step_until(lambda: first.service.loop._memory._kept_answers == 20)
+    first.service.loop.stop()
+    first.thread.join(10.0)
+    first.service.loop._hub.close()
+    first.service.loop._history.close()
+
+    caplog.set_level("INFO")
+    second = start_controller()
+    assert "the learner knows the first 20 answers" in caplog.text
+    assert second.service.loop._core.past.next_answer == 20
+    before = file.stat().st_mtime_ns
+    with monkeypatch.context() as broken:
+        broken.setattr(LengthSketch, "learn_one", lambda *_: 1 / 0)
+        engine.submit("fails", output_tokens=4)
+        engine.step_until(lambda: not second.service.loop._memory._is_sound)
+    for number in range(20):
+        engine.submit(f"more {number}", output_tokens=4)
+    engine.step_until(lambda: len(engine.lives) == 41)
+    engine.step_until(lambda: not engine.engine.agent.unacknowledged)
+    assert file.stat().st_mtime_ns == before
 
 
 def test_a_failing_core_falls_back_and_heals(start_controller: Start, caplog: pytest.LogCaptureFixture) -> None:
