@@ -26,6 +26,10 @@ class Prompt:
     model: str
     tenant: str | None = None
     lora: str | None = None
+    session: str | None = None
+    """Conversation or agent's program that the request belongs to; None when unknown."""
+    expected_output_tokens: int | None = None
+    """Length that the client expects of the answer; None when it says nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,8 @@ def warm_up(core: Core, learner: LengthLearner, requests: Iterable[TraceRequest]
             temperature=request.temperature,
             model=model,
             tenant=request.tenant,
+            session=request.session,
+            expected_output_tokens=request.expected_output_tokens,
         )
         tokens = min(request.true_output_tokens, request.max_tokens)
         observation = Observation(tokens, censored=request.true_output_tokens > request.max_tokens)
@@ -54,6 +56,8 @@ class RememberedFeatures:
             prompt.model,
             prompt.tenant,
             prompt.lora,
+            prompt.session,
+            prompt.expected_output_tokens,
         )
         found = _remembered.get(key)
         if found is None:

@@ -51,6 +51,8 @@ def prompt_of(arrived: Arrived, model: str) -> Prompt:
         model=model,
         tenant=arrived.tenant,
         lora=arrived.lora,
+        session=arrived.session,
+        expected_output_tokens=arrived.expected_output_tokens,
     )
 
 

@@ -47,6 +47,8 @@ class TraceRequest:
     service_class: str | None = None
     targets: Targets | None = None
     sheds: bool = False
+    expected_output_tokens: int | None = None
+    """Length that the client says it expects of the answer."""
     abort_after_tokens: int | None = None
     """Number of output tokens after which the client disconnects."""
     leaves_s: float | None = None

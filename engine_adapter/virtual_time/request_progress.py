@@ -127,6 +127,7 @@ class RequestProgress:
             service_class=request.service_class,
             targets=request.targets,
             sheds=request.sheds,
+            expected_output_tokens=request.expected_output_tokens,
         )
 
     def start(self, now_s: float, *, cached_tokens: int = 0, expected_tokens: int | None = None) -> None:

@@ -76,11 +76,16 @@ def block_hashes(place: Place, column: str, value: object) -> tuple[int, ...]:
 
 def block_size_tokens(place: Place, value: object) -> int:
     """Return the tokens of a hashed block, `PREFIX_BLOCK_TOKENS` where the source does not say."""
+    return some_tokens(place, "block_size_tokens", value) or PREFIX_BLOCK_TOKENS
+
+
+def some_tokens(place: Place, column: str, value: object) -> int | None:
+    """Return a number of tokens of 1 or more; None where the source does not say."""
     if value is None:
-        return PREFIX_BLOCK_TOKENS
-    tokens = whole_number(place, "block_size_tokens", value)
+        return None
+    tokens = whole_number(place, column, value)
     if not tokens:
-        raise place.error("block_size_tokens", value, "give 1 or more")
+        raise place.error(column, value, "give 1 or more")
     return tokens
 
 

@@ -14,9 +14,9 @@ from store.errors import WorkloadError
 COLUMNS = ("task", "model", "prompt", "prompt_len_tokens", "response_len_tokens", "arrival_s", "client")
 """Required columns; prompt, arrival_s and client may be null."""
 
-OPTIONAL_COLUMNS = ("hash_ids", "block_size_tokens")
+OPTIONAL_COLUMNS = ("hash_ids", "block_size_tokens", "session", "expected_output_tokens")
 """A list of hashes of the prompt's blocks for prompts without text, and the tokens of a block, 512 without that column;
-both may be null. Further columns are ignored."""
+the session that the request belongs to, and the length that its client expects. All may be null; further columns are ignored."""
 
 TRACE_COLUMNS = ("timestamp_ms", "prompt_len_tokens", "response_len_tokens", "hash_ids")
 """Columns of a Mooncake trace in Parquet, all required."""
@@ -65,6 +65,10 @@ def _row(place: fields.Place, values: dict[str, object]) -> WorkloadRow:
         response_len_tokens=fields.response_tokens(place, "response_len_tokens", values["response_len_tokens"]),
         arrival_s=None if arrival_s is None else fields.seconds(place, "arrival_s", arrival_s),
         client=fields.text_or_none(place, "client", values["client"]),
+        session=fields.text_or_none(place, "session", values.get("session")),
+        expected_output_tokens=fields.some_tokens(
+            place, "expected_output_tokens", values.get("expected_output_tokens")
+        ),
         block_hashes=fields.block_hashes(place, "hash_ids", values.get("hash_ids") or []),
         block_size_tokens=fields.block_size_tokens(place, values.get("block_size_tokens")),
     )

@@ -269,6 +269,7 @@ class _Maker:
             priority=row.priority,
             tenant=row.client,
             session=row.session,
+            expected_output_tokens=row.expected_output_tokens,
             continues=None if row.continues is None else f"request-{row.continues}",
             pause_s=row.pause_s,
             own_prompt=row.own_prompt,

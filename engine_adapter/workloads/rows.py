@@ -25,6 +25,10 @@ class WorkloadRow:
     arrival_s: float | None = None
     """Seconds since the start of the source's trace; None if it has no times."""
     client: str | None = None
+    session: str | None = None
+    """Conversation or agent's program that the request belongs to; None where unknown."""
+    expected_output_tokens: int | None = None
+    """Length that the client says it expects of the answer; None where it says nothing."""
     max_tokens: int | None = None
     """The client's own limit on the answer; None where it set none."""
     priority: int = 0
@@ -39,8 +43,6 @@ class WorkloadRow:
     """Seconds between the end of the request that it continues and its arrival."""
     own_prompt: bool = False
     """Whether the prompt is its own alone, though it follows another's end."""
-    session: str | None = None
-    """The conversation that it belongs to, as its client names it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

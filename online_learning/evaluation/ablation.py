@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from online_learning.distribution import LengthDistribution, log_grid
 from online_learning.features.prompt_features import DIMENSIONS, IDENTITIES, TEMPLATE_DEPTHS, TEXT_DIMENSIONS
+from online_learning.features.request_hints import HINTS_FROM
 from online_learning.length_learner import Drift, Features, Forecast, LengthLearner, Observation, Prompt
-from online_learning.mixture.mixture import MixtureLearner, MixtureSettings, all_experts
+from online_learning.mixture.mixture import MixtureLearner, MixtureSettings, all_experts, all_specialists
 
 _PARTS: dict[str, slice] = {
     "projected text": slice(TEXT_DIMENSIONS),
@@ -22,10 +25,14 @@ def without_each_expert(settings: MixtureSettings | None = None) -> dict[str, Le
     """The mixture without each of its experts in turn, by what is left out."""
     chosen = settings or MixtureSettings()
     lengths = log_grid(chosen.common.longest_tokens)
-    names = [expert.name for expert in all_experts(lengths, chosen) if expert.name != "global"]
+    experts, specialists = all_experts(lengths, chosen), all_specialists(lengths, chosen)
+    names = [expert.name for expert in experts if expert.name != "global"]
+    names += [specialist.name for specialist in specialists]
     return {
         f"without {left_out}": MixtureLearner(
-            chosen, [expert for expert in all_experts(lengths, chosen) if expert.name != left_out]
+            chosen,
+            [expert for expert in all_experts(lengths, chosen) if expert.name != left_out],
+            [specialist for specialist in all_specialists(lengths, chosen) if specialist.name != left_out],
         )
         for left_out in names
     }
@@ -85,4 +92,5 @@ def _hiding(where: slice) -> Callable[[Features], Features]:
 
 
 def _without_grams(features: Features) -> Features:
-    return features[: DIMENSIONS + IDENTITIES]
+    listed = features[DIMENSIONS + IDENTITIES :]
+    return np.concatenate((features[: DIMENSIONS + IDENTITIES], listed[listed >= HINTS_FROM]))

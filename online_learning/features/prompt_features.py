@@ -6,7 +6,8 @@ fixed random signs (Weinberger et al. 2009, feature hashing; Achlioptas 2003, pr
 The cosine of two text parts estimates how much the two prompts share.
 The scalar part holds what the request says about itself.
 The identities are hashes of the leading tokens, at several depths, and of the tenant: requests of one group share them.
-The last part, as long as the prompt needs, lists the hashed n-grams themselves, for learners that weigh each alone.
+The list that follows, as long as the prompt needs, has the hashed n-grams themselves, for learners that weigh each alone.
+Behind it stand the request's hints, where it has any: its session and the length that its client expects.
 
 Vectors do not depend on what was learnt, so that stored ones stay valid for ever.
 """
@@ -19,6 +20,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
+from online_learning.features.request_hints import HINTS_FROM, RequestHints, coded, decoded
 from online_learning.length_learner import Features, Prompt
 
 TEXT_DIMENSIONS = 128
@@ -73,8 +75,8 @@ _SUBLINEAR = (1.0 + np.log(np.maximum(np.arange(_MOST_COUNTED + 1), 1))).astype(
 def prompt_features(prompt: Prompt) -> Features:
     """The feature vector of a prompt, float32; the same in every process.
 
-    Its first `DIMENSIONS` are dense, then come `IDENTITIES` hashes and up to `MAX_GRAMS` n-grams; hashes, rows and
-    counts are integers below 2²⁴, which float32 holds exactly.
+    Its first `DIMENSIONS` are dense, then come `IDENTITIES` hashes, up to `MAX_GRAMS` n-grams and the hints that there are;
+    hashes, rows, counts and hints are integers below 2²⁴, which float32 holds exactly.
 
     >>> tokens = np.arange(100, dtype=np.uint32)
     >>> prompt = Prompt(token_ids=tokens, prompt_tokens=100, max_tokens=512, temperature=0.6, model="m")
@@ -86,6 +88,9 @@ def prompt_features(prompt: Prompt) -> Features:
     hashed = _hashed_grams(tokens)
     rows, counts = _counted(hashed)
     listed = _listed(rows, counts, _ending(hashed, tokens.size))
+    hints = coded(prompt)
+    if hints:
+        listed = np.concatenate((listed, hints))
     features = np.empty(DIMENSIONS + IDENTITIES + listed.size, dtype=np.float32)
     features[:TEXT_DIMENSIONS] = _text_part(rows, counts)
     features[TEXT_DIMENSIONS:DIMENSIONS] = (
@@ -108,9 +113,30 @@ def grams(features: Features) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     (4, 0.41, 1.0)
     """
     codes = features[DIMENSIONS + IDENTITIES :].astype(np.int64)
+    if has_hints(features):
+        codes = codes[codes < HINTS_FROM]
     weights = _SUBLINEAR[codes >> _TABLE_BITS]
     norm = math.sqrt(float(weights @ weights))
     return codes & (GRAM_ROWS - 1), np.asarray(weights / np.float32(max(norm, 1.0)), dtype=np.float32)
+
+
+def has_hints(features: Features) -> bool:
+    """Whether the request says of which session it is, or how long an answer its client expects."""
+    return features.size > DIMENSIONS + IDENTITIES and bool(features[-1] >= HINTS_FROM)
+
+
+def hints(features: Features) -> RequestHints:
+    """What the request says beside its prompt.
+
+    >>> tokens = np.array([5, 6], dtype=np.uint32)
+    >>> told = Prompt(
+    ...     token_ids=tokens, prompt_tokens=2, max_tokens=9, temperature=0.0, model="m", expected_output_tokens=7
+    ... )
+    >>> hints(prompt_features(told))
+    RequestHints(tenant=0, session=None, expected_tokens=7)
+    """
+    tenant = int(features[DIMENSIONS + IDENTITIES - 1]) if features.size >= DIMENSIONS + IDENTITIES else 0
+    return decoded(features[DIMENSIONS + IDENTITIES :], tenant)
 
 
 def _counted(hashed: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.intp]]:

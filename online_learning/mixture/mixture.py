@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from online_learning.distribution import FloatArray, IntArray, LengthDistribution, log_grid
+from online_learning.experts.client_says import ClientSaysExpert, ClientSettings
 from online_learning.experts.cluster import ClusterLengthRegressor
 from online_learning.experts.expert import (
     Expert,
@@ -23,11 +24,14 @@ from online_learning.experts.expert import (
 from online_learning.experts.neighbours import NeighbourExpert, NeighbourSettings
 from online_learning.experts.network import NetworkExpert, NetworkSettings
 from online_learning.experts.quantile_bands import QuantileBandExpert, QuantileBandSettings
+from online_learning.experts.session import SessionExpert, SessionSettings
+from online_learning.experts.specialist import Specialist
 from online_learning.features.informative_ngrams import InformativeNgrams
-from online_learning.features.prompt_features import prompt_features
+from online_learning.features.prompt_features import has_hints, hints, prompt_features
 from online_learning.length_learner import ClusterChange, Drift, Features, Forecast, LengthLearner, Observation, Prompt
 from online_learning.mixture.pooling import Pool, PoolSettings
 from online_learning.mixture.settings import LearnerSettings
+from online_learning.mixture.specialists import Specialists
 from online_learning.survival.model_prior import ModelPrior
 
 
@@ -39,6 +43,8 @@ class MixtureSettings:
     neighbours: NeighbourSettings = field(default_factory=NeighbourSettings)
     bands: QuantileBandSettings = field(default_factory=QuantileBandSettings)
     network: NetworkSettings = field(default_factory=NetworkSettings)
+    session: SessionSettings = field(default_factory=SessionSettings)
+    client_says: ClientSettings = field(default_factory=ClientSettings)
     pool: PoolSettings = field(default_factory=PoolSettings)
     judge_all: int = 1_000
     """Answers, the first, on each of which every expert is scored."""
@@ -78,6 +84,15 @@ def all_experts(lengths: IntArray, settings: MixtureSettings) -> list[Expert]:
     ]
 
 
+def all_specialists(lengths: IntArray, settings: MixtureSettings) -> list[Specialist]:
+    """Every expert that speaks only of requests with hints, in the order in which they are mixed in."""
+    models = settings.common.max_models
+    return [
+        ClientSaysExpert(lengths, settings.client_says, max_models=models),
+        SessionExpert(lengths, settings.session, max_models=models),
+    ]
+
+
 def solo_learners(settings: MixtureSettings | None = None) -> dict[str, LengthLearner]:
     """Each expert alone over the model's distribution, by name, to be compared."""
     chosen = settings or MixtureSettings()
@@ -95,9 +110,15 @@ class MixtureLearner:
     Args:
         settings: of all experts and of the pool.
         experts: in place of all that there are; they must use the grid that ``settings.common`` describes.
+        specialists: the same for those that speak only of requests with hints.
     """
 
-    def __init__(self, settings: MixtureSettings | None = None, experts: list[Expert] | None = None) -> None:
+    def __init__(
+        self,
+        settings: MixtureSettings | None = None,
+        experts: list[Expert] | None = None,
+        specialists: list[Specialist] | None = None,
+    ) -> None:
         self._settings = settings or MixtureSettings()
         self._global = ModelPrior(self._settings.common.model_prior)
         self._experts = experts or all_experts(self._global.lengths, self._settings)
@@ -106,6 +127,8 @@ class MixtureLearner:
         self.on_cluster_changed: Callable[[ClusterChange], None] = lambda _change: None
         """Called with every cluster that comes or goes."""
         self._pool = Pool(len(self._experts), self._settings.pool)
+        spoken = all_specialists(self._global.lengths, self._settings) if specialists is None else specialists
+        self._specialists = Specialists(spoken, self._settings.pool)
         self._assigning = next((expert for expert in self._experts if expert.name == ClusterLengthRegressor.name), None)
         """The expert that assigns prompts to clusters, where there is one."""
 
@@ -123,6 +146,14 @@ class MixtureLearner:
 
     def predict_many(self, features: Sequence[Features], model: str) -> list[Forecast]:
         """The pooled and corrected distributions, with each expert's weight in them."""
+        forecasts = self._mixed(features, model)
+        return [
+            self._specialists.refine(forecast, hints(prompt), model) if has_hints(prompt) else forecast
+            for forecast, prompt in zip(forecasts, features, strict=True)
+        ]
+
+    def _mixed(self, features: Sequence[Features], model: str) -> list[Forecast]:
+        """What the experts predict who speak of every prompt."""
         prior, lengths = self._global.prior(model), self._global.lengths
         queries = [Query(prompt, model, prior, self._ngrams.of(prompt)) for prompt in features]
         assigned = None if self._assigning is None else self._assigning.predict(queries)
@@ -175,6 +206,9 @@ class MixtureLearner:
         Whichever expert found it, it is reported for the prompt's cluster, whose predictions it concerns;
         before there are clusters for cluster 0, and then it may be the model's own.
         """
+        if has_hints(features):
+            (forecast,) = self._mixed([features], model)
+            self._specialists.learn(forecast, hints(features), model, observation)
         query = Query(features, model, self._global.prior(model), self._ngrams.of(features))
         young = self._answers < self._settings.judge_all
         credited = young or self._answers % self._settings.judge_every == 0

@@ -52,12 +52,19 @@ our_learner = pytest.mark.parametrize("create", OURS.values(), ids=OURS.keys())
 
 
 def make_prompt(family: int, number: int, model: str = "m") -> Prompt:
-    """A prompt whose words, beginning and tenant are its family's."""
+    """A prompt whose words, beginning and tenant are its family's; some have a session, or a length that is expected."""
     generator = np.random.default_rng((family, number))
     words = np.random.default_rng(family).integers(16, 32_000, 40)
     tokens = np.concatenate((words[:8], generator.choice(words, 30))).astype(np.uint32)
     return Prompt(
-        token_ids=tokens, prompt_tokens=38, max_tokens=2_000, temperature=0.7, model=model, tenant=f"tenant {family}"
+        token_ids=tokens,
+        prompt_tokens=38,
+        max_tokens=2_000,
+        temperature=0.7,
+        model=model,
+        tenant=f"tenant {family}",
+        session=f"session {number // 6}" if number % 3 == 0 else None,
+        expected_output_tokens=100 if number % 4 == 0 else None,
     )
 
 

@@ -212,5 +212,7 @@ def _prompts(trace: BenchTrace) -> Iterator[tuple[Prompt, int]]:
             temperature=request.temperature,
             model=row.model,
             tenant=request.tenant,
+            session=request.session,
+            expected_output_tokens=request.expected_output_tokens,
         )
         yield prompt, request.true_output_tokens

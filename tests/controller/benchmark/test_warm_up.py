@@ -17,7 +17,14 @@ class Counting(MixtureLearner):
         return super().features(prompt)
 
 
-def prompt(first: int, *, tenant: str | None = None, max_tokens: int = 100) -> Prompt:
+def prompt(
+    first: int,
+    *,
+    tenant: str | None = None,
+    max_tokens: int = 100,
+    session: str | None = None,
+    expected: int | None = None,
+) -> Prompt:
     return Prompt(
         token_ids=np.arange(first, first + 40, dtype=np.uint32),
         prompt_tokens=40,
@@ -25,6 +32,8 @@ def prompt(first: int, *, tenant: str | None = None, max_tokens: int = 100) -> P
         temperature=1.0,
         model="remembered",
         tenant=tenant,
+        session=session,
+        expected_output_tokens=expected,
     )
 
 
@@ -32,7 +41,14 @@ def test_remembered_features_are_the_learner_s_own() -> None:
     """Computed once for a prompt, anew for whatever differs in anything, and the same to the last digit."""
     learner = Counting()
     remembered = RememberedFeatures(learner)
-    asked = [prompt(1), prompt(2), prompt(1, tenant="a"), prompt(1, max_tokens=7)]
+    asked = [
+        prompt(1),
+        prompt(2),
+        prompt(1, tenant="a"),
+        prompt(1, max_tokens=7),
+        prompt(1, session="s"),
+        prompt(1, expected=50),
+    ]
     first = [remembered.features(one) for one in asked]
     assert learner.computed == len(asked)
     second = [RememberedFeatures(learner).features(one) for one in asked]

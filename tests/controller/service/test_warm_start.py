@@ -71,6 +71,8 @@ def prompts(count: int, *, seed: int = 1) -> list[Prompt]:
             max_tokens=4096,
             temperature=1.0,
             model=MODELS[number % len(MODELS)],
+            session=f"session {number // 12}" if number % 4 == 0 else None,
+            expected_output_tokens=300 if number % 5 == 0 else None,
         )
         for number, row in zip(range(count), rows, strict=False)
     ]
@@ -111,6 +113,8 @@ class CompletedRequest:
             token_ids=prompt.token_ids.astype("<u4").tobytes(),
             max_tokens=prompt.max_tokens,
             temperature=1.0,
+            session=prompt.session,
+            expected_output_tokens=prompt.expected_output_tokens,
         )
 
     def _finished(self, number: int, prompt: Prompt) -> Finished:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from engine_adapter.workloads.formats import load_workload
 from engine_adapter.workloads.parquet import COLUMNS
+from engine_adapter.workloads.requests import to_requests
 from engine_adapter.workloads.rows import Workload, WorkloadRow
 from engine_adapter.workloads.token_ids import count_tokens
 from store.errors import WorkloadError
@@ -115,6 +116,8 @@ def test_an_answer_of_no_token_counts_as_one(tmp_path: Path) -> None:
         ("hash_ids", [[1], [-2]], "row 2: hash_ids is -2"),
         ("hash_ids", [3, 4], "row 1: hash_ids is 3"),
         ("block_size_tokens", [0, 16], "row 1: block_size_tokens is 0"),
+        ("session", [1, 2], "row 1: session is 1"),
+        ("expected_output_tokens", [5, 0], "row 2: expected_output_tokens is 0"),
     ],
 )
 def test_a_senseless_value_is_named_with_file_row_column_and_remedy(
@@ -126,6 +129,16 @@ def test_a_senseless_value_is_named_with_file_row_column_and_remedy(
         load_workload(tmp_path / "w.parquet")
     assert f"{tmp_path / 'w.parquet'}, {message}" in str(caught.value)
     assert ": give " in str(caught.value)
+
+
+def test_parquet_carries_sessions_and_expected_lengths(tmp_path: Path) -> None:
+    """Where there are such columns, and the value is not null; the requests have them too."""
+    columns = table(session=["a", None], expected_output_tokens=[None, 70])
+    pq.write_table(pa.table(columns), tmp_path / "w.parquet")
+    rows = load_workload(tmp_path / "w.parquet").rows
+    assert [(row.session, row.expected_output_tokens) for row in rows] == [("a", None), (None, 70)]
+    made = to_requests(rows, [0.0, 0.0], seed=1)
+    assert [(request.session, request.expected_output_tokens) for request in made] == [("a", None), (None, 70)]
 
 
 def test_parquet_carries_block_hashes(tmp_path: Path) -> None:

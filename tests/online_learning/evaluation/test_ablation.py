@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 
 from online_learning.evaluation.ablation import BlindLearner, without_each_expert, without_each_feature
 from online_learning.evaluation.global_learner import GlobalLearner
-from online_learning.features.prompt_features import DIMENSIONS, IDENTITIES, TEXT_DIMENSIONS, prompt_features
-from online_learning.length_learner import Observation, Prompt
+from online_learning.features.prompt_features import DIMENSIONS, IDENTITIES, TEXT_DIMENSIONS, hints, prompt_features
+from online_learning.length_learner import LengthLearner, Observation, Prompt
 from online_learning.mixture.mixture import MixtureLearner
 
 PROMPT = Prompt(
@@ -18,10 +20,17 @@ PROMPT = Prompt(
 
 def test_each_expert_is_left_out_once() -> None:
     """All but the global distribution, without which nothing is; the others stay."""
-    every = set(MixtureLearner().predict_one(prompt_features(PROMPT), "m").experts)
+    hinted = replace(PROMPT, session="s", expected_output_tokens=50)
+    every = _asked(MixtureLearner(), hinted)
+    assert {"session", "client says"} <= every
     for name, learner in without_each_expert().items():
-        left = set(learner.predict_one(prompt_features(PROMPT), "m").experts)
-        assert every - left == {name.removeprefix("without ")}
+        assert every - _asked(learner, hinted) == {name.removeprefix("without ")}
+
+
+def _asked(learner: LengthLearner, prompt: Prompt) -> set[str]:
+    """The experts that a learner has, once it was taught an answer of the session."""
+    learner.learn_one(learner.features(prompt), "m", Observation(60, censored=False))
+    return set(learner.predict_one(learner.features(prompt), "m").experts)
 
 
 def test_a_blind_learner_misses_one_part_and_nothing_else() -> None:
@@ -37,6 +46,14 @@ def test_a_blind_learner_misses_one_part_and_nothing_else() -> None:
         hidden |= missing
     assert bool(hidden[whole != 0.0].all())
     assert TEXT_DIMENSIONS < DIMENSIONS < DIMENSIONS + IDENTITIES < whole.size
+
+
+def test_blind_to_n_grams_the_hints_are_still_seen() -> None:
+    """They are no n-grams, though they stand behind them."""
+    hinted = replace(PROMPT, session="s", expected_output_tokens=50)
+    shown = without_each_feature()["blind to n-grams"].features(hinted)
+    assert hints(shown) == hints(prompt_features(hinted))
+    assert shown.size == DIMENSIONS + IDENTITIES + 3
 
 
 def test_blind_to_the_model_all_models_are_one() -> None:

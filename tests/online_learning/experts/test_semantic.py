@@ -39,6 +39,22 @@ def test_features_and_embedding_come_apart_as_they_were(number: int, values: lis
     assert grams(features)[0].size > 0
 
 
+def test_hints_stay_with_the_features() -> None:
+    """An embedding stands behind them, and goes without them."""
+    prompt = Prompt(
+        token_ids=np.arange(9, dtype=np.uint32),
+        prompt_tokens=9,
+        max_tokens=9,
+        temperature=1.0,
+        model="m",
+        session="s",
+        expected_output_tokens=5,
+    )
+    features, embedding = apart(with_embedding(prompt_features(prompt), np.ones(4, dtype=np.float32)))
+    assert np.array_equal(features, prompt_features(prompt))
+    assert embedding is not None
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     answers=st.lists(st.tuples(st.integers(0, GRID.size - 1), st.booleans(), st.integers(0, 3)), max_size=60),

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -15,6 +16,8 @@ from online_learning.features.prompt_features import (
     TAIL_TOKENS,
     TEXT_DIMENSIONS,
     grams,
+    has_hints,
+    hints,
     prompt_features,
 )
 from online_learning.length_learner import Features, Prompt
@@ -52,6 +55,55 @@ def test_features_are_normalised_whatever_the_prompt(tokens: list[int], max_toke
     norm = float(np.linalg.norm(vector[:TEXT_DIMENSIONS]))
     assert abs(norm - (1.0 if tokens else 0.0)) < 1e-4
     assert float(np.abs(vector[TEXT_DIMENSIONS:DIMENSIONS]).max()) < 4.0
+
+
+@settings(deadline=None)
+@given(
+    tokens=st.lists(st.integers(0, 2**32 - 1), max_size=300),
+    tenant=st.none() | st.text(max_size=5),
+    session=st.none() | st.text(max_size=9),
+    expected=st.none() | st.integers(1, 2**40),
+)
+def test_hints_stand_behind_features_that_are_otherwise_the_same(
+    tokens: list[int], tenant: str | None, session: str | None, expected: int | None
+) -> None:
+    """They are read as they were written, and no n-gram is taken for one; without hints nothing is added."""
+    ids = np.asarray(tokens, dtype=np.uint32)
+    plain = Prompt(token_ids=ids, prompt_tokens=9, max_tokens=9, temperature=0.7, model="m", tenant=tenant)
+    told = replace(plain, session=session, expected_output_tokens=expected)
+    without, hinted = prompt_features(plain), prompt_features(told)
+    assert np.array_equal(hinted[: without.size], without)
+    assert hinted.size - without.size == 2 * (session is not None) + (expected is not None)
+    assert not has_hints(without)
+    assert has_hints(hinted) == (hinted.size > without.size)
+    read = hints(hinted)
+    assert read.expected_tokens == (None if expected is None else min(expected, 2**22 - 1))
+    assert (read.session is None) == (session is None)
+    for one, other in zip(grams(without), grams(hinted), strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_a_session_is_that_of_its_tenant() -> None:
+    """Two tenants may name their sessions alike."""
+    ids = np.arange(9, dtype=np.uint32)
+    named = [
+        hints(
+            prompt_features(
+                Prompt(
+                    token_ids=ids,
+                    prompt_tokens=9,
+                    max_tokens=9,
+                    temperature=0.7,
+                    model="m",
+                    tenant=tenant,
+                    session=session,
+                )
+            )
+        ).session
+        for tenant, session in (("a", "1"), ("b", "1"), ("a", "2"), (None, "1"), ("a", "1"))
+    ]
+    assert len(set(named[:4])) == 4
+    assert named[0] == named[4]
 
 
 def test_prompts_that_share_words_are_nearer_than_unrelated_ones() -> None:
