@@ -20,6 +20,7 @@ from dashboard.screens import (
     predictions,
     prompts,
     request,
+    service,
     settings,
     sql,
 )
@@ -42,6 +43,7 @@ def main() -> None:
         "Live": [
             st.Page(now.page, title="Now", icon=":material/monitor_heart:", default=True),
             st.Page(latency.page, title="Latency", icon=":material/timer:", url_path="latency"),
+            st.Page(service.page, title="Service", icon=":material/verified:", url_path="service"),
             st.Page(gain.page, title="Gain", icon=":material/trending_up:", url_path="gain"),
             st.Page(predictions.page, title="Predictions", icon=":material/query_stats:", url_path="predictions"),
         ],

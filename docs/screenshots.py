@@ -19,7 +19,9 @@ from typing import Literal
 from playwright.sync_api import Page, ViewportSize, sync_playwright
 
 IMAGES = Path(__file__).parent / "images"
-PAGES = {page: page for page in ("latency", "gain", "predictions", "prompts", "history", "sql", "settings")} | {
+PAGES = {
+    page: page for page in ("latency", "service", "gain", "predictions", "prompts", "history", "sql", "settings")
+} | {
     "now": "",
     "request": "request?request=request-1000",
 }

@@ -12,7 +12,7 @@ import msgspec
 
 from store.entries import DriftDetected
 from store.history.writer_stats import WriterStats
-from store.records import Mode, Settings, Snapshot
+from store.records import Mode, Settings, Snapshot, Targets
 
 QueueState: TypeAlias = Literal["waiting", "running"]
 PartKind: TypeAlias = Literal["class", "length", "cluster"]
@@ -175,6 +175,10 @@ class QueueRow(View, frozen=True, kw_only=True):
     p50_tokens: int
     p90_tokens: int
     cluster: int | None
+    service_class: str | None = None
+    """Its service class; None for a request that is in none."""
+    targets: Targets | None = None
+    """The targets in force for it; None for none."""
 
 
 class QueueView(View, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""Paths of the recent past: load, latencies and finished requests of the last minutes, read from the history."""
+"""Paths of the recent past: load, latencies, service levels and finished requests of the last minutes, read from the history."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from fastapi import FastAPI, HTTPException, Query
 from store.errors import StoreError
 from store.history.recent_rows import RecentRows
 from store.http_requests import FinishedView, LatenciesView, LoadView
-from store.reading import latencies, load
+from store.http_service import ServiceView
+from store.reading import latencies, load, service
 from store.reading.latencies import Window, read_finished, read_latencies
 from store.reading.load import read_load
 from store.reading.scope import Part, Scope
+from store.reading.service import read_service
 
 LONGEST_REQUEST_S = 3600.0
 """Class, tenant and prediction are looked up only for requests that took at most these seconds."""
@@ -62,6 +64,16 @@ def add_recent(api: FastAPI, rows: RecentRows, clock: Callable[[], float], guard
         window = Window(now_s - seconds, now_s, width_s)
         with reading_history(), rows.open(latencies.TABLES, window.since_s - LONGEST_REQUEST_S) as connection:
             return read_latencies(connection, scope, window)
+
+    @api.get("/api/service", tags=["recent"], dependencies=[guard])
+    def service_levels(
+        seconds: Seconds = 600.0, bins: Bins = 30, engine_id: str | None = None, model: str | None = None
+    ) -> ServiceView:
+        """Attainment by service class and tenant, error budgets, and who used what, of the requests that ended within the last seconds."""
+        now_s = clock()
+        scope, window = Scope(engine_id=engine_id, model=model), Window(now_s - seconds, now_s, seconds / bins)
+        with reading_history(), rows.open(service.TABLES, window.since_s - LONGEST_REQUEST_S) as connection:
+            return read_service(connection, scope, window)
 
     @api.get("/api/finished", tags=["recent"], dependencies=[guard])
     def finished(

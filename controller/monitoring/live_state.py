@@ -15,6 +15,7 @@ import msgspec
 
 from controller.core.core import Core
 from controller.core.sessions import ServedRequest, Session
+from controller.policy.service_levels import NO_PROMISE, Promise
 from online_learning.calibration.calibration import Judgement, Measurement
 from online_learning.calibration.scoring import Calibration, RollingScores
 from online_learning.distribution import LengthDistribution
@@ -41,6 +42,7 @@ class RequestView(msgspec.Struct, frozen=True, eq=False, gc=False):
     cost_s: float = 0.0
     cached_tokens: int = 0
     """Prompt tokens in the engine's prefix cache, found or expected."""
+    promise: Promise = NO_PROMISE
 
     @property
     def index_s(self) -> float:
@@ -192,6 +194,8 @@ def _row(position: int, state: QueueState, view: RequestView, engine_id: str, no
         p50_tokens=view.predicted.quantile(0.5),
         p90_tokens=view.predicted.quantile(0.9),
         cluster=view.cluster,
+        service_class=view.promise.service_class,
+        targets=view.promise.targets,
     )
 
 
@@ -215,6 +219,7 @@ def _engine_view(session: Session, now_s: float) -> EngineView:
                 request.attained_tokens,
                 request.cost_s,
                 request.cached_tokens,
+                request.promise,
             )
             for request in shown
         ),

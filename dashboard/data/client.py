@@ -12,6 +12,7 @@ import msgspec
 
 from store.http_api import DoctorView, GainView, HealthView, ModeView, QueueView, StateView, View
 from store.http_requests import ExplainView, FinishedView, LatenciesView, LoadView
+from store.http_service import ServiceView
 
 TIMEOUT_S = 2.0
 """A live answer that takes longer would be stale."""
@@ -72,6 +73,10 @@ class ControllerClient:
     def latency(self, window_s: float, bins: int, chosen: Parameters) -> LatenciesView | Trouble:
         """Ask for latencies over the last ``window_s`` seconds; ``part`` may be chosen too."""
         return self._ask("/api/latency", LatenciesView, parameters={"seconds": window_s, "bins": bins, **chosen})
+
+    def service(self, window_s: float, bins: int, chosen: Parameters) -> ServiceView | Trouble:
+        """Ask for service levels over the last ``window_s`` seconds."""
+        return self._ask("/api/service", ServiceView, parameters={"seconds": window_s, "bins": bins, **chosen})
 
     def finished(self, window_s: float, limit: int, chosen: Parameters) -> FinishedView | Trouble:
         """Ask for the latest requests that ended within the last ``window_s`` seconds."""

@@ -17,6 +17,7 @@ from dashboard.data.addresses import Addresses, from_environment
 from dashboard.data.client import ControllerClient, Trouble
 from store.http_api import GainView, HealthView, QueueView, StateView
 from store.http_requests import ExplainView, FinishedView, LatenciesView, LoadView
+from store.http_service import ServiceView
 
 REFRESH_S = 1.0
 """How often live parts are drawn again."""
@@ -85,6 +86,11 @@ def _latency(api_url: str, token: str | None, window_s: float, bins: int, chosen
 
 
 @st.cache_resource(ttl=STEP_S, max_entries=16, show_spinner=False)
+def _service(api_url: str, token: str | None, window_s: float, bins: int, chosen: Chosen) -> ServiceView | Trouble:
+    return _client(api_url, token).service(window_s, bins, dict(chosen))
+
+
+@st.cache_resource(ttl=STEP_S, max_entries=16, show_spinner=False)
 def _finished(api_url: str, token: str | None, window_s: float, limit: int, chosen: Chosen) -> FinishedView | Trouble:
     return _client(api_url, token).finished(window_s, limit, dict(chosen))
 
@@ -126,6 +132,12 @@ def latency(window_s: float, bins: int, chosen: Mapping[str, str]) -> LatenciesV
     """Ask for the latencies of the last ``window_s`` seconds, or give the answer of some seconds ago."""
     here = addresses()
     return _latency(here.api_url, here.token, window_s, bins, tuple(sorted(chosen.items())))
+
+
+def service(window_s: float, bins: int, chosen: Mapping[str, str]) -> ServiceView | Trouble:
+    """Ask for the service levels of the last ``window_s`` seconds, or give the answer of some seconds ago."""
+    here = addresses()
+    return _service(here.api_url, here.token, window_s, bins, tuple(sorted(chosen.items())))
 
 
 def finished(window_s: float, limit: int, chosen: Mapping[str, str]) -> FinishedView | Trouble:

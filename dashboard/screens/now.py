@@ -12,10 +12,11 @@ from dashboard.data import live
 from dashboard.data.series import horizon_s, peak_error
 from dashboard.screens import components, filters, request
 from dashboard.screens.filters import Filters
-from dashboard.text import notices, words
+from dashboard.text import notices, service, words
 from store import formatting
 from store.http_api import EngineView, QueueRow, QueueView, StateView
 from store.http_requests import LoadPoint, LoadView
+from store.records import Targets
 
 QUEUE_ROWS = 500
 """Largest number of requests fetched and shown; the rest is counted."""
@@ -142,7 +143,7 @@ def _table(rows: Sequence[QueueRow], columns: Sequence[str], key: str, nothing: 
     if not rows:
         st.caption(nothing)
         return
-    data = {name: [_rounded(name, getattr(row, name)) for row in rows] for name in columns}
+    data = {name: [_shown(name, getattr(row, name)) for row in rows] for name in columns}
     height = min(38 + 35 * len(rows), 423)
     request.choosable(
         data,
@@ -153,7 +154,9 @@ def _table(rows: Sequence[QueueRow], columns: Sequence[str], key: str, nothing: 
     )
 
 
-def _rounded(name: str, value: object) -> object:
+def _shown(name: str, value: object) -> object:
+    if isinstance(value, Targets):
+        return service.targets(value)
     return round(value) if name.endswith("_tokens") and isinstance(value, float) else value
 
 
@@ -164,7 +167,7 @@ _LENGTHS = (
     "Lengths are in tokens. *Remaining* is expected from here on; *median* and *90 %* are of the whole answer, "
     "as predicted on arrival. Select a row to see the whole request."
 )
-_DISTINGUISHING = {"engine_id", "priority"}
+_DISTINGUISHING = {"engine_id", "priority", "service_class", "targets"}
 """Columns that are hidden when all requests have the same value."""
 _WAITING_ONLY = {"position"}
 _NUMBER = st.column_config.NumberColumn
@@ -172,7 +175,9 @@ _COLUMNS = {
     "position": _NUMBER("Order", help="Place in the queue; lower is admitted first", width="small"),
     "request_id": st.column_config.TextColumn("Request", width="medium"),
     "engine_id": st.column_config.TextColumn("Engine", width="small"),
-    "priority": _NUMBER("Class", help="The request's own strict priority; lower is served first", width="small"),
+    "service_class": st.column_config.TextColumn("Class", help="Service class", width="small"),
+    "targets": st.column_config.TextColumn("Targets", help="The longest times that it is to keep"),
+    "priority": _NUMBER("Priority", help="The request's own strict class; lower is served first", width="small"),
     "age_s": _NUMBER("Age (s)", format="%.1f", help="Time since it arrived", width="small"),
     "index_s": _NUMBER(
         "Index (s)",

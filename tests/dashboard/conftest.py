@@ -27,6 +27,15 @@ from engine_adapter.serving.processes import free_port
 from store.entries import ClusterChanged, DriftDetected, EngineSeen, Entry, Outcome, Prediction, SettingsChanged
 from store.history.writer import HistoryWriter
 from store.http_api import DoctorView, GainView, HealthView, ModeView, QueueView, StateView, View
+from store.http_service import (
+    AttainmentPoint,
+    ClassAttainment,
+    Group,
+    Misses,
+    ServiceView,
+    TargetAttainment,
+    TenantService,
+)
 from store.records import Arrived, EngineRules, Finished, Gate, Hello, Settings
 
 Json = dict[str, Any]
@@ -184,6 +193,9 @@ def state(now_s: float, engines: list[Json], **learner: object) -> Json:
     }
 
 
+SERVED_CLASS = {"service_class": "chat", "targets": {"ttft_s": 2.0, "tpot_s": 0.1}}
+
+
 def queue(now_s: float, waiting: int, limit: int) -> Json:
     rng = random.Random(5)
     rows = []
@@ -206,6 +218,7 @@ def queue(now_s: float, waiting: int, limit: int) -> Json:
                 "p90_tokens": round(p50 * 3.2),
                 "cluster": rng.randint(0, 11),
             }
+            | (SERVED_CLASS if number % 3 else {})
         )
     return {"time_s": now_s, "rows": rows}
 
@@ -297,6 +310,53 @@ def latency(now_s: float, seconds: float, bins: int, points: list[Json], part: s
         "whole": len(mine),
         "cut": len(points) - len(whole),
     }  # fmt: skip
+
+
+def service(now_s: float, seconds: float, bins: int) -> ServiceView:
+    """Two classes, of which one misses its objective because its requests queue, and two tenants of unequal weight."""
+    width_s = seconds / bins
+    starts_s = [(math.floor(now_s / width_s) - back) * width_s for back in reversed(range(bins))]
+    curves: tuple[tuple[Group, str, int], ...] = (
+        ("class", "chat", 80), ("class", "batch", 99), ("tenant", "t0", 98), ("tenant", "t1", 81),
+    )  # fmt: skip
+    return ServiceView(
+        newest_s=now_s,
+        bucket_s=width_s,
+        recent_s=seconds / 12,
+        requests=6000,
+        classes=(
+            ClassAttainment(
+                name="chat", objective=0.99, requests=3100, judged=3000, met=2400, recent_judged=250, recent_met=150,
+                targets=(
+                    TargetAttainment(target="ttft", shortest_s=2.0, longest_s=2.0, judged=3000, met=2430),
+                    TargetAttainment(target="tpot", shortest_s=0.08, longest_s=0.1, judged=2990, met=2950),
+                ),
+            ),
+            ClassAttainment(
+                name="batch", objective=0.9, requests=2900, judged=2900, met=2870, recent_judged=240, recent_met=240,
+                targets=(TargetAttainment(target="e2e", shortest_s=3600.0, longest_s=3600.0, judged=2900, met=2870),),
+            ),
+        ),
+        tenants=tuple(
+            TenantService(
+                name=name, weight=weight, requests=3000, judged=2950, met=met, service_s=used_s, share=used_s / 400.0,
+                fair_share=weight / 4.0, mean_queue_s=1.5, mean_ttlt_s=9.0,
+            )
+            for name, weight, met, used_s in (("t0", 3.0, 2900, 280.0), ("t1", 1.0, 2370, 120.0))
+        ),
+        tenants_active=2,
+        jain_index=0.98,
+        points=tuple(
+            AttainmentPoint(by=by, name=name, time_s=at_s, judged=100, met=min(100, met + round(9 * math.sin(at_s / 60))))
+            for by, name, met in curves
+            for at_s in starts_s
+        ),
+        misses=(
+            Misses(service_class="chat", tenant="t1", cause="queued", requests=540, ttft=540, tpot=10, e2e=0),
+            Misses(service_class="chat", tenant="t0", cause="paced", requests=60, ttft=0, tpot=60, e2e=0),
+            Misses(service_class="batch", tenant="t1", cause="too_long", requests=30, ttft=0, tpot=0, e2e=30),
+        ),
+    )  # fmt: skip
 
 
 def explained(now_s: float, request_id: str, **facts: object) -> Json:
@@ -536,6 +596,12 @@ def add_recent_past(app: FastAPI, world: World) -> None:
     def get_latency(seconds: float, bins: int, part: str | None = None) -> Response:
         now_s = time.time()
         return answer(lambda: latency(now_s, seconds, bins, finished(now_s, seconds), part))
+
+    @app.get("/api/service")
+    def get_service(seconds: float, bins: int) -> Response:
+        if world.empty:
+            return Response(msgspec.json.encode(ServiceView(newest_s=None, bucket_s=seconds / bins)))
+        return answer(lambda: msgspec.to_builtins(service(time.time(), seconds, bins)))
 
     @app.get("/api/finished")
     def get_finished(seconds: float, limit: int) -> Response:

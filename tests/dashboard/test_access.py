@@ -26,6 +26,7 @@ FLAGS = (
 PAGES = {
     "": "Now",
     "latency": "Latency",
+    "service": "Service",
     "gain": "Gain",
     "predictions": "Predictions",
     "prompts": "Prompts",

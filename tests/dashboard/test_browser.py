@@ -27,6 +27,7 @@ FLAGS = (
 PAGES = {
     "": "Now",
     "latency": "Latency",
+    "service": "Service",
     "gain": "Gain",
     "predictions": "Predictions",
     "prompts": "Prompts",
@@ -129,6 +130,8 @@ def test_every_page_loads_without_an_error_box(page: Page, dashboard_url: str, p
     expect(drawn.first).to_be_visible(timeout=DRAWN_MS)
     assert_no_error_box(page)
     assert problems == []
+    first = page.get_by_test_id("stMain").get_by_test_id("stMarkdown").filter(visible=True).first
+    expect(first).not_to_contain_text("Streamlit")  # It writes what stands in the entry script, if it is let.
 
 
 def test_the_navigation_leads_to_every_page(page: Page, dashboard_url: str) -> None:
@@ -188,6 +191,21 @@ def test_a_request_opens_from_the_queue_and_from_its_address(page: Page, dashboa
     page.goto(address)
     expect(metric(page, "Preemptions")).to_have_text("1", timeout=DRAWN_MS)
     expect(seen_charts(page)).to_have_count(5, timeout=DRAWN_MS)
+    assert_no_error_box(page)
+
+
+def test_service_says_the_verdict_and_draws_it(page: Page, dashboard_url: str) -> None:
+    """Verdict, figures, four charts and three tables; nothing lies beyond the edge of a narrow window."""
+    page.goto(f"{dashboard_url}/service")
+    expect(page.get_by_text("chat misses its objective")).to_be_visible(timeout=DRAWN_MS)
+    expect(metric(page, "Error budget left")).to_have_text("20× spent", timeout=DRAWN_MS)
+    expect(seen_charts(page)).to_have_count(4, timeout=DRAWN_MS)
+    expect(page.get_by_test_id("stDataFrame")).to_have_count(3, timeout=DRAWN_MS)
+    page.set_viewport_size({"width": 480, "height": 900})
+    expect(seen_charts(page).first).to_be_visible(timeout=DRAWN_MS)
+    wide = "document.documentElement.scrollWidth > window.innerWidth"
+    page.wait_for_function(f"!({wide})", timeout=LIVE_MS)
+    page.set_viewport_size({"width": 1440, "height": 1000})
     assert_no_error_box(page)
 
 

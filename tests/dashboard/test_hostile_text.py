@@ -155,7 +155,9 @@ def made_of(markdown: str) -> set[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["now", "latency", "gain", "predictions", "prompts", "history", "sql", "settings"])
+@pytest.mark.parametrize(
+    "page", ["now", "latency", "service", "gain", "predictions", "prompts", "history", "sql", "settings"]
+)
 def test_no_element_is_made_of_text_from_outside(evil: None, page: str) -> None:
     """Every page is drawn without an error, and wherever such a text is Markdown it is escaped."""
     streamlit.cache_resource.clear()

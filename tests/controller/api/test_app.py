@@ -38,6 +38,7 @@ def test_live_state_follows_an_engine_from_arrival_to_completion(start_controlle
     assert set(rows[0]) == {
         *("position", "request_id", "engine_id", "state", "priority", "age_s", "prompt_tokens", "attained_tokens"),
         *("index_s", "expected_remaining_tokens", "p50_tokens", "p90_tokens", "cluster"),
+        *("service_class", "targets"),
     }
     engine.step_until(lambda: len(engine.lives) == 5)
     engine.step_until(lambda: len(running.client.get("/api/finished").json()["finished"]) == 5)
@@ -50,6 +51,10 @@ def test_live_state_follows_an_engine_from_arrival_to_completion(start_controlle
     assert latency["whole"] == 5
     assert sum(row["requests"] for row in latency["ttlt"]) == 5
     assert running.client.get("/api/latency", params={"part": "class:7"}).json()["whole"] == 0
+    levels = running.client.get("/api/service").json()
+    assert [(one["name"], one["judged"]) for one in levels["classes"]] == [("default (not configured)", 5)]
+    assert levels["tenants"][0]["service_s"] > 0
+    assert running.client.get("/api/service", params={"engine_id": "another"}).json()["requests"] == 0
     engine.step_until(lambda: len(running.client.get("/api/load", params={"bins": 600}).json()["points"]) > 0)
     load = running.client.get("/api/load", params={"bins": 600}).json()
     assert load["points"][-1]["total_blocks"] == 1500

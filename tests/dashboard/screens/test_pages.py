@@ -16,7 +16,7 @@ from store.entries import Entry, ModeSwitched
 from store.history.writer import HistoryWriter
 
 Open = Callable[..., AppTest]
-PAGES = ("now", "latency", "gain", "predictions", "prompts", "history", "sql", "settings")
+PAGES = ("now", "latency", "service", "gain", "predictions", "prompts", "history", "sql", "settings")
 
 
 def run_page(page: str) -> None:
@@ -86,6 +86,8 @@ def test_now_shows_queue_memory_and_throughput(opened: Open) -> None:
     assert list(waiting["position"]) == list(range(137))
     assert {"request_id", "index_s", "age_s", "expected_remaining_tokens"} <= set(waiting.columns)
     assert "priority" not in waiting.columns, "all are of one class"
+    assert set(waiting["service_class"].dropna()) == {"chat"}
+    assert "TTFT 2 s, TPOT 100 ms" in set(waiting["targets"])
     assert len(running) == 48
     assert "Admission holds room for each request to grow by its next 256 tokens." in captions(test)
     assert "the last request in the order is preempted" in captions(test)
@@ -543,3 +545,40 @@ def test_sql_without_a_history_says_so(opened: Open, tmp_path: Path) -> None:
     test = opened("sql", tmp_path / "nowhere")
     assert "No history yet" in boxes(test)
     assert not test.text_area
+
+
+def test_service_says_first_which_class_misses_its_objective(opened: Open) -> None:
+    """The verdict with its cause, the worst class's budget, four charts, and who misses what."""
+    test = opened("service")
+    (verdict,) = test.warning
+    assert "chat misses its objective" in verdict.value
+    assert "80 % of 3,000 requests met all their targets (objective 99 %)" in verdict.value
+    assert "its error budget is spent 20 times" in verdict.value
+    assert "Most often (90 % of the misses): queued" in verdict.value
+    assert metrics(test) == {
+        "Met all targets": "89 %", "Error budget left": "20× spent", "Burn rate": "20", "Burn rate lately": "40",
+        "Jain's index": "0.98",
+    }  # fmt: skip
+    assert charts(test) == 4
+    classes, misses, tenants = (frame.value for frame in test.dataframe)
+    assert list(classes["Targets"]) == ["TTFT 2 s, TPOT 80 ms to 100 ms", "end to end 1 h"]
+    assert list(misses["Why"]) == ["queued", "paced", "too long anyway"]
+    assert list(tenants["Fair share"]) == ["75 %", "25 %"]
+
+
+def test_service_without_classes_judges_by_assumed_targets(opened: Open, recorded: Path) -> None:
+    """A recorded history of requests to which nobody promised anything."""
+    test = opened("service", recorded, {"range": "all"})
+    assert "No service class is configured" in boxes(test)
+    assert "(TTFT 2 s, TPOT 100 ms): 43 % of 300 requests met all their targets." in boxes(test)
+    assert charts(test) == 4
+    assert list(test.dataframe[0].value["Class"]) == ["default (not configured)"]
+
+
+def test_service_without_requests_or_controller_says_so(opened: Open, standing: Any, empty_history: Path) -> None:
+    """In the live range, in an empty history, and while nobody answers."""
+    standing.world.empty = True
+    assert "No finished request is recorded yet" in boxes(opened("service"))
+    assert "No finished request is recorded yet" in boxes(opened("service", empty_history, {"range": "all"}))
+    standing.stop()
+    assert "The controller does not answer" in boxes(opened("service"))

@@ -1,0 +1,138 @@
+"""Service levels in words for people; nothing here knows Streamlit."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from dashboard.text.words import Notice, plain
+from store.formatting import DASH, count, percent, span
+from store.http_service import ClassAttainment, Misses, ServiceView, TargetAttainment
+from store.records import Targets
+from store.service_levels import CAUSES, DEFAULT_TARGETS, NOT_CONFIGURED, Cause, Target
+
+TARGET_NAMES: dict[Target, str] = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "end to end"}
+
+CAUSE_MEANINGS: dict[Cause, str] = {
+    "queued": "without its time in the queue it would have met the target",
+    "prefill": "computing its prompt alone took longer than its TTFT target",
+    "paced": "its tokens came too slowly",
+    "preempted": "without the longest pause after a preemption it would have met the target",
+    "too_long": "even without the queue its answer took longer than its end-to-end target",
+    "shed": "it was ended before it was served, as its client had asked for",
+    "failed": "it ended with an error",
+}
+
+_CONFIGURE = (
+    "Name targets of your own in tables `[classes.NAME]` of the configuration: their requests are ordered by them."
+)
+
+
+def verdict(found: ServiceView) -> Notice:
+    """Say which class misses its objective, the worst first, or that all are well."""
+    promised = [one for one in found.classes if one.configured and one.judged]
+    missing = sorted((one for one in promised if not one.keeps), key=lambda one: -(one.burn_rate or 0.0))
+    if missing:
+        names = " and ".join(plain(one.name) for one in missing)
+        title = f"{names} {'misses its objective' if len(missing) == 1 else 'miss their objectives'}"
+        return Notice("warning", title, " ".join(_shortfall(one, found.misses) for one in missing))
+    if promised:
+        worst = max(promised, key=lambda one: one.burn_rate or 0.0)
+        text = f"The closest is {plain(worst.name)}: {_attained(worst)}, {_budget(worst)}."
+        return Notice("info", "Every class keeps its objective", text)
+    assumed = next((one for one in found.classes if one.judged), None)
+    if assumed is None:
+        text = "No request that ended in this range had a target and counts: all were aborted before their first token, or asked for nothing."
+        return Notice("info", "Nothing to judge yet", text)
+    text = (
+        f"Requests are judged by the targets that are assumed until then ({targets(DEFAULT_TARGETS)}): {_attained(assumed)}. "
+        f"{_most_frequent(found.misses, assumed.name)}{_CONFIGURE}"
+    )
+    return Notice("info", "No service class is configured", text)
+
+
+def nothing_ended_notice() -> Notice:
+    """Say that no request ended in the range."""
+    return Notice("info", "No request ended in this range", "Choose a longer one in the bar at the side, or wait.")
+
+
+def targets(wanted: Targets | None) -> str:
+    """Write targets in one line.
+
+    >>> targets(Targets(ttft_s=2.0, tpot_s=0.1)), targets(Targets(e2e_s=3600.0)), targets(None)
+    ('TTFT 2 s, TPOT 100 ms', 'end to end 1 h', '–')
+    """
+    named = () if wanted is None else (("TTFT", wanted.ttft_s), ("TPOT", wanted.tpot_s), ("end to end", wanted.e2e_s))
+    return ", ".join(f"{name} {span(seconds)}" for name, seconds in named if seconds is not None) or DASH
+
+
+def class_targets(found: Sequence[TargetAttainment]) -> str:
+    """Write the targets of a class in one line; a range where requests had several.
+
+    >>> class_targets([TargetAttainment(target="ttft", shortest_s=1.0, longest_s=2.0, judged=2, met=1)])
+    'TTFT 1 s to 2 s'
+    """
+    return ", ".join(_target(one) for one in found) or "none"
+
+
+def budget(found: ClassAttainment) -> str:
+    """Write what is left of the error budget.
+
+    >>> few = ClassAttainment(name="a", objective=0.9, requests=9, judged=100, met=70, recent_judged=0, recent_met=0)
+    >>> budget(few)
+    '3× spent'
+    """
+    left = found.budget_left
+    if left is None or found.burn_rate is None:
+        return DASH
+    return percent(left) if left >= 0.0 else f"{found.burn_rate:.2g}× spent"
+
+
+def rate(value: float | None) -> str:
+    """Write a burn rate.
+
+    >>> rate(0.0), rate(1.25), rate(None)
+    ('0', '1.2', '–')
+    """
+    return DASH if value is None else f"{value:.2g}"
+
+
+def _target(one: TargetAttainment) -> str:
+    longest = "" if one.shortest_s == one.longest_s else f" to {span(one.longest_s)}"
+    return f"{TARGET_NAMES[one.target]} {span(one.shortest_s)}{longest}"
+
+
+def _attained(one: ClassAttainment) -> str:
+    objective = f" (objective {percent(one.objective)})" if one.configured else ""
+    return f"{percent(one.attainment)} of {count(one.judged)} requests met all their targets{objective}"
+
+
+def _budget(one: ClassAttainment) -> str:
+    left = one.budget_left
+    return f"{percent(left)} of the error budget is left" if left is not None else "nothing is judged"
+
+
+def _shortfall(one: ClassAttainment, misses: Sequence[Misses]) -> str:
+    now = one.recent_burn_rate
+    lately = "" if now is None else f", and lately {rate(now)} times as many as allowed miss"
+    return f"{plain(one.name)}: {_attained(one)}; its error budget is spent {rate(one.burn_rate)} times{lately}. {_most_frequent(misses, one.name)}"
+
+
+def _most_frequent(misses: Sequence[Misses], service_class: str) -> str:
+    causes: Counter[Cause] = Counter()
+    for miss in misses:
+        if miss.service_class == service_class:
+            causes[miss.cause] += miss.requests
+    if not causes:
+        return ""
+    cause, number = causes.most_common(1)[0]
+    return f"Most often ({percent(number / causes.total())} of the misses): {CAUSES[cause]}, {CAUSE_MEANINGS[cause]}. "
+
+
+def class_name(name: str | None) -> str:
+    """Write a service class; a dash for requests to which nothing was promised.
+
+    >>> class_name("chat"), class_name(None)
+    ('chat', '–')
+    """
+    return DASH if name in {None, NOT_CONFIGURED} or name is None else name
