@@ -27,6 +27,7 @@ from controller.cli.benchmark import add_studies
 from controller.cli.keys import add_keys
 from controller.cli.machines import add_machines
 from controller.cli.output import PrintableFormatter, say
+from controller.cli.plan import add_plan
 from controller.cli.replay import add_replay
 from controller.cli.suite import add_suite
 from controller.cli.system import add_proofs
@@ -72,6 +73,7 @@ add_studies(app)
 add_suite(app)
 add_proofs(app)
 add_replay(app)
+add_plan(app)
 add_machines(app)
 add_keys(app)
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -19,6 +19,16 @@ if TYPE_CHECKING:
     from controller.replay.recorded_run import RecordedRun
     from controller.replay.replay import Replay, ReplaySpec
 
+SinceFlag = Annotated[
+    str | None,
+    typer.Option(metavar="TIME", help="arrived from then on: 2026-01-31T09:00 (UTC), Unix seconds, or 2h"),
+]
+UntilFlag = Annotated[str | None, typer.Option(metavar="TIME", help="arrived before then, in the same forms")]
+LastFlag = Annotated[
+    int, typer.Option(min=1, max=1_000_000, help="largest number of requests; the latest are replayed")
+]
+EngineFlag = Annotated[str | None, typer.Option(metavar="ID", help="of this engine alone")]
+ModelFlag = Annotated[str | None, typer.Option(metavar="NAME", help="of this model alone")]
 UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
@@ -39,16 +49,11 @@ def replay(
     slo: Annotated[
         bool, typer.Option("--slo", help="say which targets would have been met, default ones where none were promised")
     ] = False,
-    since: Annotated[
-        str | None,
-        typer.Option(metavar="TIME", help="arrived from then on: 2026-01-31T09:00 (UTC), Unix seconds, or 2h"),
-    ] = None,
-    until: Annotated[str | None, typer.Option(metavar="TIME", help="arrived before then, in the same forms")] = None,
-    last: Annotated[
-        int, typer.Option(min=1, max=1_000_000, help="largest number of requests; the latest are replayed")
-    ] = 2000,
-    engine: Annotated[str | None, typer.Option(metavar="ID", help="of this engine alone")] = None,
-    model: Annotated[str | None, typer.Option(metavar="NAME", help="of this model alone")] = None,
+    since: SinceFlag = None,
+    until: UntilFlag = None,
+    last: LastFlag = 2000,
+    engine: EngineFlag = None,
+    model: ModelFlag = None,
     objective: Annotated[Literal["mean", "balanced", "tail"] | None, typer.Option(help="what sage favours")] = None,
     settings: Annotated[
         list[str] | None,
@@ -66,12 +71,26 @@ def replay(
     """
     from controller.config import load_config
     from controller.policy.from_config import schedule_of
-    from controller.replay.read_history import Slice
     from controller.replay.replay import ReplaySpec
 
     require_writable(json_file, html)
     flags = {"store": {"path": store}, "policy": {**_settings(settings or ()), **_given(objective=objective)}}
     tree = load_config(flags, file=config)
+    chosen = policies or ("fcfs,priority,sage" if slo else "fcfs,sage")
+    names = tuple(word.strip() for word in chosen.split(",") if word.strip())
+    spec = ReplaySpec(policies=names, schedule=schedule_of(tree.policy), slo=slo)
+    runs = read_slice(tree.store.path, since=since, until=until, engine=engine, model=model, last=last)
+    _show(_run(spec, runs, quiet=quiet), json_file, html)
+
+
+def read_slice(
+    path: Path, *, since: str | None, until: str | None, engine: str | None, model: str | None, last: int
+) -> Sequence[RecordedRun]:
+    """The runs of a history in the slice that flags describe; raises `BadInputError`."""
+    from controller.replay.read_history import Slice, read_runs
+    from store.errors import StoreError
+    from store.history.reader import open_history
+
     now_s = time.time()
     part = Slice(
         since_s=_moment_s("--since", since, now_s),
@@ -80,18 +99,6 @@ def replay(
         model=model,
         last=last,
     )
-    chosen = policies or ("fcfs,priority,sage" if slo else "fcfs,sage")
-    names = tuple(word.strip() for word in chosen.split(",") if word.strip())
-    spec = ReplaySpec(policies=names, schedule=schedule_of(tree.policy), slo=slo)
-    runs = _read(tree.store.path, part)
-    _show(_run(spec, runs, quiet=quiet), json_file, html)
-
-
-def _read(path: Path, part: Any) -> Sequence[RecordedRun]:  # noqa: ANN401 - a Slice, which is imported late
-    from controller.replay.read_history import read_runs
-    from store.errors import StoreError
-    from store.history.reader import open_history
-
     try:
         connection = open_history(path)
     except StoreError as error:

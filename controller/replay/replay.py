@@ -101,7 +101,7 @@ class Replay:
     @property
     def notes(self) -> tuple[str, ...]:
         """Notes that a reader needs to judge the figures."""
-        return (*_notes(self.runs), *(_assumed_notes(self) if self.spec.slo else ()))
+        return (*notes_of(self.runs), *(_assumed_notes(self) if self.spec.slo else ()))
 
     @property
     def modes(self) -> dict[str, float]:
@@ -153,8 +153,13 @@ def require_policies(spec: ReplaySpec, runs: Sequence[RecordedRun]) -> None:
     """Raise `BadInputError` if a policy cannot be replayed, before minutes of work."""
     if len(set(spec.policies)) < len(spec.policies):
         raise BadInputError(f"--policies is {','.join(spec.policies)!r}: name each once, such as fcfs,sage")
-    context = BenchContext(schedule=spec.schedule, lengths={})
-    for name in spec.policies:
+    require_predictions(spec.policies, spec.schedule, runs)
+
+
+def require_predictions(policies: Sequence[str], schedule: Schedule, runs: Sequence[RecordedRun]) -> None:
+    """Raise `BadInputError` if a policy is not known, or needs predictions and none was recorded."""
+    context = BenchContext(schedule=schedule, lengths={})
+    for name in policies:
         if name not in BENCH_POLICY_NAMES:
             raise BadInputError(f"unknown policy {name!r}: choose one of {', '.join(BENCH_POLICY_NAMES)}")
         if not bench_policy(name, context).orders:
@@ -207,7 +212,8 @@ def _policy(name: str, spec: ReplaySpec, past: Replayable) -> Policy:
     return bench_policy(name, BenchContext(schedule=spec.schedule, lengths=lengths))
 
 
-def _notes(runs: Sequence[Replayable]) -> list[str]:
+def notes_of(runs: Sequence[Replayable]) -> list[str]:
+    """Notes that a reader needs to judge replays of these runs."""
     requests = [request for past in runs for request in past.requests]
     cached = sum(request.cached_prompt_tokens for request in requests) / sum(r.prompt_tokens for r in requests)
     counted = [request for past in runs for request in past.counted.values()]

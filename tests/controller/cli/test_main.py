@@ -29,6 +29,7 @@ COMMANDS = (
     "live-comparison",
     "load-test",
     "replay",
+    "plan",
     "forget",
     "merge",
     "routers",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from msgspec.structs import replace
 
 from controller.cli.main import run as command_line
 from controller.policy.policies import Schedule
-from controller.policy.service_levels import ServiceClass, ServiceLevels
 from controller.replay.gain import estimate_gain
 from controller.replay.read_history import Slice, read_runs
 from controller.replay.recorded_run import RecordedRun, Replayable
@@ -23,17 +21,8 @@ from store.http_api import Gain
 from store.records import Arrived, Facts, IndexTable, Targets
 from store.service_levels import DEFAULT_TARGETS, NOT_CONFIGURED
 
-Serve = Callable[..., Any]
-START_S = 1.7e9
 CHAT = Targets(ttft_s=1.5, tpot_s=0.05, e2e_s=60.0)
-LEVELS = ServiceLevels(classes={"chat": ServiceClass(targets=CHAT, priorities=frozenset({-1}))})
-"""One request in ten of the small run is of priority -1."""
-
-
-@pytest.fixture(scope="module")
-def promised(tmp_path_factory: pytest.TempPathFactory, serve_small: Serve) -> Any:
-    """A history of first come, first served, with a class of some of its requests."""
-    return serve_small(tmp_path_factory.mktemp("slo") / "h", mode="shadow", start_s=START_S, service=LEVELS)
+"""The targets of the class in the history."""
 
 
 def past(store: Path) -> RecordedRun:
@@ -107,7 +96,7 @@ def test_recorded_tables_are_sent_with_the_targets_that_they_had(promised: Any) 
     run = past(promised.store)
     chat = next(request for request in run.requests if request.priority == -1)
     other = next(request for request in run.requests if request.priority != -1)
-    link = RecordedMessages(Replayable.of(run)).link(lambda: START_S)
+    link = RecordedMessages(Replayable.of(run)).link(lambda: 1.7e9)
     tables = {}
     for number, request in enumerate((chat, other), 1):
         arrived = Arrived(
