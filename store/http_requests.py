@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Literal, TypeAlias
 
 from store.http_api import View
-from store.records import FinishReason, Mode, PreemptionCause
+from store.records import FinishReason, Mode, PreemptionCause, Targets
+from store.service_levels import Course, Judgement, ServiceLevel, judge, service_level
 
 
 class FinishedPoint(View, frozen=True):
@@ -277,6 +278,14 @@ class RequestTimeline(View, frozen=True, kw_only=True):
     priority: int | None = None
     tenant: str | None = None
     lora: str | None = None
+    session: str | None = None
+    """Conversation or agent's program that it belongs to."""
+    service_class: str | None = None
+    targets: Targets | None = None
+    objective: float | None = None
+    """Share of the requests of its class that is to meet all targets."""
+    account: str | None = None
+    """Tenant that it was charged to; None where no shares are kept."""
     scheduled_s: float | None = None
     first_token_s: float | None = None
     finished_s: float | None = None
@@ -284,6 +293,11 @@ class RequestTimeline(View, frozen=True, kw_only=True):
     output_tokens: int | None = None
     cached_prompt_tokens: int | None = None
     recomputed_tokens: int | None = None
+    preemptions: int | None = None
+    """How often it was preempted; None until it has ended."""
+    itl_max_s: float | None = None
+    itl_p99_s: float | None = None
+    shed: str | None = None
     predicted: Predicted | None = None
     scored: ScoredPrediction | None = None
     choices: tuple[Choice, ...] = ()
@@ -295,6 +309,33 @@ class RequestTimeline(View, frozen=True, kw_only=True):
     shifts: tuple[Shift, ...] = ()
     other_sessions: int = 0
     """Other sessions of engines that knew a request of this name."""
+
+    @property
+    def level(self) -> ServiceLevel:
+        """What was promised to it, or is assumed where that is nothing."""
+        return service_level(self.service_class, self.targets, self.objective)
+
+    @property
+    def judgement(self) -> Judgement | None:
+        """Whether it met its targets; None until it has ended."""
+        if self.finished_s is None or self.reason is None:
+            return None
+        return judge(self.course, self.level.targets)
+
+    @property
+    def course(self) -> Course:
+        """What happened to it, up to where it is known."""
+        return Course(
+            arrival_s=self.arrival_s,
+            finished_s=self.until_s,
+            reason=self.reason or "stop",
+            output_tokens=self.output_tokens or 0,
+            scheduled_s=self.scheduled_s,
+            first_token_s=self.first_token_s,
+            preemptions=self.preemptions or 0,
+            itl_max_s=self.itl_max_s,
+            shed=self.shed,
+        )
 
     @property
     def started_s(self) -> float | None:
@@ -334,7 +375,9 @@ Cause: TypeAlias = Literal["slots", "memory", "gate", "step"]
 was free and it was a matter of the next steps.
 """
 
-Topic: TypeAlias = Literal["arrival", "prediction", "index", "queue", "wait", "preemptions", "mode", "end", "outcome"]
+Topic: TypeAlias = Literal[
+    "arrival", "prediction", "index", "queue", "wait", "preemptions", "mode", "end", "service", "outcome"
+]
 
 
 class Overtaker(View, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from store.entries import Promised
+from store.formatting import span
 from store.records import Finished, FinishReason, Targets
 
 DEFAULT_TARGETS = Targets(ttft_s=2.0, tpot_s=0.1)
@@ -50,6 +51,17 @@ CAUSES: dict[Cause, str] = {
     "failed": "failed",
 }
 """In words, the order in which they are shown."""
+
+MEANINGS: dict[Cause, str] = {
+    "queued": "without its time in the queue it would have met the target",
+    "prefill": "computing its prompt alone took longer than its TTFT target",
+    "paced": "its tokens came too slowly",
+    "preempted": "without the longest pause after a preemption it would have met the target",
+    "too_long": "even without the queue its answer took longer than its end-to-end target",
+    "shed": "it was ended before it was served, as its client had asked for",
+    "failed": "it ended with an error",
+}
+"""Each as a sentence about a request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,19 +140,36 @@ class Judgement:
     """Why it did not."""
 
 
-def level_of(promised: Promised | None) -> ServiceLevel:
-    """The targets in force for a request, by what is recorded of it.
+def service_level(service_class: str | None, targets: Targets | None, objective: float | None = None) -> ServiceLevel:
+    """The targets in force for a request of a class, or of none, with these targets, or none.
 
-    >>> level_of(None).service_class
+    >>> service_level(None, None).service_class
     'default (not configured)'
     """
-    if promised is None or (promised.service_class is None and promised.targets is None):
+    if service_class is None and targets is None:
         return ServiceLevel()
     return ServiceLevel(
-        service_class=OWN_TARGETS if promised.service_class is None else promised.service_class,
-        targets=promised.targets or Targets(),
-        objective=DEFAULT_OBJECTIVE if promised.objective is None else promised.objective,
+        service_class=OWN_TARGETS if service_class is None else service_class,
+        targets=targets or Targets(),
+        objective=DEFAULT_OBJECTIVE if objective is None else objective,
     )
+
+
+def level_of(promised: Promised | None) -> ServiceLevel:
+    """The targets in force for a request, by what is recorded of it."""
+    if promised is None:
+        return ServiceLevel()
+    return service_level(promised.service_class, promised.targets, promised.objective)
+
+
+def targets_in_words(targets: Targets) -> str:
+    """Targets in one line; empty for none.
+
+    >>> targets_in_words(Targets(ttft_s=2.0, tpot_s=0.1)), targets_in_words(Targets(e2e_s=3600.0))
+    ('TTFT 2 s, TPOT 100 ms', 'end to end 1 h')
+    """
+    named = (("TTFT", targets.ttft_s), ("TPOT", targets.tpot_s), ("end to end", targets.e2e_s))
+    return ", ".join(f"{name} {span(seconds)}" for name, seconds in named if seconds is not None)
 
 
 def course_of(finished: Finished) -> Course:

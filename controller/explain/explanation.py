@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from controller.explain import queue_sentences
+from controller.explain import queue_sentences, service_sentences
 from controller.explain.formatting import clock, count, listed
 from controller.explain.wait_causes import first_wait_s, overtakers, waits
 from store.formatting import percent, span
@@ -29,6 +29,7 @@ def explain(timeline: RequestTimeline) -> Explanation:
         ("preemptions", queue_sentences.preemptions(timeline)),
         ("mode", queue_sentences.modes(timeline)),
         ("end", _end(timeline)),
+        ("service", service_sentences.service(timeline)),
         ("outcome", _outcome(timeline)),
     )
     return Explanation(
@@ -51,7 +52,7 @@ def _arrival(timeline: RequestTimeline) -> Iterator[str]:
     )
     if timeline.priority is None:
         yield "The message of its arrival was lost; these facts come from its end."
-    about = [f"class {timeline.priority}"] if timeline.priority else []
+    about = [f"priority {timeline.priority}"] if timeline.priority else []
     about += [f"tenant {timeline.tenant}"] if timeline.tenant else []
     about += [f"LoRA adapter {timeline.lora}"] if timeline.lora else []
     if about:
@@ -134,7 +135,7 @@ def _end(timeline: RequestTimeline) -> Iterator[str]:
     how = {
         "stop": "the model ended its answer",
         "length": "its answer reached the limit on its length",
-        "abort": "its client went away",
+        "abort": "it was shed" if timeline.shed else "its client went away",
         "error": "it failed",
     }[timeline.reason or "error"]
     detail = f": {listed(parts)}" if parts else ""

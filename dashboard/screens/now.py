@@ -12,11 +12,12 @@ from dashboard.data import live
 from dashboard.data.series import horizon_s, peak_error
 from dashboard.screens import components, filters, request
 from dashboard.screens.filters import Filters
-from dashboard.text import notices, service, words
+from dashboard.text import notices, words
 from store import formatting
 from store.http_api import EngineView, QueueRow, QueueView, StateView
 from store.http_requests import LoadPoint, LoadView
 from store.records import Targets
+from store.service_levels import targets_in_words
 
 QUEUE_ROWS = 500
 """Largest number of requests fetched and shown; the rest is counted."""
@@ -156,7 +157,7 @@ def _table(rows: Sequence[QueueRow], columns: Sequence[str], key: str, nothing: 
 
 def _shown(name: str, value: object) -> object:
     if isinstance(value, Targets):
-        return service.targets(value)
+        return targets_in_words(value)
     return round(value) if name.endswith("_tokens") and isinstance(value, float) else value
 
 

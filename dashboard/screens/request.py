@@ -25,6 +25,7 @@ from store.history.reader import open_history
 from store.http_api import QueueView, StateView
 from store.http_requests import ExplainView, Explanation, FinishedPoint, RequestTimeline
 from store.reading.request_timeline import read_timeline
+from store.service_levels import CAUSES, MEANINGS, NOT_CONFIGURED
 
 PARAMETER = "request"
 """Name in the address."""
@@ -215,6 +216,36 @@ def _figures(timeline: RequestTimeline) -> None:
     columns[4].metric("Preemptions", formatting.count(len(timeline.losses)))
     index_s = f"{timeline.choices[0].index_s:.3g} s" if timeline.choices else formatting.DASH
     columns[5].metric("Index on arrival", index_s, help="In engine-seconds; lower runs first")
+    _service(timeline)
+
+
+def _service(timeline: RequestTimeline) -> None:
+    """Class and targets, each target with what came, and whether all were met."""
+    level, course, judged = timeline.level, timeline.course, timeline.judgement
+    ended, first = timeline.finished_s is not None, timeline.first_token_s is not None
+    met = None if judged is None else judged.met
+    state = ("not counted" if ended else "not ended yet") if met is None else "met" if met else "missed"
+    columns = st.columns(6)
+    columns[0].metric("Class", "none" if level.service_class == NOT_CONFIGURED else words.plain(level.service_class))
+    _target(columns[1], "TTFT target", level.targets.ttft_s, course.ttft_s if first else None)
+    _target(columns[2], "TPOT target", level.targets.tpot_s, course.tpot_s if ended else None)
+    _target(
+        columns[3], "End-to-end target", level.targets.e2e_s, course.finished_s - course.arrival_s if ended else None
+    )
+    columns[4].metric("Targets", state)
+    columns[5].metric(
+        "Missed because",
+        CAUSES[judged.cause] if judged is not None and judged.cause is not None else formatting.DASH,
+        help=MEANINGS[judged.cause].capitalize() if judged is not None and judged.cause is not None else None,
+    )
+
+
+def _target(
+    column: st.delta_generator.DeltaGenerator, label: str, target_s: float | None, came_s: float | None
+) -> None:
+    """Show a target and, where it is known, what came."""
+    came = None if target_s is None or came_s is None else f"took {formatting.span(came_s)}"
+    column.metric(label, formatting.span(target_s), delta=came, delta_color="off", delta_arrow="off")
 
 
 def _sentences(explanation: Explanation) -> None:

@@ -20,7 +20,7 @@ from store import formatting
 from store.http_service import ClassAttainment, Misses, ServiceView, TenantService
 from store.reading.scope import Scope
 from store.reading.service import JUDGED, MISSES_SHOWN, TENANTS_SHOWN, read_service
-from store.service_levels import CAUSES
+from store.service_levels import CAUSES, MEANINGS
 
 BINS = 30
 _DRAWN = "service_drawn"
@@ -182,10 +182,7 @@ def _misses(misses: Sequence[Misses]) -> None:
     if not misses:
         st.caption("No request missed a target.")
         return
-    st.caption(
-        "; ".join(f"*{CAUSES[cause]}*: {text.CAUSE_MEANINGS[cause]}" for cause in CAUSES if _is_seen(cause, misses))
-        + "."
-    )
+    st.caption("; ".join(f"*{CAUSES[cause]}*: {MEANINGS[cause]}" for cause in CAUSES if _is_seen(cause, misses)) + ".")
     _table(
         {
             "Class": [miss.service_class for miss in misses],

@@ -8,20 +8,9 @@ from collections.abc import Sequence
 from dashboard.text.words import Notice, plain
 from store.formatting import DASH, count, percent, span
 from store.http_service import ClassAttainment, Misses, ServiceView, TargetAttainment
-from store.records import Targets
-from store.service_levels import CAUSES, DEFAULT_TARGETS, NOT_CONFIGURED, Cause, Target
+from store.service_levels import CAUSES, DEFAULT_TARGETS, MEANINGS, Cause, Target, targets_in_words
 
 TARGET_NAMES: dict[Target, str] = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "end to end"}
-
-CAUSE_MEANINGS: dict[Cause, str] = {
-    "queued": "without its time in the queue it would have met the target",
-    "prefill": "computing its prompt alone took longer than its TTFT target",
-    "paced": "its tokens came too slowly",
-    "preempted": "without the longest pause after a preemption it would have met the target",
-    "too_long": "even without the queue its answer took longer than its end-to-end target",
-    "shed": "it was ended before it was served, as its client had asked for",
-    "failed": "it ended with an error",
-}
 
 _CONFIGURE = (
     "Name targets of your own in tables `[classes.NAME]` of the configuration: their requests are ordered by them."
@@ -45,7 +34,7 @@ def verdict(found: ServiceView) -> Notice:
         text = "No request that ended in this range had a target and counts: all were aborted before their first token, or asked for nothing."
         return Notice("info", "Nothing to judge yet", text)
     text = (
-        f"Requests are judged by the targets that are assumed until then ({targets(DEFAULT_TARGETS)}): {_attained(assumed)}. "
+        f"Requests are judged by the targets that are assumed until then ({targets_in_words(DEFAULT_TARGETS)}): {_attained(assumed)}. "
         f"{_most_frequent(found.misses, assumed.name)}{_CONFIGURE}"
     )
     return Notice("info", "No service class is configured", text)
@@ -54,16 +43,6 @@ def verdict(found: ServiceView) -> Notice:
 def nothing_ended_notice() -> Notice:
     """Say that no request ended in the range."""
     return Notice("info", "No request ended in this range", "Choose a longer one in the bar at the side, or wait.")
-
-
-def targets(wanted: Targets | None) -> str:
-    """Write targets in one line.
-
-    >>> targets(Targets(ttft_s=2.0, tpot_s=0.1)), targets(Targets(e2e_s=3600.0)), targets(None)
-    ('TTFT 2 s, TPOT 100 ms', 'end to end 1 h', '–')
-    """
-    named = () if wanted is None else (("TTFT", wanted.ttft_s), ("TPOT", wanted.tpot_s), ("end to end", wanted.e2e_s))
-    return ", ".join(f"{name} {span(seconds)}" for name, seconds in named if seconds is not None) or DASH
 
 
 def class_targets(found: Sequence[TargetAttainment]) -> str:
@@ -126,13 +105,4 @@ def _most_frequent(misses: Sequence[Misses], service_class: str) -> str:
     if not causes:
         return ""
     cause, number = causes.most_common(1)[0]
-    return f"Most often ({percent(number / causes.total())} of the misses): {CAUSES[cause]}, {CAUSE_MEANINGS[cause]}. "
-
-
-def class_name(name: str | None) -> str:
-    """Write a service class; a dash for requests to which nothing was promised.
-
-    >>> class_name("chat"), class_name(None)
-    ('chat', '–')
-    """
-    return DASH if name in {None, NOT_CONFIGURED} or name is None else name
+    return f"Most often ({percent(number / causes.total())} of the misses): {CAUSES[cause]}, {MEANINGS[cause]}. "

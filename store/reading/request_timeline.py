@@ -20,7 +20,7 @@ LOSSES_LIMIT = 500
 ORDERS_LIMIT = 200
 
 TABLES = (
-    "arrivals", "first_tokens", "completions", "preemptions", "engines", "predictions", "decisions", "outcomes",
+    "arrivals", "promises", "first_tokens", "completions", "preemptions", "engines", "predictions", "decisions", "outcomes",
     "snapshots", "settings_history", "drift_events",
 )  # fmt: skip
 """Tables that record a request."""
@@ -42,7 +42,12 @@ def read_timeline(
         return None
     key = {"request_id": request_id, "session_id": chosen[0]["session_id"]}
     known = chosen[0] | {"request_id": request_id, "other_sessions": len(sessions) - 1}
-    for query in (request_timeline_sql.ARRIVAL, request_timeline_sql.FIRST_STEP, request_timeline_sql.COMPLETION):
+    for query in (
+        request_timeline_sql.ARRIVAL,
+        request_timeline_sql.PROMISED,
+        request_timeline_sql.FIRST_STEP,
+        request_timeline_sql.COMPLETION,
+    ):
         known |= {name: value for name, value in _one(connection, query, **key).items() if value is not None}
     known |= _one(connection, request_timeline_sql.ENGINE, session_id=key["session_id"])
     return _assembled(connection, key, known)

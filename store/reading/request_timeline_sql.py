@@ -33,7 +33,7 @@ GROUP BY session_id ORDER BY arrival_s DESC
 """Sessions of engines that knew a request of this name, the latest first."""
 
 ARRIVAL = """
-SELECT arrival_s, prompt_tokens, max_tokens, temperature, priority, tenant, lora
+SELECT arrival_s, prompt_tokens, max_tokens, temperature, priority, tenant, lora, session
 FROM arrivals WHERE session_id = $session_id AND request_id = $request_id
 ORDER BY resent, received_s LIMIT 1
 """
@@ -48,10 +48,18 @@ FROM first_tokens WHERE session_id = $session_id AND request_id = $request_id OR
 COMPLETION = """
 SELECT
     arrival_s, prompt_tokens, max_tokens, scheduled_s, first_token_s, time_s AS finished_s, reason, output_tokens,
-    cached_prompt_tokens, recomputed_tokens
+    cached_prompt_tokens, recomputed_tokens, preemptions, itl_max_s, itl_p99_s, shed
 FROM completions WHERE session_id = $session_id AND request_id = $request_id LIMIT 1
 """
 """Its end."""
+
+PROMISED = """
+SELECT
+    service_class, objective, account, CASE WHEN coalesce(targets_ttft_s, targets_tpot_s, targets_e2e_s) IS NOT NULL
+        THEN {ttft_s: targets_ttft_s, tpot_s: targets_tpot_s, e2e_s: targets_e2e_s} END AS targets
+FROM promises WHERE session_id = $session_id AND request_id = $request_id ORDER BY received_s DESC LIMIT 1
+"""
+"""Its service class and its targets."""
 
 ENGINE = """
 SELECT model, block_size_tokens, max_num_seqs FROM engines WHERE session_id = $session_id ORDER BY time_s LIMIT 1

@@ -12,8 +12,9 @@ from msgspec import structs
 from store.entries import Promised
 from store.history.reader import open_history
 from store.history.writer import HistoryWriter
+from store.reading.request_timeline import read_timeline
 from store.records import Arrived, Finished, Targets
-from store.service_levels import DEFAULT_TARGETS, Cause, Course, course_of, judge, level_of
+from store.service_levels import DEFAULT_TARGETS, NOT_CONFIGURED, Cause, Course, course_of, judge, level_of
 
 CHOICES = (None, 0.5, 1.0, 2.0)
 TPOTS = (None, 0.05, 0.1)
@@ -121,3 +122,7 @@ def test_tenants_and_sessions_are_summed(tmp_path: Path, make: Any) -> None:
             "SELECT session, tenant, requests, finished, completion_s, cached_share FROM sessions ORDER BY 1"
         )
         assert sessions.fetchall() == [("chat-a", "a", 2, 2, 15.0, 4 / 14), ("chat-b", "b", 1, 1, 5.0, 2 / 7)]
+        timeline = read_timeline(history, "r2")
+    assert timeline is not None
+    assert (timeline.account, timeline.session, timeline.level.service_class) == ("b", "chat-b", NOT_CONFIGURED)
+    assert timeline.judgement == judge(course_of(make.finished("r2", 3620.0, 3625.0)), DEFAULT_TARGETS)

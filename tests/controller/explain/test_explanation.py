@@ -20,9 +20,9 @@ from engine_adapter.ordering.ordering import Ordering
 from store.errors import BadInputError
 from store.history.reader import open_history
 from store.history.writer import HistoryWriter
-from store.http_requests import Choice, CompetingRequest, Explanation, Moment, Order, Overtaker, RequestTimeline
+from store.http_requests import Choice, CompetingRequest, Explanation, Loss, Moment, Order, Overtaker, RequestTimeline
 from store.reading.request_timeline import read_timeline
-from store.records import EngineRules, IndexTable, Settings
+from store.records import EngineRules, IndexTable, Settings, Targets
 
 Start = Callable[..., Any]
 Serve = Callable[..., Any]
@@ -342,3 +342,37 @@ def test_a_request_is_explained_while_it_waits_runs_and_after(start_controller: 
     missing = running.client.get("/api/explain/nobody")
     assert missing.status_code == 404
     assert set(missing.json()) == {"error", "remedy"}
+
+
+def test_what_was_promised_and_where_the_time_went_is_said(waiting: RequestTimeline) -> None:
+    """Queue, prompt, decoding and preemption add up to the whole; a target that was missed is named with by how much."""
+    running = _with(waiting, attained_tokens=1)
+    losses = (Loss(time_s=104.5, lost_tokens=9, attained_tokens=3, cause="memory"),)
+    ended = replace(
+        running, scheduled_s=101.0, first_token_s=102.5, finished_s=108.0, reason="stop", output_tokens=11,
+        preemptions=1, itl_max_s=0.5, itl_p99_s=0.5, losses=losses, service_class="chat", account="shop", session="talk",
+        targets=Targets(ttft_s=2.0, tpot_s=1.0, e2e_s=7.5),
+    )  # fmt: skip
+    said = text(explain(ended), "service")
+    assert "It is of service class chat, and is charged to shop, with TTFT 2 s, TPOT 1 s, end to end 7.5 s." in said
+    assert "It belongs to session talk." in said
+    assert (
+        "Of its 8 s it spent 1 s in the queue, 1.5 s computing its prompt, 5 s decoding and "
+        "500 ms without a place after being preempted."
+    ) in said
+    assert (
+        "It missed its TTFT target by 500 ms and its end-to-end target by 500 ms: without its time in the queue" in said
+    )
+
+
+def test_what_nobody_promised_is_judged_by_what_is_assumed(waiting: RequestTimeline) -> None:
+    """An unfinished request is told how late it is; one whose client left early does not count."""
+    said = text(explain(waiting), "service")
+    assert (
+        "It is in no service class; it is judged by the targets that are assumed then: TTFT 2 s, TPOT 100 ms." in said
+    )
+    assert "Its first token is late by 8 s." in said
+    early = replace(waiting, targets=Targets(e2e_s=30.0))
+    assert "Its end is due within 20 s." in text(explain(early), "service")
+    left = replace(waiting, finished_s=101.0, reason="abort", output_tokens=0)
+    assert "It does not count: its client left before the first token." in text(explain(left), "service")

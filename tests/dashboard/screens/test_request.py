@@ -64,6 +64,9 @@ def test_a_request_is_shown_in_words_figures_charts_and_overtakers(opened: Open)
     """Named by the address: its sentences, five charts, and who was served before it."""
     test = opened("cmpl-7")
     assert boxes(test) == ""
+    assert {name: metrics(test)[name] for name in ("Class", "TTFT target", "End-to-end target", "Targets")} == {
+        "Class": "none", "TTFT target": "2 s", "End-to-end target": "–", "Targets": "not ended yet",
+    }  # fmt: skip
     assert {name: metrics(test)[name] for name in ("State", "Output tokens", "Preemptions", "Index on arrival")} == {
         "State": "running",
         "Output tokens": "236",
