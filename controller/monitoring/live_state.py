@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 
 import msgspec
 
 from controller.core.core import Core
 from controller.core.sessions import ServedRequest, Session
+from controller.policy.policy import EngineFacts
 from controller.policy.service_levels import NO_PROMISE, Promise
 from online_learning.calibration.calibration import Judgement, Measurement
 from online_learning.calibration.scoring import Calibration, RollingScores
@@ -65,6 +66,8 @@ class EngineView:
     detailed: Snapshot | None
     """The last snapshot that named the requests."""
     requests: tuple[RequestView, ...]
+    engine: EngineFacts
+    """Its sizes and step times by now; ``base_s`` is a step's constant part where that is learnt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,6 +204,7 @@ def _row(position: int, state: QueueState, view: RequestView, engine_id: str, no
 
 def _engine_view(session: Session, now_s: float) -> EngineView:
     shown = islice(session.requests.values(), REQUESTS_SHOWN)
+    model = session.tuning.prices.model
     return EngineView(
         hello=session.hello,
         connected=session.connected,
@@ -210,6 +214,7 @@ def _engine_view(session: Session, now_s: float) -> EngineView:
         clock_s=now_s - session.clock.s,
         snapshot=session.snapshot,
         detailed=session.detailed,
+        engine=session.engine if model is None else replace(session.engine, base_s=model.base_s),
         requests=tuple(
             RequestView(
                 request.arrived,

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from controller.monitoring.backlog import backlog_s
 from controller.monitoring.live_state import EngineView, Live, LiveSnapshot
 from controller.monitoring.loop_pauses import LoopPauses
 from controller.monitoring.request_metrics import CappedLabel, RequestMetrics, bounded_label
@@ -402,7 +403,7 @@ def _engines(engines: Mapping[str, EngineView]) -> Iterator[Metric]:
 
 
 def _engine_signs(engines: Mapping[str, EngineView]) -> Iterator[Metric]:
-    """Last message, last snapshot and unfinished requests of each engine."""
+    """Last message, last snapshot, unfinished requests and backlog of each engine."""
     last_message = GaugeMetricFamily(
         "sagesched_engine_last_message_timestamp_seconds", "Time of the engine's last message.", labels=["engine_id"]
     )
@@ -414,12 +415,19 @@ def _engine_signs(engines: Mapping[str, EngineView]) -> Iterator[Metric]:
     unfinished = GaugeMetricFamily(
         "sagesched_engine_unfinished_requests", "Requests that the controller follows.", labels=["engine_id"]
     )
+    backlog = GaugeMetricFamily(
+        "sagesched_engine_backlog_seconds",
+        "Expected engine-seconds of its unfinished requests: on a full engine about the time until they are served.",
+        labels=["engine_id"],
+    )
     for label, engine in engines.items():
         last_message.add_metric([label], engine.last_seen_s)
+        if engine.connected and (left_s := backlog_s(engine)) is not None:
+            backlog.add_metric([label], left_s)
         unfinished.add_metric([label], engine.unfinished)
         if engine.snapshot is not None:
             shown.add_metric([label], engine.snapshot.time_s)
-    yield from (last_message, shown, unfinished)
+    yield from (last_message, shown, unfinished, backlog)
 
 
 def _loop(live_snapshot: LiveSnapshot) -> Iterator[Metric]:

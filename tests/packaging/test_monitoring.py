@@ -13,6 +13,7 @@ from store.http_api import DegradedKind
 
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "docs" / "monitoring"
+KEDA = ROOT / "docs" / "deploy" / "keda-scaledobject.yaml"
 ALERT = re.compile(r"- alert: (?P<name>\w+)\n(?P<body>(?:(?!\n\n).)*)", re.DOTALL)
 METRIC = re.compile(r"\bsagesched_\w+")
 
@@ -134,3 +135,11 @@ def test_every_degraded_state_has_a_title_on_now_and_a_row_in_the_manual() -> No
     manual = (ROOT / "docs" / "operating.md").read_text()
     assert set(get_args(DegradedKind)) == notices.DEGRADED.keys()
     assert [kind for kind in get_args(DegradedKind) if f"| `{kind}` |" not in manual] == []
+
+
+def test_the_autoscaler_s_query_asks_for_a_metric_that_exists(names: set[str]) -> None:
+    """With a threshold in its own unit, seconds."""
+    (query,) = re.findall(r"^ +query: (.+)$", KEDA.read_text(), re.MULTILINE)
+    assert METRIC.findall(query) == ["sagesched_engine_backlog_seconds"]
+    assert set(METRIC.findall(query)) <= names
+    assert re.search(r'^ +threshold: "\d+"$', KEDA.read_text(), re.MULTILINE)

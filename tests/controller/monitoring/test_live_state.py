@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.monitoring.live_state import EngineView, LiveSnapshot, RequestView, queue_rows
+from controller.policy.policy import EngineFacts
 from online_learning.distribution import LengthDistribution
 from store.history.writer import WriterStats
 from store.records import Arrived, EngineRules, Hello, IndexTable, RunningRequest, Settings, Snapshot
@@ -69,6 +70,7 @@ def _live_snapshot(views: list[RequestView], *, running: list[str], queue: list[
         snapshot=snapshot,
         detailed=snapshot,
         requests=tuple(views),
+        engine=EngineFacts(kv_tokens=1_600, block_size_tokens=16, max_num_seqs=8, base_s=0.02, prefill_token_s=1e-4),
     )
     settings = Settings(revision=1, mode="on", lease_s=1.0, rules=EngineRules())
     return LiveSnapshot(
