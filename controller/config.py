@@ -11,9 +11,9 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
@@ -33,6 +33,9 @@ _SECRET = re.compile(r"pass|secret|cred|^http\.(?!host$|port$)|(^|\.)tok\w{0,3}$
 SHARED = {"SAGESCHED_ENDPOINT": "SAGESCHED_ENGINE__ENDPOINT"}
 """Variables that plugin and controller both read."""
 
+
+NAMED = "NAME"
+"""Stands in keys for a name of the operator's choice."""
 
 TOKEN_CHARACTERS = 16
 """Minimum length of a token; shorter ones could be guessed."""
@@ -158,7 +161,7 @@ class TenantsSection(Section):
         default=False, description="share each engine among tenants by weight; false orders by cost alone"
     )
     default_weight: float = Field(default=1.0, gt=0.0, le=1e6, description="weight of tenants that are not listed")
-    weights: dict[str, Annotated[float, Field(gt=0.0, le=1e6)]] = Field(
+    weights: dict[str, Annotated[float, Field(gt=0.0, le=1e6, description="weight of that tenant")]] = Field(
         default_factory=dict, description="weights by tenant, as a table [tenants.weights]"
     )
 
@@ -284,14 +287,18 @@ def printed(config: Config) -> list[tuple[str, str]]:
 
     >>> printed(load_config(environment={}))[0]
     ('mode', 'on')
+    >>> [line for line in printed(load_config({"classes": {"chat": {"ttft_s": 2}}}, environment={})) if "ttft" in line[0]]
+    [('classes.chat.ttft_s', '2.0')]
     """
-    lines: list[tuple[str, str]] = []
-    for key, value in config:
-        if isinstance(value, Section):
-            lines.extend((f"{key}.{name}", str(inner)) for name, inner in value)
+    return list(_lines("", config))
+
+
+def _lines(prefix: str, tree: Section | Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, value in tree.items() if isinstance(tree, Mapping) else tree:
+        if isinstance(value, Section) or (isinstance(value, Mapping) and value):
+            yield from _lines(f"{prefix}{name}.", value)
         else:
-            lines.append((key, str(value)))
-    return lines
+            yield f"{prefix}{name}", str(value)
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
@@ -367,12 +374,36 @@ def _suggestion(path: list[str]) -> str:
 
 
 def described() -> list[tuple[str, str]]:
-    """Every setting's key and description."""
-    keys: list[tuple[str, str]] = []
-    for name, field in Config.model_fields.items():
-        section = field.annotation
-        if isinstance(section, type) and issubclass(section, Section):
-            keys.extend((f"{name}.{key}", inner.description or "") for key, inner in section.model_fields.items())
-        else:
-            keys.append((name, field.description or ""))
-    return keys
+    """Every setting's key and description; ``NAME`` stands for a name of the operator's choice.
+
+    >>> dict(described())["classes.NAME.ttft_s"]
+    'longest time to first token'
+    """
+    return list(_descriptions("", Config))
+
+
+def meaning(key: str) -> str:
+    """The description of a setting as `printed` names it; empty for none.
+
+    >>> meaning("classes.chat.ttft_s"), meaning("tenants.weights.shop")
+    ('longest time to first token', 'weight of that tenant')
+    """
+    known = dict(described())
+    parts = key.split(".")
+    named = ".".join((*parts[:1], NAMED, *parts[-1:])) if parts[0] == "classes" else f"tenants.weights.{NAMED}"
+    return known.get(key) or (known.get(named, "") if len(parts) > 2 else "")
+
+
+def _descriptions(prefix: str, section: type[Section]) -> Iterator[tuple[str, str]]:
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, Section):
+            yield from _descriptions(f"{prefix}{name}.", inner)
+            continue
+        yield f"{prefix}{name}", field.description or ""
+        if get_origin(inner) is dict:
+            of = get_args(inner)[1]
+            if isinstance(of, type) and issubclass(of, Section):
+                yield from _descriptions(f"{prefix}{name}.{NAMED}.", of)
+            else:
+                yield f"{prefix}{name}.{NAMED}", get_args(of)[1].description or ""

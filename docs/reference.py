@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from controller.config import described, load_config, printed
+from controller.config import NAMED, ServiceClassSection, described, load_config, printed
 from controller.core.core import Core, CoreConfig
 from controller.monitoring.live_state import Live
 from controller.monitoring.metrics import Metrics
@@ -53,7 +53,8 @@ def queries() -> str:
 
 def settings() -> str:
     """Every setting with its default."""
-    defaults = dict(printed(load_config(environment={})))
+    named = load_config(environment={}).model_copy(update={"classes": {NAMED: ServiceClassSection()}})
+    defaults = {"classes": "{}", f"tenants.weights.{NAMED}": "tenants.default_weight"} | dict(printed(named))
     homely = {key: value.replace(str(Path.home()), "~") for key, value in defaults.items()}
     rows = [(f"`{key}`", _default(key, homely), text) for key, text in described()]
     return _table(("setting", "default", "meaning"), rows)

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 
-from controller.config import Config, described, printed
+from controller.config import Config, meaning, printed
 from controller.monitoring.doctor import examine
 from controller.prompt_encoder import Encoder
 from store.http_api import DoctorView, HealthView, SettingView, WarningView
@@ -94,10 +94,9 @@ class Health:
 
     def view(self) -> HealthView:
         """Configuration with secrets masked, versions, the latest warnings and the encoder's counts."""
-        meanings = dict(described())
         return HealthView(
             configuration=tuple(
-                SettingView(key=key, value=value, meaning=meanings.get(key, "")) for key, value in printed(self._config)
+                SettingView(key=key, value=value, meaning=meaning(key)) for key, value in printed(self._config)
             ),
             versions={"Python": platform.python_version(), "system": platform.platform(), **_versions()},
             recent_warnings=self._warnings.latest(),

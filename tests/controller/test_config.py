@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from controller.config import Config, load_config, printed
+from controller.config import Config, load_config, meaning, printed
 from store.errors import ConfigError
 
 
@@ -114,3 +114,16 @@ def test_every_setting_is_described() -> None:
         inner = getattr(field.annotation, "model_fields", None)
         for key, setting in (inner or {name: field}).items():
             assert setting.description, f"{name}.{key} has no description"
+
+
+def test_what_stands_under_names_is_described_and_printed() -> None:
+    """A configured class setting by setting, a weight by its tenant, each with its meaning."""
+    config = load_config({"classes": {"chat": {"ttft_s": 2}}, "tenants": {"weights": {"a.b": 3}}}, environment={})
+    lines = dict(printed(config))
+    assert (lines["classes.chat.ttft_s"], lines["classes.chat.objective"]) == ("2.0", "0.99")
+    assert lines["tenants.weights.a.b"] == "3.0"
+    assert "classes" not in lines
+    assert [key for key in lines if not meaning(key)] == []
+    assert meaning("classes.chat.e2e_s") == "longest time from arrival to the end"
+    with pytest.raises(ConfigError, match=r"did you mean classes\.NAME\.ttft_s"):
+        load_config({"classes": {"chat": {"ttft": 2}}}, environment={})
