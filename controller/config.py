@@ -85,7 +85,7 @@ class LearningSection(Section):
     )
     tokenizer: Path | None = Field(
         default=None,
-        description="folder of the served model, whose tokenizer turns token ids into text for the encoder",
+        description="folder of the served model, whose tokenizer turns token ids into text for the encoder, and text of /api/predict into ids",
     )
     history_answers: int = Field(
         default=20_000,

@@ -4,24 +4,32 @@
 44 tokens in the median and whose last answers with 444. `dialogues OUT.parquet HH_RLHF.parquet` takes each assistant's turn of
 recorded dialogues for a request of its dialogue; earlier turns' tokens are estimated from their text.
 `expected OUT.parquet LMSYS.parquet` takes recorded lengths, with the median length of the class that a BERT model predicted
-for the length that a client expects. Usage: python docs/hinted_workloads.py agents|dialogues|expected OUT.parquet [SOURCE.parquet]
+for the length that a client expects. `measure WORKLOAD.parquet` scores the mixture with and without what these say, first
+predicting and then learning, and times both with the CPU clock of the thread.
+Usage: python docs/hinted_workloads.py agents|dialogues|expected|measure FILE.parquet [SOURCE.parquet]
 """
 
 from __future__ import annotations
 
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
+from rich.console import Console
 
+from controller.benchmark.prediction.study import quality_table, task_prompts
 from engine_adapter.workloads.token_ids import count_tokens
+from online_learning.evaluation.prequential import evaluate
+from online_learning.mixture.mixture import MixtureLearner
 
 SEED = 5
 REQUESTS = 6_000
+WARMUP = 1_500
 ACTIVE_PROGRAMS = 48
 CALLS = 6.0
 """Mean number of calls of a program beside its first and its last."""
@@ -34,7 +42,10 @@ Row = dict[str, Any]
 
 
 def main(kind: str, target: str, *source: str) -> None:
-    """Write one of the workloads."""
+    """Write one of the workloads, or measure one."""
+    if kind == "measure":
+        measure(target)
+        return
     made: dict[str, Callable[..., Iterator[Row]]] = {"agents": agents, "dialogues": dialogues, "expected": expected}
     rows = list(made[kind](*source))
     columns = {"task": kind, "model": "served", "prompt": None, "arrival_s": None, "client": None}
@@ -42,6 +53,17 @@ def main(kind: str, target: str, *source: str) -> None:
     table = {name: [row.get(name, columns.get(name)) for row in rows] for name in names}
     table["prompt_len_tokens"] = [row.get("prompt_len_tokens") or count_tokens(row["prompt"]) for row in rows]
     parquet.write_table(pa.table(table), target)
+
+
+def measure(workload: str) -> None:
+    """Print the quality and the cost of the mixture with and without the experts of hints."""
+    requests = parquet.read_metadata(workload).num_rows
+    prompts = [(prompt, tokens) for _, prompt, tokens in task_prompts(workload, requests=requests, seed=SEED)]
+    learners = {"mixture": MixtureLearner(), "without them": MixtureLearner(specialists=[])}
+    result = evaluate(prompts, learners, warmup=WARMUP, clock=time.thread_time)
+    Console(width=160).print(quality_table(result))
+    for name, weight in result.learners["mixture"].expert_weights.items():
+        sys.stdout.write(f"{name}: {weight:.3f}\n")
 
 
 def agents() -> Iterator[Row]:

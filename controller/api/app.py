@@ -26,6 +26,9 @@ from controller.api.commands import Commands, SetMode
 from controller.api.docs import add_docs
 from controller.api.json_views import engine_view, learner_view
 from controller.api.limits import BoundedRequests, Bounds
+from controller.api.predict import add_predict
+from controller.api.prompt_tokenizer import PromptTokenizer
+from controller.api.questions import LoopQuestions
 from controller.api.recent import add_recent, reading_history
 from controller.api.route import add_route
 from controller.explain.explanation import explain
@@ -73,6 +76,7 @@ class ApiSources:
     version: str
     started_s: float
     store_path: str
+    tokenizer: PromptTokenizer
     access: Access
     bounds: Bounds = field(default_factory=Bounds)
 
@@ -137,7 +141,9 @@ def build_api(sources: ApiSources) -> FastAPI:
     add_recent(api, sources.rows, sources.clock, guard)
     _add_health(api, sources, guard)
     _add_mode(api, sources)
-    add_route(api, sources.live, sources.commands, sources.clock, guard)
+    loop = LoopQuestions(live=sources.live, commands=sources.commands, clock=sources.clock)
+    add_route(api, loop, guard)
+    add_predict(api, loop, guard, sources.tokenizer)
     return api
 
 

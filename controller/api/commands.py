@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import queue
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
+from controller.core.core import Core
 from controller.core.predictor import EnginePrediction
 from store.entries import Credential, ModeSwitched
+from store.http_routing import LengthForecast
 from store.records import Arrived, Mode, Settings
 
 WAITING_COMMANDS = 16
@@ -48,9 +52,29 @@ class PredictOn:
     arrived: Arrived
     answer: Future[dict[str, EnginePrediction]] = field(default_factory=Future)
 
+    def reply(self, core: Core) -> None:
+        """Answer it."""
+        self.answer.set_result(core.predict_on(self.model, self.arrived))
+
+
+@dataclass(frozen=True, slots=True)
+class PredictLength:
+    """The question how long an answer will be; None where the model is not known."""
+
+    model: str
+    arrived: Arrived
+    answer: Future[LengthForecast | None] = field(default_factory=Future)
+
+    def reply(self, core: Core) -> None:
+        """Answer it."""
+        self.answer.set_result(core.predict_length(self.model, self.arrived))
+
+
+Question: TypeAlias = PredictOn | PredictLength
+
 
 class Commands:
-    """Two bounded queues: commands and questions.
+    """Two bounded queues: commands and questions; ``wake`` is called when something is in them, from any thread.
 
     >>> commands = Commands()
     >>> commands.offer(SetMode(mode="off", reason="example", credential="token", address="127.0.0.1"))
@@ -59,9 +83,10 @@ class Commands:
     ['off']
     """
 
-    def __init__(self) -> None:
+    def __init__(self, wake: Callable[[], None] = lambda: None) -> None:
+        self._wake = wake
         self._queue: queue.Queue[SetMode] = queue.Queue(maxsize=WAITING_COMMANDS)
-        self._questions: queue.Queue[PredictOn] = queue.Queue(maxsize=WAITING_QUESTIONS)
+        self._questions: queue.Queue[Question] = queue.Queue(maxsize=WAITING_QUESTIONS)
 
     def offer(self, command: SetMode) -> bool:
         """Queue a command; False when the queue is full."""
@@ -69,6 +94,7 @@ class Commands:
             self._queue.put_nowait(command)
         except queue.Full:
             return False
+        self._wake()
         return True
 
     def drain(self) -> list[SetMode]:
@@ -78,17 +104,18 @@ class Commands:
             commands.append(self._queue.get_nowait())
         return commands
 
-    def ask(self, question: PredictOn) -> bool:
+    def ask(self, question: Question) -> bool:
         """Queue a question; False when the queue is full."""
         try:
             self._questions.put_nowait(question)
         except queue.Full:
             return False
+        self._wake()
         return True
 
-    def questions(self) -> list[PredictOn]:
+    def questions(self) -> list[Question]:
         """Remove and return questions to answer now, oldest first, without those whose caller has given up."""
-        found: list[PredictOn] = []
+        found: list[Question] = []
         while len(found) < QUESTIONS_PER_TURN and not self._questions.empty():
             question = self._questions.get_nowait()
             if question.answer.set_running_or_notify_cancel():

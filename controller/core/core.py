@@ -31,6 +31,7 @@ from online_learning.calibration.calibration import CalibrationBook
 from online_learning.experts.semantic import Embedding
 from online_learning.length_learner import Drift, Features, LengthLearner, Observation
 from store.entries import EngineSeen, Entry, ModeSwitched, SettingsChanged
+from store.http_routing import LengthForecast
 from store.records import (
     Acknowledged,
     Arrived,
@@ -286,6 +287,10 @@ class Core:
     def predict_on(self, model: str, arrived: Arrived) -> dict[str, EnginePrediction]:
         """Predict a request on each connected engine of a model; changes nothing."""
         return self._state.predictor.predict_on(self._state.sessions.connected(model), arrived)
+
+    def predict_length(self, model: str, arrived: Arrived) -> LengthForecast | None:
+        """Predict the length of an answer, wherever it is served; None for a model that is not known. Changes nothing."""
+        return self._state.predictor.predict_length(model, arrived, served=bool(self._state.sessions.connected(model)))
 
     def refine(self, session_id: str, request_id: str, embedding: Embedding, now_s: float) -> None:
         """Predict a request again with the embedding of its prompt; nothing if the request has ended."""

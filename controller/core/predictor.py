@@ -30,6 +30,7 @@ from online_learning.length_learner import (
 )
 from online_learning.survival.running_answers import RunningAnswers
 from store.entries import Outcome, Prediction
+from store.http_routing import LengthForecast
 from store.records import Arrived, Finished, IndexTable, Snapshot
 
 PRIOR_PROMPT_TOKENS = 256
@@ -177,6 +178,24 @@ class Predictor:
                 saved_s=engine.prefill_token_s * cached_tokens,
             )
         return found
+
+    def predict_length(self, model: str, arrived: Arrived, *, served: bool) -> LengthForecast | None:
+        """Predict the length of an answer, without a trace in any state.
+
+        None for a model that no engine has ``served`` and of which no answer was taught.
+        """
+        if not served and not self.taught(model):
+            return None
+        ((forecast, prior, trusted),) = self._forecasts([self._learner.features(prompt_of(arrived, model))], model)
+        predicted = (forecast.distribution if trusted else prior).cut(arrived.max_tokens)
+        median, most = predicted.quantiles((0.5, 0.9))
+        return LengthForecast(
+            q50_tokens=median,
+            q90_tokens=most,
+            mean_tokens=predicted.mean_tokens,
+            evidence=forecast.evidence,
+            trusted=trusted,
+        )
 
     def renew(self, stale: Sequence[tuple[Session, ServedRequest]]) -> None:
         """Predict unfinished requests of one model again, with what has been learned since."""

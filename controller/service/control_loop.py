@@ -187,7 +187,7 @@ class ControlLoop:
         for command in self._commands.drain():
             self._set_mode(command, now_s)
         for question in self._commands.questions():
-            question.answer.set_result(self._core.predict_on(question.model, question.arrived))
+            question.reply(self._core)
 
     def _on_encoded(self, now_s: float) -> None:
         """Predict requests again whose prompts the encoder has read."""

@@ -20,6 +20,7 @@ from pathlib import Path
 from controller.api.access import Access
 from controller.api.app import ApiSources, build_api
 from controller.api.commands import Commands
+from controller.api.prompt_tokenizer import PromptTokenizer
 from controller.api.server import WebServer
 from controller.config import Config, LearningSection, StoreSection, TelemetrySection, secret
 from controller.core.core import Core, CoreConfig
@@ -113,7 +114,7 @@ def _opened(
         core, memory = build_core(config, history, controller_id=controller_id, now_s=clock(), timer=timer)
         last.callback(memory.finish, history)
         hub = ZmqHub(config.engine.endpoint, config.engine.keys)
-        live, commands = Live(), Commands()
+        live, commands = Live(), Commands(wake=hub.wake)
         telemetry = _telemetry(config.telemetry, controller_id)
         encoder = _encoder(config.learning)
         metrics = _watching(Metrics(live, timer=timer, cpu_timer=cpu_timer), telemetry, hub, encoder)
@@ -145,6 +146,7 @@ def _opened(
             version=version("sagesched-controller"),
             started_s=clock(),
             store_path=str(config.store.path.absolute()),
+            tokenizer=PromptTokenizer(config.learning.tokenizer),
             access=Access(secret(config.http.token), secret(config.http.read_token)),
         )
         web.start(build_api(sources))

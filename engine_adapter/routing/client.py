@@ -1,16 +1,18 @@
-"""HTTP client of a router: asks the controller for a request's forecast on each engine."""
+"""HTTP client of a router: asks the controller for a request's forecast on each engine, or for its output length."""
 
 from __future__ import annotations
 
 import http.client
 import queue
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
 
 from store.errors import ConfigError, EngineError
-from store.http_routing import RouteForecast, RouteOrder
+from store.http_routing import LengthForecast, PredictOrder, RouteForecast, RouteOrder
 
+Answer = TypeVar("Answer", RouteForecast, LengthForecast)
 LONGEST_ANSWER_BYTES = 4 << 20
 
 
@@ -40,15 +42,21 @@ class RouteClient:
 
     def ask(self, order: RouteOrder) -> RouteForecast:
         """Return the forecast; raise `EngineError` when none comes within the timeout."""
-        body = msgspec.json.encode(order)
+        return self._answer("/api/route", order, RouteForecast)
+
+    def predict(self, order: PredictOrder) -> LengthForecast:
+        """Return the predicted output length; raise `EngineError` when none comes within the timeout."""
+        return self._answer("/api/predict", order, LengthForecast)
+
+    def _answer(self, path: str, order: msgspec.Struct, kind: type[Answer]) -> Answer:
         try:
-            status, answer = self._exchange(body)
+            status, answer = self._exchange(path, msgspec.json.encode(order))
         except (OSError, http.client.HTTPException) as error:
             raise EngineError(f"{self._address.geturl()} does not answer: {error or type(error).__name__}") from None
         if status != http.client.OK:
             raise EngineError(f"{self._address.geturl()} answers {status}: {answer[:200].decode(errors='replace')}")
         try:
-            return msgspec.json.decode(answer, type=RouteForecast)
+            return msgspec.json.decode(answer, type=kind)
         except msgspec.DecodeError as error:
             raise EngineError(f"{self._address.geturl()} answers with an invalid forecast: {error}") from None
 
@@ -57,20 +65,20 @@ class RouteClient:
         while not self._idle.empty():
             self._idle.get_nowait().close()
 
-    def _exchange(self, body: bytes) -> tuple[int, bytes]:
+    def _exchange(self, path: str, body: bytes) -> tuple[int, bytes]:
         """Ask over an open connection, or over a new one if the controller has closed it."""
         try:
             open_already = self._idle.get_nowait()
         except queue.Empty:
-            return self._over(self._new(), body)
+            return self._over(self._new(), path, body)
         try:
-            return self._over(open_already, body)
+            return self._over(open_already, path, body)
         except (ConnectionError, http.client.RemoteDisconnected):
-            return self._over(self._new(), body)
+            return self._over(self._new(), path, body)
 
-    def _over(self, connection: http.client.HTTPConnection, body: bytes) -> tuple[int, bytes]:
+    def _over(self, connection: http.client.HTTPConnection, path: str, body: bytes) -> tuple[int, bytes]:
         try:
-            connection.request("POST", "/api/route", body, self._headers)
+            connection.request("POST", path, body, self._headers)
             response = connection.getresponse()
             answer = response.read(LONGEST_ANSWER_BYTES)
         except BaseException:

@@ -61,7 +61,9 @@ class Authenticator:
         """Of callers that have not proved yet who they are."""
         self._broken = watch(context, socket, _BROKEN | WATCHED)
         self._poller = zmq.Poller()
-        for watched in (socket, self._asked, self._broken):
+        self.sockets = (socket, self._asked, self._broken)
+        """What to poll for messages and handshakes."""
+        for watched in self.sockets:
             self._poller.register(watched, zmq.POLLIN)
         self._logged: set[tuple[str, ...]] = set()
         self.refused: dict[Refusal, int] = {"handshake": 0, "key": 0, "engine_id": 0}

@@ -20,6 +20,7 @@ from engine_adapter.transport.endpoint_owner import EndpointOwner
 from engine_adapter.transport.frames import MAX_FRAME_BYTES, FrameHub, FrameLink
 from engine_adapter.transport.keys import EngineKey, load_controller_keys
 from engine_adapter.transport.link import HubTrouble
+from engine_adapter.transport.waker import Waker
 from store.errors import ConfigError
 from store.records import EngineMessage
 
@@ -188,6 +189,7 @@ class ZmqHub(FrameHub):
 
     def __init__(self, endpoint: str, keys: Path | None = None) -> None:
         """Start listening."""
+        self._waker = Waker()
         prepare_endpoint(endpoint, keys)
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
@@ -206,6 +208,9 @@ class ZmqHub(FrameHub):
             self._owner = None
             self.close()
             raise
+        self._poller = zmq.Poller()
+        for polled in (self._waker, *(self._gate.sockets if self._gate else (self._socket,))):
+            self._poller.register(polled, zmq.POLLIN)
         self.endpoint = bytes(self._socket.getsockopt(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()
         super().__init__(self._gate or self._socket)
 
@@ -216,6 +221,7 @@ class ZmqHub(FrameHub):
 
     def close(self) -> None:
         """Close the socket without removing its file: the next controller binds the same address."""
+        self._waker.close()
         if self._gate is not None:
             self._gate.close()
         self._socket.close()
@@ -227,7 +233,14 @@ class ZmqHub(FrameHub):
         """Return messages with their connection, and see that the endpoint is still this controller's."""
         if self._owner is not None:
             self._owner.look()
-        return super().receive(timeout_s)
+        if timeout_s > 0.0:
+            self._poller.poll(int(1000 * timeout_s))
+            self._waker.calm()
+        return super().receive(0.0)
+
+    def wake(self) -> None:
+        """Let the call of `receive` that waits, or else the next one that would, return; from any thread."""
+        self._waker.wake()
 
     @property
     def troubles(self) -> dict[HubTrouble, str]:

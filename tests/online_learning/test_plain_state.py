@@ -58,6 +58,8 @@ def lesson(learner: LengthLearner, chance: np.random.Generator, *, drifted: bool
         temperature=0.7,
         model=MODELS[int(chance.integers(len(MODELS)))],
         tenant=f"tenant {family}",
+        session=f"session {chance.integers(9)}" if chance.random() < 0.5 else None,
+        expected_output_tokens=int(chance.integers(1, 2_000)) if chance.random() < 0.3 else None,
     )
     features = learner.features(prompt)
     if isinstance(learner, SemanticLearner) and chance.random() < 0.7:

@@ -34,6 +34,7 @@ SLOW = {"/api/doctor"}
 UNTYPED = {"/metrics"}
 BODIES = {
     "/api/mode": {"mode": "shadow"},
+    "/api/predict": {"model": "m", "prompt_tokens": 9, "max_tokens": 99},
     "/api/route": {"model": "m", "prompt_tokens": 9, "max_tokens": 99},
 }
 
