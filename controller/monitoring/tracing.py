@@ -143,6 +143,7 @@ def span_attributes(ended: Ended) -> dict[str, Any]:
         "gen_ai.request.model": hello.model if hello else None,
         "gen_ai.response.model": hello.model if hello else None,
         "gen_ai.response.id": fact.request_id,
+        "gen_ai.conversation.id": arrived.session if arrived else None,
         "gen_ai.response.finish_reasons": (fact.reason,),
         "gen_ai.request.max_tokens": fact.max_tokens,
         "gen_ai.request.temperature": arrived.temperature if arrived else None,

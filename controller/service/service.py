@@ -68,6 +68,8 @@ class Service:
     loop: ControlLoop
     web: WebServer
     gain: GainWatch
+    commands: Commands
+    """What other threads ask of the loop."""
     endpoint: str
     """The address that engines connect to, with the actual port if 0 was configured."""
 
@@ -155,7 +157,7 @@ def _opened(
             encoder.start()
         try:
             with metrics.pauses.collector_watched():
-                yield Service(config=config, loop=loop, web=web, gain=gain, endpoint=hub.endpoint)
+                yield Service(config=config, loop=loop, web=web, gain=gain, commands=commands, endpoint=hub.endpoint)
         finally:
             gain.stop()
             if encoder is not None:

@@ -34,7 +34,7 @@ SLOW = {"/api/doctor"}
 UNTYPED = {"/metrics"}
 BODIES = {
     "/api/mode": {"mode": "shadow"},
-    "/api/predict": {"model": "m", "prompt_tokens": 9, "max_tokens": 99},
+    "/api/predict": {"model": "h800-qwen3-32b-24k", "prompt_tokens": 9, "max_tokens": 99},
     "/api/route": {"model": "m", "prompt_tokens": 9, "max_tokens": 99},
 }
 

@@ -58,6 +58,7 @@ def tracked() -> TrackedRequest:
             max_tokens=50,
             temperature=0.7,
             tenant="t",
+            session="s",
         ),
         prediction=Prediction(
             request_id="r",
@@ -125,6 +126,7 @@ def test_an_ended_request_is_a_span_of_recorded_facts(telemetry: Telemetry, span
         "gen_ai.request.model": "qwen",
         "gen_ai.response.model": "qwen",
         "gen_ai.response.id": "r",
+        "gen_ai.conversation.id": "s",
         "gen_ai.response.finish_reasons": ("stop",),
         "gen_ai.request.max_tokens": 50,
         "gen_ai.request.temperature": 0.7,
@@ -167,6 +169,10 @@ def test_measurements_have_the_conventions_names_and_units(telemetry: Telemetry,
         "gen_ai.server.time_per_output_token": "s",
         "gen_ai.client.token.usage": "{token}",
     }
+    labels = {
+        label for metric in metrics.values() for point in metric.data.data_points for label in point.attributes or {}
+    }
+    assert "gen_ai.conversation.id" not in labels, "there may be any number of sessions"
     sums = {name: [point.sum for point in metric.data.data_points] for name, metric in metrics.items()}
     assert sums["gen_ai.server.request.duration"] == [10.0, 10.0]
     assert sums["gen_ai.server.time_to_first_token"] == [5.0]
