@@ -44,6 +44,10 @@ SloFlag = Annotated[
 MixFlag = Annotated[
     str, typer.Option("--mix", metavar="NAME", help="other service classes for --slo, such as chat-batch")
 ]
+BearsFlag = Annotated[
+    float | None,
+    typer.Option("--bears", metavar="SHARE", help="with --slo, also the load up to which this share meets its targets"),
+]
 ArrivalsFlag = Annotated[str, typer.Option(metavar="HOW", help="own, poisson, trace, unscaled, at-once or gamma:CV")]
 PrefixFlag = Annotated[bool, typer.Option(help="compute equal prompt prefixes once, as vLLM does by default")]
 AgainstFlag = Annotated[
@@ -81,6 +85,7 @@ def bench(
     tuned: TunedFlag = False,
     slo: SloFlag = False,
     mix: MixFlag = "",
+    bears: BearsFlag = None,
     arrivals: ArrivalsFlag = "own",
     prefix_caching: PrefixFlag = True,
     against: AgainstFlag = "fcfs",
@@ -94,6 +99,8 @@ def bench(
 
     require_writable(json_file, html)
     chosen_mix = mix_chosen(mix, slo=slo)
+    if bears is not None and (chosen_mix is None or not 0.0 < bears < 1.0):
+        raise BadInputError(f"--bears is {bears:g}: give a share between 0 and 1, such as 0.9, together with --slo")
     spec = BenchSpec(
         workload=workload,
         profile=profile,
@@ -111,6 +118,8 @@ def bench(
         objective=objective,
     )
     (result,) = _run_benches([spec], processes=processes, quiet=quiet)
+    if bears is not None:
+        _show_bearable(result, bears)
     _show_bench(result, json_file, html, against if against in spec.policies else None)
 
 
@@ -200,6 +209,12 @@ def _show_bench(result: BenchResult, json_file: Path | None, html: Path | None, 
     write_figures(json_file, json.dumps(result.as_json(against), indent=2) + "\n")
     if html is not None:
         write_html([result], html, against)
+
+
+def _show_bearable(result: BenchResult, share: float) -> None:
+    from controller.benchmark.scheduling.bearable import bearable_loads, bearable_table
+
+    print_table(bearable_table(bearable_loads(result, share, timer=time.perf_counter), share))
 
 
 def _print_tables(result: BenchResult, against: str | None) -> None:

@@ -139,6 +139,7 @@ class _Cell:
             capacity_rps=self._capacity_rps,
             capacity_watermark=self._watermark,
             policies={name: PolicyResult.of(runs) for name, runs in tried.items()},
+            settings={name: tuple(runs) for name, runs in tried.items()},
         )
 
 

@@ -81,6 +81,8 @@ class SeedResult:
     """Watermark of first come, first served at this capacity."""
     policies: dict[str, PolicyResult]
     """In the given order."""
+    settings: dict[str, tuple[RunSpec, ...]] = field(default_factory=dict)
+    """The runs that were tried of each policy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -73,7 +73,8 @@ def test_requests_beyond_the_bound_count_as_those_that_are_shown() -> None:
     engine = SimulatedEngine(profile_named("h800-qwen3-32b-24k"), link=controller.link(lambda: engine.now_s))
     for request in batch()[:20]:
         engine.submit(request)
-    engine.step()
+    for _ in range(20):
+        engine.step()
     live = Live()
     live.publish(controller.core, store=WriterStats(), loop={}, now_s=engine.now_s)
     assert live.live_snapshot is not None

@@ -6,12 +6,15 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from controller.benchmark.scheduling.bearable import BearableLoad, bearable_loads
 from controller.benchmark.scheduling.benchmark import run_bench
 from controller.benchmark.scheduling.inter_token_times import InterTokenTimes
 from controller.benchmark.scheduling.result import BenchResult
+from controller.benchmark.scheduling.run import RunSpec, run_policy
 from controller.benchmark.scheduling.service_mix import MIXES, in_classes, mix_named, told
 from controller.benchmark.scheduling.service_report import over_best_rival, service_table
 from controller.benchmark.scheduling.spec import BenchSpec
+from controller.cli.main import run
 from controller.reports.service_figures import ServedRequest, service_figures
 from engine_adapter.transport.link import NoLink
 from engine_adapter.virtual_time.engine import CompletedRequest, Step, TraceRequest, serve
@@ -183,3 +186,28 @@ def test_the_report_has_service_levels_in_table_and_json(tuned: BenchResult) -> 
     of_seed = json.loads(json.dumps(tuned.as_json()))["by_seed"][0]["policies"]["sage"]
     assert of_seed["service"]["goodput"] == ours[0]
     assert set(of_seed["service"]["classes"]) == {"chat", "agents", "batch"}
+
+
+def test_the_load_that_is_borne_is_the_best_over_the_settings(tuned: BenchResult) -> None:
+    """At it the share meets its targets, and no other setting bears more."""
+
+    def borne(settings: tuple[RunSpec, ...]) -> BearableLoad:
+        seed = replace(tuned.seeds[0], settings={"fcfs": settings})
+        few = replace(tuned, spec=replace(tuned.spec, policies=("fcfs",)), seeds=(seed,))
+        (found,) = bearable_loads(few, 0.7, timer=time.perf_counter)
+        return found
+
+    settings = tuned.seeds[0].settings["fcfs"][:2]
+    found = borne(settings)
+    assert (found.policy, found.seed) == ("fcfs", 1)
+    assert found.rps == max(borne((setting,)).rps for setting in settings)
+    served = run_policy(replace(found.run, rate_rps=found.rps), time.perf_counter).service
+    assert served is not None
+    assert served.goodput >= 0.7
+
+
+@pytest.mark.parametrize("flags", [["--bears", "0.9"], ["--slo", "--bears", "1"]])
+def test_a_share_that_makes_no_sense_is_refused(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """In one line, before anything runs."""
+    assert run(["bench", "--requests", "20", *flags]) == 2
+    assert "--bears" in capsys.readouterr().err
