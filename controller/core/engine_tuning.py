@@ -217,7 +217,11 @@ class StepCostWatch:
         ):
             return None
         self.cost = StepCost(
-            base_s=model.base_s, prefill_token_s=model.prefill_token_s, budget_tokens=self._budget_tokens
+            base_s=model.base_s,
+            prefill_token_s=model.prefill_token_s,
+            budget_tokens=self._budget_tokens,
+            decode_seq_s=model.decode_seq_s,
+            kv_token_s=model.kv_token_s,
         )
         return f"a step takes {1000 * model.base_s:.3g} ms and a prompt token {1000 * model.prefill_token_s:.3g} ms"
 

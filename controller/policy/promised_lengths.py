@@ -20,7 +20,7 @@ def with_promise(table: IndexTable, request: RequestFacts, predicted: LengthDist
         return table
     early: tuple[int, ...] = ()
     late: tuple[int, ...] = ()
-    if targets is not None and targets.e2e_s is not None:
+    if targets is not None and (targets.e2e_s is not None or targets.tpot_s is not None):
         ages = np.array(table.attained_tokens, dtype=np.int64)
         early, late = (
             tuple(lengths_beyond(predicted, ages, share, request.max_tokens).tolist()) for share in (EARLY, LATE)

@@ -117,7 +117,13 @@ class Agent:
         """Record that a request entered the engine's queue; ``count`` returns its output tokens at any time."""
         request_id, bounded = arrived.request_id, self._names.enter(arrived)
         self._unfinished[request_id] = bounded
-        self._ordering.track(request_id, priority=arrived.priority, arrival_s=arrived.arrival_s, count=count)
+        self._ordering.track(
+            request_id,
+            priority=arrived.priority,
+            arrival_s=arrived.arrival_s,
+            count=count,
+            prompt_tokens=arrived.prompt_tokens,
+        )
         self._outbox.add(bounded)
 
     def generated(self, most_tokens: int = 1) -> None:
@@ -126,6 +132,7 @@ class Agent:
 
     def first_token(self, fact: FirstToken) -> None:
         """Record a request's first output token."""
+        self._ordering.first_token(fact.request_id, fact.time_s)
         self._outbox.add(self._names.bounded(fact))
 
     def preempted(self, fact: Preempted) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 from engine_adapter.ordering.boost import boost_s
 from engine_adapter.ordering.ordered_queue import Key
+from engine_adapter.ordering.pace import Pace
+from engine_adapter.ordering.promises import LOST, URGENT, Promises
 from engine_adapter.ordering.running_order import RunningOrder, Tracked
 from engine_adapter.ordering.step_shape import ArrivalRate
 from engine_adapter.ordering.token_calendar import TokenCalendar
@@ -18,6 +20,9 @@ from store.records import EngineRules, IndexTable, Settings
 
 LAST_CLASS = 1 << 62
 """Class of requests that the engine can never serve: they go behind all others, whatever their own class."""
+
+STANDING_UNITS = 12.0
+"""Units of 1/γ by which urgent requests go before others and lost ones behind: more than any boost differs from another."""
 
 LEAST_INDEX_SHARE = 0.01
 """Smallest share of its index that a request keeps when its whole prompt is cached."""
@@ -37,6 +42,8 @@ class IndexedRequests:
         self._calendar = TokenCalendar()
         self._arrivals = ArrivalRate()
         self._tables_held = 0
+        self._promises = Promises()
+        self._pace = Pace()
         self.impossible = 0
         """Number of unfinished requests that the engine can never serve."""
 
@@ -78,7 +85,15 @@ class IndexedRequests:
             tracked.table = None
         self._place_all()
 
-    def track(self, request_id: str, *, priority: int, arrival_s: float, count: Callable[[], int] = int) -> None:
+    def track(
+        self,
+        request_id: str,
+        *,
+        priority: int,
+        arrival_s: float,
+        count: Callable[[], int] = int,
+        prompt_tokens: int = 0,
+    ) -> None:
         """Start to track a request that entered the engine.
 
         Args:
@@ -86,16 +101,27 @@ class IndexedRequests:
             priority: Its strict class; the lowest goes first.
             arrival_s: When it arrived, by the engine's clock.
             count: Returns the output tokens that it has generated, at any time; by default it never has any.
+            prompt_tokens: Length of its prompt.
         """
         self._serial += 1
         self._arrivals.observe(arrival_s)
-        tracked = Tracked(request_id, priority, arrival_s, self._serial, count)
+        tracked = Tracked(request_id, priority, arrival_s, self._serial, count, prompt_tokens)
         self._tracked[request_id] = tracked
         self._place(tracked)
         self._stood.pop(request_id, None)
 
+    def first_token(self, request_id: str, time_s: float) -> None:
+        """Record when a request generated its first output token."""
+        tracked = self._tracked.get(request_id)
+        if tracked is not None:
+            tracked.first_token_s = time_s
+            if tracked.table is not None and tracked.table.targets is not None:
+                self._place(tracked)
+                self._pace.follow(tracked)
+
     def advance(self, most_tokens: int) -> None:
         """Follow the running requests after a step in which each has generated at most ``most_tokens``."""
+        self._pace.advance(1)
         for tracked in self._calendar.advance(most_tokens):
             if tracked.running is not None:
                 self._attain(tracked)
@@ -111,7 +137,7 @@ class IndexedRequests:
             return False
         tracked.impossible = True
         self.impossible += 1
-        self._move(tracked, tracked.key[1])
+        self._move(tracked, tracked.key[2])
         return True
 
     def forget(self, request_id: str) -> None:
@@ -121,7 +147,7 @@ class IndexedRequests:
         if tracked is not None:
             self.impossible -= tracked.impossible
             self._tables_held -= tracked.table is not None
-            tracked.due = 0
+            tracked.due, tracked.standing_until_s, tracked.paced = 0, math.inf, False
 
     def key(self, request_id: str) -> Key:
         """Return the key of a tracked request; the lowest is served first."""
@@ -169,6 +195,8 @@ class IndexedRequests:
             saved_s = self._rules.step.prefill_token_s * (tracked.hit.tokens - table.cached_tokens)
             tracked.index_s = max(tracked.index_s - saved_s, LEAST_INDEX_SHARE * tracked.index_s)
         self._grow(tracked, table.growth_tokens[following - 1])
+        if table.targets is not None:
+            self._promises.judge(tracked, self._rules.step)
         self._move(tracked, self._value(tracked))
 
     def _grow(self, tracked: Tracked, growth_tokens: float) -> None:
@@ -178,14 +206,18 @@ class IndexedRequests:
         tracked.growth_tokens = growth_tokens
 
     def _value(self, tracked: Tracked) -> float:
-        """Return the ordering value: the index, or the arrival time minus the index's boost."""
+        """Return the ordering value: the index, or the arrival time minus the index's boost; and with it the standing."""
         boost_per_s = self._rules.boost_per_s
-        return tracked.index_s if boost_per_s is None else tracked.arrival_s - boost_s(tracked.index_s, boost_per_s)
+        unit_s = 1.0 if boost_per_s is None else 1.0 / boost_per_s
+        if tracked.standing == URGENT:
+            return tracked.latest_s - STANDING_UNITS * unit_s
+        value = tracked.index_s if boost_per_s is None else tracked.arrival_s - boost_s(tracked.index_s, boost_per_s)
+        return value + STANDING_UNITS * unit_s if tracked.standing == LOST else value
 
     def _move(self, tracked: Tracked, value: float) -> None:
         """Set a request's key, and remember its key in the last plan."""
         priority = LAST_CLASS if tracked.impossible else tracked.priority
-        key = (priority, value, tracked.arrival_s, tracked.serial)
+        key = (priority, 0, value, tracked.arrival_s, tracked.serial)
         if tracked.running is None:
             self._stood.setdefault(tracked.request_id, tracked.key)
         else:

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, Protocol, TypeVar
 
-Key = tuple[int, float, float, int]
-"""Strict class, ordering value, arrival time, serial number; the lowest is served first, and all are distinct."""
+Key = tuple[int, int, float, float, int]
+"""Strict class, round of the tenant, ordering value, arrival time, serial number; the lowest is served first, and all
+are distinct."""
 
 
 class Identified(Protocol):

@@ -19,6 +19,7 @@ from engine_adapter.ordering.indexed_requests import LAST_CLASS, IndexedRequests
 from engine_adapter.ordering.kv_memory import KvMemory
 from engine_adapter.ordering.ordered_queue import Key, OrderedQueue
 from engine_adapter.ordering.prefix_hits import HEAD, PrefixHits
+from engine_adapter.ordering.pace import paced_tokens
 from engine_adapter.ordering.push_out import DEFAULT_TOKEN_S, PushOutCredit
 from engine_adapter.ordering.step_shape import OWN_SHAPE, StepShape, shape_step
 
@@ -88,6 +89,7 @@ class Ordering(IndexedRequests):
         self._even_blocks: float | None = None
         """KV blocks of a token where each takes the same; None before the first plan and where it depends."""
         self._shape_known = False
+        self._most_free_blocks = 0
 
     @property
     def preempts(self) -> bool:
@@ -115,6 +117,9 @@ class Ordering(IndexedRequests):
         queue, active = waiting if isinstance(waiting, OrderedQueue) else list(waiting), list(running)
         rules = self._rules
         active = self._order.follow(active, rules.victims)
+        self._promises.begin_step(now_s, busy=bool(active))
+        for tracked in self._promises.due():
+            self._place(tracked)
         self._look_up_hits(queue, memory)
         self._sort_queue(queue)
         if active:
@@ -158,13 +163,21 @@ class Ordering(IndexedRequests):
         prompts += [
             request.num_tokens - self._tracked[request.request_id].hit.tokens for request in islice(queue, placed)
         ]
-        return shape_step(
+        decode_tokens = len(self._order.entries) - len(filling)
+        shape = shape_step(
             prompts,
             unplaced=len(queue) - placed,
-            decode_tokens=len(self._order.entries) - len(filling),
+            decode_tokens=decode_tokens,
             cost=cost,
             arrivals_per_s=self._arrivals.per_s(now_s),
         )
+        decode_s = cost.base_s + cost.decode_seq_s * decode_tokens + cost.kv_token_s * self._used_tokens(memory)
+        return shape.within(paced_tokens(self._pace.longest_step_s(now_s, decode_s), decode_s, decode_tokens, cost))
+
+    def _used_tokens(self, memory: KvMemory) -> int:
+        """Return the tokens whose KV running requests hold, as far as it is known how many blocks there are."""
+        self._most_free_blocks = max(self._most_free_blocks, memory.free_blocks)
+        return (self._most_free_blocks - memory.free_blocks) * self._block_size_tokens
 
     def _key(self, request: R) -> Key:
         return self._tracked[request.request_id].key

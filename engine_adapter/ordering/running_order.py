@@ -33,13 +33,23 @@ class Tracked:
     serial: int
     count: Callable[[], int]
     """Returns the output tokens that it has generated."""
+    prompt_tokens: int = 0
+    first_token_s: float | None = None
+    standing: int = 0
+    """Whether it is about to miss its targets, as in `engine_adapter.ordering.promises`; 0 without targets."""
+    standing_until_s: float = math.inf
+    """When that changes next."""
+    paced: bool = False
+    """Whether a step is kept short for its sake."""
+    latest_s: float = math.inf
+    """Latest moment of a start after which it may meet its targets."""
     attained_tokens: int = 0
     """Output tokens when it was last looked up."""
     table: IndexTable | None = None
     next_change_tokens: float = math.inf
     due: int = 0
     """Time of `engine_adapter.ordering.token_calendar` at which it is looked at again."""
-    key: Key = (0, 0.0, 0.0, 0)
+    key: Key = (0, 0, 0.0, 0.0, 0)
     index_s: float = 0.0
     growth_tokens: float = 0.0
     impossible: bool = False

@@ -38,6 +38,12 @@ class StepShape:
     step_tokens: int | None = None
     chunk_tokens: int | None = None
 
+    def within(self, step_tokens: int | None) -> StepShape:
+        """Return this shape with at most so many tokens in the step; None leaves it as it is."""
+        if step_tokens is None or (self.step_tokens is not None and self.step_tokens <= step_tokens):
+            return self
+        return StepShape(step_tokens, self.chunk_tokens)
+
 
 OWN_SHAPE = StepShape()
 

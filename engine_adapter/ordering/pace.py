@@ -1,0 +1,122 @@
+"""Pace: how many tokens a step may have so that those who decode keep their time per output token.
+
+A request that decodes has a credit: the time until its next token is due, if its tokens come at the pace of its target
+from the first one on. A step may take as long as the least credit; what is left of that time beside decoding is spent
+on prompts. A request that is ahead of its pace thus lets a long prompt through, and one that is behind slows prompts
+down to a floor, so that they never starve. Who cannot get back to its pace before its answer ends, or could not hold it
+in a step without any prompt, is not waited for.
+
+All who decode gain a token in each step, so that the due times of those with the same target keep their order from step
+to step, and only the first of each target is looked at. Sources: FairBatching (slack of decoding requests), QoServe.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from heapq import heappop, heappush, heapreplace
+from itertools import count
+
+from engine_adapter.ordering.running_order import Tracked
+from store.records import StepCost
+
+AIM = 0.95
+"""Share of the target that is aimed at, for what the step model does not know."""
+
+LEAST_PACED_TOKENS = 128
+"""Prompt tokens that a step computes at least, however late those are who decode."""
+
+
+class Pace:
+    """The decoding requests that have a target of time per output token."""
+
+    def __init__(self) -> None:
+        self._due: dict[float, list[tuple[float, int, Tracked]]] = {}
+        """By target, the requests in order of the time at which their tokens are due at step 0."""
+        self._step = 0
+        self._number = count()
+
+    def follow(self, tracked: Tracked) -> None:
+        """Pace a request that has its first token and runs."""
+        target_s = _target_s(tracked)
+        if target_s is not None and tracked.first_token_s is not None:
+            tracked.paced = True
+            heappush(self._due.setdefault(target_s, []), (self._origin_s(tracked, target_s), next(self._number), tracked))
+
+    def advance(self, steps: int) -> None:
+        """Count a step in which each decoding request generated so many tokens."""
+        self._step += steps
+
+    def longest_step_s(self, starts_s: float, decode_s: float, tokens_in_flight: int = 0) -> float:
+        """Return the seconds that a step may take; infinite when nobody is paced.
+
+        Args:
+            starts_s: When the step begins, by the engine's clock.
+            decode_s: Seconds of a step without prompts.
+            tokens_in_flight: Tokens of each request that steps under way will generate.
+        """
+        least_s = math.inf
+        for target_s in list(self._due):
+            if AIM * target_s <= decode_s:
+                continue
+            for tracked, due_s in self._latest(target_s):
+                due_s += AIM * target_s * tokens_in_flight
+                if self._recovers(tracked, due_s, starts_s, decode_s, target_s):
+                    least_s = min(least_s, due_s - starts_s)
+                    break
+                self._drop(target_s)
+        return least_s
+
+    def _latest(self, target_s: float) -> Iterator[tuple[Tracked, float]]:
+        """Yield the request with the least credit, again after it has been dropped, and when its next token is due."""
+        heap = self._due[target_s]
+        while heap:
+            noted_s, _, tracked = heap[0]
+            if not tracked.paced or tracked.running is None:
+                heappop(heap)
+                continue
+            origin_s = self._origin_s(tracked, target_s)
+            if origin_s > noted_s:
+                heapreplace(heap, (origin_s, next(self._number), tracked))
+                continue
+            yield tracked, origin_s + AIM * target_s * self._step
+        del self._due[target_s]
+
+    def _drop(self, target_s: float) -> None:
+        _, _, tracked = heappop(self._due[target_s])
+        tracked.paced = False
+
+    def _origin_s(self, tracked: Tracked, target_s: float) -> float:
+        """Return when its next token would be due if no step had been counted yet."""
+        assert tracked.first_token_s is not None
+        return tracked.first_token_s + AIM * target_s * (tracked.count() - self._step)
+
+    def _recovers(
+        self, tracked: Tracked, due_s: float, starts_s: float, decode_s: float, target_s: float
+    ) -> bool:
+        """Whether a request can be back at its pace before its answer ends, at its 90 % quantile, if it is waited for."""
+        behind_s = starts_s + decode_s - due_s
+        if behind_s <= 0.0:
+            return True
+        table, tokens = tracked.table, tracked.count()
+        left = table.late_tokens[table.entry(tokens)] - tokens if table is not None and table.late_tokens else 0
+        return behind_s <= left * (target_s - decode_s)
+
+
+def _target_s(tracked: Tracked) -> float | None:
+    table = tracked.table
+    return None if table is None or table.targets is None else table.targets.tpot_s
+
+
+def paced_tokens(longest_s: float, decode_s: float, decode_tokens: int, cost: StepCost) -> int | None:
+    """Return the largest number of tokens of a step that may take ``longest_s``; None for the engine's own budget.
+
+    >>> cost = StepCost(base_s=0.03, prefill_token_s=1e-4, budget_tokens=8192)
+    >>> paced_tokens(0.08, 0.04, 10, cost), paced_tokens(0.0, 0.04, 10, cost), paced_tokens(math.inf, 0.04, 10, cost)
+    (410, 138, None)
+    """
+    if longest_s == math.inf or cost.prefill_token_s <= 0.0:
+        return None
+    prefill_tokens = max(LEAST_PACED_TOKENS, int((longest_s - decode_s) / cost.prefill_token_s))
+    tokens = decode_tokens + prefill_tokens
+    return tokens if tokens < cost.budget_tokens else None

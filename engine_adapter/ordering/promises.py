@@ -1,0 +1,111 @@
+"""Requests that have targets: which are about to miss them, and which will miss them whatever is done.
+
+A request can meet its targets if it is started early enough. How long its answer will be is not known, so that an
+end-to-end target has two latest moments: one from the 90 % quantile of the length (started by then it very probably
+ends in time) and one from the 10 % quantile (started later it very probably does not). For a time to first token the
+two differ by a share of the target, in which a place must be found. So each request is, at any time,
+
+- safe: there is time, and it goes by its index like one without targets;
+- urgent: between both moments, and goes before all others of its class, the one that can wait least first;
+- lost: beyond both, or a target is missed already, and goes behind all others of its class.
+
+The standing changes with the clock; the next moment at which it does is kept in a heap, so that a step looks only at
+the requests whose standing changes in it. Sources: QoServe (eager relegation), Kairos (slack), and least laxity.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from heapq import heappop, heappush
+from itertools import count
+
+from engine_adapter.ordering.running_order import Tracked
+from store.records import StepCost
+
+PLACE_SHARE = 0.5
+"""Share of a target of time to first token within which a place for the request is sought."""
+
+SAFE, URGENT, LOST = 0, -1, 1
+
+DEFAULT_STEP_S = 0.03
+"""Assumed seconds of a step before any was measured."""
+
+STEP_MEMORY = 0.05
+"""Weight of the newest step in the running mean of their seconds."""
+
+LONGEST_STEP_S = 10.0
+"""Times between two plans beyond this are pauses of the engine."""
+
+
+class Promises:
+    """The standing of the requests that have targets."""
+
+    def __init__(self) -> None:
+        self.now_s = -math.inf
+        """The engine's clock at the last plan."""
+        self.step_s = DEFAULT_STEP_S
+        """Running mean of the seconds of a step."""
+        self._due: list[tuple[float, int, Tracked]] = []
+        self._number = count()
+        self._busy = False
+
+    def begin_step(self, now_s: float, *, busy: bool) -> None:
+        """Advance the clock to a step; ``busy`` if requests run in it."""
+        passed_s = now_s - self.now_s
+        if self._busy and busy and 0.0 < passed_s < LONGEST_STEP_S:
+            self.step_s += STEP_MEMORY * (passed_s - self.step_s)
+        self.now_s, self._busy = now_s, busy
+
+    def due(self) -> Iterator[Tracked]:
+        """Yield the requests whose standing may have changed with the clock."""
+        while self._due and self._due[0][0] <= self.now_s:
+            moment_s, _, tracked = heappop(self._due)
+            if tracked.standing_until_s == moment_s:
+                yield tracked
+
+    def judge(self, tracked: Tracked, cost: StepCost | None) -> None:
+        """Find a request's standing, and when it changes next unless something happens to it.
+
+        Args:
+            tracked: A request with a table.
+            cost: The engine's step times, if known.
+        """
+        safe_s, latest_s = self._latest_s(tracked, cost)
+        tracked.latest_s = latest_s
+        tracked.standing, until_s = LOST, math.inf
+        if self.now_s < safe_s:
+            tracked.standing, until_s = SAFE, safe_s
+        elif self.now_s <= latest_s:
+            tracked.standing, until_s = URGENT, math.nextafter(latest_s, math.inf)
+        tracked.standing_until_s = until_s
+        if until_s < math.inf:
+            heappush(self._due, (until_s, next(self._number), tracked))
+
+    def _latest_s(self, tracked: Tracked, cost: StepCost | None) -> tuple[float, float]:
+        """Return until when a request is safe, and from when on it is lost."""
+        table = tracked.table
+        assert table is not None
+        targets = table.targets
+        assert targets is not None
+        prefill_s = self._prefill_s(tracked, cost)
+        safe_s = latest_s = math.inf
+        if targets.ttft_s is not None:
+            if tracked.first_token_s is None:
+                latest_s = tracked.arrival_s + targets.ttft_s - prefill_s
+                safe_s = latest_s - PLACE_SHARE * targets.ttft_s
+            elif tracked.first_token_s > tracked.arrival_s + targets.ttft_s:
+                return -math.inf, -math.inf
+        if targets.e2e_s is not None:
+            entry = table.entry(tracked.attained_tokens)
+            end_s = tracked.arrival_s + targets.e2e_s - prefill_s
+            safe_s = min(safe_s, end_s - self.step_s * (table.late_tokens[entry] - tracked.attained_tokens))
+            latest_s = min(latest_s, end_s - self.step_s * (table.early_tokens[entry] - tracked.attained_tokens))
+        return min(safe_s, latest_s), latest_s
+
+    def _prefill_s(self, tracked: Tracked, cost: StepCost | None) -> float:
+        """Return the seconds until a request can generate its next token, if it is started now."""
+        if tracked.running is not None and not tracked.filling:
+            return 0.0
+        lacking_tokens = max(1, tracked.prompt_tokens + tracked.attained_tokens - tracked.hit.tokens)
+        return self.step_s if cost is None else cost.base_s + cost.prefill_token_s * lacking_tokens
