@@ -84,6 +84,7 @@ class Schedule:
                 boost_per_s=boost_per_s,
                 preemption=self.preemption,
                 victims=_VICTIMS[self.objective],
+                sessions=True,
             ),
             tuning=Tuning(
                 gate_exchange=GATE_EXCHANGE if self.gate and self.tune_gate else None,

@@ -123,6 +123,7 @@ class Agent:
             arrival_s=arrived.arrival_s,
             count=count,
             prompt_tokens=arrived.prompt_tokens,
+            session=arrived.session,
         )
         self._outbox.add(bounded)
 

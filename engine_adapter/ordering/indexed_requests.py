@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from engine_adapter.ordering.boost import boost_s
 from engine_adapter.ordering.ordered_queue import Key
 from engine_adapter.ordering.pace import Pace
-from engine_adapter.ordering.promises import LOST, URGENT, Promises
+from engine_adapter.ordering.promises import Promises
 from engine_adapter.ordering.running_order import RunningOrder, Tracked
+from engine_adapter.ordering.session_arrivals import CACHED_SHARE, SessionArrivals
 from engine_adapter.ordering.step_shape import ArrivalRate
+from engine_adapter.ordering.tenant_shares import TenantShares
 from engine_adapter.ordering.token_calendar import TokenCalendar
 from store.records import EngineRules, IndexTable, Settings
 
@@ -38,12 +40,14 @@ class IndexedRequests:
         self._serial = 0
         self._stood: dict[str, Key] = {}
         """Keys at the last plan of the waiting requests whose key has changed since."""
-        self._order = RunningOrder(self._start)
+        self._order = RunningOrder(self._start, self._stop)
         self._calendar = TokenCalendar()
         self._arrivals = ArrivalRate()
         self._tables_held = 0
         self._promises = Promises()
         self._pace = Pace()
+        self._shares = TenantShares(self._move_all)
+        self._sessions = SessionArrivals()
         self.impossible = 0
         """Number of unfinished requests that the engine can never serve."""
 
@@ -74,6 +78,9 @@ class IndexedRequests:
             return False
         self._tables_held += tracked.table is None
         tracked.table = table
+        if table.tenant is not None and tracked.account is None:
+            tracked.index_s = table.index_s[0]
+            self._shares.enter(tracked, table.tenant, table.weight)
         self._place(tracked)
         return True
 
@@ -93,6 +100,7 @@ class IndexedRequests:
         arrival_s: float,
         count: Callable[[], int] = int,
         prompt_tokens: int = 0,
+        session: str | None = None,
     ) -> None:
         """Start to track a request that entered the engine.
 
@@ -102,10 +110,12 @@ class IndexedRequests:
             arrival_s: When it arrived, by the engine's clock.
             count: Returns the output tokens that it has generated, at any time; by default it never has any.
             prompt_tokens: Length of its prompt.
+            session: Its session, if it has one.
         """
         self._serial += 1
         self._arrivals.observe(arrival_s)
-        tracked = Tracked(request_id, priority, arrival_s, self._serial, count, prompt_tokens)
+        began_s = self._sessions.began_s(session, arrival_s)
+        tracked = Tracked(request_id, priority, arrival_s, self._serial, count, prompt_tokens, began_s)
         self._tracked[request_id] = tracked
         self._place(tracked)
         self._stood.pop(request_id, None)
@@ -148,6 +158,7 @@ class IndexedRequests:
             self.impossible -= tracked.impossible
             self._tables_held -= tracked.table is not None
             tracked.due, tracked.standing_until_s, tracked.paced = 0, math.inf, False
+            self._shares.leave(tracked, self._rules.shares)
 
     def key(self, request_id: str) -> Key:
         """Return the key of a tracked request; the lowest is served first."""
@@ -157,7 +168,15 @@ class IndexedRequests:
         """Follow the output tokens of a request that now runs; return its state."""
         tracked = self._tracked[request_id]
         self._attain(tracked)
+        self._shares.started(tracked)
+        if tracked.first_token_s is not None:
+            self._pace.follow(tracked)
         return tracked
+
+    def _stop(self, tracked: Tracked) -> None:
+        """Follow a request that no longer runs, and perhaps waits again."""
+        if tracked.request_id in self._tracked:
+            self._shares.stopped(tracked)
 
     def _attain(self, tracked: Tracked) -> None:
         """Look a running request up if it has reached the next entry of its table, and note when it may reach one."""
@@ -209,15 +228,21 @@ class IndexedRequests:
         """Return the ordering value: the index, or the arrival time minus the index's boost; and with it the standing."""
         boost_per_s = self._rules.boost_per_s
         unit_s = 1.0 if boost_per_s is None else 1.0 / boost_per_s
-        if tracked.standing == URGENT:
-            return tracked.latest_s - STANDING_UNITS * unit_s
-        value = tracked.index_s if boost_per_s is None else tracked.arrival_s - boost_s(tracked.index_s, boost_per_s)
-        return value + STANDING_UNITS * unit_s if tracked.standing == LOST else value
+        arrival_s = tracked.arrival_s
+        if self._rules.sessions and tracked.hit.tokens > CACHED_SHARE * tracked.prompt_tokens:
+            arrival_s = tracked.session_began_s
+        value = tracked.index_s if boost_per_s is None else arrival_s - boost_s(tracked.index_s, boost_per_s)
+        return value + STANDING_UNITS * unit_s * tracked.standing
+
+    def _move_all(self, moved: Iterable[Tracked]) -> None:
+        """Set the keys of requests whose tenant is in another round."""
+        for tracked in moved:
+            self._move(tracked, tracked.key[2])
 
     def _move(self, tracked: Tracked, value: float) -> None:
         """Set a request's key, and remember its key in the last plan."""
         priority = LAST_CLASS if tracked.impossible else tracked.priority
-        key = (priority, 0, value, tracked.arrival_s, tracked.serial)
+        key = (priority, self._shares.round_of(tracked), value, tracked.arrival_s, tracked.serial)
         if tracked.running is None:
             self._stood.setdefault(tracked.request_id, tracked.key)
         else:

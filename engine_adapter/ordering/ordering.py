@@ -18,8 +18,8 @@ from engine_adapter.ordering.admission import Admission
 from engine_adapter.ordering.indexed_requests import LAST_CLASS, IndexedRequests
 from engine_adapter.ordering.kv_memory import KvMemory
 from engine_adapter.ordering.ordered_queue import Key, OrderedQueue
-from engine_adapter.ordering.prefix_hits import HEAD, PrefixHits
 from engine_adapter.ordering.pace import paced_tokens
+from engine_adapter.ordering.prefix_hits import HEAD, PrefixHits
 from engine_adapter.ordering.push_out import DEFAULT_TOKEN_S, PushOutCredit
 from engine_adapter.ordering.step_shape import OWN_SHAPE, StepShape, shape_step
 
@@ -122,6 +122,7 @@ class Ordering(IndexedRequests):
             self._place(tracked)
         self._look_up_hits(queue, memory)
         self._sort_queue(queue)
+        self._relegate(queue)
         if active:
             active = self._order_running(active, queue, memory)
         if not queue or not (rules.gate or self.preempts):
@@ -171,8 +172,13 @@ class Ordering(IndexedRequests):
             cost=cost,
             arrivals_per_s=self._arrivals.per_s(now_s),
         )
-        decode_s = cost.base_s + cost.decode_seq_s * decode_tokens + cost.kv_token_s * self._used_tokens(memory)
-        return shape.within(paced_tokens(self._pace.longest_step_s(now_s, decode_s), decode_s, decode_tokens, cost))
+        decode_s = self._decode_s = cost.base_s + cost.decode_seq_s * decode_tokens + cost.kv_token_s * self._used_tokens(memory)
+        shape = shape.within(paced_tokens(self._pace.longest_step_s(now_s, decode_s), decode_s, decode_tokens, cost))
+        room = (shape.step_tokens or cost.budget_tokens) - decode_tokens
+        if 0 < room <= sum(prompts):
+            token_s = decode_s / room + cost.prefill_token_s
+            self._promises.prefill_token_s += 0.1 * (token_s - self._promises.prefill_token_s)
+        return shape
 
     def _used_tokens(self, memory: KvMemory) -> int:
         """Return the tokens whose KV running requests hold, as far as it is known how many blocks there are."""
@@ -213,6 +219,19 @@ class Ordering(IndexedRequests):
             tracked = self._tracked[request.request_id]
             if self._hits.refresh(tracked, request, memory):
                 self._place(tracked)
+
+    def _relegate(self, queue: list[R] | OrderedQueue[R]) -> None:
+        """Put requests at the head of the queue that can no longer meet their targets behind the others."""
+        for _ in range(16):
+            if not queue:
+                return
+            tracked = self._tracked[queue[0].request_id]
+            if tracked.table is None or tracked.table.targets is None or tracked.standing > 0:
+                return
+            self._place(tracked)
+            if tracked.standing <= 0:
+                return
+            self._sort_queue(queue)
 
     def _sort_queue(self, queue: list[R] | OrderedQueue[R]) -> None:
         """Put the queue in order; in an `OrderedQueue` only what has changed since the last plan is moved."""

@@ -59,8 +59,8 @@ class Pace:
         for target_s in list(self._due):
             if AIM * target_s <= decode_s:
                 continue
-            for tracked, due_s in self._latest(target_s):
-                due_s += AIM * target_s * tokens_in_flight
+            for tracked, next_s in self._latest(target_s):
+                due_s = next_s + AIM * target_s * tokens_in_flight
                 if self._recovers(tracked, due_s, starts_s, decode_s, target_s):
                     least_s = min(least_s, due_s - starts_s)
                     break

@@ -46,6 +46,8 @@ class Promises:
         """The engine's clock at the last plan."""
         self.step_s = DEFAULT_STEP_S
         """Running mean of the seconds of a step."""
+        self.prefill_token_s = 0.0
+        """Running mean of the seconds that a prompt token takes in steps that are full of them."""
         self._due: list[tuple[float, int, Tracked]] = []
         self._number = count()
         self._busy = False
@@ -107,5 +109,7 @@ class Promises:
         """Return the seconds until a request can generate its next token, if it is started now."""
         if tracked.running is not None and not tracked.filling:
             return 0.0
+        if cost is None:
+            return self.step_s
         lacking_tokens = max(1, tracked.prompt_tokens + tracked.attained_tokens - tracked.hit.tokens)
-        return self.step_s if cost is None else cost.base_s + cost.prefill_token_s * lacking_tokens
+        return cost.base_s + max(self.prefill_token_s, cost.prefill_token_s) * lacking_tokens

@@ -34,6 +34,12 @@ class Tracked:
     count: Callable[[], int]
     """Returns the output tokens that it has generated."""
     prompt_tokens: int = 0
+    session_began_s: float = 0.0
+    """Arrival of the first request of its session; its own without one."""
+    account: Any = None
+    """The `engine_adapter.ordering.tenant_shares.Account` that it is charged to; None where no shares are kept."""
+    charged_s: float | None = None
+    """Engine-seconds that it was charged when it first started; None before that."""
     first_token_s: float | None = None
     standing: int = 0
     """Whether it is about to miss its targets, as in `engine_adapter.ordering.promises`; 0 without targets."""
@@ -76,12 +82,15 @@ class RunningOrder:
     therefore restored when `settle` asks for it, not in every step: that would touch each running request.
     """
 
-    def __init__(self, find: Callable[[str], Tracked]) -> None:
+    def __init__(
+        self, find: Callable[[str], Tracked], left: Callable[[Tracked], None] = lambda _tracked: None
+    ) -> None:
         self.entries: list[Tracked] = []
         """States of the running requests; those that decode first, unless there are several classes."""
         self.filling: list[Tracked] = []
         """Those of ``entries`` that are in prefill, in order."""
         self._find = find
+        self._left = left
         self._active: list[Any] = []
         """The engine's requests of ``entries``, in the same order."""
         self._decoding = 0
@@ -191,6 +200,7 @@ class RunningOrder:
         self._classes[entry.priority] -= 1
         if not self._classes[entry.priority]:
             del self._classes[entry.priority]
+        self._left(entry)
 
     def _fill(self, entry: Tracked) -> None:
         if not entry.filling:
