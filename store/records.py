@@ -204,7 +204,7 @@ class Finished(Record, frozen=True, kw_only=True):
     itl_max_s: Seconds | None = None
     """Longest time between two of its output tokens; None with fewer than two."""
     itl_p99_s: Seconds | None = None
-    """99 % quantile of the times between its output tokens, to a tenth; None with fewer than two."""
+    """99 % quantile of the times between its output tokens; None with fewer than two."""
     shed: Text | None = None
     """Why the request was ended before it was served, as its client had asked for; None if it was not."""
 

@@ -56,6 +56,7 @@ class PromotingOrdering(PreemptiveOrdering):
         running: Collection[R],
         memory: KvMemory,
         admission: Admission | None = None,
+        steps_in_flight: int = 0,
     ) -> Plan[R]:
         """Promote starving requests, then order."""
         self._step += 1
@@ -63,7 +64,9 @@ class PromotingOrdering(PreemptiveOrdering):
             self._count_run(request.request_id)
         for request in waiting:
             self._count_wait(request.request_id)
-        return super().plan(now_s, waiting=waiting, running=running, memory=memory, admission=admission)
+        return super().plan(
+            now_s, waiting=waiting, running=running, memory=memory, admission=admission, steps_in_flight=steps_in_flight
+        )
 
     def forget(self, request_id: str) -> None:
         """Forget a request that left the engine."""

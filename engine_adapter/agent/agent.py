@@ -199,11 +199,19 @@ class Agent:
         running: Collection[R],
         memory: KvMemory,
         admission: Admission | None = None,
+        steps_in_flight: int = 0,
     ) -> Plan[R] | None:
         """Return the order and the admission limit for the next step; None to keep the engine's own order."""
         if self.mode(now_s) != "on":
             return None
-        return self._ordering.plan(now_s, waiting=waiting, running=running, memory=memory, admission=admission)
+        return self._ordering.plan(
+            now_s,
+            waiting=waiting,
+            running=running,
+            memory=memory,
+            admission=admission,
+            steps_in_flight=steps_in_flight,
+        )
 
     def count_step(
         self, *, step_s: float, prefill_tokens: int, decode_tokens: int, kv_tokens_read: int, hook_s: float

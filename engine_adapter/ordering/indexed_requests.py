@@ -125,7 +125,7 @@ class IndexedRequests:
         tracked = self._tracked.get(request_id)
         if tracked is not None:
             tracked.first_token_s = time_s
-            if tracked.table is not None and tracked.table.targets is not None:
+            if self.promised(tracked):
                 self._place(tracked)
                 self._pace.follow(tracked)
 
@@ -163,6 +163,11 @@ class IndexedRequests:
     def key(self, request_id: str) -> Key:
         """Return the key of a tracked request; the lowest is served first."""
         return self._tracked[request_id].key
+
+    @staticmethod
+    def promised(tracked: Tracked) -> bool:
+        """Whether a request has targets."""
+        return tracked.table is not None and tracked.table.targets is not None
 
     def _start(self, request_id: str) -> Tracked:
         """Follow the output tokens of a request that now runs; return its state."""

@@ -20,8 +20,10 @@ from engine_adapter.ordering.kv_memory import KvMemory
 from engine_adapter.ordering.ordered_queue import Key, OrderedQueue
 from engine_adapter.ordering.pace import paced_tokens
 from engine_adapter.ordering.prefix_hits import HEAD, PrefixHits
+from engine_adapter.ordering.promises import LOST
 from engine_adapter.ordering.push_out import DEFAULT_TOKEN_S, PushOutCredit
 from engine_adapter.ordering.step_shape import OWN_SHAPE, StepShape, shape_step
+from store.records import StepCost
 
 
 class Schedulable(Protocol):
@@ -43,6 +45,9 @@ DRAIN_AFTER_S = 30.0
 
 RESUME_SHARE = 0.05
 """Share of the tokens that a preempted request must compute again, for as many steps its place must last."""
+
+MOST_RELEGATED = 16
+"""Requests at the head of the queue that are judged anew in a step at most."""
 
 MOST_STEP_TOKENS = 4
 """Tokens that a decoding request may have in a step, with those of a speculation, when the budget covers all of them."""
@@ -90,6 +95,9 @@ class Ordering(IndexedRequests):
         """KV blocks of a token where each takes the same; None before the first plan and where it depends."""
         self._shape_known = False
         self._most_free_blocks = 0
+        self._steps_in_flight = 0
+        self._planned_s = 0.0
+        """Seconds that the last planned step is expected to take."""
 
     @property
     def preempts(self) -> bool:
@@ -104,6 +112,7 @@ class Ordering(IndexedRequests):
         running: Collection[R],
         memory: KvMemory,
         admission: Admission | None = None,
+        steps_in_flight: int = 0,
     ) -> Plan[R]:
         """Order both sets, and decide preemptions and how many requests may be active in the next step.
 
@@ -113,11 +122,13 @@ class Ordering(IndexedRequests):
             running: The running requests.
             memory: The engine's KV memory.
             admission: Requests that hold memory without running, and those that the engine would skip; None for none.
+            steps_in_flight: Steps that were planned and have not ended; the next begins when the last of them ends.
         """
         queue, active = waiting if isinstance(waiting, OrderedQueue) else list(waiting), list(running)
         rules = self._rules
         active = self._order.follow(active, rules.victims)
         self._promises.begin_step(now_s, busy=bool(active))
+        self._steps_in_flight = steps_in_flight
         for tracked in self._promises.due():
             self._place(tracked)
         self._look_up_hits(queue, memory)
@@ -156,15 +167,19 @@ class Ordering(IndexedRequests):
         )
 
     def _shape(self, now_s: float, queue: Sequence[R], placed: int, memory: KvMemory) -> StepShape:
-        """Bound the step's prefill, if its prompts are long enough to delay others; ``placed`` of the queue are in it."""
+        """Bound the step's prefill, if its prompts delay others; ``placed`` of the queue are in it."""
         cost, filling = self._rules.step, self._order.filling
-        if cost is None or not (filling or placed):
+        if cost is None:
+            return OWN_SHAPE
+        decode_tokens = len(self._order.entries) - len(filling)
+        decode_s = cost.base_s + cost.decode_seq_s * decode_tokens + cost.kv_token_s * self._used_tokens(memory)
+        starts_s, self._planned_s = now_s + self._planned_s * self._steps_in_flight, decode_s
+        if not (filling or placed):
             return OWN_SHAPE
         prompts = [entry.running.num_tokens - entry.running.num_computed_tokens for entry in filling]
         prompts += [
             request.num_tokens - self._tracked[request.request_id].hit.tokens for request in islice(queue, placed)
         ]
-        decode_tokens = len(self._order.entries) - len(filling)
         shape = shape_step(
             prompts,
             unplaced=len(queue) - placed,
@@ -172,13 +187,16 @@ class Ordering(IndexedRequests):
             cost=cost,
             arrivals_per_s=self._arrivals.per_s(now_s),
         )
-        decode_s = self._decode_s = cost.base_s + cost.decode_seq_s * decode_tokens + cost.kv_token_s * self._used_tokens(memory)
-        shape = shape.within(paced_tokens(self._pace.longest_step_s(now_s, decode_s), decode_s, decode_tokens, cost))
-        room = (shape.step_tokens or cost.budget_tokens) - decode_tokens
-        if 0 < room <= sum(prompts):
-            token_s = decode_s / room + cost.prefill_token_s
-            self._promises.prefill_token_s += 0.1 * (token_s - self._promises.prefill_token_s)
+        longest_s = self._pace.longest_step_s(starts_s, decode_s, self._steps_in_flight)
+        shape = shape.within(paced_tokens(longest_s, decode_s, decode_tokens, cost))
+        self._plan_prefill(sum(prompts), (shape.step_tokens or cost.budget_tokens) - decode_tokens, cost)
         return shape
+
+    def _plan_prefill(self, lacking_tokens: int, room_tokens: int, cost: StepCost) -> None:
+        """Note how long the step will take with its prompts, and what a prompt token takes where there are too many."""
+        if 0 < room_tokens <= lacking_tokens:
+            self._promises.observe_prefill(self._planned_s / room_tokens + cost.prefill_token_s)
+        self._planned_s += cost.prefill_token_s * max(0, min(lacking_tokens, room_tokens))
 
     def _used_tokens(self, memory: KvMemory) -> int:
         """Return the tokens whose KV running requests hold, as far as it is known how many blocks there are."""
@@ -221,15 +239,16 @@ class Ordering(IndexedRequests):
                 self._place(tracked)
 
     def _relegate(self, queue: list[R] | OrderedQueue[R]) -> None:
-        """Put requests at the head of the queue that can no longer meet their targets behind the others."""
-        for _ in range(16):
-            if not queue:
-                return
-            tracked = self._tracked[queue[0].request_id]
-            if tracked.table is None or tracked.table.targets is None or tracked.standing > 0:
+        """Put requests at the head of the queue that can no longer meet their targets behind the others.
+
+        They are judged anew here: how long a prompt takes follows the pace of those that decode.
+        """
+        for _ in range(MOST_RELEGATED):
+            tracked = self._tracked[queue[0].request_id] if queue else None
+            if tracked is None or not self.promised(tracked) or tracked.standing == LOST:
                 return
             self._place(tracked)
-            if tracked.standing <= 0:
+            if tracked.standing != LOST:
                 return
             self._sort_queue(queue)
 

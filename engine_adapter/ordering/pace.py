@@ -41,7 +41,9 @@ class Pace:
         target_s = _target_s(tracked)
         if target_s is not None and tracked.first_token_s is not None:
             tracked.paced = True
-            heappush(self._due.setdefault(target_s, []), (self._origin_s(tracked, target_s), next(self._number), tracked))
+            heappush(
+                self._due.setdefault(target_s, []), (self._origin_s(tracked, target_s), next(self._number), tracked)
+            )
 
     def advance(self, steps: int) -> None:
         """Count a step in which each decoding request generated so many tokens."""
@@ -91,9 +93,7 @@ class Pace:
         assert tracked.first_token_s is not None
         return tracked.first_token_s + AIM * target_s * (tracked.count() - self._step)
 
-    def _recovers(
-        self, tracked: Tracked, due_s: float, starts_s: float, decode_s: float, target_s: float
-    ) -> bool:
+    def _recovers(self, tracked: Tracked, due_s: float, starts_s: float, decode_s: float, target_s: float) -> bool:
         """Whether a request can be back at its pace before its answer ends, at its 90 % quantile, if it is waited for."""
         behind_s = starts_s + decode_s - due_s
         if behind_s <= 0.0:

@@ -34,6 +34,9 @@ DEFAULT_STEP_S = 0.03
 STEP_MEMORY = 0.05
 """Weight of the newest step in the running mean of their seconds."""
 
+PREFILL_MEMORY = 0.1
+"""Weight of the newest step in the running mean of the seconds that a prompt token takes."""
+
 LONGEST_STEP_S = 10.0
 """Times between two plans beyond this are pauses of the engine."""
 
@@ -58,6 +61,10 @@ class Promises:
         if self._busy and busy and 0.0 < passed_s < LONGEST_STEP_S:
             self.step_s += STEP_MEMORY * (passed_s - self.step_s)
         self.now_s, self._busy = now_s, busy
+
+    def observe_prefill(self, token_s: float) -> None:
+        """Record the seconds that a prompt token takes in a step that is full of them."""
+        self.prefill_token_s += PREFILL_MEMORY * (token_s - self.prefill_token_s)
 
     def due(self) -> Iterator[Tracked]:
         """Yield the requests whose standing may have changed with the clock."""

@@ -82,9 +82,7 @@ class RunningOrder:
     therefore restored when `settle` asks for it, not in every step: that would touch each running request.
     """
 
-    def __init__(
-        self, find: Callable[[str], Tracked], left: Callable[[Tracked], None] = lambda _tracked: None
-    ) -> None:
+    def __init__(self, find: Callable[[str], Tracked], left: Callable[[Tracked], None] = lambda _tracked: None) -> None:
         self.entries: list[Tracked] = []
         """States of the running requests; those that decode first, unless there are several classes."""
         self.filling: list[Tracked] = []

@@ -118,9 +118,7 @@ class TenantShares:
 
     def _forget_idle(self) -> None:
         """Forget the idle tenants that were served least: they are raised to the others when they come back."""
-        idle = sorted(
-            (account.served_s, tenant) for tenant, account in self._accounts.items() if not account.requests
-        )
+        idle = sorted((account.served_s, tenant) for tenant, account in self._accounts.items() if not account.requests)
         for _, tenant in idle[: max(1, len(idle) // 2)]:
             del self._accounts[tenant]
 

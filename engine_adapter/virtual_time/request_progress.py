@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
+from engine_adapter.agent.step_times import inter_token_times
 from engine_adapter.virtual_time.engine import CompletedRequest, TraceRequest
 from engine_adapter.virtual_time.profiles import Profile
 from store.bounds import packed_tokens
@@ -111,6 +112,9 @@ class RequestProgress:
     lost_tokens: int = 0
     """Computed tokens lost since it was last scheduled."""
 
+    generated_s: list[float] = field(default_factory=list)
+    """When each output token was generated."""
+
     def arrived(self) -> Arrived:
         """Return the fact of its arrival."""
         request = self.request
@@ -152,6 +156,7 @@ class RequestProgress:
     def generate(self, now_s: float) -> None:
         """Record an output token."""
         self.output_tokens += 1
+        self.generated_s.append(now_s)
         if self.first_token_s is None:
             self.first_token_s = now_s
 
@@ -168,6 +173,7 @@ class RequestProgress:
 
     def finished(self, now_s: float, reason: FinishReason) -> Finished:
         """Return the fact of its end."""
+        times = inter_token_times(self.generated_s)
         return Finished(
             request_id=self.request.request_id,
             time_s=now_s,
@@ -182,10 +188,13 @@ class RequestProgress:
             scheduled_s=self.scheduled_s,
             first_token_s=self.first_token_s,
             expected_cached_tokens=self.expected_cached_tokens,
+            itl_max_s=None if times is None else times.max_s,
+            itl_p99_s=None if times is None else times.p99_s,
         )
 
     def completed(self, now_s: float, reason: FinishReason) -> CompletedRequest:
         """Return the completed request; times that an abort prevented equal its end."""
+        times = inter_token_times(self.generated_s)
         return CompletedRequest(
             request_id=self.request.request_id,
             arrival_s=self.request.arrival_s,
@@ -198,4 +207,6 @@ class RequestProgress:
             preemptions=self.preemptions,
             recomputed_tokens=self.recomputed_tokens,
             cached_prompt_tokens=self.cached_prompt_tokens,
+            itl_max_s=None if times is None else times.max_s,
+            itl_p99_s=None if times is None else times.p99_s,
         )

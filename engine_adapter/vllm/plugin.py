@@ -229,7 +229,13 @@ class Plugin:
         """Steer the step that the engine is about to schedule."""
         now_s = self._now_s()
         self._poll(now_s)
-        self._plan = self._control.steer(self.agent, self._tracker.request_ids, now_s=now_s, memory=self._memory)
+        self._plan = self._control.steer(
+            self.agent,
+            self._tracker.request_ids,
+            now_s=now_s,
+            memory=self._memory,
+            steps_in_flight=len(self._scheduled),
+        )
 
     @_border
     def after_schedule(self, output: SchedulerOutput) -> None:

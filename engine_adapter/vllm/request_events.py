@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.engine import EngineCoreOutput
@@ -17,6 +17,7 @@ from vllm.v1.request import Request
 from engine_adapter.agent.agent import Agent
 from engine_adapter.agent.clock import StampClock
 from engine_adapter.agent.hints import Hints
+from engine_adapter.agent.step_times import InterTokenTimes, StepTimes
 from store.bounds import packed_tokens
 from store.records import Arrived, Finished, FinishReason, FirstToken, Preempted, PreemptionCause
 
@@ -51,6 +52,12 @@ class _TrackedRequest:
     recomputed_tokens: int = 0
     lost_tokens: int = 0
     """Computed tokens lost in a preemption after which the request has not been scheduled again."""
+    first_step: int = 0
+    """Number of the step that generated its first token; 0 before it."""
+    last_step: int = 0
+    """Number of the step before its last preemption, as long as it has no token since; 0 otherwise."""
+    left_out: list[tuple[int, int]] = field(default_factory=list)
+    """Steps between which it got no token because it was preempted."""
     turn: tuple[FinishReason, int] | None = None
     """How a session's last turn ended, and after how many output tokens of all its turns."""
     input_ended: bool = False
@@ -82,6 +89,7 @@ class RequestTracker:
         self._tracked: dict[str, _TrackedRequest] = {}
         self._serial = 0
         self._preempted: set[str] = set()
+        self._steps = StepTimes()
         self._watched: set[str] = set()
         """Requests without a first token, and sessions: the only ones whose tokens are looked at in every step."""
 
@@ -134,6 +142,9 @@ class RequestTracker:
         tracked.recomputed_tokens += lost_tokens
         tracked.lost_tokens = lost_tokens
         self._preempted.add(request.request_id)
+        if tracked.first_step and not tracked.last_step:
+            tracked.last_step = self._steps.steps
+            self._watched.add(request.request_id)
         self._agent.preempted(
             Preempted(
                 request_id=request.request_id,
@@ -146,6 +157,7 @@ class RequestTracker:
 
     def emit(self, outputs: Iterable[EngineCoreOutput], now_s: float) -> None:
         """Report what a step brought from vLLM's ``EngineCoreOutput`` of each request that emitted any."""
+        self._steps.ended(now_s)
         watched = self._watched
         for output in outputs:
             if output.finish_reason is None and output.request_id not in watched:
@@ -170,6 +182,7 @@ class RequestTracker:
         self._preempted.discard(request.request_id)
         self._watched.discard(request.request_id)
         self._expected_tokens(request.request_id)
+        times = self._inter_token_times(tracked)
         self._agent.finished(
             Finished(
                 request_id=request.request_id,
@@ -185,6 +198,8 @@ class RequestTracker:
                 scheduled_s=tracked.scheduled_s,
                 first_token_s=tracked.first_token_s,
                 expected_cached_tokens=tracked.expected_cached_tokens,
+                itl_max_s=None if times is None else times.max_s,
+                itl_p99_s=None if times is None else times.p99_s,
             )
         )
 
@@ -198,11 +213,15 @@ class RequestTracker:
             tracked.session_tokens += tokens
         if tracked.first_token_s is None:
             self._first_token(tracked, now_s)
+        elif tracked.last_step:
+            tracked.left_out.append((tracked.last_step, self._steps.steps))
+            tracked.last_step = 0
         if tracked.session_tokens is None:
             self._watched.discard(tracked.request.request_id)
 
     def _first_token(self, tracked: _TrackedRequest, now_s: float) -> None:
         tracked.first_token_s = now_s
+        tracked.first_step = self._steps.steps
         self._agent.first_token(
             FirstToken(
                 request_id=tracked.request.request_id,
@@ -211,6 +230,12 @@ class RequestTracker:
                 cached_prompt_tokens=tracked.cached_prompt_tokens,
             )
         )
+
+    def _inter_token_times(self, tracked: _TrackedRequest) -> InterTokenTimes | None:
+        """Return the figures of a request's output tokens; None for a session, whose turns wait for its client."""
+        if not tracked.first_step or tracked.session_tokens is not None:
+            return None
+        return self._steps.between(tracked.first_step, tracked.last_step or self._steps.steps, tracked.left_out)
 
     def _resume(self, scheduled_tokens: Mapping[str, int]) -> None:
         """Subtract the tokens that a resumed request found in the prefix cache from those to recompute."""

@@ -48,7 +48,9 @@ class SchedulerControl:
         self._behind: OrderedRequestQueue | None = None
         """The queue behind its head, while vLLM is shown the head only."""
 
-    def steer(self, agent: Agent, known: AbstractSet[str], *, now_s: float, memory: KvMemory) -> Plan[Request] | None:
+    def steer(
+        self, agent: Agent, known: AbstractSet[str], *, now_s: float, memory: KvMemory, steps_in_flight: int
+    ) -> Plan[Request] | None:
         """Apply the agent's plan, or restore vLLM's own order when it has none; return the plan.
 
         Requests that the agent does not know go first, outside the gate.
@@ -70,7 +72,14 @@ class SchedulerControl:
             waiting, strange_waiting = _split(waiting, known)
             running, strange_running = _split(running, known)
         admission = waiting_requests(scheduler, known)
-        plan = agent.plan(now_s, waiting=waiting, running=running, memory=memory, admission=admission)
+        plan = agent.plan(
+            now_s,
+            waiting=waiting,
+            running=running,
+            memory=memory,
+            admission=admission,
+            steps_in_flight=steps_in_flight,
+        )
         if plan is None:
             self.give_back()
         else:

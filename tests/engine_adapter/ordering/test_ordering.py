@@ -62,11 +62,11 @@ def test_the_index_follows_the_attained_tokens_without_a_message() -> None:
     ordering.track("a", priority=0, arrival_s=0.0, count=lambda: len(tokens))
     ordering.put(table("a", (0, 5.0, 1.0), (10, 2.0, 1.0), (20, 9.0, 1.0)))
     ordering.plan(0.0, waiting=[], running=[Request("a", 10)], memory=PlainMemory(100, BLOCK))
-    seen = [ordering.key("a")[1]]
+    seen = [ordering.key("a")[2]]
     while len(tokens) < 29:
         tokens.append(1)
         ordering.advance(1)
-        seen.append(ordering.key("a")[1])
+        seen.append(ordering.key("a")[2])
     assert seen == 9 * [5.0] + 10 * [2.0] + 10 * [9.0]
 
 
@@ -79,11 +79,11 @@ def test_a_table_that_comes_late_holds_for_the_tokens_that_a_request_has() -> No
     ordering.plan(0.0, waiting=[], running=running, memory=PlainMemory(100, BLOCK))
     tokens = 15
     ordering.put(table("a", (0, 5.0, 1.0), (10, 2.0, 1.0), (20, 9.0, 1.0)))
-    assert (ordering.key("a")[1], ordering.attained_tokens("a")) == (2.0, 15)
+    assert (ordering.key("a")[2], ordering.attained_tokens("a")) == (2.0, 15)
     ordering.plan(0.0, waiting=running, running=[], memory=PlainMemory(100, BLOCK))
     tokens = 20
     ordering.plan(0.0, waiting=[], running=running, memory=PlainMemory(100, BLOCK))
-    assert ordering.key("a")[1] == 9.0, "one that runs again is looked up"
+    assert ordering.key("a")[2] == 9.0, "one that runs again is looked up"
 
 
 def test_classes_are_strict() -> None:
@@ -538,8 +538,8 @@ def test_an_expected_hit_counts_once() -> None:
     memory = CachedPrompts(0, {"as expected": PrefixHit(tokens=4096)})
     requests = [Request("gone", 4200), Request("as expected", 4200)]
     ordering.plan(0.0, waiting=requests, running=[], memory=memory)
-    assert ordering.key("as expected")[1] == 10.0
-    assert ordering.key("gone")[1] == 10.0 + 4.096
+    assert ordering.key("as expected")[2] == 10.0
+    assert ordering.key("gone")[2] == 10.0 + 4.096
 
 
 def test_look_ups_have_a_bounded_price_per_step() -> None:
