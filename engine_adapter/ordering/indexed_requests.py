@@ -164,6 +164,10 @@ class IndexedRequests:
         """Return the key of a tracked request; the lowest is served first."""
         return self._tracked[request_id].key
 
+    def served_s(self, tenant: str) -> float:
+        """Return the engine-seconds over its weight that a tenant was charged; 0 for an unknown one."""
+        return self._shares.served_s(tenant)
+
     @staticmethod
     def promised(tracked: Tracked) -> bool:
         """Whether a request has targets."""

@@ -174,7 +174,7 @@ class Ordering(IndexedRequests):
         decode_tokens = len(self._order.entries) - len(filling)
         decode_s = cost.base_s + cost.decode_seq_s * decode_tokens + cost.kv_token_s * self._used_tokens(memory)
         starts_s, self._planned_s = now_s + self._planned_s * self._steps_in_flight, decode_s
-        if not (filling or placed):
+        if not (filling or queue):
             return OWN_SHAPE
         prompts = [entry.running.num_tokens - entry.running.num_computed_tokens for entry in filling]
         prompts += [
@@ -189,7 +189,9 @@ class Ordering(IndexedRequests):
         )
         longest_s = self._pace.longest_step_s(starts_s, decode_s, self._steps_in_flight)
         shape = shape.within(paced_tokens(longest_s, decode_s, decode_tokens, cost))
-        self._plan_prefill(sum(prompts), (shape.step_tokens or cost.budget_tokens) - decode_tokens, cost)
+        room_tokens = (shape.step_tokens or cost.budget_tokens) - decode_tokens
+        fills = bool(queue) and self._rules.gate is None
+        self._plan_prefill(room_tokens if fills else sum(prompts), room_tokens, cost)
         return shape
 
     def _plan_prefill(self, lacking_tokens: int, room_tokens: int, cost: StepCost) -> None:

@@ -1,0 +1,291 @@
+"""Targets, tenants and sessions in the order, without an engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import cycle
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine_adapter.ordering.kv_memory import PlainMemory, PrefixHit
+from engine_adapter.ordering.ordering import Ordering, Plan
+from engine_adapter.ordering.tenant_shares import MOST_ACCOUNTS, QUANTUM_ANSWERS, SHARED_ACCOUNT
+from store.records import EngineRules, FairShares, IndexTable, Settings, StepCost, Targets
+
+BLOCK = 16
+COST = StepCost(base_s=0.03, prefill_token_s=1e-3, budget_tokens=8192)
+SHARES = FairShares(kv_token_step_s=0.0, slot_step_s=0.01, prefill_token_s=0.0)
+
+
+@dataclass
+class Request:
+    """A request as an engine has it."""
+
+    request_id: str
+    num_tokens: int = 100
+    num_computed_tokens: int = 0
+
+
+class Cached(PlainMemory):
+    """Memory in which 90 tokens of every prompt are cached."""
+
+    def hit(self, request: Any) -> PrefixHit:
+        """The same for each."""
+        return PrefixHit(tokens=90)
+
+
+class Engine:
+    """An ordering whose requests are named, with the clock in the test's hands."""
+
+    def __init__(self, *, memory: type[PlainMemory] = PlainMemory, **rules: Any) -> None:
+        self.ordering = Ordering(BLOCK, 1000)
+        rules = {"boost_per_s": 0.1, "step": COST, "sessions": True} | rules
+        self.ordering.configure(Settings(revision=1, mode="on", lease_s=9.0, rules=EngineRules(**rules)))
+        self.ordering.put(IndexTable(request_id=None, attained_tokens=(0,), index_s=(1.0,), growth_tokens=(0.0,)))
+        self.waiting: list[Request] = []
+        self.running: list[Request] = []
+        self.tokens: dict[str, int] = {}
+        self._memory = memory
+        self.shares = rules.get("shares")
+
+    def arrive(
+        self, name: str, arrival_s: float, *, index_s: float = 1.0, session: str | None = None, **table: Any
+    ) -> None:
+        """A request comes, and its table with it."""
+        self.tokens[name] = 0
+        self.ordering.track(
+            name,
+            priority=0,
+            arrival_s=arrival_s,
+            count=lambda: self.tokens[name],
+            prompt_tokens=100,
+            session=session,
+        )
+        entries = {"attained_tokens": (0,), "index_s": (index_s,), "growth_tokens": (0.0,)} | table
+        self.ordering.put(IndexTable(request_id=name, **entries))
+        self.waiting.append(Request(name))
+
+    def start(self, name: str) -> None:
+        """A waiting request starts, and its prompt is computed."""
+        (request,) = [request for request in self.waiting if request.request_id == name]
+        self.waiting.remove(request)
+        request.num_computed_tokens = 99
+        self.running.append(request)
+
+    def end(self, name: str) -> None:
+        """A running request ends."""
+        self.running = [request for request in self.running if request.request_id != name]
+        self.ordering.forget(name)
+
+    def plan(self, now_s: float, **options: Any) -> Plan[Request]:
+        """The plan of the next step."""
+        memory = self._memory(10_000, BLOCK)
+        return self.ordering.plan(now_s, waiting=self.waiting, running=self.running, memory=memory, **options)
+
+    def order(self, now_s: float) -> list[str]:
+        """The queue in order."""
+        return [request.request_id for request in self.plan(now_s).waiting]
+
+
+def test_who_is_about_to_miss_a_target_goes_first_and_who_has_missed_it_goes_last() -> None:
+    """Of equal requests the one with a target of 2 s waits its turn for a second, then is first, then last."""
+    engine = Engine()
+    engine.arrive("short", 0.0, index_s=0.1)
+    engine.arrive("promised", 0.0, targets=Targets(ttft_s=2.0))
+    engine.arrive("long", 0.0, index_s=5.0)
+    assert engine.order(0.5) == ["short", "promised", "long"]
+    assert engine.order(1.5) == ["promised", "short", "long"]
+    assert engine.order(1.95) == ["short", "long", "promised"], "its prompt alone takes 0.13 s"
+
+
+def test_a_lost_request_is_served_in_the_end() -> None:
+    """It goes behind those that came within a bounded time after it, and before those that came later."""
+    engine = Engine()
+    engine.arrive("lost", 0.0, targets=Targets(ttft_s=0.2))
+    engine.arrive("soon", 1.0)
+    engine.arrive("later", 500.0)
+    assert engine.order(501.0) == ["soon", "lost", "later"]
+
+
+def test_a_deadline_is_judged_by_the_distribution_of_the_length() -> None:
+    """With a step of 30 ms: safe until even a long answer would end late, lost when even a short one would."""
+    engine = Engine()
+    engine.arrive("plain", 0.0, index_s=0.1)
+    engine.arrive("agent", 0.0, targets=Targets(e2e_s=30.0), early_tokens=(100,), late_tokens=(500,))
+    assert engine.order(14.0) == ["plain", "agent"]
+    assert engine.order(16.0) == ["agent", "plain"], "500 tokens take 15 s"
+    assert engine.order(28.0) == ["plain", "agent"], "100 tokens take 3 s"
+
+
+def test_without_targets_the_order_is_that_of_the_index_whatever_the_time() -> None:
+    """Nobody's place changes with the clock alone."""
+    engine = Engine()
+    for name, index_s in (("b", 2.0), ("a", 1.0), ("c", 3.0)):
+        engine.arrive(name, 0.0, index_s=index_s)
+    assert engine.order(0.0) == engine.order(1000.0) == ["a", "b", "c"]
+
+
+def decoding(target_s: float, tokens: int, first_token_s: float, *, late_tokens: int = 1000) -> Engine:
+    """An engine with one request that decodes, and a long prompt that waits."""
+    engine = Engine()
+    engine.arrive("talks", 0.0, targets=Targets(tpot_s=target_s), late_tokens=(late_tokens,), early_tokens=(1,))
+    engine.start("talks")
+    engine.plan(0.0)
+    engine.tokens["talks"] = tokens
+    engine.ordering.first_token("talks", first_token_s)
+    engine.arrive("prompt", 0.0)
+    engine.waiting[0].num_tokens = 6000
+    return engine
+
+
+@pytest.mark.parametrize(("tokens", "step_tokens"), [(1, 129), (11, 1 + 905), (101, None)])
+def test_a_step_is_as_long_as_the_credit_of_those_who_decode(tokens: int, step_tokens: int | None) -> None:
+    """At 0.1 s a token: none ahead leaves the floor, ten ahead leave 0.95 s and ninety any prompt, beside a step of 30 ms."""
+    plan = decoding(0.1, tokens, 0.0).plan(0.11)
+    assert plan.step_tokens == (None if step_tokens is None else pytest.approx(step_tokens, abs=2))
+
+
+def test_a_step_in_flight_takes_its_part_of_the_credit() -> None:
+    """A step that follows one in flight begins when that ends, and that one generates a token too."""
+    engine = decoding(0.1, 11, 0.0)
+    first = engine.plan(0.11)
+    second = engine.plan(0.11, steps_in_flight=1)
+    assert first.step_tokens is not None
+    assert second.step_tokens is not None
+    taken_s = COST.base_s + COST.prefill_token_s * (first.step_tokens - 1)
+    credit_s = 0.95 * 0.1 * 12 - 0.11 - taken_s
+    assert second.step_tokens == pytest.approx(max(129, 1 + (credit_s - 0.03) / 1e-3), abs=2)
+
+
+def test_nobody_waits_for_who_cannot_get_back_to_its_pace() -> None:
+    """Three seconds behind with 20 tokens left: prompts have the whole step; with 1,000 left they have the floor."""
+    assert decoding(0.1, 2, 0.0, late_tokens=22).plan(3.2).step_tokens is None
+    assert decoding(0.1, 2, 0.0, late_tokens=1002).plan(3.2).step_tokens == 129
+
+
+def test_a_target_below_the_time_of_a_step_slows_nothing() -> None:
+    """No budget could keep it."""
+    assert decoding(0.02, 2, 0.0).plan(0.11).step_tokens is None
+
+
+def serve(
+    engine: Engine, backlogs: dict[str, list[float]], weights: dict[str, float], answers: int
+) -> dict[str, float]:
+    """Serve one request at a time; each tenant has two waiting at any time. Returns what each was served over its weight."""
+    queues = {tenant: cycle(costs) for tenant, costs in backlogs.items()}
+    served = dict.fromkeys(backlogs, 0.0)
+    number = 0
+
+    def arrive(tenant: str) -> None:
+        nonlocal number
+        number += 1
+        cost_s = next(queues[tenant])
+        account = {"tenant": tenant, "weight": weights[tenant]} if engine.shares else {}
+        engine.arrive(f"{tenant}:{cost_s}:{number}", float(number), index_s=cost_s, **account)
+
+    for tenant in backlogs:
+        arrive(tenant)
+        arrive(tenant)
+    for _ in range(answers):
+        first = engine.order(0.0)[0]
+        tenant, cost_s, _ = first.split(":")
+        engine.start(first)
+        engine.plan(0.0)
+        engine.tokens[first] = round(float(cost_s) / SHARES.slot_step_s)
+        arrive(tenant)
+        engine.end(first)
+        served[tenant] += float(cost_s) / weights[tenant]
+    return served
+
+
+@given(
+    costs=st.lists(st.sampled_from([0.1, 0.5, 2.0, 10.0]), min_size=1, max_size=4),
+    others=st.lists(st.sampled_from([0.1, 0.5, 2.0, 10.0]), min_size=1, max_size=4),
+    weight=st.sampled_from([0.5, 1.0, 4.0]),
+)
+def test_of_two_tenants_that_always_wait_neither_is_served_a_quantum_and_a_request_more(
+    costs: list[float], others: list[float], weight: float
+) -> None:
+    """Whatever their answers cost, long or short; the quantum may have doubled since."""
+    engine = Engine(shares=SHARES)
+    served = serve(engine, {"a": costs, "b": others}, {"a": weight, "b": 1.0}, 200)
+    largest_s = max(costs + others) / min(weight, 1.0)
+    quantum_s = 2.0 * QUANTUM_ANSWERS * max(costs + others)
+    assert abs(served["a"] - served["b"]) <= quantum_s + 2.0 * largest_s
+
+
+def test_a_tenant_with_cheap_answers_does_not_starve_one_with_dear_ones() -> None:
+    """The index alone would serve the cheap ones for ever."""
+    alone = serve(Engine(boost_per_s=None), {"cheap": [0.1], "dear": [2.0]}, {"cheap": 1.0, "dear": 1.0}, 150)
+    shared = serve(
+        Engine(boost_per_s=None, shares=SHARES), {"cheap": [0.1], "dear": [2.0]}, {"cheap": 1.0, "dear": 1.0}, 600
+    )
+    assert alone["dear"] == 0.0
+    assert shared["dear"] > 10.0
+
+
+def test_idleness_earns_nothing() -> None:
+    """A tenant that comes back after long is at the head of its round, not of all."""
+    engine = Engine(shares=SHARES)
+    serve(engine, {"busy": [1.0]}, {"busy": 1.0}, 100)
+    engine.arrive("late", 1e6, index_s=50.0, tenant="idle", weight=1.0)
+    assert engine.order(0.0)[-1] == "late", "its dear request goes behind the cheap ones of its round"
+    assert engine.ordering.served_s("idle") == pytest.approx(engine.ordering.served_s("busy"))
+
+
+def test_a_tenant_alone_has_the_order_that_it_had_without_shares() -> None:
+    """Its account decides nothing."""
+    costs = [3.0, 0.2, 9.0, 1.0, 0.5]
+    names = []
+    for shares in (None, SHARES):
+        engine = Engine(shares=shares)
+        for number, cost_s in enumerate(costs):
+            tenant = {"tenant": "only"} if shares else {}
+            engine.arrive(f"{number}", 0.0, index_s=cost_s, **tenant)
+        names.append(engine.order(0.0))
+    assert names[0] == names[1]
+
+
+def test_the_real_cost_is_charged_in_the_end() -> None:
+    """An answer of ten times the expected length is charged ten times as much."""
+    engine = Engine(shares=SHARES)
+    engine.arrive("r", 0.0, index_s=1.0, tenant="a", weight=2.0)
+    engine.start("r")
+    engine.plan(0.0)
+    assert engine.ordering.served_s("a") == 0.5
+    engine.tokens["r"] = 1000
+    engine.end("r")
+    assert engine.ordering.served_s("a") == pytest.approx(5.0)
+
+
+def test_thousands_of_tenants_have_a_bounded_number_of_accounts() -> None:
+    """Idle ones are forgotten first; those that come while all accounts are in use share one."""
+    engine = Engine(shares=SHARES)
+    for number in range(MOST_ACCOUNTS + 50):
+        engine.arrive(f"r{number}", 0.0, tenant=f"t{number}")
+        engine.start(f"r{number}")
+    engine.plan(0.0)
+    assert engine.ordering.served_s(SHARED_ACCOUNT) == pytest.approx(50.0)
+    assert engine.ordering.served_s(f"t{MOST_ACCOUNTS + 1}") == 0.0
+    for number in range(MOST_ACCOUNTS + 50):
+        engine.end(f"r{number}")
+    engine.arrive("again", 0.0, tenant="new")
+    engine.start("again")
+    engine.plan(0.0)
+    assert engine.ordering.served_s("new") > 0.0
+
+
+def test_a_session_under_way_goes_by_its_beginning_while_its_prefix_is_cached() -> None:
+    """Its next turn goes before a new request that came earlier; without a cached prefix it does not."""
+    for memory, expected in ((Cached, ["turn 2", "new"]), (PlainMemory, ["new", "turn 2"])):
+        engine = Engine(memory=memory)
+        engine.arrive("turn 1", 0.0, session="s")
+        engine.start("turn 1")
+        engine.plan(0.0)
+        engine.end("turn 1")
+        engine.arrive("new", 50.0)
+        engine.arrive("turn 2", 60.0, session="s")
+        assert engine.order(60.0) == expected
