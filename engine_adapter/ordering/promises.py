@@ -2,15 +2,18 @@
 
 A request can meet its targets if it is started early enough. How long its answer will be is not known, so that an
 end-to-end target has two latest moments: one from the 90 % quantile of the length (started by then it very probably
-ends in time) and one from the 10 % quantile (started later it very probably does not). For a time to first token the
-two differ by a share of the target, in which a place must be found. So each request is, at any time,
+ends in time) and one from the 10 % quantile (started later it very probably does not). A time to first token is short
+beside the time in which a place becomes free, so that it is urgent from the first moment on. So each request is, at any
+time,
 
 - safe: there is time, and it goes by its index like one without targets;
-- urgent: between both moments, and goes before all others of its class, the one that can wait least first;
+- urgent: between both moments, and goes before all others of its class, among the urgent ones by its index;
 - lost: beyond both, or a target is missed already, and goes behind all others of its class.
 
+Among the urgent ones the index decides, and not the nearest moment: in overload the nearest moments belong to requests
+that are nearly lost, and serving those first loses the others too.
 The standing changes with the clock; the next moment at which it does is kept in a heap, so that a step looks only at
-the requests whose standing changes in it. Sources: QoServe (eager relegation), Kairos (slack), and least laxity.
+the requests whose standing changes in it. Sources: QoServe (eager relegation), Kairos (slack).
 """
 
 from __future__ import annotations
@@ -22,9 +25,6 @@ from itertools import count
 
 from engine_adapter.ordering.running_order import Tracked
 from store.records import StepCost
-
-PLACE_SHARE = 0.5
-"""Share of a target of time to first token within which a place for the request is sought."""
 
 SAFE, URGENT, LOST = 0, -1, 1
 
@@ -101,8 +101,7 @@ class Promises:
         safe_s = latest_s = math.inf
         if targets.ttft_s is not None:
             if tracked.first_token_s is None:
-                latest_s = tracked.arrival_s + targets.ttft_s - prefill_s
-                safe_s = latest_s - PLACE_SHARE * targets.ttft_s
+                safe_s, latest_s = -math.inf, tracked.arrival_s + targets.ttft_s - prefill_s
             elif tracked.first_token_s > tracked.arrival_s + targets.ttft_s:
                 return -math.inf, -math.inf
         if targets.e2e_s is not None:
