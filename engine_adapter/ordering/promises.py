@@ -81,7 +81,6 @@ class Promises:
             cost: The engine's step times, if known.
         """
         safe_s, latest_s = self._latest_s(tracked, cost)
-        tracked.latest_s = latest_s
         tracked.standing, until_s = LOST, math.inf
         if self.now_s < safe_s:
             tracked.standing, until_s = SAFE, safe_s

@@ -47,8 +47,6 @@ class Tracked:
     """When that changes next."""
     paced: bool = False
     """Whether a step is kept short for its sake."""
-    latest_s: float = math.inf
-    """Latest moment of a start after which it may meet its targets."""
     attained_tokens: int = 0
     """Output tokens when it was last looked up."""
     table: IndexTable | None = None
