@@ -376,7 +376,7 @@ was free and it was a matter of the next steps.
 """
 
 Topic: TypeAlias = Literal[
-    "arrival", "prediction", "index", "queue", "wait", "preemptions", "mode", "end", "service", "outcome"
+    "arrival", "prediction", "index", "queue", "wait", "preemptions", "mode", "end", "outcome", "service"
 ]
 
 

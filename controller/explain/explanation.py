@@ -29,8 +29,8 @@ def explain(timeline: RequestTimeline) -> Explanation:
         ("preemptions", queue_sentences.preemptions(timeline)),
         ("mode", queue_sentences.modes(timeline)),
         ("end", _end(timeline)),
-        ("service", service_sentences.service(timeline)),
         ("outcome", _outcome(timeline)),
+        ("service", service_sentences.service(timeline)),
     )
     return Explanation(
         request_id=timeline.request_id,
