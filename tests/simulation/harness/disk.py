@@ -17,21 +17,19 @@ import duckdb
 from harness.faults import Faults
 from harness.timeline import Crash
 
+from store.entries import Outcome
+from store.history.columns import columns_of
 from store.history.files import Folder
 from store.history.live_file import Chunk, LiveFile, LiveRows
 from store.history.reader import RecordedAnswer, learning_history, next_answer, open_history
 from store.history.recent_rows import DurableRows
 from store.history.retention import Retention
+from store.history.tables import TABLE_OF
+from store.records import Arrived, Finished, FirstToken, Preempted
 
 COLUMNS = {
-    "arrivals": "request_id arrival_s prompt_tokens token_ids max_tokens temperature priority tenant lora resent "
-    "attained_tokens",
-    "first_tokens": "request_id time_s scheduled_s cached_prompt_tokens",
-    "preemptions": "request_id time_s lost_tokens attained_tokens cause",
-    "completions": "request_id time_s reason arrival_s prompt_tokens output_tokens max_tokens cached_prompt_tokens "
-    "preemptions recomputed_tokens scheduled_s first_token_s expected_cached_tokens",
-    "outcomes": "request_id time_s output_tokens censored cluster pit crps_tokens log_score within_50 within_90 answer "
-    "model_surprise cluster_surprise",
+    TABLE_OF[kind]: " ".join(column.name for column in columns_of(kind))
+    for kind in (Arrived, FirstToken, Preempted, Finished, Outcome)
 }
 """Tables that are checked, with the columns behind their common key."""
 
@@ -183,7 +181,7 @@ class MemoryFile:
         self.position = chunk.position
         return {name: len(rows) for name, rows in chunk.rows.items() if rows}
 
-    def maintain(self, now_s: float) -> int:
+    def maintain(self, now_s: float, *, seals: bool = True) -> int:
         """Nothing to seal, and all the faults of sealing."""
         self._disk.faults.disk()
         self._disk.faults.disk_after()
@@ -354,9 +352,9 @@ class _Watched:
         with self._disk.failing():
             return self.file.commit(chunk)
 
-    def maintain(self, now_s: float) -> int:
+    def maintain(self, now_s: float, *, seals: bool = True) -> int:
         with self._disk.failing():
-            return self.file.maintain(now_s)
+            return self.file.maintain(now_s, seals=seals)
 
     def close(self) -> None:
         self.file.close()
