@@ -297,6 +297,11 @@ class Snapshot(Record, frozen=True, kw_only=True):
     hook_s: Seconds = 0.0
     """Time that the policy's hooks took inside the engine's steps, summed like ``step_s``."""
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits, nothing runs, and no step was made since the last one."""
+        return not (self.waiting or self.running or self.steps)
+
 
 class Goodbye(Record, frozen=True, kw_only=True):
     """The engine shuts down cleanly."""

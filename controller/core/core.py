@@ -171,7 +171,9 @@ class Core:
                 self._record_facts(session, message, now_s)
                 self.proceed(now_s, more=more)
             case Snapshot():
-                self._state.journal.record(session, message)
+                if session.has_news(message):
+                    session.recorded = message
+                    self._state.journal.record(session, message)
                 session.clock.observe(message.time_s, now_s)
                 self.completions.trust_changed(self._state.predictor.observe(session, message), now_s)
                 self._tend(session, now_s)
@@ -179,6 +181,11 @@ class Core:
             case Goodbye():
                 self._leave(session, "left", now_s)
         self._concerned = None
+
+    @property
+    def next_tick_s(self) -> float:
+        """When `tick` has something to do."""
+        return self._next_tick_s
 
     def tick(self, now_s: float) -> None:
         """Do what is due by the clock: send heartbeats, refresh predictions, forget engines that are gone."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
+from msgspec import structs
 
 from controller.core.clock_difference import ClockDifference
 from controller.core.engine_tuning import EngineTuning
@@ -20,6 +21,9 @@ from online_learning.distribution import LengthDistribution
 from online_learning.length_learner import Features, Forecast
 from online_learning.survival.running_answers import Standing
 from store.records import Arrived, Facts, Finished, FirstToken, Hello, IndexTable, Preempted, Snapshot
+
+IDLE_RECORD_S = 10.0
+"""Time between two recorded snapshots of an idle engine in which nothing changes: `store.reading.load` carries them on."""
 
 BatchVerdict: TypeAlias = Literal["known", "repeated", "early", "new", "unrecorded"]
 """A batch of facts was handled before; was handled before and is recorded now; comes before one that is missing; is
@@ -94,6 +98,8 @@ class Session:
     prefix_hits: PrefixHits = field(default_factory=PrefixHits)
     prior_taught: int = 0
     snapshot: Snapshot | None = None
+    recorded: Snapshot | None = None
+    """The last snapshot that the history was given."""
     detailed: Snapshot | None = None
     """The last snapshot that named the requests."""
     tables_sent: int = 0
@@ -125,6 +131,13 @@ class Session:
         if not recording or facts.batch <= self.recorded_batch:
             return False
         return facts.batch <= max(self.recorded_batch + 1, facts.oldest)
+
+    def has_news(self, snapshot: Snapshot) -> bool:
+        """Whether the history is to have a snapshot; of an idle engine that nothing happens to, few tell all."""
+        last = self.recorded
+        if last is None or not snapshot.is_idle or not 0.0 <= snapshot.time_s - last.time_s < IDLE_RECORD_S:
+            return True
+        return _state_of(snapshot) != _state_of(last)
 
     def observe(self, snapshot: Snapshot) -> None:
         """Update the state of the engine and its step times from a snapshot."""
@@ -228,6 +241,11 @@ class Sessions:
         for session in lost:
             del self._sessions[session.connection]
         return lost
+
+
+def _state_of(snapshot: Snapshot) -> Snapshot:
+    """A snapshot without what changes of itself."""
+    return structs.replace(snapshot, time_s=0.0, detailed=True, hook_s=0.0, clock_off_s=round(snapshot.clock_off_s, 1))
 
 
 Arrival: TypeAlias = tuple[Session, Arrived]

@@ -42,15 +42,30 @@ class GainLimits:
 
 
 class GainWatch:
-    """Keeps the latest comparison; any thread may read `answer`, which is replaced and never changed."""
+    """Keeps the latest comparison; any thread may read `answer`, which is replaced and never changed.
+
+    Args:
+        rows: the history, up to now.
+        policy: what is compared with first come, first served.
+        clock: Unix seconds.
+        limits: bounds and intervals.
+        written: how much of the history there is of ended requests; while it stays the same nothing is compared anew.
+    """
 
     def __init__(
-        self, rows: RecentRows, policy: PolicySection, clock: Callable[[], float], limits: GainLimits | None = None
+        self,
+        rows: RecentRows,
+        policy: PolicySection,
+        clock: Callable[[], float],
+        limits: GainLimits | None = None,
+        *,
+        written: Callable[[], object] | None = None,
     ) -> None:
         self._rows = rows
         self._policy = policy
         self._clock = clock
         self._limits = limits or GainLimits()
+        self._written = written
         self._stopping = threading.Event()
         self._worker: subprocess.Popen[bytes] | None = None
         self._thread = threading.Thread(target=self._run, name="gain", daemon=True)
@@ -68,8 +83,11 @@ class GainWatch:
         self._thread.join(self._limits.deadline_s)
 
     def _run(self) -> None:
-        pause_s = self._limits.first_after_s
+        pause_s, before = self._limits.first_after_s, None
         while not self._stopping.wait(pause_s):
+            written = None if self._written is None else self._written()
+            if written is not None and written == before:
+                continue
             try:
                 task = self._task()
             except StoreError as error:
@@ -78,6 +96,7 @@ class GainWatch:
             if task is not None:
                 self.answer = self._compute(task)
                 pause_s = self._limits.interval_s
+            before = None if self.answer.status == "unavailable" else written
 
     def _task(self) -> GainTask | None:
         """The latest run of the busiest engine; None if it has too few requests."""

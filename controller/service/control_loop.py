@@ -44,12 +44,17 @@ class LoopLimits:
     """Bounds and intervals of the loop."""
 
     wait_s: float = 0.02
+    """Time to wait for messages while entries are on their way to the disk, or prompts with the encoder."""
+    idle_wait_s: float = 0.25
+    """The same, at most, while nothing is: messages and commands end it, and what is due by the clock."""
     overload_s: float = 0.5
     """Seconds in one turn after which further arrivals are deferred and use the prior: an engine whose messages wait too
     long falls back to its own order."""
     catch_up_s: float = 0.1
     """Seconds that a turn may spend on arrivals that were deferred in earlier turns."""
     publish_interval_s: float = 0.25
+    idle_publish_interval_s: float = 1.0
+    """The same while engines do nothing but say so."""
     unwritten_entries: int = 100_000
     """Number of entries not yet on disk beyond which facts are not recorded: engines keep them and send them again."""
     overload_warning_s: float = 600.0
@@ -116,6 +121,7 @@ class ControlLoop:
     def stop(self) -> None:
         """Let `run` return after the current turn."""
         self._stopping.set()
+        self._hub.wake()
 
     def startup(self) -> None:
         """Record the initial settings and publish the first live snapshot."""
@@ -137,6 +143,8 @@ class ControlLoop:
             while self._core.unhandled:
                 self._guarded(partial(self._core.proceed, more=True), started_s)
         self._finish_facts(started_s)
+        if any(not (isinstance(message, Snapshot) and message.is_idle) for _, message in messages):
+            self._publish_soon(started_s)
         self._guarded(self._on_commands, started_s)
         self._guarded(self._on_tick, started_s)
         self._guarded(self._on_encoded, started_s)
@@ -172,8 +180,16 @@ class ControlLoop:
         """Messages of engines; while the disk is far behind, their facts are handled and not recorded."""
         behind = self._position + len(self._lines) - self._history.durable_position
         self._core.recording = behind <= self._limits.unwritten_entries
-        has_work = self._core.backlog or (self._memory is not None and self._memory.can_go_on)
-        return self._hub.receive(0.0 if has_work else self._limits.wait_s)
+        return self._hub.receive(self._wait_s())
+
+    def _wait_s(self) -> float:
+        """How long to wait for messages."""
+        if self._core.backlog or (self._memory is not None and self._memory.can_go_on):
+            return 0.0
+        if self._unacknowledged or self._lines or self._encoder is not None:
+            return self._limits.wait_s
+        due_s = min(self._next_publish_s, self._core.next_tick_s) - self._clock()
+        return min(max(due_s, self._limits.wait_s), self._limits.idle_wait_s)
 
     def _guarded(self, part: Callable[[float], None], now_s: float) -> None:
         """Carry out a part of a turn and send its messages; its failure affects neither other parts nor the engines."""
@@ -185,6 +201,7 @@ class ControlLoop:
 
     def _on_commands(self, now_s: float) -> None:
         for command in self._commands.drain():
+            self._publish_soon(now_s)
             self._set_mode(command, now_s)
         for question in self._commands.questions():
             question.reply(self._core)
@@ -311,8 +328,14 @@ class ControlLoop:
         for session_id, batch in batches.items():
             self._core.acknowledge(session_id, batch)
 
+    def _publish_soon(self, now_s: float) -> None:
+        """Something has happened: publish as soon after the last time as while engines are busy."""
+        limits = self._limits
+        before_s = self._next_publish_s - limits.idle_publish_interval_s
+        self._next_publish_s = min(self._next_publish_s, max(now_s, before_s + limits.publish_interval_s))
+
     def _publish(self, now_s: float) -> None:
-        self._next_publish_s = now_s + self._limits.publish_interval_s
+        self._next_publish_s = now_s + self._limits.idle_publish_interval_s
         self._warn_of_overload(now_s)
         loop = {
             "unacknowledged_batches": float(len(self._unacknowledged)),

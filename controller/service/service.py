@@ -44,7 +44,9 @@ from online_learning.length_learner import LengthLearner
 from online_learning.mixture.mixture import MixtureLearner, MixtureSettings
 from online_learning.mixture.settings import LearnerSettings
 from store.errors import StoreError
+from store.history.tables import TABLE_OF
 from store.history.writer import HistoryWriter
+from store.records import Finished
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +136,7 @@ def _opened(
             memory=memory,
         )
         rows = history.reader()
-        gain = GainWatch(rows, config.policy, clock)
+        gain = GainWatch(rows, config.policy, clock, written=lambda: history.stats.rows.get(TABLE_OF[Finished], 0))
         sources = ApiSources(
             live=live,
             metrics=metrics,

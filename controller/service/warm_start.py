@@ -146,7 +146,7 @@ class HistoryReading(threading.Thread):
 
     def run(self) -> None:
         """Read all, from a damaged history what is left of it."""
-        if not self._first:
+        if not self._first and self.is_needed:
             prepare()
         for last in (False, True):
             try:

@@ -109,6 +109,9 @@ class FrameHub:
         """What keeps engines from connecting at present."""
         return {}
 
+    def wake(self) -> None:
+        """Nothing waits where there is no real socket."""
+
     def receive(self, timeout_s: float) -> list[tuple[bytes, EngineMessage]]:
         """Return messages with their connection; frames that do not decode are counted in ``bad_frames``."""
         if not self._frames.poll(int(timeout_s * 1000)):

@@ -58,6 +58,10 @@ class ControllerHub(Protocol):
         """Wait up to ``timeout_s`` for a first message; return all received ones, at most a bounded number."""
         ...
 
+    def wake(self) -> None:
+        """Let a `receive` that waits return now; for any thread and for signal handlers."""
+        ...
+
     def send(self, connection: bytes, message: ControllerMessage) -> Delivery:
         """Send a message without blocking."""
         ...

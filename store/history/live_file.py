@@ -78,8 +78,8 @@ class LiveRows(Protocol):
         """Write a chunk in one transaction; returns how many rows of each table were written."""
         ...
 
-    def maintain(self, now_s: float) -> int:
-        """Seal what is due; returns how many rows were sealed."""
+    def maintain(self, now_s: float, *, seals: bool = True) -> int:
+        """Seal what is due, and look after what is sealed; returns how many rows were sealed."""
         ...
 
     def durable_rows(self, tables: Sequence[str], since_s: float | None) -> DurableRows:
@@ -187,15 +187,18 @@ class LiveFile:
         self.position = chunk.position
         return {name: table.num_rows for name, table in arrow.items()}
 
-    def maintain(self, now_s: float) -> int:
+    def maintain(self, now_s: float, *, seals: bool = True) -> int:
         """Seal, compact, apply the retention and publish the catalog; returns how many rows were sealed.
 
+        Where nothing ``seals``, all of this waits, unless files or the catalog have gone or come back.
         Files go last, when no published catalog lists them any more.
         """
         self._stale |= self._segments.look()
-        self._stale |= self._segments.damage.verify(VERIFIED_BYTES)
         if self._published != _identity(self._folder.catalog):
             self._stale, self._views = True, {}
+        if not seals and not self._stale:
+            return 0
+        self._stale |= self._segments.damage.verify(VERIFIED_BYTES)
         sealed = self._segments.seal(now_s)
         self._stale |= sealed > 0
         self._stale |= self._segments.compact(now_s) > 0

@@ -30,7 +30,10 @@ _RECORDS: dict[type[StoreRecord], tuple[str, str]] = {
     FirstToken: ("first_tokens", "First output tokens."),
     Preempted: ("preemptions", "Running requests that lost their KV blocks and are recomputed."),
     Finished: ("completions", "The ends of requests; complete in themselves in case earlier facts are lost."),
-    Snapshot: ("snapshots", "State of an engine, about ten times a second, with sums since the last one."),
+    Snapshot: (
+        "snapshots",
+        "State of an engine, about ten times a second, with sums since the last one; of an idle engine that only says so, one in ten seconds.",
+    ),
     EngineSeen: ("engines", "Engines that connected, came back or left."),
     Promised: ("promises", "The service class and the targets of each request that has any."),
     Prediction: ("predictions", "What was predicted of a request's output length."),

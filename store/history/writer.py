@@ -23,6 +23,7 @@ from store.history.live_file import Chunk, LiveFile, LiveRows, take_back
 from store.history.recent_rows import DurableRows, RecentRows
 from store.history.retention import Retention
 from store.history.rows import DROPPABLE, row_of
+from store.history.seal_times import SealTimes
 from store.history.tables import TABLE_OF
 from store.history.writer_stats import WriterStats
 
@@ -32,8 +33,7 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 2.0
 """Seconds after which an idle writer sees whether its files are still in their place."""
-_FIRST_PAUSE_S = 0.5
-_LONGEST_PAUSE_S = 30.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 
 
 class HistoryWriter:
@@ -52,7 +52,7 @@ class HistoryWriter:
 
     Args:
         path: folder of the history; made, and shut to others, if need be.
-        seal_interval_s: how often rows become visible to readers.
+        seal_interval_s: how often rows become visible to readers; seldom while all engines are idle.
         commit_interval_s: how long entries are gathered into one transaction.
         store_prompts: keep the prompts' token ids.
         retention_days: what is older goes.
@@ -81,7 +81,6 @@ class HistoryWriter:
     ) -> None:
         assert queue_limit > 0, "the queue must hold something"
         self._folder = Folder(Path(path).absolute())
-        self._seal_interval_s = seal_interval_s
         self._commit_interval_s = commit_interval_s
         self._store_prompts = store_prompts
         self._retention = Retention(days=retention_days, bytes=retention_bytes, grace_s=grace_s)
@@ -99,14 +98,13 @@ class HistoryWriter:
         self._chunk: Chunk | None = None
         self._chunk_entries = 0
         self._last_batches: dict[str, int] = {}
-        self._position = 0
-        self._durable = 0
+        self._position = self._durable = 0
         self._waiting_since_s = 0.0
         self._hole: int | None = None
         self._hurry = False
         self._verifying = False
         self._closing_until_s: float | None = None
-        self._next_seal_s = 0.0
+        self._seals = SealTimes(seal_interval_s)
         self._pause_s = 0.0
         self._stats = WriterStats()
 
@@ -151,7 +149,7 @@ class HistoryWriter:
             damaged_segments=self._live.damaged_count(),
             clock_ahead_s=self._live.clock_ahead_s,
         )
-        self._next_seal_s = self._timer() + self._seal_interval_s
+        self._seals.maintained(self._timer())
         self._is_open = True
 
     def append(self, entries: Sequence[Entry]) -> int:
@@ -251,6 +249,7 @@ class HistoryWriter:
             if lost is not None:
                 counts[lost] += 1
                 continue
+            self._seals.take(entry, self._position + len(entries))
             self._queue(TABLE_OF[type(entry.record)], row)
             if entry.batch is not None:
                 batches[entry.session_id, entry.batch] = None
@@ -317,7 +316,7 @@ class HistoryWriter:
             if self._pause_s > 0.0:
                 self._condition.wait_for(self._closing, self._pause_s)
             else:
-                self._condition.wait_for(self._busy, max(0.0, min(LOOK_S, self._next_seal_s - self._timer())))
+                self._condition.wait_for(self._busy, max(0.0, min(LOOK_S, self._seals.next_s - self._timer())))
                 self._condition.wait_for(self._urgent, self._commit_interval_s)
             self._hurry = False
             return self._closing()
@@ -375,13 +374,14 @@ class HistoryWriter:
     def _maintain(self, *, now: bool) -> None:
         began_s = self._timer()
         now |= self._verifying or self._live is None
-        if not now and began_s < self._next_seal_s:
+        if not now and began_s < self._seals.next_s:
             return
         live = self._opened()
         if self._verifying:
             live.verify()
-        sealed = live.maintain(self._clock())
-        self._next_seal_s = self._timer() + self._seal_interval_s
+        seals, durable = now or self._seals.is_due(began_s), self._durable
+        sealed = live.maintain(self._clock(), seals=seals)
+        self._seals.maintained(self._timer(), until=durable if seals else None)
         segments, damaged = live.segment_count(), live.damaged_count()
         with self._condition:
             self._verifying = False

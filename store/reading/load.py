@@ -14,6 +14,8 @@ MAX_BINS = 2000
 """Bound on the bins, so that a clock that jumped cannot produce endless empty ones."""
 CARRIED_S = 3.0
 """Time after an engine's last snapshot for which its levels are assumed to hold."""
+CARRIED_IDLE_S = 12.0
+"""The same for an idle engine, of whose equal snapshots one in ten seconds is recorded."""
 
 
 def read_load(connection: duckdb.DuckDBPyConnection, scope: Scope, since_s: float, bin_s: float) -> LoadView:
@@ -24,7 +26,7 @@ def read_load(connection: duckdb.DuckDBPyConnection, scope: Scope, since_s: floa
     assert bin_s > 0.0, bin_s
     choose(connection, scope)
     given = {"since_s": since_s, "all": not scope.narrows}
-    bins = {"bin_s": bin_s, "carried_s": CARRIED_S, "bins": MAX_BINS}
+    bins = {"bin_s": bin_s, "carried_s": CARRIED_S, "idle_s": CARRIED_IDLE_S, "bins": MAX_BINS}
     points = connection.sql(_BINS, params=given | bins).to_arrow_table().to_pylist()
     steps, step_s = connection.execute(_STEPS, given).fetchall()[0]
     return LoadView(points=tuple(msgspec.convert(points, list[LoadPoint])), steps=steps, step_s=step_s)
@@ -44,7 +46,9 @@ levels AS (
         sum(kv_blocks_used)::DOUBLE AS used_blocks, sum(reserved_blocks)::DOUBLE AS reserved_blocks,
         sum(kv_blocks)::DOUBLE AS total_blocks
     FROM grid ASOF JOIN seen ON grid.engine_id = seen.engine_id AND grid.end_s > seen.time_s
-    WHERE seen.time_s >= grid.bin * $bin_s - $carried_s GROUP BY grid.bin
+    WHERE seen.time_s >= grid.bin * $bin_s - CASE
+        WHEN seen.waiting + seen.running + seen.steps = 0 THEN $idle_s ELSE $carried_s END
+    GROUP BY grid.bin
 ),
 rates AS (
     SELECT

@@ -165,6 +165,8 @@ class ControllerProcess:
             encoder=self.encoder,
             limits=LoopLimits(
                 wait_s=0.0,
+                idle_wait_s=0.0,
+                idle_publish_interval_s=2.0,
                 publish_interval_s=2.0,
                 unwritten_entries=settings.unwritten_entries,
                 overload_s=settings.overload_s,
