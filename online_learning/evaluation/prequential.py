@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -117,7 +117,7 @@ def evaluate(
         observation = Observation(min(length_tokens, prompt.max_tokens), censored=length_tokens > prompt.max_tokens)
         uniform = float(uniforms.random())
         features: dict[str, Features] = {}
-        for name, learner in learners.items():
+        for name, learner in _in_turn(learners, requests):
             features[name], predicted, step = _predict(learner, prompt, observation, uniform, clock)
             if requests > warmup:
                 records[name].add(step, observation)
@@ -128,6 +128,11 @@ def evaluate(
     scored = max(0, requests - warmup)
     qualities = {name: record.quality(held_bytes(learners[name])) for name, record in records.items()} if scored else {}
     return Evaluation(requests=scored, learners=qualities)
+
+
+def _in_turn(learners: Mapping[str, LengthLearner], number: int) -> Iterator[tuple[str, LengthLearner]]:
+    """The learners, each second time from the last to the first: the first of them pays for what no cache holds yet."""
+    return iter(learners.items()) if number % 2 else reversed(list(learners.items()))
 
 
 class _Feedback:
@@ -151,7 +156,7 @@ class _Feedback:
         """Teach what has ended once ``until`` requests have arrived."""
         while self._waiting and self._waiting[0][0] <= until:
             _, _, features, model, observation = heapq.heappop(self._waiting)
-            for name, learner in self._learners.items():
+            for name, learner in _in_turn(self._learners, until):
                 started_s = self._clock()
                 drifts = learner.learn_one(features[name], model, observation)
                 if scored:
