@@ -124,6 +124,7 @@ class Agent:
             count=count,
             prompt_tokens=arrived.prompt_tokens,
             session=arrived.session,
+            sheds=arrived.sheds,
         )
         self._outbox.add(bounded)
 
@@ -212,6 +213,10 @@ class Agent:
             admission=admission,
             steps_in_flight=steps_in_flight,
         )
+
+    def shed(self, now_s: float) -> list[str]:
+        """Return the requests to end now, because their targets are lost and their clients asked for that."""
+        return self._ordering.take_shed() if self.mode(now_s) == "on" else []
 
     def count_step(
         self, *, step_s: float, prefill_tokens: int, decode_tokens: int, kv_tokens_read: int, hook_s: float

@@ -101,6 +101,7 @@ class IndexedRequests:
         count: Callable[[], int] = int,
         prompt_tokens: int = 0,
         session: str | None = None,
+        sheds: bool = False,
     ) -> None:
         """Start to track a request that entered the engine.
 
@@ -111,11 +112,13 @@ class IndexedRequests:
             count: Returns the output tokens that it has generated, at any time; by default it never has any.
             prompt_tokens: Length of its prompt.
             session: Its session, if it has one.
+            sheds: Whether its client prefers an early error once its targets are lost.
         """
         self._serial += 1
         self._arrivals.observe(arrival_s)
         began_s = self._sessions.began_s(session, arrival_s)
         tracked = Tracked(request_id, priority, arrival_s, self._serial, count, prompt_tokens, began_s)
+        tracked.sheds = sheds
         self._tracked[request_id] = tracked
         self._place(tracked)
         self._stood.pop(request_id, None)
@@ -128,6 +131,16 @@ class IndexedRequests:
             if self.promised(tracked):
                 self._place(tracked)
                 self._pace.follow(tracked)
+
+    def take_shed(self) -> list[str]:
+        """Return the requests that wait for their first place in vain, each once, and whose clients want to know at once."""
+        return [
+            request_id
+            for request_id in self._promises.take_shed()
+            if (tracked := self._tracked.get(request_id)) is not None
+            and tracked.running is None
+            and tracked.first_token_s is None
+        ]
 
     def advance(self, most_tokens: int) -> None:
         """Follow the running requests after a step in which each has generated at most ``most_tokens``."""

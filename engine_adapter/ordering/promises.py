@@ -51,6 +51,7 @@ class Promises:
         """Running mean of the seconds of a step."""
         self.prefill_token_s = 0.0
         """Running mean of the seconds that a prompt token takes in steps that are full of them."""
+        self._to_shed: list[str] = []
         self._due: list[tuple[float, int, Tracked]] = []
         self._number = count()
         self._busy = False
@@ -73,6 +74,11 @@ class Promises:
             if tracked.standing_until_s == moment_s:
                 yield tracked
 
+    def take_shed(self) -> list[str]:
+        """Return the requests that were found lost since the last call and whose clients want to know at once."""
+        taken, self._to_shed = self._to_shed, []
+        return taken
+
     def judge(self, tracked: Tracked, cost: StepCost | None) -> None:
         """Find a request's standing, and when it changes next unless something happens to it.
 
@@ -87,6 +93,8 @@ class Promises:
         elif self.now_s <= latest_s:
             tracked.standing, until_s = URGENT, math.nextafter(latest_s, math.inf)
         tracked.standing_until_s = until_s
+        if tracked.sheds and tracked.standing == LOST:
+            self._to_shed.append(tracked.request_id)
         if until_s < math.inf:
             heappush(self._due, (until_s, next(self._number), tracked))
 

@@ -40,6 +40,8 @@ class Tracked:
     """The `engine_adapter.ordering.tenant_shares.Account` that it is charged to; None where no shares are kept."""
     charged_s: float | None = None
     """Engine-seconds that it was charged when it first started; None before that."""
+    sheds: bool = False
+    """Whether its client prefers an early error once its targets are lost."""
     first_token_s: float | None = None
     standing: int = 0
     """Whether it is about to miss its targets, as in `engine_adapter.ordering.promises`; 0 without targets."""

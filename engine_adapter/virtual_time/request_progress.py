@@ -171,7 +171,7 @@ class RequestProgress:
             cached_prompt_tokens=self.cached_prompt_tokens,
         )
 
-    def finished(self, now_s: float, reason: FinishReason) -> Finished:
+    def finished(self, now_s: float, reason: FinishReason, *, shed: str | None = None) -> Finished:
         """Return the fact of its end."""
         times = inter_token_times(self.generated_s)
         return Finished(
@@ -190,6 +190,7 @@ class RequestProgress:
             expected_cached_tokens=self.expected_cached_tokens,
             itl_max_s=None if times is None else times.max_s,
             itl_p99_s=None if times is None else times.p99_s,
+            shed=shed,
         )
 
     def completed(self, now_s: float, reason: FinishReason) -> CompletedRequest:

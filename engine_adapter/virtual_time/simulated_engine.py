@@ -12,6 +12,7 @@ from typing import ParamSpec, TypeVar
 
 from engine_adapter.agent.agent import Agent, AgentLimits, View
 from engine_adapter.agent.clock import StampClock
+from engine_adapter.agent.shedding import SHED_REASON
 from engine_adapter.ordering.kv_memory import KvMemory, PlainMemory, PrefixHit
 from engine_adapter.ordering.ordering import Ordering, OrderingFactory, Plan
 from engine_adapter.transport.link import EngineLink
@@ -216,6 +217,8 @@ class SimulatedEngine:
     def _apply_policy(self) -> bool:
         """Exchange messages, then impose the plan's order; False for the engine's own order."""
         self.agent.poll(self._now_s)
+        for request_id in self.agent.shed(self._now_s):
+            self._end(request_id, "abort", shed=SHED_REASON)
         scheduler = self._scheduler
         plan = self.agent.plan(
             self._now_s,
@@ -278,11 +281,11 @@ class SimulatedEngine:
         self._end(request.request_id, reason)
         return False
 
-    def _end(self, request_id: str, reason: FinishReason) -> None:
+    def _end(self, request_id: str, reason: FinishReason, *, shed: str | None = None) -> None:
         progress = self._progress.pop(request_id)
         self._scheduler.remove(self._requests.pop(request_id))
         self._ended.append(progress.completed(self._now_s, reason))
-        self._guard(self.agent.finished, progress.finished(self._now_s, reason))
+        self._guard(self.agent.finished, progress.finished(self._now_s, reason, shed=shed))
 
     # --- reports to the controller ------------------------------------------------------------------
 

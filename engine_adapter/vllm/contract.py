@@ -60,6 +60,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "vllm.v1.request": (
         "Request.get_finished_reason",
         "Request.is_finished",
+        "RequestStatus.FINISHED_ABORTED",
         "RequestStatus.WAITING_FOR_REMOTE_KVS",
         "RequestStatus.WAITING_FOR_STREAMING_REQ",
         "RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR",
@@ -140,6 +141,7 @@ ATTRIBUTES: dict[tuple[str, str], tuple[str, ...]] = {
     ("vllm.v1.request", "Request"): (
         "arrival_time",
         "block_hashes",
+        "client_index",
         "drop_stale_output",
         "lora_request",
         "max_tokens",
@@ -164,7 +166,7 @@ ATTRIBUTES: dict[tuple[str, str], tuple[str, ...]] = {
     ),
     (_OUTPUT, "NewRequestData"): ("num_computed_tokens", "req_id"),
     (_OUTPUT, "CachedRequestData"): ("num_computed_tokens",),
-    ("vllm.v1.engine", "EngineCoreOutput"): ("finish_reason", "new_token_ids", "request_id"),
+    ("vllm.v1.engine", "EngineCoreOutput"): ("finish_reason", "new_token_ids", "request_id", "stop_reason"),
     ("vllm.v1.engine", "EngineCoreOutputs"): ("outputs",),
     ("vllm.config", "VllmConfig"): ("additional_config", "diffusion_config", "model_config", "parallel_config"),
     ("vllm.config", "ModelConfig"): ("model", "served_model_name"),

@@ -40,6 +40,7 @@ from engine_adapter.vllm.contract import KNOWN_VERSIONS, known_version
 from engine_adapter.vllm.idle_polls import IDLE_POLL_S, IdlePolls
 from engine_adapter.vllm.request_events import RequestTracker
 from engine_adapter.vllm.scheduler_control import SchedulerControl
+from engine_adapter.vllm.shedding import Shedding
 from store.bounds import bounded_name, bounded_request_id
 from store.errors import ConfigError
 from store.records import Hello, Mode, PreemptionCause, RunningRequest
@@ -191,6 +192,7 @@ class Plugin:
         self._step_tokens = 1 + int(scheduler.num_spec_tokens)
         """Most tokens that a request generates in a step."""
         self._plan: Plan[Request] | None = None
+        self._shedding = Shedding(scheduler, self._tracker)
         self._hook_s = 0.0
         self._scheduled: deque[tuple[SchedulerOutput, float]] = deque(maxlen=STEPS_IN_FLIGHT)
         self._updated_s = 0.0
@@ -229,6 +231,7 @@ class Plugin:
         """Steer the step that the engine is about to schedule."""
         now_s = self._now_s()
         self._poll(now_s)
+        self._shedding.end(self.agent.shed(now_s))
         self._plan = self._control.steer(
             self.agent,
             self._tracker.request_ids,
@@ -249,6 +252,7 @@ class Plugin:
     @_border
     def after_update(self, output: SchedulerOutput, outputs: dict[int, EngineCoreOutputs], now_s: float) -> None:
         """Report the tokens of a step that ended at ``now_s``."""
+        self._shedding.answer(outputs)
         self._tracker.emit(chain.from_iterable(client.outputs for client in outputs.values()), now_s)
         self.agent.generated(self._step_tokens)
         self._count_step(output, now_s)

@@ -58,6 +58,8 @@ class _TrackedRequest:
     """Number of the step before its last preemption, as long as it has no token since; 0 otherwise."""
     left_out: list[tuple[int, int]] = field(default_factory=list)
     """Steps between which it got no token because it was preempted."""
+    shed: str | None = None
+    """Why it is ended before it was served."""
     turn: tuple[FinishReason, int] | None = None
     """How a session's last turn ended, and after how many output tokens of all its turns."""
     input_ended: bool = False
@@ -200,8 +202,15 @@ class RequestTracker:
                 expected_cached_tokens=tracked.expected_cached_tokens,
                 itl_max_s=None if times is None else times.max_s,
                 itl_p99_s=None if times is None else times.p99_s,
+                shed=tracked.shed,
             )
         )
+
+    def shed(self, request_id: str, reason: str) -> Request:
+        """Note why a tracked request is about to be ended; return it."""
+        tracked = self._tracked[request_id]
+        tracked.shed = reason
+        return tracked.request
 
     def end_finished(self, now_s: float) -> None:
         """Report the requests whose end was missed, as after an error."""

@@ -165,6 +165,7 @@ class VllmVirtualTimeEngine:
         start_s = self._now_s
         self._preempted.clear()
         output = self.scheduler.schedule()
+        self._record_shed()
         blocks = self.scheduler.kv_cache_manager.block_pool
         blocks_used = blocks.num_gpu_blocks - 1 - blocks.get_num_free_blocks()
         tokens: dict[str, int] = dict(output.num_scheduled_tokens)
@@ -197,6 +198,11 @@ class VllmVirtualTimeEngine:
 
     def _record_preemption(self, request_id: str, lost_tokens: int) -> None:
         self._preempted.append((request_id, lost_tokens))
+
+    def _record_shed(self) -> None:
+        """Record the requests that the plugin has ended before the step."""
+        for request_id in [request_id for request_id in self._progress if request_id not in self.scheduler.requests]:
+            self._end(request_id, "abort")
 
     def _record_places(self, output: SchedulerOutput) -> None:
         """Record which requests were preempted and which were scheduled."""

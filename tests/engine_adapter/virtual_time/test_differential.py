@@ -31,6 +31,7 @@ from store.records import (
     EngineMessage,
     EngineRules,
     Facts,
+    FairShares,
     Finished,
     Gate,
     Hello,
@@ -39,6 +40,7 @@ from store.records import (
     Preemption,
     Settings,
     StepCost,
+    Targets,
     Welcome,
 )
 
@@ -188,6 +190,8 @@ def cases(draw: st.DrawFn, scheduling: Scheduling, *, may_cache: bool = True) ->
             true_output_tokens=draw(lengths),
             priority=draw(st.integers(0, 2)),
             abort_after_tokens=draw(st.none() | st.none() | st.integers(1, 20)),
+            session=draw(st.sampled_from([None, None, "s", "t"])),
+            sheds=draw(st.booleans()),
         )
         for place in range(draw(st.integers(1, 14) | st.integers(6, 14)))
     )
@@ -208,13 +212,27 @@ def index_tables(draw: st.DrawFn, request_id: str | None) -> IndexTable:
     """A step function with ties."""
     steps = sorted(draw(st.sets(st.integers(1, 40), max_size=4)))
     entries = len(steps) + 1
+    targets = draw(TARGETS) if request_id is not None else None
     return IndexTable(
         request_id=request_id,
+        targets=targets,
+        early_tokens=() if targets is None else tuple(step + 2 for step in (0, *steps)),
+        late_tokens=() if targets is None else tuple(step + 40 for step in (0, *steps)),
+        tenant=draw(st.sampled_from([None, "a", "b"])) if request_id is not None else None,
+        weight=draw(st.sampled_from([1.0, 3.0])),
         attained_tokens=(0, *steps),
         index_s=tuple(draw(st.lists(st.integers(0, 5).map(float), min_size=entries, max_size=entries))),
         growth_tokens=tuple(draw(st.lists(st.integers(0, 32).map(float), min_size=entries, max_size=entries))),
     )
 
+
+TARGETS = st.none() | st.builds(
+    Targets,
+    ttft_s=st.none() | st.sampled_from([0.05, 0.5]),
+    tpot_s=st.none() | st.sampled_from([0.012, 0.03]),
+    e2e_s=st.none() | st.sampled_from([0.1, 1.0]),
+)
+"""Targets around what these engines can keep."""
 
 RULES = st.builds(
     EngineRules,
@@ -223,7 +241,10 @@ RULES = st.builds(
     preemption=st.none()
     | st.builds(Preemption, token_s=st.sampled_from([0.0, 0.05]), hysteresis=st.sampled_from([0.0, 0.5])),
     victims=st.sampled_from(["last", "later", "cheapest"]),
-    step=st.none() | st.just(StepCost(base_s=0.03, prefill_token_s=1e-3, budget_tokens=64)),
+    step=st.none()
+    | st.just(StepCost(base_s=0.01, prefill_token_s=1e-3, budget_tokens=64, decode_seq_s=0.0005, kv_token_s=0.00001)),
+    shares=st.none() | st.just(FairShares(kv_token_step_s=1e-4, slot_step_s=1e-2, prefill_token_s=1e-3)),
+    sessions=st.booleans(),
 )
 
 
