@@ -197,6 +197,7 @@ class IndexedRequests:
 
     def _stop(self, tracked: Tracked) -> None:
         """Follow a request that no longer runs, and perhaps waits again."""
+        tracked.paced = False
         if tracked.request_id in self._tracked:
             self._shares.stopped(tracked)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from heapq import heappop, heappush, heapreplace
+from heapq import heapify, heappop, heappush, heapreplace
 from itertools import count
 
 from engine_adapter.ordering.running_order import Tracked
@@ -41,9 +41,10 @@ class Pace:
         target_s = _target_s(tracked)
         if target_s is not None and tracked.first_token_s is not None:
             tracked.paced = True
-            heappush(
-                self._due.setdefault(target_s, []), (self._origin_s(tracked, target_s), next(self._number), tracked)
-            )
+            heap = self._due.setdefault(target_s, [])
+            heappush(heap, (self._origin_s(tracked, target_s), next(self._number), tracked))
+            if len(heap) & (len(heap) - 1) == 0:
+                self._sweep(target_s)
 
     def advance(self, steps: int) -> None:
         """Count a step in which each decoding request generated so many tokens."""
@@ -74,7 +75,7 @@ class Pace:
         heap = self._due[target_s]
         while heap:
             noted_s, _, tracked = heap[0]
-            if not tracked.paced or tracked.running is None:
+            if not tracked.paced:
                 heappop(heap)
                 continue
             origin_s = self._origin_s(tracked, target_s)
@@ -83,6 +84,11 @@ class Pace:
                 continue
             yield tracked, origin_s + AIM * target_s * self._step
         del self._due[target_s]
+
+    def _sweep(self, target_s: float) -> None:
+        """Drop the requests that are no longer paced; called when their number reaches a power of two."""
+        self._due[target_s] = [entry for entry in self._due[target_s] if entry[2].paced]
+        heapify(self._due[target_s])
 
     def _drop(self, target_s: float) -> None:
         _, _, tracked = heappop(self._due[target_s])

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count
 
 from engine_adapter.ordering.running_order import Tracked
@@ -36,6 +36,9 @@ STEP_MEMORY = 0.05
 
 PREFILL_MEMORY = 0.1
 """Weight of the newest step in the running mean of the seconds that a prompt token takes."""
+
+FEWEST_SWEPT = 1_024
+"""Moments below which none is dropped before it comes."""
 
 LONGEST_STEP_S = 10.0
 """Times between two plans beyond this are pauses of the engine."""
@@ -53,6 +56,7 @@ class Promises:
         """Running mean of the seconds that a prompt token takes in steps that are full of them."""
         self._to_shed: list[str] = []
         self._due: list[tuple[float, int, Tracked]] = []
+        self._most_due = FEWEST_SWEPT
         self._number = count()
         self._busy = False
 
@@ -97,6 +101,14 @@ class Promises:
             self._to_shed.append(tracked.request_id)
         if until_s < math.inf:
             heappush(self._due, (until_s, next(self._number), tracked))
+            if len(self._due) > self._most_due:
+                self._sweep()
+
+    def _sweep(self) -> None:
+        """Drop the moments of requests that have ended, or whose next change is at another one by now."""
+        self._due = [entry for entry in self._due if entry[2].standing_until_s == entry[0]]
+        heapify(self._due)
+        self._most_due = max(FEWEST_SWEPT, 2 * len(self._due))
 
     def _latest_s(self, tracked: Tracked, cost: StepCost | None) -> tuple[float, float]:
         """Return until when a request is safe, and from when on it is lost."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from engine_adapter.ordering.kv_memory import PlainMemory, PrefixHit
 from engine_adapter.ordering.ordering import Ordering, Plan
+from engine_adapter.ordering.running_order import Tracked
 from engine_adapter.ordering.tenant_shares import MOST_ACCOUNTS, QUANTUM_ANSWERS, SHARED_ACCOUNT
 from store.records import EngineRules, FairShares, IndexTable, Settings, StepCost, Targets
 
@@ -288,3 +290,20 @@ def test_a_session_under_way_goes_by_its_beginning_while_its_prefix_is_cached() 
         engine.arrive("new", 50.0)
         engine.arrive("turn 2", 60.0, session="s")
         assert engine.order(60.0) == expected
+
+
+def test_what_is_kept_of_targets_does_not_grow_with_the_requests_served() -> None:
+    """Thousands of requests with far deadlines and with a pace come and go: what is kept of them goes too."""
+    engine = Engine()
+    targets = Targets(ttft_s=50_000.0, tpot_s=0.1, e2e_s=86_400.0)
+    for number in range(5_000):
+        name = f"{number}"
+        engine.arrive(name, float(number), targets=targets, early_tokens=(10,), late_tokens=(50,))
+        engine.start(name)
+        engine.plan(float(number))
+        engine.tokens[name] = 1
+        engine.ordering.first_token(name, float(number))
+        engine.end(name)
+    gc.collect()
+    kept = sum(isinstance(each, Tracked) for each in gc.get_objects())
+    assert kept < 1_500, "of 5,000"
