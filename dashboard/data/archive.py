@@ -122,7 +122,7 @@ TABLES = """
 SELECT view_name, comment FROM duckdb_views()
 WHERE database_name = 'catalog' AND NOT internal AND view_name IN (
     'requests', 'arrivals', 'first_tokens', 'completions', 'preemptions', 'snapshots', 'engines', 'predictions',
-    'decisions', 'outcomes', 'drift_events', 'settings_history', 'calibration', 'cluster_changes'
+    'decisions', 'outcomes', 'drift_events', 'settings_history', 'calibration', 'cluster_changes', 'promises'
 )
 ORDER BY view_name
 """

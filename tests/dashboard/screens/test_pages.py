@@ -482,7 +482,7 @@ def test_history_is_shown_while_the_controller_is_down(opened: Open, standing: A
     test = opened("history", recorded)
     assert metrics(test)["Requests"] == "300"
     assert charts(test) == 4
-    assert len(test.dataframe[0].value) == 14
+    assert len(test.dataframe[0].value) == 15
     assert boxes(test) == ""
 
 
