@@ -16,7 +16,13 @@ from store.errors import ConfigError
 PREFIX = "sage-without-"
 PARTS = ("cost", "index", "gate", "boost", "victims", "shape", "preemption", "predictor", "targets")
 WITH_GITTINS = "sage-with-gittins"
-ABLATION_NAMES = (*(f"{PREFIX}{part}" for part in PARTS), WITH_GITTINS)
+MISLED: dict[str, float | None] = {
+    "sage-with-lengths-x5": 5.0,
+    "sage-with-lengths-x0.2": 0.2,
+    "sage-with-lengths-shuffled": None,
+}
+"""Our policy with wrong predictions: lengths times this factor, or for None those of another request."""
+ABLATION_NAMES = (*(f"{PREFIX}{part}" for part in PARTS), WITH_GITTINS, *MISLED)
 
 
 def without(policy: Policy, name: str) -> Policy:
@@ -43,7 +49,7 @@ def without(policy: Policy, name: str) -> Policy:
         return replace(policy, name=name, cost=memory_cost)
     if part == "index":
         return ByArrival(**{**_fields(policy), "name": name})
-    if part in {"predictor", "targets"}:
+    if part in {"predictor", "targets"} or name in MISLED:
         return replace(policy, name=name)
     return replace(_less(policy, part, name), name=name)
 

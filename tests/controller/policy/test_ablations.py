@@ -8,14 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from controller.benchmark.scheduling.learners import bench_learner
-from controller.policy.ablations import ABLATION_NAMES, without
+from controller.benchmark.scheduling.learners import MisledLearner, bench_learner
+from controller.policy.ablations import ABLATION_NAMES, MISLED, without
 from controller.policy.baselines import BenchContext, bench_policy, is_ours
 from controller.policy.cost import hybrid_cost
 from controller.policy.policies import IndexPolicy, Schedule
 from controller.policy.policy import EngineFacts, RequestFacts, Tuning
 from online_learning.distribution import LengthDistribution, log_grid
 from online_learning.evaluation.global_learner import GlobalLearner
+from online_learning.length_learner import Observation, Prompt
 from online_learning.mixture.mixture import MixtureLearner
 from store.errors import ConfigError
 from store.records import EngineRules, Gate, Preemption
@@ -87,11 +88,37 @@ def test_each_part_is_taken_out_alone() -> None:
     assert without(WHOLE, "sage-without-targets") == replace(WHOLE, name="sage-without-targets")
 
 
+@pytest.mark.parametrize("name", MISLED)
+def test_misled_predictions_are_those_of_the_learner_but_wrong(name: str) -> None:
+    """Longer, shorter, or another request's; what is learnt and the prior are right."""
+    learner = bench_learner(name)
+    prompts = [
+        Prompt(
+            token_ids=np.full(8, number, dtype=np.uint32), prompt_tokens=8, max_tokens=900, temperature=1.0, model="m"
+        )
+        for number in (100, 200)
+    ]
+    for _ in range(120):
+        for prompt, tokens in zip(prompts, (10, 200), strict=True):
+            learner.learn_one(learner.features(prompt), "m", Observation(tokens, censored=False))
+    assert isinstance(learner, MisledLearner)
+    features = [learner.features(prompt) for prompt in prompts]
+    right = [learner.learner.predict_one(one, "m").distribution.mean_tokens for one in features]
+    assert right[0] < 0.5 * right[1]
+    found = [learner.predict_one(one, "m").distribution.mean_tokens for one in features * 20]
+    if (factor := MISLED[name]) is None:
+        assert len({round(mean) for mean in found[1::2]}) > 1
+    else:
+        assert found[:2] == pytest.approx([factor * mean for mean in right], rel=0.1, abs=1.0)
+    assert learner.prior("m").mean_tokens == learner.learner.prior("m").mean_tokens
+
+
 def test_the_benchmark_knows_them_as_ours_and_takes_the_predictor_out() -> None:
     """They are not tuned, and only one of them believes the same of every prompt."""
     assert all(is_ours(name) for name in ABLATION_NAMES)
     learners = {name: type(bench_learner(name)) for name in ABLATION_NAMES}
     assert {name for name, kind in learners.items() if kind is GlobalLearner} == {"sage-without-predictor"}
-    assert set(learners.values()) == {GlobalLearner, MixtureLearner}
+    assert {name for name, kind in learners.items() if kind is MisledLearner} == set(MISLED)
+    assert set(learners.values()) == {GlobalLearner, MixtureLearner, MisledLearner}
     context = BenchContext(schedule=Schedule(), lengths={})
     assert bench_policy("sage-without-boost", context).rules.boost_per_s is None
