@@ -15,13 +15,10 @@ from numpy.typing import NDArray
 from controller.policy.cost import CostModel
 from controller.policy.gittins import gittins_index, mean_remaining, survival_beyond
 from controller.policy.policy import IndexRule, RequestFacts
-from controller.policy.promised_lengths import with_promise
+from controller.policy.promised_lengths import OUTLIVED, with_promise
 from online_learning.distribution import FloatArray, IntArray, LengthDistribution
 from online_learning.rows import Number
 from store.records import IndexTable
-
-OUTLIVED = 1e-9
-"""Survival probability below which a request counts as having outlived its predicted distribution."""
 
 _AGE_0: IntArray = np.zeros(1, dtype=np.int64)
 _NO_MASS: FloatArray = np.zeros(1)

@@ -9,6 +9,9 @@ from controller.policy.policy import RequestFacts
 from online_learning.distribution import IntArray, LengthDistribution
 from store.records import IndexTable
 
+OUTLIVED = 1e-9
+"""Survival probability below which a request counts as having outlived its predicted distribution."""
+
 EARLY, LATE = 0.1, 0.9
 """Probabilities at which the columns ``early_tokens`` and ``late_tokens`` are quantiles."""
 
@@ -56,7 +59,7 @@ def lengths_beyond(predicted: LengthDistribution, ages: IntArray, share: float, 
     below = np.concatenate(([0.0], np.cumsum(predicted.mass)))
     at_age = below[predicted.lengths.searchsorted(ages, side="right")]
     places = (below[1:] + 1e-12).searchsorted(at_age + share * (below[-1] - at_age))
-    known = places < predicted.lengths.size
+    known = (places < predicted.lengths.size) & (below[-1] - at_age > OUTLIVED)
     lengths = predicted.lengths[np.minimum(places, predicted.lengths.size - 1)]
     outlived = ~known | (lengths <= ages)
     found: IntArray = np.minimum(np.where(outlived, np.maximum(2 * ages, ages + 1), lengths), max_tokens)
