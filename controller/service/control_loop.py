@@ -13,6 +13,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -232,7 +233,8 @@ class ControlLoop:
     def _keep(self, now_s: float) -> None:
         """Keep what was learned, when it is time."""
         if self._memory is not None:
-            self._memory.keep(self._position, self._history.durable_position, now_s)
+            with self._metrics.pauses.work() if self._memory.is_due(now_s) else nullcontext():
+                self._memory.keep(self._position, self._history.durable_position, now_s)
 
     def _on_tick(self, now_s: float) -> None:
         """Do what is due by the clock, and end a fallback."""

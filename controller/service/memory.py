@@ -115,7 +115,7 @@ class Memory:
             self._put_in_place(self._finished)
         if self._writing is not None:
             self._look_after(self._writing, now_s)
-        elif self._finished is None and self._is_due(now_s):
+        elif self.is_due(now_s):
             self._kept_s = now_s
             self._fork(position, now_s)
 
@@ -150,9 +150,12 @@ class Memory:
             self._is_sound and self._relearning.is_whole and self._core.past.next_answer - self._kept_answers >= answers
         )
 
-    def _is_due(self, now_s: float) -> bool:
+    def is_due(self, now_s: float) -> bool:
+        """Whether it is time for a child, whose fork takes some milliseconds."""
         if self._kept_s is None:
             self._kept_s = now_s
+        if self._writing is not None or self._finished is not None:
+            return False
         waited_s = now_s - self._kept_s
         return (waited_s >= KEEP_SOON_S and self._has_news(MANY_ANSWERS)) or (
             waited_s >= KEEP_S and self._has_news(WORTH_ANSWERS)
