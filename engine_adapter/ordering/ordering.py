@@ -20,7 +20,7 @@ from engine_adapter.ordering.kv_memory import KvMemory
 from engine_adapter.ordering.ordered_queue import Key, OrderedQueue
 from engine_adapter.ordering.pace import paced_tokens
 from engine_adapter.ordering.prefix_hits import HEAD, PrefixHits
-from engine_adapter.ordering.promises import LOST
+from engine_adapter.ordering.promises import LOST, URGENT
 from engine_adapter.ordering.push_out import DEFAULT_TOKEN_S, PushOutCredit
 from engine_adapter.ordering.step_shape import OWN_SHAPE, StepShape, shape_step
 from store.records import StepCost
@@ -292,11 +292,13 @@ class Ordering(IndexedRequests):
 
     def _need_blocks(self, request: R, memory: KvMemory) -> float:
         """Return the free KV blocks that a waiting request needs with its expected growth."""
-        own_blocks = max(
-            0.0, math.ceil(memory.blocks(request.num_tokens)) - self._tracked[request.request_id].hit.held_blocks
-        )
         grown_blocks = self._grown_blocks(request.num_tokens, self._growth_tokens(request), memory)
-        return own_blocks + grown_blocks + self._resume_blocks(request)
+        return self._own_blocks(request, memory) + grown_blocks + self._resume_blocks(request)
+
+    def _own_blocks(self, request: R, memory: KvMemory) -> float:
+        """Return the free KV blocks that a waiting request takes for the tokens that it has."""
+        held_blocks = self._tracked[request.request_id].hit.held_blocks
+        return max(0.0, math.ceil(memory.blocks(request.num_tokens)) - held_blocks)
 
     def _resume_blocks(self, request: R) -> float:
         """Return the free blocks for which a preempted request waits, so that it does not lose its place at once.
@@ -334,10 +336,12 @@ class Ordering(IndexedRequests):
     ) -> tuple[int, int, list[R]]:
         """Return how many requests from the head of the queue fit, how many among them the engine skips, and victims.
 
-        No request overtakes a head that does not fit, and an idle engine admits one whatever its size.
+        No request overtakes a head that does not fit, and an idle engine admits one whatever its size. One that is about to
+        miss its targets needs no room to grow: those who run behind it in the order give way if memory runs out.
         The victims are the running requests to push out, the last first.
         """
         admitted = skipped = 0
+        free_blocks: float = memory.free_blocks
         held = 0 if admission is None else len(admission.holding)
         pushed_out: list[R] = []
         for request in queue:
@@ -348,7 +352,10 @@ class Ordering(IndexedRequests):
                     break
                 skipped += 1
                 continue
+            own_blocks = self._own_blocks(request, memory)
             need = self._need_blocks(request, memory)
+            if self._tracked[request.request_id].standing == URGENT and own_blocks < free_blocks:
+                need = min(need, room_blocks)
             stays = len(active) - len(pushed_out)
             slots = self._max_num_seqs - stays - held - admitted
             idle = not (active or held or admitted)
@@ -359,6 +366,7 @@ class Ordering(IndexedRequests):
                 pushed_out.extend(victims)
                 room_blocks += freed_blocks
             room_blocks -= need
+            free_blocks -= own_blocks
             admitted += 1
             if admission is not None:
                 admission.start(request)

@@ -15,10 +15,11 @@ from engine_adapter.ordering.kv_memory import PlainMemory, PrefixHit
 from engine_adapter.ordering.ordering import Ordering, Plan
 from engine_adapter.ordering.running_order import Tracked
 from engine_adapter.ordering.tenant_shares import MOST_ACCOUNTS, QUANTUM_ANSWERS, SHARED_ACCOUNT
-from store.records import EngineRules, FairShares, IndexTable, Settings, StepCost, Targets
+from store.records import EngineRules, FairShares, Gate, IndexTable, Settings, StepCost, Targets
 
 BLOCK = 16
 COST = StepCost(base_s=0.03, prefill_token_s=1e-3, budget_tokens=8192)
+SOON = Targets(ttft_s=2.0)
 SHARES = FairShares(kv_token_step_s=0.0, slot_step_s=0.01, prefill_token_s=0.0)
 
 
@@ -82,9 +83,9 @@ class Engine:
         self.running = [request for request in self.running if request.request_id != name]
         self.ordering.forget(name)
 
-    def plan(self, now_s: float, **options: Any) -> Plan[Request]:
+    def plan(self, now_s: float, *, free_blocks: int = 10_000, **options: Any) -> Plan[Request]:
         """The plan of the next step."""
-        memory = self._memory(10_000, BLOCK)
+        memory = self._memory(free_blocks, BLOCK)
         return self.ordering.plan(now_s, waiting=self.waiting, running=self.running, memory=memory, **options)
 
     def order(self, now_s: float) -> list[str]:
@@ -119,6 +120,18 @@ def test_a_deadline_is_judged_by_the_distribution_of_the_length() -> None:
     assert engine.order(14.0) == ["plain", "agent"]
     assert engine.order(16.0) == ["agent", "plain"], "500 tokens take 15 s"
     assert engine.order(28.0) == ["plain", "agent"], "100 tokens take 3 s"
+
+
+@pytest.mark.parametrize(("targets", "free_blocks", "admitted"), [(None, 8, 0), (SOON, 8, 1), (SOON, 6, 0)])
+def test_who_is_about_to_miss_a_target_needs_no_room_to_grow(
+    targets: Targets | None, free_blocks: int, admitted: int
+) -> None:
+    """Its 100 tokens take seven blocks; what runs may grow into those that are free, and would give way."""
+    engine = Engine(gate=Gate(horizon_tokens=64))
+    engine.arrive("runs", 0.0, growth_tokens=(64.0,))
+    engine.start("runs")
+    engine.arrive("waits", 0.0, targets=targets, growth_tokens=(64.0,))
+    assert engine.plan(0.1, free_blocks=free_blocks).admission_limit == 1 + admitted
 
 
 def test_without_targets_the_order_is_that_of_the_index_whatever_the_time() -> None:
