@@ -422,6 +422,8 @@ class EngineRules(Record, frozen=True, kw_only=True):
     """Times by which a step's prefill is bounded and prefix hits are priced; None until they are learned."""
     shares: FairShares | None = None
     """Weighted fair shares of the tenants; None keeps none."""
+    by_arrival: bool = False
+    """Whether requests go by arrival and their targets, not by the index: predictions are not trusted."""
     sessions: bool = False
     """Whether a request goes by the arrival of its session's first one while its prefix is cached."""
 

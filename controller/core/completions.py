@@ -99,8 +99,9 @@ class Completions:
     def switch_model(self, model: str, change: Measurement, now_s: float) -> None:
         """Let a model's engines follow the trust in its predictions."""
         modes = self._state.modes
-        before = modes.of_model(model).mode
+        before = modes.of_model(model)
         modes.follow(model, trusted=change.trusted)
-        if modes.of_model(model).mode != before:
+        after = modes.of_model(model)
+        if (after.mode, after.rules) != (before.mode, before.rules):
             for session in self._state.sessions.connected(model):
                 self._publisher.publish_settings(session, f"predictions for {model}: {change.reason}", now_s)

@@ -423,7 +423,7 @@ class Core:
     def _handle_fact(self, session: Session, fact: Fact, now_s: float) -> None:
         match fact:
             case Arrived():
-                self._promise(session, fact)
+                self._promise(session, fact, now_s)
                 if self._state.policy.orders:
                     self.arrivals.handle(session, fact, now_s)
             case Finished():
@@ -431,11 +431,14 @@ class Core:
             case FirstToken() | Preempted():
                 session.record(fact)
 
-    def _promise(self, session: Session, arrived: Arrived) -> None:
+    def _promise(self, session: Session, arrived: Arrived, now_s: float) -> None:
         """Record what is promised to a request, if that is anything."""
         promise = self._state.config.service.promise(arrived, session.hello.model)
         if promise is not NO_PROMISE:
             self._state.journal.promised(session, arrived, promise)
+        if promise.targets is not None and self._state.modes.promise(model := session.hello.model):
+            for each in self._state.sessions.connected(model):
+                self._publisher.publish_settings(each, f"a request for {model} has targets", now_s)
 
     def _finish(self, session: Session, finished: Finished, now_s: float) -> None:
         request = session.requests.pop(finished.request_id, None)

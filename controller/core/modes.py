@@ -17,6 +17,8 @@ class Modes:
         self._orders = policy.orders
         self._fair = fair
         self._fallbacks: dict[str, Settings] = {}
+        self._promised: set[str] = set()
+        """Models of which a request had targets."""
         self.settings = Settings(
             revision=1,
             mode=self._possible(mode),
@@ -44,21 +46,40 @@ class Modes:
     def switch(self, mode: Mode) -> None:
         """Switch to the operator's mode; models that are not trusted stay first come, first served."""
         self.settings = self._revised(self._possible(mode))
-        self._fallbacks = {model: self._fallback() for model in self._fallbacks}
+        self._fallbacks = {model: self._fallback(model) for model in self._fallbacks}
 
     def follow(self, model: str, *, trusted: bool) -> None:
-        """Switch a model's engines to first come, first served while its predictions are not trusted."""
+        """Switch a model's engines to first come, first served while its predictions are not trusted.
+
+        Targets are kept all the same, if its requests have any: for those of time to first token and per output token
+        no prediction is needed.
+        """
         if not trusted:
-            self._fallbacks[model] = self._fallback()
+            self._fallbacks[model] = self._fallback(model)
         elif self._fallbacks.pop(model, None) is not None:
             self.settings = self._revised(self.settings.mode)
+
+    def promise(self, model: str) -> bool:
+        """Note that a request of a model has targets; returns whether the model's settings have changed by that."""
+        if model in self._promised:
+            return False
+        self._promised.add(model)
+        if model not in self._fallbacks:
+            return False
+        self._fallbacks[model] = self._fallback(model)
+        return True
 
     def renumber(self) -> None:
         """Give the operator's settings a new revision, because the part adapted to an engine changed."""
         self.settings = self._revised(self.settings.mode)
 
-    def _fallback(self) -> Settings:
-        return self._revised("off" if self.settings.mode == "on" else self.settings.mode)
+    def _fallback(self, model: str) -> Settings:
+        if self.settings.mode != "on":
+            return self._revised(self.settings.mode)
+        if model not in self._promised:
+            return self._revised("off")
+        rules = structs.replace(self.settings.rules, by_arrival=True, gate=None, preemption=None, victims="last")
+        return structs.replace(self._revised("on"), rules=rules)
 
     def _revised(self, mode: Mode) -> Settings:
         self._revision += 1

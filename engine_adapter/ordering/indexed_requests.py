@@ -64,7 +64,7 @@ class IndexedRequests:
     def configure(self, settings: Settings) -> None:
         """Apply the rules of these settings from now on."""
         former, self._rules = self._rules, settings.rules
-        if settings.rules.boost_per_s != former.boost_per_s:
+        if (settings.rules.boost_per_s, settings.rules.by_arrival) != (former.boost_per_s, former.by_arrival):
             self._place_all()
 
     def put(self, table: IndexTable) -> bool:
@@ -254,7 +254,12 @@ class IndexedRequests:
         arrival_s = tracked.arrival_s
         if self._rules.sessions and tracked.hit.tokens > CACHED_SHARE * tracked.prompt_tokens:
             arrival_s = tracked.session_began_s
-        value = tracked.index_s if boost_per_s is None else arrival_s - boost_s(tracked.index_s, boost_per_s)
+        if self._rules.by_arrival:
+            value = tracked.arrival_s
+        elif boost_per_s is None:
+            value = tracked.index_s
+        else:
+            value = arrival_s - boost_s(tracked.index_s, boost_per_s)
         return value + STANDING_UNITS * unit_s * tracked.standing
 
     def _move_all(self, moved: Iterable[Tracked]) -> None:

@@ -29,6 +29,7 @@ from store.records import (
     RunningRequest,
     Settings,
     Snapshot,
+    Targets,
 )
 
 FAMILIES = 5
@@ -122,7 +123,7 @@ class World:
             if isinstance(message, Settings):
                 self.settings.setdefault(connection, []).append(message)
 
-    def arrive(self, engine: bytes, cluster: int) -> str:
+    def arrive(self, engine: bytes, cluster: int, targets: Targets | None = None) -> str:
         number = next(self.numbers)
         arrived = Arrived(
             request_id=str(number),
@@ -131,6 +132,7 @@ class World:
             token_ids=np.arange(8, dtype="<u4").tobytes(),
             max_tokens=8192,
             temperature=cluster / 10,
+            targets=targets,
         )
         self.handle(engine, Facts(batch=2 * number, facts=(arrived,), oldest=2 * number), 0.1)
         return str(number)
@@ -202,6 +204,27 @@ def test_nonsense_puts_its_models_engines_back_to_fcfs_and_the_other_model_is_le
     assert "trusted again" in back.reason
     revisions = [settings.revision for settings in world.settings[b"x"]]
     assert revisions == sorted(set(revisions))
+
+
+@pytest.mark.parametrize("known", ["before", "after"])
+def test_nonsense_takes_no_promise_away(known: str) -> None:
+    """An engine whose requests have targets keeps them, by arrival and without the gate, until predictions are right."""
+    world = World()
+    world.serve(RIPE)
+    if known == "before":
+        world.arrive(b"x", 1, Targets(ttft_s=2.0))
+    world.learner.shuffled = True
+    world.serve(100)
+    if known == "after":
+        assert world.settings[b"x"][-1].mode == "off"
+        world.arrive(b"x", 1, Targets(ttft_s=2.0))
+    fallen = world.settings[b"x"][-1]
+    assert (fallen.mode, fallen.rules.by_arrival, fallen.rules.gate) == ("on", True, None)
+    world.learner.shuffled = False
+    world.serve(400)
+    back = world.settings[b"x"][-1]
+    assert (back.mode, back.rules.by_arrival, back.rules.gate is None) == ("on", False, False)
+    assert [settings.mode for settings in world.settings[b"y"]] == ["on"]
 
 
 @pytest.mark.slow

@@ -122,6 +122,16 @@ def test_a_deadline_is_judged_by_the_distribution_of_the_length() -> None:
     assert engine.order(28.0) == ["plain", "agent"], "100 tokens take 3 s"
 
 
+def test_without_trust_in_predictions_requests_go_by_arrival_and_their_targets() -> None:
+    """The index decides nothing; who can meet a target still goes first, and who cannot last."""
+    engine = Engine(by_arrival=True)
+    engine.arrive("long", 0.0, index_s=9.0)
+    engine.arrive("short", 1.0, index_s=0.1)
+    engine.arrive("promised", 2.0, index_s=5.0, targets=SOON)
+    assert engine.order(2.0) == ["promised", "long", "short"]
+    assert engine.order(5.0) == ["long", "short", "promised"]
+
+
 @pytest.mark.parametrize(("targets", "free_blocks", "admitted"), [(None, 8, 0), (SOON, 8, 1), (SOON, 6, 0)])
 def test_who_is_about_to_miss_a_target_needs_no_room_to_grow(
     targets: Targets | None, free_blocks: int, admitted: int

@@ -245,6 +245,7 @@ RULES = st.builds(
     | st.just(StepCost(base_s=0.01, prefill_token_s=1e-3, budget_tokens=64, decode_seq_s=0.0005, kv_token_s=0.00001)),
     shares=st.none() | st.just(FairShares(kv_token_step_s=1e-4, slot_step_s=1e-2, prefill_token_s=1e-3)),
     sessions=st.booleans(),
+    by_arrival=st.booleans(),
 )
 
 

@@ -98,7 +98,9 @@ def record_from(row: dict[str, Any], kind: type) -> Any:
             name: optional(row, name, part)
             for name, part in {"gate": Gate, "preemption": Preemption, "step": StepCost, "shares": FairShares}.items()
         }
-        rules = EngineRules(**parts, **{name: row[name] for name in ("boost_per_s", "victims", "sessions")})
+        rules = EngineRules(
+            **parts, **{name: row[name] for name in ("boost_per_s", "victims", "by_arrival", "sessions")}
+        )
         sent = Settings(rules=rules, **{name: row[name] for name in ("revision", "mode", "lease_s")})
         return SettingsChanged(time_s=row["time_s"], settings=sent, reason=row["reason"])
     if "targets" in kind.__struct_fields__:
