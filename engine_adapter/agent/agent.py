@@ -167,6 +167,11 @@ class Agent:
         """Number of facts that the controller has not yet acknowledged as durable."""
         return len(self._outbox)
 
+    @property
+    def policy_errors(self) -> int:
+        """Number of errors of the scheduling code, since the engine started."""
+        return self._policy_errors
+
     def knows(self, request_id: str) -> bool:
         """Whether a request arrived here and has not finished."""
         return request_id in self._unfinished

@@ -47,6 +47,8 @@ def _table_faults(table: IndexTable) -> Iterator[str]:
         yield "has columns of different lengths"
     if not {len(table.early_tokens), len(table.late_tokens)} <= {0, len(attained)}:
         yield "has quantiles for some of its entries only"
+    if table.targets is not None and table.targets.e2e_s is not None and not table.early_tokens:
+        yield "has a deadline and no quantiles of the length"
     if not attained or attained[0] != 0 or not all(map(lt, attained, attained[1:])):
         yield "does not begin at 0 tokens and rise"
     if not all(map(math.isfinite, table.index_s)):

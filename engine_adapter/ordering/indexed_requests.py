@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from engine_adapter.ordering.boost import boost_s
 from engine_adapter.ordering.ordered_queue import Key
 from engine_adapter.ordering.pace import Pace
-from engine_adapter.ordering.promises import Promises
+from engine_adapter.ordering.promises import SAFE, Promises
 from engine_adapter.ordering.running_order import RunningOrder, Tracked
 from engine_adapter.ordering.session_arrivals import CACHED_SHARE, SessionArrivals
 from engine_adapter.ordering.step_shape import ArrivalRate
@@ -90,6 +90,7 @@ class IndexedRequests:
         self._tables_held = 0
         for tracked in self._tracked.values():
             tracked.table = None
+            tracked.standing, tracked.standing_until_s, tracked.paced = SAFE, math.inf, False
         self._place_all()
 
     def track(
@@ -134,13 +135,7 @@ class IndexedRequests:
 
     def take_shed(self) -> list[str]:
         """Return the requests that wait for their first place in vain, each once, and whose clients want to know at once."""
-        return [
-            request_id
-            for request_id in self._promises.take_shed()
-            if (tracked := self._tracked.get(request_id)) is not None
-            and tracked.running is None
-            and tracked.first_token_s is None
-        ]
+        return [request_id for request_id in self._promises.take_shed() if request_id in self._tracked]
 
     def advance(self, most_tokens: int) -> None:
         """Follow the running requests after a step in which each has generated at most ``most_tokens``."""

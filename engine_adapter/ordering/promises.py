@@ -79,7 +79,7 @@ class Promises:
                 yield tracked
 
     def take_shed(self) -> list[str]:
-        """Return the requests that were found lost since the last call and whose clients want to know at once."""
+        """Return the requests that were found lost since the last call and whose clients want to know, each once."""
         taken, self._to_shed = self._to_shed, []
         return taken
 
@@ -97,7 +97,8 @@ class Promises:
         elif self.now_s <= latest_s:
             tracked.standing, until_s = URGENT, math.nextafter(latest_s, math.inf)
         tracked.standing_until_s = until_s
-        if tracked.sheds and tracked.standing == LOST:
+        if tracked.sheds and tracked.standing == LOST and tracked.running is None and tracked.first_token_s is None:
+            tracked.sheds = False
             self._to_shed.append(tracked.request_id)
         if until_s < math.inf:
             heappush(self._due, (until_s, next(self._number), tracked))

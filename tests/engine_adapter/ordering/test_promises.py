@@ -19,6 +19,7 @@ from store.records import EngineRules, FairShares, Gate, IndexTable, Settings, S
 
 BLOCK = 16
 COST = StepCost(base_s=0.03, prefill_token_s=1e-3, budget_tokens=8192)
+PRIOR = IndexTable(request_id=None, attained_tokens=(0,), index_s=(1.0,), growth_tokens=(0.0,))
 SOON = Targets(ttft_s=2.0)
 SHARES = FairShares(kv_token_step_s=0.0, slot_step_s=0.01, prefill_token_s=0.0)
 
@@ -45,17 +46,29 @@ class Engine:
 
     def __init__(self, *, memory: type[PlainMemory] = PlainMemory, **rules: Any) -> None:
         self.ordering = Ordering(BLOCK, 1000)
-        rules = {"boost_per_s": 0.1, "step": COST, "sessions": True} | rules
-        self.ordering.configure(Settings(revision=1, mode="on", lease_s=9.0, rules=EngineRules(**rules)))
-        self.ordering.put(IndexTable(request_id=None, attained_tokens=(0,), index_s=(1.0,), growth_tokens=(0.0,)))
+        self.ordering.configure(self.settings(**rules))
+        self.ordering.put(PRIOR)
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self.tokens: dict[str, int] = {}
         self._memory = memory
         self.shares = rules.get("shares")
 
+    @staticmethod
+    def settings(**rules: Any) -> Settings:
+        """Settings with rules beside the usual ones."""
+        rules = {"boost_per_s": 0.1, "step": COST, "sessions": True} | rules
+        return Settings(revision=1, mode="on", lease_s=9.0, rules=EngineRules(**rules))
+
     def arrive(
-        self, name: str, arrival_s: float, *, index_s: float = 1.0, session: str | None = None, **table: Any
+        self,
+        name: str,
+        arrival_s: float,
+        *,
+        index_s: float = 1.0,
+        session: str | None = None,
+        sheds: bool = False,
+        **table: Any,
     ) -> None:
         """A request comes, and its table with it."""
         self.tokens[name] = 0
@@ -66,6 +79,7 @@ class Engine:
             count=lambda: self.tokens[name],
             prompt_tokens=100,
             session=session,
+            sheds=sheds,
         )
         entries = {"attained_tokens": (0,), "index_s": (index_s,), "growth_tokens": (0.0,)} | table
         self.ordering.put(IndexTable(request_id=name, **entries))
@@ -101,6 +115,32 @@ def test_who_is_about_to_miss_a_target_goes_first_and_who_has_missed_it_goes_las
     engine.arrive("long", 0.0, index_s=5.0)
     assert engine.order(0.5) == ["promised", "short", "long"]
     assert engine.order(1.95) == ["short", "long", "promised"], "its prompt alone takes 0.13 s"
+
+
+def test_a_request_is_shed_once_and_only_while_it_waits() -> None:
+    """However often it is judged lost; one that runs is served."""
+    engine = Engine()
+    for name in ("waits", "runs", "stays"):
+        engine.arrive(name, 0.0, targets=SOON, sheds=name != "stays")
+    engine.start("runs")
+    engine.plan(1.0)
+    assert engine.ordering.take_shed() == []
+    engine.plan(3.0)
+    engine.ordering.configure(engine.settings(boost_per_s=0.2))
+    engine.plan(4.0)
+    assert engine.ordering.take_shed() == ["waits"]
+    assert engine.ordering.take_shed() == []
+
+
+def test_nothing_stands_of_targets_whose_tables_are_discarded() -> None:
+    """After an error all tables go; until new ones come each request goes by the prior alone."""
+    engine = Engine()
+    engine.arrive("lost", 0.0, targets=SOON)
+    engine.arrive("other", 1.0)
+    assert engine.order(3.0) == ["other", "lost"]
+    engine.ordering.forget_tables()
+    engine.ordering.put(PRIOR)
+    assert engine.order(4.0) == ["lost", "other"]
 
 
 def test_a_lost_request_is_served_in_the_end() -> None:

@@ -394,7 +394,9 @@ def test_priority_order_is_simulated_step_by_step(case: Case) -> None:
 def test_our_policy_is_simulated_step_by_step(data: st.DataObject, case: Case) -> None:
     """Under tables, gate, boost, preemption and changing modes the simulated engine schedules as vLLM with our plugin does."""
     script = data.draw(scripts(case.works))
-    assert_same_schedule(case, simulated(case, script), real(case, script, plugin=True), steps=script.steps)
+    engine = simulated(case, script)
+    assert_same_schedule(case, engine, real(case, script, plugin=True), steps=script.steps)
+    assert engine.agent.policy_errors == 0, "both would fall back alike"
 
 
 @HUNDREDS
