@@ -155,7 +155,8 @@ class RunningOrder:
             lowest = decoding[-1].priority
             oldest = min((entry for entry in decoding if entry.priority == lowest), key=_arrival)
             decoding.remove(oldest)
-            decoding.insert(next(place for place, entry in enumerate(decoding) if entry.priority == lowest), oldest)
+            others = (place for place, entry in enumerate(decoding) if entry.priority == lowest)
+            decoding.insert(next(others, len(decoding)), oldest)
             self.entries = decoding + self.filling
             if len(self._classes) > 1:
                 self.entries.sort(key=_priority)

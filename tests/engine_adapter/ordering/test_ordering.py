@@ -564,3 +564,15 @@ def test_a_hit_is_looked_up_again_when_the_request_reaches_the_head() -> None:
     memory.hits.clear()
     limits = [ordering.plan(0.0, waiting=waiting, running=running, memory=memory).admission_limit for _ in range(40)]
     assert limits[-1] == 1
+
+
+def test_short_of_memory_the_only_request_of_the_lowest_class_gives_way() -> None:
+    """The one that arrived first is spared among others of its class; alone in it, it stays the last in the order."""
+    ordering = Ordering(BLOCK, 1000)
+    ordering.configure(settings(victims="later"))
+    for name, priority in (("high", 0), ("higher", 0), ("low", 1)):
+        ordering.track(name, priority=priority, arrival_s=0.0)
+        ordering.put(table(name, (0, 1.0, 8.0)))
+    running = [Request(name, 160, 159) for name in ("low", "high", "higher")]
+    plan = ordering.plan(0.0, waiting=[], running=running, memory=PlainMemory(0, BLOCK))
+    assert plan.running[-1].request_id == "low"

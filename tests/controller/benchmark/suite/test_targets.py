@@ -191,7 +191,7 @@ def test_a_class_that_waits_counts_by_the_first_class_alone() -> None:
     assert missed(measured(replace(CASE, kind="classes"), default=trial("o", parts=parts))) == []
 
 
-@pytest.mark.parametrize("kind", PROMISES)
+@pytest.mark.parametrize("kind", sorted(PROMISES))
 def test_where_some_go_before_others_nothing_else_is_asked(kind: Kind) -> None:
     """Neither a rival's mean nor its tail counts, which those pay who may wait."""
     rivals = {"fcfs": trial("fcfs", mean_ttlt_s=1.0, p99_ttlt_s=1.0)}
