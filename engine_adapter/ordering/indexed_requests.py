@@ -134,8 +134,9 @@ class IndexedRequests:
                 self._pace.follow(tracked)
 
     def take_shed(self) -> list[str]:
-        """Return the requests that wait for their first place in vain, each once, and whose clients want to know at once."""
-        return [request_id for request_id in self._promises.take_shed() if request_id in self._tracked]
+        """Return the requests that wait for their first place in vain and whose clients want to know, each once, as they came."""
+        waiting = [request_id for request_id in self._promises.take_shed() if request_id in self._tracked]
+        return sorted(waiting, key=lambda request_id: self._tracked[request_id].serial)
 
     def advance(self, most_tokens: int) -> None:
         """Follow the running requests after a step in which each has generated at most ``most_tokens``."""
