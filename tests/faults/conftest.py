@@ -246,6 +246,10 @@ def _answer_of(request_id: str) -> str:
     return found[0] if found else request_id
 
 
+HELD_POLL_S = 0.02
+"""Seconds after which messages that are held back are looked at again."""
+
+
 class FaultyHub:
     """The controller's end of the border, which garbles what it sends, or hands on late what it hears, when told to."""
 
@@ -266,8 +270,10 @@ class FaultyHub:
         return self._hub.troubles
 
     def receive(self, timeout_s: float) -> list[tuple[bytes, EngineMessage]]:
+        waits_s = min(timeout_s, HELD_POLL_S) if self._held else timeout_s
+        received = self._hub.receive(waits_s)
         now_s = time.monotonic()
-        self._held.extend((now_s, message) for message in self._hub.receive(timeout_s))
+        self._held.extend((now_s, message) for message in received)
         ripe = []
         while self._held and self._held[0][0] <= now_s - self.delay_s:
             ripe.append(self._held.popleft()[1])
@@ -279,6 +285,9 @@ class FaultyHub:
         for frame in self.spoil(message):
             self._hub._socket.send_multipart([connection, frame])
         return "sent"
+
+    def wake(self) -> None:
+        self._hub.wake()
 
     def close(self) -> None:
         self._hub.close()
