@@ -11,7 +11,6 @@ import gc
 import logging
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,6 @@ from msgspec import structs
 from controller.core.core import Core
 from controller.service.learner_file import FILE, Manifest, UnusableStateError, content_of, packed, unpacked
 from controller.service.warm_start import HistoryReading, Relearning
-from online_learning.clustering.clusters import prepare
 from online_learning.plain_state import UnknownStateError
 from store.atomic_file import replace_file
 from store.errors import StoreError
@@ -77,8 +75,6 @@ class Memory:
         self._kept_answers = manifest.next_answer
         self._kept_s: float | None = None
         self._is_sound = True
-        self._prepares = not manifest.next_answer
-        """Whether clusters are to be formed, for which a library is loaded once there are answers."""
         self._writing: _Writing | None = None
         self._finished: _Writing | None = None
 
@@ -108,9 +104,6 @@ class Memory:
 
     def keep(self, position: int, durable: int, now_s: float) -> None:
         """Write the file when it is time; ``position`` is the history's end, ``durable`` what of it is on the disk."""
-        if self._prepares and self._core.past.next_answer:
-            self._prepares = False
-            threading.Thread(target=prepare, name="prepare", daemon=True).start()
         if self._finished is not None and durable >= self._finished.position:
             self._put_in_place(self._finished)
         if self._writing is not None:

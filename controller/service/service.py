@@ -38,7 +38,7 @@ from controller.service.memory import Memory, open_memory
 from engine_adapter.transport.zmq_sockets import ZmqHub
 from online_learning.calibration.calibration import CalibrationSettings
 from online_learning.calibration.guard import GuardSettings
-from online_learning.clustering.clusters import ClusterSettings
+from online_learning.clustering.clusters import ClusterSettings, prepare
 from online_learning.experts.semantic import SemanticLearner
 from online_learning.length_learner import LengthLearner
 from online_learning.mixture.mixture import MixtureLearner, MixtureSettings
@@ -199,6 +199,9 @@ def build_core(
     core, memory = open_memory(
         blank, store, manifest, limit=learning.history_answers, history=history, verify_s=VERIFY_S
     )
+    if not core.past.next_answer:
+        # Once engines are served the loop would wait for it: seconds on a busy machine, more than their lease.
+        prepare()
     memory.learn_for(LEARN_FIRST_S, timer, now_s)
     return core, memory
 

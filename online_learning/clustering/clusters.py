@@ -80,7 +80,7 @@ class ClusterSettings:
 
 
 def prepare() -> None:
-    """Load what clusters are formed with: it takes a second, which the first formation then need not wait for."""
+    """Load what clusters are formed with: it takes a second or more, in which nothing else should wait."""
     import sklearn.cluster  # noqa: F401
 
 
