@@ -286,7 +286,7 @@ def test_the_order_value_is_the_one_that_the_engine_sorts_by(
         ordering.track(name, priority=0, arrival_s=arrival_s)
         table = IndexTable(request_id=name, attained_tokens=(0,), index_s=(index_s,), growth_tokens=(0.0,))
         assert ordering.put(table)
-        assert ordering.key(name)[1] == order_value(arrival_s, index_s, boost_per_s)
+        assert ordering.key(name)[2] == order_value(arrival_s, index_s, boost_per_s)
 
 
 def test_nothing_is_made_up_where_nothing_is_recorded() -> None:
