@@ -26,6 +26,9 @@ LAST_CLASS = 1 << 62
 STANDING_UNITS = 12.0
 """Units of 1/γ by which urgent requests go before others and lost ones behind: more than any boost differs from another."""
 
+INDEX_UNIT_S = 1e9
+"""The unit where the index alone orders, which has none: more than any index."""
+
 LEAST_INDEX_SHARE = 0.01
 """Smallest share of its index that a request keeps when its whole prompt is cached."""
 
@@ -246,7 +249,7 @@ class IndexedRequests:
     def _value(self, tracked: Tracked) -> float:
         """Return the ordering value: the index, or the arrival time minus the index's boost; and with it the standing."""
         boost_per_s = self._rules.boost_per_s
-        unit_s = 1.0 if boost_per_s is None else 1.0 / boost_per_s
+        unit_s = INDEX_UNIT_S if boost_per_s is None else 1.0 / boost_per_s
         arrival_s = tracked.arrival_s
         if self._rules.sessions and tracked.hit.tokens > CACHED_SHARE * tracked.prompt_tokens:
             arrival_s = tracked.session_began_s

@@ -58,12 +58,17 @@ class TenantShares:
         self._move = move
         self._accounts: dict[str, Account] = {}
         self._mean_s = 0.0
+        self._last_round = 0
+        """Round of the tenant that was served last."""
         self._quantum_s = 0.0
         """0 before anything was charged: all are in one round then."""
 
     def round_of(self, tracked: Tracked) -> int:
-        """Return the round of a request's tenant."""
-        return 0 if tracked.account is None else tracked.account.round
+        """Return the round of a request's tenant; until that is known, that of the tenant that is next."""
+        account: Account | None = tracked.account
+        if account is not None:
+            return account.round
+        return min((each.round for each in self._accounts.values() if each.waiting), default=self._last_round)
 
     def served_s(self, tenant: str) -> float:
         """Return the engine-seconds over its weight that a tenant was charged; 0 for an unknown one."""
@@ -149,6 +154,7 @@ class TenantShares:
 
     def _update_round(self, account: Account) -> None:
         number = int(account.served_s / self._quantum_s) if self._quantum_s > 0.0 else 0
+        self._last_round = number
         if number != account.round:
             account.round = number
             self._move(account.requests.values())

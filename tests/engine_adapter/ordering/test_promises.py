@@ -184,6 +184,16 @@ def test_who_is_about_to_miss_a_target_needs_no_room_to_grow(
     assert engine.plan(0.1, free_blocks=free_blocks).admission_limit == 1 + admitted
 
 
+@pytest.mark.parametrize("boost_per_s", [None, 0.1])
+def test_a_standing_weighs_more_than_any_index(boost_per_s: float | None) -> None:
+    """Whether the boost or the index alone orders."""
+    engine = Engine(boost_per_s=boost_per_s)
+    engine.arrive("short", 0.0, index_s=0.01)
+    engine.arrive("promised", 0.0, index_s=500.0, targets=SOON)
+    assert engine.order(0.5) == ["promised", "short"]
+    assert engine.order(3.0) == ["short", "promised"]
+
+
 def test_without_targets_the_order_is_that_of_the_index_whatever_the_time() -> None:
     """Nobody's place changes with the clock alone."""
     engine = Engine()
@@ -313,6 +323,16 @@ def test_a_tenant_alone_has_the_order_that_it_had_without_shares() -> None:
     assert names[0] == names[1]
 
 
+def test_a_request_whose_tenant_is_not_known_yet_has_the_place_of_the_next() -> None:
+    """Until its table comes it neither overtakes the rounds of all others nor waits for their last."""
+    engine = Engine(shares=SHARES, boost_per_s=None)
+    serve(engine, {"a": [1.0], "b": [1.0]}, {"a": 1.0, "b": 1.0}, 100)
+    waiting = engine.order(0.0)
+    engine.ordering.track("new", priority=0, arrival_s=1e6, prompt_tokens=100)
+    engine.waiting.append(Request("new"))
+    assert engine.ordering.key("new")[1] == min(engine.ordering.key(name)[1] for name in waiting) > 0
+
+
 def test_the_real_cost_is_charged_in_the_end() -> None:
     """An answer of ten times the expected length is charged ten times as much."""
     engine = Engine(shares=SHARES)
@@ -360,7 +380,7 @@ def test_what_is_kept_of_targets_does_not_grow_with_the_requests_served() -> Non
 
     def tracked() -> int:
         gc.collect()
-        return sum(isinstance(each, Tracked) for each in gc.get_objects())
+        return sum(type(each) is Tracked for each in gc.get_objects())
 
     before = tracked()
     engine = Engine()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -102,7 +101,7 @@ def test_every_life_is_reported_whole(
         PROFILE, link=DirectLink(script), scheduler_class=SageScheduler, prefix_caching=prefix_caching
     )
     steps = list(_serve(engine, _works(drawn)))
-    ended = {life.request_id: replace(life, itl_max_s=None, itl_p99_s=None) for step in steps for life in step.finished}
+    ended = {life.request_id: life for step in steps for life in step.finished}
     finished = script.finished()
     assert {request_id: _life(fact) for request_id, fact in finished.items()} == ended
     _check_order(script)
@@ -157,6 +156,8 @@ def _life(fact: Finished) -> CompletedRequest:
         preemptions=fact.preemptions,
         recomputed_tokens=fact.recomputed_tokens,
         cached_prompt_tokens=fact.cached_prompt_tokens,
+        itl_max_s=fact.itl_max_s,
+        itl_p99_s=fact.itl_p99_s,
     )
 
 
