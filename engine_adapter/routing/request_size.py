@@ -20,8 +20,9 @@ def described(model: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Rout
     From token ids (``prompt_token_ids``, or a ``prompt`` of ids) the controller predicts the answer's length;
     of text only the length is used, and the prediction is the model's average.
 
-    >>> described("m", ({"prompt": "Why is the sky blue?", "max_tokens": 100},), {})
-    RouteOrder(model='m', prompt_tokens=5, max_tokens=100, token_ids=None, temperature=1.0, tenant=None)
+    >>> order = described("m", ({"prompt": "Why is the sky blue?", "max_tokens": 100},), {})
+    >>> order.prompt_tokens, order.max_tokens, order.token_ids
+    (5, 100, None)
     >>> described("m", (), {"prompt_token_ids": [1, 2, 3]}).token_ids
     (1, 2, 3)
     """

@@ -189,8 +189,8 @@ class ZmqHub(FrameHub):
 
     def __init__(self, endpoint: str, keys: Path | None = None) -> None:
         """Start listening."""
-        self._waker = Waker()
         prepare_endpoint(endpoint, keys)
+        self._waker = Waker()
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)

@@ -83,9 +83,10 @@ def values_of(kind: type[msgspec.Struct]) -> Callable[[Any], Row]:
 def record_of(kind: type[Kind], row: Mapping[str, Any]) -> Kind:
     """The record that a row of its columns keeps; raises `msgspec.ValidationError` for values that it cannot have.
 
-    >>> from store.records import EngineRules
-    >>> row = dict.fromkeys(column.name for column in columns_of(EngineRules))
-    >>> record_of(EngineRules, row | {"victims": "last", "gate_horizon_tokens": 32, "gate_margin": 1.5}).gate
+    >>> from store.records import EngineRules, Gate
+    >>> rules = EngineRules(victims="last", gate=Gate(horizon_tokens=32, margin=1.5))
+    >>> names = [column.name for column in columns_of(EngineRules)]
+    >>> record_of(EngineRules, dict(zip(names, values_of(EngineRules)(rules), strict=True))).gate
     Gate(horizon_tokens=32, margin=1.5)
     """
     fields: dict[str, Any] = {}
