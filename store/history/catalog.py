@@ -14,7 +14,7 @@ import duckdb
 
 from store.history import views
 from store.history.files import Folder, publish
-from store.history.schema import Table, schema_version
+from store.history.schema import VERSION, Table
 from store.history.segments import Segment
 from store.history.tables import quoted
 
@@ -55,7 +55,7 @@ def publish_catalog(
         connection.begin()
         for statement in _statements(tables, texts, known or {}):
             connection.execute(statement)
-        connection.execute("INSERT INTO catalog_info VALUES (?, ?)", [schema_version(), now_s])
+        connection.execute("INSERT INTO catalog_info VALUES (?, ?)", [VERSION, now_s])
         if sessions := live.execute("SELECT session_id, batch, received_s FROM sessions").fetchall():
             connection.executemany("INSERT INTO sealed_batches VALUES (?, ?, ?)", sessions)
         connection.commit()
@@ -124,7 +124,7 @@ def sealed_rows(table: Table, segments: Sequence[Segment], root: Path) -> str:
     if not segments:
         return f"SELECT {empty} WHERE false"
     files = ", ".join(quoted(os.path.join(root, segment.path)) for segment in segments)  # noqa: PTH118 - a quarter of the time
-    if all(segment.schema_version == schema_version() for segment in segments):
+    if all(segment.schema_version == VERSION for segment in segments):
         return f"SELECT {names} FROM read_parquet([{files}])"
     return (
         f"SELECT {names} FROM (SELECT {empty} WHERE false UNION ALL BY NAME "

@@ -83,6 +83,8 @@ def values_of(kind: type[msgspec.Struct]) -> Callable[[Any], Row]:
 def record_of(kind: type[Kind], row: Mapping[str, Any]) -> Kind:
     """The record that a row of its columns keeps; raises `msgspec.ValidationError` for values that it cannot have.
 
+    NULL in the column of a field that is never None says that an earlier release wrote the row: the field has its default.
+
     >>> from store.records import EngineRules, Gate
     >>> rules = EngineRules(victims="last", gate=Gate(horizon_tokens=32, margin=1.5))
     >>> names = [column.name for column in columns_of(EngineRules)]
@@ -91,6 +93,8 @@ def record_of(kind: type[Kind], row: Mapping[str, Any]) -> Kind:
     """
     fields: dict[str, Any] = {}
     for column in columns_of(kind):
+        if row[column.name] is None and not column.optional:
+            continue
         *parts, name = column.path
         inner = fields
         for part in parts:

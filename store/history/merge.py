@@ -24,7 +24,7 @@ from store.history.files import Folder, WriterLock
 from store.history.live_file import LiveFile
 from store.history.reader import require_catalog
 from store.history.retention import Retention
-from store.history.schema import schema_version
+from store.history.schema import VERSION
 from store.history.tables import SEALED_TABLES
 
 CLUSTERS_APART = 1_000_000
@@ -113,9 +113,9 @@ def _refuse_newer(catalog: Path) -> None:
         raise StoreError(
             f"catalog {catalog} cannot be read: {str(error).splitlines()[0]}: start its controller once, it rebuilds it"
         ) from error
-    if version > schema_version():
+    if version > VERSION:
         raise StoreSchemaError(
-            f"history {catalog.parent} has schema version {version}, this release knows {schema_version()}: "
+            f"history {catalog.parent} has schema version {version}, this release knows {VERSION}: "
             "merge with the newest release in use"
         )
 

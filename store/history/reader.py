@@ -12,7 +12,7 @@ import duckdb
 from store.errors import StoreError
 from store.history.catalog import search_in
 from store.history.files import Folder
-from store.history.tables import quoted
+from store.history.tables import ROW_COLUMNS, quoted
 
 
 class RecordedAnswer(NamedTuple):
@@ -39,7 +39,7 @@ def open_history(path: Path) -> duckdb.DuckDBPyConnection:
     Each connection is a database of its own, so that one in the same process may already show a newer catalog.
 
     Raises:
-        StoreError: there is no history in the folder.
+        StoreError: there is no history in the folder, or it is of an earlier release and was not opened by this one yet.
     """
     catalog = require_catalog(path)
     connection = duckdb.connect(":memory:", config={"autoinstall_known_extensions": "false"})
@@ -48,12 +48,33 @@ def open_history(path: Path) -> duckdb.DuckDBPyConnection:
         connection.execute("USE catalog")
         connection.execute(search_in([catalog.parent]))
         connection.execute("SET python_enable_replacements = false")
+        _refuse_older(connection, catalog)
+    except StoreError:
+        connection.close()
+        raise
     except duckdb.Error as error:
         connection.close()
         raise StoreError(
             f"catalog {catalog} cannot be read: {str(error).splitlines()[0]}: start the controller once, it rebuilds it"
         ) from error
     return connection
+
+
+def _refuse_older(connection: duckdb.DuckDBPyConnection, catalog: Path) -> None:
+    """Refuse a catalog that lacks columns which this release reads; raises `StoreError`."""
+    shown = set(
+        connection.execute(
+            "SELECT table_name, column_name FROM duckdb_columns() WHERE NOT internal AND database_name = 'catalog'"
+        ).fetchall()
+    )
+    lacking = [
+        f"{table}.{name}" for table, names in ROW_COLUMNS.items() for name in names if (table, name) not in shown
+    ]
+    if lacking:
+        raise StoreError(
+            f"history {catalog.parent} was written by an earlier release (it lacks {lacking[0]}): start this release's "
+            "controller on it once, it adds what is new and keeps all that is there"
+        )
 
 
 def require_catalog(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Versions of the live file's schema: ordered migrations, each recorded when it has run.
+"""The live file's schema: its version, and the tables and columns that an earlier release did not write.
 
 A history of a version that this release does not know is refused and left as it is.
 """
@@ -11,20 +11,21 @@ from pathlib import Path
 import duckdb
 
 from store.errors import StoreError, StoreSchemaError
+from store.history.columns import columns_of
 from store.history.files import publish
-from store.history.tables import SEALED_TABLES, TABLES, quoted, statements
+from store.history.tables import KEY_NAMES, SEALED_TABLES, TABLE_NAMES, TABLE_OF, TABLES, quoted, statements
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (
-    (
-        "CREATE TABLE schema_version (version BIGINT PRIMARY KEY, applied_s DOUBLE NOT NULL)",
-        *(statement for table in TABLES for statement in statements(table)),
-    ),
-)
-"""``MIGRATIONS[n]`` leads from version n to n + 1; entries are appended.
+VERSION = 5
+"""What this release writes; 1 to 4 were written before there was a release, and a history of a higher one is refused.
 
-The first creates all columns that this release records. A release that records a new field appends
-``ALTER TABLE ... ADD COLUMN IF NOT EXISTS`` and its comment for the histories of earlier releases.
+A new field needs no new version, for its column is added at the next opening: `_complete`. The version rises when columns
+that there are change their meaning or type, with the statements that change them in `migrate`.
 """
+
+BEFORE = 0
+"""Version of segments that lack columns which the live file has."""
+
+_VERSIONS = "CREATE TABLE schema_version (version BIGINT PRIMARY KEY, applied_s DOUBLE NOT NULL)"
 
 _CHECKPOINT_RELEASED: dict[str, str | bool | int | float | list[str]] = {
     "wal_autocheckpoint": "64MB",
@@ -49,11 +50,6 @@ class Table:
     name: str
     comment: str
     columns: tuple[Column, ...]
-
-
-def schema_version() -> int:
-    """The version that this release writes."""
-    return len(MIGRATIONS)
 
 
 def open_live(path: Path, *, now_s: float) -> duckdb.DuckDBPyConnection:
@@ -98,20 +94,50 @@ def copy_database(connection: duckdb.DuckDBPyConnection, path: Path, source: str
     publish(growing, path)
 
 
-def migrate(connection: duckdb.DuckDBPyConnection, *, now_s: float) -> int:
-    """Run the migrations that the file lacks, each in a transaction; returns how many."""
+def migrate(connection: duckdb.DuckDBPyConnection, *, now_s: float) -> None:
+    """Bring the file to this release's tables and columns, in one transaction."""
     version = _version(connection)
-    for number, migration in enumerate(MIGRATIONS[version:], start=version + 1):
-        connection.begin()
-        try:
-            for statement in migration:
+    connection.begin()
+    try:
+        if version == 0:
+            connection.execute(_VERSIONS)
+        _complete(connection)
+        if version < VERSION:
+            connection.execute("INSERT INTO schema_version VALUES (?, ?)", [VERSION, now_s])
+    except BaseException:
+        connection.rollback()
+        raise
+    connection.commit()
+
+
+def _complete(connection: duckdb.DuckDBPyConnection) -> None:
+    """Add what the file lacks of this release's tables and columns; what it has beyond them stays and may be NULL."""
+    found: dict[str, dict[str, bool]] = {}
+    for table, column, nullable in connection.execute(
+        "SELECT table_name, column_name, is_nullable FROM duckdb_columns()"
+        " WHERE NOT internal AND database_name = current_database()"
+    ).fetchall():
+        found.setdefault(table, {})[column] = nullable
+    for name, text in zip(TABLE_NAMES, TABLES, strict=True):
+        if name not in found:
+            for statement in statements(text):
                 connection.execute(statement)
-            connection.execute("INSERT INTO schema_version VALUES (?, ?)", [number, now_s])
-        except BaseException:
-            connection.rollback()
-            raise
-        connection.commit()
-    return len(MIGRATIONS) - version
+    lacking = [
+        (name, column)
+        for kind, name in TABLE_OF.items()
+        for column in columns_of(kind)
+        if name in found and column.name not in found[name]
+    ]
+    for name, column in lacking:
+        connection.execute(f"ALTER TABLE {name} ADD COLUMN {column.name} {column.type}")
+        connection.execute(f"COMMENT ON COLUMN {name}.{column.name} IS {quoted(column.comment)}")
+    if lacking:
+        connection.execute("UPDATE segments SET schema_version = ?", [BEFORE])
+    for kind, name in TABLE_OF.items():
+        required = {*KEY_NAMES, *(column.name for column in columns_of(kind) if not column.optional)}
+        for column, nullable in found.get(name, {}).items():
+            if not nullable and column not in required:
+                connection.execute(f"ALTER TABLE {name} ALTER COLUMN {column} DROP NOT NULL")
 
 
 def sealed_tables(connection: duckdb.DuckDBPyConnection) -> list[Table]:
@@ -130,9 +156,9 @@ def _refuse_unknown(path: Path) -> None:
     """Look before opening for writing, which alone would already change the file."""
     with _connect(path, read_only=True) as connection:
         version = _version(connection)
-    if version > schema_version():
+    if version > VERSION:
         raise StoreSchemaError(
-            f"history {path.parent} has schema version {version}, this release knows {schema_version()}: "
+            f"history {path.parent} has schema version {version}, this release knows {VERSION}: "
             "run the release that wrote it or a newer one, or choose another folder with --store"
         )
 

@@ -20,7 +20,7 @@ from store.errors import StoreError
 from store.history.damage import Damage, checksum
 from store.history.files import Folder, make_folder, publish
 from store.history.retention import KEPT_TABLES, Retention, outlived, trusted_now_s
-from store.history.schema import schema_version
+from store.history.schema import VERSION
 from store.history.tables import SEALED_TABLES, quoted
 
 FAN_IN = 16
@@ -169,7 +169,9 @@ class Segments:
             if len(whole) < len(merge.sources):
                 continue
             sources = _parquet([self._folder.path / source.path for source in merge.sources])
-            merged = self._write(merge.table_name, merge.folder, merge.level, sources)
+            # What lacks a column lacks it still, unless another source has it.
+            version = min(source.schema_version for source in merge.sources)
+            merged = self._write(merge.table_name, merge.folder, merge.level, sources, version)
             self._replace(merge.sources, merged, now_s)
             replaced += len(merge.sources)
         return replaced
@@ -187,7 +189,8 @@ class Segments:
             if rows:
                 value = f"CASE WHEN {condition} THEN NULL ELSE {column} END"
                 rest = f"(SELECT * REPLACE ({value} AS {column}) FROM {source})"
-                self._replace([segment], self._write(table, segment.folder, segment.level, rest), now_s)
+                written = self._write(table, segment.folder, segment.level, rest, segment.schema_version)
+                self._replace([segment], written, now_s)
                 blanked += rows
         damaged = [s.path for s in self._listed() if s.table_name == table and s.sequence in self.damage]
         kept = [path for path in damaged if (self._folder.path / path).exists()]
@@ -236,7 +239,7 @@ class Segments:
     def _any_row(self, table: str) -> bool:
         return bool(self._connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchall())
 
-    def _write(self, table: str, folder: str, level: int, source: str) -> Segment:
+    def _write(self, table: str, folder: str, level: int, source: str, version: int = VERSION) -> Segment:
         self._sequence += 1
         place = self._folder.segments / table / folder
         make_folder(place)
@@ -248,9 +251,7 @@ class Segments:
         final = place / f"{self._sequence:012d}-{checksum(temporary)}.parquet"
         publish(temporary, final)
         relative = str(final.relative_to(self._folder.path))
-        return Segment(
-            self._sequence, table, relative, level, schema_version(), rows, final.stat().st_size, first_s, last_s
-        )
+        return Segment(self._sequence, table, relative, level, version, rows, final.stat().st_size, first_s, last_s)
 
     def _list(self, written: Iterable[Segment]) -> None:
         for s in written:

@@ -61,7 +61,8 @@ _KEY = """
     batch BIGINT,  -- Number of the batch of facts that contained the row; NULL for rows that no engine sent in a batch.
     received_s DOUBLE NOT NULL,  -- When the controller handed the row to the history, Unix seconds."""
 
-_KEY_NAMES = ("engine_id", "session_id", "batch", "received_s")
+KEY_NAMES = ("engine_id", "session_id", "batch", "received_s")
+"""Columns that begin each record's table."""
 
 BATCHES = """
 CREATE TABLE batches (  -- Batches of facts that are durable, each written in one transaction with its facts.
@@ -83,7 +84,7 @@ CREATE TABLE segments (  -- Parquet files that hold the sealed rows; never chang
     table_name VARCHAR NOT NULL,  -- Table whose rows it holds.
     path VARCHAR NOT NULL,  -- File, relative to the store.
     level BIGINT NOT NULL,  -- How often its rows were compacted.
-    schema_version BIGINT NOT NULL,  -- Version of the schema it was written under.
+    schema_version BIGINT NOT NULL,  -- Version of the schema it was written under; 0 if it may lack columns that were added since.
     rows BIGINT NOT NULL,  -- Rows in it.
     bytes BIGINT NOT NULL,  -- Size of the file.
     first_received_s DOUBLE NOT NULL,  -- Earliest received_s in it.
@@ -98,7 +99,7 @@ CREATE TABLE progress (  -- How far the present writer has come; one row.
 )"""
 
 ROW_COLUMNS: dict[str, tuple[str, ...]] = {
-    **{name: (*_KEY_NAMES, *(column.name for column in columns_of(kind))) for kind, name in TABLE_OF.items()},
+    **{name: (*KEY_NAMES, *(column.name for column in columns_of(kind))) for kind, name in TABLE_OF.items()},
     "batches": ("session_id", "batch", "received_s"),
 }
 """Names of the columns in the order of a row's values, by table."""
@@ -120,6 +121,9 @@ TABLES = (
     PROGRESS,
 )
 """The text of each table."""
+
+TABLE_NAMES = (*TABLE_OF.values(), "batches", "sessions", "segments", "progress")
+"""Their names, in the same order."""
 
 _TABLE_LINE = re.compile(r"CREATE TABLE (?P<table>\w+) \(  -- (?P<comment>.+)")
 _COLUMN_LINE = re.compile(r"\s+(?P<column>\w+) .+,  -- (?P<comment>.+)")
