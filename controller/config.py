@@ -238,7 +238,7 @@ class TelemetrySection(Section):
 class Config(Section):
     """The whole tree."""
 
-    mode: Mode = Field(default="on", description="off: FCFS; shadow: decide and record, change nothing; on")
+    mode: Mode = Field(default="shadow", description="off: FCFS; shadow: decide and record, change nothing; on")
     engine: EngineSection = Field(default_factory=EngineSection)
     learning: LearningSection = Field(default_factory=LearningSection)
     policy: PolicySection = Field(default_factory=PolicySection)

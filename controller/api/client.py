@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import httpx
 
-from controller.config import load_config
+from controller.config import Config, load_config
 from store.errors import BadInputError, SageError
 
 TIMEOUT_S = 5.0
@@ -15,6 +16,20 @@ TIMEOUT_S = 5.0
 def client_of_child(base_url: str) -> ApiClient:
     """A client of a controller that this process started: it inherits the environment, and with it the token."""
     return ApiClient(base_url, token=load_config().http.credential)
+
+
+def history_folder(config: Config) -> Path:
+    """The history to read: the configured one, else that of the controller which runs here, else the default."""
+    if "path" in config.store.model_fields_set:
+        return config.store.path
+    client = ApiClient(f"http://127.0.0.1:{config.http.port}", token=config.http.credential)
+    try:
+        path = client.get("/api/state")["controller"]["store_path"]
+    except SageError:
+        path = None
+    finally:
+        client.close()
+    return Path(path) if path else config.store.path
 
 
 class ApiClient:

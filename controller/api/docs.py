@@ -7,13 +7,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, RedirectResponse
 
 _STYLE = "body{font:16px sans-serif;max-width:60em;margin:2em auto;padding:0 1em}code{background:#eee;padding:0 .2em}"
 
 
 def add_docs(api: FastAPI) -> None:
     """Serve the description at ``/docs``."""
+
+    @api.get("/", include_in_schema=False)
+    def root() -> RedirectResponse:
+        return RedirectResponse("/docs")
 
     @api.get("/docs", include_in_schema=False)
     def docs() -> HTMLResponse:

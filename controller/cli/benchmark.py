@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from controller.cli.evaluate import add_evaluate
-from controller.cli.output import print_table, progress_bar, require_writable, write_figures
+from controller.cli.help import EXPERIMENT
+from controller.cli.output import known_workload, print_table, progress_bar, require_writable, say, write_figures
 from store.errors import BadInputError
 
 if TYPE_CHECKING:
@@ -24,7 +25,13 @@ DEFAULT_LOADS = "0.5,0.8,0.9,1,1.1,1.2"
 DEFAULT_POLICIES = "fcfs,sagesched-paper,sage,srpt-oracle"
 SLO_POLICIES = "fcfs,priority,sagesched-paper,sage,sage-without-targets"
 WorkloadFlag = Annotated[
-    str, typer.Option("--workload", metavar="FILE", help="a workload file, or a built-in one such as `synthetic`")
+    str,
+    typer.Option(
+        "--workload",
+        metavar="FILE",
+        help="a workload file, or a built-in one such as `synthetic`",
+        callback=known_workload,
+    ),
 ]
 SeedFlag = Annotated[int, typer.Option("--seed", help="of sample and arrivals")]
 SeedsFlag = Annotated[str, typer.Option(metavar="1,2,3", help="several seeds, in place of --seed")]
@@ -62,10 +69,12 @@ QuietFlag = Annotated[bool, typer.Option("--quiet", help="no progress bar")]
 def add_studies(app: typer.Typer) -> None:
     """Add the commands."""
     app.command(
-        epilog="Example: sagesched bench --workload mix.parquet --load 1.05 --requests 1800 --warmup 4000 --json b.json"
+        epilog="Example: sagesched bench --workload mix.parquet --load 1.05 --requests 1800 --warmup 4000 --json b.json",
+        rich_help_panel=EXPERIMENT,
     )(bench)
     app.command(
-        epilog="Example: sagesched sweep --profiles h800-qwen3-32b,a40-llama3.1-8b --loads 0.8,1,1.2 --html sweep.html"
+        epilog="Example: sagesched sweep --profiles h800-qwen3-32b,a40-llama3.1-8b --loads 0.8,1,1.2 --html sweep.html",
+        rich_help_panel=EXPERIMENT,
     )(sweep)
     add_evaluate(app)
 
@@ -148,7 +157,7 @@ def sweep(
     svg: Annotated[Path | None, typer.Option(metavar="FILE", help="draw gain against load there")] = None,
     quiet: QuietFlag = False,
 ) -> None:
-    """Run the benchmark over loads and profiles: the gain against the load."""
+    """Compare policies over loads and profiles."""
     from controller.benchmark.scheduling.spec import BUDGETS, BenchSpec
 
     require_writable(json_file, html, svg)
@@ -218,10 +227,12 @@ def _show_bearable(result: BenchResult, share: float) -> None:
 
 
 def _print_tables(result: BenchResult, against: str | None) -> None:
-    from controller.benchmark.scheduling.report import bench_table
+    from controller.benchmark.scheduling.report import bench_table, bench_verdict
     from controller.benchmark.scheduling.service_report import service_table
 
     print_table(bench_table(result, against))
+    if verdict := bench_verdict(result):
+        say(verdict)
     if result.spec.mix is not None:
         print_table(service_table(result))
 
@@ -250,8 +261,11 @@ def shares(flag: str, text: str) -> tuple[float, ...]:
 
 
 def words(text: str) -> tuple[str, ...]:
-    """Words of a flag with commas between."""
-    return tuple(word.strip() for word in text.split(",") if word.strip())
+    """Words of a flag with commas between; none for an empty text. Raises `BadInputError` for an empty word."""
+    found = tuple(word.strip() for word in text.split(",")) if text.strip() else ()
+    if "" in found:
+        raise BadInputError(f"{text!r} has an empty entry: give words with one comma between two")
+    return found
 
 
 def numbers(flag: str, text: str) -> tuple[int, ...]:

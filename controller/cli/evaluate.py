@@ -11,19 +11,23 @@ from typing import Annotated
 
 import typer
 
-from controller.cli.output import print_table, progress_bar, require_writable, write_figures
+from controller.cli.help import EXPERIMENT
+from controller.cli.output import known_workload, print_table, progress_bar, require_writable, write_figures
 from store.errors import BadInputError
 
 
 def add_evaluate(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(epilog="Example: sagesched evaluate --workload mix.parquet --requests 4000 --json e.json")(evaluate)
+    app.command(
+        epilog="Example: sagesched evaluate --workload mix.parquet --requests 4000 --json e.json",
+        rich_help_panel=EXPERIMENT,
+    )(evaluate)
 
 
 def evaluate(
     *,
     workload: Annotated[
-        str, typer.Option("--workload", metavar="FILE", help="a workload file, or `synthetic`")
+        str, typer.Option("--workload", metavar="FILE", help="a workload file, or `synthetic`", callback=known_workload)
     ] = "synthetic",
     requests: Annotated[int, typer.Option(min=1, help="requests in all")] = 3000,
     warmup: Annotated[int, typer.Option(min=0, help="of these, learned from without being scored")] = 500,
@@ -51,7 +55,7 @@ def evaluate(
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="write a report with plots there")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress bar")] = False,
 ) -> None:
-    """Measure the prequential quality and the speed of length prediction: first predict, then learn."""
+    """Measure length prediction. Each length is first predicted, then learned; quality and speed."""
     if ablation + drift + upkeep > 1:
         raise BadInputError("--ablation, --drift and --upkeep are measured one at a time: give one of them")
     if html is not None and (drift or upkeep):

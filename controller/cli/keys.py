@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from controller.cli.help import HelpfulGroup
 from controller.cli.output import say
 from controller.config import load_config
 from engine_adapter.transport.authorized_engines import authorize as let_in
@@ -27,9 +28,9 @@ EngineArgument = Annotated[str, typer.Argument(metavar="ENGINE_ID", help="the en
 
 keys = typer.Typer(
     name="keys",
-    help="Keys for engines on other machines: tcp:// endpoints need them. Secret keys are never printed.",
+    help="Manage keys for engines on other machines. tcp:// endpoints need them; secret keys are never printed.",
     epilog="Example: sagesched keys controller && sagesched keys engine gpu-1 && sagesched keys list",
-    no_args_is_help=True,
+    cls=HelpfulGroup,
     rich_markup_mode=None,
 )
 
@@ -41,7 +42,7 @@ def add_keys(app: typer.Typer) -> None:
 
 @keys.command(epilog="Example: sagesched keys controller --keys /etc/sagesched/keys")
 def controller(*, replace: ReplaceFlag = False, folder: KeysFlag = None, config: ConfigFlag = None) -> None:
-    """Make the controller's key pair, once, and print the public key, which engines need."""
+    """Make the controller's key pair, once. It prints the public key, which engines need."""
     path = _folder(folder, config)
     pair = create_controller_keys(path, replace=replace)
     say(f"made the controller's key pair in {path}")
@@ -57,7 +58,7 @@ def engine(
     folder: KeysFlag = None,
     config: ConfigFlag = None,
 ) -> None:
-    """Make an engine's key file and admit the engine; copy the file to the engine's machine only.
+    """Make an engine's key file and admit it. Copy the file to the engine's machine only.
 
     To make the secret key on the engine's own machine instead: python -m engine_adapter.engine_key there,
     and `keys authorize` here.
@@ -82,14 +83,14 @@ def authorize(
     folder: KeysFlag = None,
     config: ConfigFlag = None,
 ) -> None:
-    """Admit an engine whose key pair was made on its own machine; takes effect at once, also in a running controller."""
+    """Admit an engine with a key pair of its own. At once, also in a running controller."""
     let_in(_folder(folder, config), engine_id, public_key, replace=replace)
     say(f"engine {engine_id!r} may connect")
 
 
 @keys.command(epilog="Example: sagesched keys revoke gpu-1")
 def revoke(engine_id: EngineArgument, *, folder: KeysFlag = None, config: ConfigFlag = None) -> None:
-    """Revoke an engine's key at once and for good; the engine serves first come, first served from then on."""
+    """Revoke an engine's key at once and for good. The engine serves first come, first served from then on."""
     path = _folder(folder, config)
     shut_out(path, engine_id)
     _engine_file(path, checked_engine_id(engine_id)).unlink(missing_ok=True)
@@ -98,7 +99,7 @@ def revoke(engine_id: EngineArgument, *, folder: KeysFlag = None, config: Config
 
 @keys.command("list", epilog="Example: sagesched keys list --config sagesched.toml")
 def list_keys(*, folder: KeysFlag = None, config: ConfigFlag = None) -> None:
-    """List the public keys of the controller and of the engines that may connect."""
+    """List the public keys. The controller's, and those of the engines that may connect."""
     path = _folder(folder, config)
     say(f"controller {load_controller_keys(path).public}")
     for engine_id, public in sorted(read_authorized(path).items()):

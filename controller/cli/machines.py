@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from controller.cli.output import print_table, progress_bar, require_writable, write_figures
+from controller.cli.help import ADMINISTER, EXPERIMENT
+from controller.cli.output import known_workload, print_table, progress_bar, require_writable, write_figures
 from store.errors import BadInputError
 
 if TYPE_CHECKING:
@@ -24,12 +25,14 @@ Number = TypeVar("Number", int, float)
 
 def add_machines(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command(epilog="Example: sagesched merge /var/lib/sagesched-east /var/lib/sagesched-west --into /srv/all")(
-        merge
-    )
-    app.command(epilog="Example: sagesched routers --speeds 1,1,1,0.5 --load 1.05 --seeds 1,2,3 --json routers.json")(
-        routers
-    )
+    app.command(
+        epilog="Example: sagesched merge /var/lib/sagesched-east /var/lib/sagesched-west --into /srv/all",
+        rich_help_panel=ADMINISTER,
+    )(merge)
+    app.command(
+        epilog="Example: sagesched routers --speeds 1,1,1,0.5 --load 1.05 --seeds 1,2,3 --json routers.json",
+        rich_help_panel=EXPERIMENT,
+    )(routers)
 
 
 def merge(
@@ -37,7 +40,7 @@ def merge(
     *,
     into: Annotated[Path, typer.Option("--into", metavar="DIR", help="a new folder for the merged history")],
 ) -> None:
-    """Merge the histories of several controllers for sql, replay, the dashboard or a controller of all engines."""
+    """Merge histories into a new one. For sql, replay, the dashboard or a controller of all engines."""
     from store.history.merge import merge_histories
 
     merged = merge_histories(stores, into, now_s=time.time())
@@ -51,7 +54,9 @@ def merge(
 
 def routers(
     *,
-    workload: Annotated[str, typer.Option(metavar="FILE", help="a workload file, or `synthetic`")] = "synthetic",
+    workload: Annotated[
+        str, typer.Option(metavar="FILE", help="a workload file, or `synthetic`", callback=known_workload)
+    ] = "synthetic",
     profile: Annotated[str, typer.Option(metavar="NAME", help="model and GPU")] = "h800-qwen3-32b-24k",
     speeds: Annotated[
         str, typer.Option(metavar="A,B,...", help="speed of each engine relative to the profile")
@@ -67,7 +72,7 @@ def routers(
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="write the figures there")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress bar")] = False,
 ) -> None:
-    """Compare routers in front of several engines, in virtual time."""
+    """Compare routers in front of engines, in virtual time."""
     from controller.benchmark.scheduling.routers import RouterSpec, run_routers
 
     require_writable(json_file)

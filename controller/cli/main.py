@@ -6,29 +6,31 @@ Exit codes: 0 done, 1 something went wrong on the way, 2 bad usage or input, 130
 
 from __future__ import annotations
 
+import atexit
 import gc
-import getpass
 import io
 import json
 import logging
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from controller.cli.benchmark import add_studies
+from controller.cli.help import LOOK, RUN, GroupedHelp
 from controller.cli.keys import add_keys
 from controller.cli.machines import add_machines
 from controller.cli.output import PrintableFormatter, say
 from controller.cli.plan import add_plan
 from controller.cli.replay import add_replay
+from controller.cli.status import ApiFlag, ConfigFlag, add_status
 from controller.cli.suite import add_suite
 from controller.cli.system import add_proofs
 from controller.config import Config, load_config, secret
@@ -38,8 +40,9 @@ from store.formatting import printable
 
 app = typer.Typer(
     name="sagesched",
+    cls=GroupedHelp,
     help="Scheduling controller for vLLM: learns how long answers will be, and orders and admits requests by it.",
-    epilog="Without a command: serve. Example: sagesched serve --mode shadow, then "
+    epilog="Example: sagesched serve --mode shadow, then "
     "vllm serve MODEL --scheduler-cls engine_adapter.vllm_scheduler.SageScheduler",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -50,7 +53,6 @@ UsageProblem: type[Exception] = typer.BadParameter.__mro__[2]
 """Typer's root of usage errors, which it does not export by a name of its own."""
 
 ModeName = Literal["off", "shadow", "on"]
-ConfigFlag = Annotated[Path | None, typer.Option("--config", metavar="FILE.toml", help="configuration file")]
 StoreFlag = Annotated[Path | None, typer.Option("--store", metavar="DIR", help="folder of the history")]
 ModeFlag = Annotated[ModeName | None, typer.Option("--mode", help="off: FCFS; shadow: decide, change nothing; on")]
 EndpointFlag = Annotated[
@@ -63,12 +65,12 @@ PolicyFlag = Annotated[str | None, typer.Option("--policy", help="sage, sagesche
 ObjectiveFlag = Annotated[
     Literal["mean", "balanced", "tail"] | None, typer.Option("--objective", help="what the order favours")
 ]
-ApiFlag = Annotated[str | None, typer.Option("--api", metavar="URL", help="the controller (http://127.0.0.1:8700)")]
 LogFlag = Annotated[
     Literal["debug", "info", "warning", "error"], typer.Option("--log-level", help="lowest severity that is logged")
 ]
 
 
+add_status(app)
 add_studies(app)
 add_suite(app)
 add_proofs(app)
@@ -86,7 +88,15 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = code or 0
+    sys.stderr.flush()
+    logging.shutdown()
+    atexit._run_exitfuncs()  # noqa: SLF001 - `os._exit` leaves them out, and with them the complaints of native libraries
+    os._exit(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -106,14 +116,14 @@ def run(arguments: list[str]) -> int:
         where = f"{error.filename!r:.200}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}: check the path and its permissions", 1)
     except UsageProblem as error:
-        return _fail(f"{_message(error)} (sagesched --help says more)", 2)
+        return _fail(f"{_message(error)} (see: {_help_of(error)})", 2)
     return code if isinstance(code, int) else 0
 
 
 def _refuse_non_finite(command: Any) -> None:  # noqa: ANN401 - Typer does not export its own class
     """Reject NaN and infinity for every number of a command and its subcommands, because bounds do not reject NaN."""
     for parameter in command.params:
-        parameter.callback = _finite
+        parameter.callback = parameter.callback or _finite
     for subcommand in getattr(command, "commands", {}).values():
         _refuse_non_finite(subcommand)
 
@@ -124,14 +134,26 @@ def _finite(_context: object, _parameter: object, value: object) -> object:
     return value
 
 
-@app.callback(invoke_without_command=True)
-def default(context: typer.Context) -> None:
-    """Serve when no command is given."""
-    if context.invoked_subcommand is None:
-        raise typer.Exit(serve())
+def _print_version(wanted: bool) -> None:  # noqa: FBT001 - Typer calls it
+    if wanted:
+        say(f"sagesched {metadata.version('sagesched-controller')}")
+        raise typer.Exit
 
 
-@app.command(epilog="Example: sagesched serve --mode shadow --store /var/lib/sagesched --config sagesched.toml")
+@app.callback()
+def root(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version and exit")
+    ] = False,
+) -> None:
+    """Flags before the command."""
+
+
+@app.command(
+    epilog="Example: sagesched serve --mode shadow --store /var/lib/sagesched --config sagesched.toml",
+    rich_help_panel=RUN,
+)
 def serve(
     *,
     mode: ModeFlag = None,
@@ -147,7 +169,7 @@ def serve(
     ] = None,
     log_level: LogFlag = "info",
 ) -> int:
-    """Run the controller: it binds the engines' endpoint and HTTP, learns, decides and records."""
+    """Run the controller. It binds the engines' endpoint and HTTP, learns, decides and records."""
     flags = {
         "mode": mode,
         "store": {"path": store, "seal_interval_s": seal_interval},
@@ -160,7 +182,7 @@ def serve(
     return _serve(tree)
 
 
-@app.command(epilog="Example: sagesched demo --duration 30 --no-dashboard --json")
+@app.command(epilog="Example: sagesched demo --duration 30 --no-dashboard --json", rich_help_panel=RUN)
 def demo(
     *,
     engine: Annotated[Literal["simulated", "vllm"], typer.Option(help="which engine serves")] = "simulated",
@@ -174,8 +196,8 @@ def demo(
     ] = 0.9,
     seed: Annotated[int, typer.Option(help="of the workload")] = 1,
 ) -> None:
-    """Run everything on this machine without a GPU: an engine under load, the controller, the dashboard."""
-    from controller.demo.demo import DemoSpec, run_demo
+    """Run everything here, without a GPU. An engine under load, the controller and the dashboard."""
+    from controller.demo.demo import DemoSpec, conclusion, run_demo
 
     spec = DemoSpec(
         engine=engine, duration_s=duration, dashboard=dashboard, store=store, speed=speed, load=load, seed=seed
@@ -185,10 +207,14 @@ def demo(
     if as_json:
         sys.stdout.write(json.dumps(summary) + "\n")
     else:
-        say(f"ended      {summary['requests_finished']:,} requests; the history stays in {summary['store']}")
+        for line in conclusion(summary):
+            say(line)
 
 
-@app.command(epilog="""Example: sagesched sql "SELECT * FROM requests ORDER BY ttlt_s DESC LIMIT 5" --format csv""")
+@app.command(
+    epilog="""Example: sagesched sql "SELECT * FROM requests ORDER BY ttlt_s DESC LIMIT 5" --format csv""",
+    rich_help_panel=LOOK,
+)
 def sql(
     query: Annotated[str, typer.Argument(help="one SQL statement over the history")],
     *,
@@ -201,14 +227,15 @@ def sql(
     store: StoreFlag = None,
     config: ConfigFlag = None,
 ) -> None:
-    """Query the history with SQL, whether the controller runs or not."""
+    """Query the history with SQL. The controller may run meanwhile."""
+    from controller.api.client import history_folder
     from controller.cli.sql import run_query
 
-    tree = load_config({"store": {"path": store}}, file=config)
-    run_query(tree.store.path, query, output=output, file=file, row_limit=limit, raw=raw)
+    folder = history_folder(load_config({"store": {"path": store}}, file=config))
+    run_query(folder, query, output=output, file=file, row_limit=limit, raw=raw)
 
 
-@app.command(epilog="Example: sagesched explain cmpl-42 --store /var/lib/sagesched")
+@app.command(epilog="Example: sagesched explain cmpl-42 --store /var/lib/sagesched", rich_help_panel=LOOK)
 def explain(
     request_id: Annotated[str, typer.Argument(metavar="REQUEST_ID", help="the engine's name of the request")],
     *,
@@ -217,7 +244,7 @@ def explain(
     store: StoreFlag = None,
     config: ConfigFlag = None,
 ) -> None:
-    """Explain in sentences, from recorded facts, why a request ran when it did.
+    """Explain why a request ran when it did. In sentences, from recorded facts.
 
     Asks the running controller, which also knows the last seconds; without one, or with --store, reads the history.
     """
@@ -235,7 +262,7 @@ def forget(
     store: StoreFlag = None,
     config: ConfigFlag = None,
 ) -> None:
-    """Delete stored prompts from every file of the history; the controller must not run meanwhile."""
+    """Delete stored prompts from the history. The controller must not run meanwhile."""
     from store.history.forget import Whose, forget_prompts
 
     if sum((request is not None, tenant is not None, everything)) != 1:
@@ -247,7 +274,7 @@ def forget(
 
 @app.command(epilog="Example: sagesched doctor --config sagesched.toml")
 def doctor(*, config: ConfigFlag = None, store: StoreFlag = None, port: PortFlag = None) -> int:
-    """Check the installation and the configuration, with a remedy for each problem."""
+    """Check installation and configuration, with remedies."""
     from controller.config import printed
     from controller.monitoring.doctor import examine
 
@@ -264,7 +291,7 @@ def doctor(*, config: ConfigFlag = None, store: StoreFlag = None, port: PortFlag
     return 1 if wrong else 0
 
 
-@app.command(epilog="Example: sagesched dashboard --api http://127.0.0.1:8700 --port 8501")
+@app.command(epilog="Example: sagesched dashboard --api http://127.0.0.1:8700 --port 8501", rich_help_panel=RUN)
 def dashboard(
     *,
     api: ApiFlag = None,
@@ -272,7 +299,7 @@ def dashboard(
         Path | None,
         typer.Option("--store", metavar="DIR", help="folder of the history (default: as the controller names it)"),
     ] = None,
-    port: Annotated[int, typer.Option(help="port of the dashboard")] = 8501,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="port of the dashboard")] = 8501,
     host: Annotated[str, typer.Option(help="address of the dashboard; not loopback needs a token")] = "127.0.0.1",
     name: Annotated[
         list[str] | None,
@@ -287,6 +314,8 @@ def dashboard(
     url = api or f"http://127.0.0.1:{tree.http.port}"
     _stop_on_sigterm()
     named = tree.store.path if "path" in tree.store.model_fields_set else None
+    if named is not None and not named.is_dir():
+        raise BadInputError(f"folder {str(named)!r} of the history is not there: check --store, or leave it out")
     say(f"dashboard: http://{host}:{port} (controller {url}, history {named or 'as the controller names it'})")
     command = dashboard_command(url, named, port=port, host=host, names=name or ())
     return subprocess.run(command, env={**os.environ, **_for_dashboard(tree)}, check=False).returncode
@@ -300,35 +329,6 @@ def _for_dashboard(config: Config) -> dict[str, str]:
         "SAGESCHED_STORE__PROMPTS": str(config.store.prompts),
     }
     return {name: value for name, value in given.items() if value is not None}
-
-
-@app.command(epilog="""Example: sagesched mode off --reason "incident 42" """)
-def mode(
-    wanted: Annotated[ModeName, typer.Argument(metavar="off|shadow|on")],
-    *,
-    reason: Annotated[str, typer.Option(help="recorded with the change")] = "asked for on the command line",
-    api: ApiFlag = None,
-    config: ConfigFlag = None,
-) -> None:
-    """Switch a running controller, and with it all engines, to a mode."""
-    from controller.api.client import ApiClient
-
-    tree = load_config(file=config)
-    client = ApiClient(api or f"http://127.0.0.1:{tree.http.port}", token=tree.http.credential)
-    try:
-        settings = client.set_mode(wanted, reason, who=_person())
-    finally:
-        client.close()
-    say(f"mode {settings['mode']}, revision {settings['revision']}")
-
-
-def _person() -> str:
-    """Who switches, for the record: the user and the machine."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):
-        user = f"uid {os.getuid()}"
-    return f"{user}@{socket.gethostname()}"[:200]
 
 
 def _serve(config: Config) -> int:
@@ -388,9 +388,15 @@ def _log_to_stderr(level: str) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
+def _help_of(error: BaseException) -> str:
+    """The command line that prints the help of what was used wrongly."""
+    context = getattr(error, "ctx", None)
+    return f"{context.command_path if context else 'sagesched'} --help"
+
+
 def _message(error: BaseException) -> str:
     describe: Any = getattr(error, "format_message", None)
-    return str(describe()) if describe else str(error)
+    return " ".join(str(describe() if describe else error).split())
 
 
 def _fail(line: str, code: int) -> int:

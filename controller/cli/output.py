@@ -69,6 +69,15 @@ def print_table(table: RenderableType) -> None:
     Console(width=None if console.is_terminal else 220).print(Printable(table))
 
 
+def known_workload(name: str) -> str:
+    """A value of ``--workload`` as it is; raises `WorkloadError` before any work if there is no such workload."""
+    from engine_adapter.workloads.requests import require_workload
+
+    if name:
+        require_workload(name)
+    return name
+
+
 def require_writable(*files: Path | None) -> None:
     """Raise `BadInputError` if a result file cannot be written, before minutes of work."""
     for file in files:

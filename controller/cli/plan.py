@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from controller.cli.benchmark import JsonFlag, QuietFlag, shares, words
+from controller.cli.help import LOOK
 from controller.cli.output import print_table, progress_bar, require_writable, say, write_figures
 from controller.cli.replay import EngineFlag, LastFlag, ModelFlag, SinceFlag, UntilFlag, read_slice
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 def add_plan(app: typer.Typer) -> None:
     """Add the command."""
     app.command(
-        epilog="Example: sagesched plan --store /var/lib/sagesched --since 1d --attainment 0.95,0.99 --load 40"
+        epilog="Example: sagesched plan --store /var/lib/sagesched --since 1d --attainment 0.95,0.99 --load 40",
+        rich_help_panel=LOOK,
     )(plan)
 
 
@@ -44,10 +46,11 @@ def plan(
     store: Annotated[Path | None, typer.Option("--store", metavar="DIR", help="folder of the history")] = None,
     config: Annotated[Path | None, typer.Option("--config", metavar="FILE.toml", help="configuration file")] = None,
 ) -> None:
-    """Say how much load one engine bears, how many replicas a load needs, and what a class costs the others.
+    """Plan capacity from the history. How much load one engine bears, replicas for a load, what a class costs.
 
     The recorded requests of the busiest engine arrive faster and slower; targets are theirs, or default ones.
     """
+    from controller.api.client import history_folder
     from controller.config import load_config
     from controller.policy.from_config import schedule_of
     from controller.replay.plan import PlanSpec, make_plan
@@ -62,7 +65,7 @@ def plan(
         seed=seed,
         load_rps=load,
     )
-    runs = read_slice(tree.store.path, since=since, until=until, engine=engine, model=model, last=last)
+    runs = read_slice(history_folder(tree), since=since, until=until, engine=engine, model=model, last=last)
     busiest = max(runs, key=lambda run: sum(request.counted for request in run.requests))
     with progress_bar(quiet=quiet) as bar:
         task = bar.add_task("requests served in all replays", total=None)

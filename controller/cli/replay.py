@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from controller.cli.help import LOOK
 from controller.cli.output import print_table, progress_bar, require_writable, say, write_figures
 from store.errors import BadInputError
 
@@ -36,7 +37,8 @@ def add_replay(app: typer.Typer) -> None:
     """Add the command."""
     app.command(
         epilog="Example: sagesched replay --store /var/lib/sagesched --since 2h --policies fcfs,sage,sage-tail "
-        "--set policy.overtaking=3 --html replay.html"
+        "--set policy.overtaking=3 --html replay.html",
+        rich_help_panel=LOOK,
     )(replay)
 
 
@@ -65,10 +67,11 @@ def replay(
     store: Annotated[Path | None, typer.Option("--store", metavar="DIR", help="folder of the history")] = None,
     config: Annotated[Path | None, typer.Option("--config", metavar="FILE.toml", help="configuration file")] = None,
 ) -> None:
-    """Replay recorded history under other policies or settings, on an engine as fast as the recorded one.
+    """Replay the history under other policies or settings. The engine is as fast as the recorded one.
 
     Reports first how well the replay reproduces the recorded run.
     """
+    from controller.api.client import history_folder
     from controller.config import load_config
     from controller.policy.from_config import schedule_of
     from controller.replay.replay import ReplaySpec
@@ -79,7 +82,7 @@ def replay(
     chosen = policies or ("fcfs,priority,sage" if slo else "fcfs,sage")
     names = tuple(word.strip() for word in chosen.split(",") if word.strip())
     spec = ReplaySpec(policies=names, schedule=schedule_of(tree.policy), slo=slo)
-    runs = read_slice(tree.store.path, since=since, until=until, engine=engine, model=model, last=last)
+    runs = read_slice(history_folder(tree), since=since, until=until, engine=engine, model=model, last=last)
     _show(_run(spec, runs, quiet=quiet), json_file, html)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -20,6 +21,9 @@ from store.history.reader import require_catalog
 from store.reading.plain_values import plain, text_of, values_of
 from store.reading.sandbox import TRUNCATED, run_sql
 from store.reading.spreadsheet import for_spreadsheets
+
+_UNBOUNDED = 1_000_000
+"""A width at which every grid fits."""
 
 Output: TypeAlias = Literal["table", "csv", "json", "parquet"]
 
@@ -41,11 +45,36 @@ def run_query(
     if output == "parquet" and file is not None:
         write_whole(file, _parquet(answer))
     elif output == "table" and file is None:
-        Console().print(_for_people(answer), highlight=False)
+        _print(answer)
     else:
         _write_text((_raw_csv if raw and output == "csv" else _TEXT[output])(answer), file)
     if (answer.schema.metadata or {}).get(TRUNCATED) == b"true":
         sys.stderr.write(f"sagesched: only the first {row_limit} rows are shown: raise --limit to see more\n")
+
+
+def _print(answer: pa.Table) -> None:
+    """Print a grid if the screen is wide enough for all of it, and else each row as lines of names and values."""
+    screen = Console()
+    table = _for_people(answer)
+    width = Console(width=_UNBOUNDED).measure(table).maximum
+    if screen.is_terminal and width > screen.width:
+        screen.print(_one_below_the_other(answer), highlight=False, soft_wrap=True)
+    else:
+        Console(width=max(screen.width, width)).print(table, highlight=False)
+
+
+def _one_below_the_other(answer: pa.Table) -> Text:
+    """Each row as a block of lines, as psql's expanded display."""
+    longest = max(map(len, answer.column_names), default=0)
+    columns = [values_of(column) for column in answer.columns]
+    lines: list[str] = []
+    for number, row in enumerate(zip(*columns, strict=True), 1):
+        lines.append(f"-- row {number} --")
+        lines += [
+            f"{name:<{longest}}  {'' if value is None else _shown(value)}"
+            for name, value in zip(answer.column_names, row, strict=True)
+        ]
+    return _cell("\n".join(lines))
 
 
 def _for_people(answer: pa.Table) -> Table:
@@ -59,7 +88,20 @@ def _for_people(answer: pa.Table) -> Table:
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, float):
+        return _number(value)
     return text_of(value) if isinstance(value, dict | list | bytes) else str(value)
+
+
+def _number(value: float) -> str:
+    """A number with at most six decimals, or six digits where that would show nothing of it.
+
+    >>> _number(0.052097320556640625), _number(1790000000.25), _number(3.0), _number(2e-09)
+    ('0.052097', '1790000000.25', '3.0', '2e-09')
+    """
+    if not math.isfinite(value) or 0.0 < abs(value) < 0.001 or abs(value) >= 1e15:
+        return f"{value:.6g}"
+    return str(round(value, 6))
 
 
 def _cell(text: str) -> Text:

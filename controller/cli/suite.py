@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from controller.cli.benchmark import HtmlFlag, JsonFlag, ProcessesFlag, QuietFlag, numbers, shares, words
-from controller.cli.output import print_table, progress_bar, require_writable, write_figures
+from controller.cli.help import EXPERIMENT
+from controller.cli.output import known_workload, print_table, progress_bar, require_writable, write_figures
 from store.errors import BadInputError
 
 if TYPE_CHECKING:
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 
 def add_suite(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(epilog="Example: sagesched suite --cases heavy-tail-24k,bursts --seeds 1,2 --html suite.html")(suite)
+    app.command(
+        epilog="Example: sagesched suite --cases heavy-tail-24k,bursts --seeds 1,2 --html suite.html",
+        rich_help_panel=EXPERIMENT,
+    )(suite)
 
 
 def suite(
@@ -32,7 +36,13 @@ def suite(
     cases: Annotated[str, typer.Option(metavar="A,B,C", help="these cases, groups or families alone")] = "",
     loads: Annotated[str, typer.Option(metavar="X,Y,Z", help="cases of these loads alone")] = "",
     workload: Annotated[
-        str, typer.Option("--workload", metavar="FILE", help="a file of your own in place of the built-in cases")
+        str,
+        typer.Option(
+            "--workload",
+            metavar="FILE",
+            help="a file of your own in place of the built-in cases",
+            callback=known_workload,
+        ),
     ] = "",
     seeds: Annotated[str, typer.Option(metavar="1,2,3", help="seeds of each case (1,2,3; short: 1)")] = "",
     engine: Annotated[
@@ -54,7 +64,7 @@ def suite(
     html: HtmlFlag = None,
     quiet: QuietFlag = False,
 ) -> int:
-    """Run our schedule against every rival on many kinds of traffic; code 1 if a target is missed."""
+    """Compare with every baseline on many kinds of traffic. The exit code is 1 if a target is missed."""
     from controller.benchmark.suite.cases import CASES, SHORT_CASES, SHORT_SEEDS, cases_of_file, selected
     from controller.benchmark.suite.suite import SuiteSpec, sized
 

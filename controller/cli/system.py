@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from controller.cli.benchmark import MixFlag, mix_chosen
-from controller.cli.output import fresh_folder, print_table, progress_bar, require_writable, write_figures
+from controller.cli.help import EXPERIMENT
+from controller.cli.output import (
+    fresh_folder,
+    known_workload,
+    print_table,
+    progress_bar,
+    require_writable,
+    write_figures,
+)
 from engine_adapter.agent.clock import steady_clock
 from engine_adapter.serving.fleet import bursts_of
 from store.errors import BadInputError
@@ -24,14 +32,18 @@ QuietFlag = Annotated[bool, typer.Option("--quiet", help="no progress")]
 
 def add_proofs(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command(epilog="Example: sagesched overhead --occupancies 256/1000 --json overhead.json")(overhead)
+    app.command(
+        epilog="Example: sagesched overhead --occupancies 256/1000 --json overhead.json", rich_help_panel=EXPERIMENT
+    )(overhead)
     app.command(
         name="live-comparison",
         epilog="Example: sagesched live-comparison --workload mix.parquet --load 1.05 --json live.json",
+        rich_help_panel=EXPERIMENT,
     )(live_comparison)
     app.command(
         name="load-test",
         epilog="Example: sagesched load-test --engines 64 --rate 8 --seconds 120 --json load.json",
+        rich_help_panel=EXPERIMENT,
     )(load_test)
 
 
@@ -48,7 +60,7 @@ def overhead(
     json_file: JsonFlag = None,
     quiet: QuietFlag = False,
 ) -> None:
-    """Measure the overhead: time added to vLLM's schedule(), allocations, and arrival to table in the controller."""
+    """Measure what the plugin adds to a step of vLLM. Time, allocations, and arrival to table in the controller."""
     from controller.benchmark.system.overhead import OverheadSpec, run_overhead
     from controller.benchmark.system.overhead_report import overhead_tables
 
@@ -75,7 +87,9 @@ def overhead(
 
 def live_comparison(
     *,
-    workload: Annotated[str, typer.Option(metavar="FILE", help="a workload file, or `synthetic`")] = "synthetic",
+    workload: Annotated[
+        str, typer.Option(metavar="FILE", help="a workload file, or `synthetic`", callback=known_workload)
+    ] = "synthetic",
     profile: Annotated[str, typer.Option(metavar="NAME", help="model and GPU")] = "h800-qwen3-32b-24k",
     load: Annotated[float, typer.Option(help="arrival rate relative to the capacity of stock FCFS")] = 1.05,
     requests: Annotated[int, typer.Option(help="measured requests")] = 400,
@@ -94,7 +108,7 @@ def live_comparison(
     json_file: JsonFlag = None,
     quiet: QuietFlag = False,
 ) -> None:
-    """Serve one trace in virtual time and on vLLM's live server with a virtual GPU, stock and with the plugin."""
+    """Compare virtual time with a live vLLM. One trace, on a virtual GPU, stock and with the plugin."""
     from controller.benchmark.system.live_comparison import LiveSpec, run_live_comparison
     from controller.benchmark.system.live_report import live_tables
 
@@ -151,7 +165,7 @@ def load_test(
     json_file: JsonFlag = None,
     quiet: QuietFlag = False,
 ) -> None:
-    """Load a controller with dozens of simulated engines; measures latency, drops, CPU, memory and disk."""
+    """Load a controller with many engines. Simulated ones; measures latency, drops, CPU, memory and disk."""
     from controller.benchmark.system.load_report import load_tables
     from controller.benchmark.system.load_test import LoadSpec, run_load_test
 

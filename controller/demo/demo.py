@@ -7,7 +7,7 @@ import importlib.util
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ import httpx
 from controller.api.client import ApiClient, client_of_child
 from engine_adapter.serving.processes import Child, Children, claimed_port
 from store.errors import ConfigError, SageError
+from store.formatting import span
 from store.history.reader import open_history
 from store.history.tables import TABLE_OF
 
@@ -194,13 +195,14 @@ def _ask(here: DemoEnvironment, path: str) -> dict[str, Any] | None:
 
 
 def _watch(spec: DemoSpec, client: ApiClient, children: Children, *, clock: Clock, pause: Pause) -> dict[str, Any]:
-    """Check the processes until the duration is over; returns the last state of the controller."""
+    """Check the processes until the duration is over, or without one until Ctrl-C; returns the controller's last state."""
     until_s = None if spec.duration_s is None else clock() + spec.duration_s
     state: dict[str, Any] = client.get("/api/state")
-    while until_s is None or clock() < until_s:
-        pause(POLL_S if until_s is None else max(0.0, min(1.0, until_s - clock())))
-        children.check()
-        state = client.get("/api/state")
+    with contextlib.suppress(KeyboardInterrupt) if until_s is None else contextlib.nullcontext():
+        while until_s is None or clock() < until_s:
+            pause(POLL_S if until_s is None else max(0.0, min(1.0, until_s - clock())))
+            children.check()
+            state = client.get("/api/state")
     return state
 
 
@@ -225,6 +227,19 @@ def _summary(spec: DemoSpec, store: Path, state: dict[str, Any]) -> dict[str, An
         "store_rows": sum(counts),
         "store": str(store),
     }
+
+
+def conclusion(summary: Mapping[str, Any]) -> list[str]:
+    """What a run showed, and where to look further, as lines."""
+    store = summary["store"]
+    if not summary["requests_finished"]:
+        return [f"ended      before the first answer did; the history stays in {store}"]
+    latency = f"mean E2E latency {span(summary['mean_ttlt_s'])}, P99 {span(summary['p99_ttlt_s'])}"
+    return [
+        f"ended      {summary['requests_finished']:,} requests, {latency}; the history stays in {store}",
+        f"compare    sagesched replay --store {store} --policies fcfs,sage",
+        f'look       sagesched sql --store {store} "FROM requests ORDER BY ttlt_s DESC LIMIT 5"',
+    ]
 
 
 _FINISHED = """

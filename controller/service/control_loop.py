@@ -29,6 +29,7 @@ from controller.monitoring.request_tracker import RequestTracker
 from controller.monitoring.surroundings import LOGGED_HERE, surrounding_states
 from controller.monitoring.tracing import Ended, Telemetry
 from controller.prompt_encoder import Encoder
+from controller.service.event_log import EventLog
 from controller.service.memory import Memory
 from controller.service.trouble import Trouble
 from engine_adapter.transport.link import ControllerHub
@@ -104,6 +105,7 @@ class ControlLoop:
         self._next_publish_s = 0.0
         self._trouble = Trouble()
         self._refused = RefusedFrames()
+        self._events = EventLog()
         self._logged: set[str] = set()
         self._not_learnt = 0
         self._next_warning_s = 0.0
@@ -301,6 +303,7 @@ class ControlLoop:
 
     def _show(self, entry: Entry) -> None:
         record = entry.record
+        self._events.observe(entry)
         request = self._requests.observe(entry)
         if isinstance(record, Snapshot):
             self._metrics.count_snapshot(entry.engine_id, record)

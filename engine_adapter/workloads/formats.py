@@ -37,15 +37,18 @@ def load_workload(path: Path | str) -> Workload:
         WorkloadError: The file cannot be read or a value is invalid; the message names file, row, column and remedy.
     """
     path = Path(path)
-    readers: dict[str, Callable[[Path], Workload]] = {
-        ".parquet": read_parquet,
-        ".json": _read_sharegpt,
-        ".jsonl": _read_json_lines,
-        ".csv": _read_csv,
-    }
-    if path.suffix.lower() not in readers:
-        raise WorkloadError(f"{path} has the suffix {path.suffix!r}: give a file of {', '.join(readers)}")
-    return readers[path.suffix.lower()](path)
+    require_format(path)
+    return _READERS[path.suffix.lower()](path)
+
+
+def require_format(path: Path) -> None:
+    """Raise `WorkloadError` unless the suffix names a format that can be read and the file is there."""
+    if path.suffix.lower() not in _READERS:
+        raise WorkloadError(
+            f"workload {str(path)!r} is neither built in nor a file of {', '.join(_READERS)}: give one of these"
+        )
+    if not path.is_file():
+        raise WorkloadError(f"workload {str(path)!r} is not there: check the path")
 
 
 # --- CSV traces -----------------------------------------------------------------------------------
@@ -204,3 +207,12 @@ def _read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise WorkloadError(f"{path} cannot be read ({error.strerror}): give a readable file") from error
+
+
+_READERS: dict[str, Callable[[Path], Workload]] = {
+    ".parquet": read_parquet,
+    ".json": _read_sharegpt,
+    ".jsonl": _read_json_lines,
+    ".csv": _read_csv,
+}
+"""What reads a file, by its suffix."""

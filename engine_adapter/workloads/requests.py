@@ -17,7 +17,7 @@ import numpy as np
 from engine_adapter.virtual_time.engine import TraceRequest
 from engine_adapter.workloads.arrivals import ArrivalPlan, Seconds, Wave, all_at_zero, gamma_arrivals, trace_arrivals
 from engine_adapter.workloads.built_in import BUILT_IN
-from engine_adapter.workloads.formats import load_workload
+from engine_adapter.workloads.formats import load_workload, require_format
 from engine_adapter.workloads.rows import Workload, WorkloadRow, fitting, row_tokens, sample, split
 from engine_adapter.workloads.synthetic import SyntheticOptions, synthetic_stream
 from engine_adapter.workloads.token_ids import VOCABULARY_SIZE, block_token_ids, random_token_ids, token_ids
@@ -34,6 +34,7 @@ __all__ = [
     "load_workload",
     "planned_arrivals",
     "request_stream",
+    "require_workload",
     "sample",
     "split",
     "to_requests",
@@ -169,6 +170,15 @@ def request_stream(
         for number, arrival_s in enumerate(bent_s, block * _BLOCK):
             yield made.request(next(rows), number, arrival_s)
         start_s = float(arrivals_s[-1])
+
+
+def require_workload(path_or_name: str) -> None:
+    """Raise `WorkloadError` unless it names a built-in workload, or a file with a suffix that can be read."""
+    base = path_or_name
+    if base not in SYNTHETIC and base not in BUILT_IN:
+        base, _ = split_variant(path_or_name)
+    if base not in SYNTHETIC and base not in BUILT_IN:
+        require_format(Path(base))
 
 
 def with_arrivals(requests: Sequence[TraceRequest], arrivals_s: Seconds | Sequence[float]) -> list[TraceRequest]:

@@ -78,10 +78,12 @@ def merge_histories(sources: Sequence[Path], target: Path, *, now_s: float) -> M
 
 def _checked(sources: Sequence[Path], target: Path) -> list[Folder]:
     paths = [source.absolute().resolve() for source in sources]
-    if len(set(paths)) < 2:
-        raise BadInputError(f"{len(set(paths))} different histories were given: give two or more to merge")
+    if missing := [str(path) for path in paths if not path.exists()]:
+        raise BadInputError(f"{', '.join(map(repr, missing))}: no such folder: give folders of histories")
     if len(set(paths)) < len(paths):
         raise BadInputError("a history was given twice: give each once")
+    if len(paths) < 2:
+        raise BadInputError("only one history was given: give two or more to merge")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise BadInputError(f"{str(target)!r} is not an empty folder: give a new one for the merged history")
     for source in sources:

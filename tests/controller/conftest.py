@@ -97,6 +97,7 @@ def start_controller(tmp_path: Path) -> Iterator[Callable[..., RunningController
         def start(**flags: object) -> RunningController:
             config = load_config(
                 {
+                    "mode": "on",
                     "store": {"path": tmp_path / "history", "seal_interval_s": 0.5},
                     "engine": {"endpoint": f"ipc://{tmp_path}/run/engine.sock", "lease_s": 1.0},
                     "http": {"port": 0},

@@ -308,6 +308,7 @@ class Controller:
     def start(self) -> None:
         """Start in this process; its hub does as `hub` says."""
         settings = {
+            "mode": "on",
             "store": {"path": self.history, "seal_interval_s": 0.5},
             "engine": {"endpoint": self.endpoint, "lease_s": LEASE_S},
             "http": {"port": 0},

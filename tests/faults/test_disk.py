@@ -121,7 +121,7 @@ def test_a_controller_that_cannot_write_at_all_does_not_start(tmp_path: Path) ->
     history.mkdir(mode=0o700)
     history.joinpath("note").write_text("mine")
     command = [
-        *(sys.executable, "-m", "controller", "serve", "--store", str(history)),
+        *(sys.executable, "-m", "controller", "serve", "--mode", "on", "--store", str(history)),
         *("--endpoint", f"ipc://{tmp_path}/run/engine.sock", "--port", "0"),
     ]
     done = subprocess.run(

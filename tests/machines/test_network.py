@@ -35,7 +35,17 @@ class Site:
 
     def start_controller(self) -> Child:
         command = [
-            *(*self._python, "controller", "serve", "--store", str(self.folder / "history"), "--port", "0"),
+            *(
+                *self._python,
+                "controller",
+                "serve",
+                "--mode",
+                "on",
+                "--store",
+                str(self.folder / "history"),
+                "--port",
+                "0",
+            ),
             *("--endpoint", f"tcp://{self.machines.controller.address}:{PORT}", "--seal-interval", "0.5"),
         ]
         child: Child = self.machines.controller.start("controller", command, SAGESCHED_ENGINE__KEYS=str(self.keys))

@@ -101,7 +101,7 @@ class Controller:
 
     def start(self) -> Child:
         command = [
-            *(sys.executable, "-m", "controller", "serve", "--store", str(self._folder / "history")),
+            *(sys.executable, "-m", "controller", "serve", "--mode", "on", "--store", str(self._folder / "history")),
             *("--endpoint", self.endpoint, "--port", str(self.port)),
         ]
         return self._children.start("controller", command, environment={"OMP_NUM_THREADS": "1"})

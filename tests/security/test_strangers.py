@@ -65,7 +65,7 @@ def controller(folder: Path, port: int, http: int) -> Iterator[httpx.Client]:
     """`sagesched serve` in a process that may have 1,024 files open and no more."""
     limit = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({FILES}, {FILES})); "
     arguments = [
-        *("serve", "--store", str(folder / "history"), "--endpoint", f"tcp://127.0.0.1:{port}"),
+        *("serve", "--mode", "on", "--store", str(folder / "history"), "--endpoint", f"tcp://127.0.0.1:{port}"),
         *("--port", str(http), "--config", str(folder / "config.toml")),
     ]
     (folder / "config.toml").write_text(f'[engine]\nkeys = "{folder / "keys"}"\n')

@@ -50,7 +50,18 @@ class Site:
 
     def start_controller(self, *arguments: str) -> Child:
         command = [
-            *(sys.executable, "-m", "controller", "serve", "--store", str(self.store), "--endpoint", self.endpoint),
+            *(
+                sys.executable,
+                "-m",
+                "controller",
+                "serve",
+                "--mode",
+                "on",
+                "--store",
+                str(self.store),
+                "--endpoint",
+                self.endpoint,
+            ),
             *("--port", str(self.port), "--seal-interval", "0.5", *arguments),
         ]
         child = self._children.start("controller", command, environment={"OMP_NUM_THREADS": "1"})

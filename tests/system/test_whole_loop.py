@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -103,6 +104,46 @@ def test_a_stopping_controller_finishes_its_history(site: Site, eventually: Call
     assert controller.process.wait(20) == 130
     with open_history(site.store) as history:
         assert history.execute("SELECT count(*) FROM arrivals").fetchall()[0][0] > 0
+
+
+def test_one_screen_of_text_shows_a_running_site(site: Site, eventually: Callable[..., None]) -> None:
+    """`status` needs no browser, `mode` says whom it reached, `sql` finds the history, the log has every event."""
+    controller = site.start_controller()
+    quiet = run_command("status", "--api", site.api.base_url)
+    assert quiet.returncode == 1
+    assert "no engine is connected" in quiet.stdout
+    engine = site.start_engine(*LOAD)
+    eventually(lambda: site.ask("/api/state")["store"]["rows"].get("completions", 0) >= 5)
+    shown = run_command("status", "--api", site.api.base_url)
+    assert shown.returncode == 0, shown
+    assert "mode on" in shown.stdout
+    assert "nothing is degraded" in shown.stdout
+    assert re.search(r"requests: TTFT P50 .* E2E P50", shown.stdout)
+    assert re.search(r"^ *simulated .* on +\d+ +\d+ ", shown.stdout, re.MULTILINE)
+    switched = run_command("mode", "shadow", "--api", site.api.base_url, "--reason", "a test")
+    assert "sent to 1 engine" in switched.stdout
+    eventually(lambda: site.engine_mode() == "shadow")
+    eventually(lambda: b"1" in asked(site.port, "SELECT count(*) FROM mode_switches"))
+    assert site.stop(engine) == 0
+    assert site.stop(controller) == 0
+    log = controller.last_lines(40)
+    assert "nanobind" not in log
+    for event in ("engine simulated connected", "mode of all engines: shadow (a test)", "engine simulated left"):
+        assert event in log, log
+
+
+def run_command(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "controller", *words], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def asked(port: int, statement: str) -> bytes:
+    """The answer of `sql` that is told the controller's port alone."""
+    environment = {**os.environ, "SAGESCHED_HTTP__PORT": str(port)}
+    environment.pop("SAGESCHED_STORE__PATH", None)
+    command = [sys.executable, "-m", "controller", "sql", statement, "--format", "csv"]
+    return subprocess.run(command, capture_output=True, env=environment, timeout=60, check=False).stdout
 
 
 def test_the_demo_ends_with_its_summary(tmp_path: Path) -> None:

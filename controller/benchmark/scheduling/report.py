@@ -35,6 +35,25 @@ def bench_table(result: BenchResult, against: str | None = None) -> Table:
     return table
 
 
+def bench_verdict(result: BenchResult) -> str | None:
+    """One sentence that says what our order gained over first come, first served; None unless both ran."""
+    if not {"sage", "fcfs"} <= set(result.figures):
+        return None
+    changes = [
+        f"{what} {_change(result.ratio('sage', 'fcfs', name).mean)}"
+        for name, what in (("mean_ttlt_s", "mean E2E latency"), ("p99_ttlt_s", "P99"), ("mean_ttft_s", "mean TTFT"))
+    ]
+    line = f"sage against fcfs: {', '.join(changes)}"
+    fcfs = result.figures["fcfs"]
+    if fcfs.mean_ttft_s < _QUEUES_FROM * fcfs.mean_ttlt_s:
+        line += "; requests hardly wait at this load, so that an order changes little: try a higher --load"
+    return line
+
+
+def _change(ratio: float) -> str:
+    return "unchanged" if round(100.0 * (ratio - 1.0)) == 0 else f"{ratio - 1.0:+.0%}"
+
+
 def headings(result: BenchResult, against: str | None) -> list[str]:
     """The table's headings."""
     ratios = [f"{name} / {against}" for _, name in _RATIOS] if against else []
@@ -85,6 +104,8 @@ def write_html(results: Sequence[BenchResult], path: Path, against: str | None =
 _LOWER_IS_BETTER = tuple(
     field.name for field in fields(PolicyFigures) if field.name.endswith(("ttlt_s", "ttft_s", "tpot_s"))
 )
+_QUEUES_FROM = 0.05
+"""Mean TTFT over mean TTLT below which hardly anything waits."""
 _RATIOS = (("mean_ttlt_s", "mean TTLT"), ("p99_ttlt_s", "P99"))
 _WITH_SPREAD = ("mean_ttlt_s", "p99_ttlt_s")
 

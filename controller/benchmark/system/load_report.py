@@ -7,6 +7,8 @@ from rich.table import Table
 from controller.benchmark.system.load_test import LoadResult, Window
 from controller.reports.tables import text_table
 
+SHORTEST_TREND_S = 600.0
+"""No trend is shown of shorter runs, in which the warm-up of caches looks like growth."""
 ROWS = 20
 """Largest number of windows in the table of the course; of a long run they are evenly spaced."""
 
@@ -39,6 +41,8 @@ def _figures(result: LoadResult) -> Table:
         watched, alone = (result.mean("cpu_share", watched=seen) for seen in (True, False))
         rows.append(("a dashboard costs, share of a core", f"{100 * (watched - alone):+.1f} %", ""))
     title = f"{spec.engines} engines, {load}, {spec.seconds:g} s after {spec.warmup_s:g} s of warm-up"
+    if spec.seconds < SHORTEST_TREND_S:
+        return text_table(title, ("figure", "measured"), [row[:2] for row in rows], left=1)
     return text_table(title, ("figure", "measured", "grows in an hour by"), rows, left=1)
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib import metadata
 from itertools import takewhile
 from pathlib import Path
 
@@ -35,6 +36,8 @@ COMMANDS = (
     "routers",
     "sql",
     "explain",
+    "status",
+    "top",
     "doctor",
     "dashboard",
     "mode",
@@ -95,6 +98,78 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         command.name or command.callback.__name__ for command in app.registered_commands if command.callback
     } == set(COMMANDS)
     assert all(command in listed for command in COMMANDS)
+    assert [line for line in listed.splitlines() if line.endswith(":")] == [
+        "Options:",
+        "Run:",
+        "Look:",
+        "Experiment:",
+        "Administer:",
+    ]
+    assert "..." not in listed.replace("[ARGS]...", ""), "every line says all of it"
+
+
+@pytest.mark.parametrize("words", [[], ["keys"]])
+def test_without_a_command_the_help_is_printed(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is started that nobody asked for."""
+    assert run(words) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("Usage: ")
+    assert "..." not in shown.replace("[ARGS]...", "")
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    """The installed distribution's."""
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"sagesched {metadata.version('sagesched-controller')}\n"
+
+
+def test_a_usage_error_names_the_commands_own_help(capsys: pytest.CaptureFixture[str]) -> None:
+    """On one line."""
+    assert run(["mode", "fast"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "'off', 'shadow', 'on'" in line
+    assert line.endswith("(see: sagesched mode --help)")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["bench", "--workload", "nope"],
+        ["sweep", "--workload", "nope.parquet"],
+        ["evaluate", "--workload", "/etc/passwd"],
+        ["evaluate", "--workload", "synthetic:upside-down"],
+    ],
+)
+def test_an_unknown_workload_is_refused_before_any_work(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """No progress bar first."""
+    assert run(words) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "workload" in line
+
+
+def test_an_empty_entry_in_a_list_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """A comma too many may stand for a load that was forgotten."""
+    assert run(["sweep", "--loads", "1,,2", "--requests", "10"]) == 2
+    assert "empty entry" in capsys.readouterr().err
+
+
+def test_a_wide_answer_is_printed_row_by_row_on_a_terminal(
+    history: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every value can be read, whatever the width; in a pipe the grid stays."""
+    words = ["sql", "SELECT * FROM requests", "--store", str(history)]
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run(words) == 0
+    grid = capsys.readouterr().out
+    assert "request_id" in grid
+    assert "row 1" not in grid
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert run(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "-- row 1 --"
+    assert ["ttlt_s", "2.0"] in [line.split() for line in lines]
 
 
 @pytest.mark.slow
@@ -262,7 +337,7 @@ def test_the_dashboard_is_started_as_it_wants_to_be() -> None:
         assert (given.api, given.store) == ("http://127.0.0.1:1", str(store) if store else None)
 
 
-@pytest.mark.parametrize(("words", "named"), [([], False), (["--store", "/h"], True)])
+@pytest.mark.parametrize(("words", "named"), [([], False), (["--store", "/"], True)])
 def test_the_dashboard_takes_the_history_that_the_controller_names(
     words: list[str], *, named: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,6 +350,17 @@ def test_the_dashboard_takes_the_history_that_the_controller_names(
     )
     assert run(["dashboard", *words]) == 0
     assert ["--store" in command for command in started] == [named]
+
+
+@pytest.mark.parametrize(
+    ("words", "named"), [(["--port", "99999"], "--port"), (["--store", "/nowhere/at/all"], "/nowhere")]
+)
+def test_a_dashboard_that_cannot_show_anything_is_not_started(
+    words: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A port that is none, and a history that is not there."""
+    assert run(["dashboard", *words]) == 2
+    assert named in capsys.readouterr().err
 
 
 def test_module_and_script_are_the_same_program() -> None:
