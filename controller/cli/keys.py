@@ -60,6 +60,8 @@ def engine(
 ) -> None:
     """Make an engine's key file and admit it. Copy the file to the engine's machine only.
 
+    NAME-* makes one key for all replicas of a deployment, each of which has a name of its own that begins with NAME-.
+
     To make the secret key on the engine's own machine instead: python -m engine_adapter.engine_key there,
     and `keys authorize` here.
     """
@@ -111,4 +113,4 @@ def _folder(folder: Path | None, config: Path | None) -> Path:
 
 
 def _engine_file(folder: Path, engine_id: str) -> Path:
-    return folder / "engines" / f"{engine_id}.key"
+    return folder / "engines" / f"{engine_id.replace('*', 'replicas')}.key"

@@ -90,7 +90,20 @@ def dashboard_command(
         raise ConfigError('the dashboard is not installed: install "sagesched-controller[dashboard]"')
     where = ["--store", str(store)] if store is not None else []
     served = [word for name in names for word in ("--name", name)]
-    return [sys.executable, "-m", "dashboard", "--api", api_url, "--port", str(port), "--host", host, *served, *where]
+    return [
+        sys.executable,
+        "-P",
+        "-m",
+        "dashboard",
+        "--api",
+        api_url,
+        "--port",
+        str(port),
+        "--host",
+        host,
+        *served,
+        *where,
+    ]
 
 
 def _require_parts(spec: DemoSpec) -> None:
@@ -148,7 +161,7 @@ def _start_all(
 
 def _controller_command(here: DemoEnvironment) -> list[str]:
     return [
-        *(sys.executable, "-m", "controller", "serve", "--mode", "on"),
+        *(sys.executable, "-P", "-m", "controller", "serve", "--mode", "on"),
         *("--store", str(here.store), "--endpoint", here.endpoint, "--port", str(here.api_port)),
         *("--seal-interval", str(SEAL_INTERVAL_S)),
     ]
@@ -156,9 +169,9 @@ def _controller_command(here: DemoEnvironment) -> list[str]:
 
 def _engine_command(spec: DemoSpec, here: DemoEnvironment) -> list[str]:
     if spec.engine == "vllm":
-        module = [sys.executable, "-m", "controller.demo.vllm_engine", "--log-folder", str(here.logs)]
+        module = [sys.executable, "-P", "-m", "controller.demo.vllm_engine", "--log-folder", str(here.logs)]
     else:
-        module = [sys.executable, "-m", "engine_adapter.serving.simulated_server"]
+        module = [sys.executable, "-P", "-m", "engine_adapter.serving.simulated_server"]
     return [
         *(*module, "--endpoint", here.endpoint, "--profile", PROFILE),
         *("--speed", str(spec.speed), "--load", str(spec.load), "--seed", str(spec.seed)),

@@ -164,7 +164,7 @@ def _vllm() -> Finding:
         )
     try:
         answer = subprocess.run(
-            [sys.executable, "-m", "engine_adapter.vllm.contract"],
+            [sys.executable, "-P", "-m", "engine_adapter.vllm.contract"],
             capture_output=True,
             text=True,
             timeout=CHECK_S,

@@ -108,7 +108,7 @@ class GainWatch:
     def _compute(self, task: GainTask) -> GainView:
         """Run the comparison in the worker; a failure becomes the reason of the answer and is not raised."""
         self._worker = subprocess.Popen(
-            [sys.executable, "-m", "controller.replay.gain_worker"],
+            [sys.executable, "-P", "-m", "controller.replay.gain_worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

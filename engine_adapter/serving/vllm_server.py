@@ -136,7 +136,7 @@ class VllmServer:
 
     def _command(self, model: Path) -> list[str]:
         return [
-            *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
+            *(sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server"),
             *("--model", str(model), "--served-model-name", MODEL_NAME),
             *("--host", "127.0.0.1", "--port", str(self.port)),
             *("--load-format", "dummy", "--dtype", "float32", "--enforce-eager"),

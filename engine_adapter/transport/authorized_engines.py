@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from engine_adapter.transport.keys import checked_engine_id, checked_key, make_private_folder, write_private
+from engine_adapter.transport.keys import REPLICAS, checked_engine_id, checked_key, make_private_folder, write_private
 from store.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -44,12 +44,18 @@ class AuthorizedEngines:
         return public in self._keys
 
     def speaks_for(self, public: str, engine_id: str) -> bool:
-        """Whether a key may use an engine id: its own, or that of a data-parallel rank of it (``NAME-dp3``).
+        """Whether a key may use an engine id: its own, that of a data-parallel rank of it (``NAME-dp3``), or a replica's.
 
-        An id that has its own key belongs to that key only.
+        A key for replicas (``NAME-*``) may use every id that begins with ``NAME-`` and goes on. An id that has its own
+        key belongs to that key only.
         """
         if engine_id in self._engines:
             return self._engines[engine_id] == public
+        if any(
+            key == public and name.endswith(REPLICAS) and engine_id.startswith(name[:-1]) and engine_id != name[:-1]
+            for name, key in self._engines.items()
+        ):
+            return True
         name, _, rank = engine_id.rpartition("-dp")
         return rank.isascii() and rank.isdigit() and self._engines.get(name) == public
 

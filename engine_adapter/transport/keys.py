@@ -23,7 +23,10 @@ from store.errors import ConfigError
 CONTROLLER_FILE = "controller.key"
 OWNER_ONLY, OWNER_ONLY_FOLDER = 0o600, 0o700
 KEY_CHARACTERS = 40
-_ENGINE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+REPLICAS = "-*"
+"""End of a key's name that stands for any: replicas of one deployment share the key, each under a name of its own."""
+
+_ENGINE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,125}(-\*)?|[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _KEY = re.compile(rf"[0-9A-Za-z.\-:+=^!/*?&<>()\[\]{{}}@%$#]{{{KEY_CHARACTERS}}}")
 
 
@@ -110,14 +113,18 @@ def load_engine_key(file: Path) -> EngineKey:
 def checked_engine_id(engine_id: str) -> str:
     """Return the name; raise `ConfigError` for one that is not valid in a file name and on one line.
 
+    One that ends with `REPLICAS` is the name of a key that all replicas of a deployment share.
+
     >>> checked_engine_id("gpu-1")
     'gpu-1'
     >>> checked_engine_id("../x")
     Traceback (most recent call last):
-    store.errors.ConfigError: engine id '../x' cannot have a key: use up to 128 of A-Z a-z 0-9 . _ -
+    store.errors.ConfigError: engine id '../x' cannot have a key: use up to 128 of A-Z a-z 0-9 . _ -, and -* at the end for replicas
     """
     if not _ENGINE_ID.fullmatch(engine_id):
-        raise ConfigError(f"engine id {engine_id!r:.140} cannot have a key: use up to 128 of A-Z a-z 0-9 . _ -")
+        raise ConfigError(
+            f"engine id {engine_id!r:.140} cannot have a key: use up to 128 of A-Z a-z 0-9 . _ -, and -* at the end for replicas"
+        )
     return engine_id
 
 

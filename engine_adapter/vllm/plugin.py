@@ -10,7 +10,6 @@ import functools
 import logging
 import math
 import os
-import socket
 import threading
 import time
 import uuid
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import vllm
-from vllm.config import ModelConfig, ParallelConfig, VllmConfig
+from vllm.config import ModelConfig, VllmConfig
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.engine import EngineCoreOutputs
@@ -37,6 +36,7 @@ from engine_adapter.transport.link import EngineLink
 from engine_adapter.transport.zmq_sockets import ZmqLink, default_endpoint
 from engine_adapter.vllm.block_memory import BlockMemory
 from engine_adapter.vllm.contract import KNOWN_VERSIONS, known_version
+from engine_adapter.vllm.engine_name import engine_name
 from engine_adapter.vllm.idle_polls import IDLE_POLL_S, IdlePolls
 from engine_adapter.vllm.request_events import RequestTracker
 from engine_adapter.vllm.scheduler_control import SchedulerControl
@@ -69,7 +69,7 @@ class PluginSettings:
 def plugin_settings(vllm_config: VllmConfig) -> PluginSettings:
     """Read ``--additional-config '{"sagesched": {...}}'``, then the environment, then the defaults.
 
-    An engine with a key file always has the name in that file.
+    An engine with a key file has the name in that file, or one that begins as it says.
 
     Raises:
         ConfigError: A key of the configuration is unknown or has a wrong type, or the key file cannot be used.
@@ -84,24 +84,12 @@ def plugin_settings(vllm_config: VllmConfig) -> PluginSettings:
         raise ConfigError(f'additional config "sagesched" has unknown {sorted(unknown)}: use {", ".join(names)}')
     key_file = given.get("key_file") or os.environ.get("SAGESCHED_KEY_FILE")
     key = load_engine_key(Path(key_file)) if key_file else None
-    name = given.get("engine_id") or os.environ.get("SAGESCHED_ENGINE_ID") or (key.engine_id if key else None)
-    if key is not None and name != key.engine_id:
-        raise ConfigError(f"engine id {name!r} is not the one of its key, {key.engine_id!r}: leave engine_id out")
+    name = given.get("engine_id") or os.environ.get("SAGESCHED_ENGINE_ID")
     return PluginSettings(
         endpoint=given.get("endpoint") or os.environ.get("SAGESCHED_ENDPOINT") or default_endpoint(),
-        engine_id=ranked_name(name or socket.gethostname(), vllm_config.parallel_config),
+        engine_id=engine_name(name, key, vllm_config.parallel_config),
         key=key,
     )
-
-
-def ranked_name(name: str, parallel: ParallelConfig) -> str:
-    """Return the name of one data-parallel rank: each rank has its own engine core and scheduler.
-
-    vLLM configures each rank of a dense model as alone, with size 1 and rank 0, and passes only its index:
-    the first rank has the plain name.
-    """
-    index = parallel.data_parallel_index
-    return f"{name}-dp{index}" if index > 0 or parallel.data_parallel_size > 1 else name
 
 
 def check_model(vllm_config: VllmConfig) -> None:

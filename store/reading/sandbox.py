@@ -78,7 +78,7 @@ def run_sql(
 def _asked(question: Question, timeout_s: float) -> subprocess.CompletedProcess[bytes]:
     try:
         return subprocess.run(
-            [sys.executable, "-m", "store.reading.sandbox_child"],
+            [sys.executable, "-P", "-m", "store.reading.sandbox_child"],
             input=msgspec.json.encode(question),
             capture_output=True,
             timeout=timeout_s,

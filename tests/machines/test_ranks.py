@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import random
+import socket
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import zmq
 from vllm.config import ParallelConfig
 
 from controller.core.in_process import InProcessController
 from controller.policy.policies import policy_named
+from engine_adapter.transport.keys import create_engine_key
 from engine_adapter.virtual_time.engine import TraceRequest
 from engine_adapter.virtual_time.profiles import Profile
-from engine_adapter.vllm.plugin import plugin_settings, ranked_name
+from engine_adapter.vllm.engine_name import default_name, engine_name, ranked_name
+from engine_adapter.vllm.plugin import plugin_settings
 from engine_adapter.vllm.virtual_time import VllmVirtualTimeEngine
 from engine_adapter.vllm_scheduler import SageScheduler
 from online_learning.evaluation.global_learner import GlobalLearner
+from store.errors import ConfigError
 
 pytestmark = pytest.mark.vllm
 
@@ -50,6 +55,38 @@ def test_every_rank_has_a_name_of_its_own(ranks: int, *, dense: bool) -> None:
 def test_an_engine_without_ranks_keeps_its_plain_name() -> None:
     """One rank is no rank."""
     assert ranked_name("vllm", ParallelConfig()) == "vllm"
+
+
+@pytest.mark.parametrize(
+    ("command", "end"),
+    [
+        ("vllm serve MODEL", "8000"),
+        ("vllm serve MODEL --port 8001", "8001"),
+        ("vllm serve MODEL --port=8002 --config x.yaml", "8002"),
+        ("/lib/vllm/entrypoints/openai/api_server.py --model MODEL --port 8003", "8003"),
+        ("vllm serve MODEL --config x.yaml", "pid42"),
+        ("vllm serve MODEL --headless", "pid42"),
+        ("vllm serve MODEL --port 0", "pid42"),
+        ("script.py serving --port 8001", "pid42"),
+    ],
+)
+def test_engines_of_one_host_have_names_of_their_own(command: str, end: str) -> None:
+    """The port, which stays over a restart; the process where the command does not say it."""
+    assert default_name(command.split(), 42) == f"{socket.gethostname()}-{end}"
+
+
+def test_replicas_with_one_key_have_names_of_their_own() -> None:
+    """That of the pod where it is given; what the name of the key begins with stands before it, once."""
+    one = ParallelConfig()
+    public = zmq.curve_keypair()[0].decode()
+    shared = create_engine_key("chat-*", public)
+    assert engine_name("chat-7d9f-x2", shared, one) == "chat-7d9f-x2"
+    assert engine_name("pod-a", shared, one) == "chat-pod-a"
+    assert engine_name(None, shared, one).startswith(f"chat-{socket.gethostname()}-")
+    own = create_engine_key("gpu-1", public)
+    assert engine_name(None, own, one) == "gpu-1"
+    with pytest.raises(ConfigError, match="is not the one of its key"):
+        engine_name("gpu-2", own, one)
 
 
 def test_two_ranks_are_two_engines_of_one_controller() -> None:

@@ -198,6 +198,19 @@ def test_a_rank_that_has_a_key_of_its_own_is_no_longer_its_namesakes(tmp_path: P
         assert not engines.speaks_for(first.pair.public, name)
 
 
+def test_replicas_share_a_key_and_no_other_name(tmp_path: Path) -> None:
+    """``chat-*`` speaks for every name that begins so and has no key of its own, and for its ranks."""
+    public = create_controller_keys(tmp_path / "keys").public
+    shared, single = create_engine_key("chat-*", public), create_engine_key("chat-7", public)
+    authorize(tmp_path / "keys", "chat-*", shared.pair.public)
+    authorize(tmp_path / "keys", "chat-7", single.pair.public)
+    engines = AuthorizedEngines(tmp_path / "keys")
+    assert all(engines.speaks_for(shared.pair.public, name) for name in ("chat-7d9f-x2", "chat-7d9f-x2-dp1"))
+    for name in ("chat-7", "chat-", "chat", "chatter-1", "gpu-1", ""):
+        assert not engines.speaks_for(shared.pair.public, name)
+    assert not engines.speaks_for(single.pair.public, "chat-7d9f-x2")
+
+
 def test_a_line_that_makes_no_sense_authorizes_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The other lines hold; the bad one is named by its number."""
     public = create_controller_keys(tmp_path / "keys").public

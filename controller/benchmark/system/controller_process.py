@@ -29,7 +29,7 @@ def start_controller(
     """
     port = free_port(0)
     command = [
-        *(sys.executable, "-m", "controller", "serve", "--mode", "on", *flags),
+        *(sys.executable, "-P", "-m", "controller", "serve", "--mode", "on", *flags),
         *("--store", str(store), "--endpoint", endpoint, "--port", str(port)),
     ]
     controller = children.start("controller", command, environment={"OMP_NUM_THREADS": "1", **(environment or {})})

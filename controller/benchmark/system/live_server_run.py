@@ -145,7 +145,7 @@ def _send_load(  # noqa: PLR0917 - what is sent, whence, whither, and who looks 
     trace, result = stage.folder / "trace.jsonl", stage.folder / f"client-{name}.json"
     write_trace(trace_lines(serving.requests, serving.profile), trace)
     command = [
-        *(sys.executable, "-m", "engine_adapter.serving.vllm_bench_client", "--base-url", server.base_url),
+        *(sys.executable, "-P", "-m", "engine_adapter.serving.vllm_bench_client", "--base-url", server.base_url),
         *("--model", MODEL_NAME, "--trace", str(trace), "--result", str(result), "--speed", str(serving.speed)),
     ]
     client = children.start(f"client-{name}", command)

@@ -194,7 +194,7 @@ def _start_fleet(spec: LoadSpec, number: int, folder: Path, children: Children, 
     if first == last:
         return None
     command = [
-        *(sys.executable, "-m", "engine_adapter.serving.fleet", "--endpoint", _endpoint(folder)),
+        *(sys.executable, "-P", "-m", "engine_adapter.serving.fleet", "--endpoint", _endpoint(folder)),
         *("--engines", str(last - first), "--first", str(first), "--rate", str(spec.rate_rps)),
         *("--token-s", str(spec.token_s), "--max-running", str(spec.max_running), "--seed", str(spec.seed)),
         *("--start", repr(start_s), "--window", str(spec.window_s)),

@@ -331,8 +331,8 @@ def test_the_dashboard_is_started_as_it_wants_to_be() -> None:
     for store in (Path("/h"), None):
         names = ["dash.example"]
         python, *module = dashboard_command("http://127.0.0.1:1", store, port=7, host="127.0.0.2", names=names)
-        assert (python, module[:2]) == (sys.executable, ["-m", "dashboard"])
-        given = parsed(module[2:])
+        assert (python, module[:3]) == (sys.executable, ["-P", "-m", "dashboard"])
+        given = parsed(module[3:])
         assert (given.port, given.host, given.name) == (7, "127.0.0.2", ["dash.example"])
         assert (given.api, given.store) == ("http://127.0.0.1:1", str(store) if store else None)
 
