@@ -21,7 +21,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser promtool proxies demo test quick check unit long bench suite simulate attack soak ranks crash-test contract-vllm-033 format lock clean
+.PHONY: help setup browser promtool proxies demo test quick check unit long bench suite simulate attack soak ranks crash-test contract-vllm-033 format lock release clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -138,6 +138,9 @@ audit-offline: $(READY) ## Check every locked package against the pinned advisor
 
 sbom: $(READY) ## Write the release's bill of materials (CycloneDX) into dist/.
 	$(BIN)/python docs/sbom.py $(ARGS)
+
+release: sbom ## Build wheel, sdist and bill of materials into dist/, and check them: contents, metadata, the demo from the wheel.
+	$(BIN)/python docs/release.py
 
 reference: $(READY) ## Write the documents' generated parts: views, settings, metrics.
 	$(BIN)/python docs/reference.py

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from controller.config import Config
+from controller.own_packages import NAMES, complaint
 from controller.prompt_encoder import check_encoder, load_encoder
 from engine_adapter.transport.zmq_sockets import prepare_endpoint
 from store.errors import SageError
@@ -32,6 +33,7 @@ DASHBOARD_MODULES = ("plotly", "streamlit")
 def examine(config: Config, *, now_s: float) -> Iterator[Finding]:
     """Carry out every check, cheapest first."""
     yield _python()
+    yield _names()
     yield _modules("controller packages", CONTROLLER_MODULES, "controller", needed=True)
     yield _modules("dashboard packages", DASHBOARD_MODULES, "dashboard", needed=False)
     yield _clock(config.store.path, now_s)
@@ -48,6 +50,14 @@ def _python() -> Finding:
     version = ".".join(str(part) for part in sys.version_info[:3])
     release = importlib.metadata.version("sagesched-controller")
     return Finding(name="installation", state="ok", text=f"sagesched-controller {release}, Python {version}")
+
+
+def _names() -> Finding:
+    problem = complaint()
+    if problem is None:
+        return Finding(name="import names", state="ok", text=", ".join(NAMES))
+    what, remedy = problem.split("; ", 1)
+    return Finding(name="import names", state="wrong", text=what, remedy=remedy)
 
 
 def _modules(name: str, modules: tuple[str, ...], extra: str, *, needed: bool) -> Finding:

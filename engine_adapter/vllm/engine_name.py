@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import sys
@@ -58,7 +59,7 @@ def _port(command: Sequence[str]) -> int | None:
     if "serve" not in command[1:2] and not any(server in command[0] for server in _SERVERS):
         return None
     words = [word for argument in command for word in argument.split("=", 1)]
-    for flag, value in zip(words, words[1:], strict=False):
+    for flag, value in itertools.pairwise(words):
         if flag == "--port":
             return int(value) if value.isdigit() and int(value) > 0 else None
     return None if {"--config", "--uds", "--headless"} & set(words) else DEFAULT_PORT

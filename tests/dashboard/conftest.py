@@ -144,7 +144,7 @@ def engine(now_s: float, waiting: int = 137, **changes: object) -> Json:
         "session_id": "s",
         "model": "qwen3-32b",
         "engine": "simulated",
-        "engine_version": "0.1.0",
+        "engine_version": "0.2.0",
         "connected": True,
         "last_seen_s": now_s - 0.05,
         "kv_blocks": 1500,
@@ -160,7 +160,7 @@ def state(now_s: float, engines: list[Json], **learner: object) -> Json:
     return {
         "controller": {
             "controller_id": "c",
-            "version": "0.1.0",
+            "version": "0.2.0",
             "started_s": now_s - 754,
             "now_s": now_s,
             "mode": "on",
@@ -496,7 +496,7 @@ HEALTH: Json = {
         {"key": "mode", "value": "on", "meaning": "off, shadow or on"},
         {"key": "http.token", "value": "**********", "meaning": "bearer token"},
     ],
-    "versions": {"Python": "3.11.2", "sagesched-controller": "0.1.0", "vllm": "not installed"},
+    "versions": {"Python": "3.11.2", "sagesched-controller": "0.2.0", "vllm": "not installed"},
     "recent_warnings": [
         {
             "time_s": 1.767e9,
