@@ -125,7 +125,8 @@ def test_every_way_to_install_runs_the_demo(way: str, wheel: Path, tmp_path: Pat
     release.run("git", "clone", "--quiet", ROOT, clone)
     marks = {"wheel": ".whl", "clone": ".[", "git": "git+"}
     [words] = [words for words in _readme_lines() if marks[way] in words[-1] and "controller," in words[-1]]
-    what = words[-1].replace("git+URL", f"git+file://{clone}").replace(f"dist/{wheel.name}", str(wheel))
+    # An older pip takes no file:// without a host.
+    what = words[-1].replace("git+URL", f"git+file://localhost{clone}").replace(f"dist/{wheel.name}", str(wheel))
     what = what.replace(".[", f"{clone}[") if way == "clone" else what
     python = release.environment(tmp_path / "environment", what)
     assert release.demo(python, tmp_path) > 0
