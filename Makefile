@@ -21,7 +21,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser promtool proxies demo test quick check unit long bench suite simulate attack soak ranks crash-test contract-vllm-033 format lock release clean
+.PHONY: help setup browser promtool proxies demo test quick check unit long bench suite simulate attack soak ranks crash-test contract-matrix contract-latest format lock release clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -117,8 +117,11 @@ crash-test: $(READY) ## kill -9 of the history's writer a hundred times, while i
 soak: $(READY) ## An hour of 16 engines with a small history, figures over time; SECONDS=600 for less.
 	$(BIN)/python -m controller load-test --engines 16 --rate 8 --seconds $(or $(SECONDS),3600) --warmup 120 --window 20 --retention-gb 0.2 $(ARGS)
 
-contract-vllm-033: $(READY) ## The plugin's contract against vLLM 0.33's Python files (downloads 336 MB once).
-	$(BIN)/python tests/real_engine/contract_033.py
+contract-matrix: $(READY) ## The plugin's tests on the Python files of every vLLM minor that it serves (downloads 1.3 GB once, keeps 25 MB of each).
+	$(BIN)/python tests/real_engine/contract_matrix.py $(ARGS)
+
+contract-latest: $(READY) ## The same on the newest vLLM of the package index.
+	$(BIN)/python tests/real_engine/contract_matrix.py latest
 
 screenshots: $(READY) browser ## The README's pictures, from a running demo.
 	$(BIN)/python docs/screenshots.py $(ARGS)

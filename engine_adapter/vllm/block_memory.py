@@ -10,19 +10,21 @@ import math
 from bisect import bisect_left
 from collections import Counter
 
+from vllm.v1 import kv_cache_interface
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager, SingleTypeKVCacheManager
-from vllm.v1.kv_cache_interface import (
-    ChunkedLocalAttentionSpec,
-    CircularBufferSpec,
-    CrossAttentionSpec,
-    MambaSpec,
-    SlidingWindowSpec,
-)
+from vllm.v1.kv_cache_interface import ChunkedLocalAttentionSpec, CrossAttentionSpec, MambaSpec, SlidingWindowSpec
 from vllm.v1.request import Request
 
 from engine_adapter.ordering.kv_memory import NO_HIT, PrefixHit
+from engine_adapter.vllm.releases import admission_cap, blocks_can_be_freed, looks_up_prefix
+
+_OF_FIXED_SIZE = tuple(
+    spec
+    for spec in (MambaSpec, CrossAttentionSpec, getattr(kv_cache_interface, "CircularBufferSpec", None))
+    if spec is not None
+)
 
 FULL = (0,)
 """Groups of a model with one."""
@@ -103,7 +105,7 @@ class BlockMemory:
 
         In a model of full attention the price grows with the logarithm of the prompt's length.
         """
-        if request.num_computed_tokens or not self._manager.prefix_cache_lookup_enabled(request):
+        if request.num_computed_tokens or not looks_up_prefix(self._manager, request):
             return NO_HIT
         if self._chained_tokens is None:
             hit = self._longest_hit(request)
@@ -121,7 +123,7 @@ class BlockMemory:
 
         None when a step in flight still writes to them, so that vLLM would free them later.
         """
-        if not self._scheduler._request_blocks_can_be_freed(request):  # noqa: SLF001 - vLLM asks the same way
+        if not blocks_can_be_freed(self._scheduler, request):
             return None
         groups = self._manager.coordinator.get_blocks(request.request_id)
         return float(
@@ -160,17 +162,17 @@ def _kept_blocks(manager: SingleTypeKVCacheManager, scheduler: AsyncScheduler) -
     spec, size = manager.kv_cache_spec, manager.block_size
     if isinstance(spec, SlidingWindowSpec):
         # The window need not begin with a block.
-        return float(math.ceil((spec.sliding_window - 1 + spec.extra_retained_tokens) / size) + 1)
+        return float(math.ceil((spec.sliding_window - 1 + getattr(spec, "extra_retained_tokens", 0)) / size) + 1)
     if isinstance(spec, ChunkedLocalAttentionSpec):
         return float(math.ceil(spec.attention_chunk_size / size))
-    if isinstance(spec, (MambaSpec, CircularBufferSpec, CrossAttentionSpec)):
+    if isinstance(spec, _OF_FIXED_SIZE):
         return float(math.ceil(spec.max_memory_usage_bytes(scheduler.vllm_config) / spec.page_size_bytes))
     return math.inf
 
 
 def _asked_blocks(manager: SingleTypeKVCacheManager, scheduler: AsyncScheduler) -> float:
     """Return the most blocks that vLLM asks for when it admits a request: with those of the steps in flight."""
-    most = manager.max_admission_blocks_per_request
+    most = admission_cap(manager)
     return _kept_blocks(manager, scheduler) if most is None else float(most)
 
 

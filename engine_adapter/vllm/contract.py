@@ -1,4 +1,4 @@
-"""Every name and behaviour of vLLM that the plugin relies on, and the releases that it was tested with.
+"""Every name and behaviour of vLLM that the plugin relies on, and the releases that it serves.
 
 vLLM's scheduler is no public interface and changes with every release. ``python -m engine_adapter.vllm.contract``
 checks the names in the installed vLLM; ``tests/engine_adapter/vllm/test_contract.py`` tests the behaviours.
@@ -9,6 +9,7 @@ Behaviours:
 2. Under policy FCFS the victim of a failed allocation is the last of ``running``.
 3. A preempted request goes to the head of ``waiting`` with no computed tokens left.
 4. No request is admitted while ``running`` has ``max_num_active_reqs`` requests; the limit is read in every step.
+   (To 0.30 it is ``max_num_running_reqs``.)
 5. ``policy``, ``waiting`` and ``max_num_active_reqs`` may change between steps, with steps in flight.
 6. ``schedule()`` reads ``waiting`` and ``running`` afresh in every call, so both may be reordered before it.
 7. ``finish_requests`` returns the requests that it ended; those that an output ends are finished when it returns.
@@ -18,6 +19,7 @@ Behaviours:
 11. ``max_num_scheduled_tokens`` and ``scheduler_config.long_prefill_token_threshold`` are read in every step.
 12. A request whose KV is loaded asynchronously leaves ``waiting`` for ``kv_holding_waiting`` and is not counted against
     ``max_num_active_reqs``; a request that is passed by goes back to the head of ``waiting``.
+    To 0.30 both go to ``skipped_waiting``, which is served before ``waiting``.
 13. Requests passed by, or blocked by their status, are in ``deferred_waiting`` until they start or end.
 14. ``find_longest_cache_hit`` and ``get_cached_block`` change neither the order of eviction nor any statistics, and in a
     group of full attention a cached block's predecessors are cached too.
@@ -34,8 +36,7 @@ import inspect
 import sys
 import textwrap
 from collections.abc import Iterator
-
-KNOWN_VERSIONS = ("0.32", "0.33")
+from functools import cache
 
 _SCHEDULER = "vllm.v1.core.sched.scheduler"
 _ASYNC_SCHEDULER = "vllm.v1.core.sched.async_scheduler"
@@ -43,6 +44,27 @@ _QUEUES = "vllm.v1.core.sched.request_queue"
 _OUTPUT = "vllm.v1.core.sched.output"
 _MANAGERS = "vllm.v1.core.single_type_kv_cache_manager"
 _SPECS = "vllm.v1.kv_cache_interface"
+
+OLDEST, NEWEST = (0, 26), (0, 33)
+"""The releases served, both included: ``finish_requests`` of earlier ones does not return requests, and the behaviours
+of later ones are not tested."""
+
+LATER: dict[str, tuple[tuple[int, int], str | None]] = {
+    "deferred_waiting": ((0, 31), "skipped_waiting"),
+    "kv_holding_waiting": ((0, 31), "skipped_waiting"),
+    "max_admission_blocks_per_request": ((0, 31), "_max_admission_blocks_per_request"),
+    "max_num_active_reqs": ((0, 31), "max_num_running_reqs"),
+    "Scheduler._request_blocks_can_be_freed": ((0, 30), "Scheduler._free_request_blocks"),
+    "mamba_prefill_checkpoint_alignment": ((0, 30), None),
+    "CircularBufferSpec.max_memory_usage_bytes": ((0, 29), None),
+    "extra_retained_tokens": ((0, 28), None),
+    "num_prefill_lookahead": ((0, 28), None),
+    "KVCacheManager.prefix_cache_lookup_enabled": ((0, 27), "KVCacheManager.get_computed_blocks"),
+    "drop_stale_output": ((0, 27), None),
+    "num_stale_output_tokens": ((0, 27), None),
+    "requires_kv_delivery": ((0, 27), None),
+}
+"""Names that came after `OLDEST`: with which release, and what does the same before it (None: nothing needs to)."""
 
 NAMES: dict[str, tuple[str, ...]] = {
     "vllm": ("__version__",),
@@ -187,39 +209,82 @@ OURS = ("_sage", "_now_s", "_wall_s", "_make_link", "_make_ordering")
 """Names that `SageScheduler` adds; vLLM's scheduler must have none of them."""
 
 
-def known_version(version: str) -> bool:
-    """Whether the plugin was tested with this vLLM release.
+def release_of(version: str) -> tuple[int, int]:
+    """Return major and minor of a version.
 
-    >>> known_version("0.32.0"), known_version("0.33.1+cu130"), known_version("0.34.0"), known_version("0.3.2")
-    (True, True, False, False)
+    >>> release_of("0.33.1+cu130"), release_of("dev")
+    ((0, 33), (0, 0))
     """
-    return ".".join(version.split(".")[:2]) in KNOWN_VERSIONS
+    parts = version.split(".")[:2]
+    return (int(parts[0]), int(parts[1])) if len(parts) == 2 and all(map(str.isdigit, parts)) else (0, 0)
+
+
+def may_lack(name: str, version: str) -> bool:
+    """Whether a release is older than a name.
+
+    >>> may_lack("kv_holding_waiting", "0.30.0"), may_lack("kv_holding_waiting", "0.34.0"), may_lack("waiting", "0.26.0")
+    (True, False, False)
+    """
+    return name in LATER and release_of(version) < LATER[name][0]
+
+
+def refusal(version: str) -> str | None:
+    """Return why a release is not served whatever its names are; None for any other.
+
+    >>> refusal("0.25.1")
+    'the plugin serves 0.26 to 0.33'
+    >>> refusal("0.26.0"), refusal("0.33.1+cu130")
+    (None, None)
+    """
+    if OLDEST <= release_of(version) <= NEWEST:
+        return None
+    return f"the plugin serves {OLDEST[0]}.{OLDEST[1]} to {NEWEST[0]}.{NEWEST[1]}"
+
+
+def verdict(violations: list[str]) -> str:
+    """Return one line: the first violation, and how many more there are."""
+    more = f" (and {len(violations) - 1} more)" if violations[1:] else ""
+    return f"vLLM {_version()} does not keep the plugin's contract: {violations[0]}{more}"
 
 
 def check() -> list[str]:
     """Return the violations of the contract in the installed vLLM, one line each; empty when all names exist."""
+    refused = refusal(_version())
+    if refused is not None:
+        return [refused]
     return [*_check_names(), *_check_parameters(), *_check_attributes(), *_check_ours()]
 
 
 def main() -> int:
     """Print the violations; return exit code 0 without any."""
     violations = check()
-    version = str(_find("vllm", "__version__"))
-    known = "known" if known_version(version) else "unknown to the plugin"
     sys.stdout.write("".join(f"{line}\n" for line in violations))
-    sys.stdout.write(f"vLLM {version} ({known}): {len(violations)} violations of the plugin's contract\n")
+    sys.stdout.write(f"vLLM {_version()}: {len(violations)} violations of the plugin's contract\n")
     return 1 if violations else 0
+
+
+def _version() -> str:
+    return str(_find("vllm", "__version__"))
+
+
+def _needed(name: str) -> str | None:
+    """Return the name that this release must have for one of the contract's; None when it needs none."""
+    return LATER[name][1] if may_lack(name, _version()) else name
 
 
 def _check_names() -> Iterator[str]:
     for module, names in NAMES.items():
-        for name in names:
-            if _find(module, name) is None:
+        for name in map(_needed, names):
+            if name is not None and _find(module, name) is None:
                 yield f"{module} has no {name}"
 
 
 def _check_parameters() -> Iterator[str]:
-    for (module, name), expected in PARAMETERS.items():
+    for (module, listed), named in PARAMETERS.items():
+        name = _needed(listed)
+        if name is None:
+            continue
+        expected = tuple(parameter for parameter in named if not may_lack(parameter, _version()))
         function = _find(module, name)
         if not callable(function):
             yield f"{module} has no function {name}"
@@ -235,7 +300,9 @@ def _check_attributes() -> Iterator[str]:
         if not isinstance(owner, type):
             yield f"{module} has no class {name}"
             continue
-        yield from (f"{module}.{name} has no {attribute}" for attribute in expected if attribute not in _has(owner))
+        has = _has(owner)
+        wanted = map(_needed, expected)
+        yield from (f"{module}.{name} has no {attribute}" for attribute in wanted if attribute and attribute not in has)
 
 
 def _check_ours() -> Iterator[str]:
@@ -265,6 +332,7 @@ def _has(owner: type) -> set[str]:
     return names
 
 
+@cache
 def _set_in(owner: type) -> set[str]:
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(vars(owner)["__init__"])))

@@ -34,10 +34,11 @@ from engine_adapter.ordering.ordering import OrderingFactory, Plan
 from engine_adapter.transport.keys import EngineKey, load_engine_key
 from engine_adapter.transport.link import EngineLink
 from engine_adapter.transport.zmq_sockets import ZmqLink, default_endpoint
+from engine_adapter.vllm import contract
 from engine_adapter.vllm.block_memory import BlockMemory
-from engine_adapter.vllm.contract import KNOWN_VERSIONS, known_version
 from engine_adapter.vllm.engine_name import engine_name
 from engine_adapter.vllm.idle_polls import IDLE_POLL_S, IdlePolls
+from engine_adapter.vllm.releases import SchedulerNames
 from engine_adapter.vllm.request_events import RequestTracker
 from engine_adapter.vllm.scheduler_control import SchedulerControl
 from engine_adapter.vllm.shedding import Shedding
@@ -114,12 +115,9 @@ def start_plugin(
     make_ordering: OrderingFactory,
 ) -> Plugin | None:
     """Make the plugin of a scheduler; None, with the reason in the log, when it cannot or must not run."""
-    if not known_version(vllm.__version__):
-        log.error(
-            "SageSched does not know vLLM %s (it knows %s): vLLM serves in its own order and nothing is reported",
-            vllm.__version__,
-            ", ".join(f"{version}.x" for version in KNOWN_VERSIONS),
-        )
+    violations = contract.check()
+    if violations:
+        log.error("SageSched: vLLM serves in its own order and nothing is reported: %s", contract.verdict(violations))
         return None
     try:
         settings = plugin_settings(scheduler.vllm_config)
@@ -282,7 +280,7 @@ class Plugin:
             engine_version=vllm.__version__,
             kv_blocks=self._memory.all_blocks,
             block_size_tokens=self._memory.block_tokens,
-            max_num_seqs=min(scheduler.max_num_running_reqs, scheduler.max_num_active_reqs),
+            max_num_seqs=min(scheduler.max_num_running_reqs, SchedulerNames.of(scheduler).active_limit(scheduler)),
             token_budget=scheduler.max_num_scheduled_tokens,
             max_model_len_tokens=scheduler.max_model_len,
             prefix_caching=bool(scheduler.cache_config.enable_prefix_caching),
@@ -411,7 +409,7 @@ class Plugin:
             now_s,
             View(
                 kv_blocks_used=self._memory.all_blocks - self._memory.unused_blocks,
-                waiting=len(scheduler.waiting) + len(scheduler.kv_holding_waiting),
+                waiting=scheduler.get_request_counts()[1],
                 running=len(scheduler.running),
                 queue=(request.request_id for request in scheduler.waiting),
                 running_requests=self._running_requests(),

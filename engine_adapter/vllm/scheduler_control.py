@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection
 from collections.abc import Set as AbstractSet
 from itertools import chain, islice
@@ -15,6 +14,7 @@ from engine_adapter.agent.agent import Agent
 from engine_adapter.ordering.kv_memory import KvMemory
 from engine_adapter.ordering.ordered_queue import OrderedQueue
 from engine_adapter.ordering.ordering import Plan
+from engine_adapter.vllm.releases import PassedBy, SchedulerNames
 from engine_adapter.vllm.step_shape import StepShape
 from engine_adapter.vllm.waiting_requests import WaitingRequests, waiting_requests
 
@@ -43,7 +43,9 @@ class SchedulerControl:
         self.shape = StepShape(scheduler)
         """Bounds of the step in force."""
         self._stock_policy: SchedulingPolicy = scheduler.policy
-        self._stock_limit: int = scheduler.max_num_active_reqs
+        self._names = SchedulerNames.of(scheduler)
+        self._passed_by = PassedBy(scheduler)
+        self._stock_limit = self._names.active_limit(scheduler)
         self._held = False
         self._behind: OrderedRequestQueue | None = None
         """The queue behind its head, while vLLM is shown the head only."""
@@ -60,18 +62,20 @@ class SchedulerControl:
             self.give_back()
             return None
         scheduler = self._scheduler
+        passed_by = self._passed_by.gather()
+        holding = self._names.kv_holding(scheduler)
         waiting, running = scheduler.waiting, scheduler.running
         strange_waiting: list[Request] = []
         strange_running: list[Request] = []
         # Finished requests whose blocks are freed later are in none of the three.
-        if len(waiting) + len(running) + len(scheduler.kv_holding_waiting) != len(known):
+        if len(waiting) + len(running) + len(holding) != len(known):
             if not known:
                 self.give_back()
                 return None
             # Rare, and finding them touches every request.
             waiting, strange_waiting = _split(waiting, known)
             running, strange_running = _split(running, known)
-        admission = waiting_requests(scheduler, known)
+        admission = waiting_requests(scheduler, known, holding, passed_by)
         plan = agent.plan(
             now_s,
             waiting=waiting,
@@ -105,7 +109,7 @@ class SchedulerControl:
         scheduler.running.sort(key=self._arrival)
         scheduler.waiting = waiting
         scheduler.policy = self._stock_policy
-        scheduler.max_num_active_reqs = self._stock_limit
+        self._names.limit_active(scheduler, self._stock_limit)
         self.shape.give_back()
         self._held = False
 
@@ -131,7 +135,7 @@ class SchedulerControl:
         if plan.admission_limit is not None:
             held = 0 if admission is None else len(admission.holding)
             active = plan.admission_limit + plan.skipped + len(strange_waiting) + len(strange_running)
-            strange_held = len(scheduler.kv_holding_waiting) - held
+            strange_held = len(self._names.kv_holding(scheduler)) - held
             limit = min(limit, active + strange_held)
             if held or plan.skipped or scheduler.connector is not None:
                 head = active - len(running) - held
@@ -140,7 +144,7 @@ class SchedulerControl:
         self._push_out(plan.pushed_out)
         scheduler.waiting = waiting
         scheduler.running[:] = running
-        scheduler.max_num_active_reqs = limit
+        self._names.limit_active(scheduler, limit)
         self.shape.apply(plan.step_tokens, plan.chunk_tokens)
         if head is not None and head < len(waiting):
             self._show(head, waiting)
@@ -154,13 +158,10 @@ class SchedulerControl:
 
     def _push_out(self, victims: list[Request]) -> None:
         """Preempt running requests through vLLM's own method, which handles steps in flight, as vLLM itself does."""
-        scheduler = self._scheduler
         self.pushing_out = True
         try:
             for victim in victims:
-                scheduler._preempt_request(  # noqa: SLF001 - no other way in
-                    victim, time.monotonic(), drop_stale_output=scheduler.requires_kv_delivery
-                )
+                self._names.preempt(self._scheduler, victim)
         finally:
             self.pushing_out = False
 

@@ -29,8 +29,8 @@ class StepShape:
         self._floor_tokens = max(
             scheduler.block_size,
             scheduler.cache_config.block_size or 0,
-            scheduler.mamba_prefill_checkpoint_alignment or 0,
-            scheduler.num_prefill_lookahead + 1,
+            getattr(scheduler, "mamba_prefill_checkpoint_alignment", None) or 0,
+            getattr(scheduler, "num_prefill_lookahead", 0) + 1,
             self._decode_tokens,
         )
         self.step_tokens: int | None = None

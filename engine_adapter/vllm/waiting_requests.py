@@ -13,6 +13,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.request import Request, RequestStatus
 
 from engine_adapter.ordering.admission import Readiness
+from engine_adapter.vllm.releases import awaits_stale_output
 
 _BLOCKED = frozenset(
     (
@@ -29,11 +30,18 @@ class WaitingRequests:
     Args:
         scheduler: The scheduler.
         known: Ids of the requests that the plan knows.
+        holding: The waiting requests that hold KV blocks.
+        deferred: Those that vLLM passed by, or that are blocked.
     """
 
-    def __init__(self, scheduler: AsyncScheduler, known: AbstractSet[str]) -> None:
-        self._scheduler = scheduler
-        holding = scheduler.kv_holding_waiting
+    def __init__(
+        self,
+        scheduler: AsyncScheduler,
+        known: AbstractSet[str],
+        holding: Collection[Request],
+        deferred: Collection[Request],
+    ) -> None:
+        self._deferred = deferred
         self.holding: Collection[Request] = (
             [request for request in holding if request.request_id in known] if holding else ()
         )
@@ -50,7 +58,7 @@ class WaitingRequests:
 
         A connector that has not answered leaves no trace but that vLLM has passed the request by in its last step.
         """
-        if request.status in _BLOCKED or (request.num_stale_output_tokens and not request.drop_stale_output):
+        if request.status in _BLOCKED or awaits_stale_output(request):
             return "skipped"
         adapter = request.lora_request
         if (
@@ -60,7 +68,7 @@ class WaitingRequests:
             and len(self._adapters) >= self._max_adapters
         ):
             return "crowded_out"
-        if self._connected and request in self._scheduler.deferred_waiting:
+        if self._connected and request in self._deferred:
             return "skipped"
         return "ready"
 
@@ -70,13 +78,10 @@ class WaitingRequests:
             self._adapters.add(request.lora_request.lora_int_id)
 
 
-def waiting_requests(scheduler: AsyncScheduler, known: AbstractSet[str]) -> WaitingRequests | None:
+def waiting_requests(
+    scheduler: AsyncScheduler, known: AbstractSet[str], holding: Collection[Request], deferred: Collection[Request]
+) -> WaitingRequests | None:
     """Return the waiting requests where vLLM treats any of them apart; None, at no price, where it does not."""
-    if (
-        scheduler.kv_holding_waiting
-        or scheduler.deferred_waiting
-        or scheduler.lora_config is not None
-        or scheduler.connector is not None
-    ):
-        return WaitingRequests(scheduler, known)
+    if holding or deferred or scheduler.lora_config is not None or scheduler.connector is not None:
+        return WaitingRequests(scheduler, known, holding, deferred)
     return None

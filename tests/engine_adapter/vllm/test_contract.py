@@ -18,6 +18,7 @@ from engine_adapter.transport.link import NoLink
 from engine_adapter.virtual_time.engine import TraceRequest
 from engine_adapter.virtual_time.profiles import Profile
 from engine_adapter.vllm import contract
+from engine_adapter.vllm.releases import PassedBy, SchedulerNames
 from engine_adapter.vllm.virtual_time import VllmVirtualTimeEngine
 from engine_adapter.vllm_scheduler import SageScheduler
 
@@ -61,10 +62,10 @@ def ids(requests: object) -> list[str]:
     return [request.request_id for request in requests]  # type: ignore[attr-defined]
 
 
-def test_the_version_under_test_is_known() -> None:
+def test_the_version_under_test_is_served() -> None:
     """The installed release, or the one whose files were put before it."""
     assert vllm.__version__.startswith(os.environ.get("SAGESCHED_VLLM_EXPECTED", "0.32"))
-    assert contract.known_version(vllm.__version__)
+    assert contract.refusal(vllm.__version__) is None
 
 
 def test_every_name_is_there() -> None:
@@ -87,6 +88,17 @@ def test_a_missing_name_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
+def test_only_an_older_release_may_lack_what_came_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A release as old as the name's, or newer, must have it; a release that is too old is refused whatever it has."""
+    monkeypatch.setitem(contract.ATTRIBUTES, ("vllm.v1.request", "Request"), ("tokens_to_come",))
+    monkeypatch.setitem(contract.LATER, "tokens_to_come", ((0, 90), None))
+    assert contract.check() == []
+    monkeypatch.setitem(contract.LATER, "tokens_to_come", ((0, 26), None))
+    assert contract.check() == ["vllm.v1.request.Request has no tokens_to_come"]
+    monkeypatch.setattr("vllm.__version__", "0.25.1")
+    assert contract.check() == ["the plugin serves 0.26 to 0.33"]
+
+
 def test_the_plugin_overrides_only_what_the_contract_names() -> None:
     """A method that the contract does not list cannot shadow one of vLLM's."""
     listed = {name.split(".")[1] for module, name in contract.PARAMETERS if name.startswith("AsyncScheduler.")}
@@ -103,7 +115,7 @@ def test_waiting_is_a_deque_served_from_its_head_and_may_be_replaced_between_ste
     assert type(scheduler.waiting) is FCFSRequestQueue
     assert ids(scheduler.waiting) == ["b", "c"]
     scheduler.waiting = FCFSRequestQueue(reversed(scheduler.waiting))
-    scheduler.max_num_active_reqs = 2
+    SchedulerNames.of(scheduler).limit_active(scheduler, 2)
     scheduler.max_num_running_reqs = 2
     engine.step()
     assert ids(scheduler.running) == ["a", "c"]
@@ -131,7 +143,7 @@ def test_admission_stops_at_max_num_active_reqs_as_it_stands_before_each_step() 
     scheduler = engine.scheduler
     running = []
     for limit in (2, 2, 3, 0):
-        scheduler.max_num_active_reqs = limit
+        SchedulerNames.of(scheduler).limit_active(scheduler, limit)
         running.append(engine.step().running)
     assert running == [2, 2, 3, 3]
 
@@ -215,12 +227,14 @@ def test_a_request_that_loads_its_kv_leaves_the_queue_uncounted() -> None:
     engine = stock()
     submit(engine, "a", "b")
     scheduler = engine.scheduler
-    scheduler.max_num_active_reqs = 1
+    SchedulerNames.of(scheduler).limit_active(scheduler, 1)
     scheduler.connector = _Loads()
     engine.step()
-    assert (ids(scheduler.waiting), ids(scheduler.kv_holding_waiting), scheduler.running) == ([], ["a", "b"], [])
-    assert sorted(ids(scheduler.deferred_waiting)) == ["a", "b"]
-    assert {request.status for request in scheduler.kv_holding_waiting} == {RequestStatus.WAITING_FOR_REMOTE_KVS}
+    deferred = PassedBy(scheduler).gather()
+    holding = SchedulerNames.of(scheduler).kv_holding(scheduler)
+    assert (ids(scheduler.waiting), ids(holding), scheduler.running) == ([], ["a", "b"], [])
+    assert sorted(ids(deferred)) == ["a", "b"]
+    assert {request.status for request in holding} == {RequestStatus.WAITING_FOR_REMOTE_KVS}
 
 
 class _Loads:
@@ -243,12 +257,13 @@ def test_a_request_that_is_passed_by_returns_to_the_head() -> None:
     scheduler = engine.scheduler
     request = scheduler.requests["a"]
     request.status = RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
+    passed_by = PassedBy(scheduler)
     engine.step()
+    assert ids(passed_by.gather()) == ["a"]
     assert (ids(scheduler.waiting), ids(scheduler.running)) == (["a"], ["b"])
-    assert ids(scheduler.deferred_waiting) == ["a"]
     request.status = RequestStatus.WAITING
     engine.step()
-    assert (ids(scheduler.running), ids(scheduler.deferred_waiting)) == (["b", "a"], [])
+    assert (ids(scheduler.running), ids(passed_by.gather())) == (["b", "a"], [])
 
 
 def test_finished_requests_may_stay_among_the_requests() -> None:

@@ -30,6 +30,7 @@ from engine_adapter.transport.link import DirectLink, EngineLink, NoLink
 from engine_adapter.virtual_time.engine import CompletedRequest, Totals, TraceRequest, serve
 from engine_adapter.virtual_time.profiles import Profile
 from engine_adapter.vllm import plugin, request_events, scheduler_control
+from engine_adapter.vllm.releases import SchedulerNames
 from engine_adapter.vllm.virtual_time import VllmVirtualTimeEngine
 from engine_adapter.vllm_scheduler import SageScheduler
 from store.records import Arrived, ControllerMessage, EngineMessage, Gate, Preempted, Settings
@@ -187,7 +188,7 @@ def test_leaving_mode_on_restores_vllms_own_policy_queue_limit_and_order(
         finished += served.step().finished
     assert isinstance(scheduler.waiting, queue)
     assert scheduler.policy == SchedulingPolicy(scheduling)
-    assert scheduler.max_num_active_reqs == 1
+    assert SchedulerNames.of(scheduler).active_limit(scheduler) == 1
     assert [life.request_id for life in finished] == ["0", "1", "2", "3", "4"]
 
 
@@ -318,7 +319,7 @@ def test_an_unknown_vllm_gets_its_own_order_and_a_clear_word(
     script = scripted(indexes={"b": 1.0})
     served = engine(script, narrow(1))
     assert starts(serve(served, [work("first"), work("a"), work("b")])) == ["first", "a", "b"]
-    assert "does not know vLLM 0.99.0" in caplog.text
+    assert "vLLM 0.99.0 does not keep the plugin's contract: the plugin serves 0.26 to 0.33" in caplog.text
     assert script.heard == []
 
 
