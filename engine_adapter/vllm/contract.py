@@ -9,7 +9,7 @@ Behaviours:
 2. Under policy FCFS the victim of a failed allocation is the last of ``running``.
 3. A preempted request goes to the head of ``waiting`` with no computed tokens left.
 4. No request is admitted while ``running`` has ``max_num_active_reqs`` requests; the limit is read in every step.
-   (To 0.30 it is ``max_num_running_reqs``.)
+   (To 0.30 it is ``max_num_running_reqs``, and must not be below their number.)
 5. ``policy``, ``waiting`` and ``max_num_active_reqs`` may change between steps, with steps in flight.
 6. ``schedule()`` reads ``waiting`` and ``running`` afresh in every call, so both may be reordered before it.
 7. ``finish_requests`` returns the requests that it ended; those that an output ends are finished when it returns.

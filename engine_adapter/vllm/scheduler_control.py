@@ -144,7 +144,8 @@ class SchedulerControl:
         self._push_out(plan.pushed_out)
         scheduler.waiting = waiting
         scheduler.running[:] = running
-        self._names.limit_active(scheduler, limit)
+        # To 0.30 vLLM asserts that no more run than its limit.
+        self._names.limit_active(scheduler, max(limit, len(running)))
         self.shape.apply(plan.step_tokens, plan.chunk_tokens)
         if head is not None and head < len(waiting):
             self._show(head, waiting)

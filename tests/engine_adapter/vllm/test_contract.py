@@ -137,12 +137,12 @@ def test_the_victim_is_the_last_of_running_and_goes_to_the_head_of_waiting() -> 
 
 
 def test_admission_stops_at_max_num_active_reqs_as_it_stands_before_each_step() -> None:
-    """Behaviour 4; zero admits nobody and stops nobody."""
+    """Behaviour 4; a limit that is reached admits nobody."""
     engine = stock()
-    submit(engine, "a", "b", "c")
+    submit(engine, "a", "b", "c", "d")
     scheduler = engine.scheduler
     running = []
-    for limit in (2, 2, 3, 0):
+    for limit in (2, 2, 3, 3):
         SchedulerNames.of(scheduler).limit_active(scheduler, limit)
         running.append(engine.step().running)
     assert running == [2, 2, 3, 3]

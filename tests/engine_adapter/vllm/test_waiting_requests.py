@@ -211,10 +211,12 @@ def test_a_request_that_waits_for_its_grammar_holds_up_nobody(scripted: Script) 
     served.submit(work("grammar"))
     waiting = served.scheduler.requests["grammar"]
     waiting.status = RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
-    served.scheduler.deferred_waiting.add(waiting)
+    served.scheduler.waiting.remove_request(waiting)
+    served.scheduler._enqueue_waiting_request(waiting)
     for name in "abc":
         served.submit(work(name, output_tokens=20))
     assert set(served.step().scheduled_tokens) == {"a", "b"}
+    served.scheduler._sage._control._passed_by.gather()
     assert [request.request_id for request in served.scheduler.waiting] == ["grammar", "c"]
     waiting.status = RequestStatus.WAITING
     ended: list[str] = []
