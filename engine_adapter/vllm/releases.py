@@ -113,4 +113,4 @@ def _waits(request: Request) -> bool:
 
 
 def _holds_blocks(request: Request) -> bool:
-    return request.num_computed_tokens > 0 or request.status == RequestStatus.WAITING_FOR_REMOTE_KVS
+    return bool(request.num_computed_tokens > 0 or request.status == RequestStatus.WAITING_FOR_REMOTE_KVS)
