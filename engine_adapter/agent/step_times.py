@@ -1,8 +1,8 @@
 """When an engine's steps ended, from which the times between a request's output tokens follow.
 
-A request that decodes gets its tokens in every step, so that nothing need be noted of it from step to step: the times
-between its tokens are those between the ends of the steps from its first token to its last. Only where a preemption
-keeps it from some steps are these counted as one.
+A request that decodes gets its tokens in nearly every step, so that nothing need be noted of it from step to step: the
+times between its tokens are those between the ends of the steps from its first token to its last. Only where a preemption
+or a used-up token budget keeps it from some steps are these counted as one.
 """
 
 from __future__ import annotations

@@ -115,11 +115,12 @@ def start_plugin(
     make_ordering: OrderingFactory,
 ) -> Plugin | None:
     """Make the plugin of a scheduler; None, with the reason in the log, when it cannot or must not run."""
-    violations = contract.check()
-    if violations:
-        log.error("SageSched: vLLM serves in its own order and nothing is reported: %s", contract.verdict(violations))
-        return None
     try:
+        if violations := contract.check():
+            log.error(
+                "SageSched: vLLM serves in its own order and nothing is reported: %s", contract.verdict(violations)
+            )
+            return None
         settings = plugin_settings(scheduler.vllm_config)
         link = make_link(settings.endpoint, settings.key)
         plugin = Plugin(scheduler, settings.engine_id, StampClock(now_s, wall_s), link, make_ordering)
@@ -232,7 +233,7 @@ class Plugin:
         now_s = self._now_s()
         self._control.show_all()
         self._scheduled.append((output, now_s))
-        self._tracker.schedule(output, now_s)
+        self._tracker.schedule(output, self._scheduler.running, now_s)
         self._report(now_s)
 
     @_border

@@ -6,7 +6,7 @@ The true length of a request, which is for the virtual GPU only, is in ``extra_a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
@@ -55,9 +55,9 @@ class _TrackedRequest:
     first_step: int = 0
     """Number of the step that generated its first token; 0 before it."""
     last_step: int = 0
-    """Number of the step before its last preemption, as long as it has no token since; 0 otherwise."""
+    """Number of the step of its latest token while a gap is expected after it; 0 otherwise."""
     left_out: list[tuple[int, int]] = field(default_factory=list)
-    """Steps between which it got no token because it was preempted."""
+    """Pairs of steps between which it got no token: it was preempted, or the token budget was used up before it."""
     shed: str | None = None
     """Why it is ended before it was served."""
     turn: tuple[FinishReason, int] | None = None
@@ -124,8 +124,8 @@ class RequestTracker:
             return float(request.arrival_time) - self._clock.off_s(), 0
         return tracked.arrival_s, tracked.serial
 
-    def schedule(self, output: SchedulerOutput, now_s: float) -> None:
-        """Record a scheduled step from vLLM's ``SchedulerOutput``."""
+    def schedule(self, output: SchedulerOutput, running: Sequence[Request], now_s: float) -> None:
+        """Record a scheduled step from vLLM's ``SchedulerOutput``, and which running requests it left out."""
         for new in output.scheduled_new_reqs:
             tracked = self._tracked.get(new.req_id)
             if tracked is not None and tracked.scheduled_s is None:
@@ -134,6 +134,10 @@ class RequestTracker:
                 tracked.expected_cached_tokens = self._expected_tokens(new.req_id)
         if self._preempted:
             self._resume(output.num_scheduled_tokens)
+        if len(output.num_scheduled_tokens) < len(running):
+            for request in running:
+                if request.request_id not in output.num_scheduled_tokens:
+                    self._expect_gap(request.request_id)
 
     def preempt(self, request: Request, lost_tokens: int, cause: PreemptionCause, now_s: float) -> None:
         """Report a running request that lost its blocks with ``lost_tokens`` computed tokens."""
@@ -144,9 +148,7 @@ class RequestTracker:
         tracked.recomputed_tokens += lost_tokens
         tracked.lost_tokens = lost_tokens
         self._preempted.add(request.request_id)
-        if tracked.first_step and not tracked.last_step:
-            tracked.last_step = self._steps.steps
-            self._watched.add(request.request_id)
+        self._expect_gap(request.request_id)
         self._agent.preempted(
             Preempted(
                 request_id=request.request_id,
@@ -223,10 +225,21 @@ class RequestTracker:
         if tracked.first_token_s is None:
             self._first_token(tracked, now_s)
         elif tracked.last_step:
-            tracked.left_out.append((tracked.last_step, self._steps.steps))
+            step, before = self._steps.steps, tracked.last_step
+            if step <= before + 1:  # A step that was already under way when the gap was foreseen.
+                tracked.last_step = step
+                return
+            tracked.left_out.append((before, step))
             tracked.last_step = 0
         if tracked.session_tokens is None:
             self._watched.discard(tracked.request.request_id)
+
+    def _expect_gap(self, request_id: str) -> None:
+        """Look at the tokens of a request that decodes and gets none in some step, until the next one after that."""
+        tracked = self._tracked.get(request_id)
+        if tracked is not None and tracked.first_step and not tracked.last_step:
+            tracked.last_step = self._steps.steps
+            self._watched.add(request_id)
 
     def _first_token(self, tracked: _TrackedRequest, now_s: float) -> None:
         tracked.first_token_s = now_s

@@ -198,9 +198,9 @@ def test_the_sandbox_reaches_a_merged_history_alone(pair: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("sources", "target", "complaint"),
     [
-        (["a"], "new", "1 different histories were given"),
-        (["a", "a"], "new", "1 different histories were given"),
-        (["a", "none"], "new", "holds no history"),
+        (["a"], "new", "only one history was given"),
+        (["a", "a"], "new", "was given twice"),
+        (["a", "none"], "new", "no such folder"),
         (["a", "b"], "full", "not an empty folder"),
         (["a", "b"], "a", "not an empty folder"),
     ],

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import vllm
 from vllm.v1.kv_cache_interface import ChunkedLocalAttentionSpec, FullAttentionSpec, KVCacheSpec, SlidingWindowSpec
 from vllm.v1.request import Request
 
@@ -16,6 +17,7 @@ from engine_adapter.transport.link import DirectLink, NoLink
 from engine_adapter.virtual_time.engine import TraceRequest
 from engine_adapter.virtual_time.profiles import Profile
 from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
+from engine_adapter.vllm import contract
 from engine_adapter.vllm.block_memory import BlockMemory
 from engine_adapter.vllm.virtual_time import VllmVirtualTimeEngine
 from engine_adapter.vllm_scheduler import SageScheduler
@@ -158,7 +160,12 @@ def test_blocks_are_what_each_group_really_holds(layers: tuple[KVCacheSpec, ...]
 
     Chunked local attention drops a whole chunk at once, so that it may hold less for a while.
     """
-    served = engine(layers=layers, prefix_caching=prefix_caching)
+    try:
+        served = engine(layers=layers, prefix_caching=prefix_caching)
+    except AssertionError as error:
+        if "at least two attention groups" in str(error) and contract.release_of(vllm.__version__) < (0, 32):
+            pytest.skip("this release does not start two equal groups with prefix caching")
+        raise
     memory = BlockMemory(served.scheduler)
     served.submit(work("a", tuple(range(100, 140)), output_tokens=200))
     while served.unfinished:
