@@ -10,7 +10,7 @@ import httpx
 from controller.config import Config, load_config
 from store.errors import BadInputError, SageError
 
-TIMEOUT_S = 5.0
+TIMEOUT_S = 10.0
 
 
 def client_of_child(base_url: str) -> ApiClient:
