@@ -14,7 +14,7 @@ import typer
 
 from controller.cli.benchmark import HtmlFlag, JsonFlag, ProcessesFlag, QuietFlag, numbers, shares, words
 from controller.cli.help import EXPERIMENT
-from controller.cli.output import known_workload, print_table, progress_bar, require_writable, write_figures
+from controller.cli.output import print_table, progress_bar, require_writable, write_figures
 from store.errors import BadInputError
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ def suite(
             "--workload",
             metavar="FILE",
             help="a file of your own in place of the built-in cases",
-            callback=known_workload,
         ),
     ] = "",
     seeds: Annotated[str, typer.Option(metavar="1,2,3", help="seeds of each case (1,2,3; short: 1)")] = "",
