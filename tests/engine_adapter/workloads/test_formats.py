@@ -251,7 +251,7 @@ def test_sharegpt_gives_one_request_for_each_answer_with_the_dialogue_before_it(
         ("w.json", "[" * 100_000, "is not JSON"),
         ("w.parquet", b"", "cannot be read as Parquet"),
         ("w.parquet", b"PAR1 and more PAR1", "cannot be read as Parquet"),
-        ("w.txt", "x", "has the suffix '.txt'"),
+        ("w.txt", "x", "nor a file of .parquet"),
     ],
 )
 def test_a_file_that_makes_no_sense_is_refused_with_its_name_and_a_remedy(
