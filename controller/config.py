@@ -286,7 +286,7 @@ def printed(config: Config) -> list[tuple[str, str]]:
     """Every setting as (key, value), with secrets masked.
 
     >>> printed(load_config(environment={}))[0]
-    ('mode', 'on')
+    ('mode', 'shadow')
     >>> [line for line in printed(load_config({"classes": {"chat": {"ttft_s": 2}}}, environment={})) if "ttft" in line[0]]
     [('classes.chat.ttft_s', '2.0')]
     """

@@ -14,8 +14,9 @@ NAMES = ("controller", "dashboard", "engine_adapter", "online_learning", "store"
 DISTRIBUTION = "sagesched-controller"
 
 
-def foreign_packages(root: Path = Path(__file__).parents[1]) -> dict[str, str]:
+def foreign_packages() -> dict[str, str]:
     """The names that Python would import from elsewhere than this installation, and from where."""
+    root = Path(__file__).resolve().parents[1]
     found = {}
     for name in NAMES:
         places = _places(name)

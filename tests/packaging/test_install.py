@@ -73,6 +73,13 @@ def test_the_command_is_the_one_that_says_so(wheel: Path) -> None:
     assert "sagesched = controller.__main__:main" in entry
 
 
+def test_an_environment_behind_a_link_is_its_own(bare: Path, tmp_path: Path) -> None:
+    """Homes and environments are often reached by links."""
+    (tmp_path / "link").symlink_to(bare.parents[1])
+    line = _said(tmp_path / "link" / "bin" / "python", tmp_path, "-c", "from controller.__main__ import main; main()")
+    assert line.startswith("sagesched: typer is missing")
+
+
 def test_a_folder_that_hides_a_package_is_named(bare: Path, tmp_path: Path) -> None:
     """Python imports from the working directory first."""
     (tmp_path / "store").mkdir()
