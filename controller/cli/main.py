@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -207,7 +208,8 @@ def demo(
     if as_json:
         sys.stdout.write(json.dumps(summary) + "\n")
     else:
-        for line in conclusion(summary):
+        installed = shutil.which("sagesched") is not None
+        for line in conclusion(summary, "sagesched" if installed else f"{sys.executable} -m controller"):
             say(line)
 
 

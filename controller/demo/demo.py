@@ -242,16 +242,23 @@ def _summary(spec: DemoSpec, store: Path, state: dict[str, Any]) -> dict[str, An
     }
 
 
-def conclusion(summary: Mapping[str, Any]) -> list[str]:
-    """What a run showed, and where to look further, as lines."""
+def conclusion(summary: Mapping[str, Any], program: str) -> list[str]:
+    """What a run showed, and where to look further, as lines; ``program`` starts the command line.
+
+    >>> run = {"requests_finished": 752, "mean_ttlt_s": 1.8, "p99_ttlt_s": 13.9, "store": "/tmp/h"}
+    >>> print(*conclusion(run, "sagesched"), sep=chr(10))
+    ended      752 requests, mean E2E latency 1.8 s, P99 13.9 s; the history stays in /tmp/h
+    compare    sagesched replay --store /tmp/h --policies fcfs,sage
+    look       sagesched sql --store /tmp/h "FROM requests ORDER BY ttlt_s DESC LIMIT 5"
+    """
     store = summary["store"]
     if not summary["requests_finished"]:
         return [f"ended      before the first answer did; the history stays in {store}"]
     latency = f"mean E2E latency {span(summary['mean_ttlt_s'])}, P99 {span(summary['p99_ttlt_s'])}"
     return [
         f"ended      {summary['requests_finished']:,} requests, {latency}; the history stays in {store}",
-        f"compare    sagesched replay --store {store} --policies fcfs,sage",
-        f'look       sagesched sql --store {store} "FROM requests ORDER BY ttlt_s DESC LIMIT 5"',
+        f"compare    {program} replay --store {store} --policies fcfs,sage",
+        f'look       {program} sql --store {store} "FROM requests ORDER BY ttlt_s DESC LIMIT 5"',
     ]
 
 
