@@ -1,4 +1,3 @@
-import importlib.util
 import re
 import time
 from collections.abc import Callable
@@ -17,13 +16,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def reference() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("reference", ROOT / "docs" / "reference.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def reference(docs_script: Callable[[str], ModuleType]) -> ModuleType:
+    return docs_script("reference")
 
 
 @pytest.fixture(scope="module")

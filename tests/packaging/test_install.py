@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shlex
@@ -10,6 +9,7 @@ import subprocess
 import sys
 import venv
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -18,21 +18,13 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def _release() -> ModuleType:
-    """docs/release.py, which is no module of a package."""
-    spec = importlib.util.spec_from_file_location("release", ROOT / "docs" / "release.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-release = _release()
+@pytest.fixture(scope="module")
+def release(docs_script: Callable[[str], ModuleType]) -> ModuleType:
+    return docs_script("release")
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wheel(release: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of these sources."""
     folder = tmp_path_factory.mktemp("dist")
     release.run(sys.executable, "-m", "hatchling", "build", "-d", folder, "-t", "wheel")
@@ -112,7 +104,7 @@ def test_children_do_not_import_from_the_working_directory() -> None:
     assert {flag for _, flag in starts} == {'"-P"'}, starts
 
 
-def test_version_and_change_log_agree(wheel: Path) -> None:
+def test_version_and_change_log_agree(release: ModuleType, wheel: Path) -> None:
     """The newest section is this version's, with its date; the wheel holds what it should."""
     release.check_wheel(wheel)
     assert wheel.name.startswith(f"sagesched_controller-{release.version()}-")
@@ -126,7 +118,7 @@ def _readme_lines() -> list[list[str]]:
 
 @pytest.mark.long
 @pytest.mark.parametrize("way", ["wheel", "clone", "git"])
-def test_every_way_to_install_runs_the_demo(way: str, wheel: Path, tmp_path: Path) -> None:
+def test_every_way_to_install_runs_the_demo(release: ModuleType, way: str, wheel: Path, tmp_path: Path) -> None:
     """The README's lines, in a fresh environment each, away from the sources."""
     clone = tmp_path / "clone"
     release.run("git", "clone", "--quiet", ROOT, clone)

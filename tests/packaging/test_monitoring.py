@@ -1,9 +1,10 @@
-import importlib.util
 import json
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any, get_args
 
 import pytest
@@ -19,14 +20,9 @@ METRIC = re.compile(r"\bsagesched_\w+")
 
 
 @pytest.fixture(scope="module")
-def page() -> str:
+def page(docs_script: Callable[[str], ModuleType]) -> str:
     """What a controller with one engine exports."""
-    spec = importlib.util.spec_from_file_location("reference", ROOT / "docs" / "reference.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return str(module.exported())
+    return str(docs_script("reference").exported())
 
 
 @pytest.fixture(scope="module")

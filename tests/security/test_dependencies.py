@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
@@ -18,13 +18,8 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 @pytest.fixture(scope="module")
-def audit() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("audit", DOCS / "audit.py")
-    assert specification is not None
-    assert specification.loader is not None
-    module = sys.modules["audit"] = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+def audit(docs_script: Callable[[str], ModuleType]) -> ModuleType:
+    return docs_script("audit")
 
 
 def test_no_locked_package_is_known_to_be_vulnerable(audit: ModuleType) -> None:

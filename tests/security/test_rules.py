@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -43,13 +43,8 @@ def test_the_linter_holds_the_same_rules() -> None:
 
 
 @pytest.fixture(scope="module")
-def licences() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("licences", ROOT / "docs" / "licences.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def licences(docs_script: Callable[[str], ModuleType]) -> ModuleType:
+    return docs_script("licences")
 
 
 def test_every_package_that_is_needed_is_listed_under_an_allowed_licence(licences: ModuleType) -> None:
