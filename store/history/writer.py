@@ -402,11 +402,13 @@ class HistoryWriter:
         live = self._live
         if self._lock.in_place and (live is None or live.in_place):
             return
-        with self._condition:
-            self._stats = replace(self._stats, replaced_s=self._clock())
         self._folder.create()
         moved = live is not None and not live.in_place
-        self._lock = take_back(self._folder, self._lock, live)
+        try:
+            self._lock = take_back(self._folder, self._lock, live)
+        finally:  # Whoever reads it may rely on the lock, or on the error that follows.
+            with self._condition:
+                self._stats = replace(self._stats, replaced_s=self._clock())
         if moved:  # The present file is opened before the next attempt.
             raise StoreError("its files were removed or replaced while it was open")
 
