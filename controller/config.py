@@ -30,7 +30,10 @@ OTHERS = ("SAGESCHED_DASHBOARD_", "SAGESCHED_ENGINE_ID", "SAGESCHED_KEY_FILE")
 """Prefixes of the environment variables of the dashboard and the plugin."""
 _SECRET = re.compile(r"pass|secret|cred|^http\.(?!host$|port$)|(^|\.)tok\w{0,3}$", re.IGNORECASE)
 """Values of keys like these may be secrets, even with a typing mistake in the key, and are shown in no message."""
-SHARED = {"SAGESCHED_ENDPOINT": "SAGESCHED_ENGINE__ENDPOINT"}
+SHARED = {
+    "SAGESCHED_ENDPOINT": "SAGESCHED_ENGINE__ENDPOINT",
+    "SAGESCHED_SOCKET_GROUP": "SAGESCHED_ENGINE__SOCKET_GROUP",
+}
 """Variables that plugin and controller both read."""
 
 
@@ -64,6 +67,9 @@ class EngineSection(Section):
         default_factory=default_endpoint, description="ipc:// or tcp:// address that engines connect to; tcp needs keys"
     )
     keys: Path = Field(default_factory=default_keys_path, description="folder of CURVE keys, made by `sagesched keys`")
+    socket_group: int | None = Field(
+        default=None, ge=0, description="group id, such as a pod's fsGroup, whose members may all use the ipc:// socket"
+    )
     lease_s: float = Field(default=2.0, ge=0.2, le=60.0, description="silence after which an engine falls back to FCFS")
 
     @field_validator("endpoint")

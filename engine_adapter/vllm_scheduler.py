@@ -62,9 +62,9 @@ class SageScheduler(AsyncScheduler):  # type: ignore[misc]
         """Return Unix seconds of the system clock, by which vLLM's front end stamps arrivals."""
         return time.time()
 
-    def _make_link(self, endpoint: str, key: EngineKey | None) -> EngineLink:
+    def _make_link(self, endpoint: str, key: EngineKey | None, group: int | None) -> EngineLink:
         """Make the engine's end of the connection to the controller."""
-        return ZmqLink(endpoint, key)
+        return ZmqLink(endpoint, key, group)
 
     def _make_ordering(self, block_size_tokens: int, max_num_seqs: int) -> Ordering:
         """Make the ordering that applies index tables."""

@@ -12,12 +12,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from controller.config import Config
+from controller.config import Config, EngineSection
 from controller.own_packages import NAMES, complaint
 from controller.prompt_encoder import check_encoder, load_encoder
 from engine_adapter.transport.zmq_sockets import prepare_endpoint
 from store.errors import SageError
-from store.history.files import Folder, WriterLock
+from store.history.files import Folder, WriterLock, folder_problem
 from store.http_api import Finding
 
 ENOUGH_DISK_BYTES = 1 << 30
@@ -39,7 +39,7 @@ def examine(config: Config, *, now_s: float) -> Iterator[Finding]:
     yield _clock(config.store.path, now_s)
     yield _store(config.store.path)
     yield _disk(config.store.path)
-    yield _endpoint(config.engine.endpoint, config.engine.keys)
+    yield _endpoint(config.engine)
     yield _port(config.http.host, config.http.port)
     if config.learning.encoder is not None:
         yield _encoder(config.learning.encoder, config.learning.tokenizer)
@@ -99,13 +99,12 @@ def _store(store: Path) -> Finding:
             text=f"{store} cannot be made in {parent}",
             remedy="choose a folder of your own with --store",
         )
-    if not os.access(store, os.R_OK | os.W_OK | os.X_OK):
-        return Finding(
-            name="history",
-            state="wrong",
-            text=f"{store} is not readable and writable for this user",
-            remedy="choose a folder of your own with --store",
-        )
+    problem = folder_problem(store)
+    if problem is None and not os.access(store, os.R_OK | os.W_OK | os.X_OK):
+        problem = f"{store} is not readable and writable for this user: choose a folder of your own with --store"
+    if problem is not None:
+        text, remedy = problem.split(": ", 1)
+        return Finding(name="history", state="wrong", text=text, remedy=remedy)
     if not folder.lock.exists():
         return Finding(name="history", state="ok", text=f"{store}, nobody has written there")
     try:
@@ -126,12 +125,12 @@ def _disk(store: Path) -> Finding:
     return Finding(name="disk", state="ok", text=text)
 
 
-def _endpoint(endpoint: str, keys: Path) -> Finding:
+def _endpoint(engine: EngineSection) -> Finding:
     try:
-        prepare_endpoint(endpoint, keys)
+        prepare_endpoint(engine.endpoint, engine.keys, engine.socket_group)
     except (SageError, OSError) as error:
         return Finding(name="endpoint", state="wrong", text=str(error), remedy="set engine.endpoint, engine.keys")
-    return Finding(name="endpoint", state="ok", text=endpoint)
+    return Finding(name="endpoint", state="ok", text=engine.endpoint)
 
 
 def _port(host: str, port: int) -> Finding:

@@ -117,7 +117,7 @@ def _opened(
         controller_id = uuid.uuid4().hex
         core, memory = build_core(config, history, controller_id=controller_id, now_s=clock(), timer=timer)
         last.callback(memory.finish, history)
-        hub = ZmqHub(config.engine.endpoint, config.engine.keys)
+        hub = ZmqHub(config.engine.endpoint, config.engine.keys, config.engine.socket_group)
         live, commands = Live(), Commands(wake=hub.wake)
         telemetry = _telemetry(config.telemetry, controller_id)
         encoder = _encoder(config.learning)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import stat
 import tempfile
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from engine_adapter.transport.endpoint_owner import EndpointOwner
 from engine_adapter.transport.frames import MAX_FRAME_BYTES, FrameHub, FrameLink
 from engine_adapter.transport.keys import EngineKey, load_controller_keys
 from engine_adapter.transport.link import HubTrouble
+from engine_adapter.transport.socket_folder import prepare_folder, share_with
 from engine_adapter.transport.waker import Waker
 from store.errors import ConfigError
 from store.records import EngineMessage
@@ -57,47 +57,18 @@ def is_tcp(endpoint: str) -> bool:
     return endpoint.startswith("tcp://")
 
 
-def prepare_endpoint(endpoint: str, keys: Path | None = None) -> None:
+def prepare_endpoint(endpoint: str, keys: Path | None = None, group: int | None = None) -> None:
     """Create the private directory of an ``ipc://`` endpoint; check that there are keys for ``tcp://``.
 
-    Raises `ConfigError` for other transports, for a directory that other users can change, and for missing keys.
+    Raises `ConfigError` for other transports, for a directory that users outside the trusted group can change, and for
+    missing keys.
     """
     if is_tcp(checked_endpoint(endpoint)):
         if keys is None:
             raise ConfigError(f"endpoint {endpoint!r} is open to the network: name the folder of keys (engine.keys)")
         load_controller_keys(keys)
         return
-    directory = Path(endpoint.removeprefix("ipc://")).parent
-    _make_private(directory)
-    status = directory.stat()
-    if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o022:
-        raise ConfigError(
-            f"directory {directory} of endpoint {endpoint!r} can be written by others: "
-            f"choose one that belongs to you alone (chmod 700 {directory})"
-        )
-    for parent in directory.resolve().parents:
-        _check_parent(parent, endpoint)
-
-
-def _make_private(directory: Path) -> None:
-    try:
-        for part in (*reversed(directory.parents), directory):
-            if not part.is_dir():
-                part.mkdir(mode=0o700, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"directory {directory} of the endpoint cannot be made ({error.strerror})") from None
-
-
-def _check_parent(parent: Path, endpoint: str) -> None:
-    """Check the folders above the socket: a user who can rename one could put another socket there."""
-    status = parent.stat()
-    others_write = status.st_mode & 0o002 and not status.st_mode & stat.S_ISVTX
-    # In a user namespace the system's folders belong to the owner of the root folder, not to 0.
-    if status.st_uid not in (0, os.getuid(), Path("/").stat().st_uid) or others_write:
-        raise ConfigError(
-            f"directory {parent} above endpoint {endpoint!r} belongs to others or can be written by them: "
-            "choose a path of your own"
-        )
+    prepare_folder(Path(endpoint.removeprefix("ipc://")).parent, group)
 
 
 class ZmqLink(FrameLink):
@@ -106,16 +77,17 @@ class ZmqLink(FrameLink):
     Args:
         endpoint: The controller's endpoint.
         key: The engine's credentials, for ``tcp://``.
+        group: A group that may write to the directory of an ``ipc://`` endpoint too; None for the user alone.
 
     Raises:
         ConfigError: The endpoint is invalid, is ``tcp://`` and there is no key, or is a socket in a directory that other
             users can change, who could listen there in the controller's place.
     """
 
-    def __init__(self, endpoint: str, key: EngineKey | None = None) -> None:
+    def __init__(self, endpoint: str, key: EngineKey | None = None, group: int | None = None) -> None:
         """Start connecting; create the directory of an ``ipc://`` endpoint, so that nobody else does."""
         if not is_tcp(checked_endpoint(endpoint)):
-            prepare_endpoint(endpoint)
+            prepare_endpoint(endpoint, group=group)
         elif key is None:
             raise ConfigError(f"endpoint {endpoint!r} is open to the network: name this engine's key file (key_file)")
         self._endpoint = endpoint
@@ -182,14 +154,16 @@ class ZmqHub(FrameHub):
     Args:
         endpoint: The endpoint to listen on.
         keys: Folder of the controller's keys, for ``tcp://``.
+        group: A group whose members may use the socket of an ``ipc://`` endpoint and write to its directory.
 
     Raises:
         ConfigError: The endpoint cannot be listened on, or is ``tcp://`` and there are no keys.
     """
 
-    def __init__(self, endpoint: str, keys: Path | None = None) -> None:
+    def __init__(self, endpoint: str, keys: Path | None = None, group: int | None = None) -> None:
         """Start listening."""
-        prepare_endpoint(endpoint, keys)
+        prepare_endpoint(endpoint, keys, group)
+        self._group = group
         self._waker = Waker()
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
@@ -259,7 +233,7 @@ class ZmqHub(FrameHub):
         """Bind the endpoint; over ``ipc://`` with its lock, which is returned."""
 
         def bind() -> None:
-            prepare_endpoint(endpoint, keys)
+            prepare_endpoint(endpoint, keys, self._group)
             self._bind(endpoint)
 
         if is_tcp(endpoint):
@@ -277,7 +251,7 @@ class ZmqHub(FrameHub):
         return self._gate is None or self._gate.allows(connection, message)
 
     def _bind(self, endpoint: str) -> None:
-        """Listen, over ``ipc://`` with access for the owner only."""
+        """Listen, over ``ipc://`` with access for the owner and the trusted group only."""
         try:
             self._socket.bind(endpoint)
         except zmq.ZMQError as error:
@@ -285,7 +259,7 @@ class ZmqHub(FrameHub):
                 f"endpoint {endpoint!r} cannot be listened on ({error.strerror}): choose another (engine.endpoint)"
             ) from None
         if not is_tcp(endpoint):
-            Path(endpoint.removeprefix("ipc://")).chmod(0o600)
+            share_with(Path(endpoint.removeprefix("ipc://")), self._group)
 
 
 def _set_for_tcp(socket: zmq.Socket[bytes], endpoint: str) -> None:

@@ -33,6 +33,7 @@ from engine_adapter.agent.farewell import FAREWELL_S, hand_over
 from engine_adapter.ordering.ordering import OrderingFactory, Plan
 from engine_adapter.transport.keys import EngineKey, load_engine_key
 from engine_adapter.transport.link import EngineLink
+from engine_adapter.transport.socket_folder import group_id
 from engine_adapter.transport.zmq_sockets import ZmqLink, default_endpoint
 from engine_adapter.vllm import contract
 from engine_adapter.vllm.block_memory import BlockMemory
@@ -60,11 +61,12 @@ Hook = TypeVar("Hook", bound=Callable[..., None])
 
 @dataclass(frozen=True, slots=True)
 class PluginSettings:
-    """The controller's endpoint, this engine's name, and the key that authenticates it over TCP."""
+    """The controller's endpoint, this engine's name, its key over TCP, and the group that shares a socket."""
 
     endpoint: str
     engine_id: str
     key: EngineKey | None = None
+    socket_group: int | None = None
 
 
 def plugin_settings(vllm_config: VllmConfig) -> PluginSettings:
@@ -79,17 +81,19 @@ def plugin_settings(vllm_config: VllmConfig) -> PluginSettings:
     given = additional.get("sagesched", {}) if isinstance(additional, dict) else {}
     if not isinstance(given, dict) or not all(isinstance(value, str) for value in given.values()):
         raise ConfigError(f'additional config "sagesched" is {given!r}: give an object of strings')
-    names = ("endpoint", "engine_id", "key_file")
+    names = ("endpoint", "engine_id", "key_file", "socket_group")
     unknown = given.keys() - set(names)
     if unknown:
         raise ConfigError(f'additional config "sagesched" has unknown {sorted(unknown)}: use {", ".join(names)}')
     key_file = given.get("key_file") or os.environ.get("SAGESCHED_KEY_FILE")
     key = load_engine_key(Path(key_file)) if key_file else None
     name = given.get("engine_id") or os.environ.get("SAGESCHED_ENGINE_ID")
+    group = given.get("socket_group") or os.environ.get("SAGESCHED_SOCKET_GROUP")
     return PluginSettings(
         endpoint=given.get("endpoint") or os.environ.get("SAGESCHED_ENDPOINT") or default_endpoint(),
         engine_id=engine_name(name, key, vllm_config.parallel_config),
         key=key,
+        socket_group=group_id(group) if group else None,
     )
 
 
@@ -111,7 +115,7 @@ def start_plugin(
     *,
     now_s: Callable[[], float],
     wall_s: Callable[[], float],
-    make_link: Callable[[str, EngineKey | None], EngineLink],
+    make_link: Callable[[str, EngineKey | None, int | None], EngineLink],
     make_ordering: OrderingFactory,
 ) -> Plugin | None:
     """Make the plugin of a scheduler; None, with the reason in the log, when it cannot or must not run."""
@@ -122,7 +126,7 @@ def start_plugin(
             )
             return None
         settings = plugin_settings(scheduler.vllm_config)
-        link = make_link(settings.endpoint, settings.key)
+        link = make_link(settings.endpoint, settings.key, settings.socket_group)
         plugin = Plugin(scheduler, settings.engine_id, StampClock(now_s, wall_s), link, make_ordering)
     except ConfigError as error:
         # Without a trace: the line says all.

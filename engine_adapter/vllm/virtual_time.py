@@ -275,7 +275,7 @@ def _harnessed(
         def _wall_s(self) -> float:
             return now_s()
 
-        def _make_link(self, endpoint: str, key: EngineKey | None) -> EngineLink:
+        def _make_link(self, endpoint: str, key: EngineKey | None, group: int | None) -> EngineLink:
             return link
 
         def _make_ordering(self, block_size_tokens: int, max_num_seqs: int) -> Ordering:

@@ -51,8 +51,8 @@ class Folder:
         """Make the folder, for the owner's eyes only."""
         try:
             make_folder(self.path)
-            if self.path.stat().st_mode & stat.S_ISVTX:
-                raise StoreError(f"history folder {self.path} is shared by many: choose one of its own with --store")
+            if problem := folder_problem(self.path):
+                raise StoreError(problem)
             self.path.chmod(_OWNER_ONLY_FOLDER)
         except OSError as error:
             raise StoreError(
@@ -99,6 +99,21 @@ class WriterLock:
     def release(self) -> None:
         """Let the next writer in."""
         os.close(self._descriptor)
+
+
+def folder_problem(path: Path) -> str | None:
+    """Why an existing folder cannot become this user's alone, and what to do; None when it can."""
+    status = path.stat()
+    if status.st_mode & stat.S_ISVTX:
+        return (
+            f"history folder {path} is shared by many: choose one of its own with --store, such as {path / 'history'}"
+        )
+    if os.getuid() not in {0, status.st_uid}:
+        return (
+            f"history folder {path} belongs to user {status.st_uid}, and this process is user {os.getuid()}: choose one "
+            f"of its own with --store; in a volume that Kubernetes made, {path / 'history'}"
+        )
+    return None
 
 
 def make_folder(path: Path) -> None:

@@ -133,7 +133,7 @@ def test_an_endpoint_that_others_can_write_to_is_refused(tmp_path: Path) -> None
         prepare_endpoint(f"ipc://{shared}/engine.sock")
     with pytest.raises(ConfigError, match="name the folder of keys"):
         prepare_endpoint("tcp://0.0.0.0:1")
-    with pytest.raises(ConfigError, match="above endpoint"):
+    with pytest.raises(ConfigError, match="above the endpoint's can be written by everybody"):
         prepare_endpoint(f"ipc://{shared}/mine/engine.sock")
     prepare_endpoint(f"ipc://{tmp_path}/made/engine.sock")
     assert (tmp_path / "made").stat().st_mode & 0o777 == 0o700

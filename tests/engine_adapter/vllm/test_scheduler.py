@@ -6,6 +6,7 @@ import ast
 import inspect
 import logging
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -235,7 +236,7 @@ def _silent_after(script: Any, *, answers: int) -> Answer:
 
 
 class _Unlucky(SageScheduler):  # type: ignore[misc]
-    def _make_link(self, endpoint: str, key: EngineKey | None) -> EngineLink:
+    def _make_link(self, endpoint: str, key: EngineKey | None, group: int | None) -> EngineLink:
         raise OSError(f"no such thing as {endpoint}")
 
 
@@ -260,12 +261,32 @@ def test_an_endpoint_where_others_may_listen_gets_nothing(
     served = _Bare(SageScheduler)
     assert served.scheduler._sage is None
     (line,) = [record for record in caplog.records if "could not start" in record.message]
-    assert f"directory {shared} of endpoint" in line.message
+    assert f"directory {shared} of the endpoint" in line.message
     assert "can be written by others" in line.message
     assert line.exc_info is None
     assert starts(serve(served, [work("a"), work("b")])) == ["a", "b"]
     assert not listener.poll(300)
     listener.close(linger=0)
+
+
+def test_the_group_that_shares_the_socket_is_read_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A folder that the group may change is used where its number is given, and refused otherwise."""
+    shared, group = tmp_path / "shared", os.getegid()
+    shared.mkdir()
+    shared.chmod(0o2770)
+    monkeypatch.setenv("SAGESCHED_ENDPOINT", f"ipc://{shared}/engine.sock")
+    for said, given in (("vllm", "is no number"), (None, f"by group {group}"), (str(group), "")):
+        caplog.clear()
+        if said:
+            monkeypatch.setenv("SAGESCHED_SOCKET_GROUP", said)
+        else:
+            monkeypatch.delenv("SAGESCHED_SOCKET_GROUP")
+        scheduler = _Bare(SageScheduler).scheduler
+        assert (scheduler._sage is not None) is (not given)
+        assert given in caplog.text
+        scheduler.shutdown()
 
 
 def test_an_error_in_an_idle_poll_costs_a_pause_and_touches_no_queue(
