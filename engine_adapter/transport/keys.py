@@ -18,6 +18,7 @@ from pathlib import Path
 
 import zmq
 
+from engine_adapter.transport.socket_folder import system_users
 from store.errors import ConfigError
 
 CONTROLLER_FILE = "controller.key"
@@ -168,11 +169,18 @@ def _toml(values: dict[str, str]) -> str:
     return "".join(f'{name} = "{value}"\n' for name, value in values.items())
 
 
+def _is_mounted_secret(status: os.stat_result) -> bool:
+    """Whether root lets a group of this process read a file, and nobody write it: a Secret of a pod with ``fsGroup``."""
+    is_ours = status.st_gid in {os.getegid(), *os.getgroups()}
+    return stat.S_IMODE(status.st_mode) == 0o440 and is_ours and status.st_uid in system_users()
+
+
 def _read_private(file: Path, names: set[str]) -> dict[str, str]:
     """Read a file of keys; no error message contains its contents."""
     try:
-        mode = stat.S_IMODE(file.stat().st_mode)
-        if mode & 0o077:
+        status = file.stat()
+        mode = stat.S_IMODE(status.st_mode)
+        if mode & 0o077 and not _is_mounted_secret(status):
             raise ConfigError(f"key file {str(file)!r} can be read by others (mode {mode:04o}): chmod 600 {file}")
         values = tomllib.loads(file.read_text(encoding="ascii"))
     except OSError as error:

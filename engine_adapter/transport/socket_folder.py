@@ -48,6 +48,11 @@ def share_with(file: Path, group: int | None) -> None:
     file.chmod(0o600 if group is None else 0o660)
 
 
+def system_users() -> set[int]:
+    """Root, and in a user namespace, where the system's folders belong to another, the owner of the root folder."""
+    return {0, Path("/").stat().st_uid}
+
+
 def _make_private(folder: Path) -> None:
     try:
         for part in (*reversed(folder.parents), folder):
@@ -59,7 +64,7 @@ def _make_private(folder: Path) -> None:
 
 def _check_owner(folder: Path, status: os.stat_result, group: int | None) -> None:
     owner, user = status.st_uid, os.getuid()
-    if owner == user or (group is not None and status.st_gid == group and owner in _roots()):
+    if owner == user or (group is not None and status.st_gid == group and owner in system_users()):
         return
     if status.st_mode & 0o002:
         raise ConfigError(_open_to_all(folder, status.st_mode))
@@ -92,7 +97,7 @@ def _open_to_all(folder: Path, mode: int) -> str:
 def _check_parent(parent: Path) -> None:
     """Check a folder above the socket's: a user who can rename one could put another socket there."""
     status = parent.stat()
-    if status.st_uid not in {os.getuid(), *_roots()}:
+    if status.st_uid not in {os.getuid(), *system_users()}:
         raise ConfigError(
             f"directory {parent} above the endpoint's belongs to user {status.st_uid}, who could put another socket there: "
             "choose a path of your own"
@@ -103,8 +108,3 @@ def _check_parent(parent: Path) -> None:
             "no sticky bit), who could put another socket there: choose a path of your own; of a pod, below an emptyDir "
             "with medium: Memory"
         )
-
-
-def _roots() -> set[int]:
-    """The system's own user; in a user namespace the system's folders belong to the owner of the root folder."""
-    return {0, Path("/").stat().st_uid}

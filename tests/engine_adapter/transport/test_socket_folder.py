@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import shutil
 import tempfile
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from engine_adapter.transport.keys import create_controller_keys, load_controller_keys
 from engine_adapter.transport.socket_folder import group_id, prepare_folder
 from engine_adapter.transport.zmq_sockets import ZmqHub, ZmqLink
 from store.errors import ConfigError, SageError
@@ -32,6 +34,7 @@ def volume() -> Iterator[Path]:
 
 def _said(action: Callable[[], object], user: int = USER, groups: tuple[int, ...] = (GROUP,)) -> str:
     """Run an action as a user in a child process, with its own group and others; what it raised, or nothing."""
+    codecs.lookup("ascii")  # The child may not be able to read the standard library.
     source, sink = os.pipe()
     child = os.fork()
     if child == 0:
@@ -45,6 +48,8 @@ def _said(action: Callable[[], object], user: int = USER, groups: tuple[int, ...
             said = ""
         except SageError as error:
             said = str(error)
+        except Exception as error:  # noqa: BLE001 - said by the parent, whose test fails
+            said = repr(error)
         finally:
             os.write(sink, said.encode())
             os._exit(0)
@@ -152,3 +157,19 @@ def test_a_history_lies_in_a_folder_of_its_own_in_a_volume(volume: Path) -> None
     assert (volume / "history").stat().st_mode & 0o777 == 0o700
     _own(volume, 0o3777)
     assert str(volume / "history") in _said(lambda: Folder(volume).create())
+
+
+@as_root
+def test_keys_are_read_from_a_secret_that_the_pods_group_may_read(volume: Path) -> None:
+    """As the kubelet mounts it: root's, 0440, below a folder that is open to all; another mode or group is refused."""
+    keys = volume / "made"
+    create_controller_keys(keys)
+    file = _own(keys / "controller.key", 0o440)
+    _own(keys, 0o3777)
+    assert _said(lambda: load_controller_keys(keys)) == ""
+    assert "can be read by others (mode 0440)" in _said(lambda: load_controller_keys(keys), groups=())
+    for mode in (0o444, 0o460, 0o640):
+        _own(file, mode)
+        assert f"can be read by others (mode {mode:04o})" in _said(lambda: load_controller_keys(keys))
+    _own(file, 0o440, owner=OTHER_USER)
+    assert "can be read by others (mode 0440)" in _said(lambda: load_controller_keys(keys))
