@@ -28,6 +28,10 @@ PREFIX = "SAGESCHED_"
 """Prefix of the environment variables of these settings."""
 OTHERS = ("SAGESCHED_DASHBOARD_", "SAGESCHED_ENGINE_ID", "SAGESCHED_KEY_FILE")
 """Prefixes of the environment variables of the dashboard and the plugin."""
+_SERVICE_LINK = re.compile(
+    r"SAGESCHED_(?:[A-Z0-9]+_)*(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d+_\w+)=.*|SAGESCHED_(?:[A-Z0-9]+_)*PORT=\w+://.*"
+)
+"""What Kubernetes puts into the environment of every pod for a Service whose name begins with `sagesched`."""
 _SECRET = re.compile(r"pass|secret|cred|^http\.(?!host$|port$)|(^|\.)tok\w{0,3}$", re.IGNORECASE)
 """Values of keys like these may be secrets, even with a typing mistake in the key, and are shown in no message."""
 SHARED = {
@@ -310,7 +314,7 @@ def _lines(prefix: str, tree: Section | Mapping[str, Any]) -> Iterator[tuple[str
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for name, value in sorted(environment.items()):
-        if name.startswith(PREFIX) and not name.startswith(OTHERS):
+        if name.startswith(PREFIX) and not name.startswith(OTHERS) and not _SERVICE_LINK.fullmatch(f"{name}={value}"):
             *sections, key = SHARED.get(name, name).removeprefix(PREFIX).lower().split("__")
             node = tree
             for section in sections:

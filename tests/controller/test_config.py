@@ -99,13 +99,31 @@ def test_the_tree_is_frozen() -> None:
 
 
 def test_variables_of_the_plugin_and_the_dashboard_are_no_unknown_keys() -> None:
-    """One environment may serve engine, controller and dashboard; the endpoint is shared."""
+    """One environment may serve engine, controller and dashboard; the endpoint and its group are shared."""
     environment = {
         "SAGESCHED_ENGINE_ID": "gpu-7",
         "SAGESCHED_DASHBOARD_API": "http://127.0.0.1:1",
         "SAGESCHED_ENDPOINT": "ipc:///run/x/engine.sock",
+        "SAGESCHED_SOCKET_GROUP": "2000",
     }
-    assert load_config(environment=environment).engine.endpoint == "ipc:///run/x/engine.sock"
+    engine = load_config(environment=environment).engine
+    assert (engine.endpoint, engine.socket_group) == ("ipc:///run/x/engine.sock", 2000)
+
+
+def test_what_kubernetes_says_of_a_service_is_no_unknown_key() -> None:
+    """A Service called `sagesched` or `sagesched-api` is in every pod's environment; a setting without its section is not."""
+    links = {
+        "SAGESCHED_SERVICE_HOST": "10.0.0.1",
+        "SAGESCHED_SERVICE_PORT": "8700",
+        "SAGESCHED_SERVICE_PORT_API": "8700",
+        "SAGESCHED_PORT": "tcp://10.0.0.1:8700",
+        "SAGESCHED_API_PORT_8700_TCP": "tcp://10.0.0.1:8700",
+        "SAGESCHED_API_PORT_8700_TCP_ADDR": "10.0.0.1",
+    }
+    assert load_config(environment={**links, "SAGESCHED_HTTP__PORT": "9000"}).http.port == 9000
+    for name, value in {"SAGESCHED_PORT": "9000", "SAGESCHED_HTTP__PROT_8700_TCP": "x"}.items():
+        with pytest.raises(ConfigError, match="unknown setting"):
+            load_config(environment={name: value})
 
 
 def test_every_setting_is_described() -> None:

@@ -1,6 +1,5 @@
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -33,15 +32,6 @@ def names(page: str) -> set[str]:
         f"{name}_{part}" for name, kind in kinds.items() if kind == "histogram" for part in ("bucket", "sum", "count")
     }
     return set(kinds) | parts
-
-
-@pytest.fixture(scope="module")
-def promtool() -> str:
-    """The checker of Prometheus itself; without it these tests fail rather than be left out in silence."""
-    found = shutil.which("promtool") or shutil.which(ROOT / ".cache" / "promtool" / "usr" / "bin" / "promtool")
-    if found is None:
-        pytest.fail("promtool is not installed: run `make promtool`, or leave these tests out with -k 'not promtool'")
-    return found
 
 
 def expressions(board: dict[str, Any]) -> list[str]:

@@ -18,7 +18,7 @@ PACKAGES = ("controller", "online_learning", "store", "dashboard", "engine_adapt
 NAMES = "|".join(PACKAGES)
 DOTTED = re.compile(rf"(?<![\w./:-])(?:{NAMES})(?:\.[A-Za-z_]\w*)+(?![\w(])")
 FILE = re.compile(rf"(?<![\w./-])(?:(?:{NAMES}|tests|docs)/[\w./-]*\w)")
-TEXTS = ("*.md", "*.toml", "*.yml", "*.yaml", "*.service", "*.json", "Makefile", "Containerfile", ".ci/run")
+TEXTS = ("*.md", "*.toml", "*.yml", "*.yaml", "*.service", "*.json", "Makefile", "Containerfile*", "*.conf", ".ci/run")
 PUBLIC = (
     "engine_adapter.http_hints.HttpHints",
     "engine_adapter.vllm_scheduler.SageScheduler",
