@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from engine_adapter.serving.vllm_server import server_environment
+
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "docs" / "deploy"
 IMAGES = sorted(DEPLOY.glob("Containerfile*"))
@@ -60,7 +62,8 @@ set -eu
 mount -t tmpfs tmpfs /mnt
 mkdir /mnt/upper /mnt/work /mnt/root
 mount -t overlay overlay -o lowerdir=/,upperdir=/mnt/upper,workdir=/mnt/work /mnt/root
-mount --rbind /dev /mnt/root/dev && mount -t proc proc /mnt/root/proc
+for folder in dev sys; do mount --rbind /$folder /mnt/root/$folder; done
+mount -t proc proc /mnt/root/proc
 chmod 755 /mnt/root/root
 chroot /mnt/root bash -c "$1"
 """
@@ -133,3 +136,45 @@ cd / && {AS_USER} {sys.executable} -P -c 'import controller.own_packages, store;
     *_, run, cache, where = told.splitlines()
     assert (run, cache) == ("/run/sagesched 2000 700", "/home/vllm/.cache/huggingface 2000 700")
     assert "site-packages/store" in where
+
+
+@pytest.mark.long
+@pytest.mark.vllm
+def test_vllm_and_the_controller_of_a_pod_meet_under_the_pods_name() -> None:
+    """Real vLLM on the CPU, as user 2000 and in the volumes of kubernetes.yaml, is connected under that name."""
+    image, python = IMAGES[1], sys.executable
+    server = server_environment({"SAGESCHED_ENGINE_ID": "vllm-7d9c-x2x4z", "HOME": "/home/vllm"})
+    engine = shlex.join(
+        [
+            *("env", *(f"{name}={each}" for name, each in server.items())),
+            *(python, "-P", "-m", "vllm.entrypoints.openai.api_server", "--model", "/model", "--port", "8000"),
+            *("--load-format", "dummy", "--dtype", "float32", "--enforce-eager", "--max-model-len", "256"),
+            *("--scheduler-cls", "engine_adapter.vllm_scheduler.SageScheduler"),
+        ]
+    )
+    ask = f"""
+import json, time, urllib.request
+end_s = time.monotonic() + 400
+engines = []
+while not engines and time.monotonic() < end_s:
+    time.sleep(1)
+    try:
+        request = urllib.request.Request("http://127.0.0.1:8700/api/state", headers={{"Authorization": "Bearer {"t" * 32}"}})
+        engines = json.load(urllib.request.urlopen(request, timeout=5))["engines"]
+    except OSError:
+        pass
+print([(engine["engine_id"], engine["connected"]) for engine in engines])
+"""
+    told = in_a_copy(f"""{script(image, Path(python).parent)}
+mkdir -p /var/lib/sagesched
+{VOLUMES}
+{python} -P -c 'from pathlib import Path; from engine_adapter.serving.tiny_model import *; make_tiny_model(Path("/model"))'
+export SAGESCHED_HTTP__TOKEN={"t" * 32}
+cd /
+{AS_USER} {engine} > /engine.log 2>&1 &
+{AS_USER} {python} -P -m controller serve --store /var/lib/sagesched/history --host 0.0.0.0 > /controller.log 2>&1 &
+{python} -c {shlex.quote(ask)}
+grep -ho 'SageSched .*' /engine.log || tail -n 40 /engine.log /controller.log
+""")
+    assert "[('vllm-7d9c-x2x4z', True)]" in told, told
+    assert "could not start" not in told, told
