@@ -131,7 +131,7 @@ def test_vllms_image_gets_the_adapter_and_no_other_package() -> None:
 {listed} > /after
 cmp /before /after
 stat -c '%n %u %a' /run/sagesched /home/vllm/.cache/huggingface
-cd / && {AS_USER} {sys.executable} -P -c 'import controller.own_packages, store; print(store.__file__)'
+cd / && {AS_USER} {sys.executable} -P -c 'import engine_adapter.hints; import store as ours; print(ours.__file__)'
 """)
     *_, run, cache, where = told.splitlines()
     assert (run, cache) == ("/run/sagesched 2000 700", "/home/vllm/.cache/huggingface 2000 700")
