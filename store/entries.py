@@ -53,19 +53,19 @@ class Prediction(Record, frozen=True, kw_only=True):
     mean_tokens: float
     """Expected output length."""
     p10_tokens: int
-    """10 % quantile of the predicted output length."""
+    """10% quantile of the predicted output length."""
     p25_tokens: int
-    """25 %."""
+    """25%."""
     p50_tokens: int
-    """50 % quantile, the median."""
+    """50% quantile, the median."""
     p75_tokens: int
-    """75 %."""
+    """75%."""
     p90_tokens: int
-    """90 %."""
+    """90%."""
     p95_tokens: int
-    """95 %."""
+    """95%."""
     p99_tokens: int
-    """99 %."""
+    """99%."""
     evidence: float
     """Effective number of past answers behind the prediction."""
     experts: dict[str, float]
@@ -115,9 +115,9 @@ class Outcome(Record, frozen=True, kw_only=True):
     log_score: float
     """Log score of the outcome."""
     within_50: bool
-    """Inside the central 50 % interval."""
+    """Inside the central 50% interval."""
     within_90: bool
-    """Inside the central 90 % interval."""
+    """Inside the central 90% interval."""
     answer: int
     """Number of the answer in the order in which the learner processed them, over all engines and starts."""
     model_surprise: float | None = None
@@ -145,9 +145,9 @@ class CalibrationMeasured(Record, frozen=True, kw_only=True):
     censored: int
     """Of these, censored: only a lower bound of the length is known."""
     coverage_50: float
-    """Share inside the central 50 % interval; 0.5 when calibrated."""
+    """Share inside the central 50% interval; 0.5 when calibrated."""
     coverage_90: float
-    """Share inside the central 90 % interval; 0.9 when calibrated."""
+    """Share inside the central 90% interval; 0.9 when calibrated."""
     crps_tokens: float
     """Mean continuous ranked probability score; lower is better."""
     log_score: float
@@ -155,7 +155,7 @@ class CalibrationMeasured(Record, frozen=True, kw_only=True):
     prior_log_score: float
     """The same of the model's prior, which ignores the prompt."""
     pinball_tokens: float
-    """Mean quantile loss over the 10, 25, 50, 75 and 90 % quantiles."""
+    """Mean quantile loss over the 10, 25, 50, 75 and 90% quantiles."""
     kendall_tau: float
     """Rank correlation of predicted median and length, over the window's latest answers."""
     pit_histogram: tuple[float, ...]

@@ -74,16 +74,16 @@ def count(value: float | None, unknown: str = DASH) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share as a whole percentage, with as many decimals as distinguish it from 0 and from 100 %.
+    """A share as a whole percentage, with as many decimals as distinguish it from 0 and from 100%.
 
     >>> percent(0.414), percent(0.9999), percent(0.001), percent(0.0), percent(float("nan"))
-    ('41 %', '99.99 %', '0.1 %', '0 %', '–')
+    ('41%', '99.99%', '0.1%', '0%', '–')
     """
     if share is None or not math.isfinite(share):
         return DASH
     edge = min(share, 1.0 - share)
     digits = 0 if edge >= 0.0095 or edge <= 0.0 else 1 if edge >= 0.00095 else 2
-    return f"{100.0 * share:.{digits}f} %"
+    return f"{100.0 * share:.{digits}f}%"
 
 
 def span(seconds: float | None) -> str:

@@ -261,7 +261,7 @@ class Latency(View, frozen=True, kw_only=True):
 
 
 class Ratio(View, frozen=True, kw_only=True):
-    """A mean over another, with the 90 % interval of a block bootstrap over the requests."""
+    """A mean over another, with the 90% interval of a block bootstrap over the requests."""
 
     mean: float
     low: float

@@ -204,7 +204,7 @@ class Finished(Record, frozen=True, kw_only=True):
     itl_max_s: Seconds | None = None
     """Longest time between two of its output tokens; None with fewer than two."""
     itl_p99_s: Seconds | None = None
-    """99 % quantile of the times between its output tokens; None with fewer than two."""
+    """99% quantile of the times between its output tokens; None with fewer than two."""
     shed: Text | None = None
     """Why the request was ended before it was served, as its client had asked for; None if it was not."""
 
@@ -347,9 +347,9 @@ class IndexTable(Record, frozen=True, kw_only=True):
     targets: Targets | None = None
     """What the engine tries to keep: the request's own targets or those of its class."""
     early_tokens: tuple[int, ...] = ()
-    """10 % quantile of the output length given that it exceeds each entry's tokens; empty without an end-to-end target."""
+    """10% quantile of the output length given that it exceeds each entry's tokens; empty without an end-to-end target."""
     late_tokens: tuple[int, ...] = ()
-    """90 % quantile of the same."""
+    """90% quantile of the same."""
     tenant: str | None = None
     """Account that the request is charged to; None where no shares are kept."""
     weight: float = 1.0

@@ -160,7 +160,7 @@ def _figures(state: StateView, ended: FinishedView) -> Text:
     )
     line = f"{which}: TTFT {_percentiles(ttft_s)}, E2E {_percentiles(ttlt_s)}"
     inside = state.learner.coverage_90
-    return Text(line if inside is None else f"{line}; {percent(inside)} of lengths inside the predicted 90 % range")
+    return Text(line if inside is None else f"{line}; {percent(inside)} of lengths inside the predicted 90% range")
 
 
 def _percentiles(values_s: list[float]) -> str:
@@ -203,7 +203,7 @@ def _queue(queue: QueueView) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD, pad_edge=False, title=f"next of {count(len(waiting))} waiting", title_justify="left"
     )
-    for name in ("request", "engine", "waited", "prompt", "predicted tokens", "90 % below"):
+    for name in ("request", "engine", "waited", "prompt", "predicted tokens", "90% below"):
         table.add_column(
             name, overflow="ellipsis", no_wrap=True, justify="left" if name in {"request", "engine"} else "right"
         )

@@ -66,7 +66,7 @@ def _within(spans: list[tuple[float, float]], since_s: float, until_s: float) ->
 
 def _pauses(timeline: RequestTimeline) -> Iterator[str]:
     if timeline.itl_max_s is not None:
-        usual = "" if timeline.itl_p99_s is None else f"; 99 % of them took at most {span(timeline.itl_p99_s)}"
+        usual = "" if timeline.itl_p99_s is None else f"; 99% of them took at most {span(timeline.itl_p99_s)}"
         yield f"The longest time between two of its tokens was {span(timeline.itl_max_s)}{usual}."
 
 

@@ -77,7 +77,7 @@ class RequestMetrics:
         )
         self.itl_s = self._histogram(
             "inter_token_seconds",
-            "Longest and 99 % quantile of the times between two output tokens of each finished request.",
+            "Longest and 99% quantile of the times between two output tokens of each finished request.",
             ("engine_id", "statistic"),
             TOKEN_SECONDS_BUCKETS_S,
         )

@@ -224,7 +224,7 @@ def median_rank(request: RequestFacts, predicted: LengthDistribution, engine: En
 
 
 def expected_remaining(request: RequestFacts, predicted: LengthDistribution, engine: EngineFacts) -> IndexTable:
-    """TRAIL: shortest predicted remaining length first, refreshed with age; no preemption beyond 80 %.
+    """TRAIL: shortest predicted remaining length first, refreshed with age; no preemption beyond 80%.
 
     The conditional mean at an age replaces the refreshed prediction of the source's classifier, which reads the
     model's hidden state. From 0.8 of the first prediction on, a request goes before all others.

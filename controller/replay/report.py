@@ -95,7 +95,7 @@ def _fit_rows(replay: Replay) -> Iterator[tuple[str, ...]]:
 
 
 def _headings() -> list[str]:
-    return ["policy", *(title for _, title, _ in SHOWN), f"mean TTLT / {AS_IT_RAN} (90 % interval)"]
+    return ["policy", *(title for _, title, _ in SHOWN), f"mean TTLT / {AS_IT_RAN} (90% interval)"]
 
 
 def _policy_rows(replay: Replay) -> Iterator[tuple[str, ...]]:

@@ -43,7 +43,7 @@ class ServiceFigures:
     classes: dict[str, ClassFigures]
     """By service class, in alphabetical order; requests in no class are in none."""
     paced_itl_p99: float | None = None
-    """99 % quantile of the inter-token times (ITL) of requests with a TPOT target, over that target; None without any."""
+    """99% quantile of the inter-token times (ITL) of requests with a TPOT target, over that target; None without any."""
 
     @property
     def goodput(self) -> float:

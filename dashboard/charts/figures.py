@@ -111,8 +111,8 @@ def latency(rows: Sequence[Percentiles], what: str, zone: tzinfo) -> go.Figure:
     counts = [row.requests for row in rows]
     curves = (
         ("median", [row.p50_s for row in rows], palette.BLUE),
-        ("90 %", [row.p90_s for row in rows], palette.AMBER),
-        ("99 %", [row.p99_s for row in rows], palette.RED),
+        ("90%", [row.p90_s for row in rows], palette.AMBER),
+        ("99%", [row.p99_s for row in rows], palette.RED),
     )
     _lines(figure, times, curves, "%{y:.3g} s of %{customdata:,} requests", counts)
     return or_blank(figure, rows, "No request finished in this window")
@@ -127,7 +127,7 @@ def predicted_against_actual(points: Iterable[FinishedPoint]) -> go.Figure:
     cut = [point for point in usable if point.reason != "stop"]
     inside = [point for point in ended if _inside(point)]
     outside = [point for point in ended if not _inside(point)]
-    _cloud(figure, inside, "inside the predicted 10–90 % range", palette.BLUE, "circle")
+    _cloud(figure, inside, "inside the predicted 10–90% range", palette.BLUE, "circle")
     _cloud(figure, outside, "outside it", palette.AMBER, "circle")
     _cloud(figure, cut, "cut short: a lower bound", palette.GREY, "triangle-up-open")
     if usable:
@@ -198,7 +198,7 @@ def pit(points: Iterable[FinishedPoint]) -> go.Figure:
             x=[0.0, 1.0],
             y=[ideal, ideal],
             mode="lines",
-            name="calibrated (band: chance, 95 %)",
+            name="calibrated (band: chance, 95%)",
             hoverinfo="skip",
             line={"color": palette.GREY, "width": 1.5, "dash": "dash"},
         )

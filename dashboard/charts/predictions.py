@@ -45,11 +45,11 @@ def crps(rows: Sequence[Quality], events: Sequence[Event], zone: tzinfo) -> go.F
 
 
 def coverage(rows: Sequence[Quality], zone: tzinfo) -> go.Figure:
-    """Share of outcomes inside the central 50 % and 90 % of their predictions, with the ideal."""
+    """Share of outcomes inside the central 50% and 90% of their predictions, with the ideal."""
     figure, times = over_time("share of outcomes", (row.time_s for row in rows), zone)
     curves = (
-        ("inside 90 % range", [row.within_90 for row in rows], palette.GREEN),
-        ("inside 50 % range", [row.within_50 for row in rows], palette.BLUE),
+        ("inside 90% range", [row.within_90 for row in rows], palette.GREEN),
+        ("inside 50% range", [row.within_50 for row in rows], palette.BLUE),
     )
     for name, values, colour in curves:
         figure.add_scatter(

@@ -17,7 +17,7 @@ _COLOURS = (palette.BLUE, palette.AMBER, palette.GREEN, palette.VIOLET, palette.
 
 
 def lengths(clusters: Sequence[Cluster]) -> go.Figure:
-    """The lengths of each cluster's answers as boxes: 10, 25, 50, 75 and 90 %."""
+    """The lengths of each cluster's answers as boxes: 10, 25, 50, 75 and 90%."""
     figure = base("output tokens")
     shown = clusters[:BOXES]
     if shown:
@@ -87,7 +87,7 @@ def drift(
 ) -> go.Figure:
     """The lengths of one cluster over time, with the moments of drifts and of what else became of it."""
     figure, times = over_time("output tokens", [row[0] for row in found], zone)
-    names = (("75 %", 3, 1.0), ("median", 2, 2.5), ("25 %", 1, 1.0))
+    names = (("75%", 3, 1.0), ("median", 2, 2.5), ("25%", 1, 1.0))
     for name, place, width in names:
         figure.add_scatter(
             x=times,

@@ -32,7 +32,7 @@ class Cluster:
     censored: int
     mean_tokens: float
     quantiles: list[float]
-    """10, 25, 50, 75, 90 and 99 % of the lengths."""
+    """10, 25, 50, 75, 90 and 99% of the lengths."""
     coverage_90: float | None
     crps_tokens: float
     drifts: int
@@ -56,7 +56,7 @@ class ClusterDetail:
     lengths: tuple[tuple[float, int], ...]
     """Lower edge of each band of lengths, and answers in it."""
     over_time: tuple[tuple[float, float, float, float], ...]
-    """Time, and 25, 50 and 75 % of the lengths of answers about then."""
+    """Time, and 25, 50 and 75% of the lengths of answers about then."""
     drifts: tuple[float, ...]
     changes: tuple[tuple[float, str], ...]
     """When the cluster was created, split, merged or removed, and what happened."""

@@ -49,7 +49,7 @@ def _live() -> None:
             "Where it gains and where it loses",
             gain_charts.parts(gain.parts),
             "gain_parts",
-            "Mean TTLT against first come, first served, with 90 % intervals; left of the line is sooner.",
+            "Mean TTLT against first come, first served, with 90% intervals; left of the line is sooner.",
         )
     _parts(gain.parts)
     st.caption(gain_text.gain_method(gain))
@@ -66,7 +66,7 @@ def _figures(gain: Gain, state: StateView) -> None:
         delta_color="off",
         delta_arrow="off",
         help="Replay of the policy against replay of first come, first served: like against like. "
-        "Below it the 90 % interval of a bootstrap over the requests.",
+        "Below it the 90% interval of a bootstrap over the requests.",
     )
     columns[1].metric(
         "From", formatting.span(gain.fcfs.mean_ttlt_s), help="Mean TTLT, replayed first come, first served"
@@ -110,7 +110,7 @@ def _parts(parts: Sequence[GainPart]) -> None:
             "First come (s)": [part.fcfs_mean_ttlt_s for part in parts],
             "Policy (s)": [part.mean_ttlt_s for part in parts],
             "Change": [gain_text.ratio_change(part.ratio.mean) for part in parts],
-            "90 % interval": [gain_text.interval(part.ratio) for part in parts],
+            "90% interval": [gain_text.interval(part.ratio) for part in parts],
             "Verdict": [gain_text.part_verdict(part.ratio) for part in parts],
         },
         key="gain_table",

@@ -131,7 +131,7 @@ def _parts(parts: Sequence[PartLatency]) -> None:
             "Median TTFT (s)": [part.p50_ttft_s for part in parts],
             "Mean TTLT (s)": [part.mean_ttlt_s for part in parts],
             "Median TTLT (s)": [part.p50_ttlt_s for part in parts],
-            "99 % TTLT (s)": [part.p99_ttlt_s for part in parts],
+            "99% TTLT (s)": [part.p99_ttlt_s for part in parts],
             "Mean output": [part.mean_output_tokens for part in parts],
         },
         key="latency_parts",
@@ -141,7 +141,7 @@ def _parts(parts: Sequence[PartLatency]) -> None:
         column_config={
             **{
                 name: st.column_config.NumberColumn(format="%.2f")
-                for name in ("Median TTFT (s)", "Mean TTLT (s)", "Median TTLT (s)", "99 % TTLT (s)")
+                for name in ("Median TTFT (s)", "Mean TTLT (s)", "Median TTLT (s)", "99% TTLT (s)")
             },
             "Mean output": st.column_config.NumberColumn(format="%.0f", help="Tokens"),
         },

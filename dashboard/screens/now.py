@@ -165,7 +165,7 @@ _MEMORY = "Reserve: for the growth of running requests. Predicted: the peak pred
 _TOKENS = "Recompute: again after preemption."
 _REQUESTS = "In the queue, and in the batch."
 _LENGTHS = (
-    "Lengths are in tokens. *Remaining* is expected from here on; *median* and *90 %* are of the whole answer, "
+    "Lengths are in tokens. *Remaining* is expected from here on; *median* and *90%* are of the whole answer, "
     "as predicted on arrival. Select a row to see the whole request."
 )
 _DISTINGUISHING = {"engine_id", "priority", "service_class", "targets"}
@@ -195,8 +195,6 @@ _COLUMNS = {
         width="small",
     ),
     "p50_tokens": _NUMBER("Median", format="localized", help="Predicted output tokens", width="small"),
-    "p90_tokens": _NUMBER(
-        "90 %", format="localized", help="90 % quantile of the predicted output tokens", width="small"
-    ),
+    "p90_tokens": _NUMBER("90%", format="localized", help="90% quantile of the predicted output tokens", width="small"),
     "cluster": _NUMBER("Cluster", help="Group of similar prompts", width="small"),
 }

@@ -143,14 +143,14 @@ def _totals(learner: LearnerView) -> None:
         help="Aborted or at max_tokens: learned as a lower bound of the length",
     )
     columns[3].metric(
-        "Coverage of 50 %",
+        "Coverage of 50%",
         formatting.percent(learner.coverage_50),
-        help="Share of outcomes within the central 50 % range; ideal is 50 %",
+        help="Share of outcomes within the central 50% range; ideal is 50%",
     )
     columns[4].metric(
-        "Coverage of 90 %",
+        "Coverage of 90%",
         formatting.percent(learner.coverage_90),
-        help="Share of outcomes within the central 90 % range; ideal is 90 %",
+        help="Share of outcomes within the central 90% range; ideal is 90%",
     )
     columns[5].metric(
         "CRPS (tokens)",
@@ -170,8 +170,8 @@ def _models(learner: LearnerView) -> None:
             "Model": model.model,
             "Trusted": "yes" if model.trusted else "no",
             "Answers": formatting.count(model.answers),
-            "Coverage of 50 %": formatting.percent(model.coverage_50),
-            "Coverage of 90 %": formatting.percent(model.coverage_90),
+            "Coverage of 50%": formatting.percent(model.coverage_50),
+            "Coverage of 90%": formatting.percent(model.coverage_90),
             "CRPS (tokens)": formatting.count(model.crps_tokens),
             "Log score over the prior's": _gain(model),
         }

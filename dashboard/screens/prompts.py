@@ -64,7 +64,7 @@ def _read_cluster(path: str, scope: Scope, model: str, cluster: int) -> ClusterD
 def _overview(found: Prompts) -> None:
     left, right = st.columns(2)
     with left:
-        note = f"Boxes from 25 to 75 %, whiskers from 10 to 90 %; the {prompt_charts.BOXES} largest clusters."
+        note = f"Boxes from 25 to 75%, whiskers from 10 to 90%; the {prompt_charts.BOXES} largest clusters."
         components.chart("How long answers are", prompt_charts.lengths(found.clusters), "prompts_lengths", note)
     with right:
         note = f"Mean weights in the latest {formatting.count(prompts_archive.LATEST_PREDICTIONS)} predictions."
@@ -82,9 +82,9 @@ def _table(clusters: tuple[Cluster, ...]) -> None:
             "Cut": [cluster.censored for cluster in clusters],
             "Mean": [cluster.mean_tokens for cluster in clusters],
             "Median": [cluster.quantiles[2] for cluster in clusters],
-            "90 %": [cluster.quantiles[4] for cluster in clusters],
-            "99 %": [cluster.quantiles[5] for cluster in clusters],
-            "Coverage of 90 %": [formatting.percent(cluster.coverage_90) for cluster in clusters],
+            "90%": [cluster.quantiles[4] for cluster in clusters],
+            "99%": [cluster.quantiles[5] for cluster in clusters],
+            "Coverage of 90%": [formatting.percent(cluster.coverage_90) for cluster in clusters],
             "CRPS (tokens)": [cluster.crps_tokens for cluster in clusters],
             "Drifts": [cluster.drifts for cluster in clusters],
             "Last drift": [cluster.last_drift for cluster in clusters],
@@ -96,7 +96,7 @@ def _table(clusters: tuple[Cluster, ...]) -> None:
         column_config={
             **{
                 name: st.column_config.NumberColumn(format="%.0f")
-                for name in ("Mean", "Median", "90 %", "99 %", "CRPS (tokens)")
+                for name in ("Mean", "Median", "90%", "99%", "CRPS (tokens)")
             },
             "Cut": st.column_config.NumberColumn(
                 help="Only a lower bound of the length is known: aborted, or at max_tokens"

@@ -30,9 +30,9 @@ def gain_verdict(gain: Gain, mode: str) -> Notice:
         what = f"The mean time to last token is changed by {change} against first come, first served"
     verdict = part_verdict(gain.ratio)
     sure = {
-        "gains": "and that is no chance: the whole 90 % interval is a gain.",
-        "loses": "and that is no chance: the whole 90 % interval is a loss. Look below for whose.",
-        "undecided": "but that may be chance: the 90 % interval reaches to both sides.",
+        "gains": "and that is no chance: the whole 90% interval is a gain.",
+        "loses": "and that is no chance: the whole 90% interval is a loss. Look below for whose.",
+        "undecided": "but that may be chance: the 90% interval reaches to both sides.",
     }
     level: Literal["warning", "info"] = "warning" if verdict == "loses" else "info"
     return Notice(level, title, f"{what} ({interval(gain.ratio)}), {sure[verdict]}")
@@ -67,19 +67,19 @@ def ratio_change(ratio: float | None) -> str:
     """Write a ratio as the change that it is.
 
     >>> ratio_change(0.75), ratio_change(1.101), ratio_change(None)
-    ('−25 %', '+10 %', '–')
+    ('−25%', '+10%', '–')
     """
     if ratio is None or not known(ratio):
         return DASH
     per_cent = round(100 * (ratio - 1))
-    return f"{per_cent:+d} %".replace("-", "−") if per_cent else "±0 %"
+    return f"{per_cent:+d}%".replace("-", "−") if per_cent else "±0%"
 
 
 def interval(ratio: Ratio) -> str:
     """Write the interval of a ratio as changes.
 
     >>> interval(Ratio(mean=0.75, low=0.7, high=0.81))
-    '−30 % to −19 %'
+    '−30% to −19%'
     """
     return f"{ratio_change(ratio.low)} to {ratio_change(ratio.high)}"
 
@@ -99,11 +99,11 @@ def tax_saved(fcfs: RecomputeTax, ours: RecomputeTax) -> str:
     >>> before = RecomputeTax(preemptions=9, recomputed_tokens=5000, share=0.12)
     >>> after = RecomputeTax(preemptions=1, recomputed_tokens=800, share=0.004)
     >>> tax_saved(before, after), tax_change(before, after)
-    ('4,200', '12 % to 0.4 % of all')
+    ('4,200', '12% to 0.4% of all')
     """
     return count(fcfs.recomputed_tokens - ours.recomputed_tokens).replace("-", "−")
 
 
 def tax_change(fcfs: RecomputeTax, ours: RecomputeTax) -> str:
     """Write the recompute tax before and after."""
-    return f"{100 * fcfs.share:.2g} % to {100 * ours.share:.2g} % of all"
+    return f"{100 * fcfs.share:.2g}% to {100 * ours.share:.2g}% of all"

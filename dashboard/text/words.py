@@ -138,15 +138,11 @@ def peak_error_sentence(ahead_s: float, error: float | None) -> str:
     """Say how the predicted peak of KV memory compares with the actual one.
 
     >>> peak_error_sentence(30.0, 0.041)
-    'The peak of KV memory predicted 30 s ahead was on average 4 % above the actual one.'
+    'The peak of KV memory predicted 30 s ahead was on average 4% above the actual one.'
     """
     if error is None:
         return ""
-    above = (
-        "as high as"
-        if abs(error) < 0.005
-        else f"{abs(error):.0%} {'above' if error > 0 else 'below'}".replace("%", " %")
-    )
+    above = "as high as" if abs(error) < 0.005 else f"{abs(error):.0%} {'above' if error > 0 else 'below'}"
     return f"The peak of KV memory predicted {span(ahead_s)} ahead was on average {above} the actual one."
 
 

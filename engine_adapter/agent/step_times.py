@@ -19,7 +19,7 @@ STEPS_KEPT = 16_384
 
 @dataclass(frozen=True, slots=True)
 class InterTokenTimes:
-    """The longest time between two output tokens, and the 99 % quantile of these times, in seconds."""
+    """The longest time between two output tokens, and the 99% quantile of these times, in seconds."""
 
     max_s: float
     p99_s: float

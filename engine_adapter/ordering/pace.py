@@ -100,7 +100,7 @@ class Pace:
         return tracked.first_token_s + AIM * target_s * (tracked.count() - self._step)
 
     def _recovers(self, tracked: Tracked, due_s: float, starts_s: float, decode_s: float, target_s: float) -> bool:
-        """Whether a request can be back at its pace before its answer ends, at its 90 % quantile, if it is waited for."""
+        """Whether a request can be back at its pace before its answer ends, at its 90% quantile, if it is waited for."""
         behind_s = starts_s + decode_s - due_s
         if behind_s <= 0.0:
             return True

@@ -1,8 +1,8 @@
 """Requests that have targets: which are about to miss them, and which will miss them whatever is done.
 
 A request can meet its targets if it is started early enough. How long its answer will be is not known, so that an
-end-to-end target has two latest moments: one from the 90 % quantile of the length (started by then it very probably
-ends in time) and one from the 10 % quantile (started later it very probably does not). A time to first token is short
+end-to-end target has two latest moments: one from the 90% quantile of the length (started by then it very probably
+ends in time) and one from the 10% quantile (started later it very probably does not). A time to first token is short
 beside the time in which a place becomes free, so that it is urgent from the first moment on. So each request is, at any
 time,
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 SHORTEST_S = 1e-5
 RATIO = 1.02
-"""Growth factor of the bins: a quantile is accurate within 2 %."""
+"""Growth factor of the bins: a quantile is accurate within 2%."""
 
 BINS = 1 + math.ceil(math.log(1e3 / SHORTEST_S) / math.log(RATIO))
 """The last bin holds all latencies beyond a thousand seconds."""

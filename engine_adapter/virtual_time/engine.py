@@ -81,7 +81,7 @@ class CompletedRequest:
     itl_max_s: float | None = None
     """Longest time between two output tokens; None with fewer than two."""
     itl_p99_s: float | None = None
-    """99 % quantile of these times."""
+    """99% quantile of these times."""
 
     @property
     def ttft_s(self) -> float:

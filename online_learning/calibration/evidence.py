@@ -1,7 +1,7 @@
 """What is known of a prediction while its answer still runs, so that a judgement does not wait for the long ones.
 
 Answers are judged in the order in which they end, and that order depends on their lengths: a queue that is served
-shortest first, or that drains, ends with long answers only. Each score g of an answer (inside the 50 % interval, the
+shortest first, or that drains, ends with long answers only. Each score g of an answer (inside the 50% interval, the
 logarithm of its length, ...) is therefore counted as it becomes known: with T the length and a the age reached,
 
     E[g(T) | T > a]  under the prediction
@@ -27,7 +27,7 @@ Row: TypeAlias = FloatArray
 """Changes of the six columns below, shape (6,)."""
 
 WITHIN_50, WITHIN_90, ADVANTAGE, LOG_TOKENS, VARIANCE_50, VARIANCE_90 = range(6)
-"""Chance to lie in the 50 and 90 % interval, log likelihood ratio to the prior in nats, mean logarithm of the length,
+"""Chance to lie in the 50 and 90% interval, log likelihood ratio to the prior in nats, mean logarithm of the length,
 and the variance that the first two have gathered if the prediction is right."""
 
 COVERAGES = (0.5, 0.9)

@@ -16,7 +16,7 @@ from online_learning.calibration.evidence import ADVANTAGE, COVERAGES, NOMINAL, 
 from online_learning.calibration.scoring import Score
 from online_learning.distribution import FloatArray
 
-_CENTRAL = tuple((coverage, f"{100 * coverage:.0f} %") for coverage in COVERAGES)
+_CENTRAL = tuple((coverage, f"{100 * coverage:.0f}%") for coverage in COVERAGES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,7 @@ class GuardSettings:
     fewest_answers: int = 40
     """Answers before anything is held against a prediction."""
     coverage_slack: tuple[float, float] = (0.2, 0.12)
-    """Shortfall of the 50 % and of the 90 % interval's coverage that is tolerated at any evidence, for as much as whole
+    """Shortfall of the 50% and of the 90% interval's coverage that is tolerated at any evidence, for as much as whole
     answers bring."""
     standard_errors: float = 5.5
     """Shortfall that may be chance, in standard errors: about one window in fifty million."""
@@ -106,7 +106,7 @@ def why_not(window: FloatArray, settings: GuardSettings, *, needs_coverage: bool
     """Why predictions are not to be trusted; None when nothing speaks clearly against them.
 
     Args:
-        window: one row for each answer that ended: inside the 50 % interval, inside the 90 % interval, and by how many
+        window: one row for each answer that ended: inside the 50% interval, inside the 90% interval, and by how many
             nats the log score was above the prior's; then, where answers that still run count too, the columns of
             `online_learning.calibration.evidence`, which say how large a chance deviation of the first two may be.
         settings: what counts as clear.
@@ -129,7 +129,7 @@ def why_not(window: FloatArray, settings: GuardSettings, *, needs_coverage: bool
         much = max(1.0, variance / whole_variance)
         chance = settings.standard_errors * math.sqrt(much * whole_variance / answers)
         if coverage < nominal - max(slack * much, chance):
-            return f"{name} intervals held {max(0.0, 100 * coverage):.0f} % of {answers} answers"
+            return f"{name} intervals held {max(0.0, 100 * coverage):.0f}% of {answers} answers"
     return None
 
 

@@ -26,7 +26,7 @@ class InformativeNgrams:
     """Which n-grams tell prompts apart: those of less than half of the latest prompts.
 
     A system prompt that everyone sends would otherwise hold most of a prompt's weight: behind one of 150 tokens the
-    CRPS of an expert that weighs n-grams is 2 to 3 % lower without it.
+    CRPS of an expert that weighs n-grams is 2 to 3% lower without it.
     """
 
     def __init__(self) -> None:

@@ -189,7 +189,7 @@ def _tenant(tenant: str | None) -> int:
 
 
 def _identity(data: bytes) -> int:
-    """A hash from 1 to 2²⁴ - 1; two of a thousand groups collide with a chance of 3 %."""
+    """A hash from 1 to 2²⁴ - 1; two of a thousand groups collide with a chance of 3%."""
     return max(1, crc32(data) >> (32 - _IDENTITY_BITS))
 
 

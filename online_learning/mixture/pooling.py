@@ -189,7 +189,7 @@ class Correction:
 
     A linear pool of calibrated distributions is too wide (Gneiting and Ranjan 2013); this narrows it where it is.
     Distributions of one shape, about as long and about as wide, err alike: each shape is corrected apart, as far as
-    its evidence goes. Measured against the same by prompt cluster: CRPS 1 % lower, and families nearer to their
+    its evidence goes. Measured against the same by prompt cluster: CRPS 1% lower, and families nearer to their
     coverage.
     """
 

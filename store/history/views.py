@@ -85,13 +85,13 @@ SELECT
     l.lora,  -- LoRA adapter, if any.
     p.cluster,  -- Prompt cluster of its first prediction.
     p.mean_tokens,  -- Expected output length of its first prediction.
-    p.p10_tokens,  -- 10 % quantile of its first prediction.
-    p.p25_tokens,  -- 25 % quantile.
+    p.p10_tokens,  -- 10% quantile of its first prediction.
+    p.p25_tokens,  -- 25% quantile.
     p.p50_tokens,  -- Median.
-    p.p75_tokens,  -- 75 % quantile.
-    p.p90_tokens,  -- 90 % quantile.
-    p.p95_tokens,  -- 95 % quantile.
-    p.p99_tokens,  -- 99 % quantile.
+    p.p75_tokens,  -- 75% quantile.
+    p.p90_tokens,  -- 90% quantile.
+    p.p95_tokens,  -- 95% quantile.
+    p.p99_tokens,  -- 99% quantile.
     p.evidence  -- Effective number of past answers behind that prediction.
 FROM served_requests AS l
 LEFT JOIN first_predicted AS p ON p.session_id = l.session_id AND p.request_id = l.request_id
@@ -107,11 +107,11 @@ SELECT
     count(*) FILTER (reason IN ('abort', 'error')) AS unserved,  -- Of these, aborted or failed.
     avg(time_s - arrival_s) FILTER (reason IN ('stop', 'length')) AS mean_ttlt_s,  -- Mean time to last token.
     quantile_cont(time_s - arrival_s, 0.5) FILTER (reason IN ('stop', 'length')) AS p50_ttlt_s,  -- Median.
-    quantile_cont(time_s - arrival_s, 0.9) FILTER (reason IN ('stop', 'length')) AS p90_ttlt_s,  -- 90 % quantile.
-    quantile_cont(time_s - arrival_s, 0.99) FILTER (reason IN ('stop', 'length')) AS p99_ttlt_s,  -- 99 % quantile.
+    quantile_cont(time_s - arrival_s, 0.9) FILTER (reason IN ('stop', 'length')) AS p90_ttlt_s,  -- 90% quantile.
+    quantile_cont(time_s - arrival_s, 0.99) FILTER (reason IN ('stop', 'length')) AS p99_ttlt_s,  -- 99% quantile.
     max(time_s - arrival_s) FILTER (reason IN ('stop', 'length')) AS max_ttlt_s,  -- Longest.
     avg(first_token_s - arrival_s) AS mean_ttft_s,  -- Mean time to first token.
-    quantile_cont(first_token_s - arrival_s, 0.99) AS p99_ttft_s,  -- 99 % quantile of the time to first token.
+    quantile_cont(first_token_s - arrival_s, 0.99) AS p99_ttft_s,  -- 99% quantile of the time to first token.
     sum(output_tokens)::BIGINT AS output_tokens,  -- Tokens generated for them.
     sum(prompt_tokens)::BIGINT AS prompt_tokens,  -- Tokens of their prompts.
     sum(preemptions)::BIGINT AS preemptions,  -- How often they were preempted.
@@ -125,8 +125,8 @@ SELECT
     engine_id,  -- Engine that served the requests.
     count(*) AS outcomes,  -- Predictions that turned out.
     count(*) FILTER (censored) AS censored,  -- Of these, known only in part.
-    avg(within_50::INTEGER) FILTER (NOT censored) AS coverage_50,  -- Share inside the central 50 % interval.
-    avg(within_90::INTEGER) FILTER (NOT censored) AS coverage_90,  -- Share inside the central 90 % interval.
+    avg(within_50::INTEGER) FILTER (NOT censored) AS coverage_50,  -- Share inside the central 50% interval.
+    avg(within_90::INTEGER) FILTER (NOT censored) AS coverage_90,  -- Share inside the central 90% interval.
     avg(pit) FILTER (NOT censored) AS mean_pit,  -- 0.5 when calibrated; more: answers are longer than predicted.
     avg(crps_tokens) AS crps_tokens,  -- Mean continuous ranked probability score.
     avg(log_score) AS log_score  -- Mean log score.
@@ -261,7 +261,7 @@ SELECT
     judged,  -- Of these, how many had targets and count.
     attainment,  -- Share of those that met all their targets.
     mean_queue_s,  -- Mean time in the queue.
-    p99_queue_s,  -- 99 % quantile.
+    p99_queue_s,  -- 99% quantile.
     mean_ttft_s,  -- Mean time to first token.
     mean_ttlt_s,  -- Mean time to last token of those that ran to their end.
     prompt_tokens,  -- Tokens of their prompts.

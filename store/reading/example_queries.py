@@ -189,7 +189,7 @@ LIMIT 20""",
     ),
     UsefulQuery(
         "Predictions",
-        "How often the 90 % interval held, by cluster",
+        "How often the 90% interval held, by cluster",
         """\
 SELECT cluster, count(*) AS answers, avg(within_90::INT) AS coverage_90
 FROM outcomes

@@ -330,7 +330,7 @@ def test_prompts_that_tell_lengths_apart_are_used() -> None:
 
 @pytest.mark.slow
 def test_prompts_that_say_nothing_leave_the_global_distribution() -> None:
-    """Where lengths do not depend on prompts, clusters score as well as the global distribution within 1 %."""
+    """Where lengths do not depend on prompts, clusters score as well as the global distribution within 1%."""
     learners = {name: create() for name, create in OURS.items()}
     totals = dict.fromkeys(learners, 0.0)
     generator = np.random.default_rng(21)

@@ -24,8 +24,8 @@ def test_spans_are_short_and_have_units(seconds: float) -> None:
 
 @given(st.floats(5.1e-5, 1.0 - 5.1e-5))
 def test_a_share_is_none_or_all_only_where_it_is(share: float) -> None:
-    """Down to a hundredth of a percent, what is not nothing is not written as 0 %, nor as 100 % what is not all."""
-    assert formatting.percent(share) not in {"0 %", "0.00 %", "100 %", "100.00 %"}
+    """Down to a hundredth of a percent, what is not nothing is not written as 0%, nor as 100% what is not all."""
+    assert formatting.percent(share) not in {"0%", "0.00%", "100%", "100.00%"}
 
 
 @given(st.floats(0, 1e9))

@@ -83,7 +83,7 @@ def drift_study(
 
 def drift_table(blocks: Sequence[DriftBlock]) -> Table:
     """One row for each block."""
-    headings = ("family", "change", "completions since", "within 50 %", "within 90 %", "log score", "global's")
+    headings = ("family", "change", "completions since", "within 50%", "within 90%", "log score", "global's")
     table = text_table(f"{MAIN_LEARNER} after a drift midway", headings, left=3)
     for block in blocks:
         figures = (block.coverage_50, block.coverage_90, block.log_score, block.global_log_score)

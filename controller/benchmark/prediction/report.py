@@ -135,5 +135,5 @@ def _tasks_html(qualities: list[TaskQuality]) -> str:
         )
         for quality in qualities
     ]
-    headings = ("task", "requests", "within 50 %", "within 90 %", "Kendall τ", "CRPS tokens", "the paper's")
+    headings = ("task", "requests", "within 50%", "within 90%", "Kendall τ", "CRPS tokens", "the paper's")
     return heading(f"{MAIN_LEARNER} by task") + html_table(headings, rows)

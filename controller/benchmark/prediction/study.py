@@ -46,8 +46,8 @@ COLUMNS = (
     ("spearman", "Spearman", "{:.3f}"),
     ("crps_tokens", "CRPS tokens", "{:.1f}"),
     ("log_score", "log score", "{:.3f}"),
-    ("coverage_50", "within 50 %", "{:.3f}"),
-    ("coverage_90", "within 90 %", "{:.3f}"),
+    ("coverage_50", "within 50%", "{:.3f}"),
+    ("coverage_90", "within 90%", "{:.3f}"),
     ("predict_us_p50", "predict µs P50", "{:.0f}"),
     ("predict_us_p99", "P99", "{:.0f}"),
     ("learn_us_p50", "learn µs P50", "{:.0f}"),
@@ -160,7 +160,7 @@ def task_table(study: Study) -> Table | None:
     qualities = task_qualities(study)
     if not qualities:
         return None
-    scores = ("within 50 %", "within 90 %", "Kendall τ", "CRPS", "paper's", "log score", "global's")
+    scores = ("within 50%", "within 90%", "Kendall τ", "CRPS", "paper's", "log score", "global's")
     title = f"{MAIN_LEARNER} by task, those with {TASK_REQUESTS} requests or more"
     table = text_table(title, ("task", "requests", *scores), left=1)
     for quality in qualities:

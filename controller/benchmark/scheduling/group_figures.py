@@ -27,7 +27,7 @@ class GroupFigures:
 
 
 def session_figures(completed: Sequence[CompletedRequest], sessions: Mapping[str, str]) -> tuple[float, float] | None:
-    """Mean and 95 % quantile of the sessions' times; ``sessions`` has each request's session, None if it is empty."""
+    """Mean and 95% quantile of the sessions' times; ``sessions`` has each request's session, None if it is empty."""
     spans: dict[str, tuple[float, float]] = {}
     for request in completed:
         if (session := sessions.get(request.request_id)) is not None:

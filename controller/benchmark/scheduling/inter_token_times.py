@@ -62,7 +62,7 @@ class InterTokenTimes:
 
     @property
     def p99_over_target(self) -> float | None:
-        """Their 99 % quantile; None before the first."""
+        """Their 99% quantile; None before the first."""
         return float(np.percentile(self._over_target, 99)) if self._over_target else None
 
     def _after_prefill(self, request: _Paced) -> None:

@@ -16,7 +16,7 @@ from controller.reports.tables import html_table, text_table
 
 ABOUT = (
     "Our default over every rival: means over the seeds of ratios seed by seed; below 1 we are better, "
-    "except in tokens/s. A rival dominates where its mean and its P99 of TTLT are both lower by more than 3 %."
+    "except in tokens/s. A rival dominates where its mean and its P99 of TTLT are both lower by more than 3%."
 )
 
 

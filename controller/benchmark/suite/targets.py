@@ -1,7 +1,7 @@
 """The targets of the suite as checks of a case's figures; pure functions of what was measured.
 
 All ratios are ours over theirs, means over the seeds of the ratios seed by seed.
-A rival dominates where its mean and its 99th percentile of the time to last token (TTLT) are both lower than ours by more than 3 %.
+A rival dominates where its mean and its 99th percentile of the time to last token (TTLT) are both lower than ours by more than 3%.
 """
 
 from __future__ import annotations

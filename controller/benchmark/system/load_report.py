@@ -39,7 +39,7 @@ def _figures(result: LoadResult) -> Table:
     ]
     if spec.watch:
         watched, alone = (result.mean("cpu_share", watched=seen) for seen in (True, False))
-        rows.append(("a dashboard costs, share of a core", f"{100 * (watched - alone):+.1f} %", ""))
+        rows.append(("a dashboard costs, share of a core", f"{100 * (watched - alone):+.1f}%", ""))
     title = f"{spec.engines} engines, {load}, {spec.seconds:g} s after {spec.warmup_s:g} s of warm-up"
     if spec.seconds < SHORTEST_TREND_S:
         return text_table(title, ("figure", "measured"), [row[:2] for row in rows], left=1)
@@ -69,7 +69,7 @@ def _ms(seconds: float | None) -> str:
 
 
 def _share(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return f"{100 * share:.1f}%"
 
 
 def _mb(size_bytes: float) -> str:

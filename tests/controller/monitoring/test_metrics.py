@@ -182,7 +182,7 @@ def test_tenants_are_charged_and_compared_by_weight() -> None:
 
 
 def test_pauses_between_tokens_are_measured() -> None:
-    """The longest of each request and its 99 % quantile, where the engine tells them."""
+    """The longest of each request and its 99% quantile, where the engine tells them."""
     metrics = Metrics(Live())
     metrics.count_finished("e", finished(itl_max_s=0.9, itl_p99_s=0.2), None, None)
     metrics.count_finished("e", finished(), None, None)

@@ -243,6 +243,6 @@ def test_the_preemptive_push_out_what_runs_and_the_others_wait(name: str, order:
 
 
 def test_trail_leaves_who_is_nearly_done_alone() -> None:
-    """Past 80 % of its prediction a running request is safe from a shorter one."""
+    """Past 80% of its prediction a running request is safe from a shorter one."""
     lives = ended(bench_policy("trail", CONTEXT), {"long": (0.0, 500), "short": (4.5, 10)})
     assert [life.request_id for life in lives] == ["long", "short"]

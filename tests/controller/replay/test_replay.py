@@ -78,7 +78,7 @@ def test_the_past_is_what_the_engine_did(ran_on: Any) -> None:
 
 @pytest.mark.slow
 def test_replaying_the_policy_that_ran_reproduces_it(tmp_path: Path, serve_small: Serve) -> None:
-    """With the settings and tables of the record: the P99 within 10 %, the mean within 5 %, and over runs within 2 %."""
+    """With the settings and tables of the record: the P99 within 10%, the mean within 5%, and over runs within 2%."""
     fits = [
         replayed(past(serve_small(tmp_path / str(seed), start_s=START_S, seed=seed))).fit for seed in PREEMPTING_SEEDS
     ]

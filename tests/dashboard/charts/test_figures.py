@@ -90,7 +90,7 @@ def test_an_answer_that_was_cut_is_told_from_one_that_ended(reason: str) -> None
         request_id="a", time_s=0.0, output_tokens=50, p10_tokens=10.0, p50_tokens=40.0, p90_tokens=90.0, reason=reason
     )
     filled = {trace.name: len(trace.x) for trace in figures.predicted_against_actual([point]).data}
-    assert filled["inside the predicted 10–90 % range"] == (reason == "stop")
+    assert filled["inside the predicted 10–90% range"] == (reason == "stop")
     assert filled["cut short: a lower bound"] == (reason == "length")
 
 

@@ -210,8 +210,8 @@ def test_filters_hold_across_pages_and_stand_in_the_address(opened: Open, standi
 def test_predictions_shows_calibration(opened: Open) -> None:
     """Coverage in figures, scatter and PIT as charts."""
     test = opened("predictions")
-    assert metrics(test)["Coverage of 50 %"] == "51 %"
-    assert metrics(test)["Coverage of 90 %"] == "88 %"
+    assert metrics(test)["Coverage of 50%"] == "51%"
+    assert metrics(test)["Coverage of 90%"] == "88%"
     assert charts(test) == 2
     assert boxes(test) == ""
 
@@ -240,7 +240,7 @@ def test_predictions_by_model_say_whom_they_are_trusted_for(opened: Open, standi
     rows = table.value.to_dict("records")
     assert [row["Model"] for row in rows] == ["qwen", "new"]
     assert rows[0]["Trusted"] == "no"
-    assert rows[0]["Coverage of 90 %"] == "91 %"
+    assert rows[0]["Coverage of 90%"] == "91%"
     assert rows[0]["Log score over the prior's"] == "+0.40 nats"
     assert (rows[1]["Trusted"], rows[1]["CRPS (tokens)"]) == ("yes", "8")
 
@@ -257,7 +257,7 @@ def test_missing_predictions_are_said(opened: Open, standing: Any, learner: dict
     standing.world.learner, standing.world.empty = learner, True
     test = opened("predictions")
     assert title in boxes(test)
-    assert metrics(test)["Coverage of 50 %"] == "–"
+    assert metrics(test)["Coverage of 50%"] == "–"
 
 
 def test_latency_has_first_last_and_each_token(opened: Open) -> None:
@@ -330,19 +330,19 @@ def test_gain_says_what_it_brings_how_sure_that_is_and_who_loses(opened: Open) -
     assert charts(test) == 2
     shown = metrics(test)
     assert (shown["Mean TTLT"], shown["Recompute tax saved"], shown["Requests that lose"]) == (
-        "−34 %",
+        "−34%",
         "50,100",
-        "12 %",
+        "12%",
     )
     assert "What it brings" in boxes(test)
-    assert "−39 % to −28 %" in boxes(test)
+    assert "−39% to −28%" in boxes(test)
     verdicts = dict(zip(test.dataframe[0].value["Is"], test.dataframe[0].value["Verdict"], strict=True))
     assert verdicts["16 to 63"] == "gains"
     assert verdicts["1,024 to 4,095"] == "loses"
     assert verdicts["5"] == "undecided"
     assert "replay of finished requests through the simulated engine" in captions(test)
     assert "Only *measured* really happened" in captions(test)
-    assert r"is off by −2 %" in captions(test)
+    assert r"is off by −2%" in captions(test)
 
 
 def test_gain_in_shadow_says_what_on_would_bring(opened: Open, standing: Any) -> None:
@@ -354,7 +354,7 @@ def test_gain_in_shadow_says_what_on_would_bring(opened: Open, standing: Any) ->
     standing.world.gain["reproduction"] |= {"mode": "shadow", "poor": ["P99 TTLT is off by +40%"]}
     test = opened("gain")
     assert "What `on` would bring" in boxes(test)
-    assert metrics(test)["Mean TTLT if on"] == "−34 %"
+    assert metrics(test)["Mean TTLT if on"] == "−34%"
     assert "The replay reproduces poorly what happened" in boxes(test)
 
 
@@ -552,25 +552,25 @@ def test_service_says_first_which_class_misses_its_objective(opened: Open) -> No
     test = opened("service")
     (verdict,) = test.warning
     assert "chat misses its objective" in verdict.value
-    assert "80 % of 3,000 requests met all their targets (objective 99 %)" in verdict.value
+    assert "80% of 3,000 requests met all their targets (objective 99%)" in verdict.value
     assert "its error budget is spent 20 times" in verdict.value
-    assert "Most often (90 % of the misses): queued" in verdict.value
+    assert "Most often (90% of the misses): queued" in verdict.value
     assert metrics(test) == {
-        "Met all targets": "89 %", "Error budget left": "20× spent", "Burn rate": "20", "Burn rate lately": "40",
+        "Met all targets": "89%", "Error budget left": "20× spent", "Burn rate": "20", "Burn rate lately": "40",
         "Jain's index": "0.98",
     }  # fmt: skip
     assert charts(test) == 4
     classes, misses, tenants = (frame.value for frame in test.dataframe)
     assert list(classes["Targets"]) == ["TTFT 2 s, TPOT 80 ms to 100 ms", "end to end 1 h"]
     assert list(misses["Why"]) == ["queued", "paced", "too long anyway"]
-    assert list(tenants["Fair share"]) == ["75 %", "25 %"]
+    assert list(tenants["Fair share"]) == ["75%", "25%"]
 
 
 def test_service_without_classes_judges_by_assumed_targets(opened: Open, recorded: Path) -> None:
     """A recorded history of requests to which nobody promised anything."""
     test = opened("service", recorded, {"range": "all"})
     assert "No service class is configured" in boxes(test)
-    assert "(TTFT 2 s, TPOT 100 ms): 43 % of 300 requests met all their targets." in boxes(test)
+    assert "(TTFT 2 s, TPOT 100 ms): 43% of 300 requests met all their targets." in boxes(test)
     assert charts(test) == 4
     assert list(test.dataframe[0].value["Class"]) == ["default (not configured)"]
 

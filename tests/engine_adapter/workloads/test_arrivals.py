@@ -12,7 +12,7 @@ from store.errors import BadInputError
 @pytest.mark.parametrize("cv", [0.0, 0.3, 1.0, 3.0])
 @pytest.mark.parametrize("rate_rps", [0.2, 40.0])
 def test_gamma_arrivals_have_the_rate_and_the_variation_asked_for(cv: float, rate_rps: float) -> None:
-    """Mean rate within 5 % and coefficient of variation of the gaps within 5 % over many arrivals."""
+    """Mean rate within 5% and coefficient of variation of the gaps within 5% over many arrivals."""
     times_s = gamma_arrivals(np.random.default_rng(7), count=60_000, rate_rps=rate_rps, cv=cv)
     gaps_s = np.diff(times_s, prepend=0.0)
     assert len(times_s) / times_s[-1] == pytest.approx(rate_rps, rel=0.05)

@@ -32,7 +32,7 @@ def test_lengths_are_whole_tokens_of_one_or_more_and_depend_on_the_seed_alone(na
 
 
 def test_a_log_normal_has_its_median_and_the_spread_of_its_logarithm() -> None:
-    """Within 2 %."""
+    """Within 2%."""
     drawn = draw(LogNormal(median_tokens=1000, sigma=0.8))
     assert np.median(drawn) == pytest.approx(1000, rel=0.02)
     assert np.log(drawn).std() == pytest.approx(0.8, rel=0.02)

@@ -110,7 +110,7 @@ def test_a_drift_changes_the_lengths_from_its_request_on_and_not_before() -> Non
 
 
 def test_limits_vary_and_seldom_cut_an_answer(workload: Workload) -> None:
-    """Clients set at least six different limits; between 0.2 and 5 % of the answers would go on beyond theirs."""
+    """Clients set at least six different limits; between 0.2 and 5% of the answers would go on beyond theirs."""
     assert len({row.max_tokens for row in workload.rows}) >= 6
     cut = np.mean([row.response_len_tokens > (row.max_tokens or 0) for row in workload.rows])
     assert 0.002 < cut < 0.05

@@ -47,7 +47,7 @@ def test_the_mixture_is_as_good_as_its_best_expert() -> None:
 
 
 def test_prompts_that_say_nothing_cost_hardly_anything() -> None:
-    """Where lengths do not depend on prompts: CRPS within 1 % of the global distribution's."""
+    """Where lengths do not depend on prompts: CRPS within 1% of the global distribution's."""
     qualities = _scored(_blind(2_000), {"mixture": MixtureLearner(), "global": GlobalLearner()})
     assert qualities["mixture"].crps_tokens < 1.01 * qualities["global"].crps_tokens
 
@@ -64,7 +64,7 @@ def _coverage_after(learner: MixtureLearner, medians: tuple[int, ...], family: i
 
 
 def test_coverage_returns_after_a_drift() -> None:
-    """One family's lengths x 3, another's x 0.3: 200 of its answers later the 90 % interval holds 85 % or more again."""
+    """One family's lengths x 3, another's x 0.3: 200 of its answers later the 90% interval holds 85% or more again."""
     learner = MixtureLearner()
     for prompt, tokens in _families(1_500, (30, 150, 700)):
         learner.learn_one(learner.features(prompt), "m", Observation(tokens, censored=False))

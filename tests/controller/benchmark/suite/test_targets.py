@@ -199,7 +199,7 @@ def test_where_some_go_before_others_nothing_else_is_asked(kind: Kind) -> None:
 
 
 def test_a_rival_with_a_lower_mean_and_a_longer_tail_does_not_dominate() -> None:
-    """Both must be lower by more than 3 %."""
+    """Both must be lower by more than 3%."""
     ours: Series = (trial("o"),)
     assert domination(ours, {"a": (trial("a", mean_ttlt_s=1.0, p99_ttlt_s=39.0),)})[0] == pytest.approx(40.0 / 39.0)
     assert domination(ours, {"a": (trial("a", mean_ttlt_s=9.75, p99_ttlt_s=1.0),)})[0] < 1.0 / 0.97
