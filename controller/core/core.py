@@ -373,10 +373,12 @@ class Core:
             read_s = session.snapshot.time_s if session.snapshot else None
             settings = self._state.modes.of_engine(session)
             self._state.outbox.send(session.connection, Heartbeat(time_s=now_s, read_s=read_s, settings=settings))
-        if now_s >= session.next_refresh_s and self._state.policy.orders:
+        if not self._state.policy.orders:
+            return
+        if now_s >= session.next_refresh_s:
             session.next_refresh_s = now_s + self._state.config.refresh_interval_s
             self._publisher.refresh(session, now_s)
-            self._tune(session, now_s)
+        self._tune(session, now_s)
 
     def _switch_engine(self, session: Session, reason: str, now_s: float) -> None:
         self._state.modes.renumber()

@@ -274,19 +274,27 @@ class EngineTuning:
         self.boost.record(finished)
 
     def due(self, now_s: float) -> list[str]:
-        """On the slow tick, move the settings that the evidence supports; returns the reasons, none if nothing moved."""
-        if now_s < self._next_s:
+        """Move the settings that the evidence supports; returns the reasons, none if nothing moved.
+
+        All of them on the slow tick; only a new engine's step times sooner, since without them no step keeps a pace.
+        """
+        slow = now_s >= self._next_s
+        if not slow and not self.prices.has_news:
             return []
-        self._next_s = now_s + self.limits.interval_s
         self.prices.fit()
+        reasons = [self._step.move(self.prices) if self._step else None]
+        if slow:
+            self._next_s = now_s + self.limits.interval_s
+            reasons += self._moved()
+        return [reason for reason in reasons if reason is not None]
+
+    def _moved(self) -> list[str | None]:
         reasons = [self._gate.move() if self._gate else None]
         if self.tuning is not None and self.tuning.boost_scale is not None:
             reasons.append(self.boost.move())
         if self.tuning is not None and self.tuning.preempts:
             reasons.append(self.recompute.move(self.prices.prefill_token_s))
-        if self._step is not None:
-            reasons.append(self._step.move(self.prices))
-        return [reason for reason in reasons if reason is not None]
+        return reasons
 
     def applied(self, settings: Settings) -> Settings:
         """The operator's settings with this engine's own reserve, boost and price of preemption."""

@@ -37,8 +37,9 @@ class StepPrices:
         self.step_s: float | None = None
         """Running mean of the seconds of a step; None before any."""
         self.model: StepModel | None = None
-        """Fitted on the slow tick; None before the first fit."""
+        """Fitted on the slow tick, and sooner while `has_news`; None before the first fit."""
         self._samples: deque[StepSample] = deque(maxlen=SAMPLES)
+        self._fit_at = FEWEST_SAMPLES
         self._kv_use: float | None = None
         self._running = 0.0
         self._seen_s = -math.inf
@@ -61,10 +62,16 @@ class StepPrices:
         if snapshot.waiting:
             self._use(snapshot)
 
+    @property
+    def has_news(self) -> bool:
+        """Whether a fit need not wait for the slow tick: a new engine's snapshots are enough, or twice those of the last."""
+        return len(self._samples) >= self._fit_at
+
     def fit(self) -> None:
         """Fit the step model to the latest snapshots."""
         if len(self._samples) >= FEWEST_SAMPLES:
             self.model = fit_step_model(list(self._samples))
+            self._fit_at = 2 * len(self._samples)
 
     @property
     def prefill_token_s(self) -> float:

@@ -202,6 +202,26 @@ def test_step_times_are_learned_from_snapshots() -> None:
     assert prices.model.kv_token_s == pytest.approx(1.3e-7, rel=0.01)
 
 
+def test_a_new_engine_s_step_times_do_not_wait_for_the_slow_tick() -> None:
+    """Two seconds of snapshots are enough for the first fit; it is repeated whenever there are twice as many."""
+    chance = random.Random(5)
+    tuned = EngineTuning(Tuning(gate_exchange=None, boost_scale=None, shapes=True), budget_tokens=2048)
+    assert tuned.due(0.0) == [], "nothing has been measured"
+    told = {}
+    for number in range(1, 91):
+        prefill, decode, kv = chance.randrange(900), chance.randrange(60, 200), chance.randrange(10_000, 70_000)
+        base_s = 0.033 if number <= 20 else 0.066
+        sums = {"prefill_tokens": prefill, "decode_tokens": decode, "kv_tokens_read": kv}
+        tuned.observe(structs.replace(snapshot(number), step_s=3 * base_s + prefill * 1.4e-4, **sums))
+        if tuned.due(0.1 * number):
+            step = tuned.applied(SETTINGS).rules.step
+            assert step is not None
+            told[number] = step
+    assert list(told) == [20, 40], "the engine became slower after the first fit, and the second learns it"
+    assert told[20].base_s == pytest.approx(0.033, rel=0.01)
+    assert told[20].prefill_token_s == pytest.approx(1.4e-4, rel=0.01)
+
+
 def preempted(number: int, lost_tokens: int) -> Preempted:
     """A request lost so much."""
     return Preempted(request_id=f"r{number}", time_s=float(number), lost_tokens=lost_tokens, attained_tokens=10)
