@@ -1,6 +1,6 @@
-"""The generated parts of the documents: views for SQL, settings and metrics, taken from the code that has them.
+"""The generated parts of the documents: commands, settings, metrics, views, queries and terms, taken from the code.
 
-``make reference`` writes them between their markers; a test demands that they are up to date.
+``make reference`` writes them between their markers; a test fails when they are out of date.
 """
 
 from __future__ import annotations
@@ -10,12 +10,18 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
+from typer.main import get_command
+
+from controller.cli.help import PANELS, panel_of
+from controller.cli.main import app
 from controller.config import NAMED, ServiceClassSection, described, load_config, printed
 from controller.core.core import Core, CoreConfig
 from controller.monitoring.live_state import Live
 from controller.monitoring.metrics import Metrics
 from controller.policy.policies import policy_named
+from dashboard.text.glossary import GLOSSARY
 from online_learning.evaluation.global_learner import GlobalLearner
 from store.history.reader import open_history
 from store.history.writer import HistoryWriter
@@ -23,6 +29,8 @@ from store.reading.example_queries import USEFUL_QUERIES
 from store.records import Arrived, Facts, Finished, Hello, Snapshot
 
 DOCS = Path(__file__).parent
+HELP_WIDTH = 96
+"""Characters in a line of a command's help."""
 
 
 def views() -> str:
@@ -36,7 +44,7 @@ def views() -> str:
     sections = []
     for name, comment in names:
         rows = [(f"`{column}`", kind, text) for view, column, kind, text in columns if view == name]
-        sections.append(f"### `{name}`\n\n{comment}\n\n{_table(('column', 'type', 'meaning'), rows)}")
+        sections.append(f"## `{name}`\n\n{comment}\n\n{_table(('column', 'type', 'meaning'), rows)}")
     return "\n\n".join(sections)
 
 
@@ -49,6 +57,24 @@ def queries() -> str:
         blocks = "\n\n".join(f"{query.title}:\n\n```sql\n{query.statement}\n```" for query in asked)
         sections.append(f"### {group}\n\n{blocks}")
     return "\n\n".join(sections)
+
+
+def commands() -> str:
+    """Every command by its purpose, then the help of each."""
+    group: Any = get_command(app)  # Typer's Click types are private.
+    top = _context(group, "sagesched", None)
+    by_purpose = sorted(group.commands.items(), key=lambda item: PANELS.index(panel_of(item[1])))
+    rows = [
+        (panel_of(command), f"[`{name}`](#sagesched-{name})", command.get_short_help_str(limit=HELP_WIDTH))
+        for name, command in by_purpose
+    ]
+    pages = [page for name, command in by_purpose for page in _help_pages(command, name, top)]
+    return "\n\n".join((_table(("purpose", "command", "does"), rows), *pages))
+
+
+def terms() -> str:
+    """Every term of the glossary, each with an anchor of its own."""
+    return "\n\n".join(f"## {term}\n\n{meaning}" for term, meaning in GLOSSARY.items())
 
 
 def settings() -> str:
@@ -67,8 +93,12 @@ def metrics() -> str:
 
 
 PARTS: dict[str, tuple[tuple[str, Callable[[], str]], ...]] = {
-    "sql.md": (("queries", queries), ("views", views)),
-    "operating.md": (("settings", settings), ("metrics", metrics)),
+    "commands.md": (("commands", commands),),
+    "glossary.md": (("terms", terms),),
+    "metrics.md": (("metrics", metrics),),
+    "settings.md": (("settings", settings),),
+    "sql.md": (("queries", queries),),
+    "views.md": (("views", views),),
 }
 
 
@@ -105,6 +135,26 @@ def exported() -> str:
             writer.append(core.drain_entries())
         live.publish(core, store=writer.stats, loop={}, now_s=0.0)
     return metrics.page().decode()
+
+
+def _help_pages(command: Any, name: str, parent: Any) -> list[str]:  # noqa: ANN401 - Typer's Click types are private
+    """The help of a command and of those below it, each under a heading of its own."""
+    context = _context(command, name, parent)
+    below = [
+        page for inner, one in getattr(command, "commands", {}).items() for page in _help_pages(one, inner, context)
+    ]
+    return [f"## {context.command_path}\n\n```text\n{command.get_help(context)}\n```", *below]
+
+
+def _context(command: Any, name: str, parent: Any) -> Any:  # noqa: ANN401 - Typer's Click types are private
+    return command.context_class(
+        command,
+        info_name=name,
+        parent=parent,
+        terminal_width=HELP_WIDTH,
+        max_content_width=HELP_WIDTH,
+        **command.context_settings,
+    )
 
 
 def _default(key: str, defaults: dict[str, str]) -> str:

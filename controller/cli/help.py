@@ -6,7 +6,13 @@ from typing import Any
 
 from typer.core import TyperGroup
 
-RUN, LOOK, EXPERIMENT, ADMINISTER = "Run", "Look", "Experiment", "Administer"
+PANELS = RUN, LOOK, EXPERIMENT, ADMINISTER = "Run", "Look", "Experiment", "Administer"
+
+
+def panel_of(command: Any) -> str:  # noqa: ANN401 - Typer's Click types are private
+    """The section of the help that lists a command."""
+    panel = getattr(command, "rich_help_panel", None)
+    return panel if isinstance(panel, str) else ADMINISTER
 
 
 class HelpfulGroup(TyperGroup):
@@ -22,12 +28,11 @@ class GroupedHelp(HelpfulGroup):
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 - Typer's Click types are private
         """Write a section for each panel."""
-        sections: dict[str, list[tuple[str, str]]] = {panel: [] for panel in (RUN, LOOK, EXPERIMENT, ADMINISTER)}
+        sections: dict[str, list[tuple[str, str]]] = {panel: [] for panel in PANELS}
         longest = max(map(len, self.commands))
         for name, command in self.commands.items():
-            panel = getattr(command, "rich_help_panel", None)
             text = command.get_short_help_str(limit=formatter.width - longest - 4)
-            sections[panel if isinstance(panel, str) else ADMINISTER].append((name, text))
+            sections[panel_of(command)].append((name, text))
         for panel, rows in sections.items():
             with formatter.section(panel):
                 formatter.write_dl(rows)
