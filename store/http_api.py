@@ -138,6 +138,8 @@ class EngineView(View, frozen=True, kw_only=True):
     engine: str
     engine_version: str
     connected: bool
+    gone: Literal["left", "lost"] | None = None
+    """How an engine that is not connected went: it said so, or its connection broke."""
     last_seen_s: float
     kv_blocks: int
     block_size_tokens: int

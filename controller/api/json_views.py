@@ -54,6 +54,7 @@ def engine_view(engine: EngineView) -> http_api.EngineView:
         engine=hello.engine,
         engine_version=hello.engine_version,
         connected=engine.connected,
+        gone=engine.gone,
         last_seen_s=engine.last_seen_s,
         kv_blocks=hello.kv_blocks,
         block_size_tokens=hello.block_size_tokens,

@@ -45,9 +45,10 @@ def add_recent(api: FastAPI, rows: RecentRows, clock: Callable[[], float], guard
     ) -> LoadView:
         """Queue, batch, KV memory and throughput of the engines over the last seconds, in bins."""
         width_s = seconds / bins
-        since_s = clock() - seconds - 2.0 * width_s  # The bins at both ends are left out.
+        now_s = clock()
+        since_s = now_s - seconds - 2.0 * width_s  # The bins at both ends are left out.
         with reading_history(), rows.open(load.TABLES, since_s) as connection:
-            return read_load(connection, Scope(engine_id=engine_id, model=model), since_s, width_s)
+            return read_load(connection, Scope(engine_id=engine_id, model=model), since_s, width_s, now_s)
 
     @api.get("/api/latency", tags=["recent"], dependencies=[guard])
     def latency(

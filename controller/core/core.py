@@ -359,7 +359,7 @@ class Core:
         self.proceed(now_s)
 
     def _leave(self, session: Session, event: Literal["left", "lost"], now_s: float) -> None:
-        session.connected = False
+        session.connected, session.gone = False, event
         session.last_seen_s = now_s
         self._next_tick_s = now_s
         self._state.journal.record(session, EngineSeen(time_s=now_s, event=event, hello=session.hello))

@@ -81,6 +81,8 @@ class Session:
     hello: Hello
     connection: bytes
     connected: bool
+    gone: Literal["left", "lost"] | None = None
+    """How an engine that is not connected went: it said so, or its connection broke."""
     last_seen_s: float
     received_batch: int
     recorded_batch: int

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
+from typing import Literal
 
 import msgspec
 
@@ -30,6 +31,10 @@ REQUESTS_SHOWN = 5000
 SCORES_KEPT = 1000
 DRIFTS_KEPT = 50
 CLUSTERS_COUNTED = 100_000
+LOST_SHOWN_S = 3600.0
+"""Time for which an engine that was lost is still shown, unless one of its name comes back."""
+LOST_SHOWN = 256
+"""Largest number of them."""
 
 
 class RequestView(msgspec.Struct, frozen=True, eq=False, gc=False):
@@ -57,6 +62,8 @@ class EngineView:
 
     hello: Hello
     connected: bool
+    gone: Literal["left", "lost"] | None = None
+    """How an engine that is not connected went: it said so, or its connection broke."""
     last_seen_s: float
     unfinished: int
     tables_sent: int
@@ -101,6 +108,7 @@ class Live:
         self._scores = RollingScores(SCORES_KEPT)
         self._drifts: deque[DriftDetected] = deque(maxlen=DRIFTS_KEPT)
         self._clusters: set[tuple[str, int]] = set()
+        self._lost: dict[str, EngineView] = {}
 
     def watch(self, core: Core) -> None:
         """Observe the requests that end in the core and the scores of their predictions."""
@@ -130,11 +138,26 @@ class Live:
             clusters=len(self._clusters),
             calibration=core.calibration.latest(),
             drifts=tuple(self._drifts),
-            engines=tuple(_engine_view(session, now_s) for session in core.sessions),
+            engines=self._engines(core, now_s),
             store=store,
             loop=loop,
             degraded=tuple(degraded),
         )
+
+    def _engines(self, core: Core, now_s: float) -> tuple[EngineView, ...]:
+        """The engines that the core knows, and those that it has forgotten since they were lost."""
+        known = tuple(_engine_view(session, now_s) for session in core.sessions)
+        names = {view.hello.engine_id for view in known}
+        for view in self.live_snapshot.engines if self.live_snapshot else ():
+            name = view.hello.engine_id
+            if view.gone == "lost" and name not in names and len(self._lost) < LOST_SHOWN:
+                self._lost.setdefault(name, replace(view, requests=(), detailed=None, unfinished=0))
+        self._lost = {
+            name: view
+            for name, view in self._lost.items()
+            if name not in names and now_s - view.last_seen_s < LOST_SHOWN_S
+        }
+        return (*known, *self._lost.values())
 
     def _record_judgement(self, judgement: Judgement) -> None:
         self._scores.add(judgement.served)
@@ -208,6 +231,7 @@ def _engine_view(session: Session, now_s: float) -> EngineView:
     return EngineView(
         hello=session.hello,
         connected=session.connected,
+        gone=session.gone,
         last_seen_s=session.last_seen_s,
         unfinished=len(session.requests),
         tables_sent=session.tables_sent,

@@ -91,6 +91,7 @@ class Agent:
         self._next_hello_s = -math.inf
         self._next_snapshot_s = -math.inf
         self._next_details_s = -math.inf
+        self._next_beat_s = -math.inf
         self._unfinished: dict[str, Arrived] = {}
         self._names = BoundedNames()
         self._outbox = Outbox(
@@ -239,6 +240,10 @@ class Agent:
         """Whether `report` is due."""
         return now_s >= self._next_snapshot_s
 
+    def beat_due(self, now_s: float) -> bool:
+        """Whether an engine that makes no step is to report all the same: at once when welcomed, then once a second."""
+        return self._welcomed and now_s >= self._next_beat_s
+
     def report(self, now_s: float, view: View) -> None:
         """Send a snapshot of the engine; when the link is full, drop and count it."""
         self._next_snapshot_s = now_s + self._limits.snapshot_interval_s
@@ -280,6 +285,7 @@ class Agent:
             stamps_replaced=view.stamps_replaced,
             policy_errors=self._policy_errors,
         )
+        self._next_beat_s = now_s + self._limits.beat_interval_s
         if not self._link.send(snapshot):
             self._messages_dropped += 1
             return
@@ -406,6 +412,7 @@ class Agent:
         self._welcomed = True
         self._restarting = False
         self._controller_id = welcome.controller_id
+        self._next_beat_s = -math.inf
         self._lag.reset()
         self._resynchronise(welcome)
 

@@ -15,6 +15,8 @@ class AgentLimits:
     snapshot_interval_s: float = 0.1
     details_interval_s: float = 0.3
     """Interval between snapshots that name the running and waiting requests."""
+    beat_interval_s: float = 1.0
+    """Interval of the snapshots of an engine that makes no step."""
     hello_interval_s: float = 1.0
     facts_interval_s: float = 0.1
     """Interval at which non-urgent facts are sent, unless an arrival takes them along: each frame costs both ends."""

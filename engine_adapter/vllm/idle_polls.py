@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-IDLE_POLL_S = 0.5
-"""Time without a step after which the timer polls: well within the lease."""
+IDLE_POLL_S = 0.25
+"""Time without a step after which the timer polls: a greeting and its answer take two polls."""
 
 _CONNECTS_S = 0.05
 """Time in which a local socket connects."""

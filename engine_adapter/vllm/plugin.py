@@ -53,9 +53,6 @@ log = logging.getLogger("vllm.sagesched")
 STEPS_IN_FLIGHT = 64
 """Bound on the steps scheduled and not yet updated; vLLM keeps two, or one per pipeline stage."""
 
-IDLE_REPORT_S = 5.0
-"""Interval of an idle engine's snapshots, unless its mode changes."""
-
 Hook = TypeVar("Hook", bound=Callable[..., None])
 
 
@@ -193,7 +190,8 @@ class Plugin:
         """Held by a hook, which may cause another, and by an idle poll."""
         self._polled_s = -math.inf
         self._idle_polls = IdlePolls(self._poll_if_idle)
-        self._idle_report_s = -math.inf
+        self._used_blocks = 0
+        """KV blocks in use when the last snapshot was made: prefixes that are kept stay while the engine is idle."""
 
     def start_idle_polls(self) -> None:
         """Connect to the controller while the engine starts, and exchange messages with it whenever no step is made.
@@ -366,7 +364,7 @@ class Plugin:
         self._log_mode(now_s)
 
     def _poll_if_idle(self) -> None:
-        """Exchange messages in the timer's thread unless steps are made; touch nothing of the scheduler's but its counts."""
+        """Exchange messages in the timer's thread unless steps are made; touch nothing of vLLM's."""
         now_s = self._now_s()
         if now_s - self._polled_s < IDLE_POLL_S:
             return
@@ -376,17 +374,15 @@ class Plugin:
             try:
                 before = self._logged_mode
                 self._poll(now_s)
-                if not self._scheduler.requests and (before != self._logged_mode or now_s >= self._idle_report_s):
-                    self._idle_report_s = now_s + IDLE_REPORT_S
+                if not self._tracker.request_ids and (before != self._logged_mode or self.agent.beat_due(now_s)):
                     self._report_idle(now_s)
             except Exception as error:  # noqa: BLE001 - no error of the plugin may reach the engine
                 self.agent.failed(now_s, error)
 
     def _report_idle(self, now_s: float) -> None:
         """Send a snapshot of an engine without requests."""
-        used = self._memory.all_blocks - self._memory.unused_blocks
         view = View(
-            kv_blocks_used=used,
+            kv_blocks_used=self._used_blocks,
             waiting=0,
             running=0,
             queue=(),
@@ -410,10 +406,11 @@ class Plugin:
         self._told_idle = idle
         if not falls_idle and not self.agent.snapshot_due(now_s):
             return
+        self._used_blocks = self._memory.all_blocks - self._memory.unused_blocks
         self.agent.report(
             now_s,
             View(
-                kv_blocks_used=self._memory.all_blocks - self._memory.unused_blocks,
+                kv_blocks_used=self._used_blocks,
                 waiting=scheduler.get_request_counts()[1],
                 running=len(scheduler.running),
                 queue=(request.request_id for request in scheduler.waiting),

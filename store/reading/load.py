@@ -18,15 +18,23 @@ CARRIED_IDLE_S = 12.0
 """The same for an idle engine, of whose equal snapshots one in ten seconds is recorded."""
 
 
-def read_load(connection: duckdb.DuckDBPyConnection, scope: Scope, since_s: float, bin_s: float) -> LoadView:
+COMMITTED_S = 1.5
+"""Time after which a snapshot is in the history: a bin that ends later is not whole yet."""
+
+
+def read_load(
+    connection: duckdb.DuckDBPyConnection, scope: Scope, since_s: float, bin_s: float, now_s: float = 0.0
+) -> LoadView:
     """Sum the snapshots since ``since_s``: the last levels of each engine, and rates of computed tokens.
 
-    The first and the last bin are omitted: they are only partly covered, so their rates would be too low.
+    The bins reach up to ``now_s`` also where nothing is recorded: an engine that is there and computes nothing has the
+    rate 0. The first and the last bin are omitted: they are only partly covered, so their rates would be too low.
     """
     assert bin_s > 0.0, bin_s
     choose(connection, scope)
     given = {"since_s": since_s, "all": not scope.narrows}
     bins = {"bin_s": bin_s, "carried_s": CARRIED_S, "idle_s": CARRIED_IDLE_S, "bins": MAX_BINS}
+    bins["until_s"] = now_s - COMMITTED_S
     points = connection.sql(_BINS, params=given | bins).to_arrow_table().to_pylist()
     steps, step_s = connection.execute(_STEPS, given).fetchall()[0]
     return LoadView(points=tuple(msgspec.convert(points, list[LoadPoint])), steps=steps, step_s=step_s)
@@ -37,7 +45,10 @@ WITH seen AS (
     SELECT *, floor(time_s / $bin_s)::BIGINT AS bin FROM snapshots
     WHERE isfinite(time_s) AND time_s >= $since_s AND ($all OR session_id IN (FROM temp.chosen))
 ),
-span AS (SELECT min(bin) + 1 AS first, max(bin) - 1 AS last FROM seen HAVING count(DISTINCT bin) > 2),
+span AS (
+    SELECT min(bin) + 1 AS first, greatest(max(bin), floor($until_s / $bin_s)::BIGINT) - 1 AS last FROM seen
+    HAVING count(*) > 0
+),
 bins AS (SELECT unnest(range(greatest(first, last - $bins + 1), last + 1)) AS bin FROM span),
 grid AS (SELECT bin, engine_id, (bin + 1) * $bin_s AS end_s FROM bins CROSS JOIN (SELECT DISTINCT engine_id FROM seen)),
 levels AS (
@@ -62,7 +73,11 @@ rates AS (
     )
     GROUP BY bin
 )
-SELECT (bin + 1) * $bin_s AS time_s, levels.* EXCLUDE (bin), rates.* EXCLUDE (bin)
+SELECT
+    (bin + 1) * $bin_s AS time_s, levels.* EXCLUDE (bin), coalesce(peak_blocks, used_blocks) AS peak_blocks,
+    coalesce(decode_tokens_per_s, 0.0 * running) AS decode_tokens_per_s,
+    coalesce(prefill_tokens_per_s, 0.0 * running) AS prefill_tokens_per_s,
+    coalesce(recomputed_tokens_per_s, 0.0 * running) AS recomputed_tokens_per_s
 FROM bins LEFT JOIN levels USING (bin) LEFT JOIN rates USING (bin) ORDER BY bin
 """
 

@@ -4,12 +4,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
-from controller.monitoring.live_state import EngineView, LiveSnapshot, RequestView, queue_rows
+from controller.core.in_process import InProcessController
+from controller.monitoring.live_state import EngineView, Live, LiveSnapshot, RequestView, queue_rows
+from controller.policy.policies import policy_named
 from controller.policy.policy import EngineFacts
 from online_learning.distribution import LengthDistribution
+from online_learning.evaluation.global_learner import GlobalLearner
 from store.history.writer import WriterStats
-from store.records import Arrived, EngineRules, Hello, IndexTable, RunningRequest, Settings, Snapshot
+from store.records import Arrived, EngineRules, Goodbye, Hello, IndexTable, RunningRequest, Settings, Snapshot
 
 HELLO = Hello(
     engine_id="e",
@@ -40,6 +44,32 @@ def _view(request_id: str, *, index_s: float = 1.0, priority: int = 0, attained_
     )
     table = IndexTable(request_id=request_id, attained_tokens=(0, 10), index_s=(index_s, 9.0), growth_tokens=(1.0, 1.0))
     return RequestView(arrived=arrived, predicted=PREDICTED, table=table, cluster=3, attained_tokens=attained_tokens)
+
+
+def test_an_engine_that_was_lost_is_shown_as_lost_until_it_comes_back_or_an_hour_is_over() -> None:
+    """Also when the core has forgotten it, which it does after a minute; one that left in order is forgotten with that."""
+    core = InProcessController(GlobalLearner(), policy_named("sage")).core
+    live = Live()
+
+    def shown(now_s: float) -> list[tuple[str, bool, str | None]]:
+        core.tick(now_s)
+        live.publish(core, store=WriterStats(), loop={}, now_s=now_s)
+        assert live.live_snapshot is not None
+        return sorted((view.hello.engine_id, view.connected, view.gone) for view in live.live_snapshot.engines)
+
+    for name in ("a", "b"):
+        core.handle(name.encode(), structs.replace(HELLO, engine_id=name, session_id=name), 0.0)
+    assert shown(1.0) == [("a", True, None), ("b", True, None)]
+    core.lost(b"a", 2.0)
+    core.handle(b"b", Goodbye(time_s=2.0), 2.0)
+    assert shown(3.0) == [("a", False, "lost"), ("b", False, "left")]
+    assert shown(120.0) == [("a", False, "lost")]
+    assert shown(3500.0) == [("a", False, "lost")]
+    core.handle(b"c", structs.replace(HELLO, engine_id="a", session_id="c"), 3500.0)
+    assert shown(3501.0) == [("a", True, None)]
+    core.lost(b"c", 3502.0)
+    assert shown(3503.0) == shown(3600.0) == [("a", False, "lost")]
+    assert shown(7200.0) == []
 
 
 def _live_snapshot(views: list[RequestView], *, running: list[str], queue: list[str]) -> LiveSnapshot:

@@ -39,6 +39,25 @@ def test_it_says_hello_until_it_is_welcomed() -> None:
     assert agent.mode(1.5) == "off"
 
 
+def test_an_engine_without_steps_reports_once_a_second_and_at_once_when_it_is_welcomed() -> None:
+    """Also by a controller that was started anew; before any, and between two beats, there is nothing to send."""
+    link = ScriptedLink()
+    agent = Agent(hello=HELLO, link=link)
+    agent.poll(0.0)
+    assert not agent.beat_due(9.0), "nobody has welcomed it"
+    due = []
+    for tick in range(40):
+        now_s = 0.25 * tick
+        if tick in {4, 30}:
+            link.inbox = [Welcome(controller_id=f"c{tick}", durable_batch=0), SETTINGS]
+        agent.poll(now_s)
+        if agent.beat_due(now_s):
+            agent.report(now_s, VIEW)
+            due.append(now_s)
+            link.inbox = [SETTINGS]
+    assert due == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 7.5, 8.5, 9.5]
+
+
 def test_facts_are_kept_until_they_are_durable() -> None:
     """A batch without an acknowledgement is resent to the next controller, in order and with its number."""
     agent, link = connected()

@@ -317,6 +317,44 @@ def test_an_error_in_an_idle_poll_costs_a_pause_and_touches_no_queue(
     assert script.snapshots()[-1].policy_errors == 1
 
 
+class _Untouchable:
+    """Nothing of it may be read."""
+
+    def __getattribute__(self, name: str) -> object:
+        raise AssertionError(f"{name} was read in another thread than vLLM's")
+
+
+def test_an_idle_engine_beats_without_touching_vllm(scripted: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before its first request and after its last, once a second; not in the thread of a step, and no more once it is closed."""
+    script = scripted()
+    served = engine(script)
+    plugin = served.scheduler._sage
+
+    def beats(seconds: int) -> list[tuple[int, int, int]]:
+        """What it says in this time, in which nobody asks anything."""
+        began, heard = served.now_s, len(script.snapshots())
+        with monkeypatch.context() as patch:
+            patch.setattr(plugin, "_scheduler", _Untouchable())
+            patch.setattr(plugin, "_memory", _Untouchable())
+            for tick in range(4 * seconds):
+                served.advance_to(began + 0.25 * tick)
+                plugin._poll_if_idle()
+        return [(said.waiting, said.running, said.kv_blocks_used) for said in script.snapshots()[heard:]]
+
+    assert beats(10) == [(0, 0, 0)] * 10
+    assert script.heard[0].engine_id, "its name and its version came first"
+    served.submit(work("a", output_tokens=3))
+    while served.unfinished:
+        plugin._poll_if_idle()  # Steps are made: it says nothing.
+        served.step()
+    stepped = script.snapshots()
+    assert len({said.time_s for said in stepped}) == len(stepped)
+    assert beats(10) == [(0, 0, 0)] * 9, "a second after its last step for the first time"
+    plugin.close()
+    assert beats(10) == []
+    assert {said.policy_errors for said in script.snapshots()} == {0}
+
+
 class _Bare(VllmVirtualTimeEngine):
     """The harness without its link, so that the scheduler makes its own."""
 

@@ -28,7 +28,7 @@ snapshots = st.lists(
 )
 
 
-def load(points: Iterable[dict[str, Any]], bin_s: float, scope: Scope | None = None) -> LoadView:
+def load(points: Iterable[dict[str, Any]], bin_s: float, scope: Scope | None = None, *, now_s: float = 0.0) -> LoadView:
     """The load of these snapshots; what they do not say is 0."""
     with duckdb.connect() as connection:
         connection.execute("CREATE TABLE engines AS SELECT 's' || id AS session_id, id AS engine_id, 'm' || id AS model"
@@ -43,7 +43,7 @@ def load(points: Iterable[dict[str, Any]], bin_s: float, scope: Scope | None = N
         ]
         if rows:
             connection.executemany(f"INSERT INTO snapshots VALUES (?, ?, ?, ?{', ?' * len(COLUMNS)})", rows)
-        return read_load(connection, scope or Scope(), 0.0, bin_s)
+        return read_load(connection, scope or Scope(), 0.0, bin_s, now_s)
 
 
 @pytest.mark.slow
@@ -60,11 +60,12 @@ def test_whole_bins_account_for_every_token(points: list[dict[str, Any]], bin_s:
 @pytest.mark.slow
 @given(snapshots)
 def test_bins_follow_one_another_without_gaps(points: list[dict[str, Any]]) -> None:
-    """A time without snapshots is a bin without values, so that a chart shows a gap and no straight line."""
+    """A time in which no engine is there is a bin without values, so that a chart shows a gap and no straight line."""
     bins = load(points, 1.0).points
     assert [point.time_s for point in bins] == [bins[0].time_s + step for step in range(len(bins))]
     busy = {math.floor(point["time_s"]) for point in points}
-    assert all((point.decode_tokens_per_s is None) == (point.time_s - 1.0 not in busy) for point in bins)
+    there = [point.time_s - 1.0 in busy or point.waiting is not None for point in bins]
+    assert [point.decode_tokens_per_s is not None for point in bins] == there
 
 
 def test_levels_of_several_engines_add_up_and_a_lost_engine_drops_out() -> None:
@@ -76,6 +77,17 @@ def test_levels_of_several_engines_add_up_and_a_lost_engine_drops_out() -> None:
     assert waiting[-1] == 5
     for scope in (Scope(engine_id="b"), Scope(model="mb")):
         assert {point.waiting for point in load(points, 1.0, scope).points} == {7}
+
+
+def test_an_engine_that_falls_idle_computes_nothing_up_to_now() -> None:
+    """It says so once in ten seconds; its rates are 0 between, and the last bin ends at the last moment that is recorded."""
+    busy = [{"time_s": float(second), "engine_id": "a", "steps": 9, "decode_tokens": 50} for second in range(10)]
+    idle = [{"time_s": 10.0 + 10.0 * number, "engine_id": "a"} for number in range(4)]
+    points = load([*busy, *idle], 1.0, now_s=50.5).points
+    assert points[-1].time_s == 49.0, "what comes in the last second and a half may not be recorded yet"
+    assert [point.decode_tokens_per_s for point in points] == [50.0] * 9 + [0.0] * 39
+    gone = load([*busy, *idle], 1.0, now_s=100.5).points
+    assert (gone[-1].time_s, gone[-1].decode_tokens_per_s, gone[-1].running) == (99.0, None, None)
 
 
 def test_a_clock_that_jumped_makes_no_endless_chart() -> None:
