@@ -15,10 +15,12 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from engine_adapter.hints.body import BodyHints, json_object
+from engine_adapter.hints.body import BodyHints, HintedBody, json_object
+from engine_adapter.hints.counted import DROPPED, IGNORED, Counted
 from engine_adapter.hints.headers import SERVICE_TIER, VLLM_PRIORITY, HeaderHints, Headers
-from engine_adapter.hints.ignored import IgnoredHints
+from engine_adapter.hints.refusals import Refusal, shed, too_many, unusable
 from engine_adapter.hints.settings import Settings, read_settings
+from engine_adapter.hints.tenant_limits import TenantLimits
 from engine_adapter.hints.values import Complain, UnusableHintError
 
 Message: TypeAlias = MutableMapping[str, Any]
@@ -32,6 +34,9 @@ PATHS = frozenset({"/v1/completions", "/v1/chat/completions", "/v1/responses", M
 
 MAX_BODY_BYTES = 64 << 20
 """A longer body passes as it comes."""
+
+SHED = "shed: "
+"""How the ``stop_reason`` of a choice begins that was ended because its targets could no longer be met."""
 
 SETTINGS = read_settings(os.environ)
 """Read when vLLM imports the class, so that a wrong setting stops the start and not each request."""
@@ -48,9 +53,11 @@ class HttpHints:
     def __init__(self, app: App, settings: Settings = SETTINGS) -> None:
         self._app = app
         self._settings = settings
-        self._ignored = IgnoredHints(time.monotonic)
-        self._complain: Complain = self._ignored.count if settings.unusable == "ignore" else _refuse
+        self._ignored = Counted(IGNORED, "ignored", time.monotonic)
+        self._dropped = Counted(DROPPED, "answered by 429", time.monotonic)
+        self._complain: Complain = self._ignore if settings.unusable == "ignore" else _refuse
         self._bodies = BodyHints(settings.tiers, self._complain)
+        self._limits = TenantLimits(settings.max_requests_per_tenant, settings.tenant_max_requests)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one connection, in ASGI's words."""
@@ -59,22 +66,42 @@ class HttpHints:
         try:
             hints = HeaderHints(scope["headers"], self._complain)
         except UnusableHintError as error:
-            return await _answer_400(send, error, scope["path"])
+            return await _refuse_with(unusable(error), send, scope)
         exchange = _Exchange(scope, receive, send, hints, self)
-        return await self._app(exchange.scope, exchange.receive, exchange.send)
+        try:
+            return await self._app(exchange.scope, exchange.receive, exchange.send)
+        finally:
+            exchange.leave()
 
-    def write(self, body: bytes, hints: HeaderHints, authorization: bytes) -> tuple[bytes, str | None]:
-        """Return the body as vLLM gets it, and the tier to name in the answer; raises `UnusableHintError`."""
-        written = self._bodies.write(body, hints.fields, self._settings.tenant_of(authorization))
-        if written is None:
-            self.lose(hints, "a JSON object")
-            return body, None
-        return written
+    def write(self, body: bytes, hints: HeaderHints, authorization: bytes) -> HintedBody:
+        """Return the body as vLLM gets it, and what the answer depends on; raises `UnusableHintError`."""
+        key_tenant = self._settings.tenant_of(authorization)
+        written = self._bodies.write(body, hints.fields, key_tenant)
+        return self.lose(body, hints, authorization, "a JSON object") if written is None else written
 
-    def lose(self, hints: HeaderHints, allowed: str) -> None:
+    def lose(self, body: bytes, hints: HeaderHints, authorization: bytes, allowed: str) -> HintedBody:
         """Count a body into which what the headers say cannot be written: vLLM gets it as it is."""
         if hints.fields:
-            self._ignored.count(UnusableHintError("body", "something else", allowed))
+            self._ignore(UnusableHintError("body", "something else", allowed))
+        tenant = self._settings.tenant_of(authorization) or hints.fields.get("tenant")
+        return HintedBody(body, tenant=None if tenant is None else str(tenant))
+
+    def enter(self, tenant: str | None) -> Refusal | None:
+        """Count one more unfinished request of a tenant; returns the refusal, and counts nothing, at its limit."""
+        most = self._limits.enter(tenant)
+        return None if most is None else self.drop("tenant_limit", too_many(tenant, most))
+
+    def leave(self, tenant: str | None) -> None:
+        """Count a request that was entered as finished."""
+        self._limits.leave(tenant)
+
+    def drop(self, reason: str, refusal: Refusal) -> Refusal:
+        """Count a request that is answered by 429."""
+        self._dropped.count(reason, refusal.message)
+        return refusal
+
+    def _ignore(self, error: UnusableHintError) -> None:
+        self._ignored.count(error.source, error)
 
 
 class _Exchange:
@@ -90,9 +117,10 @@ class _Exchange:
         self._hints = hints
         self._server = server
         self._read = False
-        self._refusal: UnusableHintError | None = None
+        self._refusal: Refusal | None = None
         self._refused = False
-        self._tier: str | None = None
+        self._entered = False
+        self._said = HintedBody(b"")
         self._held: Message | None = None
         self._parts: list[bytes] = []
 
@@ -110,53 +138,79 @@ class _Exchange:
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             more = message.get("more_body", False)
-        body = b"".join(parts)
-        if size > MAX_BODY_BYTES:
-            self._server.lose(self._hints, f"at most {MAX_BODY_BYTES} bytes")
-        else:
-            body = self._write(body)
-        return {"type": "http.request", "body": body, "more_body": more}
+        body = self._write(b"".join(parts), fits=size <= MAX_BODY_BYTES)
+        self._enter()
+        return {"type": "http.request", "body": b"" if self._refusal else body, "more_body": more}
 
-    def _write(self, body: bytes) -> bytes:
+    def leave(self) -> None:
+        """End the exchange, however it ended."""
+        if self._entered:
+            self._entered = False
+            self._server.leave(self._said.tenant)
+
+    def _write(self, body: bytes, *, fits: bool) -> bytes:
+        key, server = self._header(b"authorization"), self._server
         try:
-            written, self._tier = self._server.write(body, self._hints, self._header(b"authorization"))
+            if fits:
+                said = server.write(body, self._hints, key)
+            else:
+                said = server.lose(body, self._hints, key, f"at most {MAX_BODY_BYTES} bytes")
         except UnusableHintError as error:
-            self._refusal = error
-            return b""  # The application answers something, in whose place the refusal goes out.
-        if written is not body:
-            _set_length(self.scope["headers"], len(written))
-        return written
+            self._refusal = unusable(error)
+            return body
+        self._said = said._replace(body=b"")
+        if said.body is not body:
+            _set_length(self.scope["headers"], len(said.body))
+        return said.body
+
+    def _enter(self) -> None:
+        """Count the request; the application answers an empty body, in whose place a refusal goes out."""
+        if self._refusal is None:
+            self._refusal = self._server.enter(self._said.tenant)
+            self._entered = self._refusal is None
 
     async def send(self, message: Message) -> None:
         """Pass on the answer, with the tier where one was named; a refusal goes out in its place."""
         if self._refusal is not None:
             if not self._refused:
                 self._refused = True
-                await _answer_400(self._send, self._refusal, self.scope["path"])
-        elif self._tier is None:
-            await self._send(message)
+                await _refuse_with(self._refusal, self._send, self.scope)
+        elif self._held is not None and message["type"] == "http.response.body":
+            await self._send_whole(self._held, message)
+        elif message["type"] == "http.response.start":
+            await self._start(message)
         else:
-            await self._send_with_tier(message, self._tier)
+            await self._send(message)
 
-    async def _send_with_tier(self, message: Message, tier: str) -> None:
-        if message["type"] == "http.response.start":
+    async def _start(self, message: Message) -> None:
+        """Name the tier in the header, and hold back an answer in whose body something may have to be changed."""
+        tier = self._said.tier
+        if tier is not None:
             headers = [*message.get("headers", ()), (SERVICE_TIER, tier.encode("latin-1", "replace"))]
             message = {**message, "headers": headers}
-            if self._has_place(message):
-                self._held = message
-                return
-        if self._held is None or message["type"] != "http.response.body":
+        if (tier is not None or self._said.sheds) and self._has_place(message):
+            self._held = message
+        else:
             await self._send(message)
-            return
+
+    async def _send_whole(self, start: Message, message: Message) -> None:
+        """Send an answer that was held back once all of it is there."""
         self._parts.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            body = _name_tier(b"".join(self._parts), tier)
-            _set_length(self._held["headers"], len(body))
-            await self._send(self._held)
-            await self._send({"type": "http.response.body", "body": body})
+        if message.get("more_body", False):
+            return
+        body, tier = b"".join(self._parts), self._said.tier
+        if self._said.sheds and (reason := _shed_reason(body)):
+            refusal = self._server.drop("shed", shed(reason))
+            await _refuse_with(refusal, self._send, self.scope)
+            return
+        if tier is not None:
+            body = _name_tier(body, tier)
+            _set_length(start["headers"], len(body))
+        await self._send(start)
+        await self._send({"type": "http.response.body", "body": body})
 
     def _has_place(self, start: Message) -> bool:
-        """Whether the answer is JSON that has the tier in a field; a stream, and an error, have it in the header alone."""
+        """Whether the answer is JSON that can say more in a field; a stream, and an error, cannot."""
         kind = next((value for name, value in start["headers"] if name.lower() == b"content-type"), b"")
         return start["status"] == 200 and kind.startswith(b"application/json") and _path(self.scope) != MESSAGES
 
@@ -190,19 +244,30 @@ def _name_tier(body: bytes, tier: str) -> bytes:
     return body if fields is None else msgspec.json.encode({**fields, "service_tier": tier})
 
 
+class _Choice(msgspec.Struct):
+    stop_reason: str | int | None = None
+
+
+class _Answer(msgspec.Struct):
+    choices: list[_Choice] = []
+
+
+def _shed_reason(body: bytes) -> str | None:
+    """Return why every choice of an answer was ended before it was served; None if one was served."""
+    try:
+        reasons = {choice.stop_reason for choice in msgspec.json.decode(body, type=_Answer).choices}
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return None
+    reason = reasons.pop() if len(reasons) == 1 else None
+    return reason if isinstance(reason, str) and reason.startswith(SHED) else None
+
+
 def _refuse(error: UnusableHintError) -> None:
     raise error
 
 
-async def _answer_400(send: Send, error: UnusableHintError, path: str) -> None:
-    """Answer in the form in which vLLM answers a bad request there."""
-    text = str(error)
-    if path.endswith(MESSAGES):
-        answer = {"type": "error", "error": {"type": "invalid_request_error", "message": text}}
-    else:
-        told = {"message": text, "type": "BadRequestError", "param": error.source.split()[-1], "code": 400}
-        answer = {"error": told}
-    body = msgspec.json.encode(answer)
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": 400, "headers": headers})
+async def _refuse_with(refusal: Refusal, send: Send, scope: Message) -> None:
+    """Answer in the form in which vLLM answers an error there."""
+    headers, body = refusal.answer(anthropic=scope["path"].endswith(MESSAGES))
+    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

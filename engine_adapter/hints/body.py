@@ -29,10 +29,14 @@ _DEFAULT_TIER = "default"
 
 
 class HintedBody(NamedTuple):
-    """A request's body as vLLM gets it, and the tier as which it is served, where it named one."""
+    """A request's body as vLLM gets it, and what it says that the answer depends on."""
 
     body: bytes
     tier: str | None = None
+    """The tier as which it is served, where it named one."""
+    tenant: str | None = None
+    sheds: bool = False
+    """Whether it rather has an error than a certainly late answer."""
 
 
 class BodyHints:
@@ -69,13 +73,14 @@ class BodyHints:
             added["tenant"] = key_tenant
         served = tier if "service_class" not in headers and "service_class" not in usable else None
         priority = self._priority(fields, tier)
+        hinted = HintedBody(body, _served(served), _tenant(added, usable), sheds=bool(_stated("sheds", added, usable)))
         if added or len(usable) < len(own):
             fields["vllm_xargs"] = msgspec.Raw(msgspec.json.encode({**usable, **added}))
         elif priority is None:
-            return HintedBody(body, _served(served))
+            return hinted
         if priority is not None:
             fields["priority"] = msgspec.Raw(b"%d" % priority)
-        return HintedBody(msgspec.json.encode(fields), _served(served))
+        return hinted._replace(body=msgspec.json.encode(fields))
 
     def _usable(self, name: str, raw: msgspec.Raw) -> bool:
         kind = FIELDS.get(name)
@@ -155,6 +160,18 @@ def _without_session(headers: Mapping[str, Value], fields: Fields) -> Mapping[st
     if "session_id" not in headers or _given(fields, "session_id") is None:
         return headers
     return {name: value for name, value in headers.items() if name != "session_id"}
+
+
+def _stated(name: str, added: Mapping[str, Value], usable: Fields) -> Value | None:
+    """Return the value of a field of ``vllm_xargs`` as it is written."""
+    if name in added:
+        return added[name]
+    return FIELDS[name].from_json(usable[name], name) if name in usable else None
+
+
+def _tenant(added: Mapping[str, Value], usable: Fields) -> str | None:
+    tenant = _stated("tenant", added, usable)
+    return None if tenant is None else str(tenant)
 
 
 def _served(tier: str | None) -> str | None:

@@ -1,4 +1,4 @@
-"""What an operator may set for the hints in requests: environment, and a TOML file for tenants and tiers."""
+"""What an operator may set for the hints in requests: environment, and a TOML file for tenants, their limits, and tiers."""
 
 from __future__ import annotations
 
@@ -42,6 +42,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whether each API key is a tenant of its own, named ``key-`` and the head of the key's SHA-256."""
     tenants: dict[Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")], Name] = {}
     """Tenant by the SHA-256 of an API key, in hexadecimal; the keys themselves are written nowhere."""
+    max_requests_per_tenant: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    """Unfinished requests that a tenant may have at one API server, and those without a tenant together; None for no limit."""
+    tenant_max_requests: dict[Name, Annotated[int, msgspec.Meta(ge=1)]] = {}
+    """The same of single tenants, in place of the limit for all."""
     service_tiers: dict[str, Tier] = {}
     """What values of ``service_tier`` mean, where it is not what `TIERS` says; further names are further tiers."""
 

@@ -40,14 +40,17 @@ def lease_s() -> float:
 
 @pytest.fixture(scope="module")
 def server(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
-    """A server that asks for a key and takes orders."""
+    """A server that asks for a key, takes orders, and lets one tenant have one request at once."""
+    folder = tmp_path_factory.mktemp("server")
+    hints = folder / "hints.toml"
+    hints.write_text("[tenant_max_requests]\none-at-once = 1\n")
     with VllmServer(
         endpoint=site.endpoint,
         profile=PROFILES["h800-qwen3-32b-24k"],
         speed=20.0,
         arguments=("--api-key", KEY, "--chat-template", CHAT_TEMPLATE),
-        environment={"SAGESCHED_HINTS": "refuse"},
-        log_path=tmp_path_factory.mktemp("server") / "vllm.log",
+        environment={"SAGESCHED_HINTS": "refuse", "SAGESCHED_HINTS_FILE": str(hints)},
+        log_path=folder / "vllm.log",
         ready_s=300.0,
     ) as server:
         site.wait_for(lambda: site.shows(mode="on"), "the engine to take orders")
@@ -131,6 +134,25 @@ def test_a_client_that_goes_ends_its_request(site: Site, client: httpx.Client) -
     rows = "SELECT reason FROM completions JOIN arrivals USING (request_id) WHERE tenant = 'gone'"
     site.wait_for(lambda: site.query(rows), "the end of the request")
     assert site.query(rows) == [{"reason": "abort"}]
+
+
+def test_a_tenant_at_its_limit_is_answered_by_429_until_its_request_ends(site: Site, client: httpx.Client) -> None:
+    """Also when that ends because its client goes; the refused one never reaches the engine."""
+    body = {"model": MODEL_NAME, **COMPLETIONS, "user": "one-at-once"}
+    long = {**body, "max_tokens": 8000, "stream": True, "vllm_xargs": {"true_len": "8000"}}
+    with client.stream("POST", "/v1/completions", json=long) as answer:
+        assert answer.status_code == 200
+        lines = answer.iter_lines()
+        assert next(lines)
+        refused = client.post("/v1/completions", json=body)
+        assert refused.status_code == 429, refused.text
+        assert refused.headers["x-llm-d-request-dropped-reason"] == "rejected-saturated"
+        assert client.post("/v1/completions", json={**body, "user": "another"}).status_code == 200
+    site.wait_for(lambda: client.post("/v1/completions", json=body).status_code == 200, "its place")
+    arrivals = "SELECT * FROM arrivals WHERE tenant = 'one-at-once'"
+    site.wait_for(lambda: len(site.query(arrivals)) >= 2, "both that were served")
+    assert len(site.query(arrivals)) == 2
+    assert 'sagesched_http_dropped_total{reason="tenant_limit"}' in client.get("/metrics").text
 
 
 def test_what_cannot_be_used_is_refused_after_the_key(server: VllmServer, client: httpx.Client) -> None:

@@ -17,8 +17,9 @@ from prometheus_client import REGISTRY
 
 from engine_adapter import http_hints
 from engine_adapter.agent.hints import NAMES, Hints
+from engine_adapter.agent.shedding import SHED_REASON
+from engine_adapter.hints.counted import IGNORED, Counted
 from engine_adapter.hints.headers import HEADERS
-from engine_adapter.hints.ignored import IgnoredHints
 from engine_adapter.hints.settings import Settings, Tier
 from engine_adapter.hints.values import FIELDS, UnusableHintError
 from engine_adapter.http_hints import HttpHints
@@ -318,11 +319,12 @@ def test_what_cannot_be_used_is_ignored_and_counted_where_the_operator_says_so(
 def test_the_log_has_a_line_for_a_header_at_most_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     """Which says how many there were since the last one, and shows what was sent without what steers a terminal."""
     now_s = [0.0]
-    counts = IgnoredHints(lambda: now_s[0])
+    counts = Counted(IGNORED, "ignored", lambda: now_s[0])
     with caplog.at_level(logging.WARNING):
         for second in range(0, 100, 10):
             now_s[0] = float(second)
-            counts.count(UnusableHintError("header x-slo-ttft-ms", "\x1b]0;" + 1000 * "x", "milliseconds"))
+            error = UnusableHintError("header x-slo-ttft-ms", "\x1b]0;" + 1000 * "x", "milliseconds")
+            counts.count(error.source, error)
     texts = [record.getMessage() for record in caplog.records]
     assert [text[:17] for text in texts] == ["ignored 1 times: ", "ignored 6 times: "]
     assert "\x1b" not in texts[0]
@@ -508,3 +510,172 @@ def test_an_answer_to_who_named_no_tier_is_not_looked_at() -> None:
     assert Exchange(answer=answer).run(b'{"user": "u"}').sent == answer
     other = Exchange(answer=answer).run(b'{"service_tier": "flex"}', ("x-sagesched-class", "batch"))
     assert other.sent == answer
+
+
+class Busy:
+    """An application that answers when it is told to; a server may serve several requests at once."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._server = HttpHints(self._app, settings)
+        self.reached = 0
+        self.failing = False
+        self._go = asyncio.Event()
+
+    async def post(self, body: dict[str, Any], *headers: tuple[bytes, bytes], path: str = CHAT) -> list[dict[str, Any]]:
+        """Send a request; returns the messages of its answer."""
+        sent: list[dict[str, Any]] = []
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await self._server({"type": "http", "method": "POST", "path": path, "headers": list(headers)}, receive, send)
+        return sent
+
+    def answer(self) -> None:
+        """Let every request that is served end."""
+        self._go.set()
+
+    async def _app(self, _scope: Any, receive: Any, send: Any) -> None:
+        if not (await receive())["body"]:
+            await send(OK)
+            return
+        self.reached += 1
+        await self._go.wait()
+        if self.failing:
+            raise RuntimeError("the application fails")
+        await send(OK)
+        await send({"type": "http.response.body", "body": b"{}"})
+
+
+async def turns(count: int = 20) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+LIMITED = Settings(
+    max_requests_per_tenant=2, tenant_max_requests={"shop": 3, "key-2bb80d537b1d": 1}, tenant_per_key=True
+)
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "most"),
+    [
+        ({"user": "someone"}, (), 2),
+        ({"user": "shop"}, (), 3),
+        ({}, ((b"x-llm-d-inference-fairness-id", b"shop"),), 3),
+        ({"vllm_xargs": {"tenant": "shop"}}, (), 3),
+        ({}, (), 2),
+        ({"user": "shop"}, ((b"authorization", b"Bearer secret"),), 1),
+    ],
+)
+def test_a_tenant_has_only_so_many_requests_at_once(
+    body: dict[str, Any], headers: tuple[tuple[bytes, bytes], ...], most: int
+) -> None:
+    """The next one is answered by 429 at once, in the words of SDKs and gateways, and another tenant's is served."""
+
+    async def traffic() -> None:
+        busy = Busy(LIMITED)
+        served = [asyncio.create_task(busy.post(body, *headers)) for _ in range(most)]
+        await turns()
+        assert busy.reached == most
+        start, told = await busy.post(body, *headers)
+        assert busy.reached == most
+        assert start["status"] == 429
+        assert dict(start["headers"])[b"x-llm-d-request-dropped-reason"] == b"rejected-saturated"
+        assert dict(start["headers"])[b"retry-after"] == b"1"
+        error = json.loads(told["body"])["error"]
+        assert (error["code"], error["type"]) == (429, "RateLimitError")
+        assert f"may have {most} unfinished at once" in error["message"]
+        other = asyncio.create_task(busy.post({"user": "another"}))
+        await turns()
+        assert busy.reached == most + 1
+        busy.answer()
+        await asyncio.gather(*served, other)
+        assert (await busy.post(body, *headers))[0]["status"] == 200, "the others have ended"
+
+    asyncio.run(traffic())
+
+
+def test_a_request_that_fails_or_whose_client_goes_leaves_its_place() -> None:
+    """However a request ends, its tenant may have another."""
+
+    async def traffic() -> None:
+        busy = Busy(Settings(max_requests_per_tenant=1))
+        gone = asyncio.create_task(busy.post({"user": "u"}))
+        await turns()
+        gone.cancel()
+        await turns()
+        busy.answer()
+        busy.failing = True
+        with pytest.raises(RuntimeError):
+            await busy.post({"user": "u"})
+        busy.failing = False
+        assert (await busy.post({"user": "u"}))[0]["status"] == 200
+
+    asyncio.run(traffic())
+
+
+def test_a_refused_request_takes_no_place() -> None:
+    """Neither one that states nonsense nor one that came too early."""
+
+    async def traffic() -> None:
+        busy = Busy(Settings(max_requests_per_tenant=1))
+        busy.answer()
+        for _ in range(3):
+            assert (await busy.post({"user": "u", "service_tier": "no such"}))[0]["status"] == 400
+        assert (await busy.post({"user": "u"}))[0]["status"] == 200
+
+    asyncio.run(traffic())
+
+
+def test_anthropics_clients_hear_of_a_limit_in_their_own_form() -> None:
+    """Their SDK knows the error by its type."""
+
+    async def traffic() -> None:
+        busy = Busy(Settings(max_requests_per_tenant=1))
+        first = asyncio.create_task(busy.post({}, path="/v1/messages"))
+        await turns()
+        start, told = await busy.post({}, path="/v1/messages")
+        assert (start["status"], json.loads(told["body"])["error"]["type"]) == (429, "rate_limit_error")
+        busy.answer()
+        await first
+
+    asyncio.run(traffic())
+
+
+def dropped(reason: str) -> float:
+    return REGISTRY.get_sample_value("sagesched_http_dropped_total", {"reason": reason}) or 0.0
+
+
+def shed_answer(*stop_reasons: str | int | None) -> list[dict[str, Any]]:
+    choices = [{"finish_reason": "abort", "stop_reason": reason, "text": ""} for reason in stop_reasons]
+    return json_answer(json.dumps({"id": "x", "choices": choices}).encode())
+
+
+def test_a_shed_request_is_answered_by_429_with_the_reason() -> None:
+    """The client had asked for an error, in a header or in ``vllm_xargs``; the tier is still named to others."""
+    before = dropped("shed")
+    for body, headers in (({}, (("x-sagesched-shed", "1"),)), ({"vllm_xargs": {"sheds": 1}}, ())):
+        exchange = Exchange(answer=shed_answer(SHED_REASON)).run(json.dumps(body).encode(), *headers)
+        assert exchange.status == 429
+        assert exchange.answer["error"]["message"] == SHED_REASON
+        assert exchange.header(b"x-llm-d-request-dropped-reason") == b"rejected-ttl-expired"
+    assert dropped("shed") == before + 2
+
+
+@pytest.mark.parametrize("stop_reasons", [(None,), (13,), ("shed the load",), (SHED_REASON, None), ()])
+def test_an_answer_that_was_served_passes_whole(stop_reasons: tuple[str | int | None, ...]) -> None:
+    """Also one of which a choice was ended, and one that stops at a text that looks like a reason."""
+    answer = shed_answer(*stop_reasons)
+    exchange = Exchange(answer=answer).run(b"{}", ("x-sagesched-shed", "1"))
+    whole = [answer[0], {"type": "http.response.body", "body": b"".join(message["body"] for message in answer[1:])}]
+    assert exchange.sent == whole
+
+
+def test_without_leave_to_shed_an_answer_is_not_looked_at() -> None:
+    """It passes message by message."""
+    answer = shed_answer(SHED_REASON)
+    assert Exchange(answer=answer).run(b'{"user": "u"}').sent == answer
