@@ -137,6 +137,8 @@ class EngineView(View, frozen=True, kw_only=True):
     model: str
     engine: str
     engine_version: str
+    contract: str | None = None
+    """What the engine found of the names and behaviours that the plugin relies on; None where nothing is checked."""
     connected: bool
     gone: Literal["left", "lost"] | None = None
     """How an engine that is not connected went: it said so, or its connection broke."""

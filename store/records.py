@@ -103,6 +103,8 @@ class Hello(Record, frozen=True, kw_only=True):
     """When the engine process started."""
     data_parallel_rank: Count = 0
     """Its rank among data-parallel engines."""
+    contract: Text | None = None
+    """What it found of the names and behaviours that the plugin relies on, in a line; None where nothing is checked."""
 
 
 class Arrived(Record, frozen=True, kw_only=True):

@@ -53,6 +53,7 @@ def engine_view(engine: EngineView) -> http_api.EngineView:
         model=hello.model,
         engine=hello.engine,
         engine_version=hello.engine_version,
+        contract=hello.contract,
         connected=engine.connected,
         gone=engine.gone,
         last_seen_s=engine.last_seen_s,

@@ -173,7 +173,7 @@ def _vllm() -> Finding:
         )
     try:
         answer = subprocess.run(
-            [sys.executable, "-P", "-m", "engine_adapter.vllm.contract"],
+            [sys.executable, "-P", "-m", "engine_adapter.vllm.probe"],
             capture_output=True,
             text=True,
             timeout=CHECK_S,
@@ -188,6 +188,6 @@ def _vllm() -> Finding:
     return Finding(
         name="vLLM",
         state="wrong",
-        text="; ".join(lines[-3:]),
-        remedy="install a vLLM that the plugin knows; with any other it serves first come, first served",
+        text=lines[-1],
+        remedy="install a release that docs/compatibility.md names; with any other vLLM serves in its own order",
     )

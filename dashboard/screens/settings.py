@@ -122,6 +122,7 @@ def _engine(engine: EngineView, now_s: float) -> dict[str, Any]:
         "In force": snapshot.fallback or snapshot.mode if snapshot else None,
         "Model": engine.model,
         "Version": f"{engine.engine} {engine.engine_version}",
+        "Check of vLLM": engine.contract,
         "KV blocks": engine.kv_blocks,
         "Slots": engine.max_num_seqs,
         "Tables held": snapshot.tables_held if snapshot else None,

@@ -67,6 +67,7 @@ class Agent:
         link: The connection to the controller.
         limits: Bounds and intervals; the defaults of `AgentLimits` when None.
         make_ordering: Makes the ordering that applies index tables; a benchmark's baselines bring their own.
+        barred: Why the engine must keep its own order as long as it runs; None where it may follow tables.
     """
 
     def __init__(
@@ -76,8 +77,10 @@ class Agent:
         link: EngineLink,
         limits: AgentLimits | None = None,
         make_ordering: OrderingFactory = Ordering,
+        barred: str | None = None,
     ) -> None:
         self._hello = hello
+        self._barred = barred
         self._link = link
         self._limits = limits or AgentLimits()
         self._ordering = make_ordering(hello.block_size_tokens, hello.max_num_seqs)
@@ -310,8 +313,8 @@ class Agent:
         """Return why the engine serves FCFS against the controller's mode; None without a fallback."""
         if self._settings is None or self._settings.mode == "off":
             return None
-        if now_s < self._error_until_s:
-            return self._error
+        if self._barred is not None or now_s < self._error_until_s:
+            return self._barred or self._error
         if not self._connected(now_s):
             return f"controller silent for more than {self._settings.lease_s:g} s"
         if self._lag.late_s(now_s) > self._settings.lease_s:

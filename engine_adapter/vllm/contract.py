@@ -1,7 +1,7 @@
-"""Every name and behaviour of vLLM that the plugin relies on, and the releases that it serves.
+"""Every name and behaviour of vLLM that the plugin relies on, and the releases that are refused.
 
-vLLM's scheduler is no public interface and changes with every release. ``python -m engine_adapter.vllm.contract``
-checks the names in the installed vLLM; ``tests/engine_adapter/vllm/test_contract.py`` tests the behaviours.
+vLLM's scheduler is no public interface and changes with every release. Whether a release is served depends on what it
+does, not on its number: `check` looks for the names, and `engine_adapter.vllm.probe` tries the behaviours.
 
 Behaviours:
 
@@ -33,7 +33,6 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
-import sys
 import textwrap
 from collections.abc import Iterator
 from functools import cache
@@ -45,9 +44,10 @@ _OUTPUT = "vllm.v1.core.sched.output"
 _MANAGERS = "vllm.v1.core.single_type_kv_cache_manager"
 _SPECS = "vllm.v1.kv_cache_interface"
 
-OLDEST, NEWEST = (0, 26), (0, 33)
-"""The releases served, both included: ``finish_requests`` of earlier ones does not return requests, and the behaviours
-of later ones are not tested."""
+KNOWN_BAD: dict[tuple[int, int], str] = {
+    (0, minor): "its finish_requests returns no requests: install 0.26 or later" for minor in range(20, 26)
+}
+"""Releases that are refused whatever a check finds, and why."""
 
 LATER: dict[str, tuple[tuple[int, int], str | None]] = {
     "deferred_waiting": ((0, 31), "skipped_waiting"),
@@ -64,7 +64,7 @@ LATER: dict[str, tuple[tuple[int, int], str | None]] = {
     "num_stale_output_tokens": ((0, 27), None),
     "requires_kv_delivery": ((0, 27), None),
 }
-"""Names that came after `OLDEST`: with which release, and what does the same before it (None: nothing needs to)."""
+"""Names that came after 0.26: with which release, and what does the same before it (None: nothing needs to)."""
 
 NAMES: dict[str, tuple[str, ...]] = {
     "vllm": ("__version__",),
@@ -229,66 +229,62 @@ def may_lack(name: str, version: str) -> bool:
 
 
 def refusal(version: str) -> str | None:
-    """Return why a release is not served whatever its names are; None for any other.
+    """Return why a release is not served whatever its names and behaviours are; None for any other.
 
     >>> refusal("0.25.1")
-    'the plugin serves 0.26 to 0.33'
-    >>> refusal("0.26.0"), refusal("0.33.1+cu130")
-    (None, None)
+    'its finish_requests returns no requests: install 0.26 or later'
+    >>> refusal("0.26.0"), refusal("0.99.1+cu130"), refusal("dev")
+    (None, None, None)
     """
-    if OLDEST <= release_of(version) <= NEWEST:
-        return None
-    return f"the plugin serves {OLDEST[0]}.{OLDEST[1]} to {NEWEST[0]}.{NEWEST[1]}"
+    return KNOWN_BAD.get(release_of(version))
 
 
 def verdict(violations: list[str]) -> str:
     """Return one line: the first violation, and how many more there are."""
     more = f" (and {len(violations) - 1} more)" if violations[1:] else ""
-    return f"vLLM {_version()} does not keep the plugin's contract: {violations[0]}{more}"
+    return f"vLLM {version()} does not keep the plugin's contract: {violations[0]}{more}"
 
 
 def check() -> list[str]:
     """Return the violations of the contract in the installed vLLM, one line each; empty when all names exist."""
-    refused = refusal(_version())
+    refused = refusal(version())
     if refused is not None:
         return [refused]
     return [*_check_names(), *_check_parameters(), *_check_attributes(), *_check_ours()]
 
 
-def main() -> int:
-    """Print the violations; return exit code 0 without any."""
-    violations = check()
-    sys.stdout.write("".join(f"{line}\n" for line in violations))
-    sys.stdout.write(f"vLLM {_version()}: {len(violations)} violations of the plugin's contract\n")
-    return 1 if violations else 0
-
-
-def _version() -> str:
+def version() -> str:
+    """Return the installed vLLM's version."""
     return str(_find("vllm", "__version__"))
 
 
-def _needed(name: str) -> str | None:
-    """Return the name that this release must have for one of the contract's; None when it needs none."""
-    return LATER[name][1] if may_lack(name, _version()) else name
+def _accepted(name: str) -> tuple[str, ...]:
+    """Return the names of which this release must have one, for one of the contract's; none when it needs none."""
+    if not may_lack(name, version()):
+        return (name,)
+    before = LATER[name][1]
+    return () if before is None else (name, before)
 
 
 def _check_names() -> Iterator[str]:
     for module, names in NAMES.items():
-        for name in map(_needed, names):
-            if name is not None and _find(module, name) is None:
-                yield f"{module} has no {name}"
+        for name in names:
+            accepted = _accepted(name)
+            if accepted and all(_find(module, other) is None for other in accepted):
+                yield f"{module} has no {accepted[-1]}"
 
 
 def _check_parameters() -> Iterator[str]:
     for (module, listed), named in PARAMETERS.items():
-        name = _needed(listed)
-        if name is None:
+        accepted = _accepted(listed)
+        if not accepted:
             continue
-        expected = tuple(parameter for parameter in named if not may_lack(parameter, _version()))
+        name = next((other for other in accepted if callable(_find(module, other))), accepted[-1])
         function = _find(module, name)
         if not callable(function):
             yield f"{module} has no function {name}"
             continue
+        expected = tuple(parameter for parameter in named if not may_lack(parameter, version()))
         found = tuple(inspect.signature(function).parameters)[: len(expected)]
         if found != expected:
             yield f"{module}.{name} takes {found}, expected {expected} first"
@@ -301,8 +297,10 @@ def _check_attributes() -> Iterator[str]:
             yield f"{module} has no class {name}"
             continue
         has = _has(owner)
-        wanted = map(_needed, expected)
-        yield from (f"{module}.{name} has no {attribute}" for attribute in wanted if attribute and attribute not in has)
+        for attribute in expected:
+            accepted = _accepted(attribute)
+            if accepted and has.isdisjoint(accepted):
+                yield f"{module}.{name} has no {accepted[-1]}"
 
 
 def _check_ours() -> Iterator[str]:
@@ -343,7 +341,3 @@ def _set_in(owner: type) -> set[str]:
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self"
     }
-
-
-if __name__ == "__main__":
-    sys.exit(main())

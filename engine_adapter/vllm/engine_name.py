@@ -1,4 +1,4 @@
-"""The name under which an engine reports: given, or of its own by host, port and data-parallel rank."""
+"""The names under which an engine reports: its own, given or by host, port and data-parallel rank, and its model's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from vllm.config import ParallelConfig
+from vllm.config import ModelConfig, ParallelConfig
 
 from engine_adapter.transport.keys import REPLICAS, EngineKey
 from store.errors import ConfigError
@@ -73,3 +73,11 @@ def ranked_name(name: str, parallel: ParallelConfig) -> str:
     """
     index = parallel.data_parallel_index
     return f"{name}-dp{index}" if index > 0 or parallel.data_parallel_size > 1 else name
+
+
+def model_name(model_config: ModelConfig) -> str:
+    """Return the first name under which the model is served."""
+    served = model_config.served_model_name
+    if isinstance(served, (list, tuple)):
+        served = served[0] if served else None
+    return str(served or model_config.model)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import vllm
-from vllm.config import ModelConfig, VllmConfig
+from vllm.config import VllmConfig
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.engine import EngineCoreOutputs
@@ -37,8 +37,9 @@ from engine_adapter.transport.socket_folder import group_id
 from engine_adapter.transport.zmq_sockets import ZmqLink, default_endpoint
 from engine_adapter.vllm import contract
 from engine_adapter.vllm.block_memory import BlockMemory
-from engine_adapter.vllm.engine_name import engine_name
+from engine_adapter.vllm.engine_name import engine_name, model_name
 from engine_adapter.vllm.idle_polls import IDLE_POLL_S, IdlePolls
+from engine_adapter.vllm.probe.verdict import Verdict, try_behaviours
 from engine_adapter.vllm.releases import SchedulerNames
 from engine_adapter.vllm.request_events import RequestTracker
 from engine_adapter.vllm.scheduler_control import SchedulerControl
@@ -123,8 +124,11 @@ def start_plugin(
             )
             return None
         settings = plugin_settings(scheduler.vllm_config)
+        verdict = try_behaviours(scheduler.vllm_config)
+        if not verdict.steers:
+            log.error("SageSched: vLLM serves in its own order, and what happens is reported: %s", verdict.text)
         link = make_link(settings.endpoint, settings.key, settings.socket_group)
-        plugin = Plugin(scheduler, settings.engine_id, StampClock(now_s, wall_s), link, make_ordering)
+        plugin = Plugin(scheduler, settings.engine_id, StampClock(now_s, wall_s), link, make_ordering, verdict=verdict)
     except ConfigError as error:
         # Without a trace: the line says all.
         log.error(  # noqa: TRY400
@@ -167,6 +171,8 @@ class Plugin:
         clock: StampClock,
         link: EngineLink,
         make_ordering: OrderingFactory,
+        *,
+        verdict: Verdict,
     ) -> None:
         self.alive = True
         self._scheduler = scheduler
@@ -174,7 +180,12 @@ class Plugin:
         self._now_s = clock.now_s
         self._connects = isinstance(link, ZmqLink)
         self._memory = BlockMemory(scheduler)
-        self.agent = Agent(hello=self._hello(engine_id), link=link, make_ordering=make_ordering)
+        self.agent = Agent(
+            hello=self._hello(engine_id, verdict.text),
+            link=link,
+            make_ordering=make_ordering,
+            barred=None if verdict.steers else verdict.text,
+        )
         self._tracker = RequestTracker(self.agent, clock, self._memory.expected_tokens)
         self._control = SchedulerControl(scheduler, self._tracker.arrival)
         self._step_tokens = 1 + int(scheduler.num_spec_tokens)
@@ -272,13 +283,13 @@ class Plugin:
 
     # --- internals --------------------------------------------------------------------------------
 
-    def _hello(self, engine_id: str) -> Hello:
+    def _hello(self, engine_id: str, contract_text: str) -> Hello:
         scheduler: Any = self._scheduler
         config: VllmConfig = scheduler.vllm_config
         return Hello(
             engine_id=bounded_name(engine_id),
             session_id=uuid.uuid4().hex,
-            model=bounded_name(_model_name(config.model_config)),
+            model=bounded_name(model_name(config.model_config)),
             engine="vllm",
             engine_version=vllm.__version__,
             kv_blocks=self._memory.all_blocks,
@@ -289,6 +300,7 @@ class Plugin:
             prefix_caching=bool(scheduler.cache_config.enable_prefix_caching),
             started_s=self._now_s(),
             data_parallel_rank=config.parallel_config.data_parallel_index,
+            contract=contract_text,
         )
 
     def _give_up(self, error: Exception) -> None:
@@ -429,11 +441,3 @@ class Plugin:
         for request in self._scheduler.running:
             blocks = self._memory.held_blocks(request.num_computed_tokens)
             yield RunningRequest(request.request_id, request.num_output_tokens, blocks)
-
-
-def _model_name(model_config: ModelConfig) -> str:
-    """Return the first name under which the model is served."""
-    served = model_config.served_model_name
-    if isinstance(served, (list, tuple)):
-        served = served[0] if served else None
-    return str(served or model_config.model)

@@ -145,6 +145,7 @@ def engine(now_s: float, waiting: int = 137, **changes: object) -> Json:
         "model": "qwen3-32b",
         "engine": "simulated",
         "engine_version": "0.2.0",
+        "contract": "all names and 15 behaviours hold",
         "connected": True,
         "last_seen_s": now_s - 0.05,
         "kv_blocks": 1500,

@@ -136,6 +136,7 @@ def test_the_engine_orders_goes_idle_and_stays_healthy(site: Site, server: VllmS
     site.wait_for(applied, "a table that comes before its request has ended")
     site.wait_for(lambda: site.shows(running=0, waiting=0, kv_blocks_used=0), "an idle snapshot")
     assert site.shows(mode="on", fallback=None, policy_errors=0, messages_dropped=0)
+    assert site.api.get("/api/state")["engines"][0]["contract"] == "all names and 15 behaviours hold"
 
 
 def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:

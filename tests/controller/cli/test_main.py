@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from importlib import metadata
+from importlib.util import find_spec
 from itertools import takewhile
 from pathlib import Path
 
@@ -304,6 +305,7 @@ def test_doctor_prints_the_configuration_and_finds_a_healthy_place(
     assert "s3cret" not in text
     for name in ("installation", "controller packages", "clock", "history", "disk", "endpoint", "port", "vLLM"):
         assert f"] {name}: " in text
+    assert find_spec("vllm") is None or "all names and 15 behaviours hold" in text
     assert text.endswith("all is well\n")
 
 

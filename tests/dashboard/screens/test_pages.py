@@ -378,6 +378,7 @@ def test_settings_show_engines_errors_history_and_configuration(opened: Open, re
     assert metrics(test)["Records not yet durable"] == "0"
     engines, recent_warnings, history, configuration, versions = (frame.value for frame in test.dataframe)
     assert list(engines["Engine"]) == ["engine-0"]
+    assert list(engines["Check of vLLM"]) == ["all names and 15 behaviours hold"]
     assert list(recent_warnings["What"]) == ["tick failed: [x](y)"]
     assert set(history["Why"]) == {"reserve more on engine-0", "reserve more on engine-1"}
     assert list(configuration["Setting"]) == ["mode", "http.token"]
