@@ -275,22 +275,18 @@ def forget(
 
 
 @app.command(epilog="Example: sagesched doctor --config sagesched.toml")
-def doctor(*, config: ConfigFlag = None, store: StoreFlag = None, port: PortFlag = None) -> int:
-    """Check installation and configuration, with remedies."""
-    from controller.config import printed
-    from controller.monitoring.doctor import examine
+def doctor(
+    *,
+    config: ConfigFlag = None,
+    store: StoreFlag = None,
+    port: PortFlag = None,
+    settings: Annotated[bool, typer.Option("--settings", help="list all settings in force")] = False,
+) -> int:
+    """Check installation, configuration and engines, with remedies."""
+    from controller.cli.doctor import print_findings
 
     tree = load_config({"store": {"path": store}, "http": {"port": port}}, file=config)
-    for key, value in printed(tree):
-        say(f"  {key} = {value}")
-    wrong = 0
-    for finding in examine(tree, now_s=time.time()):
-        say(f"[{finding.state:>5}] {finding.name}: {finding.text}")
-        if finding.remedy:
-            say(f"        -> {finding.remedy}")
-        wrong += finding.state == "wrong"
-    say(f"{wrong} problem(s) found" if wrong else "all is well")
-    return 1 if wrong else 0
+    return 1 if print_findings(tree, settings=settings) else 0
 
 
 @app.command(epilog="Example: sagesched dashboard --api http://127.0.0.1:8700 --port 8501", rich_help_panel=RUN)

@@ -150,7 +150,7 @@ def _settings(given: Sequence[str]) -> dict[str, str]:
         if not equals or section != "policy" or not name or name in {"name", "objective"}:
             raise BadInputError(
                 f"--set {text!r} is no setting of the order: give policy.KEY=VALUE, such as policy.overtaking=3 "
-                "(policies and objective have flags of their own; `sagesched doctor` lists the settings)"
+                "(policies and objective have flags of their own; `sagesched doctor --settings` lists them)"
             )
         found[name] = value.strip()
     return found

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 from controller.config import Config, EngineSection
@@ -84,7 +85,7 @@ def _clock(store: Path, now_s: float) -> Finding:
             text=f"the history was written {ahead_s:.0f} s in the future",
             remedy="check that time synchronisation runs",
         )
-    return Finding(name="clock", state="ok", text=f"{now_s:.0f} s since 1970")
+    return Finding(name="clock", state="ok", text=f"{datetime.fromtimestamp(now_s, UTC):%Y-%m-%d %H:%M:%S} UTC")
 
 
 def _store(store: Path) -> Finding:
