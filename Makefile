@@ -96,7 +96,7 @@ unit: $(READY) browser promtool proxies ## All tests and doctests; ARGS="-k gitt
 bench: $(READY) ## The policies side by side on the built-in workload.
 	$(BIN)/python -m controller bench $(ARGS)
 
-suite: $(READY) ## Our schedule against every rival on every kind of traffic (an hour and a half on two cores); ARGS=--short for a minute or two.
+suite: $(READY) ## SageSched against every baseline on every kind of traffic (an hour and a half on two cores); ARGS=--short for a minute or two.
 	$(BIN)/python -m controller suite $(ARGS)
 
 simulate: $(READY) ## Run the whole loop under injected faults; SEEDS=5000 for so many seeds, SEED=123 for one again.

@@ -49,7 +49,7 @@ def suite(
         typer.Option(help="whose scheduler serves; both: vLLM's one load of each kind, on the first seed"),
     ] = "simulated",
     tuned: Annotated[
-        bool, typer.Option("--tuned", help="rivals also at every watermark, FCFS and priority at every token budget")
+        bool, typer.Option("--tuned", help="baselines also at every watermark, FCFS and priority at every token budget")
     ] = False,
     requests: Annotated[
         int | None, typer.Option(min=10, help="measured requests of each run, in place of the case's own")

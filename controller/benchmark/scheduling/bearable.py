@@ -46,20 +46,20 @@ def bearable_loads(result: BenchResult, share: float, *, timer: Callable[[], flo
 
 
 def bearable_table(found: list[BearableLoad], share: float) -> Table:
-    """One row for each policy; the ratio to the best rival is taken seed by seed."""
+    """One row for each policy; the ratio to the best baseline is taken seed by seed."""
     policies = list(dict.fromkeys(one.policy for one in found))
     by_seed = {(one.policy, one.seed): one for one in found}
     seeds = sorted({one.seed for one in found})
-    rivals = [policy for policy in policies if policy in ENGINE_ORDERS]
+    baselines = [policy for policy in policies if policy in ENGINE_ORDERS]
     rows = []
     for policy in policies:
         ours = [by_seed[policy, seed] for seed in seeds]
-        best = [max((by_seed[rival, seed].rps for rival in rivals), default=0.0) for seed in seeds]
+        best = [max((by_seed[baseline, seed].rps for baseline in baselines), default=0.0) for seed in seeds]
         ratios = [one.rps / theirs for one, theirs in zip(ours, best, strict=True) if theirs]
         settings = " ".join(f"{one.run.watermark:g},{one.run.token_budget or 'own'}" for one in ours)
         over = f"{fmean(ratios):.2f}" if ratios else "-"
         rows.append([policy, f"{fmean(one.rps for one in ours):.2f}", over, settings])
-    headings = ["policy", "requests/s", "/ best rival", "watermark, budget"]
+    headings = ["policy", "requests/s", "/ best baseline", "watermark, budget"]
     return text_table(f"requests/s up to which {share:.0%} meet their targets", headings, rows, left=1)
 
 

@@ -27,7 +27,7 @@ def service_headings(result: BenchResult) -> list[str]:
     return [
         "policy",
         "goodput",
-        *(["/ best rival"] if _rivals(result) else []),
+        *(["/ best baseline"] if _baselines(result) else []),
         *asked,
         *(target.upper() for target in TARGETS),
         "ITL P99 / target",
@@ -44,12 +44,12 @@ def service_rows(result: BenchResult) -> list[list[str]]:
     return [[policy, *_cells(result, policy)] for policy in result.spec.policies]
 
 
-def over_best_rival(result: BenchResult, policy: str) -> float | None:
-    """A policy's goodput over that of the best rival on the same seed, the mean over the seeds; None without a rival."""
-    rivals = [result.service_of(rival) for rival in _rivals(result)]
-    if not rivals:
+def over_best_baseline(result: BenchResult, policy: str) -> float | None:
+    """A policy's goodput over that of the best baseline on the same seed, the mean over the seeds; None without a baseline."""
+    baselines = [result.service_of(baseline) for baseline in _baselines(result)]
+    if not baselines:
         return None
-    best = [max(figures.goodput for figures in of_seed) for of_seed in zip(*rivals, strict=True)]
+    best = [max(figures.goodput for figures in of_seed) for of_seed in zip(*baselines, strict=True)]
     ours = [figures.goodput for figures in result.service_of(policy)]
     return fmean(
         our / their if their else float(our == their) or float("inf") for our, their in zip(ours, best, strict=True)
@@ -59,7 +59,7 @@ def over_best_rival(result: BenchResult, policy: str) -> float | None:
 def _cells(result: BenchResult, policy: str) -> list[str]:
     figures = result.service_of(policy)
     asked, batch = _classes(result)
-    over = over_best_rival(result, policy)
+    over = over_best_baseline(result, policy)
     return [
         _mean(figures, lambda one: one.goodput, "{:.3f}"),
         *([] if over is None else [f"{over:.2f}"]),
@@ -74,7 +74,7 @@ def _cells(result: BenchResult, policy: str) -> list[str]:
     ]
 
 
-def _rivals(result: BenchResult) -> list[str]:
+def _baselines(result: BenchResult) -> list[str]:
     return [policy for policy in result.spec.policies if policy in ENGINE_ORDERS]
 
 

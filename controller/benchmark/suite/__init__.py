@@ -1,1 +1,1 @@
-"""The suite: our objectives against every rival on many kinds of traffic, with targets that hold or fail."""
+"""The suite: our objectives against every baseline on many kinds of traffic, with targets that hold or fail."""

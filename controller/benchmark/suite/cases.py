@@ -99,11 +99,11 @@ class Case:
 
     @property
     def policies(self) -> tuple[str, ...]:
-        """All policies that run: rivals, the default, and the other objectives where they have targets."""
-        rivals = (*RIVALS, PRIORITY) if self.scheduling == "priority" else RIVALS
+        """All policies that run: baselines, the default, and the other objectives where they have targets."""
+        baselines = (*RIVALS, PRIORITY) if self.scheduling == "priority" else RIVALS
         tail = self.has_load and self.load <= TAIL_LOAD
         others = [OURS["mean"], *([OURS["tail"]] if tail else [])] if self.objectives else []
-        return (*rivals, DEFAULT, *others)
+        return (*baselines, DEFAULT, *others)
 
     def spec(self, *, seeds: tuple[int, ...], engine: BenchEngine, tuned: bool) -> BenchSpec:
         """The benchmark that measures this case."""

@@ -1,4 +1,4 @@
-"""What the suite measured of one case: our objectives and every rival, seed by seed."""
+"""What the suite measured of one case: our objectives and every baseline, seed by seed."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ class Measured:
         case: what was run.
         engine: whose scheduler served.
         ours: our runs by objective; ``balanced`` is the default.
-        rivals: runs of each rival, each variant, watermark and token budget of a rival being one of its own.
-        best: on each seed the form of a rival with the lowest mean TTLT, by the rival's name.
+        baselines: runs of each baseline, each variant, watermark and token budget of a baseline being one of its own.
+        best: on each seed the form of a baseline with the lowest mean TTLT, by the baseline's name.
         bench: the benchmark behind them; None where the figures were not measured.
     """
 
     case: Case
     engine: str
     ours: Mapping[str, Series]
-    rivals: Mapping[str, Series]
+    baselines: Mapping[str, Series]
     best: Mapping[str, Series]
     bench: BenchResult | None = None
 
     @classmethod
     def of(cls, case: Case, result: BenchResult) -> Measured:
         """Sort a benchmark's runs."""
-        rivals: dict[str, Series] = {}
+        baselines: dict[str, Series] = {}
         best: dict[str, Series] = {}
         for name in (policy for policy in result.spec.policies if policy not in OURS.values()):
             tried = [seed.policies[name].tried for seed in result.seeds]
             forms = list(zip(*tried, strict=True))
-            rivals.update((label(form[0]), form) for form in forms)
+            baselines.update((label(form[0]), form) for form in forms)
             best[name] = tuple(min(trials, key=_mean_ttlt_s) for trials in tried)
         return cls(
             case=case,
@@ -53,7 +53,7 @@ class Measured:
                 for objective, policy in OURS.items()
                 if policy in result.spec.policies
             },
-            rivals=rivals,
+            baselines=baselines,
             best=best,
             bench=result,
         )
@@ -71,7 +71,7 @@ class Measured:
     @property
     def stock(self) -> Series:
         """First come, first served as vLLM has it by default."""
-        return self.rivals[STOCK]
+        return self.baselines[STOCK]
 
     @property
     def tuned_fcfs(self) -> Series:
@@ -85,7 +85,7 @@ class Measured:
 
 
 def label(trial: Trial) -> str:
-    """Name of a form of a rival: its variant, and watermark and token budget where they are not the default's."""
+    """Name of a form of a baseline: its variant, and watermark and token budget where they are not the default's."""
     watermark = f" watermark {trial.figures.watermark:g}" if trial.figures.watermark else ""
     budget = f" budget {trial.token_budget}" if trial.token_budget else ""
     return f"{trial.variant}{watermark}{budget}"

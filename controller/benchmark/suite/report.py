@@ -15,14 +15,14 @@ from controller.reports.page import colour, heading, plot, write_page
 from controller.reports.tables import html_table, text_table
 
 ABOUT = (
-    "Our default over every rival: means over the seeds of ratios seed by seed; below 1 we are better, "
-    "except in tokens/s. A rival dominates where its mean and its P99 of TTLT are both lower by more than 3%."
+    "SageSched's default over every baseline: means over the seeds of ratios seed by seed; below 1 SageSched is better, "
+    "except in tokens/s. A baseline dominates where its mean and its P99 of TTLT are both lower by more than 3%."
 )
 
 
 def case_table(measured: Measured) -> Table:
-    """The ratios of a case, one row for each rival, and the figures of our default in the first row."""
-    table = text_table(describe(measured), ["ours over", *_HEADINGS], left=1)
+    """The ratios of a case, one row for each baseline, and the figures of our default in the first row."""
+    table = text_table(describe(measured), ["SageSched over", *_HEADINGS], left=1)
     for row in _case_rows(measured):
         table.add_row(*row)
     return table
@@ -30,7 +30,7 @@ def case_table(measured: Measured) -> Table:
 
 def case_line(measured: Measured) -> str:
     """One line that says who comes closest to dominating us, and which targets are missed."""
-    closest, whose = domination(measured.default, measured.rivals)
+    closest, whose = domination(measured.default, measured.baselines)
     dominated = closest > 1.0 / DOMINATED_BELOW
     missed = [
         f"{check.name} {_value(check)} ({check.sense} {_limit(check)})"
@@ -46,7 +46,7 @@ def case_line(measured: Measured) -> str:
 
 
 def summary_table(result: SuiteResult) -> Table:
-    """One row for each case: the default over stock, the best rival and the paper, and how many targets are missed."""
+    """One row for each case: the default over stock, the best baseline and the paper, and how many targets are missed."""
     table = text_table("our default, case by case", _SUMMARY_HEADINGS, left=1)
     for measured in result.measured:
         table.add_row(*_summary_row(measured))
@@ -80,7 +80,7 @@ def write_html(result: SuiteResult, path: Path) -> None:
     for measured in result.measured:
         parts += [
             heading(describe(measured)),
-            html_table(["ours over", *_HEADINGS], _case_rows(measured)),
+            html_table(["SageSched over", *_HEADINGS], _case_rows(measured)),
             html_table(_CHECK_HEADINGS, _check_rows(measured)),
         ]
     write_page(path, title="The suite: our schedule on every kind of traffic", about=ABOUT, parts=parts)
@@ -94,7 +94,7 @@ _WORST_HEADINGS = ["target", "worst", "limit", "case", "against", "missed"]
 _SUMMARY_HEADINGS = [
     "case",
     *("mean / FCFS", "P99 / FCFS", "tokens/s / FCFS"),
-    *("mean / best", "closest rival", "its lower ratio"),
+    *("mean / best", "closest baseline", "its lower ratio"),
     *("P50 / paper", "P99 / paper", "longest / paper"),
     *("recomputed", "missed"),
 ]
@@ -103,8 +103,8 @@ _SUMMARY_HEADINGS = [
 def _summary_row(measured: Measured) -> list[str]:
     ours, stock, paper = measured.default, measured.stock, measured.paper
     over_stock = (ratio(ours, stock, figure) for figure in ("mean_ttlt_s", "p99_ttlt_s", "throughput_tokens_per_s"))
-    best, _ = over_best(ours, measured.rivals, "mean_ttlt_s")
-    closest, whose = domination(ours, measured.rivals)
+    best, _ = over_best(ours, measured.baselines, "mean_ttlt_s")
+    closest, whose = domination(ours, measured.baselines)
     over_paper = (ratio(ours, paper, figure) for figure in ("p50_ttlt_s", "p99_ttlt_s", "max_ttlt_s"))
     missed = sum(not check.passed for check in checks(measured))
     return [
@@ -119,8 +119,8 @@ def _summary_row(measured: Measured) -> list[str]:
 def _case_rows(measured: Measured) -> Iterator[list[str]]:
     ours = measured.default
     figures = [f"{mean_of(ours, figure):.{0 if figure.endswith('per_s') else 2}f}" for figure, _ in SHOWN]
-    yield ["(ours, s)", *figures, f"{mean_of(ours, 'recompute_tax'):.1%}"]
-    for name, theirs in measured.rivals.items():
+    yield ["(SageSched, s)", *figures, f"{mean_of(ours, 'recompute_tax'):.1%}"]
+    for name, theirs in measured.baselines.items():
         ratios = [f"{ratio(ours, theirs, figure):.2f}" for figure, _ in SHOWN]
         yield [name, *ratios, f"{mean_of(theirs, 'recompute_tax'):.1%}"]
 
@@ -155,23 +155,23 @@ def _limit(check: Check) -> str:
 
 
 def _plots(result: SuiteResult) -> Iterator[go.Figure]:
-    """Mean and 99th percentile relative to every rival against the load, for each group of cases with several loads."""
+    """Mean and 99th percentile relative to every baseline against the load, for each group of cases with several loads."""
     groups: dict[str, list[Measured]] = {}
     for one in result.measured:
         groups.setdefault(f"{one.case.group} ({one.engine})", []).append(one)
     for name, members in groups.items():
         if len(members) > 1:
-            yield _plot(f"Mean TTLT, ours over each rival, {name}", members, "mean_ttlt_s")
-            yield _plot(f"P99 TTLT, ours over each rival, {name}", members, "p99_ttlt_s")
+            yield _plot(f"Mean TTLT, SageSched over each baseline, {name}", members, "mean_ttlt_s")
+            yield _plot(f"P99 TTLT, SageSched over each baseline, {name}", members, "p99_ttlt_s")
 
 
 def _plot(title: str, members: list[Measured], figure_name: str) -> go.Figure:
     figure = plot(title, "load, relative to the capacity of stock FCFS", "ratio, lower is better")
-    for number, rival in enumerate(members[0].best):
+    for number, baseline in enumerate(members[0].best):
         figure.add_scatter(
             x=[one.case.load for one in members],
-            y=[ratio(one.default, one.best[rival], figure_name) for one in members],
-            name=rival,
+            y=[ratio(one.default, one.best[baseline], figure_name) for one in members],
+            name=baseline,
             mode="lines+markers",
             line={"color": colour(number)},
         )

@@ -26,7 +26,7 @@ SHOWN = (
     ("p99_ttft_s", "TTFT P99"),
     ("throughput_tokens_per_s", "tokens/s"),
 )
-"""Figures whose ratios to every rival are reported, with their headings."""
+"""Figures whose ratios to every baseline are reported, with their headings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ class SuiteSpec:
     seeds: tuple[int, ...] = (1, 2, 3)
     engine: Engines = "simulated"
     tuned: bool = False
-    """Whether rivals run at every watermark, and those that leave the order to the engine at every token budget."""
+    """Whether baselines run at every watermark, and those that leave the order to the engine at every token budget."""
     short: bool = False
     """Whether only `GATING` checks decide."""
 
@@ -160,7 +160,7 @@ def _check_json(check: Check) -> dict[str, Any]:
 
 def _case_json(measured: Measured) -> dict[str, Any]:
     case = measured.case
-    contenders = {**measured.rivals, **{OURS[objective]: series for objective, series in measured.ours.items()}}
+    contenders = {**measured.baselines, **{OURS[objective]: series for objective, series in measured.ours.items()}}
     return {
         "case": measured.name,
         "workload": case.workload,
@@ -182,8 +182,8 @@ def _case_json(measured: Measured) -> dict[str, Any]:
             for contender, series in contenders.items()
         },
         "ratios": {
-            rival: {figure: ratio(measured.default, series, figure) for figure, _ in SHOWN}
-            for rival, series in measured.rivals.items()
+            baseline: {figure: ratio(measured.default, series, figure) for figure, _ in SHOWN}
+            for baseline, series in measured.baselines.items()
         },
         "checks": [_check_json(check) for check in checks(measured)],
         "took_s": fmean(

@@ -1,7 +1,7 @@
 """The targets of the suite as checks of a case's figures; pure functions of what was measured.
 
 All ratios are ours over theirs, means over the seeds of the ratios seed by seed.
-A rival dominates where its mean and its 99th percentile of the time to last token (TTLT) are both lower than ours by more than 3%.
+A baseline dominates where its mean and its 99th percentile of the time to last token (TTLT) are both lower than ours by more than 3%.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from controller.policy.baselines import PRIORITY
 from engine_adapter.workloads.beside_others import LARGE, SMALL, SMALL_ALONE
 
 DOMINATED_BELOW = 0.97
-"""A rival that has less than this share of our mean and of our 99th percentile dominates us."""
+"""A baseline that has less than this share of our mean and of our 99th percentile dominates us."""
 
 QUEUE_SHARE = 0.1
 """A queue stands where requests of stock first come, first served wait for this share of their time, on average."""
@@ -47,7 +47,7 @@ class Check:
         name: name of the target.
         value: what was found, a ratio unless the name says otherwise.
         limit: the target.
-        against: the rival that the value is relative to; None for none.
+        against: the baseline that the value is relative to; None for none.
         sense: whether the value may be at most or must be at least the limit.
 
     >>> Check(name="mean over stock", value=1.03, limit=1.02, against="fcfs").passed
@@ -82,28 +82,28 @@ def checks(measured: Measured) -> list[Check]:
     return [*_default(measured), *_mean_objective(measured), *_tail_objective(measured), *own]
 
 
-def domination(ours: Series, rivals: Mapping[str, Series]) -> tuple[float, str]:
-    """How close a rival comes to dominating us, and which: the higher, the closer, and above 1 / 0.97 it does.
+def domination(ours: Series, baselines: Mapping[str, Series]) -> tuple[float, str]:
+    """How close a baseline comes to dominating us, and which: the higher, the closer, and above 1 / 0.97 it does.
 
-    For each rival this is the lower of the two ratios of ours to theirs, mean and 99th percentile of TTLT.
+    For each baseline this is the lower of the two ratios of ours to theirs, mean and 99th percentile of TTLT.
     """
     return max(
         (min(ratio(ours, theirs, "mean_ttlt_s"), ratio(ours, theirs, "p99_ttlt_s")), name)
-        for name, theirs in rivals.items()
+        for name, theirs in baselines.items()
     )
 
 
-def over_best(ours: Series, rivals: Mapping[str, Series], figure: str) -> tuple[float, str]:
-    """The highest ratio of our figure to a rival's, and whose."""
-    return max((ratio(ours, theirs, figure), name) for name, theirs in rivals.items())
+def over_best(ours: Series, baselines: Mapping[str, Series], figure: str) -> tuple[float, str]:
+    """The highest ratio of our figure to a baseline's, and whose."""
+    return max((ratio(ours, theirs, figure), name) for name, theirs in baselines.items())
 
 
 def _default(measured: Measured) -> Iterator[Check]:
     ours, stock, paper = measured.default, measured.stock, measured.paper
-    closest, whose = domination(ours, measured.rivals)
+    closest, whose = domination(ours, measured.baselines)
     yield Check(name="never dominated", value=closest, limit=1.0 / DOMINATED_BELOW, against=whose)
-    highest, whose = over_best(ours, measured.rivals, "mean_ttlt_s")
-    yield Check(name="mean over best rival", value=highest, limit=1.25, against=whose)
+    highest, whose = over_best(ours, measured.baselines, "mean_ttlt_s")
+    yield Check(name="mean over best baseline", value=highest, limit=1.25, against=whose)
     yield Check(name="mean over stock", value=ratio(ours, stock, "mean_ttlt_s"), limit=1.02, against="fcfs")
     yield Check(
         name="tokens/s over stock",
@@ -123,8 +123,8 @@ def _mean_objective(measured: Measured) -> Iterator[Check]:
     ours = measured.ours.get("mean")
     if ours is None:
         return
-    highest, whose = over_best(ours, measured.rivals, "mean_ttlt_s")
-    yield Check(name="objective mean: mean over best rival", value=highest, limit=1.03, against=whose)
+    highest, whose = over_best(ours, measured.baselines, "mean_ttlt_s")
+    yield Check(name="objective mean: mean over best baseline", value=highest, limit=1.03, against=whose)
     p99 = ratio(ours, measured.paper, "p99_ttlt_s")
     yield Check(name="objective mean: P99 over paper", value=p99, limit=1.0, against=measured.paper[0].variant)
 

@@ -158,12 +158,12 @@ TUNED = BenchSpec(load=1.2, requests=200, warmup=200, seeds=(3, 4), policies=("f
 
 @pytest.fixture(scope="module")
 def tuned() -> BenchResult:
-    """A rival at its best and us as we are, on two seeds."""
+    """A baseline at its best and us as we are, on two seeds."""
     return run_bench(TUNED, timer=time.perf_counter, processes=2)
 
 
 def test_a_tuned_rival_has_its_best_watermark_and_we_are_never_tuned(tuned: BenchResult) -> None:
-    """All watermarks were tried on every seed, the best by mean TTLT stands for the rival, and ours is vLLM's default."""
+    """All watermarks were tried on every seed, the best by mean TTLT stands for the baseline, and ours is vLLM's default."""
     for seed in tuned.seeds:
         tried = seed.policies["fcfs"].tried
         assert tuple(trial.figures.watermark for trial in tried) == WATERMARKS
@@ -205,7 +205,7 @@ def test_several_seeds_are_reported_as_means_with_what_lies_behind_them(tuned: B
 
 
 def test_where_all_requests_are_of_one_class_priority_is_first_come_first_served() -> None:
-    """The engine's own order by classes, so that it is a rival of its own only where there are several."""
+    """The engine's own order by classes, so that it is a baseline of its own only where there are several."""
     result = bench(BenchSpec(load=6.0, requests=300, warmup=0, policies=("fcfs", "priority")))
     fcfs, priority = (result.seeds[0].policies[name].best for name in ("fcfs", "priority"))
     assert fcfs.completed == priority.completed

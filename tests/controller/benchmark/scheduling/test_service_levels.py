@@ -12,7 +12,7 @@ from controller.benchmark.scheduling.inter_token_times import InterTokenTimes
 from controller.benchmark.scheduling.result import BenchResult
 from controller.benchmark.scheduling.run import RunSpec, run_policy
 from controller.benchmark.scheduling.service_mix import MIXES, in_classes, mix_named, told
-from controller.benchmark.scheduling.service_report import over_best_rival, service_table
+from controller.benchmark.scheduling.service_report import over_best_baseline, service_table
 from controller.benchmark.scheduling.spec import BenchSpec
 from controller.cli.main import run
 from controller.reports.service_figures import ServedRequest, service_figures
@@ -174,15 +174,17 @@ def test_the_engines_own_orders_stand_at_their_best_goodput(tuned: BenchResult) 
 
 
 def test_the_report_has_service_levels_in_table_and_json(tuned: BenchResult) -> None:
-    """Goodput by policy and class, the ratio to the best rival on each seed, and nothing of it without a mix."""
+    """Goodput by policy and class, the ratio to the best baseline on each seed, and nothing of it without a mix."""
     console = Console(width=300)
     with console.capture() as capture:
         console.print(service_table(tuned))
     assert "goodput" in capture.get()
-    rivals = [max(seed.policies[name].chosen.service.goodput for name in ("fcfs", "priority")) for seed in tuned.seeds]  # type: ignore[union-attr]
+    baselines = [
+        max(seed.policies[name].chosen.service.goodput for name in ("fcfs", "priority")) for seed in tuned.seeds
+    ]  # type: ignore[union-attr]
     ours = [figures.goodput for figures in tuned.service_of("sage")]
-    ratios = [our / rival for our, rival in zip(ours, rivals, strict=True)]
-    assert over_best_rival(tuned, "sage") == pytest.approx(sum(ratios) / 2)
+    ratios = [our / baseline for our, baseline in zip(ours, baselines, strict=True)]
+    assert over_best_baseline(tuned, "sage") == pytest.approx(sum(ratios) / 2)
     of_seed = json.loads(json.dumps(tuned.as_json()))["by_seed"][0]["policies"]["sage"]
     assert of_seed["service"]["goodput"] == ours[0]
     assert set(of_seed["service"]["classes"]) == {"chat", "agents", "batch"}

@@ -72,7 +72,7 @@ def test_a_suite_that_makes_no_sense_is_refused_by_name(
 def test_a_run_prints_and_writes_every_case_rival_and_target(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The ratios to every rival, who comes closest, the worst of each target; code 1 where a target is missed."""
+    """The ratios to every baseline, who comes closest, the worst of each target; code 1 where a target is missed."""
     files = ["--json", f"{tmp_path}/s.json", "--html", f"{tmp_path}/s.html"]
     code = run([*SMALL, "--cases", "plain-24k@0.9,plain-24k@1.15,batch-24k", "--seeds", "1,2", *files])
     printed = capsys.readouterr().out
@@ -128,12 +128,12 @@ def test_the_suite_depends_on_its_spec_alone() -> None:
 
 @pytest.mark.slow
 def test_tuned_rivals_run_at_every_watermark_and_fcfs_at_every_budget() -> None:
-    """Each is a rival of its own; ours runs once."""
+    """Each is a baseline of its own; ours runs once."""
     (case,) = [case for case in CASES if case.name == "plain-24k@1"]
     spec = SuiteSpec(cases=(replace(case, requests=40, warmup=0),), seeds=(1,), tuned=True)
     (one,) = run_suite(spec, timer=lambda: 0.0).measured
-    fcfs = [name for name in one.rivals if name.startswith("fcfs") and not name.startswith("fcfs-gated")]
+    fcfs = [name for name in one.baselines if name.startswith("fcfs") and not name.startswith("fcfs-gated")]
     assert len(fcfs) == len(WATERMARKS) * (1 + len(BUDGETS))
-    assert len([name for name in one.rivals if name.startswith("sagesched-paper")]) == 4 * len(WATERMARKS)
-    assert [name for name in one.rivals if name.startswith("fcfs-gated")] == ["fcfs-gated"]
-    assert one.tuned_fcfs[0].figures.mean_ttlt_s == min(one.rivals[name][0].figures.mean_ttlt_s for name in fcfs)
+    assert len([name for name in one.baselines if name.startswith("sagesched-paper")]) == 4 * len(WATERMARKS)
+    assert [name for name in one.baselines if name.startswith("fcfs-gated")] == ["fcfs-gated"]
+    assert one.tuned_fcfs[0].figures.mean_ttlt_s == min(one.baselines[name][0].figures.mean_ttlt_s for name in fcfs)

@@ -68,7 +68,7 @@ def measured(
     default: Trial | None = None,
     mean: Trial | None = None,
     tail: Trial | None = None,
-    rivals: dict[str, Trial] | None = None,
+    baselines: dict[str, Trial] | None = None,
 ) -> Measured:
     """A case in which we are good: the mean is three quarters of stock's and every target is met, but for the changes."""
     theirs = {
@@ -82,7 +82,7 @@ def measured(
         ),
         "sagesched-paper/a": trial("sagesched-paper/a", mean_ttlt_s=9.5, p99_ttlt_s=60.0, max_ttlt_s=90.0),
         "priority": trial("priority", mean_ttlt_s=14.0),
-        **(rivals or {}),
+        **(baselines or {}),
     }
     return Measured(
         case=case,
@@ -92,7 +92,7 @@ def measured(
             "mean": (mean or trial("sage-mean", mean_ttlt_s=9.0),),
             "tail": (tail or trial("sage-tail", mean_ttlt_s=12.0, p99_ttlt_s=39.0),),
         },
-        rivals={name: (rival,) for name, rival in theirs.items()},
+        baselines={name: (baseline,) for name, baseline in theirs.items()},
         best={
             "fcfs": (theirs["fcfs"],),
             "sagesched-paper": (theirs["sagesched-paper/a"],),
@@ -115,18 +115,20 @@ def test_a_good_result_passes(kind: Kind) -> None:
 
 
 BROKEN = {
-    "never dominated": {"rivals": {"sagesched-paper/b": trial("sagesched-paper/b", mean_ttlt_s=9.6, p99_ttlt_s=38.0)}},
-    "mean over best rival": {"default": trial("o", mean_ttlt_s=12.0), "mean": trial("m", mean_ttlt_s=9.6)},
+    "never dominated": {
+        "baselines": {"sagesched-paper/b": trial("sagesched-paper/b", mean_ttlt_s=9.6, p99_ttlt_s=38.0)}
+    },
+    "mean over best baseline": {"default": trial("o", mean_ttlt_s=12.0), "mean": trial("m", mean_ttlt_s=9.6)},
     "mean over stock": {
         "default": trial("o", mean_ttlt_s=10.0),
-        "rivals": {"fcfs": trial("fcfs", mean_ttlt_s=9.7, p99_ttlt_s=41.0)},
+        "baselines": {"fcfs": trial("fcfs", mean_ttlt_s=9.7, p99_ttlt_s=41.0)},
         "tail": trial("t", mean_ttlt_s=8.0),
     },
     "tokens/s over stock": {"default": trial("o", throughput_tokens_per_s=985.0)},
     "longest over paper": {"default": trial("o", max_ttlt_s=73.0)},
     "P50 over paper": {"default": trial("o", p50_ttlt_s=6.6)},
     "recompute tax": {"default": trial("o", recompute_tax=0.051)},
-    "objective mean: mean over best rival": {"mean": trial("m", mean_ttlt_s=9.9)},
+    "objective mean: mean over best baseline": {"mean": trial("m", mean_ttlt_s=9.9)},
     "objective mean: P99 over paper": {"mean": trial("m", mean_ttlt_s=9.0, p99_ttlt_s=61.0)},
     "objective tail: P99 over FCFS": {"tail": trial("t", mean_ttlt_s=12.0, p99_ttlt_s=42.5)},
     "objective tail: mean over FCFS": {"tail": trial("t", mean_ttlt_s=12.7)},
@@ -193,9 +195,9 @@ def test_a_class_that_waits_counts_by_the_first_class_alone() -> None:
 
 @pytest.mark.parametrize("kind", sorted(PROMISES))
 def test_where_some_go_before_others_nothing_else_is_asked(kind: Kind) -> None:
-    """Neither a rival's mean nor its tail counts, which those pay who may wait."""
-    rivals = {"fcfs": trial("fcfs", mean_ttlt_s=1.0, p99_ttlt_s=1.0)}
-    assert missed(measured(replace(CASE, kind=kind), rivals=rivals)) == []
+    """Neither a baseline's mean nor its tail counts, which those pay who may wait."""
+    baselines = {"fcfs": trial("fcfs", mean_ttlt_s=1.0, p99_ttlt_s=1.0)}
+    assert missed(measured(replace(CASE, kind=kind), baselines=baselines)) == []
 
 
 def test_a_rival_with_a_lower_mean_and_a_longer_tail_does_not_dominate() -> None:
@@ -207,9 +209,9 @@ def test_a_rival_with_a_lower_mean_and_a_longer_tail_does_not_dominate() -> None
 
 @given(st.floats(0.5, 2.0), st.floats(0.5, 2.0))
 def test_domination_is_what_it_says(mean: float, tail: float) -> None:
-    """A rival whose mean and P99 are these shares of ours dominates if and only if both are below 0.97."""
-    rival = trial("a", mean_ttlt_s=10.0 * mean, p99_ttlt_s=40.0 * tail)
-    closest, whose = domination((trial("o"),), {"a": (rival,)})
+    """A baseline whose mean and P99 are these shares of ours dominates if and only if both are below 0.97."""
+    baseline = trial("a", mean_ttlt_s=10.0 * mean, p99_ttlt_s=40.0 * tail)
+    closest, whose = domination((trial("o"),), {"a": (baseline,)})
     assert whose == "a"
     if min(abs(mean - 0.97), abs(tail - 0.97)) > 1e-9:
         assert (closest > 1.0 / 0.97) == (mean < 0.97 and tail < 0.97)
@@ -217,11 +219,11 @@ def test_domination_is_what_it_says(mean: float, tail: float) -> None:
 
 def test_every_form_of_a_rival_may_dominate() -> None:
     """The paper's best form by the mean may be harmless while another of its forms is better than us in both."""
-    rivals = {
+    baselines = {
         "sagesched-paper/a": trial("sagesched-paper/a", mean_ttlt_s=8.5, p99_ttlt_s=60.0, max_ttlt_s=90.0),
         "sagesched-paper/b": trial("sagesched-paper/b", mean_ttlt_s=9.0, p99_ttlt_s=35.0),
     }
-    one = measured(rivals=rivals)
+    one = measured(baselines=baselines)
     (check,) = [check for check in checks(one) if check.name == "never dominated"]
     assert (check.against, check.passed) == ("sagesched-paper/b", False)
 
@@ -233,7 +235,7 @@ def test_targets_that_make_no_sense_are_not_asked() -> None:
     assert "longest over paper" in names[1.3]
     assert not [name for name in names[1.3] if name.startswith("objective tail")]
     idle = {"fcfs": trial("fcfs", mean_ttlt_s=14.0, mean_ttft_s=0.1)}
-    assert "objective tail: mean over FCFS" not in {check.name for check in checks(measured(rivals=idle))}
+    assert "objective tail: mean over FCFS" not in {check.name for check in checks(measured(baselines=idle))}
     batch = {check.name for check in checks(measured(replace(CASE, kind="batch", arrivals="at-once")))}
     assert not batch & {"longest over paper", "objective tail: P99 over FCFS"}
 
