@@ -76,9 +76,11 @@ test: $(READY) ## Everything that CI runs: the checks beside the tests, which wa
 	$(MAKE) --no-print-directory --jobs 2 check unit
 	$(MAKE) --no-print-directory suite ARGS="--short --quiet"
 
-check: $(READY) ## Formatting, lint, types and import contracts.
+check: $(READY) ## Formatting, lint, spelling, documents, types and import contracts.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/typos
+	$(BIN)/rumdl check --no-cache .
 	$(BIN)/mypy
 	$(BIN)/mypy docs/*.py
 	$(BIN)/lint-imports

@@ -197,7 +197,7 @@ class HttpSection(Section):
         default=None, description="bearer token that every caller must send once it is set; may look and switch"
     )
     read_token: SecretStr | None = Field(
-        default=None, description="a second bearer token, for whoever may look and not switch the mode"
+        default=None, description="a second bearer token, which may look but not switch the mode"
     )
 
     @property
@@ -222,7 +222,7 @@ class HttpSection(Section):
     @model_validator(mode="after")
     def _guarded(self) -> HttpSection:
         if self.token is not None and self.token == self.read_token:
-            raise ValueError("token and read_token are the same: whoever may look could switch, make another")
+            raise ValueError("token and read_token are the same: the read token could switch the mode, make another")
         if not is_loopback(self.host) and not self.credential:
             raise ValueError(
                 f"address {self.host!r} can be reached from other machines: set http.token "

@@ -189,7 +189,7 @@ class ClusterChanged(Record, frozen=True, kw_only=True):
     """A prompt cluster was created, split, merged or removed; all models share them."""
 
     time_s: float
-    """When the answer that caused it was learnt."""
+    """When the answer that caused it was learned."""
     kind: Literal["born", "split", "merged", "retired"]
     """born, split, merged or retired."""
     cluster: int
@@ -219,7 +219,7 @@ class ModeSwitched(Record, frozen=True, kw_only=True):
     time_s: float
     """When it was switched."""
     before: Mode
-    """The mode that was asked for until then."""
+    """The requested mode until then."""
     mode: Mode
     """The mode asked for from then on."""
     reason: str

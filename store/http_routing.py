@@ -52,7 +52,7 @@ class LengthForecast(msgspec.Struct, frozen=True, kw_only=True):
     """Length that the answer exceeds with a chance of one in ten."""
     mean_tokens: float
     evidence: float
-    """Effective number of past answers behind it; 0 where nothing was learnt yet."""
+    """Effective number of past answers behind it; 0 where nothing was learned yet."""
     trusted: bool
     """Whether it is of this prompt; false: recent predictions were wrong, and this is the model's own distribution."""
 

@@ -34,7 +34,7 @@ class Access:
     read_token: str | None = field(default=None, repr=False)
 
     async def look(self, request: Request) -> Caller:
-        """Admit whoever may look; raises 401."""
+        """Admit a caller that may look; raises 401."""
         address = request.client.host if request.client else ""
         if self.token is None and self.read_token is None:
             return self._on_this_machine(request, address)

@@ -40,8 +40,10 @@ WarmupFlag = Annotated[int, typer.Option(help="requests that are learned from be
 PoliciesFlag = Annotated[
     str, typer.Option(metavar="A,B,C", help=f"{DEFAULT_POLICIES}, with --slo {SLO_POLICIES}, if not given")
 ]
-EngineFlag = Annotated[Literal["simulated", "vllm"], typer.Option(help="whose scheduler serves")]
-ObjectiveFlag = Annotated[Literal["mean", "balanced", "tail"], typer.Option(help="what sage favours")]
+EngineFlag = Annotated[
+    Literal["simulated", "vllm"], typer.Option(help="scheduler that serves: a simulated one or vLLM's own")
+]
+ObjectiveFlag = Annotated[Literal["mean", "balanced", "tail"], typer.Option(help="what sage favors")]
 TunedFlag = Annotated[
     bool, typer.Option("--tuned", help="run every baseline at its best static watermark; load relative to tuned FCFS")
 ]

@@ -64,7 +64,7 @@ HostFlag = Annotated[str | None, typer.Option("--host", help="address of the API
 PortFlag = Annotated[int | None, typer.Option("--port", help="port of the API (8700); 0 takes a free one")]
 PolicyFlag = Annotated[str | None, typer.Option("--policy", help="sage, sagesched-paper or fcfs")]
 ObjectiveFlag = Annotated[
-    Literal["mean", "balanced", "tail"] | None, typer.Option("--objective", help="what the order favours")
+    Literal["mean", "balanced", "tail"] | None, typer.Option("--objective", help="what the order favors")
 ]
 LogFlag = Annotated[
     Literal["debug", "info", "warning", "error"], typer.Option("--log-level", help="lowest severity that is logged")

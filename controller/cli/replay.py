@@ -56,7 +56,7 @@ def replay(
     last: LastFlag = 2000,
     engine: EngineFlag = None,
     model: ModelFlag = None,
-    objective: Annotated[Literal["mean", "balanced", "tail"] | None, typer.Option(help="what sage favours")] = None,
+    objective: Annotated[Literal["mean", "balanced", "tail"] | None, typer.Option(help="what sage favors")] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="another setting of sage, such as policy.gate_margin=1.5"),

@@ -46,7 +46,7 @@ def suite(
     seeds: Annotated[str, typer.Option(metavar="1,2,3", help="seeds of each case (1,2,3; short: 1)")] = "",
     engine: Annotated[
         Literal["simulated", "vllm", "both"],
-        typer.Option(help="whose scheduler serves; both: vLLM's one load of each kind, on the first seed"),
+        typer.Option(help="scheduler that serves; both: also vLLM's own, one load of each kind on the first seed"),
     ] = "simulated",
     tuned: Annotated[
         bool, typer.Option("--tuned", help="baselines also at every watermark, FCFS and priority at every token budget")

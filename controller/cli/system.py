@@ -96,7 +96,7 @@ def live_comparison(
     warmup: Annotated[int, typer.Option(help="requests that are learned from before")] = 1000,
     seed: Annotated[int, typer.Option(help="of sample and arrivals")] = 1,
     speed: Annotated[float, typer.Option(help="device seconds per second, which the host must keep up with")] = 2.0,
-    objective: Annotated[Literal["mean", "balanced", "tail"], typer.Option(help="what sage favours")] = "balanced",
+    objective: Annotated[Literal["mean", "balanced", "tail"], typer.Option(help="what sage favors")] = "balanced",
     prefix_caching: Annotated[bool, typer.Option(help="as vLLM has it by default")] = True,
     slo: Annotated[
         bool, typer.Option("--slo", help="requests in service classes with targets: goodput as vLLM's client judges it")

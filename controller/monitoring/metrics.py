@@ -38,25 +38,33 @@ ENGINE_GAUGES = (
     ("engine_kv_blocks", "KV blocks that requests can use.", "kv_blocks"),
     ("engine_reserved_blocks", "KV blocks held back for the growth of running requests.", "reserved_blocks"),
     ("engine_impossible_requests", "Unfinished requests that need more KV memory than the engine has.", "impossible"),
-    ("engine_clock_off_seconds", "System clock minus the engine's own: steps since it started.", "clock_off_s"),
+    (
+        "engine_clock_off_seconds",
+        "How far the system clock moved against the engine's steady clock since the engine started.",
+        "clock_off_s",
+    ),
     ("engine_tables_held", "Index tables that the engine holds.", "tables_held"),
 )
 ENGINE_COUNTERS = (
     ("engine_tables_applied", "Index tables that reached an unfinished request.", "tables_applied"),
     ("engine_messages_dropped", "Messages that the engine's side dropped.", "messages_dropped"),
-    ("engine_stamps_replaced", "Arrivals whose stamp by the front end's clock could not be.", "stamps_replaced"),
+    (
+        "engine_stamps_replaced",
+        "Arrivals with an impossible time stamp from the front end's clock, which was replaced.",
+        "stamps_replaced",
+    ),
     ("engine_names_cut", "Request ids, tenants and adapter names that were cut, or could not be shown.", "names_cut"),
     ("engine_policy_errors", "Errors of the plugin that were caught inside the engine.", "policy_errors"),
 )
 CORE_COUNTERS = {
-    "predictions": "Requests whose answer length was predicted.",
+    "predictions": "Requests for which the answer length was predicted.",
     "completions": "Answers learned from.",
     "censored": "Answers learned from of which only a lower bound of the length is known.",
     "tables_sent": "Index tables sent to engines.",
     "drift_events": "Times that a length distribution drifted and part of its past was forgotten.",
     "distrusts": "Times that the predictions for a model or a cluster lost the guard's trust.",
     "duplicate_batches": "Batches of facts received more than once.",
-    "damaged_facts": "Facts of engines that could not be read, or only after putting a count into its range.",
+    "damaged_facts": "Facts of engines that were unreadable, or had a count out of its range.",
     "engine_errors": "Failures on messages of one engine, which then serves first come, first served for a while.",
     "early_batches": "Batches of facts left for later because one before them was missing.",
     "unrecorded_batches": "Batches handled while the disk was far behind; engines keep them and send them again.",
@@ -252,11 +260,17 @@ class EncoderCollector(Collector):
         counts = EncoderCounts() if self.encoder is None else self.encoder.counts()
         for name, text, value in (
             ("encoder_encoded", "Prompts that the semantic encoder has read.", counts.encoded),
-            ("encoder_dropped", "Prompts that it dropped, because it did not keep up.", counts.dropped),
-            ("encoder_errors", "Failures to load it or to encode a batch of prompts.", counts.errors),
+            (
+                "encoder_dropped",
+                "Prompts that the semantic encoder dropped because it did not keep up.",
+                counts.dropped,
+            ),
+            ("encoder_errors", "Failures of the semantic encoder, on loading or on a batch of prompts.", counts.errors),
         ):
             yield CounterMetricFamily(f"sagesched_{name}", text, value=value)
-        yield GaugeMetricFamily("sagesched_encoder_waiting_prompts", "Prompts that wait for it.", value=counts.waiting)
+        yield GaugeMetricFamily(
+            "sagesched_encoder_waiting_prompts", "Prompts that wait for the semantic encoder.", value=counts.waiting
+        )
 
 
 class TransportCollector(Collector):
@@ -312,7 +326,11 @@ class LiveCollector(Collector):
         yield _degraded(live_snapshot)
         for name, text, value in (
             ("open_files", "Files and sockets that the controller has open.", open_files()),
-            ("open_files_limit", "How many it may have open.", open_files_limit()),
+            (
+                "open_files_limit",
+                "Largest number of files and sockets that the controller may open.",
+                open_files_limit(),
+            ),
         ):
             yield GaugeMetricFamily(f"sagesched_{name}", text, value=value)
 
@@ -417,7 +435,7 @@ def _engine_signs(engines: Mapping[str, EngineView]) -> Iterator[Metric]:
     )
     backlog = GaugeMetricFamily(
         "sagesched_engine_backlog_seconds",
-        "Expected engine-seconds of its unfinished requests: on a full engine about the time until they are served.",
+        "Expected engine-seconds of an engine's unfinished requests; on a full engine about the time until they are served.",
         labels=["engine_id"],
     )
     for label, engine in engines.items():
@@ -443,7 +461,7 @@ def _loop(live_snapshot: LiveSnapshot) -> Iterator[Metric]:
     )
     yield GaugeMetricFamily(
         "sagesched_clock_off_seconds",
-        "System clock minus the controller's own: steps since it started.",
+        "How far the system clock moved against the controller's steady clock since its start.",
         value=live_snapshot.loop.get("clock_off_s", 0.0),
     )
     yield GaugeMetricFamily(

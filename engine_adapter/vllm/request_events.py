@@ -226,7 +226,7 @@ class RequestTracker:
             self._first_token(tracked, now_s)
         elif tracked.last_step:
             step, before = self._steps.steps, tracked.last_step
-            if step <= before + 1:  # A step that was already under way when the gap was foreseen.
+            if step <= before + 1:  # A step that was already under way when the gap was predicted.
                 tracked.last_step = step
                 return
             tracked.left_out.append((before, step))

@@ -1,6 +1,6 @@
 """Hazards on the length grid: the chance to end in a bin once it is reached. Pure functions.
 
-Beliefs are formed on hazards, because a hazard can be learnt from answers that are known only in part.
+Predictions are made of hazards, because a hazard can be learned from answers that are known only in part.
 """
 
 from __future__ import annotations

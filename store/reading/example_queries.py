@@ -289,11 +289,11 @@ GROUP BY engine_id""",
     ),
     UsefulQuery(
         "Memory, gate and preemption",
-        "How long a step takes by the size of the batch, and how much of it is ours",
+        "How long a step takes by the size of the batch, and how much of it the plugin takes",
         """\
 SELECT
     8 * floor(running / 8) AS running_from, sum(steps) AS steps, sum(step_s) / sum(steps) AS mean_step_s,
-    sum(hook_s) / sum(step_s) AS share_of_ours
+    sum(hook_s) / sum(step_s) AS share_of_plugin
 FROM snapshots
 WHERE steps > 0
 GROUP BY running_from

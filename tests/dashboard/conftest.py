@@ -713,7 +713,7 @@ def life(number: int, end_s: float) -> list[Entry]:
             first_token_s=arrival_s + 1.0,
         ),
     ]
-    beliefs = [
+    predictions = [
         Prediction(
             request_id=name,
             time_s=arrival_s,
@@ -749,7 +749,7 @@ def life(number: int, end_s: float) -> list[Entry]:
     engine_id, session_id = ("engine-1", "t") if number % 10 == 9 else ("engine-0", "s")
     return [
         *(Entry(engine_id=engine_id, session_id=session_id, batch=number + 1, record=fact) for fact in facts),
-        *(Entry(engine_id=engine_id, session_id=session_id, batch=None, record=predicted) for predicted in beliefs),
+        *(Entry(engine_id=engine_id, session_id=session_id, batch=None, record=predicted) for predicted in predictions),
     ]
 
 

@@ -173,7 +173,7 @@ def test_a_revoked_engine_is_neither_heard_nor_answered(site: Site, caplog: pyte
     site.until(lambda: site.hub.refused["key"] > before, link=again)
 
 
-def test_an_engine_cannot_call_itself_by_anothers_name(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_engine_cannot_call_itself_by_the_name_of_another(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     """A valid key is good for its own engine and for its data-parallel ranks only."""
     site.engine("gpu-1")
     other = site.link(site.engine("gpu-2"))

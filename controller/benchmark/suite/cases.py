@@ -22,7 +22,7 @@ OURS = {"balanced": "sage-balanced", "mean": "sage-mean", "tail": "sage-tail"}
 """Our objectives, and the policies that the benchmark runs for them; the first is the default."""
 DEFAULT = OURS["balanced"]
 STOCK = "fcfs"
-RIVALS = (STOCK, "fcfs-gated", PAPER)
+BASELINES = (STOCK, "fcfs-gated", PAPER)
 
 LOADS = (0.5, 0.8, 0.9, 1.0, 1.15, 1.3, 1.5, 2.0)
 PREFIX_LOADS = (0.9, 1.05)
@@ -100,7 +100,7 @@ class Case:
     @property
     def policies(self) -> tuple[str, ...]:
         """All policies that run: baselines, the default, and the other objectives where they have targets."""
-        baselines = (*RIVALS, PRIORITY) if self.scheduling == "priority" else RIVALS
+        baselines = (*BASELINES, PRIORITY) if self.scheduling == "priority" else BASELINES
         tail = self.has_load and self.load <= TAIL_LOAD
         others = [OURS["mean"], *([OURS["tail"]] if tail else [])] if self.objectives else []
         return (*baselines, DEFAULT, *others)

@@ -153,7 +153,7 @@ def _snapshot(running: dict[int, int]) -> Snapshot:
 
 @pytest.mark.slow
 @our_learner
-def test_long_answers_that_still_run_keep_beliefs_from_being_short(create: Callable[[], LengthLearner]) -> None:
+def test_long_answers_that_still_run_keep_predictions_from_being_short(create: Callable[[], LengthLearner]) -> None:
     """Half the answers are long and run; who hears only of those that ended believes nearly all answers short."""
     dropped, counted = System(create(), snapshots=False), System(create())
     dropped.serve(YOUNG)
@@ -190,7 +190,7 @@ def test_a_drained_batch_of_both_kinds_leaves_the_shares_of_both() -> None:
 
 @pytest.mark.slow
 @our_learner
-def test_in_a_busy_system_beliefs_stay_right(create: Callable[[], LengthLearner]) -> None:
+def test_in_a_busy_system_predictions_stay_right(create: Callable[[], LengthLearner]) -> None:
     """Where answers of both kinds have long been ending, half are predicted long, with 250 long ones running."""
     system = System(create(), requests=900)
     system.serve(2_700)

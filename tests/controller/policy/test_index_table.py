@@ -64,7 +64,9 @@ def test_at_every_edge_the_table_has_the_index_and_growth_of_the_definition(pred
 
 
 @given(distributions(), st.sampled_from([None, 200]))
-def test_what_outlived_its_belief_is_never_favoured(predicted: LengthDistribution, refresh_tokens: int | None) -> None:
+def test_what_outlived_its_prediction_is_never_favoured(
+    predicted: LengthDistribution, refresh_tokens: int | None
+) -> None:
     """Beyond every predicted length the index is at least the highest that the request had up to there."""
     table = index_table(facts(50_000), predicted, COST, horizon_tokens=32, refresh_tokens=refresh_tokens)
     possible = [predicted.survival(attained) > 1e-9 for attained in table.attained_tokens]
@@ -96,14 +98,14 @@ def test_prefill_counts_until_the_first_token() -> None:
     assert with_one_token.index_s[with_one_token.entry(1)] < 0.5 * table.index_s[0]
 
 
-def test_the_expected_cost_is_the_mean_over_the_belief() -> None:
+def test_the_expected_cost_is_the_mean_over_the_prediction() -> None:
     """Prefill once, then the mean of the answer's cost."""
     predicted = LengthDistribution(np.array([10, 100]), np.array([0.25, 0.75]))
     by_hand = sum(p * COST.total_s(200, np.array([n]))[0] for n, p in ((10, 0.25), (100, 0.75)))
     assert expected_cost_s(facts(), predicted, COST) == pytest.approx(by_hand)
 
 
-def test_a_table_of_a_smooth_belief_is_small() -> None:
+def test_a_table_of_a_smooth_prediction_is_small() -> None:
     """What crosses the border per request stays well below a hundred entries."""
     mass = 1.0 / GRID.astype(float)
     table = index_table(facts(), LengthDistribution(GRID, mass / mass.sum()), COST, horizon_tokens=32)

@@ -144,9 +144,9 @@ def test_shadow_foretells_what_on_brings(ran_in_shadow: Any, ran_on: Any) -> Non
     replay = replayed(past(ran_in_shadow), "sage", "srpt-oracle")
     really_s = np.mean([life.ttlt_s for life in ran_on.lives.values() if life.reason != "abort"])
     shadow_s = replay.recorded.figures.mean_ttlt_s
-    foretold_s = replay.policies["sage"].figures.mean_ttlt_s
-    assert abs(foretold_s - really_s) < abs(foretold_s - shadow_s)
-    assert replay.policies["srpt-oracle"].figures.mean_ttlt_s < foretold_s < shadow_s
+    predicted_s = replay.policies["sage"].figures.mean_ttlt_s
+    assert abs(predicted_s - really_s) < abs(predicted_s - shadow_s)
+    assert replay.policies["srpt-oracle"].figures.mean_ttlt_s < predicted_s < shadow_s
 
 
 @pytest.mark.slow

@@ -146,7 +146,7 @@ def assert_same(one: LengthLearner, other: LengthLearner) -> None:
 
 
 @pytest.mark.parametrize("new", [fresh, fresh_mixture])
-def test_beliefs_after_a_restart_are_those_of_a_process_that_never_stopped(
+def test_predictions_after_a_restart_are_those_of_a_process_that_never_stopped(
     tmp_path: Path, new: Callable[[], LengthLearner]
 ) -> None:
     """Bit for bit, though the engines' clocks disagree with the order of teaching and a third of answers was cut."""

@@ -55,7 +55,7 @@ def test_a_study_has_every_learner_and_request(study: Study) -> None:
         assert study.records[name].of("within_90").mean() == pytest.approx(quality.coverage_90)
 
 
-def test_reliability_is_the_diagonal_for_calibrated_beliefs_and_below_it_for_short_ones() -> None:
+def test_reliability_is_the_diagonal_for_calibrated_predictions_and_below_it_for_short_ones() -> None:
     """The share of answers within each quantile."""
     uniform = np.random.default_rng(1).random(50_000)
     nominal, observed = reliability(_record(uniform))

@@ -34,7 +34,9 @@ def test_three_families_drift_and_each_has_blocks_from_the_change_on(capsys: pyt
     assert "new" in capsys.readouterr().out
 
 
-def test_a_restart_rebuilds_the_same_beliefs_from_history(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_restart_rebuilds_the_same_predictions_from_history(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """All answers that were served are taught again, and no probability in any prediction differs."""
     upkeep = measure_upkeep(
         "synthetic",

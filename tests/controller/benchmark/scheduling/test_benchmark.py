@@ -162,7 +162,7 @@ def tuned() -> BenchResult:
     return run_bench(TUNED, timer=time.perf_counter, processes=2)
 
 
-def test_a_tuned_rival_has_its_best_watermark_and_we_are_never_tuned(tuned: BenchResult) -> None:
+def test_a_tuned_baseline_has_its_best_watermark_and_we_are_never_tuned(tuned: BenchResult) -> None:
     """All watermarks were tried on every seed, the best by mean TTLT stands for the baseline, and ours is vLLM's default."""
     for seed in tuned.seeds:
         tried = seed.policies["fcfs"].tried

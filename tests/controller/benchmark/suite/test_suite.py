@@ -69,7 +69,7 @@ def test_a_suite_that_makes_no_sense_is_refused_by_name(
 
 
 @pytest.mark.slow
-def test_a_run_prints_and_writes_every_case_rival_and_target(
+def test_a_run_prints_and_writes_every_case_baseline_and_target(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The ratios to every baseline, who comes closest, the worst of each target; code 1 where a target is missed."""
@@ -127,7 +127,7 @@ def test_the_suite_depends_on_its_spec_alone() -> None:
 
 
 @pytest.mark.slow
-def test_tuned_rivals_run_at_every_watermark_and_fcfs_at_every_budget() -> None:
+def test_tuned_baselines_run_at_every_watermark_and_fcfs_at_every_budget() -> None:
     """Each is a baseline of its own; ours runs once."""
     (case,) = [case for case in CASES if case.name == "plain-24k@1"]
     spec = SuiteSpec(cases=(replace(case, requests=40, warmup=0),), seeds=(1,), tuned=True)

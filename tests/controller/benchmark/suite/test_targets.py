@@ -200,7 +200,7 @@ def test_where_some_go_before_others_nothing_else_is_asked(kind: Kind) -> None:
     assert missed(measured(replace(CASE, kind=kind), baselines=baselines)) == []
 
 
-def test_a_rival_with_a_lower_mean_and_a_longer_tail_does_not_dominate() -> None:
+def test_a_baseline_with_a_lower_mean_and_a_longer_tail_does_not_dominate() -> None:
     """Both must be lower by more than 3%."""
     ours: Series = (trial("o"),)
     assert domination(ours, {"a": (trial("a", mean_ttlt_s=1.0, p99_ttlt_s=39.0),)})[0] == pytest.approx(40.0 / 39.0)
@@ -217,7 +217,7 @@ def test_domination_is_what_it_says(mean: float, tail: float) -> None:
         assert (closest > 1.0 / 0.97) == (mean < 0.97 and tail < 0.97)
 
 
-def test_every_form_of_a_rival_may_dominate() -> None:
+def test_every_form_of_a_baseline_may_dominate() -> None:
     """The paper's best form by the mean may be harmless while another of its forms is better than us in both."""
     baselines = {
         "sagesched-paper/a": trial("sagesched-paper/a", mean_ttlt_s=8.5, p99_ttlt_s=60.0, max_ttlt_s=90.0),
@@ -259,7 +259,7 @@ def test_how_bad_a_check_is_compares_targets_of_both_senses() -> None:
     assert Check(name="c", value=0.0, limit=0.99, sense="at least").badness == float("inf")
 
 
-def test_a_form_of_a_rival_is_named_with_what_is_not_default() -> None:
+def test_a_form_of_a_baseline_is_named_with_what_is_not_default() -> None:
     """Watermark and token budget, where they were tuned."""
     tuned = replace(trial("fcfs", watermark=0.02), token_budget=512)
     assert (label(trial("fcfs")), label(tuned)) == ("fcfs", "fcfs watermark 0.02 budget 512")
