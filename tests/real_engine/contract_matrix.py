@@ -23,7 +23,16 @@ SOURCES = ROOT / ".cache" / "vllm-python"
 FOLDER = "tests/engine_adapter/vllm"
 TESTS = tuple(
     f"{FOLDER}/test_{name}.py"
-    for name in ("contract", "probe", "request_events", "scheduler", "block_memory", "step_shape", "waiting_requests")
+    for name in (
+        "contract",
+        "probe",
+        "features",
+        "request_events",
+        "scheduler",
+        "block_memory",
+        "step_shape",
+        "waiting_requests",
+    )
 )
 UNAVAILABLE = 3
 """Exit code when nothing failed but a release could not be fetched."""
