@@ -125,7 +125,7 @@ contract-matrix: $(READY) ## The plugin's tests on the Python files of every vLL
 contract-latest: $(READY) ## The same on the newest vLLM of the package index.
 	$(BIN)/python tests/real_engine/contract_matrix.py latest
 
-screenshots: $(READY) browser ## The README's pictures, from a running demo.
+screenshots: $(READY) browser ## The documents' pictures and the animation, light and dark, from a running demo.
 	$(BIN)/python docs/screenshots.py $(ARGS)
 
 newcomer: $(READY) browser ## Time a newcomer's path: clone, demo, and all beside a vllm serve.
