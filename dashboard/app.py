@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import streamlit as st
 
 from dashboard.access import sessions
@@ -26,9 +28,18 @@ from dashboard.screens import (
 )
 from dashboard.text import words
 from store import formatting
+from store.http_now import NowView
+from store.rules import Level
 
 _NO_RAW_CSV = "<style>[data-testid=stElementToolbar] button[aria-label='Download as CSV'] { display: none; }</style>"
 """Streamlit's own export writes what clients chose as it is, formulas too; the page *SQL* has one that does not."""
+_BADGES: dict[Level, tuple[str, Literal["green", "orange", "red", "blue"]]] = {
+    "green": (":material/check_circle:", "green"),
+    "info": (":material/info:", "blue"),
+    "amber": (":material/warning:", "orange"),
+    "red": (":material/error:", "red"),
+}
+"""The verdict, on every page."""
 _WITHOUT_CHARTS = {"SQL", "Settings and health"}
 
 
@@ -100,11 +111,15 @@ def _health() -> None:
         st.badge("controller not reachable", icon=":material/cloud_off:", color="red")
         st.caption(words.code(live.addresses().api_url))
         return
-    st.badge("controller up", icon=":material/check_circle:", color="green")
-    connected = sum(engine.connected for engine in state.engines)
-    whole = connected == len(state.engines) > 0
+    now = live.now()
+    if isinstance(now, NowView):
+        icon, colour = _BADGES[now.verdict.level]
+        st.badge(words.plain(now.verdict.text), icon=icon, color=colour)
+    known = [engine for engine in state.engines if engine.gone != "left"]
+    connected = sum(engine.connected for engine in known)
+    whole = connected == len(known) > 0
     st.badge(
-        f"{connected} of {len(state.engines)} engines connected" if state.engines else "no engine connected",
+        f"{connected} of {len(known)} engines connected" if known else "no engine connected",
         icon=":material/memory:",
         color="green" if whole else "orange",
     )

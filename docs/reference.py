@@ -20,6 +20,8 @@ from controller.config import NAMED, ServiceClassSection, described, load_config
 from controller.core.core import Core, CoreConfig
 from controller.monitoring.live_state import Live
 from controller.monitoring.metrics import Metrics
+from controller.monitoring.present.metrics import PresentCollector
+from controller.monitoring.present.pulse import Pulse
 from controller.policy.policies import policy_named
 from dashboard.text.glossary import GLOSSARY
 from online_learning.evaluation.global_learner import GlobalLearner
@@ -125,6 +127,7 @@ def exported() -> str:
     """The metrics of a controller with one engine and one request of its own, as Prometheus would fetch them."""
     live = Live()
     metrics = Metrics(live)
+    metrics.registry.register(PresentCollector(live, Pulse(), Path("/"), lambda: 0.0))
     config = CoreConfig(controller_id="c", mode="on", hash_key=b"k")
     core = Core(learner=GlobalLearner(), policy=policy_named("sage"), config=config, now_s=0.0, timer=lambda: 0.0)
     live.watch(core)

@@ -15,6 +15,12 @@ from store.history.writer_stats import WriterStats
 from store.records import Mode, Settings, Snapshot, Targets
 
 QueueState: TypeAlias = Literal["waiting", "running"]
+QueueReason: TypeAlias = Literal["priority", "target", "short", "waited", "long", "arrival"]
+"""Why a request stands where it stands in the queue.
+
+priority: its strict class goes first; target: it was promised a time; short: its expected cost is below the queue's median;
+waited: it is longer and has waited long; long: shorter ones go first; arrival: the engine serves in order of arrival.
+"""
 PartKind: TypeAlias = Literal["class", "length", "cluster"]
 DegradedKind: TypeAlias = Literal[
     "loop_failing",
@@ -183,6 +189,12 @@ class QueueRow(View, frozen=True, kw_only=True):
     """Its service class; None for a request that is in none."""
     targets: Targets | None = None
     """The targets in force for it; None for none."""
+    starts_in_s: float | None = None
+    """Expected wait until it gets memory and a place; None while it runs."""
+    ends_in_s: float | None = None
+    """Expected time to its last token."""
+    because: QueueReason | None = None
+    """None while it runs."""
 
 
 class QueueView(View, frozen=True, kw_only=True):

@@ -34,8 +34,12 @@ from controller.api.route import add_route
 from controller.explain.explanation import explain
 from controller.explain.lookup import Explainer, unknown
 from controller.monitoring.health import Health
-from controller.monitoring.live_state import Live, LiveSnapshot, queue_rows
+from controller.monitoring.live_state import Live, LiveSnapshot
 from controller.monitoring.metrics import Metrics
+from controller.monitoring.present.overview import overview
+from controller.monitoring.present.pulse import Pulse
+from controller.monitoring.present.queue_rows import queue_rows
+from controller.monitoring.present.verdict import free_bytes
 from controller.replay.gain_watcher import GainWatch
 from store.history.recent_rows import RecentRows
 from store.http_api import (
@@ -49,14 +53,14 @@ from store.http_api import (
     ReadinessView,
     StateView,
 )
+from store.http_now import NowView
 from store.http_requests import ExplainView, RequestTimeline
+from store.rules import RULES
 
 ANSWER_S = 3.0
 """Time within which the control loop must carry out a command."""
 DOCTOR_RETRY_S = 5
 """Seconds after which a caller may ask again while an examination runs."""
-STALE_S = 5.0
-"""Age of the latest snapshot above which the control loop counts as stuck."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +69,7 @@ class ApiSources:
 
     live: Live
     metrics: Metrics
+    pulse: Pulse
     commands: Commands
     gain: GainWatch
     explainer: Explainer
@@ -153,7 +158,7 @@ def _add_probes(api: FastAPI, sources: ApiSources) -> None:
         """Whether the control loop runs; 503 when it is stuck."""
         live_snapshot = sources.live.live_snapshot
         age_s = sources.clock() - live_snapshot.time_s if live_snapshot else math.inf
-        if age_s > STALE_S:
+        if RULES["loop_stuck"].judge(age_s) != "green":
             error = f"the control loop has published nothing for {age_s:.0f} s"
             raise _unavailable(error, remedy="look at the log and restart the controller")
         return LivenessView(loop_age_s=age_s)
@@ -196,6 +201,18 @@ def _add_live(api: FastAPI, sources: ApiSources, guard: Any) -> None:
             store=live_snapshot.store,
             engines=tuple(engine_view(engine) for engine in live_snapshot.engines),
             degraded=live_snapshot.degraded,
+        )
+
+    @api.get("/api/now", tags=["live"], dependencies=[guard])
+    def now(engine_id: str | None = None, model: str | None = None) -> NowView:
+        """Whether all is well and what is not, latencies, demand against capacity, the engines, and what happened lately."""
+        return overview(
+            _live_snapshot(sources),
+            sources.pulse.bins,
+            engine_id=engine_id,
+            model=model,
+            free_bytes=free_bytes(sources.store_path),
+            now_s=sources.clock(),
         )
 
     @api.get("/api/queue", tags=["live"], dependencies=[guard])

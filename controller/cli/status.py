@@ -24,12 +24,17 @@ from controller.cli.help import ADMINISTER, LOOK
 from controller.cli.output import Printable, say
 from controller.config import load_config
 from store.formatting import DASH, count, percent, span
-from store.http_api import EngineView, QueueView, StateView
+from store.http_api import QueueView, StateView
+from store.http_now import DemandNow, EngineNow, NowView
 from store.http_requests import FinishedView
+from store.rules import Level
 
 WINDOW_S = 600.0
 REQUESTS_COUNTED = 1000
 QUEUE_ROWS = 8
+EVENTS_SHOWN = 5
+WORDS: dict[Level, str] = {"green": "GREEN", "info": "GREEN", "amber": "AMBER", "red": "RED"}
+STYLES: dict[Level, str] = {"green": "green", "info": "dim", "amber": "yellow", "red": "red"}
 ApiFlag = Annotated[str | None, typer.Option("--api", metavar="URL", help="the controller (http://127.0.0.1:8700)")]
 ConfigFlag = Annotated[Path | None, typer.Option("--config", metavar="FILE.toml", help="configuration file")]
 Answer = TypeVar("Answer", bound=msgspec.Struct)
@@ -43,9 +48,9 @@ def add_status(app: typer.Typer) -> None:
 
 
 def status(*, api: ApiFlag = None, config: ConfigFlag = None) -> int:
-    """Show state, engines, latency and queue on one screen.
+    """Show whether all is well, latency, demand, engines and queue on one screen.
 
-    The exit code is 1 if the controller reports a degraded state or no engine is connected.
+    The exit code is 0 if it is (green), 1 if something should be looked at or done (amber, red).
     """
     client = client_of(api, config)
     try:
@@ -53,7 +58,7 @@ def status(*, api: ApiFlag = None, config: ConfigFlag = None) -> int:
     finally:
         client.close()
     Console().print(Printable(screen.shown))
-    return 0 if screen.well else 1
+    return 0 if screen.level == "green" else 1
 
 
 def top(
@@ -112,39 +117,50 @@ def _person() -> str:
 
 class _Screen(msgspec.Struct, frozen=True):
     shown: Group
-    well: bool
-    """Whether an engine is connected and nothing is degraded."""
+    level: Level
+    """The worst of all findings."""
 
 
 def _screen(client: ApiClient) -> _Screen:
     state = _asked(client, "/api/state", StateView)
+    now = _asked(client, "/api/now", NowView)
     queue = _asked(client, "/api/queue", QueueView, limit=5000)
     ended = _asked(client, "/api/finished", FinishedView, seconds=WINDOW_S, limit=REQUESTS_COUNTED)
-    parts: list[Text | Table] = [*_heading(state, client.base_url), _figures(state, ended), _engines(state)]
+    parts: list[Text | Table] = [*_heading(state, now, client.base_url), _figures(state, ended)]
+    if now.demand is not None:
+        parts.append(Text(_demand(now.demand)))
+    parts.append(_engines(now))
     if any(row.state == "waiting" for row in queue.rows):
         parts.append(_queue(queue))
-    connected = any(engine.connected for engine in state.engines)
-    return _Screen(Group(*parts), well=connected and not state.degraded)
+    parts.extend(_events(now))
+    return _Screen(Group(*parts), level=now.verdict.level)
 
 
 def _asked(client: ApiClient, path: str, kind: type[Answer], **parameters: float) -> Answer:
     return msgspec.convert(client.get(path, **parameters), kind)
 
 
-def _heading(state: StateView, address: str) -> Iterator[Text]:
+def _heading(state: StateView, now: NowView, address: str) -> Iterator[Text]:
+    """Which controller, the verdict, and for each finding what to do."""
     controller = state.controller
     up = span(controller.now_s - controller.started_s)
     yield Text(
         f"sagesched {controller.version}   mode {controller.mode}   policy {controller.policy}   up {up}   {address}",
         style="bold",
     )
-    if state.degraded:
-        for found in state.degraded:
-            yield Text(f"! {found.text}", style="yellow")
-    elif not any(engine.connected for engine in state.engines):
-        yield Text("! no engine is connected", style="yellow")
-    else:
-        yield Text("nothing is degraded", style="green")
+    verdict = now.verdict
+    yield Text(f"{WORDS[verdict.level]}: {verdict.text}", style=f"bold {STYLES[verdict.level]}")
+    for found in verdict.findings:
+        yield Text(f"! {found.title}. {found.text} {found.do}".rstrip(), style=STYLES[found.level])
+
+
+def _demand(demand: DemandNow) -> str:
+    return f"{demand.arrived_per_s:.3g} requests/s in, {demand.ended_per_s:.3g} out. {demand.text}"
+
+
+def _events(now: NowView) -> Iterator[Text]:
+    for event in now.events[:EVENTS_SHOWN]:
+        yield Text(f"{span(now.time_s - event.time_s)} ago: {event.text}", style="dim")
 
 
 def _figures(state: StateView, ended: FinishedView) -> Text:
@@ -170,32 +186,25 @@ def _percentiles(values_s: list[float]) -> str:
     return f"P50 {span(cuts[49])} P99 {span(cuts[98])}"
 
 
-def _engines(state: StateView) -> Table:
+def _engines(now: NowView) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name, narrowest in (("engine", 14), ("model", 8), ("version", 7), ("state", 9)):
         table.add_column(name, overflow="ellipsis", no_wrap=True, min_width=narrowest)
-    for name, narrowest in (("waiting", 7), ("running", 7), ("KV", 5), ("tokens/s", 8)):
+    for name, narrowest in (("waiting", 7), ("running", 7), ("KV", 5), ("tokens/s", 8), ("TTFT P99", 8)):
         table.add_column(name, justify="right", no_wrap=True, min_width=narrowest)
-    for engine in state.engines:
+    for engine in now.engines:
         table.add_row(*(Text(cell) for cell in _cells(engine)))
     return table
 
 
-def _cells(engine: EngineView) -> tuple[str, ...]:
-    snapshot = engine.snapshot
-    about = (engine.engine_id, engine.model, engine.engine_version)
-    if not engine.connected:
-        return (*about, "gone", "", "", "", "")
-    if snapshot is None:
-        return (*about, "connected", "", "", "", "")
-    return (
-        *about,
-        "FALLBACK" if snapshot.fallback else "idle" if snapshot.is_idle else snapshot.mode,
-        count(snapshot.waiting),
-        count(snapshot.running),
-        percent(snapshot.kv_blocks_used / snapshot.kv_blocks),
-        count(snapshot.decode_tokens / snapshot.step_s if snapshot.step_s else 0.0),
+def _cells(engine: EngineNow) -> tuple[str, ...]:
+    state = engine.state.upper() if engine.state in {"lost", "silent", "fallback"} else engine.state
+    figures = (
+        *(count(engine.waiting, ""), count(engine.running, "")),
+        *("" if engine.kv_share is None else percent(engine.kv_share), count(engine.output_tokens_per_s, "")),
+        "" if engine.ttft_p99_s is None else span(engine.ttft_p99_s),
     )
+    return (engine.engine_id, engine.model, engine.version, state, *figures)
 
 
 def _queue(queue: QueueView) -> Table:

@@ -23,7 +23,8 @@ from online_learning.calibration.scoring import Calibration, RollingScores
 from online_learning.distribution import LengthDistribution
 from store.entries import DriftDetected, Outcome
 from store.history.writer import WriterStats
-from store.http_api import DegradedState, QueueRow, QueueState
+from store.http_api import DegradedState
+from store.http_now import Event
 from store.records import Arrived, Finished, Hello, IndexTable, Settings, Snapshot
 
 REQUESTS_SHOWN = 5000
@@ -98,6 +99,8 @@ class LiveSnapshot:
     loop: Mapping[str, float]
     degraded: tuple[DegradedState, ...] = ()
     """What is amiss at present."""
+    events: tuple[Event, ...] = ()
+    """What happened lately, the latest first."""
 
 
 class Live:
@@ -127,6 +130,7 @@ class Live:
         loop: Mapping[str, float],
         now_s: float,
         degraded: Iterable[DegradedState] = (),
+        events: tuple[Event, ...] = (),
     ) -> None:
         """Publish a new snapshot of the core."""
         self.live_snapshot = LiveSnapshot(
@@ -142,6 +146,7 @@ class Live:
             store=store,
             loop=loop,
             degraded=tuple(degraded),
+            events=events,
         )
 
     def _engines(self, core: Core, now_s: float) -> tuple[EngineView, ...]:
@@ -167,62 +172,6 @@ class Live:
     ) -> None:
         if request is not None and request.forecast.cluster is not None and len(self._clusters) < CLUSTERS_COUNTED:
             self._clusters.add((session.hello.model, request.forecast.cluster))
-
-
-def queue_rows(live_snapshot: LiveSnapshot, *, engine_id: str | None, limit: int) -> tuple[QueueRow, ...]:
-    """Unfinished requests: the waiting ones in the order in which they will be tried, then the running ones.
-
-    An engine reports only the head of its queue; the requests after it follow by class, index and arrival.
-    Under the limit every engine has an equal share, of which running requests have half.
-    """
-    rows: list[QueueRow] = []
-    engines = [engine for engine in live_snapshot.engines if engine_id in {None, engine.hello.engine_id}]
-    for place, engine in enumerate(engines):
-        rows.extend(_rows_of(engine, engine.clock_s, (limit - len(rows)) // (len(engines) - place)))
-    return tuple(rows)
-
-
-def _rows_of(engine: EngineView, now_s: float, limit: int) -> list[QueueRow]:
-    named = engine.detailed
-    running = {r.request_id for r in named.running_requests} if named else set()
-    rank = {request_id: place for place, request_id in enumerate(named.queue)} if named else {}
-    waiting = [view for view in engine.requests if view.arrived.request_id not in running]
-    served = [view for view in engine.requests if view.arrived.request_id in running]
-    waiting.sort(
-        key=lambda view: (
-            rank.get(view.arrived.request_id, len(rank)),
-            view.arrived.priority,
-            view.index_s,
-            view.arrived.arrival_s,
-        )
-    )
-    shown = waiting[: limit - min(len(served), limit // 2)]
-    return [
-        _row(position, "waiting" if position < len(shown) else "running", view, engine.hello.engine_id, now_s)
-        for position, view in enumerate([*shown, *served[: limit - len(shown)]])
-    ]
-
-
-def _row(position: int, state: QueueState, view: RequestView, engine_id: str, now_s: float) -> QueueRow:
-    arrived = view.arrived
-    remaining = view.predicted.given(view.attained_tokens)
-    return QueueRow(
-        position=position,
-        request_id=arrived.request_id,
-        engine_id=engine_id,
-        state=state,
-        priority=arrived.priority,
-        age_s=max(0.0, now_s - arrived.arrival_s),
-        prompt_tokens=arrived.prompt_tokens,
-        attained_tokens=view.attained_tokens,
-        index_s=view.index_s,
-        expected_remaining_tokens=max(0.0, remaining.mean_tokens - view.attained_tokens),
-        p50_tokens=view.predicted.quantile(0.5),
-        p90_tokens=view.predicted.quantile(0.9),
-        cluster=view.cluster,
-        service_class=view.promise.service_class,
-        targets=view.promise.targets,
-    )
 
 
 def _engine_view(session: Session, now_s: float) -> EngineView:

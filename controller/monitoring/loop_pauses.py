@@ -42,6 +42,8 @@ class LoopPauses:
             buckets=BUCKETS_S,
             registry=registry,
         )
+        self.waited_s = 0.0
+        """Time of all waiting within turns so far."""
         self._collecting_since_s: float | None = None
         self._collections: deque[float] = deque(maxlen=COLLECTIONS)
 
@@ -52,8 +54,9 @@ class LoopPauses:
         try:
             yield
         finally:
-            waited_s = self._timer() - started_s - (self._cpu_timer() - cpu_s)
-            self._observe("waiting", max(0.0, waited_s))
+            waited_s = max(0.0, self._timer() - started_s - (self._cpu_timer() - cpu_s))
+            self.waited_s += waited_s
+            self._observe("waiting", waited_s)
             while self._collections:
                 self._observe("garbage", self._collections.popleft())
 

@@ -149,8 +149,8 @@ def kv_tokens_of(view: EngineView) -> int:
     return view.hello.kv_blocks * view.hello.block_size_tokens
 
 
-def outlook_of(view: EngineView) -> Outlook:
-    """The outlook of an engine in a live snapshot."""
+def outlook_of(view: EngineView, places: Mapping[str, float] | None = None) -> Outlook:
+    """The outlook of an engine in a live snapshot; ``places`` are the waiting requests' in the order, by default their indices."""
     running = {request.request_id for request in view.detailed.running_requests} if view.detailed else set()
     runs, waits = [], []
     for request in view.requests:
@@ -159,9 +159,12 @@ def outlook_of(view: EngineView) -> Outlook:
         if request.arrived.request_id in running:
             runs.append((remaining, held))
         else:
-            waits.append((request.index_s, held + min(GROWTH_TOKENS, round(remaining)), request.cost_s))
+            place = request.index_s if places is None else places.get(request.arrived.request_id, request.index_s)
+            waits.append((place, held + min(GROWTH_TOKENS, round(remaining)), request.cost_s))
     return outlook(kv_tokens=kv_tokens_of(view), places=view.hello.max_num_seqs, running=runs, waiting=waits)
 
 
 def _remaining_tokens(request: RequestView) -> float:
+    if not request.attained_tokens:
+        return request.predicted.mean_tokens
     return max(0.0, request.predicted.given(request.attained_tokens).mean_tokens - request.attained_tokens)

@@ -25,6 +25,7 @@ from controller.core.pause import PauseLimits, described
 from controller.monitoring.engine_states import RefusedFrames, engine_states, own_clock_off
 from controller.monitoring.live_state import Live
 from controller.monitoring.metrics import Metrics
+from controller.monitoring.present.pulse import Pulse
 from controller.monitoring.request_tracker import RequestTracker
 from controller.monitoring.surroundings import LOGGED_HERE, surrounding_states
 from controller.monitoring.tracing import Ended, Telemetry
@@ -84,6 +85,7 @@ class ControlLoop:
         memory: Memory | None = None,
         limits: LoopLimits | None = None,
         telemetry: Telemetry | None = None,
+        pulse: Pulse | None = None,
     ) -> None:
         self._core = core
         self._hub = hub
@@ -97,6 +99,7 @@ class ControlLoop:
         self._memory = memory
         self._limits = limits or LoopLimits()
         self._telemetry = telemetry
+        self._pulse = pulse or Pulse()
         self._requests = RequestTracker()
         self._unacknowledged: deque[tuple[int, str, int]] = deque()
         self._position = 0
@@ -159,7 +162,9 @@ class ControlLoop:
         self._guarded(self._keep, started_s)
         if started_s >= self._next_publish_s:
             self._guarded(self._publish, started_s)
-        self._metrics.tick_s.observe(max(0.0, self._clock() - started_s))
+        took_s = max(0.0, self._clock() - started_s)
+        self._metrics.tick_s.observe(took_s)
+        self._pulse.turn(took_s, started_s)
 
     def _finish_facts(self, now_s: float) -> None:
         """Handle what is left of the facts, and predict each request that failed together with others alone."""
@@ -290,7 +295,7 @@ class ControlLoop:
 
     # --- history and live snapshot -------------------------------------------------------------------
 
-    def _record(self, _now_s: float) -> None:
+    def _record(self, now_s: float) -> None:
         """Append new entries to the history, and remember which batch is durable once they are on disk."""
         entries = self._core.drain_entries()
         lines = self._lines = [*self._lines, *self._core.drain_repeated(), *entries]
@@ -299,12 +304,13 @@ class ControlLoop:
             newest = {entry.session_id: entry.batch for entry in lines if entry.batch is not None}
             self._unacknowledged.extend((self._position, session_id, batch) for session_id, batch in newest.items())
         for entry in (*self._core.drain_unrecorded(), *entries):
-            self._show(entry)
+            self._show(entry, now_s)
 
-    def _show(self, entry: Entry) -> None:
+    def _show(self, entry: Entry, now_s: float) -> None:
         record = entry.record
         self._events.observe(entry)
         request = self._requests.observe(entry)
+        self._pulse.observe(entry, request, now_s)
         if isinstance(record, Snapshot):
             self._metrics.count_snapshot(entry.engine_id, record)
         elif isinstance(record, Finished):
@@ -349,6 +355,7 @@ class ControlLoop:
             "clock_off_s": self._wall() - self._clock(),
         }
         sessions, stats = self._core.sessions, self._history.stats
+        self._pulse.close_due(sessions, now_s)
         degraded = (
             *self._trouble.states(now_s),
             *own_clock_off(loop["clock_off_s"]),
@@ -358,7 +365,9 @@ class ControlLoop:
             *(self._memory.states() if self._memory is not None else ()),
         )
         self._log_surroundings(degraded, now_s)
-        self._live.publish(self._core, store=stats, loop=loop, now_s=now_s, degraded=degraded)
+        self._live.publish(
+            self._core, store=stats, loop=loop, now_s=now_s, degraded=degraded, events=self._events.latest()
+        )
 
     def _log_surroundings(self, degraded: Iterable[DegradedState], now_s: float) -> None:
         """Log states that nothing else logs, each kind at most every `overload_warning_s`."""

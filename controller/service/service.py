@@ -28,6 +28,8 @@ from controller.explain.lookup import Explainer
 from controller.monitoring.health import Health, recent_warnings
 from controller.monitoring.live_state import Live
 from controller.monitoring.metrics import Metrics
+from controller.monitoring.present.metrics import PresentCollector
+from controller.monitoring.present.pulse import Pulse
 from controller.monitoring.tracing import Telemetry, open_telemetry
 from controller.policy.from_config import policy_of, service_levels_of
 from controller.prompt_encoder import Encoder, check_encoder, load_encoder
@@ -122,6 +124,8 @@ def _opened(
         telemetry = _telemetry(config.telemetry, controller_id)
         encoder = _encoder(config.learning)
         metrics = _watching(Metrics(live, timer=timer, cpu_timer=cpu_timer), telemetry, hub, encoder)
+        pulse = Pulse(held=lambda: metrics.pauses.waited_s)
+        metrics.registry.register(PresentCollector(live, pulse, config.store.path, clock))
         loop = ControlLoop(
             core=core,
             hub=hub,
@@ -134,12 +138,14 @@ def _opened(
             telemetry=telemetry,
             encoder=encoder,
             memory=memory,
+            pulse=pulse,
         )
         rows = history.reader()
         gain = GainWatch(rows, config.policy, clock, written=lambda: history.stats.rows.get(TABLE_OF[Finished], 0))
         sources = ApiSources(
             live=live,
             metrics=metrics,
+            pulse=pulse,
             commands=commands,
             gain=gain,
             explainer=Explainer(rows, clock),

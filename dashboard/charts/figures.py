@@ -39,7 +39,7 @@ def nothing() -> go.Figure:
 
 def kv_memory(moments: Sequence[LoadPoint], lead: int | None, zone: tzinfo) -> go.Figure:
     """KV blocks in use and reserved, stacked, below the capacity; and the peak predicted ``lead`` moments before."""
-    times = _times((moment.time_s for moment in moments), zone)
+    times = wall_times((moment.time_s for moment in moments), zone)
     figure = _figure("KV blocks", times, zone)
     areas = (
         ("used", [moment.used_blocks for moment in moments], palette.BLUE),
@@ -81,7 +81,7 @@ def kv_memory(moments: Sequence[LoadPoint], lead: int | None, zone: tzinfo) -> g
 
 def throughput(moments: Sequence[LoadPoint], zone: tzinfo) -> go.Figure:
     """Output, prompt and recomputed tokens per second."""
-    times = _times((moment.time_s for moment in moments), zone)
+    times = wall_times((moment.time_s for moment in moments), zone)
     figure = _figure("tokens per second", times, zone)
     curves = (
         ("output", [moment.decode_tokens_per_s for moment in moments], palette.BLUE),
@@ -94,7 +94,7 @@ def throughput(moments: Sequence[LoadPoint], zone: tzinfo) -> go.Figure:
 
 def requests(moments: Sequence[LoadPoint], zone: tzinfo) -> go.Figure:
     """Requests waiting and running."""
-    times = _times((moment.time_s for moment in moments), zone)
+    times = wall_times((moment.time_s for moment in moments), zone)
     figure = _figure("requests", times, zone)
     curves = (
         ("waiting", [moment.waiting for moment in moments], palette.AMBER),
@@ -106,7 +106,7 @@ def requests(moments: Sequence[LoadPoint], zone: tzinfo) -> go.Figure:
 
 def latency(rows: Sequence[Percentiles], what: str, zone: tzinfo) -> go.Figure:
     """Percentiles of one latency over time; ``what`` names it, such as ``TTLT``."""
-    times = _times((row.time_s for row in rows), zone)
+    times = wall_times((row.time_s for row in rows), zone)
     figure = _figure(f"{what} (seconds)", times, zone)
     counts = [row.requests for row in rows]
     curves = (
@@ -230,7 +230,7 @@ def gain(found: Gain) -> go.Figure:
 
 def over_time(y_title: str, times_s: Iterable[float], zone: tzinfo) -> tuple[go.Figure, list[datetime]]:
     """An empty figure with a time axis, and the moments as it takes them."""
-    times = _times(times_s, zone)
+    times = wall_times(times_s, zone)
     return _figure(y_title, times, zone), times
 
 
@@ -308,9 +308,15 @@ def or_blank(figure: go.Figure, data: Sequence[object], words: str) -> go.Figure
     return figure
 
 
-def _times(times_s: Iterable[float], zone: tzinfo) -> list[datetime]:
+def wall_times(times_s: Iterable[float], zone: tzinfo) -> list[datetime]:
+    """Moments as Plotly takes them."""
     # Plotly knows no time zones: it shows the wall clock that it is given.
     return [datetime.fromtimestamp(time_s, UTC).astimezone(zone).replace(tzinfo=None) for time_s in times_s]
+
+
+def reach(figure: go.Figure, since_s: float, until_s: float, zone: tzinfo) -> None:
+    """Let the time axis reach from one moment to another, whatever the data."""
+    figure.update_xaxes(range=wall_times((since_s, until_s), zone))
 
 
 def _safe(text: str) -> str:

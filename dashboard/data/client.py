@@ -11,6 +11,7 @@ import httpx
 import msgspec
 
 from store.http_api import DoctorView, GainView, HealthView, ModeView, QueueView, StateView, View
+from store.http_now import NowView
 from store.http_requests import ExplainView, FinishedView, LatenciesView, LoadView
 from store.http_service import ServiceView
 
@@ -60,6 +61,10 @@ class ControllerClient:
     def state(self) -> StateView | Trouble:
         """Ask for controller, learner and engines as they are."""
         return self._ask("/api/state", StateView)
+
+    def now(self, chosen: Parameters) -> NowView | Trouble:
+        """Ask whether all is well, and for the figures of the chosen engines (``engine_id``, ``model``)."""
+        return self._ask("/api/now", NowView, parameters=chosen)
 
     def queue(self, engine_id: str | None, limit: int) -> QueueView | Trouble:
         """Ask for the unfinished requests of one engine, or of all, at most ``limit`` of them."""

@@ -16,6 +16,7 @@ from dashboard.data import archive
 from dashboard.data.addresses import Addresses, from_environment
 from dashboard.data.client import ControllerClient, Trouble
 from store.http_api import GainView, HealthView, QueueView, StateView
+from store.http_now import Event, NowView
 from store.http_requests import ExplainView, FinishedView, LatenciesView, LoadView
 from store.http_service import ServiceView
 
@@ -71,6 +72,11 @@ def _state(api_url: str, token: str | None) -> StateView | Trouble:
 
 
 @st.cache_resource(ttl=KEPT_S, max_entries=16, show_spinner=False)
+def _now(api_url: str, token: str | None, chosen: Chosen) -> NowView | Trouble:
+    return _client(api_url, token).now(dict(chosen))
+
+
+@st.cache_resource(ttl=KEPT_S, max_entries=16, show_spinner=False)
 def _queue(api_url: str, token: str | None, engine_id: str | None, limit: int) -> QueueView | Trouble:
     return _client(api_url, token).queue(engine_id, limit)
 
@@ -114,6 +120,18 @@ def state() -> StateView | Trouble:
     """Ask for the state, or give the answer of a moment ago."""
     here = addresses()
     return _state(here.api_url, here.token)
+
+
+def now(chosen: Mapping[str, str] | None = None) -> NowView | Trouble:
+    """Ask whether all is well and for the figures of the chosen engines, or give the answer of a moment ago."""
+    here = addresses()
+    return _now(here.api_url, here.token, tuple(sorted((chosen or {}).items())))
+
+
+def events() -> tuple[Event, ...]:
+    """What happened lately, the latest first; nothing while the controller does not answer."""
+    found = now()
+    return found.events if isinstance(found, NowView) else ()
 
 
 def queue(engine_id: str | None, limit: int) -> QueueView | Trouble:

@@ -12,7 +12,7 @@ import streamlit as st
 
 from dashboard.access import sessions
 from dashboard.access.sessions import Person
-from dashboard.charts import figures
+from dashboard.charts import figures, marks
 from dashboard.data import live
 from dashboard.data.client import Trouble
 from dashboard.text import words
@@ -82,6 +82,12 @@ def moment(time_s: float | None) -> str:
     return f"{datetime.fromtimestamp(time_s, UTC).astimezone(zone()):%Y-%m-%d %H:%M:%S}"
 
 
+def clock(time_s: float) -> str:
+    """Write the time of a moment in the browser's time zone, with the day if that is not today."""
+    at, today = datetime.fromtimestamp(time_s, zone()), datetime.now(zone()).date()
+    return f"{at:%H:%M:%S}" if at.date() == today else f"{at:%Y-%m-%d %H:%M:%S}"
+
+
 def zone() -> tzinfo:
     """Give the browser's time zone; UTC where it is not known."""
     try:
@@ -92,6 +98,7 @@ def zone() -> tzinfo:
 
 def plain_chart(figure: go.Figure, key: str, label: str) -> None:
     """Show a chart without a title of its own; ``label`` says what it is to those who cannot see it."""
+    marks.mark(figure, live.events(), zone())
     st.plotly_chart(figure, key=key, config=figures.CONFIG, theme="streamlit", alt=label)
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import msgspec
 import streamlit as st
 
 from dashboard.charts import figures
 from dashboard.data import live
 from dashboard.data.series import horizon_s, peak_error
-from dashboard.screens import components, filters, request
+from dashboard.screens import components, filters, glance, request
 from dashboard.screens.filters import Filters
-from dashboard.text import notices, words
+from dashboard.text import words
+from dashboard.text.glance import tiles
 from store import formatting
-from store.http_api import EngineView, QueueRow, QueueView, StateView
+from store.http_api import EngineView, QueueReason, QueueRow, StateView
+from store.http_now import NowView
 from store.http_requests import LoadPoint, LoadView
 from store.records import Targets
 from store.service_levels import targets_in_words
@@ -22,6 +23,8 @@ from store.service_levels import targets_in_words
 QUEUE_ROWS = 500
 """Largest number of requests fetched and shown; the rest is counted."""
 
+BIN_S = 2.0
+"""Steps in which the axes of charts move on."""
 BINS = 60
 """Points in a chart over time. The browser rebuilds a chart when it changes, so it changes once per bin only."""
 
@@ -37,36 +40,51 @@ def page() -> None:
 
 @st.fragment(run_every=live.REFRESH_S)
 def _live(wanted: Filters) -> None:
-    state = components.answered(live.state())
+    state, now = components.answered(live.state()), live.now(wanted.asked)
     if state is None:
         return
     engines = wanted.engines(state.engines)
+    st.html(glance.STYLE)
+    if isinstance(now, NowView):
+        _verdict(now, state, engines)
     if state.engines and not engines:
         components.show(words.nothing_chosen_notice())
         return
-    for notice in notices.state_notices(msgspec.structs.replace(state, engines=tuple(engines)), None):
-        components.show(notice)
+    if not engines or not isinstance(now, NowView):
+        components.answered(now)
+        return
+    st.html(glance.tiles(tiles(now, live.gain(), words.in_force(engines))))
+    st.html(glance.engines(now.engines, now.time_s))
+    queue = components.answered(live.queue(engines[0].engine_id if len(engines) == 1 else None, QUEUE_ROWS))
+    rows = queue.rows if queue is not None else ()
+    rows = tuple(row for row in rows if not wanted.hides(state.engines, row.engine_id))
+    with st.container(key="now_lists"):
+        waits, happened = st.columns([3, 2])
+    with waits:
+        _waiting(rows, engines)
+    with happened:
+        st.markdown("##### What happened lately")
+        st.html(glance.events(now.events, components.clock))
     load = live.load(wanted.live_s, BINS, wanted.asked)
     load = load if isinstance(load, LoadView) else LoadView(points=(), steps=0, step_s=0.0)
     bins, bin_s = load.points[-BINS:], wanted.live_s / BINS
     _figures_of_the_moment(state, engines, bins)
-    if not engines:
-        return
     lead_s = _lead_s(state, load)
     lead = None if lead_s is None else max(1, round(lead_s / bin_s))
+    _charts(bins, lead, wanted.live_s, now.time_s)
+    _running(rows)
     _in_words(state, engines, bins, lead, bin_s)
-    _charts(bins, lead)
-    queue = components.answered(live.queue(engines[0].engine_id if len(engines) == 1 else None, QUEUE_ROWS))
-    if queue is not None:
-        rows = tuple(row for row in queue.rows if not wanted.hides(state.engines, row.engine_id))
-        _tables(msgspec.structs.replace(queue, rows=rows), engines)
+
+
+def _verdict(now: NowView, state: StateView, engines: Sequence[EngineView]) -> None:
+    st.html(glance.verdict(now.verdict, words.scheduling(engines, state.controller)))
 
 
 def _figures_of_the_moment(state: StateView, engines: Sequence[EngineView], bins: Sequence[LoadPoint]) -> None:
     snapshots = [engine.snapshot for engine in engines if engine.snapshot is not None and engine.connected]
     used = sum(snapshot.kv_blocks_used for snapshot in snapshots)
     blocks = sum(snapshot.kv_blocks for snapshot in snapshots)
-    reserved = sum(snapshot.reserved_blocks for snapshot in snapshots)
+    reserved = min(sum(snapshot.reserved_blocks for snapshot in snapshots), blocks - used)
     last = bins[-1] if bins else None
     columns = st.columns(6)
     policy = words.plain(state.controller.policy)
@@ -110,34 +128,44 @@ def _mode_help(state: StateView) -> str:
     return f"Asked for: {words.plain(words.MODES[mode])}. {admission}"
 
 
-def _charts(bins: Sequence[LoadPoint], lead: int | None) -> None:
+def _charts(bins: Sequence[LoadPoint], lead: int | None, span_s: float, now_s: float) -> None:
     zone = components.zone()
-    memory, tokens, requests = st.columns(3)
-    with memory:
-        components.chart("KV memory", figures.kv_memory(bins, lead, zone), "now_memory", _MEMORY)
-    with tokens:
-        components.chart("Throughput", figures.throughput(bins, zone), "now_tokens", _TOKENS)
-    with requests:
-        components.chart("Requests", figures.requests(bins, zone), "now_requests", _REQUESTS)
+    shown = (
+        ("KV memory", figures.kv_memory(bins, lead, zone), "now_memory", _MEMORY),
+        ("Throughput", figures.throughput(bins, zone), "now_tokens", _TOKENS),
+        ("Requests", figures.requests(bins, zone), "now_requests", _REQUESTS),
+    )
+    until_s = BIN_S * (now_s // BIN_S)
+    for column, (title, figure, key, note) in zip(st.columns(3), shown, strict=True):
+        with column:
+            if bins:
+                figures.reach(figure, until_s - span_s, until_s, zone)
+            components.chart(title, figure, key, note)
 
 
-def _tables(queue: QueueView, engines: Sequence[EngineView]) -> None:
-    waiting = [row for row in queue.rows if row.state == "waiting"]
-    running = [row for row in queue.rows if row.state == "running"]
+def _waiting(rows: Sequence[QueueRow], engines: Sequence[EngineView]) -> None:
+    waiting = [row for row in rows if row.state == "waiting"]
     total = sum(engine.snapshot.waiting for engine in engines if engine.connected and engine.snapshot)
-    columns = [
-        name for name in _COLUMNS if name not in _DISTINGUISHING or len({getattr(row, name) for row in queue.rows}) > 1
-    ]
-    st.markdown("##### Waiting, in order of admission")
-    st.caption(_LENGTHS)
-    _table(waiting, columns, "now_waiting", "Nothing waits.")
+    st.markdown(
+        "##### Next in the queue" if words.in_force(engines) == "on" else "##### Waiting, in the engine's own order"
+    )
+    _table(waiting, _columns(rows), "now_waiting", "Nothing waits.")
     # The counts are slightly older than the rows: only a truncated list shows that there are more.
-    if len(queue.rows) >= QUEUE_ROWS and total > len(waiting):
+    if len(rows) >= QUEUE_ROWS and total > len(waiting):
         st.caption(
             f"The first {formatting.count(len(waiting))} are shown; {formatting.count(total - len(waiting))} more wait."
         )
+
+
+def _running(rows: Sequence[QueueRow]) -> None:
     st.markdown("##### Running")
-    _table(running, [name for name in columns if name not in _WAITING_ONLY], "now_running", "Nothing runs.")
+    st.caption(_LENGTHS)
+    running = [row for row in rows if row.state == "running"]
+    _table(running, [name for name in _columns(rows) if name not in _WAITING_ONLY], "now_running", "Nothing runs.")
+
+
+def _columns(rows: Sequence[QueueRow]) -> list[str]:
+    return [name for name in _COLUMNS if name not in _DISTINGUISHING or len({getattr(row, name) for row in rows}) > 1]
 
 
 def _table(rows: Sequence[QueueRow], columns: Sequence[str], key: str, nothing: str) -> None:
@@ -145,7 +173,7 @@ def _table(rows: Sequence[QueueRow], columns: Sequence[str], key: str, nothing: 
         st.caption(nothing)
         return
     data = {name: [_shown(name, getattr(row, name)) for row in rows] for name in columns}
-    height = min(38 + 35 * len(rows), 423)
+    height = min(38 + 35 * len(rows), 248)
     request.choosable(
         data,
         [row.request_id for row in rows],
@@ -156,11 +184,23 @@ def _table(rows: Sequence[QueueRow], columns: Sequence[str], key: str, nothing: 
 
 
 def _shown(name: str, value: object) -> object:
+    if name == "position" and isinstance(value, int):
+        return value + 1
+    if name == "because":
+        return BECAUSE.get(value) if value else None  # type: ignore[call-overload]
     if isinstance(value, Targets):
         return targets_in_words(value)
     return round(value) if name.endswith("_tokens") and isinstance(value, float) else value
 
 
+BECAUSE: dict[QueueReason, str] = {
+    "priority": "priority",
+    "target": "its target",
+    "short": "short",
+    "waited": "has waited",
+    "long": "long",
+    "arrival": "arrival",
+}
 _MEMORY = "Reserve: for the growth of running requests. Predicted: the peak predicted for now, a horizon ago."
 _TOKENS = "Recompute: again after preemption."
 _REQUESTS = "In the queue, and in the batch."
@@ -170,11 +210,19 @@ _LENGTHS = (
 )
 _DISTINGUISHING = {"engine_id", "priority", "service_class", "targets"}
 """Columns that are hidden when all requests have the same value."""
-_WAITING_ONLY = {"position"}
+_WAITING_ONLY = {"position", "starts_in_s", "because"}
 _NUMBER = st.column_config.NumberColumn
 _COLUMNS = {
-    "position": _NUMBER("Order", help="Place in the queue; lower is admitted first", width="small"),
+    "position": _NUMBER("#", help="Place in the queue of its engine: 1 is admitted next", width="small"),
     "request_id": st.column_config.TextColumn("Request", width="medium"),
+    "starts_in_s": _NUMBER("Starts (s)", format="%.1f", help="Expected wait for KV memory and a place", width="small"),
+    "ends_in_s": _NUMBER("Ends (s)", format="%.1f", help="Expected time to its last token", width="small"),
+    "because": st.column_config.TextColumn(
+        "Because",
+        help="short: below the queue's median cost; waited: longer, and has waited long; long: shorter ones go first; priority, "
+        "target: what it was promised; arrival: in order of arrival",
+        width="small",
+    ),
     "engine_id": st.column_config.TextColumn("Engine", width="small"),
     "service_class": st.column_config.TextColumn("Class", help="Service class", width="small"),
     "targets": st.column_config.TextColumn("Targets", help="The longest times that it is to keep"),

@@ -16,6 +16,7 @@ from dashboard.screens.filters import Filters
 from dashboard.text import notices, words
 from store import formatting
 from store.http_api import DoctorView, EncoderCounts, EngineView, HealthView, StateView
+from store.http_now import NowView
 
 HISTORY_KEPT_S = 5.0
 REFRESH_S = 5.0
@@ -84,7 +85,8 @@ def _live(wanted: Filters) -> None:
 
 def _state(state: StateView, wanted: Filters) -> None:
     engines = wanted.engines(state.engines)
-    for notice in notices.state_notices(state, None):
+    now = live.now()
+    for notice in notices.finding_notices(now.verdict.findings) if isinstance(now, NowView) else ():
         components.show(notice)
     snapshots = [engine.snapshot for engine in engines if engine.snapshot]
     columns = st.columns(5)

@@ -10,7 +10,7 @@ from typing import Literal
 from dashboard.data.client import Trouble
 from dashboard.data.sql_questions import QuestionTrouble
 from store.formatting import DASH, count, span
-from store.http_api import EngineView, LearnerView
+from store.http_api import ControllerView, EngineView, LearnerView
 from store.records import Settings, Victims
 
 NO_ENGINE = "no engine"
@@ -115,6 +115,18 @@ def in_force(engines: Sequence[EngineView]) -> str:
     if any(engine.snapshot and engine.snapshot.fallback for engine in engines if engine.connected):
         return "fallback"
     return str(modes.pop()) if len(modes) == 1 else "mixed"
+
+
+def scheduling(engines: Sequence[EngineView], controller: ControllerView) -> str:
+    """Say in one line what orders the requests, and of how many engines; those that left in order are not missed."""
+    known = [engine for engine in engines if engine.gone != "left"]
+    connected = sum(engine.connected for engine in known)
+    mode = in_force(known)
+    if not connected:
+        return f"Mode asked for: {controller.mode} ({controller.policy}). No engine is connected."
+    noun = "engine" if len(known) == 1 else "engines"
+    whose = {"fallback": "first come, first served (fallback)", "mixed": "not the same on all engines"}.get(mode, mode)
+    return f"Scheduling: {whose} ({controller.policy}). {connected} of {len(known)} {noun} connected."
 
 
 def rules(settings: Settings) -> list[str]:

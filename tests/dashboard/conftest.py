@@ -27,6 +27,7 @@ from engine_adapter.serving.processes import free_port
 from store.entries import ClusterChanged, DriftDetected, EngineSeen, Entry, Outcome, Prediction, SettingsChanged
 from store.history.writer import HistoryWriter
 from store.http_api import DoctorView, GainView, HealthView, ModeView, QueueView, StateView, View
+from store.http_now import Finding, NowView, verdict_of
 from store.http_service import (
     AttainmentPoint,
     ClassAttainment,
@@ -194,6 +195,71 @@ def state(now_s: float, engines: list[Json], **learner: object) -> Json:
     }
 
 
+def latency_now(now_s: float, p50_s: float) -> Json:
+    points = [
+        {"time_s": now_s - 15.0 * back, "p50_s": p50_s * (1.0 + back / 60), "p99_s": 9.0 * p50_s}
+        for back in reversed(range(60))
+    ]
+    return {"requests": 840, "p50_s": p50_s, "p99_s": 9.0 * p50_s, "before_p50_s": 1.5 * p50_s, "points": points}
+
+
+def engine_now(each: Json) -> Json:
+    """An engine of the state as *Now* shows it."""
+    said = each["snapshot"] if each["connected"] else None
+    state = "lost" if said is None else "fallback" if said["fallback"] else said["mode"]
+    return {name: each[name] for name in ("engine_id", "model", "last_seen_s")} | {
+        "version": f"{each['engine']} {each['engine_version']}",
+        "state": state,
+        "mode": said and said["mode"],
+        "waiting": said and said["waiting"],
+        "running": said and said["running"],
+        "kv_share": said and said["kv_blocks_used"] / said["kv_blocks"],
+        "output_tokens_per_s": 3000.0,
+        "ttft_p50_s": 0.3,
+        "ttft_p99_s": 2.7,
+        "preemptions_per_minute": 4.0,
+    }
+
+
+def present(now_s: float, engines: list[Json], findings: list[Json]) -> Json:
+    """All is well, or what the findings say."""
+    found = [msgspec.convert(each, Finding) for each in findings]
+    waiting = sum(each["snapshot"]["waiting"] for each in engines if each["connected"])
+    return {
+        "time_s": now_s,
+        "span_s": 60.0,
+        "verdict": msgspec.to_builtins(verdict_of(found)),
+        "ttft": latency_now(now_s, 0.3),
+        "ttlt": latency_now(now_s, 1.1),
+        "attained": [{"service_class": "chat", "objective": 0.95, "judged": 900, "missed": 54}],
+        "demand": {
+            "arrived_per_s": 14.2,
+            "ended_per_s": 13.9,
+            "waiting": waiting,
+            "grown_per_minute": 0.0,
+            "ratio": 1.0,
+            "text": f"The queue of {waiting:,} does not grow.",
+        },
+        "engines": [engine_now(each) for each in engines],
+        "events": [
+            {
+                "time_s": now_s - 40.0,
+                "kind": "mode",
+                "level": "info",
+                "engine_id": "",
+                "text": "mode of all engines: on (asked for)",
+            },
+            {
+                "time_s": now_s - 700.0,
+                "kind": "engine up",
+                "level": "green",
+                "engine_id": "engine-0",
+                "text": "engine engine-0 connected (simulated 0.2.0, model qwen3-32b)",
+            },
+        ],
+    }
+
+
 SERVED_CLASS = {"service_class": "chat", "targets": {"ttft_s": 2.0, "tpot_s": 0.1}}
 
 
@@ -218,6 +284,9 @@ def queue(now_s: float, waiting: int, limit: int) -> Json:
                 "p50_tokens": round(p50),
                 "p90_tokens": round(p50 * 3.2),
                 "cluster": rng.randint(0, 11),
+                "starts_in_s": None if is_running else number - 47.5,
+                "ends_in_s": 0.02 * p50 + (0.0 if is_running else number - 47.5),
+                "because": None if is_running else "short" if p50 < 250 else "waited",
             }
             | (SERVED_CLASS if number % 3 else {})
         )
@@ -523,6 +592,8 @@ class World:
 
     waiting: int = 137
     engines: Callable[[float, int], list[Json]] = lambda now_s, waiting: [engine(now_s, waiting)]
+    findings: list[Json] = field(default_factory=list)
+    """What is amiss."""
     learner: Json = field(default_factory=dict)
     gain: Json = field(default_factory=lambda: deepcopy(GAIN))
     no_gain: Json | None = None
@@ -645,6 +716,16 @@ def application(world: World) -> FastAPI:
         store_path = None if world.store_path is None else str(world.store_path)
         view["controller"] |= {"mode": world.mode, "store_path": store_path}
         return answer(StateView, view)
+
+    @app.get("/api/now")
+    def get_now(engine_id: str | None = None, model: str | None = None) -> Response:
+        now_s = time.time()
+        engines = [
+            each
+            for each in world.engines(now_s, world.waiting)
+            if engine_id in {None, each["engine_id"]} and model in {None, each["model"]}
+        ]
+        return answer(NowView, present(now_s, engines, world.findings))
 
     @app.get("/api/queue")
     def get_queue(engine_id: str | None = None, limit: int = 500) -> Response:

@@ -38,7 +38,7 @@ def test_live_state_follows_an_engine_from_arrival_to_completion(start_controlle
     assert set(rows[0]) == {
         *("position", "request_id", "engine_id", "state", "priority", "age_s", "prompt_tokens", "attained_tokens"),
         *("index_s", "expected_remaining_tokens", "p50_tokens", "p90_tokens", "cluster"),
-        *("service_class", "targets"),
+        *("service_class", "targets", "starts_in_s", "ends_in_s", "because"),
     }
     engine.step_until(lambda: len(engine.lives) == 5)
     engine.step_until(lambda: len(running.client.get("/api/finished").json()["finished"]) == 5)

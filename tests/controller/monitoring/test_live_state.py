@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from controller.core.in_process import InProcessController
-from controller.monitoring.live_state import EngineView, Live, LiveSnapshot, RequestView, queue_rows
+from controller.monitoring.live_state import EngineView, Live, LiveSnapshot, RequestView
+from controller.monitoring.present.queue_rows import queue_rows
 from controller.policy.policies import policy_named
 from controller.policy.policy import EngineFacts
 from online_learning.distribution import LengthDistribution

@@ -1,3 +1,4 @@
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from dashboard.access.settings import AccessSettings
 from dashboard.data import live
 from store.entries import Entry, ModeSwitched
 from store.history.writer import HistoryWriter
+from store.rules import RULES
 
 Open = Callable[..., AppTest]
 PAGES = ("now", "latency", "service", "gain", "predictions", "prompts", "history", "sql", "settings")
@@ -52,6 +54,11 @@ def again(test: AppTest) -> AppTest:
     return test
 
 
+def glances(test: AppTest) -> str:
+    """What the page says in HTML of its own."""
+    return "\n".join(element.proto.body for element in test.get("html"))
+
+
 def boxes(test: AppTest) -> str:
     return "\n".join(box.value for box in (*test.error, *test.warning, *test.info))
 
@@ -83,7 +90,7 @@ def test_now_shows_queue_memory_and_throughput(opened: Open) -> None:
     assert metrics(test)["Running"] == "48"
     assert charts(test) == 3
     waiting, running = (frame.value for frame in test.dataframe)
-    assert list(waiting["position"]) == list(range(137))
+    assert list(waiting["position"]) == list(range(1, 138))
     assert {"request_id", "index_s", "age_s", "expected_remaining_tokens"} <= set(waiting.columns)
     assert "priority" not in waiting.columns, "all are of one class"
     assert set(waiting["service_class"].dropna()) == {"chat"}
@@ -118,70 +125,115 @@ def test_a_controller_that_is_down_is_said_with_a_remedy_and_comes_back(opened: 
     assert charts(test) == 3
 
 
-@pytest.mark.parametrize(
-    ("changes", "title"),
-    [
-        ({"connected": False, "snapshot": None}, r"Engine engine\-0 is lost"),
-        ({"last_seen_s": 1.0}, r"Engine engine\-0 is silent"),
-    ],
-)
-def test_an_engine_that_is_lost_or_silent_is_named(
-    opened: Open, standing: Any, changes: dict[str, Any], title: str
-) -> None:
-    """What is wrong with an engine stands above the charts."""
-    engines = standing.world.engines
-    standing.world.engines = lambda now_s, waiting: [engine | changes for engine in engines(now_s, waiting)]
-    assert title in boxes(opened("now"))
+LOST = {
+    "rule": "engine_lost",
+    "level": "red",
+    "subject": "engine-0",
+    "text": "Its last message came 9 s ago.",
+    "do": "Restart `vllm`.",
+}
 
 
-def test_a_fallback_is_prominent_and_gives_its_reason(opened: Open, standing: Any) -> None:
-    """A reason from the engine is shown as text, whatever Markdown it contains."""
+def test_the_verdict_stands_first_with_its_reason_and_what_to_do(opened: Open, standing: Any) -> None:
+    """The worst as the heading, what else is amiss below it, and green as one word."""
+    assert "Green: All is well" in glances(opened("now"))
+    behind = {"rule": "behind", "level": "amber", "text": "5,000 tasks are pending.", "do": "Give it a core."}
+    standing.world.findings = [behind, LOST]
+    shown = glances(opened("now"))
+    assert 'data-level="red"' in shown
+    assert "Red: Engine engine-0 is lost</h2><div>Its last message came 9 s ago. <b>Restart vllm.</b>" in shown
+    assert "<li>Amber: The controller is behind with learning. 5,000 tasks are pending." in shown
+    standing.world.findings = [behind, LOST, *(LOST | {"subject": f"engine-{number}"} for number in range(1, 5))]
+    assert "and 3 more" in glances(opened("now"))
+
+
+def test_tiles_say_latency_demand_and_gain_with_its_trust(opened: Open, standing: Any) -> None:
+    """Figures with their trend and their targets; a replay that reproduces poorly is not to be believed."""
+    standing.world.gain["reproduction"]["poor"] = []
+    shown = glances(opened("now"))
+    assert "<small>P50</small> 300 ms" in shown
+    assert "<small>P99</small> 2.7 s" in shown
+    assert "↘ median was 450 ms, 840 requests in a minute" in shown
+    assert "chat: 94% within targets, wanted 95%" in shown
+    assert "The queue of 137 does not grow." in shown
+    assert "<small>mean</small> −" in shown
+    assert "90% sure" in shown
+    standing.world.gain["reproduction"]["poor"] = ["its mean is off by 24%"]
+    assert "Do not trust it yet: its mean is off by 24%." in glances(opened("now"))
+    standing.world.no_gain = {"status": "warming up", "reason": "too few requests"}
+    assert "Too few requests." in glances(opened("now"))
+
+
+def test_engines_and_events_stand_on_now(opened: Open) -> None:
+    """A row for each engine, what happened lately, and the same as marks on the charts over time."""
+    test = opened("now")
+    shown = glances(test)
+    assert "engine-0</td>" in shown
+    assert "--share: " in shown
+    assert "mode of all engines: on (asked for)" in shown
+    memory = json.loads(test.get("plotly_chart")[0].proto.spec)["layout"]
+    assert [mark["text"] for mark in memory["annotations"]] == ["mode"], "the other is older than the chart"
+    assert len(memory["shapes"]) == 1
+
+
+def test_a_queue_says_when_each_is_expected_to_start_and_to_end_and_why(opened: Open) -> None:
+    """In seconds from now, with a word; the first is number 1."""
+    waiting = opened("now").dataframe[0].value
+    assert list(waiting["position"][:3]) == [1, 2, 3]
+    assert list(waiting["starts_in_s"][:2]) == [0.5, 1.5]
+    assert (waiting["ends_in_s"] > waiting["starts_in_s"]).all()
+    assert set(waiting["because"]) == {"short", "has waited"}
+
+
+def test_text_from_outside_is_text_on_now(opened: Open, standing: Any) -> None:
+    """A fallback's reason, an engine's name and a model cannot become part of the page."""
     engines = standing.world.engines
 
     def fallen(now_s: float, waiting: int) -> list[dict[str, Any]]:
         (engine,) = engines(now_s, waiting)
-        return [engine | {"snapshot": engine["snapshot"] | {"fallback": "KeyError: [x](http://evil)", "mode": "off"}}]
+        changes = {"fallback": "no prior", "mode": "off"}
+        return [engine | {"snapshot": engine["snapshot"] | changes, "model": "<img src=x onerror=alert(1)>"}]
 
     standing.world.engines = fallen
+    standing.world.findings = [
+        {
+            "rule": "engine_fallback",
+            "level": "amber",
+            "subject": "<b>e</b>",
+            "text": "Reason: <script>alert(1)</script>.",
+            "do": "",
+        }
+    ]
     test = opened("now")
     assert metrics(test)["In force"] == "fallback"
-    assert "has fallen back to first come, first served" in boxes(test)
-    assert r"\[x\]\(" in boxes(test)
-    assert "http://evil" not in boxes(test)
+    shown = glances(test)
+    assert "&lt;b&gt;e&lt;/b&gt; has fallen back to first come, first served" in shown
+    assert "&lt;img src=x" in shown
+    assert "<script" not in shown
+    assert "<img src=x" not in shown
 
 
-def test_bounds_of_the_step_and_impossible_requests_are_said_in_plain_words(opened: Open, standing: Any) -> None:
-    """Who wonders why a long prompt is slow, or why a request never starts, finds the reason on the page."""
+def test_bounds_of_the_step_are_said_in_plain_words(opened: Open, standing: Any) -> None:
+    """Who wonders why a long prompt is slow finds the reason on the page."""
     engines = standing.world.engines
 
     def bounded(now_s: float, waiting: int) -> list[dict[str, Any]]:
-        changes = {"step_tokens": 2048, "chunk_tokens": 512, "impossible": 2}
+        changes = {"step_tokens": 2048, "chunk_tokens": 512}
         return [engine | {"snapshot": engine["snapshot"] | changes} for engine in engines(now_s, waiting)]
 
     standing.world.engines = bounded
-    test = opened("now")
-    assert "a step computes at most 2,048 tokens, and of one prompt at most 512" in captions(test)
-    assert "2 requests need more KV memory than it has and can never run" in boxes(test)
-
-
-def test_a_model_that_is_not_trusted_is_said_with_the_reason(opened: Open, standing: Any) -> None:
-    """Whoever sees mode off although on was asked for must not have to guess why."""
-    measured = standing.world.measured
-    lost = measured("qwen3-32b", trusted=False, reason="half of the intervals missed")
-    standing.world.learner = {"models": [lost, measured("elsewhere", trusted=False)]}
-    test = opened("now")
-    assert r"The predictions for qwen3\-32b are not trusted" in boxes(test)
-    assert "half of the intervals missed" in boxes(test)
-    assert "elsewhere" not in boxes(test)
+    assert "a step computes at most 2,048 tokens, and of one prompt at most 512" in captions(opened("now"))
 
 
 def test_no_engine_is_a_state_with_a_next_step(opened: Open, standing: Any) -> None:
     """A fresh controller tells how to connect an engine and draws no empty charts."""
     standing.world.engines = lambda *_: []
     standing.world.empty = True
+    rule = RULES["no_engine"]
+    standing.world.findings = [{"rule": "no_engine", "level": "amber", "text": "Nothing reports.", "do": rule.do}]
     test = opened("now")
-    assert "No engine is connected yet" in boxes(test)
-    assert "--scheduler-cls" in boxes(test)
+    assert "Amber: No engine is connected" in glances(test)
+    assert "--scheduler-cls" in glances(test)
     assert charts(test) == 0
 
 

@@ -8,6 +8,7 @@ from msgspec import structs
 from dashboard.text import notices, words
 from store.history.writer_stats import WriterStats
 from store.http_api import ControllerView, EngineView, LearnerView, StateView
+from store.http_now import Finding
 from store.records import EngineRules, Settings, Snapshot
 
 
@@ -111,38 +112,23 @@ def state(*engines: EngineView, learner: LearnerView = learner(), store: WriterS
     return StateView(controller=controller, learner=learner, store=store, engines=engines)
 
 
-def test_notices_come_worst_first() -> None:
-    """A lost engine stands above one that merely fell back."""
-    fallen = engine(snapshot=snapshot(mode="off", fallback="no prior"))
-    shown = state(fallen, engine(engine_id="b", connected=False))
-    assert [notice.level for notice in notices.state_notices(shown, None)] == ["error", "warning"]
-    assert [notice.level for notice in notices.state_notices(shown, "a")] == ["warning"]
-    assert words.in_force(shown.engines) == "fallback"
+def test_findings_become_boxes_of_their_level() -> None:
+    """What was found is text from outside, what to do is Markdown of ours."""
+    lost = Finding(rule="engine_lost", level="red", subject="a*b", text="Its [x](y) is gone.", do="Start `vllm`.")
+    past = Finding(rule="learning_past", level="amber", text="20 %.", do="")
+    first, second = notices.finding_notices([lost, past])
+    assert (first.level, first.title) == ("error", r"Engine a\*b is lost")
+    assert first.text == r"Its \[x\]\(y\) is gone\. Start `vllm`."
+    assert (second.level, second.title) == ("warning", "The past is still being learned")
 
 
-def test_all_is_well_says_nothing() -> None:
-    """No box without a reason."""
-    shown = state(engine())
-    assert notices.state_notices(shown, None) == []
-    assert words.in_force(shown.engines) == "on"
-    assert words.no_prediction_notice(shown.learner) is None
-
-
-def test_trouble_with_the_history_comes_before_all_else() -> None:
-    """A disk that takes nothing, and segments that are left out, whether an engine is there or not."""
-    store = WriterStats(last_error="No space left on device", damaged_segments=2)
-    [failing, damaged, *_] = notices.state_notices(state(store=store), None)
-    assert (failing.level, damaged.level) == ("error", "warning")
-    assert "No space left on device" in failing.text
-    assert "2 files of the history are damaged" in damaged.title
-
-
-def test_a_controller_that_is_behind_with_learning_says_so_until_it_is_not() -> None:
-    """How much waits and was left out, and what to do."""
-    behind = learner(backlog=5000, not_learnt=1234, not_predicted=56)
-    [*_, notice] = notices.state_notices(state(engine(), learner=behind), None)
-    assert (notice.level, notice.title) == ("warning", "The controller is behind with learning")
-    assert "5,000 tasks are pending, and 1,234 answers were left out" in notice.text
-    assert "56 of them ended before it had time to predict them" in notice.text
-    caught_up = learner(backlog=3, not_learnt=1234)
-    assert notices.state_notices(state(engine(), learner=caught_up), None) == []
+def test_one_line_says_what_orders_the_requests() -> None:
+    """Engines that left in order are not missed; lost ones are."""
+    shown = state(engine(), engine(engine_id="b", connected=False, gone="left"))
+    assert words.scheduling(shown.engines, shown.controller) == "Scheduling: on (sage). 1 of 1 engine connected."
+    shown = state(engine(), engine(engine_id="b", connected=False, gone="lost"))
+    assert words.scheduling(shown.engines, shown.controller) == "Scheduling: on (sage). 1 of 2 engines connected."
+    fallen = state(engine(snapshot=snapshot(mode="off", fallback="no prior")))
+    assert words.in_force(fallen.engines) == "fallback"
+    assert "first come, first served" in words.scheduling(fallen.engines, fallen.controller)
+    assert words.scheduling((), shown.controller) == "Mode asked for: on (sage). No engine is connected."
