@@ -182,7 +182,7 @@ class DriftDetected(Record, frozen=True, kw_only=True):
     forgotten: float
     """Effective number of answers forgotten."""
     renewed_requests: int
-    """Unfinished requests whose prediction was renewed because of it."""
+    """Unfinished requests with a prediction that was renewed because of it."""
 
 
 class ClusterChanged(Record, frozen=True, kw_only=True):

@@ -46,9 +46,9 @@ def plan(
     store: Annotated[Path | None, typer.Option("--store", metavar="DIR", help="folder of the history")] = None,
     config: Annotated[Path | None, typer.Option("--config", metavar="FILE.toml", help="configuration file")] = None,
 ) -> None:
-    """Plan capacity from the history. How much load one engine bears, replicas for a load, what a class costs.
+    """Plan capacity from the history. How much load one engine can handle, replicas for a load, what a class costs.
 
-    The recorded requests of the busiest engine arrive faster and slower; targets are theirs, or default ones.
+    The recorded requests of the busiest engine arrive faster and slower; targets are those of the record, or default ones.
     """
     from controller.api.client import history_folder
     from controller.config import load_config
