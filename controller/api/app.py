@@ -223,8 +223,8 @@ def _add_live(api: FastAPI, sources: ApiSources, guard: Any) -> None:
 
     @api.get("/api/gain", tags=["live"], dependencies=[guard])
     def gain() -> GainView:
-        """Latency of the latest requests, and what it would have been first come, first served."""
-        return sources.gain.answer
+        """Latency of the latest requests, and what it would have been first come, first served; asking keeps it fresh."""
+        return sources.gain.ask()
 
 
 def _add_health(api: FastAPI, sources: ApiSources, guard: Any) -> None:

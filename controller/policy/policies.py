@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
+from msgspec import structs
 
 from controller.policy.cost import CostModel, hybrid_cost, memory_cost
 from controller.policy.index_table import Priced, expected_cost_s, expected_costs_s, index_table, index_tables
@@ -94,6 +95,24 @@ class Schedule:
                 preempts=self.preemption is not None,
             ),
         )
+
+
+def as_tuned(policy: Policy, rules: EngineRules | None) -> Policy:
+    """The policy as it was adapted to an engine under these rules, where it is adapted; from there it adapts further.
+
+    >>> rules = EngineRules(gate=Gate(horizon_tokens=32, margin=0.7), boost_per_s=0.01, preemption=None)
+    >>> tuned = as_tuned(policy_named("sage"), rules)
+    >>> tuned.rules.gate, tuned.tuning.boost_per_s
+    (Gate(horizon_tokens=32, margin=0.7), 0.01)
+    """
+    if rules is None or not isinstance(policy, IndexPolicy) or policy.tuning is None:
+        return policy
+    own, tuning = policy.rules, policy.tuning
+    if own.gate is not None and rules.gate is not None and tuning.gate_exchange is not None:
+        own = structs.replace(own, gate=structs.replace(own.gate, margin=rules.gate.margin))
+    if tuning.boost_scale is not None and rules.boost_per_s is not None:
+        tuning = replace(tuning, boost_per_s=rules.boost_per_s)
+    return replace(policy, rules=own, tuning=tuning)
 
 
 POLICY_NAMES = ("fcfs", "sagesched-paper", "sage", "srpt-oracle")

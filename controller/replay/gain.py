@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from controller.policy.baselines import PRIORITY, BenchContext, bench_policy
-from controller.policy.policies import EngineOrder, Schedule
+from controller.policy.policies import EngineOrder, Schedule, as_tuned
 from controller.policy.policy import Policy
 from controller.replay.fidelity import fit_of, ratio_of
 from controller.replay.gain_parts import attained, parts_of, per_request_of, tax_of
@@ -34,8 +34,8 @@ METHOD = (
     "through the simulated engine with this engine's KV cache and limits and its measured step time "
     "({base_ms:.1f} ms + {prefill_us:.0f} us per prefill token + {decode_us:.0f} us per decoding sequence "
     "+ {kv_ns:.0f} ns per KV token), once first come, first served and once under policy {policy}. "
-    "The engine starts empty and finds no cached prefixes in either; "
-    "requests that had not finished run for their expected length, and no figure counts them."
+    "Both begin with the queue and the running requests of the first moment and find no cached prefixes; "
+    "requests that had not finished run for their expected length, and count with their time until the last end on record."
 )
 
 
@@ -44,12 +44,12 @@ def estimate_gain(run: RecordedRun, policy: Policy) -> Gain | None:
 
     Returns None if there are too few requests, or if none has a recorded prediction.
     """
-    past = Replayable.of(run)
+    past = Replayable.of(run).seen_to_its_end()
     if len(past.counted) < FEWEST_REQUESTS or not past.predictions:
         return None
-    actual = [request.completed() for request in past.counted.values()]
+    actual = past.recorded
     fcfs = counted_requests(past, replay_under(past, EngineOrder()))
-    ours = counted_requests(past, replay_under(past, policy)) if policy.orders else fcfs
+    ours = counted_requests(past, replay_under(past, as_tuned(policy, run.rules))) if policy.orders else fcfs
     in_force = ours if run.mode == "on" else fcfs
     orders = {"actual": actual, "fcfs": fcfs, "priority": _by_priority(past, fcfs), "modelled": ours}
     levels = [request.level for request in past.counted.values()]

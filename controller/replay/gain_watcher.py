@@ -9,12 +9,13 @@ import logging
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import msgspec
 
 from controller.config import PolicySection
+from controller.replay.gain_pace import GainLimits, GainPace, cpu_s, host_cores
 from controller.replay.gain_worker import GainTask
 from controller.replay.read_history import read_latest_run
 from engine_adapter.serving.processes import die_with_parent
@@ -23,26 +24,19 @@ from store.history.recent_rows import RecentRows
 from store.http_api import Gain, GainView
 from store.reading import replay_sql
 
+__all__ = ["GainLimits", "GainWatch"]
+
 log = logging.getLogger(__name__)
 
+LOOK_S = 1.0
+"""Interval at which the thread looks whether a comparison is due."""
 WARMING_UP = "the latest finished requests are replayed as soon as there are enough of them"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GainLimits:
-    """Bounds and intervals of the comparison."""
-
-    interval_s: float = 30.0
-    first_after_s: float = 5.0
-    deadline_s: float = 90.0
-    fewest_requests: int = 40
-    requests: int = 2500
-    window_s: float = 3600.0
-    """Seconds of the history that are read."""
-
-
 class GainWatch:
-    """Keeps the latest comparison; any thread may read `answer`, which is replaced and never changed.
+    """Keeps the latest comparison; any thread may read `answer`, which is replaced and never changed, or `ask` for it.
+
+    It is computed again while somebody asks, else rarely, and never takes more than a share of the host (`GainPace`).
 
     Args:
         rows: the history, up to now.
@@ -66,6 +60,7 @@ class GainWatch:
         self._clock = clock
         self._limits = limits or GainLimits()
         self._written = written
+        self._asked = threading.Event()
         self._stopping = threading.Event()
         self._worker: subprocess.Popen[bytes] | None = None
         self._thread = threading.Thread(target=self._run, name="gain", daemon=True)
@@ -75,6 +70,11 @@ class GainWatch:
         """Begin to compare."""
         self._thread.start()
 
+    def ask(self) -> GainView:
+        """The latest comparison, for somebody who looks: it is computed again before long."""
+        self._asked.set()
+        return self.answer
+
     def stop(self) -> None:
         """Stop the thread and the process that computes."""
         self._stopping.set()
@@ -83,20 +83,32 @@ class GainWatch:
         self._thread.join(self._limits.deadline_s)
 
     def _run(self) -> None:
-        pause_s, before = self._limits.first_after_s, None
-        while not self._stopping.wait(pause_s):
+        pace, before = GainPace(self._limits, cores=host_cores(), now_s=time.monotonic()), None
+        while not self._stopping.wait(min(LOOK_S, self._limits.first_after_s)):
+            if self._asked.is_set():
+                self._asked.clear()
+                pace.asked(time.monotonic())
+            if time.monotonic() < pace.due_s:
+                continue
             written = None if self._written is None else self._written()
             if written is not None and written == before:
                 continue
-            try:
-                task = self._task()
-            except StoreError as error:
-                self.answer = _unavailable(str(error))
-                continue
-            if task is not None:
-                self.answer = self._compute(task)
-                pause_s = self._limits.interval_s
+            began_s, used_s = time.monotonic(), cpu_s()
+            if self._compare():
+                pace.ran(began_s=began_s, ended_s=time.monotonic(), cpu_s=cpu_s() - used_s)
             before = None if self.answer.status == "unavailable" else written
+
+    def _compare(self) -> bool:
+        """Compute a new answer; False if there is too little to compare."""
+        try:
+            task = self._task()
+        except StoreError as error:
+            self.answer = _unavailable(str(error))
+            return True
+        if task is None:
+            return False
+        self.answer = self._compute(task)
+        return True
 
     def _task(self) -> GainTask | None:
         """The latest run of the busiest engine; None if it has too few requests."""

@@ -132,8 +132,7 @@ class Plan:
     @cached_property
     def fit(self) -> Fit:
         """How well a replay of what happened reproduces it, which tells whether the plan can be trusted."""
-        recorded = [request.completed() for request in self.past.counted.values()]
-        return fit_of(recorded, counted_requests(self.past, replay_as_recorded(self.past)))
+        return fit_of(self.past.recorded, counted_requests(self.past, replay_as_recorded(self.past)))
 
     @property
     def notes(self) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -13,7 +13,8 @@ from msgspec.structs import replace
 
 from controller.core.prediction_records import RECORDED_PERCENTILES
 from controller.core.step_time import StepSample
-from controller.replay.recorded_run import EngineSizes, RecordedMessage, RecordedRequest, RecordedRun
+from controller.replay.recorded_run import BusyPart, EngineSizes, RecordedMessage, RecordedRequest, RecordedRun
+from controller.replay.window import attained_at
 from store.errors import BadInputError
 from store.history.columns import record_of
 from store.reading import replay_sql
@@ -22,6 +23,11 @@ from store.records import EngineRules, IndexTable, Mode, Settings, Targets
 SAMPLES = 4_000
 FEWEST_REQUESTS = 20
 """Smallest number of requests of a run."""
+PART_S = 0.5
+"""Seconds over which the pace of the host is averaged, unless that were more than `PARTS` parts."""
+PARTS = 4_000
+SHORTEST_MODE_S = 5.0
+"""A mode that was in force for less, such as a fallback while the controller restarts, does not end a run."""
 UNBOUNDED_S = 1e12
 LEASE_S = 1e9
 
@@ -91,8 +97,10 @@ def read_latest_run(connection: duckdb.DuckDBPyConnection, *, last: int, fewest:
     busiest = max(recent, key=lambda row: row["requests"], default=None)
     if busiest is None or busiest["requests"] < fewest:
         return None
-    span = _span(connection, Slice(engine_id=busiest["engine_id"], last=last))
-    return _run(connection, busiest, span)
+    since = _rows(connection, replay_sql.MODE_SINCE, session_id=busiest["session_id"], shortest_s=SHORTEST_MODE_S)
+    span = _span(connection, Slice(since_s=since[0]["since_s"], engine_id=busiest["engine_id"], last=last))
+    run = _run(connection, busiest, span)
+    return None if sum(request.counted for request in run.requests) < fewest else run
 
 
 def _require_known(connection: duckdb.DuckDBPyConnection, column: str, value: str | None) -> None:
@@ -116,20 +124,52 @@ def _span(connection: duckdb.DuckDBPyConnection, part: Slice) -> dict[str, Any]:
 
 def _run(connection: duckdb.DuckDBPyConnection, row: dict[str, Any], span: dict[str, Any]) -> RecordedRun:
     bounds = {"session_id": row["session_id"], "last_s": row["last_s"]}
-    requests = _rows(connection, replay_sql.REQUESTS, **bounds, since_s=span["since_s"], until_s=span["until_s"])
-    first_s = min(request["arrival_s"] for request in requests)
-    shares = _rows(connection, replay_sql.MODE_SHARES, **bounds, since_s=span["since_s"])
+    started = _rows(connection, replay_sql.RUNNING, session_id=row["session_id"], since_s=span["since_s"])
+    since_s = span["since_s"]
+    begin_s = started[0]["time_s"] if started else since_s
+    counted = {"since_s": since_s, "until_s": span["until_s"]}
+    requests = [
+        _request(request) for request in _rows(connection, replay_sql.REQUESTS, **bounds, **counted, begin_s=begin_s)
+    ]
+    first_s = min(request.arrival_s for request in requests)
+    shares = _rows(connection, replay_sql.MODE_SHARES, **bounds, since_s=since_s)
     steps = _rows(connection, replay_sql.STEPS, **bounds, since_s=first_s, limit=SAMPLES)
+    pace = msgspec.convert(
+        _rows(connection, replay_sql.PACE, **bounds, since_s=first_s, part_s=PART_S, limit=PARTS), tuple[BusyPart, ...]
+    )
     return RecordedRun(
         engine_id=row["engine_id"],
         session_id=row["session_id"],
         model=row["model"],
         sizes=msgspec.convert(row, EngineSizes),
-        requests=tuple(_request(request) for request in requests),
+        requests=tuple(_under_way(requests, started)),
         samples=tuple(msgspec.convert(steps, list[StepSample])),
-        gap_s=_rows(connection, replay_sql.GAP, **bounds, since_s=first_s)[0]["gap_s"],
+        since_s=begin_s if first_s < begin_s else None,
+        last_s=row["last_s"] if any(request.finished_s is None for request in requests) else None,
+        rules=_rules(connection, row["session_id"], max(first_s, begin_s)),
+        gap_s=max(0.0, sum(part.elapsed_s - part.step_s for part in pace)) / max(1, sum(part.steps for part in pace)),
+        pace=pace,
         modes={share["mode"]: share["share"] for share in shares},
     )
+
+
+def _under_way(requests: Sequence[RecordedRequest], started: Sequence[dict[str, Any]]) -> Iterator[RecordedRequest]:
+    """The requests, those that had arrived when the span began with what they had attained."""
+    since_s = started[0]["time_s"] if started else -UNBOUNDED_S
+    ran = {running["request_id"]: running["attained_tokens"] for one in started for running in one["running_requests"]}
+    for request in requests:
+        if request.arrival_s >= since_s:
+            yield request
+            continue
+        attained = ran.get(request.request_id, attained_at(request, since_s))
+        yield replace(request, attained_tokens=attained, running=request.request_id in ran)
+
+
+def _rules(connection: duckdb.DuckDBPyConnection, session_id: str, time_s: float) -> EngineRules | None:
+    """What was in force at a time; None if the engine had no settings of its own by then."""
+    sent = _rows(connection, replay_sql.ORDERS, session_id=session_id, last_s=time_s)
+    own = [order for order in sent if order["session_id"] == session_id]
+    return record_of(EngineRules, own[-1]) if own else None
 
 
 def _with_messages(connection: duckdb.DuckDBPyConnection, run: RecordedRun, row: dict[str, Any]) -> RecordedRun:

@@ -6,6 +6,8 @@ prediction; step times are fitted to the snapshots.
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -19,7 +21,7 @@ from engine_adapter.virtual_time.engine import CompletedRequest, TraceRequest
 from engine_adapter.virtual_time.profiles import Profile
 from online_learning.distribution import LengthDistribution, log_grid
 from store.entries import Promised
-from store.records import IndexTable, Mode, Settings, Targets
+from store.records import EngineRules, IndexTable, Mode, Settings, Targets
 from store.service_levels import ServiceLevel, level_of
 
 PRIOR_PREDICTIONS = 200
@@ -43,6 +45,10 @@ class RecordedRequest(msgspec.Struct, frozen=True, kw_only=True):
     """None while it is unfinished: its length is only known to be more than ``output_tokens``."""
     left: bool = False
     """Its client went away at ``finished_s``, or it failed then: ``output_tokens`` is a lower bound of its length."""
+    attained_tokens: int = 0
+    """Output tokens that it had when the replay begins."""
+    running: bool = False
+    """Whether it was running then."""
     cached_prompt_tokens: int = 0
     preemptions: int = 0
     recomputed_tokens: int = 0
@@ -73,16 +79,17 @@ class RecordedRequest(msgspec.Struct, frozen=True, kw_only=True):
         )
         return level_of(promised)
 
-    def completed(self) -> CompletedRequest:
-        """The recorded request as a completed one; it must have ended."""
-        assert self.finished_s is not None, "the request must have ended"
-        first_token_s = self.finished_s if self.first_token_s is None else self.first_token_s
+    def completed(self, seen_s: float | None = None) -> CompletedRequest:
+        """The recorded request as a completed one; if it had not ended, as if it did when it was last seen."""
+        finished_s = seen_s if self.finished_s is None else self.finished_s
+        assert finished_s is not None, "the request must have ended"
+        first_token_s = finished_s if self.first_token_s is None else self.first_token_s
         return CompletedRequest(
             request_id=self.request_id,
             arrival_s=self.arrival_s,
             scheduled_s=first_token_s if self.scheduled_s is None else self.scheduled_s,
             first_token_s=first_token_s,
-            finished_s=self.finished_s,
+            finished_s=finished_s,
             prompt_tokens=self.prompt_tokens,
             output_tokens=self.output_tokens,
             reason="stop",
@@ -101,6 +108,29 @@ class EngineSizes(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len_tokens: int
 
 
+class BusyPart(msgspec.Struct, frozen=True, kw_only=True):
+    """Sums over a part of the run in which the engine was never idle."""
+
+    time_s: float
+    """When the part ends."""
+    elapsed_s: float
+    steps: int
+    step_s: float
+    prefill_tokens: int
+    decode_tokens: int
+    kv_tokens_read: int
+
+    def late_s(self, model: StepModel) -> float:
+        """Seconds that a step took longer than the model says, the time until the next one included."""
+        expected_s = (
+            self.steps * model.base_s
+            + self.prefill_tokens * model.prefill_token_s
+            + self.decode_tokens * model.decode_seq_s
+            + self.kv_tokens_read * model.kv_token_s
+        )
+        return max(0.0, self.elapsed_s - expected_s) / self.steps
+
+
 class RecordedMessage(msgspec.Struct, frozen=True, kw_only=True):
     """A message that the controller sent to the engine."""
 
@@ -117,8 +147,16 @@ class RecordedRun(msgspec.Struct, frozen=True, kw_only=True):
     sizes: EngineSizes
     requests: tuple[RecordedRequest, ...]
     samples: tuple[StepSample, ...]
+    since_s: float | None = None
+    """When the replay begins, with the requests that were in the engine; None begins with the first arrival, and none."""
+    last_s: float | None = None
+    """Until when the record goes; None if everything had ended."""
+    rules: EngineRules | None = None
+    """The rules in force when the replay begins, as they were adapted to the engine; None if that is not known."""
     gap_s: float = 0.0
     """Mean seconds between two steps while requests ran: the time of the host beside the device."""
+    pace: tuple[BusyPart, ...] = ()
+    """How fast the engine was by time, as far as that is known: its host may have had other work for a while."""
     modes: dict[Mode, float]
     """Share of the snapshots in each mode."""
     messages: tuple[RecordedMessage, ...] = ()
@@ -145,10 +183,12 @@ class Replayable:
 
     run: RecordedRun
     step_model: StepModel
-    """Seconds of a step, including the time until the next one."""
+    """Seconds of a step on the device."""
     profile: Profile
     requests: tuple[RecordedRequest, ...]
     """The requests that the engine can serve, by arrival."""
+    horizon_s: float = math.inf
+    """Counted requests that had not ended by then count with their time until then."""
 
     @classmethod
     def of(cls, run: RecordedRun) -> Replayable:
@@ -157,7 +197,6 @@ class Replayable:
         Of several requests with one name (reported unfinished and completed, or reused by another client) the last stays.
         """
         model = fit_step_model(run.samples)
-        model = replace(model, base_s=model.base_s + run.gap_s)
         profile = _profile(run.sizes, model)
         latest_last = sorted(run.requests, key=lambda request: (request.finished_s is not None, request.arrival_s))
         fitting = {
@@ -168,10 +207,45 @@ class Replayable:
         }
         return cls(run, model, profile, tuple(sorted(fitting.values(), key=lambda request: request.arrival_s)))
 
+    @property
+    def start_s(self) -> float:
+        """When the replay begins."""
+        return max(self.requests[0].arrival_s, -math.inf if self.run.since_s is None else self.run.since_s)
+
+    def seen_to_its_end(self) -> Replayable:
+        """The run with figures that count all of its requests alike, also those that had not ended at its end.
+
+        The others that arrived beside these were served fast. A replay serves others of them fast, so that the mean over
+        those that had ended would be off though nothing else is. What arrived in the last quarter is not counted.
+        """
+        ended_s = sorted(request.arrival_s for request in self.counted.values())
+        if self.run.last_s is None or not ended_s:
+            return self
+        unfinished_s = [request.arrival_s for request in self.requests if request.finished_s is None]
+        open_s = min((arrival_s for arrival_s in unfinished_s if arrival_s >= ended_s[0]), default=math.inf)
+        until_s = min(max(open_s, ended_s[3 * len(ended_s) // 4]), ended_s[-1])
+        requests = tuple(
+            structs.replace(request, counted=ended_s[0] <= request.arrival_s <= until_s and not request.left)
+            if request.counted or request.finished_s is None
+            else request
+            for request in self.requests
+        )
+        return replace(self, requests=requests, horizon_s=self.run.last_s)
+
     @cached_property
     def counted(self) -> dict[str, RecordedRequest]:
         """The requests that figures count, by their names."""
-        return {request.request_id: request for request in self.requests if request.counted and not request.censored}
+        open_count = self.horizon_s < math.inf
+        return {
+            request.request_id: request
+            for request in self.requests
+            if request.counted and (not request.censored or (open_count and not request.left))
+        }
+
+    @property
+    def recorded(self) -> list[CompletedRequest]:
+        """The counted requests as they were recorded."""
+        return [request.completed(self.horizon_s) for request in self.counted.values()]
 
     @cached_property
     def predictions(self) -> dict[str, LengthDistribution]:
@@ -181,6 +255,17 @@ class Replayable:
             for request in self.requests
             if request.quantiles
         }
+
+    def late_s(self, time_s: float) -> float:
+        """Seconds by which the host made a step longer at a time of the run."""
+        times_s, late_s = self._late
+        at = bisect_left(times_s, time_s)
+        return late_s[at] if at < len(late_s) else self.run.gap_s
+
+    @cached_property
+    def _late(self) -> tuple[list[float], list[float]]:
+        pace = self.run.pace
+        return [part.time_s for part in pace], [part.late_s(self.step_model) for part in pace]
 
     @cached_property
     def prior(self) -> LengthDistribution:
@@ -205,6 +290,8 @@ class Replayable:
                 true_output_tokens=self.length_tokens(request),
                 priority=request.priority,
                 targets=request.targets if targets else None,
+                attained_tokens=request.attained_tokens,
+                running=request.running,
                 leaves_s=request.finished_s if request.left else None,
             )
 
@@ -213,7 +300,7 @@ class Replayable:
         if not request.censored:
             return request.output_tokens
         predicted = self.predictions.get(request.request_id)
-        attained = request.output_tokens
+        attained = max(request.output_tokens, request.attained_tokens)
         if predicted is None or predicted.survival(attained) <= 0.0:
             return min(request.max_tokens, 2 * attained + 1)
         return max(attained + 1, round(predicted.given(attained).mean_tokens))

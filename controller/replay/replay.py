@@ -21,6 +21,7 @@ from controller.policy.policy import Policy
 from controller.replay.fidelity import Fit, fit_of, ratio_of, totals_of
 from controller.replay.recorded_run import RecordedRun, Replayable
 from controller.replay.replay_engine import replay_as_recorded, replay_under
+from controller.replay.window import cut_at
 from controller.reports.latency_summary import PolicyFigures, figures
 from controller.reports.service_figures import ServedRequest, ServiceFigures, service_figures
 from engine_adapter.virtual_time.engine import CompletedRequest, Totals
@@ -181,13 +182,13 @@ def run_replay(spec: ReplaySpec, runs: Sequence[RecordedRun], progress: Callable
     """Reproduce the recorded runs, then replay each policy; ``progress`` is called for each answer that ends."""
     require_policies(spec, runs)
     wanted = (run.with_default_targets() for run in runs) if spec.slo else runs
-    pasts = tuple(past for past in map(Replayable.of, wanted) if past.counted)
+    pasts = tuple(past.seen_to_its_end() for past in map(Replayable.of, wanted) if past.counted)
     if not pasts:
         raise BadInputError("no request of the slice ended with an answer: choose another slice")
     return Replay(
         spec=spec,
         runs=pasts,
-        recorded=Served(tuple(request.completed() for past in pasts for request in past.counted.values())),
+        recorded=Served(tuple(request for past in pasts for request in past.recorded)),
         reproduced=_served(pasts, lambda past: replay_as_recorded(past, progress)),
         policies={name: _served(pasts, partial(_replay_named, name, spec, progress)) for name in spec.policies},
     )
@@ -196,7 +197,7 @@ def run_replay(spec: ReplaySpec, runs: Sequence[RecordedRun], progress: Callable
 def counted_requests(past: Replayable, totals: Totals) -> list[CompletedRequest]:
     """The completed requests that figures count, in the order of the recorded requests."""
     completed: Mapping[str, CompletedRequest] = {request.request_id: request for request in totals.completed}
-    return [completed[request_id] for request_id in past.counted]
+    return [cut_at(completed[request_id], past.horizon_s) for request_id in past.counted]
 
 
 def _served(pasts: Sequence[Replayable], replay: Callable[[Replayable], Totals]) -> Served:

@@ -75,7 +75,7 @@ class _ReplayController(InProcessController):
             RecordedPredictions(past.prior, predictions),
             policy,
             config=replace(IN_PROCESS, calibration=CalibrationSettings(guard=GuardSettings(enabled=False))),
-            now_s=past.requests[0].arrival_s,
+            now_s=past.start_s,
         )
 
     def handle(self, connection: bytes, message: EngineMessage, now_s: float) -> list[Outgoing]:
@@ -199,9 +199,9 @@ def _serve(
     *,
     targets: bool = True,
 ) -> Totals:
-    """Serve the run to its end, on an engine that is empty when the first request arrives."""
+    """Serve the run to its end, on an engine that begins with the requests that arrived before."""
     link = connect(lambda: engine.now_s)
-    start_s = past.requests[0].arrival_s
+    start_s = past.start_s
     engine = SimulatedEngine(
         past.profile, link=link, start_s=start_s, make_ordering=make_ordering, scheduling=scheduling
     )
@@ -209,6 +209,8 @@ def _serve(
     on_end = progress or (lambda: None)
 
     def report(step: Step) -> None:
+        if step.scheduled_tokens and engine.unfinished:
+            engine.advance_to(engine.now_s + past.late_s(engine.now_s))
         for _ in step.finished:
             on_end()
 

@@ -51,6 +51,11 @@ class TraceRequest:
     """Length that the client says it expects of the answer."""
     abort_after_tokens: int | None = None
     """Number of output tokens after which the client disconnects."""
+    attained_tokens: int = 0
+    """Output tokens that it has when it is submitted: of a request that was under way when a replay begins.
+    The simulated engine alone can continue one."""
+    running: bool = False
+    """Whether it was running then, with everything computed."""
     leaves_s: float | None = None
     """Time at which the client disconnects if the answer has not ended; `serve` aborts the request then."""
     continues: str | None = None

@@ -132,6 +132,7 @@ class RequestProgress:
             targets=request.targets,
             sheds=request.sheds,
             expected_output_tokens=request.expected_output_tokens,
+            attained_tokens=self.output_tokens,
         )
 
     def start(self, now_s: float, *, cached_tokens: int = 0, expected_tokens: int | None = None) -> None:

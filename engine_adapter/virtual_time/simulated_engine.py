@@ -126,21 +126,23 @@ class SimulatedEngine:
         return len(self._progress) + len(self._ended)
 
     def submit(self, request: TraceRequest) -> None:
-        """Add a request that arrives now; raise `WorkloadError` for one that the engine cannot serve."""
+        """Add a request that arrives now, or is under way; raise `WorkloadError` for one that the engine cannot serve."""
         assert request.request_id not in self._progress, f"request {request.request_id!r} is here already"
         check_request(request, self._profile)
         request = replace(request, arrival_s=self._clock.own_s(request.arrival_s))
-        progress = RequestProgress(request)
+        progress = RequestProgress(request, output_tokens=request.attained_tokens)
         self._progress[request.request_id] = progress
         simulated = SimulatedRequest(
             request.request_id,
             request.arrival_s,
             num_prompt_tokens=len(request.token_ids),
             priority=request.priority,
+            num_output_tokens=request.attained_tokens,
             block_hashes=self._block_hashes(request) if self._prefix_caching else None,
         )
         self._requests[request.request_id] = simulated
-        self._scheduler.add(simulated)
+        if not (request.running and self._scheduler.resume(simulated)):
+            self._scheduler.add(simulated)
         self._guard(self.agent.arrived, progress.arrived(), progress.count)
 
     def _block_hashes(self, request: TraceRequest) -> BlockHashes:

@@ -139,6 +139,16 @@ class SimulatedScheduler:
         else:
             self.waiting.append(request)
 
+    def resume(self, request: SimulatedRequest) -> bool:
+        """Let a request run with all but its newest token computed; False, without any change, if its blocks are not free."""
+        if not request.num_output_tokens or not self.cache.allocate(request.request_id, tokens=request.num_tokens - 1):
+            return False
+        request.num_computed_tokens = request.num_tokens - 1
+        self._received += 1
+        request.serial = self._received
+        self.running.append(request)
+        return True
+
     def remove(self, request: SimulatedRequest) -> None:
         """Remove a request that ended or was aborted."""
         if request in self.running:

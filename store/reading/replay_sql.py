@@ -6,8 +6,11 @@
 
 from __future__ import annotations
 
-RUN_TABLES = ("arrivals", "completions", "engines", "predictions", "promises", "snapshots")
-"""Tables that record a run, apart from the settings and index tables sent to its engine."""
+RUN_TABLES = (
+    *("arrivals", "completions", "engines", "first_tokens", "predictions", "preemptions", "promises"),
+    *("settings_history", "snapshots"),
+)
+"""Tables that record a run, apart from the index tables sent to its engine."""
 
 SPAN = """
 SELECT arrival_s FROM completions
@@ -44,7 +47,7 @@ WITH reported AS (
     FROM arrivals WHERE session_id = $session_id AND arrival_s < $last_s GROUP BY request_id
 ),
 ended AS (
-    SELECT * FROM completions WHERE session_id = $session_id AND arrival_s < $last_s AND time_s > $since_s
+    SELECT * FROM completions WHERE session_id = $session_id AND arrival_s < $last_s AND time_s > $begin_s
 ),
 ongoing AS (
     SELECT * FROM reported ANTI JOIN (SELECT request_id FROM completions WHERE session_id = $session_id) USING (request_id)
@@ -56,6 +59,14 @@ running AS (
             SELECT max(time_s) FROM snapshots WHERE session_id = $session_id AND running_requests IS NOT NULL
         )
 ),
+begun AS (
+    SELECT request_id, min(time_s) AS first_token_s FROM first_tokens SEMI JOIN ongoing USING (request_id)
+    WHERE session_id = $session_id GROUP BY request_id
+),
+interrupted AS (
+    SELECT request_id, max(attained_tokens) AS attained_tokens FROM preemptions SEMI JOIN ongoing USING (request_id)
+    WHERE session_id = $session_id GROUP BY request_id
+),
 served AS (
     SELECT
         ended.request_id, ended.arrival_s, ended.prompt_tokens, output_tokens, ended.max_tokens, priority, scheduled_s,
@@ -65,9 +76,12 @@ served AS (
     FROM ended LEFT JOIN reported USING (request_id)
     UNION ALL
     SELECT
-        request_id, arrival_s, prompt_tokens, greatest(ongoing.attained_tokens, coalesce(r.attained_tokens, 0)),
-        max_tokens, priority, NULL, NULL, NULL, 0, 0, 0, false, false
+        ongoing.request_id, arrival_s, prompt_tokens,
+        greatest(ongoing.attained_tokens, coalesce(r.attained_tokens, 0), coalesce(interrupted.attained_tokens, 0)),
+        max_tokens, priority, NULL, first_token_s, NULL, 0, 0, 0, false, false
     FROM ongoing LEFT JOIN running ON r.request_id = ongoing.request_id
+        LEFT JOIN begun ON begun.request_id = ongoing.request_id
+        LEFT JOIN interrupted ON interrupted.request_id = ongoing.request_id
 ),
 predicted AS (
     SELECT
@@ -93,6 +107,12 @@ ORDER BY arrival_s, request_id
 An unfinished request has the output tokens that it had attained in the last snapshot.
 """
 
+RUNNING = """
+SELECT time_s, running_requests FROM snapshots
+WHERE session_id = $session_id AND time_s <= $since_s AND running_requests IS NOT NULL ORDER BY time_s DESC LIMIT 1
+"""
+"""What ran when the span began, with the output tokens that each had."""
+
 STEPS = """
 WITH numbered AS (
     SELECT steps, step_s, prefill_tokens, decode_tokens, kv_tokens_read,
@@ -104,25 +124,32 @@ WHERE number % greatest(1, ceil(total / $limit)::BIGINT) = 0 ORDER BY number
 """
 """Steps as snapshots sum them up, evenly thinned to the limit."""
 
-GAP = """
+PACE = """
 WITH summed AS (
     SELECT
         time_s, sum(steps) OVER by_time AS steps, sum(step_s) OVER by_time AS step_s,
+        sum(prefill_tokens) OVER by_time AS prefill_tokens, sum(decode_tokens) OVER by_time AS decode_tokens,
+        sum(kv_tokens_read) OVER by_time AS kv_tokens_read,
         list_transform(running_requests, lambda r: r.request_id) AS ran
     FROM snapshots WHERE session_id = $session_id AND time_s >= $since_s AND time_s <= $last_s
     WINDOW by_time AS (ORDER BY time_s)
 ),
 paired AS (
     SELECT
-        steps - lag(steps) OVER by_time AS steps,
-        time_s - lag(time_s) OVER by_time - (step_s - lag(step_s) OVER by_time) AS between_s,
-        ran, lag(ran) OVER by_time AS ran_before
+        time_s, time_s - lag(time_s) OVER by_time AS elapsed_s, steps - lag(steps) OVER by_time AS steps,
+        step_s - lag(step_s) OVER by_time AS step_s, prefill_tokens - lag(prefill_tokens) OVER by_time AS prefill_tokens,
+        decode_tokens - lag(decode_tokens) OVER by_time AS decode_tokens,
+        kv_tokens_read - lag(kv_tokens_read) OVER by_time AS kv_tokens_read, ran, lag(ran) OVER by_time AS ran_before
     FROM summed WHERE ran IS NOT NULL WINDOW by_time AS (ORDER BY time_s)
 )
-SELECT coalesce(greatest(0.0, sum(between_s) / sum(steps)), 0.0) AS gap_s
+SELECT
+    max(time_s) AS time_s, sum(elapsed_s) AS elapsed_s, sum(steps)::BIGINT AS steps, sum(step_s) AS step_s,
+    sum(prefill_tokens)::BIGINT AS prefill_tokens, sum(decode_tokens)::BIGINT AS decode_tokens,
+    sum(kv_tokens_read)::BIGINT AS kv_tokens_read
 FROM paired WHERE steps > 0 AND list_has_any(ran, ran_before)
+GROUP BY floor(time_s / greatest($part_s, ($last_s - $since_s) / $limit)) ORDER BY 1
 """
-"""Mean time between two steps while a request ran throughout, so that the engine was never idle."""
+"""What was done in parts of the span while a request ran throughout, so that the engine was never idle."""
 
 MODES = """
 WITH seen AS (
@@ -132,6 +159,18 @@ WITH seen AS (
 SELECT time_s, mode FROM seen WHERE before IS DISTINCT FROM mode ORDER BY time_s
 """
 """The mode in force in the engine, and every change of it."""
+
+MODE_SINCE = """
+WITH seen AS (
+    SELECT time_s, mode, lag(mode) OVER (ORDER BY time_s) AS before FROM snapshots WHERE session_id = $session_id
+),
+spans AS (
+    SELECT mode, time_s, lead(time_s) OVER (ORDER BY time_s) AS until_s FROM seen WHERE before IS DISTINCT FROM mode
+)
+SELECT max(until_s) AS since_s FROM spans
+WHERE until_s - time_s >= $shortest_s AND mode <> (SELECT arg_max(mode, time_s) FROM spans)
+"""
+"""When the present mode of an engine came into force, apart from interruptions that were shorter than ``$shortest_s``."""
 
 MODE_SHARES = """
 SELECT mode, count(*) / sum(count(*)) OVER () AS share
