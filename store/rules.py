@@ -115,7 +115,7 @@ _LOOP_FAILING = Alert(
     name="SageSchedLoopFailing",
     expr="increase(sagesched_tick_errors_total[10m]) > 0",
     summary="{{ $value | humanize }} turns of the control loop failed in ten minutes; an engine, or all, were set to mode off.",
-    action="The log has the failure once, with its trace. It heals by itself if it does not come back.",
+    action="Each distinct failure is logged once, with its traceback. It ends by itself if the failure does not return.",
     runbook="loop-failing",
 )
 _LAGGING = Alert(
@@ -189,7 +189,7 @@ RULES: dict[RuleName, Rule] = {
         title="History cannot be written",
         level="red",
         do=(
-            "Most often the disk is full: free space and it heals by itself. The log names the error. Decisions go on, and engines"
+            "Most often the disk is full: free space, and writing resumes. The log names the error. Decisions continue, and engines"
             " keep their facts."
         ),
         alerts=(
@@ -204,7 +204,7 @@ RULES: dict[RuleName, Rule] = {
                 name="SageSchedHistoryRefusesFacts",
                 expr="sagesched_store_refused_total > 0",
                 summary="The writer's queue overflowed; nothing is acknowledged until the controller is restarted.",
-                action="Mend the disk, then restart the controller: engines send what they kept.",
+                action="Repair the disk, then restart the controller: engines send what they kept.",
                 runbook="history-not-written",
             ),
         ),
@@ -248,7 +248,7 @@ RULES: dict[RuleName, Rule] = {
         amber=1.0,
         below=True,
         do=(
-            "Start one with `vllm serve MODEL --scheduler-cls engine_adapter.vllm_scheduler.SageScheduler`; it introduces itself at"
+            "Start one with `vllm serve MODEL --scheduler-cls engine_adapter.vllm_scheduler.SageScheduler`; it connects at"
             " once, before its first request. Or see everything at work with `sagesched demo`."
         ),
         panels=("Engines connected",),
@@ -395,22 +395,22 @@ RULES: dict[RuleName, Rule] = {
     "engine_fallback": Rule(
         title="Engine {name} has fallen back to first come, first served",
         level="amber",
-        do="It heals by itself once the cause is gone.",
+        do="It ends by itself once the cause is gone.",
         panels=("Engines in fallback",),
         alerts=(
             Alert(
                 name="SageSchedEngineFallback",
                 expr="sagesched_engine_fallback == 1",
                 hold="2m",
-                summary="Engine {{ $labels.engine_id }} serves first come, first served although told otherwise.",
+                summary="Engine {{ $labels.engine_id }} serves first come, first served although the mode is on.",
                 action="Its reason is in /api/state and on the dashboard's page Now.",
                 runbook="engine-fallback",
             ),
             Alert(
                 name="SageSchedEnginePolicyErrors",
                 expr="increase(sagesched_engine_policy_errors_total[10m]) > 0",
-                summary="Our code failed {{ $value | humanize }} times inside engine {{ $labels.engine_id }}; it served its own order meanwhile.",
-                action="vLLM's log has the failure once, with its trace.",
+                summary="The plugin failed {{ $value | humanize }} times inside engine {{ $labels.engine_id }}; it served its own order meanwhile.",
+                action="vLLM's log has each distinct failure once, with its traceback.",
                 runbook="engine-fallback",
             ),
         ),
@@ -427,7 +427,7 @@ RULES: dict[RuleName, Rule] = {
                     " and sagesched_engine_connected == 1"
                 ),
                 hold="1m",
-                summary="Engine {{ $labels.engine_id }} is connected and says nothing for {{ $value | humanizeDuration }}.",
+                summary="Engine {{ $labels.engine_id }} is connected and has sent nothing for {{ $value | humanizeDuration }}.",
                 runbook="engine-gone",
             ),
         ),
@@ -480,7 +480,7 @@ RULES: dict[RuleName, Rule] = {
     "distrusted": Rule(
         title="The predictions for {name} are not trusted",
         level="amber",
-        do="It ends by itself once predictions are right again; the page Predictions shows how they fare.",
+        do="It ends by itself once predictions are right again; the page Predictions shows them.",
         panels=("Models not trusted",),
         alerts=(
             Alert(
@@ -495,7 +495,7 @@ RULES: dict[RuleName, Rule] = {
                 level="info",
                 expr="sagesched_calibration_coverage_90 < 0.75 and sagesched_calibration_answers >= 200",
                 hold="30m",
-                summary="Only {{ $value | humanizePercentage }} of the answers of {{ $labels.model }} fall into their 90 % range.",
+                summary="Only {{ $value | humanizePercentage }} of the answers of {{ $labels.model }} fall into their 90% range.",
                 action="Look at the page Predictions: a drift shows there, and by which prompts.",
                 runbook="predictions-distrusted",
             ),
