@@ -94,6 +94,17 @@ def test_words_of_the_house_are_kept_where_no_linter_reads() -> None:
         assert sorted({found[0] for found in forbidden.finditer((ROOT / "docs" / page).read_text())}) == [], page
 
 
+def test_every_picture_is_there_and_shown() -> None:
+    """What a document shows exists, light and dark, and no picture is left that none shows."""
+    named = {
+        (document.parent / source).resolve()
+        for document in DOCUMENTS
+        for source in re.findall(r'(?:src(?:set)?="|!\[[^\]]*\]\()([^")]+)', document.read_text())
+    }
+    assert {picture for picture in named if not picture.exists()} == set()
+    assert set((ROOT / "docs" / "images").resolve().iterdir()) - named == set()
+
+
 def test_the_readme_is_short() -> None:
     """Whoever finds the project reads it whole."""
     assert len((ROOT / "README.md").read_text().splitlines()) <= README_LINES
