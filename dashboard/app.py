@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import streamlit as st
@@ -31,8 +32,8 @@ from store import formatting
 from store.http_now import NowView
 from store.rules import Level
 
-_NO_RAW_CSV = "<style>[data-testid=stElementToolbar] button[aria-label='Download as CSV'] { display: none; }</style>"
-"""Streamlit's own export writes what clients chose as it is, formulas too; the page *SQL* has one that does not."""
+_ICON = Path(__file__).with_name("icon.png")
+_STYLE = Path(__file__).with_name("style.css")
 _BADGES: dict[Level, tuple[str, Literal["green", "orange", "red", "blue"]]] = {
     "green": (":material/check_circle:", "green"),
     "info": (":material/info:", "blue"),
@@ -45,8 +46,9 @@ _WITHOUT_CHARTS = {"SQL", "Settings and health"}
 
 def main() -> None:
     """Set up the page, draw the parts shared by all pages, and run the chosen one."""
-    st.set_page_config(page_title="SageSched", page_icon=":material/stacks:", layout="wide")
-    st.html(_NO_RAW_CSV)
+    st.set_page_config(page_title="SageSched", page_icon=str(_ICON), layout="wide")
+    st.html(_STYLE)
+    st.logo(str(_ICON), size="large")
     person = components.person()
     _require_login_for_prompts()
     filters.keep()
@@ -73,7 +75,8 @@ def main() -> None:
         _fetch_charting()
     with st.sidebar:
         _health()
-        filters.draw()
+        filters.draw(components.zone())
+        filters.pause()
         _logged_in(person)
     chosen.run()
 
@@ -89,7 +92,7 @@ def _require_login_for_prompts() -> None:
 
 def _logged_in(person: Person) -> None:
     if sessions.login() != "none":
-        role = "may look and switch" if person.role == "switch" else "may look"
+        role = "can view and switch modes" if person.role == "switch" else "can view"
         st.caption(f"Logged in{f' as {words.plain(person.name)}' if person.name else ''}: {role}")
         components.log_out()
 
@@ -100,12 +103,12 @@ def _fetch_charting() -> None:
     Streamlit loads it with the first chart; this one is empty and never seen.
     """
     with st.container(key="charting"):
-        st.html("<style>.st-key-charting { display: none; }</style>")
         st.plotly_chart(figures.nothing(), key="charting_chart", config=figures.CONFIG)
 
 
 @st.fragment(run_every=live.REFRESH_S)
 def _health() -> None:
+    st.caption(components.updated())
     state = live.state()
     if isinstance(state, Trouble):
         st.badge("controller not reachable", icon=":material/cloud_off:", color="red")

@@ -357,6 +357,17 @@ class GainService(View, frozen=True, kw_only=True):
     """Under the policy."""
 
 
+class ObjectiveGain(View, frozen=True, kw_only=True):
+    """The same requests replayed under the policy with one of its objectives."""
+
+    objective: Literal["mean", "balanced", "tail"]
+    in_use: bool
+    """Whether it is the configured one."""
+    latency: Latency
+    p99_ttft_s: float
+    max_ttlt_s: float
+
+
 class Gain(View, frozen=True, kw_only=True):
     """A comparison with first come, first served: what was measured, and two replays of the same requests."""
 
@@ -374,6 +385,8 @@ class Gain(View, frozen=True, kw_only=True):
     fcfs_tax: RecomputeTax
     tax: RecomputeTax
     per_request: PerRequest
+    objectives: tuple[ObjectiveGain, ...] = ()
+    """Each objective of the policy; empty where the policy has none."""
     service: tuple[GainService, ...] = ()
     """All requests first, then each class."""
     assumed_targets: int = 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
+import msgspec
+
 from store.http_api import View
 from store.records import FinishReason, Mode, PreemptionCause, Targets
 from store.service_levels import Course, Judgement, ServiceLevel, judge, service_level
@@ -109,7 +111,7 @@ class Phases(View, frozen=True):
 
 
 class PartLatency(View, frozen=True):
-    """Latency of the requests of one class, tenant, model or cluster."""
+    """Latency of the requests of one engine, class, tenant, model or cluster."""
 
     by: str
     name: str
@@ -119,14 +121,20 @@ class PartLatency(View, frozen=True):
     p50_ttlt_s: float | None
     p99_ttlt_s: float | None
     mean_output_tokens: float | None
+    p99_ttft_s: float | None = None
+    p50_tpot_s: float | None = None
 
 
 class LatenciesView(View, frozen=True):
     """Answer of ``/api/latency``: how long requests took, over time; aborted and failed ones have no TTLT."""
 
     newest_s: float | None
-    """Up to when; None where no request has ended."""
+    """When the last request ended, in the span or before it; None where none has."""
     bucket_s: float
+    since_s: float = 0.0
+    """Begin of the span."""
+    until_s: float = 0.0
+    """End of the span."""
     ttft: tuple[Percentiles, ...] = ()
     ttlt: tuple[Percentiles, ...] = ()
     tpot: tuple[Percentiles, ...] = ()
@@ -134,6 +142,8 @@ class LatenciesView(View, frozen=True):
     ttlt_heat: tuple[Cell, ...] = ()
     tpot_heat: tuple[Cell, ...] = ()
     phases: tuple[Phases, ...] = ()
+    totals: dict[str, Percentiles] = msgspec.field(default_factory=dict)
+    """Of all requests of the span together, by ``ttft``, ``ttlt`` and ``tpot``; empty where none ended."""
     parts: tuple[PartLatency, ...] = ()
     """Of all requests, whatever part of them the rest is about."""
     whole: int = 0

@@ -123,8 +123,12 @@ class ServiceView(View, frozen=True, kw_only=True):
     """Answer of ``/api/service``: service levels of the requests that ended in a span of time."""
 
     newest_s: float | None
-    """Up to when; None where no request has ended."""
+    """When the last request ended, in the span or before it; None where none has."""
     bucket_s: float
+    since_s: float = 0.0
+    """Begin of the span."""
+    until_s: float = 0.0
+    """End of the span."""
     recent_s: float = 0.0
     """The last twelfth of the span, in seconds."""
     requests: int = 0

@@ -56,7 +56,7 @@ def add_recent(api: FastAPI, rows: RecentRows, clock: Callable[[], float], guard
         bins: Bins = 30,
         engine_id: str | None = None,
         model: str | None = None,
-        part: Annotated[str | None, Query(pattern="^(class|tenant|model|cluster):.")] = None,
+        part: Annotated[str | None, Query(pattern="^(engine|class|tenant|model|cluster):.")] = None,
     ) -> LatenciesView:
         """Percentiles, heatmaps and phases of the requests that ended within the last seconds, or of one part (``class:0``) of them."""
         now_s, width_s = clock(), seconds / bins

@@ -48,10 +48,10 @@ def _arrival(timeline: RequestTimeline) -> Iterator[str]:
     model = f", which serves {timeline.model}" if timeline.model else ""
     yield (
         f"It arrived at {clock(timeline.arrival_s)} at engine {timeline.engine_id}{model}, with a prompt of "
-        f"{count(timeline.prompt_tokens)} tokens and leave to generate {count(timeline.max_tokens)}."
+        f"{count(timeline.prompt_tokens)} tokens and max_tokens {count(timeline.max_tokens)}."
     )
     if timeline.priority is None:
-        yield "The message of its arrival was lost; these facts come from its end."
+        yield "The message of its arrival was lost; these facts come from the message of its end."
     about = [f"priority {timeline.priority}"] if timeline.priority else []
     about += [f"tenant {timeline.tenant}"] if timeline.tenant else []
     about += [f"LoRA adapter {timeline.lora}"] if timeline.lora else []

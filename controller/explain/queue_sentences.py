@@ -28,10 +28,10 @@ _WHYS: dict[Why, str] = {
 }
 
 _CAUSES = {
-    "slots": "every slot of the batch was taken",
+    "slots": "the batch was full (max_num_seqs)",
     "memory": "the prompt of the next in line did not fit into the free KV memory",
-    "gate": "the gate held room back for the growth of what was running",
-    "step": "nothing held the next in line but the step under way",
+    "gate": "the free KV memory was reserved for running requests to grow",
+    "step": "the next in line waited only for the current step",
 }
 
 
@@ -39,21 +39,21 @@ def queue(timeline: RequestTimeline, passed: Sequence[Overtaker]) -> Iterator[st
     """The queue at its arrival, and the requests that were served before it."""
     moment = moment_at(timeline, timeline.arrival_s)
     if moment is not None:
-        yield f"When it came, {_requests(moment.waiting)} waited and {count(moment.running)} ran."
+        yield f"When it arrived, {_requests(moment.waiting)} waited and {count(moment.running)} ran."
     _, started_s = first_wait_s(timeline)
     before = [seen.ahead for seen in timeline.moments if seen.ahead is not None and seen.time_s <= started_s]
     furthest = max(before, default=0)
     if furthest:
-        yield f"In the queue, up to {count(furthest)} stood before it."
+        yield f"In the queue, up to {count(furthest)} were ahead of it."
     at_least = "at least " if len(timeline.competing) >= COMPETING_LIMIT else ""
     earlier = len(timeline.competing) - len(passed)
     if earlier:
-        yield f"While it waited, {at_least}{_requests(earlier)} that had come earlier got a place."
+        yield f"While it waited, {at_least}{_requests(earlier)} that had arrived earlier started."
     if not passed:
         if timeline.started_s is not None or timeline.moments:
-            yield "No request that came later got a place before it."
+            yield "No request that arrived later started before it."
         return
-    yield f"Before it, {at_least}{_requests(len(passed))} that came later got a place."
+    yield f"Before it, {at_least}{_requests(len(passed))} that arrived later started."
     reasons = Counter(overtaker.why for overtaker in passed)
     for why, number in reasons.most_common():
         which = f"{count(number)} of these" if number < len(passed) else "All of these" if number > 1 else "That was"
@@ -82,20 +82,20 @@ def wait(timeline: RequestTimeline, waited: Sequence[Wait]) -> Iterator[str]:
     since_s, until_s = first_wait_s(timeline)
     whole_s = until_s - since_s
     if timeline.started_s is not None:
-        yield f"It was first given a place {span(whole_s)} after its arrival."
+        yield f"It started {span(whole_s)} after its arrival."
     elif timeline.finished_s is not None:
-        yield f"It was never given a place and left after {span(whole_s)}."
+        yield f"It never started and left after {span(whole_s)}."
     else:
-        yield f"It has waited {span(whole_s)} and was not given a place yet."
+        yield f"It has waited {span(whole_s)} and has not started yet."
     if whole_s < AT_ONCE_S:
         return
     if not waited:
-        yield "The engine reported no snapshot of that time, so the cause is not on record."
+        yield "The engine reported no snapshot of that time, so the cause is not recorded."
         return
     yield f"Of this time, {_by_cause(waited)}{_coverage(waited, whole_s)}."
     behind_s = sum(part.span_s for part in waited if part.behind)
     if behind_s > 0.0:
-        yield f"For {span(behind_s)} of it others stood before it, so that this held those first."
+        yield f"For {span(behind_s)} of it others were ahead, so that this delayed them first."
 
 
 def _by_cause(waited: Sequence[Wait]) -> str:
@@ -114,7 +114,7 @@ def preemptions(timeline: RequestTimeline) -> Iterator[str]:
     """Its preemptions and their costs."""
     if not timeline.losses:
         if timeline.started_s is not None:
-            yield "It never lost its place."
+            yield "It was never preempted."
         return
     absences = absences_s(timeline)
     for loss, (_, back_s) in list(zip(timeline.losses, absences, strict=True))[:CHANGES_TOLD]:
@@ -125,28 +125,28 @@ def preemptions(timeline: RequestTimeline) -> Iterator[str]:
         for part in waits(timeline, since_s, timeline.until_s if back_s is None else back_s)
     ]
     if sum(part.span_s for part in away) >= AT_ONCE_S:
-        yield f"While it was without its place, {_by_cause(away)}."
+        yield f"While it was preempted, {_by_cause(away)}."
     if len(timeline.losses) > CHANGES_TOLD:
         yield f"It was preempted {count(len(timeline.losses))} times in all."
     lost = sum(loss.lost_tokens for loss in timeline.losses)
     again = timeline.recomputed_tokens
     if again is not None and timeline.output_tokens is not None:
         own = timeline.prompt_tokens + timeline.output_tokens
-        yield f"That made {count(again)} tokens to be computed again, {percent(again / max(1, own + again))} of all that was computed for it."
+        yield f"Because of that {count(again)} tokens were computed again, {percent(again / max(1, own + again))} of all that were computed for it."
     else:
         yield f"That makes {count(lost)} computed tokens lost so far."
 
 
 def _loss(timeline: RequestTimeline, loss: Loss, back_s: float | None) -> str:
-    why = "for want of KV memory" if loss.cause == "memory" else "because a better request took it"
+    why = "because KV memory was full" if loss.cause == "memory" else "in favour of a request with a lower index"
     after = (
         f"it was seen running again {span(back_s - loss.time_s)} later"
         if back_s is not None
         else f"it was not seen running again in the {span(timeline.until_s - loss.time_s)} since"
     )
     return (
-        f"{span(loss.time_s - timeline.arrival_s)} after its arrival, with {count(loss.attained_tokens)} output tokens, it lost "
-        f"its place {why}, and with it {count(loss.lost_tokens)} computed tokens; {after}."
+        f"{span(loss.time_s - timeline.arrival_s)} after its arrival, with {count(loss.attained_tokens)} output tokens, it was "
+        f"preempted {why} and lost {count(loss.lost_tokens)} computed tokens; {after}."
     )
 
 
@@ -156,11 +156,11 @@ def modes(timeline: RequestTimeline) -> Iterator[str]:
     spans = fallbacks(timeline)
     if len(seen) == 1 and not spans:
         (mode,) = seen
-        yield f"Mode {mode} was in force in the engine all the while{_meaning(mode)}."
+        yield f"Mode {mode} was in force throughout{_meaning(mode)}."
     changes = [order for order in timeline.orders if order.time_s > timeline.arrival_s]
     for order in changes[:CHANGES_TOLD]:
         yield (
-            f"{span(order.time_s - timeline.arrival_s)} after its arrival settings changed to mode {order.mode} ({order.reason})."
+            f"{span(order.time_s - timeline.arrival_s)} after its arrival the settings changed: {order.reason} (mode {order.mode})."
         )
     for start_s, end_s, reason in spans[:CHANGES_TOLD]:
         yield (

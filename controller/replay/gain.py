@@ -7,12 +7,13 @@ shows how far replays can be trusted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from msgspec import structs
 
 from controller.policy.baselines import PRIORITY, BenchContext, bench_policy
-from controller.policy.policies import EngineOrder, Schedule, as_tuned
+from controller.policy.policies import EngineOrder, Objective, Schedule, as_tuned
 from controller.policy.policy import Policy
 from controller.replay.fidelity import fit_of, ratio_of
 from controller.replay.gain_parts import attained, parts_of, per_request_of, tax_of
@@ -21,8 +22,8 @@ from controller.replay.replay import counted_requests
 from controller.replay.replay_engine import replay_under
 from engine_adapter.virtual_time.engine import CompletedRequest
 from online_learning.distribution import FloatArray
-from store.http_api import Gain, Latency, Reproduction
-from store.records import Mode
+from store.http_api import Gain, Latency, ObjectiveGain, Reproduction
+from store.records import EngineRules, Mode
 from store.service_levels import NOT_CONFIGURED
 
 FEWEST_REQUESTS = 20
@@ -39,8 +40,13 @@ METHOD = (
 )
 
 
-def estimate_gain(run: RecordedRun, policy: Policy) -> Gain | None:
+def estimate_gain(run: RecordedRun, policy: Policy, others: Mapping[Objective, Policy] | None = None) -> Gain | None:
     """Replay a run under both orders, which takes seconds of CPU time.
+
+    Args:
+        run: the latest requests of an engine.
+        policy: the configured one.
+        others: the same policy with each of its objectives, the configured one included; None compares none.
 
     Returns None if there are too few requests, or if none has a recorded prediction.
     """
@@ -53,6 +59,12 @@ def estimate_gain(run: RecordedRun, policy: Policy) -> Gain | None:
     in_force = ours if run.mode == "on" else fcfs
     orders = {"actual": actual, "fcfs": fcfs, "priority": _by_priority(past, fcfs), "modelled": ours}
     levels = [request.level for request in past.counted.values()]
+    objectives = {
+        name: ours
+        if other == policy
+        else counted_requests(past, replay_under(past, as_tuned(other, _rules_of(other, policy, run.rules))))
+        for name, other in (others or {}).items()
+    }
     return Gain(
         requests=len(actual),
         fcfs=_latency(fcfs),
@@ -64,10 +76,29 @@ def estimate_gain(run: RecordedRun, policy: Policy) -> Gain | None:
         fcfs_tax=tax_of(fcfs),
         tax=tax_of(ours),
         per_request=per_request_of(fcfs, ours),
+        objectives=tuple(_objective(name, done, in_use=done is ours) for name, done in objectives.items()),
         service=tuple(attained(levels, orders)),
         assumed_targets=sum(level.service_class == NOT_CONFIGURED for level in levels),
         method=_method(past, policy),
     )
+
+
+def _objective(name: Objective, requests: Sequence[CompletedRequest], *, in_use: bool) -> ObjectiveGain:
+    return ObjectiveGain(
+        objective=name,
+        in_use=in_use,
+        latency=_latency(requests),
+        p99_ttft_s=float(np.percentile([request.ttft_s for request in requests], 99)),
+        max_ttlt_s=max(request.ttlt_s for request in requests),
+    )
+
+
+def _rules_of(other: Policy, policy: Policy, rules: EngineRules | None) -> EngineRules | None:
+    """The rules to which an engine under ``policy`` was adapted, as they would be under ``other``: each has a boost by its own scale."""
+    scale, own = (None if one.tuning is None else one.tuning.boost_scale for one in (other, policy))
+    if rules is None or rules.boost_per_s is None or not scale or not own:
+        return rules
+    return structs.replace(rules, boost_per_s=rules.boost_per_s * scale / own)
 
 
 def _by_priority(past: Replayable, fcfs: list[CompletedRequest]) -> list[CompletedRequest]:

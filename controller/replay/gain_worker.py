@@ -10,6 +10,8 @@ import msgspec
 
 from controller.config import PolicySection
 from controller.policy.from_config import policy_of
+from controller.policy.policies import OVERTAKING, Objective
+from controller.policy.policy import Policy
 from controller.replay.gain import estimate_gain
 from controller.replay.recorded_run import RecordedRun
 
@@ -27,8 +29,16 @@ def main() -> None:
     """Read a `GainTask`; write the `Gain`, or null if there is too little to compare."""
     os.nice(LOWEST_PRIORITY)
     task = msgspec.json.decode(sys.stdin.buffer.read(), type=GainTask)
-    gain = estimate_gain(task.run, policy_of(PolicySection.model_validate(task.policy)))
+    section = PolicySection.model_validate(task.policy)
+    gain = estimate_gain(task.run, policy_of(section), _objectives(section))
     sys.stdout.buffer.write(msgspec.json.encode(gain))
+
+
+def _objectives(section: PolicySection) -> dict[Objective, Policy] | None:
+    """The configured policy with each objective, for comparison; None where it has none or its settings replace it."""
+    if section.name != "sage" or section.boost_per_s is not None or section.overtaking is not None:
+        return None
+    return {name: policy_of(section.model_copy(update={"objective": name})) for name in OVERTAKING}
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import html
 import math
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, tzinfo
+from typing import TypeAlias
 
 import pandas as pd  # noqa: F401 - see below
 import plotly.graph_objects as go
@@ -23,6 +24,8 @@ from store.http_requests import FinishedPoint, LoadPoint, Percentiles
 # Streamlit imports pandas in the first run that needs it, and Plotly takes whatever `sys.modules` has by that name:
 # half of it, while another run is importing it. An import up here is finished before any chart is drawn.
 
+Span: TypeAlias = tuple[float, float]
+"""Begin and end of a time axis, Unix seconds."""
 HEIGHT = 300
 SCATTER_POINTS = 600
 """Number of latest outcomes drawn; more would only overlap."""
@@ -104,10 +107,9 @@ def requests(moments: Sequence[LoadPoint], zone: tzinfo) -> go.Figure:
     return or_blank(figure, moments, "No snapshots in this window")
 
 
-def latency(rows: Sequence[Percentiles], what: str, zone: tzinfo) -> go.Figure:
+def latency(rows: Sequence[Percentiles], what: str, zone: tzinfo, span: Span | None = None) -> go.Figure:
     """Percentiles of one latency over time; ``what`` names it, such as ``TTLT``."""
-    times = wall_times((row.time_s for row in rows), zone)
-    figure = _figure(f"{what} (seconds)", times, zone)
+    figure, times = over_time(f"{what} (seconds)", (row.time_s for row in rows), zone, span)
     counts = [row.requests for row in rows]
     curves = (
         ("median", [row.p50_s for row in rows], palette.BLUE),
@@ -122,14 +124,14 @@ def predicted_against_actual(points: Iterable[FinishedPoint]) -> go.Figure:
     """Predicted median against actual output tokens, on log axes, with the ideal diagonal."""
     usable = [point for point in points if (point.p50_tokens or 0) > 0 and (point.output_tokens or 0) > 0]
     usable = usable[-SCATTER_POINTS:]
-    figure = base("output tokens that came")
+    figure = base("actual output tokens")
     ended = [point for point in usable if point.reason == "stop"]
     cut = [point for point in usable if point.reason != "stop"]
     inside = [point for point in ended if _inside(point)]
     outside = [point for point in ended if not _inside(point)]
     _cloud(figure, inside, "inside the predicted 10–90% range", palette.BLUE, "circle")
     _cloud(figure, outside, "outside it", palette.AMBER, "circle")
-    _cloud(figure, cut, "cut short: a lower bound", palette.GREY, "triangle-up-open")
+    _cloud(figure, cut, "truncated (lower bound)", palette.GREY, "triangle-up-open")
     if usable:
         numbers = [value for point in usable for value in (point.p50_tokens, point.output_tokens) if value]
         ends = [min(numbers) / 1.5, max(numbers) * 1.5]
@@ -166,7 +168,7 @@ def _cloud(figure: go.Figure, points: Sequence[FinishedPoint], name: str, colour
         mode="markers",
         name=name,
         marker={"color": colour, "size": 7, "symbol": symbol, "opacity": 0.65},
-        hovertemplate="%{customdata[0]}<br>came %{y:,}, predicted %{x:,.0f} (%{customdata[1]} to %{customdata[2]})"
+        hovertemplate="%{customdata[0]}<br>actual %{y:,}, predicted %{x:,.0f} (%{customdata[1]} to %{customdata[2]})"
         "<br>cluster %{customdata[3]}<extra></extra>",
     )
 
@@ -208,17 +210,22 @@ def pit(points: Iterable[FinishedPoint]) -> go.Figure:
     return or_blank(figure, range(outcomes), "No finished request with a prediction in this window")
 
 
-def gain(found: Gain) -> go.Figure:
-    """TTLT as measured, and of two replays of the same requests: the policy as it is, and first come, first served."""
+def gain(found: Gain, *, in_force: bool) -> go.Figure:
+    """TTLT as measured, and of two replays of the same requests: under the policy, and first come, first served.
+
+    Args:
+        found: the comparison.
+        in_force: whether the policy orders the requests at present.
+    """
     figure = base("TTLT (seconds)")
-    figure.update_xaxes(title="over the same finished requests")
+    figure.update_xaxes(title="the same finished requests")
     for name, latency, colour in (
         ("measured", found.actual, palette.BLUE),
-        ("replay, policy in use", found.modelled, palette.GREEN),
-        ("replay, first come, first served", found.fcfs, palette.GREY),
+        ("replay, SageSched" if in_force else "replay, mode on (not in force)", found.modelled, palette.GREEN),
+        ("replay, FCFS", found.fcfs, palette.GREY),
     ):
         figure.add_bar(
-            x=["mean", "median", "90th percentile", "99th percentile"],
+            x=["mean", "median", "P90", "P99"],
             y=[latency.mean_ttlt_s, latency.p50_ttlt_s, latency.p90_ttlt_s, latency.p99_ttlt_s],
             name=name,
             marker_color=colour,
@@ -228,10 +235,16 @@ def gain(found: Gain) -> go.Figure:
     return figure
 
 
-def over_time(y_title: str, times_s: Iterable[float], zone: tzinfo) -> tuple[go.Figure, list[datetime]]:
-    """An empty figure with a time axis, and the moments as it takes them."""
+def over_time(
+    y_title: str, times_s: Iterable[float], zone: tzinfo, span: Span | None = None
+) -> tuple[go.Figure, list[datetime]]:
+    """An empty figure with a time axis, and the moments as it takes them; the axis shows the span, if one is given."""
     times = wall_times(times_s, zone)
-    return _figure(y_title, times, zone), times
+    ends = [] if span is None else wall_times(span, zone)
+    figure = _figure(y_title, ends or times, zone)
+    if ends:
+        figure.update_xaxes(range=ends)
+    return figure, times
 
 
 def _figure(y_title: str, times: Sequence[datetime], zone: tzinfo) -> go.Figure:

@@ -13,16 +13,16 @@ from store.http_api import GainPart
 
 
 def parts(found: Sequence[GainPart]) -> go.Figure:
-    """The change of the mean TTLT of every part, with its interval; what surely loses is red."""
+    """The change of the mean TTLT of every part, with its interval; what clearly loses is red."""
     figure = base("")
     kinds = (
-        ("sooner", palette.GREEN, [part for part in found if part.ratio.high < 1.0]),
+        ("faster", palette.GREEN, [part for part in found if part.ratio.high < 1.0]),
         (
             "undecided",
             palette.GREY,
             [part for part in found if part.ratio.low <= 1.0 <= part.ratio.high],
         ),
-        ("later", palette.RED, [part for part in found if part.ratio.low > 1.0]),
+        ("slower", palette.RED, [part for part in found if part.ratio.low > 1.0]),
     )
     for name, colour, mine in kinds:
         if mine:

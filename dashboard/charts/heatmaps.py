@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 import plotly.graph_objects as go
 
 from dashboard.charts import palette
-from dashboard.charts.figures import or_blank, over_time
+from dashboard.charts.figures import Span, or_blank, over_time
 from store.http_api import BANDS_PER_DECADE
 from store.http_requests import Cell, Phases
 
@@ -27,7 +27,7 @@ _SHADES = [
 _HEIGHT = 260
 
 
-def heat(cells: Sequence[Cell], bin_s: float, unit: Unit, zone: tzinfo) -> go.Figure:
+def heat(cells: Sequence[Cell], bin_s: float, unit: Unit, zone: tzinfo, span: Span | None = None) -> go.Figure:
     """How many requests ended when, by a value in bands that grow in equal ratios; an empty cell stays ground."""
     last = max((cell.time_s for cell in cells), default=0.0)
     # A clock that jumped must not make endless empty bins.
@@ -35,7 +35,7 @@ def heat(cells: Sequence[Cell], bin_s: float, unit: Unit, zone: tzinfo) -> go.Fi
     first = min((cell.time_s for cell in cells), default=0.0)
     starts_s = [first + number * bin_s for number in range(round((last - first) / bin_s) + 1)]
     figure, times = over_time(
-        "duration" if unit == "seconds" else unit, (start_s + bin_s / 2 for start_s in starts_s), zone
+        "duration" if unit == "seconds" else unit, (start_s + bin_s / 2 for start_s in starts_s), zone, span
     )
     low, high = (min(cell.band for cell in cells), max(cell.band for cell in cells)) if cells else (0, 0)
     counts: list[list[int | None]] = [[None] * len(starts_s) for _ in range(low, high + 1)]
@@ -66,13 +66,29 @@ def heat(cells: Sequence[Cell], bin_s: float, unit: Unit, zone: tzinfo) -> go.Fi
         showgrid=False,
     )
     figure.update_xaxes(showgrid=False)
-    figure.update_layout(height=_HEIGHT, showlegend=False, hovermode="closest", margin={"t": 8})
+    figure.update_layout(height=_HEIGHT, showlegend=False, hovermode="closest", margin={"t": 24})
+    if cells:
+        darkest = max(cell.requests for cell in cells)
+        figure.add_annotation(
+            text=f"darkest cell: {darkest:,} request{'s' if darkest > 1 else ''}",
+            x=1.0,
+            y=1.0,
+            xref="paper",
+            yref="paper",
+            xanchor="right",
+            yanchor="bottom",
+            showarrow=False,
+            font={"color": palette.GREY, "size": 11},
+        )
     return or_blank(figure, cells, "No request finished in this window")
 
 
-def phases(rows: Sequence[Phases], zone: tzinfo) -> go.Figure:
+def phases(rows: Sequence[Phases], zone: tzinfo, span: Span | None = None) -> go.Figure:
     """Mean time in the queue, until the first token, and until the last one, stacked to the mean TTLT."""
-    figure, times = over_time("seconds, mean", (row.time_s for row in rows), zone)
+    # Stacked curves would go on flat beyond the first and the last value.
+    known = [number for number, row in enumerate(rows) if row.decode_s is not None]
+    rows = rows[known[0] : known[-1] + 1] if known else ()
+    figure, times = over_time("seconds, mean", (row.time_s for row in rows), zone, span)
     parts = (
         ("queue", [row.queue_s for row in rows], palette.AMBER),
         ("prefill", [row.prefill_s for row in rows], palette.GREEN),
@@ -91,20 +107,24 @@ def phases(rows: Sequence[Phases], zone: tzinfo) -> go.Figure:
             hovertemplate="%{y:.3g} s",
         )
     figure.update_layout(height=_HEIGHT + 40)
-    known = [row for row in rows if row.decode_s is not None]
-    return or_blank(figure, known, "No request ran to its end in this window")
+    return or_blank(figure, rows, "No request ran to its end in this window")
 
 
-def finished(rows: Sequence[tuple[float, str, int]], bucket_s: float, zone: tzinfo) -> go.Figure:
-    """Finished requests per minute by how they ended, from starts of buckets of ``bucket_s`` seconds."""
-    figure, _ = over_time("requests per minute", [start_s for start_s, _, _ in rows], zone)
+def finished(rows: Sequence[tuple[float, str, int]], bucket_s: float, zone: tzinfo, span: Span) -> go.Figure:
+    """Finished requests per minute by how they ended, from starts of buckets of ``bucket_s`` seconds.
+
+    A bucket that the span covers in part is divided by that part, and left out where that is less than half of it: it
+    would look as if traffic fell.
+    """
+    rows = [row for row in rows if 2.0 * _covered_s(row[0], bucket_s, span) >= bucket_s] or rows
+    figure, _ = over_time("requests per minute", [start_s for start_s, _, _ in rows], zone, span)
     for reason in [*REASONS, *sorted({reason for _, reason, _ in rows} - set(REASONS))]:
         here = [(start_s + bucket_s / 2, number) for start_s, name, number in rows if name == reason]
         if here:
             _, times = over_time("", (middle_s for middle_s, _ in here), zone)
             figure.add_bar(
                 x=times,
-                y=[60.0 * number / bucket_s for _, number in here],
+                y=[60.0 * number / _covered_s(middle_s - bucket_s / 2, bucket_s, span) for middle_s, number in here],
                 name=reason,
                 width=900.0 * bucket_s,
                 marker_color=REASONS.get(reason, palette.VIOLET),
@@ -112,6 +132,11 @@ def finished(rows: Sequence[tuple[float, str, int]], bucket_s: float, zone: tzin
             )
     figure.update_layout(barmode="stack")
     return or_blank(figure, rows, "No request ended in this range")
+
+
+def _covered_s(start_s: float, bucket_s: float, span: Span) -> float:
+    """How many seconds of a bucket lie within the span; at least one."""
+    return max(1.0, min(start_s + bucket_s, span[1]) - max(start_s, span[0]))
 
 
 def _ticks(low: int, high: int) -> list[float]:

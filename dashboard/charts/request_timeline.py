@@ -13,10 +13,10 @@ from dashboard.charts.figures import base, or_blank
 from store.http_requests import Choice, RequestTimeline, Wait
 
 CAUSES = {
-    "gate": ("the gate held room back for growth", palette.AMBER),
-    "memory": ("the next prompt did not fit in KV memory", palette.RED),
-    "slots": ("every slot was taken", palette.VIOLET),
-    "step": ("the step under way", palette.GREY),
+    "gate": ("room reserved for running requests", palette.AMBER),
+    "memory": ("KV memory full", palette.RED),
+    "slots": ("batch full (max_num_seqs)", palette.VIOLET),
+    "step": ("the current step", palette.GREY),
 }
 
 
@@ -29,7 +29,7 @@ class Phase(NamedTuple):
 
 
 def phases(timeline: RequestTimeline) -> list[Phase]:
-    """Waiting, prompt, generating, and the times without its place, in order and without overlap."""
+    """Waiting, prompt, generating, and the times after a preemption, in order and without overlap."""
     end_s = timeline.until_s - timeline.arrival_s
     started_s = end_s if timeline.started_s is None else timeline.started_s - timeline.arrival_s
     first_s = end_s if timeline.first_token_s is None else timeline.first_token_s - timeline.arrival_s
@@ -43,9 +43,7 @@ def _absences(timeline: RequestTimeline, end_s: float) -> list[Phase]:
     back = [moment.time_s for moment in timeline.moments if moment.attained_tokens is not None]
     spans = [(loss.time_s, next((time_s for time_s in back if time_s > loss.time_s), None)) for loss in timeline.losses]
     return [
-        Phase(
-            "without its place", since_s - timeline.arrival_s, end_s if back_s is None else back_s - timeline.arrival_s
-        )
+        Phase("preempted", since_s - timeline.arrival_s, end_s if back_s is None else back_s - timeline.arrival_s)
         for since_s, back_s in spans
     ]
 
@@ -64,7 +62,7 @@ def bars(timeline: RequestTimeline) -> go.Figure:
         "waiting": palette.AMBER,
         "prompt": palette.GREEN,
         "generating": palette.BLUE,
-        "without its place": palette.VIOLET,
+        "preempted": palette.VIOLET,
     }
     lived = phases(timeline)
     for name, colour in colours.items():
@@ -91,28 +89,28 @@ def bars(timeline: RequestTimeline) -> go.Figure:
             hovertemplate="%{fullData.name} at %{x:.3g} s<extra></extra>",
         )
     figure.update_layout(barmode="overlay", hovermode="closest", height=220)
-    figure.update_xaxes(title="seconds since its arrival", rangemode="tozero")
+    figure.update_xaxes(title="seconds since arrival", rangemode="tozero")
     figure.update_yaxes(categoryorder="array", categoryarray=["events", "timeline"], range=[-0.5, 1.5])
     return or_blank(figure, lived, "It has just arrived")
 
 
 def _marks(timeline: RequestTimeline) -> list[tuple[str, list[float], str]]:
     marks = [
-        ("table decided", [choice.time_s for choice in timeline.choices], "diamond"),
-        ("preempted", [loss.time_s for loss in timeline.losses], "x"),
+        ("index decided", [choice.time_s for choice in timeline.choices], "diamond"),
+        ("preemption", [loss.time_s for loss in timeline.losses], "x"),
         (
             "settings changed",
             [order.time_s for order in timeline.orders if order.time_s > timeline.arrival_s],
             "triangle-up",
         ),
-        ("drift of its cluster", [shift.time_s for shift in timeline.shifts], "star"),
+        ("drift of the cluster", [shift.time_s for shift in timeline.shifts], "star"),
     ]
     return [mark for mark in marks if mark[1]]
 
 
 def distribution(timeline: RequestTimeline) -> go.Figure:
     """Predicted distribution of its length, as a cumulative share, with the actual length."""
-    figure = base("share of such answers")
+    figure = base("share of answers")
     predicted = timeline.predicted
     if predicted is not None:
         tokens = [max(1, quantile) for _, quantile in predicted.quantiles]
@@ -179,7 +177,7 @@ def queue(timeline: RequestTimeline) -> go.Figure:
         connectgaps=False,
         hovertemplate="%{y:,} before it at %{x:.3g} s<extra></extra>",
     )
-    figure.update_xaxes(title="seconds since its arrival", rangemode="tozero")
+    figure.update_xaxes(title="seconds since arrival", rangemode="tozero")
     figure.update_layout(hovermode="closest", showlegend=False)
     return or_blank(figure, [m for m in seen if m.ahead is not None], "No snapshot shows it in the queue")
 
@@ -194,7 +192,7 @@ def waits(parts: Sequence[Wait]) -> go.Figure:
         ]
         if sum(spans_s):
             figure.add_bar(
-                y=["itself at the head", "behind others"],
+                y=["at the head of the queue", "behind others"],
                 x=spans_s,
                 orientation="h",
                 name=name,
@@ -220,7 +218,7 @@ def index_at(choice: Choice, attained: int) -> float:
 
 
 def _came(timeline: RequestTimeline) -> str:
-    return "so far" if timeline.finished_s is None else "came" if timeline.reason == "stop" else "cut here"
+    return "so far" if timeline.finished_s is None else "actual" if timeline.reason == "stop" else "truncated at"
 
 
 def _upright(figure: go.Figure, tokens: int, name: str, colour: str) -> None:

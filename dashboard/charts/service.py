@@ -9,7 +9,7 @@ from html import escape
 import plotly.graph_objects as go
 
 from dashboard.charts import palette
-from dashboard.charts.figures import base, or_blank, over_time
+from dashboard.charts.figures import Span, base, or_blank, over_time
 from store.http_service import AttainmentPoint, Misses, TenantService
 from store.service_levels import CAUSES, Cause
 
@@ -27,7 +27,11 @@ CLASSES_DRAWN = 8
 
 
 def attainment(
-    points: Sequence[AttainmentPoint], bucket_s: float, objectives: Mapping[str, float], zone: tzinfo
+    points: Sequence[AttainmentPoint],
+    bucket_s: float,
+    objectives: Mapping[str, float],
+    zone: tzinfo,
+    span: Span | None = None,
 ) -> go.Figure:
     """Share of the requests that met all their targets over time, a curve for each name, with its objective dashed.
 
@@ -36,10 +40,11 @@ def attainment(
         bucket_s: width of a bucket in seconds; where a name has none the curve is broken.
         objectives: by name; none for tenants.
         zone: of the time axis.
+        span: that the time axis shows.
     """
     starts_s = sorted({point.time_s for point in points})
     grid_s = _grid(starts_s, bucket_s)
-    figure, times = over_time("share that met all targets", grid_s, zone)
+    figure, times = over_time("share that met all targets", grid_s, zone, span)
     names = dict.fromkeys(point.name for point in points)
     for number, name in enumerate(names):
         colour = COLOURS[number % len(COLOURS)]

@@ -36,8 +36,10 @@ class Traffic:
     rows: tuple[tuple[str, str, int], ...]
     """Table, what it holds, number of rows; of the whole history."""
     newest_s: float | None
-    """When the last request ended; None when none did."""
+    """When the last request ended, in the range or before it; None when none did."""
     bucket_s: int
+    since_s: float = 0.0
+    until_s: float = 0.0
     finished: tuple[tuple[float, str, int], ...] = ()
     """Start of each bucket with requests in it, how they ended, and how many."""
     prompts: tuple[Cell, ...] = ()
@@ -97,13 +99,14 @@ def _summed(connection: duckdb.DuckDBPyConnection, *, scope: Scope) -> Traffic:
     found = bounds(connection, scope)
     if found is None:
         return Traffic(rows, None, BUCKETS_S[0])
-    since_s, newest_s = found
-    width = bucket_s(newest_s - since_s)
-    take_ended(connection, scope, since_s, width)
+    width = bucket_s(found.span_s)
+    take_ended(connection, scope, found.since_s, width)
     return Traffic(
         rows=rows,
-        newest_s=newest_s,
+        newest_s=found.newest_s,
         bucket_s=width,
+        since_s=found.since_s,
+        until_s=found.until_s,
         finished=tuple((bucket * width, *rest) for bucket, *rest in connection.execute(_REASONS).fetchall()),
         prompts=heat(connection, "prompt_tokens", width),
         outputs=heat(connection, "output_tokens", width),
@@ -140,15 +143,15 @@ STORED_PROMPT = "SELECT 1 FROM arrivals WHERE token_ids IS NOT NULL LIMIT 1"
 
 SWITCHES = """
 SELECT
-    time_s, before || ' → ' || mode AS "Mode", reason AS "Why", coalesce(who, '') AS "Who, as they say",
-    CASE credential WHEN 'token' THEN 'http.token' ELSE 'none: on this machine' END AS "Credential", address AS "From"
+    time_s, before || ' → ' || mode AS "Mode", reason AS "Why", coalesce(who, '') AS "Name given",
+    CASE credential WHEN 'token' THEN 'http.token' ELSE 'none (same machine)' END AS "Credential", address AS "From"
 FROM mode_switches ORDER BY time_s DESC LIMIT $limit
 """
 
 SETTINGS = """
 SELECT
     time_s, coalesce(nullif(engine_id, ''), 'all') AS "Engine", mode AS "Mode", reason AS "Why", gate_margin AS "Margin",
-    gate_horizon_tokens AS "Horizon", boost_per_s AS "Boost (1/s)", victims AS "Gives way"
+    gate_horizon_tokens AS "Horizon", boost_per_s AS "Boost (1/s)", victims AS "Preempted first"
 FROM settings_history
 WHERE ($engine_id IS NULL OR engine_id IN ('', $engine_id))
     AND ($model IS NULL OR engine_id = '' OR session_id IN (SELECT session_id FROM engines WHERE model = $model))

@@ -101,9 +101,18 @@ def _finished(api_url: str, token: str | None, window_s: float, limit: int, chos
     return _client(api_url, token).finished(window_s, limit, dict(chosen))
 
 
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _gains(api_url: str) -> list[GainView]:  # noqa: ARG001 - one list for each controller
+    """The comparison that the controller gave last, for when it is gone."""
+    return []
+
+
 @st.cache_resource(ttl=KEPT_S, max_entries=4, show_spinner=False)
 def _gain(api_url: str, token: str | None) -> GainView | Trouble:
-    return _client(api_url, token).gain()
+    answer = _client(api_url, token).gain()
+    if isinstance(answer, GainView) and answer.gain is not None:
+        _gains(api_url)[:] = [answer]
+    return answer
 
 
 @st.cache_resource(ttl=HEALTH_KEPT_S, max_entries=4, show_spinner=False)
@@ -168,6 +177,11 @@ def gain() -> GainView | Trouble:
     """Ask for the gain, or give the answer of a moment ago."""
     here = addresses()
     return _gain(here.api_url, here.token)
+
+
+def last_gain() -> GainView | None:
+    """Give the comparison that the controller gave last; None where it gave none."""
+    return next(iter(_gains(addresses().api_url)), None)
 
 
 def health() -> HealthView | Trouble:

@@ -51,7 +51,10 @@ class PredictionsPast:
     """Calibration and expert weights over time, and the changes that affect them."""
 
     newest_s: float | None
+    """When the last request ended, in the range or before it; None when none did."""
     bucket_s: float = 60.0
+    since_s: float = 0.0
+    until_s: float = 0.0
     quality: tuple[Quality, ...] = ()
     weights: tuple[tuple[float, str, float], ...] = ()
     """Start of a bucket, expert, mean weight in the predictions made in it."""
@@ -70,14 +73,15 @@ def _summed(connection: duckdb.DuckDBPyConnection, *, scope: Scope) -> Predictio
     found = bounds(connection, scope)
     if found is None:
         return PredictionsPast(None)
-    since_s, newest_s = found
-    width = _width_s(newest_s - since_s)
+    since_s, width = found.since_s, _width_s(found.span_s)
     given = {"since_s": since_s, "all": not scope.narrows}
     (predictions,) = connection.execute(_PREDICTIONS, given).fetchall()[0]
     thin = {"every": max(1, predictions // WEIGHED)}
     return PredictionsPast(
-        newest_s=newest_s,
+        newest_s=found.newest_s,
         bucket_s=width,
+        since_s=since_s,
+        until_s=found.until_s,
         quality=tuple(Quality(*row) for row in connection.execute(_QUALITY, given | {"width_s": width}).fetchall()),
         weights=tuple(connection.execute(_WEIGHTS, given | thin | {"width_s": width}).fetchall()),
         events=tuple(_events(connection, scope, since_s)),

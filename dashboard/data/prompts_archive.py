@@ -17,6 +17,8 @@ CLUSTERS_SHOWN = 40
 SAMPLES = 12
 LATEST_PREDICTIONS = 3000
 """Number of latest predictions over which experts' weights are averaged."""
+LATEST_OUTCOMES = 20_000
+"""Number of latest answers by which clusters are described."""
 TOKENS_SHOWN = 24
 POINTS, ANSWERS_PER_POINT = 60, 8
 """Points in time at most, and answers on average behind each at least."""
@@ -37,6 +39,11 @@ class Cluster:
     crps_tokens: float
     drifts: int
     last_drift: str | None
+    prompt_tokens: float | None = None
+    """Median length of its latest prompts."""
+    tenant: str | None = None
+    """The tenant with most of its latest requests."""
+    tenant_share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,11 @@ class Prompts:
     """All clusters of the scope, the largest first."""
 
     newest_s: float | None
+    """When the last request ended, in the range or before it; None when none did."""
+    ended: int = 0
+    """Requests that ended in the range."""
+    since_s: float = 0.0
+    until_s: float = 0.0
     clusters: tuple[Cluster, ...] = ()
     weights: tuple[tuple[str, int, str, float], ...] = ()
     """Model, cluster, expert, mean weight."""
@@ -77,22 +89,27 @@ def _clusters(connection: duckdb.DuckDBPyConnection, *, scope: Scope) -> Prompts
     found = bounds(connection, scope)
     if found is None:
         return Prompts(None)
-    since_s, newest_s = found
+    since_s, newest_s = found.since_s, found.newest_s
     rows = connection.execute(_CLUSTERS, {"since_s": since_s, "limit": CLUSTERS_SHOWN}).fetchall()
     weights = connection.execute(_WEIGHTS, {"since_s": since_s, "limit": LATEST_PREDICTIONS}).fetchall()
-    clusters = tuple(Cluster(*row) for row in rows)
-    return Prompts(newest_s, clusters, tuple(weights))
+    likes = {
+        tuple(row[:2]): row[2:]
+        for row in connection.execute(_LIKE, {"since_s": since_s, "limit": LATEST_OUTCOMES}).fetchall()
+    }
+    clusters = tuple(Cluster(*row, *likes.get(tuple(row[:2]), ())) for row in rows)
+    (ended,) = connection.execute(_ENDED, {"since_s": since_s}).fetchall()[0]
+    return Prompts(newest_s, ended, since_s, found.until_s, clusters, tuple(weights))
 
 
 def _detail(connection: duckdb.DuckDBPyConnection, *, scope: Scope, model: str, cluster: int) -> ClusterDetail:
     found = bounds(connection, scope)
     if found is None:
         return ClusterDetail((), (), (), (), ())
-    since_s, newest_s = found
+    since_s = found.since_s
     which = {"since_s": since_s, "model": model, "cluster": cluster}
     lengths = connection.execute(_LENGTHS, which).fetchall()
     points = min(POINTS, max(1, sum(answers for _, answers in lengths) // ANSWERS_PER_POINT))
-    width_s = max(1.0, (newest_s - since_s) / points)
+    width_s = max(1.0, found.span_s / points)
     samples = records(connection.execute(_SAMPLES, which | {"limit": SAMPLES}))
     return ClusterDetail(
         lengths=tuple(lengths),
@@ -104,9 +121,8 @@ def _detail(connection: duckdb.DuckDBPyConnection, *, scope: Scope, model: str, 
 
 
 def _sample(row: dict[str, Any]) -> dict[str, Any]:
-    features = array.array("f", row.pop("features") or b"")
     token_ids = array.array("I", row.pop("token_ids") or b"")
-    row["Features"] = [round(value, 3) for value in features]
+    row["Truncated"] = "yes" if row["Truncated"] else None
     row["Prompt (token ids)"] = _shortened(token_ids) if token_ids else None
     return row
 
@@ -116,6 +132,7 @@ def _shortened(token_ids: array.array[int]) -> str:
     return f"{head} …" if len(token_ids) > TOKENS_SHOWN else head
 
 
+_ENDED = "SELECT count(*) FROM completions SEMI JOIN temp.chosen USING (session_id) WHERE time_s >= $since_s"
 _SERVED = "served AS (SELECT session_id, any_value(model) AS model FROM engines SEMI JOIN temp.chosen USING (session_id) GROUP BY ALL)"
 _CLUSTERS = f"""
 WITH {_SERVED},
@@ -136,6 +153,31 @@ SELECT answered.*, coalesce(drifts, 0), last_drift
 FROM answered LEFT JOIN drifted USING (model, cluster)
 ORDER BY answers DESC, model, cluster LIMIT $limit
 """
+_LIKE = f"""
+WITH {_SERVED},
+lately AS (
+    SELECT session_id, request_id, cluster FROM outcomes SEMI JOIN temp.chosen USING (session_id)
+    WHERE time_s >= $since_s AND cluster IS NOT NULL ORDER BY time_s DESC LIMIT $limit
+),
+asked AS (
+    SELECT
+        session_id, request_id, any_value(prompt_tokens) AS prompt_tokens,
+        coalesce(any_value(tenant), 'no tenant') AS tenant
+    FROM arrivals SEMI JOIN lately USING (session_id, request_id) GROUP BY ALL
+),
+named AS (
+    SELECT model, cluster, tenant, count(*) AS requests
+    FROM lately JOIN asked USING (session_id, request_id) JOIN served USING (session_id) GROUP BY ALL
+),
+sized AS (
+    SELECT model, cluster, median(prompt_tokens) AS prompt_tokens
+    FROM lately JOIN asked USING (session_id, request_id) JOIN served USING (session_id) GROUP BY ALL
+)
+SELECT
+    model, cluster, any_value(prompt_tokens), arg_max(tenant, requests), max(requests) / sum(requests)
+FROM named JOIN sized USING (model, cluster) GROUP BY model, cluster
+"""
+"""What the prompts of each cluster are like."""
 _WEIGHTS = f"""
 WITH {_SERVED},
 lately AS (
@@ -180,12 +222,12 @@ asked AS (
     FROM arrivals SEMI JOIN latest USING (session_id, request_id) GROUP BY ALL
 ),
 predicted AS (
-    SELECT session_id, request_id, any_value(p50_tokens) AS p50_tokens, any_value(features) AS features
+    SELECT session_id, request_id, any_value(p50_tokens) AS p50_tokens
     FROM predictions SEMI JOIN latest USING (session_id, request_id) GROUP BY ALL
 )
 SELECT
-    request_id AS "Request", prompt_tokens AS "Prompt", p50_tokens AS "Predicted", output_tokens AS "Came",
-    censored AS "Cut", features, token_ids
+    request_id AS "Request", prompt_tokens AS "Prompt tokens", p50_tokens AS "Predicted output",
+    output_tokens AS "Actual output", censored AS "Truncated", token_ids
 FROM latest LEFT JOIN asked USING (session_id, request_id) LEFT JOIN predicted USING (session_id, request_id)
 ORDER BY latest.time_s DESC
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, tzinfo
 from typing import TypeVar
@@ -13,12 +14,64 @@ import streamlit as st
 from dashboard.access import sessions
 from dashboard.access.sessions import Person
 from dashboard.charts import figures, marks
-from dashboard.data import live
+from dashboard.data import live as live_answers
+from dashboard.data.archive import ArchiveTrouble
 from dashboard.data.client import Trouble
+from dashboard.screens import filters
 from dashboard.text import words
 from store import formatting
 
 Value = TypeVar("Value")
+_DRAWN = "drawn_s"
+"""When the page was drawn last, in the session."""
+
+
+def live(draw: Callable[[], None], every_s: float | None) -> None:
+    """Draw a part of the page, and again every ``every_s`` seconds unless that is None or the reader paused it."""
+
+    def drawn() -> None:
+        draw()
+        st.session_state[_DRAWN] = time.monotonic()
+
+    st.fragment(drawn, run_every=None if filters.paused() else every_s)()
+
+
+def updated() -> str:
+    """Say how old the page is."""
+    drawn_s = st.session_state.get(_DRAWN)
+    if drawn_s is None:
+        return ""
+    age_s = time.monotonic() - drawn_s
+    age = f"{age_s:.0f} s" if age_s < 60.0 else formatting.span(age_s)
+    return f"Paused: updated {age} ago" if filters.paused() else f"Updated {age} ago"
+
+
+def from_history(read: Callable[[str], Value | ArchiveTrouble]) -> Value | None:
+    """Give what is read from the folder of the history; or show in words why there is nothing, and give None."""
+    path = live_answers.store_path()
+    if path is None:
+        show(words.no_store_notice())
+        return None
+    found = read(str(path))
+    if isinstance(found, ArchiveTrouble):
+        show(words.archive_notice(found.kind, found.detail))
+        return None
+    return found
+
+
+def any_ended(requests: int, newest_s: float | None) -> bool:
+    """Whether requests ended in the chosen range; where none did, say so and offer the last traffic before it."""
+    if requests:
+        return True
+    if newest_s is None:
+        show(words.empty_store_notice())
+        return False
+    wanted = filters.chosen()
+    show(words.nothing_ended_notice(time.time() - newest_s, moment(newest_s)))
+    if st.button("Show the last traffic", key="last_traffic"):
+        filters.show(newest_s, wanted.span_s)
+        st.rerun()  # The bar at the side shows the new range too.
+    return False
 
 
 def person() -> Person:
@@ -59,7 +112,7 @@ def log_out() -> None:
 def answered(answer: Value | Trouble) -> Value | None:
     """Give the answer; or show the trouble in words and give None."""
     if isinstance(answer, Trouble):
-        show(words.trouble_notice(answer, live.addresses().api_url))
+        show(words.trouble_notice(answer, live_answers.addresses().api_url))
         return None
     return answer
 
@@ -98,13 +151,11 @@ def zone() -> tzinfo:
 
 def plain_chart(figure: go.Figure, key: str, label: str) -> None:
     """Show a chart without a title of its own; ``label`` says what it is to those who cannot see it."""
-    marks.mark(figure, live.events(), zone())
+    marks.mark(figure, live_answers.events(), zone())
     st.plotly_chart(figure, key=key, config=figures.CONFIG, theme="streamlit", alt=label)
 
 
 def chart(title: str, figure: go.Figure, key: str, note: str | None = None) -> None:
-    """Show a titled chart; ``key`` keeps it in place from one drawing to the next."""
-    st.markdown(f"##### {title}")
-    if note:
-        st.caption(note)
+    """Show a titled chart; ``key`` keeps it in place from one drawing to the next, and the note is its tooltip."""
+    st.markdown(f"## {title}", help=note or None)
     plain_chart(figure, key, f"{title}. {note}" if note else title)

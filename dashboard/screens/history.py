@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +30,7 @@ def page() -> None:
     """Draw the page; it reads the store, so it also works while the controller is down."""
     st.title("History")
     wanted = filters.chosen()
-    st.fragment(partial(_recorded, wanted), run_every=refresh_s(wanted))()
+    components.live(partial(_recorded, wanted), refresh_s(wanted))
 
 
 def refresh_s(wanted: Filters) -> float:
@@ -37,33 +39,31 @@ def refresh_s(wanted: Filters) -> float:
 
 
 def _recorded(wanted: Filters) -> None:
-    path = live.store_path()
-    if path is None:
-        components.show(words.no_store_notice())
+    found = components.from_history(lambda path: _read(path, scope(wanted)))
+    if found is None:
         return
-    found = _read(str(path), scope(wanted))
-    if isinstance(found, ArchiveTrouble):
-        components.show(words.archive_notice(found.kind, found.detail))
-        return
-    _totals(found)
-    if found.newest_s is None:
-        components.show(words.empty_store_notice())
-    else:
-        st.caption(described(wanted, found.newest_s))
+    if components.any_ended(len(found.finished), found.newest_s):
+        st.caption(described(wanted, found.since_s, found.until_s))
+        _in_range(found)
         _charts(found)
+    _totals(found)
     _tables(found)
 
 
 def scope(wanted: Filters, part: Part | None = None) -> Scope:
     """The filters, for the history."""
-    return Scope(wanted.span_s, wanted.engine_id, wanted.model, part)
+    return wanted.scope(time.time(), refresh_s(wanted), part)
 
 
-def described(wanted: Filters, newest_s: float | None) -> str:
-    """Say what is shown: how far back, of which engines, up to when."""
-    span = "The whole history" if wanted.span_s is None else f"The last {wanted.range_name} of the history"
-    whose = "".join(f", {words.plain(name)}" for name in (wanted.engine_id, wanted.model) if name)
-    return f"{span}{whose}, counted back from its newest request, which ended {components.moment(newest_s)}."
+def described(wanted: Filters, since_s: float, until_s: float) -> str:
+    """Say what is shown: requests of which time, of which engines."""
+    when = f"from {components.moment(since_s)} to {components.moment(until_s)}"
+    if wanted.span_s is not None and wanted.range_name != filters.CUSTOM:
+        when = f"in the last {wanted.range_name}"
+    elif wanted.span_s is None:
+        when = f"in the whole history, {when}"
+    chosen = "".join(f", {words.plain(name)}" for name in (wanted.engine_id, wanted.model) if name)
+    return f"Requests that ended {when}{chosen}."
 
 
 @st.cache_resource(ttl=KEPT_S, max_entries=16, show_spinner="Reading the history …")
@@ -71,7 +71,28 @@ def _read(path: str, wanted: Scope) -> Traffic | ArchiveTrouble:
     return read_traffic(Path(path), wanted)
 
 
+def _in_range(found: Traffic) -> None:
+    """How many requests ended in the range, and how."""
+    ended: Counter[str] = Counter()
+    for _, reason, number in found.finished:
+        ended[reason] += number
+    columns = st.columns(5)
+    columns[0].metric("Requests ended", formatting.count(ended.total()))
+    columns[1].metric("Per minute", f"{60.0 * ended.total() / max(1.0, found.until_s - found.since_s):,.3g}")
+    for column, (reason, label, meaning) in zip(columns[2:], _REASONS, strict=True):
+        share = ended[reason] / ended.total() if ended.total() else None
+        column.metric(label, formatting.percent(share), help=meaning)
+
+
+_REASONS = (
+    ("stop", "Ran to their end", "The model ended the answer."),
+    ("length", "Truncated", "The answer reached `max_tokens`."),
+    ("abort", "Aborted", "The client went away, or the request was shed."),
+)
+
+
 def _totals(found: Traffic) -> None:
+    st.markdown("## All that is recorded", help="The filters do not apply to these counts.")
     counts = {name: rows for name, _, rows in found.rows}
     columns = st.columns(5)
     columns[0].metric("Requests", formatting.count(counts.get("requests")))
@@ -79,31 +100,30 @@ def _totals(found: Traffic) -> None:
     columns[2].metric("Predictions", formatting.count(counts.get("predictions")))
     columns[3].metric("Preemptions", formatting.count(counts.get("preemptions")))
     columns[4].metric("Drift events", formatting.count(counts.get("drift_events")))
-    st.caption(f"The whole history in {words.plain(str(live.store_path()))}.")
 
 
 def _charts(found: Traffic) -> None:
-    zone, bin_s = components.zone(), found.bucket_s
+    zone, bin_s, span = components.zone(), found.bucket_s, (found.since_s, found.until_s)
     per = f"Per {formatting.span(bin_s)}."
     upper, lower = st.columns(2), st.columns(2)
     with upper[0]:
-        ended = heatmaps.finished(found.finished, bin_s, zone)
+        ended = heatmaps.finished(found.finished, bin_s, zone, span)
         components.chart("Finished requests by reason", ended, "history_requests", per)
     with upper[1]:
-        outputs = heatmaps.heat(found.outputs, bin_s, "tokens", zone)
+        outputs = heatmaps.heat(found.outputs, bin_s, "tokens", zone, span)
         components.chart("Answer lengths", outputs, "history_outputs", f"{per} Tokens generated.")
     with lower[0]:
-        prompts = heatmaps.heat(found.prompts, bin_s, "tokens", zone)
+        prompts = heatmaps.heat(found.prompts, bin_s, "tokens", zone, span)
         components.chart("Prompt lengths", prompts, "history_prompts", f"{per} Tokens.")
     with lower[1]:
-        limits = heatmaps.heat(found.limits, bin_s, "tokens", zone)
+        limits = heatmaps.heat(found.limits, bin_s, "tokens", zone, span)
         components.chart(
-            "Limits asked for", limits, "history_limits", f"{per} `max_tokens`: the most that may be generated."
+            "Requested max_tokens", limits, "history_limits", f"{per} The most tokens that a request may generate."
         )
 
 
 def _tables(found: Traffic) -> None:
-    st.markdown("##### Tables and views")
+    st.caption(f"Tables and views of the history in {words.code(str(live.store_path()))}; *SQL* reads them.")
     st.dataframe(
         {
             "view": [name for name, _, _ in found.rows],

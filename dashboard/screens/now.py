@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import streamlit as st
 
@@ -35,10 +36,9 @@ def page() -> None:
     wanted = filters.chosen()
     if not wanted.is_live:
         st.caption("The charts show the last 10 minutes; *History* and *Latency* show more.")
-    _live(wanted)
+    components.live(partial(_live, wanted), live.REFRESH_S)
 
 
-@st.fragment(run_every=live.REFRESH_S)
 def _live(wanted: Filters) -> None:
     state, now = components.answered(live.state()), live.now(wanted.asked)
     if state is None:
@@ -63,7 +63,7 @@ def _live(wanted: Filters) -> None:
     with waits:
         _waiting(rows, engines)
     with happened:
-        st.markdown("##### What happened lately")
+        st.markdown("## What happened lately")
         st.html(glance.events(now.events, components.clock))
     load = live.load(wanted.live_s, BINS, wanted.asked)
     load = load if isinstance(load, LoadView) else LoadView(points=(), steps=0, step_s=0.0)
@@ -146,9 +146,7 @@ def _charts(bins: Sequence[LoadPoint], lead: int | None, span_s: float, now_s: f
 def _waiting(rows: Sequence[QueueRow], engines: Sequence[EngineView]) -> None:
     waiting = [row for row in rows if row.state == "waiting"]
     total = sum(engine.snapshot.waiting for engine in engines if engine.connected and engine.snapshot)
-    st.markdown(
-        "##### Next in the queue" if words.in_force(engines) == "on" else "##### Waiting, in the engine's own order"
-    )
+    st.markdown("## Next in the queue" if words.in_force(engines) == "on" else "## Waiting, in the engine's own order")
     _table(waiting, _columns(rows), "now_waiting", "Nothing waits.")
     # The counts are slightly older than the rows: only a truncated list shows that there are more.
     if len(rows) >= QUEUE_ROWS and total > len(waiting):
@@ -158,7 +156,7 @@ def _waiting(rows: Sequence[QueueRow], engines: Sequence[EngineView]) -> None:
 
 
 def _running(rows: Sequence[QueueRow]) -> None:
-    st.markdown("##### Running")
+    st.markdown("## Running")
     st.caption(_LENGTHS)
     running = [row for row in rows if row.state == "running"]
     _table(running, [name for name in _columns(rows) if name not in _WAITING_ONLY], "now_running", "Nothing runs.")

@@ -1,4 +1,4 @@
-"""The page *Predictions*: how well the predicted lengths match the actual answers, now and over time."""
+"""The page *Predictions*: whether the predicted lengths can be relied on, and the statistics behind that."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from dashboard.charts import figures
 from dashboard.charts import predictions as prediction_charts
 from dashboard.data import live
 from dashboard.data.archive import ArchiveTrouble
+from dashboard.data.client import Trouble
 from dashboard.data.predictions_archive import Event, PredictionsPast, read_predictions
 from dashboard.screens import components, filters, history
 from dashboard.screens.filters import Filters
+from dashboard.text import predictions as text
 from dashboard.text import words
 from store import formatting
 from store.http_api import CalibrationView, LearnerView
@@ -26,65 +28,66 @@ COMPARED = 5_000
 
 
 def page() -> None:
-    """Draw the page: the live part asks the controller, what is over time comes from the history."""
+    """Draw the page: verdict and figures for operators first, statistics below; over time from the history."""
     st.title("Predictions")
-    st.caption("Output lengths as predicted on arrival, against the actual ones.")
+    st.caption("How many output tokens were predicted when a request arrived, against how many it generated.")
     wanted = filters.chosen()
-    _live(wanted)
-    st.fragment(partial(_recorded, wanted), run_every=history.refresh_s(wanted))()
+    components.live(partial(_live, wanted), live.REFRESH_S)
+    components.live(partial(_recorded, wanted), history.refresh_s(wanted))
 
 
-@st.fragment(run_every=live.REFRESH_S)
 def _live(wanted: Filters) -> None:
+    """Verdict and comparison of the last minutes, as the controller knows them."""
     state = components.answered(live.state())
     if state is None:
         return
-    _totals(state.learner)
-    _models(state.learner)
     missing = words.no_prediction_notice(state.learner)
     if missing is not None:
         components.show(missing)
+        return
+    distrusted = [model for model in state.learner.models if not model.trusted]
+    if distrusted:
+        components.show(text.distrusted_notice(distrusted))
     if not wanted.is_live:
         return
     ended = components.answered(live.finished(wanted.live_s, COMPARED, wanted.asked))
-    if ended is not None:
-        _compared(ended.finished, f"within the last {wanted.range_name}")
+    if ended is not None and ended.finished:
+        _compared(ended.finished)
 
 
-def _compared(points: Sequence[FinishedPoint], when: str) -> None:
-    """Prediction against outcome, request by request."""
+def _compared(points: Sequence[FinishedPoint]) -> None:
+    """Prediction against outcome, request by request: the verdict, figures, and two charts."""
+    found = text.accuracy(points)
+    components.show(text.verdict(found))
+    _figures(found)
     scatter, histogram = st.columns([3, 2])
     with scatter:
         components.chart(
             "Predicted against actual",
             figures.predicted_against_actual(points),
             "predictions_scatter",
-            f"The latest {figures.SCATTER_POINTS} requests that ended {when}. On the dashed line the median was right.",
+            f"The latest {figures.SCATTER_POINTS} requests of the range. On the dashed line the median was right.",
         )
     with histogram:
         components.chart(
-            "Calibration (PIT)",
-            figures.pit(points),
-            "predictions_pit",
-            "Flat is well calibrated; a hump is too cautious, raised ends are too sure, a slope is bias.",
+            "How far off predictions are",
+            prediction_charts.errors(found.ratios),
+            "predictions_errors",
+            "Answers that ended, by their actual length over the predicted median; 1 is exact.",
         )
 
 
 def _recorded(wanted: Filters) -> None:
-    path = live.store_path()
-    if path is None:
-        return
-    found = _read(str(path), history.scope(wanted))
-    if isinstance(found, ArchiveTrouble):
-        components.show(words.archive_notice(found.kind, found.detail))
-        return
-    if found.newest_s is None:
-        components.show(words.empty_store_notice())
-        return
-    if not wanted.is_live:
-        _compared(found.points, "last in this range")
-    _over_time(wanted, found)
-    _events(found.events)
+    state = live.state()
+    found = components.from_history(lambda path: _read(path, history.scope(wanted)))
+    if found is not None and components.any_ended(len(found.points), found.newest_s):
+        if not wanted.is_live or isinstance(state, Trouble):
+            _compared(found.points)
+        _statistics(wanted, found)
+        _events(found.events)
+    if not isinstance(state, Trouble):
+        _learner(state.learner)
+        _models(state.learner)
 
 
 @st.cache_resource(ttl=history.KEPT_S, max_entries=16, show_spinner="Reading the history …")
@@ -92,53 +95,84 @@ def _read(path: str, wanted: Scope) -> PredictionsPast | ArchiveTrouble:
     return read_predictions(Path(path), wanted)
 
 
-def _over_time(wanted: Filters, found: PredictionsPast) -> None:
-    st.subheader("Over time")
-    st.caption(f"{history.described(wanted, found.newest_s)} Per {formatting.span(found.bucket_s)}.")
-    zone = components.zone()
-    columns = st.columns(2)
-    with columns[0]:
-        figure = prediction_charts.crps(found.quality, found.events, zone)
-        components.chart(
-            "CRPS", figure, "predictions_crps", "Mean distance between prediction and outcome; lower is better."
-        )
-    with columns[1]:
-        figure = prediction_charts.coverage(found.quality, zone)
-        components.chart("Coverage", figure, "predictions_coverage", "Dashed: where calibrated predictions would be.")
-    figure = prediction_charts.weights(found.weights, found.events, zone)
-    components.chart(
-        "Weights of the experts", figure, "predictions_weights", "Mean weight of each expert in the predictions."
-    )
+def _statistics(wanted: Filters, found: PredictionsPast) -> None:
+    st.markdown("## Statistics")
+    described = history.described(wanted, found.since_s, found.until_s)
+    st.caption(f"{described} Over time per {formatting.span(found.bucket_s)}.")
+    zone, span = components.zone(), (found.since_s, found.until_s)
+    for column, (title, figure, key, note) in zip(
+        (*st.columns(2), *st.columns(2)),
+        (
+            ("Prediction error", prediction_charts.crps(found.quality, found.events, zone, span), *_CRPS),
+            ("Coverage", prediction_charts.coverage(found.quality, zone, span), *_COVERAGE),
+            ("Calibration (PIT)", figures.pit(found.points), *_PIT),
+            ("Expert weights", prediction_charts.weights(found.weights, found.events, zone, span), *_WEIGHTS),
+        ),
+        strict=True,
+    ):
+        with column:
+            components.chart(title, figure, key, note)
+
+
+_CRPS = (
+    "predictions_crps",
+    "CRPS: the mean distance between predicted distribution and actual length; lower is better.",
+)
+_COVERAGE = ("predictions_coverage", "Dashed: where calibrated predictions would be.")
+_PIT = (
+    "predictions_pit",
+    "Flat is calibrated; a hump means too cautious, raised ends too confident, a slope too long or too short.",
+)
+_WEIGHTS = ("predictions_weights", "Mean weight of each expert in the predictions.")
 
 
 def _events(events: Sequence[Event]) -> None:
-    st.markdown("##### What changed")
+    st.markdown("## What changed")
     if not events:
         st.caption("No drift, no change of clusters and no loss of trust in this range.")
         return
     st.caption("Drifts of lengths, changes of clusters, and trust lost or regained. Newest first.")
+    rows = text.grouped(events)
     st.dataframe(
         {
-            "When": [components.moment(event.time_s) for event in events],
-            "What": [event.kind for event in events],
-            "Model": [event.model for event in events],
-            "Cluster": [event.cluster for event in events],
-            "In words": [event.what for event in events],
+            "When": [components.moment(members[0].time_s) for members in rows],
+            "What": [members[0].kind for members in rows],
+            "Model": [members[0].model or "all" for members in rows],
+            "Clusters": [text.clusters(members) for members in rows],
+            "Detail": [members[0].what for members in rows],
         },
         key="predictions_events",
         hide_index=True,
         placeholder=formatting.DASH,
-        height=min(38 + 35 * len(events), 300),
-        column_config={"In words": st.column_config.TextColumn(width="large")},
+        height=min(38 + 35 * len(rows), 300),
+        column_config={"Detail": st.column_config.TextColumn(width="large")},
     )
 
 
-def _totals(learner: LearnerView) -> None:
+def _figures(found: text.Accuracy) -> None:
+    columns = st.columns(5)
+    columns[0].metric("Answers compared", formatting.count(found.compared), help="Of requests with a prediction")
+    columns[1].metric("Half are within", text.typical_error(found), help="Of the predicted median, the middle half")
+    columns[2].metric(
+        "Inside the 50% range", formatting.percent(found.within_50), help="Share of answers; 50% is ideal"
+    )
+    columns[3].metric(
+        "Inside the 90% range", formatting.percent(found.within_90), help="Share of answers; 90% is ideal"
+    )
+    columns[4].metric(
+        "Truncated",
+        formatting.count(found.truncated),
+        help="Aborted or at `max_tokens`: only a lower bound of their length is known",
+    )
+
+
+def _learner(learner: LearnerView) -> None:
+    st.markdown("## Since the controller started")
     columns = st.columns(6)
     columns[0].metric("Predictions", formatting.count(learner.predictions))
     columns[1].metric("Completed", formatting.count(learner.completions))
     columns[2].metric(
-        "Cut short",
+        "Truncated",
         formatting.count(learner.censored),
         help="Aborted or at max_tokens: learned as a lower bound of the length",
     )
@@ -163,7 +197,7 @@ def _models(learner: LearnerView) -> None:
     """One row for each model; nothing before the first measurement."""
     if not learner.models:
         return
-    st.subheader("By model")
+    st.markdown("## By model")
     st.caption("Over the latest answers of each. Not trusted: its engines serve first come, first served until it is.")
     rows = [
         {
@@ -173,7 +207,7 @@ def _models(learner: LearnerView) -> None:
             "Coverage of 50%": formatting.percent(model.coverage_50),
             "Coverage of 90%": formatting.percent(model.coverage_90),
             "CRPS (tokens)": formatting.count(model.crps_tokens),
-            "Log score over the prior's": _gain(model),
+            "Better than the prior by": _gain(model),
         }
         for model in learner.models
     ]

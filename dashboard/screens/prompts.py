@@ -1,4 +1,4 @@
-"""The page *Prompts*: groups of similar prompts, the lengths of their answers, and the experts' weights."""
+"""The page *Prompts*: groups of similar prompts, what they are like, and how long their answers are."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from dashboard.data.archive import ArchiveTrouble
 from dashboard.data.prompts_archive import Cluster, ClusterDetail, Prompts
 from dashboard.screens import components, filters, history, request
 from dashboard.screens.filters import Filters
+from dashboard.text import prompts as text
 from dashboard.text import words
 from store import formatting
 from store.reading.scope import Scope
@@ -25,30 +26,25 @@ _CHOSEN = "prompts_cluster"
 def page() -> None:
     """Draw the page; it reads the store, so it also works while the controller is down."""
     st.title("Prompts")
-    st.fragment(partial(_live, filters.chosen()), run_every=REFRESH_S)()
+    components.live(partial(_live, filters.chosen()), REFRESH_S)
 
 
 def _live(wanted: Filters) -> None:
-    path = live.store_path()
-    if path is None:
-        components.show(words.no_store_notice())
-        return
     scope = history.scope(wanted)
-    found = _read(str(path), scope)
-    if isinstance(found, ArchiveTrouble):
-        components.show(words.archive_notice(found.kind, found.detail))
+    found = components.from_history(lambda path: _read(path, scope))
+    if found is None or not components.any_ended(found.ended, found.newest_s):
         return
     if not found.clusters:
-        components.show(words.no_clusters_notice(recorded=found.newest_s is not None))
+        components.show(words.no_clusters_notice())
         return
+    st.markdown(text.verdict(found.clusters))
     st.caption(
-        f"Groups of similar prompts with answers, in the last {wanted.range_name} of the history."
-        if wanted.span_s
-        else "Groups of similar prompts with answers, in the whole history."
+        "A cluster is a group of similar prompts: its answers so far predict the next ones. "
+        f"{history.described(wanted, found.since_s, found.until_s)}"
     )
     _overview(found)
     _table(found.clusters)
-    _near(str(path), scope, found.clusters)
+    _near(str(live.store_path()), scope, found.clusters)
 
 
 @st.cache_resource(ttl=KEPT_S, max_entries=16, show_spinner="Reading the history …")
@@ -63,29 +59,31 @@ def _read_cluster(path: str, scope: Scope, model: str, cluster: int) -> ClusterD
 
 def _overview(found: Prompts) -> None:
     left, right = st.columns(2)
+    names = text.short_names(found.clusters)
     with left:
-        note = f"Boxes from 25 to 75%, whiskers from 10 to 90%; the {prompt_charts.BOXES} largest clusters."
-        components.chart("How long answers are", prompt_charts.lengths(found.clusters), "prompts_lengths", note)
+        note = f"Typical prompt → answer in tokens, tenant, number. Boxes from 25 to 75%, whiskers from 10 to 90%; the {prompt_charts.BOXES} largest clusters."
+        components.chart("How long answers are", prompt_charts.lengths(found.clusters, names), "prompts_lengths", note)
     with right:
         note = f"Mean weights in the latest {formatting.count(prompts_archive.LATEST_PREDICTIONS)} predictions."
         components.chart(
-            "Weights of the experts", prompt_charts.weights(found.weights, found.clusters), "prompts_weights", note
+            "Expert weights", prompt_charts.weights(found.weights, found.clusters, names), "prompts_weights", note
         )
 
 
 def _table(clusters: tuple[Cluster, ...]) -> None:
+    several = len({cluster.model for cluster in clusters}) > 1
     st.dataframe(
         {
-            "Cluster": [cluster.cluster for cluster in clusters],
-            "Model": [cluster.model for cluster in clusters],
+            "Cluster": [text.name(cluster) for cluster in clusters],
+            **({"Model": [cluster.model for cluster in clusters]} if several else {}),
             "Answers": [cluster.answers for cluster in clusters],
-            "Cut": [cluster.censored for cluster in clusters],
+            "Truncated": [cluster.censored for cluster in clusters],
             "Mean": [cluster.mean_tokens for cluster in clusters],
             "Median": [cluster.quantiles[2] for cluster in clusters],
             "90%": [cluster.quantiles[4] for cluster in clusters],
             "99%": [cluster.quantiles[5] for cluster in clusters],
-            "Coverage of 90%": [formatting.percent(cluster.coverage_90) for cluster in clusters],
-            "CRPS (tokens)": [cluster.crps_tokens for cluster in clusters],
+            "Inside 90% range": [formatting.percent(cluster.coverage_90) for cluster in clusters],
+            "Mean error (CRPS)": [cluster.crps_tokens for cluster in clusters],
             "Drifts": [cluster.drifts for cluster in clusters],
             "Last drift": [cluster.last_drift for cluster in clusters],
         },
@@ -96,24 +94,30 @@ def _table(clusters: tuple[Cluster, ...]) -> None:
         column_config={
             **{
                 name: st.column_config.NumberColumn(format="%.0f")
-                for name in ("Mean", "Median", "90%", "99%", "CRPS (tokens)")
+                for name in ("Mean", "Median", "90%", "99%", "Mean error (CRPS)")
             },
-            "Cut": st.column_config.NumberColumn(
-                help="Only a lower bound of the length is known: aborted, or at max_tokens"
+            "Cluster": st.column_config.TextColumn(width=470),
+            "Answers": st.column_config.NumberColumn(format="localized"),
+            "Truncated": st.column_config.NumberColumn(
+                format="localized", help="Aborted or at max_tokens: only a lower bound of the length is known"
             ),
         },
     )
 
 
 def _near(path: str, scope: Scope, clusters: tuple[Cluster, ...]) -> None:
-    st.markdown("##### One cluster")
-    names = [(cluster.model, cluster.cluster) for cluster in clusters]
+    st.markdown("## One cluster")
+    named = {(cluster.model, cluster.cluster): text.name(cluster) for cluster in clusters}
+    names = list(named)
     if st.session_state.get(_CHOSEN) not in names:
         st.session_state.pop(_CHOSEN, None)
     several = len({model for model, _ in names}) > 1
-    narrow, _ = st.columns([1, 3])
+    narrow, _ = st.columns([1, 1])
     chosen = narrow.selectbox(
-        "Cluster", names, key=_CHOSEN, format_func=lambda name: f"{name[1]} of {name[0]}" if several else str(name[1])
+        "Cluster",
+        names,
+        key=_CHOSEN,
+        format_func=lambda name: f"{named.get(name, name[1])}, {name[0]}" if several else str(named.get(name, name[1])),
     )
     detail = _read_cluster(path, scope, *chosen)
     if isinstance(detail, ArchiveTrouble):
@@ -121,23 +125,19 @@ def _near(path: str, scope: Scope, clusters: tuple[Cluster, ...]) -> None:
         return
     left, right = st.columns(2)
     with left:
-        components.chart("Lengths of its answers", prompt_charts.histogram(detail.lengths), "prompts_histogram")
+        components.chart("Answer lengths", prompt_charts.histogram(detail.lengths), "prompts_histogram")
     with right:
         figure = prompt_charts.drift(detail.over_time, detail.drifts, detail.changes, components.zone())
-        components.chart("Its lengths over time", figure, "prompts_drift")
+        components.chart("Lengths over time", figure, "prompts_drift")
     _samples(detail)
 
 
 def _samples(detail: ClusterDetail) -> None:
-    st.markdown("##### Its latest requests")
+    st.markdown("## Latest requests of the cluster")
     stored = any(sample["Prompt (token ids)"] for sample in detail.samples)
     st.caption(
         "Select a row to see the whole request."
-        + (
-            ""
-            if stored
-            else " Prompts themselves are not stored (`store.prompts` is off); features are what the learner reads of them."
-        )
+        + ("" if stored else " Prompts themselves are not stored (`store.prompts` is off).")
     )
     columns = [name for name in (detail.samples[0] if detail.samples else {}) if stored or name != "Prompt (token ids)"]
     request.choosable(
@@ -145,5 +145,4 @@ def _samples(detail: ClusterDetail) -> None:
         [sample["Request"] for sample in detail.samples],
         key="prompts_samples",
         height="content",
-        column_config={"Features": st.column_config.BarChartColumn(help="Prompt features, as the learner reads them")},
     )

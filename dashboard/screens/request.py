@@ -1,4 +1,4 @@
-"""The page *Request*: one request's whole timeline, and why it ran when it did."""
+"""The page *Request*: what one request waited for, in a sentence, and its whole timeline."""
 
 from __future__ import annotations
 
@@ -16,15 +16,19 @@ from streamlit.navigation.page import StreamlitPage
 
 from dashboard.charts import request_timeline
 from dashboard.data import live
+from dashboard.data.archive import ArchiveTrouble, read
 from dashboard.data.client import Trouble
 from dashboard.screens import components, filters
+from dashboard.text import request as text
 from dashboard.text import words
 from store import formatting
 from store.errors import StoreError
 from store.history.reader import open_history
 from store.http_api import QueueView, StateView
-from store.http_requests import ExplainView, Explanation, FinishedPoint, RequestTimeline
+from store.http_requests import ExplainView, Explanation, FinishedPoint, FinishedView, RequestTimeline
+from store.reading.latencies import read_finished
 from store.reading.request_timeline import read_timeline
+from store.reading.scope import Scope
 from store.service_levels import CAUSES, MEANINGS, NOT_CONFIGURED
 
 PARAMETER = "request"
@@ -45,9 +49,7 @@ def page() -> None:
     """Draw the page of the request that the address names."""
     st.title("Request")
     named = st.query_params.get(PARAMETER, "")
-    entered = st.text_input(
-        "Request", value=named, placeholder="the engine's name of a request", key=f"request_{named}"
-    )
+    entered = st.text_input("Request", value=named, placeholder="request id, such as cmpl-8f…", key=f"request_{named}")
     request_id = entered.strip()
     if request_id != named:
         st.query_params[PARAMETER] = request_id
@@ -57,7 +59,7 @@ def page() -> None:
         return
     found = _found(request_id)
     ended = isinstance(found, ExplainView) and found.facts.finished_s is not None
-    st.fragment(partial(_timeline, request_id), run_every=None if ended else REFRESH_S)()
+    components.live(partial(_timeline, request_id), None if ended else REFRESH_S)
 
 
 def link() -> StreamlitPage:
@@ -65,7 +67,7 @@ def link() -> StreamlitPage:
     return st.Page(page, title="Request", icon=":material/account_tree:", url_path=_PATH)
 
 
-def choosable(data: Mapping[str, Any], request_ids: Sequence[str], *, key: str, **options: Any) -> None:  # noqa: ANN401 - Streamlit's own options
+def choosable(data: Any, request_ids: Sequence[str], *, key: str, **options: Any) -> None:  # noqa: ANN401 - whatever Streamlit shows as a table, and its own options
     """Show a table of requests of which selecting a row opens one."""
 
     def choose() -> None:
@@ -109,19 +111,31 @@ def linked(request_id: str, others: Mapping[str, str]) -> str:
 def _offer() -> None:
     """List what could be chosen: the latest that ended and the first of the queue."""
     state = components.answered(live.state())
-    if state is None:
-        return
     queue = live.queue(None, LISTED)
     unfinished = [row.request_id for row in queue.rows] if isinstance(queue, QueueView) else []
     left, right = st.columns(2)
     with left:
-        st.markdown("##### Not ended yet")
-        _names(unfinished, "request_unfinished", "Nothing waits and nothing runs.")
+        st.markdown("## Unfinished")
+        _names(unfinished, "request_unfinished", "No request waits or runs, as far as is known.")
     with right:
-        st.markdown("##### Ended last")
-        ended = components.answered(live.finished(600.0, LISTED, {}))
-        if ended is not None:
-            _ended(ended.finished[::-1])
+        st.markdown("## Finished last")
+        ended = live.finished(600.0, LISTED, {})
+        if state is not None:
+            components.answered(ended)
+        points = ended.finished if isinstance(ended, FinishedView) else ()
+        _ended((points or _latest_recorded())[::-1])
+
+
+def _latest_recorded() -> tuple[FinishedPoint, ...]:
+    """The latest finished requests of the history."""
+    path = live.store_path()
+    found = None if path is None else _read_latest(str(path))
+    return () if found is None or isinstance(found, ArchiveTrouble) else found
+
+
+@st.cache_resource(ttl=5.0, max_entries=4, show_spinner=False)
+def _read_latest(path: str) -> tuple[FinishedPoint, ...] | ArchiveTrouble:
+    return read(Path(path), lambda connection: read_finished(connection, Scope(), 0.0, LISTED))
 
 
 def _names(names: Sequence[str], key: str, nothing: str) -> None:
@@ -140,7 +154,7 @@ def _ended(points: Sequence[FinishedPoint]) -> None:
     if points:
         choosable(data, [point.request_id for point in points], key="request_ended")
     else:
-        st.caption("None in the last ten minutes.")
+        st.caption("No finished request is known.")
 
 
 def _found(request_id: str) -> ExplainView | Trouble | None:
@@ -177,6 +191,8 @@ def _timeline(request_id: str) -> None:
         components.show(words.trouble_notice(found, live.addresses().api_url))
         return
     _notices(found, request_id)
+    waits = found.explanation.waits if found.explanation is not None else ()
+    st.markdown(f"**{words.plain(text.lead(found.facts, waits))}**")
     _figures(found.facts)
     if found.explanation is not None:
         _sentences(found.explanation)
@@ -205,7 +221,7 @@ def _figures(timeline: RequestTimeline) -> None:
     columns[1].metric(label, formatting.span(timeline.until_s - timeline.arrival_s))
     first_s = None if timeline.first_token_s is None else timeline.first_token_s - timeline.arrival_s
     columns[2].metric("TTFT", formatting.span(first_s))
-    expected = None if predicted is None else f"{formatting.count(predicted.mean_tokens)} expected"
+    expected = None if predicted is None else f"{formatting.count(predicted.mean_tokens)} predicted"
     columns[3].metric(
         "Output tokens",
         formatting.count(request_timeline.attained_tokens(timeline)),
@@ -249,7 +265,7 @@ def _target(
 
 
 def _sentences(explanation: Explanation) -> None:
-    st.markdown("##### In words")
+    st.markdown("## In detail")
     topics = dict.fromkeys(sentence.about for sentence in explanation.sentences)
     lines = [
         " ".join(words.plain(sentence.text) for sentence in explanation.sentences if sentence.about == topic)
@@ -260,20 +276,28 @@ def _sentences(explanation: Explanation) -> None:
 
 def _charts(found: ExplainView) -> None:
     timeline = found.facts
-    components.chart("Its timeline", request_timeline.bars(timeline), "request_timeline")
+    components.chart("Timeline", request_timeline.bars(timeline), "request_timeline")
     upper, lower = st.columns(2), st.columns(2)
     with upper[0]:
-        components.chart(
-            "Predicted distribution of its length", request_timeline.distribution(timeline), "request_distribution"
-        )
+        components.chart("Predicted answer length", request_timeline.distribution(timeline), "request_distribution")
     with upper[1]:
-        components.chart("Index over age", request_timeline.index(timeline), "request_index", "Lower runs first.")
+        components.chart(
+            "Index over output tokens",
+            request_timeline.index(timeline),
+            "request_index",
+            "Requests with a lower index run first.",
+        )
     with lower[0]:
-        components.chart("Its place in the queue", request_timeline.queue(timeline), "request_queue")
+        components.chart(
+            "Place in the queue",
+            request_timeline.queue(timeline),
+            "request_queue",
+            "Engines report the head of their queue only: a request further back is not shown.",
+        )
     if found.explanation is not None:
         with lower[1]:
             components.chart(
-                "What it waited for before its first place",
+                "What it waited for before its start",
                 request_timeline.waits(found.explanation.waits),
                 "request_waits",
             )
@@ -282,10 +306,10 @@ def _charts(found: ExplainView) -> None:
 def _overtakers(found: ExplainView) -> None:
     if found.explanation is None:
         return
-    st.markdown("##### Arrived later, served first")
+    st.markdown("## Requests that arrived later and started first")
     overtakers = found.explanation.overtakers[:OVERTAKERS_SHOWN]
     if not overtakers:
-        st.caption("No request that came later got a place before it.")
+        st.caption("No request that arrived later started before it.")
         return
     if len(found.explanation.overtakers) > OVERTAKERS_SHOWN:
         st.caption(f"The first {OVERTAKERS_SHOWN} of {formatting.count(len(found.explanation.overtakers))} are shown.")
@@ -294,9 +318,9 @@ def _overtakers(found: ExplainView) -> None:
         "Why": [_WHYS.get(overtaker.why, overtaker.why) for overtaker in overtakers],
         "Arrived later by (s)": [_later_s(overtaker.arrival_s, found.facts.arrival_s) for overtaker in overtakers],
         "Started at (s)": [_later_s(overtaker.scheduled_s, found.facts.arrival_s) for overtaker in overtakers],
-        "Class": [overtaker.priority for overtaker in overtakers],
+        "Priority": [overtaker.priority for overtaker in overtakers],
         "Index (s)": [_digits(overtaker.index_s) for overtaker in overtakers],
-        "Its own index (s)": [_digits(overtaker.own_index_s) for overtaker in overtakers],
+        "Index of this request (s)": [_digits(overtaker.own_index_s) for overtaker in overtakers],
     }
     choosable(data, [overtaker.request_id for overtaker in overtakers], key="request_overtakers")
 
@@ -310,9 +334,9 @@ def _digits(index_s: float | None) -> float | None:
 
 
 _WHYS = {
-    "class": "its class goes first",
-    "index": "its index put it first",
-    "prior": "one had no table yet",
+    "class": "higher priority",
+    "index": "lower index",
+    "prior": "not predicted yet",
     "engine": "the engine's own order",
-    "unexplained": "not on record",
+    "unexplained": "not recorded",
 }

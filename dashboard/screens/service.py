@@ -1,4 +1,4 @@
-"""The page *Service*: which class keeps its objective, who misses which target and why, and who uses what."""
+"""The page *Service*: which class keeps its objective, which targets are missed and why, and what each tenant uses."""
 
 from __future__ import annotations
 
@@ -31,28 +31,24 @@ def page() -> None:
     st.title("Service")
     wanted = filters.chosen()
     if wanted.is_live:
-        _live(wanted)
+        components.live(partial(_live, wanted), live.REFRESH_S)
     else:
-        st.fragment(partial(_recorded, wanted), run_every=history.refresh_s(wanted))()
+        components.live(partial(_recorded, wanted), history.refresh_s(wanted))
 
 
-@st.fragment(run_every=live.REFRESH_S)
 def _live(wanted: Filters) -> None:
+    """What the controller says; where it says nothing, what the history has."""
     found = components.answered(live.service(wanted.live_s, BINS, wanted.asked))
-    if found is not None:
-        _page(found, f"Requests that ended within the last {wanted.range_name}.")
+    if found is not None and found.requests:
+        _page(wanted, found)
+    else:
+        _recorded(wanted)
 
 
 def _recorded(wanted: Filters) -> None:
-    path = live.store_path()
-    if path is None:
-        components.show(words.no_store_notice())
-        return
-    found = _read(str(path), history.scope(wanted))
-    if isinstance(found, ArchiveTrouble):
-        components.show(words.archive_notice(found.kind, found.detail))
-    else:
-        _page(found, history.described(wanted, found.newest_s))
+    found = components.from_history(lambda path: _read(path, history.scope(wanted)))
+    if found is not None and components.any_ended(found.requests, found.newest_s):
+        _page(wanted, found)
 
 
 @st.cache_resource(ttl=history.KEPT_S, max_entries=16, show_spinner="Reading the history …")
@@ -60,13 +56,10 @@ def _read(path: str, wanted: Scope) -> ServiceView | ArchiveTrouble:
     return read(Path(path), partial(read_service, scope=wanted))
 
 
-def _page(found: ServiceView, described: str) -> None:
-    if not found.requests:
-        components.show(words.empty_store_notice() if found.newest_s is None else text.nothing_ended_notice())
-        return
+def _page(wanted: Filters, found: ServiceView) -> None:
     components.show(text.verdict(found))
     capped = f" Judged are the latest {formatting.count(JUDGED)} of them." if found.capped else ""
-    st.caption(f"{described}{capped}")
+    st.caption(f"{history.described(wanted, found.since_s, found.until_s)}{capped}")
     _figures(found)
     key = (found, components.zone())
     # Figures are rebuilt only when there is something new in them: this runs every second.
@@ -123,17 +116,19 @@ def _figures(found: ServiceView) -> None:
 def _of_class(
     column: st.delta_generator.DeltaGenerator, label: str, value: str, worst: ClassAttainment | None, meaning: str
 ) -> None:
-    """Show a figure of one class, and whose it is."""
-    whose = None if worst is None else words.plain(worst.name)
-    column.metric(label, value, delta=whose, delta_color="off", delta_arrow="off", help=meaning)
+    """Show a figure of one class, with the class's name."""
+    name = None if worst is None else words.plain(worst.name)
+    column.metric(label, value, delta=name, delta_color="off", delta_arrow="off", help=meaning)
 
 
 def _drawn(found: ServiceView) -> list[go.Figure]:
-    zone = components.zone()
+    zone, span = components.zone(), (found.since_s, found.until_s)
     objectives = {one.name: one.objective for one in found.classes}
     return [
-        charts.attainment([point for point in found.points if point.by == "class"], found.bucket_s, objectives, zone),
-        charts.attainment([point for point in found.points if point.by == "tenant"], found.bucket_s, {}, zone),
+        charts.attainment(
+            [point for point in found.points if point.by == "class"], found.bucket_s, objectives, zone, span
+        ),
+        charts.attainment([point for point in found.points if point.by == "tenant"], found.bucket_s, {}, zone, span),
         charts.causes(found.misses),
         charts.shares(found.tenants),
     ]
@@ -155,7 +150,7 @@ def _charts(found: ServiceView, drawn: Sequence[go.Figure]) -> None:
 
 
 def _classes(classes: Sequence[ClassAttainment]) -> None:
-    st.markdown("##### Classes")
+    st.markdown("## Classes")
     by_target = [{one.target: one.met / one.judged for one in each.targets if one.judged} for each in classes]
     _table(
         {
@@ -178,7 +173,7 @@ def _classes(classes: Sequence[ClassAttainment]) -> None:
 
 
 def _misses(misses: Sequence[Misses]) -> None:
-    st.markdown("##### Who misses what, and why")
+    st.markdown("## Missed targets and their causes")
     if not misses:
         st.caption("No request missed a target.")
         return
@@ -206,7 +201,7 @@ def _is_seen(cause: str, misses: Sequence[Misses]) -> bool:
 
 def _tenants(found: ServiceView) -> None:
     tenants: Sequence[TenantService] = found.tenants
-    st.markdown("##### Tenants")
+    st.markdown("## Tenants")
     if found.tenants_active > len(tenants):
         st.caption(f"The {TENANTS_SHOWN} that used most of {formatting.count(found.tenants_active)}.")
     _table(

@@ -14,6 +14,7 @@ from dashboard.data.client import Trouble
 from dashboard.screens import components, filters
 from dashboard.screens.filters import Filters
 from dashboard.text import notices, words
+from dashboard.text import settings as text
 from store import formatting
 from store.http_api import DoctorView, EncoderCounts, EngineView, HealthView, StateView
 from store.http_now import NowView
@@ -29,7 +30,7 @@ def page() -> None:
     """Draw the page."""
     st.title("Settings and health")
     _mode()
-    st.fragment(partial(_live, filters.chosen()), run_every=REFRESH_S)()
+    components.live(partial(_live, filters.chosen()), REFRESH_S)
     _doctor()
 
 
@@ -38,7 +39,7 @@ def _mode() -> None:
     if isinstance(state, Trouble):
         return
     now = state.controller.mode
-    st.markdown(f"Mode asked for: **{words.plain(words.MODES[now])}**")
+    st.markdown(f"Requested mode: **{words.plain(words.MODES[now])}**")
     switched = st.session_state.pop(_SWITCHED, None)
     if switched:
         st.toast(f"Mode {switched}", icon=":material/check_circle:")
@@ -50,7 +51,9 @@ def _switch(now: str) -> None:
     """A mode, a reason and a confirmation; only with all three the button is alive."""
     person = components.person()
     if person.role != "switch":
-        st.info("You may look and not switch: log in with the token that may, `http.token`.", icon=":material/lock:")
+        st.info(
+            "This login can view and not switch: log in with the token that can, `http.token`.", icon=":material/lock:"
+        )
         return
     st.caption("Takes effect within a second on every engine that is connected, and is recorded with its reason.")
     others = [mode for mode in MODES if mode != now]
@@ -80,7 +83,7 @@ def _live(wanted: Filters) -> None:
     _history(wanted)
     _switches()
     if isinstance(health, HealthView):
-        _configuration(health)
+        _configuration(health, state)
 
 
 def _state(state: StateView, wanted: Filters) -> None:
@@ -95,16 +98,20 @@ def _state(state: StateView, wanted: Filters) -> None:
     columns[2].metric(
         "Errors in engines",
         formatting.count(sum(snapshot.policy_errors for snapshot in snapshots)),
-        help="Errors of ours that were caught inside the engines since they started",
+        help="Errors of SageSched that were caught inside the engines since they started",
     )
-    columns[3].metric("Records not yet durable", formatting.count(state.store.queued))
+    columns[3].metric(
+        "Records to write",
+        formatting.count(state.store.queued),
+        help="Committed within about a second; some hundreds are normal under load",
+    )
     columns[4].metric(
-        "Records given up",
+        "Dropped records",
         formatting.count(state.store.dropped + state.store.refused),
         help="By the history's writer, under pressure",
     )
     if engines:
-        st.markdown("##### Engines")
+        st.markdown("## Engines")
         now_s = state.controller.now_s
         st.dataframe(
             [_engine(engine, now_s) for engine in engines],
@@ -126,8 +133,8 @@ def _engine(engine: EngineView, now_s: float) -> dict[str, Any]:
         "Version": f"{engine.engine} {engine.engine_version}",
         "Check of vLLM": engine.contract,
         "KV blocks": engine.kv_blocks,
-        "Slots": engine.max_num_seqs,
-        "Tables held": snapshot.tables_held if snapshot else None,
+        "max_num_seqs": engine.max_num_seqs,
+        "Index tables": snapshot.tables_held if snapshot else None,
         "Dropped": snapshot.messages_dropped if snapshot else None,
         "Errors": snapshot.policy_errors if snapshot else None,
     }
@@ -137,7 +144,7 @@ def _encoder(encoder: EncoderCounts | None) -> None:
     """What the semantic encoder keeps up with, where there is one."""
     if encoder is None:
         return
-    st.markdown("##### Semantic encoder")
+    st.markdown("## Semantic encoder")
     columns = st.columns(4)
     columns[0].metric("Prompts read", formatting.count(encoder.encoded))
     columns[1].metric("Prompts waiting", formatting.count(encoder.waiting))
@@ -150,7 +157,7 @@ def _encoder(encoder: EncoderCounts | None) -> None:
 
 
 def _recent_warnings(health: HealthView) -> None:
-    st.markdown("##### Last warnings and errors of the controller")
+    st.markdown("## Latest warnings and errors of the controller")
     if not health.recent_warnings:
         st.caption("None since it started.")
         return
@@ -173,7 +180,7 @@ def _recent_warnings(health: HealthView) -> None:
 
 
 def _history(wanted: Filters) -> None:
-    st.markdown("##### Settings of the engines, and why they changed")
+    st.markdown("## Settings of the engines, and why they changed")
     path = live.store_path()
     if path is None:
         components.show(words.no_store_notice())
@@ -185,7 +192,7 @@ def _history(wanted: Filters) -> None:
     if not found:
         st.caption("None is recorded yet.")
         return
-    st.caption("Mode by the operator; the gate's margin and the boost are tuned to each engine. Newest first.")
+    st.caption("The operator switches the mode; margin and boost are tuned to each engine. Newest first.")
     rows = [{"When": components.moment(row.pop("time_s"))} | row for row in (dict(row) for row in found)]
     st.dataframe(
         rows,
@@ -196,10 +203,14 @@ def _history(wanted: Filters) -> None:
         column_config={
             "Why": st.column_config.TextColumn(width="large"),
             "Margin": st.column_config.NumberColumn(
-                format="%.2f", help="Factor on the growth that the gate holds room for"
+                format="%.2f", help="Factor on the growth for which KV memory is reserved"
             ),
-            "Boost (1/s)": st.column_config.NumberColumn(format="%.3g", help="γ: how fast waiting lowers an index"),
-            "Horizon": st.column_config.NumberColumn(help="Tokens of growth that the gate looks ahead"),
+            "Boost (1/s)": st.column_config.NumberColumn(
+                format="%.3g", help="How fast waiting moves a request forward"
+            ),
+            "Horizon": st.column_config.NumberColumn(
+                help="Tokens that running requests are expected to grow by, for which KV memory is reserved"
+            ),
         },
     )
 
@@ -214,8 +225,8 @@ def _switches() -> None:
     found = _switch_rows(str(path)) if path is not None else []
     if isinstance(found, ArchiveTrouble) or not found:
         return
-    st.markdown("##### Who switched the mode")
-    st.caption("Over HTTP, also from here and from the command line; names are what people gave. Newest first.")
+    st.markdown("## Mode switches")
+    st.caption("Over HTTP, from this page and from the command line; names are as given, not verified. Newest first.")
     st.dataframe(
         [
             {"When": components.moment(row["time_s"])} | {name: row[name] for name in row if name != "time_s"}
@@ -233,21 +244,27 @@ def _switch_rows(path: str) -> list[dict[str, Any]] | ArchiveTrouble:
     return archive.read_switches(Path(path), SHOWN)
 
 
-def _configuration(health: HealthView) -> None:
+def _configuration(health: HealthView, state: StateView | None) -> None:
     with st.expander("Configuration and versions", icon=":material/tune:"):
-        left, right = st.columns([3, 1])
-        left.dataframe(
+        st.caption(
+            "*In force* is what holds now: after a switch of the mode, and where a value is tuned or the default."
+        )
+        st.dataframe(
             {
                 "Setting": [setting.key for setting in health.configuration],
-                "Value": [setting.value for setting in health.configuration],
+                "Configured": [text.configured(setting.value) for setting in health.configuration],
+                "In force": [text.in_force(setting, state) for setting in health.configuration],
                 "Meaning": [setting.meaning for setting in health.configuration],
             },
             key="settings_configuration",
             hide_index=True,
-            height="content",
+            height=500,
+            row_height=54,  # Two lines: long meanings are wrapped.
+            column_config={"Meaning": st.column_config.TextColumn(width="large")},
         )
-        right.dataframe(
-            {"Of": list(health.versions), "Version": list(health.versions.values())},
+        versions = text.versions(health.versions, () if state is None else state.engines)
+        st.dataframe(
+            {"Of": list(versions), "Version": list(versions.values())},
             key="settings_versions",
             hide_index=True,
             height="content",
@@ -255,9 +272,9 @@ def _configuration(health: HealthView) -> None:
 
 
 def _doctor() -> None:
-    st.markdown("##### Doctor")
+    st.markdown("## Doctor")
     if st.button("Examine the installation", icon=":material/stethoscope:", key="settings_examine"):
-        with st.spinner("Looking; asking vLLM may take half a minute …"):
+        with st.spinner("Examining; this can take some seconds …"):
             st.session_state[_DOCTOR] = live.client().doctor()
     found = st.session_state.get(_DOCTOR)
     if found is None:
@@ -275,7 +292,9 @@ def _findings(view: DoctorView) -> None:
         "wrong": ":red[:material/error:]",
     }
     wrong = sum(finding.state == "wrong" for finding in view.findings)
-    st.caption(f"{components.moment(view.time_s)}: {f'{wrong} to put right' if wrong else 'all is well'}.")
+    notes = sum(finding.state == "note" for finding in view.findings)
+    said = f"{wrong} to put right" if wrong else f"{notes} to note, nothing to put right" if notes else "all is well"
+    st.caption(f"{components.moment(view.time_s)}: {said}.")
     for finding in view.findings:
         remedy = f"  \n→ {words.plain(finding.remedy)}" if finding.remedy else ""
         icon = icons.get(finding.state, "")

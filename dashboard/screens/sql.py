@@ -7,11 +7,11 @@ from pathlib import Path
 
 import streamlit as st
 
-from dashboard.charts import figures, sql_answer
+from dashboard.charts import sql_answer
 from dashboard.charts.sql_answer import Axes, Kind
 from dashboard.data import live, sql_questions
 from dashboard.data.sql_questions import Answer, QuestionTrouble, ViewColumns
-from dashboard.screens import components
+from dashboard.screens import components, request
 from dashboard.text import words
 from store import formatting
 from store.reading.example_queries import USEFUL_QUERIES
@@ -19,6 +19,8 @@ from store.reading.example_queries import USEFUL_QUERIES
 SCHEMA_KEPT_S = 30.0
 FIRST_STATEMENT = next(query.statement for query in USEFUL_QUERIES if query.group == "Latency")
 _TEXT, _SAVED, _ANSWER = "sql_text", "sql_saved", "sql_answer"
+_ADDRESS = "q"
+"""The statement's name in the address, so that it can be kept and shared."""
 _KEPT_TEXT = "sql_kept_text"
 """What was written, for when the reader comes back: a widget's own state goes with its page."""
 
@@ -49,7 +51,7 @@ def _schema(path: str) -> tuple[ViewColumns, ...] | QuestionTrouble:
 
 def _editor(path: Path) -> None:
     st.selectbox(
-        "Saved queries",
+        "Example queries",
         range(len(USEFUL_QUERIES)),
         index=None,
         key=_SAVED,
@@ -57,7 +59,9 @@ def _editor(path: Path) -> None:
         format_func=lambda number: f"{USEFUL_QUERIES[number].group}: {_unmarked(USEFUL_QUERIES[number].title)}",
         placeholder=f"Choose one of {len(USEFUL_QUERIES)}, or write your own below",
     )
-    st.session_state.setdefault(_TEXT, st.session_state.get(_KEPT_TEXT, FIRST_STATEMENT))
+    given = st.query_params.get(_ADDRESS)
+    opened = given is not None and _TEXT not in st.session_state
+    st.session_state.setdefault(_TEXT, given or st.session_state.get(_KEPT_TEXT, FIRST_STATEMENT))
     with st.form("sql_form", border=False):
         statement = st.text_area(
             "Statement",
@@ -65,10 +69,16 @@ def _editor(path: Path) -> None:
             height=230,
             help="One SELECT, DESCRIBE or SHOW in DuckDB's SQL. It runs in a process of its own that can only read the history.",
         )
-        run = st.form_submit_button("Run", type="primary", icon=":material/play_arrow:", help="Ctrl+Enter")
+        run = st.form_submit_button(
+            "Run",
+            type="primary",
+            icon=":material/play_arrow:",
+            help="Ctrl+Enter; the statement is then in the address, to be shared",
+        )
     st.session_state[_KEPT_TEXT] = statement
-    if run:
-        with st.spinner("The history is being asked …"):
+    if run or opened:
+        st.query_params[_ADDRESS] = statement
+        with st.spinner("The query is running …"):
             started_s = time.perf_counter()
             answer = sql_questions.ask(path, statement)
             st.session_state[_ANSWER] = (answer, time.perf_counter() - started_s)
@@ -97,7 +107,11 @@ def _answered() -> None:
     st.caption(words.answer_size(rows.num_rows, took_s, truncated=answer.truncated))
     table, chart = st.tabs(["Table", "Chart"])
     with table:
-        st.dataframe(rows, key="sql_rows", hide_index=True, placeholder=formatting.DASH, height="auto")
+        if "request_id" in rows.column_names:
+            request.choosable(rows, rows.column("request_id").to_pylist(), key="sql_rows", height="auto")
+            st.caption("Select a row to see the whole request.")
+        else:
+            st.dataframe(rows, key="sql_rows", hide_index=True, placeholder=formatting.DASH, height="auto")
         _downloads(answer)
     with chart:
         _chart(answer)
@@ -127,22 +141,30 @@ def _chart(answer: Answer) -> None:
         st.caption("This answer has nothing to draw: a chart needs two rows and a column of numbers beside the first.")
         return
     names = ",".join(rows.column_names)  # Another answer, other columns: its own widgets.
-    across, up, how = st.columns(3)
-    x = across.selectbox("Across", rows.column_names, index=rows.column_names.index(axes.x), key=f"sql_x_{names}")
-    y = up.multiselect("Up", sql_answer.numbers(rows), default=list(axes.y), key=f"sql_y_{names}")
+    across, up, colour, how = st.columns(4)
+    x = across.selectbox("X axis", rows.column_names, index=rows.column_names.index(axes.x), key=f"sql_x_{names}")
+    y = up.multiselect("Y axis", sql_answer.numbers(rows), default=list(axes.y), key=f"sql_y_{names}")
+    named = ["", *sql_answer.categories(rows)]
+    by = colour.selectbox(
+        "Colour by",
+        named,
+        index=named.index(axes.by or ""),
+        format_func=lambda name: name or "nothing",
+        key=f"sql_by_{names}",
+    )
     kinds: tuple[Kind, ...] = ("lines", "bars", "points")
-    kind: Kind = how.selectbox("As", kinds, index=kinds.index(axes.kind), key=f"sql_kind_{names}")
+    kind: Kind = how.selectbox("Chart type", kinds, index=kinds.index(axes.kind), key=f"sql_kind_{names}")
     if not y:
         st.caption("Choose a column of numbers to draw.")
         return
-    figure = sql_answer.answer(rows, Axes(x, tuple(y), kind))
-    st.plotly_chart(figure, key="sql_chart", config=figures.CONFIG, theme="streamlit")
+    figure = sql_answer.answer(rows, Axes(x, tuple(y), kind, by or None))
+    components.plain_chart(figure, "sql_chart", "The answer as a chart")
     if rows.num_rows > sql_answer.DRAWN_ROWS:
         st.caption(f"The first {formatting.count(sql_answer.DRAWN_ROWS)} rows are drawn.")
 
 
 def _browser(schema: tuple[ViewColumns, ...]) -> None:
-    st.markdown("##### What there is")
+    st.markdown("## Tables and views")
     if not schema:
         st.caption("The history has no views yet.")
         return

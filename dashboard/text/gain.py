@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from dashboard.text.words import Notice, plain
 from store.formatting import DASH, count, known, span
-from store.http_api import Gain, GainView, Ratio, RecomputeTax, Reproduction
+from store.http_api import (
+    Gain,
+    GainPart,
+    GainView,
+    ObjectiveGain,
+    PartKind,
+    Ratio,
+    RecomputeTax,
+    Reproduction,
+)
 
 
 def gain_notice(view: GainView) -> Notice:
@@ -20,34 +30,104 @@ def gain_notice(view: GainView) -> Notice:
 
 
 def gain_verdict(gain: Gain, mode: str) -> Notice:
-    """Say in one sentence what the order brings, or would bring, and how sure that is."""
-    change = ratio_change(gain.ratio.mean)
-    if mode in {"shadow", "off"}:
-        title = "What `on` would bring"
-        what = f"Mode `on` would change the mean time to last token by {change}"
-    else:
-        title = "What it brings"
-        what = f"The mean time to last token is changed by {change} against first come, first served"
-    verdict = part_verdict(gain.ratio)
-    sure = {
-        "gains": "and that is no chance: the whole 90% interval is a gain.",
-        "loses": "and that is no chance: the whole 90% interval is a loss. Look below for whose.",
-        "undecided": "but that may be chance: the 90% interval reaches to both sides.",
-    }
+    """Say first whether the comparison can be trusted, then what the order brings and which requests lose by it.
+
+    Args:
+        gain: the comparison.
+        mode: in force in the engines; in ``shadow`` and ``off`` nothing of the policy is.
+    """
+    in_force = mode not in {"shadow", "off"}
+    poor, verdict = gain.reproduction.poor, part_verdict(gain.ratio)
+    change = f"{ratio_change(gain.ratio.mean)} (90% interval {interval(gain.ratio)})"
+    tail = ratio_change(gain.modelled.p99_ttlt_s / gain.fcfs.p99_ttlt_s if gain.fcfs.p99_ttlt_s else None)
+    effect = f"mean time to last token {change}, P99 {tail}, against first come, first served"
+    subject = "SageSched" if in_force else "Mode `on`, which is not in force,"
+    if poor:
+        text = f"{plain('; '.join(poor))}. Within that error, the replay estimates for {subject} a {effect}."
+        return Notice("warning", f"Uncertain: {_missed(gain.reproduction)}", text)
+    verb = {"gains": "lowers", "loses": "raises", "undecided": "does not clearly change"}[verdict]
+    if not in_force:
+        verb = {"gains": "would lower", "loses": "would raise", "undecided": "would not clearly change"}[verdict]
     level: Literal["warning", "info"] = "warning" if verdict == "loses" else "info"
-    return Notice(level, title, f"{what} ({interval(gain.ratio)}), {sure[verdict]}")
+    title = f"{subject} {verb} latency"
+    clear = "not statistically clear" if verdict == "undecided" else "statistically clear"
+    return Notice(level, title, f"{effect[:1].upper()}{effect[1:]}: {clear}. {losers(gain.parts)}")
+
+
+def _missed(found: Reproduction) -> str:
+    """By how much the replay misses what was measured."""
+    if found.mean_ttlt_error is None:
+        return "the replay does not reproduce what was measured"
+    return f"the replay misses the measured mean by {abs(found.mean_ttlt_error):.0%}"
+
+
+def losers(parts: Sequence[GainPart]) -> str:
+    """Name the requests that clearly lose, the worst first.
+
+    >>> part = GainPart(by="length", name="under 16", requests=9, fcfs_mean_ttlt_s=1, mean_ttlt_s=2,
+    ...                 ratio=Ratio(mean=2.0, low=1.5, high=2.5))
+    >>> losers([part]), losers([])
+    ('Slower: answers of under 16 tokens (+100%).', 'No group of requests is clearly slower.')
+    """
+    found = sorted((part for part in parts if part_verdict(part.ratio) == "loses"), key=lambda part: -part.ratio.mean)
+    if not found:
+        return "No group of requests is clearly slower."
+    named = [f"{plain(part_name(part))} ({ratio_change(part.ratio.mean)})" for part in found]
+    more = f" and {len(named) - LOSERS_NAMED} more groups" if len(named) > LOSERS_NAMED else ""
+    return f"Slower: {', '.join(named[:LOSERS_NAMED])}{more}."
+
+
+def part_name(part: GainPart) -> str:
+    """Name a group of requests."""
+    return _PARTS[part.by].format(part.name)
+
+
+LOSERS_NAMED = 3
+_PARTS: dict[PartKind, str] = {"class": "priority {}", "length": "answers of {} tokens", "cluster": "cluster {}"}
+
+
+def advice(found: Sequence[ObjectiveGain]) -> str:
+    """Compare the objective in use with the others; empty where there is none to compare.
+
+    >>> from store.http_api import Latency
+    >>> now = Latency(mean_ttlt_s=4.0, p50_ttlt_s=1, p90_ttlt_s=9, p99_ttlt_s=30)
+    >>> mean = Latency(mean_ttlt_s=2.0, p50_ttlt_s=1, p90_ttlt_s=9, p99_ttlt_s=33)
+    >>> advice([ObjectiveGain(objective="balanced", in_use=True, latency=now, p99_ttft_s=1, max_ttlt_s=50),
+    ...         ObjectiveGain(objective="mean", in_use=False, latency=mean, p99_ttft_s=1, max_ttlt_s=85)])
+    'Objective `mean` would change the mean by −50%, P99 by +10% and the longest request by +70%.'
+    """
+    mine = next((one for one in found if one.in_use), None)
+    others = [one for one in found if not one.in_use]
+    if mine is None or not others:
+        return ""
+    best = min(others, key=lambda one: one.latency.mean_ttlt_s)
+    if best.latency.mean_ttlt_s > (1.0 - WORTH) * mine.latency.mean_ttlt_s:
+        return f"Objective `{mine.objective}`, the one in use, has the lowest mean or is within {WORTH:.0%} of it."
+    mean, tail, longest = (
+        ratio_change(new / old if old else None)
+        for new, old in (
+            (best.latency.mean_ttlt_s, mine.latency.mean_ttlt_s),
+            (best.latency.p99_ttlt_s, mine.latency.p99_ttlt_s),
+            (best.max_ttlt_s, mine.max_ttlt_s),
+        )
+    )
+    return f"Objective `{best.objective}` would change the mean by {mean}, P99 by {tail} and the longest request by {longest}."
+
+
+WORTH = 0.05
+"""A mean that is less than this share lower is no reason to change the objective."""
 
 
 def gain_method(gain: Gain) -> str:
     """Say exactly what the comparison is: how, from how many requests, and that only one of the three was measured."""
     return (
         f"Method: {plain(gain.method.rstrip('. '))}. From {count(gain.requests)} finished requests. "
-        "Only *measured* really happened; both replays are modelled, and how far the replay of the policy in use is "
-        "from the measured shows how far to trust the other."
+        "Only *measured* really happened; both replays are modelled, and the distance of the replay of what was in force "
+        "from *measured* shows how far to trust the other."
     )
 
 
-def good_replay(found: Reproduction) -> str:
+def trust(found: Reproduction) -> str:
     """Say how well what happened is reproduced."""
     mean, tail = (None if error is None else 1.0 + error for error in (found.mean_ttlt_error, found.p99_ttlt_error))
     return (
@@ -55,12 +135,6 @@ def good_replay(found: Reproduction) -> str:
         f"the mean TTLT, by {ratio_change(tail)} in its 99th percentile, and by {span(found.request_error_s)} for a single "
         "request."
     )
-
-
-def poor_replay_notice(found: Reproduction) -> Notice:
-    """Warn that what happened is reproduced badly."""
-    text = f"{plain('; '.join(found.poor))}. Do not trust differences of that size."
-    return Notice("warning", "The replay reproduces poorly what happened", text)
 
 
 def ratio_change(ratio: float | None) -> str:

@@ -40,11 +40,6 @@ def verdict(found: ServiceView) -> Notice:
     return Notice("info", "No service class is configured", text)
 
 
-def nothing_ended_notice() -> Notice:
-    """Say that no request ended in the range."""
-    return Notice("info", "No request ended in this range", "Choose a longer one in the bar at the side, or wait.")
-
-
 def class_targets(found: Sequence[TargetAttainment]) -> str:
     """Write the targets of a class in one line; a range where requests had several.
 

@@ -56,9 +56,9 @@ def code(text: str) -> str:
 
 
 _WHILE_DOWN = (
-    "Engines serve first come, first served until it is back. "
-    "Start it with `python -m controller serve`, or point the dashboard at it with `SAGESCHED_DASHBOARD_API`. "
-    "This page comes back by itself; recorded history stays readable under *History*."
+    "Engines serve first come, first served until it is back. Start it again with the command and the history that it "
+    "had (`sagesched serve --store DIR`), or give the dashboard its address (`--api`). What is shown comes from the "
+    "history; this page is live again by itself."
 )
 
 
@@ -237,6 +237,25 @@ def answer_size(rows: int, took_s: float, *, truncated: bool) -> str:
     return f"The first {number}, in {span(took_s)}; there are more." if truncated else f"{number} in {span(took_s)}."
 
 
+def nothing_ended_notice(ago_s: float, moment: str) -> Notice:
+    """Say that no request ended in the range, and when the last one before did.
+
+    >>> nothing_ended_notice(7200.0, "2026-01-01 00:00:00").text
+    'The last one ended 2 h ago, at 2026-01-01 00:00:00.'
+    """
+    return Notice("info", "No request finished in this range", f"The last one ended {ago(ago_s)}, at {moment}.")
+
+
+def ago(seconds: float) -> str:
+    """Write how long something is past, in days where hours would be many.
+
+    >>> ago(90.0), ago(3 * 86_400.0), ago(86_400.0 * 1.2)
+    ('1 min 30 s ago', '3 days ago', '28 h 48 min ago')
+    """
+    days = int(seconds // 86_400)
+    return f"{days} days ago" if days >= 2 else f"{span(max(0.0, seconds))} ago"
+
+
 def empty_store_notice() -> Notice:
     """Say that the history holds no finished request."""
     return Notice(
@@ -244,17 +263,17 @@ def empty_store_notice() -> Notice:
     )
 
 
-def no_clusters_notice(*, recorded: bool) -> Notice:
+def no_clusters_notice() -> Notice:
     """Say that there are no prompt clusters to show."""
-    if not recorded:
-        return empty_store_notice()
     text = "Clusters are formed after the first few hundred prompts; then answers are counted by them."
     return Notice("info", "No answer of any prompt cluster in this range", text)
 
 
 def no_request_notice() -> Notice:
     """Say how to choose a request."""
-    text = "Enter the name of one above, or choose one below. On *Now* a row of the queue opens its request here."
+    text = (
+        "Enter a request id above, or choose a request below. On *Now*, too, a row of the queue opens its request here."
+    )
     return Notice("info", "No request is chosen", text)
 
 
@@ -262,8 +281,8 @@ def unknown_request_notice(request_id: str) -> Notice:
     """Say that nobody knows the request."""
     text = (
         f"Neither the last minutes nor the history have {code(request_id)}. "
-        "It may have outlived the history's retention, or have a longer name: "
-        "vLLM puts its own words around a client's request id."
+        "It may be older than the history's retention, or its id may be longer: "
+        "vLLM puts a prefix and a suffix around a client's request id."
     )
     return Notice("warning", "This request is not known", text)
 

@@ -14,7 +14,7 @@ from store.reading.scope import Scope, bounds, bucket_s, choose, heat, take_ende
 TABLES = ("arrivals", "completions", "engines", "outcomes", "predictions")
 """Tables that these queries read."""
 PARTED = 50_000
-"""Number of latest requests split by class, tenant, model and cluster; splitting all would take seconds."""
+"""Number of latest requests split by engine, class, tenant, model and cluster; splitting all would take seconds."""
 PARTS_SHOWN = 20
 """Number of largest parts shown of each kind."""
 
@@ -29,12 +29,13 @@ class Window(NamedTuple):
 
 def read_latencies(connection: duckdb.DuckDBPyConnection, scope: Scope, window: Window | None = None) -> LatenciesView:
     """Percentiles, heatmaps, phases and parts of the requests that ended in the window; None: in the scope's span."""
+    newest_s = None
     if window is None:
         found = bounds(connection, scope)
         if found is None:
             return LatenciesView(newest_s=None, bucket_s=60.0)
-        since_s, until_s = found
-        window = Window(since_s, until_s, bucket_s(until_s - since_s))
+        newest_s = found.newest_s
+        window = Window(found.since_s, found.until_s, bucket_s(found.span_s))
     else:
         choose(connection, scope)
     since_s, until_s, width_s = window
@@ -45,8 +46,10 @@ def read_latencies(connection: duckdb.DuckDBPyConnection, scope: Scope, window: 
     buckets = [rows.get(number) or (number, 0, 0, 0, *[None] * 6) for number in numbers]
     whole, cut = connection.execute(_COUNTS).fetchall()[0]
     return LatenciesView(
-        newest_s=until_s,
+        newest_s=until_s if newest_s is None and rows else newest_s,
         bucket_s=width_s,
+        since_s=since_s,
+        until_s=until_s,
         ttft=tuple(_percentiles(row[0] * width_s, row[1], row[4]) for row in buckets),
         ttlt=tuple(_percentiles(row[0] * width_s, row[2], row[5]) for row in buckets),
         tpot=tuple(_percentiles(row[0] * width_s, row[3], row[6]) for row in buckets),
@@ -54,6 +57,7 @@ def read_latencies(connection: duckdb.DuckDBPyConnection, scope: Scope, window: 
         ttlt_heat=heat(connection, "ttlt_s", width_s),
         tpot_heat=heat(connection, "tpot_s", width_s),
         phases=tuple(Phases(row[0] * width_s, *row[7:10]) for row in buckets),
+        totals=_totals(connection, since_s) if rows else {},
         parts=_parts(connection, scope, since_s),
         whole=whole,
         cut=cut,
@@ -77,6 +81,11 @@ def read_finished(
 def _percentiles(time_s: float, requests: int, quantiles: list[float] | None) -> Percentiles:
     p50_s, p90_s, p99_s = quantiles or (None, None, None)
     return Percentiles(time_s, requests, p50_s, p90_s, p99_s)
+
+
+def _totals(connection: duckdb.DuckDBPyConnection, since_s: float) -> dict[str, Percentiles]:
+    row = connection.execute(_TOTALS).fetchall()[0]
+    return {name: _percentiles(since_s, *row[2 * at : 2 * at + 2]) for at, name in enumerate(("ttft", "ttlt", "tpot"))}
 
 
 def _parts(connection: duckdb.DuckDBPyConnection, scope: Scope, since_s: float) -> tuple[PartLatency, ...]:
@@ -104,6 +113,13 @@ SELECT
 FROM temp.ended GROUP BY bucket
 """
 
+_TOTALS = """
+SELECT
+    count(ttft_s), quantile_cont(ttft_s, [0.5, 0.9, 0.99]), count(ttlt_s), quantile_cont(ttlt_s, [0.5, 0.9, 0.99]),
+    count(tpot_s), quantile_cont(tpot_s, [0.5, 0.9, 0.99])
+FROM temp.ended
+"""
+
 _COUNTS = "SELECT count(ttlt_s), count(*) - count(ttlt_s) FROM temp.ended"
 
 _LATEST = """
@@ -116,7 +132,9 @@ SELECT min(time_s), min(arrival_s) FROM (
 
 _PARTS = """
 WITH lately AS (
-    SELECT session_id, request_id, first_token_s - arrival_s AS ttft_s, time_s - arrival_s AS ttlt_s, output_tokens
+    SELECT
+        session_id, request_id, engine_id, first_token_s - arrival_s AS ttft_s, time_s - arrival_s AS ttlt_s,
+        output_tokens, (time_s - first_token_s) / nullif(output_tokens - 1, 0) AS tpot_s
     FROM completions
     WHERE time_s >= $since_s AND reason IN ('stop', 'length') AND ($all OR session_id IN (FROM temp.chosen))
     ORDER BY time_s DESC LIMIT $limit
@@ -132,19 +150,19 @@ clustered AS (
 ),
 served AS (SELECT session_id, any_value(model) AS model FROM engines GROUP BY ALL),
 named AS (
-    SELECT lately.*, priority::VARCHAR AS class, coalesce(tenant, 'none') AS tenant, model, cluster::VARCHAR AS cluster
+    SELECT lately.* EXCLUDE engine_id, engine_id AS engine, priority::VARCHAR AS class, coalesce(tenant, 'none') AS tenant, model, cluster::VARCHAR AS cluster
     FROM lately LEFT JOIN sent USING (session_id, request_id) LEFT JOIN served USING (session_id)
     LEFT JOIN clustered USING (session_id, request_id)
 ),
-kinds AS (UNPIVOT named ON class, tenant, model, cluster INTO NAME kind VALUE name)
+kinds AS (UNPIVOT named ON engine, class, tenant, model, cluster INTO NAME kind VALUE name)
 SELECT
     kind, name, count(*) AS requests, quantile_cont(ttft_s, 0.5), avg(ttlt_s), quantile_cont(ttlt_s, 0.5),
-    quantile_cont(ttlt_s, 0.99), avg(output_tokens)
+    quantile_cont(ttlt_s, 0.99), avg(output_tokens), quantile_cont(ttft_s, 0.99), quantile_cont(tpot_s, 0.5)
 FROM kinds GROUP BY kind, name
 QUALIFY row_number() OVER (PARTITION BY kind ORDER BY count(*) DESC, name) <= $shown
-ORDER BY list_position(['class', 'tenant', 'model', 'cluster'], kind), requests DESC, name
+ORDER BY list_position(['engine', 'class', 'tenant', 'model', 'cluster'], kind), requests DESC, name
 """
-"""Latency by class, tenant, model and cluster: the largest of each, of the latest requests."""
+"""Latency by engine, class, tenant, model and cluster: the largest of each, of the latest requests."""
 
 _LATEST_ENDED = """
 SELECT min(time_s), min(arrival_s) FROM (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import duckdb
 
@@ -13,13 +14,13 @@ BUCKETS_S = (60, 300, 900, 3600, 7200, 21_600, 86_400)
 BUCKETS_SHOWN = 150
 """The finest width is taken that gives no more buckets than this."""
 
-PART_KINDS = ("class", "tenant", "model", "cluster")
+PART_KINDS = ("engine", "class", "tenant", "model", "cluster")
 """Properties by which requests are split."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """The requests of one class, tenant, model or cluster."""
+    """The requests of one engine, class, tenant, model or cluster."""
 
     by: str
     name: str
@@ -30,11 +31,13 @@ class Scope:
     """The selected part of the history."""
 
     span_s: float | None = None
-    """Seconds before the newest finished request; None: all."""
+    """Seconds before its end; None: all."""
     engine_id: str | None = None
     model: str | None = None
     part: Part | None = None
     """None: all requests."""
+    until_s: float | None = None
+    """Its end in Unix seconds; None: the newest finished request."""
 
     @property
     def narrows(self) -> bool:
@@ -57,19 +60,43 @@ def choose(connection: duckdb.DuckDBPyConnection, scope: Scope) -> None:
     connection.execute("CREATE OR REPLACE TEMP TABLE chosen AS " + CHOSEN, about)
 
 
-def bounds(connection: duckdb.DuckDBPyConnection, scope: Scope) -> tuple[float, float] | None:
-    """From when to when the scope reaches; None where no request has finished in it.
+class Bounds(NamedTuple):
+    """From when to when a scope reaches, and when the last request in it or before it ended; Unix seconds."""
 
-    Narrows the session's view of the engines to those that are asked for.
+    since_s: float
+    until_s: float
+    newest_s: float
+
+    @property
+    def span_s(self) -> float:
+        """Seconds from its begin to its end."""
+        return self.until_s - self.since_s
+
+
+def bounds(connection: duckdb.DuckDBPyConnection, scope: Scope) -> Bounds | None:
+    """From when to when the scope reaches; None where no request of its engines has finished by its end.
+
+    Narrows the connection's views to the engines that are asked for, and to what happened by the scope's end.
     """
     choose(connection, scope)
+    if scope.until_s is not None:
+        _end_at(connection, scope.until_s)
     where = "WHERE session_id IN (FROM temp.chosen)" if scope.narrows else ""
     oldest_s, newest_s = connection.execute(f"{BOUNDS} {where}").fetchall()[0]
     if newest_s is None:
         return None
+    until_s = newest_s if scope.until_s is None else scope.until_s
     # No chart can show more than this; without the limit one wrong clock would make it endless.
-    whole_s = min(newest_s - oldest_s, BUCKETS_SHOWN * BUCKETS_S[-1])
-    return newest_s - (whole_s if scope.span_s is None else min(scope.span_s, whole_s)), newest_s
+    whole_s = min(until_s - oldest_s, BUCKETS_SHOWN * BUCKETS_S[-1])
+    return Bounds(until_s - (whole_s if scope.span_s is None else min(scope.span_s, whole_s)), until_s, newest_s)
+
+
+def _end_at(connection: duckdb.DuckDBPyConnection, until_s: float) -> None:
+    """Hide what happened later: queries find a temporary view before the catalog's of the same name."""
+    for name in _TIMED:
+        connection.execute(
+            f"CREATE OR REPLACE TEMP VIEW {name} AS SELECT * FROM catalog.{name} WHERE time_s <= {float(until_s)!r}"
+        )
 
 
 def take_ended(connection: duckdb.DuckDBPyConnection, scope: Scope, since_s: float, width_s: float) -> None:
@@ -86,6 +113,8 @@ def heat(connection: duckdb.DuckDBPyConnection, column: str, width_s: float) -> 
     return tuple(Cell(bucket * width_s, band, requests) for bucket, band, requests in rows)
 
 
+_TIMED = ("calibration", "cluster_changes", "completions", "drift_events", "outcomes", "predictions")
+
 BOUNDS = "SELECT min(time_s), max(time_s) FROM completions"
 
 CHOSEN = """
@@ -94,6 +123,7 @@ WHERE ($engine_id IS NULL OR engine_id = $engine_id) AND ($model IS NULL OR mode
 """
 
 _OF_PART = {
+    "engine": "engine_id = $part",
     "class": "(session_id, request_id) IN (SELECT (session_id, request_id) FROM arrivals WHERE priority::VARCHAR = $part)",
     "tenant": (
         "(session_id, request_id) IN"

@@ -36,24 +36,28 @@ RECENT = 12
 
 def read_service(connection: duckdb.DuckDBPyConnection, scope: Scope, window: Window | None = None) -> ServiceView:
     """Attainment, misses and use of the requests that ended in the window; None: in the scope's span."""
+    newest_s = None
     if window is None:
         found = bounds(connection, scope)
         if found is None:
             return ServiceView(newest_s=None, bucket_s=60.0)
-        window = Window(*found, bucket_s(found[1] - found[0]))
+        newest_s = found.newest_s
+        window = Window(found.since_s, found.until_s, bucket_s(found.span_s))
     else:
         choose(connection, scope)
     given = {"since_s": window.since_s, "all": not scope.narrows, "limit": JUDGED}
     ended_s, arrival_s, requests = connection.execute(_LATEST, given).fetchall()[0]
     if not requests:
-        return ServiceView(newest_s=window.until_s, bucket_s=window.width_s)
+        return ServiceView(newest_s=newest_s, bucket_s=window.width_s)
     recent_s = (window.until_s - window.since_s) / RECENT
     about = {"arrival_s": arrival_s, "width_s": window.width_s, "recent_s": window.until_s - recent_s}
     connection.execute(_JUDGED, given | about | {"since_s": ended_s})
     active, jain_index = connection.execute(_FAIRNESS).fetchall()[0]
     return ServiceView(
-        newest_s=window.until_s,
+        newest_s=window.until_s if newest_s is None else newest_s,
         bucket_s=window.width_s,
+        since_s=window.since_s,
+        until_s=window.until_s,
         recent_s=recent_s,
         requests=requests,
         capped=requests >= JUDGED,

@@ -367,6 +367,9 @@ def latency(now_s: float, seconds: float, bins: int, points: list[Json], part: s
     return {
         "newest_s": now_s,
         "bucket_s": width_s,
+        "since_s": now_s - seconds,
+        "until_s": now_s,
+        "totals": dict.fromkeys(("ttft", "ttlt", "tpot"), percentiles[0]) if mine else {},
         **dict.fromkeys(("ttft", "ttlt", "tpot"), percentiles),
         **{f"{name}_heat": heat for name in ("ttft", "ttlt", "tpot")},
         "phases": [{"time_s": at_s, "queue_s": 0.5, "prefill_s": 0.1, "decode_s": 3.0} for at_s in starts_s],
@@ -392,6 +395,8 @@ def service(now_s: float, seconds: float, bins: int) -> ServiceView:
     return ServiceView(
         newest_s=now_s,
         bucket_s=width_s,
+        since_s=now_s - seconds,
+        until_s=now_s,
         recent_s=seconds / 12,
         requests=6000,
         classes=(
@@ -469,7 +474,7 @@ def explained(now_s: float, request_id: str, **facts: object) -> Json:
             "known_until_s": now_s,
             "sentences": [
                 {"about": "arrival", "text": "It arrived at noon with a prompt of 70 tokens."},
-                {"about": "queue", "text": "Before it, 5 requests that came later got a place."},
+                {"about": "queue", "text": "Before it, 5 requests that arrived later started."},
                 {"about": "queue", "text": "All of these because their index put them first."},
             ],
             "overtakers": [other | {"own_index_s": 0.25, "why": "index"} for other in competing],
@@ -559,6 +564,20 @@ GAIN: Json = {
     ],
     "fcfs_tax": {"preemptions": 210, "recomputed_tokens": 52_000, "share": 0.12},
     "tax": {"preemptions": 12, "recomputed_tokens": 1_900, "share": 0.004},
+    "objectives": [
+        {
+            "objective": objective,
+            "in_use": objective == "balanced",
+            "latency": {"mean_ttlt_s": mean, "p50_ttlt_s": 5.0, "p90_ttlt_s": 30.0, "p99_ttlt_s": tail},
+            "p99_ttft_s": 9.0,
+            "max_ttlt_s": longest,
+        }
+        for objective, mean, tail, longest in (
+            ("mean", 8.0, 90.8, 171.7),
+            ("balanced", 13.8, 86.5, 101.0),
+            ("tail", 15.0, 80.0, 95.0),
+        )
+    ],
     "per_request": {"faster": 0.7, "slower": 0.12, "fcfs_max_ttlt_s": 90.0, "max_ttlt_s": 101.0},
 }
 HEALTH: Json = {
@@ -595,6 +614,8 @@ class World:
     findings: list[Json] = field(default_factory=list)
     """What is amiss."""
     learner: Json = field(default_factory=dict)
+    pit: Callable[[int], float] | None = None
+    """Where the outcomes lie in their predictions, by the request's number; None: as calibrated ones."""
     gain: Json = field(default_factory=lambda: deepcopy(GAIN))
     no_gain: Json | None = None
     """The answer while there is no comparison."""
@@ -677,7 +698,10 @@ def add_recent_past(app: FastAPI, world: World) -> None:
 
     @app.get("/api/finished")
     def get_finished(seconds: float, limit: int) -> Response:
-        return answer(lambda: {"finished": finished(time.time(), seconds)[-limit:]})
+        points = finished(time.time(), seconds)[-limit:]
+        if world.pit is not None:
+            points = [point | {"pit": world.pit(number)} for number, point in enumerate(points)]
+        return answer(lambda: {"finished": points})
 
 
 def add_strangers(app: FastAPI) -> None:

@@ -128,10 +128,10 @@ def test_preemptions_are_told_with_what_they_cost(run: Any) -> None:
     assert lost
     for name, life in run.lives.items():
         said = text(explain(run.recorded(name)), "preemptions")
-        assert ("never lost its place" in said) == (name not in lost) == (life.preemptions == 0)
+        assert ("never preempted" in said) == (name not in lost) == (life.preemptions == 0)
         if life.preemptions == 1:
             assert f"{lost[name]:,} computed tokens" in said
-            assert f"made {life.recomputed_tokens:,} tokens to be computed again" in said
+            assert f"{life.recomputed_tokens:,} tokens were computed again" in said
 
 
 def test_numbers_in_sentences_are_recorded_ones(run: Any) -> None:
@@ -225,7 +225,7 @@ def test_what_holds_the_queue_is_told_from_the_snapshots(
     assert [(part.cause, part.behind) for part in explanation.waits] == [(cause, changes.get("ahead", 2) > 0)]
     assert sum(part.span_s for part in explanation.waits) == pytest.approx(10.0, abs=1.0)
     assert explanation.state == "waiting"
-    assert "It has waited 10 s and was not given a place yet." in text(explanation, "wait")
+    assert "It has waited 10 s and has not started yet." in text(explanation, "wait")
 
 
 def _competing(**changes: Any) -> CompetingRequest:
@@ -266,7 +266,7 @@ def test_why_a_later_request_went_first(
     life = replace(_with(waiting, **changes), competing=(other,), choices=choices, orders=(order,))
     explanation = explain(life)
     assert [overtaker.why for overtaker in explanation.overtakers] == [why]
-    assert "Before it, one request that came later got a place. That was" in text(explanation, "queue")
+    assert "Before it, one request that arrived later started. That was" in text(explanation, "queue")
     if "fallback" in changes:
         assert "fallen back to its own order (the controller was silent)" in text(explanation, "mode")
 
@@ -307,7 +307,7 @@ def test_nothing_is_made_up_where_nothing_is_recorded() -> None:
     explanation = explain(life)
     assert "The message of its arrival was lost" in text(explanation, "arrival")
     assert "No prediction" in text(explanation, "prediction")
-    assert "not on record" in text(explanation, "wait")
+    assert "not recorded" in text(explanation, "wait")
     assert text(explanation, "mode") == ""
     assert text(explanation, "outcome") == ""
 

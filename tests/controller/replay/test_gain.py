@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from controller.core.step_time import StepModel, StepSample, fit_step_model
-from controller.policy.policies import policy_named
+from controller.policy.policies import OVERTAKING, Schedule, policy_named
 from controller.replay.gain import FEWEST_REQUESTS, estimate_gain
 from controller.replay.recorded_run import EngineSizes, RecordedRequest, RecordedRun, distribution_from_quantiles
 from store.http_api import Gain
-from store.records import Mode
+from store.records import EngineRules, Mode
 
 SIZES = EngineSizes(kv_blocks=400, block_size_tokens=16, max_num_seqs=64, token_budget=2048, max_model_len_tokens=4096)
 TRUTH = StepModel(base_s=0.02, prefill_token_s=1e-4, decode_seq_s=3e-5, kv_token_s=2e-7)
@@ -220,3 +220,20 @@ def test_the_replay_of_the_order_in_force_is_held_against_what_was_measured() ->
     assert shadow.reproduction.poor
     assert shadow.ratio.low < shadow.ratio.mean < shadow.ratio.high
     assert shadow.ratio.mean == pytest.approx(shadow.modelled.mean_ttlt_s / shadow.fcfs.mean_ttlt_s)
+
+
+def test_objectives_are_compared_on_the_same_requests() -> None:
+    """The one in use is the policy's own replay; the mean's has no longer a mean than the tail's, with tuned boosts too."""
+    finished = requests(120, 4.0, lambda tokens: tokens)
+    policies = {name: policy_named("sage", schedule=Schedule(objective=name)) for name in OVERTAKING}
+    for rules in (None, EngineRules(gate=None, boost_per_s=0.01)):
+        found = estimate_gain(replace(past_run(finished), rules=rules), policies["balanced"], policies)
+        assert found is not None
+        by_name = {one.objective: one for one in found.objectives}
+        assert [name for name, one in by_name.items() if one.in_use] == ["balanced"]
+        assert by_name["balanced"].latency == found.modelled
+        assert by_name["mean"].latency.mean_ttlt_s <= by_name["tail"].latency.mean_ttlt_s
+        assert all(one.max_ttlt_s >= one.latency.p99_ttlt_s for one in found.objectives)
+    alone = estimate_gain(past_run(finished), policies["balanced"])
+    assert alone is not None
+    assert alone.objectives == ()

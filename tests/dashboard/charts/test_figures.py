@@ -91,7 +91,7 @@ def test_an_answer_that_was_cut_is_told_from_one_that_ended(reason: str) -> None
     )
     filled = {trace.name: len(trace.x) for trace in figures.predicted_against_actual([point]).data}
     assert filled["inside the predicted 10–90% range"] == (reason == "stop")
-    assert filled["cut short: a lower bound"] == (reason == "length")
+    assert filled["truncated (lower bound)"] == (reason == "length")
 
 
 def test_nothing_to_draw_is_said_in_words() -> None:
@@ -136,14 +136,14 @@ def test_gain_draws_one_group_of_bars_for_each_of_the_three() -> None:
         per_request=PerRequest(faster=0.5, slower=0.1, fcfs_max_ttlt_s=9.0, max_ttlt_s=9.0),
         method="replay",
     )
-    figure = figures.gain(compared)
+    figure = figures.gain(compared, in_force=True)
     assert_sound(figure)
     assert [(trace.name, trace.marker.color, trace.y) for trace in figure.data] == [
         ("measured", palette.BLUE, (1.0, 2.0, 3.0, 4.0)),
-        ("replay, policy in use", palette.GREEN, (2.0, 4.0, 6.0, 8.0)),
-        ("replay, first come, first served", palette.GREY, (3.0, 6.0, 9.0, 12.0)),
+        ("replay, SageSched", palette.GREEN, (2.0, 4.0, 6.0, 8.0)),
+        ("replay, FCFS", palette.GREY, (3.0, 6.0, 9.0, 12.0)),
     ]
-    assert list(figure.data[0].x) == ["mean", "median", "90th percentile", "99th percentile"]
+    assert list(figure.data[0].x) == ["mean", "median", "P90", "P99"]
 
 
 cells = st.lists(
@@ -183,8 +183,27 @@ def test_a_heatmap_of_a_clock_that_jumped_stays_small() -> None:
 
 def test_finished_requests_are_stacked_by_reason_per_minute() -> None:
     """Also a reason that nobody thought of."""
-    figure = heatmaps.finished([(0.0, "stop", 10), (0.0, "odd", 1), (120.0, "stop", 20)], 120.0, UTC)
+    rows = [(0.0, "stop", 10), (0.0, "odd", 1), (120.0, "stop", 20)]
+    figure = heatmaps.finished(rows, 120.0, UTC, (0.0, 240.0))
     assert {trace.name: tuple(trace.y) for trace in figure.data} == {"stop": (5.0, 10.0), "odd": (0.5,)}
+
+
+def test_the_last_partial_bin_does_not_look_like_a_fall() -> None:
+    """It is divided by the time that it covers, and left out where that is less than half of it."""
+    rows = [(0.0, "stop", 10), (60.0, "stop", 10), (120.0, "stop", 6)]
+    (shown,) = heatmaps.finished(rows, 60.0, UTC, (0.0, 156.0)).data
+    assert tuple(shown.y) == (10.0, 10.0, 10.0)
+    (shown,) = heatmaps.finished([*rows[:2], (120.0, "stop", 1)], 60.0, UTC, (0.0, 126.0)).data
+    assert tuple(shown.y) == (10.0, 10.0)
+    (shown,) = heatmaps.finished([(0.0, "stop", 1)], 60.0, UTC, (0.0, 6.0)).data
+    assert tuple(shown.y) == (10.0,), "where there is nothing else it is shown"
+
+
+def test_a_time_axis_shows_the_chosen_span_also_where_nothing_ended() -> None:
+    """From its begin up to now."""
+    figure = figures.latency([Percentiles(100.0, 3, 1.0, 2.0, 3.0)], "TTFT", UTC, (0.0, 600.0))
+    low, high = figure.layout.xaxis.range
+    assert (high - low).total_seconds() == 600.0
 
 
 def test_phases_and_predictions_over_time_draw_what_there_is() -> None:
@@ -195,7 +214,7 @@ def test_phases_and_predictions_over_time_draw_what_there_is() -> None:
     events = [Event(1.0, "drift", "m", 3, "mean 90 to 40 tokens"), Event(2.0, "split", None, 4, "from cluster <b>")]
     figure = prediction_charts.crps(rows, events, UTC)
     assert_sound(figure)
-    assert [trace.name for trace in figure.data[2:]] == ["drift", "cluster came or went"]
+    assert [trace.name for trace in figure.data[2:]] == ["drift", "cluster changed"]
     assert figure.data[3].customdata[0] == "split of cluster 4: from cluster &lt;b&gt;"
     assert_sound(prediction_charts.coverage(rows, UTC))
     shares = prediction_charts.weights([(0.0, "a", 0.4), (0.0, "b", 0.6), (60.0, "b", 1.0)], events, UTC)

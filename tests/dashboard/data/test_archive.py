@@ -105,6 +105,18 @@ def test_a_missing_or_broken_history_is_a_value(tmp_path: Path) -> None:
     assert isinstance(read_traffic(tmp_path, Scope()), ArchiveTrouble)
 
 
+def test_a_scope_with_an_end_shows_nothing_that_came_later(recorded: Path) -> None:
+    """Requests, predictions and events alike; when the last request before its end ended is known also where none did."""
+    end_s = 1_767_225_600.0
+    past = Scope(span_s=300.0, until_s=end_s - 600.0)
+    assert sum(count for *_, count in traffic(recorded, past).finished) == 61
+    assert latencies(recorded, past).whole == len(predictions(recorded, past).points) == 61
+    assert latencies(recorded, past).newest_s == end_s - 600.0
+    assert [event.kind for event in predictions(recorded, past).events] == ["drift"], "clusters were merged later"
+    later = latencies(recorded, Scope(span_s=300.0, until_s=end_s + 7200.0))
+    assert (later.whole, later.newest_s, later.until_s) == (0, end_s, end_s + 7200.0)
+
+
 @pytest.mark.slow
 def test_engine_and_model_narrow_what_is_summed(recorded: Path) -> None:
     """One in ten was served by the second engine, whose model is another."""
@@ -123,19 +135,22 @@ def test_engine_and_model_narrow_what_is_summed(recorded: Path) -> None:
         (Part("model", "small"), 30),
         (Part("cluster", "1"), 300),
         (Part("cluster", "2"), 0),
+        (Part("engine", "engine-1"), 30),
     ],
 )
 def test_a_part_of_the_requests_can_be_looked_at_alone(recorded: Path, part: Part, requests: int) -> None:
     """The table of all parts stays whole beside it."""
     found = latencies(recorded, Scope(part=part))
     assert found.whole == sum(cell.requests for cell in found.ttlt_heat) == requests
-    assert len(found.parts) == 5
+    assert len(found.parts) == 7
 
 
-def test_latency_is_parted_by_class_tenant_model_and_cluster(recorded: Path) -> None:
+def test_latency_is_parted_by_engine_class_tenant_model_and_cluster(recorded: Path) -> None:
     """Every request is in one part of each kind."""
     whole = latencies(recorded, Scope())
     assert {(part.by, part.name): part.requests for part in whole.parts} == {
+        ("engine", "engine-0"): 270,
+        ("engine", "engine-1"): 30,
         ("class", "0"): 300,
         ("tenant", "none"): 300,
         ("model", "qwen3-32b"): 270,
@@ -172,5 +187,6 @@ def test_prompt_clusters_have_size_lengths_drift_weights_and_samples(recorded: P
     assert len(detail.drifts) == 1
     assert [what for _, what in detail.changes] == ["took in cluster 4"]
     assert len(detail.samples) == prompts_archive.SAMPLES
-    assert detail.samples[0]["Features"] == [0.1, 0.2, 0.3, 0.4]
+    assert detail.samples[0]["Actual output"] == 40
+    assert (large.prompt_tokens, large.tenant, large.tenant_share) == (100.0, "no tenant", 1.0)
     assert detail.samples[0]["Prompt (token ids)"] is None

@@ -73,11 +73,12 @@ def test_a_request_is_shown_in_words_figures_charts_and_overtakers(opened: Open)
         "Preemptions": "1",
         "Index on arrival": "0.25 s",
     }
-    assert "Before it, 5 requests that came later got a place" in text(test)
+    assert "Waited 10 s because 30 requests were ahead and the free KV memory was reserved" in text(test)
+    assert "Before it, 5 requests that arrived later started" in text(test)
     assert charts(test) == 5
     overtakers = test.dataframe[0].value
     assert list(overtakers["Request"]) == [f"cmpl-r{number}" for number in range(1, 6)]
-    assert set(overtakers["Why"]) == {"its index put it first"}
+    assert set(overtakers["Why"]) == {"lower index"}
 
 
 def test_without_a_choice_the_page_offers_requests(opened: Open) -> None:
@@ -94,7 +95,7 @@ def test_nothing_to_offer_is_said(opened: Open, standing: Any) -> None:
     standing.world.empty = True
     test = opened(None)
     assert len(test.dataframe) == 0
-    assert "Nothing waits and nothing runs." in [caption.value for caption in test.caption]
+    assert "No request waits or runs, as far as is known." in [caption.value for caption in test.caption]
 
 
 def test_while_the_disk_is_broken_no_ended_request_is_offered(opened: Open, standing: Any) -> None:
@@ -190,7 +191,7 @@ def test_the_phases_of_a_life_share_it_without_gap_or_overlap(spans_s: list[floa
     assert phases[0].start_s == 0.0
     assert phases[-1].end_s == life.until_s
     assert all(before.end_s == pytest.approx(after.start_s) for before, after in pairwise(phases))
-    away_s = sum(phase.end_s - phase.start_s for phase in phases if phase.name == "without its place")
+    away_s = sum(phase.end_s - phase.start_s for phase in phases if phase.name == "preempted")
     assert away_s == pytest.approx(sum(again_s - lost_s for lost_s, again_s in losses))
 
 
