@@ -1,7 +1,8 @@
 """Demand against capacity: how the work in the queues grows, and what that says of what comes and of what is served.
 
-Where requests are followed, work is counted: in order of length the short ones are served first, so that under an overload
-the number in the queue grows slowly while its work grows fast. A full engine serves an engine-second a second.
+Requests are counted, and where they are followed their work too: in order of length the short ones are served first, so that
+under an overload the number in the queue grows slowly while its work grows fast. A full engine serves an engine-second a second.
+The higher of the two counts: what work is expected is known badly as long as a model is new.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from store.formatting import count
 from store.rules import GROWTH_S, OVERLOAD_S
 
 LONGEST_CALM_S = 2.0
-"""A queue of less work is none to speak of: it is served within the usual target of the first token."""
+"""A queue that is served within this time is none to speak of: it is the usual target of the first token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,13 +52,13 @@ class Demand:
         """
         if not self.arrived and not self.ended:
             return None
-        chance = 2.0 * (self.arrived + self.ended) ** 0.5
-        if self.waiting_s:
-            each_s = self.waiting_s / max(self.waiting, 1)
-            calm = self.waiting_s < LONGEST_CALM_S * self.engines or self.grown_s <= chance * each_s
-            return 1.0 if calm else 1.0 + self.grown_s / (self.span_s * self.engines)
-        ended = max(self.ended, 1)
-        return 1.0 if self.grown <= chance else (ended + self.grown) / ended
+        ended, chance = max(self.ended, 1), 2.0 * (self.arrived + self.ended) ** 0.5
+        if self.waiting * self.span_s < LONGEST_CALM_S * ended:
+            return 1.0
+        by_number = (ended + self.grown) / ended if self.grown > chance else 1.0
+        by_chance_s = chance * self.waiting_s / max(self.waiting, 1)
+        by_work = 1.0 + self.grown_s / (self.span_s * self.engines) if self.grown_s > by_chance_s else 1.0
+        return max(by_number, by_work)
 
     @property
     def grown_per_minute(self) -> float:
