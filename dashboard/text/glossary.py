@@ -86,7 +86,7 @@ _TERMS = {
     "snapshot": "What an engine reports about itself several times a second: queue, KV memory, steps.",
     "step": "One pass of the model. It computes a token for each decoding request, and prompts beside them.",
     "target": "The longest TTFT, TPOT or E2E that a request or its service class asks for.",
-    "tenant": "Who a request belongs to, as the client or its API key says.",
+    "tenant": "The owner of a request, such as a team or a customer, as the client or its API key says.",
     "TPOT": "Time per output token after the first, as the mean over a request.",
     "TTFT": "Time to first token: from the arrival of a request to its first output token.",
     "TTLT": "Time to last token: from the arrival of a request to its last output token. vLLM says E2E latency.",

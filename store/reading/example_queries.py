@@ -41,7 +41,7 @@ LIMIT 50""",
     ),
     UsefulQuery(
         "Requests",
-        "Who was overtaken most: how many came later and were served first, in the last ten minutes",
+        "The most overtaken requests: how many came later and were served first, in the last ten minutes",
         """\
 WITH lately AS (
     SELECT session_id, request_id, arrival_s, scheduled_s FROM completions
@@ -123,7 +123,7 @@ ORDER BY day DESC, service_class""",
     ),
     UsefulQuery(
         "Service levels",
-        "Who missed which target in the last day, and why",
+        "Missed targets of the last day, and why",
         """\
 SELECT
     service_class, tenant, missed_because, count(*) AS missed, count(*) FILTER (NOT ttft_met) AS ttft,
