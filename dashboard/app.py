@@ -17,6 +17,7 @@ from dashboard.screens import (
     components,
     filters,
     gain,
+    glossary,
     history,
     latency,
     now,
@@ -41,7 +42,7 @@ _BADGES: dict[Level, tuple[str, Literal["green", "orange", "red", "blue"]]] = {
     "red": (":material/error:", "red"),
 }
 """The verdict, on every page."""
-_WITHOUT_CHARTS = {"SQL", "Settings and health"}
+_WITHOUT_CHARTS = {"SQL", "Settings and health", "Glossary"}
 
 
 def main() -> None:
@@ -68,6 +69,7 @@ def main() -> None:
         ],
         "Controller": [
             st.Page(settings.page, title="Settings and health", icon=":material/settings:", url_path="settings"),
+            st.Page(glossary.page, title="Glossary", icon=":material/menu_book:", url_path="glossary"),
         ],
     }
     chosen = st.navigation(pages)

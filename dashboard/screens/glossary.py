@@ -14,4 +14,5 @@ def page() -> None:
     found = {term: text for term, text in GLOSSARY.items() if wanted in f"{term} {text}".casefold()}
     if not found:
         st.info("No term holds that. Try a shorter word.", icon=":material/info:")
-    st.markdown("\n".join(f"- **{term}**: {text}" for term, text in found.items()))
+    else:
+        st.table({"Term": list(found), "Meaning": list(found.values())}, border="horizontal", hide_index=True)

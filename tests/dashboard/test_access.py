@@ -34,6 +34,7 @@ PAGES = {
     "history": "History",
     "sql": "SQL",
     "settings": "Settings and health",
+    "glossary": "Glossary",
 }
 Run: TypeAlias = Callable[..., AbstractContextManager[str]]
 DRAWN_MS = 60_000
@@ -73,7 +74,8 @@ def drawn(page: Page, title: str) -> None:
     """The page stands: its heading, something of its content, and nothing that is still being read."""
     expect(page.get_by_role("heading", name=title, exact=True)).to_be_visible(timeout=DRAWN_MS)
     content = page.get_by_test_id("stMain").get_by_test_id("stPlotlyChart").filter(visible=True)
-    expect(content.or_(page.get_by_test_id("stDataFrame")).first).to_be_visible(timeout=DRAWN_MS)
+    content = content.or_(page.get_by_test_id("stDataFrame")).or_(page.get_by_test_id("stTable"))
+    expect(content.first).to_be_visible(timeout=DRAWN_MS)
     expect(page.get_by_test_id("stSkeleton")).to_have_count(0, timeout=DRAWN_MS)
 
 

@@ -36,6 +36,7 @@ PAGES = {
     "history": "History",
     "sql": "SQL",
     "settings": "Settings and health",
+    "glossary": "Glossary",
 }
 Run: TypeAlias = Callable[..., AbstractContextManager[str]]
 DRAWN_MS = 30_000
@@ -130,6 +131,7 @@ def test_every_page_loads_without_an_error_box(page: Page, dashboard_url: str, p
     expect(page.get_by_role("heading", name=title, exact=True)).to_be_visible(timeout=DRAWN_MS)
     drawn = seen_charts(page).or_(page.get_by_test_id("stDataFrame"))
     drawn = drawn.or_(page.get_by_test_id("stAlert")) if path == "prompts" else drawn
+    drawn = drawn.or_(page.get_by_test_id("stTable")) if path == "glossary" else drawn
     expect(drawn.first).to_be_visible(timeout=DRAWN_MS)
     assert_no_error_box(page)
     assert problems == []
@@ -168,7 +170,7 @@ def _faults(page: Page, address: str, title: str) -> Iterator[str]:
     page.goto(address)
     expect(page.get_by_role("heading", name=title, exact=True)).to_be_visible(timeout=DRAWN_MS)
     drawn = seen_charts(page).or_(page.get_by_test_id("stDataFrame")).or_(page.get_by_test_id("stAlert"))
-    expect(drawn.first).to_be_visible(timeout=DRAWN_MS)
+    expect(drawn.or_(page.get_by_test_id("stTable")).first).to_be_visible(timeout=DRAWN_MS)
     for width in WIDTHS:
         page.set_viewport_size({"width": width, "height": 1000})
         page.wait_for_timeout(300)

@@ -19,7 +19,7 @@ from store.history.writer import HistoryWriter
 from store.rules import RULES
 
 Open = Callable[..., AppTest]
-PAGES = ("now", "latency", "service", "gain", "predictions", "prompts", "history", "sql", "settings")
+PAGES = ("now", "latency", "service", "gain", "predictions", "prompts", "history", "sql", "settings", "glossary")
 
 
 def run_page(page: str) -> None:
