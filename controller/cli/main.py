@@ -196,12 +196,32 @@ def demo(
         float, typer.Option(min=0.05, max=5.0, help="mean arrival rate relative to the capacity of FCFS")
     ] = 0.9,
     seed: Annotated[int, typer.Option(help="of the workload")] = 1,
+    fcfs: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="seconds of FCFS before mode on; default 40, or a third of the duration"),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, envvar="SAGESCHED_HTTP__PORT", help="of the API; default 8700, or any"),
+    ] = None,
+    dashboard_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="of the dashboard; default 8501, or any")
+    ] = None,
 ) -> None:
     """Run everything here, without a GPU. An engine under load, the controller and the dashboard."""
     from controller.demo.demo import DemoSpec, conclusion, run_demo
 
     spec = DemoSpec(
-        engine=engine, duration_s=duration, dashboard=dashboard, store=store, speed=speed, load=load, seed=seed
+        engine=engine,
+        duration_s=duration,
+        dashboard=dashboard,
+        store=store,
+        speed=speed,
+        load=load,
+        seed=seed,
+        fcfs_s=fcfs,
+        port=port,
+        dashboard_port=dashboard_port,
     )
     _stop_on_sigterm()
     summary = run_demo(spec, clock=time.time, pause=time.sleep, say=say)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import math
 import shutil
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from typing import Any, Literal
 import httpx
 
 from controller.api.client import ApiClient, client_of_child
+from controller.demo.story import Story, told
 from engine_adapter.serving.processes import Child, Children, claimed_port
 from store.errors import ConfigError, SageError
 from store.formatting import span
@@ -26,10 +28,13 @@ API_PORT = 8700
 DASHBOARD_PORT = 8501
 READY_S = {"controller": 60.0, "dashboard": 60.0, "engine": 240.0}
 POLL_S = 0.2
+ENDING_S = 1.0
+"""Time in which a process that no longer answers has ended, if it is to end."""
 BURSTINESS = 2.0
 """Coefficient of variation of the gaps between arrivals."""
 WAVE_DEPTH = 0.6
 """The rate swings by this share of itself within two minutes: a queue forms within the first, and drains again."""
+OPENING_S = 40.0
 SEAL_INTERVAL_S = 2.0
 
 
@@ -43,10 +48,23 @@ class DemoSpec:
     dashboard: bool = True
     store: Path | None = None
     """Folder of the history; None makes a fresh one, which is kept."""
+    fcfs_s: float | None = None
+    """Seconds of first come, first served before the mode becomes ``on``; None for `OPENING_S`, of a short demo a third."""
+    port: int | None = None
+    """Port of the API; None for 8700, or any where that is taken."""
+    dashboard_port: int | None = None
+    """Port of the dashboard; None for 8501, or any where that is taken."""
     speed: float = 6.0
     load: float = 0.9
     """Mean arrival rate over the capacity of first come, first served; arrivals come in waves, the first at once."""
     seed: int = 1
+
+    @property
+    def opening_s(self) -> float:
+        """Seconds of first come, first served."""
+        if self.fcfs_s is not None:
+            return self.fcfs_s
+        return OPENING_S if self.duration_s is None else min(OPENING_S, self.duration_s / 3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,8 +93,16 @@ def run_demo(spec: DemoSpec, *, clock: Clock, pause: Pause, say: Say) -> dict[st
     with _environment(spec) as here:
         with Children(here.logs) as children:
             _start_all(spec, here, children, clock=clock, pause=pause, say=say)
-            last = _watch(spec, client_of_child(here.api_url), children, clock=clock, pause=pause)
-        return _summary(spec, here.store, last)
+            client = client_of_child(here.api_url)
+            opening_s = spec.opening_s
+            story = Story(
+                client=client,
+                engine_log=here.logs / "engine.log",
+                say=say,
+                switch_s=clock() + opening_s if opening_s else None,
+            )
+            last = _watch(spec, client, children, story, clock=clock, pause=pause)
+        return _summary(spec, here.store, last, story)
 
 
 def dashboard_command(
@@ -121,7 +147,10 @@ def _environment(spec: DemoSpec) -> Iterator[DemoEnvironment]:
     except OSError as error:
         raise ConfigError(f"folder {store} cannot be made ({error.strerror}): choose another with --store") from None
     try:
-        with claimed_port(API_PORT) as port, claimed_port(DASHBOARD_PORT) as dashboard_port:
+        with (
+            _port(spec.port, API_PORT, "--port") as port,
+            _port(spec.dashboard_port, DASHBOARD_PORT, "--dashboard-port") as dashboard_port,
+        ):
             yield DemoEnvironment(
                 logs=logs.absolute(),
                 store=store.absolute(),
@@ -134,6 +163,15 @@ def _environment(spec: DemoSpec) -> Iterator[DemoEnvironment]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def _port(asked: int | None, usual: int, flag: str) -> Iterator[int]:
+    """Claim the port that was asked for, or else the usual one or any; raises `ConfigError` if the former is taken."""
+    with claimed_port(usual if asked is None else asked) as port:
+        if asked is not None and port != asked:
+            raise ConfigError(f"port {asked} is taken: choose another with {flag}")
+        yield port
+
+
 def _start_all(
     spec: DemoSpec, here: DemoEnvironment, children: Children, *, clock: Clock, pause: Pause, say: Say
 ) -> None:
@@ -141,7 +179,7 @@ def _start_all(
         children.await_ready(child, ready, timeout_s=READY_S[child.name], clock=clock, pause=pause)
 
     say(f"history    {here.store} (logs in {here.logs.name}/)")
-    controller = children.start("controller", _controller_command(here), environment={"OMP_NUM_THREADS": "1"})
+    controller = children.start("controller", _controller_command(spec, here), environment={"OMP_NUM_THREADS": "1"})
     await_ready(controller, lambda: _ready(here))
     say(f"controller {here.api_url} (API at /docs, metrics at /metrics)")
     dashboard = None
@@ -159,9 +197,9 @@ def _start_all(
     say("engine     connected; Ctrl-C ends everything" if spec.duration_s is None else "engine     connected")
 
 
-def _controller_command(here: DemoEnvironment) -> list[str]:
+def _controller_command(spec: DemoSpec, here: DemoEnvironment) -> list[str]:
     return [
-        *(sys.executable, "-P", "-m", "controller", "serve", "--mode", "on"),
+        *(sys.executable, "-P", "-m", "controller", "serve", "--mode", "shadow" if spec.opening_s else "on"),
         *("--store", str(here.store), "--endpoint", here.endpoint, "--port", str(here.api_port)),
         *("--seal-interval", str(SEAL_INTERVAL_S)),
     ]
@@ -171,7 +209,7 @@ def _engine_command(spec: DemoSpec, here: DemoEnvironment) -> list[str]:
     if spec.engine == "vllm":
         module = [sys.executable, "-P", "-m", "controller.demo.vllm_engine", "--log-folder", str(here.logs)]
     else:
-        module = [sys.executable, "-P", "-m", "engine_adapter.serving.simulated_server"]
+        module = [sys.executable, "-P", "-m", "engine_adapter.serving.simulated_server", "--keep-pace"]
     return [
         *(*module, "--endpoint", here.endpoint, "--profile", PROFILE),
         *("--speed", str(spec.speed), "--load", str(spec.load), "--seed", str(spec.seed)),
@@ -207,25 +245,39 @@ def _ask(here: DemoEnvironment, path: str) -> dict[str, Any] | None:
         client.close()
 
 
-def _watch(spec: DemoSpec, client: ApiClient, children: Children, *, clock: Clock, pause: Pause) -> dict[str, Any]:
-    """Check the processes until the duration is over, or without one until Ctrl-C; returns the controller's last state."""
-    until_s = None if spec.duration_s is None else clock() + spec.duration_s
-    state: dict[str, Any] = client.get("/api/state")
-    with contextlib.suppress(KeyboardInterrupt) if until_s is None else contextlib.nullcontext():
-        while until_s is None or clock() < until_s:
-            pause(POLL_S if until_s is None else max(0.0, min(1.0, until_s - clock())))
+def _watch(
+    spec: DemoSpec, client: ApiClient, children: Children, story: Story, *, clock: Clock, pause: Pause
+) -> dict[str, Any]:
+    """Check the processes and tell the story until the duration is over, or Ctrl-C; returns the controller's last state."""
+    until_s = math.inf if spec.duration_s is None else clock() + spec.duration_s
+    state: dict[str, Any] = {"engines": ()}
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            try:
+                story.step(clock())
+                state = client.get("/api/state")
+            except SageError:
+                # A controller that is ending no longer answers: that it ended is what there is to say.
+                pause(ENDING_S)
+                children.check()
+                raise
+            if clock() >= until_s:
+                break
+            pause(max(0.0, min(POLL_S if until_s == math.inf else 1.0, until_s - clock())))
             children.check()
-            state = client.get("/api/state")
     return state
 
 
-def _summary(spec: DemoSpec, store: Path, state: dict[str, Any]) -> dict[str, Any]:
+def _summary(spec: DemoSpec, store: Path, state: dict[str, Any], story: Story) -> dict[str, Any]:
     """Figures of this run, from the controller's history and its last state."""
     engines = state["engines"]
     sessions = [engine["session_id"] for engine in engines]
     snapshots = [engine["snapshot"] for engine in engines if engine["snapshot"]]
     with open_history(store) as history:
-        finished, mean_s, p99_s = history.execute(_FINISHED, [sessions]).fetchall()[0]
+        switched_s = -math.inf if story.switched_s is None else story.switched_s
+        finished, mean_s, p99_s, before_s, after_s = history.execute(
+            _FINISHED, [switched_s, switched_s, sessions]
+        ).fetchall()[0]
         predictions = history.execute(_PREDICTIONS, [sessions]).fetchall()[0][0]
         counts = [history.execute(f"SELECT count(*) FROM {table}").fetchall()[0][0] for table in TABLE_OF.values()]  # noqa: S608 - the schema's own names
     return {
@@ -233,6 +285,9 @@ def _summary(spec: DemoSpec, store: Path, state: dict[str, Any]) -> dict[str, An
         "requests_finished": finished,
         "mean_ttlt_s": mean_s,
         "p99_ttlt_s": p99_s,
+        "before_s": before_s,
+        "after_s": after_s,
+        "gain": story.gain,
         "tables_sent": sum(engine["tables_sent"] for engine in engines),
         "tables_applied": sum(snapshot["tables_applied"] for snapshot in snapshots),
         "messages_dropped": sum(snapshot["messages_dropped"] for snapshot in snapshots),
@@ -246,6 +301,7 @@ def conclusion(summary: Mapping[str, Any], program: str) -> list[str]:
     """What a run showed, and where to look further, as lines; ``program`` starts the command line.
 
     >>> run = {"requests_finished": 752, "mean_ttlt_s": 1.8, "p99_ttlt_s": 13.9, "store": "/tmp/h"}
+    >>> run |= {"before_s": None, "after_s": 1.8, "gain": None}
     >>> print(*conclusion(run, "sagesched"), sep=chr(10))
     ended      752 requests, mean E2E latency 1.8 s, P99 13.9 s; the history stays in /tmp/h
     compare    sagesched replay --store /tmp/h --policies fcfs,sage
@@ -257,13 +313,16 @@ def conclusion(summary: Mapping[str, Any], program: str) -> list[str]:
     latency = f"mean E2E latency {span(summary['mean_ttlt_s'])}, P99 {span(summary['p99_ttlt_s'])}"
     return [
         f"ended      {summary['requests_finished']:,} requests, {latency}; the history stays in {store}",
+        *told(summary),
         f"compare    {program} replay --store {store} --policies fcfs,sage",
         f'look       {program} sql --store {store} "FROM requests ORDER BY ttlt_s DESC LIMIT 5"',
     ]
 
 
 _FINISHED = """
-SELECT count(*), avg(time_s - arrival_s), quantile_cont(time_s - arrival_s, 0.99)
+SELECT
+    count(*), avg(time_s - arrival_s), quantile_cont(time_s - arrival_s, 0.99),
+    avg(time_s - arrival_s) FILTER (time_s < ?), avg(time_s - arrival_s) FILTER (arrival_s >= ?)
 FROM completions
 WHERE list_contains(?, session_id) AND reason IN ('stop', 'length')
 """

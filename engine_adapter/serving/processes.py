@@ -112,9 +112,9 @@ class Children:
         """Raise `EngineError` when a child has ended by itself."""
         for child in self.children:
             if not child.running:
-                raise EngineError(
-                    f"{child.name} ended with code {child.process.returncode}: see {child.log_path}\n{child.last_lines()}"
-                )
+                code = child.process.returncode
+                ended = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+                raise EngineError(f"{child.name} {ended}: see {child.log_path}\n{child.last_lines()}")
 
     def await_ready(
         self,

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from engine_adapter.agent.clock import steady_clock
 from engine_adapter.agent.farewell import hand_over
+from engine_adapter.serving.traffic_pace import TrafficPace
 from engine_adapter.transport.keys import EngineKey, load_engine_key
 from engine_adapter.transport.link import NoLink
 from engine_adapter.transport.zmq_sockets import ZmqLink, default_endpoint
@@ -78,6 +79,8 @@ class ServerSpec:
     """Real seconds during which requests arrive; None for ever."""
     drain: bool = False
     """Whether requests that are unfinished after the duration are still answered."""
+    keep_pace: bool = False
+    """Whether traffic waits for a late host, and the speed is lowered on one that is too slow for it."""
 
     def __post_init__(self) -> None:
         for name, value in (
@@ -189,18 +192,33 @@ def _serve(spec: ServerSpec, engine: SimulatedEngine, tally: Tally, real_time: R
     until_s = math.inf if spec.duration_s is None else start_s + spec.duration_s
     traffic = _traffic(spec)
     following = next(traffic)
+    pace = TrafficPace(speed=spec.speed, start_s=start_s)
     while not real_time.stopping() and (real_time.clock() < until_s or (spec.drain and engine.unfinished)):
         engine.advance_to(real_time.clock())
-        while (arrival_s := start_s + following.arrival_s / spec.speed) <= min(engine.now_s, until_s):
+        while (arrival_s := pace.moment(following.arrival_s)) <= min(engine.now_s, until_s):
             engine.submit(replace(following, arrival_s=arrival_s))
             tally.submitted += 1
             following = next(traffic)
-        done_s = engine.begin_step()
-        if done_s > engine.now_s:
+        began_s, done_s = engine.now_s, engine.begin_step()
+        if done_s > began_s:
             real_time.pause(max(0.0, done_s - real_time.clock()))
         else:
             real_time.pause(min(IDLE_PAUSE_S, max(0.0, arrival_s - real_time.clock())))
         tally.count(engine.end_step())
+        if spec.keep_pace and done_s > began_s:
+            _keep_pace(spec, engine, pace, began_s=began_s, done_s=done_s, now_s=real_time.clock())
+
+
+def _keep_pace(
+    spec: ServerSpec, engine: SimulatedEngine, pace: TrafficPace, *, began_s: float, done_s: float, now_s: float
+) -> None:
+    """Let the traffic wait for a late host; say so where the speed is lowered, one JSON object on a line."""
+    asked = pace.speed
+    lowered = pace.stepped(now_s=now_s, device_s=done_s - began_s, busy_s=max(done_s, now_s) - began_s)
+    if lowered is not None:
+        engine.retime(faster(spec.profile, lowered))
+        sys.stdout.write(json.dumps({"speed": asked, "lowered_to": lowered}) + "\n")
+        sys.stdout.flush()
 
 
 def _mean(values: list[float]) -> float | None:
@@ -224,6 +242,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--wave-period", type=float, default=120.0, help="seconds from crest to crest (default %(default)s)")
     add("--duration", type=float, help="seconds during which requests arrive (default: until stopped)")
     add("--drain", action="store_true", help="answer the unfinished requests when the duration is over")
+    add("--keep-pace", action="store_true", help="let traffic wait for a slow host, and lower the speed on one")
     add("--seed", type=int, default=0, help="of the traffic (default %(default)s)")
     add("--engine-id", help="name of this engine (default: the one of its key, or simulated)")
     add("--key-file", type=Path, help="this engine's key, needed for a tcp:// endpoint")
@@ -252,6 +271,7 @@ def _spec(options: argparse.Namespace) -> ServerSpec:
         seed=options.seed,
         duration_s=options.duration,
         drain=options.drain,
+        keep_pace=options.keep_pace,
     )
 
 

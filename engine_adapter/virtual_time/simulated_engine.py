@@ -163,6 +163,11 @@ class SimulatedEngine:
         """Advance the clock to a later time, as while the engine is idle or its host is late."""
         self._now_s = max(self._now_s, time_s)
 
+    def retime(self, profile: Profile) -> None:
+        """Let steps take what another profile of the same sizes says from now on."""
+        assert profile.kv_blocks == self._profile.kv_blocks, "the same sizes"
+        self._profile = profile
+
     def begin_step(self) -> float:
         """Schedule the next step; return the time at which it ends."""
         assert self._under_way is None, "a step is under way"

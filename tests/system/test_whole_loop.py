@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from controller.demo.story import SWITCH_REASON
 from store.history.reader import open_history
 
 Site: TypeAlias = Any
@@ -162,6 +163,27 @@ def test_the_demo_ends_with_its_summary(tmp_path: Path) -> None:
     assert summary["messages_dropped"] == 0
     assert summary["predictions"] >= summary["requests_finished"]
     assert summary["store_rows"] > summary["predictions"]
+    assert summary["before_s"] > 0.0, "it opens first come, first served"
+    assert summary["after_s"] > 0.0
+    assert "mode       on: until here first come, first served" in done.stdout
+    with open_history(tmp_path / "h") as history:
+        switches = history.execute("SELECT before, mode, reason, who FROM mode_switches").fetchall()
+    assert switches == [("shadow", "on", SWITCH_REASON, "demo")]
+
+
+def test_a_demo_whose_controller_dies_says_who_died_and_where_to_look(tmp_path: Path) -> None:
+    """The other end of a connection that broke would be the wrong place to look."""
+    command = [sys.executable, "-m", "controller", "demo", "--no-dashboard", "--store", str(tmp_path / "h")]
+    demo = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert demo.stdout is not None
+    for line in demo.stdout:
+        if "connected" in line:
+            break
+    [controller] = [pid for pid in _children_of(demo.pid) if b"\0serve\0" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(int(controller), signal.SIGKILL)
+    _, errors = demo.communicate(timeout=60)
+    assert demo.returncode == 1
+    assert "controller was killed by signal 9: see" in errors
 
 
 def test_children_of_a_killed_demo_do_not_survive(tmp_path: Path, eventually: Callable[..., None]) -> None:
