@@ -21,7 +21,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser promtool axe proxies demo test quick check unit long bench suite simulate attack soak ranks crash-test contract-matrix contract-latest format lock release clean
+.PHONY: help setup browser promtool axe proxies demo test quick check unit long bench suite simulate attack soak ranks crash-test contract-matrix contract-ends contract-latest format lock release clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -129,6 +129,9 @@ soak: $(READY) ## An hour of 16 engines with a small history, figures over time;
 
 contract-matrix: $(READY) ## The plugin's tests on the Python files of every vLLM minor that it serves (downloads 1.3 GB once, keeps 25 MB of each).
 	$(BIN)/python tests/real_engine/contract_matrix.py $(ARGS)
+
+contract-ends: $(READY) ## The same on the oldest, on 0.30 and on the newest, two at a time; 0.32 is the one that all other tests run on.
+	$(BIN)/python tests/real_engine/contract_matrix.py --jobs 2 0.26.0 0.30.0 0.33.0
 
 contract-latest: $(READY) ## The same on the newest vLLM of the package index.
 	$(BIN)/python tests/real_engine/contract_matrix.py latest

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.core.sched.request_queue import RequestQueue
 from vllm.v1.core.single_type_kv_cache_manager import SingleTypeKVCacheManager
 from vllm.v1.request import Request, RequestStatus
@@ -96,6 +97,12 @@ def admission_cap(manager: SingleTypeKVCacheManager) -> int | None:
     """Return the most blocks that vLLM asks a group of layers for when it admits a request; None without a bound."""
     cap: int | None = getattr(manager, _name(manager, "max_admission_blocks_per_request"))
     return cap
+
+
+def prompt_tokens(new: NewRequestData) -> int:
+    """Return the length of a new request's prompt; to 0.30 only the prompt itself says it."""
+    tokens: int = new.prompt_len if hasattr(new, "prompt_len") else len(new.prompt_token_ids or ())
+    return tokens
 
 
 def awaits_stale_output(request: Request) -> bool:

@@ -34,6 +34,7 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
 
 from engine_adapter.virtual_time.profiles import Profile, profile_named
+from engine_adapter.vllm.releases import prompt_tokens
 from store.errors import ConfigError
 
 log = logging.getLogger("vllm.sagesched.virtual_gpu")
@@ -263,7 +264,7 @@ def _sequence(new: NewRequestData) -> _Sequence:
     sampling: SamplingParams | None = new.sampling_params
     extra = (sampling.extra_args if sampling else None) or {}
     return _Sequence(
-        new.prompt_len,
+        prompt_tokens(new),
         _whole(extra.get("true_len"), new.req_id),
         sampling.eos_token_id if sampling else None,
         _seed(new),
