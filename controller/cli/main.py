@@ -34,6 +34,7 @@ from controller.cli.replay import add_replay
 from controller.cli.status import ApiFlag, ConfigFlag, add_status
 from controller.cli.suite import add_suite
 from controller.cli.system import add_proofs
+from controller.cli.workload import add_workload
 from controller.config import Config, load_config, secret
 from engine_adapter.agent.clock import steady_clock
 from store.errors import BadInputError, SageError
@@ -79,6 +80,7 @@ add_replay(app)
 add_plan(app)
 add_machines(app)
 add_keys(app)
+add_workload(app)
 
 
 def main() -> None:

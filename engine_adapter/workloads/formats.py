@@ -26,7 +26,8 @@ def load_workload(path: Path | str) -> Workload:
     """Read a workload; its suffix and then its content select the format.
 
     ``.parquet`` is the project's own format, or a Mooncake trace; ``.json`` is ShareGPT;
-    ``.jsonl`` is a Mooncake trace, or ShareGPT with one conversation per line;
+    ``.jsonl`` is a Mooncake trace, a generated ServeGen workload (timestamp, input_tokens, output_tokens), a data set for
+    vLLM's benchmark (prompt, output_tokens), or ShareGPT with one conversation per line;
     ``.csv`` is an Azure LLM inference trace (2023 or 2024) or BurstGPT.
     Rows of traces without text have no prompts; arrival times count from the trace's first request.
 
@@ -39,6 +40,21 @@ def load_workload(path: Path | str) -> Workload:
     path = Path(path)
     require_format(path)
     return _READERS[path.suffix.lower()](path)
+
+
+def known_source(workload: Workload) -> tuple[str, str] | None:
+    """Address and licence of the public data set that a trace of this format comes from; None for other formats."""
+    task = workload.rows[0].task
+    return SOURCES.get("burstgpt" if task in {"Conversation log", "API log"} else task)
+
+
+SOURCES = {
+    "azure": ("https://github.com/Azure/AzurePublicDataset", "CC-BY-4.0"),
+    "mooncake": ("https://github.com/kvcache-ai/Mooncake", "Apache-2.0"),
+    "burstgpt": ("https://github.com/HPMLL/BurstGPT", "CC-BY-4.0"),
+    "servegen": ("https://github.com/alibaba/ServeGen", "Apache-2.0"),
+}
+"""By the task that a format's rows are given."""
 
 
 def require_format(path: Path) -> None:
@@ -118,6 +134,10 @@ def _read_json_lines(path: Path) -> Workload:
     objects = [(fields.Place(path, number), _object(fields.Place(path, number), line)) for number, line in lines]
     if objects and "conversations" in objects[0][1]:
         return Workload(name=path.stem, rows=tuple(row for place, value in objects for row in _turns(place, value)))
+    if objects and "prompt" in objects[0][1]:
+        return Workload(name=path.stem, rows=tuple(_prompt_row(place, value) for place, value in objects))
+    if objects and "input_tokens" in objects[0][1]:
+        return trace_of(path.stem, [_servegen_row(place, value) for place, value in objects])
     return trace_of(path.stem, [_mooncake_row(place, value) for place, value in objects])
 
 
@@ -147,6 +167,31 @@ def _mooncake_row(place: fields.Place, value: dict[str, object]) -> WorkloadRow:
         arrival_s=fields.milliseconds(place, "timestamp", value["timestamp"]),
         block_hashes=fields.block_hashes(place, "hash_ids", value["hash_ids"]),
         block_size_tokens=fields.block_size_tokens(place, value.get("block_size_tokens")),
+    )
+
+
+def _prompt_row(place: fields.Place, value: dict[str, object]) -> WorkloadRow:
+    """A line of a data set for vLLM's benchmark: a prompt, and how many tokens its answer has."""
+    prompt = fields.text(place, "prompt", value.get("prompt"))
+    name = "output_tokens" if "output_tokens" in value else "output_len"
+    return WorkloadRow(
+        task="prompts",
+        model=_UNKNOWN_MODEL,
+        prompt=prompt,
+        prompt_len_tokens=count_tokens(prompt),
+        response_len_tokens=fields.response_tokens(place, name, value.get(name)),
+    )
+
+
+def _servegen_row(place: fields.Place, value: dict[str, object]) -> WorkloadRow:
+    """A line of a generated ServeGen workload."""
+    return WorkloadRow(
+        task="servegen",
+        model=_UNKNOWN_MODEL,
+        prompt=None,
+        prompt_len_tokens=fields.prompt_tokens(place, "input_tokens", value["input_tokens"]),
+        response_len_tokens=fields.response_tokens(place, "output_tokens", value.get("output_tokens")),
+        arrival_s=fields.seconds(place, "timestamp", value.get("timestamp")),
     )
 
 

@@ -1,7 +1,9 @@
-"""Reader of the project's own workload format in Parquet."""
+"""Reader and writer of the project's own workload format in Parquet."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,6 +20,17 @@ OPTIONAL_COLUMNS = ("hash_ids", "block_size_tokens", "session", "expected_output
 """A list of hashes of the prompt's blocks for prompts without text, and the tokens of a block, 512 without that column;
 the session that the request belongs to, and the length that its client expects. All may be null; further columns are ignored."""
 
+_SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("task", "model", "prompt")),
+        *((name, pa.int64()) for name in ("prompt_len_tokens", "response_len_tokens")),
+        ("arrival_s", pa.float64()),
+        *((name, pa.string()) for name in ("client", "session")),
+        ("hash_ids", pa.list_(pa.int64())),
+        *((name, pa.int64()) for name in ("block_size_tokens", "expected_output_tokens")),
+    ]
+)
+
 TRACE_COLUMNS = ("timestamp_ms", "prompt_len_tokens", "response_len_tokens", "hash_ids")
 """Columns of a Mooncake trace in Parquet, all required."""
 
@@ -32,6 +45,35 @@ def read_parquet(path: Path) -> Workload:
     if "task" not in columns:
         return trace_of(path.stem, [_trace_row(place, values) for place, values in rows])
     return Workload(name=path.stem, rows=tuple(_row(place, values) for place, values in rows))
+
+
+def write_parquet(path: Path, rows: Sequence[WorkloadRow], about: Mapping[str, object]) -> None:
+    """Write a workload; ``about`` (source, licence, hash, seed) is kept in the file's metadata under ``sagesched``.
+
+    Raises `WorkloadError` if the file cannot be written, or a row follows another's end, which the format cannot say.
+    """
+    if any(row.continues is not None for row in rows):
+        raise WorkloadError("a closed loop has no times of its own, and cannot be written: run it by its name")
+    columns = {
+        **{name: [getattr(row, name) for row in rows] for name in COLUMNS},
+        "session": [row.session for row in rows],
+        "hash_ids": [list(row.block_hashes) for row in rows],
+        "block_size_tokens": [row.block_size_tokens for row in rows],
+        "expected_output_tokens": [row.expected_output_tokens for row in rows],
+    }
+    table = pa.table([pa.array(columns[field.name], field.type) for field in _SCHEMA], schema=_SCHEMA)
+    table = table.replace_schema_metadata({"sagesched": json.dumps(about, sort_keys=True)})
+    try:
+        pq.write_table(table, path, compression="zstd")
+    except OSError as error:
+        raise WorkloadError(f"{path} cannot be written ({error.strerror or error}): choose another file") from error
+
+
+def about_parquet(path: Path) -> dict[str, object]:
+    """What a workload's metadata say of it; empty if they say nothing."""
+    metadata = pq.read_schema(path).metadata or {}
+    found: dict[str, object] = json.loads(metadata.get(b"sagesched", b"{}"))
+    return found
 
 
 def _columns(path: Path) -> dict[str, list[object]]:
