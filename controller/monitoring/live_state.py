@@ -150,8 +150,17 @@ class Live:
         )
 
     def _engines(self, core: Core, now_s: float) -> tuple[EngineView, ...]:
-        """The engines that the core knows, and those that it has forgotten since they were lost."""
-        known = tuple(_engine_view(session, now_s) for session in core.sessions)
+        """The engines that the core knows, and those that it has forgotten since they were lost.
+
+        Of one that is back under its name the session before is not shown.
+        """
+        sessions = core.sessions
+        back = {session.hello.engine_id for session in sessions if session.connected}
+        known = tuple(
+            _engine_view(session, now_s)
+            for session in sessions
+            if session.connected or session.hello.engine_id not in back
+        )
         names = {view.hello.engine_id for view in known}
         for view in self.live_snapshot.engines if self.live_snapshot else ():
             name = view.hello.engine_id

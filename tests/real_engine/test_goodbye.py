@@ -18,6 +18,8 @@ Site: TypeAlias = Any
 
 Ask: TypeAlias = Callable[..., dict[str, Any]]
 
+QUIET_S = 8.0
+"""Time in which nobody asks the engine anything."""
 HANGS_S = 4.0
 """Beyond the lease: the engine no longer counts as welcomed."""
 
@@ -60,6 +62,12 @@ def test_an_idle_engine_connects_and_takes_the_mode(site: Site, server: VllmServ
     assert server.alive
     site.start_controller()
     site.wait_for(lambda: site.shows(mode="on", fallback=None), "the idle engine to take orders")
+    heard = set()
+    quiet_until_s = time.monotonic() + QUIET_S
+    while time.monotonic() < quiet_until_s:
+        heard.add(site.snapshot()["time_s"])
+        time.sleep(0.1)
+    assert len(heard) >= QUIET_S / 2, "it says that it is there, about once a second"
 
 
 def test_an_idle_engine_hands_over_what_it_has_to_tell(site: Site, server: VllmServer, ask: Ask) -> None:

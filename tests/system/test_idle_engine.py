@@ -24,6 +24,12 @@ def there(site: Site) -> bool:
     )  # fmt: skip
 
 
+def found(site: Site) -> list[str]:
+    """What the verdict finds."""
+    now = site.ask("/api/now")
+    return [each["rule"] for each in now["verdict"]["findings"]] if now else []
+
+
 def took_s(holds: Callable[[], bool], eventually: Callable[..., None]) -> float:
     """Time until something holds."""
     began_s = time.monotonic()
@@ -44,8 +50,11 @@ def test_an_idle_engine_is_there_within_seconds_and_stays(site: Site, eventually
     site.start_controller()
     assert took_s(lambda: there(site), eventually) < SOON_S
     site.kill(engine)
-    eventually(lambda: not there(site))
+    eventually(lambda: "engine_lost" in found(site))
+    assert site.ask("/api/now")["verdict"]["level"] == "red"
+    assert site.ask("/api/now")["events"][0]["kind"] == "engine lost"
     site.start_engine(*NO_REQUESTS)
     eventually(lambda: there(site))
+    assert "engine_lost" not in found(site)
     begun = site.api.get("/api/state")["engines"]
     assert len(begun) == 1, "the one that was killed is not shown beside it"

@@ -64,6 +64,9 @@ def test_an_engine_that_was_lost_is_shown_as_lost_until_it_comes_back_or_an_hour
     core.lost(b"a", 2.0)
     core.handle(b"b", Goodbye(time_s=2.0), 2.0)
     assert shown(3.0) == [("a", False, "lost"), ("b", False, "left")]
+    core.handle(b"d", structs.replace(HELLO, engine_id="b", session_id="d"), 3.0)
+    assert shown(4.0) == [("a", False, "lost"), ("b", True, None)], "b is back, and what it was before is not shown"
+    core.handle(b"d", Goodbye(time_s=5.0), 5.0)
     assert shown(120.0) == [("a", False, "lost")]
     assert shown(3500.0) == [("a", False, "lost")]
     core.handle(b"c", structs.replace(HELLO, engine_id="a", session_id="c"), 3500.0)
