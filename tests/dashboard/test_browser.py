@@ -38,6 +38,8 @@ PAGES = {
     "settings": "Settings and health",
     "glossary": "Glossary",
 }
+WITHOUT_CHARTS = {"prompts", "history"}
+"""Pages that have nothing of the last minutes in the small history, and say so."""
 Run: TypeAlias = Callable[..., AbstractContextManager[str]]
 DRAWN_MS = 30_000
 LIVE_MS = 15_000
@@ -130,7 +132,7 @@ def test_every_page_loads_without_an_error_box(page: Page, dashboard_url: str, p
     page.goto(f"{dashboard_url}/{path}")
     expect(page.get_by_role("heading", name=title, exact=True)).to_be_visible(timeout=DRAWN_MS)
     drawn = seen_charts(page).or_(page.get_by_test_id("stDataFrame"))
-    drawn = drawn.or_(page.get_by_test_id("stAlert")) if path == "prompts" else drawn
+    drawn = drawn.or_(page.get_by_test_id("stAlert")) if path in WITHOUT_CHARTS else drawn
     drawn = drawn.or_(page.get_by_test_id("stTable")) if path == "glossary" else drawn
     expect(drawn.first).to_be_visible(timeout=DRAWN_MS)
     assert_no_error_box(page)
@@ -177,34 +179,17 @@ def _faults(page: Page, address: str, title: str) -> Iterator[str]:
         yield from (f"{title} at {width} px: {text} is cut" for text in page.evaluate(CUT))
         if page.evaluate(OVERFLOW) > 1:
             yield f"{title} at {width} px reaches beyond the edge"
+    # While a part is drawn anew Streamlit fades it for a moment.
+    page.add_style_tag(
+        content="[data-testid=stElementContainer] { opacity: 1 !important; transition: none !important; }"
+    )
     page.evaluate(AXE.read_text())
     yield from (f"{title}: {found}" for found in page.evaluate(VIOLATIONS))
 
 
-SHOWN = "() => document.querySelector('.js-plotly-plot:has(.xy)')._fullLayout.xaxis.range"
-POINTS = "() => JSON.stringify([...document.querySelector('.js-plotly-plot:has(.xy)').data[0].x].slice(-1))"
-
-
-def test_a_zoom_survives_the_refresh(page: Page, dashboard_url: str) -> None:
-    """What was dragged out stays, while the chart goes on getting newer data."""
-    page.goto(f"{dashboard_url}/latency?range=2+min")
-    plot = seen_charts(page).first.locator(".nsewdrag").first
-    expect(plot).to_be_visible(timeout=DRAWN_MS)
-    page.wait_for_timeout(1000)
-    box = plot.bounding_box()
-    assert box is not None
-    before = page.evaluate(SHOWN)
-    middle = box["y"] + box["height"] / 2
-    page.mouse.move(box["x"] + 0.3 * box["width"], middle)
-    page.mouse.down()
-    page.mouse.move(box["x"] + 0.7 * box["width"], middle, steps=5)
-    page.mouse.up()
-    page.wait_for_timeout(300)
-    zoomed, newest = page.evaluate(SHOWN), page.evaluate(POINTS)
-    assert zoomed != before
-    page.wait_for_function(f"before => ({POINTS})() !== before", arg=newest, timeout=DRAWN_MS)
-    page.wait_for_timeout(1500)
-    assert page.evaluate(SHOWN) == zoomed
+POINTS = """() => JSON.stringify([...document.querySelectorAll('.js-plotly-plot')]
+    .find(chart => chart.offsetWidth > 0)?.data?.[0].x.slice(-1))"""
+"""The newest point of the first chart that is seen."""
 
 
 def test_a_paused_page_stands_still_and_says_since_when(page: Page, dashboard_url: str, lasting: Any) -> None:
