@@ -21,7 +21,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser promtool axe proxies demo test quick check unit long bench suite simulate attack soak ranks crash-test contract-matrix contract-ends contract-latest format lock release clean
+.PHONY: help figures setup browser promtool axe proxies demo test quick check unit long bench suite simulate attack soak ranks crash-test contract-matrix contract-ends contract-latest format lock release clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -157,6 +157,9 @@ sbom: $(READY) ## Write the release's bill of materials (CycloneDX) into dist/.
 
 release: sbom ## Build wheel, sdist and bill of materials into dist/, and check them: contents, metadata, the demo from the wheel.
 	$(BIN)/python docs/release.py
+
+figures: $(READY) ## Measure the documents' tables again and fail where they say otherwise; ARGS=--write writes them.
+	$(BIN)/python docs/figures.py $(ARGS)
 
 reference: $(READY) ## Write the documents' generated parts: views, settings, metrics.
 	$(BIN)/python docs/reference.py
