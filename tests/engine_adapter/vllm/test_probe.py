@@ -205,6 +205,16 @@ def test_every_behaviour_holds(stock: VllmVirtualTimeEngine, number: int, asynch
     assert BEHAVIOURS[number](partial(Trial, AsyncScheduler, config))
 
 
+def test_all_hold_for_the_second_model_runner_too(
+    stock: VllmVirtualTimeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """VLLM takes it by itself on GPUs, and its scheduler then works otherwise."""
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
+    config = stock.scheduler.vllm_config
+    assert Trial(AsyncScheduler, config).scheduler.use_v2_model_runner
+    assert try_behaviours(config, limit_s=60.0).text == "all names and 15 behaviours hold"
+
+
 @pytest.mark.parametrize("number", BEHAVIOURS)
 def test_a_broken_behaviour_is_found(stock: VllmVirtualTimeEngine, number: int) -> None:
     """The behaviour itself says so, by its answer or an error, and the verdict that the plugin does not steer."""
