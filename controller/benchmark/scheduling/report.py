@@ -97,8 +97,14 @@ def write_html(results: Sequence[BenchResult], path: Path, against: str | None =
     for result in results:
         if result not in shown:
             parts += [heading(describe(result)), *_html_tables(result, against)]
-    about = "Where several seeds ran: the mean, and the lowest and highest; ratios are taken seed by seed."
-    write_page(path, title="Scheduling policies side by side", about=about, parts=parts)
+    spec = results[0].spec
+    workloads = ", ".join(dict.fromkeys(str(result.workload) for result in results))
+    verdicts = " ".join(f"Load {result.spec.load:g}, {line}." for result in shown if (line := bench_verdict(result)))
+    about = (
+        "Lower is better. Where several seeds ran: the mean, and the lowest and highest; ratios are taken seed by seed."
+    )
+    title = f"{', '.join(spec.policies)} on {workloads}"
+    write_page(path, title=title, about=f"{verdicts} {about}".strip(), parts=parts)
 
 
 _LOWER_IS_BETTER = tuple(

@@ -78,6 +78,8 @@ def test_the_page_has_the_gain_of_each_profile_and_all_tables(swept: Path) -> No
     assert page.count("plotly-graph-div") == 2 * 2 + 2 * 4
     assert page.count("<table>") == 4
     assert 'src="https' not in page
+    assert "<h1>fcfs, ssjf, sage on synthetic</h1>" in page, "the title says what was compared"
+    assert "sage against fcfs: mean E2E latency" in page, "the verdict comes first"
 
 
 @pytest.mark.parametrize(
