@@ -1,8 +1,8 @@
-"""Pictures of the dashboard, taken from a running demo: ``make screenshots``, ``ARGS="FOLDER"`` for all of them.
+"""Pictures of the dashboard, taken from a running demo: ``make screenshots`` takes the documents' into docs/images.
 
-The animation shows the page *Now* from the demo's start until after the switch to mode `on`. The documents' few pictures
-and the animation go into ``docs/images``, light and dark. Every page is also taken light and dark at three sizes (a
-laptop, a desk, a wall) into the folder, to be looked at.
+The animation shows the page *Now* from the demo's start until after the switch to mode `on`; the few pictures are
+taken light and dark. With ``ARGS="FOLDER"`` every page is taken at three sizes (a laptop, a desk, a wall) into the
+folder instead, to be looked at.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from PIL import Image
-from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
+from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwright
 
 Scheme = Literal["light", "dark"]
 
@@ -29,20 +29,21 @@ IMAGES = Path(__file__).parent / "images"
 PAGES = {
     page: page for page in ("latency", "service", "gain", "predictions", "prompts", "history", "sql", "settings")
 } | {
+    "glossary": "glossary",
     "now": "",
     "request": "request?request=request-1000",
 }
-SHOWN = ("now", "latency", "gain", "predictions")
+SHOWN = ("latency", "gain", "predictions")
 """Pages that the documents show."""
 SIZES = {"laptop": (1366, 768), "desk": (1440, 1000), "wall": (2560, 1440)}
 SCHEMES: tuple[Scheme, ...] = ("light", "dark")
-SETTLE_MS = 4000
+SETTLE_MS = 6000
 COLORS = 128
 """Colours of a picture in the documents; a third of the bytes, and no difference that is seen."""
 
-FILM_SIZE = (1280, 800)
+FILM_SIZE = (1440, 900)
 FILM_WIDTH = 960
-FILM_S = 100.0
+FILM_S = 120.0
 FRAME_S = 2.5
 FRAME_SHOWN_MS = 350
 LAST_SHOWN_MS = 3000
@@ -51,46 +52,51 @@ FILM_BYTES = 1_500_000
 """Largest size of the animation, so that a README loads quickly."""
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-DRAWN = ".js-plotly-plot:visible, [data-testid=stDataFrame]:visible, [data-testid=stAlert]:visible"
+CHART = "[data-testid=stMain] .js-plotly-plot .main-svg:visible"
+DRAWN = ", ".join(
+    f"[data-testid=stMain] {part}:visible"
+    for part in (
+        ".js-plotly-plot .main-svg",
+        "[data-testid=stDataFrame]",
+        "[data-testid=stAlert]",
+        "[data-testid=stTable]",
+    )
+)
+READING = (
+    "[data-testid=stSkeleton]:visible, [data-testid=stMain] [data-testid=stPlotlyChart]:visible:not(:has(.main-svg))"
+)
+"""What a page shows while it still reads or draws."""
 
 
 def main() -> None:
-    """Run a demo, film its start, take every page."""
+    """Run a demo, film its start, take the pages."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, nargs="?", help="where all of them go (default: a new one)")
-    others: Path = parser.parse_args().folder or Path(tempfile.mkdtemp(prefix="sagesched-pictures-"))
-    others.mkdir(parents=True, exist_ok=True)
+    parser.add_argument("folder", type=Path, nargs="?", help="take every page at every size, into this folder")
+    folder: Path | None = parser.parse_args().folder
     with _demo() as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-        for scheme, frames in film(browser, address).items():
-            write_film(frames, IMAGES / f"demo-{scheme}.webp")
+        frames = film(browser, address)  # For all pages too: by then the demo has served enough for each.
+        if folder is None:
+            write_film(frames, IMAGES / "demo.webp")
         for scheme in SCHEMES:
-            _take_all(browser, scheme, address, others)
+            if folder is None:
+                _take_shown(browser, scheme, address)
+            else:
+                _take_all(browser, scheme, address, folder)
         browser.close()
-    for name in SHOWN:
-        for scheme in SCHEMES:
-            write_picture(others / f"{name}-{scheme}-desk.png", IMAGES / f"{name}-{scheme}.png")
-    sys.stdout.write(f"kept in {IMAGES}: demo, {', '.join(SHOWN)}; all of them in {others}\n")
 
 
-def film(browser: Browser, address: str) -> dict[Scheme, list[Image.Image]]:
-    """The page *Now* every few seconds, light and dark."""
+def film(browser: Browser, address: str) -> list[Image.Image]:
+    """The page *Now* every few seconds."""
     width, height = FILM_SIZE
-    pages = {
-        scheme: browser.new_context(color_scheme=scheme, viewport={"width": width, "height": height}).new_page()
-        for scheme in SCHEMES
-    }
-    for page in pages.values():
-        page.goto(address)
-        page.locator(DRAWN).first.wait_for(timeout=180_000)
-    frames: dict[Scheme, list[Image.Image]] = {scheme: [] for scheme in SCHEMES}
-    started_s = time.monotonic()
-    while (elapsed_s := time.monotonic() - started_s) < FILM_S:
-        for scheme, page in pages.items():
-            frames[scheme].append(_frame(page))
-        pages[SCHEMES[0]].wait_for_timeout(max(0.0, FRAME_S - (time.monotonic() - started_s - elapsed_s)) * 1e3)
-    for page in pages.values():
-        page.context.close()
+    frames = []
+    with browser.new_context(viewport={"width": width, "height": height}) as context:
+        page = context.new_page()
+        _open(page, address)
+        started_s = time.monotonic()
+        while (elapsed_s := time.monotonic() - started_s) < FILM_S:
+            frames.append(_frame(page))
+            page.wait_for_timeout(max(0.0, FRAME_S - (time.monotonic() - started_s - elapsed_s)) * 1e3)
     return frames
 
 
@@ -108,10 +114,9 @@ def write_film(frames: list[Image.Image], path: Path) -> None:
         raise SystemExit(f"{path} has {path.stat().st_size:,} bytes: lower FILM_WIDTH or FILM_QUALITY")
 
 
-def write_picture(taken: Path, path: Path) -> None:
+def write_picture(picture: Image.Image, path: Path) -> None:
     """Write a screenshot with few colours, which a dashboard does not miss."""
-    with Image.open(taken) as picture:
-        picture.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE).save(path, optimize=True)
+    picture.quantize(COLORS, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 @contextmanager
@@ -138,25 +143,39 @@ def _dashboard_address(demo: subprocess.Popen[str]) -> str:
     raise SystemExit("the demo did not start: run it by hand to see why")
 
 
+def _take_shown(browser: Browser, scheme: Scheme, address: str) -> None:
+    with browser.new_context(color_scheme=scheme, viewport=_viewport("desk")) as context:
+        page = context.new_page()
+        for name in SHOWN:
+            _open(page, f"{address}/{PAGES[name]}", CHART)
+            page.wait_for_timeout(SETTLE_MS)
+            write_picture(_picture(page), IMAGES / f"{name}-{scheme}.png")
+
+
 def _take_all(browser: Browser, scheme: Scheme, address: str, folder: Path) -> None:
-    context = browser.new_context(color_scheme=scheme, viewport=_viewport("desk"))
-    page = context.new_page()
-    for name, path in PAGES.items():
-        _take(page, f"{address}/{path}", folder, f"{name}-{scheme}")
-    context.close()
+    folder.mkdir(parents=True, exist_ok=True)
+    with browser.new_context(color_scheme=scheme, viewport=_viewport("desk")) as context:
+        page = context.new_page()
+        for name, path in PAGES.items():
+            _open(page, f"{address}/{path}")
+            for size in SIZES:
+                page.set_viewport_size(_viewport(size))
+                page.wait_for_timeout(SETTLE_MS)
+                page.screenshot(path=folder / f"{name}-{scheme}-{size}.png")
 
 
-def _take(page: Page, url: str, folder: Path, name: str) -> None:
+def _open(page: Page, url: str, awaited: str = DRAWN) -> None:
     page.goto(url)
-    page.locator(DRAWN).first.wait_for(timeout=180_000)
-    for size in SIZES:
-        page.set_viewport_size(_viewport(size))
-        page.wait_for_timeout(SETTLE_MS)
-        page.screenshot(path=folder / f"{name}-{size}.png")
+    page.locator(awaited).first.wait_for(timeout=180_000)
+    expect(page.locator(READING)).to_have_count(0, timeout=180_000)
+
+
+def _picture(page: Page) -> Image.Image:
+    return Image.open(io.BytesIO(page.screenshot())).convert("RGB")
 
 
 def _frame(page: Page) -> Image.Image:
-    picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    picture = _picture(page)
     return picture.resize((FILM_WIDTH, round(picture.height * FILM_WIDTH / picture.width)), Image.Resampling.LANCZOS)
 
 
