@@ -63,7 +63,8 @@ DRAWN = ", ".join(
     )
 )
 READING = (
-    "[data-testid=stSkeleton]:visible, [data-testid=stMain] [data-testid=stPlotlyChart]:visible:not(:has(.main-svg))"
+    "[data-testid=stSkeleton]:visible, [data-testid=stMain] [data-stale=true]:visible, "
+    "[data-testid=stMain] [data-testid=stPlotlyChart]:visible:not(:has(.main-svg))"
 )
 """What a page shows while it still reads or draws."""
 
@@ -149,6 +150,7 @@ def _take_shown(browser: Browser, scheme: Scheme, address: str) -> None:
         for name in SHOWN:
             _open(page, f"{address}/{PAGES[name]}", CHART)
             page.wait_for_timeout(SETTLE_MS)
+            expect(page.locator(READING)).to_have_count(0, timeout=180_000)
             write_picture(_picture(page), IMAGES / f"{name}-{scheme}.png")
 
 

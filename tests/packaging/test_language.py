@@ -28,7 +28,7 @@ API CI CPU CRC CSV CUDA DNS GPU HTML HTTP HTTPS JSON JSONL KEDA LLM NTP OTLP SDK
 """.split()  # noqa: SIM905 - a list of words
 """Abbreviations that a platform engineer knows; all others are in the glossary."""
 NAMES = """
-ADWIN BERT CURVE FFFD GET GPL H800 LMSYS MODEL NAME NULL NVIDIA P95 README S102 S301 S307 S602 S605 SIGCONT SIGKILL SIGSTOP
+ADWIN BERT CURVE EAGLE FFFD GET GPL H800 LMSYS MODEL MTP NAME NULL NVIDIA P95 README S102 S301 S307 S602 S605 SIGCONT SIGKILL SIGSTOP
 """.split()  # noqa: SIM905 - a list of words
 """Names of things, and what stands for a reader's own word."""
 
