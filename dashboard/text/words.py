@@ -123,7 +123,7 @@ def scheduling(engines: Sequence[EngineView], controller: ControllerView) -> str
     connected = sum(engine.connected for engine in known)
     mode = in_force(known)
     if not connected:
-        return f"Mode asked for: {controller.mode} ({controller.policy}). No engine is connected."
+        return f"Requested mode: {controller.mode} ({controller.policy}). No engine is connected."
     noun = "engine" if len(known) == 1 else "engines"
     whose = {"fallback": "first come, first served (fallback)", "mixed": "not the same on all engines"}.get(mode, mode)
     return f"Scheduling: {whose} ({controller.policy}). {connected} of {len(known)} {noun} connected."

@@ -195,6 +195,6 @@ def test_the_mode_is_switched_by_keyboard(browser: Browser, dashboard_url: str, 
     expect(page.get_by_role("button", name="Switch to shadow")).to_be_enabled(timeout=DRAWN_MS)
     press_until(page, "Tab", "element.innerText.startsWith('Switch to shadow')")
     page.keyboard.press("Enter")
-    expect(page.get_by_text("Mode asked for: shadow")).to_be_visible(timeout=DRAWN_MS)
+    expect(page.get_by_text("Requested mode: shadow")).to_be_visible(timeout=DRAWN_MS)
     assert standing.world.orders == [{"mode": "shadow", "reason": "drill"}]
     page.context.close()

@@ -225,7 +225,7 @@ def test_people_log_in_and_see_what_they_may(
         page.get_by_label("Reason").press("Tab")
         page.get_by_text("I want all engines").click()
         page.get_by_role("button", name="Switch to off").click()
-        expect(page.get_by_text("Mode asked for: off")).to_be_visible()
+        expect(page.get_by_text("Requested mode: off")).to_be_visible()
     assert standing.world.orders == [{"mode": "off", "reason": "drill", "who": "Ada"}]
 
 

@@ -139,7 +139,7 @@ def test_people_log_in_at_their_provider(url: str, provider: Provider, page: Pag
     page.get_by_label("Reason").press("Tab")
     page.get_by_text("I want all engines").click()
     page.get_by_role("button", name="Switch to off").click()
-    expect(page.get_by_text("Mode asked for: off")).to_be_visible(timeout=DRAWN_MS)
+    expect(page.get_by_text("Requested mode: off")).to_be_visible(timeout=DRAWN_MS)
     assert standing.world.orders == [{"mode": "off", "reason": "drill", "who": "ada@x.example"}]
     page.get_by_role("button", name="Log out").click()
     expect(page.get_by_role("button", name="Log in")).to_be_visible(timeout=DRAWN_MS)

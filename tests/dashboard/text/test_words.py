@@ -131,4 +131,4 @@ def test_one_line_says_what_orders_the_requests() -> None:
     fallen = state(engine(snapshot=snapshot(mode="off", fallback="no prior")))
     assert words.in_force(fallen.engines) == "fallback"
     assert "first come, first served" in words.scheduling(fallen.engines, fallen.controller)
-    assert words.scheduling((), shown.controller) == "Mode asked for: on (sage). No engine is connected."
+    assert words.scheduling((), shown.controller) == "Requested mode: on (sage). No engine is connected."
