@@ -304,7 +304,7 @@ def doctor(
     port: PortFlag = None,
     settings: Annotated[bool, typer.Option("--settings", help="list all settings in force")] = False,
 ) -> int:
-    """Check installation, configuration and engines, with remedies."""
+    """Check installation, configuration and engines."""
     from controller.cli.doctor import print_findings
 
     tree = load_config({"store": {"path": store}, "http": {"port": port}}, file=config)

@@ -48,7 +48,7 @@ def add_status(app: typer.Typer) -> None:
 
 
 def status(*, api: ApiFlag = None, config: ConfigFlag = None) -> int:
-    """Show whether all is well, latency, demand, engines and queue on one screen.
+    """Show the verdict, latency, engines and queue on one screen.
 
     The exit code is 0 if it is (green), 1 if something should be looked at or done (amber, red).
     """

@@ -75,6 +75,7 @@ def drawn(page: Page, title: str) -> None:
     expect(page.get_by_role("heading", name=title, exact=True)).to_be_visible(timeout=DRAWN_MS)
     content = page.get_by_test_id("stMain").get_by_test_id("stPlotlyChart").filter(visible=True)
     content = content.or_(page.get_by_test_id("stDataFrame")).or_(page.get_by_test_id("stTable"))
+    content = content.or_(page.get_by_role("button", name="Show the last traffic"))
     expect(content.first).to_be_visible(timeout=DRAWN_MS)
     expect(page.get_by_test_id("stSkeleton")).to_have_count(0, timeout=DRAWN_MS)
 

@@ -185,10 +185,12 @@ class Elements(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         """Look at an element."""
-        picture = tag == "img" and str(dict(attrs).get("src")).startswith("data:image/svg+xml;base64,")
+        picture = tag == "img" and str(dict(attrs).get("src")).startswith("data:image/svg+xml,")
         if tag not in self.OWN and not picture:
             self.foreign.add(tag)
-        self.foreign |= {name for name, _ in attrs if name.startswith("on") or (name in {"href", "src"} and not picture)}
+        self.foreign |= {
+            name for name, _ in attrs if name.startswith("on") or (name in {"href", "src"} and not picture)
+        }
 
 
 def made_of(markdown: str) -> set[str]:

@@ -132,7 +132,9 @@ def test_people_log_in_at_their_provider(url: str, provider: Provider, page: Pag
 
     provider.claims = {"email": "ADA@x.example", "email_verified": True}
     page.get_by_role("button", name="Log in").click()
-    expect(page.get_by_text(re.compile(r"Logged in as ada.*: may look and switch"))).to_be_visible(timeout=DRAWN_MS)
+    expect(page.get_by_text(re.compile(r"Logged in as ada.*: can view and switch modes"))).to_be_visible(
+        timeout=DRAWN_MS
+    )
     page.goto(f"{url}/settings")
     page.get_by_text("Switch the mode of all engines").click()
     page.get_by_label("Reason").fill("drill")
