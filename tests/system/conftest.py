@@ -175,7 +175,7 @@ class Visitor:
     def keeps_filters(self) -> None:
         """What the address says holds on the next page, and stands in its address."""
         self.opens("latency?range=5+min", "Latency")
-        expect(self.page.get_by_text("within the last 5 min")).to_be_visible()
+        expect(self.page.get_by_text(re.compile("in the last 5 min"))).to_be_visible()
         self.goes_to("Predictions")
         expect(self.page).to_have_url(re.compile(r"/predictions\?.*range=5"), timeout=self.patience_ms)
 
@@ -197,7 +197,7 @@ class Visitor:
     def reads_why_a_request_waited(self, request_id: str) -> None:
         """From arrival to end, in words and charts."""
         self.opens(f"request?request={request_id}", "Request")
-        expect(self.page.get_by_role("heading", name="In words")).to_be_visible(timeout=self.patience_ms)
+        expect(self.page.get_by_role("heading", name="In detail")).to_be_visible(timeout=self.patience_ms)
         expect(self.page.get_by_text(re.compile(r"It arrived at .* with a prompt of"))).to_be_visible()
         expect(self.page.get_by_text(re.compile(r"It ended .* after its arrival"))).to_be_visible(
             timeout=self.patience_ms

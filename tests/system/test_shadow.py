@@ -25,7 +25,8 @@ def test_what_shadow_promises_is_seen_before_one_call_switches_it_on(
     site.start_controller("--mode", "shadow")
     site.start_engine(*LOAD)
     eventually(lambda: site.engine_mode() == "shadow")
-    eventually(lambda: _gain(site).get("ratio", {}).get("mean", 1.0) < 0.9, timeout_s=150.0)
+    # It is computed again only as far as its share of the machine allows.
+    eventually(lambda: _gain(site).get("ratio", {}).get("mean", 1.0) < 0.9, timeout_s=400.0)
     gain = _gain(site)
     assert gain["reproduction"]["mode"] == "shadow"
     assert gain["modelled"]["mean_ttlt_s"] < gain["fcfs"]["mean_ttlt_s"]

@@ -123,7 +123,7 @@ def test_without_a_controller_the_facts_come_from_the_history(opened: Open, stan
     assert "drawn from the history" in boxes(test)
     assert metrics(test)["State"] == "ended"
     assert charts(test) == 4
-    assert "In words" not in text(test)
+    assert "In detail" not in text(test)
     alone = opened("cmpl-3", recorded.parent / "nowhere")
     assert "The controller does not answer" in boxes(alone)
     assert charts(alone) == 0
