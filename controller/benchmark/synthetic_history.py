@@ -56,13 +56,14 @@ def write_history(
 def synthetic_facts(request: TraceRequest, profile: Profile) -> tuple[Arrived, FirstToken, Finished]:
     """The facts of a request from its arrival to its end, served at once and at a steady pace."""
     progress = RequestProgress(request)
+    arrived = progress.arrived()
     progress.start(request.arrival_s)
     progress.generate(request.arrival_s + TOKEN_S)
     progress.output_tokens = _output_tokens(request, profile)
     finished_s = request.arrival_s + TOKEN_S * progress.output_tokens
     reason = ending(request, progress.output_tokens, profile)
     assert reason is not None, "the answer has ended"
-    return progress.arrived(), progress.first_token(), progress.finished(finished_s, reason)
+    return arrived, progress.first_token(), progress.finished(finished_s, reason)
 
 
 def synthetic_hello(profile: Profile, model: str, now_s: float) -> Hello:
