@@ -3,6 +3,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 from urllib.parse import urlsplit
@@ -175,16 +176,29 @@ def _faults(page: Page, address: str, title: str) -> Iterator[str]:
     expect(drawn.or_(page.get_by_test_id("stTable")).first).to_be_visible(timeout=DRAWN_MS)
     for width in WIDTHS:
         page.set_viewport_size({"width": width, "height": 1000})
-        page.wait_for_timeout(300)
-        yield from (f"{title} at {width} px: {text} is cut" for text in page.evaluate(CUT))
-        if page.evaluate(OVERFLOW) > 1:
-            yield f"{title} at {width} px reaches beyond the edge"
+        yield from _lasting(page, partial(_misfits, page, f"{title} at {width} px"))
     # While a part is drawn anew Streamlit fades it for a moment.
     page.add_style_tag(
         content="[data-testid=stElementContainer] { opacity: 1 !important; transition: none !important; }"
     )
     page.evaluate(AXE.read_text())
-    yield from (f"{title}: {found}" for found in page.evaluate(VIOLATIONS))
+    yield from _lasting(page, lambda: [f"{title}: {found}" for found in page.evaluate(VIOLATIONS)])
+
+
+def _misfits(page: Page, where: str) -> list[str]:
+    cut = [f"{where}: {text} is cut" for text in page.evaluate(CUT)]
+    return [*cut, f"{where}: reaches beyond the edge"] if page.evaluate(OVERFLOW) > 1 else cut
+
+
+def _lasting(page: Page, find: Callable[[], list[str]], looks: int = 20) -> list[str]:
+    """What is found again and again: charts take a moment to follow a new width, longer on a busy machine."""
+    found: list[str] = []
+    for _ in range(looks):
+        page.wait_for_timeout(300)
+        found = find()
+        if not found:
+            break
+    return found
 
 
 POINTS = """() => JSON.stringify([...document.querySelectorAll('.js-plotly-plot')]
