@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -116,4 +117,10 @@ def _by(by: PartKind, names: Sequence[str | None], fcfs_s: FloatArray, ours_s: F
             )
         )
     largest = sorted(found, key=lambda part: (-part.requests, part.name))[:PARTS_SHOWN]
-    return sorted(largest, key=lambda part: int("".join(filter(str.isdigit, part.name.split(" to ")[0])) or 0))
+    return sorted(largest, key=_place)
+
+
+def _place(part: GainPart) -> tuple[int, bool]:
+    """Parts ascend by the first number of their names, and what lies under a number comes before what begins with it."""
+    number = re.search(r"-?\d[\d,]*", part.name)
+    return int(number[0].replace(",", "")) if number else 0, not part.name.startswith("under")

@@ -17,6 +17,24 @@ def past(number: int, output_tokens: int) -> RecordedRequest:
     )
 
 
+def test_parts_ascend_by_their_first_number() -> None:
+    """The shortest answers come first, and a class below zero before that of zero."""
+    lengths = [5, 20, 100, 300, 2000, 5000]
+    many = [(n, length) for n, length in enumerate(length for length in lengths for _ in range(2 * FEWEST_IN_PART))]
+    requests = {str(n): structs.replace(past(n, length), priority=(n % 2) - 1) for n, length in many}
+    lives = [request.completed() for request in requests.values()]
+    found = parts_of(requests, lives, lives)
+    assert [part.name for part in found if part.by == "class"] == ["-1", "0"]
+    assert [part.name for part in found if part.by == "length"] == [
+        "under 16",
+        "16 to 63",
+        "64 to 255",
+        "256 to 1,023",
+        "1,024 to 4,095",
+        "4,096 and more",
+    ]
+
+
 def test_parts_tell_who_gains_and_who_loses() -> None:
     """Short answers at half the time, long ones at twice; parts that are too small are not shown."""
     clusters = dict.fromkeys(range(FEWEST_IN_PART), 7) | {50: 8}
