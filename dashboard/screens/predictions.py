@@ -152,7 +152,11 @@ def _events(events: Sequence[Event]) -> None:
 def _figures(found: text.Accuracy) -> None:
     columns = st.columns(5)
     columns[0].metric("Answers compared", formatting.count(found.compared), help="Of requests with a prediction")
-    columns[1].metric("Half are within", text.typical_error(found).replace("% to ", "…"), help="Of the predicted median, the middle half")
+    columns[1].metric(
+        "Half are within",
+        text.typical_error(found).replace("% to ", "…"),
+        help="Of the predicted median, the middle half",
+    )
     columns[2].metric(
         "Inside the 50% range", formatting.percent(found.within_50), help="Share of answers; 50% is ideal"
     )
