@@ -154,8 +154,8 @@ def _figures(found: text.Accuracy) -> None:
     columns[0].metric("Answers compared", formatting.count(found.compared), help="Of requests with a prediction")
     columns[1].metric(
         "Half are within",
-        text.typical_error(found).replace("% to ", "…"),
-        help="Of the predicted median, the middle half",
+        text.typical_error(found),
+        help="Difference from the predicted median, of that median",
     )
     columns[2].metric(
         "Inside the 50% range", formatting.percent(found.within_50), help="Share of answers; 50% is ideal"

@@ -75,15 +75,14 @@ def verdict(found: Accuracy) -> Notice:
 
 
 def typical_error(found: Accuracy) -> str:
-    """Write between which deviations from the predicted median the middle half of the answers lies.
+    """Write within which share of the predicted median half of the answers lie.
 
-    >>> typical_error(Accuracy(4, 0, None, None, (0.5, 0.75, 1.5, 2.0)))
-    '−44% to +88%'
+    >>> typical_error(Accuracy(3, 0, None, None, (0.5, 0.75, 2.0)))
+    '±50%'
     """
-    if len(found.ratios) < 2:
+    if not found.ratios:
         return DASH
-    low, _, high = statistics.quantiles(found.ratios, n=4)
-    return f"{100 * (low - 1):+.0f}% to {100 * (high - 1):+.0f}%".replace("-", "−")
+    return f"±{100 * statistics.median(abs(ratio - 1) for ratio in found.ratios):.0f}%"
 
 
 def distrusted_notice(models: Sequence[CalibrationView]) -> Notice:

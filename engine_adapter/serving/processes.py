@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -20,6 +21,8 @@ from store.errors import EngineError
 STOP_S = 15.0
 """Time in which a child may shut down before it is killed."""
 POLL_S = 0.2
+OTHER_PORTS = range(22_000, 32_000)
+"""Below the ephemeral range of Linux."""
 _CLAIMS = 20
 _PR_SET_PDEATHSIG = 1
 
@@ -142,8 +145,13 @@ class Children:
 
 
 def free_port(preferred: int, host: str = "127.0.0.1") -> int:
-    """Return the preferred port if it is free, else any free one."""
-    for port in (preferred, 0):
+    """Return the preferred port if it is free (0: none is preferred), else one of those that no outgoing connection is given.
+
+    A service that is restarted finds such a port free again: the system lends ports of the ephemeral range, from 32768
+    on Linux, to any client meanwhile.
+    """
+    others = random.SystemRandom().sample(OTHER_PORTS, _CLAIMS)
+    for port in [preferred, *others] if preferred else others:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

@@ -212,7 +212,9 @@ def _strike(site: Site, clients: ClientPool, fault: faults.Fault, report: Report
     fault.heal()
     back_s = wait_for(site.ordered, fault.recovers_s)
     findings.check(
-        "order in force again", back_s is not None, f"{name}: not within {fault.recovers_s:g} s: {site.snapshot()}"
+        "order in force again",
+        back_s is not None,
+        f"{name}: not within {fault.recovers_s:g} s: {site.controller_ended() or site.snapshot()}",
     )
     answers = len(ledger.lines)
     wait_for(lambda: len(ledger.lines) > answers + CLIENTS, GOES_ON_S)

@@ -78,8 +78,8 @@ def test_a_step_of_the_system_clock_is_told_and_changes_nothing(
     for row in rows:
         assert row["arrival_s"] <= row["scheduled_s"] <= row["first_token_s"] <= row["finished_s"]
         assert row["finished_s"] - row["arrival_s"] < 60.0
+    site.wait_for(lambda: site.shows(mode="on", fallback=None, policy_errors=0), "the order in force")
     assert site.snapshot()["tables_applied"] > applied
-    assert site.shows(mode="on", fallback=None, policy_errors=0)
     told = ["clock_off"] if off_s else []
     site.wait_for(lambda: site.api.get("/readyz")["degraded"] == told, f"the state {told}")
     assert abs(site.snapshot()["clock_off_s"] - off_s) < 1.0

@@ -131,6 +131,11 @@ class Site:
         self.send_signal(signal.SIGCONT)
         self.controller.process.wait(60.0)
 
+    def controller_ended(self) -> str:
+        """The last words of a controller that is not running; empty while it is."""
+        assert self.controller is not None
+        return "" if self.controller.running else f"the controller has ended: {self.controller.last_lines(8)}"
+
     def limit_files(self, largest_bytes: int | None) -> None:
         """Have the system refuse what the controller writes beyond this offset of a file; None for nothing."""
         assert self.controller is not None

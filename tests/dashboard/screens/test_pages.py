@@ -264,10 +264,10 @@ def test_predictions_lead_with_a_verdict(opened: Open, recorded: Path) -> None:
     """Whether they can be relied on, from the answers themselves; figures for operators; the learner's below."""
     test = opened("predictions", recorded)
     assert "Predictions are good" in test.info[0].value
-    assert "of answers are inside the predicted 90% range (ideal: 90%), and half are within −39% to +75%" in boxes(test)
+    assert "of answers are inside the predicted 90% range (ideal: 90%), and half are within ±52%" in boxes(test)
     assert metrics(test)["Inside the 50% range"] == "52%"
     assert metrics(test)["Inside the 90% range"] == "90%"
-    assert metrics(test)["Half are within"] == "−39…+75%"
+    assert metrics(test)["Half are within"] == "±52%"
     assert metrics(test)["Coverage of 50%"] == "51%"
     assert charts(test) == 2
 

@@ -3,11 +3,12 @@ from __future__ import annotations
 import socket
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from engine_adapter.serving.processes import Children, claimed_port, free_port
+from engine_adapter.serving.processes import OTHER_PORTS, Children, claimed_port, free_port
 from store.errors import EngineError
 
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
@@ -44,8 +45,18 @@ def test_a_taken_port_is_not_chosen() -> None:
     """The preferred port is taken when it is free, and another one when it is not."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert free_port(port) != port
+        assert free_port(port) in OTHER_PORTS
     assert free_port(port) == port
+
+
+def test_a_port_that_is_not_chosen_by_number_is_no_clients() -> None:
+    """Connections to elsewhere are never given it, so that a service that is started again gets it again."""
+    with socket.create_server(("127.0.0.1", 0)) as server, ExitStack() as clients:
+        port = free_port(0)
+        for _ in range(100):
+            client = clients.enter_context(socket.create_connection(server.getsockname()))
+            assert client.getsockname()[1] not in OTHER_PORTS
+        assert port in OTHER_PORTS
 
 
 def test_a_claimed_port_is_nobody_elses_before_anything_listens_there() -> None:
