@@ -9,10 +9,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import count, islice
 from pathlib import Path
 from types import ModuleType
 
 import hypothesis
+import numpy as np
 import pytest
 
 from controller.core.in_process import IN_PROCESS, InProcessController
@@ -24,6 +26,7 @@ from engine_adapter.virtual_time.engine import CompletedRequest, Step, TraceRequ
 from engine_adapter.virtual_time.profiles import Profile
 from engine_adapter.virtual_time.simulated_engine import SimulatedEngine
 from online_learning.evaluation.global_learner import GlobalLearner
+from online_learning.length_learner import Observation, Prompt
 from store.entries import Entry
 from store.history.writer import HistoryWriter
 from store.http_requests import RequestTimeline
@@ -128,6 +131,16 @@ class _LateHost(SimulatedEngine):
         return step
 
 
+def _learner(taught: int) -> GlobalLearner:
+    """A learner with so many answers of other seeds behind it."""
+    learner = GlobalLearner()
+    prompt = Prompt(token_ids=np.arange(9, dtype=np.uint32), prompt_tokens=9, max_tokens=800, temperature=1.0, model="")
+    for request in islice((request for seed in count(100) for request in _requests(0.0, seed)), taught):
+        answer = Observation(request.true_output_tokens, censored=False)
+        learner.learn_one(learner.features(prompt), prompt.model, answer)
+    return learner
+
+
 def _serve_small(
     path: Path,
     *,
@@ -139,15 +152,16 @@ def _serve_small(
     known_until_s: float = math.inf,
     seed: int = 4,
     service: ServiceLevels | None = None,
+    taught: int = 0,
 ) -> SmallRun:
     """Serve it under a policy in virtual time, and record it all in ``path``.
 
     ``switch`` says when to which mode, ``host_s`` how long the host takes between two steps.
-    What happens after ``known_until_s`` is not recorded.
+    What happens after ``known_until_s`` is not recorded. The learner has ``taught`` such answers behind it.
     """
     entries: list[Entry] = []
     controller = InProcessController(
-        GlobalLearner(),
+        _learner(taught),
         policy_named(policy),
         config=replace(IN_PROCESS, mode=mode, service=service or ServiceLevels()),
         now_s=start_s,

@@ -10,6 +10,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable
 
 from engine_adapter.ordering.boost import boost_s
+from engine_adapter.ordering.class_headroom import ClassHeadroom
 from engine_adapter.ordering.ordered_queue import Key
 from engine_adapter.ordering.pace import Pace
 from engine_adapter.ordering.promises import SAFE, Promises
@@ -51,6 +52,7 @@ class IndexedRequests:
         self._pace = Pace()
         self._shares = TenantShares(self._move_all)
         self._sessions = SessionArrivals()
+        self._headroom = ClassHeadroom()
         self.impossible = 0
         """Number of unfinished requests that the engine can never serve."""
 
@@ -124,6 +126,7 @@ class IndexedRequests:
         tracked = Tracked(request_id, priority, arrival_s, self._serial, count, prompt_tokens, began_s)
         tracked.sheds = sheds
         self._tracked[request_id] = tracked
+        self._headroom.enter(priority, arrival_s)
         self._place(tracked)
         self._stood.pop(request_id, None)
 
@@ -159,6 +162,7 @@ class IndexedRequests:
             return False
         tracked.impossible = True
         self.impossible += 1
+        self._headroom.leave(tracked.priority)
         self._move(tracked, tracked.key[2])
         return True
 
@@ -168,6 +172,8 @@ class IndexedRequests:
         self._stood.pop(request_id, None)
         if tracked is not None:
             self.impossible -= tracked.impossible
+            if not tracked.impossible:
+                self._headroom.leave(tracked.priority)
             self._tables_held -= tracked.table is not None
             tracked.due, tracked.standing_until_s, tracked.paced = 0, math.inf, False
             self._shares.leave(tracked, self._rules.shares)

@@ -140,6 +140,7 @@ class Ordering(IndexedRequests):
             shape = self._shape(now_s, queue, 0, memory)
             return Plan(queue, active, None, 0, step_tokens=shape.step_tokens, chunk_tokens=shape.chunk_tokens)
         self._measure_blocks(memory)
+        self._headroom.observe(now_s, memory.free_blocks)
         self._credit.earn(now_s)
         held = 0 if admission is None else len(admission.holding)
         reserved = self._reserve_blocks(memory, admission)
@@ -354,19 +355,23 @@ class Ordering(IndexedRequests):
                 continue
             own_blocks = self._own_blocks(request, memory)
             need = self._need_blocks(request, memory)
+            priority = self._tracked[request.request_id].priority
+            left_blocks, left_slots = self._headroom.above(priority, slots=self._max_num_seqs)
+            room = room_blocks - left_blocks
             if self._tracked[request.request_id].standing == URGENT and own_blocks < free_blocks:
-                need = min(need, room_blocks)
+                need = min(need, room)
             stays = len(active) - len(pushed_out)
             slots = self._max_num_seqs - stays - held - admitted
             idle = not (active or held or admitted)
-            if (need > room_blocks and not idle) or slots <= 0:
-                victims, freed_blocks = self._victims(request, active[:stays], memory, need - room_blocks, slots)
+            if (need > room and not idle) or slots <= left_slots:
+                victims, freed_blocks = self._victims(request, active[:stays], memory, need - room, slots)
                 if not victims:
                     break
                 pushed_out.extend(victims)
                 room_blocks += freed_blocks
             room_blocks -= need
             free_blocks -= own_blocks
+            self._headroom.started(priority, need)
             admitted += 1
             if admission is not None:
                 admission.start(request)

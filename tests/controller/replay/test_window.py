@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -49,11 +50,20 @@ def test_a_window_begins_with_what_the_engine_had_then(tmp_path: Path, serve_sma
     assert error_of(empty, EngineOrder()) < -0.5
 
 
-def test_a_window_under_our_order_is_reproduced(tmp_path: Path, serve_small: Serve) -> None:
-    """Within 5 %, though predictions come back from seven quantiles."""
-    run = latest(serve_small(tmp_path / "h", mode="on", start_s=1.7e9).store, 120)
-    assert run.since_s is not None
-    assert abs(error_of(run, as_tuned(policy_named("sage"), run.rules))) < 0.05
+def test_windows_under_our_order_are_reproduced(tmp_path: Path, serve_small: Serve) -> None:
+    """Within 5 % in the mean over four of them, and each within 8 %, though predictions come back from seven quantiles.
+
+    The learner has seen such answers. While it is new, what it learns changes the predictions of those that wait, of
+    which a replay knows the first only: it is then off by some 7 %.
+    """
+    errors = []
+    for seed in range(4, 8):
+        served = serve_small(tmp_path / f"{seed}", mode="on", start_s=1.7e9, seed=seed, taught=300)
+        run = latest(served.store, 120)
+        assert run.since_s is not None
+        errors.append(error_of(run, as_tuned(policy_named("sage"), run.rules)))
+    assert max(map(abs, errors)) < 0.08
+    assert abs(fmean(errors)) < 0.05
 
 
 def test_a_window_does_not_reach_back_beyond_a_switch_of_the_mode(
