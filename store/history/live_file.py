@@ -16,10 +16,9 @@ import duckdb
 import pyarrow as pa
 
 from store.atomic_file import sync
-from store.errors import StoreLockedError
 from store.history.catalog import publish_catalog, search_in
 from store.history.columns import Row
-from store.history.files import Folder, WriterLock, secure
+from store.history.files import Folder, secure
 from store.history.recent_rows import DurableRows
 from store.history.retention import KEPT_TABLES, Retention
 from store.history.schema import copy_database, open_live, sealed_tables
@@ -52,6 +51,11 @@ class LiveRows(Protocol):
     @property
     def in_place(self) -> bool:
         """Whether what is written is still where it was opened, for the next one to find."""
+        ...
+
+    @property
+    def replaceable(self) -> bool:
+        """Whether closing it loses nothing that a copy in its place could keep."""
         ...
 
     def let_go(self, *, put_back: bool) -> None:
@@ -139,6 +143,17 @@ class LiveFile:
             return os.path.samestat(self._file, self._folder.live.stat())
         except OSError:
             return False
+
+    @property
+    def replaceable(self) -> bool:
+        """Whether some file has its name, or none can be copied from it any more."""
+        if self._folder.live.exists():
+            return True
+        try:
+            self._connection.execute("SELECT position FROM progress")
+        except duckdb.Error:
+            return True
+        return False
 
     def let_go(self, *, put_back: bool) -> None:
         """Leave the place to whatever has it now, or put a copy of the open file there, which has no name any more.
@@ -279,8 +294,14 @@ class LiveFile:
                         connection.close()
 
     def _name_log(self) -> None:
-        """Make the name of DuckDB's log as durable as its contents are, once for each log that it begins."""
+        """Make the name of DuckDB's log as durable as its contents are, once for each log that it begins.
+
+        A log that has gone was taken over into the file, or removed by somebody: then the file must hold all by itself.
+        """
         known, self._log = self._log, _identity(self._folder.live.with_name(self._folder.live.name + ".wal"))
+        if known is not None and (self._log is None or known[0] != self._log[0]):
+            self._connection.execute("CHECKPOINT")
+            self._log = _identity(self._folder.live.with_name(self._folder.live.name + ".wal"))
         if self._log is not None and (known is None or known[0] != self._log[0] or known[1] > self._log[1]):
             sync(self._folder.path)
 
@@ -316,22 +337,6 @@ class LiveFile:
         """End a failed transaction; a connection that the failure broke has none to end."""
         with contextlib.suppress(duckdb.Error):
             self._connection.rollback()
-
-
-def take_back(folder: Folder, lock: WriterLock, live: LiveRows | None) -> WriterLock:
-    """The lock of a folder whose files were removed or replaced, and the open file's copy in its place, if that is free.
-
-    Raises `StoreLockedError` while another writer has it, whose files are left alone.
-    """
-    try:
-        held = lock.renewed(folder)
-    except StoreLockedError:
-        if live is not None:
-            live.let_go(put_back=False)
-        raise
-    if live is not None and not live.in_place:
-        live.let_go(put_back=True)
-    return held
 
 
 def _arrow(name: str, schema: pa.Schema, rows: Sequence[Row]) -> pa.Table:

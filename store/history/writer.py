@@ -16,10 +16,10 @@ from typing import Self
 import duckdb
 
 from store.entries import Entry
-from store.errors import StoreError
+from store.errors import StoreError, StoreLockedError
 from store.history.columns import Row
 from store.history.files import Folder, WriterLock
-from store.history.live_file import Chunk, LiveFile, LiveRows, take_back
+from store.history.live_file import Chunk, LiveFile, LiveRows
 from store.history.recent_rows import DurableRows, RecentRows
 from store.history.retention import Retention
 from store.history.rows import DROPPABLE, row_of
@@ -405,7 +405,13 @@ class HistoryWriter:
         self._folder.create()
         moved = live is not None and not live.in_place
         try:
-            self._lock = take_back(self._folder, self._lock, live)
+            self._lock = self._lock.renewed(self._folder)
+            if live is not None and moved:
+                live.let_go(put_back=True)
+        except StoreLockedError:  # Another writer's files are left alone.
+            if live is not None:
+                live.let_go(put_back=False)
+            raise
         finally:  # Whoever reads it may rely on the lock, or on the error that follows.
             with self._condition:
                 self._stats = replace(self._stats, replaced_s=self._clock())
@@ -422,10 +428,7 @@ class HistoryWriter:
 
     def _failed(self, error: BaseException) -> None:
         """An error may have broken the connection: the file is opened again before the next attempt."""
-        live, self._live = self._live, None
-        with contextlib.suppress(Exception):
-            if live is not None:
-                live.close()
+        self._reopen()
         text = (str(error) or type(error).__name__).splitlines()[0]
         with self._condition:
             if self._stats.last_error is None:
@@ -434,6 +437,19 @@ class HistoryWriter:
             self._pause_s = min(_LONGEST_PAUSE_S, max(_FIRST_PAUSE_S, 2.0 * self._pause_s))
             if self._closing():
                 self._condition.wait(min(self._pause_s, _FIRST_PAUSE_S))
+
+    def _reopen(self) -> None:
+        """Close the file, unless it was removed and its copy is not in its place yet: it is all that knows the segments."""
+        live = self._live
+        if live is None:
+            return
+        if not live.in_place:
+            with contextlib.suppress(Exception):
+                self._keep_in_place()
+        if live.replaceable:
+            self._live = None
+            with contextlib.suppress(Exception):
+                live.close()
 
     def _recovered(self) -> None:
         if self._live is None:

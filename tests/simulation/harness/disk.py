@@ -141,6 +141,7 @@ class MemoryFile:
         disk.faults.disk_after()
 
     in_place = True
+    replaceable = True
     clock_ahead_s = None
 
     def let_go(self, *, put_back: bool) -> None:
@@ -328,6 +329,10 @@ class _Watched:
     @property
     def in_place(self) -> bool:
         return self.file.in_place
+
+    @property
+    def replaceable(self) -> bool:
+        return self.file.replaceable
 
     @property
     def clock_ahead_s(self) -> float | None:

@@ -12,6 +12,7 @@ import pytest
 from store.entries import Entry
 from store.errors import StoreLockedError
 from store.history.reader import open_history
+from store.history.schema import copy_database
 from store.history.writer import HistoryWriter
 from store.records import FirstToken
 
@@ -65,6 +66,80 @@ def test_a_history_that_is_removed_while_it_is_open_is_put_back(
     tell(writer, 3)
     writer.close()
     assert recorded(path) == (["r1", "r3"] if idle else ["r1", "r2", "r3"])
+
+
+@pytest.mark.parametrize("copies_fail", [0, 3])
+def test_a_history_that_is_removed_while_it_is_sealed_is_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copies_fail: int
+) -> None:
+    """Also where a segment appears behind whoever removes it, and where the copy does not succeed at once."""
+    path = tmp_path / "history"
+    writer = HistoryWriter(path, seal_interval_s=0.0)
+    writer.open()
+    tell(writer, 1)
+
+    def removed(temporary: Path, final: Path) -> None:
+        monkeypatch.undo()
+        fail_copies(monkeypatch, copies_fail)
+        published = temporary.read_bytes()
+        shutil.rmtree(path)
+        final.parent.mkdir(parents=True)
+        final.write_bytes(published)
+        raise FileNotFoundError(temporary)
+
+    monkeypatch.setattr("store.history.segments.publish", removed)
+    assert not writer.turn(closing=True)
+    for _ in range(copies_fail):
+        assert not writer.turn()
+    tell(writer, 2)
+    assert any(writer.turn(closing=True) for _ in range(3)), writer.stats.last_error
+    assert writer.durable_position == writer.stats.position
+    writer._finish()
+    assert recorded(path) == ["r1", "r2"]
+    HistoryWriter(path).start().close()
+
+
+def fail_copies(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    left = iter(range(times))
+
+    def copy(*arguments: object) -> None:
+        if next(left, None) is not None:
+            raise OSError("the disk is full")
+        copy_database(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("store.history.live_file.copy_database", copy)
+
+
+def test_a_log_that_is_removed_from_beside_the_live_file_costs_nothing_that_was_written_after(tmp_path: Path) -> None:
+    """Whoever removes the files may come to this one when it is a new one already; then the controller is killed."""
+    path = tmp_path / "history"
+    writer = subprocess.Popen([sys.executable, "-c", WITHOUT_LOG, str(path)], stdout=subprocess.PIPE)
+    assert writer.stdout is not None
+    assert writer.stdout.readline() == b"written\n"
+    writer.kill()
+    writer.wait()
+    writer.stdout.close()
+    HistoryWriter(path).start().close()
+    assert recorded(path) == ["r1", "r2", "r3", "r4"]
+
+
+WITHOUT_LOG = """
+import sys, time
+from pathlib import Path
+from store.entries import Entry
+from store.history.writer import HistoryWriter
+from store.records import FirstToken
+
+writer = HistoryWriter(Path(sys.argv[1]), seal_interval_s=600.0, commit_interval_s=0.01).start()
+for batch in (1, 2, 3, 4):
+    fact = FirstToken(request_id=f"r{batch}", time_s=1.0, scheduled_s=1.0, cached_prompt_tokens=0)
+    writer.append([Entry(engine_id="e", session_id="s", batch=batch, record=fact)])
+    assert writer.flush(10.0)
+    if batch == 2:
+        Path(sys.argv[1], "live.duckdb.wal").unlink()
+print("written", flush=True)
+time.sleep(60.0)
+"""
 
 
 def test_nothing_is_acknowledged_while_another_controller_has_the_folder(tmp_path: Path) -> None:
