@@ -59,7 +59,7 @@ def _run_dashboard(
     port: int | None = None,
     log: Path,
 ) -> Iterator[str]:
-    port = port or free_port(20_000)
+    port = port or free_port(0)
     command = [sys.executable, "-m", "dashboard", "--api", api, "--store", str(store), "--port", str(port), *arguments]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("SAGESCHED_")}
     with log.open("wb") as output:

@@ -43,7 +43,7 @@ def test_now_is_green_when_idle_and_red_in_a_melt_down(
 ) -> None:
     """Before its first request an engine stands there as idle; at twice what it can serve the page says so, and what to do."""
     site.start_controller()
-    url = f"http://127.0.0.1:{(port := free_port(20_000))}"
+    url = f"http://127.0.0.1:{(port := free_port(0))}"
     dashboard = [sys.executable, "-m", "dashboard", "--api", site.api.base_url, "--store", str(site.store)]
     site.start("dashboard", [*dashboard, "--port", str(port)])
     eventually(lambda: answers(url))

@@ -38,7 +38,7 @@ class Provider:
         self.claims: dict[str, Any] = {}
         self._key = RSAKey.generate_key(2048, {"kid": "k"})
         self._nonces: dict[str, str] = {}
-        self.url = f"http://127.0.0.1:{free_port(21_900)}"
+        self.url = f"http://127.0.0.1:{free_port(0)}"
         self._server = uvicorn.Server(uvicorn.Config(self._api(), port=int(self.url[-5:]), log_level="error"))
         self._thread = threading.Thread(target=self._server.run, daemon=True)
 
@@ -93,7 +93,7 @@ def provider() -> Iterator[Provider]:
 @pytest.fixture
 def url(standing: Any, recorded: Path, provider: Provider, run_dashboard: Run, tmp_path: Path) -> Iterator[str]:
     """A dashboard whose people log in there."""
-    port = free_port(21_950)
+    port = free_port(0)
     found = f"http://127.0.0.1:{port}"
     secrets = tmp_path / ".streamlit" / "secrets.toml"
     secrets.parent.mkdir()
