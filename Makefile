@@ -21,7 +21,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help figures setup browser promtool axe proxies demo test quick check unit long bench suite simulate attack soak ranks crash-test contract-matrix contract-ends contract-latest format lock release clean
+.PHONY: help figures setup browser promtool proxies demo test quick check unit long bench suite simulate attack soak ranks crash-test contract-matrix contract-ends contract-latest format lock release clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -56,14 +56,6 @@ promtool: ## Fetch Debian's promtool, which checks the alert rules, where it is 
 	  { apt-get download -qq prometheus || { apt-get update -qq && apt-get download -qq prometheus; }; } && \
 	  dpkg -x prometheus_*.deb . && rm prometheus_*.deb; } || \
 	  { echo "promtool is missing and Debian's package cannot be fetched: install promtool" >&2; exit 1; }
-
-AXE := .cache/axe/package/axe.min.js
-
-axe: ## Fetch axe-core (MPL-2.0, for tests only), which checks every page for accessibility, where it is missing.
-	@test -f $(AXE) || { mkdir -p .cache/axe && cd .cache/axe && npm pack --silent axe-core@4.14.1 >/dev/null && \
-	  tar xzf axe-core-4.14.1.tgz package/axe.min.js package/LICENSE && rm axe-core-4.14.1.tgz && \
-	  echo "29348999450cdf2849a8e70b7912fc2da85a849da39c0d0d5394f51d4a9ed95c  package/axe.min.js" | sha256sum --check --quiet; } || \
-	  { rm -rf .cache/axe; echo "axe-core cannot be fetched from npm: the accessibility test is skipped" >&2; }
 
 PROXIES := .cache/proxies
 
@@ -100,7 +92,7 @@ QUICK := -m "not vllm and not browser and not slow and not long" tests/controlle
 quick: $(READY) ## The quick tests of the five packages, without vLLM and a browser.
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(QUICK) $(ARGS)
 
-unit: $(READY) browser promtool axe proxies ## All tests and doctests; ARGS="-k gittins" for some.
+unit: $(READY) browser promtool proxies ## All tests and doctests; ARGS="-k gittins" for some.
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 bench: $(READY) ## The policies side by side on the built-in workload.

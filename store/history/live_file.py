@@ -228,9 +228,9 @@ class LiveFile:
             )
             self._published = _identity(self._folder.catalog)
             self._stale = False
-            self._connection.execute("CHECKPOINT")
+            self._take_in_log()
             secure(self._folder.live)
-            secure(self._folder.live.with_name(self._folder.live.name + ".wal"))
+            secure(self._log_file)
         self._segments.remove_retired(now_s - self._retention.grace_s)
         return sealed
 
@@ -298,12 +298,21 @@ class LiveFile:
 
         A log that has gone was taken over into the file, or removed by somebody: then the file must hold all by itself.
         """
-        known, self._log = self._log, _identity(self._folder.live.with_name(self._folder.live.name + ".wal"))
+        known, self._log = self._log, _identity(self._log_file)
         if known is not None and (self._log is None or known[0] != self._log[0]):
-            self._connection.execute("CHECKPOINT")
-            self._log = _identity(self._folder.live.with_name(self._folder.live.name + ".wal"))
+            self._take_in_log()
         if self._log is not None and (known is None or known[0] != self._log[0] or known[1] > self._log[1]):
             sync(self._folder.path)
+
+    @property
+    def _log_file(self) -> Path:
+        return self._folder.live.with_name(self._folder.live.name + ".wal")
+
+    def _take_in_log(self) -> None:
+        """Have the file hold all by itself; DuckDB refuses while somebody reads."""
+        with self._reading:
+            self._connection.execute("CHECKPOINT")
+        self._log = _identity(self._log_file)
 
     def _claim(self) -> int:
         """Position that this writer had reached already, before an error made it open the file again."""

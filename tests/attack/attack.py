@@ -55,16 +55,11 @@ FAULTS: tuple[type[faults.Fault], ...] = (
 SHORT: tuple[type[faults.Fault], ...] = (
     faults.KilledAndFlooded,
     faults.Hung,
-    faults.EngineHung,
     faults.FullDisk,
     faults.DeletedHistory,
-    faults.DeletedSocket,
-    faults.SecondController,
     faults.ClockStep,
-    faults.ModeSwitched,
     faults.HugeIds,
     floods.ApiFlood,
-    floods.DashboardFlood,
     floods.EndpointFlood,
 )
 """What the short form injects, each once."""

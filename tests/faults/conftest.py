@@ -402,7 +402,7 @@ def simulated(site: Controller) -> Iterator[LoadedEngine]:
 
 @pytest.fixture(
     scope="module",
-    params=["simulated", pytest.param("vllm", marks=[pytest.mark.vllm, pytest.mark.timeout(900)])],
+    params=["simulated", pytest.param("vllm", marks=[pytest.mark.vllm, pytest.mark.long, pytest.mark.timeout(900)])],
 )
 def engine(
     request: pytest.FixtureRequest, site: Controller, tmp_path_factory: pytest.TempPathFactory

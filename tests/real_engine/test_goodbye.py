@@ -11,7 +11,7 @@ import pytest
 from engine_adapter.serving.vllm_server import VllmServer
 from engine_adapter.virtual_time.profiles import PROFILES
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.vllm, pytest.mark.long, pytest.mark.timeout(900)]
 
 Site: TypeAlias = Any
 """`conftest.Site`, which a test module cannot import."""

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from controller.benchmark.system.process_samples import folder_bytes
 from store.history.writer import HistoryWriter
 
@@ -20,6 +22,7 @@ LIVE_BYTES = 6_000_000
 GRACE_S = 30.0
 
 
+@pytest.mark.long
 def test_the_disk_is_bounded_over_ten_minutes_of_traffic(tmp_path: Path, quick_busy: Callable[..., Any]) -> None:
     """With a bound on the history its folder stops to grow, while every entry becomes durable and is sealed."""
     controller = quick_busy(engines=1, unfinished=24)

@@ -15,7 +15,7 @@ from harness.mutants import MUTANTS, Mutant
 from harness.world import simulate
 from simulate import REAL_STORE_EVERY, run_seed
 
-SEEDS = 200
+SEEDS = 100
 CHUNK = 20
 
 injected: Counter[str] = Counter()

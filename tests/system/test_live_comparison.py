@@ -10,6 +10,7 @@ import pytest
 
 
 @pytest.mark.vllm
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_the_live_server_serves_the_benchmarks_trace(tmp_path: Path) -> None:
     """Real server, scheduler, controller and vLLM's own client over a virtual GPU, stock and with us.

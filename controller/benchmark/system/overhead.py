@@ -8,6 +8,7 @@ The controller's half is `controller.benchmark.system.arrival_latency`.
 from __future__ import annotations
 
 import tempfile
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -44,6 +45,8 @@ ALLOCATION_STEPS = 400
 ALLOCATION_LOOK_STEPS = 40
 ALLOCATION_OCCUPANCY = (16, 48)
 ALLOCATION_TOKENS = 24
+ALLOCATION_PAUSE_S = 0.005
+"""After each step, so that the sockets' threads keep up on a busy machine: what waits to be sent is held as well."""
 """Longest answer while allocations are measured, so that many requests end in few steps."""
 
 
@@ -222,6 +225,7 @@ def _allocation_growth(spec: OverheadSpec, timer: Timer, progress: Progress) -> 
             for number in range(1, ALLOCATION_STEPS + 1):
                 sage.top_up()
                 sage.step()
+                time.sleep(ALLOCATION_PAUSE_S)
                 progress(ALLOCATIONS, number)
                 if number % ALLOCATION_LOOK_STEPS == 0 and sage.finished > sum(ALLOCATION_OCCUPANCY):
                     finished.append(sage.finished)

@@ -15,7 +15,7 @@ from store.history.writer import HistoryWriter
 
 pytestmark = pytest.mark.slow
 
-TRIALS = int(os.environ.get("SAGESCHED_KILL_TRIALS", "15"))
+TRIALS = int(os.environ.get("SAGESCHED_KILL_TRIALS", "8"))
 FACTS = 3
 
 CHILD = """

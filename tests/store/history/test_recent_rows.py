@@ -11,6 +11,7 @@ import pytest
 
 from store.errors import StoreError
 from store.history.recent_rows import RecentRows
+from store.history.segments import Segments
 from store.history.writer import HistoryWriter
 
 TABLES = ("arrivals", "completions", "engines")
@@ -54,6 +55,30 @@ def test_every_committed_row_is_seen_once_while_segments_are_sealed(tmp_path: Pa
     assert count(reader, "completions") == 300
     assert writer.stats.errors == 0
     writer.close()
+
+
+def test_sealing_waits_for_who_reads(tmp_path: Path, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DuckDB takes in no log beside a reader who began before a change; the writer is not to fail by that."""
+    writer = HistoryWriter(tmp_path, seal_interval_s=0.0)
+    writer.open()
+    reads, active = threading.Event(), Segments.active
+
+    def slowly(segments: Segments, cursor: Any = None) -> Any:
+        found = active(segments, cursor)
+        if cursor is not None:
+            reads.set()
+            time.sleep(0.5)
+        return found
+
+    monkeypatch.setattr(Segments, "active", slowly)
+    reader = threading.Thread(target=lambda: count(writer.reader(), "completions"))
+    reader.start()
+    assert reads.wait(10.0)
+    writer.append([make.entry(make.finished("r1"), 1)])
+    assert writer.turn(), writer.stats.last_error
+    reader.join()
+    assert writer.turn(closing=True)
+    writer._finish()
 
 
 def test_a_bound_in_time_leaves_out_what_came_earlier_and_never_the_engines(tmp_path: Path, make: Any) -> None:

@@ -15,7 +15,12 @@ pytestmark = pytest.mark.vllm
 
 
 @pytest.mark.parametrize(
-    ("watermark", "prefix_caching", "requests"), [(0.0, False, 150), (0.05, False, 150), (0.0, True, 200)]
+    ("watermark", "prefix_caching", "requests"),
+    [
+        (0.0, True, 150),
+        pytest.param(0.0, False, 150, marks=pytest.mark.long),
+        pytest.param(0.05, False, 150, marks=pytest.mark.long),
+    ],
 )
 def test_the_simulated_engine_agrees_with_vllm_s_scheduler(
     watermark: float,
