@@ -19,6 +19,7 @@ from starlette.middleware import Middleware
 from dashboard.access.gate import Gate
 from dashboard.access.sessions import Sessions, install
 from dashboard.access.settings import NAMES, AccessSettings, access_settings
+from dashboard.charts import library
 from store.errors import ConfigError
 
 ENTRY = Path(__file__).with_name("app.py")
@@ -70,7 +71,7 @@ def main() -> None:
     sessions = Sessions(settings, time.time)
     install(sessions)
     gate = Middleware(Gate, settings=settings, sessions=sessions, clock=time.time)
-    st.App(ENTRY, middleware=[gate]).run(config=options(given, settings))
+    st.App(ENTRY, middleware=[gate], routes=[library.route()]).run(config=options(given, settings))
 
 
 def _fail(error: ConfigError) -> int:

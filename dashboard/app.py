@@ -10,11 +10,11 @@ import streamlit as st
 from dashboard.access import sessions
 from dashboard.access.sessions import Person
 from dashboard.access.settings import TOKEN
-from dashboard.charts import figures
 from dashboard.data import live
 from dashboard.data.client import Trouble
 from dashboard.screens import (
     components,
+    drawing,
     filters,
     gain,
     glossary,
@@ -100,12 +100,8 @@ def _logged_in(person: Person) -> None:
 
 
 def _fetch_charting() -> None:
-    """Have the browser fetch Plotly, which takes it a second, while the page's data is still being read.
-
-    Streamlit loads it with the first chart; this one is empty and never seen.
-    """
     with st.container(key="charting"):
-        st.plotly_chart(figures.nothing(), key="charting_chart", config=figures.CONFIG)
+        drawing.prepare()
 
 
 @st.fragment(run_every=live.REFRESH_S)

@@ -64,7 +64,7 @@ DRAWN = ", ".join(
 )
 READING = (
     "[data-testid=stSkeleton]:visible, [data-testid=stMain] [data-stale=true]:visible, "
-    "[data-testid=stMain] [data-testid=stPlotlyChart]:visible:not(:has(.main-svg))"
+    "[data-testid=stMain] .sage-chart:visible:not(:has(.main-svg))"
 )
 """What a page shows while it still reads or draws."""
 

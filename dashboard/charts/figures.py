@@ -1,7 +1,7 @@
 """Charts: pure functions from plain values to Plotly figures.
 
 Every axis has its unit, every colour one meaning (`dashboard.charts.palette`), and a chart without data says so in words.
-Grounds, fonts and grids come from Streamlit's theme, so that the same figure serves light and dark.
+Grounds, fonts and grids come from the page's theme (`dashboard.screens.drawing`), so that a figure serves light and dark.
 Text from outside goes through `_safe`, because Plotly reads a little HTML in its labels.
 """
 
@@ -30,14 +30,6 @@ HEIGHT = 300
 SCATTER_POINTS = 600
 """Number of latest outcomes drawn; more would only overlap."""
 PIT_BINS = 10
-
-CONFIG = {"displayModeBar": False, "responsive": True}
-"""Plotly's options in the page."""
-
-
-def nothing() -> go.Figure:
-    """An empty figure."""
-    return go.Figure(layout={"height": 10, "margin": {"l": 0, "r": 0, "t": 0, "b": 0}})
 
 
 def kv_memory(moments: Sequence[LoadPoint], lead: int | None, zone: tzinfo) -> go.Figure:

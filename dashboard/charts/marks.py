@@ -25,8 +25,8 @@ COLOURS: dict[EventKind, str] = {
 }
 
 
-def mark(figure: go.Figure, events: Iterable[Event], zone: tzinfo) -> None:
-    """Draw a line with its word for each event within the chart's time axis; nothing on charts without one.
+def marked(figure: go.Figure, events: Iterable[Event], zone: tzinfo) -> go.Figure:
+    """The figure with a line and its word for each event within its time axis; itself where there is none.
 
     Args:
         figure: Any chart.
@@ -35,14 +35,15 @@ def mark(figure: go.Figure, events: Iterable[Event], zone: tzinfo) -> None:
     """
     reach = _reach(figure)
     if reach is None:
-        return
-    marked = [(at, event) for event in events for at in wall_times((event.time_s,), zone) if reach[0] <= at <= reach[1]]
-    for at, event in marked[:MARKS]:
+        return figure
+    within = [(at, event) for event in events for at in wall_times((event.time_s,), zone) if reach[0] <= at <= reach[1]]
+    shown = go.Figure(figure) if within else figure  # Pages keep figures and draw them again.
+    for at, event in within[:MARKS]:
         colour = COLOURS[event.kind]
-        figure.add_shape(
+        shown.add_shape(
             type="line", x0=at, x1=at, y0=0, y1=1, yref="y domain", line={"color": colour, "width": 1, "dash": "dot"}
         )
-        figure.add_annotation(
+        shown.add_annotation(
             x=at,
             y=1,
             yref="y domain",
@@ -54,6 +55,7 @@ def mark(figure: go.Figure, events: Iterable[Event], zone: tzinfo) -> None:
             font={"size": 10, "color": colour},
             hovertext=event.text.replace("<", "&lt;"),
         )
+    return shown
 
 
 def _reach(figure: go.Figure) -> tuple[datetime, datetime] | None:

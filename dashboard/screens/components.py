@@ -13,11 +13,11 @@ import streamlit as st
 
 from dashboard.access import sessions
 from dashboard.access.sessions import Person
-from dashboard.charts import figures, marks
+from dashboard.charts import marks
 from dashboard.data import live as live_answers
 from dashboard.data.archive import ArchiveTrouble
 from dashboard.data.client import Trouble
-from dashboard.screens import filters
+from dashboard.screens import drawing, filters
 from dashboard.text import words
 from store import formatting
 
@@ -151,8 +151,7 @@ def zone() -> tzinfo:
 
 def plain_chart(figure: go.Figure, key: str, label: str) -> None:
     """Show a chart without a title of its own; ``label`` says what it is to those who cannot see it."""
-    marks.mark(figure, live_answers.events(), zone())
-    st.plotly_chart(figure, key=key, config=figures.CONFIG, theme="streamlit", alt=label)
+    drawing.draw(marks.marked(figure, live_answers.events(), zone()), key, label)
 
 
 def chart(title: str, figure: go.Figure, key: str, note: str | None = None) -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import streamlit as st
 
 from dashboard.charts import figures
 from dashboard.data import live
+from dashboard.data.archive import ArchiveTrouble
+from dashboard.data.last_known import SPAN_S, LastKnown, read_last_known
 from dashboard.data.series import horizon_s, peak_error
 from dashboard.screens import components, filters, glance, request
 from dashboard.screens.filters import Filters
 from dashboard.text import words
-from dashboard.text.glance import tiles
+from dashboard.text.glance import last_tiles, tiles
 from store import formatting
 from store.http_api import EngineView, QueueReason, QueueRow, StateView
 from store.http_now import NowView
@@ -42,6 +46,7 @@ def page() -> None:
 def _live(wanted: Filters) -> None:
     state, now = components.answered(live.state()), live.now(wanted.asked)
     if state is None:
+        _last_known(wanted)
         return
     engines = wanted.engines(state.engines)
     st.html(glance.STYLE)
@@ -78,6 +83,29 @@ def _live(wanted: Filters) -> None:
 
 def _verdict(now: NowView, state: StateView, engines: Sequence[EngineView]) -> None:
     st.html(glance.verdict(now.verdict, words.scheduling(engines, state.controller)))
+
+
+def _last_known(wanted: Filters) -> None:
+    """What the history says of the last minutes before the controller went; nothing where no folder is known."""
+    path = live.store_path()
+    found = None if path is None else _read_last(str(path), wanted.engine_id, wanted.model)
+    if isinstance(found, ArchiveTrouble):
+        components.show(words.archive_notice(found.kind, found.detail))
+    if not isinstance(found, LastKnown):
+        return
+    st.html(glance.STYLE)
+    st.markdown(f"## Last known state, {words.ago(time.time() - found.time_s)}")
+    st.caption(f"What the history has of {components.moment(found.time_s)} and the minutes before.")
+    st.html(glance.tiles(last_tiles(found)))
+    st.html(glance.engines(found.engines, found.time_s))
+    _charts(found.load[-BINS:], None, SPAN_S, found.time_s)
+    st.markdown("## What happened last")
+    st.html(glance.events(found.events, components.clock))
+
+
+@st.cache_resource(ttl=live.STEP_S, max_entries=16, show_spinner=False)
+def _read_last(path: str, engine_id: str | None, model: str | None) -> LastKnown | ArchiveTrouble | None:
+    return read_last_known(Path(path), engine_id, model)
 
 
 def _figures_of_the_moment(state: StateView, engines: Sequence[EngineView], bins: Sequence[LoadPoint]) -> None:

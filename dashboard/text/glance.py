@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dashboard.data.client import Trouble
+from dashboard.data.last_known import LastKnown
 from dashboard.text.gain import interval, ratio_change
 from store.formatting import DASH, count, percent, span
 from store.http_api import GainView
@@ -34,6 +35,17 @@ def tiles(now: NowView, gain: GainView | Trouble, mode: str) -> list[Tile]:
         _latency("Time to last token", now.ttlt, (), "green"),
         _demand(now, found.get("overload", found.get("queue_growing", "green"))),
         _gain(gain, mode),
+    ]
+
+
+def last_tiles(found: LastKnown) -> list[Tile]:
+    """What was waiting when the engines were heard last, and how long requests took until then."""
+    waiting, running = (sum(getattr(each, name) or 0 for each in found.engines) for name in ("waiting", "running"))
+    queue = Tile("Queue", (("waiting", count(waiting)), ("running", count(running))), level="info")
+    return [
+        _latency("Time to first token", found.ttft, (), "info"),
+        _latency("Time to last token", found.ttlt, (), "info"),
+        queue,
     ]
 
 

@@ -24,7 +24,16 @@ from fastapi import FastAPI, Response
 from dashboard.access import sessions
 from dashboard.access.settings import AccessSettings
 from engine_adapter.serving.processes import free_port
-from store.entries import ClusterChanged, DriftDetected, EngineSeen, Entry, Outcome, Prediction, SettingsChanged
+from store.entries import (
+    ClusterChanged,
+    DriftDetected,
+    EngineSeen,
+    Entry,
+    ModeSwitched,
+    Outcome,
+    Prediction,
+    SettingsChanged,
+)
 from store.history.writer import HistoryWriter
 from store.http_api import DoctorView, GainView, HealthView, ModeView, QueueView, StateView, View
 from store.http_now import Finding, NowView, verdict_of
@@ -37,7 +46,7 @@ from store.http_service import (
     TargetAttainment,
     TenantService,
 )
-from store.records import Arrived, EngineRules, Finished, Gate, Hello, Settings
+from store.records import Arrived, EngineRules, Finished, Gate, Hello, Settings, Snapshot
 
 Json = dict[str, Any]
 
@@ -909,6 +918,24 @@ def recorded(tmp_path: Path) -> Path:
         writer.append(life(number, 1_767_225_600.0 - 5 * number))
     writer.close()
     return path
+
+
+@pytest.fixture
+def left_behind(recorded: Path) -> Path:
+    """The same, where one engine reported until the end: its mode was switched, and it fell back in the last second."""
+    end_s = 1_767_225_600.0
+    reports = [snapshot(end_s - 120.0 + 10.0 * number, 137) for number in range(12)]
+    reports.append(snapshot(end_s - 1.0, 7, fallback="no heartbeat", mode="off"))
+    switched = ModeSwitched(
+        time_s=end_s - 60.0, before="shadow", mode="on", reason="trial", who=None, credential="token", address="a"
+    )
+    writer = HistoryWriter(recorded).start()
+    for report in reports:
+        fact = msgspec.convert(report, Snapshot)
+        writer.append([Entry(engine_id="engine-0", session_id="s", batch=None, record=fact)])
+    writer.append([Entry(engine_id="", session_id="", batch=None, record=switched)])
+    writer.close()
+    return recorded
 
 
 @pytest.fixture

@@ -112,7 +112,7 @@ def page(browser: BrowserContext, lasting: Any) -> Iterator[Page]:
 
 def seen_charts(page: Page) -> Any:
     """The charts of a page; one more, empty and hidden, only has the browser fetch the code for them."""
-    return page.get_by_test_id("stPlotlyChart").filter(visible=True)
+    return page.locator(".sage-chart").filter(visible=True)
 
 
 def metric(page: Page, label: str) -> Any:
@@ -201,6 +201,65 @@ def test_a_paused_page_stands_still_and_says_since_when(page: Page, dashboard_ur
     assert page.evaluate(POINTS) == held
     page.get_by_text("Pause the refresh").click()
     page.wait_for_function(f"before => ({POINTS})() !== before", arg=held, timeout=DRAWN_MS)
+
+
+CHART = "[...document.querySelectorAll('.js-plotly-plot')].find(chart => chart.offsetWidth > 0)"
+SPAN = f"() => JSON.stringify({CHART}.layout.xaxis.range)"
+
+
+def drag(page: Page, *, wait_for: Callable[[], object] = lambda: None) -> None:
+    """Drag over the middle of the first chart, and hold on until something has come."""
+    area = seen_charts(page).first.locator(".nsewdrag")
+    area.scroll_into_view_if_needed()
+    box = area.bounding_box()
+    assert box is not None
+    across = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + 0.3 * box["width"], across)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.5 * box["width"], across, steps=5)
+    wait_for()
+    page.mouse.move(box["x"] + 0.7 * box["width"], across, steps=5)
+    page.mouse.up()
+
+
+def test_a_zoom_and_a_hidden_curve_last_while_the_data_change(page: Page, dashboard_url: str, lasting: Any) -> None:
+    """Until the reader asks for the whole again, by the button or a double click."""
+    page.goto(f"{dashboard_url}/?range=2+min")
+    expect(seen_charts(page).first).to_be_visible(timeout=DRAWN_MS)
+    expect(page.get_by_role("button", name="Reset zoom")).to_have_count(0)
+    first = seen_charts(page).first
+    first.locator(".legendtoggle").first.click()
+    page.wait_for_function(f"() => {CHART}.data[0].visible === 'legendonly'", timeout=LIVE_MS)
+    drag(page)
+    button = page.get_by_role("button", name="Reset zoom")
+    expect(button).to_be_visible(timeout=LIVE_MS)
+    zoomed = page.evaluate(SPAN)
+    for _ in range(3):
+        page.wait_for_function(f"before => ({POINTS})() !== before", arg=page.evaluate(POINTS), timeout=DRAWN_MS)
+        assert page.evaluate(SPAN) == zoomed
+    assert page.evaluate(f"() => {CHART}.data[0].visible") == "legendonly"
+    button.click()
+    page.wait_for_function(f"before => ({SPAN})() !== before", arg=zoomed, timeout=LIVE_MS)
+    expect(button).to_be_hidden()
+    drag(page)
+    expect(button).to_be_visible(timeout=LIVE_MS)
+    first.locator(".nsewdrag").dblclick()
+    expect(button).to_be_hidden(timeout=LIVE_MS)
+
+
+def test_a_zoom_is_not_lost_to_a_change_that_comes_while_it_is_dragged(
+    page: Page, dashboard_url: str, lasting: Any
+) -> None:
+    """What changes meanwhile is drawn when the reader lets go."""
+    page.goto(f"{dashboard_url}/?range=2+min")
+    expect(seen_charts(page).first).to_be_visible(timeout=DRAWN_MS)
+    page.wait_for_function(f"before => ({POINTS})() !== before", arg=page.evaluate(POINTS), timeout=DRAWN_MS)
+    before = page.evaluate(POINTS)
+    drag(page, wait_for=lambda: page.wait_for_timeout(6000))
+    expect(page.get_by_role("button", name="Reset zoom")).to_be_visible(timeout=LIVE_MS)
+    zoomed = page.evaluate(SPAN)
+    page.wait_for_function(f"before => ({POINTS})() !== before", arg=before, timeout=LIVE_MS)
+    assert page.evaluate(SPAN) == zoomed
 
 
 def test_the_navigation_leads_to_every_page(page: Page, dashboard_url: str) -> None:

@@ -69,7 +69,13 @@ def metrics(test: AppTest) -> dict[str, str]:
 
 
 def charts(test: AppTest) -> int:
-    return len(test.get("plotly_chart"))
+    return len(test.get("bidi_component"))
+
+
+def first_chart(test: AppTest) -> str:
+    """The figure as the browser gets it."""
+    figure: str = json.loads(test.get("bidi_component")[0].proto.json)["figure"]
+    return figure
 
 
 def captions(test: AppTest) -> str:
@@ -126,6 +132,30 @@ def test_a_controller_that_is_down_is_said_with_a_remedy_and_comes_back(opened: 
     assert charts(test) == 3
 
 
+def test_what_was_known_last_is_shown_while_the_controller_is_gone(
+    opened: Open, standing: Any, left_behind: Path
+) -> None:
+    """The state, the latencies and the events of the last minutes that the history has, marked with their age."""
+    standing.stop()
+    test = opened("now", left_behind)
+    assert "The controller does not answer" in boxes(test)
+    titles = [markdown.value for markdown in test.markdown]
+    assert re.fullmatch(r"## Last known state, \d+ days ago", titles[0])
+    assert "2025-12-31 23:59:59" in captions(test)
+    shown = glances(test)
+    assert "<small>waiting</small> 7" in shown
+    assert "<small>P50</small> 1 s" in shown
+    assert "fallback</td>" in shown
+    assert "engine-1</td>" not in shown, "it has never reported"
+    expected = ["serves first come, first served: no heartbeat", "mode of all engines: on (trial)", "cluster 1 changed"]
+    assert sorted(expected, key=shown.index) == expected, "the latest first"
+    assert charts(test) == 3
+    test = opened("now", left_behind, {"model": "small"})
+    assert "Last known state" not in "".join(markdown.value for markdown in test.markdown)
+    standing.start()
+    assert boxes(opened("now", left_behind)) == ""
+
+
 LOST = {
     "rule": "engine_lost",
     "level": "red",
@@ -172,7 +202,7 @@ def test_engines_and_events_stand_on_now(opened: Open) -> None:
     assert "engine-0</td>" in shown
     assert "--share: " in shown
     assert "mode of all engines: on (asked for)" in shown
-    memory = json.loads(test.get("plotly_chart")[0].proto.spec)["layout"]
+    memory = json.loads(first_chart(test))["layout"]
     assert [mark["text"] for mark in memory["annotations"]] == ["mode"], "the other is older than the chart"
     assert len(memory["shapes"]) == 1
 
@@ -379,7 +409,7 @@ def test_while_the_disk_is_broken_pages_of_the_last_minutes_say_so(opened: Open,
         assert charts(test) == 0
     test = opened("now")
     assert metrics(test)["Waiting"] == "137"
-    assert "No snapshots in this window" in test.get("plotly_chart")[0].proto.spec
+    assert "No snapshots in this window" in first_chart(test)
     standing.world.disk_error = None
     for page, drawn in (("latency", 8), ("predictions", 2)):
         test = opened(page)
@@ -466,7 +496,7 @@ def test_gain_in_shadow_says_what_on_would_bring(opened: Open, standing: Any) ->
     standing.world.gain["reproduction"] |= {"mode": "shadow"}
     test = opened("gain")
     assert "Mode `on`, which is not in force, would lower latency" in boxes(test)
-    assert "replay, mode on (not in force)" in test.get("plotly_chart")[0].proto.spec
+    assert "replay, mode on (not in force)" in first_chart(test)
 
 
 def test_a_gain_that_the_replay_does_not_bear_is_uncertain_from_its_first_word_on(opened: Open, standing: Any) -> None:
@@ -675,7 +705,7 @@ def test_sql_of_an_address_is_answered_at_once_and_coloured_by_engine(opened: Op
     assert set(test.dataframe[0].value["engine_id"]) == {"engine-0", "engine-1"}
     (by,) = (box for box in test.selectbox if box.label == "Colour by")
     assert by.value == "engine_id"
-    assert {"engine-0", "engine-1"} <= set(re.findall(r'"name":"([^"]+)"', test.get("plotly_chart")[0].proto.spec))
+    assert {"engine-0", "engine-1"} <= set(re.findall(r'"name":"([^"]+)"', first_chart(test)))
 
 
 @pytest.mark.slow

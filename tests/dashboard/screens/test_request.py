@@ -57,7 +57,7 @@ def text(test: AppTest) -> str:
 
 
 def charts(test: AppTest) -> int:
-    return len(test.get("plotly_chart"))
+    return len(test.get("bidi_component"))
 
 
 def test_a_request_is_shown_in_words_figures_charts_and_overtakers(opened: Open) -> None:
