@@ -12,7 +12,7 @@ import msgspec
 from dashboard.data.archive import ArchiveTrouble, read, records
 from store.http_now import EngineNow, Event, LatencyNow, LatencyPoint
 from store.http_requests import LoadPoint
-from store.reading.load import COMMITTED_S, read_load
+from store.reading.load import read_load
 from store.reading.scope import Scope, choose
 
 SPAN_S = 600.0
@@ -46,7 +46,7 @@ def _last_known(connection: duckdb.DuckDBPyConnection, *, scope: Scope) -> LastK
     if last_s is None:
         return None
     bin_s = SPAN_S / BINS
-    load = read_load(connection, scope, last_s - SPAN_S - bin_s, bin_s, last_s + COMMITTED_S + bin_s)
+    load = read_load(connection, scope, last_s - SPAN_S - bin_s, bin_s)
     engines = records(connection.execute(_ENGINES, {"last_s": last_s}))
     events = records(connection.execute(_EVENTS, {"last_s": last_s, "limit": EVENTS}))
     return LastKnown(

@@ -47,6 +47,21 @@ class Cluster:
 
 
 @dataclass(frozen=True)
+class Likeness:
+    """What the latest requests of a cluster were like."""
+
+    model: str
+    cluster: int
+    prompt_tokens: float | None
+    """Median length of the prompts."""
+    tenant: str | None
+    """The tenant with most of them."""
+    tenant_share: float | None
+    output_tokens: float
+    """Median length of the answers."""
+
+
+@dataclass(frozen=True)
 class Prompts:
     """All clusters of the scope, the largest first."""
 
@@ -80,6 +95,11 @@ def read_prompts(path: Path, scope: Scope) -> Prompts | ArchiveTrouble:
     return read(path, partial(_clusters, scope=scope))
 
 
+def read_likenesses(path: Path, scope: Scope) -> tuple[Likeness, ...] | ArchiveTrouble:
+    """What the clusters of the scope are like."""
+    return read(path, partial(_likenesses, scope=scope))
+
+
 def read_cluster(path: Path, scope: Scope, model: str, cluster: int) -> ClusterDetail | ArchiveTrouble:
     """One cluster of the scope in detail."""
     return read(path, partial(_detail, scope=scope, model=model, cluster=cluster))
@@ -93,12 +113,22 @@ def _clusters(connection: duckdb.DuckDBPyConnection, *, scope: Scope) -> Prompts
     rows = connection.execute(_CLUSTERS, {"since_s": since_s, "limit": CLUSTERS_SHOWN}).fetchall()
     weights = connection.execute(_WEIGHTS, {"since_s": since_s, "limit": LATEST_PREDICTIONS}).fetchall()
     likes = {
-        tuple(row[:2]): row[2:]
-        for row in connection.execute(_LIKE, {"since_s": since_s, "limit": LATEST_OUTCOMES}).fetchall()
+        (one.model, one.cluster): (one.prompt_tokens, one.tenant, one.tenant_share)
+        for one in _like(connection, since_s)
     }
     clusters = tuple(Cluster(*row, *likes.get(tuple(row[:2]), ())) for row in rows)
     (ended,) = connection.execute(_ENDED, {"since_s": since_s}).fetchall()[0]
     return Prompts(newest_s, ended, since_s, found.until_s, clusters, tuple(weights))
+
+
+def _likenesses(connection: duckdb.DuckDBPyConnection, *, scope: Scope) -> tuple[Likeness, ...]:
+    found = bounds(connection, scope)
+    return () if found is None else _like(connection, found.since_s)
+
+
+def _like(connection: duckdb.DuckDBPyConnection, since_s: float) -> tuple[Likeness, ...]:
+    rows = connection.execute(_LIKE, {"since_s": since_s, "limit": LATEST_OUTCOMES}).fetchall()
+    return tuple(Likeness(*row) for row in rows)
 
 
 def _detail(connection: duckdb.DuckDBPyConnection, *, scope: Scope, model: str, cluster: int) -> ClusterDetail:
@@ -156,7 +186,7 @@ ORDER BY answers DESC, model, cluster LIMIT $limit
 _LIKE = f"""
 WITH {_SERVED},
 lately AS (
-    SELECT session_id, request_id, cluster FROM outcomes SEMI JOIN temp.chosen USING (session_id)
+    SELECT session_id, request_id, cluster, output_tokens FROM outcomes SEMI JOIN temp.chosen USING (session_id)
     WHERE time_s >= $since_s AND cluster IS NOT NULL ORDER BY time_s DESC LIMIT $limit
 ),
 asked AS (
@@ -170,11 +200,12 @@ named AS (
     FROM lately JOIN asked USING (session_id, request_id) JOIN served USING (session_id) GROUP BY ALL
 ),
 sized AS (
-    SELECT model, cluster, median(prompt_tokens) AS prompt_tokens
+    SELECT model, cluster, median(prompt_tokens) AS prompt_tokens, median(output_tokens) AS output_tokens
     FROM lately JOIN asked USING (session_id, request_id) JOIN served USING (session_id) GROUP BY ALL
 )
 SELECT
-    model, cluster, any_value(prompt_tokens), arg_max(tenant, requests), max(requests) / sum(requests)
+    model, cluster, any_value(prompt_tokens), arg_max(tenant, requests), max(requests) / sum(requests),
+    any_value(output_tokens)
 FROM named JOIN sized USING (model, cluster) GROUP BY model, cluster
 """
 """What the prompts of each cluster are like."""

@@ -102,7 +102,7 @@ function template(element) {
   const text = of("text-color");
   const [quiet, line] = [faded(text, 0.8), faded(text, 0.14)];
   const font = { color: quiet, family: of("font"), size: 12 };
-  const axis = { gridcolor: line, zerolinecolor: line, tickcolor: line, automargin: true, title: { font: { size: 13 } } };
+  const axis = { gridcolor: line, zerolinecolor: line, tickcolor: line, automargin: true, title: { font: { size: 13 }, standoff: 14 } };
   return {
     layout: {
       font,

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
 import streamlit as st
 
 from dashboard.charts import figures
 from dashboard.charts import gain as gain_charts
 from dashboard.data import live
-from dashboard.screens import components
+from dashboard.screens import components, prompts
 from dashboard.text import gain as gain_text
 from dashboard.text import words
 from store import formatting
 from store.http_api import Gain, GainPart, GainView, ObjectiveGain, StateView
+from store.reading.scope import Scope
 
 REFRESH_S = 5.0
 """The comparison itself is made every half minute or less often."""
@@ -37,6 +39,7 @@ def _live() -> None:
     if gain is None:
         components.show(gain_text.gain_notice(answer))
         return
+    gain = msgspec.structs.replace(gain, parts=prompts.named(gain.parts, Scope()))
     mode = gain.reproduction.mode if state is None else words.in_force(state.engines)
     components.show(gain_text.gain_verdict(gain, mode))
     _figures(gain)

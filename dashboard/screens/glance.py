@@ -125,8 +125,8 @@ def sparkline(points: Sequence[LatencyPoint], title: str) -> str:
     return f'<img alt="{label}" src="data:image/svg+xml,{quote(drawing)}">'
 
 
-def engines(shown: Sequence[EngineNow], now_s: float) -> str:
-    """One row an engine; those in trouble first."""
+def engines(shown: Sequence[EngineNow], now_s: float, usual: Level = "green") -> str:
+    """One row an engine; those in trouble first, and those without in the colour of ``usual``."""
     ranked = sorted(shown, key=lambda each: (_ORDER.get(each.state, 9), each.engine_id))
     names = (
         "Engine",
@@ -143,7 +143,7 @@ def engines(shown: Sequence[EngineNow], now_s: float) -> str:
     head = "".join(
         f'<th scope="col" class="{"text" if place < 3 else ""}">{name}</th>' for place, name in enumerate(names)
     )
-    rows = "".join(_engine(each, now_s) for each in ranked[:ENGINES_SHOWN])
+    rows = "".join(_engine(each, now_s, usual) for each in ranked[:ENGINES_SHOWN])
     more = len(ranked) - ENGINES_SHOWN
     rest = f"<div>and {more} more engines; choose one in the sidebar</div>" if more > 0 else ""
     table = f'<table class="sage-table"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
@@ -154,8 +154,8 @@ _ORDER = {"lost": 0, "silent": 1, "fallback": 2}
 _STATE_LEVELS: dict[str, Level] = {"lost": "red", "silent": "amber", "fallback": "amber", "left": "info"}
 
 
-def _engine(each: EngineNow, now_s: float) -> str:
-    colour = COLOURS[_STATE_LEVELS.get(each.state, "green")]
+def _engine(each: EngineNow, now_s: float, usual: Level) -> str:
+    colour = COLOURS[_STATE_LEVELS.get(each.state, usual)]
     state = f'<span class="sage-dot" style="--level: {colour}"></span>{escape(_state_words(each, now_s))}'
     share = f"{100 * each.kv_share:.0f}%" if each.kv_share is not None else ""
     memory = f'<span class="sage-bar" style="--share: {share}"></span>{share}' if share else DASH

@@ -13,7 +13,7 @@ from dashboard.charts import figures, heatmaps
 from dashboard.charts import latency as latency_charts
 from dashboard.data import live
 from dashboard.data.archive import ArchiveTrouble, read
-from dashboard.screens import components, filters, history
+from dashboard.screens import components, filters, history, prompts
 from dashboard.screens.filters import Filters
 from dashboard.text import latency as text
 from dashboard.text import words
@@ -73,7 +73,7 @@ def _page(wanted: Filters, part: Part | None, found: LatenciesView) -> None:
     with narrow:
         filters.choose_part([Part(part.by, part.name) for part in found.parts])
     _charts(found, drawn)
-    _comparison(found, drawn[6])
+    _comparison(wanted, found, drawn[6])
 
 
 def _totals(totals: dict[str, Percentiles]) -> None:
@@ -122,7 +122,7 @@ def _charts(found: LatenciesView, drawn: Sequence[go.Figure]) -> None:
             components.plain_chart(heat, f"{key}_heat", f"{title}: how many requests, by time and duration")
 
 
-def _comparison(found: LatenciesView, phases: go.Figure) -> None:
+def _comparison(wanted: Filters, found: LatenciesView, phases: go.Figure) -> None:
     """Where the time goes, and engines, priorities, tenants, models or clusters side by side."""
     kinds = [kind for kind in text.KINDS if any(part.by == kind for part in found.parts)]
     several = sum(part.by == "engine" for part in found.parts) > 1
@@ -140,7 +140,9 @@ def _comparison(found: LatenciesView, phases: go.Figure) -> None:
         kind = st.segmented_control(
             "Compare by", kinds, key=_COMPARED, format_func=text.KINDS.__getitem__, label_visibility="collapsed"
         )
-        parts = [part for part in found.parts if part.by == kind]
+        parts = prompts.named(
+            (part for part in found.parts if part.by == kind), Scope(None, wanted.engine_id, wanted.model)
+        )
         if kind == "engine" and several:
             st.caption(words.plain(text.engines_compared(parts)))
         label = f"Median and 99th percentile of TTFT and TTLT by {kind}"

@@ -97,7 +97,7 @@ def _last_known(wanted: Filters) -> None:
     st.markdown(f"## Last known state, {words.ago(time.time() - found.time_s)}")
     st.caption(f"What the history has of {components.moment(found.time_s)} and the minutes before.")
     st.html(glance.tiles(last_tiles(found)))
-    st.html(glance.engines(found.engines, found.time_s))
+    st.html(glance.engines(found.engines, found.time_s, "info"))
     _charts(found.load[-BINS:], None, SPAN_S, found.time_s)
     st.markdown("## What happened last")
     st.html(glance.events(found.events, components.clock))

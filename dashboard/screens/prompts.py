@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
+import msgspec
 import streamlit as st
 
 from dashboard.charts import prompts as prompt_charts
 from dashboard.data import live, prompts_archive
 from dashboard.data.archive import ArchiveTrouble
-from dashboard.data.prompts_archive import Cluster, ClusterDetail, Prompts
+from dashboard.data.prompts_archive import Cluster, ClusterDetail, Likeness, Prompts
 from dashboard.screens import components, filters, history, request
 from dashboard.screens.filters import Filters
 from dashboard.text import prompts as text
 from dashboard.text import words
 from store import formatting
+from store.http_api import GainPart
+from store.http_requests import PartLatency
 from store.reading.scope import Scope
 
 REFRESH_S = 15.0
 KEPT_S = 10.0
+NAMES_KEPT_S = 60.0
+"""How long other pages call clusters by the same names."""
 _CHOSEN = "prompts_cluster"
+Group = TypeVar("Group", GainPart, PartLatency)
 
 
 def page() -> None:
@@ -50,6 +58,24 @@ def _live(wanted: Filters) -> None:
 @st.cache_resource(ttl=KEPT_S, max_entries=16, show_spinner="Reading the history …")
 def _read(path: str, scope: Scope) -> Prompts | ArchiveTrouble:
     return prompts_archive.read_prompts(Path(path), scope)
+
+
+def named(parts: Iterable[Group], scope: Scope) -> tuple[Group, ...]:
+    """Groups of requests with each cluster called by what it is like, where the history says that."""
+    every, path = tuple(parts), live.store_path()
+    if path is None or all(part.by != "cluster" for part in every):
+        return every
+    found = _read_likenesses(str(path), scope)
+    names = {} if isinstance(found, ArchiveTrouble) else text.names_by_number(found)
+    return tuple(
+        msgspec.structs.replace(part, name=names.get(part.name, part.name)) if part.by == "cluster" else part
+        for part in every
+    )
+
+
+@st.cache_resource(ttl=NAMES_KEPT_S, max_entries=16, show_spinner=False)
+def _read_likenesses(path: str, scope: Scope) -> tuple[Likeness, ...] | ArchiveTrouble:
+    return prompts_archive.read_likenesses(Path(path), scope)
 
 
 @st.cache_resource(ttl=KEPT_S, max_entries=32, show_spinner=False)

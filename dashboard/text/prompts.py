@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
-from dashboard.data.prompts_archive import Cluster
+from dashboard.data.prompts_archive import Cluster, Likeness
 from dashboard.text.words import plain
 from store.formatting import count, percent
 
@@ -18,8 +19,26 @@ def short_name(cluster: Cluster) -> str:
     >>> short_name(Cluster("m", 91, 9, 0, 40.0, [9, 20, 31, 50, 80, 99], None, 5.0, 0, None, 380.0, "acme", 0.9))
     '380 → 31, acme (#91)'
     """
-    tenant = f", {cluster.tenant}" if cluster.tenant else ""
-    return f"{count(cluster.prompt_tokens)} → {count(cluster.quantiles[2])}{tenant} (#{cluster.cluster})"
+    return _short(cluster.prompt_tokens, cluster.quantiles[2], cluster.tenant, cluster.cluster)
+
+
+def names_by_number(likenesses: Sequence[Likeness]) -> dict[str, str]:
+    """Short names of clusters by their numbers, without numbers that clusters of several models have.
+
+    >>> like = Likeness("m", 91, 380.0, "acme", 0.9, 31.0)
+    >>> names_by_number([like, Likeness("m", 2, 40.0, None, None, 9.0), Likeness("n", 2, 70.0, None, None, 5.0)])
+    {'91': '380 → 31, acme (#91)'}
+    """
+    models = Counter(one.cluster for one in likenesses)
+    return {
+        str(one.cluster): _short(one.prompt_tokens, one.output_tokens, one.tenant, one.cluster)
+        for one in likenesses
+        if models[one.cluster] == 1
+    }
+
+
+def _short(prompt_tokens: float | None, output_tokens: float, tenant: str | None, number: int) -> str:
+    return f"{count(prompt_tokens)} → {count(output_tokens)}{f', {tenant}' if tenant else ''} (#{number})"
 
 
 def short_names(clusters: Sequence[Cluster]) -> list[str]:

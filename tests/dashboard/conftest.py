@@ -921,6 +921,18 @@ def recorded(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def of_one_model(tmp_path: Path) -> Path:
+    """A history of 30 requests of one model, all of the same cluster."""
+    path = tmp_path / "of_one_model"
+    writer = HistoryWriter(path).start()
+    writer.append(about_engines(1_767_225_600.0 - 1500.0))
+    for number in range(0, 300, 10):
+        writer.append(life(number, 1_767_225_600.0 - 5 * number))
+    writer.close()
+    return path
+
+
+@pytest.fixture
 def left_behind(recorded: Path) -> Path:
     """The same, where one engine reported until the end: its mode was switched, and it fell back in the last second."""
     end_s = 1_767_225_600.0

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dashboard.charts import figures, heatmaps, palette
+from dashboard.charts import figures, heatmaps, marks, palette
 from dashboard.charts import predictions as prediction_charts
 from dashboard.data.predictions_archive import Event, Quality
+from store import http_now
 from store.http_api import Gain, Latency, PerRequest, Ratio, RecomputeTax, Reproduction
 from store.http_requests import Cell, FinishedPoint, LoadPoint, Percentiles, Phases
 
@@ -221,3 +222,13 @@ def test_phases_and_predictions_over_time_draw_what_there_is() -> None:
     assert_sound(shares)
     assert [tuple(trace.y) for trace in shares.data[:2]] == [(0.4, 0.0), (0.6, 1.0)]
     assert words(prediction_charts.weights([], events, UTC)) == ["No prediction was made in this range"]
+
+
+def test_marks_are_drawn_on_a_copy() -> None:
+    """A page that draws a kept figure again does not add its marks again."""
+    figure, _ = figures.over_time("s", (0.0, 60.0), UTC, (0.0, 60.0))
+    event = http_now.Event(time_s=30.0, kind="mode", level="info", engine_id="", text="mode: on")
+    late = http_now.Event(time_s=90.0, kind="mode", level="info", engine_id="", text="mode: on")
+    assert len(marks.marked(figure, [event, late], UTC).layout.shapes) == 1
+    assert not figure.layout.shapes
+    assert marks.marked(figure, [late], UTC) is figure

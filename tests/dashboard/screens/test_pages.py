@@ -430,6 +430,28 @@ def test_latency_of_a_longer_range_comes_from_the_history(opened: Open, standing
     assert set(rows["Requests"]) == {30}
 
 
+def test_clusters_are_called_by_what_they_are_like(opened: Open, standing: Any, of_one_model: Path) -> None:
+    """Typical prompt and answer on Latency and Gain as on Prompts; a cluster that the history does not know: its number."""
+    parts = standing.world.gain["parts"]
+    standing.world.gain["parts"] = [*parts, parts[-1] | {"name": "1"}]
+    test = opened("gain", of_one_model)
+    groups = list(test.dataframe[1].value["Group"])
+    assert groups[-2:] == ["cluster 3", "cluster 100 → 40, no tenant (#1)"]
+    test = opened("latency", of_one_model, {"from": "2025-12-31T23:00Z", "to": "2026-01-01T00:00Z"})
+    test.segmented_control(key="latency_compared").set_value("cluster").run()
+    assert list(test.dataframe[0].value["Cluster"]) == ["100 → 40, no tenant (#1)"]
+
+
+@pytest.mark.slow
+def test_a_cluster_number_of_two_models_stays_a_number(opened: Open, recorded: Path) -> None:
+    """The numbers are counted by model; with the model chosen it is clear which cluster is meant."""
+    address = {"from": "2025-12-31T23:00Z", "to": "2026-01-01T00:00Z"}
+    for model, name in (({}, "1"), ({"model": "small"}, "100 → 40, no tenant (#1)")):
+        test = opened("latency", recorded, address | model)
+        test.segmented_control(key="latency_compared").set_value("cluster").run()
+        assert list(test.dataframe[0].value["Cluster"]) == [name]
+
+
 @pytest.mark.slow
 def test_what_is_live_comes_from_the_history_while_the_controller_is_gone(
     opened: Open, standing: Any, recorded: Path
