@@ -59,5 +59,5 @@ def _dots(figure: go.Figure, name: str, colour: str, mine: Sequence[GainPart]) -
 
 
 def _label(part: GainPart) -> str:
-    names = {"length": f"{part.name} tokens"}
+    names = {"length": f"{part.name} tokens", "class": f"priority {part.name}"}
     return escape(names.get(part.by, f"{part.by} {part.name}"))
