@@ -135,6 +135,10 @@ class LearnerView(View, frozen=True, kw_only=True):
     distrusted_clusters: tuple[CalibrationView, ...]
 
 
+ALL_HOLD = "all names and "
+"""How an engine begins what it tells where all that the plugin relies on holds."""
+
+
 class EngineView(View, frozen=True, kw_only=True):
     """One engine that the controller knows."""
 
@@ -156,6 +160,11 @@ class EngineView(View, frozen=True, kw_only=True):
     tables_sent: int
     snapshot: Snapshot | None
     """The last one, without its lists of requests; None before the first."""
+
+    @property
+    def contract_holds(self) -> bool:
+        """Whether it found all that it looked for, so that the plugin steers it."""
+        return self.contract is not None and self.contract.startswith(ALL_HOLD)
 
 
 class StateView(View, frozen=True, kw_only=True):

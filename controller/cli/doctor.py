@@ -10,10 +10,10 @@ import msgspec
 from controller.api.client import ApiClient
 from controller.cli.output import say
 from controller.config import Config, load_config, printed
-from controller.monitoring.doctor import examine
+from controller.monitoring.doctor import VLLM_REMEDY, examine, examine_vllm
 from store.errors import SageError
 from store.formatting import count
-from store.http_api import Finding, StateView
+from store.http_api import EngineView, Finding, StateView
 
 
 def print_findings(config: Config, *, settings: bool) -> int:
@@ -36,23 +36,46 @@ def print_findings(config: Config, *, settings: bool) -> int:
 
 
 def _findings(config: Config) -> Iterator[Finding]:
-    """Yield the findings; a controller that answers at the port stands in place of what may have taken it."""
+    """Yield the findings; a controller that answers at the port stands in place of what may have taken it.
+
+    vLLM is imported and tried only where no connected engine has told what it found of its own.
+    """
+    state = None
     for finding in examine(config, now_s=time.time()):
-        found = list(_controller(config)) if finding.name == "port" and finding.state == "note" else []
-        yield from found or [finding]
+        if finding.name == "port" and finding.state == "note":
+            state = _state(config)
+        yield from [finding] if state is None or finding.name != "port" else _controller(config, state)
+    told = (
+        ()
+        if state is None
+        else tuple(_told(engine) for engine in state.engines if engine.connected and engine.contract)
+    )
+    yield from told or [examine_vllm()]
 
 
-def _controller(config: Config) -> Iterator[Finding]:
-    """Yield what the controller at the configured port says; nothing when none answers."""
+def _told(engine: EngineView) -> Finding:
+    """What an engine said of its vLLM at its start."""
+    text = f"{engine.engine_version} of {engine.engine_id}: {engine.contract}"
+    if engine.contract_holds:
+        return Finding(name="vLLM", state="ok", text=text)
+    return Finding(name="vLLM", state="wrong", text=text, remedy=VLLM_REMEDY)
+
+
+def _state(config: Config) -> StateView | None:
+    """What the controller at the configured port says; None when none answers."""
     client = ApiClient(f"http://127.0.0.1:{config.http.port}", token=config.http.credential)
     try:
-        state = msgspec.convert(client.get("/api/state"), StateView)
+        return msgspec.convert(client.get("/api/state"), StateView)
     except (SageError, msgspec.ValidationError):
-        return
+        return None
     finally:
         client.close()
+
+
+def _controller(config: Config, state: StateView) -> Iterator[Finding]:
+    """Yield what a running controller says of itself and its engines."""
     running = state.controller
-    text = f"{running.version} at {client.base_url}, mode {running.mode}, history in {running.store_path}"
+    text = f"{running.version} at http://127.0.0.1:{config.http.port}, mode {running.mode}, history in {running.store_path}"
     yield Finding(name="controller", state="ok", text=text)
     for degraded in state.degraded:
         yield Finding(name="controller", state="note", text=degraded.text)

@@ -27,12 +27,14 @@ CHECK_S = 120.0
 EARLIEST_S = 1_735_689_600.0
 """The first of January 2025: a clock before that is not set."""
 
+VLLM_REMEDY = "install a release that docs/compatibility.md names; with any other vLLM serves in its own order"
+
 CONTROLLER_MODULES = ("duckdb", "fastapi", "numpy", "prometheus_client", "pyarrow", "river", "sklearn", "uvicorn")
 DASHBOARD_MODULES = ("plotly", "streamlit")
 
 
 def examine(config: Config, *, now_s: float) -> Iterator[Finding]:
-    """Carry out every check, cheapest first."""
+    """Carry out every check but that of vLLM."""
     yield _python()
     yield _names()
     yield _modules("controller packages", CONTROLLER_MODULES, "controller", needed=True)
@@ -44,7 +46,6 @@ def examine(config: Config, *, now_s: float) -> Iterator[Finding]:
     yield _port(config.http.host, config.http.port)
     if config.learning.encoder is not None:
         yield _encoder(config.learning.encoder, config.learning.tokenizer)
-    yield _vllm()
 
 
 def _python() -> Finding:
@@ -163,8 +164,8 @@ def _encoder(encoder: Path, tokenizer: Path | None) -> Finding:
     return Finding(name="encoder", state="ok", text=f"{encoder} reads prompts, {embedding.size} dimensions")
 
 
-def _vllm() -> Finding:
-    """Check vLLM in a separate process, because the controller must not import it."""
+def examine_vllm() -> Finding:
+    """Check vLLM in a separate process, because the controller must not import it; that takes seconds."""
     if importlib.util.find_spec("vllm") is None:
         return Finding(
             name="vLLM",
@@ -190,5 +191,5 @@ def _vllm() -> Finding:
         name="vLLM",
         state="wrong",
         text=lines[-1],
-        remedy="install a release that docs/compatibility.md names; with any other vLLM serves in its own order",
+        remedy=VLLM_REMEDY,
     )

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 
 from controller.config import Config, meaning, printed
-from controller.monitoring.doctor import examine
+from controller.monitoring.doctor import examine, examine_vllm
 from controller.prompt_encoder import Encoder
 from store.http_api import DoctorView, HealthView, SettingView, WarningView
 
@@ -121,7 +121,7 @@ class Health:
 
     def _examine(self, answer: Future[DoctorView]) -> None:
         try:
-            findings = tuple(examine(self._config, now_s=self._clock()))
+            findings = (*examine(self._config, now_s=self._clock()), examine_vllm())
             self._findings = DoctorView(time_s=self._clock(), findings=findings)
             answer.set_result(self._findings)
         except BaseException as error:  # noqa: BLE001 - whoever waits is told

@@ -19,6 +19,14 @@ from controller.monitoring.health import (
 from store.http_api import Finding
 
 
+@pytest.fixture(autouse=True)
+def without_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Examining it takes seconds, and says nothing of who waits for whom."""
+    monkeypatch.setattr(
+        "controller.monitoring.health.examine_vllm", lambda: Finding(name="vLLM", state="ok", text="not looked at")
+    )
+
+
 def test_configuration_versions_and_warnings_are_told_without_secrets(start_controller: Callable[..., Any]) -> None:
     """Over HTTP, in one answer."""
     running = start_controller()
