@@ -113,8 +113,13 @@ def test_what_a_request_says_arrives_in_the_engine(site: Site, client: httpx.Cli
 def test_a_stream_comes_as_it_is_made(site: Site, client: httpx.Client) -> None:
     """Beside what the request says; a busy server puts some tokens together."""
     body = {
-        "model": MODEL_NAME, **COMPLETIONS, "max_tokens": 80, "user": "streaming",
-        "stream": True, "stream_options": {"include_usage": True}, "vllm_xargs": {"true_len": "60"},
+        "model": MODEL_NAME,
+        **COMPLETIONS,
+        "max_tokens": 80,
+        "user": "streaming",
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "vllm_xargs": {"true_len": "60"},
     }
     with client.stream("POST", "/v1/completions", json=body) as answer:
         lines = [line.removeprefix("data: ") for line in answer.iter_lines() if line]
