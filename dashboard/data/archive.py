@@ -15,7 +15,8 @@ import duckdb
 
 from store.errors import StoreError
 from store.history.reader import open_history
-from store.http_requests import Cell
+from store.http_requests import Cell, LoadPoint
+from store.reading.load import COMMITTED_S, read_load
 from store.reading.scope import BUCKETS_S, Scope, bounds, bucket_s, heat, take_ended
 
 Value = TypeVar("Value")
@@ -53,6 +54,29 @@ class Traffic:
 def read_traffic(path: Path, scope: Scope) -> Traffic | ArchiveTrouble:
     """Sum what the scope asks for."""
     return read(path, partial(_summed, scope=scope))
+
+
+@dataclass(frozen=True)
+class RecordedLoad:
+    """The load of engines over a span of the past."""
+
+    since_s: float
+    until_s: float
+    points: tuple[LoadPoint, ...]
+
+
+def read_recorded_load(path: Path, scope: Scope, bins: int) -> RecordedLoad | ArchiveTrouble | None:
+    """The load of the scope's engines in that many bins; None where no request of theirs has ended by its end."""
+    return read(path, partial(_load, scope=scope, bins=bins))
+
+
+def _load(connection: duckdb.DuckDBPyConnection, *, scope: Scope, bins: int) -> RecordedLoad | None:
+    found = bounds(connection, scope)
+    if found is None:
+        return None
+    bin_s = found.span_s / bins
+    load = read_load(connection, scope, found.since_s - bin_s, bin_s, found.until_s + COMMITTED_S)
+    return RecordedLoad(found.since_s, found.until_s, load.points)
 
 
 def read(path: Path, reading: Callable[[duckdb.DuckDBPyConnection], Value]) -> Value | ArchiveTrouble:

@@ -69,7 +69,7 @@ def any_ended(requests: int, newest_s: float | None) -> bool:
     wanted = filters.chosen()
     show(words.nothing_ended_notice(time.time() - newest_s, moment(newest_s)))
     if st.button("Show the last traffic", key="last_traffic"):
-        filters.show(newest_s, wanted.span_s)
+        filters.show(newest_s - max(wanted.span_s or 0.0, 120.0), newest_s)
         st.rerun()  # The bar at the side shows the new range too.
     return False
 
@@ -150,8 +150,14 @@ def zone() -> tzinfo:
 
 
 def plain_chart(figure: go.Figure, key: str, label: str) -> None:
-    """Show a chart without a title of its own; ``label`` says what it is to those who cannot see it."""
-    drawing.draw(marks.marked(figure, live_answers.events(), zone()), key, label)
+    """Show a chart without a title of its own; ``label`` says what it is to those who cannot see it.
+
+    The span of time into which a reader zoomed becomes the range of all pages at a click.
+    """
+    span = drawing.draw(marks.marked(figure, live_answers.events(), zone()), key, label)
+    if span is not None:
+        filters.show(*(at.replace(tzinfo=zone()).timestamp() for at in span))
+        st.rerun()  # The bar at the side shows the new range too.
 
 
 def chart(title: str, figure: go.Figure, key: str, note: str | None = None) -> None:

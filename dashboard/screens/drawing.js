@@ -1,13 +1,13 @@
 // One chart: drawn once, then changed in place, so that the reader's zoom and choice of curves last.
 
 const CONFIG = { displayModeBar: false, doubleClick: false };
-const RANGE = /^([xy]axis\d*)\.(range|autorange)/;
+const RANGE = /^([xy]axis\d*)\.range/;
+const RELEASES = ["pointerup", "pointercancel", "blur"];
 
-export default function ({ data, parentElement }) {
-  const library = loaded(data.library);
-  if (!data.figure) return;
-  const chart = (parentElement.sageschedChart ??= new Chart(parentElement, library));
-  chart.show(data);
+export default function ({ data, parentElement, setTriggerValue }) {
+  if (!data.figure) return void loaded(data.library);
+  const chart = (parentElement.sageschedChart ??= new Chart(parentElement));
+  chart.show(data, setTriggerValue);
   return () => chart.end();
 }
 
@@ -16,31 +16,43 @@ function loaded(path) {
     const script = document.createElement("script");
     script.src = path;
     script.onload = () => done(window.Plotly);
-    script.onerror = () => failed(new Error(`${path} cannot be fetched: load the page again`));
+    script.onerror = () => {
+      delete window.sageschedPlotly; // The next drawing tries again.
+      failed(new Error(`${path} cannot be fetched`));
+    };
     document.head.append(script);
   }));
 }
 
 class Chart {
-  constructor(parent, library) {
+  constructor(parent) {
     this.parent = parent;
-    this.library = library;
     this.zoom = {};
     this.frame = parent.appendChild(document.createElement("div"));
     this.frame.className = "sage-chart";
     this.frame.setAttribute("role", "figure");
     this.plot = this.frame.appendChild(document.createElement("div"));
-    this.whole = this.frame.appendChild(document.createElement("button"));
-    this.whole.textContent = "Reset zoom";
-    this.whole.hidden = true;
-    this.whole.onclick = () => this.unzoom();
-    this.plot.addEventListener("pointerdown", () => this.hold());
-    this.widths = new ResizeObserver(() => this.draw());
+    this.choices = this.frame.appendChild(document.createElement("div"));
+    this.span = this.choice("Show this span", () => this.spread());
+    this.span.title = "Take it as the time range of all pages";
+    this.choice("Reset zoom", () => this.unzoom());
+    this.choices.hidden = true;
+    this.plot.addEventListener("pointerdown", ({ button }) => button === 0 && this.hold());
+    this.widths = new ResizeObserver(() => this.figure && this.draw());
     this.widths.observe(this.frame);
   }
 
-  show({ figure, label }) {
+  choice(name, act) {
+    const button = this.choices.appendChild(document.createElement("button"));
+    button.textContent = name;
+    button.onclick = act;
+    return button;
+  }
+
+  show({ figure, label, library }, tell) {
     const { data, layout } = JSON.parse(figure);
+    this.tell = tell;
+    this.library = library;
     this.figure = { data, layout };
     this.frame.setAttribute("aria-label", label);
     this.frame.style.minHeight = `${layout.height}px`;
@@ -51,19 +63,31 @@ class Chart {
   hold() {
     this.held = true;
     const release = () => {
-      for (const end of ["pointerup", "pointercancel"]) window.removeEventListener(end, release, true);
+      for (const name of RELEASES) window.removeEventListener(name, release, true);
       setTimeout(() => {
         this.held = false;
         this.draw();
       }, 100);
     };
-    for (const end of ["pointerup", "pointercancel"]) window.addEventListener(end, release, true);
+    for (const name of RELEASES) window.addEventListener(name, release, true);
   }
 
   async draw() {
-    if (this.held || !this.figure || !this.frame.clientWidth) return;
-    const plotly = await this.library;
-    if (this.held || this.ended) return;
+    this.stale = true;
+    if (this.draws) return;
+    this.draws = true;
+    try {
+      while (this.stale) {
+        this.stale = false;
+        await this.once(await loaded(this.library));
+      }
+    } finally {
+      this.draws = false;
+    }
+  }
+
+  async once(plotly) {
+    if (this.held || this.ended || !this.frame.clientWidth) return;
     const { data, layout } = structuredClone(this.figure);
     const shown = { ...layout, template: template(this.parent), width: this.frame.clientWidth };
     for (const [axis, range] of Object.entries(this.zoom)) shown[axis] = { ...shown[axis], range, autorange: false };
@@ -76,22 +100,30 @@ class Chart {
 
   keep(change) {
     for (const name of Object.keys(change)) {
-      const [, axis, what] = RANGE.exec(name) ?? [];
-      if (what === "range") this.zoom[axis] = [...this.plot.layout[axis].range];
+      const [, axis] = RANGE.exec(name) ?? [];
+      if (axis) this.zoom[axis] = [...this.plot.layout[axis].range];
     }
-    this.whole.hidden = !Object.keys(this.zoom).length;
+    this.choices.hidden = !Object.keys(this.zoom).length;
+    this.span.hidden = !this.zoom.xaxis || this.figure.layout.xaxis.type !== "date";
+  }
+
+  spread() {
+    this.tell("span", this.zoom.xaxis);
+    this.unzoom();
   }
 
   unzoom() {
     this.zoom = {};
-    this.whole.hidden = true;
+    this.choices.hidden = true;
     this.draw();
   }
 
-  async end() {
+  end() {
     this.ended = true;
     this.widths.disconnect();
-    (await this.library).purge(this.plot);
+    window.Plotly?.purge(this.plot);
+    this.frame.remove();
+    delete this.parent.sageschedChart;
   }
 }
 

@@ -5,7 +5,9 @@ Streamlit's own chart is a new element for each figure, and forgets what the rea
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
+from typing import TypeAlias
 
 import plotly.graph_objects as go
 import streamlit as st
@@ -15,9 +17,12 @@ from dashboard.charts import library
 
 _SCRIPT = Path(__file__).with_name("drawing.js").read_text("utf-8")
 
+Span: TypeAlias = tuple[datetime, datetime]
+"""Begin and end on the wall clock of the chart."""
 
-def draw(figure: go.Figure, key: str, label: str) -> None:
-    """Show a figure in the colours of the theme.
+
+def draw(figure: go.Figure, key: str, label: str) -> Span | None:
+    """Show a figure in the colours of the theme; give the span of time that the reader just asked for, if any.
 
     Args:
         figure: what to show; its own template is left out.
@@ -26,7 +31,7 @@ def draw(figure: go.Figure, key: str, label: str) -> None:
     """
     spec = figure.to_dict()
     spec["layout"].pop("template", None)
-    _mount({"library": library.PATH, "label": label, "figure": to_json_plotly(spec)}, key)
+    return _span(_mount({"library": library.PATH, "label": label, "figure": to_json_plotly(spec)}, key))
 
 
 def prepare() -> None:
@@ -34,6 +39,24 @@ def prepare() -> None:
     _mount({"library": library.PATH}, "drawing")
 
 
-def _mount(data: dict[str, str], key: str) -> None:
+def _mount(data: dict[str, str], key: str) -> object:
+    """What the browser said of the span: nothing, but in the run that a click on the button caused."""
     component = st.components.v2.component("sagesched_chart", js=_SCRIPT, isolate_styles=False)
-    component(data=data, key=key)
+    return component(data=data, key=key, on_span_change=lambda: None).get("span")
+
+
+def _span(said: object) -> Span | None:
+    """A span as the browser writes it.
+
+    >>> _span(["2026-01-01 00:00", "2026-01-01 00:10:30.25"])
+    (datetime.datetime(2026, 1, 1, 0, 0), datetime.datetime(2026, 1, 1, 0, 10, 30, 250000))
+    >>> _span(["noon", 5]), _span(None)
+    (None, None)
+    """
+    if not isinstance(said, list) or len(said) != 2:
+        return None
+    try:
+        begin, end = (datetime.fromisoformat(str(at)).replace(tzinfo=None) for at in said)
+    except ValueError:
+        return None
+    return min(begin, end), max(begin, end)

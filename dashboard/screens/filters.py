@@ -102,12 +102,11 @@ def chosen() -> Filters:
     return kept
 
 
-def show(until_s: float, span_s: float | None) -> None:
-    """Choose the span that ends with a moment, rounded up to the minute; the next run of the page has it."""
-    end_s = 60.0 * math.ceil(until_s / 60.0)
-    st.session_state[_KEPT] = replace(
-        chosen(), range_name=CUSTOM, since_s=end_s - max(span_s or 0.0, 120.0), until_s=end_s
-    )
+def show(since_s: float, until_s: float) -> None:
+    """Choose a span, in whole minutes around it; the next run of the page has it."""
+    begin_s = 60.0 * math.floor(since_s / 60.0)
+    end_s = max(60.0 * math.ceil(until_s / 60.0), begin_s + 60.0)
+    st.session_state[_KEPT] = replace(chosen(), range_name=CUSTOM, since_s=begin_s, until_s=end_s)
 
 
 def paused() -> bool:

@@ -6,15 +6,16 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import streamlit as st
 
 from dashboard.charts import figures
 from dashboard.data import live
-from dashboard.data.archive import ArchiveTrouble
+from dashboard.data.archive import ArchiveTrouble, RecordedLoad, read_recorded_load
 from dashboard.data.last_known import SPAN_S, LastKnown, read_last_known
 from dashboard.data.series import horizon_s, peak_error
-from dashboard.screens import components, filters, glance, request
+from dashboard.screens import components, filters, glance, history, request
 from dashboard.screens.filters import Filters
 from dashboard.text import words
 from dashboard.text.glance import last_tiles, tiles
@@ -22,6 +23,7 @@ from store import formatting
 from store.http_api import EngineView, QueueReason, QueueRow, StateView
 from store.http_now import NowView
 from store.http_requests import LoadPoint, LoadView
+from store.reading.scope import Scope
 from store.records import Targets
 from store.service_levels import targets_in_words
 
@@ -38,7 +40,9 @@ def page() -> None:
     """Draw the page; everything on it is live."""
     st.title("Now")
     wanted = filters.chosen()
-    if not wanted.is_live:
+    if _is_charted(wanted):
+        st.caption("The charts show the chosen time; all else is of the present.")
+    elif not wanted.is_live:
         st.caption("The charts show the last 10 minutes; *History* and *Latency* show more.")
     components.live(partial(_live, wanted), live.REFRESH_S)
 
@@ -76,7 +80,7 @@ def _live(wanted: Filters) -> None:
     _figures_of_the_moment(state, engines, bins)
     lead_s = _lead_s(state, load)
     lead = None if lead_s is None else max(1, round(lead_s / bin_s))
-    _charts(bins, lead, wanted.live_s, now.time_s)
+    _charts_of(wanted, Span(bins, lead, wanted.live_s, now.time_s))
     _running(rows)
     _in_words(state, engines, bins, lead, bin_s)
 
@@ -98,7 +102,7 @@ def _last_known(wanted: Filters) -> None:
     st.caption(f"What the history has of {components.moment(found.time_s)} and the minutes before.")
     st.html(glance.tiles(last_tiles(found)))
     st.html(glance.engines(found.engines, found.time_s, "info"))
-    _charts(found.load[-BINS:], None, SPAN_S, found.time_s)
+    _charts_of(wanted, Span(found.load, None, SPAN_S, found.time_s))
     st.markdown("## What happened last")
     st.html(glance.events(found.events, components.clock))
 
@@ -156,18 +160,47 @@ def _mode_help(state: StateView) -> str:
     return f"Asked for: {words.plain(words.MODES[mode])}. {admission}"
 
 
-def _charts(bins: Sequence[LoadPoint], lead: int | None, span_s: float, now_s: float) -> None:
+class Span(NamedTuple):
+    """What the charts show: the load up to a moment."""
+
+    bins: Sequence[LoadPoint]
+    lead: int | None
+    """Bins that the gate looks ahead; None: what it predicted is not drawn."""
+    span_s: float
+    until_s: float
+
+
+def _is_charted(wanted: Filters) -> bool:
+    """Whether the history is read for the charts: longer spans would take seconds."""
+    return not wanted.is_live and wanted.span_s is not None and wanted.span_s <= history.LONG_S
+
+
+def _charts_of(wanted: Filters, lately: Span) -> None:
+    """Draw the chosen span of the past, or else what was lately."""
+    path = live.store_path()
+    found = _read_load(str(path), history.scope(wanted)) if path is not None and _is_charted(wanted) else None
+    if isinstance(found, RecordedLoad):
+        lately = Span(found.points, None, found.until_s - found.since_s, found.until_s)
+    _charts(lately)
+
+
+@st.cache_resource(ttl=history.KEPT_S, max_entries=16, show_spinner=False)
+def _read_load(path: str, scope: Scope) -> RecordedLoad | ArchiveTrouble | None:
+    return read_recorded_load(Path(path), scope, BINS)
+
+
+def _charts(of: Span) -> None:
     zone = components.zone()
     shown = (
-        ("KV memory", figures.kv_memory(bins, lead, zone), "now_memory", _MEMORY),
-        ("Throughput", figures.throughput(bins, zone), "now_tokens", _TOKENS),
-        ("Requests", figures.requests(bins, zone), "now_requests", _REQUESTS),
+        ("KV memory", figures.kv_memory(of.bins, of.lead, zone), "now_memory", _MEMORY),
+        ("Throughput", figures.throughput(of.bins, zone), "now_tokens", _TOKENS),
+        ("Requests", figures.requests(of.bins, zone), "now_requests", _REQUESTS),
     )
-    until_s = BIN_S * (now_s // BIN_S)
+    until_s = BIN_S * (of.until_s // BIN_S)
     for column, (title, figure, key, note) in zip(st.columns(3), shown, strict=True):
         with column:
-            if bins:
-                figures.reach(figure, until_s - span_s, until_s, zone)
+            if of.bins:
+                figures.reach(figure, until_s - of.span_s, until_s, zone)
             components.chart(title, figure, key, note)
 
 

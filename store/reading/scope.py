@@ -113,7 +113,7 @@ def heat(connection: duckdb.DuckDBPyConnection, column: str, width_s: float) -> 
     return tuple(Cell(bucket * width_s, band, requests) for bucket, band, requests in rows)
 
 
-_TIMED = ("calibration", "cluster_changes", "completions", "drift_events", "outcomes", "predictions")
+_TIMED = ("calibration", "cluster_changes", "completions", "drift_events", "outcomes", "predictions", "snapshots")
 
 BOUNDS = "SELECT min(time_s), max(time_s) FROM completions"
 

@@ -73,7 +73,7 @@ def opened(browser: Browser) -> Page:
 def drawn(page: Page, title: str) -> None:
     """The page stands: its heading, something of its content, and nothing that is still being read."""
     expect(page.get_by_role("heading", name=title, exact=True)).to_be_visible(timeout=DRAWN_MS)
-    content = page.get_by_test_id("stMain").locator(".sage-chart").filter(visible=True)
+    content = page.get_by_test_id("stMain").locator(".sage-chart:has(.main-svg)").filter(visible=True)
     content = content.or_(page.get_by_test_id("stDataFrame")).or_(page.get_by_test_id("stTable"))
     content = content.or_(page.get_by_role("button", name="Show the last traffic"))
     expect(content.first).to_be_visible(timeout=DRAWN_MS)

@@ -1,4 +1,5 @@
 import contextlib
+import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -6,7 +7,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect, sync_playwright
@@ -112,7 +113,7 @@ def page(browser: BrowserContext, lasting: Any) -> Iterator[Page]:
 
 def seen_charts(page: Page) -> Any:
     """The charts of a page; one more, empty and hidden, only has the browser fetch the code for them."""
-    return page.locator(".sage-chart").filter(visible=True)
+    return page.locator(".sage-chart:has(.main-svg)").filter(visible=True)
 
 
 def metric(page: Page, label: str) -> Any:
@@ -245,6 +246,25 @@ def test_a_zoom_and_a_hidden_curve_last_while_the_data_change(page: Page, dashbo
     expect(button).to_be_visible(timeout=LIVE_MS)
     first.locator(".nsewdrag").dblclick()
     expect(button).to_be_hidden(timeout=LIVE_MS)
+
+
+def test_a_span_that_was_zoomed_into_becomes_the_range_of_all_pages(
+    page: Page, dashboard_url: str, lasting: Any
+) -> None:
+    """At a click, in whole minutes around it, and in the address."""
+    page.goto(f"{dashboard_url}/?range=10+min")
+    expect(seen_charts(page).first).to_be_visible(timeout=DRAWN_MS)
+    drag(page)
+    begin, end = json.loads(page.evaluate(SPAN))
+    page.get_by_role("button", name="Show this span").click()
+    expect(page).to_have_url(re.compile(r"\?from=.*&to="), timeout=LIVE_MS)
+    chosen = parse_qs(urlsplit(page.url).query)
+    since, until = (chosen[name][0].replace("T", " ").removesuffix("Z") for name in ("from", "to"))
+    assert since <= begin < end <= f"{until}:00"
+    assert since[:16] == begin[:16]
+    expect(page.get_by_role("button", name="Reset zoom")).to_have_count(0)
+    page.get_by_test_id("stSidebarNav").get_by_role("link", name="Latency").click()
+    expect(page).to_have_url(re.compile(r"/latency\?.*from="), timeout=LIVE_MS)
 
 
 def test_a_zoom_is_not_lost_to_a_change_that_comes_while_it_is_dragged(

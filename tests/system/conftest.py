@@ -167,7 +167,7 @@ class Visitor:
         for title in self.pages:
             self.goes_to(title)
             main = self.page.get_by_test_id("stMain")
-            charts = main.locator(".sage-chart").filter(visible=True)
+            charts = main.locator(".sage-chart:has(.main-svg)").filter(visible=True)
             tables = main.get_by_test_id("stDataFrame")
             expect(charts.or_(tables).or_(main.get_by_test_id("stAlert")).first).to_be_visible(timeout=self.patience_ms)
             expect(self.page.get_by_test_id("stException")).to_have_count(0)
@@ -202,7 +202,7 @@ class Visitor:
         expect(self.page.get_by_text(re.compile(r"It ended .* after its arrival"))).to_be_visible(
             timeout=self.patience_ms
         )
-        charts = self.page.locator(".sage-chart").filter(visible=True)
+        charts = self.page.locator(".sage-chart:has(.main-svg)").filter(visible=True)
         expect(charts).to_have_count(5, timeout=self.patience_ms)
 
     def asks_in_sql(self) -> None:

@@ -156,6 +156,22 @@ def test_what_was_known_last_is_shown_while_the_controller_is_gone(
     assert boxes(opened("now", left_behind)) == ""
 
 
+def test_the_charts_of_now_show_a_chosen_span_of_the_past(opened: Open, standing: Any, left_behind: Path) -> None:
+    """Of the history, also without a controller; all else is of the present."""
+    address = {"from": "2025-12-31T23:58Z", "to": "2025-12-31T23:59Z"}
+    test = opened("now", left_behind, address)
+    assert metrics(test)["Waiting"] == "137"
+    assert "The charts show the chosen time" in captions(test)
+    shown = json.loads(first_chart(test))
+    assert shown["layout"]["xaxis"]["range"] == ["2025-12-31T23:58:00", "2025-12-31T23:59:00"]
+    used = [value for value in shown["data"][0]["y"] if value is not None]
+    assert used
+    assert max(shown["data"][0]["x"]) < "2025-12-31T23:59:01"
+    standing.stop()
+    again(test)
+    assert json.loads(first_chart(test))["layout"]["xaxis"]["range"][1] == "2025-12-31T23:59:00"
+
+
 LOST = {
     "rule": "engine_lost",
     "level": "red",
