@@ -59,7 +59,7 @@ class Chart {
     this.draw();
   }
 
-  // While the reader drags, a change waits: it would take away what is being dragged.
+  // While the reader drags, a change waits: the axis would move under the pointer.
   hold() {
     this.held = true;
     const release = () => {
