@@ -296,7 +296,7 @@ class Agent:
 
     def _named_running(self, view: View) -> tuple[RunningRequest, ...]:
         shown = islice(view.running_requests, self._limits.running_in_snapshot)
-        return tuple(map(self._names.bounded, shown))
+        return tuple(self._names.all_bounded(shown))
 
     def _named_queue(self, view: View) -> tuple[str, ...]:
         return tuple(self._names.bounded_ids(islice(view.queue, self._limits.queue_in_snapshot)))

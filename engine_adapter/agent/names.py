@@ -52,8 +52,14 @@ class BoundedNames:
         request_id = self._bounded.get(named.request_id)
         return named if request_id is None else structs.replace(named, request_id=request_id)
 
+    def all_bounded(self, named: Iterable[Named]) -> Iterable[Named]:
+        """Return the same of several at once; a snapshot names hundreds."""
+        return map(self.bounded, named) if self._bounded else named
+
     def bounded_ids(self, request_ids: Iterable[str]) -> Iterable[str]:
         """Return request ids in their bounded form."""
+        if not self._bounded:
+            return request_ids
         return (self._bounded.get(request_id, request_id) for request_id in request_ids)
 
     def whole(self, table: IndexTable) -> IndexTable:

@@ -7,11 +7,11 @@ or a used-up token budget keeps it from some steps are these counted as one.
 
 from __future__ import annotations
 
-from collections import deque
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import nlargest
-from itertools import islice, pairwise
+from operator import sub
 
 STEPS_KEPT = 16_384
 """Steps whose ends are known: of a longer answer the times between its latest tokens are told."""
@@ -33,7 +33,7 @@ def inter_token_times(ends_s: Sequence[float]) -> InterTokenTimes | None:
     """
     if len(ends_s) < 2:
         return None
-    times_s = nlargest(1 + (len(ends_s) - 1) // 100, (later - earlier for earlier, later in pairwise(ends_s)))
+    times_s = nlargest(1 + (len(ends_s) - 1) // 100, map(sub, ends_s[1:], ends_s))
     return InterTokenTimes(max_s=times_s[0], p99_s=times_s[-1])
 
 
@@ -50,12 +50,15 @@ class StepTimes:
     def __init__(self) -> None:
         self.steps = 0
         """Number of the latest step; the first has 1."""
-        self._ends_s: deque[float] = deque(maxlen=STEPS_KEPT)
+        self._ends_s = array("d")
+        """Packed, because an answer's are read in one go; up to twice `STEPS_KEPT`, of which the latest count."""
 
     def ended(self, time_s: float) -> None:
         """Record the end of a step."""
         self.steps += 1
         self._ends_s.append(time_s)
+        if len(self._ends_s) > 2 * STEPS_KEPT:
+            del self._ends_s[:STEPS_KEPT]
 
     def between(self, first: int, last: int, left_out: Sequence[tuple[int, int]] = ()) -> InterTokenTimes | None:
         """Return the figures of a request that got a token in each step from ``first`` to ``last``.
@@ -66,7 +69,8 @@ class StepTimes:
             left_out: Pairs of steps between which it got none.
         """
         oldest = self.steps - len(self._ends_s) + 1
-        ends_s = list(islice(self._ends_s, max(0, first - oldest), max(0, last - oldest + 1)))
+        first = max(first, oldest, self.steps - STEPS_KEPT + 1)
+        ends_s = self._ends_s[first - oldest : max(0, last - oldest + 1)]
         for before, after in reversed(left_out):
-            del ends_s[max(0, before + 1 - max(first, oldest)) : max(0, after - max(first, oldest))]
+            del ends_s[max(0, before + 1 - first) : max(0, after - first)]
         return inter_token_times(ends_s)

@@ -45,6 +45,8 @@ class IndexedRequests:
         self._stood: dict[str, Key] = {}
         """Keys at the last plan of the waiting requests whose key has changed since."""
         self._order = RunningOrder(self._start, self._stop)
+        self._aged: set[Tracked] = set()
+        """Running requests that have reached another entry since their key was set: few steps read the keys of such."""
         self._calendar = TokenCalendar()
         self._arrivals = ArrivalRate()
         self._tables_held = 0
@@ -68,7 +70,10 @@ class IndexedRequests:
 
     def configure(self, settings: Settings) -> None:
         """Apply the rules of these settings from now on."""
-        former, self._rules = self._rules, settings.rules
+        former = self._rules
+        if settings.rules.sessions != former.sessions:
+            self._rank_aged()
+        self._rules = settings.rules
         if (settings.rules.boost_per_s, settings.rules.by_arrival) != (former.boost_per_s, former.by_arrival):
             self._place_all()
 
@@ -81,11 +86,12 @@ class IndexedRequests:
         tracked = self._tracked.get(table.request_id)
         if tracked is None:
             return False
-        self._tables_held += tracked.table is None
-        tracked.table = table
         if table.tenant is not None and tracked.account is None:
+            self._rank_aged()  # The round of requests without an account may depend on a new one.
             tracked.index_s = table.index_s[0]
             self._shares.enter(tracked, table.tenant, table.weight)
+        self._tables_held += tracked.table is None
+        tracked.table = table
         self._place(tracked)
         return True
 
@@ -171,6 +177,7 @@ class IndexedRequests:
         tracked = self._tracked.pop(request_id, None)
         self._stood.pop(request_id, None)
         if tracked is not None:
+            self._aged.discard(tracked)
             self.impossible -= tracked.impossible
             if not tracked.impossible:
                 self._headroom.leave(tracked.priority)
@@ -180,6 +187,7 @@ class IndexedRequests:
 
     def key(self, request_id: str) -> Key:
         """Return the key of a tracked request; the lowest is served first."""
+        self._rank_aged()
         return self._tracked[request_id].key
 
     def served_s(self, tenant: str) -> float:
@@ -204,13 +212,19 @@ class IndexedRequests:
         """Follow a request that no longer runs, and perhaps waits again."""
         tracked.paced = False
         if tracked.request_id in self._tracked:
+            if tracked in self._aged:
+                self._rank(tracked)
             self._shares.stopped(tracked)
 
     def _attain(self, tracked: Tracked) -> None:
         """Look a running request up if it has reached the next entry of its table, and note when it may reach one."""
         tracked.attained_tokens = tracked.count()
         if tracked.attained_tokens >= tracked.next_change_tokens:
-            self._look_up(tracked)
+            self._enter_next(tracked)
+            if self._can_wait(tracked):
+                self._aged.add(tracked)
+            else:
+                self._rank(tracked)
         self._calendar.watch(tracked, tracked.next_change_tokens - tracked.attained_tokens)
 
     def _place_all(self) -> None:
@@ -231,24 +245,48 @@ class IndexedRequests:
             self._calendar.watch(tracked, tracked.next_change_tokens - tracked.attained_tokens)
 
     def _look_up(self, tracked: Tracked) -> None:
+        self._enter_next(tracked)
+        self._rank(tracked)
+
+    def _can_wait(self, tracked: Tracked) -> bool:
+        """Whether a request's key can be set when it is read: it decodes, and nothing but its entry changes the key."""
+        table = tracked.table or self._prior
+        decodes = tracked.running is not None and not tracked.filling
+        return decodes and table is not None and table.targets is None and self._shares.has_settled(tracked)
+
+    def _rank_aged(self) -> None:
+        """Set the keys that could wait."""
+        for tracked in list(self._aged):
+            self._rank(tracked)
+
+    def _enter_next(self, tracked: Tracked) -> None:
+        """Find the entry that holds at a request's tokens, and the growth that it expects."""
         table = tracked.table or self._prior
         if table is None:
             return
         steps = table.attained_tokens
         following = bisect_right(steps, tracked.attained_tokens)
         tracked.next_change_tokens = steps[following] if following < len(steps) else math.inf
-        tracked.index_s = table.index_s[following - 1]
+        tracked.entry = following - 1
+        self._grow(tracked, table.growth_tokens[tracked.entry])
+
+    def _rank(self, tracked: Tracked) -> None:
+        """Set a request's index, standing and key by its entry."""
+        self._aged.discard(tracked)
+        table = tracked.table or self._prior
+        if table is None:
+            return
+        tracked.index_s = table.index_s[tracked.entry]
         if tracked.hit_due_step and not tracked.attained_tokens and self._rules.step is not None:
             saved_s = self._rules.step.prefill_token_s * (tracked.hit.tokens - table.cached_tokens)
             tracked.index_s = max(tracked.index_s - saved_s, LEAST_INDEX_SHARE * tracked.index_s)
-        self._grow(tracked, table.growth_tokens[following - 1])
         if table.targets is not None:
             self._promises.judge(tracked, self._rules.step)
         self._move(tracked, self._value(tracked))
 
     def _grow(self, tracked: Tracked, growth_tokens: float) -> None:
         """Set a request's expected growth."""
-        if tracked.running is not None:
+        if tracked.running is not None and growth_tokens != tracked.growth_tokens:
             self._order.regrown(tracked.growth_tokens, growth_tokens)
         tracked.growth_tokens = growth_tokens
 

@@ -211,16 +211,20 @@ class Ordering(IndexedRequests):
 
     def _order_running(self, active: list[R], queue: Sequence[R], memory: KvMemory) -> list[R]:
         """Put the running requests in order where the step may preempt one of them or leave one out."""
-        if self._is_short(memory):
-            settled = self._order.settle()
-            return self._order.spare_oldest() if self._rules.victims == "later" else settled
+        short = self._is_short(memory)
+        if not short and not self._leaves_out(active, queue):
+            return active
+        self._rank_aged()
+        settled = self._order.settle()
+        return self._order.spare_oldest() if short and self._rules.victims == "later" else settled
+
+    def _leaves_out(self, active: list[R], queue: Sequence[R]) -> bool:
+        """Whether the step may push a running request out, or have no tokens for it."""
         first_class = self._key(queue[0])[0] if queue else LAST_CLASS
         classes, cost = self._order.classes, self._rules.step
         if self.preempts or len(classes) > 1 or first_class < max(classes):
-            return self._order.settle()
-        if cost is not None and MOST_STEP_TOKENS * len(active) > cost.budget_tokens:
-            return self._order.settle()
-        return active
+            return True
+        return cost is not None and MOST_STEP_TOKENS * len(active) > cost.budget_tokens
 
     def _is_short(self, memory: KvMemory) -> bool:
         """Whether the next step may run out of KV memory: a block for each running request, and what prompts lack."""

@@ -53,6 +53,8 @@ class Tracked:
     """Output tokens when it was last looked up."""
     table: IndexTable | None = None
     next_change_tokens: float = math.inf
+    entry: int = 0
+    """The entry of its table that held when it was last looked up."""
     due: int = 0
     """Time of `engine_adapter.ordering.token_calendar` at which it is looked at again."""
     key: Key = (0, 0, 0.0, 0.0, 0)

@@ -68,7 +68,13 @@ class TenantShares:
         account: Account | None = tracked.account
         if account is not None:
             return account.round
+        if not self._accounts:
+            return self._last_round
         return min((each.round for each in self._accounts.values() if each.waiting), default=self._last_round)
+
+    def has_settled(self, tracked: Tracked) -> bool:
+        """Whether a request's round changes with its tenant's only, which `move` tells."""
+        return tracked.account is not None or not self._accounts
 
     def served_s(self, tenant: str) -> float:
         """Return the engine-seconds over its weight that a tenant was charged; 0 for an unknown one."""

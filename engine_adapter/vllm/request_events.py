@@ -163,9 +163,7 @@ class RequestTracker:
         """Report what a step brought from vLLM's ``EngineCoreOutput`` of each request that emitted any."""
         self._steps.ended(now_s)
         watched = self._watched
-        for output in outputs:
-            if output.finish_reason is None and output.request_id not in watched:
-                continue
+        for output in [each for each in outputs if each.finish_reason is not None or each.request_id in watched]:
             tracked = self._tracked.get(output.request_id)
             if tracked is None:
                 continue
