@@ -17,7 +17,7 @@ pytestmark = pytest.mark.vllm
 @pytest.mark.parametrize(
     ("watermark", "prefix_caching", "requests"),
     [
-        (0.0, True, 150),
+        (0.0, True, 200),
         pytest.param(0.0, False, 150, marks=pytest.mark.long),
         pytest.param(0.05, False, 150, marks=pytest.mark.long),
     ],
