@@ -104,7 +104,7 @@ suite: $(READY) ## SageSched against every baseline on every kind of traffic (an
 simulate: $(READY) ## Run the whole loop under injected faults; SEEDS=5000 for so many seeds, SEED=123 for one again.
 	$(BIN)/python tests/simulation/simulate.py $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
 
-long: $(READY) browser ## The tests that take minutes: a Ray cluster, a browser on a demo with the real vLLM.
+long: $(READY) browser ## The tests that take minutes, before a release: faults on a real vLLM, other releases, images, a Ray cluster.
 	$(BIN)/python -m pytest -m long $(ARGS)
 
 ranks: $(READY) ## Two data-parallel ranks of a real vLLM under one controller (minutes).
