@@ -11,41 +11,65 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from controller.monitoring.surroundings import open_files_limit
 from store.errors import ConfigError
 
 STOP_S = 3.0
 CONNECTIONS = 256
-"""Requests answered at a time; more get 503."""
+"""Connections of which requests are answered; of more they get 503, and twice as many are closed at once."""
+FILES_SHARE = 4
+"""A connection is closed at once too where connections would have more than this part of the files that may be open: the
+history and engines need the rest."""
 HEADER_BYTES = 16 << 10
 """Longest request line and headers; more get 400."""
 BACKLOG = 128
-"""Connections that may wait until the server starts, because the port is bound before."""
-
+"""Connections that may wait until the server starts, because the port is bound before, and that are accepted at once."""
 
 REQUEST_S = 10.0
 """Time within which a request must arrive whole; then the connection is closed, so that silent ones keep nobody out."""
+UNREAD_S = 10.0
+"""Time after which a connection is closed if its caller has read nothing of an answer meanwhile, for the same reason."""
 LINES_A_MINUTE = 10
 """Lines of the log a minute and kind about connections, which anybody who reaches the port can cause."""
 
 
 class TimedConnection(H11Protocol):
-    """A connection that is closed if its next request takes longer than `REQUEST_S` to arrive; an answer may take longer."""
+    """A connection that is closed if its next request takes longer than `REQUEST_S` to arrive, or its answer is not read.
+
+    The answer may take longer to make, and to read if the caller goes on reading.
+    """
 
     _deadline: asyncio.TimerHandle | None = None
+    _reading: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for the first request."""
+        """Begin to wait for the first request, or close a connection that is one too many."""
         super().connection_made(transport)
-        self._watch()
+        if len(self.connections) > _most_connections():
+            transport.abort()
+        else:
+            self._watch()
 
     def data_received(self, data: bytes) -> None:
         """Take in a part of a request; the time of a request goes from its first byte."""
         super().data_received(data)
         self._watch()
 
+    def pause_writing(self) -> None:
+        """Wait for the caller to read what was sent."""
+        super().pause_writing()
+        self._watch_reading()
+
+    def on_response_complete(self) -> None:
+        """Wait for the caller to read the rest: a connection is not closed before."""
+        super().on_response_complete()
+        self._watch_reading()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting."""
         self._stop_watch()
+        if self._reading is not None:
+            self._reading.cancel()
         super().connection_lost(exc)
 
     def _watch(self) -> None:
@@ -59,6 +83,18 @@ class TimedConnection(H11Protocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+    def _watch_reading(self) -> None:
+        unread_bytes = self.transport.get_write_buffer_size()
+        if unread_bytes and self._reading is None:
+            self._reading = self.loop.call_later(UNREAD_S, self._look_at_reading, unread_bytes)
+
+    def _look_at_reading(self, before_bytes: int) -> None:
+        self._reading = None
+        if self.transport.get_write_buffer_size() >= before_bytes:
+            self.transport.abort()
+        else:
+            self._watch_reading()
 
 
 class FewLines(logging.Filter):
@@ -110,6 +146,7 @@ class WebServer:
             server_header=False,
             lifespan="off",
             limit_concurrency=CONNECTIONS,
+            backlog=min(BACKLOG, _most_connections()),
             timeout_keep_alive=5,
             timeout_graceful_shutdown=1,
             ws="none",
@@ -130,6 +167,10 @@ class WebServer:
             self._server.should_exit = True
             self._thread.join(STOP_S)
         self._socket.close()
+
+
+def _most_connections() -> int:
+    return min(2 * CONNECTIONS, open_files_limit() // FILES_SHARE)
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -15,6 +15,9 @@ from store.errors import StoreError, StoreLockedError
 _OWNER_ONLY = 0o600
 _OWNER_ONLY_FOLDER = 0o700
 
+SPARE_FILES = 40
+"""Files that the process must still be able to open before the history is written: a merge of segments opens up to 34."""
+
 
 @dataclass(frozen=True, slots=True)
 class Folder:
@@ -99,6 +102,20 @@ class WriterLock:
     def release(self) -> None:
         """Let the next writer in."""
         os.close(self._descriptor)
+
+
+def require_spare_files() -> None:
+    """Raise the system's own `OSError` where fewer than `SPARE_FILES` can be opened.
+
+    DuckDB ends the whole process if it runs out of them while it commits or seals, where no caller can catch it.
+    """
+    opened: list[int] = []
+    try:
+        while len(opened) < SPARE_FILES:
+            opened.append(os.open(os.devnull, os.O_RDONLY))
+    finally:
+        for each in opened:
+            os.close(each)
 
 
 def folder_problem(path: Path) -> str | None:

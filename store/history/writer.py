@@ -18,7 +18,7 @@ import duckdb
 from store.entries import Entry
 from store.errors import StoreError, StoreLockedError
 from store.history.columns import Row
-from store.history.files import Folder, WriterLock
+from store.history.files import Folder, WriterLock, require_spare_files
 from store.history.live_file import Chunk, LiveFile, LiveRows
 from store.history.recent_rows import DurableRows, RecentRows
 from store.history.retention import Retention
@@ -288,6 +288,7 @@ class HistoryWriter:
     def turn(self, *, closing: bool = False) -> bool:
         """Write what is pending and maintain what is due; False after trouble, when it waits for `pause_s` to try again."""
         try:
+            require_spare_files()
             self._keep_in_place()
             self._write()
             self._maintain(now=closing)

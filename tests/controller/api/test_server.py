@@ -9,12 +9,15 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 
 from controller.api import server
 from controller.api.server import CONNECTIONS, LINES_A_MINUTE, WebServer
+from controller.monitoring.surroundings import open_files
 
 SLOW_S = 3.0
+MUCH_BYTES = 8 << 20
+"""More than the system keeps for a connection whose other end reads nothing."""
 
 
 @pytest.fixture
@@ -27,6 +30,10 @@ def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.URL]:
     def slow() -> str:
         time.sleep(SLOW_S)
         return "done"
+
+    @api.get("/much")
+    def much() -> Response:
+        return Response(b"x" * MUCH_BYTES)
 
     @api.post("/read")
     async def read(request: Request) -> int:
@@ -95,3 +102,59 @@ def test_garbage_fills_no_log(url: httpx.URL, caplog: pytest.LogCaptureFixture) 
     lines = [record for record in caplog.records if "Invalid HTTP request" in record.getMessage()]
     assert 1 <= len(lines) <= 2 * LINES_A_MINUTE
     assert logging.getLogger("uvicorn.error").level == logging.WARNING
+
+
+@pytest.mark.slow
+def test_what_nobody_reads_is_not_kept_for_ever(url: httpx.URL, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Callers that ask and never read are cut off, and others are answered meanwhile; one that reads slowly gets all."""
+    monkeypatch.setattr(server, "UNREAD_S", 2.0)
+    deaf = [ask_for_much(url) for _ in range(CONNECTIONS // 2)]
+    try:
+        with httpx.stream("GET", url.join("/much"), timeout=10.0) as answer:
+            received_bytes = 0
+            for part in answer.iter_raw(MUCH_BYTES // 20):
+                assert httpx.get(url.join("/none")).status_code == 404
+                received_bytes += len(part)
+                time.sleep(0.2)
+        assert received_bytes == MUCH_BYTES
+        assert all(map(is_cut_off, deaf))
+    finally:
+        for each in deaf:
+            each.close()
+
+
+def ask_for_much(url: httpx.URL) -> socket.socket:
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.settimeout(10.0)
+    connection.connect((url.host, url.port or 0))
+    connection.sendall(b"GET /much HTTP/1.1\r\nHost: a\r\n\r\n")
+    return connection
+
+
+def is_cut_off(connection: socket.socket) -> bool:
+    received_bytes = 0
+    try:
+        while part := connection.recv(1 << 20):
+            received_bytes += len(part)
+    except ConnectionError:
+        pass
+    return received_bytes < MUCH_BYTES
+
+
+@pytest.mark.slow
+def test_connections_leave_files_for_the_history_and_for_engines(
+    url: httpx.URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many are opened at once, they have a quarter of the files that may be open, and soon others are answered."""
+    monkeypatch.setattr(server, "open_files_limit", lambda: 256)
+    before = open_files()
+    silent = [connected(url) for _ in range(500)]
+    try:
+        time.sleep(0.5)
+        assert open_files() - before - len(silent) <= 64 + 5
+        time.sleep(2.5)
+        assert httpx.get(url.join("/none")).status_code == 404
+    finally:
+        for each in silent:
+            each.close()

@@ -235,3 +235,48 @@ def test_a_full_disk_is_waited_out(tmp_path: Path) -> None:
     with open_history(tmp_path) as connection:
         rows = connection.sql("SELECT count(*), count(DISTINCT request_id), max(batch) FROM first_tokens").fetchall()
     assert rows == [(950, 950, 19)]
+
+
+@pytest.mark.slow
+def test_nothing_is_written_while_few_files_can_be_opened(tmp_path: Path) -> None:
+    """DuckDB ends the whole process if it runs out of them on the way: nothing is begun, and all is kept until there are."""
+    ran = subprocess.run(
+        [sys.executable, "-c", FEW_FILES, str(tmp_path)], capture_output=True, text=True, timeout=60.0, check=False
+    )
+    assert (ran.returncode, ran.stdout.splitlines()) == (0, ["False 1", "False 1", "True 2"]), ran.stderr
+
+
+FEW_FILES = """
+import os, resource, sys
+from pathlib import Path
+from store.entries import Entry
+from store.history.writer import HistoryWriter
+from store.records import Arrived
+
+def turn(batch):
+    arrived = Arrived(request_id=f"r{batch}", arrival_s=1e9, prompt_tokens=4, token_ids=b"", max_tokens=5, temperature=1.0)
+    writer.append([Entry(engine_id="e", session_id="s", batch=batch, record=arrived)] if batch else [])
+    return f"{writer.turn()} {writer.durable_position}"
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
+writer = HistoryWriter(Path(sys.argv[1]), retention_days=1e5)
+writer.open()
+turn(1)
+held = []
+
+def leave(files):
+    try:
+        while True:
+            held.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError:
+        for _ in range(files):
+            os.close(held.pop())
+
+leave(39)
+print(turn(2))
+leave(39)
+print(turn(None))
+leave(40)
+print(turn(None), flush=True)
+os._exit(0)
+"""
