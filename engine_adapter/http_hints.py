@@ -29,11 +29,11 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
 
 MESSAGES = "/v1/messages"
-PATHS = frozenset({"/v1/completions", "/v1/chat/completions", "/v1/responses", MESSAGES})
+PATHS = frozenset({"/v1/completions", "/v1/chat/completions", "/v1/responses", MESSAGES, "/invocations"})
 """Where vLLM generates for a JSON body with ``vllm_xargs``."""
 
 MAX_BODY_BYTES = 64 << 20
-"""A longer body passes as it comes."""
+"""A longer body passes as it comes, unless the request's key names its tenant."""
 
 SHED = "shed: "
 """How the ``stop_reason`` of a choice begins that was ended because its targets could no longer be met."""
@@ -80,10 +80,17 @@ class HttpHints:
         return self.lose(body, hints, authorization, "a JSON object") if written is None else written
 
     def lose(self, body: bytes, hints: HeaderHints, authorization: bytes, allowed: str) -> HintedBody:
-        """Count a body into which what the headers say cannot be written: vLLM gets it as it is."""
+        """Count a body into which what the headers say cannot be written: vLLM gets it as it is.
+
+        Raises `UnusableHintError` where the key names the tenant: vLLM reads more than we do, such as NaN and UTF-16, and
+        what such a body says of its tenant would count in place of the key.
+        """
+        error = UnusableHintError("body", "something else", allowed)
+        if self._settings.tenant_of(authorization) is not None:
+            raise error
         if hints.fields:
-            self._ignore(UnusableHintError("body", "something else", allowed))
-        tenant = self._settings.tenant_of(authorization) or hints.fields.get("tenant")
+            self._ignore(error)
+        tenant = hints.fields.get("tenant")
         return HintedBody(body, tenant=None if tenant is None else str(tenant))
 
     def enter(self, tenant: str | None) -> Refusal | None:

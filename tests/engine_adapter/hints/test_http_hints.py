@@ -406,7 +406,7 @@ def test_a_request_that_says_nothing_passes_byte_for_byte(body: dict[str, Any]) 
 @pytest.mark.parametrize(
     "body", [b"", b"[1]", b"{", b'"x"', b"\xff", b'{"vllm_xargs": 3}', b"[" * 100_000, b'{"a": NaN}']
 )
-def test_a_body_that_vllm_refuses_itself_passes_as_it_is(body: bytes) -> None:
+def test_a_body_that_cannot_be_read_passes_as_it_is(body: bytes) -> None:
     """What its headers said is lost with it, and counted."""
     before = ignored("body")
     exchange = Exchange().run(body, ("x-session-id", "s"))
@@ -422,6 +422,30 @@ def test_values_in_other_fields_are_passed_on_as_they_are_written() -> None:
     assert exchange.body == (
         b'{"seed":123456789012345678901234567890,"t":1.50e0,"u":"\\u00e4","a":2,"vllm_xargs":{"session_id":"s"}}'
     )
+
+
+@pytest.mark.parametrize("settings", [Settings(tenant_per_key=True), Settings(tenant_per_key=True, unusable="ignore")])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/invocations"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"vllm_xargs": {"tenant": "other"}, "a": NaN}',
+        b'{"vllm_xargs": {"tenant": "other"}, "a": "\\ud800"}',
+        b'\xef\xbb\xbf{"vllm_xargs": {"tenant": "other"}}',
+        '{"vllm_xargs": {"tenant": "other"}}'.encode("utf-16"),
+        b'{"vllm_xargs": {"tenant": "other"}, "a": "' + 2000 * b"x" + b'"}',
+    ],
+)
+def test_no_body_hides_from_its_key(
+    body: bytes, path: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What vLLM would read and we cannot, or keep no longer, is refused where the key decides the tenant."""
+    monkeypatch.setattr(http_hints, "MAX_BODY_BYTES", 1000)
+    assert json.loads(body)["vllm_xargs"]["tenant"] == "other"
+    exchange = Exchange().run(body, ("authorization", "Bearer secret"), settings=settings, chunks=4, path=path)
+    assert exchange.status == 400
+    assert b"other" not in exchange.body
+    assert Exchange().run(body, settings=settings, chunks=4, path=path).body == body
 
 
 def test_a_body_over_the_limit_passes_in_parts_and_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
