@@ -61,7 +61,7 @@ Objective: TypeAlias = Literal["mean", "balanced", "tail"]
 class Section(BaseModel):
     """Base of all sections: frozen, and unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class EngineSection(Section):
@@ -184,8 +184,10 @@ class StoreSection(Section):
         default=5.0, gt=0.0, le=3600.0, description="how often history becomes visible to SQL"
     )
     prompts: bool = Field(default=False, description="keep prompt token ids; off because prompts may be confidential")
-    retention_days: float = Field(default=30.0, gt=0.0, description="history older than this is removed")
-    retention_gb: float = Field(default=20.0, gt=0.0, description="the oldest history beyond this size is removed")
+    retention_days: float = Field(default=30.0, gt=0.0, le=36_500.0, description="history older than this is removed")
+    retention_gb: float = Field(
+        default=20.0, gt=0.0, le=1e6, description="the oldest history beyond this size is removed"
+    )
 
 
 class HttpSection(Section):
