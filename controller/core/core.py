@@ -176,6 +176,8 @@ class Core:
                     self._state.journal.record(session, message)
                 session.clock.observe(message.time_s, now_s)
                 self.completions.trust_changed(self._state.predictor.observe(session, message), now_s)
+                for request in session.remove_missing(message):
+                    self._state.predictor.forget(session, request)
                 self._tend(session, now_s)
                 self.proceed(now_s, more=more)
             case Goodbye():

@@ -310,11 +310,15 @@ class Predictor:
 
     def abandon(self, session: Session) -> None:
         """Remove the requests of an engine that is gone from the running ones."""
-        self._present[session.hello.model] -= len(session.requests)
         for request in session.requests.values():
-            if self._unfinished is not None:
-                self._unfinished.withdraw(request.standing)
-            request.standing = None
+            self.forget(session, request)
+
+    def forget(self, session: Session, request: ServedRequest) -> None:
+        """Remove a request from the running ones whose end will never be known."""
+        self._present[session.hello.model] -= 1
+        if self._unfinished is not None:
+            self._unfinished.withdraw(request.standing)
+        request.standing = None
 
     def cluster_of(self, request: ServedRequest) -> int | None:
         """The cluster that a request was predicted in, or the one that it was merged into since."""

@@ -25,6 +25,9 @@ from store.records import Arrived, Facts, Finished, FirstToken, Hello, IndexTabl
 IDLE_RECORD_S = 10.0
 """Time between two recorded snapshots of an idle engine in which nothing changes: `store.reading.load` carries them on."""
 
+MISSING_S = 60.0
+"""Time without a request in its engine's lists after which it is taken as ended: the fact that says so was lost."""
+
 BatchVerdict: TypeAlias = Literal["known", "repeated", "early", "new", "unrecorded"]
 """A batch of facts was handled before; was handled before and is recorded now; comes before one that is missing; is
 new; is new and not recorded."""
@@ -108,6 +111,8 @@ class Session:
     unreviewed: list[tuple[int | None, Row, Row]] = field(default_factory=list)
     """Cluster and evidence of the answers that ended since it was last reported how far the others are."""
     requests: dict[str, ServedRequest] = field(default_factory=dict)
+    missing_since_s: dict[str, float] = field(default_factory=dict)
+    """Unfinished requests that the engine's last whole list did not name, by its clock."""
 
     def judge(self, facts: Facts, *, recording: bool) -> BatchVerdict:
         """Decide what happens to a batch, and remember its number if it is handled or recorded.
@@ -147,6 +152,26 @@ class Session:
         if snapshot.detailed:
             self.detailed = snapshot
         self.tuning.observe(snapshot)
+
+    def remove_missing(self, snapshot: Snapshot) -> list[ServedRequest]:
+        """Remove and return the requests that the engine has no longer had for `MISSING_S`.
+
+        Their end was dropped while no controller heard it, or could not be read. Nothing else would ever remove them, and
+        the engine would look busier than it is for good.
+        """
+        if not snapshot.detailed:
+            return []
+        if len(self.requests) <= snapshot.running + snapshot.waiting:
+            self.missing_since_s.clear()
+            return []
+        if len(snapshot.running_requests) < snapshot.running or len(snapshot.queue) < snapshot.waiting:
+            return []
+        named = {request.request_id for request in snapshot.running_requests}.union(snapshot.queue)
+        self.missing_since_s = {
+            name: self.missing_since_s.get(name, snapshot.time_s) for name in self.requests if name not in named
+        }
+        ended = [name for name, since_s in self.missing_since_s.items() if snapshot.time_s - since_s >= MISSING_S]
+        return [self.requests.pop(name) for name in ended]
 
     def record(self, fact: FirstToken | Preempted) -> None:
         """Update a request that got its first token or was preempted."""

@@ -19,7 +19,9 @@ from store.records import (
     Heartbeat,
     Hello,
     IndexTable,
+    RunningRequest,
     Settings,
+    Snapshot,
 )
 
 HELLO = Hello(
@@ -357,3 +359,56 @@ def test_an_overloaded_core_without_deferred_work_predicts_at_once() -> None:
     core.arrivals.overloaded = True
     [(_, table)] = ask(core, b"x", Facts(batch=1, facts=(arrived("a"),), oldest=1), 0.1)
     assert isinstance(table, IndexTable)
+
+
+def snapshot(
+    time_s: float, *, running: tuple[str, ...] = (), queue: tuple[str, ...] = (), waiting: int = 0
+) -> Snapshot:
+    return Snapshot(
+        time_s=time_s,
+        waiting=waiting or len(queue),
+        running=len(running),
+        kv_blocks_used=0,
+        kv_blocks=1000,
+        mode="on",
+        steps=1,
+        step_s=0.03,
+        prefill_tokens=0,
+        decode_tokens=0,
+        kv_tokens_read=0,
+        preemptions=0,
+        recomputed_tokens=0,
+        running_requests=tuple(RunningRequest(name, 1, 1) for name in running),
+        queue=queue,
+    )
+
+
+def test_a_request_whose_end_was_lost_is_forgotten_when_its_engine_no_longer_names_it() -> None:
+    """A minute after the first list without it: facts may be late; a list that is cut short says nothing."""
+    core = a_core()
+    ask(core, b"x", HELLO, 0.0)
+    ask(core, b"x", Facts(batch=1, facts=tuple(map(arrived, ("lost", "runs", "waits"))), oldest=1), 0.1)
+    [session] = core.sessions
+    there = {"running": ("runs",), "queue": ("waits",)}
+    ask(core, b"x", snapshot(1.0, running=("runs", "lost"), queue=("waits",)), 1.0)
+    ask(core, b"x", snapshot(30.0, **there), 30.0)
+    ask(core, b"x", snapshot(85.0, running=("runs",), waiting=1), 85.0)
+    ask(core, b"x", snapshot(89.0, **there), 89.0)
+    assert session.requests.keys() == {"lost", "runs", "waits"}
+    ask(core, b"x", snapshot(95.0, **there), 95.0)
+    assert session.requests.keys() == {"runs", "waits"}
+    ask(core, b"x", Facts(batch=9, facts=(finished("lost"), finished("runs"), finished("waits")), oldest=9), 96.0)
+    assert (session.requests, core.counts.completions, core.backlog) == ({}, 2, 0)
+
+
+def test_an_end_that_comes_late_is_learned_from() -> None:
+    """A request that is named again, or whose end comes within the minute, was never lost."""
+    core = a_core()
+    ask(core, b"x", HELLO, 0.0)
+    ask(core, b"x", Facts(batch=1, facts=(arrived("a"), arrived("b")), oldest=1), 0.1)
+    for time_s in range(0, 300, 40):
+        ask(core, b"x", snapshot(time_s, running=("b",)), time_s)
+        ask(core, b"x", snapshot(time_s + 20.0, running=("a", "b")), time_s + 20.0)
+    ask(core, b"x", snapshot(301.0), 301.0)
+    ask(core, b"x", Facts(batch=2, facts=(finished("a"), finished("b")), oldest=1), 350.0)
+    assert core.counts.completions == 2
