@@ -44,6 +44,9 @@ SHARED = {
 NAMED = "NAME"
 """Stands in keys for a name of the operator's choice."""
 
+LEAST_WEIGHT = 1e-6
+"""Of a tenant; what one of a far smaller weight is charged would soon be no finite number."""
+
 TOKEN_CHARACTERS = 16
 """Minimum length of a token; shorter ones could be guessed."""
 
@@ -170,8 +173,10 @@ class TenantsSection(Section):
     fair: bool = Field(
         default=False, description="share each engine among tenants by weight; false orders by cost alone"
     )
-    default_weight: float = Field(default=1.0, gt=0.0, le=1e6, description="weight of tenants that are not listed")
-    weights: dict[str, Annotated[float, Field(gt=0.0, le=1e6, description="weight of that tenant")]] = Field(
+    default_weight: float = Field(
+        default=1.0, ge=LEAST_WEIGHT, le=1e6, description="weight of tenants that are not listed"
+    )
+    weights: dict[str, Annotated[float, Field(ge=LEAST_WEIGHT, le=1e6, description="weight of that tenant")]] = Field(
         default_factory=dict, description="weights by tenant, as a table [tenants.weights]"
     )
 

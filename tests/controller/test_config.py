@@ -34,6 +34,12 @@ def test_flags_win_over_environment_over_file_over_defaults(tmp_path: Path) -> N
         ({}, {"SAGESCHED_STORE__RETENTION_GB": "inf"}, ("store.retention_gb", "'inf'", "finite number")),
         ({"store": {"retention_gb": 1e300}}, {}, ("store.retention_gb", "1e+300", "less than or equal to 1000000")),
         ({"store": {"retention_days": 1e9}}, {}, ("store.retention_days", "less than or equal to 36500")),
+        (
+            {"tenants": {"weights": {"a": 1e-300}}},
+            {},
+            ("tenants.weights.a", "1e-300", "greater than or equal to 0.000001"),
+        ),
+        ({"tenants": {"default_weight": 1e-300}}, {}, ("tenants.default_weight", "greater than or equal to 0.000001")),
         ({"engine": {"endpoint": "udp://0.0.0.0:1"}}, {}, ("engine.endpoint", "ipc:///", "tcp://HOST:PORT")),
         ({}, {"SAGESCHED_STORE": "x", "SAGESCHED_STORE__PATH": "y"}, ("SAGESCHED_STORE__PATH", "unset one")),
     ],
