@@ -88,6 +88,9 @@ def main() -> None:
 
     Characters that the output's encoding lacks are shown as escapes: clients choose what some names consist of.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # The caller has closed it, as cron and some supervisors do.
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115 - as long as the process
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

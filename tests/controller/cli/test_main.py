@@ -374,6 +374,14 @@ def test_module_and_script_are_the_same_program() -> None:
     assert "demo" in done.stdout
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_command_whose_output_was_closed_does_its_work(closed: str) -> None:
+    """As cron and some supervisors start programs."""
+    line = f'"{sys.executable}" -m controller --version {closed}'
+    done = subprocess.run(["/bin/sh", "-c", line], capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_names_that_the_terminal_cannot_show_are_escaped(history: Path) -> None:
     """A client's emoji on a terminal of another encoding ends no command."""
     statement = "SELECT 'caf\u00e9 \U0001f9e8' AS tenant"
