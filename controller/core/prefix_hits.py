@@ -35,7 +35,7 @@ class _Found:
 
     @property
     def share(self) -> float:
-        return self.cached_tokens / self.prompt_tokens if self.requests else 0.0
+        return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
 
 
 @dataclass(slots=True)

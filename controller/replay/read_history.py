@@ -73,11 +73,8 @@ def read_runs(connection: duckdb.DuckDBPyConnection, part: Slice) -> list[Record
     _require_known(connection, "model", part.model)
     span = _span(connection, part)
     found = _rows(connection, replay_sql.RUNS, **span)
-    runs = [
-        _with_messages(connection, _run(connection, row, span), row)
-        for row in found
-        if row["requests"] >= FEWEST_REQUESTS
-    ]
+    enough = [(row, _run(connection, row, span)) for row in found if row["requests"] >= FEWEST_REQUESTS]
+    runs = [_with_messages(connection, run, row) for row, run in enough if run is not None]
     if not runs:
         most = max((row["requests"] for row in found), default=0)
         where = f" with {part.described()}" if part.described() else ""
@@ -100,7 +97,7 @@ def read_latest_run(connection: duckdb.DuckDBPyConnection, *, last: int, fewest:
     since = _rows(connection, replay_sql.MODE_SINCE, session_id=busiest["session_id"], shortest_s=SHORTEST_MODE_S)
     span = _span(connection, Slice(since_s=since[0]["since_s"], engine_id=busiest["engine_id"], last=last))
     run = _run(connection, busiest, span)
-    return None if sum(request.counted for request in run.requests) < fewest else run
+    return run if run is not None and sum(request.counted for request in run.requests) >= fewest else None
 
 
 def _require_known(connection: duckdb.DuckDBPyConnection, column: str, value: str | None) -> None:
@@ -122,7 +119,8 @@ def _span(connection: duckdb.DuckDBPyConnection, part: Slice) -> dict[str, Any]:
     return {**about, "since_s": first[0]["arrival_s"] if first else since_s, "until_s": until_s}
 
 
-def _run(connection: duckdb.DuckDBPyConnection, row: dict[str, Any], span: dict[str, Any]) -> RecordedRun:
+def _run(connection: duckdb.DuckDBPyConnection, row: dict[str, Any], span: dict[str, Any]) -> RecordedRun | None:
+    """A run with its requests; None if it has none, as its engine says that they ended before they arrived."""
     bounds = {"session_id": row["session_id"], "last_s": row["last_s"]}
     started = _rows(connection, replay_sql.RUNNING, session_id=row["session_id"], since_s=span["since_s"])
     since_s = span["since_s"]
@@ -131,6 +129,8 @@ def _run(connection: duckdb.DuckDBPyConnection, row: dict[str, Any], span: dict[
     requests = [
         _request(request) for request in _rows(connection, replay_sql.REQUESTS, **bounds, **counted, begin_s=begin_s)
     ]
+    if not requests:
+        return None
     first_s = min(request.arrival_s for request in requests)
     shares = _rows(connection, replay_sql.MODE_SHARES, **bounds, since_s=since_s)
     steps = _rows(connection, replay_sql.STEPS, **bounds, since_s=first_s, limit=SAMPLES)

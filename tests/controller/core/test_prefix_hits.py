@@ -64,6 +64,13 @@ def test_it_fades() -> None:
     assert hits.expected_tokens(_ids(0), 1_000) < 5
 
 
+def test_prompts_without_tokens_find_nothing() -> None:
+    """An engine that reports nothing but such prompts gets predictions all the same."""
+    hits = PrefixHits()
+    hits.record(b"", 0, 0)
+    assert hits.expected_tokens(b"", 100) == 0
+
+
 def test_heads_are_bounded() -> None:
     """The one that came longest ago is forgotten."""
     hits = PrefixHits()

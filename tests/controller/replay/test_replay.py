@@ -24,9 +24,11 @@ from controller.replay.replay_engine import RecordedPredictions, replay_as_recor
 from engine_adapter.virtual_time.engine import CompletedRequest
 from online_learning.distribution import LengthDistribution
 from online_learning.length_learner import Prompt
+from store.entries import EngineSeen, Entry
+from store.errors import BadInputError
 from store.history.reader import open_history
 from store.history.writer import HistoryWriter
-from store.records import Settings, Snapshot
+from store.records import Finished, Hello, Settings, Snapshot
 
 Serve = Callable[..., Any]
 START_S = 1.7e9
@@ -435,3 +437,48 @@ def test_a_history_without_what_a_replay_needs_says_so(
     for words in ("holds no history", "history knows no engine", "policy 'sage' needs predictions"):
         assert words in recent_warnings
     assert command_line(["replay", "--store", str(tmp_path / "blind"), "--policies", "fcfs", "--quiet"]) == 0
+
+
+@pytest.mark.slow
+def test_an_engine_whose_requests_end_before_they_arrive_is_left_out(tmp_path: Path, serve_small: Serve) -> None:
+    """What one engine says of itself costs no other its replay; alone, there is too little to replay."""
+    store, now_s = serve_small(tmp_path / "history", start_s=START_S).store, START_S + 3600.0
+    hello = Hello(
+        engine_id="odd",
+        session_id="odd",
+        model="m",
+        engine="simulated",
+        engine_version="1",
+        kv_blocks=100,
+        block_size_tokens=16,
+        max_num_seqs=8,
+        token_budget=512,
+        max_model_len_tokens=4096,
+        prefix_caching=False,
+        started_s=START_S,
+    )
+    records = [
+        EngineSeen(time_s=now_s, event="connected", hello=hello),
+        *(
+            Finished(
+                request_id=f"r{number}",
+                time_s=START_S,
+                reason="stop",
+                arrival_s=now_s,
+                prompt_tokens=9,
+                output_tokens=9,
+                max_tokens=9,
+                cached_prompt_tokens=0,
+                preemptions=0,
+                recomputed_tokens=0,
+            )
+            for number in range(50)
+        ),
+    ]
+    with HistoryWriter(store, clock=lambda: now_s) as writer:
+        writer.append([Entry(engine_id="odd", session_id="odd", batch=None, record=record) for record in records])
+    with open_history(store) as connection:
+        assert [run.engine_id != "odd" for run in read_runs(connection, Slice())] == [True]
+        assert read_latest_run(connection, last=20, fewest=10) is None
+        with pytest.raises(BadInputError, match="are needed"):
+            read_runs(connection, Slice(engine_id="odd"))
