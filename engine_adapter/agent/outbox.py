@@ -17,7 +17,7 @@ from msgspec import structs
 
 from engine_adapter.transport.link import EngineLink
 from store.errors import ProtocolError
-from store.records import Arrived, Fact, Facts, encode
+from store.records import Arrived, Fact, Facts, Finished, encode
 
 FACT_BYTES = 512
 """Bytes of a fact without its texts and token ids, in memory as well as in a frame, and no less than it takes."""
@@ -180,10 +180,12 @@ class Outbox:
 
 def fact_bytes(fact: Fact) -> int:
     """Return an upper bound on the bytes of a fact, in memory and in a frame."""
-    size = FACT_BYTES + sys.getsizeof(fact.request_id)
+    texts: tuple[str | bytes | None, ...] = (fact.request_id,)
     if isinstance(fact, Arrived):
-        size += sys.getsizeof(fact.token_ids) + sys.getsizeof(fact.tenant) + sys.getsizeof(fact.lora)
-    return size
+        texts = (*texts, fact.token_ids, fact.tenant, fact.lora, fact.session, fact.service_class)
+    elif isinstance(fact, Finished):
+        texts = (*texts, fact.shed)
+    return FACT_BYTES + sum(map(sys.getsizeof, texts))
 
 
 def _bytes(facts: Facts) -> int:

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from engine_adapter.agent.outbox import Outbox, fact_bytes
 from engine_adapter.transport.frames import MAX_FRAME_BYTES
-from store.bounds import MAX_PROMPT_TOKENS_SENT, bounded_name, bounded_request_id
+from store.bounds import MAX_PROMPT_TOKENS_SENT, bounded_name, bounded_request_id, bounded_text
 from store.errors import ProtocolError
-from store.records import Arrived, EngineMessage, Facts, Finished, decode_engine_message, encode
+from store.records import Arrived, EngineMessage, Facts, Finished, Targets, decode_engine_message, encode
 
 NAMES = st.one_of(st.text(max_size=300), st.text(min_size=5, max_size=5).map(lambda text: 500 * text)).map(bounded_name)
 COUNTS = st.integers(1, 1 << 40)
@@ -28,6 +28,10 @@ ARRIVALS = st.builds(
     priority=COUNTS,
     tenant=st.none() | NAMES,
     lora=st.none() | NAMES,
+    session=st.none() | NAMES,
+    service_class=st.none() | NAMES,
+    targets=st.none() | st.just(Targets(ttft_s=0.1, tpot_s=0.1, e2e_s=0.1)),
+    expected_output_tokens=st.none() | COUNTS,
 )
 ENDS = st.builds(
     Finished,
@@ -44,6 +48,9 @@ ENDS = st.builds(
     scheduled_s=TIMES,
     first_token_s=TIMES,
     expected_cached_tokens=COUNTS,
+    itl_max_s=TIMES,
+    itl_p99_s=TIMES,
+    shed=st.none() | NAMES.map(bounded_text),
 )
 
 
