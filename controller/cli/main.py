@@ -27,8 +27,9 @@ import typer
 from controller.cli.benchmark import add_studies
 from controller.cli.help import LOOK, RUN, GroupedHelp
 from controller.cli.keys import add_keys
+from controller.cli.log import log_to_stderr
 from controller.cli.machines import add_machines
-from controller.cli.output import PrintableFormatter, say
+from controller.cli.output import say
 from controller.cli.plan import add_plan
 from controller.cli.replay import add_replay
 from controller.cli.status import ApiFlag, ConfigFlag, add_status
@@ -184,7 +185,7 @@ def serve(
         "policy": {"name": policy, "objective": objective},
     }
     tree = load_config(flags, file=config)
-    _log_to_stderr(log_level)
+    log_to_stderr(log_level)
     return _serve(tree)
 
 
@@ -403,12 +404,6 @@ def _stop_on_sigterm() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
-
-
-def _log_to_stderr(level: str) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(PrintableFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
 def _help_of(error: BaseException) -> str:
