@@ -20,12 +20,10 @@ class ClockDifference:
 
     def __init__(self) -> None:
         self._latest: deque[float] = deque(maxlen=SNAPSHOTS)
+        self.s = 0.0
+        """The difference in seconds; 0 before the first snapshot."""
 
     def observe(self, taken_s: float, read_s: float) -> None:
         """Record a snapshot that the engine took and the controller read, each by its own clock."""
         self._latest.append(read_s - taken_s)
-
-    @property
-    def s(self) -> float:
-        """The difference in seconds; 0 before the first snapshot."""
-        return min(self._latest, default=0.0)
+        self.s = min(self._latest)

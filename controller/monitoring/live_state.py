@@ -1,16 +1,17 @@
 """The live state of the controller: immutable snapshots for readers in other threads.
 
-The control loop owns the core, and no other thread may access it. It periodically publishes a `LiveSnapshot`, which
-never changes; readers compute derived values (quantiles, ranks) from the latest one in their own threads.
+The control loop owns the core, and no other thread may access it. It periodically publishes a `LiveSnapshot`, of which
+only the state of single requests changes (`RequestViews`); readers compute derived values (quantiles, ranks) from the
+latest one in their own threads.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
-from typing import Literal
+from typing import Literal, overload
 
 import msgspec
 
@@ -39,7 +40,7 @@ LOST_SHOWN = 256
 
 
 class RequestView(msgspec.Struct, frozen=True, eq=False, gc=False):
-    """One unfinished request at the time of a live snapshot; prediction and table never change."""
+    """One unfinished request when it was looked at; prediction and table never change."""
 
     arrived: Arrived
     predicted: LengthDistribution
@@ -51,10 +52,52 @@ class RequestView(msgspec.Struct, frozen=True, eq=False, gc=False):
     """Prompt tokens in the engine's prefix cache, found or expected."""
     promise: Promise = NO_PROMISE
 
+    @classmethod
+    def of(cls, request: ServedRequest) -> RequestView:
+        """The request as it is now."""
+        return cls(
+            request.arrived,
+            request.predicted,
+            request.table,
+            request.forecast.cluster,
+            request.attained_tokens,
+            request.cost_s,
+            request.cached_tokens,
+            request.promise,
+        )
+
     @property
     def index_s(self) -> float:
         """The index at the attained tokens."""
         return self.table.index_s[self.table.entry(self.attained_tokens)]
+
+
+class RequestViews(Sequence[RequestView]):
+    """The unfinished requests of an engine at the time of a live snapshot, each as it is when it is read.
+
+    The control loop goes on meanwhile: what it learns of a request after the snapshot is seen. Few snapshots are read, and
+    to copy every request for each of them took a sixth of the loop's time at 64 engines.
+    """
+
+    __slots__ = ("_requests",)
+
+    def __init__(self, requests: Iterable[ServedRequest]) -> None:
+        self._requests = tuple(requests)
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    @overload
+    def __getitem__(self, place: int) -> RequestView: ...
+    @overload
+    def __getitem__(self, place: slice) -> RequestViews: ...
+    def __getitem__(self, place: int | slice) -> RequestView | RequestViews:
+        if isinstance(place, slice):
+            return RequestViews(self._requests[place])
+        return RequestView.of(self._requests[place])
+
+    def __iter__(self) -> Iterator[RequestView]:
+        return map(RequestView.of, self._requests)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +116,7 @@ class EngineView:
     snapshot: Snapshot | None
     detailed: Snapshot | None
     """The last snapshot that named the requests."""
-    requests: tuple[RequestView, ...]
+    requests: Sequence[RequestView]
     engine: EngineFacts
     """Its sizes and step times by now; ``base_s`` is a step's constant part where that is learnt."""
 
@@ -184,7 +227,6 @@ class Live:
 
 
 def _engine_view(session: Session, now_s: float) -> EngineView:
-    shown = islice(session.requests.values(), REQUESTS_SHOWN)
     model = session.tuning.prices.model
     return EngineView(
         hello=session.hello,
@@ -197,17 +239,5 @@ def _engine_view(session: Session, now_s: float) -> EngineView:
         snapshot=session.snapshot,
         detailed=session.detailed,
         engine=session.engine if model is None else replace(session.engine, base_s=model.base_s),
-        requests=tuple(
-            RequestView(
-                request.arrived,
-                request.predicted,
-                request.table,
-                request.forecast.cluster,
-                request.attained_tokens,
-                request.cost_s,
-                request.cached_tokens,
-                request.promise,
-            )
-            for request in shown
-        ),
+        requests=RequestViews(islice(session.requests.values(), REQUESTS_SHOWN)),
     )

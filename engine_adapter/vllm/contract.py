@@ -13,6 +13,7 @@ Behaviours:
 5. ``policy``, ``waiting`` and ``max_num_active_reqs`` may change between steps, with steps in flight.
 6. ``schedule()`` reads ``waiting`` and ``running`` afresh in every call, so both may be reordered before it.
 7. ``finish_requests`` returns the requests that it ended; those that an output ends are finished when it returns.
+   The ids of both are in ``finished_req_ids`` until the next ``schedule()``.
 8. ``num_computed_tokens`` of a cached request in a ``SchedulerOutput`` is the count before the step.
 9. ``get_num_free_blocks()`` counts the blocks that can be allocated; the pool's null block is never free.
 10. ``_preempt_request`` may be called between steps, even with steps in flight, for a request removed from ``running``.
@@ -126,6 +127,7 @@ ATTRIBUTES: dict[tuple[str, str], tuple[str, ...]] = {
         "connector",
         "deferred_waiting",
         "ec_connector",
+        "finished_req_ids",
         "kv_cache_manager",
         "kv_holding_waiting",
         "lora_config",

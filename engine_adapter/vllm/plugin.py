@@ -253,7 +253,8 @@ class Plugin:
     def after_update(self, output: SchedulerOutput, outputs: dict[int, EngineCoreOutputs], now_s: float) -> None:
         """Report the tokens of a step that ended at ``now_s``."""
         self._shedding.answer(outputs)
-        self._tracker.emit(chain.from_iterable(client.outputs for client in outputs.values()), now_s)
+        told = chain.from_iterable(client.outputs for client in outputs.values())
+        self._tracker.emit(told, self._scheduler.finished_req_ids, now_s)
         self.agent.generated(self._step_tokens)
         self._count_step(output, now_s)
         self._report_if_idle(now_s)

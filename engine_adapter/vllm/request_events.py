@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.engine import EngineCoreOutput
@@ -56,6 +57,8 @@ class _TrackedRequest:
     """Number of the step that generated its first token; 0 before it."""
     last_step: int = 0
     """Number of the step of its latest token while a gap is expected after it; 0 otherwise."""
+    seen_tokens: int = 0
+    """Output tokens when it was last looked at while it was watched."""
     left_out: list[tuple[int, int]] = field(default_factory=list)
     """Pairs of steps between which it got no token: it was preempted, or the token budget was used up before it."""
     shed: str | None = None
@@ -92,8 +95,10 @@ class RequestTracker:
         self._serial = 0
         self._preempted: set[str] = set()
         self._steps = StepTimes()
-        self._watched: set[str] = set()
-        """Requests without a first token, and sessions: the only ones whose tokens are looked at in every step."""
+        self._watched: dict[str, _TrackedRequest] = {}
+        """Requests that run and have no first token, or a gap after their latest: their tokens are counted in every step."""
+        self._sessions: set[str] = set()
+        """Sessions: vLLM makes their tokens their prompt, so that they are counted by what each step brings."""
 
     @property
     def request_ids(self) -> AbstractSet[str]:
@@ -109,7 +114,8 @@ class RequestTracker:
         tracked = _TrackedRequest(request, arrival_s, self._serial, 0 if request.resumable else None)
         self._agent.arrived(arrived(request, arrival_s), tracked.count)
         self._tracked[request.request_id] = tracked
-        self._watched.add(request.request_id)
+        if request.resumable:
+            self._sessions.add(request.request_id)
 
     def end_input(self, request: Request) -> None:
         """Remember that a known session's input ends with this request, which is about to be added to the engine."""
@@ -130,6 +136,7 @@ class RequestTracker:
             tracked = self._tracked.get(new.req_id)
             if tracked is not None and tracked.scheduled_s is None:
                 tracked.scheduled_s = now_s
+                self._watched[new.req_id] = tracked
                 tracked.cached_prompt_tokens = max(0, new.num_computed_tokens)  # A KV connector may say less.
                 tracked.expected_cached_tokens = self._expected_tokens(new.req_id)
         if self._preempted:
@@ -159,21 +166,34 @@ class RequestTracker:
             )
         )
 
-    def emit(self, outputs: Iterable[EngineCoreOutput], now_s: float) -> None:
-        """Report what a step brought from vLLM's ``EngineCoreOutput`` of each request that emitted any."""
+    def emit(self, outputs: Iterable[EngineCoreOutput], ended: Iterable[str], now_s: float) -> None:
+        """Report what a step brought.
+
+        Hundreds of requests that only generate a further token are not looked at.
+
+        Args:
+            outputs: What vLLM tells its clients, which is read for sessions only.
+            ended: Ids of the requests that have ended since vLLM's last ``SchedulerOutput``.
+            now_s: When the step ended.
+        """
         self._steps.ended(now_s)
-        watched = self._watched
-        for output in [each for each in outputs if each.finish_reason is not None or each.request_id in watched]:
-            tracked = self._tracked.get(output.request_id)
-            if tracked is None:
-                continue
-            if output.new_token_ids:
-                self._generate(tracked, len(output.new_token_ids), now_s)
-            if output.finish_reason is None:
-                continue
-            if tracked.request.is_finished():
+        if self._sessions:
+            self._emit_of_sessions(outputs, now_s)
+        for tracked in list(self._watched.values()):
+            tokens = tracked.count()
+            if tokens > tracked.seen_tokens:
+                tracked.seen_tokens = tokens
+                self._generate(tracked, now_s)
+        for tracked in sorted(filter(None, map(self._tracked.get, ended)), key=_serial):
+            if tracked.request.is_finished():  # Another may have come since under the id of one that was aborted.
                 self.end(tracked.request, now_s)
-            else:
+
+    def _emit_of_sessions(self, outputs: Iterable[EngineCoreOutput], now_s: float) -> None:
+        """Count the tokens of sessions, and note how each of their turns ended."""
+        for output in [each for each in outputs if each.request_id in self._sessions]:
+            tracked = self._tracked[output.request_id]
+            tracked.session_tokens = tracked.count() + len(output.new_token_ids)
+            if output.finish_reason is not None and not tracked.request.is_finished():
                 tracked.turn = _REASONS.get(output.finish_reason.name, "error"), tracked.count()
 
     def end(self, request: Request, now_s: float) -> None:
@@ -182,7 +202,8 @@ class RequestTracker:
         if tracked is None:
             return
         self._preempted.discard(request.request_id)
-        self._watched.discard(request.request_id)
+        self._watched.pop(request.request_id, None)
+        self._sessions.discard(request.request_id)
         self._expected_tokens(request.request_id)
         times = self._inter_token_times(tracked)
         self._agent.finished(
@@ -217,9 +238,8 @@ class RequestTracker:
         for tracked in [tracked for tracked in self._tracked.values() if tracked.request.is_finished()]:
             self.end(tracked.request, now_s)
 
-    def _generate(self, tracked: _TrackedRequest, tokens: int, now_s: float) -> None:
-        if tracked.session_tokens is not None:
-            tracked.session_tokens += tokens
+    def _generate(self, tracked: _TrackedRequest, now_s: float) -> None:
+        """Follow a watched request that has generated tokens in the step that ended."""
         if tracked.first_token_s is None:
             self._first_token(tracked, now_s)
         elif tracked.last_step:
@@ -229,15 +249,15 @@ class RequestTracker:
                 return
             tracked.left_out.append((before, step))
             tracked.last_step = 0
-        if tracked.session_tokens is None:
-            self._watched.discard(tracked.request.request_id)
+        del self._watched[tracked.request.request_id]
 
     def _expect_gap(self, request_id: str) -> None:
         """Look at the tokens of a request that decodes and gets none in some step, until the next one after that."""
         tracked = self._tracked.get(request_id)
         if tracked is not None and tracked.first_step and not tracked.last_step:
             tracked.last_step = self._steps.steps
-            self._watched.add(request_id)
+            tracked.seen_tokens = tracked.count()
+            self._watched[request_id] = tracked
 
     def _first_token(self, tracked: _TrackedRequest, now_s: float) -> None:
         tracked.first_token_s = now_s
@@ -313,6 +333,9 @@ def token_bytes(token_ids: Iterable[int]) -> bytes:
         return packed_tokens(tuple(token_ids))
     except (OverflowError, TypeError):
         return b""
+
+
+_serial = attrgetter("serial")
 
 
 def _reason(tracked: _TrackedRequest) -> FinishReason:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from online_learning.distribution import IntArray, LengthDistribution, log_grid
+from online_learning.distribution import FloatArray, IntArray, LengthDistribution, log_grid
 from online_learning.length_learner import Observation
 
 CHANCE_FLOOR = 1e-6
@@ -158,18 +158,7 @@ class Calibration:
 
 def summarise(scores: Iterable[Score]) -> Calibration | None:
     """Means of scores; None when there are none."""
-    kept = list(scores)
-    if not kept:
-        return None
-    transforms: IntArray = np.histogram([item.pit for item in kept], bins=PIT_BINS, range=(0.0, 1.0))[0]
-    return Calibration(
-        count=len(kept),
-        crps_tokens=float(np.mean([item.crps_tokens for item in kept])),
-        log_score=float(np.mean([item.log_score for item in kept])),
-        coverage_50=float(np.mean([item.within_50 for item in kept])),
-        coverage_90=float(np.mean([item.within_90 for item in kept])),
-        pit_histogram=tuple(float(count) / len(kept) for count in transforms),
-    )
+    return _means(np.array([_row(item) for item in scores]))
 
 
 class RollingScores:
@@ -177,12 +166,35 @@ class RollingScores:
 
     def __init__(self, window: int = 1_000) -> None:
         assert window > 0, "the window must hold a score"
-        self._scores: deque[Score] = deque(maxlen=window)
+        self._rows = np.empty((window, len(_FIELDS)))
+        self._added = 0
 
     def add(self, item: Score) -> None:
         """Take the newest score in, and the oldest out when the window is full."""
-        self._scores.append(item)
+        self._rows[self._added % len(self._rows)] = _row(item)
+        self._added += 1
 
     def summary(self) -> Calibration | None:
         """Means over the window; None while it is empty."""
-        return summarise(self._scores)
+        return _means(self._rows[: self._added])
+
+
+_FIELDS = ("crps_tokens", "log_score", "within_50", "within_90", "pit")
+_row = attrgetter(*_FIELDS)
+
+
+def _means(rows: FloatArray) -> Calibration | None:
+    """Means of scores, a row of `_FIELDS` for each."""
+    count = len(rows)
+    if not count:
+        return None
+    crps_tokens, log_score, within_50, within_90 = (float(column.mean()) for column in rows.T[:-1])
+    transforms: IntArray = np.histogram(rows[:, -1], bins=PIT_BINS, range=(0.0, 1.0))[0]
+    return Calibration(
+        count=count,
+        crps_tokens=crps_tokens,
+        log_score=log_score,
+        coverage_50=within_50,
+        coverage_90=within_90,
+        pit_histogram=tuple(float(number) / count for number in transforms),
+    )

@@ -100,7 +100,10 @@ def reads_its_lists_afresh(trial: MakeTrial) -> bool:
 
 
 def returns_the_requests_it_ends(trial: MakeTrial) -> bool:
-    """finish_requests returns the requests that it ends; those that an output ends are finished when it returns."""
+    """finish_requests returns the requests that it ends; those that an output ends are finished when it returns.
+
+    The ids of both are kept until the next step.
+    """
     two = trial()
     first = two.add("a")
     two.add("b")
@@ -109,7 +112,8 @@ def returns_the_requests_it_ends(trial: MakeTrial) -> bool:
     finish, aborted = two.scheduler.finish_requests, RequestStatus.FINISHED_ABORTED
     ended = [ids(finish(name, aborted)) for name in ("a", "a", None)]
     reason = first.get_finished_reason()
-    return ended == [["a"], [], ["b"]] and last.is_finished() and reason is not None and reason.name == "ABORT"
+    kept = set(two.scheduler.finished_req_ids) == {"a", "b", "c"}
+    return kept and ended == [["a"], [], ["b"]] and last.is_finished() and reason is not None and reason.name == "ABORT"
 
 
 def counts_computed_tokens_before_the_step(trial: MakeTrial) -> bool:

@@ -252,6 +252,24 @@ def test_an_abort_with_a_step_in_flight_ends_the_life_once(scripted: Script, ids
     assert script.snapshots()[-1].policy_errors == 0
 
 
+def test_an_id_that_comes_again_before_the_next_step_is_another_life(scripted: Script) -> None:
+    """VLLM still names the id among those that have ended when the step under way brings its tokens."""
+    script = scripted()
+    overlap = Overlap(script)
+    overlap.add("b")
+    overlap.schedule()
+    overlap.add("a")
+    overlap.scheduler.finish_requests("a", RequestStatus.FINISHED_ABORTED)
+    overlap.add("a")
+    assert "a" in overlap.scheduler.finished_req_ids
+    overlap.land()
+    overlap.schedule()
+    overlap.land({"a": [END_OF_SEQUENCE_ID], "b": [END_OF_SEQUENCE_ID]})
+    overlap.drain()
+    ends = [(end.request_id, end.reason, end.output_tokens) for end in script.facts(Finished)]
+    assert sorted(ends) == [("a", "abort", 0), ("a", "stop", 1), ("b", "stop", 2)]
+
+
 def test_an_abort_of_the_last_request_is_told_at_once(scripted: Script) -> None:
     """VLLM need not call its scheduler again; the life's end and the idle engine are known all the same."""
     script = scripted()
