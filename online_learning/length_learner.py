@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -58,15 +59,14 @@ class AtRisk:
     """Weight of the model's distribution in the cluster's, in answers; shape (bins,)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Forecast:
+class Forecast(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):
     """A predicted distribution and where it comes from; ``distribution`` is not yet cut at the request's max_tokens."""
 
     distribution: LengthDistribution
     cluster: int | None
     evidence: float
     """Effective number of past answers behind it."""
-    experts: dict[str, float] = field(default_factory=dict)
+    experts: dict[str, float] = msgspec.field(default_factory=dict)
     """Weight of each expert in the mixture."""
     at_risk: AtRisk | None = None
     """What running answers are weighed against; None where the learner leaves them out."""

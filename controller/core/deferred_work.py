@@ -10,15 +10,15 @@ engines use the prior until they are predicted.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from itertools import islice
+
+import msgspec
 
 from controller.core.sessions import ServedRequest, Session
 from store.records import Arrived, Finished
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class EndedRequest:
+class EndedRequest(msgspec.Struct, frozen=True, eq=False, gc=False):
     """A request has ended, and the learner has not seen its answer yet."""
 
     session: Session
@@ -26,16 +26,14 @@ class EndedRequest:
     finished: Finished
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class StalePrediction:
+class StalePrediction(msgspec.Struct, frozen=True, eq=False, gc=False):
     """An unfinished request is to be predicted again."""
 
     connection: bytes
     request: ServedRequest
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class DeferredArrival:
+class DeferredArrival(msgspec.Struct, frozen=True, eq=False, gc=False):
     """A request has arrived and has no prediction yet."""
 
     session_id: str

@@ -135,7 +135,7 @@ class Predictor:
                 arrived=arrived,
                 promise=promise,
                 features=prompt,
-                forecast=replace(forecast, at_risk=None),
+                forecast=structs.replace(forecast, at_risk=None),
                 prior=prior,
                 trusted=trusted,
                 predicted=predicted,
@@ -219,7 +219,7 @@ class Predictor:
         for (_, request), (forecast, prior, trusted), predicted, fact, assessment in zip(
             stale, forecasts, served, facts, assessed, strict=True
         ):
-            request.forecast, request.prior, request.trusted = replace(forecast, at_risk=None), prior, trusted
+            request.forecast, request.prior, request.trusted = structs.replace(forecast, at_risk=None), prior, trusted
             request.predicted, request.cached_tokens = predicted, fact.cached_tokens
             request.table, request.cost_s = assessment.table, assessment.cost_s
             request.taught, request.ripe, request.watch = self.taught(model), self._is_ripe(model), None
@@ -427,7 +427,9 @@ class Predictor:
                 [forecast.cluster for forecast in forecasts],
                 [forecast.at_risk for forecast in forecasts],
             )
-            forecasts = [replace(each, distribution=mass) for each, mass in zip(forecasts, corrected, strict=True)]
+            forecasts = [
+                structs.replace(each, distribution=mass) for each, mass in zip(forecasts, corrected, strict=True)
+            ]
             prior = self._corrected(prior, model, None, self._at_risk[model])
         trusts = self.calibration.trusts_cluster
         return [(forecast, prior, trusts(model, forecast.cluster)) for forecast in forecasts]

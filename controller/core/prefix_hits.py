@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
+import msgspec
+
 HEAD_TOKENS = 32
 """Tokens from which a prompt's head is recognised; two blocks, as engines cache whole ones."""
 _HEAD_BYTES = 4 * HEAD_TOKENS
@@ -20,8 +22,7 @@ MOST_HEADS = 1_024
 """Heads remembered of an engine; the one that came longest ago is forgotten first."""
 
 
-@dataclass(slots=True)
-class _Found:
+class _Found(msgspec.Struct, gc=False):
     """Fading means over requests of one kind: prompt tokens, and those of them that were found."""
 
     requests: float = 0.0

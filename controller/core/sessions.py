@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, TypeVar
 
+import msgspec
 import numpy as np
 from msgspec import structs
 
@@ -33,8 +34,7 @@ BatchVerdict: TypeAlias = Literal["known", "repeated", "early", "new", "unrecord
 new; is new and not recorded."""
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class ServedRequest:
+class ServedRequest(msgspec.Struct, kw_only=True, eq=False, gc=False):
     """One unfinished request and its predicted length."""
 
     arrived: Arrived

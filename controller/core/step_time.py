@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from controller.policy.policy import DEFAULT_PREFILL_TOKEN_S, DEFAULT_STEP_S
@@ -98,8 +99,7 @@ class StepPrices:
         self._running += weight * (snapshot.running - self._running)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepSample:
+class StepSample(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Sums over the steps of one snapshot."""
 
     steps: int

@@ -5,7 +5,6 @@ It is bounded, and only the control loop's thread uses it; everything else about
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 import msgspec
@@ -21,8 +20,7 @@ Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 
-@dataclass(slots=True, eq=False)
-class TrackedRequest:
+class TrackedRequest(msgspec.Struct, eq=False, gc=False):
     """What was recorded about one unfinished request; None for what was not."""
 
     engine_id: str
@@ -33,7 +31,7 @@ class TrackedRequest:
     """The first one."""
     promised: Promised | None = None
     """The last one."""
-    preempted_s: list[float] = field(default_factory=list)
+    preempted_s: list[float] = msgspec.field(default_factory=list)
 
 
 class RequestTracker:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
+from msgspec import structs
 
 from online_learning.distribution import IntArray, LengthDistribution
 from online_learning.evaluation.global_learner import GlobalLearner
@@ -97,7 +98,7 @@ class SimilarityLearner:
 
     def _fallback(self, features: Features, model: str) -> Forecast:
         """The global distribution; what still runs is left out, as published."""
-        return replace(self._global.predict_one(features, model), at_risk=None)
+        return structs.replace(self._global.predict_one(features, model), at_risk=None)
 
     def _new_history(self) -> _History:
         return _History(self._settings.history_prompts)

@@ -7,9 +7,10 @@ there is one, and leaves it alone where there is none.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
+from msgspec import structs
 from numpy.typing import NDArray
 
 from online_learning.distribution import FloatArray, LengthDistribution
@@ -187,7 +188,7 @@ class SemanticLearner:
         moved = min(1.0, 0.5 * float(np.abs(mass - before.mass).sum()))
         experts = {name: weight * (1.0 - moved) for name, weight in forecast.experts.items()}
         distribution = LengthDistribution(before.lengths, mass)
-        return replace(forecast, distribution=distribution, experts={**experts, "semantic": moved})
+        return structs.replace(forecast, distribution=distribution, experts={**experts, "semantic": moved})
 
     def learn_one(self, features: Features, model: str, observation: Observation) -> list[Drift]:
         """Teach the correction, where there is an embedding, then the other learner."""

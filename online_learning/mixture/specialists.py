@@ -9,9 +9,10 @@ mixture of the others never hears of any specialist.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
+from msgspec import structs
 
 from online_learning.distribution import FloatArray, LengthDistribution
 from online_learning.experts.expert import ScoredPrediction, bin_of, scored_prediction
@@ -79,7 +80,7 @@ class Specialists:
             experts = {name: share * (1.0 - weight) for name, share in forecast.experts.items()}
             experts[link.specialist.name] = weight
             distribution = LengthDistribution(before.lengths, said.mixed)
-            forecast = replace(forecast, distribution=distribution, experts=experts)
+            forecast = structs.replace(forecast, distribution=distribution, experts=experts)
         return forecast
 
     def learn(self, forecast: Forecast, hints: RequestHints, model: str, observation: Observation) -> None:

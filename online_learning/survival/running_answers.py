@@ -12,8 +12,9 @@ import sys
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from online_learning.distribution import FloatArray, IntArray, LengthDistribution
@@ -42,8 +43,7 @@ class RunningAnswersSettings:
     """Models, and clusters of models, that are remembered; the one that was updated longest ago is forgotten first."""
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(msgspec.Struct, frozen=True, gc=False):
     """How far an unfinished answer has been counted, and as whose."""
 
     model: str
@@ -145,7 +145,9 @@ class RunningAnswers:
     def end(self, standing: Standing | None, model: str, cluster: int | None) -> Standing:
         """Count the end of an answer in the bin after those that it has outlived, until it is withdrawn."""
         bins = 0 if standing is None else standing.bins
-        ended = Standing(model, cluster, bins, True) if standing is None else replace(standing, ended=True)
+        ended = (
+            Standing(model, cluster, bins, True) if standing is None else msgspec.structs.replace(standing, ended=True)
+        )
         for scope in self._scopes_of(ended):
             scope.now[bins : bins + 1] += 1.0
             scope.ended[bins : bins + 1] += 1.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from controller.benchmark.system.load_test import LoadResult, Window
+from controller.benchmark.system.load_test import PAUSE_S, LoadResult, Window
 from controller.reports.tables import text_table
 
 SHORTEST_TREND_S = 600.0
@@ -15,7 +15,7 @@ ROWS = 20
 
 def load_tables(result: LoadResult) -> list[Table]:
     """Tables of the figures and of their course."""
-    return [_figures(result), _course(result)]
+    return [_figures(result), _pauses(result), _course(result)]
 
 
 def _figures(result: LoadResult) -> Table:
@@ -24,6 +24,7 @@ def _figures(result: LoadResult) -> Table:
     rows = [
         ("arrival to table in the engine, P50 ms", _ms(result.p50_s), _ms(result.slope_per_hour("p50_s"))),
         ("P99 ms", _ms(result.p99_s), _ms(result.slope_per_hour("p99_s"))),
+        ("P99.9 ms", _ms(result.p999_s), ""),
         ("longest ms", _ms(result.longest_s), ""),
         ("requests", str(result.requests), ""),
         ("messages dropped", str(result.dropped), ""),
@@ -44,6 +45,15 @@ def _figures(result: LoadResult) -> Table:
     if spec.seconds < SHORTEST_TREND_S:
         return text_table(title, ("figure", "measured"), [row[:2] for row in rows], left=1)
     return text_table(title, ("figure", "measured", "grows in an hour by"), rows, left=1)
+
+
+def _pauses(result: LoadResult) -> Table:
+    headings = ("cause", "number", f"longer than {1e3 * PAUSE_S:g} ms", "P99.9 ms at most")
+    rows = [
+        (cause, str(pauses.count), f"{100 * pauses.longer_share:.3f}%", _ms(pauses.p999_s))
+        for cause, pauses in result.pauses.items()
+    ]
+    return text_table("What held the control loop up, since its start", headings, rows, left=1)
 
 
 def _course(result: LoadResult) -> Table:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
+
+from prometheus_client.parser import text_string_to_metric_families
 
 from controller.api.client import ApiClient
 from controller.benchmark.system.controller_process import start_controller
@@ -31,6 +33,9 @@ CONNECT_S = 4.0
 """Seconds between the start of the fleets and the first request, in which their interpreters start."""
 
 FAREWELL_S = 30.0
+
+PAUSE_S = 0.005
+"""A pause of the control loop that is longer counts; a bound of the histogram's buckets."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +110,17 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pauses:
+    """How long the control loop was held up, by one cause, since the controller started."""
+
+    count: int
+    longer_share: float
+    """Share of those that were longer than `PAUSE_S`."""
+    p999_s: float
+    """99.9% of them were at most as long; the upper bound of the histogram's bucket."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadResult:
     """The result of a load test."""
 
@@ -118,6 +134,7 @@ class LoadResult:
     """Facts that were not durable at the end."""
     p50_s: float | None
     p99_s: float | None
+    p999_s: float | None
     longest_s: float
     late_p99_s: float
     """Delay of the load behind its plan; if it is large, the figures mean nothing."""
@@ -125,6 +142,8 @@ class LoadResult:
     """Mean time of a prediction, as the controller measured it."""
     turn_s: float
     """Mean time of a turn of the controller's loop."""
+    pauses: Mapping[str, Pauses]
+    """By cause, as in `controller.monitoring.loop_pauses`."""
 
     @property
     def measured(self) -> tuple[Window, ...]:
@@ -180,9 +199,9 @@ def run_load_test(spec: LoadSpec, *, folder: Path, clock: Clock, pause: Pause, p
         with _watcher(spec, api) as watcher:
             samples = list(_look_on(spec, controller, start_s, folder, children, watcher, clock, pause, progress))
         reports = [_reports(fleet, clock=clock, pause=pause) for fleet in fleets if fleet is not None]
-        metrics = _means(api)
+        own = _own_figures(api)
         api.close()
-    return _result(spec, start_s, samples, reports, metrics)
+    return _result(spec, start_s, samples, reports, own)
 
 
 # --- the processes --------------------------------------------------------------------------------
@@ -255,15 +274,31 @@ def _reports(fleet: Child, *, clock: Clock, pause: Pause) -> list[dict[str, Any]
     return reports
 
 
-def _means(api: ApiClient) -> dict[str, float]:
-    """Means of the controller's own timings."""
-    page = api.text("/metrics")
-    values = dict(line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
+def _own_figures(api: ApiClient) -> dict[str, Any]:
+    """What the controller measured of itself since its start."""
+    families = {family.name: family.samples for family in text_string_to_metric_families(api.text("/metrics"))}
 
     def mean(name: str) -> float:
-        return float(values[f"sagesched_{name}_sum"]) / max(1.0, float(values[f"sagesched_{name}_count"]))
+        total = {sample.name.rpartition("_")[2]: sample.value for sample in families[name]}
+        return total["sum"] / max(1.0, total["count"])
 
-    return {"predict_s": mean("predict_seconds"), "turn_s": mean("tick_seconds")}
+    pauses: dict[str, list[tuple[float, float]]] = {}
+    for sample in families["sagesched_loop_pause_seconds"]:
+        if sample.name.endswith("_bucket"):
+            pauses.setdefault(sample.labels["cause"], []).append((float(sample.labels["le"]), sample.value))
+    return {
+        "predict_s": mean("sagesched_predict_seconds"),
+        "turn_s": mean("sagesched_tick_seconds"),
+        "pauses": {cause: _pauses(buckets) for cause, buckets in sorted(pauses.items())},
+    }
+
+
+def _pauses(buckets: list[tuple[float, float]]) -> Pauses:
+    """What the buckets of a histogram, by upper bound and cumulative count, say of pauses."""
+    count = buckets[-1][1]
+    within = dict(buckets).get(PAUSE_S, 0.0)
+    p999_s = next(bound_s for bound_s, reached in buckets if reached >= 0.999 * count)
+    return Pauses(count=int(count), longer_share=(count - within) / max(1.0, count), p999_s=p999_s)
 
 
 # --- the figures ----------------------------------------------------------------------------------
@@ -288,7 +323,7 @@ def _result(
     start_s: float,
     samples: Sequence[Sample],
     reports: Sequence[list[dict[str, Any]]],
-    metrics: dict[str, float],
+    own: dict[str, Any],
 ) -> LoadResult:
     reported = [_Reported() for _ in range(spec.windows)]
     for lines in reports:
@@ -310,9 +345,10 @@ def _result(
         unacknowledged=sum(whole["unacknowledged"] for whole in wholes),
         p50_s=counted.quantile_s(0.5),
         p99_s=counted.quantile_s(0.99),
+        p999_s=counted.quantile_s(0.999),
         longest_s=counted.longest_s,
         late_p99_s=max(whole["late_p99_s"] or 0.0 for whole in wholes),
-        **metrics,
+        **own,
     )
 
 
