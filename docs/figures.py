@@ -16,9 +16,11 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
+from controller.benchmark.prediction.study import study_workload
 from controller.benchmark.scheduling.benchmark import run_benches
 from controller.benchmark.scheduling.result import BenchResult
-from controller.benchmark.scheduling.spec import BenchSpec
+from controller.benchmark.scheduling.service_mix import DEFAULT_MIX
+from controller.benchmark.scheduling.spec import BUDGETS, SYNTHETIC, BenchSpec
 from controller.reports.latency_summary import PolicyFigures
 from engine_adapter.workloads.made import made
 from engine_adapter.workloads.parquet import write_parquet
@@ -36,6 +38,9 @@ ORDERS = {
 }
 MADE = {"azure-conv": 1.05, "burstgpt": 1.05, "heavy-tail": 1.15}
 """Kinds of made workloads, and the load."""
+PROMISED = ("azure-conv", "azure-code", "burstgpt", "mooncake")
+LOADS = (0.9, 1.2, 1.5)
+OWN_ORDERS = ("fcfs", "priority")
 
 
 def gain() -> str:
@@ -75,9 +80,72 @@ def made_workloads() -> str:
     return "\n".join([head, *rows])
 
 
+def service_levels() -> str:
+    """Shares of requests that meet their targets on made workloads, against the better of vLLM's own orders."""
+    with tempfile.TemporaryDirectory() as folder:
+        specs = []
+        for kind in PROMISED:
+            file = Path(folder) / f"{kind}.parquet"
+            write_parquet(file, made(kind, requests=4000, seed=1).rows, {})
+            specs += [
+                BenchSpec(
+                    workload=file,
+                    profile="h800-qwen3-32b",
+                    load=load,
+                    requests=1000,
+                    warmup=1000,
+                    seeds=(1, 2, 3),
+                    policies=(*OWN_ORDERS, "sage"),
+                    tuned=True,
+                    budgets=BUDGETS,
+                    mix=DEFAULT_MIX,
+                )
+                for load in LOADS
+            ]
+        cells = [_goodputs(result) for result in _run(specs)]
+    rows = [
+        f"| `{kind}` | {' | '.join(cells[len(LOADS) * place : len(LOADS) * (place + 1)])} |"
+        for place, kind in enumerate(PROMISED)
+    ]
+    return "\n".join(
+        [f"| workload | {' | '.join(f'load {load:g}' for load in LOADS)} |", f"|---|{'---|' * len(LOADS)}", *rows]
+    )
+
+
+def predictions() -> str:
+    """Learners side by side on the built-in workload."""
+    study = study_workload(
+        SYNTHETIC,
+        requests=4000,
+        warmup=1000,
+        seed=1,
+        requests_per_token=0.0,
+        ablation=False,
+        clock=time.perf_counter,
+        progress=lambda _done: None,
+    )
+    rows = [
+        f"| {name} | {quality.kendall_tau:.3f} | {quality.crps_tokens:.1f} | {quality.log_score:.3f} | "
+        f"{quality.coverage_50:.3f} / {quality.coverage_90:.3f} |"
+        for name, quality in study.result.learners.items()
+    ]
+    return "\n".join(["| learner | τ | CRPS | log score | 50 / 90% |", "|---|---|---|---|---|", *rows])
+
+
+def _goodputs(result: BenchResult) -> str:
+    """Goodput of ours and of the better baseline, by seed."""
+    shares = []
+    for seed in result.seeds:
+        goodput = {name: run.chosen.service.goodput for name, run in seed.policies.items() if run.chosen.service}
+        shares.append(f"{goodput['sage']:.2f} / {max(goodput[name] for name in OWN_ORDERS):.2f}")
+    return ", ".join(shares)
+
+
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "gain": ("README.md", gain),
     "made-workloads": ("docs/benchmark.md", made_workloads),
+    "service-levels": ("docs/service_levels.md", service_levels),
+    "predictions": ("docs/learning.md", predictions),
 }
 """Document and maker of each table."""
 

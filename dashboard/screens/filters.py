@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, tzinfo
 
@@ -135,18 +135,23 @@ def part() -> Part | None:
     return Part(by, name) if by in PART_KINDS and name else None
 
 
-def choose_part(known: Sequence[Part]) -> None:
-    """Draw the choice of a part, where `part` then finds it; what was chosen stays, though no request has it now."""
+def choose_part(known: Mapping[Part, str]) -> None:
+    """Draw the choice of a part, where `part` then finds it; what was chosen stays, though no request has it now.
+
+    Args:
+        known: Parts, and what each is called.
+    """
     now = part()
     named = "" if now is None else f"{now.by}:{now.name}"
-    options = ["", *(f"{one.by}:{one.name}" for one in known)]
+    called = {f"{one.by}:{one.name}": f"{one.by} {name}" for one, name in known.items()}
+    options = ["", *called]
     st.session_state[_PART] = named
     st.selectbox(
         "Filter by",
         options if named in options else [*options, named],
         key=_PART,
         on_change=_keep_part_in_address,
-        format_func=lambda value: value.replace(":", " ", 1) or "all requests",
+        format_func=lambda value: called.get(value, value.replace(":", " ", 1)) or "all requests",
     )
 
 

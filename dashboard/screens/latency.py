@@ -71,7 +71,10 @@ def _page(wanted: Filters, part: Part | None, found: LatenciesView) -> None:
     _totals(found.totals)
     narrow, _ = st.columns([1, 2])
     with narrow:
-        filters.choose_part([Part(part.by, part.name) for part in found.parts])
+        called = prompts.named(found.parts, Scope(None, wanted.engine_id, wanted.model))
+        filters.choose_part(
+            {Part(part.by, part.name): named.name for part, named in zip(found.parts, called, strict=True)}
+        )
     _charts(found, drawn)
     _comparison(wanted, found, drawn[6])
 

@@ -454,6 +454,8 @@ def test_clusters_are_called_by_what_they_are_like(opened: Open, standing: Any, 
     groups = list(test.dataframe[1].value["Group"])
     assert groups[-2:] == ["cluster 3", "cluster 100 → 40, no tenant (#1)"]
     test = opened("latency", of_one_model, {"from": "2025-12-31T23:00Z", "to": "2026-01-01T00:00Z"})
+    [choice] = [box for box in test.selectbox if box.label == "Filter by"]
+    assert [each for each in choice.options if " → " in each and each.startswith("cluster ")]
     test.segmented_control(key="latency_compared").set_value("cluster").run()
     assert list(test.dataframe[0].value["Cluster"]) == ["100 → 40, no tenant (#1)"]
 
