@@ -1,4 +1,4 @@
-"""The live state of the controller: immutable snapshots for readers in other threads.
+"""The live state of the controller: snapshots for readers in other threads.
 
 The control loop owns the core, and no other thread may access it. It periodically publishes a `LiveSnapshot`, of which
 only the state of single requests changes (`RequestViews`); readers compute derived values (quantiles, ranks) from the

@@ -14,7 +14,18 @@ from controller.policy.policy import EngineFacts
 from online_learning.distribution import LengthDistribution
 from online_learning.evaluation.global_learner import GlobalLearner
 from store.history.writer import WriterStats
-from store.records import Arrived, EngineRules, Goodbye, Hello, IndexTable, RunningRequest, Settings, Snapshot
+from store.records import (
+    Arrived,
+    EngineRules,
+    Facts,
+    Finished,
+    Goodbye,
+    Hello,
+    IndexTable,
+    RunningRequest,
+    Settings,
+    Snapshot,
+)
 
 HELLO = Hello(
     engine_id="e",
@@ -74,6 +85,44 @@ def test_an_engine_that_was_lost_is_shown_as_lost_until_it_comes_back_or_an_hour
     core.lost(b"c", 3502.0)
     assert shown(3503.0) == shown(3600.0) == [("a", False, "lost")]
     assert shown(7200.0) == []
+
+
+def test_requests_of_a_snapshot_stay_when_they_end_and_are_shown_as_they_are_when_they_are_read() -> None:
+    """The loop copies none of them; who reads them sees what has become known of them since."""
+    core = InProcessController(GlobalLearner(), policy_named("sage")).core
+    live = Live()
+    core.handle(b"e", HELLO, 0.0)
+    arrivals = tuple(structs.replace(_view(name).arrived, arrival_s=0.0) for name in "abc")
+    core.handle(b"e", Facts(batch=1, facts=arrivals, oldest=1), 1.0)
+    live.publish(core, store=WriterStats(), loop={}, now_s=1.0)
+    assert live.live_snapshot is not None
+    [engine] = live.live_snapshot.engines
+    assert [view.attained_tokens for view in engine.requests] == [0, 0, 0]
+    [session] = core.sessions
+    core.handle(b"e", Facts(batch=2, facts=(_finished("b"),), oldest=1), 2.0)
+    session.requests["c"].attained_tokens = 7
+    assert set(session.requests) == {"a", "c"}
+    assert len(engine.requests) == 3
+    assert [view.arrived.request_id for view in engine.requests] == ["a", "b", "c"]
+    assert engine.requests[-1].attained_tokens == 7
+    assert [view.arrived.request_id for view in engine.requests[1:]] == ["b", "c"]
+    with pytest.raises(IndexError):
+        engine.requests[3]
+
+
+def _finished(request_id: str) -> Finished:
+    return Finished(
+        request_id=request_id,
+        time_s=1.5,
+        reason="stop",
+        arrival_s=0.0,
+        prompt_tokens=8,
+        output_tokens=3,
+        max_tokens=100,
+        cached_prompt_tokens=0,
+        preemptions=0,
+        recomputed_tokens=0,
+    )
 
 
 def _live_snapshot(views: list[RequestView], *, running: list[str], queue: list[str]) -> LiveSnapshot:
