@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
+from msgspec import structs
 
 from controller.policy.ablations import MISLED
 from controller.policy.baselines import PAPER
@@ -52,7 +53,7 @@ class MisledLearner:
             self._others.append(features)
             return self.learner.predict_one(self._others[int(self._chance.integers(len(self._others)))], model)
         found = self.learner.predict_one(features, model)
-        return replace(found, distribution=stretched(found.distribution, self.factor), at_risk=None)
+        return structs.replace(found, distribution=stretched(found.distribution, self.factor), at_risk=None)
 
     def learn_one(self, features: Features, model: str, observation: Observation) -> list[Drift]:
         """Teach the learner."""
