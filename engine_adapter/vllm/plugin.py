@@ -254,7 +254,7 @@ class Plugin:
         """Report the tokens of a step that ended at ``now_s``."""
         self._shedding.answer(outputs)
         told = chain.from_iterable(client.outputs for client in outputs.values())
-        self._tracker.emit(told, self._scheduler.finished_req_ids, now_s)
+        self._tracker.emit(told, output.num_scheduled_tokens, self._scheduler.finished_req_ids, now_s)
         self.agent.generated(self._step_tokens)
         self._count_step(output, now_s)
         self._report_if_idle(now_s)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from operator import attrgetter
 
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.engine import EngineCoreOutput
@@ -95,7 +94,7 @@ class RequestTracker:
         self._serial = 0
         self._preempted: set[str] = set()
         self._steps = StepTimes()
-        self._watched: dict[str, _TrackedRequest] = {}
+        self._watched: set[str] = set()
         """Requests that run and have no first token, or a gap after their latest: their tokens are counted in every step."""
         self._sessions: set[str] = set()
         """Sessions: vLLM makes their tokens their prompt, so that they are counted by what each step brings."""
@@ -136,7 +135,7 @@ class RequestTracker:
             tracked = self._tracked.get(new.req_id)
             if tracked is not None and tracked.scheduled_s is None:
                 tracked.scheduled_s = now_s
-                self._watched[new.req_id] = tracked
+                self._watched.add(new.req_id)
                 tracked.cached_prompt_tokens = max(0, new.num_computed_tokens)  # A KV connector may say less.
                 tracked.expected_cached_tokens = self._expected_tokens(new.req_id)
         if self._preempted:
@@ -166,26 +165,31 @@ class RequestTracker:
             )
         )
 
-    def emit(self, outputs: Iterable[EngineCoreOutput], ended: Iterable[str], now_s: float) -> None:
+    def emit(
+        self, outputs: Iterable[EngineCoreOutput], scheduled: Iterable[str], ended: AbstractSet[str], now_s: float
+    ) -> None:
         """Report what a step brought.
 
         Hundreds of requests that only generate a further token are not looked at.
 
         Args:
             outputs: What vLLM tells its clients, which is read for sessions only.
-            ended: Ids of the requests that have ended since vLLM's last ``SchedulerOutput``.
+            scheduled: Ids of the requests that were in the step.
+            ended: Ids of those that have ended since vLLM's last ``SchedulerOutput``.
             now_s: When the step ended.
         """
         self._steps.ended(now_s)
         if self._sessions:
             self._emit_of_sessions(outputs, now_s)
-        for tracked in list(self._watched.values()):
-            tokens = tracked.count()
-            if tokens > tracked.seen_tokens:
-                tracked.seen_tokens = tokens
+        watched = self._watched
+        for request_id in [each for each in scheduled if each in watched or each in ended]:
+            tracked = self._tracked.get(request_id)
+            if tracked is None:
+                continue
+            if request_id in watched and tracked.count() > tracked.seen_tokens:
+                tracked.seen_tokens = tracked.count()
                 self._generate(tracked, now_s)
-        for tracked in sorted(filter(None, map(self._tracked.get, ended)), key=_serial):
-            if tracked.request.is_finished():  # Another may have come since under the id of one that was aborted.
+            if request_id in ended and tracked.request.is_finished():
                 self.end(tracked.request, now_s)
 
     def _emit_of_sessions(self, outputs: Iterable[EngineCoreOutput], now_s: float) -> None:
@@ -202,7 +206,7 @@ class RequestTracker:
         if tracked is None:
             return
         self._preempted.discard(request.request_id)
-        self._watched.pop(request.request_id, None)
+        self._watched.discard(request.request_id)
         self._sessions.discard(request.request_id)
         self._expected_tokens(request.request_id)
         times = self._inter_token_times(tracked)
@@ -249,7 +253,7 @@ class RequestTracker:
                 return
             tracked.left_out.append((before, step))
             tracked.last_step = 0
-        del self._watched[tracked.request.request_id]
+        self._watched.discard(tracked.request.request_id)
 
     def _expect_gap(self, request_id: str) -> None:
         """Look at the tokens of a request that decodes and gets none in some step, until the next one after that."""
@@ -257,7 +261,7 @@ class RequestTracker:
         if tracked is not None and tracked.first_step and not tracked.last_step:
             tracked.last_step = self._steps.steps
             tracked.seen_tokens = tracked.count()
-            self._watched[request_id] = tracked
+            self._watched.add(request_id)
 
     def _first_token(self, tracked: _TrackedRequest, now_s: float) -> None:
         tracked.first_token_s = now_s
@@ -333,9 +337,6 @@ def token_bytes(token_ids: Iterable[int]) -> bytes:
         return packed_tokens(tuple(token_ids))
     except (OverflowError, TypeError):
         return b""
-
-
-_serial = attrgetter("serial")
 
 
 def _reason(tracked: _TrackedRequest) -> FinishReason:

@@ -31,7 +31,11 @@ def test_a_small_load_is_served_and_told(tmp_path: Path) -> None:
     assert result.as_json()["dashboard_share"] == pytest.approx(
         result.mean("cpu_share", watched=True) - result.mean("cpu_share", watched=False)
     )
-    assert len(load_tables(result)) == 2
+    assert result.pauses["waiting"].count > 50
+    assert all(0.0 <= pauses.longer_share <= 1.0 and pauses.p999_s > 0.0 for pauses in result.pauses.values())
+    figures, pauses, course = load_tables(result)
+    assert (pauses.row_count, course.row_count) == (len(result.pauses), len(result.windows))
+    assert figures.row_count > pauses.row_count
 
 
 @pytest.mark.parametrize("wrong", [{"engines": 0}, {"rate_rps": 0.0}, {"seconds": 5.0}, {"warmup_s": -1.0}])
