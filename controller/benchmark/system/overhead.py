@@ -45,7 +45,7 @@ ALLOCATION_STEPS = 400
 ALLOCATION_LOOK_STEPS = 40
 ALLOCATION_OCCUPANCY = (16, 48)
 ALLOCATION_TOKENS = 24
-ALLOCATION_PAUSE_S = 0.005
+ALLOCATION_PAUSE_S = 0.02
 """After each step, so that the sockets' threads keep up on a busy machine: what waits to be sent is held as well."""
 """Longest answer while allocations are measured, so that many requests end in few steps."""
 
