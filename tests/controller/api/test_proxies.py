@@ -79,6 +79,7 @@ class Proxy:
                     origin=origin,  # type: ignore[arg-type]
                     additional_headers=headers,
                     subprotocols=["streamlit"],  # type: ignore[list-item]
+                    open_timeout=60,
                 ):
                     return True
             except InvalidStatus:

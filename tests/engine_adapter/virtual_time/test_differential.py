@@ -385,8 +385,11 @@ def test_first_come_first_served_is_simulated_step_by_step(case: Case) -> None:
 @given(case=cases("priority"))
 @example(case=VICTIM_WITH_TOKENS)
 def test_priority_order_is_simulated_step_by_step(case: Case) -> None:
-    """Under ``--scheduling-policy priority`` as well, victims and their place in the queue included."""
-    assert_same_schedule(case, simulated(case), real(case, plugin=False))
+    """Under ``--scheduling-policy priority`` as well, victims and their place in the queue included.
+
+    A case that vLLM does not serve within the limit either, because requests preempt each other in turn, is compared so far.
+    """
+    assert_same_schedule(case, simulated(case), real(case, plugin=False), steps=STEP_LIMIT - 1)
 
 
 @HUNDREDS
