@@ -32,8 +32,10 @@ def _rows_of(engine: EngineView, now_s: float, limit: int) -> Iterator[QueueRow]
     named = engine.detailed
     running = {r.request_id for r in named.running_requests} if named else set()
     rank = {request_id: place for place, request_id in enumerate(named.queue)} if named else {}
-    waiting = [view for view in engine.requests if view.arrived.request_id not in running]
-    served = [view for view in engine.requests if view.arrived.request_id in running]
+    waiting: list[RequestView] = []
+    served: list[RequestView] = []
+    for view in engine.requests:
+        (served if view.arrived.request_id in running else waiting).append(view)
     waiting.sort(
         key=lambda view: (
             rank.get(view.arrived.request_id, len(rank)),
