@@ -148,7 +148,10 @@ def take_turns(one: Occupied, other: Occupied, *, steps: int, progress: Callable
 
 
 def plugin_bytes() -> int:
-    """Return the bytes that this project's code in the engine's process holds allocated, under ``tracemalloc``."""
+    """Return the bytes that this project's code holds allocated in the engine's process, under ``tracemalloc``.
+
+    A controller in the same process adds what it keeps of the messages that it has decoded.
+    """
     gc.collect()
     folders = [str(Path(path, "*")) for package in (engine_adapter, store) for path in package.__path__]
     ours_alone = [tracemalloc.Filter(inclusive=True, filename_pattern=folder) for folder in folders]

@@ -13,7 +13,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -25,7 +25,7 @@ from controller.core.in_process import IN_PROCESS, LEASE_S, InProcessController
 from controller.policy.policies import policy_named
 from engine_adapter.transport.zmq_sockets import ZmqHub, ZmqLink
 from engine_adapter.virtual_time.engine import TraceRequest
-from engine_adapter.workloads.requests import DEFAULT_MAX_TOKENS, request_stream
+from engine_adapter.workloads.requests import request_stream
 from online_learning.calibration.calibration import CalibrationSettings
 from online_learning.calibration.guard import GuardSettings
 from online_learning.mixture.mixture import MixtureLearner
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from engine_adapter.serving.vllm_overhead import Occupied
 
 Timer: TypeAlias = Callable[[], float]
+Traffic: TypeAlias = Callable[[], Iterator[TraceRequest]]
 Progress: TypeAlias = Callable[[str, int], None]
 """Receives the name of the current part of `OverheadSpec.parts`, and the number of its done steps or arrivals."""
 
@@ -44,10 +45,11 @@ ARRIVALS = "arrivals"
 ALLOCATION_STEPS = 400
 ALLOCATION_LOOK_STEPS = 40
 ALLOCATION_OCCUPANCY = (16, 48)
+ALLOCATION_PROMPT_TOKENS = 64
 ALLOCATION_TOKENS = 24
+"""Longest answer while allocations are measured, so that many requests end in few steps."""
 ALLOCATION_PAUSE_S = 0.02
 """After each step, so that the sockets' threads keep up on a busy machine: what waits to be sent is held as well."""
-"""Longest answer while allocations are measured, so that many requests end in few steps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,7 +222,7 @@ def _allocation_growth(spec: OverheadSpec, timer: Timer, progress: Progress) -> 
     finished, held_bytes = [], []
     tracemalloc.start()
     try:
-        with _pair(*ALLOCATION_OCCUPANCY, spec.taught, timer, longest_tokens=ALLOCATION_TOKENS) as (_, sage):
+        with _pair(*ALLOCATION_OCCUPANCY, spec.taught, timer, traffic=_equal_requests) as (_, sage):
             sage.fill()
             for number in range(1, ALLOCATION_STEPS + 1):
                 sage.top_up()
@@ -237,7 +239,12 @@ def _allocation_growth(spec: OverheadSpec, timer: Timer, progress: Progress) -> 
 
 @contextmanager
 def _pair(
-    running: int, waiting: int, taught: int, timer: Timer, *, longest_tokens: int = DEFAULT_MAX_TOKENS
+    running: int,
+    waiting: int,
+    taught: int,
+    timer: Timer,
+    *,
+    traffic: Traffic = lambda: request_stream(seed=1, rate_rps=1.0),
 ) -> Iterator[tuple[Occupied, Occupied]]:
     """The stock scheduler and ours, both empty, with the same traffic."""
     from engine_adapter.serving.vllm_overhead import Occupancy, ours, stock
@@ -247,17 +254,22 @@ def _pair(
         endpoint = f"ipc://{folder}/run/engine.sock"
         controller = _SocketController(endpoint, taught)
         link = ZmqLink(endpoint)
-        sage = ours(occupancy, _traffic(longest_tokens), link=link, timer=timer, exchange=controller.exchange)
+        sage = ours(occupancy, traffic(), link=link, timer=timer, exchange=controller.exchange)
         try:
-            yield stock(occupancy, _traffic(longest_tokens), timer=timer), sage
+            yield stock(occupancy, traffic(), timer=timer), sage
         finally:
             sage.engine.close()
             controller.close()
 
 
-def _traffic(longest_tokens: int) -> Iterator[TraceRequest]:
+def _equal_requests() -> Iterator[TraceRequest]:
+    """Requests that take the same memory: the order lets those with long prompts wait, so that they would gather."""
     for request in request_stream(seed=1, rate_rps=1.0):
-        yield replace(request, max_tokens=min(request.max_tokens, longest_tokens))
+        yield replace(
+            request,
+            token_ids=tuple(islice(cycle(request.token_ids), ALLOCATION_PROMPT_TOKENS)),
+            max_tokens=min(request.max_tokens, ALLOCATION_TOKENS),
+        )
 
 
 class _SocketController:
