@@ -16,7 +16,7 @@ from store.history import views
 from store.history.files import Folder, publish
 from store.history.schema import VERSION, Table
 from store.history.segments import Segment
-from store.history.tables import quoted
+from store.history.tables import parquet_rows, quoted
 
 
 def publish_catalog(
@@ -123,10 +123,7 @@ def sealed_rows(table: Table, segments: Sequence[Segment], root: Path) -> str:
     empty = ", ".join(f"NULL::{column.type} AS {column.name}" for column in table.columns)
     if not segments:
         return f"SELECT {empty} WHERE false"
-    files = ", ".join(quoted(os.path.join(root, segment.path)) for segment in segments)  # noqa: PTH118 - a quarter of the time
+    files = [os.path.join(root, segment.path) for segment in segments]  # noqa: PTH118 - a quarter of the time
     if all(segment.schema_version == VERSION for segment in segments):
-        return f"SELECT {names} FROM read_parquet([{files}])"
-    return (
-        f"SELECT {names} FROM (SELECT {empty} WHERE false UNION ALL BY NAME "
-        f"SELECT * FROM read_parquet([{files}], union_by_name = true))"
-    )
+        return f"SELECT {names} FROM {parquet_rows(files, union_by_name=False)}"
+    return f"SELECT {names} FROM (SELECT {empty} WHERE false UNION ALL BY NAME SELECT * FROM {parquet_rows(files)})"

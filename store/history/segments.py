@@ -21,7 +21,7 @@ from store.history.damage import Damage, checksum
 from store.history.files import Folder, make_folder, publish
 from store.history.retention import KEPT_TABLES, Retention, outlived, trusted_now_s
 from store.history.schema import VERSION
-from store.history.tables import SEALED_TABLES, quoted
+from store.history.tables import SEALED_TABLES, parquet_rows, quoted
 
 FAN_IN = 16
 """Number of segments of a table, hour and level that are merged into one of the next level."""
@@ -168,7 +168,7 @@ class Segments:
             whole = [source for source in merge.sources if self.damage.is_whole(source)]
             if len(whole) < len(merge.sources):
                 continue
-            sources = _parquet([self._folder.path / source.path for source in merge.sources])
+            sources = parquet_rows(str(self._folder.path / source.path) for source in merge.sources)
             # What lacks a column lacks it still, unless another source has it.
             version = min(source.schema_version for source in merge.sources)
             merged = self._write(merge.table_name, merge.folder, merge.level, sources, version)
@@ -184,7 +184,7 @@ class Segments:
         self.verify()
         blanked = 0
         for segment in (segment for segment in self.active() if segment.table_name == table):
-            source = _parquet([self._folder.path / segment.path])
+            source = parquet_rows([str(self._folder.path / segment.path)])
             rows = count_rows(self._connection, f"SELECT 1 FROM {source} WHERE {condition}")
             if rows:
                 value = f"CASE WHEN {condition} THEN NULL ELSE {column} END"
@@ -246,7 +246,7 @@ class Segments:
         temporary = place / f"{self._sequence:012d}.parquet{_TEMPORARY}"
         self._connection.execute(f"COPY (FROM {source}) TO {quoted(str(temporary))} {_COPY_OPTIONS}")
         (rows, first_s, last_s) = self._connection.execute(
-            f"SELECT count(*), min(received_s), max(received_s) FROM {_parquet([temporary])}"
+            f"SELECT count(*), min(received_s), max(received_s) FROM {parquet_rows([str(temporary)])}"
         ).fetchall()[0]
         final = place / f"{self._sequence:012d}-{checksum(temporary)}.parquet"
         publish(temporary, final)
@@ -345,15 +345,6 @@ def count_rows(connection: duckdb.DuckDBPyConnection, query: str) -> int:
     """How many rows a query of our own gives."""
     (count,) = connection.execute(f"SELECT count(*) FROM ({query})").fetchall()[0]
     return int(count)
-
-
-def _parquet(files: Sequence[Path]) -> str:
-    """A table function over exactly these files.
-
-    >>> _parquet([Path("/h/1.parquet")])
-    "read_parquet(['/h/1.parquet'], union_by_name = true)"
-    """
-    return f"read_parquet([{', '.join(quoted(str(file)) for file in files)}], union_by_name = true)"
 
 
 def _roll_back(connection: duckdb.DuckDBPyConnection) -> None:

@@ -8,6 +8,7 @@ Times ``*_s`` that name a moment are Unix seconds of the engine's clock, except 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from store.entries import (
     CalibrationMeasured,
@@ -153,3 +154,15 @@ def quoted(text: str) -> str:
     "'it''s'"
     """
     return "'" + text.replace("'", "''") + "'"
+
+
+def parquet_rows(files: Iterable[str], *, union_by_name: bool = True) -> str:
+    """A table function over the rows of exactly these files.
+
+    DuckDB would take a folder such as ``tenant=acme`` for a partition, and its name for the value of every row.
+
+    >>> parquet_rows(["/h/1.parquet"])
+    "read_parquet(['/h/1.parquet'], hive_partitioning = false, union_by_name = true)"
+    """
+    union = ", union_by_name = true" if union_by_name else ""
+    return f"read_parquet([{', '.join(map(quoted, files))}], hive_partitioning = false{union})"

@@ -190,8 +190,8 @@ def hands(tmp_path: Path) -> Iterator[Callable[..., Hands]]:
     """Makes histories that are worked by hand, and closes them."""
     made: list[Hands] = []
 
-    def _make(**options: float) -> Hands:
-        made.append(Hands(tmp_path / "history", **options))
+    def _make(folder: str = "history", **options: float) -> Hands:
+        made.append(Hands(tmp_path / folder, **options))
         return made[-1]
 
     yield _make

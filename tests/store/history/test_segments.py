@@ -14,6 +14,7 @@ from store.errors import StoreError
 from store.history.reader import open_history
 from store.history.retention import KEPT_TABLES
 from store.history.segments import FAN_IN, Segment, hour_name, merges
+from store.reading.sandbox import run_sql
 
 HOUR_S = 3600.0
 DAY_S = 24 * HOUR_S
@@ -62,6 +63,21 @@ def test_small_segments_become_few_and_readers_never_notice(hands: Callable[...,
     assert len(files(history.folder.path)) == 2
     assert names(history.folder.path) == everything
     before.close()
+
+
+def test_a_folder_that_is_named_like_a_partition_changes_no_row(hands: Callable[..., Any], make: Any) -> None:
+    """Sealed, merged and read rows are those that were written, where DuckDB would read columns from the path."""
+    history = hands("request_id=zz/engine_id=42/history")
+    live = history.open(NOON_S)
+    everything = [f"{n}" for n in range(FAN_IN)]
+    for n, name in enumerate(everything):
+        write_one(history, live, make, name, NOON_S + n)
+        live._segments.compact(NOON_S + n)
+    live.maintain(NOON_S + FAN_IN)
+    assert live.segment_count() == 1
+    assert names(history.folder.path) == everything
+    relative = run_sql(history.folder.path, "SELECT DISTINCT engine_id FROM first_tokens").to_pylist()
+    assert relative == [{"engine_id": make.entry(make.first_token("0")).engine_id}]
 
 
 @pytest.mark.slow
