@@ -184,6 +184,7 @@ class IndexedRequests:
             self._tables_held -= tracked.table is not None
             tracked.due, tracked.standing_until_s, tracked.paced = 0, math.inf, False
             self._shares.leave(tracked, self._rules.shares)
+            tracked.count = int  # It holds the engine's request, and the state lives on until the next sweep.
 
     def key(self, request_id: str) -> Key:
         """Return the key of a tracked request; the lowest is served first."""

@@ -7,7 +7,8 @@ down to a floor, so that they never starve. Who cannot get back to its pace befo
 in a step without any prompt, is not waited for.
 
 All who decode gain a token in each step, so that the due times of those with the same target keep their order from step
-to step, and only the first of each target is looked at. Sources: FairBatching (slack of decoding requests), QoServe.
+to step, and only the first of each target is looked at. Targets that hardly differ count as the same one, so that there
+are few of them whatever clients ask for. Sources: FairBatching (slack of decoding requests), QoServe.
 """
 
 from __future__ import annotations
@@ -26,6 +27,12 @@ AIM = 0.95
 LEAST_PACED_TOKENS = 128
 """Prompt tokens that a step computes at least, however late those are who decode."""
 
+TARGETS_PER_DOUBLING = 32
+"""Targets that are told apart between one and its double: they differ by 2%."""
+
+FEWEST_SWEPT = 256
+"""Requests that are followed before those that are no longer paced are dropped."""
+
 
 class Pace:
     """The decoding requests that have a target of time per output token."""
@@ -33,18 +40,24 @@ class Pace:
     def __init__(self) -> None:
         self._due: dict[float, list[tuple[float, int, Tracked]]] = {}
         """By target, the requests in order of the time at which their tokens are due at step 0."""
+        self._targets: dict[int, float] = {}
+        """By place on a logarithmic scale, the first target that was there; it stands for all that come there."""
+        self._until_sweep = FEWEST_SWEPT
+        """Requests to follow until the next sweep."""
         self._step = 0
         self._number = count()
 
     def follow(self, tracked: Tracked) -> None:
         """Pace a request that has its first token and runs."""
-        target_s = _target_s(tracked)
-        if target_s is not None and tracked.first_token_s is not None:
-            tracked.paced = True
-            heap = self._due.setdefault(target_s, [])
-            heappush(heap, (self._origin_s(tracked, target_s), next(self._number), tracked))
-            if len(heap) & (len(heap) - 1) == 0:
-                self._sweep(target_s)
+        target_s = self._target_s(tracked)
+        if target_s is None or tracked.first_token_s is None:
+            return
+        self._until_sweep -= 1
+        if self._until_sweep <= 0:
+            self._sweep()
+        tracked.paced = True
+        heap = self._due.setdefault(target_s, [])
+        heappush(heap, (self._origin_s(tracked, target_s), next(self._number), tracked))
 
     def advance(self, steps: int) -> None:
         """Count a step in which each decoding request generated so many tokens."""
@@ -85,10 +98,22 @@ class Pace:
             yield tracked, origin_s + AIM * target_s * self._step
         del self._due[target_s]
 
-    def _sweep(self, target_s: float) -> None:
-        """Drop the requests that are no longer paced; called when their number reaches a power of two."""
-        self._due[target_s] = [entry for entry in self._due[target_s] if entry[2].paced]
-        heapify(self._due[target_s])
+    def _sweep(self) -> None:
+        """Drop the requests that are no longer paced, also those of targets that no step looks at."""
+        paced = {target_s: [entry for entry in heap if entry[2].paced] for target_s, heap in self._due.items()}
+        self._due = {target_s: heap for target_s, heap in paced.items() if heap}
+        for heap in self._due.values():
+            heapify(heap)
+        self._until_sweep = max(FEWEST_SWEPT, sum(map(len, self._due.values())))
+
+    def _target_s(self, tracked: Tracked) -> float | None:
+        """Return a request's target, or the one that stands for it."""
+        table = tracked.table
+        if table is None or table.targets is None or table.targets.tpot_s is None:
+            return None
+        target_s = table.targets.tpot_s
+        place = round(TARGETS_PER_DOUBLING * math.log2(target_s))
+        return self._targets.setdefault(place, target_s)
 
     def _drop(self, target_s: float) -> None:
         _, _, tracked = heappop(self._due[target_s])
@@ -107,11 +132,6 @@ class Pace:
         table, tokens = tracked.table, tracked.count()
         left = table.late_tokens[table.entry(tokens)] - tokens if table is not None and table.late_tokens else 0
         return behind_s <= left * (target_s - decode_s)
-
-
-def _target_s(tracked: Tracked) -> float | None:
-    table = tracked.table
-    return None if table is None or table.targets is None else table.targets.tpot_s
 
 
 def paced_tokens(longest_s: float, decode_s: float, decode_tokens: int, cost: StepCost) -> int | None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from engine_adapter.ordering.kv_memory import PlainMemory, PrefixHit
 from engine_adapter.ordering.ordering import Ordering, Plan
+from engine_adapter.ordering.pace import Pace
 from engine_adapter.ordering.running_order import Tracked
 from engine_adapter.ordering.tenant_shares import MOST_ACCOUNTS, QUANTUM_ANSWERS, SHARED_ACCOUNT
 from store.records import EngineRules, FairShares, Gate, IndexTable, Settings, StepCost, Targets
@@ -375,22 +376,48 @@ def test_a_session_under_way_goes_by_its_beginning_while_its_prefix_is_cached() 
         assert engine.order(60.0) == expected
 
 
-def test_what_is_kept_of_targets_does_not_grow_with_the_requests_served() -> None:
-    """Thousands of requests with far deadlines and with a pace come and go: what is kept of them goes too."""
+@pytest.mark.parametrize("planned", [True, False])
+@pytest.mark.parametrize(("first_s", "more_s"), [(0.1, 0.0), (1e-9, 1e-9), (1.0, 1e-3)])
+def test_what_is_kept_of_targets_does_not_grow_with_the_requests_served(
+    first_s: float, more_s: float, planned: bool
+) -> None:
+    """Requests with far deadlines and paces of their own, also such as no step can keep, come and go without a trace.
 
-    def tracked() -> int:
+    Without plans as well, as in shadow. The engine's request goes at once: its prompt may be long.
+    """
+
+    def tracked() -> set[Tracked]:
         gc.collect()
-        return sum(type(each) is Tracked for each in gc.get_objects())
+        return {each for each in gc.get_objects() if type(each) is Tracked}
 
     before = tracked()
     engine = Engine()
-    targets = Targets(ttft_s=50_000.0, tpot_s=0.1, e2e_s=86_400.0)
     for number in range(5_000):
         name = f"{number}"
+        targets = Targets(ttft_s=50_000.0, tpot_s=first_s + more_s * number, e2e_s=86_400.0)
         engine.arrive(name, float(number), targets=targets, early_tokens=(10,), late_tokens=(50,))
         engine.start(name)
-        engine.plan(float(number))
+        if planned:
+            engine.plan(float(number))
         engine.tokens[name] = 1
         engine.ordering.first_token(name, float(number))
         engine.end(name)
-    assert tracked() - before < 1_500, "of 5,000"
+    engine.plan(5_000.0)
+    kept = tracked() - before
+    assert len(kept) < 2_000, "of 5,000"
+    assert all(each.count is int for each in kept)
+
+
+def test_targets_that_hardly_differ_are_one_to_a_step() -> None:
+    """A thousand requests that decode, each with a pace of its own: few are looked at, and the least credit counts."""
+    pace = Pace()
+    for number in range(1_000):
+        tracked = Tracked(f"{number}", 0, 0.0, number, lambda: 2)
+        targets = Targets(tpot_s=0.1 + 1e-4 * number)
+        tracked.table = IndexTable(
+            request_id=f"{number}", attained_tokens=(0,), index_s=(1.0,), growth_tokens=(0.0,), targets=targets
+        )
+        tracked.first_token_s = 0.0
+        pace.follow(tracked)
+    assert len(pace._due) < 120
+    assert pace.longest_step_s(0.0, 0.03) == pytest.approx(2 * 0.95 * 0.1)
