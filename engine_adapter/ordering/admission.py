@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, Literal, Protocol, TypeAlias
 
-Readiness: TypeAlias = Literal["ready", "skipped", "crowded_out"]
+Readiness: TypeAlias = Literal["ready", "skipped", "crowded_out", "held_back"]
 """Whether the engine would start a waiting request now.
 
 ``skipped``: it waits for something of its own, such as its grammar, and the engine passes it by.
 ``crowded_out``: it waits for something that running requests hold, such as the slot of a LoRA adapter, so that it can
 wait for ever while requests behind it are started.
+``held_back``: the engine would start it, and it would keep what one that is crowded out waits for.
 """
 
 
@@ -27,6 +28,13 @@ class Admission(Protocol):
 
     def readiness(self, request: Any) -> Readiness:  # noqa: ANN401 - the engine's own request
         """Return whether the engine would start a waiting request, after those that `start` has named."""
+        ...
+
+    def make_room(self, request: Any) -> None:  # noqa: ANN401 - as above
+        """Hold back, in this step, as few requests as will let a request that is crowded out in.
+
+        Those that hold nothing of what it waits for are never among them.
+        """
         ...
 
     def start(self, request: Any) -> None:  # noqa: ANN401 - as above

@@ -40,8 +40,8 @@ class Schedulable(Protocol):
 
 R = TypeVar("R", bound=Schedulable)
 
-DRAIN_AFTER_S = 30.0
-"""Seconds of waiting after which nobody behind a request that is crowded out is started."""
+MAKE_ROOM_AFTER_S = 30.0
+"""Seconds of waiting after which those that keep a request crowded out start no further ones."""
 
 RESUME_SHARE = 0.05
 """Share of the tokens that a preempted request must compute again, for as many steps its place must last."""
@@ -144,9 +144,11 @@ class Ordering(IndexedRequests):
         self._credit.earn(now_s)
         held = 0 if admission is None else len(admission.holding)
         reserved = self._reserve_blocks(memory, admission)
-        admitted, skipped, pushed_out = self._admit(
+        admitted, skipped, pushed_out, held_back = self._admit(
             now_s, queue, active, memory=memory, room_blocks=memory.free_blocks - reserved, admission=admission
         )
+        if held_back:
+            queue = [request for request in queue if request.request_id not in held_back] + list(held_back.values())
         shape = self._shape(now_s, queue, admitted + skipped, memory)
         self._rest_steps = max(0, self._rest_steps - 1)
         if pushed_out:
@@ -154,7 +156,9 @@ class Ordering(IndexedRequests):
             self._rest_steps = rules.preemption.rest_steps if rules.preemption else 0
             active = active[: len(active) - len(pushed_out)]
             self._order.keep(len(active))
-            queue = sorted([*queue, *pushed_out], key=self._key)
+            queue = sorted(
+                [*queue, *pushed_out], key=lambda pushed: (pushed.request_id in held_back, self._key(pushed))
+            )
         limit = len(active) + held + admitted if rules.gate else None
         return Plan(
             queue,
@@ -338,23 +342,27 @@ class Ordering(IndexedRequests):
         memory: KvMemory,
         room_blocks: float,
         admission: Admission | None,
-    ) -> tuple[int, int, list[R]]:
-        """Return how many requests from the head of the queue fit, how many among them the engine skips, and victims.
+    ) -> tuple[int, int, list[R], dict[str, R]]:
+        """Return how many requests of the queue fit, how many among them the engine skips, victims, and who is held back.
 
         No request overtakes a head that does not fit, and an idle engine admits one whatever its size. One that is about to
         miss its targets needs no room to grow: those who run behind it in the order give way if memory runs out.
-        The victims are the running requests to push out, the last first.
+        The victims are the running requests to push out, the last first. Those held back, by id, are to go behind all others.
         """
         admitted = skipped = 0
         free_blocks: float = memory.free_blocks
         held = 0 if admission is None else len(admission.holding)
         pushed_out: list[R] = []
+        held_back: dict[str, R] = {}
         for request in queue:
             if self._tracked[request.request_id].impossible:
                 break
             if admission is not None and (readiness := admission.readiness(request)) != "ready":
-                if readiness == "crowded_out" and now_s >= self._drain_s(request):
-                    break
+                if readiness == "held_back":
+                    held_back[request.request_id] = request
+                    continue
+                if readiness == "crowded_out" and now_s >= self._overdue_s(request):
+                    admission.make_room(request)
                 skipped += 1
                 continue
             own_blocks = self._own_blocks(request, memory)
@@ -379,11 +387,11 @@ class Ordering(IndexedRequests):
             admitted += 1
             if admission is not None:
                 admission.start(request)
-        return admitted, skipped, pushed_out
+        return admitted, skipped, pushed_out, held_back
 
-    def _drain_s(self, request: R) -> float:
-        """Return when those behind a request that is crowded out begin to wait for it."""
-        return self._tracked[request.request_id].arrival_s + DRAIN_AFTER_S
+    def _overdue_s(self, request: R) -> float:
+        """Return when room begins to be made for a request that is crowded out."""
+        return self._tracked[request.request_id].arrival_s + MAKE_ROOM_AFTER_S
 
     def _victims(
         self, request: R, active: list[R], memory: KvMemory, lacking_blocks: float, slots: int

@@ -2,6 +2,7 @@ import math
 from dataclasses import dataclass, field
 from functools import partial
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
@@ -9,7 +10,7 @@ from msgspec import structs
 from engine_adapter.ordering.admission import Readiness
 from engine_adapter.ordering.kv_memory import NO_HIT, PlainMemory, PrefixHit
 from engine_adapter.ordering.ordered_queue import OrderedQueue
-from engine_adapter.ordering.ordering import DRAIN_AFTER_S, Ordering
+from engine_adapter.ordering.ordering import MAKE_ROOM_AFTER_S, Ordering
 from engine_adapter.ordering.prefix_hits import HASHES_PER_STEP, SAVED_STEPS
 from engine_adapter.ordering.push_out import DEFAULT_TOKEN_S, PUSH_OUT_SHARE, SAVED_S
 from store.records import EngineRules, Gate, IndexTable, Preemption, Settings, StepCost, Victims
@@ -368,17 +369,25 @@ class HybridMemory:
 
 @dataclass
 class Waiting:
-    """An engine's waiting requests by name: which hold blocks, which are skipped, which are crowded out."""
+    """An engine's waiting requests by name: which hold blocks, are skipped, are crowded out, and keep these out."""
 
     holding: list[Request] = field(default_factory=list)
     skipped: tuple[str, ...] = ()
     crowded_out: tuple[str, ...] = ()
+    keeping: tuple[str, ...] = ()
     started: list[str] = field(default_factory=list)
+    _makes_room: bool = False
 
     def readiness(self, request: Request) -> Readiness:
         if request.request_id in self.skipped:
             return "skipped"
+        if self._makes_room and request.request_id in self.keeping:
+            return "held_back"
         return "crowded_out" if request.request_id in self.crowded_out else "ready"
+
+    def make_room(self, request: Request) -> None:
+        assert request.request_id in self.crowded_out
+        self._makes_room = True
 
     def start(self, request: Request) -> None:
         self.started.append(request.request_id)
@@ -421,14 +430,21 @@ def test_requests_that_the_engine_skips_are_not_counted_and_block_nobody() -> No
     assert (plan.admission_limit, plan.skipped, waiting.started) == (1, 1, ["b"])
 
 
-def test_a_request_that_is_crowded_out_is_passed_for_a_bounded_time_only() -> None:
-    """Then nobody behind it is started, so that what it waits for becomes free."""
-    for now_s, started in ((DRAIN_AFTER_S - 1.0, ["b"]), (DRAIN_AFTER_S + 1.0, [])):
-        waiting = Waiting(crowded_out=("a",))
-        ordering = gated("a", "b")
-        queue = [Request(name, 16) for name in "ab"]
-        ordering.plan(now_s, waiting=queue, running=[], memory=PlainMemory(9, BLOCK), admission=waiting)
-        assert waiting.started == started
+@pytest.mark.parametrize("late", [False, True])
+def test_room_is_made_for_a_request_that_is_crowded_out_for_long(late: bool) -> None:
+    """Those that keep it out go behind all others and start no more; those that do not are started as before."""
+    waiting = Waiting(crowded_out=("a",), keeping=("b", "d"))
+    ordering = gated("a", "b", "c", "d", "e")
+    plan = ordering.plan(
+        MAKE_ROOM_AFTER_S + (1.0 if late else -1.0),
+        waiting=[Request(name, 16) for name in "abcde"],
+        running=[],
+        memory=PlainMemory(20, BLOCK),
+        admission=waiting,
+    )
+    assert waiting.started == (["c", "e"] if late else ["b", "c", "d", "e"])
+    assert [request.request_id for request in plan.waiting] == list("acebd" if late else "abcde")
+    assert (plan.admission_limit, plan.skipped) == (len(waiting.started), 1)
 
 
 def test_a_request_that_can_never_be_served_stands_behind_all_others() -> None:

@@ -16,7 +16,7 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
 from vllm.v1.outputs import KVConnectorOutput
 from vllm.v1.request import Request, RequestStatus
 
-from engine_adapter.ordering.ordering import DRAIN_AFTER_S
+from engine_adapter.ordering.ordering import MAKE_ROOM_AFTER_S
 from engine_adapter.transport.link import DirectLink, NoLink
 from engine_adapter.virtual_time.engine import Step, TraceRequest
 from engine_adapter.virtual_time.profiles import Profile
@@ -199,8 +199,38 @@ def test_a_request_whose_adapter_is_crowded_out_waits_a_bounded_time(scripted: S
     waits = {"A": [0.0], "B": [0.0]}
     for fact in script.finished().values():
         waits[fact.request_id[0]].append(fact.scheduled_s - fact.arrival_s)
-    assert 5.0 < max(waits["B"]) <= DRAIN_AFTER_S + 10.0
-    assert max(waits["A"]) <= DRAIN_AFTER_S + 10.0
+    assert 5.0 < max(waits["B"]) <= MAKE_ROOM_AFTER_S + 10.0
+    assert max(waits["A"]) <= MAKE_ROOM_AFTER_S + 10.0
+    assert policy_errors(script) == {0}
+
+
+@pytest.mark.parametrize("neighbour", ["C", None])
+def test_room_for_an_adapter_is_made_at_the_cost_of_one_other_alone(scripted: Script, neighbour: str | None) -> None:
+    """An answer of A takes 100 s, and B waits for its slot: who uses the other slot, or none, never waits."""
+    script = scripted(gate=Gate(horizon_tokens=8), growth_tokens=8.0)
+    served = connected(script, replace(PROFILE, kv_tokens=2048))
+    served.scheduler.lora_config = LoRAConfig(max_loras=2 if neighbour else 1, max_cpu_loras=3)
+    adapted(served, work("A", arrival_s=served.now_s, output_tokens=100), "A")
+    if neighbour:
+        for number in range(2):
+            adapted(served, work(f"{neighbour}-{number}", arrival_s=served.now_s, output_tokens=120), neighbour)
+    served.step()
+    adapted(served, work("B", arrival_s=served.now_s, output_tokens=2), "B")
+    for second in range(90):
+        request = work(f"other{second}", arrival_s=served.now_s, output_tokens=1)
+        if neighbour:
+            adapted(served, request, neighbour)
+        else:
+            served.submit(request)
+        served.step()
+        if second == 60:
+            adapted(served, work("A-late", arrival_s=served.now_s, output_tokens=2), "A")
+    while served.unfinished:
+        served.step()
+    waits = {fact.request_id: fact.scheduled_s - fact.arrival_s for fact in script.finished().values()}
+    assert max(wait_s for name, wait_s in waits.items() if name.startswith("other")) <= 2.0
+    assert waits["B"] <= 101.0, "as soon as the answer of A has ended"
+    assert waits["A-late"] > 20.0
     assert policy_errors(script) == {0}
 
 
