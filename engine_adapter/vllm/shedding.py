@@ -22,10 +22,10 @@ class Shedding:
         self._untold: list[Request] = []
 
     def end(self, request_ids: list[str]) -> None:
-        """End waiting requests."""
-        for request_id in request_ids:
-            self._untold.append(self._tracker.shed(request_id, SHED_REASON))
-            self._scheduler.finish_requests(request_id, RequestStatus.FINISHED_ABORTED)
+        """End waiting requests; all by one call, for vLLM goes through its whole queue in each."""
+        if request_ids:
+            self._untold.extend(self._tracker.shed(request_id, SHED_REASON) for request_id in request_ids)
+            self._scheduler.finish_requests(request_ids, RequestStatus.FINISHED_ABORTED)
 
     def answer(self, outputs: dict[int, EngineCoreOutputs]) -> None:
         """Put their ends into a step's outputs."""

@@ -78,3 +78,23 @@ def test_a_request_that_waits_in_vain_is_ended_early_if_its_client_asked_for_tha
     assert ends == {"runs": None, "sheds": SHED_REASON, "waits": None}
     if engine_class is VllmVirtualTimeEngine:
         assert ("sheds", SHED_REASON) in told
+
+
+def test_requests_that_are_lost_in_one_step_are_ended_by_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each goes through the whole queue: thousands at once would stop the engine for seconds."""
+    controller = InProcessController(MixtureLearner(), policy_named("sage"), config=IN_PROCESS)
+    ended: list[int] = []
+
+    def counted(self: Any, requests: Any, *args: Any) -> Any:
+        done = finish(self, requests, *args)
+        ended.append(len(done))
+        return done
+
+    finish = SageScheduler.finish_requests
+    monkeypatch.setattr(SageScheduler, "finish_requests", counted)
+    engine = VllmVirtualTimeEngine(PROFILE, link=controller.link(lambda: engine.now_s), scheduler_class=SageScheduler)
+    soon = Targets(ttft_s=0.2)
+    works = [work("runs", 0.0), *(work(f"{number}", 0.1, targets=soon, sheds=True) for number in range(20))]
+    reasons = [request.reason for request in serve(engine, works).completed]
+    assert sorted(reasons) == ["abort"] * 20 + ["stop"]
+    assert ended == [20]
