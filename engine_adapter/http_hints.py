@@ -28,12 +28,12 @@ Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
 
-MESSAGES = "/v1/messages"
-PATHS = frozenset({"/v1/completions", "/v1/chat/completions", "/v1/responses", MESSAGES, "/invocations"})
+MESSAGES, RESPONSES = "/v1/messages", "/v1/responses"
+PATHS = frozenset({"/v1/completions", "/v1/chat/completions", RESPONSES, MESSAGES, "/invocations"})
 """Where vLLM generates for a JSON body with ``vllm_xargs``."""
 
 MAX_BODY_BYTES = 64 << 20
-"""A longer body passes as it comes, unless the request's key names its tenant."""
+"""A longer body passes as it comes, unless API keys name tenants."""
 
 SHED = "shed: "
 """How the ``stop_reason`` of a choice begins that was ended because its targets could no longer be met."""
@@ -56,7 +56,7 @@ class HttpHints:
         self._ignored = Counted(IGNORED, "ignored", time.monotonic)
         self._dropped = Counted(DROPPED, "answered by 429", time.monotonic)
         self._complain: Complain = self._ignore if settings.unusable == "ignore" else _refuse
-        self._bodies = BodyHints(settings.tiers, self._complain)
+        self._bodies = BodyHints(settings.tiers, self._complain, settings.belongs_to_a_key)
         self._limits = TenantLimits(settings.max_requests_per_tenant, settings.tenant_max_requests)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -77,24 +77,29 @@ class HttpHints:
         """Return the body as vLLM gets it, and what the answer depends on; raises `UnusableHintError`."""
         key_tenant = self._settings.tenant_of(authorization)
         written = self._bodies.write(body, hints.fields, key_tenant)
-        return self.lose(body, hints, authorization, "a JSON object") if written is None else written
+        return self.lose(body, hints, "a JSON object") if written is None else written
 
-    def lose(self, body: bytes, hints: HeaderHints, authorization: bytes, allowed: str) -> HintedBody:
+    def lose(self, body: bytes, hints: HeaderHints, allowed: str) -> HintedBody:
         """Count a body into which what the headers say cannot be written: vLLM gets it as it is.
 
-        Raises `UnusableHintError` where the key names the tenant: vLLM reads more than we do, such as NaN and UTF-16, and
-        what such a body says of its tenant would count in place of the key.
+        Raises `UnusableHintError` where keys name tenants: vLLM reads more than we do, such as NaN and UTF-16, and such a
+        body could name the tenant of another's key.
         """
         error = UnusableHintError("body", "something else", allowed)
-        if self._settings.tenant_of(authorization) is not None:
+        if self._settings.keys_name_tenants:
             raise error
         if hints.fields:
             self._ignore(error)
         tenant = hints.fields.get("tenant")
         return HintedBody(body, tenant=None if tenant is None else str(tenant))
 
-    def enter(self, tenant: str | None) -> Refusal | None:
-        """Count one more unfinished request of a tenant; returns the refusal, and counts nothing, at its limit."""
+    def enter(self, tenant: str | None, *, late: bool) -> Refusal | None:
+        """Count one more unfinished request of a tenant; returns the refusal, and counts nothing, at its limit.
+
+        A ``late`` one is refused where there is a limit: its exchange ends before its answer does.
+        """
+        if late and self._limits.most(tenant) is not None:
+            return unusable(UnusableHintError("field background", "true", "false, for unfinished requests are limited"))
         most = self._limits.enter(tenant)
         return None if most is None else self.drop("tenant_limit", too_many(tenant, most))
 
@@ -161,7 +166,7 @@ class _Exchange:
             if fits:
                 said = server.write(body, self._hints, key)
             else:
-                said = server.lose(body, self._hints, key, f"at most {MAX_BODY_BYTES} bytes")
+                said = server.lose(body, self._hints, f"at most {MAX_BODY_BYTES} bytes")
         except UnusableHintError as error:
             self._refusal = unusable(error)
             return body
@@ -173,7 +178,8 @@ class _Exchange:
     def _enter(self) -> None:
         """Count the request; the application answers an empty body, in whose place a refusal goes out."""
         if self._refusal is None:
-            self._refusal = self._server.enter(self._said.tenant)
+            late = self._said.background and _path(self.scope) == RESPONSES
+            self._refusal = self._server.enter(self._said.tenant, late=late)
             self._entered = self._refusal is None
 
     async def send(self, message: Message) -> None:

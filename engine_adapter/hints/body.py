@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -23,6 +23,7 @@ Fields = dict[str, msgspec.Raw]
 
 _OBJECT = msgspec.json.Decoder(Fields)
 _NULL = b"null"
+_FALSE = b"false"
 _EMPTY = b'""'
 """Says nothing, as an empty header does."""
 _DEFAULT_TIER = "default"
@@ -37,6 +38,8 @@ class HintedBody(NamedTuple):
     tenant: str | None = None
     sheds: bool = False
     """Whether it rather has an error than a certainly late answer."""
+    background: bool = False
+    """Whether its client asks for the answer later, where vLLM has such answers."""
 
 
 class BodyHints:
@@ -45,11 +48,18 @@ class BodyHints:
     Args:
         tiers: What each value of ``service_tier`` means.
         complain: Is told of each value that cannot be used, which is then left out.
+        belongs_to_a_key: Whether a tenant is that of an API key, which alone may name it.
     """
 
-    def __init__(self, tiers: Mapping[str, Tier], complain: Complain) -> None:
+    def __init__(
+        self,
+        tiers: Mapping[str, Tier],
+        complain: Complain,
+        belongs_to_a_key: Callable[[str], bool] = lambda _tenant: False,
+    ) -> None:
         self._tiers = tiers
         self._complain = complain
+        self._belongs_to_a_key = belongs_to_a_key
 
     def write(self, body: bytes, headers: Mapping[str, Value], key_tenant: str | None = None) -> HintedBody | None:
         """Return a body whose ``vllm_xargs`` holds all that is said; the same bytes when nothing is.
@@ -71,9 +81,19 @@ class BodyHints:
         added: dict[str, Value] = {name: value for name, value in said.items() if name not in usable}
         if key_tenant is not None:
             added["tenant"] = key_tenant
+        elif (named := _tenant(added, usable)) is not None and self._belongs_to_a_key(named):
+            self._complain(UnusableHintError("tenant", named, "another name, or the API key of this tenant"))
+            added.pop("tenant", None)
+            usable.pop("tenant", None)
         served = tier if "service_class" not in headers and "service_class" not in usable else None
         priority = self._priority(fields, tier)
-        hinted = HintedBody(body, _served(served), _tenant(added, usable), sheds=bool(_stated("sheds", added, usable)))
+        hinted = HintedBody(
+            body,
+            _served(served),
+            _tenant(added, usable),
+            sheds=bool(_stated("sheds", added, usable)),
+            background=not _is(_given(fields, "background") or _FALSE, _FALSE),
+        )
         if added or len(usable) < len(own):
             fields["vllm_xargs"] = msgspec.Raw(msgspec.json.encode({**usable, **added}))
         elif priority is None:

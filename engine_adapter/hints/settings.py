@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from hashlib import sha256
@@ -14,6 +15,7 @@ from store.bounds import Class, Name
 from store.errors import ConfigError
 
 _KEY_HASH_DIGITS = 12
+_OF_KEY = re.compile(rf"key-[0-9a-f]{{{_KEY_HASH_DIGITS}}}")
 
 
 class Tier(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"service_class": "class"}):
@@ -53,6 +55,19 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def tiers(self) -> dict[str, Tier]:
         """Every known tier."""
         return {**TIERS, **self.service_tiers}
+
+    @property
+    def keys_name_tenants(self) -> bool:
+        """Whether API keys say whose a request is, at least some."""
+        return self.tenant_per_key or bool(self.tenants)
+
+    def belongs_to_a_key(self, tenant: str) -> bool:
+        """Whether a tenant is that of an API key, so that no request without that key may name it.
+
+        >>> Settings(tenant_per_key=True).belongs_to_a_key("key-2bb80d537b1d"), Settings().belongs_to_a_key("team-a")
+        (True, False)
+        """
+        return tenant in self.tenants.values() or (self.tenant_per_key and _OF_KEY.fullmatch(tenant) is not None)
 
     def tenant_of(self, authorization: bytes) -> str | None:
         """Return the tenant to whom the key in an ``Authorization`` header belongs; None when keys say nothing.

@@ -25,11 +25,15 @@ class TenantLimits:
 
     def enter(self, tenant: str | None) -> int | None:
         """Count one more request; returns the limit, and counts nothing, where the tenant has as many already."""
-        most = self._default if tenant is None else self._own.get(tenant, self._default)
+        most = self.most(tenant)
         if most is not None and self._unfinished[tenant] >= most:
             return most
         self._unfinished[tenant] += 1
         return None
+
+    def most(self, tenant: str | None) -> int | None:
+        """Return the limit of a tenant, or of the requests without one."""
+        return self._default if tenant is None else self._own.get(tenant, self._default)
 
     def leave(self, tenant: str | None) -> None:
         """Count a request that `enter` counted as finished."""

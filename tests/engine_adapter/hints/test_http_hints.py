@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from hashlib import sha256
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -246,6 +247,38 @@ def test_a_key_of_the_operators_list_decides_the_tenant() -> None:
     assert b"secret" not in own.body
 
 
+@pytest.mark.parametrize(
+    ("settings", "tenant"),
+    [
+        (Settings(tenants={sha256(b"secret").hexdigest(): "team-a"}), "team-a"),
+        (Settings(tenant_per_key=True), f"key-{sha256(b'secret').hexdigest()[:12]}"),
+        (Settings(tenant_per_key=True), "key-0123456789ab"),
+    ],
+)
+@pytest.mark.parametrize("authorization", [[], [("authorization", "Bearer unknown")]])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/invocations"])
+def test_nobody_without_its_key_is_a_tenant_of_a_key(
+    settings: Settings, tenant: str, authorization: list[tuple[str, str]], path: str
+) -> None:
+    """However it is named; such a request would use up the tenant's share and its limit."""
+    if authorization and settings.tenant_per_key:
+        authorization = []  # There each key has its tenant.
+    ways: list[tuple[dict[str, Any], list[tuple[str, str]]]] = [
+        ({"vllm_xargs": {"tenant": tenant}}, []),
+        ({"user": tenant}, []),
+        ({"safety_identifier": tenant}, []),
+        ({}, [("x-llm-d-inference-fairness-id", tenant)]),
+    ]
+    for body, headers in ways:
+        refused = run(body, *headers, *authorization, settings=settings, path=path)
+        assert (refused.status, refused.answer["error"]["param"]) == (400, "tenant")
+        ignoring = msgspec.structs.replace(settings, unusable="ignore")
+        served = run({"seed": 1, **body}, *headers, *authorization, settings=ignoring, path=path)
+        assert served.status == 200
+        assert "tenant" not in served.xargs
+    assert run({"user": "someone"}, *authorization, settings=settings, path=path).xargs == {"tenant": "someone"}
+
+
 WRONG_HEADERS = [
     *[
         ("x-llm-d-slo-ttft-ms", text)
@@ -439,13 +472,14 @@ def test_values_in_other_fields_are_passed_on_as_they_are_written() -> None:
 def test_no_body_hides_from_its_key(
     body: bytes, path: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What vLLM would read and we cannot, or keep no longer, is refused where the key decides the tenant."""
+    """What vLLM would read and we cannot, or keep no longer, is refused where keys decide the tenant, with and without one."""
     monkeypatch.setattr(http_hints, "MAX_BODY_BYTES", 1000)
     assert json.loads(body)["vllm_xargs"]["tenant"] == "other"
-    exchange = Exchange().run(body, ("authorization", "Bearer secret"), settings=settings, chunks=4, path=path)
-    assert exchange.status == 400
-    assert b"other" not in exchange.body
-    assert Exchange().run(body, settings=settings, chunks=4, path=path).body == body
+    for headers in ([("authorization", "Bearer secret")], []):
+        exchange = Exchange().run(body, *headers, settings=settings, chunks=4, path=path)
+        assert exchange.status == 400
+        assert b"other" not in exchange.body
+    assert Exchange().run(body, chunks=4, path=path).body == body
 
 
 def test_a_body_over_the_limit_passes_in_parts_and_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -640,6 +674,17 @@ def test_a_request_that_fails_or_whose_client_goes_leaves_its_place() -> None:
         assert (await busy.post({"user": "u"}))[0]["status"] == 200
 
     asyncio.run(traffic())
+
+
+@pytest.mark.parametrize("background", [True, "true", 1])
+def test_an_answer_for_later_is_refused_where_a_limit_would_not_see_its_end(background: object) -> None:
+    """Elsewhere the field means nothing, and without a limit it is served."""
+    body, path = {"background": background}, "/v1/responses"
+    refused = run(body, settings=LIMITED, path=path)
+    assert (refused.status, refused.answer["error"]["param"]) == (400, "background")
+    assert run({"background": False}, settings=LIMITED, path=path).status == 200
+    assert run(body, settings=LIMITED).status == 200
+    assert run(body, path=path).status == 200
 
 
 def test_a_refused_request_takes_no_place() -> None:
