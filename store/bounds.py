@@ -111,6 +111,15 @@ def bounded_text(text: str) -> str:
     return _UNSAFE.sub(_SHOWN_INSTEAD, text[:MAX_TEXT])
 
 
+def id_in_engine(client_id: str) -> str:
+    """A regular expression for the ids that vLLM gives the answers of the request whose id its client knows.
+
+    >>> bool(re.fullmatch(id_in_engine("cmpl-7"), "2_cmpl-7-0-1a2b3c4d"))
+    True
+    """
+    return f"{CHOICE}{re.escape(bounded_name(client_id))}{VLLM_END}"
+
+
 def bounded_request_id(request_id: str) -> str:
     """A request id whose client's part is a `bounded_name`; the number and the end that vLLM adds stay whole.
 

@@ -290,7 +290,10 @@ def forget(
     store: StoreFlag = None,
     config: ConfigFlag = None,
 ) -> None:
-    """Delete stored prompts from the history. The controller must not run meanwhile."""
+    """Delete stored prompts from the history. The controller must not run meanwhile.
+
+    A request is named by the id in its answer, or by that in the engine; one that is not recorded is an error.
+    """
     from store.history.forget import Whose, forget_prompts
 
     if sum((request is not None, tenant is not None, everything)) != 1:

@@ -110,8 +110,7 @@ def shares(tenants: Sequence[TenantService]) -> go.Figure:
 
 
 def _grid(starts_s: Sequence[float], bucket_s: float) -> list[float]:
-    """All buckets from the first to the last, so that a chart shows a gap where nothing ended."""
-    if not starts_s:
-        return []
-    first, last = round(starts_s[0] / bucket_s), round(starts_s[-1] / bucket_s)
-    return [number * bucket_s for number in range(first, last + 1)]
+    """The buckets, and the empty one behind each, so that a chart shows a gap where nothing ended."""
+    numbers = {round(start_s / bucket_s) for start_s in starts_s}
+    last = max(numbers, default=0)
+    return [number * bucket_s for number in sorted(numbers | {number + 1 for number in numbers if number < last})]

@@ -107,9 +107,9 @@ def read_switches(path: Path, limit: int) -> list[dict[str, Any]] | ArchiveTroub
 
 
 def holds_prompts(path: Path) -> bool:
-    """Whether prompts are stored in the history; False where it cannot be read."""
+    """Whether prompts are stored in the history, or may be, for it cannot be read whole; False where there is none."""
     found = read(path, lambda connection: connection.execute(STORED_PROMPT).fetchone())
-    return found is not None and not isinstance(found, ArchiveTrouble)
+    return found.kind != "absent" if isinstance(found, ArchiveTrouble) else found is not None
 
 
 def records(result: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:

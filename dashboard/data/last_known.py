@@ -13,7 +13,7 @@ from dashboard.data.archive import ArchiveTrouble, read, records
 from store.http_now import EngineNow, Event, LatencyNow, LatencyPoint
 from store.http_requests import LoadPoint
 from store.reading.load import read_load
-from store.reading.scope import Scope, choose
+from store.reading.scope import TRUSTED, Scope, choose
 
 SPAN_S = 600.0
 """Time before the last moment that is charted."""
@@ -73,7 +73,10 @@ def _latency(connection: duckdb.DuckDBPyConnection, last_s: float, end: str) -> 
     )
 
 
-_LAST = "SELECT max(time_s) FROM snapshots WHERE isfinite(time_s) AND session_id IN (FROM temp.chosen)"
+_LAST = f"""
+SELECT coalesce(max(time_s) FILTER ({TRUSTED}), max(time_s))
+FROM snapshots WHERE isfinite(time_s) AND session_id IN (FROM temp.chosen)
+"""
 _ENGINES = """
 WITH minute AS (
     SELECT * FROM snapshots

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,6 +20,12 @@ from store.reading.spreadsheet import for_spreadsheets
 ROW_LIMIT = 10_000
 """Rows of an answer that are fetched, shown and downloaded."""
 TIMEOUT_S = 30.0
+RESULT_BYTES = 64 << 20
+"""Size of an answer at most: each open page keeps its latest one."""
+STATEMENTS_AT_ONCE = 2
+"""Statements that run at the same time, of all who use this dashboard: each may take 1 GiB of memory."""
+
+_free = threading.BoundedSemaphore(STATEMENTS_AT_ONCE)
 
 
 @dataclass(frozen=True)
@@ -64,12 +71,16 @@ def ask(path: Path, statement: str) -> Answer | QuestionTrouble:
     """Run one statement in a process of its own that can do nothing but read this history."""
     if not statement.strip():
         return QuestionTrouble("statement", "there is no statement: write one, or choose a saved query")
+    if not _free.acquire(timeout=TIMEOUT_S):
+        return QuestionTrouble("statement", f"{STATEMENTS_AT_ONCE} other statements have run for long: ask again later")
     try:
-        rows = run_sql(path, statement, row_limit=ROW_LIMIT, timeout_s=TIMEOUT_S)
+        rows = run_sql(path, statement, row_limit=ROW_LIMIT, timeout_s=TIMEOUT_S, result_bytes=RESULT_BYTES)
     except BadInputError as error:
         return QuestionTrouble("statement", str(error))
     except SageError as error:
         return QuestionTrouble("history", str(error))
+    finally:
+        _free.release()
     return Answer(rows, truncated=(rows.schema.metadata or {}).get(TRUNCATED) == b"true")
 
 

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import duckdb
 
+from store.bounds import bounded_name, bounded_request_id, id_in_engine
 from store.errors import StoreError
 from store.history.catalog import publish_catalog
 from store.history.files import Folder, WriterLock
-from store.history.reader import require_catalog
+from store.history.reader import open_history, require_catalog
 from store.history.schema import copy_database, open_live, sealed_tables
 from store.history.segments import Segments
 from store.history.tables import quoted
@@ -28,22 +29,25 @@ class Whose:
     """Whose prompts are meant; with neither all of them."""
 
     request_id: str | None = None
+    """Its id in the engine, or the id that its client knows; then all answers of that request are meant."""
     tenant: str | None = None
 
     def condition(self) -> str:
-        """As SQL over a row."""
-        conditions = [
-            f"{column} = {quoted(value)}"
-            for column, value in (("request_id", self.request_id), ("tenant", self.tenant))
-            if value is not None
-        ]
-        return " AND ".join(["token_ids IS NOT NULL", *conditions])
+        """As SQL over an arrival, by the names under which both are recorded."""
+        conditions = ["true"]
+        if self.request_id is not None:
+            recorded, of_client = quoted(bounded_request_id(self.request_id)), quoted(id_in_engine(self.request_id))
+            conditions.append(f"(request_id = {recorded} OR regexp_full_match(request_id, {of_client}))")
+        if self.tenant is not None:
+            conditions.append(f"tenant = {quoted(bounded_name(self.tenant))}")
+        return " AND ".join(conditions)
 
 
 def forget_prompts(path: Path, whose: Whose, *, now_s: float) -> int:
     """Delete stored prompts for good; returns of how many arrivals. May be repeated, also after an interruption.
 
-    Raises `StoreLockedError` while a controller writes the history, `StoreError` where there is none.
+    Raises `StoreLockedError` while a controller writes the history, `StoreError` where there is none, or where it has no
+    arrival of such a request or tenant.
     """
     require_catalog(path)
     folder = Folder(Path(path).absolute())
@@ -56,6 +60,8 @@ def forget_prompts(path: Path, whose: Whose, *, now_s: float) -> int:
         raise StoreError(f"prompts in {path} could not all be deleted ({reason}): repeat the command") from error
     finally:
         lock.release()
+    if not forgotten and not _is_recorded(path, whose):
+        raise StoreError(f"no request of that id or tenant is recorded in {path}: nothing was deleted")
     return forgotten
 
 
@@ -66,7 +72,7 @@ def _forget(folder: Folder, whose: Whose, now_s: float) -> int:
         segments.heal()
         segments.seal(now_s)
         try:
-            forgotten = segments.blank(_TABLE, "token_ids", whose.condition(), now_s)
+            forgotten = segments.blank(_TABLE, "token_ids", f"token_ids IS NOT NULL AND {whose.condition()}", now_s)
         finally:
             publish_catalog(connection, folder, sealed_tables(connection), segments.active(), now_s=now_s)
             segments.remove_retired(math.inf)
@@ -74,6 +80,13 @@ def _forget(folder: Folder, whose: Whose, now_s: float) -> int:
     finally:
         connection.close()
     return forgotten
+
+
+def _is_recorded(path: Path, whose: Whose) -> bool:
+    if whose == Whose():
+        return True
+    with open_history(path) as connection:
+        return bool(connection.execute(f"SELECT 1 FROM {_TABLE} WHERE {whose.condition()} LIMIT 1").fetchall())
 
 
 def _copy_live(folder: Folder) -> None:

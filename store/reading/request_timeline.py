@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import duckdb
 import msgspec
 
-from store.bounds import CHOICE, VLLM_END, bounded_name, bounded_request_id
+from store.bounds import bounded_request_id, id_in_engine
 from store.http_requests import CompetingRequest, RequestTimeline
 from store.reading import request_timeline_sql
 
@@ -58,8 +57,7 @@ def _recorded_id(connection: duckdb.DuckDBPyConnection, request_id: str) -> str:
     bounded = bounded_request_id(request_id)
     if _one(connection, request_timeline_sql.IS_RECORDED, request_id=bounded):
         return bounded
-    of_client = f"{CHOICE}{re.escape(bounded_name(request_id))}{VLLM_END}"
-    found = _one(connection, request_timeline_sql.RECORDED_ID, of_client=of_client)
+    found = _one(connection, request_timeline_sql.RECORDED_ID, of_client=id_in_engine(request_id))
     return str(found["request_id"]) if found else bounded
 
 

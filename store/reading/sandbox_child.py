@@ -21,6 +21,8 @@ from store.reading.landlock import confine
 from store.reading.sandbox import AGAIN, REFUSED, Question
 
 _BATCH_ROWS = 1_024
+_NICENESS = 10
+"""Statements give way to the controller and to the engine."""
 _SYSTEM = (
     *("/usr/lib", "/lib", "/lib64", "/usr/share/zoneinfo", "/etc/localtime"),
     # From these DuckDB learns how many processors and how much memory it has; it aborts where it may not read them.
@@ -30,6 +32,7 @@ _SYSTEM = (
 
 def main() -> int:
     """Answer one question; returns the exit code."""
+    os.nice(_NICENESS)
     question = msgspec.json.decode(sys.stdin.buffer.read(), type=Question)
     catalog = Folder(Path(question.path)).catalog
     known = catalog.stat().st_ino

@@ -14,6 +14,9 @@ BUCKETS_S = (60, 300, 900, 3600, 7200, 21_600, 86_400)
 BUCKETS_SHOWN = 150
 """The finest width is taken that gives no more buckets than this."""
 
+CLOCK_AHEAD_S = 3600.0
+"""By how much an engine's clock may be ahead of the controller's before its times say nothing of what is newest."""
+
 PART_KINDS = ("engine", "class", "tenant", "model", "cluster")
 """Properties by which requests are split."""
 
@@ -76,16 +79,19 @@ class Bounds(NamedTuple):
 def bounds(connection: duckdb.DuckDBPyConnection, scope: Scope) -> Bounds | None:
     """From when to when the scope reaches; None where no request of its engines has finished by its end.
 
-    Narrows the connection's views to the engines that are asked for, and to what happened by the scope's end.
+    Narrows the connection's views to the engines that are asked for, and to what happened by the scope's end. One engine
+    whose clock is years ahead does not move that end; where all are, theirs is taken.
     """
     choose(connection, scope)
     if scope.until_s is not None:
         _end_at(connection, scope.until_s)
     where = "WHERE session_id IN (FROM temp.chosen)" if scope.narrows else ""
-    oldest_s, newest_s = connection.execute(f"{BOUNDS} {where}").fetchall()[0]
+    oldest_s, newest_s, last_s = connection.execute(f"{BOUNDS} {where}").fetchall()[0]
     if newest_s is None:
         return None
     until_s = newest_s if scope.until_s is None else scope.until_s
+    if scope.until_s is None and last_s > newest_s:
+        _end_at(connection, newest_s)
     # No chart can show more than this; without the limit one wrong clock would make it endless.
     whole_s = min(until_s - oldest_s, BUCKETS_SHOWN * BUCKETS_S[-1])
     return Bounds(until_s - (whole_s if scope.span_s is None else min(scope.span_s, whole_s)), until_s, newest_s)
@@ -115,7 +121,11 @@ def heat(connection: duckdb.DuckDBPyConnection, column: str, width_s: float) -> 
 
 _TIMED = ("calibration", "cluster_changes", "completions", "drift_events", "outcomes", "predictions", "snapshots")
 
-BOUNDS = "SELECT min(time_s), max(time_s) FROM completions"
+TRUSTED = f"time_s <= received_s + {CLOCK_AHEAD_S}"
+"""SQL condition on a row: it did not happen long after the controller had received it."""
+
+BOUNDS = f"SELECT min(time_s), coalesce(max(time_s) FILTER ({TRUSTED}), max(time_s)), max(time_s) FROM completions"
+"""When the first request ended, the last by a clock that is right or the last, and the last whatever its clock."""
 
 CHOSEN = """
 SELECT DISTINCT session_id FROM engines

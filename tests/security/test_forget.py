@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from controller.cli.main import run
+from store.bounds import bounded_name
 from store.entries import Entry
 from store.history.reader import open_history
 from store.history.writer import HistoryWriter
@@ -75,6 +76,33 @@ def test_deleted_prompts_are_in_no_byte_of_the_history(
     assert len(stored(path)) == 8
     for file in path.rglob("*"):
         assert file.stat().st_mode & 0o077 == 0, file
+
+
+def test_a_request_is_named_as_its_client_or_the_engine_names_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All answers of a client's request; a long tenant by its whole name. Who is not recorded is an error."""
+    path, tenant = tmp_path / "h", 300 * "t"
+    names = ["cmpl-a-0-1a2b3c4d", "1_cmpl-a-0-1a2b3c4d", "cmpl-ab-0-1a2b3c4d", "cmpl-b-0-1a2b3c4d"]
+    with HistoryWriter(path, store_prompts=True) as writer:
+        for number, name in enumerate(names):
+            arrived = Arrived(
+                request_id=name,
+                arrival_s=1.0,
+                prompt_tokens=40,
+                token_ids=prompt(number),
+                max_tokens=9,
+                temperature=1.0,
+                tenant=bounded_name(tenant) if number == 3 else None,
+            )
+            writer.append([Entry(engine_id="e", session_id="s", batch=number + 1, record=arrived)])
+    for flags, gone in ((["--request", "cmpl-a"], {0, 1}), (["--request", names[2]], {2}), (["--tenant", tenant], {3})):
+        assert run(["forget", *flags, "--store", str(path)]) == 0
+        assert f"prompts of {len(gone)} arrivals" in capsys.readouterr().out
+        assert all(stored(path)[names[number]] is None for number in gone)
+    for flags in (["--request", "cmpl"], ["--request", "cmpl-."], ["--tenant", "nobody"]):
+        assert run(["forget", *flags, "--store", str(path)]) == 1
+        assert "no request of that id or tenant is recorded" in capsys.readouterr().err
 
 
 def test_a_history_that_is_being_written_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

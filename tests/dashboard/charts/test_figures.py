@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 
 from dashboard.charts import figures, heatmaps, marks, palette
 from dashboard.charts import predictions as prediction_charts
+from dashboard.charts import service as service_charts
 from dashboard.data.predictions_archive import Event, Quality
 from store import http_now
 from store.http_api import Gain, Latency, PerRequest, Ratio, RecomputeTax, Reproduction
 from store.http_requests import Cell, FinishedPoint, LoadPoint, Percentiles, Phases
+from store.http_service import AttainmentPoint
 
 odd = st.none() | st.floats(allow_nan=True, allow_infinity=True) | st.integers(0, 10**9)
 moments = st.lists(
@@ -232,3 +234,12 @@ def test_marks_are_drawn_on_a_copy() -> None:
     assert len(marks.marked(figure, [event, late], UTC).layout.shapes) == 1
     assert not figure.layout.shapes
     assert marks.marked(figure, [late], UTC) is figure
+
+
+def test_attainment_breaks_where_nothing_ended_and_has_no_endless_gap() -> None:
+    """One empty bucket stands for a gap of any length, as one clock that is years ahead makes."""
+    points = [
+        AttainmentPoint(by="class", name="chat", time_s=time_s, judged=10, met=9) for time_s in (0.0, 20.0, 100.0, 1e11)
+    ]
+    curve = service_charts.attainment(points, 20.0, {}, UTC).data[0]
+    assert list(curve.y) == [0.9, 0.9, None, 0.9, None, 0.9]

@@ -5,12 +5,15 @@ from pathlib import Path
 import pytest
 
 from dashboard.data import prompts_archive
-from dashboard.data.archive import ArchiveTrouble, Traffic, read, read_settings, read_traffic
+from dashboard.data.archive import ArchiveTrouble, Traffic, holds_prompts, read, read_settings, read_traffic
 from dashboard.data.predictions_archive import PredictionsPast, read_predictions
+from store.entries import Entry
+from store.history.writer import HistoryWriter
 from store.http_api import BANDS_PER_DECADE
 from store.http_requests import LatenciesView
 from store.reading.latencies import read_latencies
 from store.reading.scope import BUCKETS_SHOWN, Part, Scope
+from store.records import Finished
 
 
 def latencies(path: Path, scope: Scope) -> LatenciesView:
@@ -115,6 +118,44 @@ def test_a_scope_with_an_end_shows_nothing_that_came_later(recorded: Path) -> No
     assert [event.kind for event in predictions(recorded, past).events] == ["drift"], "clusters were merged later"
     later = latencies(recorded, Scope(span_s=300.0, until_s=end_s + 7200.0))
     assert (later.whole, later.newest_s, later.until_s) == (0, end_s, end_s + 7200.0)
+
+
+def test_one_clock_that_is_years_ahead_moves_no_range(recorded: Path, tmp_path: Path) -> None:
+    """What it has stamped counts in no chart of the others; where every clock is ahead theirs is believed."""
+    end_s, ahead_s = 1_767_225_600.0, 1e11
+    alone = tmp_path / "alone"
+    finished = Finished(
+        request_id="ahead",
+        time_s=ahead_s,
+        reason="stop",
+        arrival_s=ahead_s - 3.0,
+        prompt_tokens=100,
+        output_tokens=40,
+        max_tokens=512,
+        cached_prompt_tokens=0,
+        preemptions=0,
+        recomputed_tokens=0,
+        scheduled_s=ahead_s - 2.5,
+        first_token_s=ahead_s - 2.0,
+    )
+    for path in (recorded, alone):
+        with HistoryWriter(path) as writer:
+            writer.append([Entry(engine_id="engine-2", session_id="u", batch=1, record=finished)])
+    for scope in (Scope(), Scope(span_s=600.0)):
+        found = latencies(recorded, scope)
+        assert (found.newest_s, found.until_s) == (end_s, end_s)
+        assert found.whole == (300 if scope.span_s is None else 121)
+        assert max(cell.time_s for cell in found.ttft_heat) <= end_s
+    assert latencies(alone, Scope()).newest_s == ahead_s
+
+
+def test_a_history_that_cannot_be_read_whole_may_hold_prompts(recorded: Path, tmp_path: Path) -> None:
+    """One that is not there holds none."""
+    assert not holds_prompts(tmp_path / "none")
+    assert not holds_prompts(recorded)
+    segment = next((recorded / "segments" / "arrivals").rglob("*.parquet"))
+    segment.write_bytes(b"PAR1 rotten")
+    assert holds_prompts(recorded)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from pyarrow import parquet
 
 from dashboard.charts import sql_answer
 from dashboard.charts.sql_answer import Axes
+from dashboard.data import sql_questions
 from dashboard.data.sql_questions import Answer, QuestionTrouble, ask, read_schema
 from store.reading.example_queries import USEFUL_QUERIES
 
@@ -48,6 +49,25 @@ def test_no_downloaded_text_is_a_formula(recorded: Path) -> None:
     heading, row = csv.reader(found.as_csv().decode().splitlines())
     assert heading == ["'@a", "nested", "bytes", "number"]
     assert (row[0], row[1], row[3]) == ("'=1+1", "'-2", "-4")
+
+
+def test_only_so_many_statements_run_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each may take a gigabyte: who waits for too long is told so, and a place is free again when one has ended."""
+    found: list[Answer | QuestionTrouble] = []
+
+    def run_sql(*_: object, **__: object) -> pa.Table:
+        found.append(ask(tmp_path, "asked meanwhile"))
+        return pa.table({"n": [1]})
+
+    monkeypatch.setattr(sql_questions, "run_sql", run_sql)
+    monkeypatch.setattr(sql_questions, "TIMEOUT_S", 0.01)
+    for _ in range(2):
+        found.clear()
+        found.append(ask(tmp_path, "SELECT 1"))
+        refused, *answered = found
+        assert isinstance(refused, QuestionTrouble)
+        assert refused.detail.startswith("2 other statements")
+        assert [type(each) for each in answered] == [Answer] * sql_questions.STATEMENTS_AT_ONCE
 
 
 def test_a_missing_history_is_said(tmp_path: Path) -> None:
