@@ -153,6 +153,7 @@ def build_api(sources: ApiSources) -> FastAPI:
 
 
 def _add_probes(api: FastAPI, sources: ApiSources) -> None:
+    @api.head("/healthz", include_in_schema=False)
     @api.get("/healthz", tags=["health"])
     async def healthz() -> LivenessView:
         """Whether the control loop runs; 503 when it is stuck."""
@@ -163,6 +164,7 @@ def _add_probes(api: FastAPI, sources: ApiSources) -> None:
             raise _unavailable(error, remedy="look at the log and restart the controller")
         return LivenessView(loop_age_s=age_s)
 
+    @api.head("/readyz", include_in_schema=False)
     @api.get("/readyz", tags=["health"])
     async def readyz() -> ReadinessView:
         """Whether engines may connect, how many are connected, and what is amiss; 503 while the controller starts."""

@@ -359,7 +359,7 @@ def _for_dashboard(config: Config) -> dict[str, str]:
 
 
 def _serve(config: Config) -> int:
-    """Run the controller until SIGTERM or Ctrl-C; returns 130 after Ctrl-C."""
+    """Run the controller until SIGTERM, SIGHUP or Ctrl-C; returns 130 after Ctrl-C."""
     from controller.monitoring.surroundings import raise_open_files_limit
     from controller.service.service import service
 
@@ -378,6 +378,8 @@ def _serve(config: Config) -> int:
 
         signal.signal(signal.SIGINT, stop)
         signal.signal(signal.SIGTERM, stop)
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # Not under nohup, which has it ignored.
+            signal.signal(signal.SIGHUP, stop)
         log.info("engines connect to %s", running.endpoint)
         log.info("API at %s (docs at /docs)", running.web.address)
         log.info("history in %s, policy %s, mode %s", config.store.path, config.policy.name, config.mode)

@@ -19,6 +19,8 @@ def test_an_idle_controller_is_healthy_and_ready(start_controller: Start) -> Non
     """Health, readiness and the OpenAPI page answer before any engine connects."""
     client = start_controller().client
     assert client.get("/healthz").json()["status"] == "ok"
+    for probe in ("/healthz", "/readyz"):
+        assert (client.head(probe).status_code, client.head(probe).content) == (200, b"")
     assert client.get("/readyz").json() == {"status": "ready", "engines": 0, "degraded": []}
     assert "/api/state" in client.get("/openapi.json").json()["paths"]
     assert client.get("/docs").status_code == 200
@@ -60,8 +62,8 @@ def test_live_state_follows_an_engine_from_arrival_to_completion(start_controlle
     assert load["points"][-1]["total_blocks"] == 1500
     assert load["steps"] > 0
     engine.step_until(lambda: running.client.get("/api/state").json()["engines"][0]["unfinished"] == 0)
+    engine.step_until(lambda: running.client.get("/api/state").json()["learner"]["completions"] == 5)
     state = running.client.get("/api/state").json()
-    assert state["learner"]["completions"] == 5
     assert state["engines"][0]["connected"]
     assert state["engines"][0]["tables_sent"] >= 5
     assert state["engines"][0]["snapshot"]["queue"] == state["engines"][0]["snapshot"]["running_requests"] == []

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from importlib import metadata
@@ -394,3 +395,23 @@ def test_names_that_the_terminal_cannot_show_are_escaped(history: Path) -> None:
         )
         assert done.returncode == 0, done.stderr
         assert b"caf\\" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGHUP, 0), (signal.SIGINT, 130)])
+def test_a_controller_is_ended_in_order_also_by_the_end_of_its_terminal(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    """Its last words are that it stops, and the history is closed: no log of DuckDB's is left beside it."""
+    command = [sys.executable, "-m", "controller", "serve", "--port", "0", "--store", str(tmp_path / "h")]
+    command += ["--endpoint", f"ipc://{tmp_path}/run/engine.sock"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=dict(os.environ)) as process:
+        assert process.stderr is not None
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if "history in" in line:
+                process.send_signal(number)
+        assert process.wait(60.0) == code
+    assert any("stopping" in line for line in lines)
+    assert not list((tmp_path / "h").glob("*.wal"))
