@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 import sys
 from array import array
+from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Annotated, TypeAlias, TypeVar
+from typing import Annotated, TypeAlias
 
 import msgspec
 
@@ -44,7 +45,6 @@ Text: TypeAlias = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
 RequestId: TypeAlias = Annotated[str, msgspec.Meta(max_length=MAX_REQUEST_ID)]
 """An engine's values are checked when its frame is decoded: negative, infinite and NaN values are refused."""
 
-Ids = TypeVar("Ids", list[int], tuple[int, ...])
 
 _HASH_BYTES = 8
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -59,7 +59,7 @@ _END = re.compile(VLLM_END + r"\Z")
 _END_CHARACTERS = 16
 
 
-def head_and_tail(token_ids: Ids) -> Ids:
+def head_and_tail(token_ids: Sequence[int]) -> Sequence[int]:
     """As much of a prompt as crosses the border.
 
     >>> len(head_and_tail(list(range(20_000))))
@@ -68,10 +68,10 @@ def head_and_tail(token_ids: Ids) -> Ids:
     if len(token_ids) <= MAX_PROMPT_TOKENS_SENT:
         return token_ids
     half = MAX_PROMPT_TOKENS_SENT // 2
-    return token_ids[:half] + token_ids[-half:]
+    return (*token_ids[:half], *token_ids[-half:])
 
 
-def packed_tokens(token_ids: Ids) -> bytes:
+def packed_tokens(token_ids: Sequence[int]) -> bytes:
     """Token ids as they cross the border: little-endian uint32, of a long prompt head and tail.
 
     Raises `OverflowError` or `TypeError` for what is no token id.

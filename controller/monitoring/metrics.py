@@ -168,6 +168,8 @@ class Metrics:
         request: TrackedRequest | None,
         model: str | None,
         service_s: float | None = None,
+        *,
+        now_s: float,
     ) -> None:
         """Count a completed request.
 
@@ -177,6 +179,7 @@ class Metrics:
             request: what else was recorded about it.
             model: the model that served it.
             service_s: engine-seconds that it used; None if not known.
+            now_s: when the controller heard of it, by its own clock.
         """
         engine_id = self._engine_labels.of(engine)
         self.finished.labels(engine_id, fact.reason).inc()
@@ -185,7 +188,7 @@ class Metrics:
             self.prefix_hit_tokens.labels(engine_id, "expected").inc(fact.expected_cached_tokens)
             self.prefix_hit_tokens.labels(engine_id, "found").inc(fact.cached_prompt_tokens)
         self.requests.count(engine_id, fact, request, model)
-        self.service.count(fact, request, service_s)
+        self.service.count(fact, request, service_s, now_s)
 
     def count_prediction(self, prediction: Prediction) -> None:
         """Count a prediction."""

@@ -1,7 +1,7 @@
 """Metrics of service levels: who meets its targets, and how tenants share the engines.
 
 Classes come from the configuration and are few; tenants are capped like all labels that clients choose.
-Windows end at the latest request that ended, by the engines' clocks.
+Windows end at the latest request of whose end the controller has heard, by its own clock: one engine's may be wrong.
 """
 
 from __future__ import annotations
@@ -113,13 +113,13 @@ class ServiceMetrics:
         self._judged = RecentSums[tuple[str, str, bool]](ATTAINMENT_S, limit=8 * (CLASSES + 1))
         self._used = RecentSums[str](SHARES_S, limit=TENANTS_COMPARED)
 
-    def count(self, fact: Finished, request: TrackedRequest | None, service_s: float | None) -> None:
-        """Count a finished request; ``service_s`` is what it used, None if that is not known."""
-        self._judge(fact, request)
+    def count(self, fact: Finished, request: TrackedRequest | None, service_s: float | None, now_s: float) -> None:
+        """Count a request of whose end was heard now; ``service_s`` is what it used, None if that is not known."""
+        self._judge(fact, request, now_s)
         if service_s is not None:
-            self._charge(fact, request, service_s)
+            self._charge(fact, request, service_s, now_s)
 
-    def _judge(self, fact: Finished, request: TrackedRequest | None) -> None:
+    def _judge(self, fact: Finished, request: TrackedRequest | None, now_s: float) -> None:
         level = level_of(request.promised if request else None)
         judged = judge(course_of(fact), level.targets)
         if judged.met is None:
@@ -131,7 +131,7 @@ class ServiceMetrics:
             self.missed.labels(label, judged.cause).inc()
         for target, met in (*((target, getattr(judged, target)) for target in TARGETS), ("all", judged.met)):
             if met is not None:
-                self._attained(fact.time_s, label, target, met=met)
+                self._attained(now_s, label, target, met=met)
 
     def _attained(self, time_s: float, label: str, target: str, *, met: bool) -> None:
         self._judged.add(time_s, (label, target, met), 1.0)
@@ -139,12 +139,12 @@ class ServiceMetrics:
         kept, missed = totals.get((label, target, True), 0.0), totals.get((label, target, False), 0.0)
         self.attainment.labels(label, target).set(kept / (kept + missed))
 
-    def _charge(self, fact: Finished, request: TrackedRequest | None, service_s: float) -> None:
+    def _charge(self, fact: Finished, request: TrackedRequest | None, service_s: float, now_s: float) -> None:
         arrived, promised = (request.arrived, request.promised) if request else (None, None)
         tenant = (promised.account if promised else None) or (arrived.tenant if arrived else None) or NONE
         self.service_s.labels(self._tenants.of(tenant)).inc(max(0.0, service_s))
         weight = (promised.weight if promised else None) or 1.0
-        if self._used.add(fact.time_s, bounded_label(tenant), max(0.0, service_s) / weight):
+        if self._used.add(now_s, bounded_label(tenant), max(0.0, service_s) / weight):
             self.fairness.set(jain(list(self._used.totals.values())))
 
 

@@ -10,7 +10,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import msgspec
 import numpy as np
@@ -279,13 +279,13 @@ class Replayable:
     def trace(self, *, targets: bool) -> Iterator[TraceRequest]:
         """The requests at their recorded arrival times, with their targets or without.
 
-        Without prefix caching their token ids do not matter.
+        Without prefix caching their token ids do not matter: a range takes no memory, however long the prompt.
         """
         for request in self.requests:
             yield TraceRequest(
                 request_id=request.request_id,
                 arrival_s=request.arrival_s,
-                token_ids=_token_ids(request.prompt_tokens),
+                token_ids=range(request.prompt_tokens),
                 max_tokens=max(1, min(request.max_tokens, self.profile.max_model_len_tokens)),
                 true_output_tokens=self.length_tokens(request),
                 priority=request.priority,
@@ -342,9 +342,3 @@ def _profile(sizes: EngineSizes, model: StepModel) -> Profile:
         token_budget=sizes.token_budget,
         max_model_len_tokens=min(sizes.max_model_len_tokens, kv_tokens),
     )
-
-
-@lru_cache(maxsize=4096)
-def _token_ids(prompt_tokens: int) -> tuple[int, ...]:
-    """Prompts of one length share their token ids."""
-    return (0,) * prompt_tokens

@@ -316,7 +316,8 @@ class ControlLoop:
         elif isinstance(record, Finished):
             hello = self._requests.hello(entry.session_id)
             used_s = self._core.service_s(entry.session_id, record)
-            self._metrics.count_finished(entry.engine_id, record, request, hello.model if hello else None, used_s)
+            model = hello.model if hello else None
+            self._metrics.count_finished(entry.engine_id, record, request, model, used_s, now_s=now_s)
             if self._telemetry is not None:
                 self._telemetry.record(Ended(record, request, hello))
         elif isinstance(record, Arrived):

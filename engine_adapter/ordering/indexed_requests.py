@@ -27,6 +27,9 @@ LAST_CLASS = 1 << 62
 STANDING_UNITS = 12.0
 """Units of 1/γ by which urgent requests go before others and lost ones behind: more than any boost differs from another."""
 
+SESSION_UNITS = 4.0
+"""Units of 1/γ by which a turn may go before its own arrival for its session's sake."""
+
 INDEX_UNIT_S = 1e9
 """The unit where the index alone orders, which has none: more than any index."""
 
@@ -297,7 +300,7 @@ class IndexedRequests:
         unit_s = INDEX_UNIT_S if boost_per_s is None else 1.0 / boost_per_s
         arrival_s = tracked.arrival_s
         if self._rules.sessions and tracked.hit.tokens > CACHED_SHARE * tracked.prompt_tokens:
-            arrival_s = tracked.session_began_s
+            arrival_s = max(tracked.session_began_s, arrival_s - SESSION_UNITS * unit_s)
         if self._rules.by_arrival:
             value = tracked.arrival_s
         elif boost_per_s is None:

@@ -39,7 +39,7 @@ def described(model: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Rout
             model=model,
             prompt_tokens=max(1, prompt_tokens),
             max_tokens=_limit(fields),
-            token_ids=None if token_ids is None else head_and_tail(token_ids),
+            token_ids=None if token_ids is None else tuple(head_and_tail(token_ids)),
             temperature=_number(fields.get("temperature"), 1.0),
             tenant=fields.get("user") if isinstance(fields.get("user"), str) else None,
         )

@@ -213,7 +213,7 @@ def _traced(request: TraceRequest, start_s: float, profile: Profile) -> TraceLin
     return TraceLine(
         request_id=request.request_id,
         arrival_s=request.arrival_s - start_s,
-        token_ids=request.token_ids,
+        token_ids=tuple(request.token_ids),
         max_tokens=max(1, min(request.max_tokens, room_tokens)),
         temperature=request.temperature,
         true_output_tokens=request.true_output_tokens,

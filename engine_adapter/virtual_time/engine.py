@@ -35,7 +35,7 @@ class TraceRequest:
 
     request_id: str
     arrival_s: float
-    token_ids: tuple[int, ...]
+    token_ids: Sequence[int]
     """The whole prompt; its length is the prompt's length in tokens."""
     max_tokens: int
     true_output_tokens: int
@@ -238,8 +238,8 @@ class _Pending:
                 continue
             request = self._following.pop(life.request_id)
             arrival_s = life.finished_s + request.pause_s
-            before = () if request.own_prompt else former.token_ids + _answer(life)
-            continued = replace(request, arrival_s=arrival_s, token_ids=before + request.token_ids)
+            before = () if request.own_prompt else (*former.token_ids, *_answer(life))
+            continued = replace(request, arrival_s=arrival_s, token_ids=(*before, *request.token_ids))
             heappush(self._timed, (arrival_s, next(self._serial), continued))
 
 

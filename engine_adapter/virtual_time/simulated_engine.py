@@ -147,7 +147,7 @@ class SimulatedEngine:
 
     def _block_hashes(self, request: TraceRequest) -> BlockHashes:
         answer = answer_token_ids(request.request_id)
-        return BlockHashes(request.token_ids, answer, self._profile.block_size_tokens)
+        return BlockHashes(tuple(request.token_ids), answer, self._profile.block_size_tokens)
 
     def abort(self, request_id: str) -> None:
         """Abort an unfinished request; the next step returns it as finished."""

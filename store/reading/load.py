@@ -6,7 +6,7 @@ import duckdb
 import msgspec
 
 from store.http_requests import LoadPoint, LoadView
-from store.reading.scope import Scope, choose
+from store.reading.scope import TRUSTED, Scope, choose
 
 TABLES = ("engines", "snapshots")
 """Tables that these queries read."""
@@ -40,14 +40,16 @@ def read_load(
     return LoadView(points=tuple(msgspec.convert(points, list[LoadPoint])), steps=steps, step_s=step_s)
 
 
-_BINS = """
+_BINS = f"""
 WITH seen AS (
     SELECT *, floor(time_s / $bin_s)::BIGINT AS bin FROM snapshots
     WHERE isfinite(time_s) AND time_s >= $since_s AND ($all OR session_id IN (FROM temp.chosen))
 ),
 span AS (
-    SELECT min(bin) + 1 AS first, greatest(max(bin), floor($until_s / $bin_s)::BIGINT) - 1 AS last FROM seen
-    HAVING count(*) > 0
+    SELECT
+        min(bin) + 1 AS first,
+        greatest(coalesce(max(bin) FILTER ({TRUSTED}), max(bin)), floor($until_s / $bin_s)::BIGINT) - 1 AS last
+    FROM seen HAVING count(*) > 0
 ),
 bins AS (SELECT unnest(range(greatest(first, last - $bins + 1), last + 1)) AS bin FROM span),
 grid AS (SELECT bin, engine_id, (bin + 1) * $bin_s AS end_s FROM bins CROSS JOIN (SELECT DISTINCT engine_id FROM seen)),

@@ -15,7 +15,7 @@ BUCKETS_SHOWN = 150
 """The finest width is taken that gives no more buckets than this."""
 
 CLOCK_AHEAD_S = 3600.0
-"""By how much an engine's clock may be ahead of the controller's before its times say nothing of what is newest."""
+"""By how much an engine's clock may be ahead of the controller's, or this one of the reader's, before its times say nothing of what is newest."""
 
 PART_KINDS = ("engine", "class", "tenant", "model", "cluster")
 """Properties by which requests are split."""
@@ -121,8 +121,8 @@ def heat(connection: duckdb.DuckDBPyConnection, column: str, width_s: float) -> 
 
 _TIMED = ("calibration", "cluster_changes", "completions", "drift_events", "outcomes", "predictions", "snapshots")
 
-TRUSTED = f"time_s <= received_s + {CLOCK_AHEAD_S}"
-"""SQL condition on a row: it did not happen long after the controller had received it."""
+TRUSTED = f"time_s <= least(received_s, epoch(now())) + {CLOCK_AHEAD_S}"
+"""SQL condition on a row: it did not happen long after the controller had received it, nor after it is read."""
 
 BOUNDS = f"SELECT min(time_s), coalesce(max(time_s) FILTER ({TRUSTED}), max(time_s)), max(time_s) FROM completions"
 """When the first request ended, the last by a clock that is right or the last, and the last whatever its clock."""

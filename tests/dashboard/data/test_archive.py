@@ -1,4 +1,6 @@
 import math
+import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -120,8 +122,11 @@ def test_a_scope_with_an_end_shows_nothing_that_came_later(recorded: Path) -> No
     assert (later.whole, later.newest_s, later.until_s) == (0, end_s, end_s + 7200.0)
 
 
-def test_one_clock_that_is_years_ahead_moves_no_range(recorded: Path, tmp_path: Path) -> None:
-    """What it has stamped counts in no chart of the others; where every clock is ahead theirs is believed."""
+@pytest.mark.parametrize("clock", [time.time, lambda: 1e11])
+def test_one_clock_that_is_years_ahead_moves_no_range(
+    clock: Callable[[], float], recorded: Path, tmp_path: Path
+) -> None:
+    """An engine's or, for a while, the controller's: it counts in no chart; where all is ahead it is believed."""
     end_s, ahead_s = 1_767_225_600.0, 1e11
     alone = tmp_path / "alone"
     finished = Finished(
@@ -139,7 +144,7 @@ def test_one_clock_that_is_years_ahead_moves_no_range(recorded: Path, tmp_path: 
         first_token_s=ahead_s - 2.0,
     )
     for path in (recorded, alone):
-        with HistoryWriter(path) as writer:
+        with HistoryWriter(path, clock=clock) as writer:
             writer.append([Entry(engine_id="engine-2", session_id="u", batch=1, record=finished)])
     for scope in (Scope(), Scope(span_s=600.0)):
         found = latencies(recorded, scope)

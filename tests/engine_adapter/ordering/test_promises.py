@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine_adapter.ordering.indexed_requests import SESSION_UNITS
 from engine_adapter.ordering.kv_memory import PlainMemory, PrefixHit
 from engine_adapter.ordering.ordering import Ordering, Plan
 from engine_adapter.ordering.pace import Pace
@@ -374,6 +375,24 @@ def test_a_session_under_way_goes_by_its_beginning_while_its_prefix_is_cached() 
         engine.arrive("new", 50.0)
         engine.arrive("turn 2", 60.0, session="s")
         assert engine.order(60.0) == expected
+
+
+def test_an_old_session_overtakes_others_for_a_bounded_time_only() -> None:
+    """However long ago it began, and however many of its requests come at once: who waits is served in the end."""
+    engine = Engine(memory=Cached)
+    for number in range(5):
+        engine.arrive(f"old {number}", 0.0, session="s")
+    served_s: dict[str, float] = {}
+    for now_s in map(float, range(1_000, 1_200)):
+        engine.arrive(f"old {now_s}", now_s, session="s")
+        if now_s == 1_050.0:
+            engine.arrive("new", now_s)
+        first = engine.order(now_s)[0]
+        engine.start(first)
+        engine.plan(now_s)
+        engine.end(first)
+        served_s[first] = now_s
+    assert 5.0 < served_s["new"] - 1_050.0 <= SESSION_UNITS / 0.1 + 10.0
 
 
 @pytest.mark.parametrize("planned", [True, False])

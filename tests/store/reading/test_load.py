@@ -35,14 +35,22 @@ def load(points: Iterable[dict[str, Any]], bin_s: float, scope: Scope | None = N
                            " FROM unnest(['a', 'b']) AS t(id)")  # fmt: skip
         columns = ", ".join(f"{name} BIGINT" for name in COLUMNS)
         connection.execute(
-            f"CREATE TABLE snapshots (engine_id VARCHAR, session_id VARCHAR, time_s DOUBLE, step_s DOUBLE, {columns})"
+            f"CREATE TABLE snapshots (engine_id VARCHAR, session_id VARCHAR, time_s DOUBLE, received_s DOUBLE, step_s DOUBLE, {columns})"
         )
         rows = [
-            (point["engine_id"], f"s{point['engine_id']}", point["time_s"], 0.5, *(point.get(n, 0) for n in COLUMNS))
+            (
+                *(
+                    point["engine_id"],
+                    f"s{point['engine_id']}",
+                    point["time_s"],
+                    point.get("received_s", point["time_s"]),
+                ),
+                *(0.5, *(point.get(name, 0) for name in COLUMNS)),
+            )
             for point in points
         ]
         if rows:
-            connection.executemany(f"INSERT INTO snapshots VALUES (?, ?, ?, ?{', ?' * len(COLUMNS)})", rows)
+            connection.executemany(f"INSERT INTO snapshots VALUES (?, ?, ?, ?, ?{', ?' * len(COLUMNS)})", rows)
         return read_load(connection, scope or Scope(), 0.0, bin_s, now_s)
 
 
@@ -94,6 +102,14 @@ def test_a_clock_that_jumped_makes_no_endless_chart() -> None:
     """The number of bins is bounded whatever the times are."""
     points = [{"time_s": time_s, "engine_id": "a"} for time_s in (0.0, 1.0, 1.7e9, math.inf, math.nan)]
     assert 0 < len(load(points, 1.0).points) <= MAX_BINS
+
+
+def test_one_engine_whose_clock_is_ahead_empties_no_chart() -> None:
+    """Its snapshots lie beyond the end; where every clock is ahead theirs is believed."""
+    healthy = [{"time_s": float(second), "engine_id": "a", "running": 3} for second in range(60)]
+    ahead = {"time_s": 1e8, "received_s": 30.0, "engine_id": "b"}
+    assert load([*healthy, ahead], 1.0).points == load(healthy, 1.0).points
+    assert load([ahead, {**ahead, "time_s": 1e8 + 2.0}], 1.0).points[-1].time_s == pytest.approx(1e8, abs=5.0)
 
 
 def test_steps_are_summed_over_the_whole_span() -> None:
