@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from store.records import Targets
 
 LONGEST_TARGET_MS = 86_400_000.0
+LEAST_TARGET_S = 1e-9
 """A target beyond a day is none."""
 
 MOST_TOKENS = 1 << 40
@@ -128,7 +129,7 @@ def _targets(said: Mapping[str, Any]) -> Targets | None:
 
 def _seconds(value: object) -> float | None:
     number = _number(value)
-    return number / 1000.0 if number is not None and 0.0 < number <= LONGEST_TARGET_MS else None
+    return max(number / 1000.0, LEAST_TARGET_S) if number is not None and 0.0 < number <= LONGEST_TARGET_MS else None
 
 
 def _tokens(value: object) -> int | None:

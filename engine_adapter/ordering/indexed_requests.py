@@ -192,6 +192,7 @@ class IndexedRequests:
     def key(self, request_id: str) -> Key:
         """Return the key of a tracked request; the lowest is served first."""
         self._rank_aged()
+        self._shares.settle()
         return self._tracked[request_id].key
 
     def served_s(self, tenant: str) -> float:

@@ -29,6 +29,9 @@ R = TypeVar("R", bound=Identified)
 SORT_SHARE = 8
 """When more than one request in ``SORT_SHARE`` is new or moved, sorting all is cheaper than moving each."""
 
+MOST_MOVED = 512
+"""The same for more requests than this, because each takes longer in a longer queue."""
+
 
 class OrderedQueue(deque[R]):
     """A deque whose middle is in order and whose ends hold the requests added since the last `settle`.
@@ -57,7 +60,7 @@ class OrderedQueue(deque[R]):
             stood: By request id, the key at the last `settle` of each request whose key has changed since.
         """
         changed = self._new_left + self._new_right + len(stood)
-        if changed * SORT_SHARE > len(self):
+        if changed > min(len(self) / SORT_SHARE, MOST_MOVED):
             self._sort(key)
         elif changed:
             self._move(key, stood)

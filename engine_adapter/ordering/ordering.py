@@ -131,6 +131,7 @@ class Ordering(IndexedRequests):
         self._steps_in_flight = steps_in_flight
         for tracked in self._promises.due():
             self._place(tracked)
+        self._shares.settle()
         self._look_up_hits(queue, memory)
         self._sort_queue(queue)
         self._relegate(queue)

@@ -2,7 +2,7 @@
 
 Each tenant has an account of the engine-seconds that its requests have taken, over its weight. A request is charged its
 expected cost when it starts, and the difference to its real cost when it ends. Accounts are compared in rounds of
-`QUANTUM_ANSWERS` mean answers: within a round the index orders the requests of all tenants, so that the mean loses
+`QUANTUM_ANSWERS` mean answers, or more where thousands wait: within a round the index orders the requests of all tenants, so that the mean loses
 little, and a tenant that is a round ahead waits until the others have caught up.
 
 A tenant that has had nothing to wait for gains nothing by that: when its first request waits, its account is raised to
@@ -21,6 +21,9 @@ from store.records import FairShares
 
 QUANTUM_ANSWERS = 10.0
 """Mean answers that a tenant may be served beyond another before it waits for it."""
+
+MOVED_PER_ANSWER = 50.0
+"""Requests that may get a new key for each answer: the longer the queues, the longer the quantum."""
 
 QUANTUM_CHANGE = 2.0
 """Factor by which the mean cost of an answer must move before the quantum follows."""
@@ -45,6 +48,7 @@ class Account:
     """Requests that wait."""
     requests: dict[str, Tracked] = field(default_factory=dict)
     round: int = 0
+    """The one by which its requests have their keys."""
 
 
 class TenantShares:
@@ -57,6 +61,9 @@ class TenantShares:
     def __init__(self, move: Callable[[Iterable[Tracked]], None]) -> None:
         self._move = move
         self._accounts: dict[str, Account] = {}
+        self._changed: dict[Account, None] = {}
+        """Accounts whose round may have changed since `settle`."""
+        self._waiting = 0
         self._mean_s = 0.0
         self._last_round = 0
         """Round of the tenant that was served last."""
@@ -71,6 +78,15 @@ class TenantShares:
         if not self._accounts:
             return self._last_round
         return min((each.round for each in self._accounts.values() if each.waiting), default=self._last_round)
+
+    def settle(self) -> None:
+        """Move the requests of the tenants whose round has changed; once in a step, however often it went to and fro."""
+        changed, self._changed = self._changed, {}
+        for account in changed:
+            number = self._number(account)
+            if number != account.round:
+                account.round = number
+                self._move(account.requests.values())
 
     def has_settled(self, tracked: Tracked) -> bool:
         """Whether a request's round changes with its tenant's only, which `move` tells."""
@@ -98,6 +114,7 @@ class TenantShares:
         if account is None:
             return
         account.waiting -= 1
+        self._waiting -= 1
         self._charge(account, tracked)
 
     def stopped(self, tracked: Tracked) -> None:
@@ -114,6 +131,7 @@ class TenantShares:
         account.requests.pop(tracked.request_id, None)
         if tracked.running is None:
             account.waiting -= 1
+            self._waiting -= 1
         if prices is not None and tracked.charged_s is not None:
             self._serve(account, _cost_s(tracked, prices) - tracked.charged_s)
 
@@ -135,6 +153,7 @@ class TenantShares:
 
     def _wait(self, account: Account) -> None:
         account.waiting += 1
+        self._waiting += 1
         if account.waiting > 1:
             return
         others = [other.served_s for other in self._accounts.values() if other.waiting and other is not account]
@@ -148,22 +167,19 @@ class TenantShares:
         tracked.charged_s = cost_s = tracked.index_s
         self._mean_s = cost_s if not self._mean_s else self._mean_s + COST_MEMORY * (cost_s - self._mean_s)
         self._serve(account, cost_s)
-        wanted_s = QUANTUM_ANSWERS * self._mean_s
+        wanted_s = max(QUANTUM_ANSWERS, self._waiting / MOVED_PER_ANSWER) * self._mean_s
         if not self._quantum_s or not 1.0 / QUANTUM_CHANGE < wanted_s / self._quantum_s < QUANTUM_CHANGE:
             self._quantum_s = wanted_s
-            for each in self._accounts.values():
-                self._update_round(each)
+            self._changed = dict.fromkeys(self._accounts.values())
 
     def _serve(self, account: Account, cost_s: float) -> None:
         account.served_s = max(0.0, account.served_s + cost_s / account.weight)
-        self._update_round(account)
+        self._changed[account] = None
+        self._last_round = self._number(account)
 
-    def _update_round(self, account: Account) -> None:
-        number = int(account.served_s / self._quantum_s) if self._quantum_s > 0.0 else 0
-        self._last_round = number
-        if number != account.round:
-            account.round = number
-            self._move(account.requests.values())
+    def _number(self, account: Account) -> int:
+        """Return the round that an account has reached."""
+        return int(account.served_s / self._quantum_s) if self._quantum_s > 0.0 else 0
 
 
 def _cost_s(tracked: Tracked, prices: FairShares) -> float:
