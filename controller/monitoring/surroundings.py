@@ -78,6 +78,12 @@ def _of_store(store: WriterStats, now_s: float) -> Iterator[DegradedState]:
             "what else uses the disk."
         )
         yield DegradedState(kind="history_behind", text=text)
+    if store.refused:
+        text = (
+            f"The history's queue was full: {store.refused:,} facts were refused, and none is acknowledged any more. Restart "
+            "the controller: engines send again what they keep."
+        )
+        yield DegradedState(kind="history_behind", text=text)
     if store.clock_ahead_s is not None:
         text = (
             f"The clock is {store.clock_ahead_s / 86_400:.0f} days beyond the newest row of the history. Nothing is deleted "

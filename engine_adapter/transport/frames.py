@@ -17,6 +17,7 @@ from store.errors import ProtocolError
 from store.records import (
     ControllerMessage,
     EngineMessage,
+    Facts,
     decode_controller_message,
     decode_engine_message,
     encode,
@@ -28,6 +29,8 @@ MAX_FRAME_BYTES = 8 << 20
 """Largest frame that is read: an engine's batches and snapshots are at most a third as large."""
 
 MESSAGES_PER_RECEIVE = 2000
+FACTS_PER_RECEIVE = 4096
+"""Facts after which no further message is taken: they are handled in a fraction of a second."""
 
 MESSAGES_PER_STEP = 500
 """Messages that an engine receives between two steps: a flood costs a step a few milliseconds at most."""
@@ -113,11 +116,18 @@ class FrameHub:
         """Nothing waits where there is no real socket."""
 
     def receive(self, timeout_s: float) -> list[tuple[bytes, EngineMessage]]:
-        """Return messages with their connection; frames that do not decode are counted in ``bad_frames``."""
+        """Return messages with their connection; frames that do not decode are counted in ``bad_frames``.
+
+        The rest waits in the sockets once there are `FACTS_PER_RECEIVE` facts: engines that come back after an outage
+        send twenty thousand each, and no turn of the controller may take seconds.
+        """
         if not self._frames.poll(int(timeout_s * 1000)):
             return []
         messages: list[tuple[bytes, EngineMessage]] = []
+        facts = 0
         for _ in range(MESSAGES_PER_RECEIVE):
+            if facts >= FACTS_PER_RECEIVE:
+                break
             try:
                 parts = self._frames.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
@@ -131,6 +141,7 @@ class FrameHub:
                 continue
             if self._allows(connection, message):
                 messages.append((connection, message))
+                facts += len(message.facts) if isinstance(message, Facts) else 0
         return messages
 
     def send(self, connection: bytes, message: ControllerMessage) -> Delivery:

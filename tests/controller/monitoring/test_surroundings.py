@@ -27,6 +27,7 @@ def test_each_trouble_of_the_history_is_a_state() -> None:
     assert kinds(clock_ahead_s=3e6) == ["clock_ahead"]
     assert kinds(waiting_since_s=995.0) == ["history_behind"]
     assert kinds(waiting_since_s=997.0) == []
+    assert kinds(refused=3) == ["history_behind"]
     assert kinds(waiting_since_s=995.0, last_error="No space left on device") == [], "another state says so"
 
 

@@ -9,10 +9,18 @@ import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_adapter.transport.frames import MAX_FRAME_BYTES
+from engine_adapter.transport.frames import FACTS_PER_RECEIVE, MAX_FRAME_BYTES
 from engine_adapter.transport.zmq_sockets import HIGH_WATER_MARK, ZmqHub, ZmqLink, prepare_endpoint
 from store.errors import ConfigError, ProtocolError
-from store.records import Acknowledged, Goodbye, decode_controller_message, decode_engine_message, encode
+from store.records import (
+    Acknowledged,
+    Facts,
+    FirstToken,
+    Goodbye,
+    decode_controller_message,
+    decode_engine_message,
+    encode,
+)
 
 
 @pytest.fixture
@@ -48,6 +56,25 @@ def test_messages_go_both_ways(endpoint: str, hub: ZmqHub) -> None:
     assert received == [Acknowledged(batch=2)]
     link.close()
     assert eventually(lambda: hub.send(connection, Acknowledged(batch=3)) == "gone")
+
+
+def test_an_engine_that_comes_back_with_thousands_of_facts_fills_no_turn(endpoint: str, hub: ZmqHub) -> None:
+    """They come in parts, in order, each bounded by its facts, and none is lost."""
+    link = ZmqLink(endpoint)
+    batch = tuple(
+        FirstToken(request_id=f"r{number}", time_s=1.0, scheduled_s=0.5, cached_prompt_tokens=0)
+        for number in range(500)
+    )
+    for number in range(40):
+        assert eventually(lambda number=number: link.send(Facts(batch=number, facts=batch, oldest=0)))  # type: ignore[misc]
+    time.sleep(0.5)
+    parts: list[list[int]] = []
+    while sum(map(len, parts)) < 40:
+        parts.append([message.batch for _, message in hub.receive(5.0) if isinstance(message, Facts)])
+        assert parts[-1], "the rest never came"
+    assert [number for part in parts for number in part] == list(range(40))
+    assert max(map(len, parts)) * 500 < FACTS_PER_RECEIVE + 500
+    link.close()
 
 
 def test_a_frame_that_is_too_long_is_refused_and_counted_and_the_connection_stays(endpoint: str, hub: ZmqHub) -> None:
