@@ -3,7 +3,8 @@
 A request can meet its targets if it is started early enough. How long its answer will be is not known, so that an
 end-to-end target has two latest moments: one from the 90% quantile of the length (started by then it very probably
 ends in time) and one from the 10% quantile (started later it very probably does not). A time to first token is short
-beside the time in which a place becomes free, so that it is urgent from the first moment on. So each request is, at any
+beside the time in which a place becomes free, so that it is urgent from the first moment on, unless it is longer than
+`NEAR_TTFT_S`: whoever asks for a first token within a day does not go before all others for it. So each request is, at any
 time,
 
 - safe: there is time, and it goes by its index like one without targets;
@@ -27,6 +28,9 @@ from engine_adapter.ordering.running_order import Tracked
 from store.records import StepCost
 
 SAFE, URGENT, LOST = 0, -1, 1
+
+NEAR_TTFT_S = 30.0
+"""Seconds before the last moment for a time to first token at which a request becomes urgent."""
 
 DEFAULT_STEP_S = 0.03
 """Assumed seconds of a step before any was measured."""
@@ -121,7 +125,8 @@ class Promises:
         safe_s = latest_s = math.inf
         if targets.ttft_s is not None:
             if tracked.first_token_s is None:
-                safe_s, latest_s = -math.inf, tracked.arrival_s + targets.ttft_s - prefill_s
+                latest_s = tracked.arrival_s + targets.ttft_s - prefill_s
+                safe_s = latest_s - NEAR_TTFT_S
             elif tracked.first_token_s > tracked.arrival_s + targets.ttft_s:
                 return -math.inf, -math.inf
         if targets.e2e_s is not None:

@@ -196,6 +196,16 @@ def test_a_standing_weighs_more_than_any_index(boost_per_s: float | None) -> Non
     assert engine.order(3.0) == ["short", "promised"]
 
 
+def test_a_far_time_to_first_token_is_urgent_only_when_it_is_near() -> None:
+    """Who asks for a first token within an hour goes by its index like others, until half a minute before."""
+    engine = Engine()
+    engine.arrive("far", 0.0, index_s=5.0, targets=Targets(ttft_s=3_600.0))
+    for number in range(3):
+        engine.arrive(f"{number}", 0.0, index_s=1.0)
+    assert engine.order(3_500.0)[-1] == "far"
+    assert engine.order(3_599.0)[0] == "far"
+
+
 def test_without_targets_the_order_is_that_of_the_index_whatever_the_time() -> None:
     """Nobody's place changes with the clock alone."""
     engine = Engine()
