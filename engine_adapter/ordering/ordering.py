@@ -15,6 +15,7 @@ from itertools import chain, islice
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from engine_adapter.ordering.admission import Admission
+from engine_adapter.ordering.crowding import Crowding
 from engine_adapter.ordering.indexed_requests import LAST_CLASS, IndexedRequests
 from engine_adapter.ordering.kv_memory import KvMemory
 from engine_adapter.ordering.ordered_queue import Key, OrderedQueue
@@ -39,9 +40,6 @@ class Schedulable(Protocol):
 
 
 R = TypeVar("R", bound=Schedulable)
-
-MAKE_ROOM_AFTER_S = 30.0
-"""Seconds of waiting after which those that keep a request crowded out start no further ones."""
 
 RESUME_SHARE = 0.05
 """Share of the tokens that a preempted request must compute again, for as many steps its place must last."""
@@ -87,6 +85,7 @@ class Ordering(IndexedRequests):
         super().__init__()
         self._block_size_tokens = block_size_tokens
         self._max_num_seqs = max_num_seqs
+        self._crowding = Crowding()
         self._rest_steps = 0
         """Number of steps during which no running request may be pushed out."""
         self._hits = PrefixHits(block_size_tokens)
@@ -143,10 +142,11 @@ class Ordering(IndexedRequests):
         self._measure_blocks(memory)
         self._headroom.observe(now_s, memory.free_blocks)
         self._credit.earn(now_s)
+        self._crowding.begin_step(now_s)
         held = 0 if admission is None else len(admission.holding)
         reserved = self._reserve_blocks(memory, admission)
         admitted, skipped, pushed_out, held_back = self._admit(
-            now_s, queue, active, memory=memory, room_blocks=memory.free_blocks - reserved, admission=admission
+            queue, active, memory=memory, room_blocks=memory.free_blocks - reserved, admission=admission
         )
         if held_back:
             queue = [request for request in queue if request.request_id not in held_back] + list(held_back.values())
@@ -336,7 +336,6 @@ class Ordering(IndexedRequests):
 
     def _admit(
         self,
-        now_s: float,
         queue: Sequence[R],
         active: list[R],
         *,
@@ -362,7 +361,7 @@ class Ordering(IndexedRequests):
                 if readiness == "held_back":
                     held_back[request.request_id] = request
                     continue
-                if readiness == "crowded_out" and now_s >= self._overdue_s(request):
+                if readiness == "crowded_out" and self._crowding.presses(self._tracked[request.request_id].arrival_s):
                     admission.make_room(request)
                 skipped += 1
                 continue
@@ -389,10 +388,6 @@ class Ordering(IndexedRequests):
             if admission is not None:
                 admission.start(request)
         return admitted, skipped, pushed_out, held_back
-
-    def _overdue_s(self, request: R) -> float:
-        """Return when room begins to be made for a request that is crowded out."""
-        return self._tracked[request.request_id].arrival_s + MAKE_ROOM_AFTER_S
 
     def _victims(
         self, request: R, active: list[R], memory: KvMemory, lacking_blocks: float, slots: int

@@ -10,7 +10,7 @@ from msgspec import structs
 from engine_adapter.ordering.admission import Readiness
 from engine_adapter.ordering.kv_memory import NO_HIT, PlainMemory, PrefixHit
 from engine_adapter.ordering.ordered_queue import OrderedQueue
-from engine_adapter.ordering.ordering import MAKE_ROOM_AFTER_S, Ordering
+from engine_adapter.ordering.ordering import Ordering
 from engine_adapter.ordering.prefix_hits import HASHES_PER_STEP, SAVED_STEPS
 from engine_adapter.ordering.push_out import DEFAULT_TOKEN_S, PUSH_OUT_SHARE, SAVED_S
 from store.records import EngineRules, Gate, IndexTable, Preemption, Settings, StepCost, Victims
@@ -430,18 +430,22 @@ def test_requests_that_the_engine_skips_are_not_counted_and_block_nobody() -> No
     assert (plan.admission_limit, plan.skipped, waiting.started) == (1, 1, ["b"])
 
 
-@pytest.mark.parametrize("late", [False, True])
-def test_room_is_made_for_a_request_that_is_crowded_out_for_long(late: bool) -> None:
-    """Those that keep it out go behind all others and start no more; those that do not are started as before."""
+@pytest.mark.parametrize(
+    ("waited_s", "late"), [(29.0, False), (31.0, True), (61.0, False), (119.0, False), (121.0, True), (241.0, False)]
+)
+def test_room_is_made_for_a_request_that_is_crowded_out_for_long(waited_s: float, late: bool) -> None:
+    """Those that keep it out go behind all others and start no more, for a bounded time; the others start as before."""
     waiting = Waiting(crowded_out=("a",), keeping=("b", "d"))
     ordering = gated("a", "b", "c", "d", "e")
-    plan = ordering.plan(
-        MAKE_ROOM_AFTER_S + (1.0 if late else -1.0),
-        waiting=[Request(name, 16) for name in "abcde"],
-        running=[],
-        memory=PlainMemory(20, BLOCK),
-        admission=waiting,
-    )
+    for begins_s in (0.0, waited_s):
+        waiting.started.clear()
+        plan = ordering.plan(
+            begins_s,
+            waiting=[Request(name, 16) for name in "abcde"],
+            running=[],
+            memory=PlainMemory(20, BLOCK),
+            admission=waiting,
+        )
     assert waiting.started == (["c", "e"] if late else ["b", "c", "d", "e"])
     assert [request.request_id for request in plan.waiting] == list("acebd" if late else "abcde")
     assert (plan.admission_limit, plan.skipped) == (len(waiting.started), 1)

@@ -16,7 +16,7 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
 from vllm.v1.outputs import KVConnectorOutput
 from vllm.v1.request import Request, RequestStatus
 
-from engine_adapter.ordering.ordering import MAKE_ROOM_AFTER_S
+from engine_adapter.ordering.crowding import MAKE_ROOM_AFTER_S
 from engine_adapter.transport.link import DirectLink, NoLink
 from engine_adapter.virtual_time.engine import Step, TraceRequest
 from engine_adapter.virtual_time.profiles import Profile
@@ -223,14 +223,15 @@ def test_room_for_an_adapter_is_made_at_the_cost_of_one_other_alone(scripted: Sc
         else:
             served.submit(request)
         served.step()
-        if second == 60:
-            adapted(served, work("A-late", arrival_s=served.now_s, output_tokens=2), "A")
+        if second in {35, 70}:
+            adapted(served, work(f"A-{second}", arrival_s=served.now_s, output_tokens=2), "A")
     while served.unfinished:
         served.step()
     waits = {fact.request_id: fact.scheduled_s - fact.arrival_s for fact in script.finished().values()}
     assert max(wait_s for name, wait_s in waits.items() if name.startswith("other")) <= 2.0
     assert waits["B"] <= 101.0, "as soon as the answer of A has ended"
-    assert waits["A-late"] > 20.0
+    assert 20.0 < waits["A-35"] <= 32.0, "held back for half a minute"
+    assert waits["A-70"] <= 2.0
     assert policy_errors(script) == {0}
 
 
