@@ -30,6 +30,7 @@ def live(draw: Callable[[], None], every_s: float | None) -> None:
     """Draw a part of the page, and again every ``every_s`` seconds unless that is None or the reader paused it."""
 
     def drawn() -> None:
+        require_session()
         draw()
         st.session_state[_DRAWN] = time.monotonic()
 
@@ -76,7 +77,7 @@ def any_ended(requests: int, newest_s: float | None) -> bool:
 
 def person() -> Person:
     """Whoever looks at this page; without a session that still holds the page ends here."""
-    claims = st.user.to_dict() if sessions.login() == "oidc" else {}
+    claims = _claims()
     found = sessions.current(st.context.cookies.get(sessions.COOKIE), claims)
     if found is None and sessions.login() == "oidc":
         _introduce(claims)
@@ -88,6 +89,19 @@ def person() -> Person:
         )
         st.stop()
     return found
+
+
+def require_session() -> None:
+    """Run the whole page again, which ends at `person`, where the session has ended since it was drawn.
+
+    For the parts that are drawn again by themselves: an open page must not go on for ever.
+    """
+    if sessions.current(st.context.cookies.get(sessions.COOKIE), _claims()) is None:
+        st.rerun()
+
+
+def _claims() -> Mapping[str, object]:
+    return st.user.to_dict() if sessions.login() == "oidc" else {}
 
 
 def _introduce(claims: Mapping[str, object]) -> None:

@@ -229,6 +229,22 @@ def test_people_log_in_and_see_what_they_may(
     assert standing.world.orders == [{"mode": "off", "reason": "drill", "who": "Ada"}]
 
 
+def test_a_page_that_is_open_ends_with_its_session(
+    standing: Any, recorded: Path, run_dashboard: Run, chromium: Callable[..., Browser]
+) -> None:
+    """Logging out in one tab ends what the others draw again by themselves."""
+    with run_dashboard(standing.url, recorded, environment=TOKENS) as url:
+        first = opened(chromium())
+        logged_in(first, url, TOKEN, "Ada")
+        other = first.context.new_page()
+        other.set_default_timeout(DRAWN_MS)
+        other.goto(url)
+        expect(other.get_by_text("Logged in as Ada")).to_be_visible()
+        first.goto(f"{url}/logout")
+        expect(other.get_by_text("Nobody is logged in here: load this page again.")).to_be_visible()
+        expect(other.get_by_text("Logged in as Ada")).to_have_count(0)
+
+
 def test_stored_prompts_are_not_shown_without_a_login(
     standing: Any, recorded: Path, run_dashboard: Run, chromium: Callable[..., Browser], tmp_path: Path
 ) -> None:
