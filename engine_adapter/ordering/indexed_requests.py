@@ -27,7 +27,7 @@ LAST_CLASS = 1 << 62
 STANDING_UNITS = 12.0
 """Units of 1/γ by which urgent requests go before others and lost ones behind: more than any boost differs from another."""
 
-SESSION_UNITS = 4.0
+SESSION_UNITS = 0.1
 """Units of 1/γ by which a turn may go before its own arrival for its session's sake."""
 
 INDEX_UNIT_S = 1e9

@@ -22,6 +22,8 @@ class PrefixHit:
     """Tokens whose KV is cached, which are not computed again."""
     held_blocks: float = 0.0
     """Blocks of these that running requests hold, in the unit of `KvMemory.free_blocks`."""
+    searched_blocks: int = 0
+    """Blocks that the look-up went through, where these are not those of the hit."""
 
 
 NO_HIT = PrefixHit()
@@ -36,7 +38,7 @@ class KvMemory(Protocol):
         ...
 
     def hit(self, request: Any) -> PrefixHit:  # noqa: ANN401 - the engine's own request
-        """Look a waiting request up in the prefix cache; its price grows with the length of the hit."""
+        """Look a waiting request up in the prefix cache; its price grows with the length of the hit, or what it says."""
         ...
 
     def freed_blocks(self, request: Any) -> float | None:  # noqa: ANN401 - as above

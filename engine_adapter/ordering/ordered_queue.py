@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice
+from itertools import compress, islice
 from typing import Any, Protocol, TypeVar
 
 Key = tuple[int, int, float, float, int]
@@ -152,9 +152,22 @@ class OrderedQueue(deque[R]):
         return request
 
     def remove(self, request: Any) -> None:  # noqa: ANN401 - as the base class has it
-        """Remove a request from any place; its neighbours may be new, so all requests count as new afterwards."""
-        super().remove(request)
-        self._forget_order()
+        """Remove a request from any place; raise `ValueError` if it is not there."""
+        if request not in self:
+            raise ValueError("the request is not in the queue")
+        self.remove_all([request])
+
+    def remove_all(self, requests: Iterable[Any]) -> None:
+        """Remove requests from any place, those that are there; the others stay in order."""
+        left, keys, gone = self._new_left, self._keys, set(map(id, requests))
+        stays = [id(request) not in gone for request in self]
+        kept = list(compress(self, stays))
+        middle = stays[left : left + len(keys)]
+        self._new_left = sum(stays[:left])
+        self._new_right = sum(stays[left + len(keys) :])
+        self._keys = list(compress(keys, middle))
+        super().clear()
+        super().extend(kept)
 
     def clear(self) -> None:
         """Remove all requests."""

@@ -1,6 +1,7 @@
 """Looks waiting requests up in the engine's prefix cache, at a bounded price per step.
 
-A look-up costs one comparison for each block of the hit, and a prompt may have ten thousand blocks. Each step earns
+A look-up costs one comparison for each block of the hit, and in some models of the whole prompt, which may have ten
+thousand blocks. Each step earns
 `HASHES_PER_STEP` comparisons; a look-up that costs more is paid for by later steps. New requests are looked up as soon
 as there is credit, those at the head of the queue again from time to time: blocks that they would hit may be freed,
 taken by others, or computed by a request with the same prefix.
@@ -54,7 +55,7 @@ class PrefixHits:
             return False
         first, former = not tracked.hit_due_step, tracked.hit
         tracked.hit = memory.hit(request)
-        price = 1 + tracked.hit.tokens // self._block_size_tokens
+        price = 1 + max(tracked.hit.searched_blocks, tracked.hit.tokens // self._block_size_tokens)
         self._credit -= price
         tracked.hit_due_step = self._step + REFRESH_STEPS + price // HASHES_PER_STEP
         return first or tracked.hit != former

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import Counter
+from dataclasses import replace
 
 from vllm.v1 import kv_cache_interface
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
@@ -108,7 +109,7 @@ class BlockMemory:
         if request.num_computed_tokens or not looks_up_prefix(self._manager, request):
             return NO_HIT
         if self._chained_tokens is None:
-            hit = self._longest_hit(request)
+            hit = replace(self._longest_hit(request), searched_blocks=len(request.block_hashes))
         else:
             hit = self._chained_hit(request, self._chained_tokens)
         self._expected_tokens[request.request_id] = hit.tokens

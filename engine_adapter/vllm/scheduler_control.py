@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from collections.abc import Set as AbstractSet
 from itertools import chain, islice
 
@@ -168,7 +168,11 @@ class SchedulerControl:
 
 
 class OrderedRequestQueue(OrderedQueue[Request], FCFSRequestQueue):  # type: ignore[misc]  # mypy does not follow vLLM
-    """VLLM's deque in the plan's order; vLLM changes it through the deque's methods only."""
+    """VLLM's deque in the plan's order; vLLM changes it through the deque's methods and this one."""
+
+    def remove_requests(self, requests: Iterable[Request]) -> None:
+        """Remove requests, such as aborted ones, and keep the others in order."""
+        self.remove_all(requests)
 
 
 def _split(requests: Collection[Request], known: AbstractSet[str]) -> tuple[list[Request], list[Request]]:

@@ -13,7 +13,7 @@ from engine_adapter.ordering.ordered_queue import Key, OrderedQueue
 from engine_adapter.ordering.ordering import Ordering
 from store.records import EngineRules, Gate, IndexTable, Settings
 
-CHANGES = ("append", "appendleft", "extend", "extendleft", "popleft", "pop", "remove", "clear", "rekey")
+CHANGES = ("append", "appendleft", "extend", "extendleft", "popleft", "pop", "remove", "remove_all", "clear", "rekey")
 
 
 @dataclass(eq=False)
@@ -59,6 +59,8 @@ def change(queue: OrderedQueue[Request], model: Model, kind: str, value: float) 
             getattr(queue, kind)()
         case "remove" if place is not None:
             queue.remove(queue[place])
+        case "remove_all":
+            queue.remove_all([*list(queue)[: place or 0 : 3], Request("elsewhere")])
         case "rekey" if place is not None:
             model.rekey(queue[place], value)
         case "clear" if value > 0.9:

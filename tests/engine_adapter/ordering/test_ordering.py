@@ -1,6 +1,7 @@
 import math
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -596,3 +597,20 @@ def test_short_of_memory_the_only_request_of_the_lowest_class_gives_way() -> Non
     running = [Request(name, 160, 159) for name in ("low", "high", "higher")]
     plan = ordering.plan(0.0, waiting=[], running=running, memory=PlainMemory(0, BLOCK))
     assert plan.running[-1].request_id == "low"
+
+
+def test_a_look_up_that_searches_the_whole_prompt_is_paid_for_by_its_prompt() -> None:
+    """Also where it finds nothing: of a thousand long prompts few are looked up in a step."""
+    looked: list[str] = []
+
+    class Searching(PlainMemory):
+        def hit(self, request: Any) -> PrefixHit:
+            looked.append(request.request_id)
+            return PrefixHit(searched_blocks=4_000)
+
+    names = [f"{number}" for number in range(1_000)]
+    ordering = gated(*names)
+    queue = [Request(name, 60_000) for name in names]
+    for step in range(20):
+        ordering.plan(float(step), waiting=queue, running=[], memory=Searching(10_000, BLOCK))
+    assert len(looked) <= 1 + (SAVED_STEPS + 20) * HASHES_PER_STEP / 4_000

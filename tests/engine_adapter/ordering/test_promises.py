@@ -16,7 +16,7 @@ from engine_adapter.ordering.kv_memory import PlainMemory, PrefixHit
 from engine_adapter.ordering.ordering import Ordering, Plan
 from engine_adapter.ordering.pace import Pace
 from engine_adapter.ordering.running_order import Tracked
-from engine_adapter.ordering.tenant_shares import MOST_ACCOUNTS, QUANTUM_ANSWERS, SHARED_ACCOUNT
+from engine_adapter.ordering.tenant_shares import MOST_ACCOUNTS, QUANTUM_ANSWERS, SHARED_ACCOUNT, TenantShares
 from store.records import EngineRules, FairShares, Gate, IndexTable, Settings, StepCost, Targets
 
 BLOCK = 16
@@ -303,6 +303,28 @@ def test_of_two_tenants_that_always_wait_neither_is_served_a_quantum_and_a_reque
     assert abs(served["a"] - served["b"]) <= quantum_s + 2.0 * largest_s
 
 
+def test_a_tenants_requests_get_new_keys_once_a_step_however_often_its_round_changes() -> None:
+    """Answers that end much sooner than predicted take it a round up at the start and down at the end."""
+    moved: list[int] = []
+    shares = TenantShares(lambda requests: moved.append(len(list(requests))))
+    prices = SHARES
+    waiting = [Tracked(f"w{number}", 0, 0.0, number, int) for number in range(1_000)]
+    for tracked in waiting:
+        shares.enter(tracked, "a", 1.0)
+    shares.settle()
+    moved.clear()
+    for step in range(50):
+        for number in range(20):
+            tracked = Tracked(f"{step}.{number}", 0, 0.0, 0, int)
+            tracked.index_s = 60.0
+            shares.enter(tracked, "a", 1.0)
+            shares.started(tracked)
+            shares.leave(tracked, prices)
+        shares.settle()
+    assert len(moved) <= 50, "of 2,000 changes"
+    assert shares.served_s("a") == 0.0, "the answers had no token"
+
+
 def test_a_tenant_with_cheap_answers_does_not_starve_one_with_dear_ones() -> None:
     """The index alone would serve the cheap ones for ever."""
     alone = serve(Engine(boost_per_s=None), {"cheap": [0.1], "dear": [2.0]}, {"cheap": 1.0, "dear": 1.0}, 150)
@@ -377,7 +399,7 @@ def test_thousands_of_tenants_have_a_bounded_number_of_accounts() -> None:
 def test_a_session_under_way_goes_by_its_beginning_while_its_prefix_is_cached() -> None:
     """Its next turn goes before a new request that came earlier; without a cached prefix it does not."""
     for memory, expected in ((Cached, ["turn 2", "new"]), (PlainMemory, ["new", "turn 2"])):
-        engine = Engine(memory=memory)
+        engine = Engine(memory=memory, boost_per_s=0.005)
         engine.arrive("turn 1", 0.0, session="s")
         engine.start("turn 1")
         engine.plan(0.0)
@@ -389,7 +411,7 @@ def test_a_session_under_way_goes_by_its_beginning_while_its_prefix_is_cached() 
 
 def test_an_old_session_overtakes_others_for_a_bounded_time_only() -> None:
     """However long ago it began, and however many of its requests come at once: who waits is served in the end."""
-    engine = Engine(memory=Cached)
+    engine = Engine(memory=Cached, boost_per_s=0.001)
     for number in range(5):
         engine.arrive(f"old {number}", 0.0, session="s")
     served_s: dict[str, float] = {}
@@ -402,7 +424,7 @@ def test_an_old_session_overtakes_others_for_a_bounded_time_only() -> None:
         engine.plan(now_s)
         engine.end(first)
         served_s[first] = now_s
-    assert 5.0 < served_s["new"] - 1_050.0 <= SESSION_UNITS / 0.1 + 10.0
+    assert 5.0 < served_s["new"] - 1_050.0 <= SESSION_UNITS / 0.001 + 10.0
 
 
 @pytest.mark.parametrize("planned", [True, False])
