@@ -2,8 +2,8 @@
 
 Each tenant has an account of the engine-seconds that its requests have taken, over its weight. A request is charged its
 expected cost when it starts, and the difference to its real cost when it ends. Accounts are compared in rounds of
-`QUANTUM_ANSWERS` mean answers, or more where thousands wait: within a round the index orders the requests of all tenants, so that the mean loses
-little, and a tenant that is a round ahead waits until the others have caught up.
+`QUANTUM_ANSWERS` mean answers, or of more where thousands wait: within a round the index orders the requests of all
+tenants, so that the mean loses little, and a tenant that is a round ahead waits until the others have caught up.
 
 A tenant that has had nothing to wait for gains nothing by that: when its first request waits, its account is raised to
 that of the least served of those that wait, or to the highest of all when nobody else waits. So, of two tenants that
@@ -149,7 +149,7 @@ class TenantShares:
         """Forget the idle tenants that were served least: they are raised to the others when they come back."""
         idle = sorted((account.served_s, tenant) for tenant, account in self._accounts.items() if not account.requests)
         for _, tenant in idle[: max(1, len(idle) // 2)]:
-            del self._accounts[tenant]
+            self._changed.pop(self._accounts.pop(tenant), None)
 
     def _wait(self, account: Account) -> None:
         account.waiting += 1

@@ -396,6 +396,18 @@ def test_thousands_of_tenants_have_a_bounded_number_of_accounts() -> None:
     assert engine.ordering.served_s("new") > 0.0
 
 
+def test_nothing_is_kept_of_tenants_that_are_forgotten_while_no_plan_is_made() -> None:
+    """As in shadow, where tables come and no order is asked for."""
+    shares = TenantShares(lambda _moved: None)
+    for number in range(5 * MOST_ACCOUNTS):
+        tracked = Tracked(f"{number}", 0, 0.0, number, int)
+        tracked.index_s = 1.0
+        shares.enter(tracked, f"t{number}", 1.0)
+        shares.started(tracked)
+        shares.leave(tracked, SHARES)
+    assert len(shares._changed) <= len(shares._accounts) <= MOST_ACCOUNTS
+
+
 def test_a_session_under_way_goes_by_its_beginning_while_its_prefix_is_cached() -> None:
     """Its next turn goes before a new request that came earlier; without a cached prefix it does not."""
     for memory, expected in ((Cached, ["turn 2", "new"]), (PlainMemory, ["new", "turn 2"])):
