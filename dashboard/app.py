@@ -106,7 +106,7 @@ def _fetch_charting() -> None:
 
 @st.fragment(run_every=live.REFRESH_S)
 def _health() -> None:
-    components.require_session()
+    components.person()
     st.caption(components.updated())
     state = live.state()
     if isinstance(state, Trouble):

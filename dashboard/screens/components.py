@@ -30,7 +30,7 @@ def live(draw: Callable[[], None], every_s: float | None) -> None:
     """Draw a part of the page, and again every ``every_s`` seconds unless that is None or the reader paused it."""
 
     def drawn() -> None:
-        require_session()
+        person()  # Nothing is drawn for a session that has ended since.
         draw()
         st.session_state[_DRAWN] = time.monotonic()
 
@@ -76,8 +76,8 @@ def any_ended(requests: int, newest_s: float | None) -> bool:
 
 
 def person() -> Person:
-    """Whoever looks at this page; without a session that still holds the page ends here."""
-    claims = _claims()
+    """Whoever looks at this page; without a session that still holds it ends here, or the part that is drawn again."""
+    claims = st.user.to_dict() if sessions.login() == "oidc" else {}
     found = sessions.current(st.context.cookies.get(sessions.COOKIE), claims)
     if found is None and sessions.login() == "oidc":
         _introduce(claims)
@@ -89,19 +89,6 @@ def person() -> Person:
         )
         st.stop()
     return found
-
-
-def require_session() -> None:
-    """Run the whole page again, which ends at `person`, where the session has ended since it was drawn.
-
-    For the parts that are drawn again by themselves: an open page must not go on for ever.
-    """
-    if sessions.current(st.context.cookies.get(sessions.COOKIE), _claims()) is None:
-        st.rerun()
-
-
-def _claims() -> Mapping[str, object]:
-    return st.user.to_dict() if sessions.login() == "oidc" else {}
 
 
 def _introduce(claims: Mapping[str, object]) -> None:

@@ -114,9 +114,9 @@ def _gate_admits_nobody(patch: pytest.MonkeyPatch) -> None:
     admit = Ordering._admit
 
     def idle(
-        ordering: Ordering, now_s: float, queue: Sequence[Any], active: list[Any], **more: Any
-    ) -> tuple[int, int, list[Any]]:
-        return admit(ordering, now_s, queue, active, **more) if active else (0, 0, [])
+        ordering: Ordering, queue: Sequence[Any], active: list[Any], **more: Any
+    ) -> tuple[int, int, list[Any], dict[str, Any]]:
+        return admit(ordering, queue, active, **more) if active else (0, 0, [], {})
 
     patch.setattr(Ordering, "_admit", idle)
 
