@@ -93,12 +93,12 @@ class HttpHints:
         tenant = hints.fields.get("tenant")
         return HintedBody(body, tenant=None if tenant is None else str(tenant))
 
-    def enter(self, tenant: str | None, *, late: bool) -> Refusal | None:
+    def enter(self, tenant: str | None, *, background: bool) -> Refusal | None:
         """Count one more unfinished request of a tenant; returns the refusal, and counts nothing, at its limit.
 
-        A ``late`` one is refused where there is a limit: its exchange ends before its answer does.
+        One whose answer is made in the background is refused where there is a limit: its exchange ends before.
         """
-        if late and self._limits.most(tenant) is not None:
+        if background and self._limits.most(tenant) is not None:
             return unusable(UnusableHintError("field background", "true", "false, for unfinished requests are limited"))
         most = self._limits.enter(tenant)
         return None if most is None else self.drop("tenant_limit", too_many(tenant, most))
@@ -178,8 +178,8 @@ class _Exchange:
     def _enter(self) -> None:
         """Count the request; the application answers an empty body, in whose place a refusal goes out."""
         if self._refusal is None:
-            late = self._said.background and _path(self.scope) == RESPONSES
-            self._refusal = self._server.enter(self._said.tenant, late=late)
+            background = self._said.background and _path(self.scope) == RESPONSES
+            self._refusal = self._server.enter(self._said.tenant, background=background)
             self._entered = self._refusal is None
 
     async def send(self, message: Message) -> None:

@@ -14,8 +14,10 @@ from typing import Any, Protocol
 from store.records import Targets
 
 LONGEST_TARGET_MS = 86_400_000.0
-LEAST_TARGET_S = 1e-9
 """A target beyond a day is none."""
+
+LEAST_TARGET_S = 1e-9
+"""A target that is smaller counts as this one, so that none becomes 0."""
 
 MOST_TOKENS = 1 << 40
 

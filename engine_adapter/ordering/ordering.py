@@ -9,7 +9,7 @@ A step costs look-ups for the running requests that reach another entry and move
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Generic, Protocol, TypeAlias, TypeVar
@@ -126,11 +126,8 @@ class Ordering(IndexedRequests):
         queue, active = waiting if isinstance(waiting, OrderedQueue) else list(waiting), list(running)
         rules = self._rules
         active = self._order.follow(active, rules.victims)
-        self._promises.begin_step(now_s, busy=bool(active))
         self._steps_in_flight = steps_in_flight
-        for tracked in self._promises.due():
-            self._place(tracked)
-        self._shares.settle()
+        self._follow_clock(now_s, busy=bool(active))
         self._look_up_hits(queue, memory)
         self._sort_queue(queue)
         self._relegate(queue)
@@ -139,17 +136,13 @@ class Ordering(IndexedRequests):
         if not queue or not (rules.gate or self.preempts):
             shape = self._shape(now_s, queue, 0, memory)
             return Plan(queue, active, None, 0, step_tokens=shape.step_tokens, chunk_tokens=shape.chunk_tokens)
-        self._measure_blocks(memory)
-        self._headroom.observe(now_s, memory.free_blocks)
-        self._credit.earn(now_s)
-        self._crowding.begin_step(now_s)
+        self._begin_admission(now_s, memory)
         held = 0 if admission is None else len(admission.holding)
         reserved = self._reserve_blocks(memory, admission)
         admitted, skipped, pushed_out, held_back = self._admit(
             queue, active, memory=memory, room_blocks=memory.free_blocks - reserved, admission=admission
         )
-        if held_back:
-            queue = [request for request in queue if request.request_id not in held_back] + list(held_back.values())
+        queue = _with_last(queue, held_back)
         shape = self._shape(now_s, queue, admitted + skipped, memory)
         self._rest_steps = max(0, self._rest_steps - 1)
         if pushed_out:
@@ -157,9 +150,7 @@ class Ordering(IndexedRequests):
             self._rest_steps = rules.preemption.rest_steps if rules.preemption else 0
             active = active[: len(active) - len(pushed_out)]
             self._order.keep(len(active))
-            queue = sorted(
-                [*queue, *pushed_out], key=lambda pushed: (pushed.request_id in held_back, self._key(pushed))
-            )
+            queue = _with_last(sorted([*queue, *pushed_out], key=self._key), held_back)
         limit = len(active) + held + admitted if rules.gate else None
         return Plan(
             queue,
@@ -171,6 +162,20 @@ class Ordering(IndexedRequests):
             chunk_tokens=shape.chunk_tokens,
             skipped=skipped,
         )
+
+    def _follow_clock(self, now_s: float, *, busy: bool) -> None:
+        """Bring the keys up to a step that begins: standings change with the clock, and rounds once a step."""
+        self._promises.begin_step(now_s, busy=busy)
+        for tracked in self._promises.due():
+            self._place(tracked)
+        self._shares.settle()
+
+    def _begin_admission(self, now_s: float, memory: KvMemory) -> None:
+        """Note what admission goes by from step to step."""
+        self._measure_blocks(memory)
+        self._headroom.observe(now_s, memory.free_blocks)
+        self._credit.earn(now_s)
+        self._crowding.begin_step(now_s)
 
     def _shape(self, now_s: float, queue: Sequence[R], placed: int, memory: KvMemory) -> StepShape:
         """Bound the step's prefill, if its prompts delay others; ``placed`` of the queue are in it."""
@@ -425,6 +430,11 @@ class Ordering(IndexedRequests):
             return False
         price_s = preemption.token_s * victim.num_computed_tokens
         return winner.index_s + price_s <= (1.0 - preemption.hysteresis) * loser.index_s
+
+
+def _with_last(queue: list[R] | OrderedQueue[R], last: Mapping[str, R]) -> list[R] | OrderedQueue[R]:
+    """Return the queue with these requests, by id, behind all others; the same queue if there are none."""
+    return [*(request for request in queue if request.request_id not in last), *last.values()] if last else queue
 
 
 OrderingFactory: TypeAlias = Callable[[int, int], Ordering]
