@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import InvalidMessage, InvalidStatus
 from websockets.sync.client import connect
 
 from engine_adapter.serving.processes import free_port
@@ -67,7 +67,13 @@ class Proxy:
             return client.request(method, url, headers=headers, extensions={"sni_hostname": host}, **options)
 
     def opens(self, headers: dict[str, str], origin: str) -> bool:
-        """Whether the dashboard's websocket opens."""
+        """Whether the dashboard's websocket opens; a connection that ends without an answer is tried again."""
+        for _ in range(3):
+            with suppress(InvalidMessage):
+                return self._opens_at_once(headers, origin)
+        pytest.fail(f"no answer from the proxy in three tries, Origin {origin}")
+
+    def _opens_at_once(self, headers: dict[str, str], origin: str) -> bool:
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         with socket.create_connection(("127.0.0.1", self.port)) as connection:

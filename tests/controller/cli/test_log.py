@@ -20,8 +20,9 @@ def a_log(stream: io.TextIOBase) -> tuple[logging.Logger, PatientHandler]:
     return logger, handler
 
 
-def test_a_pipe_that_nobody_empties_holds_up_no_one_who_logs() -> None:
+def test_a_pipe_that_nobody_empties_holds_up_no_one_who_logs(monkeypatch: pytest.MonkeyPatch) -> None:
     """What does not fit is dropped and counted; once somebody reads, lines follow in their order."""
+    monkeypatch.setattr(log, "FLUSH_S", 30.0)
     read, write = os.pipe()
     logger, handler = a_log(open(write, "w", encoding="utf-8"))  # noqa: PTH123, SIM115 - the writer's thread has it
     told = 3 * LINES_KEPT
@@ -36,9 +37,10 @@ def test_a_pipe_that_nobody_empties_holds_up_no_one_who_logs() -> None:
         reader.join(10.0)
         assert not reader.is_alive()
     numbers = [int(line) for line in lines if line.strip().isdecimal()]
-    [dropped] = [int(line.split()[0]) for line in lines if "were dropped" in line]
-    assert numbers == list(range(len(numbers)))
-    assert len(numbers) + dropped == told
+    dropped = [int(line.split()[0]) for line in lines if "were dropped" in line]
+    assert numbers == sorted(set(numbers))
+    assert min(dropped) > 0
+    assert len(numbers) + sum(dropped) == told
 
 
 def test_the_end_waits_a_moment_for_a_pipe_that_nobody_empties(monkeypatch: pytest.MonkeyPatch) -> None:
