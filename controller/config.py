@@ -15,7 +15,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from engine_adapter.transport.keys import default_keys_path
@@ -57,6 +66,9 @@ def default_store_path() -> Path:
     return Path(base) / "sagesched" if base else Path.home() / ".local" / "share" / "sagesched"
 
 
+NUMBERS = (int, float, int | None, float | None)
+"""Types of the settings that are numbers."""
+
 IndexRule: TypeAlias = Literal["mean", "gittins"]
 Objective: TypeAlias = Literal["mean", "balanced", "tail"]
 
@@ -65,6 +77,17 @@ class Section(BaseModel):
     """Base of all sections: frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_meant(cls, given: object, about: ValidationInfo) -> object:
+        """Refuse what would be read as something else: a truth value as a number, no path as the current folder."""
+        expected = cls.model_fields[about.field_name].annotation if about.field_name else None
+        if isinstance(given, bool) and expected in NUMBERS:
+            raise ValueError("must be a number")
+        if given == "" and expected is Path:
+            raise ValueError("is empty: name a folder")
+        return given
 
 
 class EngineSection(Section):
@@ -370,7 +393,7 @@ def _explain(problem: ErrorDetails, layers: Mapping[str, Mapping[str, Any]]) -> 
     if problem["type"] == "extra_forbidden":
         return f"unknown setting {key} = {value} ({origin}): {_suggestion(path)}"
     message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "value_error" and not isinstance(problem["input"], str):
+    if problem["type"] == "value_error" and not isinstance(given, str | bool):
         return f"setting {key}: {message}"
     return f"setting {key} = {value} ({origin}): {message[:1].lower()}{message[1:]}"
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import subprocess
 import sys
 import threading
@@ -133,7 +134,7 @@ class GainWatch:
             self._worker.communicate()
             return _unavailable(f"the replay took more than {self._limits.deadline_s:g} s")
         if self._worker.returncode != 0:
-            last = (errors.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
+            last = (errors.decode(errors="replace").strip().splitlines() or [_ending(self._worker.returncode)])[-1]
             if not self._stopping.is_set():
                 log.warning("comparison with first come, first served failed: %s", last)
             return _unavailable(f"the replay failed: {last}")
@@ -141,6 +142,17 @@ class GainWatch:
         if gain is None:
             return GainView(status="warming up", reason="too few finished requests have a prediction")
         return GainView(status="ready", computed_s=self._clock(), gain=gain)
+
+
+def _ending(code: int) -> str:
+    """How a process ended that said nothing.
+
+    >>> _ending(-9), _ending(3)
+    ('its process was ended by SIGKILL, as the kernel does where memory is short', 'its process ended with code 3')
+    """
+    if code == -signal.SIGKILL:
+        return "its process was ended by SIGKILL, as the kernel does where memory is short"
+    return f"its process ended with code {code}" if code > 0 else f"its process was ended by signal {-code}"
 
 
 def _unavailable(reason: str) -> GainView:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
 from typing import Any
 
@@ -17,6 +18,9 @@ from controller.replay.recorded_run import RecordedRun
 
 LOWEST_PRIORITY = 19
 
+MEMORY_BYTES = 2 << 30
+"""Data that a comparison may hold; beyond it it fails, and the controller beside it does not."""
+
 
 class GainTask(msgspec.Struct, frozen=True, kw_only=True):
     """Input of a comparison: the latest run of an engine, and the policy of the configuration."""
@@ -28,10 +32,18 @@ class GainTask(msgspec.Struct, frozen=True, kw_only=True):
 def main() -> None:
     """Read a `GainTask`; write the `Gain`, or null if there is too little to compare."""
     os.nice(LOWEST_PRIORITY)
+    bound_memory()
     task = msgspec.json.decode(sys.stdin.buffer.read(), type=GainTask)
     section = PolicySection.model_validate(task.policy)
     gain = estimate_gain(task.run, policy_of(section), _objectives(section))
     sys.stdout.buffer.write(msgspec.json.encode(gain))
+
+
+def bound_memory() -> None:
+    """Let this process hold no more data than `MEMORY_BYTES`, or than it might before if that was less."""
+    bound, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if bound == resource.RLIM_INFINITY or bound > MEMORY_BYTES:
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, hard))
 
 
 def _objectives(section: PolicySection) -> dict[Objective, Policy] | None:

@@ -28,6 +28,7 @@ from online_learning.calibration.calibration import CalibrationSettings
 from online_learning.calibration.guard import GuardSettings
 from online_learning.distribution import LengthDistribution
 from online_learning.length_learner import Drift, Features, Forecast, Observation, Prompt
+from store.bounds import bounded_request_id
 from store.records import (
     Acknowledged,
     Arrived,
@@ -67,9 +68,12 @@ class _ReplayController(InProcessController):
     """The controller's own core with recorded predictions: a request's number replaces its prompt."""
 
     def __init__(self, past: Replayable, policy: Policy) -> None:
-        self._numbers = {request.request_id: number for number, request in enumerate(past.requests)}
+        # Ids as the replay's engine will send them: whoever recorded the run may not have bounded them.
+        self._numbers = {bounded_request_id(request.request_id): at for at, request in enumerate(past.requests)}
         predictions = {
-            number: past.predictions[name] for name, number in self._numbers.items() if name in past.predictions
+            at: past.predictions[request.request_id]
+            for at, request in enumerate(past.requests)
+            if request.request_id in past.predictions
         }
         super().__init__(
             RecordedPredictions(past.prior, predictions),

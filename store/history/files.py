@@ -15,6 +15,9 @@ from store.errors import StoreError, StoreLockedError
 _OWNER_ONLY = 0o600
 _OWNER_ONLY_FOLDER = 0o700
 
+_UNFIT = frozenset("?\\")
+"""Characters of a path that DuckDB reads otherwise than the system."""
+
 SPARE_FILES = 40
 """Files that the process must still be able to open before the history is written: a merge of segments opens up to 34."""
 
@@ -119,7 +122,9 @@ def require_spare_files() -> None:
 
 
 def folder_problem(path: Path) -> str | None:
-    """Why an existing folder cannot become this user's alone, and what to do; None when it can."""
+    """Why an existing folder cannot become a history of this user's alone, and what to do; None when it can."""
+    if unfit := sorted(_UNFIT & set(str(path.resolve()))):
+        return f"history folder {path} has a {unfit[0]} in its path, where DuckDB finds no file: choose another with --store"
     status = path.stat()
     if status.st_mode & stat.S_ISVTX:
         return (

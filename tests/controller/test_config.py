@@ -41,6 +41,9 @@ def test_flags_win_over_environment_over_file_over_defaults(tmp_path: Path) -> N
         ),
         ({"tenants": {"default_weight": 1e-300}}, {}, ("tenants.default_weight", "greater than or equal to 0.000001")),
         ({"engine": {"endpoint": "udp://0.0.0.0:1"}}, {}, ("engine.endpoint", "ipc:///", "tcp://HOST:PORT")),
+        ({"http": {"port": True}}, {}, ("http.port", "True", "flag", "must be a number")),
+        ({"classes": {"chat": {"ttft_s": True}}}, {}, ("classes.chat.ttft_s", "True", "must be a number")),
+        ({}, {"SAGESCHED_STORE__PATH": ""}, ("store.path", "''", "environment", "name a folder")),
         ({}, {"SAGESCHED_STORE": "x", "SAGESCHED_STORE__PATH": "y"}, ("SAGESCHED_STORE__PATH", "unset one")),
     ],
 )

@@ -264,6 +264,22 @@ def test_clients_who_went_away_go_when_they_did(ran_in_shadow: Any) -> None:
     assert replayed(changed).reproduced.figures.mean_ttlt_s < replayed(run).reproduced.figures.mean_ttlt_s
 
 
+def test_ids_that_no_engine_of_ours_recorded_are_replayed_as_others(
+    ran_on: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another program may have written longer ones, which the replay's engine cuts."""
+    run = past(ran_on)
+    named = replace(
+        run, requests=tuple(replace(request, request_id=f"{request.request_id:x<280}") for request in run.requests)
+    )
+    totals = {
+        name: replay_under(Replayable.of(one), policy_named("sage")) for name, one in (("own", run), ("long", named))
+    }
+    assert "policy failed" not in caplog.text
+    own_s, long_s = ([life.finished_s for life in totals[name].completed] for name in ("own", "long"))
+    assert long_s == own_s
+
+
 def test_what_makes_the_figures_doubtful_is_noted(ran_in_shadow: Any) -> None:
     """Few snapshots, prompts from the prefix cache and missing predictions; nothing of it where it is not so."""
     run = past(ran_in_shadow)

@@ -156,15 +156,17 @@ def test_only_the_owner_can_read_a_history(tmp_path: Path, make: Any) -> None:
 
 
 def test_a_folder_that_cannot_be_a_history_is_refused(tmp_path: Path) -> None:
-    """A file, a folder that everybody writes to, and a folder without a history say what to do."""
+    """A file, a folder that everybody writes to, a path that DuckDB reads otherwise, and no history at all say what to do."""
     occupied = tmp_path / "file"
     occupied.write_text("x")
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o1777)
-    for path in (occupied, shared):
+    for path in (occupied, shared, tmp_path / "what?", tmp_path / "back\\slash"):
         with pytest.raises(StoreError, match="--store"):
             HistoryWriter(path).start()
+    with pytest.raises(StoreError, match=r"has a \? in its path, where DuckDB finds no file"):
+        HistoryWriter(tmp_path / "what?" / "history").start()
     for path in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(StoreError, match="holds no history"):
             open_history(path)
