@@ -337,7 +337,7 @@ class Agent:
         self._error = bounded_text(f"{type(error).__name__}: {error}")
         pause_s = self._limits.error_pause_s * 2.0 ** min(self._errors_in_a_row - 1, 32)
         self._error_until_s = now_s + min(pause_s, self._limits.error_pause_limit_s)
-        self._ordering.forget_tables()
+        self._ordering.start_over()
         self._restarting = True
         place = _place(error)
         if place not in self._logged and len(self._logged) < PLACES_LOGGED:

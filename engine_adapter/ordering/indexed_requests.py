@@ -13,7 +13,7 @@ from engine_adapter.ordering.boost import boost_s
 from engine_adapter.ordering.class_headroom import ClassHeadroom
 from engine_adapter.ordering.ordered_queue import Key
 from engine_adapter.ordering.pace import Pace
-from engine_adapter.ordering.promises import SAFE, Promises
+from engine_adapter.ordering.promises import Promises
 from engine_adapter.ordering.running_order import RunningOrder, Tracked
 from engine_adapter.ordering.session_arrivals import CACHED_SHARE, SessionArrivals
 from engine_adapter.ordering.step_shape import ArrivalRate
@@ -41,22 +41,26 @@ class IndexedRequests:
     """What is known of each unfinished request, and its key in the order."""
 
     def __init__(self) -> None:
-        self._tracked: dict[str, Tracked] = {}
-        self._prior: IndexTable | None = None
         self._rules = EngineRules()
         self._serial = 0
+        self._arrivals = ArrivalRate()
+        self._sessions = SessionArrivals()
+        self._begin()
+
+    def _begin(self) -> None:
+        """Begin without requests and tables."""
+        self._tracked: dict[str, Tracked] = {}
+        self._prior: IndexTable | None = None
         self._stood: dict[str, Key] = {}
         """Keys at the last plan of the waiting requests whose key has changed since."""
         self._order = RunningOrder(self._start, self._stop)
         self._aged: set[Tracked] = set()
         """Running requests that have reached another entry since their key was set: few steps read the keys of such."""
         self._calendar = TokenCalendar()
-        self._arrivals = ArrivalRate()
         self._tables_held = 0
         self._promises = Promises()
         self._pace = Pace()
         self._shares = TenantShares(self._move_all)
-        self._sessions = SessionArrivals()
         self._headroom = ClassHeadroom()
         self.impossible = 0
         """Number of unfinished requests that the engine can never serve."""
@@ -98,14 +102,12 @@ class IndexedRequests:
         self._place(tracked)
         return True
 
-    def forget_tables(self) -> None:
-        """Discard every table and the prior, for example after an error in one of them."""
-        self._prior = None
-        self._tables_held = 0
-        for tracked in self._tracked.values():
-            tracked.table = None
-            tracked.standing, tracked.standing_until_s, tracked.paced = SAFE, math.inf, False
-        self._place_all()
+    def start_over(self) -> None:
+        """Discard every table and the prior, and all that was made of them, after an error: it may be half done."""
+        former = self._tracked
+        self._begin()
+        for tracked in former.values():
+            self._enter(tracked.without_table())
 
     def track(
         self,
@@ -134,10 +136,17 @@ class IndexedRequests:
         began_s = self._sessions.began_s(session, arrival_s)
         tracked = Tracked(request_id, priority, arrival_s, self._serial, count, prompt_tokens, began_s)
         tracked.sheds = sheds
-        self._tracked[request_id] = tracked
-        self._headroom.enter(priority, arrival_s)
+        self._enter(tracked)
+
+    def _enter(self, tracked: Tracked) -> None:
+        """Take in a request that is new here; the queue has not seen its key."""
+        self._tracked[tracked.request_id] = tracked
+        if tracked.impossible:
+            self.impossible += 1
+        else:
+            self._headroom.enter(tracked.priority, tracked.arrival_s)
         self._place(tracked)
-        self._stood.pop(request_id, None)
+        self._stood.pop(tracked.request_id, None)
 
     def first_token(self, request_id: str, time_s: float) -> None:
         """Record when a request generated its first output token."""

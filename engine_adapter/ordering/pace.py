@@ -143,6 +143,6 @@ def paced_tokens(longest_s: float, decode_s: float, decode_tokens: int, cost: St
     """
     if longest_s == math.inf or cost.prefill_token_s <= 0.0:
         return None
-    prefill_tokens = max(LEAST_PACED_TOKENS, int((longest_s - decode_s) / cost.prefill_token_s))
+    prefill_tokens = max(LEAST_PACED_TOKENS, (longest_s - decode_s) / cost.prefill_token_s)
     tokens = decode_tokens + prefill_tokens
-    return tokens if tokens < cost.budget_tokens else None
+    return int(tokens) if tokens < cost.budget_tokens else None

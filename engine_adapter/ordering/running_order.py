@@ -71,6 +71,13 @@ class Tracked:
     filling: bool = False
     """Whether it runs and its prompt, or what a preemption discarded, is not yet computed."""
 
+    def without_table(self) -> Tracked:
+        """A state of the same request as if nothing had been decided about it yet."""
+        kept = ("request_id", "priority", "arrival_s", "serial", "count", "prompt_tokens", "session_began_s")
+        fresh = Tracked(*(getattr(self, name) for name in kept))
+        fresh.sheds, fresh.first_token_s, fresh.impossible = self.sheds, self.first_token_s, self.impossible
+        return fresh
+
 
 class RunningOrder:
     """The running requests in order, with their `Tracked` states.

@@ -36,6 +36,9 @@ MOST_ACCOUNTS = 1_024
 
 SHARED_ACCOUNT = ""
 
+LAST_ROUND = float(1 << 53)
+"""The highest round; only prices without any sense come so far."""
+
 
 @dataclass(slots=True, eq=False)
 class Account:
@@ -179,7 +182,7 @@ class TenantShares:
 
     def _number(self, account: Account) -> int:
         """Return the round that an account has reached."""
-        return int(account.served_s / self._quantum_s) if self._quantum_s > 0.0 else 0
+        return int(min(account.served_s / self._quantum_s, LAST_ROUND)) if self._quantum_s > 0.0 else 0
 
 
 def _cost_s(tracked: Tracked, prices: FairShares) -> float:

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
+from engine_adapter.ordering import running_order
 from engine_adapter.ordering.indexed_requests import SESSION_UNITS
 from engine_adapter.ordering.kv_memory import PlainMemory, PrefixHit
 from engine_adapter.ordering.ordering import Ordering, Plan
@@ -140,9 +142,43 @@ def test_nothing_stands_of_targets_whose_tables_are_discarded() -> None:
     engine.arrive("lost", 0.0, targets=SOON)
     engine.arrive("other", 1.0)
     assert engine.order(3.0) == ["other", "lost"]
-    engine.ordering.forget_tables()
+    engine.ordering.start_over()
     engine.ordering.put(PRIOR)
     assert engine.order(4.0) == ["lost", "other"]
+
+
+@pytest.mark.parametrize("call", range(3))
+def test_what_an_error_left_half_done_is_made_anew(call: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it came up, the next plan is that of an engine in which there was none."""
+    engines = [Engine(shares=SHARES, gate=Gate(horizon_tokens=64)) for _ in range(2)]
+    calls = iter(range(1_000_000))
+
+    def failing(tokens: float) -> int:
+        if next(calls) == call:
+            raise MemoryError
+        return units(tokens)
+
+    for engine in engines:
+        for number in range(7):
+            engine.arrive(f"r{number}", float(number), growth_tokens=(10.0 * number,), tenant="ab"[number % 2])
+        for number in range(5):
+            engine.start(f"r{number}")
+        engine.plan(6.0)
+        engine.end("r1")
+        engine.end("r2")
+        engine.start("r5")
+    units = running_order._units
+    monkeypatch.setattr(running_order, "_units", failing)
+    with pytest.raises(MemoryError):
+        engines[0].plan(7.0)
+    monkeypatch.undo()
+    plans = []
+    for engine in engines:
+        engine.ordering.start_over()
+        engine.ordering.put(structs.replace(PRIOR, growth_tokens=(100.0,)))
+        plans.append(engine.plan(20.0))
+    assert plans[0] == plans[1]
+    assert plans[0].reserved_blocks > 0
 
 
 def test_a_lost_request_is_served_in_the_end() -> None:
