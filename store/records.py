@@ -349,7 +349,8 @@ class IndexTable(Record, frozen=True, kw_only=True):
     targets: Targets | None = None
     """What the engine tries to keep: the request's own targets or those of its class."""
     early_tokens: tuple[int, ...] = ()
-    """10% quantile of the output length given that it exceeds each entry's tokens; empty without an end-to-end target."""
+    """10% quantile of the output length given that it exceeds each entry's tokens; empty without an end-to-end or a
+    TPOT target."""
     late_tokens: tuple[int, ...] = ()
     """90% quantile of the same."""
     tenant: str | None = None

@@ -19,7 +19,7 @@ from engine_adapter.ordering.crowding import Crowding
 from engine_adapter.ordering.indexed_requests import LAST_CLASS, IndexedRequests
 from engine_adapter.ordering.kv_memory import KvMemory
 from engine_adapter.ordering.ordered_queue import Key, OrderedQueue
-from engine_adapter.ordering.pace import paced_tokens
+from engine_adapter.ordering.pace import MOST_PROMPTS, PromptToCompute, paced_tokens, saves_prompt
 from engine_adapter.ordering.prefix_hits import HEAD, PrefixHits
 from engine_adapter.ordering.promises import LOST, URGENT
 from engine_adapter.ordering.push_out import DEFAULT_TOKEN_S, PushOutCredit
@@ -198,12 +198,36 @@ class Ordering(IndexedRequests):
             cost=cost,
             arrivals_per_s=self._arrivals.per_s(now_s),
         )
-        longest_s = self._pace.longest_step_s(starts_s, decode_s, self._steps_in_flight)
+        longest_s = self._longest_s(starts_s, decode_s, queue, cost)
         shape = shape.within(paced_tokens(longest_s, decode_s, decode_tokens, cost))
         room_tokens = (shape.step_tokens or cost.budget_tokens) - decode_tokens
         fills = bool(queue) and self._rules.gate is None
         self._plan_prefill(room_tokens if fills else sum(prompts), room_tokens, cost)
         return shape
+
+    def _longest_s(self, starts_s: float, decode_s: float, queue: Sequence[R], cost: StepCost) -> float:
+        """Return how long the step may take for the sake of those who decode; infinite for any length."""
+        if self._pace.is_idle or cost.prefill_token_s <= 0.0:
+            return math.inf
+        prompts = self._prompts(queue) if len(queue) <= MOST_PROMPTS else []
+        prompts_s = prompts[-1].tokens * cost.prefill_token_s if prompts else math.inf
+        step = self._pace.longest_step(starts_s, decode_s, tokens_in_flight=self._steps_in_flight, prompts_s=prompts_s)
+        is_saved = step.late_s > step.in_time_s and saves_prompt(prompts, step, starts_s, decode_s, cost)
+        return step.late_s if is_saved else step.in_time_s
+
+    def _prompts(self, queue: Sequence[R]) -> list[PromptToCompute]:
+        """Return what is to be computed of prompts, in order: those in prefill, then those that wait."""
+        prompts, tokens = [], 0
+        lacking = [
+            (entry, entry.running.num_tokens - entry.running.num_computed_tokens) for entry in self._order.filling
+        ]
+        for request in queue:
+            tracked = self._tracked[request.request_id]
+            lacking.append((tracked, request.num_tokens - tracked.hit.tokens))
+        for tracked, lacking_tokens in lacking:
+            tokens += lacking_tokens
+            prompts.append(PromptToCompute(tokens, self._promises.ttft_lost_s(tracked)))
+        return prompts
 
     def _plan_prefill(self, lacking_tokens: int, room_tokens: int, cost: StepCost) -> None:
         """Note how long the step will take with its prompts, and what a prompt token takes where there are too many."""

@@ -6,6 +6,11 @@ on prompts. A request that is ahead of its pace thus lets a long prompt through,
 down to a floor, so that they never starve. Who cannot get back to its pace before its answer ends, or could not hold it
 in a step without any prompt, is not waited for.
 
+A target is about the mean of all tokens, so that a request may also fall behind for a while: by half of what it wins
+back in steps without prompts until its answer ends, at the 10% quantile of its length, after all prompts that are there
+now. That is done only where a prompt meets its target of time to first token by it and would miss it otherwise: what is
+spent on others is lacking when it could save one.
+
 All who decode gain a token in each step, so that the due times of those with the same target keep their order from step
 to step, and only the first of each target is looked at. Targets that hardly differ count as the same one, so that there
 are few of them whatever clients ask for. Sources: FairBatching (slack of decoding requests), QoServe.
@@ -14,15 +19,19 @@ are few of them whatever clients ask for. Sources: FairBatching (slack of decodi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heappush, heapreplace
 from itertools import count
+from typing import Literal, NamedTuple
 
 from engine_adapter.ordering.running_order import Tracked
 from store.records import StepCost
 
 AIM = 0.95
 """Share of the target that is aimed at, for what the step model does not know."""
+
+SPENT = 0.5
+"""Share of what a request may win back that is spent: answers may be shorter, and steps longer, than is known now."""
 
 LEAST_PACED_TOKENS = 128
 """Prompt tokens that a step computes at least, however late those are who decode."""
@@ -32,6 +41,30 @@ TARGETS_PER_DOUBLING = 32
 
 FEWEST_SWEPT = 256
 """Requests that are followed before those that are no longer paced are dropped."""
+
+
+MOST_PROMPTS = 64
+"""Waiting requests among which prompts that can be saved are looked for; where more wait, nobody falls behind."""
+
+
+class PacedStep(NamedTuple):
+    """How long a step may take, in seconds; infinite when nobody is paced."""
+
+    in_time_s: float
+    """So that all keep their pace."""
+    late_s: float
+    """So that all can win it back."""
+    usual_s: float
+    """What the tightest pace leaves to each step in the mean."""
+
+
+class PromptToCompute(NamedTuple):
+    """A prompt in the order in which they are computed."""
+
+    tokens: int
+    """What it and those before it lack."""
+    lost_s: float
+    """When its target of time to first token is missed; infinite without one."""
 
 
 class Pace:
@@ -63,25 +96,36 @@ class Pace:
         """Count a step in which each decoding request generated so many tokens."""
         self._step += steps
 
-    def longest_step_s(self, starts_s: float, decode_s: float, tokens_in_flight: int = 0) -> float:
-        """Return the seconds that a step may take; infinite when nobody is paced.
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody is paced."""
+        return not self._due
+
+    def longest_step(
+        self, starts_s: float, decode_s: float, *, tokens_in_flight: int = 0, prompts_s: float = math.inf
+    ) -> PacedStep:
+        """Return how long a step may take.
 
         Args:
             starts_s: When the step begins, by the engine's clock.
             decode_s: Seconds of a step without prompts.
             tokens_in_flight: Tokens of each request that steps under way will generate.
+            prompts_s: Seconds that all prompts that are there take.
         """
-        least_s = math.inf
+        in_time_s = late_s = usual_s = math.inf
         for target_s in list(self._due):
-            if AIM * target_s <= decode_s:
+            aim_s = AIM * target_s
+            if aim_s <= decode_s:
                 continue
             for tracked, next_s in self._latest(target_s):
-                due_s = next_s + AIM * target_s * tokens_in_flight
-                if self._recovers(tracked, due_s, starts_s, decode_s, target_s):
-                    least_s = min(least_s, due_s - starts_s)
+                credit_s = next_s + aim_s * tokens_in_flight - starts_s
+                if _left_tokens(tracked, "late") * (target_s - decode_s) >= decode_s - credit_s:
+                    won_s = SPENT * max(0.0, _left_tokens(tracked, "early") * (aim_s - decode_s) - prompts_s)
+                    in_time_s, late_s = min(in_time_s, credit_s), min(late_s, credit_s + won_s)
+                    usual_s = min(usual_s, aim_s)
                     break
                 self._drop(target_s)
-        return least_s
+        return PacedStep(in_time_s, late_s, usual_s)
 
     def _latest(self, target_s: float) -> Iterator[tuple[Tracked, float]]:
         """Yield the request with the least credit, again after it has been dropped, and when its next token is due."""
@@ -124,14 +168,26 @@ class Pace:
         assert tracked.first_token_s is not None
         return tracked.first_token_s + AIM * target_s * (tracked.count() - self._step)
 
-    def _recovers(self, tracked: Tracked, due_s: float, starts_s: float, decode_s: float, target_s: float) -> bool:
-        """Whether a request can be back at its pace before its answer ends, at its 90% quantile, if it is waited for."""
-        behind_s = starts_s + decode_s - due_s
-        if behind_s <= 0.0:
-            return True
-        table, tokens = tracked.table, tracked.count()
-        left = table.late_tokens[table.entry(tokens)] - tokens if table is not None and table.late_tokens else 0
-        return behind_s <= left * (target_s - decode_s)
+
+def saves_prompt(
+    prompts: Iterable[PromptToCompute], step: PacedStep, starts_s: float, decode_s: float, cost: StepCost
+) -> bool:
+    """Whether one of the prompts meets its target if all steps are full of them, and misses it at the usual pace."""
+    slow_s, fast_s = (1.0 / _prompt_tokens_per_s(longest_s, decode_s, cost) for longest_s in (step.usual_s, math.inf))
+    return any(prompt.tokens * fast_s <= prompt.lost_s - starts_s < prompt.tokens * slow_s for prompt in prompts)
+
+
+def _prompt_tokens_per_s(longest_s: float, decode_s: float, cost: StepCost) -> float:
+    tokens = min(max(LEAST_PACED_TOKENS, (longest_s - decode_s) / cost.prefill_token_s), max(1, cost.budget_tokens))
+    return tokens / (decode_s + tokens * cost.prefill_token_s)
+
+
+def _left_tokens(tracked: Tracked, quantile: Literal["early", "late"]) -> int:
+    """Return the tokens that a request still generates, at the 10% or 90% quantile of its length; 0 if that is unknown."""
+    table = tracked.table
+    lengths = () if table is None else table.early_tokens if quantile == "early" else table.late_tokens
+    tokens = tracked.count()
+    return max(0, lengths[table.entry(tokens)] - tokens) if table is not None and lengths else 0
 
 
 def paced_tokens(longest_s: float, decode_s: float, decode_tokens: int, cost: StepCost) -> int | None:

@@ -109,6 +109,14 @@ class Promises:
             if len(self._due) > self._most_due:
                 self._sweep()
 
+    @staticmethod
+    def ttft_lost_s(tracked: Tracked) -> float:
+        """Return when a request misses its target of time to first token; infinite without one, or with its first token."""
+        targets = None if tracked.table is None else tracked.table.targets
+        if targets is None or targets.ttft_s is None or tracked.first_token_s is not None:
+            return math.inf
+        return tracked.arrival_s + targets.ttft_s
+
     def _sweep(self) -> None:
         """Drop the moments of requests that have ended, or whose next change is at another one by now."""
         self._due = [entry for entry in self._due if entry[2].standing_until_s == entry[0]]

@@ -16,7 +16,7 @@ from engine_adapter.ordering import running_order
 from engine_adapter.ordering.indexed_requests import SESSION_UNITS
 from engine_adapter.ordering.kv_memory import PlainMemory, PrefixHit
 from engine_adapter.ordering.ordering import Ordering, Plan
-from engine_adapter.ordering.pace import Pace
+from engine_adapter.ordering.pace import MOST_PROMPTS, Pace
 from engine_adapter.ordering.running_order import Tracked
 from engine_adapter.ordering.tenant_shares import MOST_ACCOUNTS, QUANTUM_ANSWERS, SHARED_ACCOUNT, TenantShares
 from store.records import EngineRules, FairShares, Gate, IndexTable, Settings, StepCost, Targets
@@ -250,15 +250,25 @@ def test_without_targets_the_order_is_that_of_the_index_whatever_the_time() -> N
     assert engine.order(0.0) == engine.order(1000.0) == ["a", "b", "c"]
 
 
-def decoding(target_s: float, tokens: int, first_token_s: float, *, late_tokens: int = 1000) -> Engine:
-    """An engine with one request that decodes, and a long prompt that waits."""
+def decoding(
+    target_s: float,
+    tokens: int,
+    first_token_s: float,
+    *,
+    early_tokens: int = 1,
+    late_tokens: int = 1000,
+    prompt: Targets | None = None,
+) -> Engine:
+    """An engine with one request that decodes, and a long prompt that waits, with these targets."""
     engine = Engine()
-    engine.arrive("talks", 0.0, targets=Targets(tpot_s=target_s), late_tokens=(late_tokens,), early_tokens=(1,))
+    engine.arrive(
+        "talks", 0.0, targets=Targets(tpot_s=target_s), late_tokens=(late_tokens,), early_tokens=(early_tokens,)
+    )
     engine.start("talks")
     engine.plan(0.0)
     engine.tokens["talks"] = tokens
     engine.ordering.first_token("talks", first_token_s)
-    engine.arrive("prompt", 0.0)
+    engine.arrive("prompt", 0.0, targets=prompt)
     engine.waiting[0].num_tokens = 6000
     return engine
 
@@ -286,6 +296,30 @@ def test_nobody_waits_for_who_cannot_get_back_to_its_pace() -> None:
     """Three seconds behind with 20 tokens left: prompts have the whole step; with 1,000 left they have the floor."""
     assert decoding(0.1, 2, 0.0, late_tokens=22).plan(3.2).step_tokens is None
     assert decoding(0.1, 2, 0.0, late_tokens=1002).plan(3.2).step_tokens == 129
+
+
+@pytest.mark.parametrize(
+    ("early_tokens", "ttft_s", "others", "step_tokens"),
+    [
+        (1000, 7.0, 0, None),
+        (200, 7.0, 0, 1 + 3420),
+        (200, None, 0, 129),
+        (200, 30.0, 0, 129),
+        (200, 6.0, 0, 129),
+        (90, 7.0, 0, 129),
+        (1000, 7.0, MOST_PROMPTS, 129),
+    ],
+    ids=["long answer", "shorter one", "no target", "met anyhow", "lost anyhow", "nothing to win", "many wait"],
+)
+def test_a_request_falls_behind_where_it_wins_that_back_and_saves_a_prompt(
+    early_tokens: int, ttft_s: float | None, others: int, step_tokens: int | None
+) -> None:
+    """A prompt of 6,000 tokens takes 6.0 s in steps full of it, 7.4 s beside the pace; an answer wins back 65 ms a token."""
+    prompt = None if ttft_s is None else Targets(ttft_s=ttft_s)
+    engine = decoding(0.1, 1, 0.0, early_tokens=early_tokens, prompt=prompt)
+    for number in range(others):
+        engine.arrive(f"other {number}", 0.05)
+    assert engine.plan(0.11).step_tokens == (None if step_tokens is None else pytest.approx(step_tokens, abs=40))
 
 
 def test_a_target_below_the_time_of_a_step_slows_nothing() -> None:
@@ -519,4 +553,4 @@ def test_targets_that_hardly_differ_are_one_to_a_step() -> None:
         tracked.first_token_s = 0.0
         pace.follow(tracked)
     assert len(pace._due) < 120
-    assert pace.longest_step_s(0.0, 0.03) == pytest.approx(2 * 0.95 * 0.1)
+    assert pace.longest_step(0.0, 0.03).in_time_s == pytest.approx(2 * 0.95 * 0.1)
