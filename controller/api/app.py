@@ -157,22 +157,28 @@ def _add_probes(api: FastAPI, sources: ApiSources) -> None:
     @api.get("/healthz", tags=["health"])
     async def healthz() -> LivenessView:
         """Whether the control loop runs; 503 when it is stuck."""
-        live_snapshot = sources.live.live_snapshot
-        age_s = sources.clock() - live_snapshot.time_s if live_snapshot else math.inf
-        if RULES["loop_stuck"].judge(age_s) != "green":
-            error = f"the control loop has published nothing for {age_s:.0f} s"
-            raise _unavailable(error, remedy="look at the log and restart the controller")
-        return LivenessView(loop_age_s=age_s)
+        return LivenessView(loop_age_s=_loop_age_s(sources))
 
     @api.head("/readyz", include_in_schema=False)
     @api.get("/readyz", tags=["health"])
     async def readyz() -> ReadinessView:
-        """Whether engines may connect, how many are connected, and what is amiss; 503 while the controller starts."""
+        """Whether engines may connect, how many are connected, and what is amiss; 503 at the start and when it is stuck."""
         live_snapshot = _live_snapshot(sources)
+        _loop_age_s(sources)
         return ReadinessView(
             engines=sum(engine.connected for engine in live_snapshot.engines),
             degraded=tuple(sorted({state.kind for state in live_snapshot.degraded})),
         )
+
+
+def _loop_age_s(sources: ApiSources) -> float:
+    """Seconds since the control loop last published what it does; 503 when it is stuck."""
+    live_snapshot = sources.live.live_snapshot
+    age_s = sources.clock() - live_snapshot.time_s if live_snapshot else math.inf
+    if RULES["loop_stuck"].judge(age_s) != "green":
+        error = f"the control loop has published nothing for {age_s:.0f} s"
+        raise _unavailable(error, remedy="look at the log and restart the controller")
+    return age_s
 
 
 def _add_metrics(api: FastAPI, sources: ApiSources, guard: Any) -> None:

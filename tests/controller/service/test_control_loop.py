@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -119,6 +120,32 @@ def test_a_failing_core_falls_back_and_heals(start_controller: Start, caplog: py
     engine.step_until(lambda: agent.mode(engine.engine.now_s) == "on")
     assert "sagesched_tick_errors_total 2.0" in running.client.get("/metrics").text
     assert sum("control loop failed" in record.message for record in caplog.records) == 1
+
+
+def test_a_loop_that_is_stuck_is_neither_alive_nor_ready(start_controller: Start) -> None:
+    """Both probes say so with what to do, and are well again when it goes on."""
+    running = start_controller()
+    goes_on = threading.Event()
+    tick = running.service.loop._core.tick
+
+    def hang(now_s: float) -> None:
+        goes_on.wait(60.0)
+        tick(now_s)
+
+    def both_answer(code: int) -> None:
+        until_s = time.monotonic() + 30.0
+        while {running.client.get(probe).status_code for probe in ("/healthz", "/readyz")} != {code}:
+            assert time.monotonic() < until_s, f"not {code} after 30 s"
+            time.sleep(0.1)
+
+    both_answer(200)
+    running.service.loop._core.tick = hang
+    both_answer(503)
+    refused = running.client.get("/readyz").json()
+    assert "the control loop has published nothing for" in refused["error"]
+    assert "restart the controller" in refused["remedy"]
+    goes_on.set()
+    both_answer(200)
 
 
 def test_what_fails_on_the_messages_of_one_engine_costs_that_engine_alone(
