@@ -42,7 +42,6 @@ TARGETS_PER_DOUBLING = 32
 FEWEST_SWEPT = 256
 """Requests that are followed before those that are no longer paced are dropped."""
 
-
 MOST_PROMPTS = 64
 """Waiting requests among which prompts that can be saved are looked for; where more wait, nobody falls behind."""
 
@@ -119,7 +118,7 @@ class Pace:
                 continue
             for tracked, next_s in self._latest(target_s):
                 credit_s = next_s + aim_s * tokens_in_flight - starts_s
-                if _left_tokens(tracked, "late") * (target_s - decode_s) >= decode_s - credit_s:
+                if _left_tokens(tracked, "late") * (target_s - decode_s) >= decode_s - credit_s:  # It can get back.
                     won_s = SPENT * max(0.0, _left_tokens(tracked, "early") * (aim_s - decode_s) - prompts_s)
                     in_time_s, late_s = min(in_time_s, credit_s), min(late_s, credit_s + won_s)
                     usual_s = min(usual_s, aim_s)
