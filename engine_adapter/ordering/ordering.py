@@ -186,6 +186,7 @@ class Ordering(IndexedRequests):
         decode_s = cost.base_s + cost.decode_seq_s * decode_tokens + cost.kv_token_s * self._used_tokens(memory)
         starts_s, self._planned_s = now_s + self._planned_s * self._steps_in_flight, decode_s
         if not (filling or queue):
+            self._pace.observe_step(decode_s, 0.0)
             return OWN_SHAPE
         prompts = [entry.running.num_tokens - entry.running.num_computed_tokens for entry in filling]
         prompts += [
@@ -233,7 +234,9 @@ class Ordering(IndexedRequests):
         """Note how long the step will take with its prompts, and what a prompt token takes where there are too many."""
         if 0 < room_tokens <= lacking_tokens:
             self._promises.observe_prefill(self._planned_s / room_tokens + cost.prefill_token_s)
-        self._planned_s += cost.prefill_token_s * max(0, min(lacking_tokens, room_tokens))
+        prompts_s = cost.prefill_token_s * max(0, min(lacking_tokens, room_tokens))
+        self._planned_s += prompts_s
+        self._pace.observe_step(self._planned_s, prompts_s)
 
     def _used_tokens(self, memory: KvMemory) -> int:
         """Return the tokens whose KV running requests hold, as far as it is known how many blocks there are."""

@@ -7,9 +7,9 @@ down to a floor, so that they never starve. Who cannot get back to its pace befo
 in a step without any prompt, is not waited for.
 
 A target is about the mean of all tokens, so that a request may also fall behind for a while: by half of what it wins
-back in steps without prompts until its answer ends, at the 10% quantile of its length, after all prompts that are there
-now. That is done only where a prompt meets its target of time to first token by it and would miss it otherwise: what is
-spent on others is lacking when it could save one.
+back until its answer ends, at the 10% quantile of its length, if prompts take as much of the time as lately, and at
+least what those take that are there now. That is done only where a prompt meets its target of time to first token by it
+and would miss it otherwise: what is spent on others is lacking when it could save one.
 
 All who decode gain a token in each step, so that the due times of those with the same target keep their order from step
 to step, and only the first of each target is looked at. Targets that hardly differ count as the same one, so that there
@@ -32,6 +32,9 @@ AIM = 0.95
 
 SPENT = 0.5
 """Share of what a request may win back that is spent: answers may be shorter, and steps longer, than is known now."""
+
+SHARE_MEMORY_S = 30.0
+"""Time over which the share of prompts in the steps is known."""
 
 LEAST_PACED_TOKENS = 128
 """Prompt tokens that a step computes at least, however late those are who decode."""
@@ -76,6 +79,8 @@ class Pace:
         """By place on a logarithmic scale, the first target that was there; it stands for all that come there."""
         self._until_sweep = FEWEST_SWEPT
         """Requests to follow until the next sweep."""
+        self._prompts_share = 1.0
+        """Share of the steps' time that prompts took lately; as long as nothing is known, nobody falls behind."""
         self._step = 0
         self._number = count()
 
@@ -94,6 +99,11 @@ class Pace:
     def advance(self, steps: int) -> None:
         """Count a step in which each decoding request generated so many tokens."""
         self._step += steps
+
+    def observe_step(self, step_s: float, prompts_s: float) -> None:
+        """Record how long a step takes, and its prompts in it."""
+        if step_s > 0.0:
+            self._prompts_share -= math.expm1(-step_s / SHARE_MEMORY_S) * (prompts_s / step_s - self._prompts_share)
 
     @property
     def is_idle(self) -> bool:
@@ -119,7 +129,9 @@ class Pace:
             for tracked, next_s in self._latest(target_s):
                 credit_s = next_s + aim_s * tokens_in_flight - starts_s
                 if _left_tokens(tracked, "late") * (target_s - decode_s) >= decode_s - credit_s:  # It can get back.
-                    won_s = SPENT * max(0.0, _left_tokens(tracked, "early") * (aim_s - decode_s) - prompts_s)
+                    left_s = _left_tokens(tracked, "early") * aim_s
+                    taken_s = max(prompts_s, self._prompts_share * left_s)
+                    won_s = SPENT * max(0.0, left_s * (1.0 - decode_s / aim_s) - taken_s)
                     in_time_s, late_s = min(in_time_s, credit_s), min(late_s, credit_s + won_s)
                     usual_s = min(usual_s, aim_s)
                     break

@@ -299,26 +299,32 @@ def test_nobody_waits_for_who_cannot_get_back_to_its_pace() -> None:
 
 
 @pytest.mark.parametrize(
-    ("early_tokens", "ttft_s", "others", "step_tokens"),
+    ("early_tokens", "ttft_s", "others", "share", "step_tokens"),
     [
-        (1000, 7.0, 0, None),
-        (200, 7.0, 0, 1 + 3420),
-        (200, None, 0, 129),
-        (200, 30.0, 0, 129),
-        (200, 6.0, 0, 129),
-        (90, 7.0, 0, 129),
-        (1000, 7.0, MOST_PROMPTS, 129),
+        (1000, 7.0, 0, 0.0, None),
+        (200, 7.0, 0, 0.0, 1 + 3420),
+        (200, 7.0, 0, 0.4, 1 + 2620),
+        (200, 7.0, 0, 0.7, 129),
+        (200, None, 0, 0.0, 129),
+        (200, 30.0, 0, 0.0, 129),
+        (200, 6.0, 0, 0.0, 129),
+        (90, 7.0, 0, 0.0, 129),
+        (1000, 7.0, MOST_PROMPTS, 0.0, 129),
     ],
-    ids=["long answer", "shorter one", "no target", "met anyhow", "lost anyhow", "nothing to win", "many wait"],
+    ids=[
+        *("long answer", "shorter one", "many prompts", "prompts take all"),
+        *("no target", "met anyhow", "lost anyhow", "nothing to win", "many wait"),
+    ],
 )
 def test_a_request_falls_behind_where_it_wins_that_back_and_saves_a_prompt(
-    early_tokens: int, ttft_s: float | None, others: int, step_tokens: int | None
+    early_tokens: int, ttft_s: float | None, others: int, share: float, step_tokens: int | None
 ) -> None:
     """A prompt of 6,000 tokens takes 6.0 s in steps full of it, 7.4 s beside the pace; an answer wins back 65 ms a token."""
     prompt = None if ttft_s is None else Targets(ttft_s=ttft_s)
     engine = decoding(0.1, 1, 0.0, early_tokens=early_tokens, prompt=prompt)
     for number in range(others):
         engine.arrive(f"other {number}", 0.05)
+    engine.ordering._pace.observe_step(1e6, share * 1e6)
     assert engine.plan(0.11).step_tokens == (None if step_tokens is None else pytest.approx(step_tokens, abs=40))
 
 
