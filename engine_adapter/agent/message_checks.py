@@ -23,8 +23,6 @@ from store.records import (
 
 LARGEST_S = 1e15
 """Largest index, time or price, either sign: sums and quotients of such values stay finite."""
-LEAST_PRICE_S = 1e-15
-"""Smallest price that is not 0."""
 LARGEST_TOKENS = 1 << 53
 MOST_ENTRIES = 4096
 """Entries of a table; the controller makes far fewer."""
@@ -108,8 +106,7 @@ def _sound_gate(gate: Gate) -> bool:
 
 
 def _sound_prices(prices: StepCost | FairShares) -> bool:
-    values = [getattr(prices, name) for name in prices.__struct_fields__]
-    return all(value == 0.0 or LEAST_PRICE_S <= value <= LARGEST_S for value in values)
+    return _all_within(tuple(getattr(prices, name) for name in prices.__struct_fields__), 0.0, LARGEST_S)
 
 
 def _sound_preemption(preemption: Preemption) -> bool:

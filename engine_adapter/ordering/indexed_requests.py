@@ -51,6 +51,8 @@ class IndexedRequests:
         """Begin without requests and tables."""
         self._tracked: dict[str, Tracked] = {}
         self._prior: IndexTable | None = None
+        self._misplaced = False
+        """Whether the prior or the rules have changed since all keys were set."""
         self._stood: dict[str, Key] = {}
         """Keys at the last plan of the waiting requests whose key has changed since."""
         self._order = RunningOrder(self._start, self._stop)
@@ -82,13 +84,13 @@ class IndexedRequests:
             self._rank_aged()
         self._rules = settings.rules
         if (settings.rules.boost_per_s, settings.rules.by_arrival) != (former.boost_per_s, former.by_arrival):
-            self._place_all()
+            self._misplaced = True
 
     def put(self, table: IndexTable) -> bool:
         """Store an index table, or the prior when it names no request; False for an unknown or finished request."""
         if table.request_id is None:
             self._prior = table
-            self._place_all()
+            self._misplaced = True
             return True
         tracked = self._tracked.get(table.request_id)
         if tracked is None:
@@ -200,6 +202,7 @@ class IndexedRequests:
 
     def key(self, request_id: str) -> Key:
         """Return the key of a tracked request; the lowest is served first."""
+        self._place_all()
         self._rank_aged()
         self._shares.settle()
         return self._tracked[request_id].key
@@ -242,8 +245,11 @@ class IndexedRequests:
         self._calendar.watch(tracked, tracked.next_change_tokens - tracked.attained_tokens)
 
     def _place_all(self) -> None:
-        for tracked in self._tracked.values():
-            self._place(tracked)
+        """Update all keys if the prior or the rules have changed: once in a step, however often they did."""
+        if self._misplaced:
+            self._misplaced = False
+            for tracked in self._tracked.values():
+                self._place(tracked)
 
     def _place(self, tracked: Tracked) -> None:
         """Update a request's key after its table, the prior or the boost has changed."""

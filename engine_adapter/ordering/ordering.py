@@ -23,7 +23,7 @@ from engine_adapter.ordering.pace import MOST_PROMPTS, PromptToCompute, paced_to
 from engine_adapter.ordering.prefix_hits import HEAD, PrefixHits
 from engine_adapter.ordering.promises import LOST, URGENT
 from engine_adapter.ordering.push_out import DEFAULT_TOKEN_S, PushOutCredit
-from engine_adapter.ordering.step_shape import OWN_SHAPE, StepShape, shape_step
+from engine_adapter.ordering.step_shape import FREE_TOKEN_S, OWN_SHAPE, StepShape, shape_step
 from store.records import StepCost
 
 
@@ -166,6 +166,7 @@ class Ordering(IndexedRequests):
     def _follow_clock(self, now_s: float, *, busy: bool) -> None:
         """Bring the keys up to a step that begins: standings change with the clock, and rounds once a step."""
         self._promises.begin_step(now_s, busy=busy)
+        self._place_all()
         for tracked in self._promises.due():
             self._place(tracked)
         self._shares.settle()
@@ -208,7 +209,7 @@ class Ordering(IndexedRequests):
 
     def _longest_s(self, starts_s: float, decode_s: float, queue: Sequence[R], cost: StepCost) -> float:
         """Return how long the step may take for the sake of those who decode; infinite for any length."""
-        if self._pace.is_idle or cost.prefill_token_s <= 0.0:
+        if self._pace.is_idle or cost.prefill_token_s <= FREE_TOKEN_S:
             return math.inf
         prompts = self._prompts(queue) if len(queue) <= MOST_PROMPTS else []
         prompts_s = prompts[-1].tokens * cost.prefill_token_s if prompts else math.inf

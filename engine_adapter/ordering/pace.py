@@ -25,6 +25,7 @@ from itertools import count
 from typing import Literal, NamedTuple
 
 from engine_adapter.ordering.running_order import Tracked
+from engine_adapter.ordering.step_shape import FREE_TOKEN_S
 from store.records import StepCost
 
 AIM = 0.95
@@ -208,7 +209,7 @@ def paced_tokens(longest_s: float, decode_s: float, decode_tokens: int, cost: St
     >>> paced_tokens(0.08, 0.04, 10, cost), paced_tokens(0.0, 0.04, 10, cost), paced_tokens(math.inf, 0.04, 10, cost)
     (410, 138, None)
     """
-    if longest_s == math.inf or cost.prefill_token_s <= 0.0:
+    if longest_s == math.inf or cost.prefill_token_s <= FREE_TOKEN_S:
         return None
     prefill_tokens = max(LEAST_PACED_TOKENS, (longest_s - decode_s) / cost.prefill_token_s)
     tokens = decode_tokens + prefill_tokens

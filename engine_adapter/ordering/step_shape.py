@@ -24,6 +24,9 @@ from store.records import StepCost
 LEAST_CHUNK_TOKENS = 512
 """Smallest chunk of a long prompt; it also exceeds the block sizes of all KV layouts, so that a chunk makes progress."""
 
+FREE_TOKEN_S = 1e-12
+"""A prompt token that takes no longer than this costs nothing: a fit that found no cost leaves as little."""
+
 LARGEST_OVERHEAD = 0.125
 """Largest ratio of the fixed time of a step to the time of its chunk."""
 
@@ -99,7 +102,7 @@ def shape_step(
     StepShape(step_tokens=None, chunk_tokens=None)
     """
     room_tokens = cost.budget_tokens - decode_tokens
-    if not prompts or cost.prefill_token_s <= 0.0 or room_tokens <= LEAST_CHUNK_TOKENS:
+    if not prompts or cost.prefill_token_s <= FREE_TOKEN_S or room_tokens <= LEAST_CHUNK_TOKENS:
         return OWN_SHAPE
     delayed = len(prompts) + unplaced
     best_tokens = math.inf

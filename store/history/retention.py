@@ -7,7 +7,7 @@ lies in segments of other lengths, which end and are merged at other moments.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -70,11 +70,11 @@ class Retention:
 def trusted_now_s(active: Iterable[Aged], now_s: float, retention_s: float) -> float:
     """The time that ages are counted from: now, or the newest row before a gap that now does not explain yet.
 
-    A clock that is set wrong at the start makes all rows old at once. It is believed when rows have come under it for a
-    day, as after a real pause.
+    A clock that is set wrong makes all rows old at once. It is believed when rows have come under it for a day, as after a
+    real pause. A segment as long as a gap was written while the clock was set: it is there at both of its ends only.
     """
     gap_s, proof_s = min(_GAP_S, retention_s), min(_PROOF_S, retention_s)
-    spans = sorted((s.first_received_s, s.last_received_s) for s in active if s.first_received_s <= now_s)
+    spans = sorted(span for segment in active for span in _spans(segment, gap_s) if span[0] <= now_s)
     until_s, trusted_s = (spans[0][1] if spans else now_s), now_s
     for first_s, last_s in (*spans, (now_s, now_s)):
         if first_s - until_s > gap_s:
@@ -83,26 +83,35 @@ def trusted_now_s(active: Iterable[Aged], now_s: float, retention_s: float) -> f
     return trusted_s
 
 
+def _spans(segment: Aged, gap_s: float) -> tuple[tuple[float, float], ...]:
+    first_s, last_s = segment.first_received_s, segment.last_received_s
+    return ((first_s, last_s),) if last_s - first_s <= gap_s else ((first_s, first_s), (last_s, last_s))
+
+
 def outlived(active: Sequence[AnySegment], now_s: float, retention: Retention) -> list[AnySegment]:
-    """The segments to give up: all that are too old, then the oldest while the rest is too much."""
+    """The segments to give up: all that are too old, then the oldest while the rest is too much.
+
+    A segment with rows of a clock that was ahead ages from its first row: its last one lies in the future.
+    """
     mortal = [segment for segment in active if segment.table_name not in KEPT_TABLES]
-    tried = (_from(mortal, cut_s) for cut_s in _cuts(mortal, now_s - retention.seconds))
+    last_s = {id(s): s.last_received_s if s.last_received_s <= now_s else s.first_received_s for s in mortal}
+    tried = (_from(mortal, cut_s, last_s) for cut_s in _cuts(mortal, now_s - retention.seconds, last_s))
     kept = {id(s) for s in next(kept for kept in tried if sum(s.bytes for s in kept) <= retention.bytes)}
     return [segment for segment in mortal if id(segment) not in kept]
 
 
-def _cuts(mortal: Sequence[Aged], oldest_s: float) -> Iterator[float]:
+def _cuts(mortal: Sequence[Aged], oldest_s: float, last_s: Mapping[int, float]) -> Iterator[float]:
     """Moments to cut at, each of which takes one more of the segments of first rows; the last takes everything."""
     first_rows = [segment for segment in mortal if segment.table_name == _FIRST_TABLE] or mortal
     yield oldest_s
-    for last_s in sorted({segment.last_received_s for segment in first_rows}):
-        if last_s >= oldest_s:
-            yield math.nextafter(last_s, math.inf)
+    for moment_s in sorted({last_s[id(segment)] for segment in first_rows}):
+        if moment_s >= oldest_s:
+            yield math.nextafter(moment_s, math.inf)
     yield math.inf
 
 
-def _from(mortal: Sequence[AnySegment], cut_s: float) -> list[AnySegment]:
+def _from(mortal: Sequence[AnySegment], cut_s: float, last_s: Mapping[int, float]) -> list[AnySegment]:
     """What stays: first rows since the cut, and of the other tables all since the oldest of these."""
-    first_rows = [s for s in mortal if s.table_name == _FIRST_TABLE and s.last_received_s >= cut_s]
+    first_rows = [s for s in mortal if s.table_name == _FIRST_TABLE and last_s[id(s)] >= cut_s]
     since_s = min((cut_s, *(segment.first_received_s for segment in first_rows)))
-    return [*first_rows, *(s for s in mortal if s.table_name != _FIRST_TABLE and s.last_received_s >= since_s)]
+    return [*first_rows, *(s for s in mortal if s.table_name != _FIRST_TABLE and last_s[id(s)] >= since_s)]

@@ -92,10 +92,6 @@ class DefectiveController:
     def _factor(self) -> float:
         return max(1e-12, self._odd())
 
-    def _price(self) -> float:
-        price = self._odd()
-        return price if price >= 1e-15 else 0.0
-
     def _signed(self) -> float:
         return self._odd() * self._chance.choice((1.0, 1.0, -1.0))
 
@@ -127,14 +123,14 @@ class DefectiveController:
             victims=chance.choice(("last", "later", "cheapest")),
             step=self._perhaps(
                 lambda: StepCost(
-                    base_s=self._price(),
-                    prefill_token_s=self._price(),
+                    base_s=odd(),
+                    prefill_token_s=odd(),
                     budget_tokens=self._tokens(),
-                    decode_seq_s=self._price(),
-                    kv_token_s=self._price(),
+                    decode_seq_s=odd(),
+                    kv_token_s=odd(),
                 )
             ),
-            shares=self._perhaps(lambda: FairShares(**{name: self._price() for name in FairShares.__struct_fields__})),
+            shares=self._perhaps(lambda: FairShares(**{name: odd() for name in FairShares.__struct_fields__})),
             by_arrival=chance.random() < 0.1,
             sessions=chance.random() < 0.5,
         )
@@ -210,6 +206,12 @@ def test_whatever_a_controller_says_the_engine_serves_everybody(seed: int, monke
     assert sorted(life.request_id for life in answered) == sorted(f"r{number + 1}" for number in range(submitted))
     assert [error for error in errors if not isinstance(error, ProtocolError)] == []
     assert errors, "some of it must be beyond the checks"
+
+
+def test_a_price_that_a_fit_left_of_nothing_is_taken() -> None:
+    """Step times are fitted: what costs nothing comes out as a residue."""
+    step = StepCost(base_s=0.012, prefill_token_s=1e-4, budget_tokens=8192, decode_seq_s=1e-300, kv_token_s=5e-21)
+    check_message(Settings(revision=1, mode="on", lease_s=2.0, rules=EngineRules(step=step)))
 
 
 @pytest.mark.parametrize(

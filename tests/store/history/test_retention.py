@@ -80,6 +80,26 @@ def test_a_clock_far_beyond_the_newest_row_is_not_believed_until_rows_have_come_
     assert trusted_now_s([old, young], 11 * DAY_S, month_s) == 11 * DAY_S, "the clock was set right again"
 
 
+def test_a_clock_that_is_set_while_rows_come_deletes_nothing_either() -> None:
+    """The segment of that moment has rows of both clocks: no gap lies between it and its neighbours."""
+    year_s, keep = 365 * DAY_S, Retention(days=30.0, bytes=1 << 40, grace_s=0.0)
+    days = [Piece("arrivals", 1, day * DAY_S, (day + 1) * DAY_S) for day in range(10)]
+    both = Piece("arrivals", 1, 10 * DAY_S, 10 * DAY_S + year_s)
+    ahead_s = 10 * DAY_S + year_s + 60.0
+    trusted_s = trusted_now_s([*days, both], ahead_s, keep.seconds)
+    assert trusted_s == 10 * DAY_S
+    assert outlived([*days, both], trusted_s, keep) == []
+    after_s = 45 * DAY_S
+    since = [Piece("arrivals", 1, day * DAY_S, (day + 1) * DAY_S) for day in range(10, 45)]
+    ends = [Piece("completions", 1, day * DAY_S, (day + 1) * DAY_S) for day in range(45)]
+    segments = [*days, both, *since, *ends]
+    assert trusted_now_s(segments, after_s, keep.seconds) == after_s, "the clock was set right again"
+    gone = outlived(segments, after_s, keep)
+    assert both in gone
+    assert [piece for piece in since if piece in gone] == since[:4]
+    assert [piece for piece in ends if piece in gone] == ends[:13]
+
+
 @pytest.mark.slow
 def test_a_start_with_a_wrong_clock_deletes_nothing(tmp_path: Path, make: Any) -> None:
     """32 days ahead, with facts recorded under that clock; with the right one everything is there and is said to be well."""
