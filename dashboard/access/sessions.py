@@ -71,7 +71,8 @@ class Sessions:
     def known(self, claims: Mapping[str, object]) -> Person | None:
         """Whom an OpenID Connect provider names, by a verified e-mail address; None for whoever may not even look."""
         email = str(claims.get("email", "")).lower()
-        if not email or claims.get("email_verified") is not True:
+        # Letters of other alphabets may become those of somebody else's address when they are lowered.
+        if not email or not str(claims["email"]).isascii() or claims.get("email_verified") is not True:
             return None
         if _is_among(email, self._settings.may_switch):
             return Person("switch", email)

@@ -32,8 +32,13 @@ MESSAGES_PER_RECEIVE = 2000
 FACTS_PER_RECEIVE = 4096
 """Facts after which no further message is taken: they are handled in a fraction of a second."""
 
+MAX_CONTROLLER_FRAME_BYTES = 1 << 20
+"""Largest frame that an engine reads: the longest index table that it takes is a fifth as large."""
+
 MESSAGES_PER_STEP = 500
-"""Messages that an engine receives between two steps: a flood costs a step a few milliseconds at most."""
+BYTES_PER_STEP = 2 << 20
+"""Messages that an engine receives between two steps, and bytes after which it takes no further one: decoding them costs
+a step milliseconds, and with the longest messages a tenth of a second."""
 
 KINDS_LOGGED = 10
 """Number of different warnings about frames that are logged, each once."""
@@ -84,13 +89,17 @@ class FrameLink:
         return True
 
     def receive(self) -> list[ControllerMessage]:
-        """Return received messages, at most `MESSAGES_PER_STEP`; frames that do not decode are counted and skipped."""
+        """Return received messages, as far as a step has time for them; frames that do not decode are counted and skipped."""
         messages: list[ControllerMessage] = []
+        left_bytes = BYTES_PER_STEP
         for _ in range(MESSAGES_PER_STEP):
+            if left_bytes <= 0:
+                break
             try:
                 frame = self._frames.recv(zmq.NOBLOCK)
             except zmq.Again:
                 break
+            left_bytes -= len(frame)
             try:
                 messages.append(decode_controller_message(frame))
             except ProtocolError as error:

@@ -16,7 +16,7 @@ import zmq
 
 from engine_adapter.transport.authenticator import HANDSHAKE_MS, Authenticator, Refusal, watch
 from engine_adapter.transport.endpoint_owner import EndpointOwner
-from engine_adapter.transport.frames import MAX_FRAME_BYTES, FrameHub, FrameLink
+from engine_adapter.transport.frames import MAX_CONTROLLER_FRAME_BYTES, MAX_FRAME_BYTES, FrameHub, FrameLink
 from engine_adapter.transport.keys import EngineKey, load_controller_keys
 from engine_adapter.transport.link import HubTrouble
 from engine_adapter.transport.socket_folder import prepare_folder, share_with
@@ -97,7 +97,7 @@ class ZmqLink(FrameLink):
         self._socket.setsockopt(zmq.RCVHWM, 4 * HIGH_WATER_MARK)
         self._socket.setsockopt(zmq.IMMEDIATE, 1)
         self._socket.setsockopt(zmq.LINGER, 500)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, LONGEST_FRAME_BYTES)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_CONTROLLER_FRAME_BYTES)
         self._socket.setsockopt(zmq.RECONNECT_IVL, 100)
         self._broken: zmq.Socket[bytes] | None = None
         self._told_broken = False

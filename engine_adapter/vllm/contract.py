@@ -71,6 +71,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "vllm": ("__version__",),
     "vllm.config": ("ModelConfig", "ParallelConfig", "VllmConfig"),
     _ASYNC_SCHEDULER: ("AsyncScheduler",),
+    "vllm.v1.core.sched.interface": ("PauseState.UNPAUSED",),
     _QUEUES: (
         "FCFSRequestQueue",
         "RequestQueue",
@@ -139,6 +140,7 @@ ATTRIBUTES: dict[tuple[str, str], tuple[str, ...]] = {
         "num_lookahead_tokens",
         "num_prefill_lookahead",
         "num_spec_tokens",
+        "pause_state",
         "policy",
         "requests",
         "requires_kv_delivery",

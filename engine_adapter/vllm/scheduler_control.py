@@ -7,6 +7,7 @@ from collections.abc import Set as AbstractSet
 from itertools import chain, islice
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.request_queue import FCFSRequestQueue, SchedulingPolicy, create_request_queue
 from vllm.v1.request import Request
 
@@ -55,13 +56,14 @@ class SchedulerControl:
     ) -> Plan[Request] | None:
         """Apply the agent's plan, or restore vLLM's own order when it has none; return the plan.
 
-        Requests that the agent does not know go first, outside the gate.
+        Requests that the agent does not know go first, outside the gate. A scheduler that is paused is left alone: it
+        starts nobody, so that whoever was pushed out for a waiting request would be missing when it is drained.
         """
-        if agent.mode(now_s) != "on":
+        scheduler = self._scheduler
+        if agent.mode(now_s) != "on" or scheduler.pause_state != PauseState.UNPAUSED:
             # Iterating over vLLM's heap costs a sort, which is avoided unless needed.
             self.give_back()
             return None
-        scheduler = self._scheduler
         passed_by = self._passed_by.gather()
         holding = self._names.kv_holding(scheduler)
         waiting, running = scheduler.waiting, scheduler.running

@@ -147,6 +147,24 @@ def test_nothing_stands_of_targets_whose_tables_are_discarded() -> None:
     assert engine.order(4.0) == ["lost", "other"]
 
 
+def test_a_flood_of_priors_and_rules_places_each_request_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last of them counts; a step with hundreds costs no more than one."""
+    engine = Engine()
+    for number in range(50):
+        engine.arrive(f"r{number}", float(number))
+    engine.plan(60.0)
+    placed: list[str] = []
+    place = Ordering._place
+    monkeypatch.setattr(
+        Ordering, "_place", lambda self, tracked: placed.append(tracked.request_id) or place(self, tracked)
+    )
+    for number in range(500):
+        engine.ordering.put(structs.replace(PRIOR, index_s=(1.0 + number,)))
+        engine.ordering.configure(engine.settings(boost_per_s=0.1 + number / 1000))
+    engine.plan(60.0)
+    assert len(placed) == len(set(placed)) == 50
+
+
 @pytest.mark.parametrize("call", range(3))
 def test_what_an_error_left_half_done_is_made_anew(call: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever it came up, the next plan is that of an engine in which there was none."""

@@ -9,7 +9,14 @@ import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_adapter.transport.frames import FACTS_PER_RECEIVE, MAX_FRAME_BYTES
+from engine_adapter.transport.frames import (
+    BYTES_PER_STEP,
+    FACTS_PER_RECEIVE,
+    MAX_CONTROLLER_FRAME_BYTES,
+    MAX_FRAME_BYTES,
+    MESSAGES_PER_STEP,
+    FrameLink,
+)
 from engine_adapter.transport.zmq_sockets import HIGH_WATER_MARK, ZmqHub, ZmqLink, prepare_endpoint
 from store.errors import ConfigError, ProtocolError
 from store.records import (
@@ -88,6 +95,26 @@ def test_a_frame_that_is_too_long_is_refused_and_counted_and_the_connection_stay
     assert [message for _, message in received] == [Goodbye(time_s=1.0), Goodbye(time_s=2.0)]
     assert hub.bad_frames == 1
     link.close()
+
+
+def test_a_flood_of_long_frames_costs_a_step_two_of_them() -> None:
+    """Bytes are bounded beside messages: what is left is read between the next steps."""
+
+    class Flood:
+        frame = encode(Acknowledged(batch=1))
+        length = MAX_CONTROLLER_FRAME_BYTES
+
+        def send(self, data: bytes, flags: int) -> None: ...
+
+        def recv(self, flags: int) -> bytes:
+            return bytes(self.length) if self.length else self.frame
+
+    flood = Flood()
+    link = FrameLink(flood)
+    assert link.receive() == []
+    assert link.bad_frames == BYTES_PER_STEP // MAX_CONTROLLER_FRAME_BYTES
+    flood.length = 0
+    assert len(link.receive()) == MESSAGES_PER_STEP
 
 
 def test_sending_to_nobody_neither_blocks_nor_queues(endpoint: str) -> None:

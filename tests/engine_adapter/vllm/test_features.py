@@ -435,6 +435,35 @@ def test_answers_are_those_of_stock_vllm(scripted: Script, tmp_path: Path, name:
         assert bool(served.overtaken) == bool(feature.overtaking)
 
 
+def test_a_scheduler_that_is_drained_ends_the_answers_that_run(scripted: Script, tmp_path: Path) -> None:
+    """Paused for new requests: those of a higher class that come meanwhile push nobody out, since they would not start."""
+    script = scripted(mode="on", indexes=INDEXES, gate=Gate(horizon_tokens=48))
+    served = Served(Feature(options={"scheduling": "priority"}), SageScheduler, script, tmp_path)
+
+    def step() -> None:
+        served._schedule()
+        while len(served.in_flight) >= 2:
+            served.update()
+
+    for number in range(1, REQUESTS, 2):
+        served.add(number, priority=1)
+    for _ in range(4):
+        step()
+    running = {request.request_id for request in served.scheduler.running}
+    assert len(running) == PROFILE.max_num_seqs
+    served.scheduler.set_pause_state(PauseState.PAUSED_NEW)
+    for number in (0, 2, 4, 6):
+        served.add(number, priority=0)
+    for _ in range(60):
+        step()
+    assert set(served.scheduler.requests) == {"0", "2", "4", "6"}
+    assert script.facts(Preempted) == []
+    served.scheduler.set_pause_state(PauseState.UNPAUSED)
+    for _ in range(100):
+        step()
+    assert not served.scheduler.requests
+
+
 def test_the_workload_tells_orders_apart_and_runs_out_of_memory(scripted: Script, tmp_path: Path) -> None:
     """What the test above finds nowhere in mode on happens in stock vLLM's own order."""
     script = scripted(mode="off", indexes=INDEXES)
