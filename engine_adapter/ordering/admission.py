@@ -26,6 +26,11 @@ class Admission(Protocol):
         """Requests outside the queue that hold KV blocks but do not run, for example while their KV is loaded."""
         ...
 
+    @property
+    def under_way(self) -> Collection[Any]:
+        """Those of ``holding`` that go on by themselves; a session that waits for its client's input may never do so."""
+        ...
+
     def readiness(self, request: Any) -> Readiness:  # noqa: ANN401 - the engine's own request
         """Return whether the engine would start a waiting request, after those that `start` has named."""
         ...

@@ -320,9 +320,9 @@ class Ordering(IndexedRequests):
         return memory.blocks(tokens + more_tokens) - memory.blocks(tokens)
 
     def _reserve_blocks(self, memory: KvMemory, admission: Admission | None) -> float:
-        """Return the sum of `_claim_blocks` over the running requests and those that hold blocks without running."""
-        holding = () if admission is None else admission.holding
-        reserved = sum(self._claim_blocks(request, memory) for request in holding)
+        """Return the sum of `_claim_blocks` over the running requests and those that are under way without running."""
+        under_way = () if admission is None else admission.under_way
+        reserved = sum(self._claim_blocks(request, memory) for request in under_way)
         if self._even_blocks is None:
             return reserved + sum(self._claim_blocks(entry.running, memory) for entry in self._order.entries)
         lacking_tokens: int = sum(
@@ -407,7 +407,7 @@ class Ordering(IndexedRequests):
                 need = min(need, room)
             stays = len(active) - len(pushed_out)
             slots = self._max_num_seqs - stays - held - admitted
-            idle = not (active or held or admitted)
+            idle = not (active or admitted or (admission is not None and admission.under_way))
             if (need > room and not idle) or slots <= left_slots:
                 victims, freed_blocks = self._victims(request, active[:stays], memory, need - room, slots)
                 if not victims:

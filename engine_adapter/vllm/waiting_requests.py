@@ -48,6 +48,9 @@ class WaitingRequests:
         self.holding: Collection[Request] = (
             [request for request in holding if request.request_id in known] if holding else ()
         )
+        self.under_way: Collection[Request] = [
+            request for request in self.holding if request.status != RequestStatus.WAITING_FOR_STREAMING_REQ
+        ]
         self._connected = scheduler.connector is not None or scheduler.ec_connector is not None
         self._max_adapters = scheduler.lora_config.max_loras if scheduler.lora_config else None
         self._adapters: Counter[int] = Counter()

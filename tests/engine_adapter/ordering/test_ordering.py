@@ -377,7 +377,12 @@ class Waiting:
     crowded_out: tuple[str, ...] = ()
     keeping: tuple[str, ...] = ()
     started: list[str] = field(default_factory=list)
+    paused: tuple[str, ...] = ()
     _makes_room: bool = False
+
+    @property
+    def under_way(self) -> list[Request]:
+        return [request for request in self.holding if request.request_id not in self.paused]
 
     def readiness(self, request: Request) -> Readiness:
         if request.request_id in self.skipped:
@@ -421,6 +426,17 @@ def test_requests_that_hold_blocks_without_running_take_a_place_and_are_reserved
     queue = [Request(name, 16) for name in "abc"]
     plan = ordering.plan(10.0, waiting=queue, running=[], memory=PlainMemory(10, BLOCK), admission=loading)
     assert (plan.reserved_blocks, plan.admission_limit, loading.started) == (2, 3, ["a", "b"])
+
+
+def test_an_idle_engine_starts_whoever_comes_beside_sessions_that_wait_for_their_clients() -> None:
+    """A pause is as long as a client likes: nothing is reserved for it, and it keeps no engine from serving."""
+    sessions = [Request(f"session {number}", 16, 16) for number in range(5)]
+    waiting = Waiting(holding=sessions, paused=tuple(request.request_id for request in sessions))
+    ordering = gated("large", *waiting.paused)
+    plan = ordering.plan(
+        10.0, waiting=[Request("large", 16 * 9)], running=[], memory=PlainMemory(10, BLOCK), admission=waiting
+    )
+    assert (plan.reserved_blocks, plan.admission_limit, waiting.started) == (0, 6, ["large"])
 
 
 def test_requests_that_the_engine_skips_are_not_counted_and_block_nobody() -> None:
