@@ -1,4 +1,4 @@
-"""Checks a controller's messages before an engine applies them: numbers to reckon with, and tables to be looked up.
+"""Checks a controller's messages before an engine applies them: numbers of a possible size, tables that can be looked up.
 
 A message that decodes may still be invalid, from a defective controller or from anyone else who reaches the socket.
 """

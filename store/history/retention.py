@@ -71,10 +71,11 @@ def trusted_now_s(active: Iterable[Aged], now_s: float, retention_s: float) -> f
     """The time that ages are counted from: now, or the newest row before a gap that now does not explain yet.
 
     A clock that is set wrong makes all rows old at once. It is believed when rows have come under it for a day, as after a
-    real pause. A segment as long as a gap was written while the clock was set: it is there at both of its ends only.
+    real pause. A segment holds the rows of a day at most, unless the clock was set or nothing wrote for days between them:
+    such a one counts at both of its ends only.
     """
     gap_s, proof_s = min(_GAP_S, retention_s), min(_PROOF_S, retention_s)
-    spans = sorted(span for segment in active for span in _spans(segment, gap_s) if span[0] <= now_s)
+    spans = sorted(span for segment in active for span in _spans(segment) if span[0] <= now_s)
     until_s, trusted_s = (spans[0][1] if spans else now_s), now_s
     for first_s, last_s in (*spans, (now_s, now_s)):
         if first_s - until_s > gap_s:
@@ -83,9 +84,9 @@ def trusted_now_s(active: Iterable[Aged], now_s: float, retention_s: float) -> f
     return trusted_s
 
 
-def _spans(segment: Aged, gap_s: float) -> tuple[tuple[float, float], ...]:
+def _spans(segment: Aged) -> tuple[tuple[float, float], ...]:
     first_s, last_s = segment.first_received_s, segment.last_received_s
-    return ((first_s, last_s),) if last_s - first_s <= gap_s else ((first_s, first_s), (last_s, last_s))
+    return ((first_s, last_s),) if last_s - first_s <= _DAY_S else ((first_s, first_s), (last_s, last_s))
 
 
 def outlived(active: Sequence[AnySegment], now_s: float, retention: Retention) -> list[AnySegment]:

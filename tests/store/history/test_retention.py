@@ -100,6 +100,12 @@ def test_a_clock_that_is_set_while_rows_come_deletes_nothing_either() -> None:
     assert [piece for piece in ends if piece in gone] == ends[:13]
 
 
+def test_days_in_a_row_are_no_gap_however_short_the_retention() -> None:
+    """A day's rows are one segment once it is over, which is longer than half a day's retention."""
+    days = [Piece("arrivals", 1, day * DAY_S, (day + 1) * DAY_S) for day in range(3)]
+    assert trusted_now_s(days, 3 * DAY_S + 60.0, 0.5 * DAY_S) == 3 * DAY_S + 60.0
+
+
 @pytest.mark.slow
 def test_a_start_with_a_wrong_clock_deletes_nothing(tmp_path: Path, make: Any) -> None:
     """32 days ahead, with facts recorded under that clock; with the right one everything is there and is said to be well."""
